@@ -1,0 +1,1 @@
+"""Measures what the pipeline built. Imports ``pipeline.runners``; nothing imports it."""

@@ -1,0 +1,25 @@
+"""Errors of the pipeline. Every message says what was expected, what was received and what to do."""
+
+
+class PipelineError(Exception):
+    """Something a person can mend: bad input, a missing file, a missing device. The command exits with status 2."""
+
+
+class RecipeError(PipelineError):
+    """A recipe or an override that is not valid."""
+
+
+class DataError(PipelineError):
+    """Images or labels that cannot be used."""
+
+
+class ModelError(PipelineError):
+    """A Keras model that cannot be built, loaded or deployed."""
+
+
+class RunnerError(PipelineError):
+    """A backend could not be opened or failed while it ran."""
+
+
+class DeviceUnavailableError(RunnerError):
+    """The device or its driver does not exist on this machine, so nothing could be run (as opposed to: it ran and failed)."""

@@ -1,0 +1,58 @@
+"""The protocol that every backend follows, and what one inference returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Outputs(NamedTuple):
+    """What a classifier says about a batch of N images with C classes."""
+
+    logits: np.ndarray  # (N, C) float32
+    probabilities: np.ndarray  # (N, C) float32, rows sum to 1
+
+
+class Runner(Protocol):
+    """A context manager that classifies batches: ``with runner: runner.infer(pixels)``.
+
+    ``infer`` takes uint8 NHWC RGB pixels at the model's size, any number of images from 1 on (a runner splits what is
+    larger than it can take at once), and returns exactly one row an image.
+    """
+
+    backend: str  # "keras", "onnxruntime" or "tensorrt"
+    precision: str  # "fp32", "fp16" or "int8"
+    max_batch: int | None  # None: any
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def infer(self, pixels: np.ndarray) -> Outputs: ...
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, computed in float64, returned as float32."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exp = np.exp(shifted)
+    return (exp / exp.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None = None) -> None:
+    """Refuse anything but a non-empty uint8 NHWC RGB batch, before a backend sees it.
+
+    Raises:
+        RunnerError: with what was expected and received.
+    """
+    from pipeline.errors import RunnerError
+
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0:
+        raise RunnerError(
+            f"Expected uint8 pixels of shape (N, height, width, 3), N >= 1. Received: {pixels.dtype} {pixels.shape}."
+        )
+    if size is not None and pixels.shape[1:3] != size:
+        raise RunnerError(
+            f"Expected images of {size[0]}x{size[1]} pixels, as the model was exported. "
+            f"Received: {pixels.shape[1]}x{pixels.shape[2]}. Decode with pipeline.preprocess."
+        )
