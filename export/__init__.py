@@ -1,1 +1,1 @@
-"""Transforms a model: Keras to ONNX, precision, calibration, quantization, TensorRT engines. Knows nothing of ``pipeline``."""
+"""Transforms a model: Keras to ONNX, precision, calibration, quantization, engines. Knows nothing of ``pipeline``."""

@@ -1,0 +1,233 @@
+"""The steps of a build that talk to TensorRT: parse, check, configure, watch. `export.engine` puts them together.
+
+Python 3.10 syntax, no package needed but TensorRT, which comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.capabilities import TensorRT
+from export.errors import ExportError
+
+INPUT = "images"  # uint8, (N, height, width, 3)
+OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
+Progress = Callable[[str, int, int], None]
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """The batch sizes an engine takes, in images: from ``min`` to ``max``, tuned for ``opt``."""
+
+    min: int = 1
+    opt: int = 8
+    max: int = 32
+
+    def __post_init__(self) -> None:
+        sizes = (self.min, self.opt, self.max)
+        if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes) or not (
+            1 <= self.min <= self.opt <= self.max
+        ):
+            raise ExportError(
+                "Expected batch sizes 1 <= min <= opt <= max. "
+                f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
+            )
+
+
+def network_flags(trt: TensorRT) -> int:
+    """Give the flags of a network: types from the ONNX file where that exists, an explicit batch where it does not."""
+    name = "STRONGLY_TYPED" if trt.strongly_typed else "EXPLICIT_BATCH"
+    return 1 << int(trt.member("NetworkDefinitionCreationFlag", name))
+
+
+def parse(trt: TensorRT, network: Any, logger: Any, source: Path) -> Any:
+    """Read an ONNX file into a network.
+
+    Returns:
+        The parser, which owns the weights and has to live until the engine is built.
+
+    Raises:
+        ExportError: with the parser's own words.
+    """
+    parser = trt.module.OnnxParser(network, logger)
+    logger.clear()
+    if not parser.parse_from_file(str(source)):
+        words = []
+        for index in range(parser.num_errors):
+            error = parser.get_error(index)
+            where = [str(getattr(error, name)()) for name in ("node_name", "node_operator") if hasattr(error, name)]
+            named = ", ".join(part for part in where if part)
+            words.append(f"{error.desc()} (node {error.node()}{': ' + named if named else ''})")
+        raise ExportError(
+            f"Expected an ONNX graph that {trt.flavour} {trt.version} can read. "
+            f"Received: {source}: {'; '.join(words) or logger.lines()}. "
+            "Export it again; if an operator is named, TensorRT does not have it."
+        )
+    return parser
+
+
+def check_tensors(network: Any, profile: BatchProfile, source: Path) -> list[dict[str, Any]]:
+    """Check inputs and outputs and list them for the sidecar; shapes hold -1 for the batch."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    listed = [
+        {
+            "name": tensor.name,
+            "mode": mode,
+            "dtype": _dtype(tensor),
+            "shape": [int(size) for size in tensor.shape],
+        }
+        for mode, group in (("input", inputs), ("output", outputs))
+        for tensor in group
+    ]
+    had = ", ".join(f"{one['name']} {one['dtype']} {one['shape']}" for one in listed) or "an empty graph"
+    names = {one["name"]: one for one in listed}
+    image = names.get(INPUT)
+    fits = (
+        [tensor.name for tensor in inputs] == [INPUT]
+        and {tensor.name for tensor in outputs} == set(OUTPUTS)
+        and image is not None
+        and image["dtype"] == "uint8"
+        and len(image["shape"]) == 4
+        and image["shape"][0] == -1
+        and min(image["shape"][1:]) > 0
+        and image["shape"][3] == 3
+        and all(len(names[name]["shape"]) == 2 and names[name]["shape"][1] > 0 for name in OUTPUTS)
+    )
+    if not fits:
+        raise ExportError(
+            f"Expected the input {INPUT} uint8 [-1, height, width, 3] and the outputs "
+            f"{' and '.join(OUTPUTS)} [-1, classes]. Received: {source}: {had}. Export the model with this project."
+        )
+    assert image is not None
+    image["profile"] = {name: [size, *image["shape"][1:]] for name, size in asdict(profile).items()}
+    return listed
+
+
+def _dtype(tensor: Any) -> str:
+    name = str(tensor.dtype).rsplit(".", 1)[-1]
+    return _DTYPES.get(name, name.lower())
+
+
+def count_layers(trt: TensorRT, network: Any, precision: str, source: Path) -> dict[str, int]:
+    """Count the parsed layers by kind; refuse a graph whose types are not those of the asked precision."""
+    kinds: collections.Counter[str] = collections.Counter()
+    half = False
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kinds[str(layer.type).rsplit(".", 1)[-1]] += 1
+        half = half or any(_dtype(layer.get_output(at)) == "float16" for at in range(layer.num_outputs))
+    quantized = kinds["QUANTIZE"] + kinds["DEQUANTIZE"] > 0
+    had = " and ".join((["FP16 tensors"] if half else []) + (["Q/DQ pairs"] if quantized else [])) or "FP32 only"
+    wrong = {
+        "fp32": half or quantized,
+        "fp16": quantized or (trt.strongly_typed and not half),
+        "int8": not quantized,
+    }[precision]
+    if wrong:
+        need = {"fp32": "an FP32 graph", "fp16": "an FP16-typed graph", "int8": "a graph with Q/DQ pairs"}[precision]
+        raise ExportError(
+            f"Expected {need} for precision {precision}: the types come from the ONNX file. "
+            f"Received: {source} with {had}. Give the file that the quantize stage wrote for {precision}."
+        )
+    return dict(kinds.most_common())
+
+
+def configure(
+    trt: TensorRT,
+    config: Any,
+    precision: str,
+    tf32: bool,
+    workspace_mib: int | None,
+    optimization_level: int | None,
+    targets: Sequence[str],
+) -> list[str]:
+    """Set the options; return the names of the builder flags that are on."""
+    flags = []
+    if not trt.strongly_typed:  # 8.6: permissions; an INT8 engine needs FP16 for what is not quantised
+        flags += {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
+        _keep_out_external_tactics(trt, config)
+    if tf32:
+        flags.append("TF32")
+    else:
+        config.clear_flag(trt.member("BuilderFlag", "TF32"))
+    for name in flags:
+        config.set_flag(trt.member("BuilderFlag", name))
+    config.profiling_verbosity = trt.member("ProfilingVerbosity", "DETAILED")
+    if workspace_mib is not None:
+        config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), workspace_mib << 20)
+    if optimization_level is not None:
+        config.builder_optimization_level = optimization_level
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            member = trt.member("ComputeCapability", f"SM{target.replace('.', '')}")
+            if not config.set_compute_capability(member, index):
+                raise ExportError(f"Expected a target that {trt.flavour} {trt.version} takes. Received: {target}.")
+    return flags
+
+
+def _keep_out_external_tactics(trt: TensorRT, config: Any) -> None:
+    """Make cuDNN and cuBLAS unnecessary where TensorRT (8.6) would load them."""
+    if not trt.has("PreviewFeature", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"):
+        return
+    config.set_preview_feature(trt.member("PreviewFeature", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"), True)
+    sources = 0
+    for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"):
+        sources |= 1 << int(trt.member("TacticSource", name))
+    config.set_tactic_sources(sources)
+
+
+def add_profile(builder: Any, network: Any, config: Any, profile: BatchProfile, logger: Any) -> None:
+    """Give the input its batch sizes."""
+    image = [int(size) for size in network.get_input(0).shape][1:]
+    shapes = builder.create_optimization_profile()
+    shapes.set_shape(INPUT, *((size, *image) for size in (profile.min, profile.opt, profile.max)))
+    if config.add_optimization_profile(shapes) < 0:
+        raise ExportError(f"Expected TensorRT to take the batch profile {asdict(profile)}. Received: {logger.lines()}.")
+
+
+def make_monitor(trt: TensorRT, progress: Progress | None) -> Any:
+    """Make a progress monitor; without a listener too, so that Ctrl-C stops a build within a step."""
+    base: Any = trt.module.IProgressMonitor
+
+    class Monitor(base):
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.error: BaseException | None = None
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+            self._tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell(phase_name, step + 1)
+            return self.error is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._tell(phase_name, self._steps.get(phase_name, 0))
+
+        def _tell(self, phase: str, done: int) -> None:
+            try:
+                if progress is not None and self.error is None:
+                    progress(phase, done, self._steps.get(phase, 0))
+            except BaseException as error:  # must not travel through TensorRT's C++; build_engine raises it again
+                self.error = error
+
+    return Monitor()

@@ -1,0 +1,203 @@
+"""What a TensorRT library can do: the one place that knows, by name, never by version or enum number.
+
+Python 3.10 syntax and numpy alone: TensorRT is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from export.errors import ExportError
+
+log = logging.getLogger(__name__)
+
+FLAVOURS: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
+}
+INSTALL: Mapping[str, str] = {
+    "tensorrt": "pip install 'tensorrt>=10.12,<12' (needs an NVIDIA GPU)",
+    "rtx": "pip install --no-deps tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116",
+}
+
+_why_missing: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """An imported TensorRT library and what it can do.
+
+    ``flavour`` is "tensorrt" (classic, 8.6 to 11) or "rtx" (TensorRT-RTX). Neither loads an engine of the other.
+    """
+
+    module: Any
+    flavour: str
+    version: str
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether a network can take its types from the ONNX file."""
+        return self.has("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
+
+    @property
+    def always_strong(self) -> bool:
+        """Whether the types always come from the ONNX file, because the builder's FP16 flag is gone."""
+        return self.strongly_typed and not self.has("BuilderFlag", "FP16")
+
+    @property
+    def builds_without_gpu(self) -> bool:
+        """Whether engines can be built on a machine without a GPU: TensorRT-RTX compiles ahead of time."""
+        return self.targets
+
+    @property
+    def targets(self) -> bool:
+        """Whether the GPU generations that a plan is for can be chosen."""
+        return hasattr(self.module, "ComputeCapability") and hasattr(
+            self.module.IBuilderConfig, "set_compute_capability"
+        )
+
+    @property
+    def progress_monitor(self) -> bool:
+        """Whether a build reports its progress and can be cancelled."""
+        return hasattr(self.module, "IProgressMonitor")
+
+    @property
+    def timing_cache_without_gpu(self) -> bool:
+        """Whether a timing cache may be used without a GPU; with one, TensorRT-RTX asks for a device."""
+        return not self.targets
+
+    def has(self, enum: str, name: str) -> bool:
+        """Whether the enumeration ``enum`` exists in this library and has a member ``name``."""
+        return name in getattr(getattr(self.module, enum, None), "__members__", {})
+
+    def member(self, enum: str, name: str) -> Any:
+        """Look up an enumeration member by name; numbers moved between versions.
+
+        Args:
+            enum: name of the enumeration, such as "BuilderFlag".
+            name: name of the member, such as "TF32".
+
+        Raises:
+            ExportError: this library has no such enumeration or member.
+        """
+        members = getattr(getattr(self.module, enum, None), "__members__", None)
+        if members is None or name not in members:
+            had = ", ".join(members) if members else "no such enumeration"
+            raise ExportError(
+                f"Expected {enum}.{name} in TensorRT. Received: {self.flavour} {self.version} with {had}. "
+                f"Choose an option that this version has, or install another: {INSTALL[self.flavour]}."
+            )
+        return members[name]
+
+    def logger(self) -> Any:
+        """Return the logger of this library for this process, emptied; ``lines(n)`` gives what it heard last.
+
+        One for the whole process: TensorRT keeps the first logger that it is given for good.
+        """
+        kept = _loggers.setdefault(id(self.module), [])
+        if not kept:
+            kept.extend((self.module, _make_logger(self.module)))  # the module, so that its id stays taken
+        kept[1].clear()
+        return kept[1]
+
+
+def find_tensorrt(flavour: str | None = None) -> TensorRT | None:
+    """Import a TensorRT library.
+
+    Args:
+        flavour: "tensorrt", "rtx", or None for the first that imports, in this order. Defaults to None.
+
+    Returns:
+        TensorRT | None: None when there is none; `why_missing` then says why.
+
+    Raises:
+        ExportError: no such flavour.
+    """
+    if flavour is not None and flavour not in FLAVOURS:
+        raise ExportError(f"Expected a TensorRT flavour of {', '.join(FLAVOURS)}. Received: {flavour!r}.")
+    for name in FLAVOURS if flavour is None else (flavour,):
+        reasons = []
+        for candidate in FLAVOURS[name]:
+            try:
+                module = _import(candidate)
+                found = TensorRT(module, name, str(module.__version__))
+                # A stub package imports but is empty.
+                for needed in ("Builder", "OnnxParser", "Runtime", "ILogger"):
+                    getattr(module, needed)
+            except ModuleNotFoundError as error:
+                # Not installed, unless it is one of its own parts that is missing.
+                absent = error.name is not None and error.name.split(".")[0] == candidate
+                reasons.append(f"{candidate} is not installed" if absent else f"{candidate} is broken: {error}")
+            except Exception as error:  # a missing libcuda, a wrong CUDA, a stub: whatever an import can raise
+                reasons.append(f"{candidate} is broken: {type(error).__name__}: {error}")
+            else:
+                _why_missing.pop(name, None)
+                return found
+        # What is installed and broken is what a person needs to read.
+        broken = [reason for reason in reasons if "is broken" in reason]
+        _why_missing[name] = "; ".join(broken or reasons) + f". Install it: {INSTALL[name]}"
+        log.debug("TensorRT flavour %s: %s", name, _why_missing[name])
+    return None
+
+
+def why_missing() -> dict[str, str]:
+    """Say why each flavour that cannot be used cannot be used.
+
+    Returns:
+        dict[str, str]: flavour to reason; a flavour that works is not in it.
+    """
+    for flavour in FLAVOURS:
+        find_tensorrt(flavour)
+    return dict(_why_missing)
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+_loggers: dict[int, list[Any]] = {}
+
+
+def _make_logger(module: Any) -> Any:
+    severity = module.ILogger.Severity
+    levels = {
+        int(severity.INTERNAL_ERROR): logging.ERROR,
+        int(severity.ERROR): logging.ERROR,
+        int(severity.WARNING): logging.WARNING,
+        int(severity.INFO): logging.DEBUG,
+    }
+
+    class Logger(module.ILogger):
+        """Passes TensorRT's messages on to `logging` and keeps the last ones for error messages."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self._errors: collections.deque[str] = collections.deque(maxlen=8)
+            self._others: collections.deque[str] = collections.deque(maxlen=8)
+
+        def log(self, severity: Any, msg: str) -> None:
+            level = levels.get(int(severity))
+            if level is None:  # VERBOSE: thousands a build
+                return
+            log.log(logging.DEBUG if level < logging.ERROR else logging.INFO, "TensorRT: %s", msg)
+            if level == logging.ERROR:
+                self._errors.append(msg)
+            elif level == logging.WARNING:
+                self._others.append(msg)
+
+        def clear(self) -> None:
+            self._errors.clear()
+            self._others.clear()
+
+        def lines(self, count: int = 4) -> str:
+            """Give the last errors, or the last warnings where there were no errors."""
+            kept = list(self._errors or self._others)[-count:]
+            return " | ".join(kept) if kept else "(TensorRT logged nothing)"
+
+    return Logger()

@@ -1,0 +1,258 @@
+"""ONNX to TensorRT engine: a plan, and a sidecar that says what it is.
+
+The types come from the ONNX file (FP16-typed graph, Q/DQ graph); only TensorRT 8.6, which knows no strongly
+typed network, gets precision flags. Python 3.10 syntax, the standard library and TensorRT: this also runs on GPU
+machines that hold little else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from export.build_steps import (
+    INPUT,
+    OUTPUTS,
+    BatchProfile,
+    Progress,
+    add_profile,
+    check_tensors,
+    configure,
+    count_layers,
+    make_monitor,
+    network_flags,
+    parse,
+)
+from export.capabilities import INSTALL, TensorRT
+from export.driver import DriverStatus, driver_status
+from export.errors import ExportError
+from export.inspection import inspect_engine
+from export.sidecar import SCHEMA, check_engine, read_sidecar, sha256_file, sidecar_path, write_plan
+
+__all__ = [
+    "INPUT",
+    "OUTPUTS",
+    "BatchProfile",
+    "EngineDeviceError",
+    "build_engine",
+    "check_engine",
+    "read_sidecar",
+    "sidecar_path",
+]
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class EngineDeviceError(ExportError):
+    """The GPU or driver that this TensorRT needs to build does not exist here: nothing was tried."""
+
+
+def build_engine(
+    onnx_path: str | os.PathLike[str],
+    plan_path: str | os.PathLike[str],
+    *,
+    precision: str,
+    profile: BatchProfile,
+    trt: TensorRT,
+    tf32: bool = False,
+    workspace_mib: int | None = None,
+    optimization_level: int | None = None,
+    targets: Sequence[str] = (),
+    progress: Progress | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Build an engine for an exported classifier and write it with its sidecar.
+
+    Args:
+        onnx_path: the graph: "images" uint8 (N, height, width, 3) in, "logits" and "probabilities" out.
+        plan_path: where the plan goes; the sidecar goes beside it, see `sidecar_path`. Not ending in ".json".
+        precision: "fp32", "fp16" or "int8": what the graph must hold.
+        profile: the batch sizes.
+        trt: the library, from `export.capabilities.find_tensorrt`.
+        tf32: let FP32 convolutions round their inputs to TF32. Defaults to False: parity needs it off.
+        workspace_mib: limit of scratch memory in MiB. Defaults to None: the GPU's memory.
+        optimization_level: the builder's effort, 0 to 5. Defaults to None: the library's default.
+        targets: GPU generations the plan is for, as "8.6", "SM86" or "current"; TensorRT-RTX only.
+            Defaults to none: every GPU of compute capability 8.0 and later that TensorRT-RTX supports.
+        progress: called with (phase, steps done, steps), from TensorRT's threads too. Defaults to None.
+        extra: what else the sidecar is to hold, above all "classes" and "preprocessing"; it wins over the
+            ONNX file's metadata. Defaults to None.
+
+    Returns:
+        dict: the sidecar as written.
+
+    Raises:
+        EngineDeviceError: this TensorRT needs a GPU and there is none.
+        ExportError: TensorRT refused, in its own words, or the disk did. Nothing half-written is left.
+    """
+    source, plan_file = Path(onnx_path), Path(plan_path)
+    _check_request(source, plan_file, precision, optimization_level)
+    driver = driver_status()
+    _require_device(trt, driver, targets)
+    wanted = _targets(trt, targets, driver)
+    onnx_sha256 = sha256_file(source)
+    started = time.monotonic()
+
+    logger = trt.logger()
+    builder = trt.module.Builder(logger)
+    network = builder.create_network(network_flags(trt))
+    parser = parse(trt, network, logger, source)
+    tensors = check_tensors(network, profile, source)
+    network_layers = count_layers(trt, network, precision, source)
+    config = builder.create_builder_config()
+    flags = configure(trt, config, precision, tf32, workspace_mib, optimization_level, wanted)
+    add_profile(builder, network, config, profile, logger)
+    monitor = make_monitor(trt, progress) if trt.progress_monitor else None
+    if monitor is not None:
+        config.progress_monitor = monitor
+    logger.clear()
+    plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.error is not None:
+        raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
+    if plan is None:
+        raise ExportError(
+            f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
+            f"Received: {logger.lines()}. Change the graph or the options that it names."
+        )
+    del parser  # not earlier: it owns the weights that the network refers to
+    seconds = time.monotonic() - started
+
+    data = memoryview(plan)
+    layers, why_no_layers = _inspect(trt, data, driver, logger)
+    metadata = {**_onnx_metadata(source), **(extra or {})}
+    sidecar: dict[str, Any] = {
+        "schema": SCHEMA,
+        "flavour": trt.flavour,
+        "tensorrt_version": trt.version,
+        **_machine(trt, driver, wanted),
+        "onnx_sha256": onnx_sha256,
+        "plan_sha256": _sha256(data),
+        "plan_bytes": data.nbytes,
+        "precision": precision,
+        "profile": asdict(profile),
+        "tensors": tensors,
+        "classes": metadata.pop("classes", None),
+        "preprocessing": metadata.pop("preprocessing", None),
+        "metadata": metadata,
+        "options": {
+            "tf32": tf32,
+            "workspace_mib": workspace_mib,
+            "optimization_level": optimization_level,
+            "strongly_typed": trt.strongly_typed,
+            "flags": flags,
+        },
+        "seconds": round(seconds, 3),
+        "network_layers": network_layers,
+        "layers": layers,
+        "layers_reason": why_no_layers,
+    }
+    write_plan(plan_file, data, sidecar)
+    log.debug("built %s: %.1f MB in %.1f s (%s %s)", plan_file, data.nbytes / 1e6, seconds, trt.flavour, trt.version)
+    return sidecar
+
+
+def _check_request(source: Path, plan: Path, precision: str, optimization_level: int | None) -> None:
+    if precision not in PRECISIONS:
+        raise ExportError(f"Expected a precision of {', '.join(PRECISIONS)}. Received: {precision!r}.")
+    if optimization_level is not None and not 0 <= optimization_level <= 5:
+        raise ExportError(f"Expected an optimization level from 0 to 5. Received: {optimization_level}.")
+    if plan.suffix == ".json":
+        raise ExportError(f"Expected a plan path like fp16.plan. Received: {plan}, which is its sidecar's name.")
+    if not source.is_file():
+        raise ExportError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
+
+
+def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str]) -> None:
+    current = any(target.lower() == "current" for target in targets)
+    if driver or (trt.builds_without_gpu and not current):
+        return
+    remedy = (
+        "Name the targets, such as 8.6, or none"
+        if current
+        else f"Build on the GPU machine, or install TensorRT-RTX, which builds without one: {INSTALL['rtx']}"
+    )
+    raise EngineDeviceError(
+        f"Expected an NVIDIA GPU to build with {trt.flavour} {trt.version}"
+        f"{' for the current GPU' if current else ''}. Received: {driver.reason}. {remedy}."
+    )
+
+
+def _targets(trt: TensorRT, targets: Sequence[str], driver: DriverStatus) -> list[str]:
+    """Give the targets as "8.6" (the driver's own for "current"), checked; none means the library's default."""
+    if targets and not trt.targets:
+        raise ExportError(
+            f"Expected no targets: {trt.flavour} {trt.version} builds for the GPU of this machine. "
+            f"Received: {list(targets)}. Remove them from the recipe, or build with TensorRT-RTX."
+        )
+    wanted: list[str] = []
+    for target in targets:
+        text = target.lower()
+        if text == "current":
+            text = driver.devices[0].compute_capability
+        digits = text.removeprefix("sm").replace(".", "")
+        trt.member("ComputeCapability", f"SM{digits}")  # raises with the names that exist
+        wanted.append(f"{digits[:-1]}.{digits[-1:]}")
+    return list(dict.fromkeys(wanted))
+
+
+def _machine(trt: TensorRT, driver: DriverStatus, wanted: Sequence[str]) -> dict[str, Any]:
+    """Say for the sidecar what the plan runs on and where it was built (None: on a machine without a GPU)."""
+    gpu = driver.devices[0] if driver else None
+    here = gpu.compute_capability if gpu else None
+    if not trt.targets:
+        runs_on = f"compute capability {here}"
+    elif wanted:
+        runs_on = f"compute capability {', '.join(wanted)}"
+    else:
+        runs_on = "compute capability 8.0 and later where TensorRT-RTX supports the GPU (its default; no Turing)"
+    return {
+        "compute_capability": here if not trt.targets else None,
+        "targets": list(wanted),
+        "runs_on": runs_on,
+        "gpu": gpu.name if gpu else None,
+        "driver_version": driver.driver_version if gpu else None,
+        "cuda_version": driver.cuda_version if gpu else None,
+    }
+
+
+def _inspect(
+    trt: TensorRT, plan: memoryview, driver: DriverStatus, logger: Any
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Summarise the engine's layers where it can be loaded here; else None and why not."""
+    if not driver:
+        return None, f"the engine was not loaded here: {driver.reason}"
+    logger.clear()
+    engine = trt.module.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
+    return inspect_engine(trt, engine), None
+
+
+def _onnx_metadata(source: Path) -> dict[str, Any]:
+    """Read the metadata of an ONNX file, values as JSON where they are; nothing without the onnx package."""
+    try:
+        import onnx
+    except ImportError:
+        return {}
+    properties = onnx.load(source, load_external_data=False).metadata_props
+    found: dict[str, Any] = {}
+    for one in properties:
+        try:
+            found[one.key] = json.loads(one.value)
+        except ValueError:
+            found[one.key] = one.value
+    return found
+
+
+def _sha256(data: memoryview) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,191 @@
+"""Passes that put a neighbour into a node's weights: exact in real numbers, computed in float64.
+
+A Keras BatchNorm arrives from the exporter as Mul and Add behind the Conv wherever the Conv's bias is not zero,
+which is every trained ResNet. Left there they stand between Conv, residual Add and ReLU, and neither INT8
+placement nor fusion works. `fold_affine` undoes that in the graph, so the Keras model is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from export.errors import ExportError
+from export.graph import attribute, constants, consumers, copy_model, producers, topological_sort
+
+_AFFINE = ("Mul", "Add", "Sub", "Div")
+
+
+def _per_channel(value: np.ndarray, channels: int) -> np.ndarray | None:
+    """Returns an NCHW-broadcastable constant as float64 (channels,), None where it is not one per channel."""
+    if value.size == 1:
+        return np.full(channels, value.reshape(()), dtype=np.float64)
+    shape = (1,) * (4 - value.ndim) + value.shape
+    return value.reshape(-1).astype(np.float64) if shape == (1, channels, 1, 1) else None
+
+
+def _affine_operand(
+    node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], channels: int
+) -> np.ndarray | None:
+    """Returns the constant of ``data op constant`` per channel, None where the node is nothing of that kind."""
+    if node.op_type not in _AFFINE or len(node.input) != 2:
+        return None
+    index = 1 if node.input[0] == data else 0
+    if node.input[index] not in table or (node.op_type in ("Sub", "Div") and index == 0):
+        return None
+    return _per_channel(numpy_helper.to_array(table[node.input[index]]), channels)
+
+
+def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Folds chains of per-channel Mul, Add, Sub and Div behind a Conv into its weight and bias.
+
+    Only where nothing else reads the Conv's result. Grouped convolutions are fine, as axis 0 of the weight is the
+    output channel there too.
+    """
+    result = copy_model(model)
+    graph = result.graph
+    outputs = {o.name for o in graph.output}
+    dropped: list[str] = []
+    for conv in [node for node in graph.node if node.op_type == "Conv"]:
+        table, readers = constants(graph), consumers(graph)
+        if conv.input[1] not in table or any(name and name not in table for name in conv.input[2:]):
+            continue
+        weight = numpy_helper.to_array(table[conv.input[1]]).astype(np.float64)
+        channels = weight.shape[0]
+        has_bias = len(conv.input) > 2 and bool(conv.input[2])
+        bias = numpy_helper.to_array(table[conv.input[2]]).astype(np.float64) if has_bias else np.zeros(channels)
+        tail, folded = conv.output[0], 0
+        while tail not in outputs and len(readers.get(tail, ())) == 1:
+            node = readers[tail][0]
+            operand = _affine_operand(node, tail, table, channels)
+            if operand is None:
+                break
+            if node.op_type in ("Mul", "Div"):
+                factor = operand if node.op_type == "Mul" else 1.0 / operand
+                weight = weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))
+                bias = bias * factor
+            else:
+                bias = bias + (operand if node.op_type == "Add" else -operand)
+            dropped.append(node.output[0])
+            tail, folded = node.output[0], folded + 1
+        if not folded:
+            continue
+        if not (np.all(np.isfinite(weight)) and np.all(np.isfinite(bias))):
+            raise ExportError(
+                f"Expected finite weights. Received: NaN or infinity in {conv.name!r} once its BatchNorm is folded "
+                "(train the model again, its statistics are broken)."
+            )
+        _set_weights(graph, conv, weight, bias)
+        conv.output[0] = tail
+    kept = [node for node in graph.node if node.op_type not in _AFFINE or node.output[0] not in dropped]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return topological_sort(result)
+
+
+def _set_weights(graph: onnx.GraphProto, conv: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Gives a Conv new float32 initializers; the old ones may have other readers and stay (in place)."""
+    stem = f"{conv.output[0]}/folded"
+    while len(conv.input) < 3:
+        conv.input.append("")
+    for index, (role, value) in enumerate((("weight", weight), ("bias", bias)), start=1):
+        # The old name stays in front: `export.naming` reads the Keras layer from it.
+        name = f"{conv.input[index] or stem}/{conv.output[0]}/{role}"
+        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+        conv.input[index] = name
+
+
+def unfolded_convs(model: onnx.ModelProto) -> list[str]:
+    """Returns the Convs that still have a per-channel Mul, Add, Sub or Div, or a BatchNormalization, behind them."""
+    table, readers = constants(model.graph), consumers(model.graph)
+    found = []
+    for conv in (node for node in model.graph.node if node.op_type == "Conv"):
+        for node in readers.get(conv.output[0], ()):
+            constant = any(name in table for name in node.input)
+            if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and constant):
+                found.append(f"{conv.name} ({node.op_type})")
+    return found
+
+
+def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Folds a zero Pad between a Relu and a MaxPool into the MaxPool's own padding.
+
+    MaxPool pads with minus infinity, so this is exact only for values that are never negative: behind a Relu, as
+    in ResNet, and not in ResNetV2, where the Pad stays. Each window must reach at least one real value.
+    """
+    result = copy_model(model)
+    graph = result.graph
+    table, made, readers = constants(graph), producers(graph), consumers(graph)
+    outputs = {o.name for o in graph.output}
+    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
+        pad = made.get(pool.input[0])
+        if pad is None or pad.op_type != "Pad" or pad.output[0] in outputs or len(readers[pad.output[0]]) > 1:
+            continue
+        source = made.get(pad.input[0])
+        amounts = _spatial_pads(pad, table)
+        kernel = list(attribute(pool, "kernel_shape"))
+        free = not any(attribute(pool, "pads", [0])) and attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET"
+        dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))
+        if source is None or source.op_type != "Relu" or amounts is None or not free or dilated:
+            continue
+        if len(amounts) != 2 * len(kernel) or any(not 0 <= a < k for a, k in zip(amounts, kernel * 2)):
+            continue
+        pads = [item for item in pool.attribute if item.name == "pads"]
+        for item in pads:
+            pool.attribute.remove(item)
+        pool.attribute.append(onnx.helper.make_attribute("pads", amounts))
+        pool.input[0] = pad.input[0]
+    return topological_sort(result)
+
+
+def _spatial_pads(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> list[int] | None:
+    """Returns the begins and ends of the spatial axes of a zero Pad of an NCHW tensor, None for any other Pad."""
+    if attribute(pad, "mode", b"constant") != b"constant" or pad.input[1] not in table or any(pad.input[3:]):
+        return None
+    if len(pad.input) > 2 and pad.input[2]:
+        value = table.get(pad.input[2])
+        if value is None or np.any(numpy_helper.to_array(value) != 0):
+            return None
+    amounts = [int(v) for v in numpy_helper.to_array(table[pad.input[1]])]
+    half = len(amounts) // 2
+    begins, ends = amounts[:half], amounts[half:]
+    return None if any(begins[:2] + ends[:2]) else begins[2:] + ends[2:]
+
+
+def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.ModelProto | None:
+    """Makes the first Conv take its input channels in RGB order, so that nothing has to be reordered at run time.
+
+    Args:
+        model: Its NHWC input reaches one ungrouped Conv through Transpose and zero Pads alone.
+        order: For each channel the Conv was trained on, its index in RGB.
+
+    Returns:
+        The model with permuted weights (``weight[:, order[c]] = trained[:, c]``), None where the graph is not of
+        that form.
+    """
+    result = copy_model(model)
+    graph = result.graph
+    table, readers = constants(graph), consumers(graph)
+    tensor = graph.input[0].name
+    while len(readers.get(tensor, ())) == 1:
+        node = readers[tensor][0]
+        to_nchw = node.op_type == "Transpose" and list(attribute(node, "perm", [])) == [0, 3, 1, 2]
+        padding = node.op_type == "Pad" and _spatial_pads(node, table) is not None
+        if to_nchw or padding:
+            tensor = node.output[0]
+        elif node.op_type == "Conv" and attribute(node, "group", 1) == 1 and node.input[1] in table:
+            trained = numpy_helper.to_array(table[node.input[1]])
+            if trained.ndim != 4 or trained.shape[1] != len(order):
+                return None
+            weight = np.empty_like(trained)
+            weight[:, list(order)] = trained
+            name = f"{node.input[1]}/rgb"
+            graph.initializer.append(numpy_helper.from_array(weight, name))
+            node.input[1] = name
+            return topological_sort(result)
+        else:
+            return None
+    return None

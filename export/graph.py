@@ -1,0 +1,255 @@
+"""What every graph pass needs, and the passes that only tidy up: plain functions, ONNX model to ONNX model.
+
+No pass changes the model it is given. Passes that put something into a neighbour (BatchNorm into a Conv) are in
+`export.folding`, inputs and outputs in `export.interface`, the names that carry the Keras layers in
+`export.naming`, files in `export.onnx_file`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import ExportError
+from export.onnx_file import check_model, load_model, save_model
+
+BATCH = "batch"
+
+__all__ = [
+    "BATCH",
+    "attribute",
+    "check_model",
+    "constant_reshape",
+    "constants",
+    "consumers",
+    "convert_opset",
+    "copy_model",
+    "load_model",
+    "op_counts",
+    "opset",
+    "parameter_count",
+    "producers",
+    "replace_input",
+    "save_model",
+    "strip_noops",
+    "tensor_shapes",
+    "topological_sort",
+]
+
+# ONNX IR that first knows an opset, for the opsets in use here.
+_IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a deep copy."""
+    clone = onnx.ModelProto()
+    clone.CopyFrom(model)
+    return clone
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Returns the version of the default operator set, 0 where the model names none."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def op_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Returns how often each operator occurs, by name."""
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Returns tensor name -> the node that makes it."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Returns tensor name -> the nodes that read it, a node once per input that reads it."""
+    table: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            if name:
+                table.setdefault(name, []).append(node)
+    return table
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Returns the initializers by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Returns an attribute's value, or `default` where the node has none of that name."""
+    for item in node.attribute:
+        if item.name == name:
+            return helper.get_attribute_value(item)
+    return default
+
+
+def parameter_count(model: onnx.ModelProto) -> int:
+    """Returns the number of values in all floating-point initializers."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in floats)
+
+
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
+    """Returns the inferred shape of each tensor: numbers, names of symbolic dimensions, None where unknown."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes: dict[str, tuple[int | str | None, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        tensor = info.type.tensor_type
+        if tensor.HasField("shape"):
+            dims = tensor.shape.dim
+            shapes[info.name] = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
+    return shapes
+
+
+def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Makes every node of a graph that is being built read `new` where it read `old` (in place)."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+
+
+def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Orders nodes and initializers by a depth-first walk from the outputs.
+
+    The order depends on the graph alone, so two exports of one model are equal; what no output needs is dropped.
+
+    Raises:
+        ExportError: If the graph has a cycle.
+    """
+    graph = model.graph
+    made = producers(graph)
+    order: list[onnx.NodeProto] = []
+    state: dict[int, bool] = {}  # id -> finished
+    stack: list[tuple[onnx.NodeProto, bool]] = [(made[o.name], False) for o in reversed(graph.output) if o.name in made]
+    while stack:
+        node, leaving = stack.pop()
+        if leaving:
+            state[id(node)] = True
+            order.append(node)
+            continue
+        if id(node) in state:
+            continue
+        state[id(node)] = False
+        stack.append((node, True))
+        for name in reversed(node.input):
+            parent = made.get(name)
+            if parent is None or state.get(id(parent)) is True:
+                continue
+            if id(parent) in state:
+                raise ExportError(
+                    f"Expected a graph without cycles. Received: one through {name!r} (export the model again)."
+                )
+            stack.append((parent, False))
+    table = constants(graph)
+    used = [name for node in order for name in node.input] + [o.name for o in graph.output]
+    result = copy_model(model)
+    del result.graph.node[:], result.graph.initializer[:]
+    result.graph.node.extend(order)
+    result.graph.initializer.extend(table[name] for name in dict.fromkeys(used) if name in table)
+    return result
+
+
+def _drop_nodes(model: onnx.ModelProto, dropped: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Removes nodes whose first output equals their first input, and rewires; `dropped` are of `model`."""
+    graph = model.graph
+    outputs = {o.name for o in graph.output}
+    inputs = {i.name for i in graph.input}
+    table = constants(graph)
+    for node in dropped:
+        source, result = node.input[0], node.output[0]
+        if result in outputs:
+            # The name of an output is fixed, so the producer takes it over.
+            if source in inputs or source in outputs or source in table:
+                continue
+            maker = producers(graph)[source]
+            maker.output[list(maker.output).index(source)] = result
+            replace_input(graph, source, result)
+        else:
+            replace_input(graph, result, source)
+        graph.node.remove(node)
+    return topological_sort(model)
+
+
+def strip_noops(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes Identity, Dropout, Reshapes to the shape already there and Transposes that move nothing."""
+    result = copy_model(model)
+    shapes = tensor_shapes(model)
+
+    def is_noop(node: onnx.NodeProto) -> bool:
+        if node.op_type == "Identity":
+            return True
+        if node.op_type == "Dropout":
+            return len(node.input) < 3 and len([o for o in node.output if o]) == 1
+        if node.op_type == "Transpose":
+            perm = attribute(node, "perm")
+            return perm is not None and list(perm) == sorted(perm)
+        if node.op_type == "Reshape":
+            before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+            if before is None or after is None or len(before) != len(after):
+                return False
+            # One dimension may be unknown on both sides: the element count makes it equal.
+            different = [(a, b) for a, b in zip(before, after) if not isinstance(a, int) or a != b]
+            return len(different) <= 1 and not any(isinstance(d, int) for pair in different for d in pair)
+        return False
+
+    return _drop_nodes(result, [node for node in result.graph.node if is_noop(node)])
+
+
+def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Gives each Reshape whose target is computed (Shape, Gather, Concat: a Flatten) a constant target.
+
+    Only where all dimensions but the first are known; the first becomes -1.
+    """
+    result = copy_model(model)
+    shapes, table = tensor_shapes(model), constants(model.graph)
+    for node in result.graph.node:
+        if node.op_type != "Reshape" or node.input[1] in table:
+            continue
+        before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+        rest = [d for d in after[1:] if isinstance(d, int) and d > 0]
+        if len(after) == 2 and not rest:
+            # Shape inference does not see through the island: (batch, everything else) is what a Flatten means.
+            inner = [d for d in before[1:] if isinstance(d, int)]
+            rest = [math.prod(inner)] if before and len(inner) == len(before) - 1 else []
+        if not after or len(rest) != len(after) - 1:
+            continue
+        name = f"{node.name or node.output[0]}/shape"
+        target = np.asarray([-1, *rest], dtype=np.int64)
+        result.graph.initializer.append(numpy_helper.from_array(target, name))
+        node.input[1] = name
+        del node.attribute[:]
+    return topological_sort(result)
+
+
+def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """Takes a model to another opset with ``onnx.version_converter`` and sets the matching IR version.
+
+    Metadata and the names of tensors stay. A model that is there already comes back as a copy.
+
+    Raises:
+        ExportError: If the converter refuses.
+    """
+    if opset(model) == version:
+        return copy_model(model)
+    from onnx import version_converter
+
+    try:
+        result = version_converter.convert_version(model, version)
+    except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+        raise ExportError(
+            f"Expected a model that opset {version} can express. Received: opset {opset(model)}, {error} "
+            "(export it at another opset)."
+        ) from error
+    result.ir_version = max(_IR_VERSION.get(version, 11), min(model.ir_version, 11))
+    result.producer_name = model.producer_name
+    del result.metadata_props[:], result.graph.value_info[:]
+    result.metadata_props.extend(model.metadata_props)
+    return result

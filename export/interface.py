@@ -1,0 +1,124 @@
+"""The outside of the graph: the batch dimension, uint8 pixels in, logits and probabilities out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import ExportError
+from export.folding import fold_channel_order
+from export.graph import BATCH, constants, copy_model, producers, replace_input, topological_sort
+from export.preprocessing import PreprocessingSpec
+
+
+def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
+    """Names the first dimension of each input and output, and forgets inner shapes that used the old name.
+
+    Raises:
+        ExportError: If a first dimension is a fixed number: that model takes one batch size only.
+    """
+    result = copy_model(model)
+    for info in (*result.graph.input, *result.graph.output):
+        dims = info.type.tensor_type.shape.dim
+        if not dims or dims[0].HasField("dim_value"):
+            received = dims[0].dim_value if dims else "no dimensions"
+            raise ExportError(
+                f"Expected a symbolic batch dimension of {info.name!r}. Received: {received} "
+                "(build the model with batch_size=None)."
+            )
+        dims[0].dim_param = name
+    del result.graph.value_info[:]
+    return result
+
+
+def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
+    """Renames one tensor everywhere, graph inputs and outputs included.
+
+    Raises:
+        ExportError: If `new` is taken.
+    """
+    if old == new:
+        return copy_model(model)
+    graph = model.graph
+    taken = {*producers(graph), *constants(graph), *(i.name for i in graph.input)}
+    if new in taken:
+        raise ExportError(f"Expected a free tensor name. Received: {new!r} (choose another name).")
+    result = copy_model(model)
+    replace_input(result.graph, old, new)
+    for node in result.graph.node:
+        for index, name in enumerate(node.output):
+            if name == old:
+                node.output[index] = new
+    for info in (*result.graph.input, *result.graph.output, *result.graph.value_info, *result.graph.initializer):
+        if info.name == old:
+            info.name = new
+    return result
+
+
+def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> onnx.ModelProto:
+    """Makes a float32 NHWC input a uint8 RGB one and puts cast, channel order, mean and scale behind it.
+
+    What changes nothing (RGB order, mean 0, scale 1) is left out. Another channel order goes into the weights of
+    the first Conv, where it costs nothing (`fold_channel_order`), and becomes a Gather where it cannot.
+
+    Raises:
+        ExportError: If the model has not one float32 input of shape (batch, height, width, 3).
+    """
+    if len(model.graph.input) != 1:
+        names = [i.name for i in model.graph.input]
+        raise ExportError(f"Expected a model with one input. Received: {names} (export a single-input model).")
+    tensor = model.graph.input[0].type.tensor_type
+    dims = [d.dim_value for d in tensor.shape.dim]
+    if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or dims[3] != 3:
+        raise ExportError(
+            f"Expected a float32 input of shape (batch, height, width, 3). Received: type {tensor.elem_type}, "
+            f"shape {dims} (export the model before preprocessing is added)."
+        )
+    folded = fold_channel_order(model, spec.order) if spec.order != (0, 1, 2) else None
+    # Position of channel c of the spec in the tensor at hand: its own, or its RGB one once the order is folded.
+    position = spec.order if folded is not None else (0, 1, 2)
+    mean, scale = np.zeros(3, np.float32), np.ones(3, np.float32)
+    mean[list(position)], scale[list(position)] = spec.mean, spec.scale
+    result = folded if folded is not None else copy_model(model)
+    graph = result.graph
+    pixels = graph.input[0].name
+    graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    steps: list[tuple[str, np.ndarray]] = []
+    if folded is None and spec.order != (0, 1, 2):
+        steps.append(("Gather", np.asarray(spec.order, dtype=np.int64)))
+    if np.any(mean != 0.0):
+        steps.append(("Sub", mean))
+    if np.any(scale != 1.0):
+        steps.append(("Mul", scale))
+    chain = [helper.make_node("Cast", [pixels], ["preprocessing/Cast:0"], "preprocessing/Cast", to=TensorProto.FLOAT)]
+    for kind, value in steps:
+        name = f"preprocessing/{kind}"
+        graph.initializer.append(numpy_helper.from_array(value, f"{name}/constant"))
+        extra = {"axis": 3} if kind == "Gather" else {}
+        inputs = [chain[-1].output[0], f"{name}/constant"]
+        chain.append(helper.make_node(kind, inputs, [f"{name}:0"], name, **extra))
+    replace_input(graph, pixels, chain[-1].output[0])
+    graph.node.extend(chain)
+    return topological_sort(result)
+
+
+def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> onnx.ModelProto:
+    """Adds a Softmax over the last axis of the output `logits` as a second output.
+
+    Raises:
+        ExportError: If `logits` is no output of the model.
+    """
+    result = copy_model(model)
+    source = next((o for o in result.graph.output if o.name == logits), None)
+    if source is None:
+        names = [o.name for o in result.graph.output]
+        raise ExportError(f"Expected an output {logits!r}. Received: {names} (rename the output first).")
+    result.graph.node.append(
+        helper.make_node("Softmax", [logits], [probabilities], f"{probabilities}/Softmax", axis=-1)
+    )
+    info = onnx.ValueInfoProto()
+    info.CopyFrom(source)
+    info.name = probabilities
+    result.graph.output.append(info)
+    return topological_sort(result)

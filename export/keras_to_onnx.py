@@ -1,0 +1,316 @@
+"""Keras classifier to ONNX: uint8 pixels in, logits and probabilities out, every BatchNorm folded.
+
+tf2onnx converts, the passes of this package tidy up, and what comes out is checked rather than trusted: tf2onnx only
+logs where one of its own passes fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import TensorProto
+
+from export import graph, interface
+from export.errors import ExportError
+from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
+from export.logits import logits_model
+from export.naming import LayerTree, name_by_layer
+from export.preprocessing import PreprocessingSpec
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["ExportSummary", "export_keras", "logits_model"]
+
+logger = logging.getLogger(__name__)
+PRODUCER = "keras-resnet-to-tensorrt"
+_TF2ONNX_OPSET = 17
+_METADATA_KEYS = ("classes", "preprocessing", "input")
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export made.
+
+    Args:
+        path: The file.
+        opset: Its operator set.
+        input_size: Height and width in pixels.
+        classes: How many.
+        nodes: Nodes in the graph.
+        parameters: Floating-point values in the graph, after folding.
+        ops_before: Operator counts as tf2onnx left them.
+        ops_after: Operator counts of the file.
+    """
+
+    path: str
+    opset: int
+    input_size: tuple[int, int]
+    classes: int
+    nodes: int
+    parameters: int
+    ops_before: dict[str, int]
+    ops_after: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types."""
+        return {**asdict(self), "input_size": list(self.input_size)}
+
+
+def export_keras(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    preprocessing: PreprocessingSpec,
+    classes: Sequence[str],
+    opset: int = 17,
+    metadata: Mapping[str, str] | None = None,
+    output: str = "auto",
+    input_name: str = "images",
+    logits_name: str = "logits",
+    probabilities_name: str = "probabilities",
+) -> ExportSummary:
+    """Writes a Keras classifier as ONNX, preprocessing and softmax included.
+
+    The file takes `input_name`, uint8 (batch, height, width, 3) RGB at the model's own size with a symbolic batch,
+    and gives `logits_name` and `probabilities_name`, float32 (batch, classes). Its metadata holds ``classes``,
+    ``preprocessing`` and ``input`` as JSON. Each node is named ``<keras layer>/<operator>``. The model passed in is
+    not changed, and two exports of one model are byte for byte equal.
+
+    Args:
+        model: Functional or Sequential, input (batch, height, width, 3) float32 as `preprocessing` makes it.
+        path: Where to write; atomic.
+        preprocessing: What the model expects to have been done to RGB pixels.
+        classes: Names, one per output.
+        opset: 17 is what tf2onnx converts best (18 leaves ReduceMean, 19 it does not know); other versions are
+            reached with the ONNX version converter. Defaults to 17.
+        metadata: More entries for the file. Defaults to None.
+        output: What the model returns, see `logits_model`. Defaults to ``"auto"``.
+        input_name: Defaults to ``"images"``.
+        logits_name: Defaults to ``"logits"``.
+        probabilities_name: Defaults to ``"probabilities"``.
+
+    Raises:
+        ExportError: If the model has no classifier shape, the classes do not fit, or a BatchNorm stayed unfolded.
+    """
+    height, width = _input_size(model)
+    logits = logits_model(model, output)
+    _check_classes(classes, logits.outputs[0].shape[-1])
+    _check_policy(logits)
+    if taken := sorted(set(metadata or {}) & set(_METADATA_KEYS)):
+        raise ExportError(f"Expected metadata beside {_METADATA_KEYS}. Received: {taken} (rename these entries).")
+
+    converted = _tf2onnx(logits, input_name)
+    before = graph.op_counts(converted)
+    result = _tidy(converted, logits, logits_name)
+    result = interface.prepend_preprocessing(result, preprocessing)
+    result = interface.append_softmax(result, logits_name, probabilities_name)
+    result = graph.convert_opset(result, opset)
+
+    result.producer_name, result.producer_version, result.doc_string = PRODUCER, "", ""
+    result.graph.name, result.graph.doc_string = model.name, ""
+    entries = {
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        "preprocessing": json.dumps(preprocessing.to_dict()),
+        "input": json.dumps(
+            {"name": input_name, "dtype": "uint8", "layout": "NHWC", "channel_order": "RGB", "size": [height, width]}
+        ),
+        **dict(metadata or {}),
+    }
+    onnx.helper.set_model_props(result, entries)
+    check_interface(result, input_name, (logits_name, probabilities_name), len(classes))
+    graph.check_model(result)
+    file = graph.save_model(result, path)
+    after = graph.op_counts(result)
+    logger.info("%s: opset %d, %d nodes: %s", file, opset, sum(after.values()), after)
+    return ExportSummary(
+        path=str(file),
+        opset=graph.opset(result),
+        input_size=(height, width),
+        classes=len(classes),
+        nodes=len(result.graph.node),
+        parameters=graph.parameter_count(result),
+        ops_before=before,
+        ops_after=after,
+    )
+
+
+def _input_size(model: keras.Model) -> tuple[int, int]:
+    shape = tuple(getattr(model, "input_shape", None) or ()) if getattr(model, "inputs", None) else ()
+    fixed = len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
+    if not fixed or shape[3] != 3 or shape[0] is not None:
+        raise ExportError(
+            f"Expected a model with one input of shape (None, height, width, 3). Received: {shape} "
+            "(build it for one image size, with a free batch)."
+        )
+    return shape[1], shape[2]
+
+
+def _check_classes(classes: Sequence[str], width: int | None) -> None:
+    if isinstance(classes, str) or len(classes) != width or len(set(classes)) != len(classes):
+        unique = "" if isinstance(classes, str) else f", {len(set(classes))} of them different"
+        raise ExportError(
+            f"Expected {width} different class names, as the model has outputs. "
+            f"Received: {len(classes)}{unique} (use the list the model was trained with)."
+        )
+
+
+def _layers(model: keras.Model) -> list[Any]:
+    """Returns all layers, those of nested models included."""
+    found = []
+    for layer in model.layers:
+        found.append(layer)
+        if hasattr(layer, "layers"):
+            found += _layers(layer)
+    return found
+
+
+def _check_policy(model: keras.Model) -> None:
+    mixed = [layer.name for layer in _layers(model) if getattr(layer, "compute_dtype", "float32") != "float32"]
+    if mixed:
+        raise ExportError(
+            f"Expected layers that compute in float32. Received: {len(mixed)} others, such as {mixed[0]!r} "
+            "(rebuild the model under keras.config.set_dtype_policy('float32') and load its weights)."
+        )
+
+
+def _tree(model: keras.Model) -> LayerTree:
+    return {layer.name: _tree(layer) if hasattr(layer, "layers") else {} for layer in model.layers}
+
+
+def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
+    """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
+    result = interface.rename_batch(model)
+    result = graph.constant_reshape(result)
+    result = graph.strip_noops(result)
+    result = fold_affine(result)
+    result = fold_pad_into_maxpool(result)
+    result = name_by_layer(result, source.name, _tree(source))
+    result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
+    if unfolded := unfolded_convs(result):
+        raise ExportError(
+            f"Expected every BatchNorm folded into its Conv. Received: {len(unfolded)} that are not: "
+            f"{', '.join(unfolded[:5])} (a Conv that is followed by one must have no other reader)."
+        )
+    islands = {"Shape", "Gather", "Concat"} & set(graph.op_counts(result))
+    if islands:
+        raise ExportError(
+            f"Expected constant shapes throughout. Received: {sorted(islands)} nodes "
+            "(replace layers that compute shapes, such as Lambda, by Flatten or GlobalAveragePooling2D)."
+        )
+    return result
+
+
+def check_interface(model: onnx.ModelProto, input_name: str, outputs: Sequence[str], classes: int) -> None:
+    """Asserts types, shapes and the symbolic batch of a finished model.
+
+    Raises:
+        ExportError: If something differs from what `export_keras` promises.
+    """
+    shapes = graph.tensor_shapes(model)
+    types = {i.name: i.type.tensor_type.elem_type for i in (*model.graph.input, *model.graph.output)}
+    image = shapes.get(input_name, ())
+    good = (
+        [i.name for i in model.graph.input] == [input_name]
+        and [o.name for o in model.graph.output] == list(outputs)
+        and types[input_name] == TensorProto.UINT8
+        and all(types[name] == TensorProto.FLOAT for name in outputs)
+        and len(image) == 4
+        and image[0] == graph.BATCH
+        and all(shapes.get(name) == (graph.BATCH, classes) for name in outputs)
+    )
+    if not good:
+        seen = {name: (types[name], shapes.get(name)) for name in types}
+        raise ExportError(
+            f"Expected uint8 {input_name!r} (batch, H, W, 3) and float32 {list(outputs)} (batch, {classes}). "
+            f"Received: {seen} (a layer fixes the batch size: look for a Reshape with a constant batch)."
+        )
+
+
+def _free_memory() -> None:
+    """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+class _Pass:
+    """One of tf2onnx's own passes, with its memory freed and its failure kept.
+
+    tf2onnx copies the whole graph, weights included, before each pass and leaves the copies to the garbage
+    collector: 8 GB for a ResNet-50. And it only logs a pass that raises.
+    """
+
+    def __init__(self, name: str, factory: Any, failures: list[str]) -> None:
+        _free_memory()
+        self._name, self._pass, self._failures = name, factory(), failures
+
+    @property
+    def graph_been_opt(self) -> bool:
+        """Whether the pass changed something."""
+        return bool(self._pass.graph_been_opt)
+
+    def optimize(self, target: Any, iteration: int) -> Any:
+        """Runs the pass on a tf2onnx graph."""
+        try:
+            return self._pass.optimize(target, iteration)
+        except Exception as error:
+            self._failures.append(f"{self._name}: {type(error).__name__}: {error}")
+            raise
+
+
+@contextlib.contextmanager
+def _memory_freed_before_grappler() -> Iterator[None]:
+    """TensorFlow's own optimiser is where the export peaks; what freezing left is freed first (0.3 GB of 3.0)."""
+    from tf2onnx import tf_loader
+
+    original = tf_loader.tf_optimize
+
+    def optimize(*args: Any, **kwargs: Any) -> Any:
+        _free_memory()
+        return original(*args, **kwargs)
+
+    tf_loader.tf_optimize = optimize
+    try:
+        yield
+    finally:
+        tf_loader.tf_optimize = original
+
+
+def _tf2onnx(model: keras.Model, input_name: str) -> onnx.ModelProto:
+    """Converts a functional model to ONNX as tf2onnx makes it, float32 NHWC in."""
+    import tensorflow as tf
+    import tf2onnx
+    from tf2onnx.optimizer import _get_optimizers
+
+    failures: list[str] = []
+    passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in _get_optimizers().items()}
+    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
+    try:
+        with _memory_freed_before_grappler():
+            result, _ = tf2onnx.convert.from_keras(
+                model, input_signature=signature, opset=_TF2ONNX_OPSET, optimizers=passes
+            )
+    except Exception as error:
+        raise ExportError(
+            f"Expected a model that tf2onnx converts. Received: {type(error).__name__}: {error} "
+            f"for {model.name!r} (look for layers without an ONNX counterpart)."
+        ) from error
+    finally:
+        _free_memory()
+    if failures:
+        raise ExportError(
+            f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
+        )
+    return result

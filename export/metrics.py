@@ -1,0 +1,214 @@
+"""Distances between two runs of a model, and how sure a share is. Numpy only, every reduction in float64.
+
+A row of the candidate that is not finite never looks good: it counts as a disagreement, as a wrong answer and
+as cosine 0; the distances become infinite and the SQNR minus infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a candidate's logits are from a reference's.
+
+    Args:
+        images: Rows compared.
+        max_abs: Largest absolute difference; inf where the candidate is not finite.
+        relative_error: `max_abs` over the largest absolute reference logit.
+        sqnr_db: Signal to quantisation noise in dB; inf where both are equal, -inf where the candidate is not
+            finite. `to_dict` makes None of both (tell them apart by `finite`), as JSON has no infinity.
+        cosine: Mean over rows of the cosine similarity.
+        top1_agreement: Share of rows whose largest logit is the same class.
+        agreement_interval: Wilson interval (95 %) of that share.
+        finite: Whether every candidate logit is finite.
+        reference_accuracy: Share of rows where the reference meets the label; None without labels.
+        candidate_accuracy: The same for the candidate.
+    """
+
+    images: int
+    max_abs: float
+    relative_error: float
+    sqnr_db: float
+    cosine: float
+    top1_agreement: float
+    agreement_interval: tuple[float, float]
+    finite: bool
+    reference_accuracy: float | None = None
+    candidate_accuracy: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types; a number that is not finite becomes None."""
+        return {key: _json_number(value) for key, value in asdict(self).items()}
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both as float64 of one shape; a reference must be finite, or nothing can be said."""
+    a, b = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    if a.shape != b.shape or a.size == 0:
+        raise ExportError(
+            f"Expected two arrays of one shape that are not empty. Received: {a.shape} and {b.shape} "
+            "(compare the same images, the same output)."
+        )
+    if not np.all(np.isfinite(a)):
+        raise ExportError("Expected a finite reference. Received: NaN or infinity (check the Keras model itself).")
+    return a, b
+
+
+def _rows(logits: np.ndarray) -> np.ndarray:
+    """Returns the logits as (N, C)."""
+    x = np.asarray(logits, dtype=np.float64)
+    if x.ndim != 2 or x.size == 0:
+        raise ExportError(f"Expected logits of shape (N, C). Received: {x.shape} (keep the batch dimension).")
+    return x
+
+
+def max_abs(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the largest absolute difference; inf where the candidate is not finite."""
+    a, b = _pair(reference, candidate)
+    return float(np.max(np.abs(a - b))) if np.all(np.isfinite(b)) else math.inf
+
+
+def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the largest absolute difference over the largest absolute reference value.
+
+    0 where both are equal; inf where the reference is all zero and the candidate is not.
+    """
+    difference = max_abs(reference, candidate)
+    largest = float(np.max(np.abs(np.asarray(reference, dtype=np.float64))))
+    if difference == 0.0:
+        return 0.0
+    return difference / largest if largest > 0.0 else math.inf
+
+
+def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
+
+    inf where both are equal, -inf where the candidate is not finite or the reference is all zero and the
+    candidate is not.
+    """
+    a, b = _pair(reference, candidate)
+    if not np.all(np.isfinite(b)):
+        return -math.inf
+    noise, signal = float(np.sum((a - b) ** 2)), float(np.sum(a**2))
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+
+
+def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the mean over rows of the cosine similarity of two (N, C) arrays.
+
+    A row that is not finite in the candidate counts 0; two zero rows count 1, one zero row 0.
+    """
+    a, b = _pair(_rows(reference), _rows(candidate))
+    good = np.all(np.isfinite(b), axis=1)
+    b = np.where(good[:, None], b, 0.0)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = np.sum(a * b, axis=1)
+    values = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0.0)
+    values[np.all(a == b, axis=1)] = 1.0
+    return float(np.mean(np.where(good, np.clip(values, -1.0, 1.0), 0.0)))
+
+
+def _top1(logits: np.ndarray) -> np.ndarray:
+    """Returns the class of each row, -1 where a row is not finite (np.argmax would name the NaN)."""
+    return np.where(np.all(np.isfinite(logits), axis=1), np.argmax(logits, axis=1), -1)
+
+
+def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the share of rows of two (N, C) arrays whose largest value is at the same class."""
+    a, b = _pair(_rows(reference), _rows(candidate))
+    return float(np.mean(_top1(a) == _top1(b)))
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of rows of (N, C) logits whose largest value is at the label.
+
+    Args:
+        logits: (N, C); a row that is not finite is wrong.
+        labels: (N,), integers.
+
+    Raises:
+        ExportError: If the shapes do not fit.
+    """
+    rows, expected = _rows(logits), np.asarray(labels)
+    if expected.shape != (rows.shape[0],) or not np.issubdtype(expected.dtype, np.integer):
+        raise ExportError(
+            f"Expected {rows.shape[0]} integer labels. Received: {expected.dtype} {expected.shape} "
+            "(one class index per row, not one-hot)."
+        )
+    hits = (_top1(rows) == expected) & (expected >= 0)
+    return float(np.mean(hits))
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the Wilson score interval of a share.
+
+    Args:
+        successes: How many of `n`.
+        n: How many were tried; 0 gives (0, 1), nothing is known.
+        confidence: Two-sided. Defaults to 0.95.
+
+    Raises:
+        ExportError: If the counts or the confidence make no sense.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    if not 0 <= successes <= n or not 0.0 < confidence < 1.0:
+        raise ExportError(
+            "Expected 0 ≤ successes ≤ n and 0 < confidence < 1. "
+            f"Received: {successes}, {n}, {confidence} (check the counts)."
+        )
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    share = successes / n
+    scale = 1.0 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly; rounding must not leave the share outside.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return low, high
+
+
+def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None = None) -> Comparison:
+    """Compares a candidate's logits with a reference's.
+
+    Args:
+        reference: (N, C), finite.
+        candidate: (N, C).
+        labels: (N,) class indices. Defaults to None: no accuracies.
+
+    Raises:
+        ExportError: If the shapes do not fit or the reference is not finite.
+    """
+    a, b = _pair(_rows(reference), _rows(candidate))
+    agreement = top1_agreement(a, b)
+    return Comparison(
+        images=a.shape[0],
+        max_abs=max_abs(a, b),
+        relative_error=relative_error(a, b),
+        sqnr_db=sqnr_db(a, b),
+        cosine=cosine(a, b),
+        top1_agreement=agreement,
+        agreement_interval=wilson_interval(round(agreement * a.shape[0]), a.shape[0]),
+        finite=bool(np.all(np.isfinite(b))),
+        reference_accuracy=None if labels is None else accuracy(a, labels),
+        candidate_accuracy=None if labels is None else accuracy(b, labels),
+    )

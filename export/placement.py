@@ -1,0 +1,182 @@
+"""Where Q/DQ pairs go: a decision about the graph alone, read off its structure and never off names.
+
+The rules are TensorRT's for explicit quantization (Developer Guide, "Working with Quantized Types": recommended
+placement), and those of ModelOpt, whose placement on ResNets this reproduces:
+
+* the inputs of a Conv, activation and weight; its bias stays in float;
+* the skip branch of a residual Add, not the main one: Conv, Add and ReLU then fuse into one INT8 kernel that reads the
+  skip as INT8;
+* the input of the pooling that feeds the head, and of a MaxPool behind a Pad;
+* the classifier's MatMul or Gemm and the Softmax stay in float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from export.graph import constants, consumers, producers
+from export.naming import keras_layer
+from export.precision import preprocessing_nodes
+
+_POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one node computes in, and why.
+
+    Args:
+        node: Its name in the graph.
+        keras_layer: The layer it comes from.
+        op: The ONNX operator.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` says that all data inputs are quantised.
+        why: The rule, for people.
+    """
+
+    node: str
+    keras_layer: str
+    op: str
+    precision: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One input of one node that reads its tensor through a Q/DQ pair.
+
+    Args:
+        node: Name of the reader.
+        index: Which of its inputs.
+        tensor: What it reads.
+        why: The rule.
+    """
+
+    node: str
+    index: int
+    tensor: str
+    why: str
+
+
+def quantized_edges(model: onnx.ModelProto) -> list[Edge]:
+    """Returns which activations are read as INT8, in the order of the graph.
+
+    Args:
+        model: float32, without Q/DQ.
+    """
+    graph = model.graph
+    made, table = producers(graph), constants(graph)
+    to_head = _feeds_no_conv(graph)
+    edges = []
+    for node in graph.node:
+        source = made.get(node.input[0]) if node.input else None
+        if node.op_type == "Conv" and node.input[1] in table:
+            edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
+        elif node.op_type == "Add" and (index := skip_input(node, graph)) is not None:
+            edges.append(Edge(node.name, index, node.input[index], "skip branch of a residual Add"))
+        elif node.op_type in _POOLS and node.output[0] in to_head:
+            edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
+        elif node.op_type == "MaxPool" and source is not None and source.op_type == "Pad":
+            edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool behind a Pad"))
+    return edges
+
+
+def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
+    """Returns the activations that need a scale, each once, in the order of the graph."""
+    return list(dict.fromkeys(edge.tensor for edge in quantized_edges(model)))
+
+
+def skip_input(add: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
+    """Returns which input of a residual Add is the skip branch, None where the Add is not residual.
+
+    The main branch ends in a Conv that nothing else reads, so that the Add can fuse into it. With one such input the
+    other one is the skip. With two, as in a block with a projection, the skip is the branch with fewer Convs since the
+    two parted (the projection has one, the main branch two or three); a tie makes it the second input. Without any
+    nothing could fuse, and the Add stays in float.
+    """
+    made, table, readers = producers(graph), constants(graph), consumers(graph)
+    if len(add.input) != 2 or any(name in table for name in add.input):
+        return None
+    ends = [made.get(name) for name in add.input]
+    fusable = [
+        node is not None and node.op_type == "Conv" and len(readers[name]) == 1 for node, name in zip(ends, add.input)
+    ]
+    if fusable[0] != fusable[1]:
+        return fusable.index(False)
+    if not fusable[0]:
+        return None
+    first, second = (_convs_behind(name, graph, made) for name in add.input)
+    shared = set(first) & set(second)
+    depths = [
+        min((depth for name, depth in branch.items() if name in shared), default=len(branch))
+        for branch in (first, second)
+    ]
+    return 0 if depths[0] < depths[1] else 1
+
+
+def _convs_behind(tensor: str, graph: onnx.GraphProto, made: dict[str, onnx.NodeProto]) -> dict[str, int]:
+    """Returns each tensor that `tensor` depends on -> the fewest Convs in between, itself included with 0."""
+    depth = {tensor: 0}
+    pending = [tensor]
+    while pending:
+        name = pending.pop()
+        node = made.get(name)
+        if node is None:
+            continue
+        below = depth[name] + (node.op_type == "Conv")
+        for parent in node.input:
+            if parent and (parent not in depth or below < depth[parent]):
+                depth[parent] = below
+                pending.append(parent)
+    for initializer in graph.initializer:
+        depth.pop(initializer.name, None)
+    return depth
+
+
+def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:
+    """Returns the tensors from which no Conv can be reached: the head."""
+    reaching: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or any(name in reaching for name in node.output):
+            reaching.update(node.input)
+    return {name for node in graph.node for name in node.output} - reaching
+
+
+def describe(model: onnx.ModelProto, edges: list[Edge]) -> list[Placement]:
+    """Returns what each node of the quantised graph computes in, Q/DQ and casts aside.
+
+    Args:
+        model: The float32 model that `edges` is about.
+        edges: From `quantized_edges`.
+    """
+    before_conv = {node.name for node in preprocessing_nodes(model)}
+    reasons = {(edge.node, edge.index): edge.why for edge in edges}
+    rows = []
+    for node in model.graph.node:
+        why = next((reasons[node.name, i] for i in range(len(node.input)) if (node.name, i) in reasons), None)
+        if node.name in before_conv:
+            precision, why = "fp32", "arithmetic on 0..255, before the first Conv"
+        elif node.op_type == "Softmax":
+            precision, why = "fp32", "Softmax stays in FP32"
+        elif why is not None and node.op_type == "Add":
+            precision, why = "fp16", f"{why}: that input is INT8, the main branch fuses"
+        elif why is not None:
+            precision = "int8"
+        elif node.op_type in ("MatMul", "Gemm"):
+            precision, why = "fp16", "the classifier stays in float"
+        else:
+            precision, why = "fp16", "no rule quantises it; pointwise nodes fuse into their neighbours"
+        rows.append(Placement(node.name, keras_layer(node.name), node.op_type, precision, why))
+    return rows
+
+
+def placement_table(rows: list[Placement]) -> str:
+    """Returns the rows as a text table with a header and a last line that counts."""
+    header = ("keras layer", "op", "precision", "why")
+    cells = [header, *((row.keras_layer, row.op, row.precision, row.why) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    convs = [row for row in rows if row.op == "Conv"]
+    quantized = sum(row.precision == "int8" for row in convs)
+    return "\n".join([*lines, f"{quantized} of {len(convs)} convolutions in INT8"])

@@ -1,0 +1,140 @@
+"""What happens to the pixels before the first convolution, as data.
+
+The exported graph does this itself (`export.graph.prepend_preprocessing`), so training, calibration and
+verification must do exactly the same: `PreprocessingSpec.apply` is that reference, in numpy.
+The constants of the modes are those of ``keras.applications.imagenet_utils.preprocess_input``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+
+Triple = tuple[float, float, float]
+
+_ZERO: Triple = (0.0, 0.0, 0.0)
+_ONE: Triple = (1.0, 1.0, 1.0)
+_TORCH_MEAN = (0.485, 0.456, 0.406)
+_TORCH_STD = (0.229, 0.224, 0.225)
+_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
+
+# mode -> (channel order, mean, scale); means are in grey levels 0..255
+_MODES: dict[str, tuple[str, Triple, Triple]] = {
+    "caffe": ("BGR", (103.939, 116.779, 123.68), _ONE),
+    "tf": ("RGB", (127.5, 127.5, 127.5), (1 / 127.5, 1 / 127.5, 1 / 127.5)),
+    "torch": (
+        "RGB",
+        (255 * _TORCH_MEAN[0], 255 * _TORCH_MEAN[1], 255 * _TORCH_MEAN[2]),
+        (1 / (255 * _TORCH_STD[0]), 1 / (255 * _TORCH_STD[1]), 1 / (255 * _TORCH_STD[2])),
+    ),
+    "unit": ("RGB", _ZERO, (1 / 255, 1 / 255, 1 / 255)),
+    "none": ("RGB", _ZERO, _ONE),
+}
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    """``y[..., c] = (x[..., order[c]] - mean[c]) * scale[c]`` in float32, on RGB pixels.
+
+    Args:
+        channel_order: The order the network was trained on, ``"RGB"`` or ``"BGR"``. The pixels handed in
+            are always RGB.
+        mean: What is subtracted, in grey levels, one per channel in `channel_order`.
+        scale: What the difference is multiplied by, one per channel in `channel_order`.
+        mode: The name of the recipe, for people; ``"custom"`` where it is none of `from_mode`.
+
+    Raises:
+        ExportError: If the order is unknown, or mean or scale are not three finite numbers.
+    """
+
+    channel_order: str
+    mean: Triple
+    scale: Triple
+    mode: str = "custom"
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in _ORDERS:
+            raise ExportError(
+                f"Expected a channel order RGB or BGR. Received: {self.channel_order!r} (name one of the two)."
+            )
+        for name in ("mean", "scale"):
+            values = getattr(self, name)
+            if len(values) != 3 or not np.all(np.isfinite(np.asarray(values, dtype=np.float64))):
+                raise ExportError(f"Expected three finite numbers as {name}. Received: {values!r} (one per channel).")
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """For each channel of the result, its index in the RGB pixels."""
+        a, b, c = _ORDERS[self.channel_order]
+        return a, b, c
+
+    @classmethod
+    def from_mode(cls, mode: str) -> PreprocessingSpec:
+        """Returns the spec of one of Keras' preprocessing modes.
+
+        Args:
+            mode: ``"caffe"`` (ResNet), ``"tf"`` (ResNetV2), ``"torch"``, ``"unit"`` (x / 255) or
+                ``"none"`` (pixels as they are).
+
+        Raises:
+            ExportError: If the mode is unknown.
+        """
+        if mode not in _MODES:
+            raise ExportError(
+                f"Expected a preprocessing mode of {sorted(_MODES)}. Received: {mode!r} "
+                "(name one of these, or build a PreprocessingSpec from channel order, mean and scale)."
+            )
+        order, mean, scale = _MODES[mode]
+        return cls(channel_order=order, mean=mean, scale=scale, mode=mode)
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Preprocesses pixels as the exported graph does.
+
+        Args:
+            pixels: uint8, (..., 3), RGB.
+
+        Returns:
+            float32 of the same shape, channels in `channel_order`.
+
+        Raises:
+            ExportError: If the pixels are not uint8 or have not three channels.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim < 1 or pixels.shape[-1] != 3:
+            raise ExportError(
+                f"Expected uint8 pixels of shape (..., 3). Received: {pixels.dtype} {pixels.shape} "
+                "(hand in decoded RGB pixels before any scaling)."
+            )
+        x = pixels[..., list(self.order)].astype(np.float32)
+        x -= np.asarray(self.mean, dtype=np.float32)
+        x *= np.asarray(self.scale, dtype=np.float32)
+        return x
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the spec as plain JSON types."""
+        return {
+            "mode": self.mode,
+            "channel_order": self.channel_order,
+            "mean": list(self.mean),
+            "scale": list(self.scale),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PreprocessingSpec:
+        """Returns the spec that `to_dict` wrote.
+
+        Raises:
+            ExportError: If a key is missing or a value is not valid.
+        """
+        try:
+            mean, scale = tuple(data["mean"]), tuple(data["scale"])
+            return cls(str(data["channel_order"]), mean, scale, str(data.get("mode", "custom")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExportError(
+                "Expected the keys channel_order, mean and scale of a preprocessing spec. "
+                f"Received: {data!r} (export the model again)."
+            ) from error

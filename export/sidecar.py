@@ -1,0 +1,198 @@
+"""The sidecar: a JSON file beside each plan that says what it is, for which TensorRT and GPU, made from what.
+
+Deserialising a plan runs code in it, so `check_engine` compares before anything is loaded.
+Standard library only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.capabilities import TensorRT
+from export.errors import ExportError
+
+SCHEMA = 1
+REBUILD = "python -m pipeline build -c RECIPE --force"
+
+_REQUIRED: Mapping[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "flavour": str,
+    "tensorrt_version": str,
+    "compute_capability": (str, type(None)),
+    "targets": list,
+    "precision": str,
+    "onnx_sha256": str,
+    "plan_sha256": str,
+    "plan_bytes": int,
+    "profile": dict,
+    "tensors": list,
+}
+
+
+def sidecar_path(plan_path: str | os.PathLike[str]) -> Path:
+    """Give the path of a plan's sidecar: ``fp16.plan`` has ``fp16.json``."""
+    return Path(plan_path).with_suffix(".json")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_plan(plan_path: Path, plan: Any, sidecar: Mapping[str, Any]) -> None:
+    """Write a plan and its sidecar; a crash at any moment leaves the old pair, the new, or one that is refused.
+
+    Args:
+        plan_path: where the plan goes; its folder is made.
+        plan: the serialised engine, anything with the buffer protocol.
+        sidecar: what `read_sidecar` is to return.
+
+    Raises:
+        ExportError: the disk refused; nothing half-written is left.
+    """
+    target = sidecar_path(plan_path)
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (plan_path, target)]
+    text = (json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n").encode()
+    plan_replaced = False
+    try:
+        plan_path.parent.mkdir(parents=True, exist_ok=True)
+        for path, data in zip(temporary, (plan, text)):
+            with open(path, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary[0], plan_path)
+        plan_replaced = True
+        os.replace(temporary[1], target)
+        _sync_folder(plan_path.parent)
+    except OSError as error:
+        if plan_replaced:  # a plan without its own sidecar must not stay
+            plan_path.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+        raise ExportError(
+            f"Expected to write {plan_path.name} and {target.name} in {plan_path.parent}. Received: {error}. "
+            "Free space there or correct the permissions, then build again."
+        ) from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and check the form of a plan's sidecar.
+
+    Raises:
+        ExportError: it is missing, not JSON, of another schema, or lacks something.
+    """
+    path = sidecar_path(plan_path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(
+            f"Expected the sidecar {path} beside {Path(plan_path).name}. "
+            f"Received: {error.strerror or error}. A plan without one is not loaded; rebuild it: {REBUILD}."
+        ) from error
+    except ValueError as error:
+        raise ExportError(f"Expected JSON in {path}. Received: {error}. Rebuild the engine: {REBUILD}.") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        had = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise ExportError(
+            f"Expected an engine sidecar of schema {SCHEMA} in {path}. Received: {had!r}. "
+            f"Rebuild the engine: {REBUILD}."
+        )
+    for key, kind in _REQUIRED.items():
+        if key not in content or not isinstance(content[key], kind):
+            had = f"{content[key]!r}" if key in content else "nothing"
+            names = kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
+            raise ExportError(
+                f"Expected '{key}' of type {names} in {path}. Received: {had}. Rebuild the engine: {REBUILD}."
+            )
+    for key in ("min", "opt", "max"):
+        if not isinstance(content["profile"].get(key), int):
+            raise ExportError(
+                f"Expected whole numbers min, opt and max as 'profile' in {path}. "
+                f"Received: {content['profile']!r}. Rebuild the engine: {REBUILD}."
+            )
+    return content
+
+
+def check_engine(
+    plan_path: str | os.PathLike[str], trt: TensorRT, compute_capability: str | None = None
+) -> dict[str, Any]:
+    """Refuse a plan that this TensorRT and this GPU must not load, before it is loaded.
+
+    Args:
+        plan_path: the plan; its sidecar lies beside it.
+        trt: the TensorRT that is to load it.
+        compute_capability: of the GPU that is to run it, such as "8.9". Defaults to None: not compared.
+
+    Returns:
+        dict: the sidecar.
+
+    Raises:
+        ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is
+            for another flavour, version or GPU. The message names both sides and the command that rebuilds.
+    """
+    plan = Path(plan_path)
+    sidecar = read_sidecar(plan)
+    try:
+        size = plan.stat().st_size
+        if size != sidecar["plan_bytes"]:
+            raise _refused(plan, f"{sidecar['plan_bytes']} bytes", f"{size} bytes: truncated or replaced")
+        digest = sha256_file(plan)
+    except OSError as error:
+        raise _refused(plan, "a readable plan", str(error)) from error
+    if digest != sidecar["plan_sha256"]:
+        raise _refused(
+            plan,
+            f"sha256 {sidecar['plan_sha256']}",
+            f"sha256 {digest}: the plan is not the one that was built",
+        )
+    if sidecar["flavour"] != trt.flavour:
+        raise _refused(plan, f"flavour {sidecar['flavour']}, which built it", f"flavour {trt.flavour} here")
+    if sidecar["tensorrt_version"] != trt.version:
+        raise _refused(plan, f"TensorRT {sidecar['tensorrt_version']}, which built it", f"TensorRT {trt.version} here")
+    if compute_capability is not None:
+        _check_compute_capability(plan, sidecar, compute_capability)
+    return sidecar
+
+
+def _check_compute_capability(plan: Path, sidecar: Mapping[str, Any], here: str) -> None:
+    if sidecar["targets"]:
+        if here not in sidecar["targets"]:
+            raise _refused(
+                plan,
+                f"a GPU of compute capability {' or '.join(map(str, sidecar['targets']))}",
+                f"{here} here",
+            )
+    elif sidecar["compute_capability"] is not None and sidecar["compute_capability"] != here:
+        raise _refused(
+            plan,
+            f"a GPU of compute capability {sidecar['compute_capability']}, where it was built",
+            f"{here} here",
+        )
+
+
+def _refused(plan: Path, expected: str, received: str) -> ExportError:
+    return ExportError(
+        f"The engine {plan} is not loaded. Expected {expected}. Received: {received}. Rebuild it: {REBUILD}."
+    )
