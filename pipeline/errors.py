@@ -22,4 +22,12 @@ class RunnerError(PipelineError):
 
 
 class DeviceUnavailableError(RunnerError):
-    """The device or its driver does not exist on this machine, so nothing could be run (as opposed to: it ran and failed)."""
+    """The device or its driver does not exist on this machine: nothing was run, as opposed to "it ran and failed".
+
+    Attributes:
+        reason: what is missing, in a few words, for tables.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message

@@ -21,15 +21,28 @@ class Runner(Protocol):
     larger than it can take at once), and returns exactly one row an image.
     """
 
-    backend: str  # "keras", "onnxruntime" or "tensorrt"
-    precision: str  # "fp32", "fp16" or "int8"
-    max_batch: int | None  # None: any
+    @property
+    def backend(self) -> str:
+        """``keras``, ``onnxruntime`` or ``tensorrt``."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``fp16`` or ``int8``."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that runs at once; larger input is split."""
+        ...
 
     def __enter__(self) -> Runner: ...
 
     def __exit__(self, *exc: object) -> None: ...
 
-    def infer(self, pixels: np.ndarray) -> Outputs: ...
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        """Classify uint8 NHWC pixels."""
+        ...
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

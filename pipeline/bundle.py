@@ -1,0 +1,150 @@
+"""Takes a recipe's artifacts to another machine in one archive, and checks every byte on arrival."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.config import dump_yaml
+from pipeline.errors import PipelineError
+from pipeline.files import recipe_lock, replacing_folder, sha256_file
+from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.progress import progress_bar
+from pipeline.stage import Context
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+INDEX = "bundle.json"
+RECIPE = "recipe.yaml"
+
+
+def bundle(context: Context, output: Path) -> dict[str, Any]:
+    """Write a tar archive of every finished stage, with an index of sha256 in front.
+
+    Raises:
+        PipelineError: nothing to pack, or a file is not what its manifest says.
+    """
+    with recipe_lock(context.root):
+        files: dict[str, Path] = {}
+        for folder in sorted(p for p in context.root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            manifest = read_manifest(folder)
+            if manifest is None:
+                log.warning("left out %s, which has no manifest", folder)
+                continue
+            for name, recorded in manifest.outputs.items():
+                path = folder / name
+                if not path.is_file() or sha256_file(path) != recorded["sha256"]:
+                    raise PipelineError(
+                        f"Expected {path} as its stage wrote it. Received: a changed or missing file. "
+                        f"Run `python -m pipeline run -c {context.recipe_path}` first."
+                    )
+                files[f"{folder.name}/{name}"] = path
+            files[f"{folder.name}/{MANIFEST}"] = folder / MANIFEST
+        if not files:
+            raise PipelineError(f"Expected finished stages below {context.root}. Received: none. Run the recipe first.")
+        index = {
+            "schema": SCHEMA,
+            "recipe": context.recipe.name,
+            "files": {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()},
+        }
+        temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with tarfile.open(temporary, "w") as archive, progress_bar(total=len(files), desc="  bundle") as bar:
+                _add_text(archive, INDEX, json.dumps(index, indent=2))
+                _add_text(archive, RECIPE, dump_yaml(context.recipe))
+                for name, path in files.items():
+                    archive.add(path, arcname=name)
+                    bar.update()
+            os.replace(temporary, output)
+        finally:
+            temporary.unlink(missing_ok=True)
+    size = output.stat().st_size
+    log.info("%s: %d files, %.1f MB. There: python -m pipeline unpack %s", output, len(files), size / 1e6, output.name)
+    return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
+
+
+def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str, Any]:
+    """Unpack an archive of ``bundle`` into ``artifacts/<recipe>``; nothing changes unless every hash is right.
+
+    Args:
+        archive_path: the archive.
+        artifacts: folder of all recipes' artifacts.
+        force: replace artifacts of that recipe that are there.
+
+    Raises:
+        PipelineError: not such an archive, cut short, altered, or artifacts are there already.
+    """
+    if not archive_path.is_file():
+        raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, which does not exist.")
+    try:
+        with tarfile.open(archive_path, "r:") as archive:
+            index = _read_index(archive)
+            root = artifacts / index["recipe"]
+            if any(root.glob("*/" + MANIFEST)) and not force:
+                raise PipelineError(
+                    f"Expected no artifacts of recipe {index['recipe']}. Received: {root} exists. "
+                    "Replace it with --force, or name another folder with --artifacts."
+                )
+            with recipe_lock(root):
+                _extract(archive, index, root)
+    except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError) as error:
+        raise PipelineError(
+            f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
+        ) from error
+    log.info("%s: %d files, every hash right. Next: python -m pipeline run", root, len(index["files"]))
+    return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"])}
+
+
+def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
+    member = archive.getmember(INDEX)
+    if member.size > 64 * 2**20:
+        raise ValueError("its index is larger than an index can be")
+    file = archive.extractfile(member)
+    index = json.loads(file.read() if file else b"")
+    if index.get("schema") != SCHEMA:
+        raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
+    parts = [PurePosixPath(name).parts for name in index["files"]]
+    if PurePosixPath(index["recipe"]).name != index["recipe"] or any(
+        len(p) < 2 or ".." in p or p[0] in ("/", "") or p[0].startswith(".") or "\\" in "".join(p) for p in parts
+    ):
+        raise ValueError("it names files outside the artifacts folder")
+    return index
+
+
+def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> None:
+    staging = root / ".unpacked"
+    with replacing_folder(staging) as temporary:
+        for name, expected in progress_bar(index["files"].items(), desc="  unpack"):
+            member = archive.getmember(name)
+            file = archive.extractfile(member)  # None for links and devices, which are refused so
+            if file is None or member.size != expected["bytes"]:
+                raise ValueError(f"{name} is not the file that the index lists")
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as out:
+                while piece := file.read(1 << 20):
+                    out.write(piece)
+            if sha256_file(target) != expected["sha256"]:
+                raise ValueError(f"{name} does not have the sha256 that the index lists")
+    try:
+        for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
+            with replacing_folder(root / folder.name) as temporary:
+                temporary.rmdir()
+                os.rename(folder, temporary)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
+    data = text.encode()
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))

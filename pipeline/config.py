@@ -1,0 +1,219 @@
+"""Reads a recipe: YAML into typed dataclasses, unknown keys refused with the closest match, ``--set a.b=c`` on top."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe
+
+# Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
+# a stage's inputs by content, so the path itself decides nothing.
+PATH_KEYS = ("data.path", "model.path", "model.weights")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply overrides.
+
+    Args:
+        path: YAML file.
+        overrides: ``section.key=value`` strings; the value is YAML, so ``[1, 8]``, ``null`` and ``true`` work.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
+    """
+    tree = _read_yaml(path)
+    tree.setdefault("name", path.stem)
+    _resolve_paths(tree, path.resolve().parent)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"Expected --set section.key=value. Received: --set {override!r}.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {key}: expected a YAML value. Received: {text!r} ({error}).") from error
+        branch: dict[str, Any] = {}
+        _assign(branch, key.strip().split("."), value)
+        _resolve_paths(branch, Path.cwd())
+        _merge(tree, branch)
+    recipe = _convert(Recipe, tree, "")
+    _check(recipe)
+    return recipe
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """A recipe or a section of it as plain values (tuples become lists)."""
+    return _plain(dataclasses.asdict(section))
+
+
+def dump_yaml(recipe: Recipe) -> str:
+    """The recipe in force as YAML, defaults filled in. It loads again to an equal recipe."""
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
+    """The sections that decide a stage's result, without paths (their content is hashed instead)."""
+    whole = to_dict(recipe)
+    part = {name: whole[name] for name in sections}
+    for dotted in PATH_KEYS:
+        section, key = dotted.split(".")
+        if isinstance(part.get(section), dict):
+            part[section].pop(key, None)
+    return part
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" Recipes there: {', '.join(known)}." if known else ""
+        close = difflib.get_close_matches(path.stem, known, 1)
+        hint += f" Did you mean {path.parent / close[0]}.yaml?" if close else ""
+        raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.{hint}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {tree!r:.80}.")
+    return tree
+
+
+def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:
+    for key, value in branch.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
+    for dotted in PATH_KEYS:
+        section, key = dotted.split(".")
+        value = tree[section].get(key) if isinstance(tree.get(section), dict) else None
+        if isinstance(value, str):
+            tree[section][key] = str((base / Path(value).expanduser()).resolve())
+
+
+def _convert(expected: Any, value: Any, where: str) -> Any:
+    """The value as the type that the field declares, or a RecipeError that says where and what."""
+    if dataclasses.is_dataclass(expected):
+        return _convert_section(expected, value, where)
+    origin, args = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            choices = ", ".join(map(str, args))
+            raise RecipeError(f"{where}: expected one of {choices}. Received: {value!r}.{_closest(value, args)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise RecipeError(f"{where}: expected a list. Received: {value!r}.")
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if expected is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as a string
+    accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[expected]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+        raise RecipeError(f"{where}: expected {expected.__name__}. Received: {value!r} ({type(value).__name__}).")
+    return float(value) if expected is float else value
+
+
+def _convert_section(section: Any, value: Any, where: str) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {value!r}.")
+    hints = get_type_hints(section)
+    fields = {f.name: f for f in dataclasses.fields(section)}
+    for key in value:
+        if key not in fields:
+            dotted = f"{where}.{key}" if where else str(key)
+            raise RecipeError(f"Unknown key {dotted!r}.{_closest(key, list(fields))} Known here: {', '.join(fields)}.")
+    prefix = f"{where}." if where else ""
+    return section(**{key: _convert(hints[key], item, f"{prefix}{key}") for key, item in value.items()})
+
+
+def _closest(value: Any, known: Sequence[Any]) -> str:
+    match = difflib.get_close_matches(str(value), [str(k) for k in known], 1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check(recipe: Recipe) -> None:
+    """Ranges that types do not say."""
+
+    def require(condition: bool, where: str, expected: str, received: Any) -> None:
+        if not condition:
+            raise RecipeError(f"{where}: expected {expected}. Received: {received!r}.")
+
+    require(
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name) is not None,
+        "name", "letters, digits, '.', '_' and '-' (it names a folder)", recipe.name,
+    )  # fmt: skip
+    shares = to_dict(recipe.data.splits)
+    for name, share in shares.items():
+        require(0 <= share <= 1, f"data.splits.{name}", "a share from 0 to 1", share)
+    require(sum(shares.values()) > 0, "data.splits", "at least one share above 0", shares)
+    if recipe.data.source in ("folder", "npz"):
+        require(recipe.data.path is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
+    require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
+    require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
+    require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))
+    profile = recipe.build.profile
+    require(
+        1 <= profile.min <= profile.opt <= profile.max,
+        "build.profile", "1 <= min <= opt <= max", to_dict(profile),
+    )  # fmt: skip
+    level = recipe.build.optimization_level
+    require(level is None or 0 <= level <= 5, "build.optimization_level", "0 to 5", level)
+    require(bool(recipe.build.precisions), "build.precisions", "at least one precision", [])
+    for where, count in {
+        "train.batch_size": recipe.train.batch_size,
+        "quantize.batch_size": recipe.quantize.batch_size,
+        "quantize.min_images": recipe.quantize.min_images,
+        "verify.batch_size": recipe.verify.batch_size,
+        "verify.min_images": recipe.verify.min_images,
+        "infer.batch_size": recipe.infer.batch_size,
+        "infer.top_k": recipe.infer.top_k,
+        "benchmark.min_samples": recipe.benchmark.min_samples,
+    }.items():
+        require(count >= 1, where, "at least 1", count)
+    for where, (low, high) in {
+        "quantize": (recipe.quantize.min_images, recipe.quantize.max_images),
+        "verify": (recipe.verify.min_images, recipe.verify.max_images),
+    }.items():
+        require(low <= high, f"{where}.max_images", f"at least {where}.min_images ({low})", high)
+    for phase in ("head", "fine_tune"):
+        require(getattr(recipe.train, phase).epochs >= 0, f"train.{phase}.epochs", "0 or more", -1)
+        rate = getattr(recipe.train, phase).learning_rate
+        require(rate > 0, f"train.{phase}.learning_rate", "above 0", rate)
+    require(
+        all(b >= 1 for b in recipe.benchmark.batches),
+        "benchmark.batches",
+        "sizes from 1",
+        recipe.benchmark.batches,
+    )
+    require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
+    require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)

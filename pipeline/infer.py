@@ -1,0 +1,264 @@
+"""Batch inference: images in, one row an image out.
+
+Which file answers is decided by the verdict of the verify stage: one that failed, or was never verified, does not
+serve unless the caller allows it by name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from export.driver import driver_status
+from pipeline.deploy import engines, plan_precision
+from pipeline.errors import DataError, PipelineError
+from pipeline.files import read_json, sha256_file
+from pipeline.layout import ONNX, PARITY
+from pipeline.parity import PASS, verdict_of
+from pipeline.preprocess import EXTENSIONS, ImageError, load_image
+from pipeline.progress import progress_bar
+from pipeline.runners.base import Runner
+from pipeline.stage import Context
+from pipeline.training import ModelCard
+
+log = logging.getLogger(__name__)
+
+# On a GPU the fastest engine that passed; on a CPU FP32, because FP16 and Q/DQ graphs are not faster there.
+PREFERENCE = {"tensorrt": ("int8", "fp16", "fp32"), "onnxruntime": ("fp32", "fp16", "int8")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The file that answers."""
+
+    name: str  # below the artifacts folder
+    path: Path
+    backend: str
+    precision: str
+    verdict: str
+
+    def open(self) -> Runner:
+        """The runner for it."""
+        if self.backend == "tensorrt":
+            from pipeline.runners.tensorrt import TensorRTRunner
+
+            return TensorRTRunner(self.path)
+        from pipeline.runners.onnxruntime import OnnxRunner
+
+        return OnnxRunner(self.path, precision=self.precision)
+
+
+def choose(context: Context, backend: str = "auto", precision: str = "auto", allow_unverified: bool = False) -> Choice:
+    """The best file that may serve here: TensorRT if there is a GPU, else ONNX Runtime.
+
+    Raises:
+        PipelineError: none fits, or the verify stage did not pass it.
+    """
+    parity_path = context.root / PARITY
+    parity = read_json(parity_path) if parity_path.is_file() else {}
+    choices = []
+    for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
+        if name == "tensorrt" and backend == "auto" and not driver_status().available:
+            continue
+        for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
+            choices += [
+                Choice(key, path, name, wanted, verdict_of(parity, key, digest))
+                for key, path, digest in _files(context, name, wanted)
+            ]
+    if not choices:
+        raise PipelineError(
+            f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
+            f"none. Run `python -m pipeline run -c {context.recipe_path}` first."
+        )
+    passed = [choice for choice in choices if choice.verdict == PASS]
+    if passed:
+        return passed[0]
+    if allow_unverified:
+        log.warning("%s serves although its verdict is: %s", choices[0].name, choices[0].verdict)
+        return choices[0]
+    verdicts = "; ".join(f"{choice.name}: {choice.verdict}" for choice in choices)
+    raise PipelineError(
+        f"Expected a model that passed verification. Received: {verdicts}. "
+        f"Run `python -m pipeline verify -c {context.recipe_path}`, or take the risk with --allow-unverified."
+    )
+
+
+def find_images(inputs: Sequence[Path]) -> list[Path]:
+    """Files as they are named, folders with every image below them, sorted.
+
+    Raises:
+        DataError: a path that does not exist, or no image at all.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"Expected an image or a folder of images. Received: {path}, which does not exist.")
+    if not found:
+        listed = ", ".join(map(str, inputs))
+        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed}.")
+    return found
+
+
+def classify(
+    paths: Sequence[Path], runner: Runner, card: ModelCard, resize: str, batch_size: int, top_k: int
+) -> Iterator[dict[str, Any]]:
+    """One row an image, in the order given; decoding runs ahead in threads, memory stays bounded.
+
+    An unreadable image gives a row with status "error" and the reason; the others go on.
+    """
+    size = min(batch_size, runner.max_batch)
+    columns = row_columns(min(top_k, len(card.classes)))
+    with ThreadPoolExecutor() as pool:
+        ahead = _decode_ahead(pool, paths, card, resize, 4 * size)
+        for group in _groups(ahead, size):
+            images = [image for _, image in group if isinstance(image, np.ndarray)]
+            rows = iter(runner.infer(np.stack(images)).probabilities) if images else iter(())
+            for path, image in group:
+                row = dict.fromkeys(columns, "")
+                row["path"] = str(path)
+                if isinstance(image, ImageError):
+                    yield row | {"status": "error", "error": str(image)}
+                    continue
+                probabilities = next(rows)
+                best = np.argsort(-probabilities, kind="stable")[: min(top_k, len(card.classes))]
+                row |= {"status": "ok", "class": card.classes[best[0]], "probability": f"{probabilities[best[0]]:.6f}"}
+                for rank, index in enumerate(best[1:], 2):
+                    row |= {f"class_{rank}": card.classes[index], f"probability_{rank}": f"{probabilities[index]:.6f}"}
+                yield row
+
+
+def row_columns(top_k: int) -> list[str]:
+    """``path, status, class, probability, class_2, probability_2, ..., error``."""
+    further = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
+    return ["path", "status", "class", "probability", *further, "error"]
+
+
+def write_rows(rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str], output: Path) -> dict[str, int]:
+    """Write rows as CSV (or JSON lines, for ``.jsonl``) with a progress bar.
+
+    Rows go to ``<output>.partial``, which takes the name of the output when all are written, so that a file of that
+    name is always complete. An interrupt keeps the rows that were finished there, and says so.
+
+    Returns:
+        {"images", "failed"}.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    images = failed = 0
+    try:
+        with (
+            partial.open("w", encoding="utf-8", newline="") as file,
+            progress_bar(total=total, desc="  infer", unit="img") as bar,
+        ):
+            write = _csv_writer(file, columns) if output.suffix != ".jsonl" else _jsonl_writer(file)
+            for row in rows:
+                write(row)
+                images += 1
+                failed += row["status"] != "ok"
+                bar.update()
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        if images:
+            log.error("stopped early: %d of %d rows are in %s", images, total, partial)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, output)
+    return {"images": images, "failed": failed}
+
+
+def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
+    """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
+    settings = context.recipe.infer
+    choice = choose(context)
+    card = ModelCard.read(context.folder("train") / "model.json")
+    paths = sample_images(context, folder / "images")
+    columns = row_columns(min(settings.top_k, len(card.classes)))
+    with choice.open() as runner:
+        rows = classify(paths, runner, card, context.recipe.data.resize, settings.batch_size, settings.top_k)
+        shown = ({**row, "path": _relative(Path(row["path"]), folder)} for row in rows)
+        counts = write_rows(shown, len(paths), columns, folder / "predictions.csv")
+    return counts | {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
+
+
+def sample_images(context: Context, folder: Path) -> list[Path]:
+    """The first test images as files; those of array data sets are written as PNG, which loses nothing."""
+    from pipeline.preprocess import array_to_image
+
+    paths = []
+    for index, sample in enumerate(context.images.splits["test"][: context.recipe.infer.samples]):
+        if sample.path is not None:
+            paths.append(sample.path)
+            continue
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{index:03d}-{context.images.classes[sample.label]}.png"
+        content = sample.read()
+        if isinstance(content, np.ndarray):
+            array_to_image(content).save(path)
+            paths.append(path)
+    return paths
+
+
+def _files(context: Context, backend: str, precision: str) -> list[tuple[str, Path, str]]:
+    if backend == "onnxruntime":
+        path = context.root / ONNX[precision]
+        return [(ONNX[precision], path, sha256_file(path))] if path.is_file() else []
+    plans = [plan for plan in engines(context) if plan_precision(plan) == precision]
+    return [(plan.relative_to(context.root).as_posix(), plan, sha256_file(plan)) for plan in plans]
+
+
+def _decode_ahead(
+    pool: ThreadPoolExecutor, paths: Sequence[Path], card: ModelCard, resize: str, window: int
+) -> Iterator[tuple[Path, np.ndarray | ImageError]]:
+    def attempt(path: Path) -> np.ndarray | ImageError:
+        try:
+            return load_image(path, card.size, "crop" if resize == "crop" else "stretch")
+        except ImageError as error:
+            return error
+
+    pending = [(path, pool.submit(attempt, path)) for path in paths[:window]]
+    for path in paths[window:]:
+        first, future = pending.pop(0)
+        pending.append((path, pool.submit(attempt, path)))
+        yield first, future.result()
+    for first, future in pending:
+        yield first, future.result()
+
+
+def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _csv_writer(file: IO[str], columns: Sequence[str]) -> Any:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    return writer.writerow
+
+
+def _jsonl_writer(file: IO[str]) -> Any:
+    return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

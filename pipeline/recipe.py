@@ -1,0 +1,179 @@
+"""What a recipe says: one frozen dataclass a section. Comments beside the fields are what a user needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+BACKBONES = Literal["resnet20", "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"]
+PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Shares of the images; each image's own hash decides where it goes. They need not sum to 1 exactly."""
+
+    train: float = 0.6
+    validation: float = 0.1
+    calibration: float = 0.1
+    test: float = 0.2
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images."""
+
+    source: Literal["folder", "digits", "npz"] = "folder"
+    path: str | None = None  # folder: a folder a class. npz: a file in the layout of keras.datasets.mnist
+    splits: Splits = field(default_factory=Splits)
+    resize: Literal["stretch", "crop"] = "stretch"  # crop: short side to the input size, then the centre
+    max_bad_images: int = 0  # unreadable images that are skipped (and named) before a stage gives up
+    salt: str = ""  # another salt, another split
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone with a new head, or (``path``) a finished Keras classifier."""
+
+    path: str | None = None  # a .keras or .h5 classifier to deploy as it is; the keys below it are then not used
+    output: Literal["auto", "logits", "softmax"] = "auto"  # what the model of `path` ends with
+    allow: tuple[str, ...] = ()  # names of Lambda layers in `path` that may run code
+    backbone: BACKBONES = "resnet50"
+    weights: str | None = None  # file with the backbone's pretrained weights; null: from scratch
+    input_size: int = 224
+    preprocessing: PREPROCESSING = "auto"  # auto: what belongs to the backbone
+    pooling: Literal["avg", "max", "flatten"] = "avg"
+    dense: tuple[int, ...] = ()  # hidden Dense layers of the head, ReLU
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeadPhase:
+    """First phase: the backbone is frozen, only the head learns."""
+
+    epochs: int = 5
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class FineTunePhase:
+    """Second phase: everything learns, at a small rate."""
+
+    epochs: int = 5
+    learning_rate: float = 1e-4
+    freeze_batchnorm: bool = True  # keep the pretrained BatchNorm statistics; false when training from scratch
+
+
+@dataclass(frozen=True)
+class Train:
+    """Two-phase transfer learning."""
+
+    batch_size: int = 32
+    head: HeadPhase = field(default_factory=HeadPhase)
+    fine_tune: FineTunePhase = field(default_factory=FineTunePhase)
+    seed: int = 1
+    save_backbone: bool = False  # also write the backbone's weights, for another recipe to start from
+
+
+@dataclass(frozen=True)
+class Export:
+    """Keras to ONNX."""
+
+    opset: Literal[17] = 17  # what tf2onnx exports this family of models to without leftovers
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """The typed FP16 graph and the INT8 Q/DQ graph."""
+
+    method: Literal["minmax"] = "minmax"
+    min_images: int = 128  # fewer calibration images than this are refused
+    max_images: int = 512
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The batch sizes that an engine takes."""
+
+    min: int = 1
+    opt: int = 8
+    max: int = 32
+
+
+@dataclass(frozen=True)
+class Build:
+    """TensorRT engines."""
+
+    flavour: Literal["auto", "tensorrt", "rtx"] = "auto"  # auto: tensorrt if it is installed, else rtx
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
+    profile: Profile = field(default_factory=Profile)
+    tf32: bool = False
+    workspace_mib: int | None = None
+    optimization_level: int | None = None  # 0 to 5, TensorRT's own default when null
+    targets: tuple[str, ...] = ()  # rtx: GPUs to build for, such as SM86; empty: see the sidecar
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a candidate must reach against its reference. A null is not asked for."""
+
+    relative_error: float | None = None  # at most: largest difference over the largest reference logit
+    top1_agreement: float | None = None  # at least: share of images with the same top class
+    sqnr_db: float | None = None  # at least: signal to quantization noise ratio of the logits
+    accuracy_drop: float | None = None  # at most: accuracy lost, as a share (0.01: one point)
+
+
+@dataclass(frozen=True)
+class VerifyThresholds:
+    """Thresholds by the precision of the candidate."""
+
+    fp32: Thresholds = field(default_factory=lambda: Thresholds(relative_error=1e-5))
+    fp16: Thresholds = field(default_factory=lambda: Thresholds(top1_agreement=0.999, sqnr_db=60.0))
+    int8: Thresholds = field(default_factory=lambda: Thresholds(top1_agreement=0.99, sqnr_db=20.0))
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Parity, hop by hop, on test images that selected nothing."""
+
+    min_images: int = 50  # fewer test images than this are refused
+    max_images: int = 1000
+    batch_size: int = 32
+    thresholds: VerifyThresholds = field(default_factory=VerifyThresholds)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latency and throughput."""
+
+    batches: tuple[int, ...] = ()  # empty: 1 and the largest of the profile
+    seconds: float = 1.5  # measured time for each backend, precision and batch
+    warmup_seconds: float = 0.3
+    min_samples: int = 20
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Batch inference. With no images named, ``samples`` test images are classified."""
+
+    samples: int = 48
+    batch_size: int = 32
+    top_k: int = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One whole recipe: what runs, on which data, and what it must reach."""
+
+    name: str
+    description: str = ""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    export: Export = field(default_factory=Export)
+    quantize: Quantize = field(default_factory=Quantize)
+    build: Build = field(default_factory=Build)
+    verify: Verify = field(default_factory=Verify)
+    benchmark: Benchmark = field(default_factory=Benchmark)
+    infer: Infer = field(default_factory=Infer)

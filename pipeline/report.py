@@ -1,0 +1,285 @@
+"""The report stage: one self-contained HTML page of what the other stages wrote."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline import __version__, charts
+from pipeline.files import read_json
+from pipeline.layout import BENCHMARK, CARD, PARITY, PREDICTIONS, REFERENCE, REPORT
+from pipeline.manifest import read_manifest
+from pipeline.preprocess import ImageError, Resize, load_image
+from pipeline.stage import Context
+
+log = logging.getLogger(__name__)
+
+THUMBNAILS = 24
+STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
+Json = Mapping[str, Any]
+
+
+def write_report(context: Context, folder: Path) -> dict[str, Any]:
+    """Write ``report.html``: no file, script or font from elsewhere, so it can be mailed."""
+    root = context.root
+    card = read_json(root / CARD)
+    parity = read_json(root / PARITY)
+    benchmark = read_json(root / BENCHMARK) if (root / BENCHMARK).is_file() else None
+    sections = [
+        _cards(parity, benchmark, root),
+        _chain(root),
+        _training(read_json(root / "train/history.json"), card),
+        _parity(context, parity),
+        _engines(root),
+        _benchmark(benchmark),
+        _predictions(root, parity, card, context.recipe.data.resize),
+        _placement(read_json(root / "quantize/placement.json")),
+        _provenance(root, parity),
+    ]
+    (folder / Path(REPORT).name).write_text(_page(context, parity["verdict"], sections), encoding="utf-8")
+    return {"verdict_shown": parity["verdict"]}
+
+
+def _page(context: Context, verdict: str, sections: Sequence[str]) -> str:
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    recipe = context.recipe
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(recipe.name)}: Keras to TensorRT</title><style>{style}</style></head><body>
+<header><div><h1>{escape(recipe.name)} {_badge(verdict, f"verdict: {verdict}")}</h1>
+<p>{escape(recipe.description or "From Keras to TensorRT")}</p></div></header>
+<main>{"".join(sections)}<footer>Made by keras-resnet-to-tensorrt {__version__}. Every number on this page was
+measured by the run that it is reported for; files are bound to the verdict by sha256.</footer></main></body></html>
+"""
+
+
+def _cards(parity: Json, benchmark: Json | None, root: Path) -> str:
+    hops = {hop["precision"]: hop for hop in parity["hops"] if hop["kind"] == "from_keras" and hop["cosine"]}
+    found = [(f"{hops['fp32']['accuracy_reference']:.2%}", "Keras accuracy on test images")] if "fp32" in hops else []
+    for precision in ("fp16", "int8"):
+        if precision in hops:
+            found.append((f"{hops[precision]['top1_agreement']:.2%}", f"{precision.upper()} agrees with Keras"))
+    plans = list(root.glob("build/*/*.plan"))
+    if plans:
+        ran = {hop["candidate"] for hop in parity["hops"] if hop["backend"] == "tensorrt" and hop["verdict"] == "pass"}
+        found.append((str(len(plans)), f"TensorRT engines built, {len(ran)} of them run and passed here"))
+    if benchmark:
+        best = _best_speedup(benchmark["results"])
+        if best:
+            found.append(best)
+    return (
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{v}</b><span>{t}</span></div>' for v, t in found)
+        + "</div>"
+    )
+
+
+def _best_speedup(results: Sequence[Json]) -> tuple[str, str] | None:
+    """The largest gain over Keras at the same batch size."""
+    timed = [row for row in results if "error" not in row]
+    keras = {row["batch"]: row["p50_ms"] for row in timed if row["backend"] == "keras"}
+    gains = [(keras[row["batch"]] / row["p50_ms"], row) for row in timed if row["batch"] in keras]
+    if not gains:
+        return None
+    gain, row = max(gains, key=lambda pair: pair[0])
+    return f"{gain:.1f}x", f"Keras' speed: {row['backend']} {row['precision']}, batch {row['batch']}"
+
+
+def _chain(root: Path) -> str:
+    boxes = []
+    for stage in STAGES:
+        manifest = read_manifest(root / stage)
+        if manifest is not None:
+            size = sum(entry["bytes"] for entry in manifest.outputs.values())
+            boxes.append(f"<div><b>{stage}</b><span>{manifest.seconds:.1f} s, {_size(size)}</span></div>")
+    return _section(
+        "Stages", "What ran, how long it took, what it wrote.", f'<div class="chain">{"".join(boxes)}</div>'
+    )
+
+
+def _training(history: Sequence[Json], card: Json) -> str:
+    if not history:
+        return _section("Model", f"Taken over as it is: {escape(str(card.get('source')))}; nothing was trained.", "")
+    how = "transfer learning from pretrained weights" if card.get("transfer") else "from scratch"
+    return _section(
+        "Training",
+        f"{escape(card['backbone'])}, {card['parameters']:,} parameters, {how}.",
+        charts.training_curves(history),
+    )
+
+
+def _parity(context: Context, parity: Json) -> str:
+    limits = context.recipe.verify.thresholds
+    chart = charts.parity_waterfall(
+        [hop for hop in parity["hops"] if hop["kind"] == "from_keras"],
+        {precision: getattr(limits, precision).sqnr_db for precision in ("fp32", "fp16", "int8")},
+    )
+    head = ("", "reference", "candidate", "*max abs", "*relative", "*SQNR dB", "*top-1", "*accuracy", "verdict")
+    rows = []
+    for hop in parity["hops"]:
+        numbers = (
+            _number(hop["max_abs"], ".1e"),
+            _number(hop["relative_error"], ".1e"),
+            _number(hop["sqnr_db"], ".1f"),
+            _number(hop["top1_agreement"], ".2%"),
+            _number(hop["accuracy_candidate"], ".2%"),
+        )
+        kind = "from Keras" if hop["kind"] == "from_keras" else "step"
+        verdict = _badge(hop["verdict"], hop["verdict"])
+        if hop["verdict"] == "fail":
+            verdict += f'<div class="note">{escape(hop["why"])}</div>'
+        rows.append((kind, escape(hop["reference"]), escape(hop["candidate"]), *numbers, verdict))
+    images = parity["hops"][0]["images"] if parity["hops"] else 0
+    notes = [f"{hop['precision'].upper()}: {hop['note']}." for hop in parity["hops"] if hop["note"]]
+    notes += [f"{hop['why'].capitalize()}." for hop in parity["hops"] if hop["verdict"] == "not run"]
+    footnote = "".join(f'<p class="note">{escape(note)}</p>' for note in dict.fromkeys(notes))
+    text = f"Every file against Keras, and against the step before it, on {images} test images that selected nothing."
+    return _section("Parity", text, chart + _table(head, rows) + footnote)
+
+
+def _engines(root: Path) -> str:
+    rows = []
+    for path in sorted(root.glob("build/*/*.plan")):
+        sidecar = read_json(path.with_suffix(".json"))
+        where = ", ".join(sidecar["targets"]) or sidecar["gpu"] or sidecar.get("runs_on") or ""
+        profile = sidecar["profile"]
+        rows.append(
+            (
+                f"{escape(path.parent.name)}/{escape(path.name)}",
+                escape(f"{sidecar['flavour']} {sidecar['tensorrt_version']}"),
+                escape(where),
+                f"{profile['min']} / {profile['opt']} / {profile['max']}",
+                _size(sidecar["plan_bytes"]),
+                f"{sidecar['seconds']:.1f} s",
+            )
+        )
+    if not rows:
+        manifest = read_manifest(root / "build")
+        why = manifest.result.get("why_not", "") if manifest else ""
+        return _section("Engines", f"None was built on this machine. {escape(why)}", "")
+    head = ("engine", "TensorRT", "built for", "*batch min / opt / max", "*size", "*build time")
+    return _section("Engines", "TensorRT engines, built from the verified ONNX files.", _table(head, rows))
+
+
+def _benchmark(benchmark: Json | None) -> str:
+    if benchmark is None:
+        return _section("Speed", "Not measured. Run python -m benchmarks.", "")
+    results = benchmark["results"]
+    machine = benchmark["machine"]
+    gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus") or []) or "no NVIDIA GPU"
+    text = f"{escape(str(machine['cpu']['model']))}, {machine['cpu']['usable_cores']} cores; {escape(gpus)}."
+    head = ("backend", "precision", "*batch", "*p50 ms", "*p90 ms", "*p99 ms", "*images/s", "what it does not say")
+    rows = []
+    for row in results:
+        first = (escape(row["backend"]), escape(row["precision"]), str(row["batch"]))
+        if "error" in row:
+            rows.append((*first, "", "", "", "", f"failed: {escape(row['error'])}"))
+            continue
+        p50, p90, p99 = (_number(row[key], ".3f") for key in ("p50_ms", "p90_ms", "p99_ms"))
+        rows.append((*first, p50, p90, p99, _number(row["images_per_second"], ",.1f"), escape(row["caveat"])))
+    includes = dict.fromkeys(f"{row['backend']}: {row['includes']}." for row in results)
+    footnote = "".join(f'<p class="note">{escape(text)}</p>' for text in includes)
+    return _section("Speed", text, charts.speed(results) + _table(head, rows) + footnote)
+
+
+def _predictions(root: Path, parity: Json, card: Json, resize: Resize) -> str:
+    path = root / PREDICTIONS
+    if parity["verdict"] != "pass" or not path.is_file():
+        return _section("Predictions", "None: only files that passed verification serve.", "")
+    manifest = read_manifest(root / "infer")
+    served = manifest.result["model"] if manifest else ""
+    truth = _labels_by_pixels(root, card)
+    figures = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in list(csv.DictReader(file))[:THUMBNAILS]:
+            figures.append(_thumbnail(row, root / "infer", card, resize, truth))
+    text = f"A sample of test images, classified by <code>{escape(served)}</code>; a red frame is a wrong answer."
+    return _section("Predictions", text, f'<div class="grid">{"".join(figures)}</div>')
+
+
+def _labels_by_pixels(root: Path, card: Json) -> dict[bytes, str]:
+    with np.load(root / REFERENCE, allow_pickle=False) as file:
+        return {pixels.tobytes(): card["classes"][label] for pixels, label in zip(file["pixels"], file["labels"])}
+
+
+def _thumbnail(row: Json, folder: Path, card: Json, resize: Resize, truth: Mapping[bytes, str]) -> str:
+    name = escape(Path(row["path"]).name)
+    if row["status"] != "ok":
+        return f'<figure class="wrong"><figcaption>{name}: {escape(row["error"])}</figcaption></figure>'
+    try:
+        pixels = load_image(folder / row["path"], (card["size"][0], card["size"][1]), resize)
+    except ImageError as error:
+        return f'<figure class="wrong"><figcaption>{name}: {escape(str(error))}</figcaption></figure>'
+    label = truth.get(pixels.tobytes())
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.thumbnail((160, 160))
+    image.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    wrong = label is not None and label != row["class"]
+    caption = f"<b>{escape(row['class'])}</b> {float(row['probability']):.0%}" + (
+        f"<br>is {escape(label or '')}" if wrong else ""
+    )
+    kind = "wrong" if wrong else "right" if label is not None else ""
+    return (
+        f'<figure class="{kind}"><img src="data:image/png;base64,{data}" alt="{name}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _placement(rows: Sequence[Json]) -> str:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["precision"]] = counts.get(row["precision"], 0) + 1
+    summary = ", ".join(f"{count} {precision.upper()}" for precision, count in sorted(counts.items()))
+    head = ("layer", "operator", "precision", "why")
+    cells = [tuple(escape(str(row[key])) for key in ("keras_layer", "op", "precision", "why")) for row in rows]
+    body = f"<details><summary>Show all {len(rows)} nodes</summary>{_table(head, cells)}</details>"
+    return _section("INT8 placement", f"Which node of the INT8 graph computes in which precision: {summary}.", body)
+
+
+def _provenance(root: Path, parity: Json) -> str:
+    subjects = [(escape(name), f"<code>{digest}</code>") for name, digest in parity["subjects"].items()]
+    versions: dict[str, set[str]] = {}
+    for stage in STAGES:
+        manifest = read_manifest(root / stage)
+        for tool, version in (manifest.versions if manifest else {}).items():
+            versions.setdefault(tool, set()).add(version)
+    tools = [(escape(tool), escape(", ".join(sorted(found)))) for tool, found in sorted(versions.items())]
+    tables = _table(("file", "sha256"), subjects), _table(("tool", "version"), tools)
+    body = f"{tables[0]}<details><summary>Versions</summary>{tables[1]}</details>"
+    return _section("What was judged", "The verdict holds for these bytes and no others.", body)
+
+
+def _section(title: str, text: str, body: str) -> str:
+    return f"<section><h2>{title}</h2><p>{text}</p>{body}</section>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    classes = [' class="n"' if name.startswith("*") else "" for name in head]
+    top = "".join(f"<th{cls}>{name.lstrip('*')}</th>" for cls, name in zip(classes, head))
+    body = "".join(
+        "<tr>" + "".join(f"<td{cls}>{cell}</td>" for cls, cell in zip(classes, row)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _badge(verdict: str, text: str) -> str:
+    return f'<span class="badge {verdict.replace(" ", "")}">{escape(text)}</span>'
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

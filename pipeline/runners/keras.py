@@ -1,0 +1,72 @@
+"""The reference: the Keras model itself, preprocessing applied in numpy."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.preprocessing import PreprocessingSpec
+from pipeline.errors import RunnerError
+from pipeline.runners.base import Outputs, check_pixels, softmax
+
+if TYPE_CHECKING:
+    import keras
+
+
+class KerasRunner:
+    """Runs a Keras classifier on uint8 pixels; logits in float32.
+
+    Args:
+        path: the model file.
+        preprocessing: applied in numpy, independently of the exported graph.
+        output: what the model ends with: "auto", "logits" or "softmax".
+        allow: Lambda layers that may run.
+        max_batch: larger input is split.
+    """
+
+    backend = "keras"
+    precision = "fp32"
+
+    def __init__(
+        self,
+        path: Path,
+        preprocessing: PreprocessingSpec,
+        *,
+        output: str = "auto",
+        allow: Sequence[str] = (),
+        max_batch: int = 64,
+    ) -> None:
+        self.path = path
+        self.preprocessing = preprocessing
+        self.max_batch = max_batch
+        self._output = output
+        self._allow = allow
+        self._model: keras.Model | None = None
+
+    def __enter__(self) -> KerasRunner:
+        from export.logits import logits_model
+        from pipeline.loading import load_classifier
+
+        self._model = logits_model(load_classifier(self.path, self._allow), self._output)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._model = None
+        gc.collect()
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        """Classify uint8 NHWC pixels; ``predict_on_batch`` on pieces of at most ``max_batch``."""
+        if self._model is None:
+            raise RunnerError("Expected an open runner: use it in a with block.")
+        _, height, width, _ = self._model.inputs[0].shape
+        check_pixels(pixels, (height, width))
+        parts = [
+            self._model.predict_on_batch(self.preprocessing.apply(pixels[i : i + self.max_batch]))
+            for i in range(0, len(pixels), self.max_batch)
+        ]
+        logits = np.concatenate(parts).astype(np.float32, copy=False)
+        return Outputs(logits, softmax(logits))

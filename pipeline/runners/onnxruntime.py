@@ -1,0 +1,102 @@
+"""ONNX Runtime: runs exactly the graph that TensorRT will build, on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import DeviceUnavailableError, RunnerError
+from pipeline.runners.base import Outputs, check_pixels
+
+# Pad_Fusion folds zero padding into a MaxPool whose inputs can be negative: wrong for ResNetV2.
+DISABLED_OPTIMIZERS = ("Pad_Fusion",)
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRunner:
+    """Runs an exported ONNX file.
+
+    Args:
+        path: a model with the input ``images`` and the outputs ``logits`` and ``probabilities``.
+        precision: what the file is: "fp32", "fp16" or "int8"; for reports.
+        exact: no graph optimizations. On a CPU without VNNI the fused INT8 kernels saturate, so only this emulates
+            INT8 faithfully (quantize, dequantize, float arithmetic).
+        device: "cpu" or "cuda".
+        threads: 0 takes ONNX Runtime's default.
+        max_batch: larger input is split.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        precision: str = "fp32",
+        exact: bool = False,
+        device: Literal["cpu", "cuda"] = "cpu",
+        threads: int = 0,
+        max_batch: int = 256,
+    ) -> None:
+        self.path = path
+        self.precision = precision
+        self.max_batch = max_batch
+        self._exact = exact
+        self._device = device
+        self._threads = threads
+        self._session: Any = None
+
+    def __enter__(self) -> OnnxRunner:
+        import onnxruntime as ort
+
+        provider = PROVIDERS[self._device]
+        if provider not in ort.get_available_providers():
+            raise DeviceUnavailableError(
+                f"Expected ONNX Runtime with {provider}. Received: {ort.get_available_providers()}. "
+                "Install requirements-gpu.txt on a GPU machine."
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        if self._exact:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = ort.InferenceSession(
+                str(self.path), options, providers=[provider], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            raise RunnerError(
+                f"Expected an ONNX model that ONNX Runtime loads. Received: {self.path}: {error}"
+            ) from error
+        if session.get_providers()[0] != provider:
+            raise DeviceUnavailableError(
+                f"Expected {provider}. Received: {session.get_providers()}; ONNX Runtime fell back because the device "
+                "or its libraries are missing."
+            )
+        names = {output.name for output in session.get_outputs()}
+        if not {"logits", "probabilities"} <= names:
+            raise RunnerError(
+                f"Expected the outputs 'logits' and 'probabilities'. Received: {sorted(names)} in {self.path}. "
+                "Export it with this project's export stage."
+            )
+        self._session = session
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._session = None
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        """Classify uint8 NHWC pixels."""
+        if self._session is None:
+            raise RunnerError("Expected an open runner: use it in a with block.")
+        source = self._session.get_inputs()[0]
+        check_pixels(pixels, (source.shape[1], source.shape[2]))
+        parts = [
+            self._session.run(["logits", "probabilities"], {source.name: pixels[i : i + self.max_batch]})
+            for i in range(0, len(pixels), self.max_batch)
+        ]
+        if len(parts) == 1:
+            return Outputs(*parts[0])
+        return Outputs(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))

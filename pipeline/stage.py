@@ -1,0 +1,184 @@
+"""A stage is a step from files to files; this decides whether it runs, and puts its result in place at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import recipe_slice
+from pipeline.data import DataMissingError, ImageSet, load_image_set
+from pipeline.errors import PipelineError
+from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json
+from pipeline.manifest import Key, Manifest, code_hash, read_manifest, version_changes, why_stale, write_manifest
+from pipeline.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Context:
+    """What every stage of one recipe shares."""
+
+    recipe: Recipe
+    recipe_path: Path
+    artifacts: Path
+
+    @property
+    def root(self) -> Path:
+        """``artifacts/<recipe>``."""
+        return self.artifacts / self.recipe.name
+
+    def folder(self, stage: str) -> Path:
+        """``artifacts/<recipe>/<stage>``."""
+        return self.root / stage
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The labelled images and their splits, found and hashed once.
+
+        Raises:
+            DataError: see ``pipeline.data.load_image_set``.
+        """
+        images = load_image_set(self.recipe.data)
+        if images.duplicates:
+            log.info("left out %d copies of pictures that are there under another name", images.duplicates)
+        return images
+
+    def files(self, stage: str, *patterns: str) -> dict[str, str]:
+        """sha256 of an earlier stage's files as ``{"stage/name": digest}``; no match for a pattern is no entry."""
+        folder = self.folder(stage)
+        paths = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+        return {f"{stage}/{p.relative_to(folder).as_posix()}": sha256_file(p) for p in paths}
+
+    def required(self, stage: str, *names: str) -> dict[str, str]:
+        """Like ``files``, for files that must be there.
+
+        Raises:
+            PipelineError: with the command that makes them.
+        """
+        for name in names:
+            if not (self.folder(stage) / name).is_file():
+                raise PipelineError(
+                    f"Expected {self.folder(stage) / name}, which does not exist. "
+                    f"Run `python -m pipeline {stage} -c {self.recipe_path}` first, or `run` for the whole chain."
+                )
+        return self.files(stage, *names)
+
+    def split(self, name: str, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Fingerprint of a split. Where the data is not on this machine, the recorded one stands.
+
+        Args:
+            name: the split.
+            recorded: inputs in the stage's former manifest.
+
+        Raises:
+            DataMissingError: the data is not here and there is no former result.
+        """
+        key = f"data/{name}"
+        try:
+            classes = sha256_json(self.images.classes)
+            return {key: self.images.fingerprint(name), "data/classes": classes}
+        except DataMissingError as error:
+            if key not in recorded:
+                raise
+            log.info("keeping what the manifest says of the %s images: %s", name, error)
+            return {name: recorded[name] for name in (key, "data/classes")}
+
+    def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
+        """sha256 of a file outside the artifacts that the recipe names; recorded if it is not on this machine."""
+        if path is None:
+            return {}
+        if Path(path).is_file():
+            return {name: sha256_file(Path(path))}
+        if name in recorded:
+            log.info("keeping what the manifest says of %s: %s is not here", name, path)
+            return {name: recorded[name]}
+        raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
+
+
+Inputs = Callable[[Context, Mapping[str, str]], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain.
+
+    Attributes:
+        name: verb and folder.
+        inputs: what it reads, by content; gets the context and the inputs of its former run.
+        config: sections or dotted keys of the recipe that decide its result.
+        code: its own modules; a change of theirs reruns it.
+        run: does it, into an empty folder; returns what the manifest records.
+        environment: facts about this machine that decide too.
+    """
+
+    name: str
+    inputs: Inputs
+    config: Sequence[str]
+    code: Sequence[str]
+    run: Callable[[Context, Path], dict[str, Any]]
+    environment: Callable[[], dict[str, Any]] = field(default=dict)
+
+    def key(self, context: Context, manifest: Manifest | None) -> Key:
+        """What decides this stage's result now."""
+        recorded = manifest.inputs if manifest else {}
+        sections = sorted({name.partition(".")[0] for name in self.config})
+        whole = recipe_slice(context.recipe, sections)
+        config = {name: _dotted(whole, name) for name in self.config}
+        return Key(self.inputs(context, recorded), config, code_hash(self.code), self.environment())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage."""
+
+    stage: str
+    ran: bool
+    reasons: tuple[str, ...]
+    manifest: Manifest
+
+
+def reasons_to_run(stage: Stage, context: Context) -> list[str]:
+    """Why the stage would run now; empty when its result is up to date."""
+    folder = context.folder(stage.name)
+    manifest = read_manifest(folder)
+    return why_stale(folder, manifest, stage.key(context, manifest))
+
+
+def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
+    """Run a stage unless its result is up to date; a failure or a kill leaves the former result as it was.
+
+    Raises:
+        PipelineError: whatever the stage cannot do.
+    """
+    folder = context.folder(stage.name)
+    recover_folder(folder)
+    manifest = read_manifest(folder)
+    key = stage.key(context, manifest)
+    reasons = ["--force"] if force else why_stale(folder, manifest, key)
+    if manifest is not None and not reasons:
+        log.info("%-9s up to date", stage.name)
+        if changes := version_changes(manifest):
+            log.info("%-9s made with other versions: %s (--force makes it anew)", "", ", ".join(changes))
+        return Outcome(stage.name, False, (), manifest)
+    log.info("%-9s runs: %s", stage.name, "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else ""))
+    start = time.perf_counter()
+    with replacing_folder(folder) as temporary:
+        result = stage.run(context, temporary)
+        seconds = time.perf_counter() - start
+        manifest = write_manifest(
+            temporary, stage=stage.name, recipe=context.recipe.name, key=key, seconds=seconds, result=result
+        )
+    log.info("%-9s done in %.1f s", stage.name, seconds)
+    return Outcome(stage.name, True, tuple(reasons), manifest)
+
+
+def _dotted(tree: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        tree = tree[part]
+    return tree

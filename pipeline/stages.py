@@ -1,0 +1,211 @@
+"""The chain of stages, and nothing else: what each reads, what decides it, what runs it.
+
+    images -> train -> export -> quantize -> build -> verify -> (benchmark) -> infer -> report
+
+The benchmark is a command of its own, ``python -m benchmarks``, which defines its stage the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import deploy
+from pipeline.stage import Context, Stage
+
+MODEL = ("model.keras", "model.json")
+DATA_KEYS = ("data.resize", "data.max_bad_images")
+
+
+def _train(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.training import train
+
+    deploy.check_data_early(context)
+    return train(context.recipe, context.images, folder)
+
+
+def _verify(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.verify import verify_model
+
+    return verify_model(context, folder)
+
+
+def _infer(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.infer import infer_stage
+
+    return infer_stage(context, folder)
+
+
+def _report(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.report import write_report
+
+    return write_report(context, folder)
+
+
+def _train_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    model = context.recipe.model
+    if model.path is not None:
+        return context.split("train", recorded) | context.external("model.path", model.path, recorded)
+    images = context.split("train", recorded) | context.split("validation", recorded)
+    return images | context.external("model.weights", model.weights, recorded)
+
+
+def _export_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return context.required("train", *MODEL)
+
+
+def _quantize_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return (
+        context.required("train", "model.json")
+        | context.required("export", "model.onnx")
+        | context.split("calibration", recorded)
+    )
+
+
+def onnx_inputs(context: Context) -> dict[str, str]:
+    """The three ONNX files."""
+    return context.required("export", "model.onnx") | context.required("quantize", "model.fp16.onnx", "model.int8.onnx")
+
+
+def _build_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return onnx_inputs(context)
+
+
+def _verify_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return (
+        context.required("train", *MODEL)
+        | onnx_inputs(context)
+        | context.files("build", "*/*.plan", "*/*.json")
+        | context.split("test", recorded)
+    )
+
+
+def _infer_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return (
+        context.required("train", "model.json")
+        | onnx_inputs(context)
+        | context.files("build", "*/*.plan", "*/*.json")
+        | context.required("verify", "parity.json")
+        | context.split("test", recorded)
+    )
+
+
+def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return (
+        context.required("train", "model.json", "history.json")
+        | context.required("export", "summary.json")
+        | context.required("quantize", "placement.json")
+        | context.files("build", "*/*.json")
+        | context.required("verify", "parity.json", "reference.npz")
+        | context.files("benchmark", "benchmark.json")
+        | context.files("infer", "predictions.csv")
+    )
+
+
+STAGES = (
+    Stage(
+        "train",
+        _train_inputs,
+        ("data", "model", "train"),
+        (
+            "pipeline/training.py",
+            "pipeline/models.py",
+            "pipeline/loading.py",
+            "pipeline/data.py",
+            "pipeline/preprocess.py",
+            "export/preprocessing.py",
+        ),
+        _train,
+    ),
+    Stage(
+        "export",
+        _export_inputs,
+        ("export", "data.resize"),
+        (
+            "export/keras_to_onnx.py",
+            "export/logits.py",
+            "export/naming.py",
+            "export/folding.py",
+            "export/interface.py",
+            "export/graph.py",
+            "export/onnx_file.py",
+            "export/preprocessing.py",
+            "pipeline/loading.py",
+        ),
+        deploy.export_model,
+    ),
+    Stage(
+        "quantize",
+        _quantize_inputs,
+        ("quantize", *DATA_KEYS),
+        (
+            "export/quantize.py",
+            "export/placement.py",
+            "export/calibration.py",
+            "export/precision.py",
+            "export/graph.py",
+            "export/onnx_file.py",
+            "pipeline/data.py",
+            "pipeline/preprocess.py",
+        ),
+        deploy.quantize_model,
+    ),
+    Stage(
+        "build",
+        _build_inputs,
+        ("build",),
+        (
+            "export/engine.py",
+            "export/build_steps.py",
+            "export/capabilities.py",
+            "export/inspection.py",
+            "export/sidecar.py",
+        ),
+        deploy.build_engines,
+        deploy.build_environment,
+    ),
+    Stage(
+        "verify",
+        _verify_inputs,
+        ("verify", *DATA_KEYS),
+        (
+            "pipeline/verify.py",
+            "pipeline/parity.py",
+            "pipeline/data.py",
+            "pipeline/preprocess.py",
+            "pipeline/runners/base.py",
+            "pipeline/runners/keras.py",
+            "pipeline/runners/onnxruntime.py",
+            "pipeline/runners/tensorrt.py",
+            "pipeline/runners/cuda.py",
+            "export/metrics.py",
+            "export/preprocessing.py",
+        ),
+        _verify,
+        deploy.build_environment,
+    ),
+    Stage(
+        "infer",
+        _infer_inputs,
+        ("infer", *DATA_KEYS),
+        (
+            "pipeline/infer.py",
+            "pipeline/preprocess.py",
+            "pipeline/runners/base.py",
+            "pipeline/runners/onnxruntime.py",
+            "pipeline/runners/tensorrt.py",
+            "pipeline/runners/cuda.py",
+        ),
+        _infer,
+        deploy.build_environment,
+    ),
+    Stage(
+        "report",
+        _report_inputs,
+        ("description", "data.resize", "verify.thresholds"),
+        ("pipeline/report.py", "pipeline/report.css", "pipeline/charts.py"),
+        _report,
+    ),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}

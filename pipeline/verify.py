@@ -1,0 +1,168 @@
+"""The verify stage: Keras' answers on the test images, and how close each exported file comes to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data import Pixels, check_split_sizes
+from pipeline.deploy import engines, plan_precision
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_file, write_json
+from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE
+from pipeline.parity import Candidate, Reference, judge, run_all
+from pipeline.progress import progress_bar
+from pipeline.stage import Context
+from pipeline.training import ModelCard
+
+log = logging.getLogger(__name__)
+
+NOTES = {
+    "fp32": "",
+    "fp16": "a proxy: a CPU runs the FP16 graph's arithmetic in FP32, only the weights and casts are FP16",
+    "int8": "exact fake quantization: graph optimizations off, because fused INT8 kernels saturate on some CPUs",
+}
+
+
+def verify_model(context: Context, folder: Path) -> dict[str, Any]:
+    """Write ``reference.npz`` and ``parity.json``.
+
+    Nothing that was built is changed: the verdict is bound to the files by their sha256.
+
+    Raises:
+        DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
+        PipelineError: neither Keras nor a fitting ``reference.npz`` is here.
+    """
+    reference, skipped = make_reference(context, folder)
+    candidates = list_candidates(context)
+    answers = run_all(candidates, reference, context.recipe.verify.batch_size)
+    parity = judge(candidates, answers, reference, context.recipe.verify.thresholds)
+    write_json(folder / Path(PARITY).name, parity)
+    log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
+    return {"verdict": parity["verdict"], "images": len(reference.labels), **skipped}
+
+
+def list_candidates(context: Context) -> list[Candidate]:
+    """The ONNX files on ONNX Runtime, then every engine on TensorRT."""
+    from pipeline.runners.onnxruntime import OnnxRunner
+    from pipeline.runners.tensorrt import TensorRTRunner
+
+    found = []
+    before: str | None = None
+    for precision, name in ONNX.items():
+        path = context.root / name
+        runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
+        found.append(Candidate(name, "onnxruntime", precision, sha256_file(path), before, runner, NOTES[precision]))
+        before = name
+    for plan in engines(context):
+        name = plan.relative_to(context.root).as_posix()
+        precision = plan_precision(plan)
+        found.append(
+            Candidate(name, "tensorrt", precision, sha256_file(plan), ONNX[precision], partial(TensorRTRunner, plan))
+        )
+    return found
+
+
+def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str, Any]]:
+    """Keras' logits on the test images, from the former run if neither model nor images changed.
+
+    Writes ``reference.npz`` (pixels, labels, logits, meta) into ``folder``: all that a machine without TensorFlow
+    and without the data set needs to verify engines.
+    """
+    recipe = context.recipe
+    former = context.root / REFERENCE
+    card = ModelCard.read(context.folder("train") / "model.json")
+    model = context.folder("train") / "model.keras"
+    meta: dict[str, Any] = {
+        "model_sha256": sha256_file(model),
+        "preprocessing": card.preprocessing.to_dict(),
+        "output": card.output,
+        "classes": list(card.classes),
+        "max_images": recipe.verify.max_images,
+        "resize": recipe.data.resize,
+    }
+    former_meta, saved = _read_reference(former)
+    recorded = former_meta if meta.items() <= former_meta.items() else {}
+    meta |= context.split("test", recorded)
+    if former_meta != meta:
+        saved = None
+    skipped: dict[str, Any] = {}
+    if saved is None:
+        check_split_sizes(context.images, {"test": recipe.verify.min_images})
+        pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
+        images, labels = pixels.all(context.images.splits["test"][: recipe.verify.max_images], "test images")
+        skipped = pixels.result()
+        saved = {
+            "pixels": images,
+            "labels": labels,
+            "logits": _keras_logits(model, card, images, recipe.verify.batch_size),
+        }
+    text = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8)
+    np.savez(
+        folder / Path(REFERENCE).name,
+        pixels=saved["pixels"],
+        labels=saved["labels"],
+        logits=saved["logits"],
+        meta=text,
+    )
+    return Reference(KERAS, meta["model_sha256"], **saved), skipped
+
+
+def parity_table(parity: dict[str, Any]) -> str:
+    """The hops as a text table, for a terminal."""
+    rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
+    for hop in parity["hops"]:
+        rows.append(
+            (
+                hop["kind"],
+                hop["reference"],
+                hop["candidate"],
+                "" if hop["relative_error"] is None else f"{hop['relative_error']:.1e}",
+                "" if hop["sqnr_db"] is None else f"{hop['sqnr_db']:.1f}",
+                "" if hop["top1_agreement"] is None else f"{hop['top1_agreement']:.2%}",
+                "" if hop["accuracy_candidate"] is None else f"{hop['accuracy_candidate']:.2%}",
+                hop["verdict"] + (f" ({hop['why']})" if hop["verdict"] == "fail" else ""),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(7)]
+    lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    return "\n".join([*lines, f"  verdict: {parity['verdict']}"])
+
+
+def _keras_logits(model: Path, card: ModelCard, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+
+    from pipeline.runners.keras import KerasRunner
+
+    try:
+        runner = KerasRunner(model, card.preprocessing, output=card.output, allow=card.allow, max_batch=batch_size)
+        with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
+            parts = []
+            for start in range(0, len(pixels), batch_size):
+                parts.append(runner.infer(pixels[start : start + batch_size]).logits)
+                bar.update(len(parts[-1]))
+    except ModuleNotFoundError as error:
+        raise PipelineError(
+            f"Expected Keras, or {REFERENCE} of this model and these images. Received: neither ({error}). "
+            "Bring the artifacts with `python -m pipeline bundle` from the machine that trained them."
+        ) from error
+    logits = np.concatenate(parts)
+    if not np.isfinite(logits).all():
+        raise PipelineError(f"Expected finite logits from {model}. Received: NaN or infinity; the model is broken.")
+    return logits
+
+
+def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(file["meta"].tobytes())
+            return meta, {name: file[name] for name in ("pixels", "labels", "logits")}
+    except FileNotFoundError:
+        return {}, None
+    except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is made anew
+        log.warning("%s is damaged and is made anew: %s", path, error)
+        return {}, None
