@@ -1,0 +1,162 @@
+"""The command line: ``python -m benchmarks`` times what a recipe built."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
+from benchmarks.telemetry import gpu_snapshot, machine
+from pipeline import cli, deploy
+from pipeline.errors import PipelineError
+from pipeline.files import recipe_lock, write_json
+from pipeline.layout import BENCHMARK, CARD
+from pipeline.manifest import ROOT
+from pipeline.progress import progress_bar
+from pipeline.stage import Context, Stage, execute, reasons_to_run
+from pipeline.stages import MODEL, onnx_inputs
+from pipeline.training import ModelCard
+
+log = logging.getLogger("benchmarks.main")
+
+SCHEMA = 1
+EXAMPLES = """examples:
+  python -m benchmarks -c configs/digits.yaml
+  python -m benchmarks --set benchmark.batches=[1,8,32] --set benchmark.seconds=5 --force
+"""
+
+
+def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
+    """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe."""
+    settings = context.recipe.benchmark
+    batches = settings.batches or tuple(dict.fromkeys((1, context.recipe.build.profile.max)))
+    wanted = scenarios(context.root, batches)
+    card = ModelCard.read(context.root / CARD)
+    options = Options(
+        seconds_each=settings.seconds, warmup_seconds=settings.warmup_seconds, min_samples=settings.min_samples
+    )
+    before = gpu_snapshot()
+    with progress_bar(
+        total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
+    ) as bar:
+        done: dict[str, int] = {}
+
+        def progress(name: str, percent: int, _: int) -> None:
+            bar.set_postfix_str(name)
+            bar.update(percent - done.get(name, 0))
+            done[name] = percent
+
+        results = run_scenarios(wanted, make_opener(card), card.size, options, progress)
+    content = {
+        "schema": SCHEMA,
+        "recipe": context.recipe.name,
+        "model": {"size": list(card.size), "classes": len(card.classes)},
+        "machine": machine(),
+        "commit": _commit(),
+        "gpu_before": before,
+        "gpu_after": gpu_snapshot(),
+        "results": results,
+    }
+    write_json(folder / Path(BENCHMARK).name, content)
+    log.info("%s", table(results))
+    failed = [f"{row['backend']} {row['precision']}" for row in results if "error" in row]
+    return {"rows": len(results), **({"failed": failed} if failed else {})}
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results as text, with the speed relative to Keras at the same batch size."""
+    keras = {row["batch"]: row.get("p50_ms") for row in results if row["backend"] == "keras"}
+    columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
+    lines = [f"  {'backend':<12} {'prec.':<5} {'batch':>5}{columns} {'x Keras':>8}"]
+    for row in results:
+        head = f"  {row['backend']:<12} {row['precision']:<5} {row['batch']:>5} "
+        if "error" in row:
+            lines.append(f"{head}failed: {row['error']}")
+            continue
+        base = keras.get(row["batch"])
+        ratio = f"{base / row['p50_ms']:.2f}" if base else ""
+        lines.append(
+            f"{head}{row['p50_ms']:>9.3f} {row['p90_ms']:>9.3f} {row['p99_ms']:>9.3f} "
+            f"{row['images_per_second']:>9.1f} {ratio:>8}"
+        )
+    notes = dict.fromkeys(
+        f"  {row['precision']} on {row['backend']}: {row['caveat']}" for row in results if row["caveat"]
+    )
+    return "\n".join([*lines, *notes])
+
+
+def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return context.required("train", *MODEL) | onnx_inputs(context) | context.files("build", "*/*.plan", "*/*.json")
+
+
+def _environment() -> dict[str, Any]:
+    info = machine()
+    cpu = info["cpu"]
+    return deploy.build_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+STAGE = Stage(
+    "benchmark",
+    _inputs,
+    ("benchmark", "build.profile"),
+    (
+        "benchmarks/__main__.py",
+        "benchmarks/scenarios.py",
+        "benchmarks/telemetry.py",
+        "benchmarks/timing.py",
+        "pipeline/runners/base.py",
+        "pipeline/runners/keras.py",
+        "pipeline/runners/onnxruntime.py",
+        "pipeline/runners/tensorrt.py",
+        "pipeline/runners/cuda.py",
+    ),
+    run_benchmark,
+    _environment,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    return argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Time a recipe's model: Keras, ONNX Runtime and TensorRT engines, in turns against each other.",
+        parents=[cli.recipe_options(), cli.stage_options()],
+        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return cli.run_command(build_parser(), argv, _benchmark)
+
+
+def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    context = cli.make_context(args)
+    if args.explain:
+        reasons = ["--force"] if args.force else reasons_to_run(STAGE, context)
+        print(f"benchmark {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")
+        return {"recipe": context.recipe.name, "explain": {"benchmark": reasons}}
+    with recipe_lock(context.root, wait=not args.no_wait):
+        outcome = execute(STAGE, context, args.force)
+    if outcome.ran and not outcome.manifest.result["rows"]:
+        raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")
+    status = "done" if outcome.ran else "up to date"
+    return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

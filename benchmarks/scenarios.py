@@ -1,0 +1,243 @@
+"""What this machine can time: a backend, a precision and a batch size each, with what the number includes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.timing import Progress, measure, summarize
+from export.errors import ExportError
+from export.sidecar import read_sidecar
+from pipeline.errors import PipelineError, RunnerError
+from pipeline.layout import KERAS, ONNX
+from pipeline.runners.base import Runner
+from pipeline.runners.cuda import driver_status
+
+if TYPE_CHECKING:
+    from pipeline.training import ModelCard
+
+log = logging.getLogger(__name__)
+
+HOST_TO_HOST = "host to host: uint8 pixels in host memory to logits in host memory; no decoding, no resizing"
+INCLUDES: Mapping[str, str] = {
+    "keras": f"{HOST_TO_HOST}; preprocessing in numpy and Keras' predict_on_batch",
+    "onnxruntime": f"{HOST_TO_HOST}; preprocessing in the graph; ONNX Runtime on the CPU",
+    "tensorrt": f"{HOST_TO_HOST}; preprocessing in the engine; both copies over the bus, through pinned memory",
+}
+_ONNX_CAVEATS: Mapping[str, str] = {
+    "fp32": "",
+    "fp16": "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
+    "int8": "Q/DQ pairs are placed for TensorRT: this says nothing about INT8 engines, which fuse them otherwise",
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing to time."""
+
+    backend: str  # "keras", "onnxruntime" or "tensorrt"
+    precision: str  # "fp32", "fp16" or "int8"
+    batch: int  # images a call
+    path: Path  # model.keras, an ONNX file or a plan
+    includes: str  # what a sample covers
+    caveat: str = ""  # what a reader must know before comparing; empty: nothing
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long to measure; see `benchmarks.timing.measure`."""
+
+    seconds_each: float = 3.0
+    warmup_seconds: float = 0.5
+    min_samples: int = 10
+    max_samples: int = 10_000
+    seed: int = 0  # of the random pixels
+
+
+def scenarios(
+    artifacts_dir: Path,
+    batches: Sequence[int],
+    *,
+    precisions: Sequence[str] = ("fp32", "fp16", "int8"),
+    backends: Sequence[str] = ("keras", "onnxruntime", "tensorrt"),
+) -> list[Scenario]:
+    """Find what can be timed here.
+
+    Engines are listed only where there is a driver; one whose sidecar cannot be read is left out with a warning.
+
+    Args:
+        artifacts_dir: a recipe's artifacts, with ``train/``, ``export/``, ``quantize/`` and ``build/``.
+        batches: batch sizes, in images.
+        precisions: which to keep. Defaults to all.
+        backends: which to keep. Defaults to all.
+
+    Returns:
+        list[Scenario]: by batch, then backend, then precision; may be empty.
+
+    Raises:
+        PipelineError: a batch size below 1.
+    """
+    if not batches or min(batches) < 1:
+        raise PipelineError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
+    found: list[Scenario] = []
+    engines = _engines(artifacts_dir) if "tensorrt" in backends else []
+    for batch in dict.fromkeys(batches):
+        model = artifacts_dir / KERAS
+        if "keras" in backends and "fp32" in precisions and model.is_file():
+            found.append(Scenario("keras", "fp32", batch, model, INCLUDES["keras"]))
+        for precision, name in ONNX.items():
+            path = artifacts_dir / name
+            if "onnxruntime" in backends and precision in precisions and path.is_file():
+                caveat = _ONNX_CAVEATS[precision]
+                found.append(Scenario("onnxruntime", precision, batch, path, INCLUDES["onnxruntime"], caveat))
+        for path, sidecar in engines:
+            if sidecar["precision"] in precisions:
+                caveat = _engine_caveat(sidecar, batch)
+                found.append(Scenario("tensorrt", sidecar["precision"], batch, path, INCLUDES["tensorrt"], caveat))
+    return found
+
+
+def _engines(artifacts_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
+    if not driver_status():
+        return []
+    engines = []
+    for path in sorted((artifacts_dir / "build").glob("*/*.plan")):
+        try:
+            engines.append((path, read_sidecar(path)))
+        except ExportError as error:
+            log.warning("not timed: %s", error)
+    order = {"fp32": 0, "fp16": 1, "int8": 2}
+    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1]["precision"], 3)))
+
+
+def _engine_caveat(sidecar: Mapping[str, Any], batch: int) -> str:
+    notes = []
+    if sidecar["flavour"] == "rtx":
+        notes.append("TensorRT-RTX: compiled for this GPU when it was loaded")
+    largest, smallest = sidecar["profile"]["max"], sidecar["profile"]["min"]
+    if batch > largest:
+        notes.append(f"runs in pieces of {largest}, the engine's largest batch")
+    if batch < smallest:
+        notes.append(f"filled up to {smallest}, the engine's smallest batch")
+    return "; ".join(notes)
+
+
+def make_opener(card: ModelCard | None = None, *, threads: int = 0, device: int = 0) -> Callable[[Scenario], Runner]:
+    """Make the function that turns a scenario into a runner.
+
+    Args:
+        card: what the Keras model needs besides its file. Defaults to None: Keras scenarios fail.
+        threads: of ONNX Runtime. Defaults to 0: its own choice.
+        device: index of the GPU. Defaults to 0.
+    """
+
+    def open_runner(scenario: Scenario) -> Runner:
+        if scenario.backend == "keras":
+            from pipeline.runners.keras import KerasRunner
+
+            if card is None:
+                raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
+            batch = max(64, scenario.batch)
+            return KerasRunner(scenario.path, card.preprocessing, output=card.output, allow=card.allow, max_batch=batch)
+        if scenario.backend == "onnxruntime":
+            from pipeline.runners.onnxruntime import OnnxRunner
+
+            batch = max(256, scenario.batch)
+            return OnnxRunner(scenario.path, precision=scenario.precision, threads=threads, max_batch=batch)
+        if scenario.backend == "tensorrt":
+            from pipeline.runners.tensorrt import TensorRTRunner
+
+            return TensorRTRunner(scenario.path, device)
+        raise RunnerError(f"Expected a backend of {', '.join(INCLUDES)}. Received: {scenario.backend!r}.")
+
+    return open_runner
+
+
+def run_scenarios(
+    wanted: Sequence[Scenario],
+    open_runner: Callable[[Scenario], Runner],
+    size: tuple[int, int],
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Time scenarios: those of one batch size in turns against each other, batch size after batch size.
+
+    Pixels are seeded noise, the same for all; zeros would flatter caches and power. A backend that fails gives a row
+    with ``error`` and no numbers, and the others go on.
+
+    Args:
+        wanted: what to time.
+        open_runner: makes the runner of a scenario; a file is opened once a batch size.
+        size: height and width of the model's input.
+        options: how long. Defaults to `Options()`.
+        progress: called with (scenario, percent done, 100). Defaults to None.
+
+    Returns:
+        list[dict]: one a scenario, in the order given: ``backend``, ``precision``, ``batch``, ``file``, ``includes``,
+        ``caveat`` and either ``error`` or ``samples_ms`` with what `benchmarks.timing.summarize` gives.
+    """
+    options = options or Options()
+    rows: dict[Scenario, dict[str, Any]] = {}
+    for batch in dict.fromkeys(one.batch for one in wanted):
+        noise = np.random.default_rng(options.seed)
+        pixels = noise.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+        rows.update(_run_batch([one for one in wanted if one.batch == batch], open_runner, pixels, options, progress))
+    return [rows[one] for one in wanted]
+
+
+def _run_batch(
+    group: Sequence[Scenario],
+    open_runner: Callable[[Scenario], Runner],
+    pixels: np.ndarray,
+    options: Options,
+    progress: Progress | None,
+) -> dict[Scenario, dict[str, Any]]:
+    named = {_name(one): one for one in group}
+    errors: dict[str, str] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        log.warning("%s failed: %s", name, error)
+        errors[name] = f"{type(error).__name__}: {error}"
+
+    with ExitStack() as stack:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, one in named.items():
+            try:
+                runner = stack.enter_context(open_runner(one))
+            except Exception as error:  # whatever a backend raises: the others are to be timed all the same
+                failed(name, error)
+            else:
+                calls[name] = _call(runner, pixels)
+        samples = measure(
+            calls,
+            seconds_each=options.seconds_each,
+            warmup_seconds=options.warmup_seconds,
+            min_samples=options.min_samples,
+            max_samples=options.max_samples,
+            progress=progress,
+            on_error=failed,
+        )
+    return {one: _row(one, samples.get(name), errors.get(name)) for name, one in named.items()}
+
+
+def _call(runner: Runner, pixels: np.ndarray) -> Callable[[], object]:
+    return lambda: runner.infer(pixels)
+
+
+def _name(scenario: Scenario) -> str:
+    # Two engines of one precision differ in their folder, the flavour.
+    return f"{scenario.backend} {scenario.precision} ({scenario.path.parent.name}) batch {scenario.batch}"
+
+
+def _row(scenario: Scenario, samples: list[float] | None, error: str | None) -> dict[str, Any]:
+    described = {key: value for key, value in asdict(scenario).items() if key != "path"}
+    row = {**described, "file": f"{scenario.path.parent.name}/{scenario.path.name}"}
+    if samples is None:
+        return {**row, "error": error}
+    return {**row, "samples_ms": samples, **summarize(samples, scenario.batch)}

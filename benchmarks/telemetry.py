@@ -1,0 +1,182 @@
+"""What the machine is and what its GPUs are doing: beside every number, and nothing that names a person or a host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+from pipeline.runners.cuda import driver_status
+
+PACKAGES = (
+    "numpy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tf2onnx",
+    "pillow",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "cuda-bindings",
+    "pycuda",
+    "nvidia-ml-py",
+)
+# Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine: processor, memory, system, packages, GPUs. No host name, no user name, no paths.
+
+    Returns:
+        dict: ``cpu`` (``model``, ``cores``, ``usable_cores``, ``features``), ``memory_bytes``, ``os``, ``python``,
+        ``packages`` (name to version), ``driver_version``, ``cuda_version``, ``gpus`` (each ``name``,
+        ``compute_capability``, ``memory_bytes`` and, with nvidia-ml-py, ``power_limit_w`` and the PCIe link).
+        What cannot be found out is None.
+    """
+    info = _cpuinfo()
+    status = driver_status()
+    gpus = [
+        {"name": one.name, "compute_capability": one.compute_capability, "memory_bytes": one.memory}
+        for one in status.devices
+    ]
+    return {
+        "cpu": {
+            "model": info.get("model name") or platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "features": [name for name in CPU_FEATURES if name in _flags(info)],
+        },
+        "memory_bytes": _memory(),
+        "os": _system(),
+        "python": platform.python_version(),
+        "packages": _packages(),
+        "driver_version": status.driver_version,
+        "cuda_version": status.cuda_version,
+        "gpus": _with_nvml(gpus),
+    }
+
+
+def gpu_snapshot() -> list[dict[str, Any]]:
+    """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
+
+    Returns:
+        list[dict]: one a GPU: ``sm_clock_mhz``, ``memory_clock_mhz``, ``temperature_c``, ``power_w``,
+        ``gpu_load_percent``, ``memory_used_bytes``, ``throttle_reasons`` (NVML's bit mask). What a GPU does not tell
+        is None. Empty without nvidia-ml-py or a driver.
+    """
+    with _nvml() as nvml:
+        if nvml is None:
+            return []
+        return [_snapshot(nvml, handle) for handle in _handles(nvml)]
+
+
+def _snapshot(nvml: ModuleType, handle: Any) -> dict[str, Any]:
+    return {
+        "sm_clock_mhz": _ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+        "memory_clock_mhz": _ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
+        "temperature_c": _ask(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+        "power_w": _ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        "gpu_load_percent": _ask(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        "memory_used_bytes": _ask(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)),
+        "throttle_reasons": _ask(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
+    }
+
+
+def _with_nvml(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add what only NVML knows. It numbers GPUs without CUDA_VISIBLE_DEVICES, so only a full list is matched."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return gpus
+        handles = _handles(nvml)
+        if len(handles) != len(gpus):
+            return gpus
+        return [
+            {
+                **gpu,
+                "power_limit_w": _ask(lambda h=handle: nvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
+                "pcie_generation": _ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkGeneration(h))),
+                "pcie_width": _ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkWidth(h))),
+            }
+            for gpu, handle in zip(gpus, handles)
+        ]
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[ModuleType | None]:
+    """Give pynvml, started, or None where the package or the driver is missing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # ImportError, or NVML's own error without a driver
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        with contextlib.suppress(Exception):
+            pynvml.nvmlShutdown()
+
+
+def _handles(nvml: ModuleType) -> list[Any]:
+    count = _ask(nvml.nvmlDeviceGetCount) or 0
+    return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+
+
+def _ask(question: Callable[..., Any]) -> Any:
+    """Ask NVML for one value; GPUs differ in what they answer."""
+    try:
+        return question()
+    except Exception:  # pynvml raises a class of its own for each code
+        return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Read the first processor of /proc/cpuinfo; empty elsewhere."""
+    found: dict[str, str] = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, colon, value = line.partition(":")
+                if not colon and found:
+                    break
+                found[key.strip()] = value.strip()
+    except OSError:
+        pass
+    return found
+
+
+def _flags(info: dict[str, str]) -> set[str]:
+    return set((info.get("flags") or info.get("Features") or "").split())
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _system() -> str:
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        name = ""
+    kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return f"{name} ({kernel})" if name else kernel
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

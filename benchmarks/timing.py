@@ -1,0 +1,152 @@
+"""Times several things on one noisy machine so that the noise hits all of them alike.
+
+Python 3.10 syntax, numpy alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+PERCENTILE_METHOD: Literal["linear"] = "linear"  # interpolation between order statistics, numpy's default
+Progress = Callable[[str, int, int], None]
+
+
+def measure(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    seconds_each: float = 3.0,
+    warmup_seconds: float = 0.5,
+    min_samples: int = 10,
+    max_samples: int = 10_000,
+    rounds: int = 20,
+    progress: Progress | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, list[float]]:
+    """Time calls of the candidates in turns.
+
+    A round gives every candidate one turn of about ``seconds_each / rounds`` and at least one call; every other round
+    goes through them backwards (A B, B A, A B, …). So a machine that slows down for a while slows all of them, and
+    none always follows the same neighbour. The garbage collector stays on, as it is in use.
+
+    Args:
+        candidates: name to function; a call is one sample and must end when its work has ended.
+        seconds_each: time to spend on each candidate. Defaults to 3.
+        warmup_seconds: time to spend on each before, not counted, at least one call. Defaults to 0.5.
+        min_samples: go on beyond ``seconds_each`` until there are so many. Defaults to 10.
+        max_samples: stop a candidate at so many. Defaults to 10,000.
+        rounds: into how many turns ``seconds_each`` is divided. Defaults to 20.
+        progress: called after each turn with (name, percent done of it, 100). Defaults to None.
+        on_error: called when a candidate raises; it is left out of the result and the others go on. Defaults to
+            None: the exception goes through.
+        clock: nanoseconds, monotonic. Defaults to ``time.perf_counter_ns``.
+
+    Returns:
+        dict[str, list[float]]: name to samples in milliseconds, in the order of measuring.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+    if seconds_each < 0 or warmup_seconds < 0 or not 1 <= min_samples <= max_samples or rounds < 1:
+        raise ValueError(
+            "Expected seconds_each and warmup_seconds >= 0, 1 <= min_samples <= max_samples and rounds >= 1. "
+            f"Received: {seconds_each}, {warmup_seconds}, {min_samples}, {max_samples}, {rounds}."
+        )
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    spent: dict[str, int] = dict.fromkeys(candidates, 0)
+    budget = int(seconds_each * 1e9)
+    turn_length = budget // rounds
+
+    def drop(name: str, error: Exception) -> None:
+        if on_error is None:
+            raise error
+        del samples[name]
+        on_error(name, error)
+
+    def done(name: str) -> bool:
+        count = len(samples[name])
+        return count >= max_samples or (count >= min_samples and spent[name] >= budget)
+
+    for name, call in candidates.items():
+        try:
+            _warm_up(call, int(warmup_seconds * 1e9), clock)
+        except Exception as error:
+            drop(name, error)
+    forward = True
+    while waiting := [name for name in samples if not done(name)]:
+        for name in waiting if forward else reversed(waiting):
+            try:
+                spent[name] += _turn(candidates[name], samples[name], turn_length, max_samples, clock)
+            except Exception as error:
+                drop(name, error)
+                continue
+            if progress is not None:
+                part = min(len(samples[name]) / min_samples, spent[name] / budget if budget else 1.0)
+                progress(name, 100 if done(name) else min(99, int(100 * part)), 100)
+        forward = not forward
+    return samples
+
+
+def _warm_up(call: Callable[[], object], budget: int, clock: Callable[[], int]) -> None:
+    start = clock()
+    call()
+    while clock() - start < budget:
+        call()
+
+
+def _turn(
+    call: Callable[[], object], into: list[float], length: int, max_samples: int, clock: Callable[[], int]
+) -> int:
+    """Call until ``length`` nanoseconds have gone, at least once; return the nanoseconds spent in calls."""
+    spent = 0
+    while True:
+        start = clock()
+        call()
+        took = clock() - start
+        into.append(took / 1e6)
+        spent += took
+        if spent >= length or len(into) >= max_samples or (took <= 0 and length == 0):
+            return spent
+
+
+def summarize(samples_ms: list[float], batch: int) -> dict[str, Any]:
+    """Reduce samples to the numbers of a report.
+
+    Percentiles interpolate linearly between the samples (``PERCENTILE_METHOD``). With fewer than 100 samples the
+    99th percentile lies between the two largest: read it as the maximum (``p99_is_near_max`` says so).
+
+    Args:
+        samples_ms: milliseconds a call, one number or more.
+        batch: images a call.
+
+    Returns:
+        dict: ``n``, ``p50_ms``, ``p90_ms``, ``p99_ms``, ``mean_ms``, ``images_per_second`` (of the median call),
+        ``p99_is_near_max``, ``percentile_method``; numbers rounded to four significant digits.
+
+    Raises:
+        ValueError: no samples, or a batch below 1.
+    """
+    if not samples_ms or batch < 1:
+        raise ValueError(f"Expected one sample or more and a batch >= 1. Received: {len(samples_ms)}, {batch}.")
+    p50, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99), method=PERCENTILE_METHOD))
+    return {
+        "n": len(samples_ms),
+        "p50_ms": _significant(p50),
+        "p90_ms": _significant(p90),
+        "p99_ms": _significant(p99),
+        "mean_ms": _significant(float(np.mean(samples_ms))),
+        "images_per_second": _significant(batch * 1000.0 / p50) if p50 > 0 else None,
+        "p99_is_near_max": len(samples_ms) < 100,
+        "percentile_method": PERCENTILE_METHOD,
+    }
+
+
+def _significant(value: float, digits: int = 4) -> float:
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
