@@ -1,0 +1,184 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import scenarios as module
+from benchmarks.scenarios import Options, Scenario, make_opener, run_scenarios, scenarios
+from export.driver import Device, DriverStatus
+from export.sidecar import sidecar_path, write_plan
+from pipeline.errors import PipelineError, RunnerError
+from pipeline.runners.base import Outputs
+from tests import tiny_onnx
+
+QUICK = Options(seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    devices = (Device("Fake GPU", "8.9", 1 << 30),)
+    status = DriverStatus(True, "", "580", "13.0", devices) if there else DriverStatus(False, "no NVIDIA driver")
+    monkeypatch.setattr(module, "driver_status", lambda: status)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    for name in ("train/model.keras", "export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for flavour in ("tensorrt", "rtx"):
+        for precision in ("int8", "fp32"):
+            sidecar = {
+                "schema": 1,
+                "flavour": flavour,
+                "tensorrt_version": "1",
+                "compute_capability": None,
+                "targets": [],
+                "precision": precision,
+                "onnx_sha256": "",
+                "plan_sha256": "",
+                "plan_bytes": 4,
+                "profile": {"min": 2, "opt": 4, "max": 8},
+                "tensors": [],
+            }
+            write_plan(tmp_path / "build" / flavour / f"{precision}.plan", b"plan", sidecar)
+    return tmp_path
+
+
+def test_without_a_gpu_there_are_no_engines(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, False)
+    found = scenarios(artifacts, [1, 8])
+    one_batch = [("keras", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("onnxruntime", "int8")]
+    assert [(one.backend, one.precision) for one in found] == one_batch * 2
+    assert [one.batch for one in found] == [1] * 4 + [8] * 4
+    assert all("host to host: uint8 pixels" in one.includes for one in found)
+    caveats = {one.precision: one.caveat for one in found if one.backend == "onnxruntime"}
+    assert caveats["fp32"] == ""
+    assert "FP32" in caveats["fp16"]
+    assert "INT8 engines" in caveats["int8"]
+
+
+def test_with_a_gpu_the_engines_come_too(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, True)
+    found = [one for one in scenarios(artifacts, [1, 4, 20]) if one.backend == "tensorrt"]
+    at_4 = [one for one in found if one.batch == 4]
+    assert [(one.path.parent.name, one.precision) for one in at_4] == [
+        ("rtx", "fp32"),
+        ("rtx", "int8"),
+        ("tensorrt", "fp32"),
+        ("tensorrt", "int8"),
+    ]
+    caveats = {(one.path.parent.name, one.batch): one.caveat for one in found}
+    assert caveats["tensorrt", 4] == ""
+    assert "filled up to 2" in caveats["tensorrt", 1]
+    assert "pieces of 8" in caveats["tensorrt", 20]
+    assert "TensorRT-RTX" in caveats["rtx", 4]
+
+
+def test_an_engine_without_a_sidecar_is_left_out(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver(monkeypatch, True)
+    sidecar_path(artifacts / "build" / "rtx" / "fp32.plan").unlink()
+    found = scenarios(artifacts, [4], backends=["tensorrt"])
+    assert len(found) == 3
+    assert "fp32.json" in caplog.text
+
+
+def test_filters_and_missing_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, False)
+    (artifacts / "quantize" / "model.int8.onnx").unlink()
+    found = scenarios(artifacts, [1], backends=["onnxruntime"], precisions=["fp16", "int8"])
+    assert [one.precision for one in found] == ["fp16"]
+    assert scenarios(artifacts / "nothing", [1]) == []
+
+
+@pytest.mark.parametrize("batches", [[], [0], [4, -1]])
+def test_batches_are_checked(artifacts: Path, batches: list[int]) -> None:
+    with pytest.raises(PipelineError, match="batch sizes of 1 or more"):
+        scenarios(artifacts, batches)
+
+
+class Runner:
+    precision = "fp32"
+    max_batch = None
+    open = 0
+
+    def __init__(self, scenario: Scenario, log: list[Any]) -> None:
+        self.backend, self.log = scenario.backend, log
+
+    def __enter__(self) -> "Runner":
+        if self.backend == "cannot open":
+            raise RunnerError("no such library")
+        Runner.open += 1
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        Runner.open -= 1
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        if self.backend == "cannot run":
+            raise MemoryError("out of memory")
+        self.log.append((self.backend, pixels.copy()))
+        return Outputs(np.zeros((len(pixels), 2), np.float32), np.zeros((len(pixels), 2), np.float32))
+
+
+def scenario(backend: str, batch: int) -> Scenario:
+    return Scenario(backend, "fp32", batch, Path("/somewhere/private/build/model.bin"), "all", "none")
+
+
+def test_rows_come_in_order_and_a_failing_backend_does_not_stop_the_rest() -> None:
+    wanted = [scenario(name, batch) for name in ("good", "cannot open", "cannot run", "fine") for batch in (2, 5)]
+    log: list[Any] = []
+    rows = run_scenarios(wanted, lambda one: Runner(one, log), (6, 7), QUICK)
+    assert [(row["backend"], row["batch"]) for row in rows] == [(one.backend, one.batch) for one in wanted]
+    for row in rows:
+        if row["backend"] in ("good", "fine"):
+            assert len(row["samples_ms"]) == row["n"] == 3
+            assert row["images_per_second"] == pytest.approx(row["batch"] * 1000 / row["p50_ms"], rel=1e-3)
+            assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+            assert (row["includes"], row["caveat"]) == ("all", "none")
+            assert "error" not in row
+        else:
+            assert "samples_ms" not in row
+            assert "p50_ms" not in row
+    assert {row["backend"]: row["error"] for row in rows if "error" in row} == {
+        "cannot open": "RunnerError: no such library",
+        "cannot run": "MemoryError: out of memory",
+    }
+    assert Runner.open == 0
+    assert not any("private" in str(row) for row in rows)
+
+
+def test_pixels_are_the_same_noise_for_all() -> None:
+    log: list[Any] = []
+    run_scenarios([scenario("a", 3), scenario("b", 3)], lambda one: Runner(one, log), (6, 7), QUICK)
+    first = log[0][1]
+    assert first.shape == (3, 6, 7, 3)
+    assert first.dtype == np.uint8
+    assert len(np.unique(first)) > 100
+    assert {name for name, _ in log} == {"a", "b"}
+    assert all((pixels == first).all() for _, pixels in log)
+
+
+def test_onnxruntime_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, False)
+    for name, precision in (("export/model.onnx", "fp32"), ("quantize/model.int8.onnx", "int8")):
+        (tmp_path / name).parent.mkdir()
+        tiny_onnx.write(tmp_path / name, precision)
+    wanted = scenarios(tmp_path, [1, 4])
+    rows = run_scenarios(wanted, make_opener(threads=1), (tiny_onnx.SIZE, tiny_onnx.SIZE), QUICK)
+    assert [(row["precision"], row["batch"], row["n"]) for row in rows] == [
+        ("fp32", 1, 3),
+        ("int8", 1, 3),
+        ("fp32", 4, 3),
+        ("int8", 4, 3),
+    ]
+
+
+def test_openers() -> None:
+    opener = make_opener()
+    with pytest.raises(RunnerError, match="card of the Keras model"):
+        opener(scenario("keras", 1))
+    with pytest.raises(RunnerError, match="'tpu'"):
+        opener(scenario("tpu", 1))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from export.preprocessing import PreprocessingSpec
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A Keras model and what the export made of it."""
+
+    keras_model: Any
+    spec: PreprocessingSpec
+    path: Any
+    summary: Any
+    model: onnx.ModelProto
+
+
+def run_onnx(model: onnx.ModelProto, pixels: np.ndarray, exact: bool = False) -> list[np.ndarray]:
+    """All outputs; `exact` runs without any fusion, which is honest fake quantisation."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if exact:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
+    )
+    return session.run(None, {model.graph.input[0].name: pixels})
+
+
+def _export(folder, version: int, mode: str) -> Exported:
+    from export.keras_to_onnx import export_keras
+    from tests.export import keras_models
+
+    keras_model = keras_models.classifier(version, pooling="gap" if version == 1 else "flatten", nested=version == 1)
+    spec = PreprocessingSpec.from_mode(mode)
+    path = folder / "model.onnx"
+    summary = export_keras(keras_model, path, preprocessing=spec, classes=keras_models.CLASSES)
+    return Exported(keras_model, spec, path, summary, onnx.load(path))
+
+
+@pytest.fixture(scope="session")
+def v1(tmp_path_factory) -> Exported:
+    """A nested ResNet with caffe preprocessing and global average pooling."""
+    return _export(tmp_path_factory.mktemp("v1"), 1, "caffe")
+
+
+@pytest.fixture(scope="session")
+def v2(tmp_path_factory) -> Exported:
+    """A pre-activation ResNet with tf preprocessing and a Flatten head."""
+    return _export(tmp_path_factory.mktemp("v2"), 2, "tf")
+
+
+@pytest.fixture(scope="session", params=["v1", "v2"])
+def exported(request) -> Exported:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def quantized(exported):
+    """The exported model, its scales, the INT8 model and the placement."""
+    from export.calibration import Scales, collect_ranges
+    from export.quantize import quantizable_tensors, quantize
+    from tests.export import keras_models
+
+    batches = [keras_models.images(16, seed=seed) for seed in (1, 2)]
+    ranges = collect_ranges(exported.model, batches, quantizable_tensors(exported.model))
+    scales = Scales.from_ranges(ranges, images=32)
+    return exported, scales, *quantize(exported.model, scales)

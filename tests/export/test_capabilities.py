@@ -1,0 +1,235 @@
+import ast
+import enum
+import logging
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from export import capabilities, driver
+from export.capabilities import TensorRT, find_tensorrt, why_missing
+from export.driver import driver_status
+from export.errors import ExportError
+from tests.fake_gpu import FakeDriver
+
+ROOT = Path(__file__).parents[2]
+# What has to run on a GPU machine that holds Python 3.10, numpy and TensorRT.
+PORTABLE = (
+    "export.capabilities",
+    "export.driver",
+    "export.sidecar",
+    "export.inspection",
+    "export.build_steps",
+    "export.engine",
+    "pipeline.runners.cuda",
+    "pipeline.runners.tensorrt",
+    "benchmarks.timing",
+)
+BLOCKER = """
+import importlib, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top not in sys.stdlib_module_names and top not in ("numpy", "export", "pipeline", "benchmarks"):
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+sys.meta_path.insert(0, Blocker())
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+"""
+
+
+def module(**members: object) -> types.SimpleNamespace:
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    logger = type("ILogger", (), {"Severity": Severity})
+    return types.SimpleNamespace(
+        **{"__version__": "1.0", "Builder": 0, "OnnxParser": 0, "Runtime": 0, "ILogger": logger, **members}
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **found: object) -> None:
+    def fake_import(name: str) -> object:
+        result = found.get(name, ModuleNotFoundError(f"No module named '{name}'", name=name))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(capabilities, "_import", fake_import)
+    monkeypatch.setattr(capabilities, "_why_missing", {})
+
+
+def test_portable_modules_import_with_numpy_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKER, str(ROOT), *PORTABLE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_blocker_blocks() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKER, str(ROOT), "onnx"], capture_output=True, text=True, check=False
+    )
+    assert "blocked: onnx" in done.stderr
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_portable_modules_are_python_3_10(name: str) -> None:
+    path = ROOT / (name.replace(".", "/") + ".py")
+    tree = ast.parse(path.read_text(), feature_version=(3, 10))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            newer = {alias.name for alias in node.names} & {"Self", "StrEnum", "UTC", "assert_never", "Never"}
+            assert not newer, f"{path.name} imports {newer} of Python 3.11"
+            assert node.module != "tomllib"
+        if isinstance(node, ast.Import):
+            assert "tomllib" not in {alias.name for alias in node.names}
+
+
+def test_classic_comes_before_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt=module(__version__="10.13.0"), tensorrt_rtx_bindings=module(__version__="1.7.1"))
+    first, rtx = find_tensorrt(), find_tensorrt("rtx")
+    assert first is not None
+    assert rtx is not None
+    assert (first.flavour, first.version) == ("tensorrt", "10.13.0")
+    assert (rtx.flavour, rtx.version) == ("rtx", "1.7.1")
+    assert why_missing() == {}
+
+
+def test_rtx_is_found_under_its_second_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt_rtx=module())
+    found = find_tensorrt()
+    assert found is not None
+    assert found.flavour == "rtx"
+    assert set(why_missing()) == {"tensorrt"}
+
+
+def test_why_missing_names_the_broken_library_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt=ImportError("libcuda.so.1: cannot open shared object file"))
+    assert find_tensorrt() is None
+    reasons = why_missing()
+    assert "libcuda.so.1" in reasons["tensorrt"]
+    assert "is broken" in reasons["tensorrt"]
+    assert "not installed" in reasons["rtx"]
+    assert "pip install" in reasons["rtx"]
+
+
+def test_a_missing_part_and_a_stub_count_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing_part = ModuleNotFoundError("No module named 'tensorrt_libs'", name="tensorrt_libs")
+    install(monkeypatch, tensorrt=missing_part, tensorrt_rtx=types.SimpleNamespace(__version__="1"))
+    reasons = why_missing()
+    assert "tensorrt is broken: No module named 'tensorrt_libs'" in reasons["tensorrt"]
+    assert "tensorrt_rtx is broken: AttributeError" in reasons["rtx"]
+    assert "not installed" not in reasons["rtx"]
+
+
+def test_unknown_flavour() -> None:
+    with pytest.raises(ExportError, match=r"tensorrt, rtx.*'openvino'"):
+        find_tensorrt("openvino")
+
+
+def enumeration(*names: str) -> object:
+    return enum.IntEnum("Enumeration", names)
+
+
+@pytest.mark.parametrize(
+    ("network", "flags", "strong", "always"),
+    [
+        (("EXPLICIT_BATCH",), ("FP16", "INT8", "TF32"), False, False),  # 8.6
+        (("EXPLICIT_BATCH", "STRONGLY_TYPED"), ("FP16", "INT8", "TF32"), True, False),  # 10
+        (("STRONGLY_TYPED",), ("TF32",), True, True),  # 11
+    ],
+)
+def test_typing_is_asked_by_name(network: tuple[str, ...], flags: tuple[str, ...], strong: bool, always: bool) -> None:
+    made = module(
+        NetworkDefinitionCreationFlag=enumeration(*network), BuilderFlag=enumeration(*flags), IBuilderConfig=0
+    )
+    trt = TensorRT(made, "tensorrt", "?")
+    assert (trt.strongly_typed, trt.always_strong) == (strong, always)
+    assert not trt.targets
+    assert not trt.builds_without_gpu
+    assert trt.timing_cache_without_gpu
+    assert not trt.progress_monitor
+
+
+def test_a_missing_member_is_named() -> None:
+    trt = TensorRT(module(BuilderFlag=enumeration("TF32", "REFIT")), "tensorrt", "11.4.0")
+    assert trt.member("BuilderFlag", "REFIT") == 2
+    with pytest.raises(ExportError, match=r"BuilderFlag\.FP16.*tensorrt 11\.4\.0 with TF32, REFIT"):
+        trt.member("BuilderFlag", "FP16")
+    with pytest.raises(ExportError, match="no such enumeration"):
+        trt.member("QuantizationFlag", "X")
+
+
+def test_the_real_rtx() -> None:
+    trt = find_tensorrt("rtx")
+    if trt is None:
+        pytest.skip(why_missing()["rtx"])
+    assert trt.strongly_typed
+    assert trt.always_strong
+    assert trt.targets
+    assert trt.builds_without_gpu
+    assert trt.progress_monitor
+    assert not trt.timing_cache_without_gpu
+    assert trt.has("ComputeCapability", "SM89")
+
+
+def test_the_logger_keeps_errors_and_is_one_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    trt = TensorRT(module(), "tensorrt", "?")
+    heard = trt.logger()
+    severity = trt.module.ILogger.Severity
+    assert heard.lines() == "(TensorRT logged nothing)"
+    with caplog.at_level(logging.DEBUG, logger="export.capabilities"):
+        heard.log(severity.WARNING, "slow")
+        heard.log(severity.VERBOSE, "noise")
+    assert heard.lines() == "slow"
+    for number in range(20):
+        heard.log(severity.ERROR, f"e{number}")
+    assert heard.lines(2) == "e18 | e19"
+    assert "noise" not in caplog.text
+    assert "slow" in caplog.text
+    assert trt.logger() is heard
+    assert heard.lines() == "(TensorRT logged nothing)"
+
+
+def use_driver(monkeypatch: pytest.MonkeyPatch, fake: object) -> None:
+    def load() -> object:
+        if isinstance(fake, Exception):
+            raise fake
+        return fake
+
+    monkeypatch.setattr(driver, "_load_cuda", load)
+    monkeypatch.setattr(driver, "_kernel_driver_version", lambda: "580.95.05")
+
+
+def test_the_driver_lists_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_driver(monkeypatch, FakeDriver(count=2))
+    status = driver_status()
+    assert status
+    assert status.reason == ""
+    assert (status.driver_version, status.cuda_version) == ("580.95.05", "13.1")
+    assert len(status.devices) == 2
+    assert status.devices[1] == driver.Device("Fake GPU", "8.9", 24 << 30)
+
+
+@pytest.mark.parametrize(
+    ("fake", "words"),
+    [
+        (OSError("libcuda.so.1: cannot open shared object file"), "libcuda.so.1"),
+        (FakeDriver(init=100), r"CUDA_ERROR_NO_DEVICE \(100\)"),
+        (FakeDriver(count=0), "CUDA_VISIBLE_DEVICES"),
+        (types.SimpleNamespace(cuInit=lambda flags: 0), "not usable"),
+    ],
+)
+def test_no_driver_is_a_reason_and_never_an_exception(
+    monkeypatch: pytest.MonkeyPatch, fake: object, words: str
+) -> None:
+    use_driver(monkeypatch, fake)
+    status = driver_status()
+    assert not status
+    assert status.devices == ()
+    assert re.search(words, status.reason)

@@ -1,0 +1,484 @@
+import enum
+import errno
+import inspect
+import json
+import os
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from export import build_steps, driver, engine, sidecar
+from export.build_steps import configure, make_monitor, network_flags
+from export.capabilities import TensorRT, find_tensorrt, why_missing
+from export.engine import BatchProfile, EngineDeviceError, build_engine, check_engine, read_sidecar, sidecar_path
+from export.errors import ExportError
+from export.inspection import summarize_layers
+from export.keras_to_onnx import export_keras
+from export.sidecar import sha256_file
+from tests import tiny_onnx
+from tests.fake_gpu import FakeDriver
+
+PROFILE = BatchProfile(1, 4, 16)
+
+
+@pytest.fixture
+def rtx() -> TensorRT:
+    found = find_tensorrt("rtx")
+    if found is None:
+        pytest.skip(why_missing()["rtx"])
+    return found
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> Any:
+        raise OSError("libcuda.so.1: no such file")
+
+    monkeypatch.setattr(driver, "_load_cuda", load)
+
+
+def build(tmp_path: Path, trt: TensorRT, precision: str = "fp32", **options: Any) -> dict[str, Any]:
+    source = options.pop("source", None) or tiny_onnx.write(tmp_path / f"{precision}.onnx", precision)
+    plan = tmp_path / "build" / f"{precision}.plan"
+    return build_engine(source, plan, precision=precision, profile=PROFILE, trt=trt, **options)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 4), (1, 8, 4), (1.0, 2, 3), (True, 2, 3)])
+def test_profile_refuses(sizes: tuple[Any, ...]) -> None:
+    with pytest.raises(ExportError, match="1 <= min <= opt <= max"):
+        BatchProfile(*sizes)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_driver: None, precision: str) -> None:
+    made = build(tmp_path, rtx, precision)
+    plan = tmp_path / "build" / f"{precision}.plan"
+    assert left(plan.parent) == [f"{precision}.json", f"{precision}.plan"]
+    assert made == read_sidecar(plan) == json.loads(sidecar_path(plan).read_text())
+    assert made["plan_sha256"] == sha256_file(plan)
+    assert made["plan_bytes"] == plan.stat().st_size > 10_000
+    assert made["onnx_sha256"] == sha256_file(tmp_path / f"{precision}.onnx")
+    assert (made["flavour"], made["tensorrt_version"]) == ("rtx", rtx.version)
+    assert made["precision"] == precision
+    assert made["profile"] == {"min": 1, "opt": 4, "max": 16}
+    images, logits, probabilities = made["tensors"]
+    assert images == {
+        "name": "images",
+        "mode": "input",
+        "dtype": "uint8",
+        "shape": [-1, 16, 16, 3],
+        "profile": {"min": [1, 16, 16, 3], "opt": [4, 16, 16, 3], "max": [16, 16, 16, 3]},
+    }
+    assert logits == {"name": "logits", "mode": "output", "dtype": "float32", "shape": [-1, 4]}
+    assert probabilities["name"] == "probabilities"
+    assert made["classes"] == list(tiny_onnx.CLASSES)
+    assert made["preprocessing"] == tiny_onnx.SPEC
+    assert made["network_layers"]["CONVOLUTION"] == 1
+    assert made["network_layers"].get("QUANTIZE", 0) == (2 if precision == "int8" else 0)
+    assert made["options"]["tf32"] is False
+    assert made["options"]["flags"] == []
+    # Built without a GPU: nothing is said about one.
+    assert [made[key] for key in ("gpu", "driver_version", "compute_capability", "layers")] == [None] * 4
+    assert "libcuda.so.1" in made["layers_reason"]
+    assert made["targets"] == []
+    assert made["runs_on"].startswith("compute capability 8.0 and later")
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded"),
+    [
+        (("SM80",), ["8.0"]),
+        (("8.6", "sm89", "12.0"), ["8.6", "8.9", "12.0"]),
+        (("SM86", "8.6"), ["8.6"]),
+    ],
+)
+def test_targets(tmp_path: Path, rtx: TensorRT, no_driver: None, asked: tuple[str, ...], recorded: list[str]) -> None:
+    made = build(tmp_path, rtx, "fp16", targets=asked)
+    assert made["targets"] == recorded
+    plan = tmp_path / "build" / "fp16.plan"
+    assert check_engine(plan, rtx, recorded[-1]) == made
+    with pytest.raises(ExportError, match=r"compute capability 8\..*Received: 7\.5 here"):
+        check_engine(plan, rtx, "7.5")
+
+
+def test_a_target_that_does_not_exist_names_those_that_do(tmp_path: Path, rtx: TensorRT) -> None:
+    with pytest.raises(ExportError, match=r"ComputeCapability.SM35.*SM80, SM86"):
+        build(tmp_path, rtx, targets=("3.5",))
+
+
+def test_the_current_gpu_needs_one(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
+    with pytest.raises(EngineDeviceError, match=r"current GPU.*libcuda\.so\.1"):
+        build(tmp_path, rtx, targets=("current",))
+
+
+def test_options_reach_the_builder(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
+    plain = build(tmp_path, rtx)
+    tuned = build(tmp_path, rtx, tf32=True, workspace_mib=64, optimization_level=2)
+    assert tuned["options"] == {
+        "tf32": True,
+        "workspace_mib": 64,
+        "optimization_level": 2,
+        "strongly_typed": True,
+        "flags": ["TF32"],
+    }
+    assert tuned["plan_sha256"] != plain["plan_sha256"]
+
+
+def test_extra_wins_over_the_onnx_metadata(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
+    made = build(tmp_path, rtx, extra={"classes": ["a", "b", "c", "d"], "recipe": "digits"})
+    assert made["classes"] == ["a", "b", "c", "d"]
+    assert made["preprocessing"] == tiny_onnx.SPEC
+    assert made["metadata"] == {"recipe": "digits"}
+
+
+def test_progress_is_told_and_complete(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
+    told: list[tuple[str, int, int]] = []
+    build(tmp_path, rtx, progress=lambda *step: told.append(step))
+    phases = {phase: (done, steps) for phase, done, steps in told}
+    assert len(phases) > 3
+    assert all(done == steps for done, steps in phases.values())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_interrupt_stops_the_build_and_leaves_nothing(
+    tmp_path: Path, rtx: TensorRT, no_driver: None, error: type[BaseException]
+) -> None:
+    calls = []
+
+    def progress(*step: Any) -> None:
+        calls.append(step)
+        if len(calls) == 5:
+            raise error
+
+    with pytest.raises(error):
+        build(tmp_path, rtx, progress=progress)
+    assert len(calls) == 5
+    assert left(tmp_path / "build") == []
+
+
+def damaged(kind: str, path: Path) -> Path:
+    model = tiny_onnx.classifier()
+    content = model.SerializeToString()
+    if kind == "truncated":
+        content = content[: len(content) // 2]
+    if kind == "empty":
+        content = b""
+    if kind == "unknown operator":
+        model.graph.node[3].op_type, model.graph.node[3].domain = "FancyRelu", "my.ops"
+        model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
+        content = model.SerializeToString()
+    if kind == "float input":
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        content = model.SerializeToString()
+    if kind == "fixed batch":
+        content = tiny_onnx.classifier(batch=4).SerializeToString()
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("truncated", "Failed to parse the ONNX model"),
+        ("empty", "an empty graph"),
+        ("unknown operator", r"Plugin not found.*node 3: relu, FancyRelu"),
+        ("float input", r"images float32 \[-1, 16, 16, 3\]"),
+        ("fixed batch", r"\[4, 16, 16, 3\]"),
+    ],
+)
+def test_damaged_onnx_is_refused_in_tensorrts_words(
+    tmp_path: Path, rtx: TensorRT, no_driver: None, kind: str, words: str
+) -> None:
+    with pytest.raises(ExportError, match=f"(?s)Expected .*Received: .*{words}"):
+        build(tmp_path, rtx, source=damaged(kind, tmp_path / "bad.onnx"))
+    assert left(tmp_path / "build") == []
+
+
+def test_a_failed_build_carries_the_loggers_lines(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
+    with pytest.raises(ExportError, match=r"SM75.*FP32 GEMM is not supported"):
+        build(tmp_path, rtx, targets=("7.5",))
+    assert left(tmp_path / "build") == []
+
+
+@pytest.mark.parametrize(
+    ("holds", "asked"),
+    [("fp32", "fp16"), ("fp32", "int8"), ("fp16", "fp32"), ("fp16", "int8"), ("int8", "fp32"), ("int8", "fp16")],
+)
+def test_a_graph_of_another_precision_is_refused(
+    tmp_path: Path, rtx: TensorRT, no_driver: None, holds: str, asked: str
+) -> None:
+    source = tiny_onnx.write(tmp_path / "model.onnx", holds)
+    with pytest.raises(ExportError, match=f"for precision {asked}.*quantize stage"):
+        build(tmp_path, rtx, asked, source=source)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "bf16"}, "'bf16'"),
+        ({"optimization_level": 6}, "from 0 to 5. Received: 6"),
+        ({"plan_path": "x.json"}, "sidecar's name"),
+        ({"onnx_path": "gone.onnx"}, "gone.onnx. Received: no such file"),
+    ],
+)
+def test_a_wrong_request_is_refused_at_once(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    source = tiny_onnx.write(tmp_path / "model.onnx")
+    given = {"onnx_path": source, "plan_path": tmp_path / "x.plan", "precision": "fp32", **options}
+    untouched = TensorRT(types.SimpleNamespace(), "rtx", "?")
+    with pytest.raises(ExportError, match=words):
+        build_engine(given.pop("onnx_path"), given.pop("plan_path"), profile=PROFILE, trt=untouched, **given)
+
+
+def disk_full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_engine(
+    tmp_path: Path, rtx: TensorRT, no_driver: None, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    old = build(tmp_path, rtx)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, disk_full)
+        with pytest.raises(ExportError, match=r"No space left on device.*Free space"):
+            build(tmp_path, rtx, tf32=True)
+    assert left(tmp_path / "build") == ["fp32.json", "fp32.plan"]
+    assert check_engine(tmp_path / "build" / "fp32.plan", rtx) == old
+
+
+def test_a_plan_never_stays_without_its_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def second_fails(source: Any, target: Any) -> None:
+        if str(target).endswith(".json"):
+            disk_full()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(ExportError, match="No space left"):
+        sidecar.write_plan(tmp_path / "x.plan", b"plan", {})
+    assert left(tmp_path) == []
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A plan of a TensorRT 10.13 for a GPU of compute capability 8.9, which nobody needs to run."""
+    path = tmp_path / "fp16.plan"
+    path.write_bytes(b"plan" * 1000)
+    content = {
+        "schema": 1,
+        "flavour": "tensorrt",
+        "tensorrt_version": "10.13.0",
+        "compute_capability": "8.9",
+        "targets": [],
+        "precision": "fp16",
+        "onnx_sha256": "0" * 64,
+        "plan_sha256": sha256_file(path),
+        "plan_bytes": 4000,
+        "profile": {"min": 1, "opt": 2, "max": 4},
+        "tensors": [],
+    }
+    sidecar_path(path).write_text(json.dumps(content))
+    return path
+
+
+def library(flavour: str = "tensorrt", version: str = "10.13.0") -> TensorRT:
+    return TensorRT(types.SimpleNamespace(), flavour, version)
+
+
+def change(**values: Any) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        content = json.loads(sidecar_path(path).read_text())
+        for key, value in values.items():
+            content.pop(key) if value is None else content.update({key: value})
+        sidecar_path(path).write_text(json.dumps(content))
+
+    return edit
+
+
+def test_the_right_engine_is_taken(plan: Path) -> None:
+    assert check_engine(plan, library(), "8.9")["precision"] == "fp16"
+    assert check_engine(plan, library())["compute_capability"] == "8.9"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(b"plaN" * 1000), "sha256 [0-9a-f]{64}.*Received: sha256 [0-9a-f]{64}"),
+        (lambda path: path.write_bytes(b"plan" * 500), "4000 bytes. Received: 2000 bytes: truncated"),
+        (lambda path: path.unlink(), "a readable plan. Received: .*No such file"),
+        (lambda path: sidecar_path(path).unlink(), "sidecar .*fp16.json.* Received: No such file"),
+        (lambda path: sidecar_path(path).write_text("{"), "Expected JSON in .*fp16.json"),
+        (lambda path: sidecar_path(path).write_text("[]"), "schema 1 .*Received: 'list'"),
+        (change(schema=2), "schema 1 .*Received: 2"),
+        (change(plan_sha256=None), "'plan_sha256' of type str .*Received: nothing"),
+        (change(plan_bytes="4000"), "'plan_bytes' of type int .*Received: '4000'"),
+        (change(profile={"min": 1}), "min, opt and max"),
+    ],
+)
+def test_altered_plans_and_sidecars_are_refused(plan: Path, damage: Callable[[Path], None], words: str) -> None:
+    damage(plan)
+    with pytest.raises(ExportError, match=f"{words}.*python -m pipeline build -c RECIPE --force"):
+        check_engine(plan, library(), "8.9")
+
+
+@pytest.mark.parametrize(
+    ("trt", "capability", "words"),
+    [
+        (library("rtx"), "8.9", "flavour tensorrt, which built it. Received: flavour rtx here"),
+        (library(version="10.16.1"), "8.9", r"TensorRT 10\.13\.0, which built it. Received: TensorRT 10\.16\.1 here"),
+        (library(), "9.0", r"compute capability 8\.9, where it was built. Received: 9\.0 here"),
+    ],
+)
+def test_an_engine_for_something_else_is_refused(plan: Path, trt: TensorRT, capability: str, words: str) -> None:
+    with pytest.raises(ExportError, match=f"{words}.*--force"):
+        check_engine(plan, trt, capability)
+
+
+class Config:
+    """Records what is set; has the methods that every version has."""
+
+    def __init__(self) -> None:
+        self.on = {"TF32"}
+        self.sources = self.preview = None
+
+    def set_flag(self, flag: Any) -> None:
+        self.on.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.on.discard(flag.name)
+
+    def set_tactic_sources(self, sources: int) -> None:
+        self.sources = sources
+
+    def set_preview_feature(self, feature: Any, on: bool) -> None:
+        self.preview = (feature.name, on)
+
+
+def version(major: int) -> TensorRT:
+    """The names that a version has, as far as the choice of flags goes, with that version's numbers."""
+    names: dict[str, dict[str, int]] = {
+        "ProfilingVerbosity": {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2},
+        "TacticSource": {"EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4},
+        "NetworkDefinitionCreationFlag": {
+            8: {"EXPLICIT_BATCH": 0},
+            10: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
+            11: {"STRONGLY_TYPED": 0},
+        }[major],
+        "BuilderFlag": {"TF32": 2} if major == 11 else {"FP16": 0, "INT8": 1, "TF32": 7},
+        "PreviewFeature": {"DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": 1} if major == 8 else {"OTHER": 0},
+    }
+    enums = {name: enum.IntEnum(name, members) for name, members in names.items()}
+    return TensorRT(types.SimpleNamespace(**enums, IBuilderConfig=Config), "tensorrt", f"{major}.x")
+
+
+@pytest.mark.parametrize(
+    ("major", "precision", "flags"),
+    [
+        (8, "fp32", []),
+        (8, "fp16", ["FP16"]),
+        (8, "int8", ["INT8", "FP16"]),
+        (10, "fp16", []),
+        (10, "int8", []),
+        (11, "int8", []),
+    ],
+)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_precision_flags_only_where_typing_is_weak(major: int, precision: str, flags: list[str], tf32: bool) -> None:
+    trt, config = version(major), Config()
+    assert configure(trt, config, precision, tf32, None, None, ()) == flags + ["TF32"] * tf32
+    assert config.on == {*flags, *(["TF32"] * tf32)}
+    assert config.profiling_verbosity.name == "DETAILED"  # type: ignore[attr-defined]
+    external = ("DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", True)
+    assert (config.preview, config.sources) == ((external, 24) if major == 8 else (None, None))
+
+
+@pytest.mark.parametrize(("major", "bits"), [(8, 1), (10, 2), (11, 1)])
+def test_the_network_flag_is_asked_by_name(major: int, bits: int) -> None:
+    assert network_flags(version(major)) == bits
+
+
+@pytest.mark.parametrize("major", [8, 10, 11])
+def test_classic_tensorrt_is_not_touched_without_a_driver(tmp_path: Path, no_driver: None, major: int) -> None:
+    # The fake has no Builder at all, so touching it would be an AttributeError.
+    with pytest.raises(EngineDeviceError, match=r"tensorrt \d+\.x\. Received: no NVIDIA driver.*tensorrt-rtx"):
+        build(tmp_path, version(major))
+    assert left(tmp_path / "build") == []
+
+
+def test_classic_tensorrt_takes_no_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "driver_status", lambda: driver._ask(FakeDriver()))
+    with pytest.raises(ExportError, match=r"Expected no targets.*\['8\.6'\]"):
+        build(tmp_path, version(11), targets=("8.6",))
+
+
+def test_what_a_sidecar_says_about_the_machine(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT) -> None:
+    monkeypatch.setattr(driver, "_kernel_driver_version", lambda: "580.95.05")
+    here = driver._ask(FakeDriver())
+    classic = engine._machine(version(10), here, [])
+    assert (classic["compute_capability"], classic["gpu"]) == ("8.9", "Fake GPU")
+    assert (classic["driver_version"], classic["cuda_version"]) == ("580.95.05", "13.1")
+    portable = engine._machine(rtx, here, [])
+    assert (portable["compute_capability"], portable["gpu"]) == (None, "Fake GPU")
+    assert engine._targets(rtx, ["current"], here) == ["8.9"]
+
+
+def test_the_monitor_cancels_after_an_error() -> None:
+    base = type("IProgressMonitor", (), {})
+    trt = TensorRT(types.SimpleNamespace(IProgressMonitor=base), "tensorrt", "?")
+
+    def progress(phase: str, done: int, steps: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monitor = make_monitor(trt, progress)
+    monitor.phase_start("tactics", None, 3)
+    assert monitor.step_complete("tactics", 0)
+    assert not monitor.step_complete("tactics", 1)
+    assert not monitor.step_complete("tactics", 2)
+    assert isinstance(monitor.error, KeyboardInterrupt)
+
+
+OLD_LAYER = {
+    "Name": "conv1 + relu",
+    "LayerType": "CaskConvolution",
+    "Inputs": [{"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+    "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
+}
+NEW_LAYER = {
+    "Name": "conv2",
+    "LayerType": "Convolution",
+    "Inputs": [{"Name": "x", "Format": "kLINEAR", "DataType": "Half"}],
+    "Outputs": [],
+}
+
+
+def test_layers_are_counted_in_the_forms_of_all_versions() -> None:
+    cast = {"Name": "cast", "LayerType": "Reformat", "Inputs": [{"DataType": "UInt8"}], "Outputs": []}
+    found = summarize_layers(json.dumps({"Layers": [OLD_LAYER, NEW_LAYER, cast, "a name alone"]}))
+    assert found["count"] == 4
+    assert found["by_precision"] == {"int8": 1, "fp16": 1, "uint8": 1, "unknown": 1}
+    assert found["by_type"] == {"CaskConvolution": 1, "Convolution": 1, "Reformat": 1, "unknown": 1}
+    assert (found["convolutions"], found["int8_convolutions"]) == (2, 1)
+    assert found["layers"][0] == ["conv1 + relu", "CaskConvolution", "int8"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"Layers": null}'])
+def test_an_unreadable_inspector_is_a_reason(text: str) -> None:
+    found = summarize_layers(text)
+    assert found["count"] is None
+    assert "not understood" in found["reason"]
+
+
+def test_the_names_are_those_that_the_export_gives() -> None:
+    given = inspect.signature(export_keras).parameters
+    assert given["input_name"].default == build_steps.INPUT
+    assert (given["logits_name"].default, given["probabilities_name"].default) == build_steps.OUTPUTS

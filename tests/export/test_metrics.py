@@ -1,0 +1,151 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from export import metrics
+from export.errors import ExportError
+
+FINITE = st.floats(-1e3, 1e3, width=32)
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6)
+
+
+@st.composite
+def pairs(draw):
+    shape = draw(SHAPES)
+    return tuple(draw(hnp.arrays(np.float32, shape, elements=FINITE)) for _ in range(2))
+
+
+@given(pairs())
+def test_against_plain_python(pair):
+    a, b = pair
+    flat = [(float(x), float(y)) for x, y in zip(a.ravel(), b.ravel())]
+    difference = max(abs(x - y) for x, y in flat)
+    largest = max(abs(x) for x, _ in flat)
+    noise = math.fsum((x - y) ** 2 for x, y in flat)
+    signal = math.fsum(x * x for x, _ in flat)
+    assert metrics.max_abs(a, b) == difference
+    if difference == 0:
+        assert metrics.relative_error(a, b) == 0
+        assert metrics.sqnr_db(a, b) == math.inf
+    elif largest == 0:
+        assert metrics.relative_error(a, b) == math.inf
+        assert metrics.sqnr_db(a, b) == -math.inf
+    else:
+        assert metrics.relative_error(a, b) == pytest.approx(difference / largest)
+        if noise > 0 and signal > 0:
+            assert metrics.sqnr_db(a, b) == pytest.approx(10 * (math.log10(signal) - math.log10(noise)), abs=1e-9)
+    agreement = sum(list(x).index(max(x)) == list(y).index(max(y)) for x, y in zip(a.tolist(), b.tolist())) / len(a)
+    assert metrics.top1_agreement(a, b) == pytest.approx(agreement)
+
+
+@given(pairs())
+def test_cosine_against_plain_python(pair):
+    a, b = pair
+    values = []
+    for x, y in zip(a.tolist(), b.tolist()):
+        norms = math.hypot(*x) * math.hypot(*y)
+        if x == y:
+            values.append(1.0)
+        else:
+            values.append(math.fsum(p * q for p, q in zip(x, y)) / norms if norms > 0 else 0.0)
+    assert metrics.cosine(a, b) == pytest.approx(sum(values) / len(values), abs=1e-6)
+
+
+@given(pairs(), st.floats(0.1, 100))
+def test_relative_numbers_do_not_know_the_scale(pair, factor):
+    a, b = (x.astype(np.float64) for x in pair)
+    if np.abs(a).max() > 1e-3 and np.abs(a - b).max() > 1e-3:
+        assert metrics.relative_error(a * factor, b * factor) == pytest.approx(metrics.relative_error(a, b), rel=1e-9)
+        assert metrics.sqnr_db(a * factor, b * factor) == pytest.approx(metrics.sqnr_db(a, b), abs=1e-6)
+
+
+@given(pairs(), st.sampled_from([math.nan, math.inf, -math.inf]), st.data())
+def test_a_value_that_is_not_finite_never_looks_good(pair, bad, data):
+    a, _ = pair
+    b = a.copy()
+    row, column = (data.draw(st.integers(0, n - 1)) for n in a.shape)
+    b[row, column] = bad
+    result = metrics.compare(a, b, labels=np.argmax(a, axis=1))
+    perfect = metrics.compare(a, a)
+    assert not result.finite
+    assert result.max_abs == math.inf
+    assert result.relative_error == math.inf
+    assert result.sqnr_db == -math.inf
+    assert result.top1_agreement == pytest.approx(1 - 1 / len(a))
+    assert result.candidate_accuracy == pytest.approx(1 - 1 / len(a))
+    assert result.reference_accuracy == 1
+    assert result.cosine < perfect.cosine
+
+
+def test_float64_reductions():
+    """A million values of 1e-4 beside 1e4: float32 sums would lose the noise."""
+    a = np.full((1000, 1000), 1e4, dtype=np.float32)
+    b = a + np.float32(1e-2)
+    exact = float(b[0, 0]) - 1e4
+    assert metrics.sqnr_db(a, b) == pytest.approx(20 * math.log10(1e4 / exact), abs=1e-6)
+
+
+def test_to_dict_is_strict_json():
+    a = np.array([[1.0, 2.0], [3.0, 1.0]])
+    equal = metrics.compare(a, a).to_dict()
+    broken = metrics.compare(a, a * np.nan).to_dict()
+    for data in (equal, broken):
+        assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert equal["sqnr_db"] is None
+    assert equal["finite"] is True
+    assert broken["sqnr_db"] is None
+    assert broken["finite"] is False
+    assert broken["top1_agreement"] == 0
+    assert equal["agreement_interval"][1] == 1
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
+def test_wilson_solves_its_equation(counts, confidence):
+    """The bounds are the shares p for which the observed share is just z standard errors of p away."""
+    successes, n = counts
+    low, high = metrics.wilson_interval(successes, n, confidence)
+    share = successes / n
+    assert 0 <= low <= share <= high <= 1
+    from statistics import NormalDist
+
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    for bound in (low, high):
+        if 0 < bound < 1:
+            assert abs(share - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), rel=1e-6, abs=1e-12)
+
+
+def test_wilson_published_value():
+    low, high = metrics.wilson_interval(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert metrics.wilson_interval(0, 0) == (0, 1)
+    assert metrics.wilson_interval(0, 5)[0] == 0
+    assert metrics.wilson_interval(5, 5)[1] == 1
+
+
+@pytest.mark.parametrize(("successes", "n", "confidence"), [(2, 1, 0.95), (-1, 1, 0.95), (1, 1, 1.0)])
+def test_wilson_refuses_nonsense(successes, n, confidence):
+    with pytest.raises(ExportError, match="Expected"):
+        metrics.wilson_interval(successes, n, confidence)
+
+
+def test_shapes_and_references_are_checked():
+    a = np.ones((2, 3))
+    with pytest.raises(ExportError, match=r"\(2, 3\) and \(3, 2\)"):
+        metrics.compare(a, a.T)
+    with pytest.raises(ExportError, match="finite reference"):
+        metrics.compare(a * np.nan, a)
+    with pytest.raises(ExportError, match="labels"):
+        metrics.accuracy(a, np.eye(3)[:2])
+    with pytest.raises(ExportError, match="logits"):
+        metrics.accuracy(np.ones(3), np.zeros(1, int))
+
+
+def test_accuracy():
+    logits = np.array([[1, 2], [2, 1], [np.nan, 5]])
+    assert metrics.accuracy(logits, np.array([1, 1, 1])) == pytest.approx(1 / 3)
+    assert metrics.accuracy(logits, np.array([-1, -1, -1])) == 0

@@ -1,0 +1,111 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from export import graph
+from export.errors import ExportError
+from export.metrics import compare
+from export.precision import preprocessing_nodes, to_fp16
+from tests.export.conftest import run_onnx
+from tests.export.keras_models import images
+from tests.export.tiny_graphs import floats
+from tests.export.tiny_graphs import graph as tiny
+
+
+def element_types(model):
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {t.name: t.data_type for t in inferred.initializer}
+    for info in (*inferred.input, *inferred.value_info, *inferred.output):
+        types[info.name] = info.type.tensor_type.elem_type
+    return types
+
+
+@pytest.fixture(scope="module")
+def halved(exported):
+    before = exported.model.SerializeToString()
+    model = to_fp16(exported.model)
+    assert exported.model.SerializeToString() == before
+    return exported, model
+
+
+def test_agreement(halved):
+    exported, model = halved
+    pixels = images(16, seed=9)
+    result = compare(run_onnx(exported.model, pixels)[0], run_onnx(model, pixels)[0])
+    assert result.sqnr_db >= 50
+    assert result.top1_agreement == 1
+    assert result.max_abs > 0  # it really computed in another type
+
+
+def test_types(halved):
+    exported, model = halved
+    types = element_types(model)
+    assert graph.opset(model) >= 19
+    assert types["images"] == TensorProto.UINT8
+    assert types["logits"] == types["probabilities"] == TensorProto.FLOAT
+    seen = set()
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Relu", "MatMul", "MaxPool", "GlobalAveragePool"):
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}, node.name
+        if node.op_type == "Softmax":
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}
+        seen.add(node.op_type)
+    assert {"Conv", "MatMul", "Softmax"} <= seen
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_preprocessing_is_fp32_until_right_before_the_first_conv(halved):
+    _, model = halved
+    types, made = element_types(model), graph.producers(model.graph)
+    conv = next(n for n in model.graph.node if n.op_type == "Conv")
+    cast = made[conv.input[0]]
+    assert cast.op_type == "Cast"
+    assert types[cast.input[0]] == TensorProto.FLOAT
+    for node in preprocessing_nodes(model)[:-1]:
+        assert types[node.output[0]] == TensorProto.FLOAT, node.name
+    assert [n.op_type for n in preprocessing_nodes(model)][0] == "Cast"
+
+
+def test_no_more_casts_than_needed(halved):
+    """uint8 -> FP32, FP32 -> FP16 before the first Conv, FP16 -> FP32 logits: the Softmax reads the logits."""
+    exported, model = halved
+    assert graph.op_counts(model)["Cast"] == 3
+    softmax = next(n for n in model.graph.node if n.op_type == "Softmax")
+    assert list(softmax.input) == ["logits"]
+    rest = {k: v for k, v in graph.op_counts(model).items() if k != "Cast"}
+    assert rest == {k: v for k, v in graph.op_counts(exported.model).items() if k != "Cast"}
+
+
+def test_names_and_metadata_stay(halved):
+    exported, model = halved
+    assert {p.key: p.value for p in model.metadata_props} == {p.key: p.value for p in exported.model.metadata_props}
+    names = [n.name for n in model.graph.node]
+    assert {n.name for n in exported.model.graph.node} <= set(names)
+    assert len(set(names)) == len(names)
+    assert graph.tensor_shapes(model)["logits"] == ("batch", 5)
+
+
+@pytest.mark.parametrize("value", [7e4, np.nan, -np.inf])
+def test_a_weight_beyond_fp16_is_named(v1, value):
+    model = graph.copy_model(v1.model)
+    tensor = next(t for t in model.graph.initializer if t.name == "conv2_block1_2_conv/Conv/weight")
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[0, 0, 0, 0] = value
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    with pytest.raises(ExportError, match="conv2_block1_2_conv/Conv/weight"):
+        to_fp16(model)
+
+
+def test_a_constant_of_the_fp32_part_may_be_larger():
+    nodes = [
+        ("Cast", ["x"], "f", {"to": TensorProto.FLOAT}),
+        ("Mul", ["f", "big"], "m", {}),
+        ("Mul", ["m", "small"], "s", {}),
+        ("Conv", ["s", "w"], "y", {}),
+    ]
+    constants = {"big": np.float32(1e6), "small": np.float32(1e-7), "w": floats(2, 4, 3, 3)}
+    model = tiny(nodes, constants, dtype=TensorProto.UINT8)
+    x = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 6), dtype=np.uint8)
+    expected, received = run_onnx(model, x)[0], run_onnx(to_fp16(model), x)[0]
+    assert np.abs(received - expected).max() <= 2e-3 * np.abs(expected).max()

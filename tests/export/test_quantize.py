@@ -1,0 +1,250 @@
+import logging
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from export import graph
+from export.calibration import Scales, collect_ranges
+from export.errors import ExportError
+from export.metrics import compare
+from export.placement import quantized_edges, skip_input
+from export.quantize import placement_table, quantizable_tensors, quantize, weight_scales
+from tests.export.conftest import run_onnx
+from tests.export.keras_models import images
+from tests.export.tiny_graphs import floats
+from tests.export.tiny_graphs import graph as tiny
+
+
+def dequantizer(model, name):
+    """The DequantizeLinear and QuantizeLinear behind a tensor, or None."""
+    made = graph.producers(model.graph)
+    after = made.get(name)
+    if after is None or after.op_type != "DequantizeLinear":
+        return None
+    before = made[after.input[0]]
+    assert before.op_type == "QuantizeLinear"
+    assert list(before.input[1:]) == list(after.input[1:])
+    return before, after
+
+
+def test_sqnr(quantized):
+    exported, _, model, _ = quantized
+    pixels = images(32, seed=11)
+    result = compare(run_onnx(exported.model, pixels)[0], run_onnx(model, pixels, exact=True)[0])
+    assert result.finite
+    assert result.sqnr_db >= 20
+    assert result.sqnr_db < 60  # eight bits cannot be better: something is not quantised
+
+
+def test_every_conv_reads_int8_and_keeps_its_bias_in_float(quantized):
+    _, scales, model, _ = quantized
+    table = graph.constants(model.graph)
+    convs = [n for n in model.graph.node if n.op_type == "Conv"]
+    assert convs
+    for conv in convs:
+        assert dequantizer(model, conv.input[0]) is not None, conv.name
+        before, after = dequantizer(model, conv.input[1])
+        assert before.input[0] in table
+        assert [graph.attribute(n, "axis") for n in (before, after)] == [0, 0]
+        assert numpy_helper.to_array(table[before.input[1]]).shape == (table[before.input[0]].dims[0],)
+        if len(conv.input) > 2:
+            assert table[conv.input[2]].data_type == TensorProto.FLOAT16
+
+
+def test_scales_and_zero_points(quantized):
+    _, scales, model, _ = quantized
+    table = graph.constants(model.graph)
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    counts = graph.op_counts(model)
+    assert counts["QuantizeLinear"] == counts["DequantizeLinear"] == len(pairs) / 2
+    assert counts["QuantizeLinear"] == len(scales.scales) + counts["Conv"]  # one pair a tensor
+    for node in pairs:
+        scale, zero = table[node.input[1]], table[node.input[2]]
+        assert scale.data_type == TensorProto.FLOAT16
+        assert zero.data_type == TensorProto.INT8
+        assert numpy_helper.to_array(scale).min() >= 2.0**-14
+        assert not numpy_helper.to_array(zero).any()
+        assert list(zero.dims) == list(scale.dims)
+    assert graph.opset(model) >= 19
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_only_the_skip_branch_of_an_add_is_quantized(quantized):
+    exported, _, model, _ = quantized
+    adds = [n for n in model.graph.node if n.op_type == "Add" and "bn/" not in n.name and "predictions" not in n.name]
+    assert len(adds) == 4
+    made = graph.producers(model.graph)
+    for add in adds:
+        pairs = [dequantizer(model, name) for name in add.input]
+        assert sum(p is not None for p in pairs) == 1, add.name
+        main = next(name for name, pair in zip(add.input, pairs) if pair is None)
+        assert made[main].op_type == "Conv"
+        assert made[main].name.split("/")[0].endswith("_3_conv"), "the main branch ends in the third convolution"
+        skip = made[next(pair for pair in pairs if pair)[0].input[0]]
+        if "block1" in add.name:
+            assert skip.name.split("/")[0].endswith("_0_conv"), "a projection is the skip branch"
+        else:
+            assert skip.op_type in ("Relu", "Add", "MaxPool")
+
+
+def test_what_stays_in_float(quantized):
+    exported, _, model, rows = quantized
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Softmax", "Relu", "Reshape", "Squeeze"):
+            assert all(dequantizer(model, name) is None for name in node.input), node.name
+    precisions = {(row.keras_layer, row.op): row.precision for row in rows}
+    assert precisions["predictions", "MatMul"] == "fp16"
+    assert precisions["probabilities", "Softmax"] == "fp32"
+    assert precisions["preprocessing", "Cast"] == "fp32"
+    assert precisions["conv1_conv", "Conv"] == "int8"
+
+
+def test_pools(quantized):
+    exported, _, model, _ = quantized
+    for node in model.graph.node:
+        if node.op_type in ("GlobalAveragePool", "AveragePool"):
+            assert dequantizer(model, node.input[0]) is not None
+        if node.op_type == "MaxPool":
+            pair = dequantizer(model, node.input[0])
+            behind_pad = any(n.op_type == "Pad" for n in model.graph.node) and "pool1" in node.name
+            assert (pair is not None) == behind_pad, node.name
+
+
+def test_one_pair_serves_all_readers(v1, quantized):
+    exported, _, model, _ = quantized
+    sources = Counter(n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear")
+    assert set(sources.values()) == {1}
+    if exported is v1:
+        # A block's input feeds its first Conv and, in an identity block, the Add.
+        readers = graph.consumers(model.graph)["conv2_block1_out/Relu_0/dequantized"]
+        assert sorted(n.op_type for n in readers) == ["Add", "Conv"]
+
+
+def test_placement_rows_are_what_the_graph_says(quantized):
+    exported, _, model, rows = quantized
+    nodes = {n.name: n for n in model.graph.node}
+    assert [r.node for r in rows] == [n.name for n in exported.model.graph.node]
+    for row in rows:
+        quantized_inputs = [dequantizer(model, name) is not None for name in nodes[row.node].input]
+        assert (row.precision == "int8") == (bool(quantized_inputs) and all(quantized_inputs[:2])), row
+    table = placement_table(rows)
+    assert len(table.splitlines()) == len(rows) + 2
+    assert table.splitlines()[-1] == "15 of 15 convolutions in INT8"
+
+
+def test_the_first_conv_is_quantized_behind_the_preprocessing(quantized):
+    exported, _, model, _ = quantized
+    conv = next(n for n in model.graph.node if n.name == "conv1_conv/Conv")
+    before, _ = dequantizer(model, conv.input[0])
+    cast = graph.producers(model.graph)[before.input[0]]
+    assert cast.op_type == "Cast"
+
+
+def test_weights_survive_within_half_a_step(v1):
+    weight = floats(6, 4, 3, 3)
+    weight[2] = 0
+    weight[3] *= 1e-9
+    scale = weight_scales(weight)
+    assert scale.shape == (6,)
+    assert scale.dtype == np.float32
+    assert (scale[2:4] == 2.0**-14).all()
+    steps = np.round(weight / scale.reshape(-1, 1, 1, 1))
+    assert np.abs(steps).max() == 127
+    assert np.abs(steps * scale.reshape(-1, 1, 1, 1) - weight).max() <= scale.max() / 2 * 1.001
+
+
+def test_quantize_does_not_change_its_input_and_is_deterministic(v1, quantized):
+    exported, scales, model, _ = quantized
+    before = exported.model.SerializeToString()
+    again, _ = quantize(exported.model, scales)
+    assert exported.model.SerializeToString() == before
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+def test_a_dead_tensor_gets_the_smallest_scale(v1, caplog):
+    model = graph.copy_model(v1.model)
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv2_block1_1_conv/Conv/bias":
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims[0], -1e4, np.float32), tensor.name))
+    with caplog.at_level(logging.WARNING):
+        ranges = collect_ranges(model, [images(4)], quantizable_tensors(model))
+        scales = Scales.from_ranges(ranges, images=4)
+    assert "conv2_block1_1_relu/Relu:0" in caplog.text
+    quantized_model, _ = quantize(model, scales)
+    assert np.isfinite(run_onnx(quantized_model, images(2), exact=True)[0]).all()
+
+
+def test_errors(v1, quantized):
+    exported, scales, model, _ = quantized
+    with pytest.raises(ExportError, match="QuantizeLinear"):
+        quantize(model, scales)
+    lacking = Scales({k: v for k, v in list(scales.scales.items())[1:]}, "minmax", 1)
+    with pytest.raises(ExportError, match=next(iter(scales.scales))):
+        quantize(exported.model, lacking)
+    with pytest.raises(ExportError, match="Convs to quantise"):
+        quantize(tiny([("Relu", ["x"], "y", {})]), scales)
+    unnamed = graph.copy_model(exported.model)
+    unnamed.graph.node[0].name = ""
+    with pytest.raises(ExportError, match="name of its own"):
+        quantize(unnamed, scales)
+
+
+# --- which input of an Add is the skip --------------------------------------------------------------------------------
+
+W = {"w": floats(4, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("before", "main", "skip"),
+    [
+        ([("Conv", ["x", "w"], "m", {})], "m", "x"),
+        ([("Conv", ["x", "w"], "c", {}), ("Conv", ["c", "w"], "m", {}), ("Conv", ["x", "w"], "s", {})], "m", "s"),
+        ([("Conv", ["x", "w"], "m", {}), ("Relu", ["x"], "s", {})], "m", "s"),
+        # The projection reads the same tensor as the main branch, behind a pre-activation.
+        (
+            [("Relu", ["x"], "r", {}), ("Conv", ["r", "w"], "s", {}), ("Conv", ["r", "w"], "c", {})]
+            + [("Relu", ["c"], "a", {}), ("Conv", ["a", "w"], "m", {})],
+            "m",
+            "s",
+        ),
+    ],
+    ids=["identity", "projection", "pooled", "pre-activation projection"],
+)
+def test_skip_by_structure(before, main, skip, swap):
+    inputs = [skip, main] if swap else [main, skip]
+    model = tiny([*before, ("Add", inputs, "y", {})], W)
+    add = model.graph.node[-1]
+    assert add.input[skip_input(add, model.graph)] == skip
+
+
+def test_adds_that_are_not_residual():
+    bias = tiny([("Conv", ["x", "w"], "c", {}), ("Add", ["c", "k"], "y", {})], {**W, "k": floats(4, 1, 1)})
+    assert skip_input(bias.graph.node[-1], bias.graph) is None
+    no_conv = tiny([("Relu", ["x"], "a", {}), ("Abs", ["x"], "b", {}), ("Add", ["a", "b"], "y", {})])
+    assert skip_input(no_conv.graph.node[-1], no_conv.graph) is None
+    # Nothing may fuse into a Conv whose result is read elsewhere as well.
+    shared = tiny(
+        [("Conv", ["x", "w"], "c", {}), ("Relu", ["c"], "r", {}), ("Add", ["c", "r"], "y", {})],
+        W,
+    )
+    assert skip_input(shared.graph.node[-1], shared.graph) is None
+
+
+def test_a_tie_makes_the_second_input_the_skip():
+    model = tiny([("Conv", ["x", "w"], "a", {}), ("Conv", ["x", "w"], "b", {}), ("Add", ["a", "b"], "y", {})], W)
+    assert skip_input(model.graph.node[-1], model.graph) == 1
+
+
+def test_an_average_pool_in_the_middle_is_not_the_head():
+    nodes = [
+        ("Conv", ["x", "w"], "a", {}),
+        ("AveragePool", ["a"], "p", {"kernel_shape": [2, 2]}),
+        ("Conv", ["p", "w"], "c", {}),
+        ("GlobalAveragePool", ["c"], "y", {}),
+    ]
+    edges = quantized_edges(tiny(nodes, W))
+    assert [(e.node, e.tensor) for e in edges] == [("Conv_0", "x"), ("Conv_2", "p"), ("GlobalAveragePool_3", "c")]

@@ -1,0 +1,67 @@
+"""The real thing: Keras' ResNet50 and ResNet50V2 at 224×224, with trained-like weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+CODE = """
+import json, resource, sys
+import numpy as np
+from tests.export import keras_models
+import keras
+from export.keras_to_onnx import export_keras
+from export.logits import logits_model
+from export.preprocessing import PreprocessingSpec
+model = getattr(keras.applications, sys.argv[1])(weights=None)
+keras_models.randomize(model)
+spec = PreprocessingSpec.from_mode("caffe")
+classes = [str(i) for i in range(1000)]
+summary = export_keras(model, sys.argv[2], preprocessing=spec, classes=classes)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+pixels = keras_models.images(2, 224)
+np.save(sys.argv[3], logits_model(model).predict(spec.apply(pixels), verbose=0))
+print(json.dumps({"peak": peak, **summary.to_dict()}))
+"""
+
+
+@pytest.mark.parametrize(("name", "muls", "pads"), [("ResNet50", 0, 0), ("ResNet50V2", 17, 1)])
+def test_export_of_a_resnet50(tmp_path, name, muls, pads):
+    import numpy as np
+
+    from export.calibration import Scales, collect_ranges
+    from export.graph import load_model, op_counts
+    from export.metrics import compare, relative_error
+    from export.precision import to_fp16
+    from export.quantize import quantizable_tensors, quantize
+    from tests.export.conftest import run_onnx
+    from tests.export.keras_models import images
+
+    path, reference = tmp_path / "model.onnx", tmp_path / "logits.npy"
+    command = [sys.executable, "-c", CODE, name, str(path), str(reference)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["peak"] < 3e9
+    counts = report["ops_after"]
+    assert counts["Conv"] == 53
+    assert counts["Relu"] == 49
+    assert counts.get("Mul", 0) == muls
+    assert counts["Add"] == 16 + 1 + muls
+    assert counts.get("Pad", 0) == pads
+
+    model, pixels = load_model(path), images(2, 224)
+    expected = np.load(reference)
+    assert relative_error(expected, run_onnx(model, pixels)[0]) <= 1e-5
+    assert compare(expected, run_onnx(to_fp16(model), pixels)[0]).sqnr_db >= 50
+    ranges = collect_ranges(model, [images(8, 224, seed=1)], quantizable_tensors(model))
+    int8, _ = quantize(model, Scales.from_ranges(ranges, images=8))
+    result = compare(expected, run_onnx(int8, pixels, exact=True)[0])
+    print(f"{name}: peak {report['peak'] / 1e9:.2f} GB, INT8 {result.sqnr_db:.1f} dB")
+    assert result.sqnr_db >= 20
+    # 53 weights; 49 Conv inputs, 4 projections as skips and the head's pool: what ModelOpt places, too.
+    pairs = op_counts(int8)["QuantizeLinear"]
+    assert pairs == (53 + 49 + 4 + 1 if name == "ResNet50" else pairs)
