@@ -204,28 +204,29 @@ def strip_noops(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives each Reshape whose target is computed (Shape, Gather, Concat: a Flatten) a constant target.
+    """Gives each Reshape that keeps the batch a constant target, ``[0, ...]``.
 
-    Only where all dimensions but the first are known; the first becomes -1.
+    A Flatten may arrive as Shape, Gather, Concat and Reshape, or with -1 first; 0 says "as it is", so the batch keeps
+    its name through shape inference. Only where all other dimensions are known, before and after.
     """
     result = copy_model(model)
     shapes, table = tensor_shapes(model), constants(model.graph)
     for node in result.graph.node:
-        if node.op_type != "Reshape" or node.input[1] in table:
+        if node.op_type != "Reshape" or attribute(node, "allowzero", 0):
             continue
         before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+        inner = [d for d in before[1:] if isinstance(d, int)]
         rest = [d for d in after[1:] if isinstance(d, int) and d > 0]
-        if len(after) == 2 and not rest:
+        if len(inner) != len(before) - 1:
+            continue
+        if len(after) == 2 and not rest and node.input[1] not in table:
             # Shape inference does not see through the island: (batch, everything else) is what a Flatten means.
-            inner = [d for d in before[1:] if isinstance(d, int)]
-            rest = [math.prod(inner)] if before and len(inner) == len(before) - 1 else []
-        if not after or len(rest) != len(after) - 1:
+            rest = [math.prod(inner)]
+        if len(rest) != len(after) - 1 or math.prod(rest) != math.prod(inner):
             continue
         name = f"{node.name or node.output[0]}/shape"
-        target = np.asarray([-1, *rest], dtype=np.int64)
-        result.graph.initializer.append(numpy_helper.from_array(target, name))
+        result.graph.initializer.append(numpy_helper.from_array(np.asarray([0, *rest], dtype=np.int64), name))
         node.input[1] = name
-        del node.attribute[:]
     return topological_sort(result)
 
 

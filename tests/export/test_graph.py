@@ -77,9 +77,18 @@ def test_a_shape_island_becomes_a_constant():
     result = unchanged(graph.constant_reshape, model)
     assert operators(result) == ["Relu", "Reshape"]
     target = onnx.numpy_helper.to_array(result.graph.initializer[0])
-    assert target.tolist() == [-1, 4 * 6 * 6]
+    assert target.tolist() == [0, 4 * 6 * 6]
+    assert graph.tensor_shapes(graph.strip_noops(result))["y"] == ("batch", 144)
     for n in (1, 2, 7):
         same(model, result, floats(n, 4, 6, 6))
+
+
+def test_a_constant_target_keeps_the_batch():
+    model = tiny([("Reshape", ["x", "s"], "y", {})], {"s": np.array([-1, 144])}, shapes={"y": [None, None]})
+    result = graph.constant_reshape(model)
+    assert onnx.numpy_helper.to_array(result.graph.initializer[0]).tolist() == [0, 144]
+    across = tiny([("Reshape", ["x", "s"], "y", {})], {"s": np.array([-1, 72])}, shapes={"y": [None, None]})
+    assert graph.constant_reshape(across) == graph.topological_sort(across)
 
 
 def test_sort_depends_on_the_graph_alone_and_drops_what_is_unused():

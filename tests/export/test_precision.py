@@ -39,7 +39,7 @@ def test_agreement(halved):
 
 
 def test_types(halved):
-    exported, model = halved
+    _, model = halved
     types = element_types(model)
     assert graph.opset(model) >= 19
     assert types["images"] == TensorProto.UINT8
@@ -64,7 +64,7 @@ def test_preprocessing_is_fp32_until_right_before_the_first_conv(halved):
     assert types[cast.input[0]] == TensorProto.FLOAT
     for node in preprocessing_nodes(model)[:-1]:
         assert types[node.output[0]] == TensorProto.FLOAT, node.name
-    assert [n.op_type for n in preprocessing_nodes(model)][0] == "Cast"
+    assert preprocessing_nodes(model)[0].op_type == "Cast"
 
 
 def test_no_more_casts_than_needed(halved):

@@ -69,7 +69,7 @@ def test_bad_specs(data):
 
 
 def test_unknown_mode_names_the_known_ones():
-    with pytest.raises(ExportError, match="caffe.*imagenet"):
+    with pytest.raises(ExportError, match=r"caffe.*imagenet"):
         PreprocessingSpec.from_mode("imagenet")
 
 

@@ -40,7 +40,7 @@ def test_sqnr(quantized):
 
 
 def test_every_conv_reads_int8_and_keeps_its_bias_in_float(quantized):
-    _, scales, model, _ = quantized
+    _, _, model, _ = quantized
     table = graph.constants(model.graph)
     convs = [n for n in model.graph.node if n.op_type == "Conv"]
     assert convs
@@ -73,7 +73,7 @@ def test_scales_and_zero_points(quantized):
 
 
 def test_only_the_skip_branch_of_an_add_is_quantized(quantized):
-    exported, _, model, _ = quantized
+    _, _, model, _ = quantized
     adds = [n for n in model.graph.node if n.op_type == "Add" and "bn/" not in n.name and "predictions" not in n.name]
     assert len(adds) == 4
     made = graph.producers(model.graph)
@@ -91,7 +91,7 @@ def test_only_the_skip_branch_of_an_add_is_quantized(quantized):
 
 
 def test_what_stays_in_float(quantized):
-    exported, _, model, rows = quantized
+    _, _, model, rows = quantized
     for node in model.graph.node:
         if node.op_type in ("MatMul", "Softmax", "Relu", "Reshape", "Squeeze"):
             assert all(dequantizer(model, name) is None for name in node.input), node.name
@@ -103,7 +103,7 @@ def test_what_stays_in_float(quantized):
 
 
 def test_pools(quantized):
-    exported, _, model, _ = quantized
+    _, _, model, _ = quantized
     for node in model.graph.node:
         if node.op_type in ("GlobalAveragePool", "AveragePool"):
             assert dequantizer(model, node.input[0]) is not None
@@ -136,7 +136,7 @@ def test_placement_rows_are_what_the_graph_says(quantized):
 
 
 def test_the_first_conv_is_quantized_behind_the_preprocessing(quantized):
-    exported, _, model, _ = quantized
+    _, _, model, _ = quantized
     conv = next(n for n in model.graph.node if n.name == "conv1_conv/Conv")
     before, _ = dequantizer(model, conv.input[0])
     cast = graph.producers(model.graph)[before.input[0]]
@@ -181,7 +181,7 @@ def test_errors(v1, quantized):
     exported, scales, model, _ = quantized
     with pytest.raises(ExportError, match="QuantizeLinear"):
         quantize(model, scales)
-    lacking = Scales({k: v for k, v in list(scales.scales.items())[1:]}, "minmax", 1)
+    lacking = Scales(dict(list(scales.scales.items())[1:]), "minmax", 1)
     with pytest.raises(ExportError, match=next(iter(scales.scales))):
         quantize(exported.model, lacking)
     with pytest.raises(ExportError, match="Convs to quantise"):
@@ -206,8 +206,13 @@ W = {"w": floats(4, 4, 1, 1)}
         ([("Conv", ["x", "w"], "m", {}), ("Relu", ["x"], "s", {})], "m", "s"),
         # The projection reads the same tensor as the main branch, behind a pre-activation.
         (
-            [("Relu", ["x"], "r", {}), ("Conv", ["r", "w"], "s", {}), ("Conv", ["r", "w"], "c", {})]
-            + [("Relu", ["c"], "a", {}), ("Conv", ["a", "w"], "m", {})],
+            [
+                ("Relu", ["x"], "r", {}),
+                ("Conv", ["r", "w"], "s", {}),
+                ("Conv", ["r", "w"], "c", {}),
+                ("Relu", ["c"], "a", {}),
+                ("Conv", ["a", "w"], "m", {}),
+            ],
             "m",
             "s",
         ),
