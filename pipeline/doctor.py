@@ -93,6 +93,8 @@ def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for line in requirements.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
+        if text.startswith("-r "):
+            found |= _packages(requirements.parent / text[3:].strip())
         if not text or text.startswith("-"):
             continue
         requirement = Requirement(text)

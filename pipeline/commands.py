@@ -1,0 +1,211 @@
+"""The verbs of ``python -m pipeline``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__, cli
+from pipeline.config import dump_yaml
+from pipeline.errors import PipelineError
+from pipeline.files import recipe_lock
+from pipeline.manifest import read_manifest
+from pipeline.parity import FAIL
+from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
+from pipeline.stages import BY_NAME, STAGES
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  python -m pipeline run                                    the default recipe, all stages
+  python -m pipeline run -c configs/digits.yaml --explain   what would run, and why
+  python -m pipeline train --set train.head.epochs=5 --force
+  python -m pipeline infer photos/ -o predictions.csv       classify a folder
+  python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
+  python -m pipeline doctor                                 what this machine can do
+"""
+
+HELP = {
+    "train": "train the model of the recipe, or take over a finished one",
+    "export": "Keras to ONNX: uint8 pixels in, preprocessing inside, logits and probabilities out",
+    "quantize": "the FP16 graph, and the INT8 graph with scales from the calibration images",
+    "build": "TensorRT engines",
+    "verify": "compare every file with Keras on the test images, and give the verdict",
+    "infer": "classify images; with none named, a sample of the test images",
+    "report": "one HTML page with everything",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="From a trained Keras ResNet to verified, measured TensorRT engines.",
+        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="VERB")
+    recipe, stage, output = cli.recipe_options(), cli.stage_options(), cli.output_options()
+
+    def add(
+        name: str, text: str, parents: Sequence[argparse.ArgumentParser], example: str = ""
+    ) -> argparse.ArgumentParser:
+        epilog = (f"example:\n  python -m pipeline {name} {example}\n\n" if example else "") + cli.EXIT_STATUS
+        return verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            parents=parents,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    add("run", "all stages and the benchmark; what is up to date is skipped", [recipe, stage], "-c configs/digits.yaml")
+    for name, text in HELP.items():
+        if name != "infer":
+            add(name, text, [recipe, stage], "-c configs/digits.yaml")
+    infer = add("infer", HELP["infer"], [recipe, stage], "-c configs/digits.yaml photos/ -o predictions.csv")
+    infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
+    infer.add_argument(
+        "-o", "--output", type=Path, default=Path("predictions.csv"), help=".csv or .jsonl; default: %(default)s"
+    )
+    infer.add_argument("--backend", choices=["auto", "tensorrt", "onnxruntime"], default="auto")
+    infer.add_argument("--precision", choices=["auto", "fp32", "fp16", "int8"], default="auto")
+    infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
+    infer.add_argument("--top-k", type=int, metavar="K", help="classes a row; default: the recipe's")
+    infer.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
+    add("config", "print the recipe in force, defaults filled in", [recipe], "-c configs/digits.yaml")
+    add("doctor", "what is installed here, and what each stage can do on this machine", [output])
+    bundle = add("bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe])
+    bundle.add_argument("-o", "--output", type=Path, help="default: <recipe>.bundle.tar")
+    unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
+    unpack.add_argument("archive", type=Path)
+    unpack.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="default: %(default)s")
+    unpack.add_argument("--force", action="store_true", help="replace artifacts of the same recipe that are there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    return cli.run_command(build_parser(), argv, _dispatch)
+
+
+def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
+    if args.command == "doctor":
+        from pipeline.doctor import doctor
+
+        return doctor()
+    if args.command == "unpack":
+        from pipeline.bundle import unpack
+
+        return unpack(args.archive, args.artifacts, force=args.force)
+    context = cli.make_context(args)
+    if args.command == "config":
+        print(dump_yaml(context.recipe), end="")
+        return {"recipe": context.recipe.name}
+    if args.command == "bundle":
+        from pipeline.bundle import bundle
+
+        return bundle(context, args.output or Path(f"{context.recipe.name}.bundle.tar"))
+    if args.command == "infer" and args.images:
+        return _infer_images(args, context)
+    if args.explain:
+        return _explain(args, context)
+    with recipe_lock(context.root, wait=not args.no_wait):
+        return _run_all(args, context) if args.command == "run" else _run_one(args, context)
+
+
+def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+    outcomes: list[Outcome] = []
+    failed = False
+    for stage in STAGES:
+        if stage.name == "infer":
+            failed = outcomes[-1].manifest.result.get("verdict") == FAIL
+            _benchmark(args)
+        if stage.name == "infer" and failed:
+            log.error("verdict: fail, so nothing is classified. See %s", context.folder("verify") / "parity.json")
+            continue
+        outcomes.append(execute(stage, context, args.force))
+    log.info("report    %s", context.folder("report") / "report.html")
+    return _result(context, outcomes)
+
+
+def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+    stage = BY_NAME[args.command]
+    _warn_of_stale_inputs(stage, context)
+    outcome = execute(stage, context, args.force)
+    return _result(context, [outcome])
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--artifacts", str(args.artifacts)]
+    command += [part for override in args.overrides for part in ("--set", override)]
+    command += [f"--{name}" for name in ("force", "quiet", "verbose") if getattr(args, name)]
+    status = subprocess.run(command, check=False).returncode
+    if status == cli.INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        raise PipelineError(f"Expected the benchmark to end well. Received: exit status {status}, see above.")
+
+
+def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    results = {o.stage: o.manifest.result | {"status": "done" if o.ran else "up to date"} for o in outcomes}
+    verdict = results.get("verify", {}).get("verdict")
+    failed = results.get("infer", {}).get("failed", 0)
+    status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE
+    summary: dict[str, Any] = {"recipe": context.recipe.name, "stages": results, "exit": status}
+    return summary | ({"verdict": verdict} if verdict else {})
+
+
+def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+    from pipeline.infer import choose, classify, find_images, row_columns, write_rows
+    from pipeline.training import ModelCard
+
+    settings = context.recipe.infer
+    batch_size, top_k = args.batch_size or settings.batch_size, args.top_k or settings.top_k
+    if batch_size < 1 or top_k < 1:
+        raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
+    paths = find_images(args.images)
+    choice = choose(context, args.backend, args.precision, args.allow_unverified)
+    card = ModelCard.read(context.folder("train") / "model.json")
+    log.info("%d images, answered by %s (%s, verdict: %s)", len(paths), choice.name, choice.backend, choice.verdict)
+    with choice.open() as runner:
+        rows = classify(paths, runner, card, context.recipe.data.resize, batch_size, top_k)
+        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), args.output)
+    log.info("%s: %d images, %d of them failed", args.output, counts["images"], counts["failed"])
+    exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
+    return counts | {"output": str(args.output), "model": choice.name, "exit": exit_status}
+
+
+def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+    stages = STAGES if args.command == "run" else (BY_NAME[args.command],)
+    explained: dict[str, list[str]] = {}
+    upstream: str | None = None
+    for stage in stages:
+        if upstream is not None and read_manifest(context.folder(stage.name)) is None:
+            reasons = ["it has not run"]
+        elif upstream is not None:
+            reasons = [f"depends on what {upstream} will write"]
+        else:
+            reasons = ["--force"] if args.force else reasons_to_run(stage, context)
+        explained[stage.name] = reasons
+        print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")
+        upstream = upstream or (stage.name if reasons else None)
+    return {"recipe": context.recipe.name, "explain": explained}
+
+
+def _warn_of_stale_inputs(stage: Stage, context: Context) -> None:
+    for earlier in STAGES[: STAGES.index(stage)]:
+        if read_manifest(context.folder(earlier.name)) is None:
+            continue  # the stage itself says what it misses
+        if reasons := reasons_to_run(earlier, context):
+            log.warning(
+                "the result of %s is not up to date (%s); `run` brings the whole chain up", earlier.name, reasons[0]
+            )
+
