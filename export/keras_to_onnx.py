@@ -286,7 +286,7 @@ def _small_memory() -> Iterator[None]:
         return original(*args, **kwargs)
 
     tf_loader.tf_optimize = optimize
-    gc.collect()
+    _free_memory()
     gc.freeze()
     try:
         yield

@@ -14,6 +14,7 @@ from pipeline import __version__, cli
 from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
+from pipeline.layout import PARITY
 from pipeline.manifest import read_manifest
 from pipeline.parity import FAIL
 from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
@@ -123,17 +124,28 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     outcomes: list[Outcome] = []
-    failed = False
     for stage in STAGES:
         if stage.name == "infer":
-            failed = outcomes[-1].manifest.result.get("verdict") == FAIL
+            if outcomes[-1].manifest.result["verdict"] == FAIL:
+                log.error("verdict: fail. See %s", context.root / PARITY)
             _benchmark(args)
-        if stage.name == "infer" and failed:
-            log.error("verdict: fail, so nothing is classified. See %s", context.folder("verify") / "parity.json")
-            continue
+            if not _can_serve(context):
+                continue
         outcomes.append(execute(stage, context, args.force))
     log.info("report    %s", context.folder("report") / "report.html")
     return _result(context, outcomes)
+
+
+def _can_serve(context: Context) -> bool:
+    """Whether one file at least passed; the report is written either way."""
+    from pipeline.infer import choose
+
+    try:
+        choose(context)
+    except PipelineError as error:
+        log.error("nothing is classified: %s", error)
+        return False
+    return True
 
 
 def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
@@ -146,7 +158,7 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
 def _benchmark(args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--artifacts", str(args.artifacts)]
     command += [part for override in args.overrides for part in ("--set", override)]
-    command += [f"--{name}" for name in ("force", "quiet", "verbose") if getattr(args, name)]
+    command += [f"--{name}" for name in ("force", "explain", "quiet", "verbose") if getattr(args, name)]
     status = subprocess.run(command, check=False).returncode
     if status == cli.INTERRUPTED:
         raise KeyboardInterrupt
@@ -188,6 +200,11 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     explained: dict[str, list[str]] = {}
     upstream: str | None = None
     for stage in stages:
+        if stage.name == "infer" and args.command == "run":
+            if upstream is None:
+                _benchmark(args)
+            else:
+                print(f"benchmark would run: depends on what {upstream} will write", flush=True)
         if upstream is not None and read_manifest(context.folder(stage.name)) is None:
             reasons = ["it has not run"]
         elif upstream is not None:
@@ -195,7 +212,7 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         else:
             reasons = ["--force"] if args.force else reasons_to_run(stage, context)
         explained[stage.name] = reasons
-        print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")
+        print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}", flush=True)
         upstream = upstream or (stage.name if reasons else None)
     return {"recipe": context.recipe.name, "explain": explained}
 
@@ -208,4 +225,3 @@ def _warn_of_stale_inputs(stage: Stage, context: Context) -> None:
             log.warning(
                 "the result of %s is not up to date (%s); `run` brings the whole chain up", earlier.name, reasons[0]
             )
-

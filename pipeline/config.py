@@ -18,6 +18,7 @@ from pipeline.recipe import Recipe
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
 PATH_KEYS = ("data.path", "model.path", "model.weights")
+IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,7 +106,7 @@ def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
     for dotted in PATH_KEYS:
         section, key = dotted.split(".")
         value = tree[section].get(key) if isinstance(tree.get(section), dict) else None
-        if isinstance(value, str):
+        if isinstance(value, str) and value != IMAGENET:
             tree[section][key] = str((base / Path(value).expanduser()).resolve())
 
 

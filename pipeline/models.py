@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.preprocessing import PreprocessingSpec
+from pipeline.config import IMAGENET
 from pipeline.errors import ModelError
 from pipeline.recipe import Model
 
@@ -56,7 +57,9 @@ def build_classifier(config: Model, classes: int) -> Built:
 
     spec = preprocessing_of(config)
     backbone = build_backbone(config.backbone, config.input_size)
-    if config.weights is not None:
+    if config.weights == IMAGENET:
+        _load_imagenet_weights(backbone, config.backbone)
+    elif config.weights is not None:
         _load_backbone_weights(backbone, Path(config.weights), config.backbone)
     x = backbone.output
     if config.pooling == "avg":
@@ -171,15 +174,48 @@ def _conv_bn(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
+def _load_imagenet_weights(backbone: keras.Model, name: str) -> None:
+    import keras
+
+    application = BACKBONES[name].application
+    if application is None:
+        published = ", ".join(n for n, b in BACKBONES.items() if b.application)
+        raise ModelError(f"model.weights: expected a file, because ImageNet weights exist for {published} only.")
+    build = getattr(keras.applications, application)
+    try:
+        pretrained = build(include_top=False, weights="imagenet", input_shape=backbone.input_shape[1:])
+    except Exception as error:  # urllib, hash and disk errors
+        raise ModelError(
+            f"model.weights: expected to download the ImageNet weights of {name}. Received: {error}. "
+            "Without a network, bring the file and name it: --set model.weights=/path/to/weights.h5"
+        ) from error
+    backbone.set_weights(pretrained.get_weights())
+
+
 def _load_backbone_weights(backbone: keras.Model, path: Path, name: str) -> None:
     if not path.is_file():
         raise ModelError(f"model.weights: expected a file with {name} weights. Received: {path}, which does not exist.")
     try:
         if path.name.endswith(".weights.h5"):
             backbone.load_weights(path)
-        else:
+            return
+        # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
+        missing = [layer.name for layer in backbone.layers if layer.weights and layer.name not in _layer_names(path)]
+        if not missing:
             backbone.load_weights(path, by_name=True, skip_mismatch=False)
     except Exception as error:  # h5py and Keras raise many types on a wrong file
         raise ModelError(
             f"model.weights: expected weights of {name}. Received: {path}, which does not fit: {error}"
         ) from error
+    if missing:
+        raise ModelError(
+            f"model.weights: expected weights of {name}. Received: {path}, which lacks {len(missing)} of its layers, "
+            f"such as {', '.join(missing[:3])}."
+        )
+
+
+def _layer_names(path: Path) -> set[str]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return set(file.get("model_weights", file))

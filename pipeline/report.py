@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import __version__, charts
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256_file
 from pipeline.layout import BENCHMARK, CARD, PARITY, PREDICTIONS, REFERENCE, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.preprocess import ImageError, Resize, load_image
@@ -41,7 +41,7 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
         _parity(context, parity),
         _engines(root),
         _benchmark(benchmark),
-        _predictions(root, parity, card, context.recipe.data.resize),
+        _predictions(root, card, context.recipe.data.resize),
         _placement(read_json(root / "quantize/placement.json")),
         _provenance(root, parity),
     ]
@@ -191,12 +191,12 @@ def _benchmark(benchmark: Json | None) -> str:
     return _section("Speed", text, charts.speed(results) + _table(head, rows) + footnote)
 
 
-def _predictions(root: Path, parity: Json, card: Json, resize: Resize) -> str:
+def _predictions(root: Path, card: Json, resize: Resize) -> str:
     path = root / PREDICTIONS
-    if parity["verdict"] != "pass" or not path.is_file():
-        return _section("Predictions", "None: only files that passed verification serve.", "")
     manifest = read_manifest(root / "infer")
-    served = manifest.result["model"] if manifest else ""
+    if manifest is None or not path.is_file() or manifest.inputs[PARITY] != sha256_file(root / PARITY):
+        return _section("Predictions", "None: only files that passed verification serve.", "")
+    served = manifest.result["model"]
     truth = _labels_by_pixels(root, card)
     figures = []
     with path.open(encoding="utf-8", newline="") as file:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import deploy
+from pipeline.config import IMAGENET
 from pipeline.stage import Context, Stage
 
 MODEL = ("model.keras", "model.json")
@@ -48,6 +49,8 @@ def _train_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, st
     if model.path is not None:
         return context.split("train", recorded) | context.external("model.path", model.path, recorded)
     images = context.split("train", recorded) | context.split("validation", recorded)
+    if model.weights == IMAGENET:
+        return images | {"model.weights": f"{model.backbone} of keras.applications"}
     return images | context.external("model.weights", model.weights, recorded)
 
 

@@ -111,7 +111,13 @@ def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
     write_json(folder / "images.json", {split: images.table(split) for split in ("train", "validation")})
     counts = {split: len(images.splits[split]) for split in ("train", "validation")}
     best = max((epoch["val_accuracy"] for epoch in history), default=None)
-    return {**facts, **skipped, "images": counts, "best_validation_accuracy": best}
+    return {
+        **facts,
+        **skipped,
+        "images": counts,
+        "duplicates": images.duplicates,
+        "best_validation_accuracy": best,
+    }
 
 
 def fit(recipe: Recipe, built: Built, images: ImageSet, pixels: Pixels) -> list[dict[str, Any]]:

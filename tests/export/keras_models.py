@@ -90,8 +90,8 @@ def classifier(version=1, size=32, head="softmax", pooling="gap", nested=False, 
     return model
 
 
-def randomize(model, seed=0):
-    """Weights as after training: nothing is zero or one, activations stay of order 1."""
+def randomize(model, seed=0, gamma=(0.6, 1.2)):
+    """Weights as after training: nothing is zero or one. Deep models need a small gamma, or their values explode."""
     random = np.random.default_rng(seed)
     for weight in model.weights:
         shape = tuple(weight.shape)
@@ -101,7 +101,7 @@ def randomize(model, seed=0):
         elif role == "moving_variance":
             value = random.uniform(0.5, 1.5, shape)
         elif role == "gamma":
-            value = random.uniform(0.6, 1.2, shape)
+            value = random.uniform(*gamma, shape)
         else:
             value = random.normal(0, 0.2, shape)
         weight.assign(value)

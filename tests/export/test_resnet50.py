@@ -18,7 +18,7 @@ from export.keras_to_onnx import export_keras
 from export.logits import logits_model
 from export.preprocessing import PreprocessingSpec
 model = getattr(keras.applications, sys.argv[1])(weights=None)
-keras_models.randomize(model)
+keras_models.randomize(model, gamma=(0.3, 0.8))
 spec = PreprocessingSpec.from_mode("caffe")
 classes = [str(i) for i in range(1000)]
 summary = export_keras(model, sys.argv[2], preprocessing=spec, classes=classes)
@@ -55,12 +55,18 @@ def test_export_of_a_resnet50(tmp_path, name, muls, pads):
 
     model, pixels = load_model(path), images(2, 224)
     expected = np.load(reference)
-    assert relative_error(expected, run_onnx(model, pixels)[0]) <= 1e-5
-    assert compare(expected, run_onnx(to_fp16(model), pixels)[0]).sqnr_db >= 50
+    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max()  # the images are told apart
+    parity = relative_error(expected, run_onnx(model, pixels)[0])
+    half = compare(expected, run_onnx(to_fp16(model), pixels)[0])
+    assert parity <= 1e-5
+    assert half.sqnr_db >= 50
     ranges = collect_ranges(model, [images(8, 224, seed=1)], quantizable_tensors(model))
     int8, _ = quantize(model, Scales.from_ranges(ranges, images=8))
     result = compare(expected, run_onnx(int8, pixels, exact=True)[0])
-    print(f"{name}: peak {report['peak'] / 1e9:.2f} GB, INT8 {result.sqnr_db:.1f} dB")
+    print(
+        f"{name}: peak {report['peak'] / 1e9:.2f} GB, parity {parity:.1e}, "
+        f"FP16 {half.sqnr_db:.1f} dB, INT8 {result.sqnr_db:.1f} dB"
+    )
     assert result.sqnr_db >= 20
     # 53 weights; 49 Conv inputs, 4 projections as skips and the head's pool: what ModelOpt places, too.
     pairs = op_counts(int8)["QuantizeLinear"]

@@ -1,0 +1,268 @@
+"""The whole chain on the tiny recipe: its contract, what reruns and what does not, planted faults."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from pipeline.config import load_recipe
+from pipeline.data import load_image_set
+from tests.conftest import CLASSES, Chain
+
+STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer", "report")
+HOP_FIELDS = {
+    "kind", "reference", "candidate", "backend", "images", "max_abs", "cosine", "sqnr_db", "top1_agreement",
+    "accuracy_reference", "accuracy_candidate", "verdict", "why",
+}  # fmt: skip
+RESULT_FIELDS = {
+    "backend", "precision", "batch", "samples_ms", "p50_ms", "p90_ms", "p99_ms", "images_per_second", "includes",
+}  # fmt: skip
+
+
+def strict_json(path: Path) -> dict:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def explain(chain: Chain, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What each stage would do now."""
+    capsys.readouterr()
+    assert chain.run("run", "--explain") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+
+
+def test_contract_files(finished_chain: Chain) -> None:
+    root = finished_chain.root
+    for name in (
+        "train/model.keras", "export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx",
+        "quantize/scales.json", "verify/parity.json", "verify/reference.npz", "benchmark/benchmark.json",
+        "infer/predictions.csv", "report/report.html",
+    ):  # fmt: skip
+        assert (root / name).stat().st_size > 0, name
+    for stage in STAGES:
+        manifest = strict_json(root / stage / "manifest.json")
+        assert manifest["stage"] == stage
+        assert manifest["seconds"] > 0
+        assert manifest["versions"]["numpy"] == np.__version__
+        assert all(len(entry["sha256"]) == 64 for entry in manifest["outputs"].values())
+    assert not [p for p in root.iterdir() if ".tmp-" in p.name or p.name.endswith(".former")]
+
+
+def test_the_engines_are_real(finished_chain: Chain) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has no wheel for this platform")
+    for precision in ("fp32", "fp16", "int8"):
+        plan = finished_chain.root / "build" / "rtx" / f"{precision}.plan"
+        sidecar = strict_json(plan.with_suffix(".json"))
+        assert plan.stat().st_size == sidecar["plan_bytes"] > 10_000
+        assert sidecar["precision"] == precision
+        assert sidecar["profile"] == {"min": 1, "opt": 4, "max": 8}
+        assert sidecar["classes"] == list(CLASSES)
+        assert sidecar["preprocessing"]["mode"] == "caffe"
+
+
+def test_parity(finished_chain: Chain) -> None:
+    parity = strict_json(finished_chain.root / "verify" / "parity.json")
+    assert parity["verdict"] == "pass"
+    assert all(hop.keys() >= HOP_FIELDS for hop in parity["hops"])
+    ran = {(hop["kind"], hop["precision"]): hop for hop in parity["hops"] if hop["backend"] == "onnxruntime"}
+    assert ran["from_keras", "fp32"]["relative_error"] <= 1e-5
+    assert ran["from_keras", "fp16"]["sqnr_db"] >= 50
+    assert ran["from_keras", "int8"]["sqnr_db"] >= 20
+    assert {"fp16", "int8"} == {precision for kind, precision in ran if kind == "step"}
+    assert all(hop["accuracy_reference"] > 0.8 for hop in ran.values()), "the tiny model must have learned something"
+    assert all(hop["images"] >= 60 for hop in parity["hops"])
+
+
+def test_reference_is_enough_without_tensorflow(finished_chain: Chain) -> None:
+    with np.load(finished_chain.root / "verify" / "reference.npz", allow_pickle=False) as file:
+        pixels, labels, logits = file["pixels"], file["labels"], file["logits"]
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[1:] == (32, 32, 3)
+    assert logits.shape == (len(pixels), len(CLASSES))
+    assert (logits.argmax(1) == labels).mean() > 0.8
+
+
+def test_calibration_is_disjoint_from_the_other_splits(finished_chain: Chain) -> None:
+    images = load_image_set(load_recipe(finished_chain.recipe).data)
+    hashes = {split: {s.sha256 for s in samples} for split, samples in images.splits.items()}
+    used = {
+        row["sha256"] for row in json.loads((finished_chain.root / "quantize/images.json").read_text())["calibration"]
+    }
+    assert used <= hashes["calibration"]
+    assert not used & (hashes["train"] | hashes["validation"] | hashes["test"])
+
+
+def test_benchmark(finished_chain: Chain) -> None:
+    benchmark = strict_json(finished_chain.root / "benchmark" / "benchmark.json")
+    assert benchmark["schema"] == 1
+    assert benchmark["machine"]["cpu"]["model"]
+    timed = {(row["backend"], row["precision"], row["batch"]) for row in benchmark["results"]}
+    expected = {("onnxruntime", precision) for precision in ("fp32", "fp16", "int8")} | {("keras", "fp32")}
+    assert timed >= {(backend, precision, batch) for backend, precision in expected for batch in (1, 8)}
+    for row in benchmark["results"]:
+        assert row.keys() >= RESULT_FIELDS
+        assert row["p50_ms"] == pytest.approx(np.median(row["samples_ms"]), rel=1e-3)
+
+
+def test_predictions_and_report(finished_chain: Chain) -> None:
+    with (finished_chain.root / "infer" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert list(rows[0])[:4] == ["path", "status", "class", "probability"]
+    assert list(rows[0])[-1] == "error"
+    assert sum(Path(row["path"]).parent.name == row["class"] for row in rows) >= 6
+    html = (finished_chain.root / "report" / "report.html").read_text()
+    assert "verdict: pass" in html
+    assert html.count("data:image/png;base64,") == 8
+    assert html.count("<svg") == 3
+    loads = re.findall(r"""<script|<link|(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)""", html)
+    assert not loads, "the page must not load anything"
+
+
+def test_second_run_does_nothing(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    # The copy has another data.path; paths decide nothing, content does.
+    assert set(explain(chain, capsys).values()) == {"up to date"}
+    assert chain.run("run", "--json") == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert {stage["status"] for stage in last["stages"].values()} == {"up to date"}
+
+
+def test_a_new_time_reruns_nothing(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in chain.images.rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert set(explain(chain, capsys).values()) == {"up to date"}
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "kept"),
+    [
+        ("train", "train", ()),
+        ("calibration", "quantize", ("train", "export")),
+        ("test", "verify", ("train", "export", "quantize", "build")),
+    ],
+)
+def test_changed_bytes_rerun_what_depends_on_them(
+    chain: Chain, capsys: pytest.CaptureFixture[str], split: str, first: str, kept: tuple[str, ...]
+) -> None:
+    config = load_recipe(chain.recipe).data
+    before = load_image_set(config)
+    path = before.splits[split][0].path
+    assert path is not None
+    for attempt in range(400):  # until the new content falls into the same split: then nothing else may move
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[0, 0] = attempt % 256, attempt // 256, 99
+        Image.fromarray(pixels).save(path)
+        after = load_image_set(config)
+        if str(path) in {str(s.path) for s in after.splits[split]}:
+            break
+    others = {s.sha256: name for name, samples in before.splits.items() for s in samples if s.path != path}
+    now = {s.sha256: name for name, samples in after.splits.items() for s in samples if s.path != path}
+    assert others == now, "another image moved"
+    plan = explain(chain, capsys)
+    assert f"data/{split}" in plan[first]
+    assert all(plan[stage] == "up to date" for stage in kept)
+
+
+def test_a_recipe_change_reruns_from_there(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chain.run("run", "--explain", "--set", "verify.thresholds.int8.sqnr_db=5") == 0
+    plan = capsys.readouterr().out
+    assert "quantize  up to date" in plan
+    assert "verify    would run: recipe verify.thresholds.int8.sqnr_db: 20.0 -> 5.0" in plan
+
+
+# --- planted faults: verification must see them ---
+
+
+def _swap_channels(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "swapped_order"))
+    for node in model.graph.node:
+        node.input[:] = ["swapped" if name == "images" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Gather", ["images", "swapped_order"], ["swapped"], axis=3))
+
+
+def _drop_mean(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if n.op_type == "Sub")
+    initializer = next(i for i in model.graph.initializer if i.name == node.input[1])
+    initializer.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(initializer)), initializer.name))
+
+
+def _double_one_scale(model: onnx.ModelProto) -> None:
+    """The scale with which one activation is dequantised; the quantising one stays, as a broken converter would."""
+    quantized = {n.output[0]: n for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    initializers = {i.name: i for i in model.graph.initializer}
+    node = next(
+        n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and quantized[n.input[0]].input[0] not in initializers
+    )
+    doubled = numpy_helper.to_array(initializers[node.input[1]]) * 2
+    model.graph.initializer.append(numpy_helper.from_array(doubled.astype(doubled.dtype), "doubled_scale"))
+    node.input[1] = "doubled_scale"
+
+
+@pytest.mark.parametrize(
+    ("file", "plant"),
+    [
+        ("export/model.onnx", _swap_channels),
+        ("export/model.onnx", _drop_mean),
+        ("quantize/model.fp16.onnx", _swap_channels),
+        ("quantize/model.int8.onnx", _swap_channels),
+        ("quantize/model.int8.onnx", _double_one_scale),
+    ],
+)
+def test_planted_faults_fail(chain: Chain, file: str, plant: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(chain.root / file)
+    plant(model)
+    onnx.save(model, chain.root / file)
+    assert chain.run("verify") == 1
+    parity = strict_json(chain.root / "verify" / "parity.json")
+    assert parity["verdict"] == "fail"
+    failed = {hop["candidate"] for hop in parity["hops"] if hop["verdict"] == "fail" and hop["kind"] == "from_keras"}
+    assert failed == {file}
+    assert chain.run("verify") == 1, "up to date, and still fail"
+
+
+def test_a_file_that_failed_does_not_serve(chain: Chain, tmp_path: Path) -> None:
+    file = "export/model.onnx"
+    model = onnx.load(chain.root / file)
+    _swap_channels(model)
+    onnx.save(model, chain.root / file)
+    photo, out = str(next(chain.images.rglob("*.png"))), tmp_path / "out.csv"
+    assert chain.run("infer", photo, "-o", str(out), "--precision", "fp32") == 2, "never verified"
+    assert chain.run("verify") == 1
+    assert chain.run("infer", photo, "-o", str(out), "--precision", "fp32") == 2, "failed"
+    assert not out.exists()
+    assert chain.run("infer", photo, "-o", str(out), "--precision", "fp32", "--allow-unverified") == 0
+    assert out.exists()
+
+
+def test_a_truncated_onnx_file_is_a_failed_hop(chain: Chain) -> None:
+    path = chain.root / "quantize" / "model.fp16.onnx"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert chain.run("verify") == 1
+    hops = strict_json(chain.root / "verify" / "parity.json")["hops"]
+    why = next(hop["why"] for hop in hops if hop["candidate"] == "quantize/model.fp16.onnx")
+    assert "Expected an ONNX model that ONNX Runtime loads" in why
+    assert chain.run("build", "--force") == 2, "TensorRT refuses it too"
+    assert (chain.root / "build" / "manifest.json").exists(), "the former engines stay"
+
+
+def test_without_the_data_the_artifacts_stay_up_to_date(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(chain.images)
+    assert set(explain(chain, capsys).values()) == {"up to date"}
+    assert chain.run("verify", "--force") == 0, "reference.npz stands in for images and Keras"
+    assert chain.run("train", "--force") == 2
