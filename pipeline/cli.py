@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import logging
 import sys
@@ -102,10 +101,11 @@ def run_command(
         )
         result = _failed(name, "bad input", advice, BAD_INPUT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
+        log.debug("where it happened", exc_info=True)
         where = f": {error.filename}" if error.filename else ""
-        result = _failed(name, "bad input", f"{error.strerror}{where}. Nothing half-written is left.", BAD_INPUT)
+        result = _failed(
+            name, "bad input", f"{error.strerror or error}{where}. Nothing half-written is left.", BAD_INPUT
+        )
     except Exception:
         log.exception("This is a bug of ours; please report it with the lines above and below.")
         result = _failed(name, "internal error", "see the traceback", INTERNAL_ERROR)

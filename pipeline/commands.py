@@ -180,7 +180,8 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     from pipeline.training import ModelCard
 
     settings = context.recipe.infer
-    batch_size, top_k = args.batch_size or settings.batch_size, args.top_k or settings.top_k
+    batch_size = settings.batch_size if args.batch_size is None else args.batch_size
+    top_k = settings.top_k if args.top_k is None else args.top_k
     if batch_size < 1 or top_k < 1:
         raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
     paths = find_images(args.images)

@@ -63,11 +63,16 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
     Raises:
         PipelineError: none fits, or the verify stage did not pass it.
     """
+    driver = driver_status()
+    if backend == "tensorrt" and not driver:
+        raise PipelineError(
+            f"Expected an NVIDIA GPU for --backend tensorrt. Received: {driver.reason}. Use --backend onnxruntime here."
+        )
     parity_path = context.root / PARITY
     parity = read_json(parity_path) if parity_path.is_file() else {}
     choices = []
     for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
-        if name == "tensorrt" and backend == "auto" and not driver_status().available:
+        if name == "tensorrt" and not driver:
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             choices += [

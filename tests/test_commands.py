@@ -1,0 +1,289 @@
+"""The commands as a person or another program uses them: exit status, JSON line, bad input, inference."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.driver import driver_status
+from pipeline.commands import main
+from pipeline.manifest import ROOT
+from tests.conftest import CLASSES, Chain
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> str:
+    return "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if line.startswith("error: "))
+
+
+# --- inference on other people's files ---
+
+
+def test_infer_a_folder_with_bad_images(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index, name in enumerate(CLASSES):
+        shutil.copy(sorted((finished_chain.images / name).iterdir())[0], photos / f"{index}-{name}.png")
+    whole = (photos / "0-blue.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.jpg").write_text("not an image")
+    (photos / "notes.txt").write_text("no image suffix, so not asked for")
+    out = tmp_path / "out.csv"
+    assert finished_chain.run("infer", str(photos), "-o", str(out), "--json", "--batch-size", "2") == 3
+    rows = {Path(row["path"]).name: row for row in read_rows(out)}
+    assert set(rows) == {"0-blue.png", "1-green.png", "2-red.png", "3-yellow.png", "cut.png", "empty.jpg", "text.jpg"}
+    assert [rows[f"{i}-{name}.png"]["class"] for i, name in enumerate(CLASSES)] == list(CLASSES)
+    for name in ("cut.png", "empty.jpg", "text.jpg"):
+        assert rows[name]["status"] == "error"
+        assert rows[name]["error"]
+        assert not rows[name]["class"]
+    summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (summary["images"], summary["failed"], summary["exit"]) == (7, 3, 3)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_infer_agrees_whatever_the_batch(finished_chain: Chain, tmp_path: Path) -> None:
+    folder = str(finished_chain.images / "red")
+    results = []
+    for size in ("1", "7", "64"):
+        out = tmp_path / f"{size}.csv"
+        assert finished_chain.run("infer", folder, "-o", str(out), "--batch-size", size, "--top-k", "2") == 0
+        results.append(read_rows(out))
+    assert len(results[0]) == 96
+    for other in results[1:]:
+        assert [row["path"] for row in other] == [row["path"] for row in results[0]]
+        for a, b in zip(results[0], other):
+            assert a["class"] == b["class"]
+            assert float(a["probability"]) == pytest.approx(float(b["probability"]), abs=2e-5)
+
+
+def test_infer_as_json_lines(finished_chain: Chain, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    photo = str(next(finished_chain.images.rglob("*.png")))
+    for precision in ("fp32", "fp16", "int8"):
+        assert finished_chain.run("infer", photo, "-o", str(out), "--precision", precision) == 0
+        (row,) = map(json.loads, out.read_text().splitlines())
+        assert row["status"] == "ok"
+        assert row["class"] in CLASSES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.png"], "Expected an image or a folder of images"),
+        ([str(ROOT / "configs")], "Expected images"),
+        (["IMAGE", "--top-k", "0"], "at least 1"),
+        (["IMAGE", "-o", "/proc/nothing/out.csv"], "No such file or directory: /proc/nothing"),
+    ],
+)
+def test_infer_refuses(
+    finished_chain: Chain, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = str(next(finished_chain.images.rglob("*.png")))
+    assert finished_chain.run("infer", *[photo if a == "IMAGE" else a for a in arguments]) == 2
+    assert words in errors(capsys)
+
+
+@pytest.mark.skipif(bool(driver_status()), reason="this machine has a GPU")
+def test_infer_on_tensorrt_needs_a_gpu(finished_chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = str(next(finished_chain.images.rglob("*.png")))
+    assert finished_chain.run("infer", photo, "--backend", "tensorrt") == 2
+    assert "Expected an NVIDIA GPU" in errors(capsys)
+
+
+# --- bad recipes and bad data ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.inputsize=64"], "Did you mean 'input_size'?"),
+        (["data.path=/nowhere"], "which does not exist"),
+        (["verify.min_images=900"], "Expected at least 900 test images"),
+        (["model.weights=/nowhere.h5"], "/nowhere.h5, which does not exist"),
+    ],
+)
+def test_bad_recipe(
+    finished_chain: Chain, overrides: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [part for override in overrides for part in ("--set", override)]
+    before = {p: p.stat().st_mtime_ns for p in finished_chain.root.rglob("*") if p.is_file()}
+    assert finished_chain.run("train", "--force", *more) == 2
+    message = errors(capsys)
+    assert words in message
+    assert "Traceback" not in message
+    after = {p: p.stat().st_mtime_ns for p in finished_chain.root.rglob("*") if p.is_file()}
+    assert {p for p in after if ".lock" not in p.name} == {p for p in before if ".lock" not in p.name}
+
+
+def test_unknown_recipe_and_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "-c", str(ROOT / "configs" / "digit.yaml")]) == 2
+    assert "digits.yaml?" in errors(capsys)
+    with pytest.raises(SystemExit) as caught:
+        main(["trian"])
+    assert caught.value.code == 2
+
+
+def test_one_class_only(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in CLASSES[1:]:
+        shutil.rmtree(chain.images / name)
+    assert chain.run("train") == 2
+    assert "at least two classes" in errors(capsys)
+
+
+def test_a_corrupt_training_image_is_named_counted_and_skipped_up_to_the_limit(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A corrupt file's hash decides its split too: take enough of them that one lands in training.
+    for index in range(12):
+        (chain.images / "red" / f"bad{index}.png").write_bytes(b"\x89PNG broken" + bytes([index]))
+    limits = "--set", "train.fine_tune.epochs=1", "--set", "data.max_bad_images"
+    assert chain.run("train", *limits[:3], "data.max_bad_images=0") == 2
+    message = errors(capsys) + capsys.readouterr().err
+    assert "Expected at most 0 unreadable images" in message
+    assert chain.run("train", *limits[:3], "data.max_bad_images=20") == 0
+    manifest = json.loads((chain.root / "train" / "manifest.json").read_text())
+    skipped = manifest["result"]["skipped_images"]
+    assert skipped
+    assert all(name.startswith("red/bad") for name in skipped)
+
+
+def test_deploying_a_finished_model(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    model = chain.root / "train" / "model.keras"
+    saved = shutil.copy(model, chain.artifacts.parent / "colleague.keras")
+    overrides = ["--set", f"model.path={saved}", "--set", "name=colleague"]
+    assert chain.run("train", *overrides, "--set", "model.preprocessing=auto") == 2
+    assert "model.preprocessing: expected caffe" in errors(capsys)
+    assert chain.run("run", *overrides) == 0
+    parity = json.loads((chain.artifacts / "colleague" / "verify" / "parity.json").read_text())
+    assert parity["verdict"] == "pass"
+    assert parity["hops"][0]["accuracy_reference"] > 0.8
+
+
+def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) -> None:
+    plan = chain.root / "build" / "rtx" / "fp32.plan"
+    if not plan.exists():
+        pytest.skip("TensorRT-RTX has no wheel for this platform, so there is no engine")
+    from export.capabilities import find_tensorrt
+    from export.errors import ExportError
+    from export.sidecar import check_engine
+
+    trt = find_tensorrt("rtx")
+    assert trt is not None
+    check_engine(plan, trt)
+    plan.write_bytes(plan.read_bytes() + b"x")
+    with pytest.raises(ExportError, match=r"sha256|bytes"):
+        check_engine(plan, trt)
+    assert chain.run("build") == 0, "the build stage sees it and builds anew"
+    check_engine(plan, trt)
+
+
+# --- another machine ---
+
+
+def test_bundle_to_another_machine(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = tmp_path / "tiny.tar"
+    assert chain.run("bundle", "-o", str(archive)) == 0
+    there = tmp_path / "there"
+    assert main(["unpack", str(archive), "--artifacts", str(there)]) == 0
+    shutil.rmtree(chain.images)  # the data stays behind
+    moved = Chain(chain.recipe, chain.images, there)
+    capsys.readouterr()
+    assert moved.run("run", "--json") == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert {stage["status"] for stage in last["stages"].values()} == {"up to date"}
+    assert main(["unpack", str(archive), "--artifacts", str(there)]) == 2, "it is there already"
+    damaged = bytearray(archive.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    archive.write_bytes(bytes(damaged))
+    assert main(["unpack", str(archive), "--artifacts", str(there), "--force"]) == 2
+    assert moved.run("run") == 0, "the former artifacts are whole"
+
+
+# --- interrupts, kills, two at once ---
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_stage_keeps_its_former_result(chain: Chain, number: signal.Signals, status: int) -> None:
+    before = (chain.root / "train" / "manifest.json").read_bytes()
+    process = command(*chain.arguments("train", "--force", "--set", "train.fine_tune.epochs=500"))
+    deadline = time.monotonic() + 60
+    while not list(chain.root.glob(".train.tmp-*")):
+        assert time.monotonic() < deadline, "the stage did not start"
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert "Traceback" not in stderr
+    assert (chain.root / "train" / "manifest.json").read_bytes() == before
+    assert chain.run("train") == 0, "the lock is free"
+    assert not list(chain.root.glob(".train.tmp-*"))
+
+
+def test_two_runs_at_once(chain: Chain) -> None:
+    arguments = chain.arguments("quantize", "--force", "--json")
+    processes = [command(*arguments) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    for stdout, _ in outputs:
+        assert json.loads(stdout.strip().splitlines()[-1])["status"] == "done"
+    assert chain.run("verify") == 0
+
+
+def test_standard_output_is_for_results_alone(chain: Chain) -> None:
+    process = command(*chain.arguments("export", "--force", "--json"))
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert len(stdout.strip().splitlines()) == 1
+    result = json.loads(stdout)
+    assert (result["command"], result["exit"]) == ("export", 0)
+    assert "oneDNN" not in stderr
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p: p.read_bytes() for p in (chain.root / "verify").iterdir()}
+
+    def no_space(*args: object, **kwargs: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(np, "savez", no_space)
+    assert chain.run("verify", "--force") == 2
+    assert {p: p.read_bytes() for p in (chain.root / "verify").iterdir()} == before
+    assert not list(chain.root.glob(".*.tmp-*"))
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    out = capsys.readouterr().out
+    for stage in ("train", "export", "quantize", "build", "verify", "benchmark", "infer", "report"):
+        assert stage in out
+    result = json.loads(out.strip().splitlines()[-1])
+    assert result["packages"]["keras"]["state"] == "ok"
