@@ -12,15 +12,16 @@ from typing import Any
 
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import gpu_snapshot, machine
-from pipeline import cli, deploy
+from pipeline import cli
+from pipeline.card import ModelCard
+from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, write_json
 from pipeline.layout import BENCHMARK, CARD
 from pipeline.manifest import ROOT
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
-from pipeline.stages import MODEL, onnx_inputs
-from pipeline.training import ModelCard
+from pipeline.stages import MODEL, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
 
 log = logging.getLogger("benchmarks.main")
 
@@ -97,7 +98,7 @@ def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
 def _environment() -> dict[str, Any]:
     info = machine()
     cpu = info["cpu"]
-    return deploy.build_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
+    return machine_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
 
 
 def _commit() -> str | None:
@@ -117,11 +118,11 @@ STAGE = Stage(
         "benchmarks/scenarios.py",
         "benchmarks/telemetry.py",
         "benchmarks/timing.py",
-        "pipeline/runners/base.py",
-        "pipeline/runners/keras.py",
-        "pipeline/runners/onnxruntime.py",
-        "pipeline/runners/tensorrt.py",
-        "pipeline/runners/cuda.py",
+        "pipeline/card.py",
+        "pipeline/environment.py",
+        *RUN_ONNX,
+        *RUN_ENGINES,
+        *RUN_KERAS,
     ),
     run_benchmark,
     _environment,

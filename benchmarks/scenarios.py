@@ -20,7 +20,7 @@ from pipeline.runners.base import Runner
 from pipeline.runners.cuda import driver_status
 
 if TYPE_CHECKING:
-    from pipeline.training import ModelCard
+    from pipeline.card import ModelCard
 
 log = logging.getLogger(__name__)
 

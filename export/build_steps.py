@@ -13,9 +13,8 @@ from typing import Any
 
 from export.capabilities import TensorRT
 from export.errors import ExportError
+from export.sidecar import INPUT, OUTPUTS
 
-INPUT = "images"  # uint8, (N, height, width, 3)
-OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
 Progress = Callable[[str, int, int], None]
 
 _DTYPES = {

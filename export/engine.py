@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from export.build_steps import (
-    INPUT,
-    OUTPUTS,
     BatchProfile,
     Progress,
     add_profile,
@@ -36,8 +34,6 @@ from export.inspection import inspect_engine
 from export.sidecar import SCHEMA, check_engine, read_sidecar, sha256_file, sidecar_path, write_plan
 
 __all__ = [
-    "INPUT",
-    "OUTPUTS",
     "BatchProfile",
     "EngineDeviceError",
     "build_engine",

@@ -17,6 +17,8 @@ from export.capabilities import TensorRT
 from export.errors import ExportError
 
 SCHEMA = 1
+INPUT = "images"  # uint8, (N, height, width, 3)
+OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
 REBUILD = "python -m pipeline build -c RECIPE --force"
 
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {

@@ -176,8 +176,8 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+    from pipeline.card import ModelCard
     from pipeline.infer import choose, classify, find_images, row_columns, write_rows
-    from pipeline.training import ModelCard
 
     settings = context.recipe.infer
     batch_size = settings.batch_size if args.batch_size is None else args.batch_size

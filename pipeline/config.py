@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,16 @@ from pipeline.recipe import Recipe
 # a stage's inputs by content, so the path itself decides nothing.
 PATH_KEYS = ("data.path", "model.path", "model.weights")
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -39,14 +50,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key.strip():
             raise RecipeError(f"Expected --set section.key=value. Received: --set {override!r}.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError) as error:
             raise RecipeError(f"--set {key}: expected a YAML value. Received: {text!r} ({error}).") from error
         branch: dict[str, Any] = {}
         _assign(branch, key.strip().split("."), value)
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
-    recipe = _convert(Recipe, tree, "")
+    recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
     _check(recipe)
     return recipe
 
@@ -80,8 +91,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint += f" Did you mean {path.parent / close[0]}.yaml?" if close else ""
         raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.{hint}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
         raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {tree!r:.80}.")
@@ -110,20 +121,21 @@ def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
             tree[section][key] = str((base / Path(value).expanduser()).resolve())
 
 
-def _convert(expected: Any, value: Any, where: str) -> Any:
+def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     """The value as the type that the field declares, or a RecipeError that says where and what."""
     if dataclasses.is_dataclass(expected):
-        return _convert_section(expected, value, where)
+        return _convert_section(expected, value, where, default)
     origin, args = get_origin(expected), get_args(expected)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            choices = ", ".join(map(str, args))
-            raise RecipeError(f"{where}: expected one of {choices}. Received: {value!r}.{_closest(value, args)}")
-        return value
+        for choice in args:
+            if value == choice and type(value) is type(choice):
+                return choice
+        choices = ", ".join(map(str, args))
+        raise RecipeError(f"{where}: expected one of {choices}. Received: {value!r}.{_closest(value, args)}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise RecipeError(f"{where}: expected a list. Received: {value!r}.")
@@ -136,7 +148,8 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
     return float(value) if expected is float else value
 
 
-def _convert_section(section: Any, value: Any, where: str) -> Any:
+def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
+    """A section; keys that are not given keep what the section above says, not the type's own default."""
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -148,7 +161,8 @@ def _convert_section(section: Any, value: Any, where: str) -> Any:
             dotted = f"{where}.{key}" if where else str(key)
             raise RecipeError(f"Unknown key {dotted!r}.{_closest(key, list(fields))} Known here: {', '.join(fields)}.")
     prefix = f"{where}." if where else ""
-    return section(**{key: _convert(hints[key], item, f"{prefix}{key}") for key, item in value.items()})
+    given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
+    return dataclasses.replace(default, **given)
 
 
 def _closest(value: Any, known: Sequence[Any]) -> str:
@@ -206,10 +220,19 @@ def _check(recipe: Recipe) -> None:
         "verify": (recipe.verify.min_images, recipe.verify.max_images),
     }.items():
         require(low <= high, f"{where}.max_images", f"at least {where}.min_images ({low})", high)
-    for phase in ("head", "fine_tune"):
-        require(getattr(recipe.train, phase).epochs >= 0, f"train.{phase}.epochs", "0 or more", -1)
-        rate = getattr(recipe.train, phase).learning_rate
-        require(rate > 0, f"train.{phase}.learning_rate", "above 0", rate)
+    for name in ("head", "fine_tune"):
+        phase = getattr(recipe.train, name)
+        require(phase.epochs >= 0, f"train.{name}.epochs", "0 or more", phase.epochs)
+        rate = phase.learning_rate
+        require(0 < rate < math.inf, f"train.{name}.learning_rate", "a number above 0", rate)
+    require(0 <= recipe.train.seed < 2**32, "train.seed", "0 to 2**32 - 1", recipe.train.seed)
+    for where, seconds in {
+        "benchmark.seconds": recipe.benchmark.seconds,
+        "benchmark.warmup_seconds": recipe.benchmark.warmup_seconds,
+    }.items():
+        require(0 <= seconds < 3600, where, "0 to below 3600", seconds)
+    workspace = recipe.build.workspace_mib
+    require(workspace is None or workspace > 0, "build.workspace_mib", "a number above 0", workspace)
     require(
         all(b >= 1 for b in recipe.benchmark.batches),
         "benchmark.batches",

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 log = logging.getLogger(__name__)
 
 LOCK_HELD = "PIPELINE_LOCK_HELD"  # set for commands that `run` starts while it holds the lock itself
-_hashes: dict[tuple[str, int, int], str] = {}
+_hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -36,7 +36,7 @@ def sha256_json(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     """Hex digest of a file; within one process an unchanged file is read once."""
     stat = path.stat()
-    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key not in _hashes:
         with path.open("rb") as file:
             _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -115,6 +115,13 @@ def _former(final: Path) -> Path:
     return final.with_name(f".{final.name}.former")
 
 
+def recover_folders(root: Path) -> None:
+    """``recover_folder`` for every folder below ``root`` that a killed process left something of."""
+    for leftover in [*root.glob(".*.former"), *root.glob(".*.tmp-*")]:
+        if leftover.is_dir():
+            recover_folder(root / leftover.name[1:].partition(".")[0])
+
+
 @contextlib.contextmanager
 def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock on a recipe's artifacts; a second process waits, and is told for whom.
@@ -142,6 +149,7 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     try:
         write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         os.environ[LOCK_HELD] = str(path.resolve())
+        recover_folders(folder)
         yield
     finally:
         os.environ.pop(LOCK_HELD, None)
@@ -153,5 +161,5 @@ def _describe_holder(holder: Path) -> str:
     try:
         info = json.loads(holder.read_text())
         return f"process {info['pid']} since {info['since']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -19,16 +19,15 @@ from typing import IO, Any
 import numpy as np
 
 from export.driver import driver_status
-from pipeline.deploy import engines, plan_precision
+from pipeline.card import ModelCard
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, sha256_file
-from pipeline.layout import ONNX, PARITY
+from pipeline.layout import ONNX, PARITY, engines, plan_precision
 from pipeline.parity import PASS, verdict_of
 from pipeline.preprocess import EXTENSIONS, ImageError, load_image
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.stage import Context
-from pipeline.training import ModelCard
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +221,7 @@ def _files(context: Context, backend: str, precision: str) -> list[tuple[str, Pa
     if backend == "onnxruntime":
         path = context.root / ONNX[precision]
         return [(ONNX[precision], path, sha256_file(path))] if path.is_file() else []
-    plans = [plan for plan in engines(context) if plan_precision(plan) == precision]
+    plans = [plan for plan in engines(context.root) if plan_precision(plan) == precision]
     return [(plan.relative_to(context.root).as_posix(), plan, sha256_file(plan)) for plan in plans]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 KERAS = "train/model.keras"
 CARD = "train/model.json"
 ONNX = {"fp32": "export/model.onnx", "fp16": "quantize/model.fp16.onnx", "int8": "quantize/model.int8.onnx"}
@@ -10,3 +12,15 @@ REFERENCE = "verify/reference.npz"
 BENCHMARK = "benchmark/benchmark.json"
 PREDICTIONS = "infer/predictions.csv"
 REPORT = "report/report.html"
+
+
+def engines(root: Path) -> list[Path]:
+    """Every plan below ``build/<flavour>/`` of a recipe's artifacts; FP32 first, then FP16, then INT8."""
+    order = {precision: rank for rank, precision in enumerate(ONNX)}
+    plans = root.glob("build/*/*.plan")
+    return sorted(plans, key=lambda p: (p.parent.name, order.get(plan_precision(p), len(order)), p.name))
+
+
+def plan_precision(plan: Path) -> str:
+    """``<precision>[-<variant>].plan``."""
+    return plan.stem.partition("-")[0]

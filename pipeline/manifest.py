@@ -76,9 +76,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         tree = read_json(path)
-        return Manifest(**tree) if tree.get("schema") == SCHEMA else None
+        if tree.get("schema") != SCHEMA:
+            return None
+        manifest = Manifest(**tree)
     except (PipelineError, TypeError, AttributeError):
         return None
+    mappings = (manifest.inputs, manifest.config, manifest.environment, manifest.versions, manifest.result)
+    outputs = manifest.outputs
+    whole = all(isinstance(m, dict) for m in mappings) and isinstance(outputs, dict)
+    return (
+        manifest
+        if whole and all(isinstance(entry, dict) and {"sha256", "bytes"} <= set(entry) for entry in outputs.values())
+        else None
+    )
 
 
 def write_manifest(

@@ -89,7 +89,7 @@ class Quantize:
     method: Literal["minmax"] = "minmax"
     min_images: int = 128  # fewer calibration images than this are refused
     max_images: int = 512
-    batch_size: int = 32
+    batch_size: int = 8  # all activations of a batch are in memory at once: ResNet-50 at 224x224 takes 82 MB an image
 
 
 @dataclass(frozen=True)

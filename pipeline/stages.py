@@ -11,18 +11,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import deploy
+from pipeline import building, exporting, quantizing
 from pipeline.config import IMAGENET
+from pipeline.environment import machine_environment
 from pipeline.stage import Context, Stage
 
 MODEL = ("model.keras", "model.json")
+READ_IMAGES = ("pipeline/data.py", "pipeline/preprocess.py")
+RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py")
+RUN_ENGINES = (
+    "pipeline/runners/tensorrt.py",
+    "pipeline/runners/cuda.py",
+    "export/capabilities.py",
+    "export/driver.py",
+    "export/sidecar.py",
+)
+RUN_KERAS = ("pipeline/runners/keras.py", "pipeline/loading.py", "export/logits.py", "export/preprocessing.py")
 DATA_KEYS = ("data.resize", "data.max_bad_images")
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
     from pipeline.training import train
 
-    deploy.check_data_early(context)
     return train(context.recipe, context.images, folder)
 
 
@@ -113,6 +123,7 @@ STAGES = (
         ("data", "model", "train"),
         (
             "pipeline/training.py",
+            "pipeline/card.py",
             "pipeline/models.py",
             "pipeline/loading.py",
             "pipeline/data.py",
@@ -126,6 +137,8 @@ STAGES = (
         _export_inputs,
         ("export", "data.resize"),
         (
+            "pipeline/exporting.py",
+            "pipeline/card.py",
             "export/keras_to_onnx.py",
             "export/logits.py",
             "export/naming.py",
@@ -136,37 +149,44 @@ STAGES = (
             "export/preprocessing.py",
             "pipeline/loading.py",
         ),
-        deploy.export_model,
+        exporting.export_model,
     ),
     Stage(
         "quantize",
         _quantize_inputs,
         ("quantize", *DATA_KEYS),
         (
+            "pipeline/quantizing.py",
+            "pipeline/card.py",
             "export/quantize.py",
             "export/placement.py",
             "export/calibration.py",
             "export/precision.py",
             "export/graph.py",
             "export/onnx_file.py",
+            "export/naming.py",
+            "export/preprocessing.py",
             "pipeline/data.py",
             "pipeline/preprocess.py",
         ),
-        deploy.quantize_model,
+        quantizing.quantize_model,
     ),
     Stage(
         "build",
         _build_inputs,
         ("build",),
         (
+            "pipeline/building.py",
+            "pipeline/environment.py",
             "export/engine.py",
             "export/build_steps.py",
+            "export/driver.py",
             "export/capabilities.py",
             "export/inspection.py",
             "export/sidecar.py",
         ),
-        deploy.build_engines,
-        deploy.build_environment,
+        building.build_engines,
+        machine_environment,
     ),
     Stage(
         "verify",
@@ -175,18 +195,15 @@ STAGES = (
         (
             "pipeline/verify.py",
             "pipeline/parity.py",
-            "pipeline/data.py",
-            "pipeline/preprocess.py",
-            "pipeline/runners/base.py",
-            "pipeline/runners/keras.py",
-            "pipeline/runners/onnxruntime.py",
-            "pipeline/runners/tensorrt.py",
-            "pipeline/runners/cuda.py",
+            "pipeline/card.py",
             "export/metrics.py",
-            "export/preprocessing.py",
+            *READ_IMAGES,
+            *RUN_ONNX,
+            *RUN_ENGINES,
+            *RUN_KERAS,
         ),
         _verify,
-        deploy.build_environment,
+        machine_environment,
     ),
     Stage(
         "infer",
@@ -194,20 +211,22 @@ STAGES = (
         ("infer", *DATA_KEYS),
         (
             "pipeline/infer.py",
-            "pipeline/preprocess.py",
-            "pipeline/runners/base.py",
-            "pipeline/runners/onnxruntime.py",
-            "pipeline/runners/tensorrt.py",
-            "pipeline/runners/cuda.py",
+            "pipeline/parity.py",
+            "pipeline/card.py",
+            "export/metrics.py",
+            "export/preprocessing.py",
+            *READ_IMAGES,
+            *RUN_ONNX,
+            *RUN_ENGINES,
         ),
         _infer,
-        deploy.build_environment,
+        machine_environment,
     ),
     Stage(
         "report",
         _report_inputs,
         ("description", "data.resize", "verify.thresholds"),
-        ("pipeline/report.py", "pipeline/report.css", "pipeline/charts.py"),
+        ("pipeline/report.py", "pipeline/report.css", "pipeline/charts.py", "pipeline/preprocess.py"),
         _report,
     ),
 )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.preprocessing import PreprocessingSpec
-from pipeline.data import ImageSet, Pixels, Sample
+from pipeline.card import ModelCard
+from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
 from pipeline.errors import DataError, ModelError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.loading import load_classifier
 from pipeline.models import Built, build_classifier, preprocessing_of
 from pipeline.progress import progress_bar
@@ -27,45 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; more are decoded in every epoch
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What belongs to a model besides its weights; written beside it as ``model.json``."""
-
-    classes: tuple[str, ...]
-    preprocessing: PreprocessingSpec
-    size: tuple[int, int]  # height, width
-    output: str  # "auto", "logits" or "softmax": what the Keras model ends with
-    allow: tuple[str, ...]  # Lambda layers that may run
-
-    def write(self, path: Path, **extra: Any) -> None:
-        """Write it as JSON, with further facts for people."""
-        card = {
-            "classes": list(self.classes),
-            "preprocessing": self.preprocessing.to_dict(),
-            "size": list(self.size),
-            "output": self.output,
-            "allow": list(self.allow),
-        }
-        write_json(path, card | extra)
-
-    @staticmethod
-    def read(path: Path) -> ModelCard:
-        """Read ``model.json``.
-
-        Raises:
-            PipelineError: missing or damaged.
-        """
-        tree = read_json(path)
-        height, width = tree["size"]
-        return ModelCard(
-            tuple(tree["classes"]),
-            PreprocessingSpec.from_dict(tree["preprocessing"]),
-            (height, width),
-            tree["output"],
-            tuple(tree["allow"]),
-        )
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
@@ -81,6 +42,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
         DataError: unreadable images above the recipe's limit.
         ModelError: the model cannot be built, or the training diverged.
     """
+    _check_data(recipe, images)
     start_tensorflow()
     import keras
     import tensorflow as tf
@@ -284,3 +246,16 @@ def _take_over(recipe: Recipe, images: ImageSet) -> tuple[keras.Model, ModelCard
         )
     _, height, width, _ = model.inputs[0].shape
     return model, ModelCard(images.classes, spec, (height, width), recipe.model.output, recipe.model.allow)
+
+
+def _check_data(recipe: Recipe, images: ImageSet) -> None:
+    """Refuse too few images before the first stage spends time; later stages would find out only then."""
+    check_split_sizes(
+        images,
+        {
+            "train": 0 if recipe.model.path else len(images.classes),
+            "validation": 0 if recipe.model.path else 1,
+            "calibration": recipe.quantize.min_images,
+            "test": recipe.verify.min_images,
+        },
+    )

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_split_sizes
-from pipeline.deploy import engines, plan_precision
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
-from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE
+from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
 from pipeline.parity import Candidate, Reference, judge, run_all
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
-from pipeline.training import ModelCard
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def list_candidates(context: Context) -> list[Candidate]:
         runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
         found.append(Candidate(name, "onnxruntime", precision, sha256_file(path), before, runner, NOTES[precision]))
         before = name
-    for plan in engines(context):
+    for plan in engines(context.root):
         name = plan.relative_to(context.root).as_posix()
         precision = plan_precision(plan)
         found.append(

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from export.capabilities import TensorRT, find_tensorrt, why_missing
-from export.engine import INPUT, OUTPUTS, check_engine, read_sidecar
 from export.errors import ExportError
+from export.sidecar import INPUT, OUTPUTS, check_engine, read_sidecar
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, check_pixels
 from pipeline.runners.cuda import DeviceBuffer, PinnedBuffer, Stream, driver_status, set_device

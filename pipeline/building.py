@@ -1,0 +1,83 @@
+"""The build stage: TensorRT engines, by whichever TensorRT this machine can build with."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from export.engine import BatchProfile, build_engine
+from export.errors import ExportError
+from export.sidecar import read_sidecar, sidecar_path
+from pipeline.environment import choose_tensorrt
+from pipeline.files import sha256_file
+from pipeline.layout import ONNX, engines
+from pipeline.progress import progress_bar
+from pipeline.stage import Context
+
+log = logging.getLogger(__name__)
+
+
+def build_engines(context: Context, folder: Path) -> dict[str, Any]:
+    """Build an engine for each precision of the recipe into ``<flavour>/<precision>.plan`` with its sidecar.
+
+    Engines of another flavour that were built from the same ONNX files (on another machine) are kept. Without any
+    TensorRT nothing is built; the reason is recorded and the rest of the chain goes on.
+
+    Raises:
+        ExportError: TensorRT is there and refused.
+    """
+    settings = context.recipe.build
+    trt, why = choose_tensorrt(settings.flavour)
+    kept = _keep_engines(context, folder, except_flavour=trt.flavour if trt else None)
+    if trt is None:
+        log.warning("no engine is built here. %s", why)
+        return {"built": [], "kept": kept, "why_not": why}
+    profile = BatchProfile(settings.profile.min, settings.profile.opt, settings.profile.max)
+    built: dict[str, Any] = {}
+    for precision in settings.precisions:
+        with progress_bar(desc=f"  {trt.flavour} {precision}", unit="step", leave=False) as bar:
+
+            def advance(phase: str, step: int, steps: int, bar: Any = bar) -> None:
+                bar.set_postfix_str(f"{phase} {step}/{steps}")
+
+            sidecar = build_engine(
+                context.root / ONNX[precision],
+                folder / trt.flavour / f"{precision}.plan",
+                precision=precision,
+                profile=profile,
+                trt=trt,
+                tf32=settings.tf32,
+                workspace_mib=settings.workspace_mib,
+                optimization_level=settings.optimization_level,
+                targets=settings.targets,
+                progress=advance,
+            )
+        built[f"{trt.flavour}/{precision}"] = {"bytes": sidecar["plan_bytes"], "seconds": sidecar["seconds"]}
+        log.info(
+            "  %s/%s.plan: %.1f MB in %.1f s", trt.flavour, precision, sidecar["plan_bytes"] / 1e6, sidecar["seconds"]
+        )
+    return {"built": built, "kept": kept}
+
+
+def _keep_engines(context: Context, folder: Path, except_flavour: str | None) -> list[str]:
+    current = {name: sha256_file(context.root / path) for name, path in ONNX.items()}
+    kept = []
+    for plan in engines(context.root):
+        flavour = plan.parent.name
+        if flavour == except_flavour:
+            continue
+        try:
+            sidecar = read_sidecar(plan)
+        except ExportError as error:
+            log.warning("left out an engine: %s", error)
+            continue
+        if sidecar["onnx_sha256"] != current.get(sidecar["precision"]):
+            continue
+        target = folder / flavour
+        target.mkdir(exist_ok=True)
+        for path in (plan, sidecar_path(plan)):
+            shutil.copy2(path, target / path.name)
+        kept.append(f"{flavour}/{plan.name}")
+    return kept

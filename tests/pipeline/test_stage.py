@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from benchmarks.__main__ import STAGE as BENCHMARK
+from pipeline import manifest
+from pipeline.config import load_recipe, to_dict
+from pipeline.data import DataMissingError
+from pipeline.errors import PipelineError
+from pipeline.manifest import MANIFEST, ROOT, read_manifest
+from pipeline.stage import Context, Stage, execute, reasons_to_run
+from pipeline.stages import STAGES
+
+ALL = (*STAGES, BENCHMARK)
+
+
+class Toy:
+    """A stage that copies a file, and counts how often it did."""
+
+    def __init__(self, folder: Path, code: Path) -> None:
+        self.runs = 0
+        self.error: BaseException | None = None
+        self.machine: dict[str, Any] = {"gpu": None}
+        self.source = folder / "artifacts" / "toy" / "earlier" / "in.txt"
+        self.source.parent.mkdir(parents=True)
+        self.source.write_text("one")
+        self.recipe = folder / "toy.yaml"
+        self.recipe.write_text(yaml.safe_dump({"data": {"source": "digits"}}))
+        self.folder = folder
+        self.code = code
+        self.stage = Stage(
+            "later", self.inputs, ("quantize", "data.resize"), ("toy_stage.py",), self.run, lambda: self.machine
+        )
+
+    def context(self, *overrides: str) -> Context:
+        return Context(load_recipe(self.recipe, overrides), self.recipe, self.folder / "artifacts")
+
+    def inputs(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+        return context.required("earlier", "in.txt")
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        self.runs += 1
+        (folder / "out.txt").write_text(f"{self.source.read_text()} {self.runs}")
+        if self.error:
+            raise self.error
+        return {"runs": self.runs}
+
+    def execute(self, *overrides: str, force: bool = False):
+        return execute(self.stage, self.context(*overrides), force)
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "artifacts" / "toy" / "later" / "out.txt"
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    monkeypatch.setattr(manifest, "ROOT", tmp_path)
+    code = tmp_path / "toy_stage.py"
+    code.write_text("x = 1\n")
+    return Toy(tmp_path, code)
+
+
+def test_it_runs_once(toy: Toy) -> None:
+    first = toy.execute()
+    assert (first.ran, first.reasons, toy.output.read_text()) == (True, ("it has not run",), "one 1")
+    second = toy.execute()
+    assert (second.ran, second.reasons, toy.runs) == (False, (), 1)
+    assert second.manifest == first.manifest
+
+
+def test_force(toy: Toy) -> None:
+    toy.execute()
+    outcome = toy.execute(force=True)
+    assert (outcome.ran, outcome.reasons, toy.output.read_text()) == (True, ("--force",), "one 2")
+
+
+def test_each_reason_makes_it_run_and_is_said_beforehand(toy: Toy) -> None:
+    toy.execute()
+
+    def input_changed() -> str:
+        toy.source.write_text("two words")
+        return "input earlier/in.txt: "
+
+    def code_changed() -> str:
+        toy.code.write_text("x = 2\n")
+        return "the stage's code changed"
+
+    def output_lost() -> str:
+        toy.output.unlink()
+        return "output out.txt is missing"
+
+    def output_altered() -> str:
+        toy.output.write_text("somebody was here")
+        return "output out.txt was altered"
+
+    def machine_changed() -> str:
+        toy.machine = {"gpu": "A"}
+        return "this machine's gpu: None -> A"
+
+    def manifest_damaged() -> str:
+        (toy.output.parent / MANIFEST).write_text("{")
+        return "it has not run"
+
+    def manifest_lost() -> str:
+        (toy.output.parent / MANIFEST).unlink()
+        return "it has not run"
+
+    changes = (input_changed, code_changed, output_lost, output_altered, machine_changed)
+    for change in (*changes, manifest_damaged, manifest_lost):
+        reason = change()
+        runs = toy.runs
+        said = reasons_to_run(toy.stage, toy.context())
+        assert len(said) == 1
+        assert said[0].startswith(reason)
+        assert toy.runs == runs, "asking runs nothing"
+        outcome = toy.execute()
+        assert outcome.ran
+        assert list(outcome.reasons) == said
+        assert not toy.execute().ran
+
+
+def test_the_slice_of_the_recipe_decides_and_nothing_else_of_it(toy: Toy) -> None:
+    toy.execute()
+    assert not toy.execute("train.seed=7", "data.max_bad_images=3", "description=other").ran
+    assert toy.execute("quantize.max_images=300").reasons == ("recipe quantize.max_images: 512 -> 300",)
+    assert toy.execute("data.resize=crop", "quantize.max_images=300").reasons == (
+        "recipe data.resize: stretch -> crop",
+    )
+
+
+def test_touching_files_reruns_nothing(toy: Toy) -> None:
+    toy.execute()
+    for path in (toy.source, toy.output, toy.code, toy.recipe):
+        os.utime(path, (1, 1))
+    assert not toy.execute().ran
+
+
+def test_a_result_of_a_machine_with_a_gpu_is_kept(toy: Toy) -> None:
+    toy.machine = {"gpu": "A"}
+    toy.execute()
+    toy.machine = {"gpu": None}
+    assert not toy.execute().ran
+    toy.machine = {"gpu": "B"}
+    assert toy.execute().ran
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), PipelineError("x"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_failure_keeps_the_former_result(toy: Toy, error: BaseException) -> None:
+    toy.execute()
+    toy.source.write_text("changed")
+    toy.error = error
+    with pytest.raises(type(error)):
+        toy.execute()
+    assert toy.output.read_text() == "one 1"
+    assert read_manifest(toy.output.parent).result == {"runs": 1}
+    assert sorted(p.name for p in toy.output.parent.parent.iterdir()) == ["earlier", "later"]
+    assert reasons_to_run(toy.stage, toy.context()), "it is still to be done"
+    toy.error = None
+    assert toy.execute().ran
+    assert toy.output.read_text() == "changed 3"
+
+
+def test_a_first_run_that_fails_leaves_nothing(toy: Toy) -> None:
+    toy.error = ValueError("x")
+    with pytest.raises(ValueError, match="x"):
+        toy.execute()
+    assert [p.name for p in toy.output.parent.parent.iterdir()] == ["earlier"]
+
+
+def test_a_result_that_is_no_json_keeps_the_former(toy: Toy) -> None:
+    toy.execute()
+    bad = dataclasses.replace(toy.stage, run=lambda context, folder: {"loss": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        execute(bad, toy.context(), force=True)
+    assert toy.output.read_text() == "one 1"
+
+
+def test_what_a_kill_left_between_the_renames_is_recovered_before_it_is_asked_for(toy: Toy) -> None:
+    toy.execute()
+    toy.output.parent.rename(toy.output.parent.with_name(".later.former"))
+    (toy.output.parent.with_name(".later.tmp-99")).mkdir()
+    assert not toy.execute().ran
+    assert toy.output.read_text() == "one 1"
+    assert sorted(p.name for p in toy.output.parent.parent.iterdir()) == ["earlier", "later"]
+
+
+def test_what_a_kill_left_is_there_for_the_next_command_that_takes_the_lock(toy: Toy) -> None:
+    toy.execute()
+    toy.output.parent.rename(toy.output.parent.with_name(".later.former"))
+    with recipe_lock(toy.context().root):
+        assert reasons_to_run(toy.stage, toy.context()) == []
+    assert toy.context().required("later", "out.txt")
+
+
+def test_a_stage_killed_in_a_process_of_its_own(toy: Toy) -> None:
+    toy.execute()
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from pipeline import manifest
+from tests.pipeline.test_stage import Toy
+from pipeline.stage import execute
+manifest.ROOT = Path({str(toy.folder)!r})
+toy = Toy.__new__(Toy)
+toy.__dict__.update(runs=5, error=None, machine={{"gpu": None}}, folder=Path({str(toy.folder)!r}),
+    source=Path({str(toy.source)!r}), recipe=Path({str(toy.recipe)!r}))
+def run(context, folder):
+    (folder / "out.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+from pipeline.stage import Stage
+stage = Stage("later", toy.inputs, ("quantize", "data.resize"), ("toy_stage.py",), run, lambda: toy.machine)
+execute(stage, toy.context(), True)
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert len(list(toy.output.parent.parent.glob(".later.tmp-*"))) == 1, "it was in the middle"
+    assert not toy.execute().ran
+    assert toy.output.read_text() == "one 1"
+    assert not list(toy.output.parent.parent.glob(".later.*"))
+
+
+def test_other_tool_versions_are_said_and_not_rerun(toy: Toy, monkeypatch, caplog) -> None:
+    toy.execute()
+    here = manifest.tool_versions()
+    monkeypatch.setattr(manifest, "tool_versions", lambda: {**here, "numpy": "0.1"})
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        logging.getLogger("pipeline").propagate = True
+        assert not toy.execute().ran
+    assert f"numpy {here['numpy']} -> 0.1" in caplog.text
+
+
+def test_a_missing_input_says_which_command_makes_it(toy: Toy) -> None:
+    toy.source.unlink()
+    with pytest.raises(PipelineError, match=r"in\.txt, which does not exist\. Run `python -m pipeline earlier -c"):
+        toy.execute()
+
+
+# --- Context ---
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_artifacts_travel_to_a_machine_without_the_data(toy: Toy, photos: Path) -> None:
+    overrides = ("data.source=folder", f"data.path={photos}")
+    recorded = toy.context(*overrides).split("test", {})
+    assert set(recorded) == {"data/test", "data/classes"}
+    there = partial(toy.context, "data.source=folder", "data.path=/nowhere")
+    assert there().split("test", recorded) == recorded
+    with pytest.raises(DataMissingError, match="/nowhere"):
+        there().split("test", {})
+    with pytest.raises(DataMissingError):
+        there().split("train", recorded)
+
+
+def test_an_external_file_is_known_by_content(toy: Toy, tmp_path: Path) -> None:
+    weights = tmp_path / "w.h5"
+    weights.write_bytes(b"one")
+    context = toy.context()
+    first = context.external("model.weights", str(weights), {})
+    weights.rename(tmp_path / "v.h5")
+    assert context.external("model.weights", str(tmp_path / "v.h5"), {}) == first
+    assert context.external("model.weights", str(weights), first) == first
+    assert context.external("model.weights", None, first) == {}
+    with pytest.raises(PipelineError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
+        context.external("model.weights", str(weights), {})
+
+
+def test_files_that_are_not_there_are_no_entry(toy: Toy) -> None:
+    context = toy.context()
+    assert context.files("earlier", "*.plan") == {}
+    assert context.files("nothing", "*") == {}
+    assert list(context.files("earlier", "*", "in.txt")) == ["earlier/in.txt"]
+
+
+# --- what the real stages declare ---
+
+# They move bytes, talk, or describe types and errors: none can change what a stage writes. A recipe's values enter
+# by the slice; names of files (layout) enter by the names of inputs and outputs.
+PLUMBING = {
+    "export/errors.py",
+    "pipeline/errors.py",
+    "pipeline/config.py",
+    "pipeline/recipe.py",
+    "pipeline/files.py",
+    "pipeline/manifest.py",
+    "pipeline/stage.py",
+    "pipeline/stages.py",
+    "pipeline/layout.py",
+    "pipeline/progress.py",
+    "pipeline/cli.py",
+    "pipeline/commands.py",
+    "pipeline/tensorflow_start.py",
+}
+
+
+def imported_modules(path: str, root: Path = ROOT) -> set[str]:
+    """Our own modules that a file imports, anywhere in it, except for type checkers only."""
+    tree = ast.parse((root / path).read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {
+        name.replace(".", "/") + ".py" for name in names if name.split(".")[0] in ("pipeline", "export", "benchmarks")
+    }
+    return {name for name in ours if (root / name).is_file()}
+
+
+def missing_code(stage: Stage) -> dict[str, list[str]]:
+    """Modules that the stage's own modules import and its list lacks, with who imports them."""
+    missing: dict[str, list[str]] = {}
+    for module in stage.code:
+        if module.endswith(".py"):
+            for name in imported_modules(module) - set(stage.code) - PLUMBING:
+                missing.setdefault(name, []).append(module)
+    return missing
+
+
+@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
+def test_code_of_a_stage_exists(stage: Stage) -> None:
+    assert stage.code
+    assert len(set(stage.code)) == len(stage.code)
+    for module in stage.code:
+        assert (ROOT / module).is_file(), module
+
+
+@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
+def test_code_of_a_stage_is_not_plumbing(stage: Stage) -> None:
+    assert not PLUMBING & set(stage.code)
+
+
+@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
+def test_code_of_a_stage_covers_what_it_imports(stage: Stage) -> None:
+    assert missing_code(stage) == {}
+
+
+@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
+def test_code_of_a_stage_holds_the_function_that_runs(stage: Stage) -> None:
+    function = stage.run
+    if function.__module__ == "pipeline.stages":  # a lazy import of the real one
+        names = [
+            n
+            for n in function.__code__.co_names
+            if n in ("pipeline.training", "pipeline.verify", "pipeline.infer", "pipeline.report")
+        ]
+        assert len(names) == 1
+        module = names[0]
+    else:
+        module = function.__module__
+    assert module.replace(".", "/") + ".py" in stage.code
+
+
+def test_the_plumbing_exists() -> None:
+    assert [name for name in sorted(PLUMBING) if not (ROOT / name).is_file()] == []
+
+
+def test_imports_are_found(tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "pipeline" / f"{name}.py").write_text("")
+    (tmp_path / "pipeline" / "x.py").write_text(
+        "import os, pipeline.a\nfrom typing import TYPE_CHECKING\nfrom pipeline import b\n"
+        "if TYPE_CHECKING:\n    from pipeline.d import z\ndef f():\n    from pipeline.c import y\n"
+    )
+    assert imported_modules("pipeline/x.py", tmp_path) == {f"pipeline/{name}.py" for name in "abc"}
+
+
+@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
+def test_keys_of_a_stage_are_keys_of_the_recipe(stage: Stage) -> None:
+    tree = to_dict(load_recipe(ROOT / "configs" / "digits.yaml"))
+    for name in stage.config:
+        node: Any = tree
+        for part in name.split("."):
+            assert part in node, name
+            node = node[part]
+
+
+def test_stages_are_named_once_and_in_order() -> None:
+    assert [s.name for s in STAGES] == ["train", "export", "quantize", "build", "verify", "infer", "report"]
+    assert BENCHMARK.name == "benchmark"
