@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
-from pipeline.files import recipe_lock, replacing_folder, sha256_file
+from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
@@ -49,9 +49,11 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             files[f"{folder.name}/{MANIFEST}"] = folder / MANIFEST
         if not files:
             raise PipelineError(f"Expected finished stages below {context.root}. Received: none. Run the recipe first.")
+        recipe = dump_yaml(context.recipe)
         index = {
             "schema": SCHEMA,
             "recipe": context.recipe.name,
+            "recipe_sha256": sha256_bytes(recipe.encode()),
             "files": {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()},
         }
         temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
@@ -59,7 +61,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
         try:
             with tarfile.open(temporary, "w") as archive, progress_bar(total=len(files), desc="  bundle") as bar:
                 _add_text(archive, INDEX, json.dumps(index, indent=2))
-                _add_text(archive, RECIPE, dump_yaml(context.recipe))
+                _add_text(archive, RECIPE, recipe)
                 for name, path in files.items():
                     archive.add(path, arcname=name)
                     bar.update()
@@ -99,7 +101,8 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
         raise PipelineError(
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
-    log.info("%s: %d files, every hash right. Next: python -m pipeline run", root, len(index["files"]))
+    log.info("%s: %d files, every hash right", root, len(index["files"]))
+    log.info("next: python -m pipeline run -c %s --artifacts %s", root / RECIPE, artifacts)
     return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"])}
 
 
@@ -134,7 +137,12 @@ def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> Non
                     out.write(piece)
             if sha256_file(target) != expected["sha256"]:
                 raise ValueError(f"{name} does not have the sha256 that the index lists")
+    file = archive.extractfile(archive.getmember(RECIPE))
+    recipe = file.read(1 << 20) if file else b""
     try:
+        if sha256_bytes(recipe) != index["recipe_sha256"]:
+            raise ValueError(f"{RECIPE} does not have the sha256 that the index lists")
+        write_atomic(root / RECIPE, recipe)
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
             with replacing_folder(root / folder.name) as temporary:
                 temporary.rmdir()

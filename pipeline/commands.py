@@ -14,7 +14,7 @@ from pipeline import __version__, cli
 from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
-from pipeline.layout import PARITY
+from pipeline.layout import PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.parity import FAIL
 from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
@@ -73,9 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
             add(name, text, [recipe, stage], "-c configs/digits.yaml")
     infer = add("infer", HELP["infer"], [recipe, stage], "-c configs/digits.yaml photos/ -o predictions.csv")
     infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
-    infer.add_argument(
-        "-o", "--output", type=Path, default=Path("predictions.csv"), help=".csv or .jsonl; default: %(default)s"
-    )
+    infer.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default: predictions.csv")
     infer.add_argument("--backend", choices=["auto", "tensorrt", "onnxruntime"], default="auto")
     infer.add_argument("--precision", choices=["auto", "fp32", "fp16", "int8"], default="auto")
     infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
@@ -116,6 +114,8 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         return bundle(context, args.output or Path(f"{context.recipe.name}.bundle.tar"))
     if args.command == "infer" and args.images:
         return _infer_images(args, context)
+    if args.command == "infer" and (args.output or args.top_k or args.batch_size or args.allow_unverified):
+        raise PipelineError("Expected images to classify with these options. Received: none. Name files or folders.")
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):
@@ -132,7 +132,9 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
             if not _can_serve(context):
                 continue
         outcomes.append(execute(stage, context, args.force))
-    log.info("report    %s", context.folder("report") / "report.html")
+    verdict = next(o.manifest.result["verdict"] for o in outcomes if o.stage == "verify")
+    log.info("verdict   %s", verdict)
+    log.info("report    %s", context.root / REPORT)
     return _result(context, outcomes)
 
 
@@ -184,16 +186,17 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     top_k = settings.top_k if args.top_k is None else args.top_k
     if batch_size < 1 or top_k < 1:
         raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
+    output = args.output or Path("predictions.csv")
     paths = find_images(args.images)
     choice = choose(context, args.backend, args.precision, args.allow_unverified)
     card = ModelCard.read(context.folder("train") / "model.json")
     log.info("%d images, answered by %s (%s, verdict: %s)", len(paths), choice.name, choice.backend, choice.verdict)
     with choice.open() as runner:
         rows = classify(paths, runner, card, context.recipe.data.resize, batch_size, top_k)
-        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), args.output)
-    log.info("%s: %d images, %d of them failed", args.output, counts["images"], counts["failed"])
+        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), output)
+    log.info("%s: %d images, %d of them failed", output, counts["images"], counts["failed"])
     exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
-    return counts | {"output": str(args.output), "model": choice.name, "exit": exit_status}
+    return counts | {"output": str(output), "model": choice.name, "exit": exit_status}
 
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:

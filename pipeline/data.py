@@ -204,7 +204,10 @@ class Pixels:
 
 
 def _digits(config: Data) -> tuple[list[Sample], list[str]]:
-    from sklearn.datasets import load_digits  # its data comes with the package
+    try:
+        from sklearn.datasets import load_digits  # its data comes with the package
+    except ImportError as error:
+        raise DataMissingError(f"Expected scikit-learn, which holds the digits. Received: {error}.") from error
 
     digits = load_digits()
     arrays = np.rint(digits.images * (255 / 16)).astype(np.uint8)

@@ -131,16 +131,15 @@ def classify(
             images = [image for _, image in group if isinstance(image, np.ndarray)]
             rows = iter(runner.infer(np.stack(images)).probabilities) if images else iter(())
             for path, image in group:
-                row = dict.fromkeys(columns, "")
-                row["path"] = str(path)
+                row: dict[str, Any] = dict.fromkeys(columns, "") | {"path": str(path)}
                 if isinstance(image, ImageError):
                     yield row | {"status": "error", "error": str(image)}
                     continue
                 probabilities = next(rows)
                 best = np.argsort(-probabilities, kind="stable")[: min(top_k, len(card.classes))]
-                row |= {"status": "ok", "class": card.classes[best[0]], "probability": f"{probabilities[best[0]]:.6f}"}
+                row |= {"status": "ok", "class": card.classes[best[0]], "probability": float(probabilities[best[0]])}
                 for rank, index in enumerate(best[1:], 2):
-                    row |= {f"class_{rank}": card.classes[index], f"probability_{rank}": f"{probabilities[index]:.6f}"}
+                    row |= {f"class_{rank}": card.classes[index], f"probability_{rank}": float(probabilities[index])}
                 yield row
 
 
@@ -257,11 +256,11 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _csv_writer(file: IO[str], columns: Sequence[str]) -> Any:
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
-    return writer.writerow
+    return lambda row: writer.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def _jsonl_writer(file: IO[str]) -> Any:
-    return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return lambda row: file.write(json.dumps({k: v for k, v in row.items() if v != ""}, ensure_ascii=False) + "\n")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -71,6 +71,7 @@ class Train:
     batch_size: int = 32
     head: HeadPhase = field(default_factory=HeadPhase)
     fine_tune: FineTunePhase = field(default_factory=FineTunePhase)
+    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: each phase's rate falls to 0 along a half wave
     seed: int = 1
     save_backbone: bool = False  # also write the backbone's weights, for another recipe to start from
 

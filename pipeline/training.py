@@ -107,8 +107,11 @@ def fit(recipe: Recipe, built: Built, images: ImageSet, pixels: Pixels) -> list[
         for layer in built.backbone.layers:
             frozen_norm = settings.fine_tune.freeze_batchnorm and isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = phase == "fine_tune" and not frozen_norm
+        rate = options.learning_rate
+        if settings.schedule == "cosine":
+            rate = keras.optimizers.schedules.CosineDecay(rate, options.epochs * len(training))
         built.model.compile(
-            optimizer=keras.optimizers.Adam(options.learning_rate),
+            optimizer=keras.optimizers.Adam(rate),
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
         )

@@ -43,7 +43,16 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds)
     write_json(folder / Path(PARITY).name, parity)
     log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
-    return {"verdict": parity["verdict"], "images": len(reference.labels), **skipped}
+    accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
+    classes = reference.logits.shape[1]
+    if accuracy < 1.5 / classes:
+        log.warning(
+            "Keras itself names %.1f%% of the test images right, about what guessing among %d classes gives. Check "
+            "model.preprocessing, and that the class folders sort in the order of the model's outputs.",
+            100 * accuracy,
+            classes,
+        )
+    return {"verdict": parity["verdict"], "images": len(reference.labels), "accuracy": accuracy, **skipped}
 
 
 def list_candidates(context: Context) -> list[Candidate]:

@@ -22,6 +22,7 @@ from pipeline import manifest
 from pipeline.config import load_recipe, to_dict
 from pipeline.data import DataMissingError
 from pipeline.errors import PipelineError
+from pipeline.files import recipe_lock
 from pipeline.manifest import MANIFEST, ROOT, read_manifest
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import STAGES
