@@ -33,7 +33,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
     kept = _keep_engines(context, folder, except_flavour=trt.flavour if trt else None)
     if trt is None:
         log.warning("no engine is built here. %s", why)
-        return {"built": [], "kept": kept, "why_not": why}
+        return {"built": {}, "kept": kept, "why_not": why}
     profile = BatchProfile(settings.profile.min, settings.profile.opt, settings.profile.max)
     built: dict[str, Any] = {}
     for precision in settings.precisions:

@@ -16,6 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
+from export.driver import driver_status
 from pipeline.config import load_recipe
 from pipeline.data import load_image_set
 from tests.conftest import CLASSES, Chain
@@ -85,6 +86,45 @@ def test_parity(finished_chain: Chain) -> None:
     assert {"fp16", "int8"} == {precision for kind, precision in ran if kind == "step"}
     assert all(hop["accuracy_reference"] > 0.8 for hop in ran.values()), "the tiny model must have learned something"
     assert all(hop["images"] >= 60 for hop in parity["hops"])
+
+
+@pytest.mark.skipif(bool(driver_status()), reason="this machine has a GPU")
+def test_engines_without_a_gpu_are_built_and_not_run(finished_chain: Chain) -> None:
+    parity = strict_json(finished_chain.root / "verify" / "parity.json")
+    engines = [hop for hop in parity["hops"] if hop["backend"] == "tensorrt"]
+    if not engines:
+        pytest.skip("TensorRT-RTX has no wheel for this platform, so there is no engine")
+    assert {hop["verdict"] for hop in engines} == {"not run"}
+    assert all(hop["why"].startswith("built, not run here: no NVIDIA driver") for hop in engines)
+    assert all(hop["sqnr_db"] is None for hop in engines)
+
+
+def test_without_any_tensorrt_the_rest_goes_on(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import environment
+
+    shutil.rmtree(chain.root / "build")
+    monkeypatch.setattr(environment, "find_tensorrt", lambda flavour: None)
+    monkeypatch.setattr(environment, "why_missing", lambda: {"tensorrt": "not installed", "rtx": "no wheel"})
+    for verb in ("build", "verify", "infer", "report"):
+        assert chain.run(verb) == 0, verb
+    manifest = strict_json(chain.root / "build" / "manifest.json")
+    assert manifest["result"] == {"built": {}, "kept": [], "why_not": "tensorrt: not installed; rtx: no wheel"}
+    parity = strict_json(chain.root / "verify" / "parity.json")
+    assert {hop["backend"] for hop in parity["hops"]} == {"onnxruntime"}
+    assert "rtx: no wheel" in (chain.root / "report" / "report.html").read_text()
+
+
+def test_engines_of_another_machine_are_kept_as_long_as_they_fit(chain: Chain) -> None:
+    """Engines that came with a bundle from a GPU machine survive a build here; those of an older model do not."""
+    build = chain.root / "build"
+    if not (build / "rtx").exists():
+        pytest.skip("TensorRT-RTX has no wheel for this platform, so there is no engine")
+    (build / "rtx").rename(build / "tensorrt")
+    sidecar = strict_json(build / "tensorrt" / "fp16.json")
+    (build / "tensorrt" / "fp16.json").write_text(json.dumps(sidecar | {"onnx_sha256": "0" * 64}))
+    assert chain.run("build", "--force") == 0
+    assert sorted(p.name for p in (build / "tensorrt").glob("*.plan")) == ["fp32.plan", "int8.plan"]
+    assert sorted(p.name for p in (build / "rtx").glob("*.plan")) == ["fp16.plan", "fp32.plan", "int8.plan"]
 
 
 def test_reference_is_enough_without_tensorflow(finished_chain: Chain) -> None:
