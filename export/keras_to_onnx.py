@@ -121,7 +121,7 @@ def export_keras(
     result.graph.name, result.graph.doc_string = model.name, ""
     entries = {
         "classes": json.dumps(list(classes), ensure_ascii=False),
-        "preprocessing": json.dumps(preprocessing.to_dict()),
+        "preprocessing": json.dumps(preprocessing.to_dict(values=False)),
         "input": json.dumps(
             {"name": input_name, "dtype": "uint8", "layout": "NHWC", "channel_order": "RGB", "size": [height, width]}
         ),

@@ -78,7 +78,11 @@ def adopt(model: keras.Model, where: Path, output: str = "auto", free_size: int 
     )
     if plain and not swaps and not binary:
         return Adopted(model, output, ())
-    return Adopted(_outside(model, (height, width, channels), swaps, binary, where), _card(output, ends_in_sigmoid or binary), tuple(changes))
+    return Adopted(
+        _outside(model, (height, width, channels), swaps, binary, where),
+        _card(output, ends_in_sigmoid or binary),
+        tuple(changes),
+    )
 
 
 def _card(output: str, became_logits: bool) -> str:
@@ -101,7 +105,9 @@ def _outside(
             x = _fixed(keras.layers.Dense(2, use_bias=False, trainable=False, name="two_classes"), x, (0.0, 1.0))
         return keras.Model(inputs, x, name=model.name)
     except Exception as error:  # Keras raises many types on shapes that do not fit
-        raise ModelError(f"Expected a model that takes (N, {height}, {width}, 3). Received: {where}: {error}") from error
+        raise ModelError(
+            f"Expected a model that takes (N, {height}, {width}, 3). Received: {where}: {error}"
+        ) from error
 
 
 def _image_input(model: keras.Model, where: Path) -> tuple[int | None, int | None, int]:
@@ -192,7 +198,9 @@ def _swaps(model: keras.Model, changes: list[str]) -> dict[int, Any]:
             swaps[id(layer)] = None
             augmentation.append(layer.name)
         elif getattr(layer, "compute_dtype", "float32") not in ("float32", None) and not hasattr(layer, "layers"):
-            if not str(layer.compute_dtype).startswith(("float", "bfloat")) or isinstance(layer, keras.layers.InputLayer):
+            if not str(layer.compute_dtype).startswith(("float", "bfloat")) or isinstance(
+                layer, keras.layers.InputLayer
+            ):
                 continue
             swaps[id(layer)] = _in_float32(layer)
             half.append(layer.name)

@@ -119,7 +119,20 @@ def _operations() -> dict[str, Callable[..., Any]]:
         table[name] = binary(operation)
     table |= {"sub": table["subtract"], "mul": table["multiply"], "div": table["divide"], "pow": binary(ops.power)}
     table |= {"radd": table["add"], "rmul": table["multiply"], "rsub": binary(lambda y, x: ops.subtract(x, y))}
-    for name in ("relu", "relu6", "sigmoid", "tanh", "exp", "square", "sqrt", "rsqrt", "abs", "softplus", "elu", "gelu"):
+    for name in (
+        "relu",
+        "relu6",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "square",
+        "sqrt",
+        "rsqrt",
+        "abs",
+        "softplus",
+        "elu",
+        "gelu",
+    ):
         table[name] = unary(getattr(ops, name))
     table |= {"silu": unary(ops.silu), "swish": unary(ops.silu), "negative": unary(ops.negative)}
     for name in ("mean", "max", "sum", "min"):

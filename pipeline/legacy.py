@@ -67,7 +67,8 @@ def load_tf_keras(path: Path) -> Any:
         import tf_keras
     except ImportError as error:
         raise ModelError(
-            f"Expected the package tf_keras, which opens models of Keras 2. Received: {error}. `make install` brings it."
+            f"Expected the package tf_keras, which opens models of Keras 2. Received: {error}. `make install` "
+            "brings it."
         ) from error
     try:
         # Lambdas were checked against model.allow; tf_keras would refuse them in archives whatever was allowed.
@@ -119,10 +120,12 @@ def saved_metadata(data: bytes) -> Any:
 
 
 def _answers(model: Any, feed: list[np.ndarray]) -> list[np.ndarray]:
-    names = getattr(model, "input_names", None)
+    form = getattr(model, "_inputs_struct", getattr(model, "_nested_inputs", None))  # of Keras 3, of Keras 2
     given: Any = feed[0] if len(feed) == 1 else feed
-    if names and len(names) == len(feed) and isinstance(getattr(model, "_nested_inputs", None), Mapping):
-        given = dict(zip(names, feed))
+    if isinstance(form, Mapping):
+        given = dict(zip(form, feed))
+    elif isinstance(form, (list, tuple)):
+        given = feed
     result = model(given, training=False)
     values = list(result.values()) if isinstance(result, Mapping) else result
     return [np.asarray(v) for v in (values if isinstance(values, (list, tuple)) else [values])]
@@ -155,7 +158,9 @@ def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
                 continue
             _call(node, known, made)
     outputs = [known[id(t)] for t in original.outputs]
-    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs, name=name)
+    return keras.Model(
+        inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs, name=name
+    )
 
 
 def str_to_int(key: Any) -> int:
@@ -208,7 +213,7 @@ def _convert_layer(layer: Any) -> Callable[..., Any]:
         return keras.layers.Lambda(layer.function, name=layer.name, arguments=layer.arguments)
     if kind == "Normalization":
         mean, variance = np.asarray(layer.mean), np.asarray(layer.variance)
-        axis = None if not layer.axis else tuple(layer.axis)
+        axis: Any = None if not layer.axis else tuple(layer.axis)
         flat = [v.reshape(-1) if axis == (3,) or axis == (-1,) else v for v in (mean, variance)]
         axis = -1 if axis in ((3,), (-1,)) else axis
         return keras.layers.Normalization(axis, flat[0], flat[1], name=layer.name)
@@ -239,7 +244,7 @@ def _parameters(target: type) -> set[str]:
     """The arguments of a Keras 3 layer that a Keras 2 configuration may set."""
     names = {"name"}
     for base in target.__mro__:
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(vars(base).get("__init__", base)).parameters
         names |= set(parameters)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break

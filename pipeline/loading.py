@@ -1,7 +1,7 @@
 """Opens a model that somebody else made, without letting it run code that the recipe does not allow.
 
-The file is read and judged first (``model_file``, ``model_safety``); only then Keras builds it. What comes out is always
-a Keras 3 model: files that only Keras 2 opens are rebuilt (``legacy``), graphs of SavedModels become a layer
+The file is read and judged first (``model_file``, ``model_safety``); only then Keras builds it. What comes out is
+always a Keras 3 model: files that only Keras 2 opens are rebuilt (``legacy``), graphs of SavedModels become a layer
 (``frozen_graph``).
 """
 

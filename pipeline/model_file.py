@@ -105,7 +105,9 @@ def read_model_file(path: Path) -> ModelFile:
     except Exception as error:  # a damaged file fails in many ways
         raise ModelError(f"Expected a whole Keras file. Received: {path}, damaged: {error}") from error
     if path.name == "saved_model.pb":
-        raise ModelError(f"model.path: expected a SavedModel's folder. Received: {path}. Name the folder: {path.parent}.")
+        raise ModelError(
+            f"model.path: expected a SavedModel's folder. Received: {path}. Name the folder: {path.parent}."
+        )
     raise ModelError(
         f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, which is none; it "
         f"starts with {head!r}."
@@ -165,7 +167,9 @@ def _read_hdf5(path: Path) -> ModelFile:
             )
         text = text if isinstance(text, str) else text.decode()
         if len(text) > CONFIG_LIMIT:
-            raise ModelError(f"Expected an architecture of at most {CONFIG_LIMIT >> 20} MB. Received: {path} with more.")
+            raise ModelError(
+                f"Expected an architecture of at most {CONFIG_LIMIT >> 20} MB. Received: {path} with more."
+            )
         version = _text(file.attrs.get("keras_version", "1 (it does not say which)"))
         facts = {"backend": _text(file.attrs["backend"])} if "backend" in file.attrs else {}
         weights = tuple(_legacy_weights(file))

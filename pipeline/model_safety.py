@@ -36,7 +36,7 @@ KNOWN_LAYERS = frozenset(
     Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells StringLookup
     Subtract SyncBatchNormalization TFOpLambda SlicingOpLambda TextVectorization ThresholdedReLU TimeDistributed
     UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-    """.split()
+    """.split()  # noqa: SIM905 - a list of 150 lines is not easier to read
 )
 # TFOpLambda layers of Keras 2 name any function of TensorFlow, io.write_file included; these only compute.
 _OPERATION = re.compile(
@@ -167,4 +167,3 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Findi
     if is_layer and not operation and kind not in KNOWN_LAYERS:
         return Finding("custom", kind, f"{label!r} is no layer of Keras, and its code is not in the file", False)
     return None
-
