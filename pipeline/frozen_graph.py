@@ -1,6 +1,6 @@
 """A TensorFlow graph as a Keras 3 layer: what is left of a SavedModel that carries no layers.
 
-The graph's structure is in the layer's configuration and its large constants are the layer's weights, so a model with
+The graph's structure is in the layer's configuration and its constants are the layer's weights, so a model with
 this layer is saved, loaded, exported and counted as any other. Import it before loading such a model.
 """
 
@@ -13,15 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-WEIGHT_VALUES = 16  # constants from this size on are weights; smaller ones (shapes, axes) stay in the graph
-
 
 @keras.saving.register_keras_serializable("keras_resnet_to_tensorrt", "FrozenGraph")
 class FrozenGraph(keras.layers.Layer):
     """Runs a frozen TensorFlow graph with one input and one output.
 
     Args:
-        graph: serialized ``GraphDef`` in base64, large constants replaced by placeholders.
+        graph: serialized ``GraphDef`` in base64, constants replaced by placeholders.
         feed: name of the input tensor.
         fetch: name of the output tensor.
         shapes: placeholder to the shape of the weight that stands for it.
@@ -79,7 +77,7 @@ def from_graph_def(definition: Any, feed: str, fetch: str, dtype_in: str, name: 
         if node.op != "Const" or node.attr["dtype"].type != tf.float32.as_datatype_enum:
             continue
         value = tf.make_ndarray(node.attr["value"].tensor)
-        if value.size < WEIGHT_VALUES:
+        if value.ndim == 0 or value.size < 2:  # a scale or an epsilon
             continue
         values[node.name] = value
         node.op = "Placeholder"
