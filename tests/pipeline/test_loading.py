@@ -340,3 +340,44 @@ def test_class_names_come_from_a_file(tmp_path, name, content) -> None:
 
     (tmp_path / name).write_text(content)
     assert class_names(str(tmp_path / name)) == ("owl", "cat", "dog")
+
+
+def test_what_keras_3_reads_wrongly_is_taken_from_keras_2(brought, monkeypatch, caplog) -> None:
+    from pipeline import loading
+    from pipeline.legacy import load_legacy
+
+    folder, answers = brought
+    wrong = load_legacy(folder / "nested.h5")
+    wrong.layers[-1].kernel.assign(-np.asarray(wrong.layers[-1].kernel))
+    monkeypatch.setattr(loading, "_load_keras3", lambda *_: wrong)
+    monkeypatch.setattr(loading.log, "propagate", True)
+    with caplog.at_level("WARNING"):
+        model = load_model(folder / "nested.h5", compare=True)
+    assert "other than Keras 2 does" in caplog.text
+    x = legacy_models.images().astype(np.float32)
+    np.testing.assert_allclose(np.asarray(model(x)), answers["nested.h5"], atol=2e-5)
+    assert load_model(folder / "nested.h5") is wrong, "only taking over pays for the comparison"
+
+
+def test_a_lambda_of_keras_2_runs_only_if_it_is_named(tmp_path) -> None:
+    import tf_keras
+
+    x = inputs = tf_keras.Input((16, 16, 3))
+    for layer in (
+        tf_keras.layers.Lambda(lambda t: t / 255.0, name="preprocess"),
+        tf_keras.layers.Conv2D(2, 3),
+        tf_keras.layers.BatchNormalization(),
+        tf_keras.layers.GlobalAveragePooling2D(),
+        tf_keras.layers.Dense(2, activation="softmax"),
+    ):
+        x = layer(x)
+    model = tf_keras.Model(inputs, x)
+    model.save(str(tmp_path / "m.h5"))
+    with pytest.raises(ModelError, match=r"model\.allow=\[preprocess\]"):
+        take_over(Model(path=str(tmp_path / "m.h5"), preprocessing="none"), ("a", "b"))
+    config = Model(path=str(tmp_path / "m.h5"), preprocessing="none", allow=("preprocess", "unknown"))
+    taken = take_over(config, ("a", "b"))
+    assert taken.card.allow == ("preprocess",)
+    taken.model.save(tmp_path / "again.keras")
+    again = load_classifier(tmp_path / "again.keras", taken.card.allow)
+    np.testing.assert_allclose(np.asarray(again(pixels())), model(pixels()).numpy(), atol=1e-6)
