@@ -68,7 +68,7 @@ def load_tf_keras(path: Path) -> Any:
     except ImportError as error:
         raise ModelError(
             f"Expected the package tf_keras, which opens models of Keras 2. Received: {error}. `make install` "
-            "brings it."
+            "brings it (by hand: pip install --no-deps -r requirements-legacy.txt)."
         ) from error
     try:
         # Lambdas were checked against model.allow; tf_keras would refuse them in archives whatever was allowed.

@@ -96,6 +96,7 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
 
 
 def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:
+    from pipeline.keras1 import as_keras2
     from pipeline.legacy import load_legacy
 
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -103,7 +104,8 @@ def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:
         raise ModelError(f"Expected a Keras model that loads. Received: {file.path}: {reason}") from error
     log.info("Keras 3 does not open %s (%s); trying tf_keras, which is Keras 2", file.path.name, reason)
     try:
-        return load_legacy(file.path)
+        with as_keras2(file) as path:
+            return load_legacy(path)
     except ModelError as second:
         bytecode = (
             " A Lambda's bytecode runs only in the Python that wrote it."

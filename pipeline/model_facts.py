@@ -59,7 +59,7 @@ def parameters(file: ModelFile) -> dict[str, int | None]:
     trainable = 0
     for weight in file.weights:
         kind, settings = layers.get(weight.layer, ("", {}))
-        statistics = weight.name in _STATISTICS or (
+        statistics = weight.name.endswith(_STATISTICS) or (
             kind == "BatchNormalization" and _is_statistic(weight.name, settings)
         )
         frozen = settings.get("trainable") is False or weight.layer in frozen_models or kind == "Normalization"

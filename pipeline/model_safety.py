@@ -157,7 +157,7 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Findi
         if activation and (registered is None or registered == inner):
             return None
         return Finding("code", str(registered or inner), f"a function of {module or 'its author'}", False)
-    if isinstance(registered, str) and ">" in registered and not registered.startswith("keras"):
+    if isinstance(registered, str) and ">" in registered and registered.partition(">")[0] != "keras":
         return Finding("custom", registered, "a class whose code is not in the file", False)
     if module is not None and not _MODULE.fullmatch(str(module)):
         return Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)

@@ -35,6 +35,7 @@ LOAD_MODEL = (
     "pipeline/saved_model.py",
     "pipeline/frozen_graph.py",
     "pipeline/legacy.py",
+    "pipeline/keras1.py",
     "pipeline/keras_operations.py",
 )
 RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")

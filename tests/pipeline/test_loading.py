@@ -381,3 +381,66 @@ def test_a_lambda_of_keras_2_runs_only_if_it_is_named(tmp_path) -> None:
     taken.model.save(tmp_path / "again.keras")
     again = load_classifier(tmp_path / "again.keras", taken.card.allow)
     np.testing.assert_allclose(np.asarray(again(pixels())), model(pixels()).numpy(), atol=1e-6)
+
+
+def keras1_config() -> dict:
+    """A small residual net as Keras 1.2 wrote its architecture."""
+
+    def layer(kind, name, *inbound, **config):
+        node = [[[n, 0, 0] for n in inbound]] if inbound else []
+        return {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": node}
+
+    conv = {
+        "nb_filter": 3, "nb_row": 3, "nb_col": 3, "border_mode": "same", "subsample": [1, 1], "dim_ordering": "tf",
+        "init": "glorot_uniform", "activation": "linear", "bias": True, "trainable": True, "W_regularizer": None,
+        "b_regularizer": None, "W_constraint": None, "b_constraint": None, "activity_regularizer": None,
+    }  # fmt: skip
+    norm = {"mode": 0, "axis": -1, "epsilon": 1e-3, "momentum": 0.99, "gamma_regularizer": None, "trainable": True}
+    pool = {"pool_size": [16, 16], "strides": [16, 16], "border_mode": "valid", "dim_ordering": "tf"}
+    head = {"output_dim": 2, "input_dim": None, "init": "he_normal", "activation": "softmax", "bias": True}
+    layers_ = [
+        layer("InputLayer", "input_1", batch_input_shape=[None, 16, 16, 3], input_dtype="float32", sparse=False),
+        layer("Convolution2D", "conv", "input_1", **conv),
+        layer("BatchNormalization", "norm", "conv", **norm),
+        layer("Merge", "sum", "norm", "input_1", mode="sum", concat_axis=-1, dot_axes=-1, output_shape=None),
+        layer("Activation", "relu", "sum", activation="relu"),
+        layer("AveragePooling2D", "pool", "relu", **pool),
+        layer("Flatten", "flat", "pool"),
+        layer("Dropout", "drop", "flat", p=0.5),
+        layer("Dense", "head", "drop", **head),
+    ]
+    ends = {"input_layers": [["input_1", 0, 0]], "output_layers": [["head", 0, 0]]}
+    return {"class_name": "Model", "config": {"name": "model_1", "layers": layers_, **ends}}
+
+
+def test_a_file_of_keras_1(tmp_path) -> None:
+    import h5py
+
+    from pipeline.model_file import read_model_file
+
+    random = np.random.default_rng(0)
+    weights = {
+        "conv": [("conv_W", (3, 3, 3, 3)), ("conv_b", (3,))],
+        "norm": [("norm_gamma", (3,)), ("norm_beta", (3,)), ("norm_running_mean", (3,)), ("norm_running_std", (3,))],
+        "head": [("head_W", (3, 2)), ("head_b", (2,))],
+    }
+    values = {name: random.uniform(0.2, 1, shape).astype(np.float32) for w in weights.values() for name, shape in w}
+    config = keras1_config()
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps(config).encode()
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [entry["name"].encode() for entry in config["config"]["layers"]]
+        for entry in config["config"]["layers"]:
+            inner = group.create_group(entry["name"])
+            names = weights.get(entry["name"], [])
+            inner.attrs["weight_names"] = [name.encode() for name, _ in names]
+            for name, _ in names:
+                inner[name] = values[name]
+    assert read_model_file(tmp_path / "old.h5").written_by.startswith("Keras 1")
+    model = adopt(load_model(tmp_path / "old.h5", compare=True), tmp_path / "old.h5").model
+    x = pixels() / 255
+    y = np.asarray(keras.ops.conv(x, values["conv_W"], padding="same")) + values["conv_b"]
+    y = (y - values["norm_running_mean"]) / np.sqrt(values["norm_running_std"] + 1e-3)
+    y = np.maximum(y * values["norm_gamma"] + values["norm_beta"] + x, 0).mean(axis=(1, 2))
+    expected = np.asarray(keras.ops.softmax(y @ values["head_W"] + values["head_b"]))
+    np.testing.assert_allclose(model(x), expected, atol=1e-5)
