@@ -93,7 +93,7 @@ def _check_classes(outputs: int, classes: tuple[str, ...], path: Path, *, named:
 
 
 def _check_answers(adopted: Adopted, path: Path) -> None:
-    """A model whose answers are not finite, or do not depend on the image, is broken; say so now."""
+    """A model whose answers are not finite is broken; say so now, not three stages later."""
     _, height, width, _ = adopted.model.inputs[0].shape
     images = np.random.default_rng(0).uniform(0, 255, (2, height, width, 3)).astype(np.float32)
     answers = np.asarray(adopted.model(images, training=False))
