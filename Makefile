@@ -37,9 +37,10 @@ $(PY):
 	  echo "or name it: make PYTHON=/path/to/python3.12 run"; exit 2; fi; \
 	echo "creating $(VENV) with $$($$found --version)"; $$found -m venv $(VENV)
 
-$(INSTALLED): requirements-common.txt $(REQUIREMENTS) | $(PY)
+$(INSTALLED): requirements-common.txt requirements-legacy.txt $(REQUIREMENTS) | $(PY)
 	@echo "installing $(REQUIREMENTS) into $(VENV) (about a minute, 1 GB; once)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-legacy.txt
 	@touch $@
 
 $(TEST_TOOLS): requirements-dev.txt $(INSTALLED)

@@ -192,7 +192,7 @@ def collect_scales(
         images=seen,
         model_sha256=model_sha256,
         images_sha256=images_sha256,
-        preprocessing=preprocessing.to_dict(),
+        preprocessing=preprocessing.to_dict(values=False),
     )
 
 

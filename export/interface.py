@@ -78,8 +78,14 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
     folded = fold_channel_order(model, spec.order) if spec.order != (0, 1, 2) else None
     # Position of channel c of the spec in the tensor at hand: its own, or its RGB one once the order is folded.
     position = spec.order if folded is not None else (0, 1, 2)
-    mean, scale = np.zeros(3, np.float32), np.ones(3, np.float32)
-    mean[list(position)], scale[list(position)] = spec.mean, spec.scale
+    trained = np.asarray(spec.mean, np.float32) if spec.mean_image is None else spec.mean_image.array
+    if trained.ndim == 3 and list(trained.shape) != dims[1:]:
+        raise ExportError(
+            f"Expected a mean image of the model's input size {dims[1:]}. Received: {list(trained.shape)} "
+            "(name the mean of the images that the model was trained on)."
+        )
+    mean, scale = np.zeros_like(trained), np.ones(3, np.float32)
+    mean[..., list(position)], scale[list(position)] = trained, spec.scale
     result = folded if folded is not None else copy_model(model)
     graph = result.graph
     pixels = graph.input[0].name

@@ -69,6 +69,23 @@ def _source(tensor: Any) -> tuple[Any, list[Any]]:
     return operation, list(operation._inbound_nodes[index].input_tensors)
 
 
+def final_activation(model: keras.Model) -> tuple[Any, str | None]:
+    """Returns the last operation of a model, that of a nested model included, and the name of its activation.
+
+    Args:
+        model: Functional or Sequential (built), one output.
+    """
+    import keras
+
+    operation, _ = _source(model.outputs[0])
+    while isinstance(operation, keras.Model):
+        operation, _ = _source(operation.outputs[0])
+    kind = type(operation).__name__
+    if kind in ("Softmax", "Sigmoid"):
+        return operation, kind.lower()
+    return operation, _activation_name(getattr(operation, "activation", None))
+
+
 def _before_softmax(tensor: Any, output: str) -> Any | None:
     """Returns the Keras tensor of the logits, None where `tensor` is that already.
 

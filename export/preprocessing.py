@@ -7,6 +7,8 @@ The constants of the modes are those of ``keras.applications.imagenet_utils.prep
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,43 @@ _MODES: dict[str, tuple[str, Triple, Triple]] = {
 
 
 @dataclass(frozen=True)
+class MeanImage:
+    """A mean for every pixel, as some CIFAR trainings subtract it.
+
+    Args:
+        shape: height, width, 3.
+        data: float32 values in grey levels, C order, little-endian, channels in the spec's channel order.
+    """
+
+    shape: tuple[int, int, int]
+    data: bytes
+
+    @classmethod
+    def from_array(cls, values: np.ndarray) -> MeanImage:
+        """Returns the mean image of an array of shape (height, width, 3).
+
+        Raises:
+            ExportError: If the shape is another one, or a value is not finite.
+        """
+        if values.ndim != 3 or values.shape[2] != 3 or not np.all(np.isfinite(values)):
+            raise ExportError(
+                f"Expected a finite mean image of shape (height, width, 3). Received: {values.dtype} {values.shape}."
+            )
+        height, width, channels = values.shape
+        return cls((height, width, channels), np.ascontiguousarray(values, dtype="<f4").tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        """float32 (height, width, 3)."""
+        return np.frombuffer(self.data, dtype="<f4").reshape(self.shape)
+
+    def to_dict(self, values: bool) -> dict[str, Any]:
+        """Returns plain JSON types; without `values` only shape and hash."""
+        described = {"shape": list(self.shape), "sha256": hashlib.sha256(self.data).hexdigest()}
+        return described | ({"float32": base64.b64encode(self.data).decode()} if values else {})
+
+
+@dataclass(frozen=True)
 class PreprocessingSpec:
     """``y[..., c] = (x[..., order[c]] - mean[c]) * scale[c]`` in float32, on RGB pixels.
 
@@ -46,6 +85,7 @@ class PreprocessingSpec:
         mean: What is subtracted, in grey levels, one per channel in `channel_order`.
         scale: What the difference is multiplied by, one per channel in `channel_order`.
         mode: The name of the recipe, for people; ``"custom"`` where it is none of `from_mode`.
+        mean_image: Subtracted instead of `mean`, which is then zero; images have its size. Defaults to None.
 
     Raises:
         ExportError: If the order is unknown, or mean or scale are not three finite numbers.
@@ -55,6 +95,7 @@ class PreprocessingSpec:
     mean: Triple
     scale: Triple
     mode: str = "custom"
+    mean_image: MeanImage | None = None
 
     def __post_init__(self) -> None:
         if self.channel_order not in _ORDERS:
@@ -66,6 +107,8 @@ class PreprocessingSpec:
             if len(values) != 3 or not np.all(np.isfinite(np.asarray(values, dtype=np.float64))):
                 raise ExportError(f"Expected three finite numbers as {name}. Received: {values!r} (one per channel).")
             object.__setattr__(self, name, tuple(float(v) for v in values))
+        if self.mean_image is not None and self.mean != _ZERO:
+            raise ExportError(f"Expected a mean or a mean image. Received: both, mean {self.mean} (leave out one).")
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -110,17 +153,27 @@ class PreprocessingSpec:
                 "(hand in decoded RGB pixels before any scaling)."
             )
         x = pixels[..., list(self.order)].astype(np.float32)
-        x -= np.asarray(self.mean, dtype=np.float32)
+        if self.mean_image is not None and pixels.shape[-3:] != self.mean_image.shape:
+            raise ExportError(
+                f"Expected pixels of the mean image's shape {self.mean_image.shape}. Received: {pixels.shape}."
+            )
+        x -= np.asarray(self.mean, dtype=np.float32) if self.mean_image is None else self.mean_image.array
         x *= np.asarray(self.scale, dtype=np.float32)
         return x
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the spec as plain JSON types."""
+    def to_dict(self, values: bool = True) -> dict[str, Any]:
+        """Returns the spec as plain JSON types.
+
+        Args:
+            values: Whether a mean image is there with all its values, or by its hash, for people. Defaults to True.
+        """
+        image = {} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}
         return {
             "mode": self.mode,
             "channel_order": self.channel_order,
             "mean": list(self.mean),
             "scale": list(self.scale),
+            **image,
         }
 
     @classmethod
@@ -132,7 +185,11 @@ class PreprocessingSpec:
         """
         try:
             mean, scale = tuple(data["mean"]), tuple(data["scale"])
-            return cls(str(data["channel_order"]), mean, scale, str(data.get("mode", "custom")))
+            image = None
+            if "mean_image" in data:
+                height, width, channels = data["mean_image"]["shape"]
+                image = MeanImage((height, width, channels), base64.b64decode(data["mean_image"]["float32"]))
+            return cls(str(data["channel_order"]), mean, scale, str(data.get("mode", "custom")), image)
         except (KeyError, TypeError, ValueError) as error:
             raise ExportError(
                 "Expected the keys channel_order, mean and scale of a preprocessing spec. "

@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   python -m pipeline train --set train.head.epochs=5 --force
   python -m pipeline infer photos/ -o predictions.csv       classify a folder
   python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
+  python -m pipeline inspect model.h5                       what somebody else's model is
   python -m pipeline doctor                                 what this machine can do
 """
 
@@ -81,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     infer.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
     add("config", "print the recipe in force, defaults filled in", [recipe], "-c configs/digits.yaml")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output])
+    inspect = add(
+        "inspect", "what a model file is, and a recipe to start from; nothing of it runs", [output], "m.keras"
+    )
+    inspect.add_argument("model", type=Path, help=".keras or .h5 file, or SavedModel folder")
     bundle = add("bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe])
     bundle.add_argument("-o", "--output", type=Path, help="default: <recipe>.bundle.tar")
     unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
@@ -100,6 +105,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         from pipeline.doctor import doctor
 
         return doctor()
+    if args.command == "inspect":
+        from pipeline.inspecting import inspect_model
+
+        return inspect_model(args.model)
     if args.command == "unpack":
         from pipeline.bundle import unpack
 

@@ -18,7 +18,7 @@ from pipeline.recipe import Recipe
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
-PATH_KEYS = ("data.path", "model.path", "model.weights")
+PATH_KEYS = ("data.path", "model.path", "model.weights", "model.classes", "model.preprocessing.mean")
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -77,10 +77,19 @@ def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
     whole = to_dict(recipe)
     part = {name: whole[name] for name in sections}
     for dotted in PATH_KEYS:
-        section, key = dotted.split(".")
-        if isinstance(part.get(section), dict):
-            part[section].pop(key, None)
+        section, key = _parent(part, dotted)
+        if not isinstance(section.get(key), list):  # names and numbers in the recipe itself do decide
+            section.pop(key, None)
     return part
+
+
+def _parent(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+    """The section that holds a dotted key (an empty one where there is none), and the key in it."""
+    *sections, key = dotted.split(".")
+    node: Any = tree
+    for name in sections:
+        node = node.get(name) if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else {}), key
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -115,10 +124,10 @@ def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:
 
 def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
     for dotted in PATH_KEYS:
-        section, key = dotted.split(".")
-        value = tree[section].get(key) if isinstance(tree.get(section), dict) else None
+        section, key = _parent(tree, dotted)
+        value = section.get(key)
         if isinstance(value, str) and value != IMAGENET:
-            tree[section][key] = str((base / Path(value).expanduser()).resolve())
+            section[key] = str((base / Path(value).expanduser()).resolve())
 
 
 def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
@@ -129,7 +138,7 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        return _convert_union([a for a in args if a is not type(None)], value, where, default)
     if origin is Literal:
         for choice in args:
             if value == choice and type(value) is type(choice):
@@ -139,6 +148,8 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise RecipeError(f"{where}: expected a list. Received: {value!r}.")
+        if args[0] is str:  # YAML reads the class name 0 as a number
+            value = [str(item) if type(item) is int else item for item in value]
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if expected is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads 1e-3 as a string
@@ -146,6 +157,23 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
         raise RecipeError(f"{where}: expected {expected.__name__}. Received: {value!r} ({type(value).__name__}).")
     return float(value) if expected is float else value
+
+
+def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any) -> Any:
+    """The value as the one of several types that its form stands for."""
+    if len(choices) == 1:
+        return _convert(choices[0], value, where)
+    sections: list[Any] = [c for c in choices if dataclasses.is_dataclass(c)]
+    lists = [c for c in choices if get_origin(c) is tuple]
+    plain = [c for c in choices if c not in sections and c not in lists]
+    if isinstance(value, dict) and sections:
+        start = default if isinstance(default, sections[0]) else sections[0]()
+        return _convert_section(sections[0], value, where, start)
+    if isinstance(value, (list, tuple)) and lists:
+        return _convert(lists[0], value, where)
+    if isinstance(value, (list, tuple, dict)):
+        raise RecipeError(f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {value!r}.")
+    return _convert(plain[0], value, where)
 
 
 def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:

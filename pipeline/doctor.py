@@ -24,7 +24,7 @@ def doctor() -> dict[str, Any]:
     gpu_requirements = _installed("onnxruntime-gpu") is not None
     requirements = "requirements-gpu.txt" if gpu_requirements else "requirements.txt"
     machine = _machine()
-    packages = _packages(ROOT / requirements)
+    packages = _packages(ROOT / requirements) | _packages(ROOT / "requirements-legacy.txt")
     conflict = gpu_requirements and _installed("onnxruntime") is not None
     driver = driver_status()
     tensorrt = {name: _tensorrt(name) for name in ("tensorrt", "rtx")}

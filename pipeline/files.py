@@ -43,6 +43,14 @@ def sha256_file(path: Path) -> str:
     return _hashes[key]
 
 
+def sha256_path(path: Path) -> str:
+    """Hex digest of a file, or of a folder's files with their names below it."""
+    if not path.is_dir():
+        return sha256_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256_json([[p.relative_to(path).as_posix(), sha256_file(p)] for p in files])
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, a full disk or a kill sees the former content or the new one, nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,20 @@
-"""Opens a Keras file that somebody else made, without letting it run code."""
+"""Opens a model that somebody else made, without letting it run code that the recipe does not allow.
+
+The file is read and judged first (``model_file``, ``model_safety``); only then Keras builds it. What comes out is
+always a Keras 3 model: files that only Keras 2 opens are rebuilt (``legacy``), graphs of SavedModels become a layer
+(``frozen_graph``).
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError
+from pipeline.model_file import ARCHIVE, HDF5, SAVED_MODEL_FOLDER, ModelFile, read_model_file
+from pipeline.model_safety import SAVED_MODEL, refuse_unsafe
 from pipeline.tensorflow_start import start_tensorflow
 
 if TYPE_CHECKING:
@@ -17,48 +22,62 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+def load_model(path: Path, allow: Sequence[str] = (), *, compare: bool = False) -> keras.Model:
+    """Load a model, whatever version of Keras wrote it.
+
+    Args:
+        path: a ``.keras`` archive, an HDF5 file or a SavedModel folder.
+        allow: what may run, by name: Lambda layers, ``SavedModel``, operations of one.
+        compare: also open an HDF5 file of Keras 2 with tf_keras, and take that where the answers differ: Keras 3
+            fills layers by position, which goes wrong in some nested models without a word.
+
+    Returns:
+        A Keras 3 model, not compiled.
+
+    Raises:
+        ModelError: not a model, unsafe, or nothing here opens it.
+    """
+    file = read_model_file(path)
+    refuse_unsafe(file.findings, allow, str(path))
+    start_tensorflow()
+    if file.kind == SAVED_MODEL_FOLDER:
+        from pipeline.saved_model import load_saved_model
+
+        return load_saved_model(file)
+    try:
+        model = _load_keras3(file, allow)
+    except Exception as error:  # Keras raises many types on what it cannot rebuild
+        return _load_legacy(file, error)
+    return _compared(model, file) if compare and file.kind == HDF5 and file.legacy else model
 
 
 def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
-    """Load a finished Keras image classifier for inference.
+    """Load the classifier that the train stage saved.
 
     Args:
-        path: a ``.keras`` archive or a legacy ``.h5`` file.
-        allow: names of Lambda layers that may run the code they carry.
+        path: ``train/model.keras``.
+        allow: what may run, from its card.
 
     Returns:
-        The model, not compiled.
+        float32 (N, height, width, 3) in, (N, classes) out; not compiled.
 
     Raises:
-        ModelError: no such file, not a Keras model, a Lambda layer that is not allowed by name, custom classes,
-            or not an image classifier.
+        ModelError: not a model, unsafe, or not of this form.
     """
-    lambdas = [name for name in _lambda_layers(_model_config(path)) if name not in allow]
-    if lambdas:
-        raise ModelError(
-            f"Expected a model without code in it. Received: {path} with Lambda layers {', '.join(lambdas)}, which "
-            f"run whatever its author wrote. If you trust it: --set 'model.allow=[{', '.join(lambdas)}]'."
-        )
-    start_tensorflow()
-    import keras
-
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=not allow)
-    except Exception as error:  # Keras raises many types on what it cannot rebuild
-        raise ModelError(f"Expected a Keras model that loads. Received: {path}: {error}") from error
+    model = load_model(path, allow)
     check_classifier(model, path)
     return model
 
 
 def check_classifier(model: keras.Model, path: Path) -> None:
-    """Refuse what is not an image classifier, saying what it is instead.
+    """Refuse what does not have the form that every stage takes.
 
     Raises:
         ModelError: several inputs or outputs, or other shapes than (N, height, width, 3) to (N, classes).
     """
-    inputs = [tuple(t.shape) for t in model.inputs]
-    outputs = [tuple(t.shape) for t in model.outputs]
+    inputs = [tuple(t.shape) for t in model.inputs or ()]
+    outputs = [tuple(t.shape) for t in model.outputs or ()]
     found = f"{path} takes {inputs} and gives {outputs}"
     if len(inputs) != 1 or len(inputs[0]) != 4 or inputs[0][-1] != 3 or None in inputs[0][1:]:
         raise ModelError(f"Expected one input of shape (N, height, width, 3), fixed size. Received: {found}.")
@@ -66,51 +85,56 @@ def check_classifier(model: keras.Model, path: Path) -> None:
         raise ModelError(f"Expected one output of shape (N, classes), at least two classes. Received: {found}.")
 
 
-def _model_config(path: Path) -> Any:
-    """The architecture as JSON, read without Keras."""
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing there"
-        raise ModelError(f"model.path: expected a .keras or .h5 file. Received: {path} ({what}).")
-    with path.open("rb") as file:
-        head = file.read(8)
+def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
+    import keras
+
+    if any(f.name == SAVED_MODEL for f in file.findings):
+        import pipeline.frozen_graph  # noqa: F401 - registers the layer
+    # Keras' own safe mode knows all or nothing; what is not allowed by name was refused before.
+    lambdas = any(f.kind == "Lambda" and f.name in allow for f in file.findings)
+    return keras.saving.load_model(file.path, compile=False, safe_mode=not lambdas)
+
+
+def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:
+    from pipeline.keras1 import as_keras2
+    from pipeline.legacy import load_legacy
+
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    if file.kind == ARCHIVE and not file.written_by.startswith("Keras 2"):
+        raise ModelError(f"Expected a Keras model that loads. Received: {file.path}: {reason}") from error
+    log.info("Keras 3 does not open %s (%s); trying tf_keras, which is Keras 2", file.path.name, reason)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return json.loads(archive.read("config.json"))
-        if head == HDF5_SIGNATURE:
-            return _h5_config(path)
-    except ModelError:
-        raise
-    except Exception as error:  # a damaged archive fails in many ways
-        raise ModelError(f"Expected a whole Keras file. Received: {path}, damaged: {error}") from error
-    raise ModelError(
-        f"Expected a Keras model (.keras archive or HDF5). Received: {path}, which is neither; it starts with {head!r}."
-    )
-
-
-def _h5_config(path: Path) -> Any:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        text = file.attrs.get("model_config")
-    if text is None:
-        raise ModelError(
-            f"Expected a whole model. Received: {path}, which holds weights only. Save it with model.save(...), or "
-            "name it as model.weights of a recipe with the right model.backbone."
+        with as_keras2(file) as path:
+            return load_legacy(path)
+    except ModelError as second:
+        bytecode = (
+            " A Lambda's bytecode runs only in the Python that wrote it."
+            if any(f.kind == "Lambda" for f in file.findings)
+            else ""
         )
-    return json.loads(text if isinstance(text, str) else text.decode())
+        raise ModelError(
+            f"Expected a model that Keras 3 or Keras 2 opens. Received: {file.path}, written by {file.written_by}. "
+            f"Keras 3: {reason} Keras 2: {second}{bytecode}"
+        ) from second
 
 
-def _lambda_layers(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if config.get("class_name") == "Lambda":
-            inner = config.get("config")
-            yield inner.get("name", "unnamed") if isinstance(inner, dict) else "unnamed"
-            return  # the function it carries is part of it
-        if config.get("class_name") == "__lambda__":
-            yield "__lambda__"
-        for value in config.values():
-            yield from _lambda_layers(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _lambda_layers(value)
+def _compared(model: keras.Model, file: ModelFile) -> keras.Model:
+    from pipeline.legacy import TOLERANCE, largest_difference, load_tf_keras, rebuild
+
+    try:
+        original = load_tf_keras(file.path)
+        difference = largest_difference(original, model)
+    except Exception as error:  # the comparison is an extra; Keras 3 opened the file
+        log.debug("not compared with Keras 2: %s", error)
+        return model
+    if difference is not None and difference <= TOLERANCE:
+        return model
+    log.warning("Keras 3 reads %s other than Keras 2 does; the model is rebuilt from Keras 2's", file.path.name)
+    rebuilt = rebuild(original)
+    difference = largest_difference(original, rebuilt)
+    if difference is None or difference > TOLERANCE:
+        raise ModelError(
+            f"Expected the same answers from Keras 2 and Keras 3. Received: {file.path}, written by {file.written_by}, "
+            "with different ones. Save it as a SavedModel with Keras 2 and name that folder."
+        )
+    return rebuilt

@@ -23,6 +23,7 @@ TOOLS = (
     "tensorflow",
     "tensorflow-cpu",
     "keras",
+    "tf_keras",
     "tf2onnx",
     "onnx",
     "onnxruntime",

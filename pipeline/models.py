@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from export.preprocessing import PreprocessingSpec
 from pipeline.config import IMAGENET
 from pipeline.errors import ModelError
-from pipeline.recipe import Model
+from pipeline.own_preprocessing import own_preprocessing
+from pipeline.recipe import Model, Preprocessing
 
 if TYPE_CHECKING:
     import keras
@@ -82,6 +83,8 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
     Raises:
         ModelError: a model file is deployed and the recipe leaves its preprocessing open.
     """
+    if isinstance(config.preprocessing, Preprocessing):
+        return own_preprocessing(config.preprocessing)
     if config.preprocessing != "auto":
         return PreprocessingSpec.from_mode(config.preprocessing)
     if config.path is not None:

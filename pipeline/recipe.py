@@ -32,16 +32,27 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What a model's training did to RGB pixels, where no mode says it: (pixels - mean) * scale."""
+
+    channel_order: Literal["RGB", "BGR"] = "RGB"  # of the model's input, of mean and of scale
+    mean: tuple[float, ...] | str = (0.0, 0.0, 0.0)  # three numbers, or a .npy file: (3,) or (height, width, 3)
+    scale: tuple[float, ...] | float = 1.0
+    mean_of: Literal["pixels", "scaled"] = "pixels"  # scaled: pixels * scale - mean, a mean of scaled pixels
+
+
+@dataclass(frozen=True)
 class Model:
     """A backbone with a new head, or (``path``) a finished Keras classifier."""
 
-    path: str | None = None  # a .keras or .h5 classifier to deploy as it is; the keys below it are then not used
-    output: Literal["auto", "logits", "softmax"] = "auto"  # what the model of `path` ends with
-    allow: tuple[str, ...] = ()  # names of Lambda layers in `path` that may run code
+    path: str | None = None  # a .keras or .h5 file or a SavedModel folder, deployed as it is; `inspect` describes it
+    output: Literal["auto", "logits", "softmax", "sigmoid"] = "auto"  # what the model of `path` ends with
+    allow: tuple[str, ...] = ()  # what in `path` may run code: names of Lambda layers, SavedModel
+    classes: tuple[str, ...] | str | None = None  # names in the order of the outputs, or a .txt or .json file of them
     backbone: BACKBONES = "resnet50"
     weights: str | None = None  # a file with the backbone's pretrained weights, or imagenet; null: from scratch
     input_size: int = 224
-    preprocessing: PREPROCESSING = "auto"  # auto: what belongs to the backbone
+    preprocessing: PREPROCESSING | Preprocessing = "auto"  # auto: what belongs to the backbone
     pooling: Literal["avg", "max", "flatten"] = "avg"
     dense: tuple[int, ...] = ()  # hidden Dense layers of the head, ReLU
     dropout: float = 0.0

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.class_names import class_names, in_model_order
 from pipeline.config import recipe_slice
 from pipeline.data import DataMissingError, ImageSet, load_image_set
 from pipeline.errors import PipelineError
-from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json
+from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
 from pipeline.manifest import Key, Manifest, code_hash, read_manifest, version_changes, why_stale, write_manifest
 from pipeline.recipe import Recipe
 
@@ -47,7 +48,7 @@ class Context:
         images = load_image_set(self.recipe.data)
         if images.duplicates:
             log.info("left out %d copies of pictures that are there under another name", images.duplicates)
-        return images
+        return in_model_order(images, class_names(self.recipe.model.classes))
 
     def files(self, stage: str, *patterns: str) -> dict[str, str]:
         """sha256 of an earlier stage's files as ``{"stage/name": digest}``; no match for a pattern is no entry."""
@@ -90,11 +91,11 @@ class Context:
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
-        """sha256 of a file outside the artifacts that the recipe names; recorded if it is not on this machine."""
+        """sha256 of a file or folder outside the artifacts that the recipe names; recorded if it is not here."""
         if path is None:
             return {}
-        if Path(path).is_file():
-            return {name: sha256_file(Path(path))}
+        if Path(path).exists():
+            return {name: sha256_path(Path(path))}
         if name in recorded:
             log.info("keeping what the manifest says of %s: %s is not here", name, path)
             return {name: recorded[name]}

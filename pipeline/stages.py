@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import building, exporting, quantizing
 from pipeline.config import IMAGENET
 from pipeline.environment import machine_environment
+from pipeline.recipe import Preprocessing
 from pipeline.stage import Context, Stage
 
 MODEL = ("model.keras", "model.json")
@@ -26,7 +27,18 @@ RUN_ENGINES = (
     "export/driver.py",
     "export/sidecar.py",
 )
-RUN_KERAS = ("pipeline/runners/keras.py", "pipeline/loading.py", "export/logits.py", "export/preprocessing.py")
+LOAD_MODEL = (
+    "pipeline/loading.py",
+    "pipeline/model_file.py",
+    "pipeline/model_guards.py",
+    "pipeline/model_safety.py",
+    "pipeline/saved_model.py",
+    "pipeline/frozen_graph.py",
+    "pipeline/legacy.py",
+    "pipeline/keras1.py",
+    "pipeline/keras_operations.py",
+)
+RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
 DATA_KEYS = ("data.resize", "data.max_bad_images")
 
 
@@ -57,11 +69,22 @@ def _report(context: Context, folder: Path) -> dict[str, Any]:
 def _train_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
     model = context.recipe.model
     if model.path is not None:
-        return context.split("train", recorded) | context.external("model.path", model.path, recorded)
+        return (
+            context.split("train", recorded)
+            | context.external("model.path", model.path, recorded)
+            | _preprocessing_inputs(context, recorded)
+        )
     images = context.split("train", recorded) | context.split("validation", recorded)
+    images |= _preprocessing_inputs(context, recorded)
     if model.weights == IMAGENET:
         return images | {"model.weights": f"{model.backbone} of keras.applications"}
     return images | context.external("model.weights", model.weights, recorded)
+
+
+def _preprocessing_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    own = context.recipe.model.preprocessing
+    mean = own.mean if isinstance(own, Preprocessing) and isinstance(own.mean, str) else None
+    return context.external("model.preprocessing.mean", mean, recorded)
 
 
 def _export_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -125,7 +148,12 @@ STAGES = (
             "pipeline/training.py",
             "pipeline/card.py",
             "pipeline/models.py",
-            "pipeline/loading.py",
+            "pipeline/own_preprocessing.py",
+            "pipeline/taking_over.py",
+            "pipeline/adopting.py",
+            "pipeline/model_facts.py",
+            *LOAD_MODEL,
+            "export/logits.py",
             "pipeline/data.py",
             "pipeline/preprocess.py",
             "export/preprocessing.py",
@@ -147,7 +175,7 @@ STAGES = (
             "export/graph.py",
             "export/onnx_file.py",
             "export/preprocessing.py",
-            "pipeline/loading.py",
+            *LOAD_MODEL,
         ),
         exporting.export_model,
     ),

@@ -15,10 +15,10 @@ from pipeline.card import ModelCard
 from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
 from pipeline.errors import DataError, ModelError
 from pipeline.files import write_json
-from pipeline.loading import load_classifier
-from pipeline.models import Built, build_classifier, preprocessing_of
+from pipeline.models import Built, build_classifier
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
+from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
     tf.config.experimental.enable_op_determinism()
     skipped: dict[str, Any] = {}
     if recipe.model.path is not None:
-        model, card = _take_over(recipe, images)
+        model, card, facts = _take_over(recipe, images)
         history: list[dict[str, Any]] = []
-        facts: dict[str, Any] = {"source": Path(recipe.model.path).name}
     else:
         built = build_classifier(recipe.model, len(images.classes))
         model = built.model
@@ -237,18 +236,9 @@ def make_batches(
     return _Batches()
 
 
-def _take_over(recipe: Recipe, images: ImageSet) -> tuple[keras.Model, ModelCard]:
-    path = Path(recipe.model.path or "")
-    model = load_classifier(path, recipe.model.allow)
-    spec = preprocessing_of(recipe.model)
-    outputs = model.outputs[0].shape[-1]
-    if outputs != len(images.classes):
-        raise ModelError(
-            f"Expected a model with as many outputs as the data has classes ({len(images.classes)}: "
-            f"{', '.join(images.classes[:8])}). Received: {path} with {outputs}."
-        )
-    _, height, width, _ = model.inputs[0].shape
-    return model, ModelCard(images.classes, spec, (height, width), recipe.model.output, recipe.model.allow)
+def _take_over(recipe: Recipe, images: ImageSet) -> tuple[keras.Model, ModelCard, dict[str, Any]]:
+    taken = take_over(recipe.model, images.classes)
+    return taken.model, taken.card, taken.facts
 
 
 def _check_data(recipe: Recipe, images: ImageSet) -> None:

@@ -88,7 +88,7 @@ def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str,
     model = context.folder("train") / "model.keras"
     meta: dict[str, Any] = {
         "model_sha256": sha256_file(model),
-        "preprocessing": card.preprocessing.to_dict(),
+        "preprocessing": card.preprocessing.to_dict(values=False),
         "output": card.output,
         "classes": list(card.classes),
         "max_images": recipe.verify.max_images,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import PATH_KEYS, dump_yaml, load_recipe, recipe_slice, to_dict
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, Thresholds
+from pipeline.recipe import Preprocessing, Recipe, Thresholds
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 BASE = {"data": {"source": "digits"}}
@@ -348,10 +348,41 @@ def test_slice_leaves_paths_out_and_keeps_the_rest(write, tmp_path: Path) -> Non
     assert str(tmp_path) not in repr(part)
     whole = to_dict(recipe)
     for dotted in PATH_KEYS:
-        section, key = dotted.split(".")
-        assert key not in part[section]
-        del whole[section][key]
+        section, _, key = dotted.partition(".")
+        if "." not in key:  # model.preprocessing.mean is there where preprocessing is spelt out
+            assert key not in part[section]
+            del whole[section][key]
     assert part == {name: whole[name] for name in part}
     moved = load_recipe(path, ["data.path=/b", "model.weights=/c", "model.path=/d"])
     assert recipe_slice(moved, ["data", "model", "description"]) == part
     assert recipe.data.path is not None, "the recipe itself is untouched"
+
+
+def test_preprocessing_may_be_spelt_out(write, tmp_path: Path) -> None:
+    own = {"channel_order": "BGR", "mean": "mean.npy", "scale": 0.5, "mean_of": "scaled"}
+    recipe = load_recipe(write({"model": {"preprocessing": own}, "data": {"path": "a"}}))
+    assert recipe.model.preprocessing == Preprocessing("BGR", str(tmp_path / "mean.npy"), 0.5, "scaled")
+    part = recipe_slice(recipe, ["model"])
+    assert "mean" not in part["model"]["preprocessing"]
+    assert part["model"]["preprocessing"]["scale"] == 0.5
+    numbers = load_recipe(
+        write({"model": {"preprocessing": {"mean": [1, 2, 3], "scale": [1, 1, 2]}}, "data": {"path": "a"}})
+    )
+    assert recipe_slice(numbers, ["model"])["model"]["preprocessing"]["mean"] == [1.0, 2.0, 3.0]
+    for bad, message in (
+        ({"means": [1, 2, 3]}, "Unknown key 'model.preprocessing.means'. Did you mean 'mean'"),
+        ({"mean": 3}, "model.preprocessing.mean: expected str"),
+        ([1, 2], "model.preprocessing: expected a plain value"),
+        ("cafe", "model.preprocessing: expected one of auto, caffe.*Did you mean 'caffe'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(write({"model": {"preprocessing": bad}, "data": {"path": "a"}}))
+
+
+def test_classes_are_names_or_a_file(write, tmp_path: Path) -> None:
+    named = load_recipe(write({"model": {"classes": ["owl", 7]}, "data": {"path": "a"}}))
+    assert named.model.classes == ("owl", "7")
+    assert recipe_slice(named, ["model"])["model"]["classes"] == ["owl", "7"]
+    file = load_recipe(write({"model": {"classes": "names.txt"}, "data": {"path": "a"}}))
+    assert file.model.classes == str(tmp_path / "names.txt")
+    assert "classes" not in recipe_slice(file, ["model"])["model"]

@@ -1,0 +1,115 @@
+"""``python -m pipeline inspect``: what a model file is, and a recipe to start from. Runs nothing of the model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.model_facts import (
+    class_units,
+    input_shapes,
+    layer_counts,
+    normalises_inside,
+    outputs,
+    parameters,
+    preprocessing_inside,
+)
+from pipeline.model_file import ModelFile, read_model_file
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """Print what a model file is; the result holds the same for the JSON line.
+
+    Raises:
+        ModelError: not a model, damaged, or a file that is not safe to open at all.
+    """
+    file = read_model_file(path)
+    facts = describe(file)
+    print("\n".join(_lines(facts)))
+    print(f"\nrecipe to start from (save it as configs/{_stem(path)}.yaml):\n")
+    print(facts["recipe"], end="")
+    return facts
+
+
+def describe(file: ModelFile) -> dict[str, Any]:
+    """Plain values for the JSON line."""
+    return {
+        "path": str(file.path),
+        "kind": file.kind,
+        "written_by": file.written_by,
+        "model_class": file.config.get("class_name") if file.config else None,
+        "inputs": input_shapes(file),
+        "outputs": outputs(file),
+        "layers": layer_counts(file.config),
+        "parameters": parameters(file),
+        "preprocessing": list(preprocessing_inside(file.config)),
+        "unsafe": [asdict(finding) for finding in file.findings],
+        "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
+        "recipe": _recipe(file),
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    counts = facts["parameters"]
+    trainable = (
+        "not told apart in this file"
+        if counts["trainable"] is None
+        else (f"{counts['trainable']:,} trainable, {counts['frozen']:,} not")
+    )
+    layers = ", ".join(f"{number} {kind}" for kind, number in facts["layers"].items())
+    lines = [
+        facts["path"],
+        f"  {'file':<14} {facts['kind']}, written by {facts['written_by']}",
+        *(f"  {name:<14} {value}" for name, value in facts["facts"].items()),
+        f"  {'input':<14} {'; '.join(facts['inputs']) or 'the file does not say'}",
+        f"  {'output':<14} {'; '.join(facts['outputs']) or 'the file does not say'}",
+        f"  {'layers':<14} {layers or 'none: a graph without layers'}",
+        f"  {'parameters':<14} {counts['total']:,} ({trainable})",
+        f"  {'preprocessing':<14} {'; '.join(facts['preprocessing']) or 'none found inside'}",
+    ]
+    for finding in facts["unsafe"]:
+        way = "refused unless model.allow names it" if finding["allowable"] else "refused"
+        lines.append(f"  {'unsafe':<14} {finding['name']}: {finding['why']} ({way})")
+    return lines if facts["unsafe"] else [*lines, f"  {'unsafe':<14} nothing"]
+
+
+def _recipe(file: ModelFile) -> str:
+    """A recipe as YAML; what the file does not say is there to fill in, with the choices beside it."""
+
+    def text(value: str) -> str:
+        """As YAML in one line."""
+        return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
+
+    allow = [finding.name for finding in file.findings if finding.allowable]
+    lines = [
+        f"name: {text(_stem(file.path))}",
+        "data: {path: /path/to/images}  # a folder with a subfolder for each class",
+        "model:",
+        f"  path: {text(str(file.path.resolve()))}",
+    ]
+    if normalises_inside(file.config):
+        lines.append("  preprocessing: none  # it normalises inside")
+    else:
+        lines.append(
+            "  preprocessing: auto  # not in the file: say caffe, tf, torch, unit or none, as it was trained with"
+        )
+    if file.config is None:
+        lines.append("  output: auto  # or say it: logits, softmax or sigmoid")
+    if any("sigmoid" in out for out in outputs(file)) and (class_units(file.config) or 1) > 1:
+        lines.append("  output: sigmoid  # if exactly one class is right for each image")
+    if allow:
+        lines.append(
+            f"  allow: [{', '.join(text(name) for name in allow)}]  # lets it run; only if you trust its author"
+        )
+    lines.append("  # classes: [first, second]  # names in the order of its outputs, if not that of the sorted folders")
+    if any("None, None" in shape for shape in input_shapes(file)):
+        lines.append("  input_size: 224  # it takes any size")
+    return "\n".join(lines) + "\n"
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "model"

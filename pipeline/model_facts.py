@@ -1,0 +1,151 @@
+"""What an architecture says about a model: sizes, parameters, preprocessing inside. Imports no Keras."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.model_file import ModelFile, layers_of
+
+_MAIN = ("Conv", "Dense", "Separable", "Depthwise", "BatchNormalization", "MaxPool", "Flatten", "Global")
+_NORMALISING = ("Rescaling", "Normalization")
+_ARITHMETIC = ("Subtract", "Add", "Multiply", "Divide", "TrueDivide", "TFOpLambda")
+_STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_std", "mean", "variance", "count")
+_NO_ARITHMETIC = (": tf.cast", ": tf.image.resize", ": tf.reshape", ": tf.expand_dims", ": tf.identity")
+_REORDER = ("GetItem", "SlicingOpLambda", "Stack", "Take", "Flip")
+
+
+def preprocessing_inside(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Layers before the first convolution that change pixels, described for people."""
+    found: list[str] = []
+    for name, kind, settings in layers_of(config) if config else ():
+        if kind.startswith(_MAIN):
+            break
+        if kind == "Rescaling":
+            found.append(f"Rescaling {name}: x * {settings.get('scale')} + {settings.get('offset', 0)}")
+        elif kind == "Normalization":
+            found.append(f"Normalization {name}")
+        elif kind == "Lambda":
+            found.append(f"Lambda {name}")
+        elif kind in _ARITHMETIC or kind in _REORDER:
+            function = settings.get("function")
+            found.append(f"{kind} {name}" + (f": tf.{function}" if function else ""))
+    return tuple(found)
+
+
+def normalises_inside(config: Mapping[str, Any] | None) -> bool:
+    """Whether the model surely takes pixels as they are, because arithmetic in it normalises them."""
+    return any(
+        text.split(" ")[0] in (*_NORMALISING, *_ARITHMETIC) and not text.endswith(_NO_ARITHMETIC)
+        for text in preprocessing_inside(config)
+    )
+
+
+def layer_counts(config: Mapping[str, Any] | None) -> dict[str, int]:
+    """Layers by class name, the most frequent first."""
+    return dict(Counter(kind for _, kind, _ in layers_of(config)).most_common()) if config else {}
+
+
+def parameters(file: ModelFile) -> dict[str, int | None]:
+    """Total, trainable and frozen values; the two are None where the file does not tell them apart."""
+    total = sum(weight.size for weight in file.weights)
+    if file.config is None:
+        return {"total": total, "trainable": None, "frozen": None}
+    layers = {name: (kind, settings) for name, kind, settings in layers_of(file.config)}
+    if not any(weight.layer in layers for weight in file.weights):  # a SavedModel numbers its variables
+        return {"total": total, "trainable": None, "frozen": None}
+    frozen_models = _inside_frozen(file.config)
+    trainable = 0
+    for weight in file.weights:
+        kind, settings = layers.get(weight.layer, ("", {}))
+        statistics = weight.name.endswith(_STATISTICS) or (
+            kind == "BatchNormalization" and _is_statistic(weight.name, settings)
+        )
+        frozen = settings.get("trainable") is False or weight.layer in frozen_models or kind == "Normalization"
+        trainable += 0 if statistics or frozen else weight.size
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
+def input_shapes(file: ModelFile) -> list[str]:
+    """Inputs as the file describes them."""
+    if file.config is None:
+        return _signature(file, "inputs")
+    found: list[str] = []
+    for name, kind, settings in layers_of(file.config):
+        shape = settings.get("batch_shape") or settings.get("batch_input_shape")
+        shape = shape.get("items") if isinstance(shape, dict) else shape  # in a SavedModel
+        if shape and (kind == "InputLayer" or not found):
+            found.append(f"{name} {_dtype(settings)} ({', '.join(str(n) for n in shape)})")
+            if file.config.get("class_name") == "Sequential":
+                break
+    outer = _outer_inputs(file.config)
+    return [text for text in found if not outer or text.split(" ")[0] in outer]
+
+
+def outputs(file: ModelFile) -> list[str]:
+    """The last layers: name, class, units and activation."""
+    if file.config is None:
+        return _signature(file, "outputs")
+    layers = list(layers_of(file.config))
+    inner = file.config.get("config")
+    names = _names(inner.get("output_layers")) if isinstance(inner, dict) else []
+    chosen: list[tuple[str, str, dict[str, Any]]] = [entry for entry in layers if entry[0] in names] or layers[-1:]
+    described = []
+    for name, kind, settings in chosen:
+        activation = settings.get("activation")
+        activation = activation.get("config") if isinstance(activation, dict) else activation
+        parts = [kind, name, f"{settings['units']} units" if "units" in settings else "", str(activation or "")]
+        described.append(" ".join(part for part in parts if part))
+    return described
+
+
+def class_units(config: Mapping[str, Any] | None) -> int | None:
+    """Units of the last Dense layer."""
+    units = [settings.get("units") for _, kind, settings in layers_of(config) if kind == "Dense"] if config else []
+    return units[-1] if units else None
+
+
+def _signature(file: ModelFile, side: str) -> list[str]:
+    signatures = file.facts.get("signatures", {})
+    chosen: dict[str, Any] = signatures.get("serving_default") or next(iter(signatures.values()), {})
+    return [f"{name} {text}" for name, text in chosen.get(side, {}).items()]
+
+
+def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a BatchNormalization's weight is one, in archives that number weights instead of naming them."""
+    own = int(settings.get("scale", True)) + int(settings.get("center", True))
+    return index.isdigit() and int(index) >= own
+
+
+def _inside_frozen(config: Mapping[str, Any]) -> set[str]:
+    inside: set[str] = set()
+    inner = config.get("config")
+    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
+    for layer in layers:
+        settings = layer.get("config") if isinstance(layer, dict) else None
+        if isinstance(settings, dict) and "layers" in settings:
+            frozen = settings.get("trainable") is False
+            inside |= {name for name, _, _ in layers_of(layer)} if frozen else _inside_frozen(layer)
+    return inside
+
+
+def _outer_inputs(config: Mapping[str, Any]) -> list[str]:
+    inner = config.get("config")
+    return _names(inner.get("input_layers")) if isinstance(inner, dict) else []
+
+
+def _names(entries: Any) -> list[str]:
+    """Layer names of ``input_layers``: ["a", 0, 0], [["a", 0, 0], ...] or a dictionary of these."""
+    if isinstance(entries, dict):
+        return [name for entry in entries.values() for name in _names(entry)]
+    if isinstance(entries, list):
+        if entries and isinstance(entries[0], str):
+            return [entries[0]]
+        return [name for entry in entries for name in _names(entry)]
+    return []
+
+
+def _dtype(settings: Mapping[str, Any]) -> str:
+    dtype = settings.get("dtype", "float32")
+    return str(dtype.get("config", {}).get("name", "float32")) if isinstance(dtype, dict) else str(dtype)

@@ -1,0 +1,210 @@
+"""Reads what a model file says about itself, without building or running the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ModelError
+from pipeline.model_guards import (
+    CONFIG_LIMIT,
+    HDF5_SIGNATURE,
+    check_archive,
+    check_hdf5,
+    extract_weights,
+    hdf5_datasets,
+)
+from pipeline.model_safety import Finding, scan_config
+
+ARCHIVE, HDF5, SAVED_MODEL_FOLDER = ".keras archive", "HDF5 file", "SavedModel folder"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight as the file holds it."""
+
+    layer: str
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a file says of the model in it.
+
+    Attributes:
+        path: file or folder.
+        kind: ``ARCHIVE``, ``HDF5`` or ``SAVED_MODEL_FOLDER``.
+        written_by: such as "Keras 2.2.5".
+        config: the architecture as Keras wrote it; None where there is none (a SavedModel by ``model.export``).
+        weights: all of them.
+        findings: what would run, or cannot be built.
+        facts: kind-specific, for people.
+    """
+
+    path: Path
+    kind: str
+    written_by: str
+    config: dict[str, Any] | None
+    weights: tuple[Weight, ...]
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def legacy(self) -> bool:
+        """Written by Keras 1 or 2."""
+        return self.kind != ARCHIVE and not self.written_by.startswith("Keras 3")
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read what a model file says about itself.
+
+    Args:
+        path: a ``.keras`` archive, an HDF5 file, or a SavedModel folder.
+
+    Raises:
+        ModelError: nothing there, damaged, not a model, links to other files, or a bomb.
+    """
+    if path.is_dir():
+        if (path / "saved_model.pb").is_file():
+            from pipeline.saved_model import read_saved_model
+
+            return read_saved_model(path)
+        if (path / "config.json").is_file() and (path / "model.weights.h5").is_file():
+            raise ModelError(
+                f"model.path: expected a .keras archive. Received: {path}, the unpacked content of one. Zip it again: "
+                f"cd {path} && zip -0 -r ../model.keras ."
+            )
+        raise ModelError(
+            f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (a folder without "
+            "saved_model.pb)."
+        )
+    if not path.is_file():
+        raise ModelError(
+            f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (nothing there)."
+        )
+    with path.open("rb") as file:
+        head = file.read(8)
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path)
+        if head == HDF5_SIGNATURE:
+            return _read_hdf5(path)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        raise ModelError(f"Expected a whole Keras file. Received: {path}, damaged: {error}") from error
+    if path.name == "saved_model.pb":
+        raise ModelError(
+            f"model.path: expected a SavedModel's folder. Received: {path}. Name the folder: {path.parent}."
+        )
+    raise ModelError(
+        f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, which is none; it "
+        f"starts with {head!r}."
+    )
+
+
+def layers_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every layer of an architecture as (name, class name, config), nested models before their layers."""
+    inner = config.get("config", config) if isinstance(config, dict) else config
+    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
+    for layer in layers:
+        if not isinstance(layer, dict):
+            continue
+        settings = layer.get("config")
+        if isinstance(settings, dict):
+            name = str(layer.get("name") or settings.get("name") or "unnamed")
+        else:
+            name = str(layer.get("name") or "unnamed")
+        yield name, str(layer.get("class_name")), settings if isinstance(settings, dict) else {}
+        if isinstance(settings, list) or (isinstance(settings, dict) and "layers" in settings):
+            yield from layers_of(layer)
+
+
+def _read_archive(path: Path) -> ModelFile:
+    import h5py
+
+    with zipfile.ZipFile(path) as archive:
+        check_archive(archive, path)
+        config = json.loads(archive.read("config.json"))
+        metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+        weights: tuple[Weight, ...] = ()
+        held = extract_weights(archive)
+        if held is not None:
+            with held, h5py.File(held, "r") as file:
+                check_hdf5(file, held.seek(0, 2), f"{path}: model.weights.h5")
+                weights = tuple(_keras3_weights(file))
+    _check_config(config, path)
+    version = metadata.get("keras_version", "3 (it does not say which)")
+    facts = {"saved": metadata["date_saved"]} if "date_saved" in metadata else {}
+    return ModelFile(path, ARCHIVE, f"Keras {version}", config, weights, tuple(scan_config(config)), facts)
+
+
+def _read_hdf5(path: Path) -> ModelFile:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        check_hdf5(file, path.stat().st_size, str(path))
+        text = file.attrs.get("model_config")
+        if text is None:
+            if "layers" in file or "model_weights" in file or "layer_names" in file.attrs:
+                raise ModelError(
+                    f"Expected a whole model. Received: {path}, which holds weights only. Save it with "
+                    "model.save(...), or name it as model.weights of a recipe with the right model.backbone."
+                )
+            raise ModelError(
+                f"Expected a Keras model. Received: {path}, an HDF5 file of something else ({_top(file)})."
+            )
+        text = text if isinstance(text, str) else text.decode()
+        if len(text) > CONFIG_LIMIT:
+            raise ModelError(
+                f"Expected an architecture of at most {CONFIG_LIMIT >> 20} MB. Received: {path} with more."
+            )
+        version = _text(file.attrs.get("keras_version", "1 (it does not say which)"))
+        facts = {"backend": _text(file.attrs["backend"])} if "backend" in file.attrs else {}
+        weights = tuple(_legacy_weights(file))
+    config = json.loads(text)
+    _check_config(config, path)
+    return ModelFile(path, HDF5, f"Keras {version}", config, weights, tuple(scan_config(config)), facts)
+
+
+def _check_config(config: Any, path: Path) -> None:
+    if not isinstance(config, dict) or "class_name" not in config or "config" not in config:
+        raise ModelError(f"Expected a model's architecture in {path}. Received: {str(config)[:80]!r}.")
+
+
+def _top(file: Any) -> str:
+    return ", ".join(list(file)[:5]) or "it is empty"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _keras3_weights(file: Any) -> Iterator[Weight]:
+    for name, dataset in hdf5_datasets(file, "weights"):
+        parts = name.split("/")  # /layers/conv2d/vars/0, the layer's own name is an attribute of vars
+        if "optimizer" in parts or "vars" not in parts or "seed_generator" in name:
+            continue
+        group = "/".join(parts[: parts.index("vars") + 1])
+        yield Weight(_text(file[group].attrs.get("name", parts[-3])), parts[-1], dataset.shape)
+
+
+def _legacy_weights(file: Any) -> Iterator[Weight]:
+    root = file.get("model_weights", file)
+    for group in root:
+        for item in root[group].attrs.get("weight_names", ()):
+            name = _text(item)
+            if name in root[group]:
+                parts = name.split("/")
+                yield Weight(parts[-2] if len(parts) > 1 else group, parts[-1].split(":")[0], root[group][name].shape)

@@ -1,0 +1,65 @@
+"""The preprocessing that a recipe spells out: channel order, mean (three numbers or an image), scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import ExportError
+from export.preprocessing import MeanImage, PreprocessingSpec
+from pipeline.errors import RecipeError
+from pipeline.recipe import Preprocessing
+
+LARGEST_MEAN = 4096  # pixels a side
+
+
+def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:
+    """The spec of ``model.preprocessing: {channel_order, mean, scale, mean_of}``.
+
+    Raises:
+        RecipeError: not three numbers, a mean file that is none, or a mean whose unit must be told.
+    """
+    given = (config.scale,) * 3 if isinstance(config.scale, float) else config.scale
+    scale = _three(given, "scale")
+    if not np.all(scale):
+        raise RecipeError(f"model.preprocessing.scale: expected numbers other than 0. Received: {config.scale}.")
+    mean = _read_mean(Path(config.mean)) if isinstance(config.mean, str) else _three(config.mean, "mean")
+    if config.mean_of == "scaled":
+        mean = mean / scale  # x * scale - mean = (x - mean / scale) * scale
+    elif np.any(mean) and np.abs(mean).max() <= 1 and np.abs(scale).max() < 0.1:
+        raise RecipeError(
+            "model.preprocessing.mean_of: expected to be told, because all values of the mean are below 1 and pixels "
+            "go from 0 to 255. Say mean_of: scaled if the mean is of pixels after the scale "
+            "(pixels * scale - mean), or give the mean in grey levels."
+        )
+    order, factors = config.channel_order, (float(scale[0]), float(scale[1]), float(scale[2]))
+    try:
+        if mean.ndim == 3:
+            return PreprocessingSpec(order, (0.0, 0.0, 0.0), factors, mean_image=MeanImage.from_array(mean))
+        return PreprocessingSpec(order, (float(mean[0]), float(mean[1]), float(mean[2])), factors)
+    except ExportError as error:
+        raise RecipeError(f"model.preprocessing: {error}") from error
+
+
+def _three(values: tuple[float, ...], key: str) -> np.ndarray:
+    if len(values) != 3:
+        raise RecipeError(f"model.preprocessing.{key}: expected three numbers, one a channel. Received: {values}.")
+    return np.asarray(values, dtype=np.float64)
+
+
+def _read_mean(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)  # nothing is read before its shape is known
+    except (OSError, ValueError, EOFError) as error:
+        raise RecipeError(
+            f"model.preprocessing.mean: expected a .npy file of numbers. Received: {path}: {error}."
+        ) from error
+    shape = getattr(values, "shape", None)
+    image = shape is not None and len(shape) == 3 and shape[2] == 3 and max(shape) <= LARGEST_MEAN
+    if shape != (3,) and not image:
+        raise RecipeError(
+            f"model.preprocessing.mean: expected an array of shape (3,) or (height, width, 3). "
+            f"Received: {path}, {shape}."
+        )
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,197 @@
+"""SavedModel folders: what they say about themselves, and the model in them.
+
+A SavedModel is a program. TensorFlow runs its operations, at loading already, and some of them read and write files,
+so one is loaded only if the recipe allows it. Reading about it here parses protocol buffers and runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ModelError
+from pipeline.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
+from pipeline.model_safety import SAVED_MODEL, Finding, scan_config
+from pipeline.tensorflow_start import start_tensorflow
+
+if TYPE_CHECKING:
+    import keras
+
+# What saving and restoring the variables takes, in every SavedModel.
+_CHECKPOINT = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
+# Parts of operation names that reach outside of the graph, and what they do there.
+_OUTSIDE = {
+    "PyFunc": "calls Python",
+    "File": "reads or writes files",
+    "Save": "writes files",
+    "Restore": "reads files",
+    "Checkpoint": "reads or deletes files",
+    "Print": "writes to a file or the terminal",
+    "Library": "loads a library",
+    "Dataset": "reads files",
+    "Reader": "reads files",
+    "Lookup": "may read files",
+    "Summary": "writes files",
+    "Rpc": "reaches the network",
+    "Send": "reaches other processes",
+    "Custom": "runs a compiled program",
+    "XlaLaunch": "runs a compiled program",
+}
+_NO_WEIGHT = ("OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api")
+
+
+def read_saved_model(path: Path) -> ModelFile:
+    """What a SavedModel says about itself.
+
+    Raises:
+        ModelError: damaged.
+    """
+    start_tensorflow()
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    try:
+        proto = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        graph = proto.meta_graphs[0]
+    except Exception as error:  # protobuf raises many types on a damaged file
+        raise ModelError(f"Expected a whole SavedModel. Received: {path}, damaged: {error}") from error
+    config, version = _keras_metadata(path)
+    operations = {node.op for node in graph.graph_def.node}
+    operations |= {node.op for function in graph.graph_def.library.function for node in function.node_def}
+    findings = [
+        Finding("SavedModel", SAVED_MODEL, "a program that TensorFlow runs as its author wrote it", True),
+        *(Finding("operation", name, why, True) for name, why in sorted(_outside(operations))),
+        *(f for f in scan_config(config) if f.kind == "Lambda"),
+    ]
+    tensorflow = graph.meta_info_def.tensorflow_version
+    signatures = {
+        name: {
+            "inputs": {key: _tensor(info) for key, info in signature.inputs.items()},
+            "outputs": {key: _tensor(info) for key, info in signature.outputs.items()},
+        }
+        for name, signature in graph.signature_def.items()
+        if name != "__saved_model_init_op"
+    }
+    weights: list[Weight] = []
+    try:
+        for name, shape in tf.train.list_variables(str(path / "variables" / "variables")):
+            if not any(part in name for part in _NO_WEIGHT):
+                parts = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
+                weights.append(Weight("/".join(parts[:-1]), parts[-1], tuple(shape)))
+    except (tf.errors.OpError, ValueError):
+        pass  # a graph without variables, or it is frozen
+    written = f"{version}, TensorFlow {tensorflow}" if version else f"TensorFlow {tensorflow}"
+    facts = {"signatures": signatures, "operations": len(operations)}
+    return ModelFile(path, SAVED_MODEL_FOLDER, written, config, tuple(weights), tuple(findings), facts)
+
+
+def load_saved_model(file: ModelFile) -> keras.Model:
+    """The model of a SavedModel that is allowed, as a Keras 3 model.
+
+    One that Keras 2 saved comes back layer by layer; of any other the serving signature's graph is taken.
+
+    Raises:
+        ModelError: it does not load, or no signature has one input and one output.
+    """
+    import tensorflow as tf
+
+    from pipeline.legacy import load_legacy
+
+    problem = ""
+    if file.config is not None:
+        try:
+            return load_legacy(file.path)
+        except ModelError as error:  # custom classes, for instance: the graph still says what the model computes
+            problem = f" (its layers: {error})"
+    try:
+        loaded = tf.saved_model.load(str(file.path))
+    except Exception as error:  # TensorFlow raises many types on what it cannot load
+        raise ModelError(f"Expected a SavedModel that loads. Received: {file.path}: {error}{problem}") from error
+    signatures = dict(loaded.signatures)
+    name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    if name is None or (name != "serving_default" and len(signatures) > 1):
+        raise ModelError(
+            f"Expected a SavedModel with a signature serving_default. Received: {file.path} with "
+            f"{', '.join(signatures) or 'none'}. Save it with model.export(...).{problem}"
+        )
+    return _graph_model(signatures[name], file.path, name)
+
+
+def _graph_model(signature: Any, path: Path, name: str) -> keras.Model:
+    import keras
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    from pipeline.frozen_graph import from_graph_def
+
+    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ModelError(
+            f"Expected an image classifier with one input and one output. Received: {path}, whose signature {name} "
+            f"takes {_shapes(inputs)} and gives {_shapes(outputs)}."
+        )
+    spec = next(iter(inputs.values()))
+    if spec.shape.rank != 4 or not (spec.dtype.is_floating or spec.dtype.is_integer):
+        raise ModelError(
+            f"Expected an image classifier, input (N, height, width, 3). Received: {path}, whose signature {name} "
+            f"takes {_shapes(inputs)}."
+        )
+    frozen = convert_variables_to_constants_v2(signature)
+    definition = frozen.graph.as_graph_def()
+    nodes = {node.name: node for node in definition.node}
+    fetch, end = _before_activation(frozen.outputs[0].name, nodes)
+    pixels = keras.Input(tuple(spec.shape[1:]), batch_size=spec.shape[0], name="pixels")
+    x = from_graph_def(definition, frozen.inputs[0].name, fetch, spec.dtype.name, "graph")(pixels)
+    if end is not None:
+        x = keras.layers.Activation(end, name="predictions")(x)
+    return keras.Model(pixels, x, name="saved_model")
+
+
+def _before_activation(tensor: str, nodes: dict[str, Any]) -> tuple[str, str | None]:
+    """The tensor that a final activation reads, and the activation's name; None where the end is neither."""
+    while True:
+        node = nodes[tensor.split(":")[0]]
+        source = next((i for i in node.input if not i.startswith("^")), "")
+        if node.op in ("Identity", "StopGradient", "PreventGradient") and source:
+            tensor = source if ":" in source else f"{source}:0"
+            continue
+        if node.op in ("Softmax", "Sigmoid"):
+            return (source if ":" in source else f"{source}:0"), node.op.lower()
+        return tensor, "linear" if node.op in ("MatMul", "BiasAdd", "AddV2", "Add", "Mean", "Reshape") else None
+
+
+def _outside(operations: set[str]) -> Iterator[tuple[str, str]]:
+    for name in operations - _CHECKPOINT:
+        for part, why in _OUTSIDE.items():
+            if part in name:
+                yield name, why
+                break
+
+
+def _keras_metadata(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The architecture that Keras 2 puts beside the graph, and the version of Keras."""
+    file = path / "keras_metadata.pb"
+    if not file.is_file():
+        return None, ""
+    from pipeline.legacy import saved_metadata
+
+    for node in saved_metadata(file.read_bytes()):
+        if node.node_path == "root":
+            metadata = json.loads(node.metadata)
+            version = f"Keras {metadata.get('keras_version', '2')}"
+            if isinstance(metadata.get("config"), dict) and "layers" in metadata["config"]:
+                return {"class_name": metadata.get("class_name"), "config": metadata["config"]}, version
+            return None, version
+    return None, "Keras 2"
+
+
+def _tensor(info: Any) -> str:
+    import tensorflow as tf
+
+    dims = [d.size if d.size >= 0 else None for d in info.tensor_shape.dim]
+    return f"{tf.dtypes.as_dtype(info.dtype).name} {tuple(dims)}"
+
+
+def _shapes(tensors: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"
