@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-BACKBONES = Literal["resnet20", "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"]
+BACKBONES = Literal[
+    "resnet18", "resnet20", "resnet34", "resnet50-blocks",  # written out from blocks
+    "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",  # keras.applications
+]  # fmt: skip
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 
 
@@ -42,7 +45,9 @@ class Model:
     weights: str | None = None  # a file with the backbone's pretrained weights, or imagenet; null: from scratch
     input_size: int = 224
     preprocessing: PREPROCESSING = "auto"  # auto: what belongs to the backbone
-    pooling: Literal["avg", "max", "flatten"] = "avg"
+    padding: Literal["same", "valid"] = "same"  # stem of resnet18, resnet34, resnet50-blocks; valid: 3 zeros around
+    head: Literal["new", "published"] = "new"  # published: the 1,000 ImageNet classes as they are, nothing is trained
+    pooling: Literal["avg", "max", "avg2x2", "flatten"] = "avg"  # avg2x2: AveragePooling (2,2), then flatten
     dense: tuple[int, ...] = ()  # hidden Dense layers of the head, ReLU
     dropout: float = 0.0
 

@@ -125,6 +125,8 @@ STAGES = (
             "pipeline/training.py",
             "pipeline/card.py",
             "pipeline/models.py",
+            "pipeline/blocks.py",
+            "pipeline/download.py",
             "pipeline/loading.py",
             "pipeline/data.py",
             "pipeline/preprocess.py",
