@@ -18,7 +18,7 @@ from pipeline.recipe import Recipe
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
-PATH_KEYS = ("data.path", "model.path", "model.weights")
+PATH_KEYS = ("data.path", "data.classes", "model.path", "model.weights")
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -176,6 +176,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def _groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise RecipeError(
+            f"data.label_pattern: expected a regular expression. Received: {pattern!r} ({error})."
+        ) from error
+
+
 def _check(recipe: Recipe) -> None:
     """Ranges that types do not say."""
 
@@ -191,8 +200,17 @@ def _check(recipe: Recipe) -> None:
     for name, share in shares.items():
         require(0 <= share <= 1, f"data.splits.{name}", "a share from 0 to 1", share)
     require(sum(shares.values()) > 0, "data.splits", "at least one share above 0", shares)
-    if recipe.data.source in ("folder", "npz"):
-        require(recipe.data.path is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
+    for split, part in to_dict(recipe.data.divide).items():
+        for name, share in part.items():
+            require(0 <= share <= 1, f"data.divide.{split}.{name}", "a share from 0 to 1", share)
+    if recipe.data.source in ("folder", "csv", "npz"):
+        received = recipe.data.path or recipe.data.download
+        require(received is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
+    if recipe.data.source == "tfds":
+        require(bool(recipe.data.tfds), "data.tfds", "a name of tensorflow-datasets", recipe.data.tfds)
+    if recipe.data.label_pattern is not None:
+        groups = _groups(recipe.data.label_pattern)
+        require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)
     require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
     require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
     require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))

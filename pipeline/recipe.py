@@ -23,13 +23,58 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Where the images of one ready-made split go. All 0: see ``Divide``."""
+
+    train: float = 0.0
+    validation: float = 0.0
+    calibration: float = 0.0
+    test: float = 0.0
+
+
+@dataclass(frozen=True)
+class Divide:
+    """Ready-made splits (folders train/, val/, test/, calibration/; a split column; x_train and x_test of an .npz).
+
+    By default each stays what it is, and train gives up images for the splits that are missing, in the proportions of
+    ``data.splits``.
+    """
+
+    train: Shares = field(default_factory=Shares)
+    validation: Shares = field(default_factory=Shares)
+    calibration: Shares = field(default_factory=Shares)
+    test: Shares = field(default_factory=Shares)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a CSV file's columns."""
+
+    image: str = "path"
+    label: str = "label"
+    split: str = "split"  # not needed
+
+
+@dataclass(frozen=True)
 class Data:
     """Labelled images."""
 
-    source: Literal["folder", "digits", "npz"] = "folder"
-    path: str | None = None  # folder: a folder a class. npz: a file in the layout of keras.datasets.mnist
+    source: Literal["folder", "csv", "npz", "tfds", "digits"] = "folder"
+    path: str | None = (
+        None  # folder; .csv, or a folder of <split>.csv; .npz as of keras.datasets; tfds: its data folder
+    )
+    download: Literal["flowers", "mnist"] | None = None  # what to fetch where path is null
+    tfds: str | None = None  # a name of tensorflow-datasets
+    label_pattern: str | None = None  # folder: a regular expression whose group finds the class in the file's name
+    columns: Columns = field(default_factory=Columns)
+    classes: str | None = None  # a file with the names of all classes in the order of the outputs, or imagenet
+    ready_splits: bool = True  # false: the images of ready-made splits are pooled and dealt out again
+    divide: Divide = field(default_factory=Divide)
     splits: Splits = field(default_factory=Splits)
-    resize: Literal["stretch", "crop"] = "stretch"  # crop: short side to the input size, then the centre
+    duplicates_across_classes: Literal["error", "drop"] = "error"  # one picture in two classes
+    # crop: the largest centred part of the input's shape; imagenet: short side to 8/7 of the input size (256 for 224),
+    # then the centre; pad: black around, never enlarged
+    resize: Literal["stretch", "crop", "imagenet", "pad"] = "stretch"
     max_bad_images: int = 0  # unreadable images that are skipped (and named) before a stage gives up
     salt: str = ""  # another salt, another split
 

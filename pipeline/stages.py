@@ -17,7 +17,14 @@ from pipeline.environment import machine_environment
 from pipeline.stage import Context, Stage
 
 MODEL = ("model.keras", "model.json")
-READ_IMAGES = ("pipeline/data.py", "pipeline/preprocess.py")
+READ_IMAGES = (
+    "pipeline/data.py",
+    "pipeline/samples.py",
+    "pipeline/sources.py",
+    "pipeline/tables.py",
+    "pipeline/download.py",
+    "pipeline/preprocess.py",
+)
 RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py")
 RUN_ENGINES = (
     "pipeline/runners/tensorrt.py",
@@ -126,10 +133,8 @@ STAGES = (
             "pipeline/card.py",
             "pipeline/models.py",
             "pipeline/blocks.py",
-            "pipeline/download.py",
             "pipeline/loading.py",
-            "pipeline/data.py",
-            "pipeline/preprocess.py",
+            *READ_IMAGES,
             "export/preprocessing.py",
         ),
         _train,
@@ -168,8 +173,7 @@ STAGES = (
             "export/onnx_file.py",
             "export/naming.py",
             "export/preprocessing.py",
-            "pipeline/data.py",
-            "pipeline/preprocess.py",
+            *READ_IMAGES,
         ),
         quantizing.quantize_model,
     ),

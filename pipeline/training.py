@@ -78,6 +78,8 @@ def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
         **skipped,
         "images": counts,
         "duplicates": images.duplicates,
+        "duplicates_across_splits": images.crossing,
+        "pictures_in_two_classes": list(images.conflicts),
         "best_validation_accuracy": best,
     }
 

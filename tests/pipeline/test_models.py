@@ -140,7 +140,7 @@ def test_input_sizes(size: int) -> None:
 
 
 def test_a_feature_map_too_small_for_the_head_is_refused() -> None:
-    with pytest.raises(ModelError, match="at least 2x2 for avg2x2. Received: 1x1 of resnet18"):
+    with pytest.raises(ModelError, match=r"at least 2x2 for avg2x2. Received: 1x1 of resnet18"):
         build_classifier(Model(backbone="resnet18", input_size=32, pooling="avg2x2"), 3)
 
 
@@ -151,9 +151,9 @@ def test_imagenet_weights_exist_for_applications_only() -> None:
 
 def test_a_published_head_needs_its_thousand_classes() -> None:
     config = Model(backbone="resnet50", head="published", weights="imagenet")
-    with pytest.raises(ModelError, match="has 1000 outputs. Received: 5 classes"):
+    with pytest.raises(ModelError, match=r"has 1000 outputs\. Received: 5 classes"):
         build_classifier(config, 5)
-    with pytest.raises(ModelError, match="needs a backbone of keras.applications"):
+    with pytest.raises(ModelError, match=r"needs a backbone of keras.applications"):
         build_classifier(replace(config, backbone="resnet18"), 1000)
 
 
