@@ -243,6 +243,14 @@ def _check(recipe: Recipe) -> None:
         require(phase.epochs >= 0, f"train.{name}.epochs", "0 or more", phase.epochs)
         rate = phase.learning_rate
         require(0 < rate < math.inf, f"train.{name}.learning_rate", "a number above 0", rate)
+    augment = recipe.train.augment
+    require(0 <= augment.rotation <= 180, "train.augment.rotation", "0 to 180 degrees", augment.rotation)
+    require(0 <= augment.zoom < 1, "train.augment.zoom", "0 to below 1", augment.zoom)
+    require(recipe.train.early_stopping >= 0, "train.early_stopping", "0 or more", recipe.train.early_stopping)
+    cache = recipe.train.feature_cache_mib
+    require(cache >= 0, "train.feature_cache_mib", "0 or more", cache)
+    pause = recipe.train.checkpoint_seconds
+    require(0 <= pause < math.inf, "train.checkpoint_seconds", "0 or more", pause)
     require(0 <= recipe.train.seed < 2**32, "train.seed", "0 to 2**32 - 1", recipe.train.seed)
     for where, seconds in {
         "benchmark.seconds": recipe.benchmark.seconds,

@@ -53,6 +53,7 @@ class Built:
     model: keras.Model  # float32 NHWC in, softmax probabilities out
     backbone: keras.Model  # shares the layers of ``model``
     preprocessing: PreprocessingSpec
+    head_input: str = ""  # the layer whose output the head learns from, (N, features)
 
 
 def build_classifier(config: Model, classes: int) -> Built:
@@ -70,12 +71,13 @@ def build_classifier(config: Model, classes: int) -> Built:
     backbone = build_backbone(config.backbone, config.input_size, config.padding)
     load_weights(backbone, config)
     x = _pool(backbone.output, config)
+    head_input = "head_pool" if config.pooling in ("avg", "max") else "head_flatten"
     for i, units in enumerate(config.dense, 1):
         x = keras.layers.Dense(units, activation="relu", name=f"head_dense{i}")(x)
     if config.dropout:
         x = keras.layers.Dropout(config.dropout, name="head_dropout")(x)
     x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
-    return Built(keras.Model(backbone.input, x, name=config.backbone), backbone, spec)
+    return Built(keras.Model(backbone.input, x, name=config.backbone), backbone, spec, head_input)
 
 
 def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.Model:

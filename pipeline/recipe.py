@@ -115,6 +115,15 @@ class FineTunePhase:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """Random changes of training images. They are not part of the model, so they are not exported."""
+
+    flip: bool = False  # left to right, every second image
+    rotation: float = 0.0  # up to so many degrees either way
+    zoom: float = 0.0  # by up to this share, in or out
+
+
+@dataclass(frozen=True)
 class Train:
     """Two-phase transfer learning."""
 
@@ -122,6 +131,12 @@ class Train:
     head: HeadPhase = field(default_factory=HeadPhase)
     fine_tune: FineTunePhase = field(default_factory=FineTunePhase)
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: each phase's rate falls to 0 along a half wave
+    early_stopping: int = 0  # a phase ends after so many epochs without a better one; 0: never
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare classes count as much as common ones
+    augment: Augment = field(default_factory=Augment)
+    mixed_precision: Literal["auto", "always", "never"] = "auto"  # float16 arithmetic while training; auto: on GPUs
+    feature_cache_mib: int = 1024  # features of a frozen backbone up to this size are computed once; 0: every epoch
+    checkpoint_seconds: float = 60.0  # the state to resume from is written at most so often
     seed: int = 1
     save_backbone: bool = False  # also write the backbone's weights, for another recipe to start from
 
