@@ -69,7 +69,7 @@ def fit(
             model, sources = _on_features(built, train, validation, settings.feature_cache_mib)
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             _compile(model, settings, options, steps=math.ceil(len(train.labels) / settings.batch_size))
-        state.start(phase, model)
+            state.start(phase, model)
         if state.progress.epochs < options.epochs and not state.stopped:
             _run_phase(model, sources, settings, phase, options, state)
     state.restore_best()
