@@ -15,12 +15,19 @@ COLORS = {"keras": "#8a94a0", "fp32": "#4c7fb8", "fp16": "#3a9d78", "int8": "#d9
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> str:
     """Loss and accuracy by epoch, training and validation, with the phases marked."""
+    return _svg(training_figure(history))
+
+
+def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """The figure of ``training_curves``."""
     figure = _figure(9.2, 3.0)
     epochs = [row["epoch"] for row in history]
     boundary = next((row["epoch"] for row in history if row["phase"] == "fine_tune"), None)
     for axis, name in zip(figure.subplots(1, 2), ("accuracy", "loss")):
         axis.plot(epochs, [row[name] for row in history], "o-", color=COLORS["fp32"], label="training", ms=4)
-        axis.plot(epochs, [row[f"val_{name}"] for row in history], "o-", color=COLORS["int8"], label="validation", ms=4)
+        if f"val_{name}" in history[0]:
+            values = [row[f"val_{name}"] for row in history]
+            axis.plot(epochs, values, "o-", color=COLORS["int8"], label="validation", ms=4)
         if boundary is not None and boundary > 1:
             axis.axvline(boundary - 0.5, color=MUTED, lw=1, ls=":")
             axis.text(
@@ -30,7 +37,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> str:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
-    return _svg(figure)
+    return figure
 
 
 def parity_waterfall(hops: Sequence[Mapping[str, Any]], limits: Mapping[str, float | None]) -> str:

@@ -18,7 +18,14 @@ from pipeline.recipe import Recipe
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
-PATH_KEYS = ("data.path", "model.path", "model.weights", "model.classes", "model.preprocessing.mean")
+PATH_KEYS = (
+    "data.path",
+    "data.classes",
+    "model.path",
+    "model.weights",
+    "model.classes",
+    "model.preprocessing.mean",
+)
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -204,6 +211,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def _groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise RecipeError(
+            f"data.label_pattern: expected a regular expression. Received: {pattern!r} ({error})."
+        ) from error
+
+
 def _check(recipe: Recipe) -> None:
     """Ranges that types do not say."""
 
@@ -219,8 +235,17 @@ def _check(recipe: Recipe) -> None:
     for name, share in shares.items():
         require(0 <= share <= 1, f"data.splits.{name}", "a share from 0 to 1", share)
     require(sum(shares.values()) > 0, "data.splits", "at least one share above 0", shares)
-    if recipe.data.source in ("folder", "npz"):
-        require(recipe.data.path is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
+    for split, part in to_dict(recipe.data.divide).items():
+        for name, share in part.items():
+            require(0 <= share <= 1, f"data.divide.{split}.{name}", "a share from 0 to 1", share)
+    if recipe.data.source in ("folder", "csv", "npz"):
+        received = recipe.data.path or recipe.data.download
+        require(received is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
+    if recipe.data.source == "tfds":
+        require(bool(recipe.data.tfds), "data.tfds", "a name of tensorflow-datasets", recipe.data.tfds)
+    if recipe.data.label_pattern is not None:
+        groups = _groups(recipe.data.label_pattern)
+        require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)
     require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
     require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
     require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))
@@ -253,6 +278,14 @@ def _check(recipe: Recipe) -> None:
         require(phase.epochs >= 0, f"train.{name}.epochs", "0 or more", phase.epochs)
         rate = phase.learning_rate
         require(0 < rate < math.inf, f"train.{name}.learning_rate", "a number above 0", rate)
+    augment = recipe.train.augment
+    require(0 <= augment.rotation <= 180, "train.augment.rotation", "0 to 180 degrees", augment.rotation)
+    require(0 <= augment.zoom < 1, "train.augment.zoom", "0 to below 1", augment.zoom)
+    require(recipe.train.early_stopping >= 0, "train.early_stopping", "0 or more", recipe.train.early_stopping)
+    cache = recipe.train.feature_cache_mib
+    require(cache >= 0, "train.feature_cache_mib", "0 or more", cache)
+    pause = recipe.train.checkpoint_seconds
+    require(0 <= pause < math.inf, "train.checkpoint_seconds", "0 or more", pause)
     require(0 <= recipe.train.seed < 2**32, "train.seed", "0 to 2**32 - 1", recipe.train.seed)
     for where, seconds in {
         "benchmark.seconds": recipe.benchmark.seconds,

@@ -7,40 +7,26 @@ another, and copies of one picture under several names cannot land on two sides.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes, sha256_json
-from pipeline.preprocess import EXTENSIONS, ImageError, Resize, array_to_image, load_image, resize_image
+from pipeline.preprocess import ImageError, Resize, array_to_image, load_image, resize_image
 from pipeline.progress import progress_bar
 from pipeline.recipe import Data
+from pipeline.samples import SPLITS, DataMissingError, Sample
+from pipeline.sources import read_source
+
+__all__ = [
+    "SPLITS", "DataMissingError", "ImageSet", "Pixels", "Sample", "check_split_sizes", "load_image_set", "split_of",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
-
-# Hash ranges are dealt out in this order.
-SPLITS = ("test", "validation", "calibration", "train")
-
-
-class DataMissingError(DataError):
-    """The data of a recipe is not on this machine."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled image."""
-
-    name: str  # path below the data folder, or "<source>/<index>"
-    label: int
-    sha256: str  # of the file's bytes, or of the array's
-    read: Callable[[], bytes | np.ndarray] = field(repr=False, compare=False)
-    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +36,8 @@ class ImageSet:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Sample, ...]]
     duplicates: int  # copies of a picture that were left out
+    crossing: int = 0  # those of them that stood in another split than the one that was kept
+    conflicts: tuple[str, ...] = ()  # pictures left out because they stand in two classes
 
     def fingerprint(self, split: str) -> str:
         """sha256 over contents and labels of a split; names and times of files do not enter."""
@@ -71,36 +59,88 @@ def load_image_set(config: Data) -> ImageSet:
         DataMissingError: the folder or file does not exist.
         DataError: no images, one class only, a picture in two classes, an unreadable file.
     """
-    samples, classes = {"digits": _digits, "folder": _folder, "npz": _npz}[config.source](config)
+    found = read_source(config)
+    samples, classes = found.samples, found.classes
     if len(classes) < 2:
         raise DataError(
             f"Expected at least two classes. Received: {list(classes)}. "
             f"{config.path or config.source} needs a folder for each class."
         )
-    unique: dict[str, Sample] = {}
+    copies: dict[str, list[Sample]] = {}
     for sample in samples:
-        first = unique.setdefault(sample.sha256, sample)
-        if first.label != sample.label:
-            raise DataError(
-                f"Expected each picture in one class. Received: {first.name} ({classes[first.label]}) and "
-                f"{sample.name} ({classes[sample.label]}) are the same picture. Remove one of them."
-            )
-    splits = {
-        split: tuple(s for s in sorted(unique.values(), key=lambda s: s.sha256) if split_of(s, config) == split)
-        for split in SPLITS
-    }
-    return ImageSet(tuple(classes), splits, duplicates=len(samples) - len(unique))
+        copies.setdefault(sample.sha256, []).append(sample)
+    missing = _missing_splits(samples, config)
+    chosen: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    conflicts: list[str] = []
+    crossing = 0
+    for digest in sorted(copies):
+        group = copies[digest]
+        if any(sample.label != group[0].label for sample in group):
+            conflicts.append(" and ".join(f"{s.name} ({classes[s.label]})" for s in group))
+            continue
+        sides = [split_of(sample, config, missing) for sample in group]
+        split = min(sides, key=SPLITS.index)
+        chosen[split].append(group[sides.index(split)])
+        crossing += sum(side != split for side in sides)
+    if conflicts and config.duplicates_across_classes == "error":
+        raise DataError(
+            f"Expected each picture in one class. Received: {_listed(conflicts)}: the same picture. "
+            "Remove what is wrong, or leave these pictures out: --set data.duplicates_across_classes=drop"
+        )
+    kept = sum(map(len, chosen.values()))
+    dropped = sum(len(group) for group in copies.values() if any(s.label != group[0].label for s in group))
+    return ImageSet(
+        tuple(classes),
+        {split: tuple(found) for split, found in chosen.items()},
+        duplicates=len(samples) - dropped - kept,
+        crossing=crossing,
+        conflicts=tuple(conflicts),
+    )
 
 
-def split_of(sample: Sample, config: Data) -> str:
-    """The split that an image's own hash puts it in."""
+def split_of(sample: Sample, config: Data, missing: Sequence[str] = ()) -> str:
+    """The split that an image's own hash, and the ready-made split it came in, put it in.
+
+    Args:
+        sample: the image.
+        config: the shares.
+        missing: splits that no ready-made one provides; they come out of ``train``.
+    """
     shares = {name: getattr(config.splits, name) for name in SPLITS}
-    position = int(sha256_bytes(f"{config.salt}{sample.sha256}".encode())[:15], 16) / 16**15 * sum(shares.values())
+    if sample.ready is not None:
+        divided = _shares(config, sample.ready)
+        if any(divided.values()):
+            shares = divided
+        elif sample.ready == "train":
+            shares = {name: shares[name] if name == "train" or name in missing else 0.0 for name in SPLITS}
+        else:
+            return sample.ready
+    total = sum(shares.values())
+    if not total:
+        return "train"
+    position = int(sha256_bytes(f"{config.salt}{sample.sha256}".encode())[:15], 16) / 16**15 * total
     for name in SPLITS:
         position -= shares[name]
         if position < 0:
             return name
     return next(name for name in reversed(SPLITS) if shares[name] > 0)
+
+
+def _shares(config: Data, ready: str) -> dict[str, float]:
+    part = getattr(config.divide, ready)
+    return {name: getattr(part, name) for name in SPLITS}
+
+
+def _missing_splits(samples: Sequence[Sample], config: Data) -> list[str]:
+    given: set[str] = set()
+    for ready in {s.ready for s in samples if s.ready is not None}:
+        shares = _shares(config, ready)
+        given |= {name for name in SPLITS if shares[name]} if any(shares.values()) else {ready}
+    return [name for name in SPLITS if name not in given]
+
+
+def _listed(items: Sequence[str], limit: int = 5) -> str:
+    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
 
 
 def check_split_sizes(images: ImageSet, minimum: dict[str, int]) -> None:
@@ -201,93 +241,3 @@ class Pixels:
                 f"Received: {len(self.skipped)} so far:\n{named}\nRemove or replace them, or raise the limit."
             )
         log.warning("skipped an unreadable image: %s: %s", sample.name, error)
-
-
-def _digits(config: Data) -> tuple[list[Sample], list[str]]:
-    try:
-        from sklearn.datasets import load_digits  # its data comes with the package
-    except ImportError as error:
-        raise DataMissingError(f"Expected scikit-learn, which holds the digits. Received: {error}.") from error
-
-    digits = load_digits()
-    arrays = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return _array_samples("digits", arrays, digits.target), [str(i) for i in range(10)]
-
-
-def _npz(config: Data) -> tuple[list[Sample], list[str]]:
-    path = _existing(config)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = np.concatenate([file["x_train"], file["x_test"]])
-            labels = np.concatenate([file["y_train"], file["y_test"]]).astype(np.int64)
-    except (KeyError, ValueError, OSError) as error:
-        raise DataError(
-            f"Expected arrays x_train, y_train, x_test, y_test in {path} (the layout of keras.datasets). "
-            f"Received: {error}."
-        ) from error
-    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or len(arrays) != len(labels):
-        raise DataError(
-            f"Expected uint8 images of shape (N, height, width[, channels]) and as many labels in {path}. "
-            f"Received: {arrays.dtype} {arrays.shape} and {labels.shape} labels."
-        )
-    return _array_samples(path.stem, arrays, labels), [str(i) for i in range(int(labels.max()) + 1)]
-
-
-def _array_samples(name: str, arrays: np.ndarray, labels: np.ndarray) -> list[Sample]:
-    return [
-        Sample(
-            f"{name}/{i}",
-            int(label),
-            sha256_bytes(str(array.shape).encode() + array.tobytes()),
-            partial(_identity, array),
-        )
-        for i, (array, label) in enumerate(zip(arrays, labels))
-    ]
-
-
-def _identity(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def _folder(config: Data) -> tuple[list[Sample], list[str]]:
-    root = _existing(config)
-    if not root.is_dir():
-        raise DataError(f"Expected a folder with a subfolder for each class. Received: {root}, which is a file.")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    paths: list[tuple[Path, int]] = []
-    classes: list[str] = []
-    for folder in folders:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if found:
-            paths += [(p, len(classes)) for p in found]
-            classes.append(folder.name)
-        else:
-            log.warning("class folder %s holds no images and is left out", folder)
-    if not paths:
-        raise DataError(
-            f"Expected images in a subfolder for each class. Received: {root} with "
-            f"{len(folders)} subfolders and no image in them ({', '.join(sorted(EXTENSIONS))})."
-        )
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_hash_file, (p for p, _ in paths)))
-    return [
-        Sample(p.relative_to(root).as_posix(), label, digest, p.read_bytes, p)
-        for (p, label), digest in zip(paths, hashes)
-    ], classes
-
-
-def _hash_file(path: Path) -> str:
-    try:
-        return sha256_bytes(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"Expected a readable file. Received: {path}: {error.strerror}.") from error
-
-
-def _existing(config: Data) -> Path:
-    path = Path(config.path or "")
-    if not path.exists():
-        what = "a folder with a subfolder for each class" if config.source == "folder" else "an .npz file"
-        raise DataMissingError(
-            f"data.path: expected {what}. Received: {path}, which does not exist. Name it with --set data.path=..."
-        )
-    return path

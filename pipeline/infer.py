@@ -24,7 +24,7 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, sha256_file
 from pipeline.layout import ONNX, PARITY, engines, plan_precision
 from pipeline.parity import PASS, verdict_of
-from pipeline.preprocess import EXTENSIONS, ImageError, load_image
+from pipeline.preprocess import EXTENSIONS, ImageError, Resize, load_image
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.stage import Context
@@ -117,7 +117,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
 
 
 def classify(
-    paths: Sequence[Path], runner: Runner, card: ModelCard, resize: str, batch_size: int, top_k: int
+    paths: Sequence[Path], runner: Runner, card: ModelCard, resize: Resize, batch_size: int, top_k: int
 ) -> Iterator[dict[str, Any]]:
     """One row an image, in the order given; decoding runs ahead in threads, memory stays bounded.
 
@@ -225,11 +225,11 @@ def _files(context: Context, backend: str, precision: str) -> list[tuple[str, Pa
 
 
 def _decode_ahead(
-    pool: ThreadPoolExecutor, paths: Sequence[Path], card: ModelCard, resize: str, window: int
+    pool: ThreadPoolExecutor, paths: Sequence[Path], card: ModelCard, resize: Resize, window: int
 ) -> Iterator[tuple[Path, np.ndarray | ImageError]]:
     def attempt(path: Path) -> np.ndarray | ImageError:
         try:
-            return load_image(path, card.size, "crop" if resize == "crop" else "stretch")
+            return load_image(path, card.size, resize)
         except ImageError as error:
             return error
 

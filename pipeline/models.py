@@ -1,4 +1,4 @@
-"""Keras ResNets: those of keras.applications and a from-scratch ResNet-20, with a new classification head.
+"""Classifiers: a backbone of keras.applications or written out from blocks, with a new head or its published one.
 
 The model is one flat graph of named layers (the backbone is not nested), so that every later table can speak of its
 layers. It takes float32 pixels *after* preprocessing and ends with softmax, as keras.applications' models do.
@@ -6,12 +6,15 @@ layers. It takes float32 pixels *after* preprocessing and ends with softmax, as 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.preprocessing import PreprocessingSpec
+from pipeline.blocks import resnet, resnet20
 from pipeline.config import IMAGENET
+from pipeline.download import fetch, imagenet_weights
 from pipeline.errors import ModelError
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Model, Preprocessing
@@ -25,11 +28,15 @@ class Backbone:
     """How to build a feature extractor, and the preprocessing its published weights were trained with."""
 
     preprocessing: str
-    application: str | None = None  # name in keras.applications; None: our own ResNet-20
+    application: str | None = None  # name in keras.applications; None: written out in pipeline.blocks
+    layers: int = 0
 
 
 BACKBONES = {
-    "resnet20": Backbone("unit"),
+    "resnet18": Backbone("unit", layers=18),
+    "resnet20": Backbone("unit", layers=20),
+    "resnet34": Backbone("unit", layers=34),
+    "resnet50-blocks": Backbone("unit", layers=50),
     "resnet50": Backbone("caffe", "ResNet50"),
     "resnet101": Backbone("caffe", "ResNet101"),
     "resnet152": Backbone("caffe", "ResNet152"),
@@ -37,6 +44,7 @@ BACKBONES = {
     "resnet101v2": Backbone("tf", "ResNet101V2"),
     "resnet152v2": Backbone("tf", "ResNet152V2"),
 }
+PUBLISHED_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -46,35 +54,44 @@ class Built:
     model: keras.Model  # float32 NHWC in, softmax probabilities out
     backbone: keras.Model  # shares the layers of ``model``
     preprocessing: PreprocessingSpec
+    head_input: str = ""  # the layer whose output the head learns from, (N, features)
 
 
 def build_classifier(config: Model, classes: int) -> Built:
-    """Build the backbone, load its weights if the recipe names some, put a new head on it.
+    """Build the backbone, load its weights if the recipe names some, put a head on it.
 
     Raises:
-        ModelError: the weights file is missing or belongs to another backbone.
+        ModelError: the weights file is missing or belongs to another backbone, the head does not fit.
+        DownloadError: ImageNet weights that are not here and cannot be fetched.
     """
     import keras
 
     spec = preprocessing_of(config)
-    backbone = build_backbone(config.backbone, config.input_size)
-    if config.weights == IMAGENET:
-        _load_imagenet_weights(backbone, config.backbone)
-    elif config.weights is not None:
-        _load_backbone_weights(backbone, Path(config.weights), config.backbone)
-    x = backbone.output
-    if config.pooling == "avg":
-        x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
-    elif config.pooling == "max":
-        x = keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
-    else:
-        x = keras.layers.Flatten(name="head_flatten")(x)
+    if config.head == "published":
+        return _published(config, classes, spec)
+    backbone = build_backbone(config.backbone, config.input_size, config.padding)
+    load_weights(backbone, config)
+    x = _pool(backbone.output, config)
+    head_input = "head_pool" if config.pooling in ("avg", "max") else "head_flatten"
     for i, units in enumerate(config.dense, 1):
         x = keras.layers.Dense(units, activation="relu", name=f"head_dense{i}")(x)
     if config.dropout:
         x = keras.layers.Dropout(config.dropout, name="head_dropout")(x)
-    x = keras.layers.Dense(classes, activation="softmax", name="predictions")(x)
-    return Built(keras.Model(backbone.input, x, name=config.backbone), backbone, spec)
+    x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
+    return Built(keras.Model(backbone.input, x, name=config.backbone), backbone, spec, head_input)
+
+
+def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.Model:
+    """A feature extractor without weights: float32 (N, size, size, 3) in, a feature map out."""
+    import keras
+
+    entry = BACKBONES[name]
+    if entry.application is not None:
+        build = getattr(keras.applications, entry.application)
+        return build(include_top=False, weights=None, input_shape=(input_size, input_size, 3))
+    if entry.layers == 20:
+        return resnet20(input_size)
+    return resnet(entry.layers, input_size, "valid" if padding == "valid" else "same")
 
 
 def preprocessing_of(config: Model) -> PreprocessingSpec:
@@ -96,116 +113,84 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
     return PreprocessingSpec.from_mode(BACKBONES[config.backbone].preprocessing)
 
 
-def build_backbone(name: str, input_size: int) -> keras.Model:
-    """A feature extractor without weights: float32 (N, size, size, 3) in, a feature map out."""
-    import keras
+def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
+    """Load what ``model.weights`` names into a backbone, or (``top``) into a whole classifier.
 
-    entry = BACKBONES[name]
-    if entry.application is None:
-        return resnet20(input_size)
-    build = getattr(keras.applications, entry.application)
-    return build(include_top=False, weights=None, input_shape=(input_size, input_size, 3))
-
-
-def resnet20(input_size: int, width: int = 16) -> keras.Model:
-    """ResNet-20 for small images, without its head.
-
-    Three stages of three basic blocks with ``width``, 2x and 4x filters; identity blocks, and a convolutional block
-    with stride 2 at the start of the second and third stage. He et al., Deep Residual Learning (2015), section 4.2,
-    with projection shortcuts (option B).
-
-    Args:
-        input_size: height and width in pixels.
-        width: filters of the first stage.
-
-    Returns:
-        float32 (N, size, size, 3) in; (N, size/4, size/4, 4*width) out.
+    Raises:
+        ModelError: no such file, or weights of another network.
+        DownloadError: ImageNet weights that are not here and cannot be fetched.
     """
-    import keras
-
-    inputs = keras.Input((input_size, input_size, 3), name="pixels")
-    x = _conv_bn(inputs, width, 3, 1, "stem")
-    x = keras.layers.ReLU(name="stem_relu")(x)
-    for stage in range(3):
-        filters = width * 2**stage
-        for block in range(3):
-            name = f"stage{stage + 1}_block{block + 1}"
-            if stage > 0 and block == 0:
-                x = convolutional_block(x, filters, 2, name)
-            else:
-                x = identity_block(x, filters, name)
-    return keras.Model(inputs, x, name="resnet20")
-
-
-def identity_block(x: Any, filters: int, name: str) -> Any:
-    """Two 3x3 convolutions and the input added to them."""
-    return _add(_main_branch(x, filters, 1, name), x, name)
-
-
-def convolutional_block(x: Any, filters: int, stride: int, name: str) -> Any:
-    """Two 3x3 convolutions, the first with a stride, and a 1x1 convolution of the input added to them."""
-    return _add(_main_branch(x, filters, stride, name), _conv_bn(x, filters, 1, stride, f"{name}_shortcut"), name)
-
-
-def _main_branch(x: Any, filters: int, stride: int, name: str) -> Any:
-    import keras
-
-    y = _conv_bn(x, filters, 3, stride, f"{name}_1")
-    y = keras.layers.ReLU(name=f"{name}_1_relu")(y)
-    return _conv_bn(y, filters, 3, 1, f"{name}_2")
-
-
-def _add(main: Any, skip: Any, name: str) -> Any:
-    import keras
-
-    return keras.layers.ReLU(name=f"{name}_out")(keras.layers.Add(name=f"{name}_add")([main, skip]))
-
-
-def _conv_bn(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
-    import keras
-
-    x = keras.layers.Conv2D(
-        filters,
-        kernel,
-        stride,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    # Keras' default momentum of 0.99 leaves the statistics near their start values in a short training.
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-
-
-def _load_imagenet_weights(backbone: keras.Model, name: str) -> None:
-    import keras
-
-    application = BACKBONES[name].application
-    if application is None:
+    if config.weights is None:
+        return
+    if config.weights != IMAGENET:
+        _load_file(model, Path(config.weights), config.backbone)
+        return
+    if BACKBONES[config.backbone].application is None:
         published = ", ".join(n for n, b in BACKBONES.items() if b.application)
-        raise ModelError(f"model.weights: expected a file, because ImageNet weights exist for {published} only.")
-    build = getattr(keras.applications, application)
-    try:
-        pretrained = build(include_top=False, weights="imagenet", input_shape=backbone.input_shape[1:])
-    except Exception as error:  # urllib, hash and disk errors
         raise ModelError(
-            f"model.weights: expected to download the ImageNet weights of {name}. Received: {error}. "
-            "Without a network, bring the file and name it: --set model.weights=/path/to/weights.h5"
-        ) from error
-    backbone.set_weights(pretrained.get_weights())
+            f"model.weights: expected a file. Received: {IMAGENET}, but ImageNet weights are published for "
+            f"{published} only. Name one of these as model.backbone, or a file as model.weights."
+        )
+    path = fetch(imagenet_weights(config.backbone, top), "--set model.weights=/path/to/weights.h5")
+    model.load_weights(path)  # in the order of layers, as keras.applications does with these files
 
 
-def _load_backbone_weights(backbone: keras.Model, path: Path, name: str) -> None:
+def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
+    import keras
+
+    application = BACKBONES[config.backbone].application
+    if application is None or config.weights is None:
+        raise ModelError(
+            "model.head: published needs a backbone of keras.applications and its weights. Received: "
+            f"model.backbone {config.backbone}, model.weights {config.weights}. Set model.weights to imagenet or to "
+            "a file that holds the top too."
+        )
+    if classes != PUBLISHED_CLASSES:
+        raise ModelError(
+            f"model.head: published has {PUBLISHED_CLASSES} outputs. Received: {classes} classes. "
+            "Name all of them in data.classes (a file, or imagenet), or use model.head=new."
+        )
+    build = getattr(keras.applications, application)
+    size = config.input_size
+    model = build(include_top=True, weights=None, input_shape=(size, size, 3), classes=classes)
+    load_weights(model, config, top=True)
+    return Built(model, model, spec)
+
+
+def _pool(x: Any, config: Model) -> Any:
+    import keras
+
+    if config.pooling == "avg":
+        return keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
+    if config.pooling == "max":
+        return keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
+    if config.pooling == "avg2x2":
+        if min(x.shape[1:3]) < 2:
+            raise ModelError(
+                f"model.pooling: expected a feature map of at least 2x2 for avg2x2. Received: "
+                f"{x.shape[1]}x{x.shape[2]} of {config.backbone} at model.input_size {config.input_size}. "
+                "Use a larger input, or pooling avg."
+            )
+        x = keras.layers.AveragePooling2D((2, 2), name="head_pool")(x)
+    return keras.layers.Flatten(name="head_flatten")(x)
+
+
+def _load_file(model: keras.Model, path: Path, name: str) -> None:
     if not path.is_file():
         raise ModelError(f"model.weights: expected a file with {name} weights. Received: {path}, which does not exist.")
     try:
         if path.name.endswith(".weights.h5"):
-            backbone.load_weights(path)
+            model.load_weights(path)
             return
         # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
-        missing = [layer.name for layer in backbone.layers if layer.weights and layer.name not in _layer_names(path)]
+        held = _layer_names(path)
+        missing = [layer.name for layer in model.layers if layer.weights and layer.name not in held]
+        renamed = {layer: classic_name(layer.name) for layer in model.layers if layer.weights}
+        if missing and all(old in held for old in renamed.values()):
+            _load_renamed(renamed, path)
+            return
         if not missing:
-            backbone.load_weights(path, by_name=True, skip_mismatch=False)
+            model.load_weights(path, by_name=True, skip_mismatch=False)
     except Exception as error:  # h5py and Keras raise many types on a wrong file
         raise ModelError(
             f"model.weights: expected weights of {name}. Received: {path}, which does not fit: {error}"
@@ -215,6 +200,27 @@ def _load_backbone_weights(backbone: keras.Model, path: Path, name: str) -> None
             f"model.weights: expected weights of {name}. Received: {path}, which lacks {len(missing)} of its layers, "
             f"such as {', '.join(missing[:3])}."
         )
+
+
+def classic_name(layer: str) -> str:
+    """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
+    fixed = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}
+    match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)
+    if match is None:
+        return fixed.get(layer, layer)
+    stage, block, part, kind = match.groups()
+    branch = "branch1" if part == "0" else "branch2" + "abc"[int(part) - 1]
+    return f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_{branch}"
+
+
+def _load_renamed(renamed: dict[Any, str], path: Path) -> None:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        root = file.get("model_weights", file)
+        for layer, old in renamed.items():
+            names = [n.decode() if isinstance(n, bytes) else n for n in root[old].attrs["weight_names"]]
+            layer.set_weights([root[old][name][()] for name in names])
 
 
 def _layer_names(path: Path) -> set[str]:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import DataError
 
-Resize = Literal["stretch", "crop"]
+Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -61,7 +61,9 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
     Args:
         image: RGB.
         size: (height, width) in pixels.
-        mode: "stretch" to the size; "crop": the largest centred part of the size's shape, then resize.
+        mode: "stretch" to the size; "crop": the largest centred part of the size's shape, then resize; "imagenet":
+            the short side to 8/7 of the size (256 for 224), then the centre; "pad": shrunk to fit if it is larger,
+            never enlarged, black around it.
 
     Returns:
         uint8 of shape (height, width, 3).
@@ -69,11 +71,31 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
     height, width = size
     if mode == "crop":
         resized = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    elif mode == "imagenet":
+        resized = _centre(image, width, height)
+    elif mode == "pad":
+        resized = _pad(image, width, height)
     elif image.size == (width, height):
         resized = image
     else:
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.uint8)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = max(width / image.width, height / image.height) * 8 / 7
+    size = round(image.width * scale), round(image.height * scale)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+
+
+def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(1.0, width / image.width, height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    inner = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+    result = Image.new("RGB", (width, height))
+    result.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return result
 
 
 def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:

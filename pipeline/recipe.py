@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-BACKBONES = Literal["resnet20", "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"]
+BACKBONES = Literal[
+    "resnet18", "resnet20", "resnet34", "resnet50-blocks",  # written out from blocks
+    "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",  # keras.applications
+]  # fmt: skip
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 
 
@@ -20,13 +23,58 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Where the images of one ready-made split go. All 0: see ``Divide``."""
+
+    train: float = 0.0
+    validation: float = 0.0
+    calibration: float = 0.0
+    test: float = 0.0
+
+
+@dataclass(frozen=True)
+class Divide:
+    """Ready-made splits (folders train/, val/, test/, calibration/; a split column; x_train and x_test of an .npz).
+
+    By default each stays what it is, and train gives up images for the splits that are missing, in the proportions of
+    ``data.splits``.
+    """
+
+    train: Shares = field(default_factory=Shares)
+    validation: Shares = field(default_factory=Shares)
+    calibration: Shares = field(default_factory=Shares)
+    test: Shares = field(default_factory=Shares)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a CSV file's columns."""
+
+    image: str = "path"
+    label: str = "label"
+    split: str = "split"  # not needed
+
+
+@dataclass(frozen=True)
 class Data:
     """Labelled images."""
 
-    source: Literal["folder", "digits", "npz"] = "folder"
-    path: str | None = None  # folder: a folder a class. npz: a file in the layout of keras.datasets.mnist
+    source: Literal["folder", "csv", "npz", "tfds", "digits"] = "folder"
+    path: str | None = (
+        None  # folder; .csv, or a folder of <split>.csv; .npz as of keras.datasets; tfds: its data folder
+    )
+    download: Literal["flowers", "mnist"] | None = None  # what to fetch where path is null
+    tfds: str | None = None  # a name of tensorflow-datasets
+    label_pattern: str | None = None  # folder: a regular expression whose group finds the class in the file's name
+    columns: Columns = field(default_factory=Columns)
+    classes: str | None = None  # a file with the names of all classes in the order of the outputs, or imagenet
+    ready_splits: bool = True  # false: the images of ready-made splits are pooled and dealt out again
+    divide: Divide = field(default_factory=Divide)
     splits: Splits = field(default_factory=Splits)
-    resize: Literal["stretch", "crop"] = "stretch"  # crop: short side to the input size, then the centre
+    duplicates_across_classes: Literal["error", "drop"] = "error"  # one picture in two classes
+    # crop: the largest centred part of the input's shape; imagenet: short side to 8/7 of the input size (256 for 224),
+    # then the centre; pad: black around, never enlarged
+    resize: Literal["stretch", "crop", "imagenet", "pad"] = "stretch"
     max_bad_images: int = 0  # unreadable images that are skipped (and named) before a stage gives up
     salt: str = ""  # another salt, another split
 
@@ -53,7 +101,9 @@ class Model:
     weights: str | None = None  # a file with the backbone's pretrained weights, or imagenet; null: from scratch
     input_size: int = 224
     preprocessing: PREPROCESSING | Preprocessing = "auto"  # auto: what belongs to the backbone
-    pooling: Literal["avg", "max", "flatten"] = "avg"
+    padding: Literal["same", "valid"] = "same"  # stem of resnet18, resnet34, resnet50-blocks; valid: 3 zeros around
+    head: Literal["new", "published"] = "new"  # published: the 1,000 ImageNet classes as they are, nothing is trained
+    pooling: Literal["avg", "max", "avg2x2", "flatten"] = "avg"  # avg2x2: AveragePooling (2,2), then flatten
     dense: tuple[int, ...] = ()  # hidden Dense layers of the head, ReLU
     dropout: float = 0.0
 
@@ -76,6 +126,15 @@ class FineTunePhase:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """Random changes of training images. They are not part of the model, so they are not exported."""
+
+    flip: bool = False  # left to right, every second image
+    rotation: float = 0.0  # up to so many degrees either way
+    zoom: float = 0.0  # by up to this share, in or out
+
+
+@dataclass(frozen=True)
 class Train:
     """Two-phase transfer learning."""
 
@@ -83,6 +142,12 @@ class Train:
     head: HeadPhase = field(default_factory=HeadPhase)
     fine_tune: FineTunePhase = field(default_factory=FineTunePhase)
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: each phase's rate falls to 0 along a half wave
+    early_stopping: int = 0  # a phase ends after so many epochs without a better one; 0: never
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare classes count as much as common ones
+    augment: Augment = field(default_factory=Augment)
+    mixed_precision: Literal["auto", "always", "never"] = "auto"  # float16 arithmetic while training; auto: on GPUs
+    feature_cache_mib: int = 1024  # features of a frozen backbone up to this size are computed once; 0: every epoch
+    checkpoint_seconds: float = 60.0  # the state to resume from is written at most so often
     seed: int = 1
     save_backbone: bool = False  # also write the backbone's weights, for another recipe to start from
 

@@ -47,7 +47,10 @@ class Context:
         """
         images = load_image_set(self.recipe.data)
         if images.duplicates:
-            log.info("left out %d copies of pictures that are there under another name", images.duplicates)
+            crossing = f", {images.crossing} of them in another split" if images.crossing else ""
+            log.info("left out %d copies of pictures that are there under another name%s", images.duplicates, crossing)
+        for conflict in images.conflicts:
+            log.warning("left out a picture that stands in two classes: %s", conflict)
         return in_model_order(images, class_names(self.recipe.model.classes))
 
     def files(self, stage: str, *patterns: str) -> dict[str, str]:

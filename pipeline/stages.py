@@ -8,17 +8,26 @@ The benchmark is a command of its own, ``python -m benchmarks``, which defines i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline import building, exporting, quantizing
 from pipeline.config import IMAGENET
 from pipeline.environment import machine_environment
+from pipeline.files import sha256_json
 from pipeline.recipe import Preprocessing
 from pipeline.stage import Context, Stage
 
 MODEL = ("model.keras", "model.json")
-READ_IMAGES = ("pipeline/data.py", "pipeline/preprocess.py")
+READ_IMAGES = (
+    "pipeline/data.py",
+    "pipeline/samples.py",
+    "pipeline/sources.py",
+    "pipeline/tables.py",
+    "pipeline/download.py",
+    "pipeline/preprocess.py",
+)
 RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py")
 RUN_ENGINES = (
     "pipeline/runners/tensorrt.py",
@@ -43,9 +52,14 @@ DATA_KEYS = ("data.resize", "data.max_bad_images")
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.checkpoint import Checkpoint
     from pipeline.training import train
 
-    return train(context.recipe, context.images, folder)
+    key = sha256_json(asdict(BY_NAME["train"].key(context, None)))
+    checkpoint = Checkpoint(context.root / ".checkpoint", key, context.recipe.train.checkpoint_seconds)
+    result = train(context.recipe, context.images, folder, checkpoint)
+    checkpoint.remove()
+    return result
 
 
 def _verify(context: Context, folder: Path) -> dict[str, Any]:
@@ -146,16 +160,21 @@ STAGES = (
         ("data", "model", "train"),
         (
             "pipeline/training.py",
+            "pipeline/fitting.py",
+            "pipeline/batches.py",
+            "pipeline/checkpoint.py",
+            "pipeline/pictures.py",
+            "pipeline/charts.py",
             "pipeline/card.py",
             "pipeline/models.py",
+            "pipeline/blocks.py",
             "pipeline/own_preprocessing.py",
             "pipeline/taking_over.py",
             "pipeline/adopting.py",
             "pipeline/model_facts.py",
             *LOAD_MODEL,
             "export/logits.py",
-            "pipeline/data.py",
-            "pipeline/preprocess.py",
+            *READ_IMAGES,
             "export/preprocessing.py",
         ),
         _train,
@@ -194,8 +213,7 @@ STAGES = (
             "export/onnx_file.py",
             "export/naming.py",
             "export/preprocessing.py",
-            "pipeline/data.py",
-            "pipeline/preprocess.py",
+            *READ_IMAGES,
         ),
         quantizing.quantize_model,
     ),

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from export.preprocessing import PreprocessingSpec
 from pipeline.card import ModelCard
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import to_dict
 from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
-from pipeline.errors import DataError, ModelError
 from pipeline.files import write_json
+from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
-from pipeline.progress import progress_bar
-from pipeline.recipe import Recipe
+from pipeline.pictures import GRID_IMAGES, save_curves, save_samples
+from pipeline.recipe import Recipe, Shares
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 
@@ -26,14 +28,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; more are decoded in every epoch
 
-
-def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
+def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Train (or take over) the model of a recipe.
 
-    Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``images.json`` (what was trained and
-    validated on) and, if the recipe asks for it, ``backbone.weights.h5`` into ``folder``.
+    Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``curves.png``, ``samples.png``,
+    ``images.json`` (what was trained and validated on) and, if the recipe asks for it, ``backbone.weights.h5`` into
+    ``folder``.
+
+    Args:
+        recipe: what to do.
+        images: the splits.
+        folder: where to write.
+        checkpoint: where an interrupted training goes on from. Defaults to None: it starts anew.
 
     Returns:
         What the manifest records: parameters, images by split, best validation accuracy.
@@ -49,191 +56,78 @@ def train(recipe: Recipe, images: ImageSet, folder: Path) -> dict[str, Any]:
 
     keras.utils.set_random_seed(recipe.train.seed)
     tf.config.experimental.enable_op_determinism()
-    skipped: dict[str, Any] = {}
+    size = (recipe.model.input_size, recipe.model.input_size)
+    pixels = Pixels(size, recipe.data.resize, recipe.data.max_bad_images)
+    history: list[dict[str, Any]] = []
     if recipe.model.path is not None:
         model, card, facts = _take_over(recipe, images)
-        history: list[dict[str, Any]] = []
-    else:
+        pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
+    elif recipe.model.head == "published":
         built = build_classifier(recipe.model, len(images.classes))
-        model = built.model
-        size = (recipe.model.input_size, recipe.model.input_size)
-        card = ModelCard(images.classes, built.preprocessing, size, "softmax", ())
-        pixels = Pixels(size, recipe.data.resize, recipe.data.max_bad_images)
-        history = fit(recipe, built, images, pixels)
-        skipped = pixels.result()
+        model, card = built.model, ModelCard(images.classes, built.preprocessing, size, "softmax", ())
+        facts = {"source": f"{recipe.model.backbone} with its 1,000 ImageNet classes"}
+    else:
+        built, history = _train_new(recipe, images, pixels, checkpoint)
+        model, card = built.model, ModelCard(images.classes, built.preprocessing, size, "softmax", ())
         facts = {"backbone": recipe.model.backbone, "transfer": recipe.model.weights is not None}
         if recipe.train.save_backbone:
             built.backbone.save_weights(folder / "backbone.weights.h5")
+        save_curves(history, folder / "curves.png")
+    shown = list(islice(one_of_each(images.splits["train"]), GRID_IMAGES))
+    if shown:
+        grid, labels = pixels.all(shown, "sample images")
+        if len(grid):
+            save_samples(grid, [images.classes[label] for label in labels], folder / "samples.png")
     model.save(folder / "model.keras", include_optimizer=False)
     trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
     facts |= {"parameters": int(model.count_params()), "trainable_parameters": int(trainable)}
     card.write(folder / "model.json", **facts)
     write_json(folder / "history.json", history)
     write_json(folder / "images.json", {split: images.table(split) for split in ("train", "validation")})
-    counts = {split: len(images.splits[split]) for split in ("train", "validation")}
-    best = max((epoch["val_accuracy"] for epoch in history), default=None)
     return {
         **facts,
-        **skipped,
-        "images": counts,
+        **pixels.result(),
+        "images": {split: len(images.splits[split]) for split in ("train", "validation")},
         "duplicates": images.duplicates,
-        "best_validation_accuracy": best,
+        "duplicates_across_splits": images.crossing,
+        "pictures_in_two_classes": list(images.conflicts),
+        "best_validation_accuracy": max((e["val_accuracy"] for e in history if "val_accuracy" in e), default=None),
     }
 
 
-def fit(recipe: Recipe, built: Built, images: ImageSet, pixels: Pixels) -> list[dict[str, Any]]:
-    """Run both phases and leave the best weights (by validation accuracy, then loss) in the model.
+def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """The samples reordered: the first of every class, then the second of every class, and so on."""
+    classes: dict[int, list[Sample]] = {}
+    for sample in samples:
+        classes.setdefault(sample.label, []).append(sample)
+    for row in zip_longest(*(classes[label] for label in sorted(classes))):
+        yield from (sample for sample in row if sample is not None)
 
-    In the head phase the backbone is frozen. In the fine-tuning phase everything learns, but (by default) BatchNorm
-    layers stay frozen: their statistics would otherwise follow the few new images and undo the pretraining.
 
-    Returns:
-        One dictionary an epoch: phase, epoch, loss, accuracy, val_loss, val_accuracy.
-
-    Raises:
-        ModelError: the loss became NaN or infinite.
-    """
+def _train_new(
+    recipe: Recipe, images: ImageSet, pixels: Pixels, checkpoint: Checkpoint | None
+) -> tuple[Built, list[dict[str, Any]]]:
+    """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
     import keras
+    import tensorflow as tf
 
-    spec, settings = built.preprocessing, recipe.train
-    training = make_batches(images.splits["train"], pixels, spec, settings.batch_size, settings.seed, "train images")
-    validation = make_batches(images.splits["validation"], pixels, spec, settings.batch_size, None, "validation images")
-    best = KeepBest()
-    history: list[dict[str, Any]] = []
-    for phase, options in (("head", settings.head), ("fine_tune", settings.fine_tune)):
-        if options.epochs == 0:
-            continue
-        for layer in built.backbone.layers:
-            frozen_norm = settings.fine_tune.freeze_batchnorm and isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = phase == "fine_tune" and not frozen_norm
-        rate = options.learning_rate
-        if settings.schedule == "cosine":
-            rate = keras.optimizers.schedules.CosineDecay(rate, options.epochs * len(training))
-        built.model.compile(
-            optimizer=keras.optimizers.Adam(rate),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-        )
-        log.info(
-            "%s phase: %d epochs, learning rate %g, %d trainable weights",
-            phase, options.epochs, options.learning_rate, len(built.model.trainable_weights),
-        )  # fmt: skip
-        result = built.model.fit(
-            training,
-            validation_data=validation,
-            epochs=options.epochs,
-            callbacks=[best, _progress(f"  {phase}", options.epochs, len(training)), keras.callbacks.TerminateOnNaN()],
-            verbose=0,
-        )
-        for epoch in range(len(result.epoch)):
-            values = {name: float(numbers[epoch]) for name, numbers in result.history.items()}
-            if not all(math.isfinite(v) for v in values.values()):
-                raise ModelError(
-                    f"Expected a finite loss. Received: {values} in epoch {epoch + 1} of the {phase} phase. "
-                    f"Lower train.{phase}.learning_rate (now {options.learning_rate:g})."
-                )
-            history.append({"phase": phase, "epoch": len(history) + 1, **values})
-    best.restore(built.model)
-    return history
-
-
-def KeepBest() -> Any:  # noqa: N802 - a class, made late because keras is imported late
-    """A callback that keeps the weights of the best epoch in memory, across several calls of ``fit``."""
-    import keras
-
-    class _KeepBest(keras.callbacks.Callback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.score: tuple[float, float] | None = None
-            self.weights: list[np.ndarray] = []
-
-        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            logs = logs or {}
-            score = (float(logs["val_accuracy"]), -float(logs["val_loss"]))
-            if self.score is None or score > self.score:
-                self.score, self.weights = score, self.model.get_weights()
-
-        def restore(self, model: keras.Model) -> None:
-            if self.weights:
-                model.set_weights(self.weights)
-
-    return _KeepBest()
-
-
-def _progress(description: str, epochs: int, steps: int) -> Any:
-    """One progress bar over a phase, and a line an epoch, on standard error."""
-    import keras
-
-    class _Progress(keras.callbacks.Callback):
-        def on_train_begin(self, logs: Any = None) -> None:
-            self.bar = progress_bar(total=epochs * steps, desc=description, unit="step")
-
-        def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-            self.bar.update()
-
-        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            values = logs or {}
-            numbers = ", ".join(
-                f"{name} {values[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy")
-            )
-            log.info("%s epoch %d/%d: %s", description, epoch + 1, epochs, numbers)
-
-        def on_train_end(self, logs: Any = None) -> None:
-            self.bar.close()
-
-    return _Progress()
-
-
-def make_batches(
-    samples: tuple[Sample, ...],
-    pixels: Pixels,
-    spec: PreprocessingSpec,
-    batch_size: int,
-    shuffle_seed: int | None,
-    description: str,
-) -> Any:
-    """A Keras data set of (float32 NHWC preprocessed, int64 labels) batches, shuffled every epoch if a seed is given.
-
-    Every image is decoded once here, so that unreadable ones are named before the training starts. Up to 512 MB of
-    decoded pixels stay in memory.
-
-    Raises:
-        DataError: unreadable images above the recipe's limit, or none left.
-    """
-    import keras
-
-    height, width = pixels.size
-    known_bad = set(pixels.skipped)
-    cached: np.ndarray | None = None
-    if len(samples) * height * width * 3 <= CACHE_BYTES:
-        cached, labels = pixels.all(samples, description)
-        usable: list[Sample] = []
-    else:
-        labels = np.concatenate([y for _, y in pixels.batches(samples, 256, f"checking {description}")])
-        usable = [s for s in samples if s.name not in set(pixels.skipped) - known_bad]
-    if not len(labels):
-        raise DataError(f"Expected readable {description}. Received: none of {len(samples)}.")
-
-    class _Batches(keras.utils.PyDataset):
-        def __init__(self) -> None:
-            super().__init__(workers=1 if cached is not None else os.cpu_count() or 1, use_multiprocessing=False)
-            self.random = np.random.default_rng(shuffle_seed)
-            self.order = np.arange(len(labels))
-            self.on_epoch_end()
-
-        def __len__(self) -> int:
-            return math.ceil(len(labels) / batch_size)
-
-        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-            chosen = self.order[index * batch_size : (index + 1) * batch_size]
-            batch = cached[chosen] if cached is not None else np.stack([pixels.one(usable[i]) for i in chosen])
-            return spec.apply(batch), labels[chosen]
-
-        def on_epoch_end(self) -> None:
-            if shuffle_seed is not None:
-                self.random.shuffle(self.order)
-
-    return _Batches()
+    gpus = tf.config.list_physical_devices("GPU")
+    mixed = {"always": True, "never": False}.get(recipe.train.mixed_precision, bool(gpus))
+    strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else None
+    policy = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            built = build_classifier(recipe.model, len(images.classes))
+        log.info("training on %s%s", f"{len(gpus)} GPUs" if gpus else "the CPU", ", mixed precision" if mixed else "")
+        history = fit(recipe, built, images, pixels, checkpoint, strategy)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    if mixed or strategy is not None:  # the same weights in a plain float32 model, which is what gets exported
+        plain = build_classifier(replace(recipe.model, weights=None), len(images.classes))
+        plain.model.set_weights(built.model.get_weights())
+        built = plain
+    return built, history
 
 
 def _take_over(recipe: Recipe, images: ImageSet) -> tuple[keras.Model, ModelCard, dict[str, Any]]:
@@ -243,12 +137,23 @@ def _take_over(recipe: Recipe, images: ImageSet) -> tuple[keras.Model, ModelCard
 
 def _check_data(recipe: Recipe, images: ImageSet) -> None:
     """Refuse too few images before the first stage spends time; later stages would find out only then."""
+    finished = recipe.model.path is not None or recipe.model.head == "published"
     check_split_sizes(
         images,
         {
-            "train": 0 if recipe.model.path else len(images.classes),
-            "validation": 0 if recipe.model.path else 1,
+            "train": 0 if finished else len(images.classes),
+            "validation": 0 if finished or not _needs_validation(recipe) else 1,
             "calibration": recipe.quantize.min_images,
             "test": recipe.verify.min_images,
         },
     )
+
+
+def _needs_validation(recipe: Recipe) -> bool:
+    """Without validation images the last epoch counts; that must be said: a share of 0 for them, or divided splits."""
+    if recipe.train.early_stopping:
+        return True
+    divided = [to_dict(part) for part in vars(recipe.data.divide).values() if part != Shares()]
+    if any(part["train"] for part in divided):
+        return any(part["validation"] for part in divided)
+    return recipe.data.splits.validation > 0

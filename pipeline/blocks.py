@@ -1,0 +1,272 @@
+"""ResNets written out from identity and convolutional blocks: 18, 20, 34 and 50 layers, without their heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import keras
+
+Padding = Literal["valid", "same"]
+BLOCKS = {18: (2, 2, 2, 2), 20: (3, 3, 3), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # by layers, for each stage
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How layers are called; ``{block}`` and ``{part}`` are filled in."""
+
+    block: str  # with {stage}, {index} (from 1) and {letter} (from a)
+    first_stage: int
+    conv: str
+    norm: str
+    relu: str
+    add: str
+    out: str
+    parts: tuple[str, str, str]
+    shortcut: str
+    stem: tuple[str, str, str]  # convolution, normalisation, activation
+
+
+PLAIN = Naming(
+    block="stage{stage}_block{index}",
+    first_stage=1,
+    conv="{block}_{part}_conv",
+    norm="{block}_{part}_bn",
+    relu="{block}_{part}_relu",
+    add="{block}_add",
+    out="{block}_out",
+    parts=("1", "2", "3"),
+    shortcut="shortcut",
+    stem=("stem_conv", "stem_bn", "stem_relu"),
+)
+# The names of Keras 1 and of the courses that taught this network, so that their weights load by name.
+CLASSIC = Naming(
+    block="{stage}{letter}",
+    first_stage=2,
+    conv="res{block}_branch{part}",
+    norm="bn{block}_branch{part}",
+    relu="relu{block}_branch{part}",
+    add="add{block}",
+    out="out{block}",
+    parts=("2a", "2b", "2c"),
+    shortcut="1",
+    stem=("conv1", "bn_conv1", "relu_conv1"),
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all layers of one network share.
+
+    Attributes:
+        naming: names of the layers.
+        bias: whether convolutions have one (the BatchNorm behind each makes it redundant).
+        epsilon: of every BatchNorm.
+        momentum: of every BatchNorm; Keras' default of 0.99 leaves the statistics near their start values in a short
+            training.
+    """
+
+    naming: Naming = PLAIN
+    bias: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+
+CLASSIC_STYLE = Style(CLASSIC, bias=True, epsilon=1e-3)  # Keras' default epsilon, which those weights were made with
+
+
+def identity_block(
+    x: Any,
+    filters: Sequence[int],
+    kernel_size: int = 3,
+    stride: int = 1,
+    initializer: Any = "he_normal",
+    *,
+    name: str,
+    style: Style = Style(),
+) -> Any:
+    """A residual block whose input is added as it is.
+
+    Args:
+        x: float32 (N, H, W, C).
+        filters: of each convolution: two make a basic block (both ``kernel_size``), three a bottleneck (1x1,
+            ``kernel_size``, 1x1). The last must be C.
+        kernel_size: height and width of the spatial convolutions. Defaults to 3.
+        stride: of the first convolution; above 1 the input is subsampled alike. Defaults to 1.
+        initializer: of the kernels, a Keras initializer or its name. Defaults to ``"he_normal"``.
+        name: of the block, which names its layers.
+        style: what all layers share. Defaults to ``Style()``.
+
+    Returns:
+        float32 (N, H / stride, W / stride, filters[-1]).
+
+    Raises:
+        ValueError: neither two nor three filters, or the last is not C.
+    """
+    import keras
+
+    if filters[-1] != x.shape[-1]:
+        raise ValueError(
+            f"Expected {x.shape[-1]} filters at the end of identity block {name}, as its input has channels. "
+            f"Received: {list(filters)}. Use convolutional_block to change their number."
+        )
+    y = _main_branch(x, filters, kernel_size, stride, initializer, name, style)
+    if stride > 1:
+        x = keras.layers.MaxPooling2D(1, stride, name=f"{name}_subsample")(x)
+    return _add(y, x, name, style)
+
+
+def convolutional_block(
+    x: Any,
+    filters: Sequence[int],
+    kernel_size: int = 3,
+    stride: int = 2,
+    initializer: Any = "he_normal",
+    *,
+    name: str,
+    style: Style = Style(),
+) -> Any:
+    """A residual block with a 1x1 convolution on its shortcut, which may change size and channels.
+
+    Args:
+        x: float32 (N, H, W, C).
+        filters: of each convolution: two make a basic block, three a bottleneck.
+        kernel_size: height and width of the spatial convolutions. Defaults to 3.
+        stride: of the first convolution of the main branch and of the shortcut's. Defaults to 2.
+        initializer: of the kernels, a Keras initializer or its name. Defaults to ``"he_normal"``.
+        name: of the block, which names its layers.
+        style: what all layers share. Defaults to ``Style()``.
+
+    Returns:
+        float32 (N, ceil(H / stride), ceil(W / stride), filters[-1]).
+
+    Raises:
+        ValueError: neither two nor three filters.
+    """
+    y = _main_branch(x, filters, kernel_size, stride, initializer, name, style)
+    shortcut = _conv_bn(x, filters[-1], 1, stride, initializer, name, style.naming.shortcut, style)
+    return _add(y, shortcut, name, style)
+
+
+def resnet20(input_size: int, width: int = 16) -> keras.Model:
+    """ResNet-20 for small images, without its head.
+
+    Three stages of three basic blocks with ``width``, 2x and 4x filters; identity blocks, and a convolutional block
+    with stride 2 at the start of the second and third stage. He et al., Deep Residual Learning (2015), section 4.2,
+    with projection shortcuts (option B).
+
+    Args:
+        input_size: height and width in pixels.
+        width: filters of the first stage. Defaults to 16.
+
+    Returns:
+        float32 (N, size, size, 3) in; (N, size/4, size/4, 4*width) out.
+    """
+    import keras
+
+    style = Style()
+    inputs = keras.Input((input_size, input_size, 3), name="pixels")
+    x = _conv_bn(inputs, width, 3, 1, "he_normal", "stem", "", style)
+    x = keras.layers.ReLU(name="stem_relu")(x)
+    return keras.Model(inputs, _stages(x, 20, width, "he_normal", style), name="resnet20")
+
+
+def resnet(
+    layers: int,
+    input_size: int,
+    padding: Padding = "same",
+    style: Style | None = None,
+    initializer: Any = "he_normal",
+) -> keras.Model:
+    """ResNet-18, 34 (basic blocks) or 50 (bottlenecks), without its head.
+
+    Args:
+        layers: 18, 34 or 50.
+        input_size: height and width in pixels.
+        padding: of the stem: ``"same"`` lets its 7x7/2 convolution and 3x3/2 pooling pad as they need; ``"valid"``
+            puts three zeros around the picture and pads nothing more, as courses do for 64x64. Defaults to "same".
+        style: names, bias and BatchNorm. Defaults to the classic style for 50 layers, the plain one otherwise.
+        initializer: of the kernels. Defaults to ``"he_normal"``.
+
+    Returns:
+        float32 (N, size, size, 3) in; a feature map of about size/32 out, with 512 or 2048 channels.
+    """
+    import keras
+
+    style = style or (CLASSIC_STYLE if layers == 50 else Style())
+    inputs = keras.Input((input_size, input_size, 3), name="pixels")
+    x = keras.layers.ZeroPadding2D(3, name="stem_pad")(inputs) if padding == "valid" else inputs
+    x = _conv_bn(x, 64, 7, 2, initializer, "stem", "", style, padding)
+    x = keras.layers.ReLU(name=style.naming.stem[2])(x)
+    x = keras.layers.MaxPooling2D(3, 2, padding=padding, name="stem_pool")(x)
+    return keras.Model(inputs, _stages(x, layers, 64, initializer, style), name=f"resnet{layers}")
+
+
+def _stages(x: Any, layers: int, width: int, initializer: Any, style: Style) -> Any:
+    """Every stage doubles the filters and, but for the first, halves the size."""
+    naming = style.naming
+    for stage, blocks in enumerate(BLOCKS[layers]):
+        n = width * 2**stage
+        filters = (n, n, 4 * n) if layers == 50 else (n, n)
+        for index in range(blocks):
+            name = naming.block.format(stage=stage + naming.first_stage, index=index + 1, letter="abcdef"[index])
+            stride = 2 if stage > 0 and index == 0 else 1
+            if index == 0 and (stage > 0 or x.shape[-1] != filters[-1]):
+                x = convolutional_block(x, filters, 3, stride, initializer, name=name, style=style)
+            else:
+                x = identity_block(x, filters, 3, 1, initializer, name=name, style=style)
+    return x
+
+
+def _main_branch(
+    x: Any, filters: Sequence[int], kernel_size: int, stride: int, initializer: Any, name: str, style: Style
+) -> Any:
+    import keras
+
+    if len(filters) not in (2, 3):
+        raise ValueError(
+            f"Expected two filters (a basic block) or three (a bottleneck) for block {name}. Received: {list(filters)}."
+        )
+    kernels = (kernel_size, kernel_size) if len(filters) == 2 else (1, kernel_size, 1)
+    for index, (count, kernel, part) in enumerate(zip(filters, kernels, style.naming.parts)):
+        if index > 0:
+            relu = style.naming.relu.format(block=name, part=style.naming.parts[index - 1])
+            x = keras.layers.ReLU(name=relu)(x)
+        x = _conv_bn(x, count, kernel, stride if index == 0 else 1, initializer, name, part, style)
+    return x
+
+
+def _add(main: Any, skip: Any, name: str, style: Style) -> Any:
+    import keras
+
+    total = keras.layers.Add(name=style.naming.add.format(block=name))([main, skip])
+    return keras.layers.ReLU(name=style.naming.out.format(block=name))(total)
+
+
+def _conv_bn(
+    x: Any,
+    filters: int,
+    kernel: int,
+    stride: int,
+    initializer: Any,
+    block: str,
+    part: str,
+    style: Style,
+    padding: Padding = "same",
+) -> Any:
+    import keras
+
+    naming = style.naming
+    conv, norm = naming.stem[:2] if not part else (n.format(block=block, part=part) for n in (naming.conv, naming.norm))
+    x = keras.layers.Conv2D(
+        filters,
+        kernel,
+        stride,
+        padding=padding,
+        use_bias=style.bias,
+        kernel_initializer=initializer,
+        name=conv,
+    )(x)
+    return keras.layers.BatchNormalization(momentum=style.momentum, epsilon=style.epsilon, name=norm)(x)

@@ -1,0 +1,104 @@
+"""What a training needs to go on after an interrupt: one file, whole or not there, for one recipe state only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a training got.
+
+    Attributes:
+        phase: ``head`` or ``fine_tune``.
+        epochs: finished ones of that phase.
+        history: a row for each finished epoch.
+        score: of the best epoch so far; None before there is one.
+        waited: epochs since then, in this phase.
+        arrays: weights of the model, of the best epoch, of the optimizer, states of random layers.
+    """
+
+    phase: str = ""
+    epochs: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    score: tuple[float, float] | None = None
+    waited: int = 0
+    arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """A file that is named after everything that decides the training, so a changed recipe never resumes from it.
+
+    Args:
+        folder: outside the stage's folder, which is replaced as a whole.
+        key: digest of the stage's inputs, recipe and code.
+        seconds: at least so much lies between two writes.
+    """
+
+    def __init__(self, folder: Path, key: str, seconds: float) -> None:
+        self._folder, self._path, self._seconds = folder, folder / f"{key}.npz", seconds
+        self._last = time.monotonic()
+
+    def read(self) -> Progress | None:
+        """The last state of this very training; None if there is none."""
+        if not self._path.is_file():
+            return None
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                meta = json.loads(file["meta"].tobytes())
+                arrays = {
+                    group: [file[f"{group}/{i}"] for i in range(count)] for group, count in meta["groups"].items()
+                }
+            score = None if meta["score"] is None else (meta["score"][0], meta["score"][1])
+            return Progress(meta["phase"], meta["epochs"], meta["history"], score, meta["waited"], arrays)
+        except Exception as error:  # a damaged zip fails in many ways; then the training starts anew
+            log.warning("%s is damaged, the training starts anew: %s", self._path, error)
+            return None
+
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed since the last write."""
+        return time.monotonic() - self._last >= self._seconds
+
+    def write(self, progress: Progress) -> None:
+        """Write the state; atomic. A full disk costs the checkpoint, not the training."""
+        meta = {
+            "phase": progress.phase,
+            "epochs": progress.epochs,
+            "history": progress.history,
+            "score": progress.score,
+            "waited": progress.waited,
+            "groups": {group: len(arrays) for group, arrays in progress.arrays.items()},
+        }
+        flat = {f"{group}/{i}": a for group, arrays in progress.arrays.items() for i, a in enumerate(arrays)}
+        part = self._path.with_name(f".{self._path.name}.part-{os.getpid()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for other in self._folder.iterdir():
+                if other != self._path:  # of another recipe state, or cut short
+                    other.unlink(missing_ok=True)
+            with part.open("wb") as file:
+                np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **flat)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self._path)
+        except OSError as error:
+            log.warning("no checkpoint was written: %s", error)
+        finally:
+            part.unlink(missing_ok=True)
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """The training is done."""
+        shutil.rmtree(self._folder, ignore_errors=True)

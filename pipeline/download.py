@@ -1,0 +1,185 @@
+"""Fetches what Keras and TensorFlow publish: whole, checked against the published hash, or not at all.
+
+The addresses and hashes are those in the sources of Keras 3.15 (``applications/resnet.py``, ``applications/
+imagenet_utils.py``, ``datasets/mnist.py``) and of tensorflow-datasets 4.9 (``datasets/tf_flowers/checksums.tsv``).
+Files go where Keras keeps its own, so what Keras fetched before is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tarfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from pipeline.errors import DataError, PipelineError
+from pipeline.files import replacing_folder
+from pipeline.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**18
+TIMEOUT_SECONDS = 30.0  # without a byte
+
+
+class DownloadError(PipelineError):
+    """A file could not be fetched, or is not what was published."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file that somebody publishes.
+
+    Attributes:
+        url: where.
+        digest: ``algorithm:hex``.
+        folder: below Keras' own folder.
+    """
+
+    url: str
+    digest: str
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.url.rpartition("/")[2]
+
+
+_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+_MD5 = {  # backbone: with its top, without
+    "resnet50": ("2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+    "resnet101": ("f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
+    "resnet152": ("100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
+    "resnet50v2": ("3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
+    "resnet101v2": ("6343647c601c52e1368623803854d971", "c0ed64b8031c3730f411d2eb4eea35b5"),
+    "resnet152v2": ("a49b44d1979771252814e80f8ec446f9", "ed17cf2e0169df9d443503ef94b23b33"),
+}
+IMAGENET_CLASSES = Published(
+    "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json",
+    "md5:c2c37ea517e94d9795004a39431a14cb",
+    "models",
+)
+DATASETS = {
+    "flowers": Published(
+        "http://download.tensorflow.org/example_images/flower_photos.tgz",
+        "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
+        "datasets",
+    ),
+    "mnist": Published(
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+        "sha256:731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
+        "datasets",
+    ),
+}
+
+
+def imagenet_weights(backbone: str, top: bool) -> Published:
+    """The weights that keras.applications publishes for a backbone."""
+    ending = "" if top else "_notop"
+    name = f"{backbone}_weights_tf_dim_ordering_tf_kernels{ending}.h5"
+    return Published(_APPLICATIONS + name, f"md5:{_MD5[backbone][0 if top else 1]}", "models")
+
+
+def keras_home() -> Path:
+    """Keras' own folder: ``$KERAS_HOME`` or ``~/.keras``."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+
+
+def fetch(published: Published, instead: str) -> Path:
+    """The local copy of a published file, fetched if it is not there.
+
+    Args:
+        published: what.
+        instead: what a person without a network does, such as ``--set model.weights=/path/to/file.h5``.
+
+    Returns:
+        A file with the published hash.
+
+    Raises:
+        DownloadError: no network, the server refuses, or the bytes are not the published ones.
+    """
+    target = keras_home() / published.folder / published.name
+    if target.is_file():
+        algorithm, _, expected = published.digest.partition(":")
+        with target.open("rb") as file:
+            if hashlib.file_digest(file, algorithm).hexdigest() == expected:
+                return target
+        log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
+    log.info("fetching %s", published.url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part-{os.getpid()}")
+    try:
+        received = _stream(published, part)
+        expected = published.digest.partition(":")[2]
+        if received != expected:
+            raise DownloadError(
+                f"Expected {published.url} with {published.digest}. Received: {received} "
+                f"({part.stat().st_size:,} bytes). Try again, or bring the file: {instead}"
+            )
+        os.replace(part, target)
+    except (OSError, HTTPException, ValueError) as error:
+        raise DownloadError(
+            f"Expected to download {published.url}. Received: {error}. Without a network, bring the file: {instead}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def fetch_dataset(name: str) -> Path:
+    """The local copy of a data set: an unpacked folder with a folder for each class, or an .npz file.
+
+    Raises:
+        DownloadError: see ``fetch``.
+        DataError: the archive cannot be unpacked.
+    """
+    published = DATASETS[name]
+    if not published.name.endswith(".tgz"):
+        return fetch(published, "--set data.path=/path/to/" + published.name)
+    folder = keras_home() / published.folder / published.name.removesuffix(".tgz")
+    if folder.is_dir():  # it appears only when it is whole
+        return folder
+    archive = fetch(published, "--set data.path=/path/to/folder, with a subfolder for each class")
+    log.info("unpacking %s", archive)
+    try:
+        with replacing_folder(folder) as temporary:
+            with tarfile.open(archive) as packed:
+                packed.extractall(temporary, filter="data")
+            inner = [p for p in temporary.iterdir() if p.is_dir()]
+            if len(inner) == 1:  # the archive's own top folder
+                top = inner[0].rename(temporary / ".top")
+                for path in list(top.iterdir()):
+                    path.rename(temporary / path.name)
+                top.rmdir()
+    except tarfile.TarError as error:
+        raise DataError(f"Expected a tar archive. Received: {archive}: {error}. Delete it and try again.") from error
+    return folder
+
+
+def _stream(published: Published, part: Path) -> str:
+    """Write the answer to ``part``, hashing on the way; the hex digest."""
+    algorithm = published.digest.partition(":")[0]
+    digest = hashlib.new(algorithm)
+    request = urllib.request.Request(published.url, headers={"User-Agent": "keras-resnet-to-tensorrt"})
+    start = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer, part.open("wb") as file:
+        length = answer.headers.get("Content-Length")
+        total = int(length) if length else None
+        with progress_bar(total=total, desc=f"  {published.name}", unit="B", unit_scale=True) as bar:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                digest.update(block)
+                bar.update(len(block))
+        received = file.tell()
+        file.flush()
+        os.fsync(file.fileno())
+    if total is not None and received < total:
+        raise OSError(f"the connection ended after {received:,} of {total:,} bytes")
+    log.info("  %s bytes in %.1f s", f"{received:,}", time.perf_counter() - start)
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""One labelled image, as every source of images gives it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+# Where the same picture stands in several splits, the first of these keeps it. Hash ranges are dealt in this order too.
+SPLITS = ("test", "validation", "calibration", "train")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "calib": "calibration",
+    "calibration": "calibration",
+}
+
+
+class DataMissingError(DataError):
+    """The data of a recipe is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image."""
+
+    name: str  # path below the data folder, or "<source>/<index>"
+    label: int
+    sha256: str  # of the file's bytes, or of the array's
+    read: Callable[[], bytes | np.ndarray] = field(repr=False, compare=False)
+    path: Path | None = None
+    ready: str | None = None  # the ready-made split that it came in
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds, before the splits."""
+
+    samples: list[Sample]
+    classes: list[str]
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted, with numbers by value: 2 before 10."""
+    return sorted(
+        names, key=lambda n: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", n) if p]
+    )

@@ -1,0 +1,277 @@
+"""Where labelled images come from: folders, arrays, TensorFlow Datasets. Tables are in ``pipeline.tables``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.files import sha256_bytes
+from pipeline.preprocess import EXTENSIONS
+from pipeline.progress import progress_bar
+from pipeline.recipe import Data
+from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, natural_order
+from pipeline.tables import class_names, read_tables
+
+log = logging.getLogger(__name__)
+
+
+def read_source(config: Data) -> Found:
+    """Every labelled image of a recipe.
+
+    Raises:
+        DataMissingError: the folder or file does not exist, or cannot be fetched.
+        DataError: no images, or a file that is not what the recipe says.
+    """
+    readers: dict[str, Callable[[Data, Path], Found]] = {"folder": _folder, "npz": _npz, "csv": _csv, "tfds": _tfds}
+    if config.source == "digits":
+        return _digits()
+    return readers[config.source](config, _locate(config))
+
+
+def _locate(config: Data) -> Path:
+    if config.source == "tfds" and config.path is None:
+        return Path()
+    if config.path is None and config.download is not None:
+        from pipeline.download import DownloadError, fetch_dataset
+
+        try:
+            return fetch_dataset(config.download)
+        except DownloadError as error:
+            raise DataMissingError(str(error)) from error
+    path = Path(config.path or "")
+    if not path.exists():
+        what = {
+            "folder": "a folder with a subfolder for each class",
+            "csv": "a .csv file, or a folder with one for each split",
+            "npz": "an .npz file",
+            "tfds": "the folder of tensorflow-datasets",
+        }[config.source]
+        raise DataMissingError(
+            f"data.path: expected {what}. Received: {path}, which does not exist. Name it with --set data.path=..."
+        )
+    return path
+
+
+def _digits() -> Found:
+    try:
+        from sklearn.datasets import load_digits  # its data comes with the package
+    except ImportError as error:
+        raise DataMissingError(f"Expected scikit-learn, which holds the digits. Received: {error}.") from error
+
+    digits = load_digits()
+    arrays = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return Found(_array_samples("digits", arrays, digits.target), [str(i) for i in range(10)])
+
+
+def _npz(config: Data, path: Path) -> Found:
+    expected = f"arrays x_train, y_train, x_test, y_test in {path} (the layout of keras.datasets)"
+    samples: list[Sample] = []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            parts = [name[2:] for name in file.files if name.startswith("x_") and name[2:] in SPLIT_NAMES]
+            if not parts:
+                raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}.")
+            for part in parts:
+                arrays, labels = file[f"x_{part}"], file[f"y_{part}"].astype(np.int64).reshape(-1)
+                _check_arrays(path, arrays, labels)
+                ready = SPLIT_NAMES[part] if config.ready_splits else None
+                samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
+    except (KeyError, ValueError, OSError) as error:
+        raise DataError(f"Expected {expected}. Received: {error}.") from error
+    count = max((s.label for s in samples), default=-1) + 1
+    return Found(samples, _named(config, path, count))
+
+
+def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
+    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or len(arrays) != len(labels):
+        raise DataError(
+            f"Expected uint8 images of shape (N, height, width[, channels]) and as many labels in {path}. "
+            f"Received: {arrays.dtype} {arrays.shape} and {labels.shape} labels."
+        )
+    if len(labels) and labels.min() < 0:
+        raise DataError(f"Expected labels from 0 in {path}. Received: {labels.min()}.")
+
+
+def _named(config: Data, path: Path, count: int) -> list[str]:
+    names = class_names(config, path.parent)
+    if names is None:
+        return [str(i) for i in range(count)]
+    if len(names) < count:
+        raise DataError(f"data.classes: expected at least {count} names. Received: {len(names)}.")
+    return names
+
+
+def _array_samples(
+    name: str, arrays: np.ndarray, labels: np.ndarray, start: int = 0, ready: str | None = None
+) -> list[Sample]:
+    return [
+        Sample(f"{name}/{i}", int(label), _array_hash(array), partial(_identity, array), ready=ready)
+        for i, (array, label) in enumerate(zip(arrays, labels), start)
+    ]
+
+
+def _array_hash(array: np.ndarray) -> str:
+    return sha256_bytes(str(array.shape).encode() + array.tobytes())
+
+
+def _identity(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _folder(config: Data, root: Path) -> Found:
+    if not root.is_dir():
+        raise DataError(f"Expected a folder with a subfolder for each class. Received: {root}, which is a file.")
+    parts = _ready_folders(root) if config.ready_splits else {}
+    rows: list[tuple[Path, str, str | None]] = []
+    for ready, folder in parts.items() if parts else [(None, root)]:
+        labelled = _by_name(folder, config.label_pattern) if config.label_pattern else _by_folder(folder)
+        rows += [(path, label, ready) for path, label in labelled]
+    if not rows:
+        folders = sum(p.is_dir() for p in root.iterdir())
+        how = f"whose names match {config.label_pattern!r}" if config.label_pattern else "in a subfolder for each class"
+        raise DataError(
+            f"Expected images {how}. Received: {root} with "
+            f"{folders} subfolders and no image in them ({', '.join(sorted(EXTENSIONS))})."
+        )
+    found = {label for _, label, _ in rows}
+    classes = class_names(config, root) or natural_order(found)
+    if unknown := sorted(found - set(classes)):
+        raise DataError(f"data.classes: expected a name for each class. Received: none for {', '.join(unknown[:5])}.")
+    numbers = {name: index for index, name in enumerate(classes)}
+    return Found(
+        [
+            Sample(path.relative_to(root).as_posix(), numbers[label], digest, path.read_bytes, path, ready)
+            for (path, label, ready), digest in zip(rows, hash_files([path for path, _, _ in rows]))
+        ],
+        classes,
+    )
+
+
+def _ready_folders(root: Path) -> dict[str, Path]:
+    """Subfolders that are splits (``train``, ``val``, ...); empty where the subfolders are classes."""
+    folders = _subfolders(root)
+    named = [p for p in folders if p.name.lower() in SPLIT_NAMES]
+    others = [p.name for p in folders if p not in named and _has_images(p)]
+    if not named or (others and not any(_subfolders(p) for p in named)):
+        return {}
+    if others:
+        raise DataError(
+            f"Expected either splits ({', '.join(p.name for p in named)}) or classes below {root}. Received: both; "
+            f"{', '.join(others[:5])} is no split. Move it away, or set data.ready_splits=false for classes only."
+        )
+    found: dict[str, Path] = {}
+    for folder in named:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in found:
+            raise DataError(f"Expected one folder for a split. Received: {found[split]} and {folder}. Merge them.")
+        found[split] = folder
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_images(folder), None) is not None
+
+
+def _by_folder(root: Path) -> Iterator[tuple[Path, str]]:
+    for folder in _subfolders(root):
+        found = sorted(_images(folder))
+        if not found:
+            log.warning("class folder %s holds no images and is left out", folder)
+        yield from ((path, folder.name) for path in found)
+
+
+def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
+    for path in sorted(_images(root)):
+        match = re.search(pattern, path.name)
+        if match is None or not match.group(1):
+            raise DataError(
+                f"data.label_pattern: expected {pattern!r} to find the class in every file name. "
+                f"Received: {path}, where it finds none. Correct the pattern or remove the file."
+            )
+        yield path, match.group(1)
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """sha256 of each file.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_hash_file, paths))
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return sha256_bytes(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"Expected a readable file. Received: {path}: {error.strerror}.") from error
+
+
+def _csv(config: Data, path: Path) -> Found:
+    rows, classes = read_tables(config, path)
+    base = path if path.is_dir() else path.parent
+    digests = hash_files([row.path for row in rows])
+    return Found(
+        [
+            Sample(_name_below(row.path, base), row.label, digest, row.path.read_bytes, row.path, row.ready)
+            for row, digest in zip(rows, digests)
+        ],
+        classes,
+    )
+
+
+def _name_below(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+
+
+def _tfds(config: Data, path: Path) -> Found:
+    """A data set by its name, read by random access, so that images stay on the disk."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataMissingError(
+            f"data.source tfds: expected the package tensorflow-datasets. Received: {error}. "
+            "Install it with `.venv/bin/python -m pip install tensorflow-datasets array_record`, "
+            "or export the images to a folder for each class."
+        ) from error
+    folder = {"data_dir": str(path)} if config.path else {}
+    try:
+        builder = tfds.builder(config.tfds, **folder, file_format="array_record")
+        builder.download_and_prepare()
+        sources: dict[str, Any] = builder.as_data_source()
+        classes = list(builder.info.features["label"].names)
+    except Exception as error:  # the package raises many types: unknown names, no network, other features
+        raise DataMissingError(
+            f"data.tfds: expected a data set of tensorflow-datasets with 'image' and 'label'. Received: "
+            f"{config.tfds!r}: {type(error).__name__}: {error}"
+        ) from error
+    samples: list[Sample] = []
+    for part, source in sources.items():
+        ready = SPLIT_NAMES.get(part) if config.ready_splits and len(sources) > 1 else None
+        for index in progress_bar(range(len(source)), desc=f"  hashing {config.tfds} {part}", unit="img"):
+            record = source[index]
+            read = partial(_tfds_image, source, index)
+            digest = _array_hash(np.asarray(record["image"]))
+            samples.append(Sample(f"{part}/{index}", int(record["label"]), digest, read, ready=ready))
+    return Found(samples, classes)
+
+
+def _tfds_image(source: Any, index: int) -> np.ndarray:
+    return np.asarray(source[index]["image"])

@@ -1,0 +1,155 @@
+"""Labels in tables: CSV files of paths and labels, and lists of class names."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import IMAGENET
+from pipeline.errors import DataError
+from pipeline.recipe import Columns, Data
+from pipeline.samples import SPLIT_NAMES, DataMissingError, natural_order
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    path: Path
+    label: int
+    ready: str | None
+
+
+def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
+    """Paths, labels and classes of a CSV file, or of a folder with one for each split.
+
+    A folder's tables are ``<split>.csv`` or ``<split>_labels.csv``. Paths are relative to the table, or to the folder
+    beside it that it is named after: ``eval_labels.csv`` and ``eval/``.
+
+    Raises:
+        DataError: no such table or column, an image that does not exist, a label without a name.
+    """
+    found: list[tuple[Path, str, str | None]] = []
+    tables = _tables(path) if path.is_dir() else {path: None}
+    for table, split in tables.items():
+        found += _read(table, split, config.columns)
+    if not config.ready_splits:
+        found = [(image, label, None) for image, label, _ in found]
+    if missing := [image for image, _, _ in found if not image.is_file()]:
+        raise DataError(
+            f"Expected the images that {', '.join(t.name for t in tables)} lists. Received: {len(missing)} of "
+            f"{len(found)} do not exist, such as {missing[0]}. Paths are relative to the table's folder."
+        )
+    labels = list(dict.fromkeys(label for _, label, _ in found))
+    names = class_names(config, path if path.is_dir() else path.parent)
+    classes = names if names is not None else natural_order(labels)
+    numbers = {name: index for index, name in enumerate(classes)}
+    if names is not None and not set(labels) <= set(numbers):  # not names, so positions
+        numbers |= {str(index): index for index in range(len(classes))}
+    if unknown := [label for label in labels if label not in numbers]:
+        raise DataError(
+            f"Expected labels that are names or positions of the {len(classes)} classes. "
+            f"Received: {', '.join(map(repr, unknown[:5]))} in column {config.columns.label}."
+        )
+    return [Row(image, numbers[label], ready) for image, label, ready in found], classes
+
+
+def class_names(config: Data, folder: Path) -> list[str] | None:
+    """The names that ``data.classes`` gives, in the order of the outputs; None where labels are names themselves.
+
+    A JSON file holds a list of names, a list of [id, name] or Keras' ``{"0": [id, name]}``; a text file a name a
+    line. ``classes.json`` or ``classes.txt`` beside the data is taken too. Of two classes with one name (ImageNet has
+    two cranes) the id keeps them apart.
+
+    Raises:
+        DataMissingError: the file does not exist.
+        DataError: it holds something else, or one name twice.
+    """
+    path = _classes_file(config, folder)
+    if path is None:
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        entries: Any = (
+            json.loads(text) if path.suffix == ".json" else [s.strip() for s in text.splitlines() if s.strip()]
+        )
+        if isinstance(entries, dict):
+            entries = [entries[str(i)] for i in range(len(entries))]
+        pairs = [(None, e) if isinstance(e, str) else (str(e[0]), str(e[1])) for e in entries]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"data.classes: expected a list of names, or of [id, name]. Received: {path}: {error!r}."
+        ) from error
+    names = [name for _, name in pairs]
+    unique = [f"{name} ({key})" if key and names.count(name) > 1 else name for key, name in pairs]
+    if twice := sorted({name for name in unique if unique.count(name) > 1}):
+        raise DataError(f"data.classes: expected each name once. Received: {', '.join(twice[:5])} twice in {path}.")
+    return unique
+
+
+def _classes_file(config: Data, folder: Path) -> Path | None:
+    if config.classes == IMAGENET:
+        from pipeline.download import IMAGENET_CLASSES, DownloadError, fetch
+
+        try:
+            return fetch(IMAGENET_CLASSES, "--set data.classes=/path/to/classes.json")
+        except DownloadError as error:
+            raise DataMissingError(str(error)) from error
+    if config.classes is not None:
+        path = Path(config.classes)
+        if not path.is_file():
+            raise DataMissingError(f"data.classes: expected a file. Received: {path}, which does not exist.")
+        return path
+    beside = (folder / "classes.json", folder / "classes.txt")
+    return next((path for path in beside if config.source == "csv" and path.is_file()), None)
+
+
+def _tables(folder: Path) -> dict[Path, str | None]:
+    named = {p: SPLIT_NAMES.get(p.stem.lower().removesuffix("_labels")) for p in sorted(folder.glob("*.csv"))}
+    tables: dict[Path, str | None] = {path: split for path, split in named.items() if split is not None}
+    if not tables:
+        raise DataError(
+            f"Expected tables such as train.csv or test_labels.csv in {folder}. Received: "
+            f"{', '.join(p.name for p in named) or 'no .csv file'}. Or name one table as data.path."
+        )
+    return tables
+
+
+def _read(table: Path, split: str | None, columns: Columns) -> list[tuple[Path, str, str | None]]:
+    beside = table.parent / table.stem.removesuffix("_labels")
+    rows: list[tuple[Path, str, str | None]] = []
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            if lacking := [name for name in (columns.image, columns.label) if name not in header]:
+                raise DataError(
+                    f"data.columns: expected {' and '.join(lacking)} in {table}. Received: {', '.join(header)}. "
+                    "Name them: --set data.columns.image=... --set data.columns.label=..."
+                )
+            for row in reader:
+                name, label = (row[columns.image] or "").strip(), (row[columns.label] or "").strip()
+                if not name or not label:
+                    raise DataError(
+                        f"Expected a path and a label in line {reader.line_num} of {table}. Received: {row}."
+                    )
+                path = table.parent / name
+                path = path if path.exists() or not beside.is_dir() else beside / name
+                rows.append((path, label, _ready(row.get(columns.split), split, table, reader.line_num)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Expected a CSV file in UTF-8. Received: {table}: {error}.") from error
+    if not rows:
+        raise DataError(f"Expected at least one row in {table}. Received: none.")
+    return rows
+
+
+def _ready(value: str | None, split: str | None, table: Path, line: int) -> str | None:
+    if split is not None or not value or not value.strip():
+        return split
+    known = SPLIT_NAMES.get(value.strip().lower())
+    if known is None:
+        raise DataError(f"Expected a split ({', '.join(SPLIT_NAMES)}) in line {line} of {table}. Received: {value!r}.")
+    return known
