@@ -132,7 +132,8 @@ def export_keras(
     graph.check_model(result)
     file = graph.save_model(result, path)
     after = graph.op_counts(result)
-    logger.info("%s: opset %d, %d nodes: %s", file, opset, sum(after.values()), after)
+    operators = ", ".join(f"{count} {op}" for op, count in after.items())
+    logger.info("  %s: opset %d, %d nodes: %s", file.name, opset, sum(after.values()), operators)
     return ExportSummary(
         path=str(file),
         opset=graph.opset(result),

@@ -66,10 +66,40 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in _FP32_OPS]
     check_fp16_range(base, kept)
+    base = round_first_conv(base)
     result = convert_float_to_float16(base, keep_io_types=True, node_block_list=kept)
     result = _name_casts(_merge_casts(topological_sort(result)))
     del result.graph.value_info[:]
     check_model(result)
+    return result
+
+
+def round_first_conv(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with the first Conv's weights on FP16 values whose rounding errors cancel over the channels.
+
+    The colour channels of a photo are nearly equal, and those of a grey image are: what counts is the sum over them.
+    Rounded each for itself, weights that oppose each other leave an error as large as theirs in a small sum; so the
+    error of the largest is carried into the next smaller one, as error diffusion does between pixels. A weight may be
+    off by a unit in the last place of the largest of its channels, their sum by half a unit of the smallest.
+    """
+    result = copy_model(model)
+    prepared = preprocessing_nodes(result)
+    tensor = prepared[-1].output[0] if prepared else result.graph.input[0].name
+    initializers = {t.name: t for t in result.graph.initializer}
+    for node in consumers(result.graph).get(tensor, ()):
+        if node.op_type != "Conv" or node.input[1] not in initializers:
+            continue  # behind Q/DQ the weights are INT8
+        weight = numpy_helper.to_array(initializers[node.input[1]])
+        order = np.argsort(-np.abs(weight), axis=1, kind="stable")
+        falling = np.take_along_axis(weight, order, axis=1).astype(np.float64)
+        carry = np.zeros_like(falling[:, 0])
+        for channel in range(weight.shape[1]):
+            wanted = falling[:, channel] + carry
+            falling[:, channel] = wanted.astype(np.float16)
+            carry = wanted - falling[:, channel]
+        rounded = np.empty_like(weight)
+        np.put_along_axis(rounded, order, falling.astype(np.float32), axis=1)
+        initializers[node.input[1]].CopyFrom(numpy_helper.from_array(rounded, node.input[1]))
     return result
 
 

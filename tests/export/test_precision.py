@@ -6,7 +6,7 @@ from onnx import TensorProto, numpy_helper
 from export import graph
 from export.errors import ExportError
 from export.metrics import compare
-from export.precision import preprocessing_nodes, to_fp16
+from export.precision import preprocessing_nodes, round_first_conv, to_fp16
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats
@@ -109,3 +109,28 @@ def test_a_constant_of_the_fp32_part_may_be_larger():
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 6), dtype=np.uint8)
     expected, received = run_onnx(model, x)[0], run_onnx(to_fp16(model), x)[0]
     assert np.abs(received - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
+def test_rounding_errors_of_the_first_conv_cancel_over_the_channels():
+    weight = floats(8, 3, 3, 3, seed=3)
+    weight[:, 2] = -weight[:, 0] - weight[:, 1] + 0.01 * floats(8, 3, 3, seed=4)  # they nearly cancel on grey
+    nodes = [("Cast", ["x"], "f", {"to": TensorProto.FLOAT}), ("Conv", ["f", "w"], "y", {})]
+    model = tiny(nodes, {"w": weight}, x=("batch", 3, 6, 6), dtype=TensorProto.UINT8)
+    carried = {t.name: numpy_helper.to_array(t) for t in round_first_conv(model).graph.initializer}["w"]
+    plain = weight.astype(np.float16).astype(np.float32)
+    assert np.array_equal(carried, carried.astype(np.float16)), "already FP16 values: converting changes nothing more"
+    unit = np.spacing(np.abs(weight).astype(np.float16)).astype(np.float64)
+    assert np.all(np.abs(carried - weight) <= unit.max(axis=1, keepdims=True))
+    sums = np.abs(carried.sum(axis=1, dtype=np.float64) - weight.sum(axis=1, dtype=np.float64))
+    assert np.all(sums <= unit.min(axis=1))
+    grey = np.repeat(np.random.default_rng(1).integers(0, 256, (4, 1, 6, 6), dtype=np.uint8), 3, axis=1)
+    exact = run_onnx(model, grey)[0].astype(np.float64)
+
+    def error(values):
+        return np.abs(
+            run_onnx(tiny(nodes, {"w": values}, ("batch", 3, 6, 6), dtype=TensorProto.UINT8), grey)[0] - exact
+        )
+
+    assert error(carried).max() < error(plain).max()
+    assert np.square(error(carried)).mean() < 0.7 * np.square(error(plain)).mean()
+    assert np.array_equal(numpy_helper.to_array(model.graph.initializer[0]), weight), "the model passed in is as it was"

@@ -323,9 +323,9 @@ except PipelineError as error:
 def test_no_wait_names_the_holder_and_a_killed_holder_frees_the_lock(tmp_path: Path, start) -> None:
     holder = start(HOLDER, tmp_path)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(PipelineError, match=rf"in use by process {holder.pid} since 20") as info:
-        with recipe_lock(tmp_path, wait=False):
-            pytest.fail("two hold one lock")
+    refusal = pytest.raises(PipelineError, match=rf"in use by process {holder.pid} since 20")
+    with refusal as info, recipe_lock(tmp_path, wait=False):
+        pytest.fail("two hold one lock")
     assert "--no-wait" in str(info.value)
     assert LOCK_HELD not in os.environ
     holder.kill()
