@@ -121,6 +121,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata; what matters raises
 
 
 def _failed(command: str, status: str, message: str, code: int) -> dict[str, Any]:

@@ -96,7 +96,11 @@ def read_model_file(path: Path) -> ModelFile:
     with path.open("rb") as file:
         head = file.read(8)
     try:
-        if zipfile.is_zipfile(path):
+        archive = zipfile.is_zipfile(path)
+        if archive and not head.startswith(b"PK\x03\x04"):
+            # A zip may hide behind anything: what is checked here would not be what Keras then reads.
+            raise ModelError(f"Expected one format. Received: {path}, a zip archive behind something else ({head!r}).")
+        if archive:
             return _read_archive(path)
         if head == HDF5_SIGNATURE:
             return _read_hdf5(path)

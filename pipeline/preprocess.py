@@ -7,7 +7,6 @@ saw in training. Everything after it (channel order, mean, scale) is inside the 
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -38,13 +37,11 @@ def decode(data: bytes) -> Image.Image:
         ImageError: not an image, truncated, or more than 179 megapixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata; what matters raises
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -80,14 +82,26 @@ def _npz(config: Data, path: Path) -> Found:
             if not parts:
                 raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}.")
             for part in parts:
-                arrays, labels = file[f"x_{part}"], file[f"y_{part}"].astype(np.int64).reshape(-1)
+                arrays, labels = file[f"x_{part}"], _label_column(path, file[f"y_{part}"])
                 _check_arrays(path, arrays, labels)
                 ready = SPLIT_NAMES[part] if config.ready_splits else None
                 samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Expected {expected}. Received: {error}.") from error
     count = max((s.label for s in samples), default=-1) + 1
     return Found(samples, _named(config, path, count))
+
+
+def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
+    """int64 (N,), from (N,) or from (N, 1) as keras.datasets' CIFAR has it."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"Expected integer labels of shape (N,) in {path}. Received: {labels.dtype} {labels.shape}."
+            + (" One-hot labels: save labels.argmax(axis=1)." if labels.ndim == 2 else "")
+        )
+    return labels.astype(np.int64)
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:

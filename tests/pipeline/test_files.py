@@ -206,9 +206,14 @@ def test_replacing_folder_keeps_the_former_on_any_error(tmp_path: Path, error: t
     final = tmp_path / "stage"
     if former:
         fill(final, "old")
-    with pytest.raises(error), replacing_folder(final) as temporary:
-        fill(temporary, "new")
-        raise error
+
+    def work() -> None:
+        with replacing_folder(final) as temporary:
+            fill(temporary, "new")
+            raise error
+
+    with pytest.raises(error):
+        work()
     assert content(tmp_path) == ({"stage/a.txt": "old"} if former else {})
     assert [p.name for p in tmp_path.iterdir()] == (["stage"] if former else [])
 

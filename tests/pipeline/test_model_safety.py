@@ -254,3 +254,15 @@ def test_a_saved_model_runs_only_if_it_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "folder" / "saved_model.pb").write_bytes(b"garbage")
     with pytest.raises(ModelError, match="damaged"):
         load_model(tmp_path / "folder", ("SavedModel",))
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_zip_hidden_behind_another_format_is_refused(tmp_path: Path, suffix: str) -> None:
+    """What is checked must be what Keras reads; a file of two formats could show each a different model."""
+    path = tmp_path / f"two.{suffix}"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = "{}"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(ModelError, match="Expected one format"):
+        read_model_file(path)
