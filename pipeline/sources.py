@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -77,21 +79,24 @@ def _npz(config: Data, path: Path) -> Found:
     try:
         with np.load(path, allow_pickle=False) as file:
             parts = [name[2:] for name in file.files if name.startswith("x_") and name[2:] in SPLIT_NAMES]
-            if not parts:
-                raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}.")
+            lacking = [f"x_{name[2:]}" for name in file.files if name.startswith("y_") and name[2:] not in parts]
+            if not parts or lacking:
+                missing = f" without {', '.join(lacking)}" if lacking else ""
+                raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}{missing}.")
             for part in parts:
-                arrays, labels = file[f"x_{part}"], file[f"y_{part}"].astype(np.int64).reshape(-1)
+                arrays, labels = file[f"x_{part}"], file[f"y_{part}"].astype(np.int64)
+                labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
                 _check_arrays(path, arrays, labels)
                 ready = SPLIT_NAMES[part] if config.ready_splits else None
                 samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Expected {expected}. Received: {error}.") from error
     count = max((s.label for s in samples), default=-1) + 1
     return Found(samples, _named(config, path, count))
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
-    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or len(arrays) != len(labels):
+    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or labels.shape != arrays.shape[:1]:
         raise DataError(
             f"Expected uint8 images of shape (N, height, width[, channels]) and as many labels in {path}. "
             f"Received: {arrays.dtype} {arrays.shape} and {labels.shape} labels."

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.preprocess import EXTENSIONS, MAX_PIXELS, ImageError, array_to_image, decode, load_image, resize_image
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels_of(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
+    decoded = decode(encode(image, kind, **options))
+    assert decoded.mode == "RGB"
+    return np.asarray(decoded)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])
+def test_lossless_formats(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(pixels_of(Image.fromarray(COLOURS), kind, **options), COLOURS)
+
+
+def test_jpeg() -> None:
+    grey = np.full((16, 16, 3), 120, np.uint8)
+    assert np.array_equal(pixels_of(Image.fromarray(grey), "JPEG"), grey)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_black(mode: str) -> None:
+    alpha = np.array([[0, 255], [128, 51]], np.uint8)
+    image = Image.new("L" if mode == "LA" else "RGB", (2, 2), "white").convert(mode)
+    image.putalpha(Image.fromarray(alpha))
+    expected = np.repeat(alpha[..., None], 3, axis=2)
+    assert np.abs(pixels_of(image).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_palette_with_transparency(as_bytes: bool) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putdata([0, 1])
+    received = pixels_of(image, transparency=bytes([0, 255]) if as_bytes else 0)
+    assert received.tolist() == [[[0, 0, 0], [0, 255, 0]]]
+
+
+def test_palette_without_transparency() -> None:
+    image = Image.fromarray(COLOURS).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert np.array_equal(pixels_of(image), COLOURS)
+
+
+def test_rgb_with_a_transparent_colour() -> None:
+    received = pixels_of(Image.fromarray(COLOURS), transparency=(255, 0, 0))
+    expected = COLOURS.copy()
+    expected[:8, :8] = 0
+    assert np.array_equal(received, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_greyscale_is_repeated(mode: str) -> None:
+    grey = np.array([[0, 255], [255, 0]], np.uint8)
+    received = pixels_of(Image.fromarray(grey).convert(mode))
+    assert np.array_equal(received, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_greyscale_is_scaled(kind: str) -> None:
+    deep = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    received = pixels_of(Image.fromarray(deep), kind)
+    assert received[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+    assert np.array_equal(received[..., 0], received[..., 2])
+
+
+def test_sixteen_bit_greyscale_big_endian() -> None:
+    data = b"P5 2 1 65535\n" + struct.pack(">HH", 0x8000, 0xFFFF)
+    assert np.asarray(decode(data))[..., 0].tolist() == [[128, 255]]
+
+
+def test_cmyk_jpeg() -> None:
+    received = pixels_of(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")
+    assert np.abs(received.astype(int) - [255, 0, 0]).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    upright = COLOURS[:, :12]
+    undo = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    assert np.array_equal(pixels_of(stored, exif=exif), upright)
+
+
+def test_damaged_exif_is_no_damaged_image() -> None:
+    assert np.array_equal(pixels_of(Image.fromarray(COLOURS), exif=b"Exif\0\0MM\0*garbage"), COLOURS)
+
+
+def test_of_an_animation_the_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    received = pixels_of(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
+    assert (received == [255, 0, 0]).all()
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    for part in (0.2, 0.5, 0.9):
+        with pytest.raises(ImageError):
+            decode(data[: int(len(data) * part)])
+
+
+def test_png_with_a_wrong_checksum() -> None:
+    data = bytearray(encode(Image.fromarray(COLOURS)))
+    position = data.index(b"IDAT") + 6
+    data[position] ^= 0xFF
+    with pytest.raises(ImageError):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
+        (b"\0" * 99, "not an image"),
+    ],
+)
+def test_what_is_no_image(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode(data)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """The header of a PNG, and hardly any data."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(MAX_PIXELS + 1, 1), (14000, 14000), (30000, 30000), (2**31 - 1, 2**31 - 1)]
+)
+def test_decompression_bomb(width: int, height: int) -> None:
+    with pytest.raises(ImageError):
+        decode(bomb(width, height))
+
+
+def test_a_bomb_says_how_many_pixels() -> None:
+    with pytest.raises(ImageError, match=r"196000000 pixels|14000x14000 pixels"):
+        decode(bomb(14000, 14000))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200), kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP"]), cut=st.integers(0, 120))
+def test_any_damage_is_an_image_error_or_an_image(data: bytes, kind: str, cut: int) -> None:
+    whole = encode(Image.fromarray(COLOURS), kind)
+    with contextlib.suppress(ImageError):
+        assert decode(whole[:cut] + data + whole[cut + len(data) :]).mode == "RGB"
+
+
+@pytest.mark.xfail(strict=True, reason="catch_warnings in threads leaves its 'ignore' behind: the filters are global")
+def test_decoding_in_threads_leaves_the_warning_filters() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise))
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        for _ in range(5):
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(decode, [data] * 60))
+        assert list(warnings.filters) == before
+
+
+def test_odd_metadata_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+    decode(encode(Image.fromarray(COLOURS), exif=b"Exif\0\0MM\0*garbage"))
+    assert not recwarn.list
+
+
+# --- resize ---
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_the_exact_size_is_untouched(mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    received = resize_image(Image.fromarray(noise), (9, 7), mode)
+    assert np.array_equal(received, noise)
+    assert received.dtype == np.uint8
+
+
+def test_stretch_shows_everything_and_crop_the_middle() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, :10], wide[:, 10:20], wide[:, 20:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    image = Image.fromarray(wide)
+    assert (resize_image(image, (10, 10), "crop") == [0, 255, 0]).all()
+    stretched = resize_image(image, (10, 12), "stretch")
+    assert (stretched[:, 0] == [255, 0, 0]).all()
+    assert (stretched[:, -1] == [0, 0, 255]).all()
+    tall = Image.fromarray(np.ascontiguousarray(wide.swapaxes(0, 1)))
+    assert (resize_image(tall, (10, 10), "crop") == [0, 255, 0]).all()
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_size_is_height_and_width(mode: str) -> None:
+    assert resize_image(Image.new("RGB", (40, 30)), (8, 20), mode).shape == (8, 20, 3)
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
+def test_extreme_shapes(mode: str, size: tuple[int, int]) -> None:
+    received = resize_image(Image.new("RGB", size, (9, 8, 7)), (32, 32), mode)
+    assert (received == [9, 8, 7]).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inner = resize_image(Image.fromarray(stripes), (8, 8))[:, 1:-1]
+    assert np.abs(inner.astype(int) - 127).max() <= 2
+
+
+# --- load_image ---
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_bytes_and_path_give_the_same_pixels(tmp_path: Path, mode: str) -> None:
+    data = encode(Image.fromarray(COLOURS[:, :12]), "JPEG")
+    (tmp_path / "x.jpg").write_bytes(data)
+    assert np.array_equal(load_image(tmp_path / "x.jpg", (5, 6), mode), load_image(data, (5, 6), mode))
+
+
+def test_a_path_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        load_image(tmp_path / "x.png", (4, 4))
+    with pytest.raises(ImageError, match="Is a directory"):
+        load_image(tmp_path, (4, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+def test_arrays(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    received = np.asarray(array_to_image(array))
+    assert np.array_equal(received, np.broadcast_to(array.reshape(4, 5, -1), (4, 5, 3)))
+
+
+def test_extensions_are_lower_case_and_known_to_pillow() -> None:
+    Image.init()
+    assert all(extension == extension.lower() and extension in Image.EXTENSION for extension in EXTENSIONS)
