@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.config import dump_yaml
+from pipeline.config import RECIPE_NAME, dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
 from pipeline.manifest import MANIFEST, read_manifest
@@ -97,7 +97,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
                 )
             with recipe_lock(root):
                 _extract(archive, index, root)
-    except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError) as error:
+    except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise PipelineError(
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
@@ -114,8 +114,12 @@ def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
     index = json.loads(file.read() if file else b"")
     if index.get("schema") != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
-    parts = [PurePosixPath(name).parts for name in index["files"]]
-    if PurePosixPath(index["recipe"]).name != index["recipe"] or any(
+    files, recipe = index["files"], index["recipe"]
+    sizes = [(entry["sha256"], entry["bytes"]) for entry in files.values()]
+    if not all(isinstance(digest, str) and isinstance(size, int) for digest, size in sizes):
+        raise ValueError("its index does not hold a sha256 and a size for each file")
+    parts = [PurePosixPath(name).parts for name in files]
+    if not RECIPE_NAME.fullmatch(recipe) or any(
         len(p) < 2 or ".." in p or p[0] in ("/", "") or p[0].startswith(".") or "\\" in "".join(p) for p in parts
     ):
         raise ValueError("it names files outside the artifacts folder")

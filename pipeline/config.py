@@ -26,6 +26,7 @@ PATH_KEYS = (
     "model.classes",
     "model.preprocessing.mean",
 )
+RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a folder
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -228,7 +229,7 @@ def _check(recipe: Recipe) -> None:
             raise RecipeError(f"{where}: expected {expected}. Received: {received!r}.")
 
     require(
-        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name) is not None,
+        RECIPE_NAME.fullmatch(recipe.name) is not None,
         "name", "letters, digits, '.', '_' and '-' (it names a folder)", recipe.name,
     )  # fmt: skip
     shares = to_dict(recipe.data.splits)

@@ -84,7 +84,7 @@ def load_image_set(config: Data) -> ImageSet:
         crossing += sum(side != split for side in sides)
     if conflicts and config.duplicates_across_classes == "error":
         raise DataError(
-            f"Expected each picture in one class. Received: {_listed(conflicts)}: the same picture. "
+            f"Expected each picture in one class. Received: {_listed(conflicts)} are the same picture. "
             "Remove what is wrong, or leave these pictures out: --set data.duplicates_across_classes=drop"
         )
     kept = sum(map(len, chosen.values()))

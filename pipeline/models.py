@@ -128,7 +128,7 @@ def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
     if BACKBONES[config.backbone].application is None:
         published = ", ".join(n for n, b in BACKBONES.items() if b.application)
         raise ModelError(
-            f"model.weights: expected a file. Received: {IMAGENET}, but ImageNet weights are published for "
+            f"model.weights: expected a file. Received: {IMAGENET}, but ImageNet weights exist for "
             f"{published} only. Name one of these as model.backbone, or a file as model.weights."
         )
     path = fetch(imagenet_weights(config.backbone, top), "--set model.weights=/path/to/weights.h5")

@@ -175,6 +175,8 @@ def _hop(
     }
     if answer.logits is None:
         return hop
+    if reference.verdict == NOT_RUN:
+        return hop | {"verdict": NOT_RUN, "why": f"its reference {reference_name} was not run: {reference.why}"}
     if reference.logits is None or not np.isfinite(reference.logits).all():
         return hop | {"verdict": FAIL, "why": f"its reference {reference_name} did not give usable logits"}
     if answer.logits.shape != reference.logits.shape:

@@ -79,10 +79,13 @@ def _npz(config: Data, path: Path) -> Found:
     try:
         with np.load(path, allow_pickle=False) as file:
             parts = [name[2:] for name in file.files if name.startswith("x_") and name[2:] in SPLIT_NAMES]
-            if not parts:
-                raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}.")
+            lacking = [f"x_{name[2:]}" for name in file.files if name.startswith("y_") and name[2:] not in parts]
+            if not parts or lacking:
+                missing = f" without {', '.join(lacking)}" if lacking else ""
+                raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}{missing}.")
             for part in parts:
-                arrays, labels = file[f"x_{part}"], _label_column(path, file[f"y_{part}"])
+                arrays, labels = file[f"x_{part}"], file[f"y_{part}"].astype(np.int64)
+                labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
                 _check_arrays(path, arrays, labels)
                 ready = SPLIT_NAMES[part] if config.ready_splits else None
                 samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
@@ -92,20 +95,8 @@ def _npz(config: Data, path: Path) -> Found:
     return Found(samples, _named(config, path, count))
 
 
-def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
-    """int64 (N,), from (N,) or from (N, 1) as keras.datasets' CIFAR has it."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"Expected integer labels of shape (N,) in {path}. Received: {labels.dtype} {labels.shape}."
-            + (" One-hot labels: save labels.argmax(axis=1)." if labels.ndim == 2 else "")
-        )
-    return labels.astype(np.int64)
-
-
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
-    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or len(arrays) != len(labels):
+    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or labels.shape != arrays.shape[:1]:
         raise DataError(
             f"Expected uint8 images of shape (N, height, width[, channels]) and as many labels in {path}. "
             f"Received: {arrays.dtype} {arrays.shape} and {labels.shape} labels."

@@ -93,10 +93,13 @@ class OnnxRunner:
             raise RunnerError("Expected an open runner: use it in a with block.")
         source = self._session.get_inputs()[0]
         check_pixels(pixels, (source.shape[1], source.shape[2]))
-        parts = [
-            self._session.run(["logits", "probabilities"], {source.name: pixels[i : i + self.max_batch]})
-            for i in range(0, len(pixels), self.max_batch)
-        ]
+        try:
+            parts = [
+                self._session.run(["logits", "probabilities"], {source.name: pixels[i : i + self.max_batch]})
+                for i in range(0, len(pixels), self.max_batch)
+            ]
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
         if len(parts) == 1:
             return Outputs(*parts[0])
         return Outputs(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))

@@ -145,7 +145,7 @@ def test_a_feature_map_too_small_for_the_head_is_refused() -> None:
 
 
 def test_imagenet_weights_exist_for_applications_only() -> None:
-    with pytest.raises(ModelError, match="ImageNet weights are published for resnet50, "):
+    with pytest.raises(ModelError, match="ImageNet weights exist for resnet50, "):
         build_classifier(Model(backbone="resnet18", weights="imagenet", input_size=32), 3)
 
 

@@ -145,7 +145,7 @@ def test_copies_are_counted_and_on_one_side(photos: Path) -> None:
 
 def test_a_picture_in_two_classes_is_refused(photos: Path) -> None:
     fill(photos, {"b/twin.png": (photos / "a/3.png").read_bytes()})
-    with pytest.raises(DataError, match=r"a/3\.png \(a\) and b/twin\.png \(b\): the same picture"):
+    with pytest.raises(DataError, match=r"a/3\.png \(a\) and b/twin\.png \(b\) are the same picture"):
         load(photos)
 
 
@@ -285,6 +285,27 @@ def test_npz(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     assert fingerprints(again) == fingerprints(images), "by the arrays, not by the file"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": None}, "x_train"),
+        ({"y_test": None}, "y_test"),
+        ({"x_train": np.zeros((40, 8, 7))}, "uint8 images of shape"),
+        ({"x_train": np.zeros((40, 8, 7), np.float32), "x_test": np.zeros((20, 8, 7), np.float32)}, "float32"),
+        ({"y_train": np.zeros(39, int)}, r"\(39,\)"),
+        ({"y_train": np.array(["cat"] * 40)}, "cat"),
+        ({"x_train": np.zeros((40, 7), np.uint8), "x_test": np.zeros((20, 7), np.uint8)}, r"\(40, 7\)"),
+        ({"y_train": np.array([None] * 40, object)}, "Object arrays"),
+    ],
+)
+def test_npz_of_another_layout(tmp_path: Path, arrays, change: dict, message: str) -> None:
+    path = tmp_path / "toy.npz"
+    np.savez(path, **{name: array for name, array in (arrays | change).items() if array is not None})
+    with pytest.raises(DataError, match=message) as info:
+        load_image_set(Data(source="npz", path=str(path)))
+    assert "toy.npz" in str(info.value)
+
+
 def test_npz_that_is_text_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_text("hello")
     for path in (tmp_path / "x.npz", tmp_path):
@@ -321,12 +342,14 @@ def test_npz_with_other_labels_is_refused(tmp_path: Path, arrays, change: dict) 
     assert "label" in refused(path, source="npz")
 
 
-def test_npz_labels_in_a_column_as_cifar_has_them(tmp_path: Path, arrays) -> None:
+def test_npz_with_a_column_of_labels(tmp_path: Path, arrays) -> None:
+    """As keras.datasets.cifar10 has them."""
     path = tmp_path / "toy.npz"
-    columns = {name: array[:, None] for name, array in arrays.items() if name.startswith("y_")}
+    columns = {"y_train": arrays["y_train"][:, None], "y_test": arrays["y_test"][:, None]}
     np.savez(path, **(arrays | columns))
     images = load_image_set(Data(source="npz", path=str(path)))
-    assert sum(len(samples) for samples in images.splits.values()) == 60
+    np.savez(path, **arrays)
+    assert fingerprints(images) == fingerprints(load_image_set(Data(source="npz", path=str(path))))
 
 
 # --- check_split_sizes ---

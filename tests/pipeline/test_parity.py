@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from export.errors import ExportError
+from pipeline.errors import DeviceUnavailableError, RunnerError
+from pipeline.parity import FAIL, NOT_RUN, PASS, SCHEMA, Candidate, Reference, judge, run_all, verdict_of
+from pipeline.recipe import Thresholds, VerifyThresholds
+from pipeline.runners.base import Outputs
+from pipeline.runners.onnxruntime import OnnxRunner
+
+COUNT, CLASSES = 50, 4
+CONTRACT = {
+    "kind", "reference", "candidate", "backend", "images", "max_abs", "cosine", "sqnr_db", "top1_agreement",
+    "accuracy_reference", "accuracy_candidate", "verdict", "why",
+}  # fmt: skip
+
+random = np.random.default_rng(0)
+LOGITS = random.normal(size=(COUNT, CLASSES)).astype(np.float32)
+LABELS = LOGITS.argmax(axis=1)
+LABELS[:5] = (LABELS[:5] + 1) % CLASSES  # Keras is right on 90 %
+PIXELS = np.arange(COUNT, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+REFERENCE = Reference("train/model.keras", "k" * 64, PIXELS, LABELS, LOGITS)
+
+
+class FakeRunner:
+    """Gives prepared logits; the pixels of an image say which row it asks for."""
+
+    backend, precision, max_batch = "onnxruntime", "fp32", 64
+
+    def __init__(self, logits: np.ndarray, error: Exception | None = None) -> None:
+        self.logits, self.error = logits, error
+        self.batches: list[int] = []
+        self.open = False
+
+    def __enter__(self) -> FakeRunner:
+        self.open = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.open = False
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        assert self.open
+        self.batches.append(len(pixels))
+        if self.error and len(self.batches) == 2:
+            raise self.error
+        logits = self.logits[pixels[:, 0, 0, 0]]
+        return Outputs(logits, logits)
+
+
+def raising(error: Exception) -> Callable[[], FakeRunner]:
+    def opened() -> FakeRunner:
+        raise error
+
+    return opened
+
+
+def candidate(name: str, precision: str, source: object, step: str | None = None, **options: str) -> Candidate:
+    opened = source if callable(source) else lambda: FakeRunner(source)
+    return Candidate(name, options.pop("backend", "onnxruntime"), precision, name[:1] * 64, step, opened, **options)
+
+
+def parity_of(*candidates: Candidate, limits: VerifyThresholds | None = None, reference: Reference = REFERENCE) -> dict:
+    answers = run_all(candidates, reference, batch_size=16)
+    parity = judge(candidates, answers, reference, limits or VerifyThresholds())
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = json.dumps(parity, allow_nan=False)
+    assert json.loads(text, parse_constant=refuse) == parity
+    assert parity["schema"] == SCHEMA
+    assert all(hop.keys() >= CONTRACT for hop in parity["hops"])
+    assert {hop["verdict"] for hop in parity["hops"]} <= {"pass", "fail", "not run"}
+    assert all(hop["images"] == len(reference.labels) for hop in parity["hops"])
+    assert all(hop["why"] for hop in parity["hops"] if hop["verdict"] != PASS)
+    return parity
+
+
+def noisy(sigma: float) -> np.ndarray:
+    return (LOGITS + np.random.default_rng(1).normal(size=LOGITS.shape) * sigma).astype(np.float32)
+
+
+def flipped(rows: int) -> np.ndarray:
+    """Another top class in so many rows."""
+    logits = LOGITS.copy()
+    logits[-rows:] = -logits[-rows:]
+    return logits
+
+
+ABSENT = raising(DeviceUnavailableError("Expected a GPU. Received: none.", "no NVIDIA driver"))
+
+
+# --- a chain that is right ---
+
+
+def test_a_chain_that_passes() -> None:
+    parity = parity_of(
+        candidate("export/model.onnx", "fp32", LOGITS),
+        candidate("quantize/fp16.onnx", "fp16", noisy(1e-5), "export/model.onnx", note="a proxy"),
+        candidate("quantize/int8.onnx", "int8", noisy(1e-3), "quantize/fp16.onnx"),
+    )
+    assert parity["verdict"] == "pass"
+    kinds = [(hop["kind"], hop["reference"], hop["candidate"]) for hop in parity["hops"]]
+    assert kinds == [
+        ("from_keras", "train/model.keras", "export/model.onnx"),
+        ("from_keras", "train/model.keras", "quantize/fp16.onnx"),
+        ("step", "export/model.onnx", "quantize/fp16.onnx"),
+        ("from_keras", "train/model.keras", "quantize/int8.onnx"),
+        ("step", "quantize/fp16.onnx", "quantize/int8.onnx"),
+    ]
+    assert all(hop["verdict"] == "pass" and hop["why"] == "" for hop in parity["hops"])
+    assert parity["hops"][1]["note"] == "a proxy"
+
+
+def test_the_numbers_of_a_hop() -> None:
+    hop = parity_of(candidate("a", "int8", flipped(3)))["hops"][0]
+    difference = np.abs(LOGITS.astype(np.float64) - flipped(3))
+    assert hop["max_abs"] == pytest.approx(difference.max())
+    assert hop["relative_error"] == pytest.approx(difference.max() / np.abs(LOGITS).max())
+    assert hop["sqnr_db"] == pytest.approx(10 * np.log10((LOGITS.astype(float) ** 2).sum() / (difference**2).sum()))
+    assert hop["cosine"] == pytest.approx((COUNT - 6) / COUNT)
+    assert hop["top1_agreement"] == pytest.approx((COUNT - 3) / COUNT)
+    assert hop["accuracy_reference"] == pytest.approx(0.9)
+    assert hop["accuracy_candidate"] == pytest.approx(0.9 - 3 / COUNT)
+    assert hop["verdict"] == "fail"
+
+
+def test_a_step_is_measured_against_the_step_before() -> None:
+    parity = parity_of(candidate("a", "fp32", noisy(0.5)), candidate("b", "fp16", noisy(0.5), "a"))
+    from_keras, step = parity["hops"][1:]
+    assert from_keras["verdict"] == "fail"
+    assert (step["verdict"], step["max_abs"], step["sqnr_db"], step["top1_agreement"]) == ("pass", 0, None, 1)
+
+
+def test_equal_logits_are_strict_json() -> None:
+    hop = parity_of(candidate("a", "fp16", LOGITS.copy()))["hops"][0]
+    assert hop["verdict"] == "pass"
+    assert hop["sqnr_db"] is None, "infinite, which JSON does not know"
+
+
+def test_every_image_is_asked_for_once_the_last_partial_batch_too() -> None:
+    runner = FakeRunner(LOGITS)
+    answers = run_all([candidate("a", "fp32", lambda: runner)], REFERENCE, batch_size=16)
+    assert runner.batches == [16, 16, 16, 2]
+    assert np.array_equal(answers["a"].logits, LOGITS)
+    assert not runner.open
+
+
+# --- thresholds ---
+
+
+@pytest.mark.parametrize(
+    ("limits", "passes", "why"),
+    [
+        (Thresholds(), True, ""),
+        (Thresholds(top1_agreement=0.94), True, ""),
+        (Thresholds(top1_agreement=0.95), False, "top-1 agreement 0.9400, at least 0.9500 needed"),
+        (Thresholds(sqnr_db=1), True, ""),
+        (Thresholds(sqnr_db=60), False, "SQNR"),
+        (Thresholds(relative_error=10), True, ""),
+        (Thresholds(relative_error=1e-3), False, "relative error"),
+        (Thresholds(accuracy_drop=0.07), True, ""),
+        (Thresholds(accuracy_drop=0.05), False, "accuracy fell by 0.0600, at most 0.0500 allowed"),
+        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), False, "; accuracy fell"),
+    ],
+)
+def test_each_threshold(limits: Thresholds, passes: bool, why: str) -> None:
+    parity = parity_of(candidate("a", "int8", flipped(3)), limits=VerifyThresholds(int8=limits))
+    assert parity["verdict"] == ("pass" if passes else "fail")
+    assert why in parity["hops"][0]["why"]
+
+
+def test_each_precision_has_its_own_thresholds() -> None:
+    strict, lax = Thresholds(relative_error=1e-9), Thresholds()
+    for precision in ("fp32", "fp16", "int8"):
+        limits = VerifyThresholds(**{name: strict if name == precision else lax for name in ("fp32", "fp16", "int8")})
+        parity = parity_of(*(candidate(name, name, noisy(0.1)) for name in ("fp32", "fp16", "int8")), limits=limits)
+        assert [hop["candidate"] for hop in parity["hops"] if hop["verdict"] == "fail"] == [precision]
+
+
+def test_the_defaults_pass_just_above_and_fail_just_below() -> None:
+    def shift(relative: float) -> np.ndarray:
+        changed = LOGITS.astype(np.float64)
+        changed[0, 0] += relative * np.abs(LOGITS).max()
+        return changed
+
+    assert parity_of(candidate("a", "fp32", shift(0.9e-5)))["verdict"] == "pass"
+    assert parity_of(candidate("a", "fp32", shift(1.2e-5)))["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("limits", [VerifyThresholds(), VerifyThresholds(*[Thresholds()] * 3)])
+def test_one_number_that_is_not_finite_fails_whatever_is_asked(value: float, limits: VerifyThresholds) -> None:
+    logits = LOGITS.copy()
+    logits[7, 2] = value
+    parity = parity_of(candidate("a", "int8", logits), candidate("b", "int8", LOGITS, "a"), limits=limits)
+    first, second, step = parity["hops"]
+    assert (first["verdict"], second["verdict"], step["verdict"]) == ("fail", "pass", "fail")
+    assert "NaN or infinite" in first["why"]
+    assert "its reference a did not give usable logits" in step["why"]
+    assert first["max_abs"] is None
+
+
+@pytest.mark.parametrize("shape", [(COUNT, CLASSES + 1), (COUNT, 1), (COUNT, CLASSES, 1)])
+def test_logits_of_another_shape(shape: tuple[int, ...]) -> None:
+    hop = parity_of(candidate("a", "fp32", np.zeros(shape, np.float32)))["hops"][0]
+    assert hop["verdict"] == "fail"
+    assert f"expected logits of shape {(COUNT, CLASSES)}, received {shape}" in hop["why"]
+
+
+def test_rows_that_are_missing() -> None:
+    class Short(FakeRunner):
+        def infer(self, pixels: np.ndarray) -> Outputs:
+            return Outputs(*(part[:-1] for part in super().infer(pixels)))
+
+    hop = parity_of(candidate("a", "fp32", lambda: Short(LOGITS)))["hops"][0]
+    assert hop["verdict"] == "fail"
+    assert f"received {(COUNT - 4, CLASSES)}" in hop["why"]
+
+
+# --- not run, and fail ---
+
+
+def test_a_device_that_does_not_exist_is_not_run_and_leaves_the_verdict() -> None:
+    parity = parity_of(candidate("a", "fp32", LOGITS), candidate("b.plan", "fp32", ABSENT, "a", backend="tensorrt"))
+    assert parity["verdict"] == "pass"
+    for hop in parity["hops"][1:]:
+        assert hop["verdict"] == "not run"
+        assert hop["why"] == "built, not run here: no NVIDIA driver"
+        assert hop["backend"] == "tensorrt"
+        assert hop["max_abs"] is hop["top1_agreement"] is hop["accuracy_candidate"] is None
+
+
+def test_nothing_that_ran_is_no_pass() -> None:
+    assert parity_of(candidate("a", "fp32", ABSENT))["verdict"] == "fail"
+    assert parity_of()["verdict"] == "fail"
+
+
+def test_one_failure_fails_all() -> None:
+    parity = parity_of(
+        candidate("a", "fp32", LOGITS), candidate("b", "int8", flipped(9), "a"), candidate("c", "fp32", ABSENT)
+    )
+    assert parity["verdict"] == "fail"
+    assert [hop["verdict"] for hop in parity["hops"]] == ["pass", "fail", "fail", "not run"]
+
+
+@pytest.mark.parametrize("error", [RunnerError("Expected an engine of this GPU."), ExportError("bad sidecar")])
+@pytest.mark.parametrize("when", ["opening", "running"])
+def test_a_backend_that_is_there_and_fails(error: Exception, when: str) -> None:
+    runner = FakeRunner(LOGITS, error)
+    opened = raising(error) if when == "opening" else lambda: runner
+    parity = parity_of(candidate("a", "fp32", opened), candidate("b", "fp16", LOGITS, "a"))
+    first, second, step = parity["hops"]
+    assert (first["verdict"], first["why"]) == ("fail", str(error))
+    assert second["verdict"] == "pass"
+    assert step["verdict"] == "fail"
+    assert "reference a" in step["why"]
+    assert parity["verdict"] == "fail"
+    assert not runner.open
+
+
+def test_a_step_from_a_reference_that_was_not_run_is_not_run() -> None:
+    parity = parity_of(candidate("a.plan", "fp32", ABSENT), candidate("b", "fp32", LOGITS, "a.plan"))
+    assert [hop["verdict"] for hop in parity["hops"]] == ["not run", "pass", "not run"]
+    assert parity["verdict"] == "pass"
+
+
+def test_an_onnx_file_that_loads_and_does_not_run(tmp_path: Path) -> None:
+    """ONNX Runtime raises exceptions of its own, with no base that is public."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["far"], value_int=99),
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", ["floats", "far"], ["column"], axis=1),
+            helper.make_node("Flatten", ["column"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "broken",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 1, 1, 3])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", None]) for n in ("logits", "probabilities")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "x.onnx")
+    parity = parity_of(candidate("a", "fp32", lambda: OnnxRunner(tmp_path / "x.onnx")))
+    assert parity["hops"][0]["verdict"] == "fail"
+    assert parity["verdict"] == "fail"
+
+
+def test_an_onnx_file_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x08cut")
+    parity = parity_of(candidate("a", "fp32", lambda: OnnxRunner(tmp_path / "x.onnx")))
+    assert parity["hops"][0]["verdict"] == "fail"
+    assert "x.onnx" in parity["hops"][0]["why"]
+
+
+# --- verdict_of ---
+
+
+@pytest.fixture
+def parity() -> dict:
+    return parity_of(
+        candidate("good", "fp32", LOGITS),
+        candidate("bad", "int8", flipped(9), "good"),
+        candidate("half", "fp16", noisy(1e-5), "bad"),
+        candidate("plan", "fp32", ABSENT, "good"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256", "verdict"),
+    [
+        ("good", "g" * 64, PASS),
+        ("bad", "b" * 64, FAIL),
+        ("half", "h" * 64, FAIL),  # right against Keras, but its step is not
+        ("plan", "p" * 64, NOT_RUN),
+        ("good", "x" * 64, "not verified"),
+        ("good", "", "not verified"),
+        ("other", "o" * 64, "not verified"),
+    ],
+)
+def test_a_verdict_is_bound_to_the_bytes(parity: dict, name: str, sha256: str, verdict: str) -> None:
+    assert verdict_of(parity, name, sha256) == verdict
+
+
+def test_no_parity_at_all() -> None:
+    assert verdict_of({}, "good", "g" * 64) == "not verified"
+
+
+def test_the_subjects_hold_the_keras_model_too(parity: dict) -> None:
+    assert parity["subjects"] == {
+        "train/model.keras": "k" * 64, "good": "g" * 64, "bad": "b" * 64, "half": "h" * 64, "plan": "p" * 64,
+    }  # fmt: skip
