@@ -166,6 +166,19 @@ def check_split_sizes(images: ImageSet, minimum: dict[str, int]) -> None:
         raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
 
 
+def check_readable(count: int, minimum: int, split: str, pixels: Pixels) -> None:
+    """Refuse a split of which unreadable images left too few.
+
+    Raises:
+        DataError: with the number that is left.
+    """
+    if count < minimum:
+        raise DataError(
+            f"Expected at least {minimum} readable {split} images. Received: {count}, and {len(pixels.skipped)} that "
+            "could not be read. Replace those."
+        )
+
+
 @dataclass
 class Pixels:
     """Decodes samples at one size, names what is unreadable, and gives up above the recipe's limit."""

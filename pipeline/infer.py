@@ -105,7 +105,8 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("._"))
+            found += sorted(p for p in inside if p.is_file())
         elif path.exists():
             found.append(path)
         else:

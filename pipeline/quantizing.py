@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_split_sizes
+from pipeline.data import Pixels, check_readable, check_split_sizes
 from pipeline.files import sha256_file, write_atomic, write_json
 from pipeline.stage import Context
 
@@ -45,6 +45,7 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
         images_sha256=context.images.fingerprint("calibration"),
         preprocessing=card.preprocessing,
     )
+    check_readable(scales.images, settings.min_images, "calibration", pixels)
     write_atomic(folder / "scales.json", scales.to_json())
     quantized, placements = quantize(model, scales)
     save_model(quantized, folder / "model.int8.onnx")

@@ -182,11 +182,13 @@ def _ready_folders(root: Path) -> dict[str, Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    return (
+        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("._") and p.is_file()
+    )
 
 
 def _has_images(folder: Path) -> bool:

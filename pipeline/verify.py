@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_split_sizes
+from pipeline.data import Pixels, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
 from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
@@ -104,6 +104,7 @@ def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str,
         check_split_sizes(context.images, {"test": recipe.verify.min_images})
         pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
         images, labels = pixels.all(context.images.splits["test"][: recipe.verify.max_images], "test images")
+        check_readable(len(images), recipe.verify.min_images, "test", pixels)
         skipped = pixels.result()
         saved = {
             "pixels": images,
