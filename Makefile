@@ -38,7 +38,7 @@ $(PY):
 	echo "creating $(VENV) with $$($$found --version)"; $$found -m venv $(VENV)
 
 $(INSTALLED): requirements-common.txt requirements-legacy.txt $(REQUIREMENTS) | $(PY)
-	@echo "installing $(REQUIREMENTS) into $(VENV) (about a minute, 1 GB; once)"
+	@echo "installing $(REQUIREMENTS) into $(VENV) (about a minute, 2 GB; once)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-legacy.txt
 	@touch $@

@@ -180,8 +180,15 @@ def _make_logger(module: Any) -> Any:
             module.ILogger.__init__(self)
             self._errors: collections.deque[str] = collections.deque(maxlen=8)
             self._others: collections.deque[str] = collections.deque(maxlen=8)
+            self.error: BaseException | None = None
 
         def log(self, severity: Any, msg: str) -> None:
+            try:
+                self._take(severity, msg)
+            except BaseException as error:  # TensorRT would swallow it, a Ctrl-C too; the caller raises it later
+                self.error = error
+
+        def _take(self, severity: Any, msg: str) -> None:
             level = levels.get(int(severity))
             if level is None:  # VERBOSE: thousands a build
                 return

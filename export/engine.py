@@ -113,6 +113,8 @@ def build_engine(
     plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.error is not None:
         raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
+    if logger.error is not None:
+        raise logger.error
     if plan is None:
         raise ExportError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "

@@ -123,8 +123,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         return bundle(context, args.output or Path(f"{context.recipe.name}.bundle.tar"))
     if args.command == "infer" and args.images:
         return _infer_images(args, context)
-    if args.command == "infer" and (args.output or args.top_k or args.batch_size or args.allow_unverified):
-        raise PipelineError("Expected images to classify with these options. Received: none. Name files or folders.")
+    if args.command == "infer":
+        given = [args.output, args.top_k, args.batch_size, args.allow_unverified or None]
+        if any(option is not None for option in given) or {args.backend, args.precision} != {"auto"}:
+            raise PipelineError("Expected images to classify with these options. Received: none. Name files, folders.")
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):

@@ -164,6 +164,8 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[expected]
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
         raise RecipeError(f"{where}: expected {expected.__name__}. Received: {value!r} ({type(value).__name__}).")
+    if expected is float and not math.isfinite(float(value)):
+        raise RecipeError(f"{where}: expected a finite number. Received: {value!r}.")
     return float(value) if expected is float else value
 
 

@@ -22,7 +22,7 @@ from export.driver import driver_status
 from pipeline.card import ModelCard
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, sha256_file
-from pipeline.layout import ONNX, PARITY, engines, plan_precision
+from pipeline.layout import CARD, ONNX, PARITY, engines, plan_precision
 from pipeline.parity import PASS, verdict_of
 from pipeline.preprocess import EXTENSIONS, ImageError, Resize, load_image
 from pipeline.progress import progress_bar
@@ -69,13 +69,17 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
         )
     parity_path = context.root / PARITY
     parity = read_json(parity_path) if parity_path.is_file() else {}
+    if not isinstance(parity, dict) or not isinstance(parity.get("hops", []), list):
+        raise PipelineError(f"Expected a verdict in {parity_path}. Received: something else. Run `verify` again.")
+    card = context.root / CARD
+    named = card.is_file() and parity.get("subjects", {}).get(CARD) == sha256_file(card)
     choices = []
     for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
         if name == "tensorrt" and not driver:
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             choices += [
-                Choice(key, path, name, wanted, verdict_of(parity, key, digest))
+                Choice(key, path, name, wanted, verdict_of(parity, key, digest) if named else "not verified")
                 for key, path, digest in _files(context, name, wanted)
             ]
     if not choices:
@@ -159,15 +163,17 @@ def write_rows(rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str
     Returns:
         {"images", "failed"}.
     """
+    if output.is_dir() or output.suffix.lower() not in (".csv", ".jsonl"):
+        raise PipelineError(f"Expected a file that ends in .csv or .jsonl. Received: -o {output}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     images = failed = 0
     try:
         with (
-            partial.open("w", encoding="utf-8", newline="") as file,
+            partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
             progress_bar(total=total, desc="  infer", unit="img") as bar,
         ):
-            write = _csv_writer(file, columns) if output.suffix != ".jsonl" else _jsonl_writer(file)
+            write = _csv_writer(file, columns) if output.suffix.lower() != ".jsonl" else _jsonl_writer(file)
             for row in rows:
                 write(row)
                 images += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Reference:
     pixels: np.ndarray  # (N, height, width, 3) uint8
     labels: np.ndarray  # (N,) int64
     logits: np.ndarray  # (N, C) float32
+    with_it: Mapping[str, str] = field(default_factory=dict)  # further files the verdict holds for, and their sha256
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def judge(
             hops.append(_hop("step", candidate.step_from, before, candidate, answer, reference.labels, limits))
     verdicts = [hop["verdict"] for hop in hops]
     passed = FAIL not in verdicts and PASS in verdicts
-    subjects = {reference.name: reference.sha256} | {c.name: c.sha256 for c in candidates}
+    subjects = {reference.name: reference.sha256, **reference.with_it} | {c.name: c.sha256 for c in candidates}
     return {"schema": SCHEMA, "verdict": PASS if passed else FAIL, "subjects": subjects, "hops": hops}
 
 

@@ -84,14 +84,15 @@ def _cards(parity: Json, benchmark: Json | None, root: Path) -> str:
 
 
 def _best_speedup(results: Sequence[Json]) -> tuple[str, str] | None:
-    """The largest gain over Keras at the same batch size."""
+    """The gain over Keras of what is fastest at the largest batch; None if nothing gains."""
     timed = [row for row in results if "error" not in row]
-    keras = {row["batch"]: row["p50_ms"] for row in timed if row["backend"] == "keras"}
-    gains = [(keras[row["batch"]] / row["p50_ms"], row) for row in timed if row["batch"] in keras]
-    if not gains:
+    batch = max((row["batch"] for row in timed), default=0)
+    rows = {(row["backend"], row["precision"]): row["p50_ms"] for row in timed if row["batch"] == batch}
+    keras = rows.pop(("keras", "fp32"), 0.0)
+    if not rows or min(rows.values()) >= keras:
         return None
-    gain, row = max(gains, key=lambda pair: pair[0])
-    return f"{gain:.1f}x", f"Keras' speed: {row['backend']} {row['precision']}, batch {row['batch']}"
+    backend, precision = min(rows, key=lambda key: rows[key])
+    return f"{keras / rows[backend, precision]:.1f}x", f"Keras' speed: {backend} {precision}, batch {batch}"
 
 
 def _chain(root: Path) -> str:

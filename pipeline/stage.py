@@ -90,7 +90,7 @@ class Context:
         except DataMissingError as error:
             if key not in recorded:
                 raise
-            log.info("keeping what the manifest says of the %s images: %s", name, error)
+            log.warning("keeping what the manifest says of the %s images: %s", name, error)
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -100,7 +100,7 @@ class Context:
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
         if name in recorded:
-            log.info("keeping what the manifest says of %s: %s is not here", name, path)
+            log.warning("keeping what the manifest says of %s: %s is not here", name, path)
             return {name: recorded[name]}
         raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
 

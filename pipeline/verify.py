@@ -14,7 +14,7 @@ from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
-from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
+from pipeline.layout import CARD, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
 from pipeline.parity import Candidate, Reference, judge, run_all
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
@@ -119,7 +119,8 @@ def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str,
         logits=saved["logits"],
         meta=text,
     )
-    return Reference(KERAS, meta["model_sha256"], **saved), skipped
+    card_sha256 = sha256_file(context.root / CARD)  # names of classes are part of an answer
+    return Reference(KERAS, meta["model_sha256"], **saved, with_it={CARD: card_sha256}), skipped
 
 
 def parity_table(parity: dict[str, Any]) -> str:

@@ -111,6 +111,40 @@ def test_infer_refuses(
     assert words in errors(capsys)
 
 
+@pytest.mark.parametrize("option", [["-o", "x.csv"], ["--precision", "int8"], ["--top-k", "0"], ["--batch-size", "0"]])
+def test_infer_options_need_images(
+    finished_chain: Chain, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished_chain.run("infer", *option) == 2
+    assert "Expected images to classify" in errors(capsys)
+
+
+@pytest.mark.parametrize("name", ["folder", "out.xlsx"])
+def test_infer_into_what_is_no_table(finished_chain: Chain, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    photo = str(next(finished_chain.images.rglob("*.png")))
+    assert finished_chain.run("infer", photo, "-o", str(tmp_path / name)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+def test_infer_a_name_that_is_not_utf8(finished_chain: Chain, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "photos")
+    os.mkdir(folder)
+    shutil.copy(os.fsencode(next(finished_chain.images.rglob("*.png"))), folder + b"/bad\xff.png")
+    for suffix in ("csv", "jsonl"):
+        out = tmp_path / f"out.{suffix}"
+        assert finished_chain.run("infer", str(tmp_path / "photos"), "-o", str(out)) == 0
+        assert "dcff.png" in out.read_text()
+
+
+def test_other_class_names_than_those_verified_do_not_serve(chain: Chain, tmp_path: Path) -> None:
+    card = chain.root / "train" / "model.json"
+    card.write_text(card.read_text().replace('"red"', '"crimson"'))
+    photo = str(next(chain.images.rglob("*.png")))
+    assert chain.run("infer", photo, "-o", str(tmp_path / "out.csv")) == 2
+
+
 @pytest.mark.skipif(bool(driver_status()), reason="this machine has a GPU")
 def test_infer_on_tensorrt_needs_a_gpu(finished_chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     photo = str(next(finished_chain.images.rglob("*.png")))

@@ -233,3 +233,18 @@ def test_no_driver_is_a_reason_and_never_an_exception(
     assert not status
     assert status.devices == ()
     assert re.search(words, status.reason)
+
+
+def test_an_interrupt_inside_the_logger_is_kept_for_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT calls the logger from its own code and swallows what it raises, a Ctrl-C too."""
+    trt = find_tensorrt("rtx")
+    if trt is None:
+        pytest.skip("TensorRT-RTX has no wheel for this platform")
+    logger = trt.logger()
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logger, "_take", interrupted)
+    logger.log(trt.module.ILogger.Severity.INFO, "hello")
+    assert isinstance(logger.error, KeyboardInterrupt)
