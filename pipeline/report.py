@@ -141,7 +141,7 @@ def _parity(context: Context, parity: Json) -> str:
         rows.append((kind, escape(hop["reference"]), escape(hop["candidate"]), *numbers, verdict))
     images = parity["hops"][0]["images"] if parity["hops"] else 0
     notes = [f"{hop['precision'].upper()}: {hop['note']}." for hop in parity["hops"] if hop["note"]]
-    notes += [f"{hop['why'].capitalize()}." for hop in parity["hops"] if hop["verdict"] == "not run"]
+    notes += [f"{hop['why'][:1].upper()}{hop['why'][1:]}." for hop in parity["hops"] if hop["verdict"] == "not run"]
     footnote = "".join(f'<p class="note">{escape(note)}</p>' for note in dict.fromkeys(notes))
     text = f"Every file against Keras, and against the step before it, on {images} test images that selected nothing."
     return _section("Parity", text, chart + _table(head, rows) + footnote)
