@@ -198,6 +198,12 @@ def _make_logger(module: Any) -> Any:
             elif level == logging.WARNING:
                 self._others.append(msg)
 
+        def raise_pending(self) -> None:
+            """Raise what came up inside the callback, once."""
+            error, self.error = self.error, None
+            if error is not None:
+                raise error
+
         def clear(self) -> None:
             self._errors.clear()
             self._others.clear()

@@ -109,12 +109,12 @@ def build_engine(
     monitor = make_monitor(trt, progress) if trt.progress_monitor else None
     if monitor is not None:
         config.progress_monitor = monitor
+    logger.raise_pending()
     logger.clear()
     plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.error is not None:
         raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
-    if logger.error is not None:
-        raise logger.error
+    logger.raise_pending()
     if plan is None:
         raise ExportError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "

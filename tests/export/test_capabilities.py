@@ -247,4 +247,6 @@ def test_an_interrupt_inside_the_logger_is_kept_for_the_caller(monkeypatch: pyte
 
     monkeypatch.setattr(logger, "_take", interrupted)
     logger.log(trt.module.ILogger.Severity.INFO, "hello")
-    assert isinstance(logger.error, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        logger.raise_pending()
+    logger.raise_pending()  # once
