@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from abc import ABC, abstractmethod
 from types import ModuleType
 from typing import Any
 
@@ -126,7 +127,7 @@ def set_device(index: int) -> None:
     check(runtime().cudaSetDevice(index), f"choosing device {index}")
 
 
-class _Owner:
+class _Owner(ABC):
     """Something that CUDA gave and that has to be given back; a context manager, closed once."""
 
     _what = "resource"
@@ -148,8 +149,9 @@ class _Owner:
         except RunnerError as error:
             log.warning("%s", error)
 
+    @abstractmethod
     def _release(self, handle: Any) -> tuple[Any, ...]:
-        raise NotImplementedError
+        """Call what gives the handle back; return what that returns."""
 
     def _open(self) -> Any:
         if self.handle is None:
