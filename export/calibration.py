@@ -1,203 +1,168 @@
-"""Activation ranges, collected in a stream over ONNX Runtime, and the INT8 scales that follow from them."""
+"""What calibration images show of a model's activations, collected over ONNX Runtime in a stream.
+
+Two passes: ranges and means of each channel first, reduced inside the graph so that no activation leaves it; then a
+histogram of each tensor that will be quantised. Memory is bounded by one batch, however many images there are.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import copy_model, load_model, tensor_shapes
-from export.preprocessing import PreprocessingSpec
 
-logger = logging.getLogger(__name__)
-
-# The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
-MINIMUM_SCALE = 2.0**-14
-INT8_MAX = 127
+BINS = 2048
+_PARTS = ("ReduceMin", "ReduceMax", "ReduceMean")
+Model: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
+Progress: TypeAlias = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Scales:
-    """The INT8 scale of each quantised activation, and what it was measured on.
+class ChannelStatistics:
+    """Each channel of one activation over all images and positions; float64 (C,).
 
     Args:
-        scales: Tensor name -> scale, such that ``x ≈ scale * int8``; float32 values, at least 2^-14.
-        method: How the range was chosen, ``"minmax"``.
-        images: How many calibration images were seen.
-        model_sha256: Of the FP32 ONNX file.
-        images_sha256: Fingerprint of the calibration images, as the caller computes it.
-        preprocessing: ``PreprocessingSpec.to_dict()`` of that model.
+        low: Smallest value.
+        high: Largest value.
+        mean: Mean value.
     """
 
-    scales: dict[str, float]
-    method: str
-    images: int
-    model_sha256: str = ""
-    images_sha256: str = ""
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
 
-    def __post_init__(self) -> None:
-        for name, value in self.scales.items():
-            if not (math.isfinite(value) and value >= MINIMUM_SCALE):
-                raise ExportError(
-                    f"Expected scales of at least 2^-14. Received: {value} for {name!r} (calibrate again)."
-                )
+    @property
+    def largest(self) -> np.ndarray:
+        """Largest absolute value of each channel, (C,)."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
 
-    @classmethod
-    def from_ranges(
-        cls,
-        ranges: Mapping[str, tuple[float, float]],
-        *,
-        images: int,
-        method: str = "minmax",
-        model_sha256: str = "",
-        images_sha256: str = "",
-        preprocessing: dict[str, Any] | None = None,
-    ) -> Scales:
-        """Returns symmetric scales, ``max(|min|, |max|) / 127`` in float32.
-
-        A range so small that its scale is below 2^-14 (a dead tensor has 0) gets 2^-14 and is named in a warning.
-        """
-        scales: dict[str, float] = {}
-        small: list[str] = []
-        for name, (low, high) in ranges.items():
-            scale = float(np.float32(max(abs(low), abs(high)) / INT8_MAX))
-            if scale < MINIMUM_SCALE:
-                small.append(f"{name} ({low:g}..{high:g})")
-                scale = MINIMUM_SCALE
-            scales[name] = scale
-        if small:
-            logger.warning("%d tensors are (nearly) dead and get the smallest scale: %s", len(small), ", ".join(small))
-        return cls(scales, method, images, model_sha256, images_sha256, dict(preprocessing or {}))
-
-    def to_json(self) -> str:
-        """Returns the scales as JSON text; float32 values survive exactly."""
-        data = {
-            "method": self.method,
-            "images": self.images,
-            "model_sha256": self.model_sha256,
-            "images_sha256": self.images_sha256,
-            "preprocessing": self.preprocessing,
-            "scales": self.scales,
-        }
-        return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Scales:
-        """Returns the scales that `to_json` wrote.
-
-        Raises:
-            ExportError: If the text is no such JSON.
-        """
-        try:
-            data = json.loads(text)
-            return cls(
-                scales={str(name): float(value) for name, value in data["scales"].items()},
-                method=str(data["method"]),
-                images=int(data["images"]),
-                model_sha256=str(data["model_sha256"]),
-                images_sha256=str(data["images_sha256"]),
-                preprocessing=dict(data["preprocessing"]),
-            )
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ExportError(
-                f"Expected the JSON of calibrated scales. Received: {type(error).__name__}: {error} (calibrate again)."
-            ) from error
+    @property
+    def limit(self) -> float:
+        """Largest absolute value of the tensor."""
+        return float(self.largest.max())
 
 
-def collect_ranges(
-    model: onnx.ModelProto | str | os.PathLike[str],
-    batches: Iterable[np.ndarray],
-    tensors: Sequence[str],
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Returns the smallest and largest value of each tensor over all images.
+@dataclass(frozen=True)
+class Histogram:
+    """How often an activation's absolute values occur.
 
-    Memory is bounded by one batch, and neither the size nor the order of the batches matters.
+    Args:
+        counts: int64 (bins,); bin i holds values in [i, i + 1) · limit / bins, the last one also what lies above.
+        limit: Upper end of the last bin; 0 where every value is 0, all of them in the first bin then.
+    """
+
+    counts: np.ndarray
+    limit: float
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return self.limit / len(self.counts)
+
+
+def collect_statistics(
+    model: Model, batches: Iterable[np.ndarray], tensors: Sequence[str], progress: Progress | None = None
+) -> tuple[int, dict[str, ChannelStatistics]]:
+    """First pass: the range and mean of each channel of some tensors.
+
+    Neither the size nor the order of the batches matters beyond what float32 arithmetic leaves of it.
 
     Args:
         model: The FP32 model, or its file.
         batches: uint8 (N, height, width, 3) RGB, N at least 1 and free to change.
-        tensors: Names of float32 tensors in the model, see `export.quantize.quantizable_tensors`.
+        tensors: Names of float32 tensors (N, C) or (N, C, ...) in the model.
         progress: Called after each batch with the images seen so far. Defaults to None.
 
+    Returns:
+        The number of images, and tensor name -> statistics.
+
     Raises:
-        ExportError: If a tensor is unknown, a batch has another type or shape, there are no images, or a value is
-            NaN or infinite (the tensor is named).
+        ExportError: If a tensor is unknown, a batch has another type or shape, there are no images, every image is
+            of one colour, or a weight or a value is NaN or infinite (named).
     """
-    low = dict.fromkeys(tensors, math.inf)
-    high = dict.fromkeys(tensors, -math.inf)
-    seen = 0
-    for count, activations in stream_activations(model, batches, tensors):
-        for name, value in activations.items():
-            # One reduction each: NaN goes through min and max in numpy, so no pass of its own is needed.
-            smallest, largest = float(value.min()), float(value.max())
-            if not (math.isfinite(smallest) and math.isfinite(largest)):
+    proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
+    check_finite(proto)
+    names = list(dict.fromkeys(tensors))
+    probe, reduced = _with_reductions(proto, names)
+    low: dict[str, np.ndarray] = {}
+    high: dict[str, np.ndarray] = {}
+    total: dict[str, np.ndarray] = {}
+    seen = plain = 0
+    for batch, values in run_batches(probe, batches, [part for parts in reduced.values() for part in parts]):
+        seen += len(batch)
+        plain += sum(bool((image == image[0, 0]).all()) for image in batch)
+        for name, parts in reduced.items():
+            least, most, mean = (values[part].astype(np.float64) for part in parts)
+            if not (np.isfinite(least).all() and np.isfinite(most).all() and np.isfinite(mean).all()):
                 raise ExportError(
-                    f"Expected finite activations. Received: {smallest:g}..{largest:g} in {name!r} "
-                    f"after {seen} images (check the weights of the layers before it)."
+                    f"Expected finite activations. Received: NaN or infinity in {name!r} within the first {seen} "
+                    "images (check the weights of the layers before it)."
                 )
-            low[name], high[name] = min(low[name], smallest), max(high[name], largest)
-        seen += count
+            low[name] = np.minimum(low.get(name, math.inf), least.min(axis=0))
+            high[name] = np.maximum(high.get(name, -math.inf), most.max(axis=0))
+            total[name] = total.get(name, 0.0) + mean.sum(axis=0)
         if progress is not None:
             progress(seen)
     if not seen:
         raise ExportError("Expected calibration images. Received: none (check the calibration split).")
-    return {name: (low[name], high[name]) for name in tensors}
+    if plain == seen:
+        raise ExportError(
+            f"Expected calibration images that show something. Received: {seen} of one colour each "
+            "(check that the files are the photos that the model will see, and that they decode)."
+        )
+    return seen, {name: ChannelStatistics(low[name], high[name], total[name] / seen) for name in names}
 
 
-def collect_scales(
-    model: onnx.ModelProto | str | os.PathLike[str],
+def collect_histograms(
+    model: Model,
     batches: Iterable[np.ndarray],
-    tensors: Sequence[str],
-    *,
-    model_sha256: str,
-    images_sha256: str,
-    preprocessing: PreprocessingSpec,
-    progress: Callable[[int], None] | None = None,
-) -> Scales:
-    """Returns the MinMax scales of the tensors, with what they were measured on.
+    limits: Mapping[str, float],
+    progress: Progress | None = None,
+) -> dict[str, Histogram]:
+    """Second pass: a histogram of the absolute values of some tensors.
+
+    Counts are whole numbers, so that for given activations neither batch size nor order changes them.
 
     Args:
-        model: As in `collect_ranges`, and so are `batches` and `tensors`.
+        model: As in `collect_statistics`, and so are `batches` and `progress`.
         batches: uint8 (N, height, width, 3) RGB.
-        tensors: Names of float32 tensors.
-        model_sha256: Of the FP32 ONNX file.
-        images_sha256: Fingerprint of the calibration images.
-        preprocessing: What the graph does to the pixels.
+        limits: Tensor name -> its largest absolute value, from the first pass.
         progress: Called after each batch with the images seen so far. Defaults to None.
 
     Raises:
-        ExportError: As `collect_ranges`.
+        ExportError: As `collect_statistics`.
     """
+    counts = {name: np.zeros(BINS, dtype=np.int64) for name in limits}
     seen = 0
-
-    def count(images: int) -> None:
-        nonlocal seen
-        seen = images
+    for size, activations in stream_activations(model, batches, list(limits)):
+        for name, value in activations.items():
+            counts[name] += count_bins(value, limits[name])
+        seen += size
         if progress is not None:
-            progress(images)
+            progress(seen)
+    if not seen:
+        raise ExportError("Expected calibration images. Received: none (check the calibration split).")
+    return {name: Histogram(counts[name], limits[name]) for name in limits}
 
-    ranges = collect_ranges(model, batches, tensors, count)
-    return Scales.from_ranges(
-        ranges,
-        images=seen,
-        model_sha256=model_sha256,
-        images_sha256=images_sha256,
-        preprocessing=preprocessing.to_dict(values=False),
-    )
+
+def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
+    """Returns how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
+    scaled = np.abs(value).ravel()
+    scaled *= np.float32(BINS / limit if limit > 0 else 0.0)
+    np.minimum(scaled, np.float32(BINS - 1), out=scaled)
+    return np.bincount(scaled.astype(np.uint16), minlength=BINS)
 
 
 def stream_activations(
-    model: onnx.ModelProto | str | os.PathLike[str], batches: Iterable[np.ndarray], tensors: Sequence[str]
+    model: Model, batches: Iterable[np.ndarray], tensors: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Runs a model batch by batch and yields inner tensors.
 
@@ -207,15 +172,41 @@ def stream_activations(
     Raises:
         ExportError: If a tensor is unknown, or a batch has another type or shape than the model takes.
     """
-    import onnxruntime
-
     proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
     names = list(dict.fromkeys(tensors))
-    probe = _with_outputs(proto, names)
+    for batch, values in run_batches(_with_outputs(proto, names), batches, names):
+        yield len(batch), values
+
+
+def check_finite(model: onnx.ModelProto) -> None:
+    """Checks the weights.
+
+    Raises:
+        ExportError: If one is NaN or infinite, named.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise ExportError(
+                f"Expected finite weights. Received: NaN or infinity in {tensor.name!r} "
+                "(the training diverged; load an earlier checkpoint or train again)."
+            )
+
+
+def run_batches(
+    probe: onnx.ModelProto, batches: Iterable[np.ndarray], outputs: Sequence[str]
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Runs a model batch by batch on ONNX Runtime and yields the batch and the outputs by name.
+
+    Raises:
+        ExportError: If a batch has another type or shape than the model takes.
+    """
+    import onnxruntime
+
     source = probe.graph.input[0].name
     shape = tensor_shapes(probe)[source]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # a plan of all activations at once costs more memory than it saves time
     # Pad_Fusion makes a zero pad part of a MaxPool even where values are negative: wrong for ResNetV2.
     session = onnxruntime.InferenceSession(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
@@ -226,7 +217,7 @@ def stream_activations(
                 f"Expected a batch of uint8 (N, {', '.join(map(str, shape[1:]))}). Received: {batch.dtype} "
                 f"{batch.shape} (decode and resize with the function that training used)."
             )
-        yield len(batch), dict(zip(names, session.run(names, {source: batch})))
+        yield batch, dict(zip(outputs, session.run(list(outputs), {source: batch})))
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -247,3 +238,24 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     present = {o.name for o in result.graph.output}
     result.graph.output.extend(infos[name] for name in names if name not in present)
     return result
+
+
+def _with_reductions(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
+    """Returns the model with (N, C) minimum, maximum and mean of tensors as its outputs, and their names by tensor."""
+    shapes = {o.name: len(o.type.tensor_type.shape.dim) for o in _with_outputs(model, names).graph.output}
+    result = copy_model(model)
+    graph = result.graph
+    reduced: dict[str, list[str]] = {}
+    for name in names:
+        axes = list(range(2, shapes[name]))
+        if not axes:  # (N, C) is its own minimum, maximum and mean
+            reduced[name] = [name] * len(_PARTS)
+            continue
+        reduced[name] = [f"{name}/{part}" for part in _PARTS]
+        for part, output in zip(_PARTS, reduced[name]):
+            graph.node.append(helper.make_node(part, [name], [output], output, axes=axes, keepdims=0))
+    present = {o.name for o in graph.output}
+    for output in dict.fromkeys(part for parts in reduced.values() for part in parts):
+        if output not in present:
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    return result, reduced

@@ -12,6 +12,7 @@ placement), and those of ModelOpt, whose placement on ResNets this reproduces:
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -21,6 +22,11 @@ from export.naming import keras_layer
 from export.precision import preprocessing_nodes
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+_ARITHMETIC = ("Conv", "MatMul", "Gemm", "Add", "Mul", "Sub", "Div", "BatchNormalization")
+_WITH_NEIGHBOURS = (
+    *("Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sub", "Div"),
+    *("MaxPool", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,19 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A node that stays in float although a rule would quantise it.
+
+    Args:
+        precision: ``"fp16"`` or ``"fp32"``.
+        why: For people.
+    """
+
+    precision: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Edge:
     """One input of one node that reads its tensor through a Q/DQ pair.
 
@@ -59,11 +78,12 @@ class Edge:
     why: str
 
 
-def quantized_edges(model: onnx.ModelProto) -> list[Edge]:
+def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[Edge]:
     """Returns which activations are read as INT8, in the order of the graph.
 
     Args:
         model: float32, without Q/DQ.
+        kept: Names of nodes that stay in float all the same. Defaults to none.
     """
     graph = model.graph
     made, table = producers(graph), constants(graph)
@@ -79,12 +99,28 @@ def quantized_edges(model: onnx.ModelProto) -> list[Edge]:
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
         elif node.op_type == "MaxPool" and source is not None and source.op_type == "Pad":
             edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool behind a Pad"))
-    return edges
+    return [edge for edge in edges if edge.node not in kept]
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
     """Returns the activations that need a scale, each once, in the order of the graph."""
     return list(dict.fromkeys(edge.tensor for edge in quantized_edges(model)))
+
+
+def measured_tensors(model: onnx.ModelProto) -> list[str]:
+    """Returns the activations whose range or mean decides something, in the order of the graph.
+
+    What will be quantised, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
+    """
+    skipped = {node.name for node in preprocessing_nodes(model)}
+    made = producers(model.graph)
+    names = set(quantizable_tensors(model))
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[0] in made:
+            names.add(node.input[0])
+        if node.op_type in _ARITHMETIC and node.name not in skipped:
+            names.add(node.output[0])
+    return [name for node in model.graph.node for name in node.output if name in names]
 
 
 def skip_input(add: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
@@ -143,30 +179,39 @@ def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:
     return {name for node in graph.node for name in node.output} - reaching
 
 
-def describe(model: onnx.ModelProto, edges: list[Edge]) -> list[Placement]:
+def describe(
+    model: onnx.ModelProto, edges: list[Edge], base: str = "fp16", kept: Mapping[str, Kept] | None = None
+) -> list[Placement]:
     """Returns what each node of the quantised graph computes in, Q/DQ and casts aside.
 
     Args:
         model: The float32 model that `edges` is about.
-        edges: From `quantized_edges`.
+        edges: From `quantized_edges`, without those of kept nodes.
+        base: What is not quantised computes in: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
+        kept: Node name -> the precision it was taken out of INT8 for, and why. Defaults to None.
     """
+    kept = kept or {}
     before_conv = {node.name for node in preprocessing_nodes(model)}
     reasons = {(edge.node, edge.index): edge.why for edge in edges}
     rows = []
     for node in model.graph.node:
         why = next((reasons[node.name, i] for i in range(len(node.input)) if (node.name, i) in reasons), None)
-        if node.name in before_conv:
+        if node.name in kept:
+            precision, why = (kept[node.name].precision if base == "fp16" else base), kept[node.name].why
+        elif node.name in before_conv:
             precision, why = "fp32", "arithmetic on 0..255, before the first Conv"
         elif node.op_type == "Softmax":
             precision, why = "fp32", "Softmax stays in FP32"
         elif why is not None and node.op_type == "Add":
-            precision, why = "fp16", f"{why}: that input is INT8, the main branch fuses"
+            precision, why = base, f"{why}: that input is INT8, the main branch fuses"
         elif why is not None:
             precision = "int8"
         elif node.op_type in ("MatMul", "Gemm"):
-            precision, why = "fp16", "the classifier stays in float"
+            precision, why = base, "the classifier stays in float"
+        elif node.op_type in _WITH_NEIGHBOURS:
+            precision, why = base, "no rule quantises it; it fuses into its neighbours or only moves values"
         else:
-            precision, why = "fp16", "no rule quantises it; pointwise nodes fuse into their neighbours"
+            precision, why = base, f"no rule quantises {node.op_type}; it stays in float"
         rows.append(Placement(node.name, keras_layer(node.name), node.op_type, precision, why))
     return rows
 
@@ -177,6 +222,11 @@ def placement_table(rows: list[Placement]) -> str:
     cells = [header, *((row.keras_layer, row.op, row.precision, row.why) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    quantized, convs = int8_convs(rows)
+    return "\n".join([*lines, f"{quantized} of {convs} convolutions in INT8"])
+
+
+def int8_convs(rows: list[Placement]) -> tuple[int, int]:
+    """Returns how many Convs compute in INT8, and how many there are."""
     convs = [row for row in rows if row.op == "Conv"]
-    quantized = sum(row.precision == "int8" for row in convs)
-    return "\n".join([*lines, f"{quantized} of {len(convs)} convolutions in INT8"])
+    return sum(row.precision == "int8" for row in convs), len(convs)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import (
     attribute,
     check_model,
+    constants,
     consumers,
     convert_opset,
     copy_model,
@@ -26,7 +29,10 @@ MINIMUM_OPSET = 19
 # What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
 _PREPROCESSING = ("Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad")
 _FP32_OPS = ("Softmax",)
-_CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
+_CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
+_LOST = 1e-3  # of a weight's norm: rounding to normal FP16 loses 2e-4, what loses more fell to denormals
+_HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
 
 
 def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -44,18 +50,20 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return found
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with FP16 weights and activations, at opset 19 or later.
+def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later.
 
     Preprocessing stays FP32 until its result is cast right before the first Conv, and Softmax is FP32; inputs and
     outputs keep their types (uint8 pixels, float32 logits and probabilities). QuantizeLinear and DequantizeLinear
-    get FP16 scales.
+    get scales of that type.
 
     Args:
         model: float32, as `export.keras_to_onnx.export_keras` or `export.quantize` makes it.
+        kind: ``"fp16"`` or ``"bf16"``. Defaults to ``"fp16"``. ONNX Runtime's CPU runs no BF16 Conv; TensorRT does.
+        keep: Names of further nodes that stay FP32, see `unfit_for_fp16`.
 
     Raises:
-        ExportError: If a weight has no finite FP16 value, named.
+        ExportError: If a weight has no finite FP16 value and its node is not kept, named.
 
     Source: onnxruntime.transformers.float16.convert_float_to_float16 (onnxconverter_common's makes an invalid
     model of a uint8 input that is cast).
@@ -64,46 +72,73 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     base = convert_opset(model, max(opset(model), MINIMUM_OPSET))
     kept = [node.name for node in preprocessing_nodes(base)]
-    kept += [node.name for node in base.graph.node if node.op_type in _FP32_OPS]
-    check_fp16_range(base, kept)
-    base = round_first_conv(base)
+    kept += [node.name for node in base.graph.node if node.op_type in _FP32_OPS or node.name in keep]
+    if kind == "fp16":
+        _check_fp16_weights(base, kept)
     result = convert_float_to_float16(base, keep_io_types=True, node_block_list=kept)
-    result = _name_casts(_merge_casts(topological_sort(result)))
+    result = topological_sort(_merge_casts(topological_sort(result)))
+    if kind == "bf16":
+        result = _as_bf16(result, base)
+    result = _name_casts(result)
     del result.graph.value_info[:]
     check_model(result)
     return result
 
 
-def round_first_conv(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with the first Conv's weights on FP16 values whose rounding errors cancel over the channels.
+def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[str, str]:
+    """Returns the nodes that must stay FP32 in an FP16 graph, by name, and why.
 
-    The colour channels of a photo are nearly equal, and those of a grey image are: what counts is the sum over them.
-    Rounded each for itself, weights that oppose each other leave an error as large as theirs in a small sum; so the
-    error of the largest is carried into the next smaller one, as error diffusion does between pixels. A weight may be
-    off by a unit in the last place of the largest of its channels, their sum by half a unit of the smallest.
+    Those are the nodes that write or read a value within a factor of two of FP16's largest, 65,504, and those with a
+    weight above it or with one that falls to denormals and loses more than a thousandth there.
+
+    Args:
+        model: float32.
+        limits: Tensor name -> its largest absolute value on calibration images; other tensors are not judged.
     """
-    result = copy_model(model)
-    prepared = preprocessing_nodes(result)
-    tensor = prepared[-1].output[0] if prepared else result.graph.input[0].name
-    initializers = {t.name: t for t in result.graph.initializer}
-    for node in consumers(result.graph).get(tensor, ()):
-        if node.op_type != "Conv" or node.input[1] not in initializers:
-            continue  # behind Q/DQ the weights are INT8
-        weight = numpy_helper.to_array(initializers[node.input[1]])
-        order = np.argsort(-np.abs(weight), axis=1, kind="stable")
-        falling = np.take_along_axis(weight, order, axis=1).astype(np.float64)
-        carry = np.zeros_like(falling[:, 0])
-        for channel in range(weight.shape[1]):
-            wanted = falling[:, channel] + carry
-            falling[:, channel] = wanted.astype(np.float16)
-            carry = wanted - falling[:, channel]
-        rounded = np.empty_like(weight)
-        np.put_along_axis(rounded, order, falling.astype(np.float32), axis=1)
-        initializers[node.input[1]].CopyFrom(numpy_helper.from_array(rounded, node.input[1]))
-    return result
+    graph = model.graph
+    made, readers, table = producers(graph), consumers(graph), constants(graph)
+    found: dict[str, str] = {}
+    prepared = {node.name for node in preprocessing_nodes(model)}
+    for name, limit in limits.items():
+        if limit < FP16_MAX / _HEADROOM or name not in made:
+            continue
+        pending = [name]
+        why = f"values up to {limit:,.0f}, near FP16's largest, {FP16_MAX:,.0f}"
+        for node in (made[name], *_readers_through(pending, readers)):
+            found.setdefault(node.name, why)
+    for node in graph.node:
+        for name in node.input:
+            if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
+                why = _lost_in_fp16(numpy_helper.to_array(table[name]))
+                if why:
+                    found.setdefault(node.name, why)
+    return {name: why for name, why in found.items() if name not in prepared}
 
 
-def check_fp16_range(model: onnx.ModelProto, skipped: list[str]) -> None:
+def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """Returns all that reads some tensors, behind what hands their values on as well."""
+    found = []
+    while pending:
+        for node in readers.get(pending.pop(), ()):
+            found.append(node)
+            if node.op_type in _HANDING_ON:
+                pending.append(node.output[0])
+    return found
+
+
+def _lost_in_fp16(weight: np.ndarray) -> str:
+    """Returns what FP16 does to a weight that it should not; empty where it does not."""
+    exact = weight.astype(np.float64)
+    largest = float(np.abs(exact).max()) if exact.size else 0.0
+    if not largest <= FP16_MAX:
+        return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
+    lost = float(np.linalg.norm(exact - exact.astype(np.float16).astype(np.float64)))
+    if lost > _LOST * float(np.linalg.norm(exact)):
+        return f"weights of at most {largest:.1e}, denormal in FP16"
+    return ""
+
+
+def _check_fp16_weights(model: onnx.ModelProto, skipped: Collection[str]) -> None:
     """Checks that every weight is finite in FP16, those of the nodes named in `skipped` aside.
 
     Raises:
@@ -118,8 +153,24 @@ def check_fp16_range(model: onnx.ModelProto, skipped: list[str]) -> None:
         if not largest <= FP16_MAX:  # also true of NaN
             raise ExportError(
                 f"Expected weights within ±{FP16_MAX:g}, the range of FP16. Received: {largest:g} in {tensor.name!r} "
-                "(keep FP32, or train with weight decay or a rescaled BatchNorm)."
+                "(keep its node in FP32: ask unfit_for_fp16)."
             )
+
+
+def _as_bf16(model: onnx.ModelProto, base: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns an FP16 model with BF16 in the place of FP16, its weights rounded from the float32 ones of `base`."""
+    result = copy_model(model)
+    exact = {name: numpy_helper.to_array(tensor) for name, tensor in constants(base.graph).items()}
+    bf16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    for tensor in result.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            values = exact.get(tensor.name, numpy_helper.to_array(tensor)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(bf16), tensor.name))
+    for node in result.graph.node:
+        for item in node.attribute:
+            if node.op_type == "Cast" and item.name == "to" and item.i == TensorProto.FLOAT16:
+                item.i = TensorProto.BFLOAT16
+    return result
 
 
 def _cast_to(node: onnx.NodeProto | None) -> int | None:

@@ -1,4 +1,4 @@
-"""INT8 as explicit Q/DQ pairs in the ONNX file, on an FP16 base.
+"""INT8 as explicit Q/DQ pairs in the ONNX file, on an FP16 or an FP32 base.
 
 Symmetric int8 with zero point 0; activations per tensor with calibrated scales, Conv weights per output channel. Where
 the pairs go is decided in `export.placement`.
@@ -7,50 +7,64 @@ the pairs go is decided in `export.placement`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.calibration import INT8_MAX, MINIMUM_SCALE, Scales
 from export.errors import ExportError
-from export.graph import constants, convert_opset, copy_model, op_counts, opset, topological_sort
-from export.placement import Placement, describe, placement_table, quantizable_tensors, quantized_edges
-from export.precision import MINIMUM_OPSET, to_fp16
+from export.graph import check_model, constants, convert_opset, copy_model, op_counts, opset, topological_sort
+from export.placement import Kept, Placement, describe, placement_table, quantizable_tensors, quantized_edges
+from export.precision import MINIMUM_OPSET, to_half
+from export.scales import Scales
+from export.weights import weight_scales
 
-__all__ = ["Placement", "placement_table", "quantizable_tensors", "quantize", "weight_scales"]
+__all__ = ["Kept", "Placement", "placement_table", "quantizable_tensors", "quantize"]
 
 logger = logging.getLogger(__name__)
 
 
-def quantize(fp32_model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto, list[Placement]]:
+def quantize(
+    fp32_model: onnx.ModelProto,
+    scales: Scales,
+    *,
+    base: str = "fp16",
+    kept: Mapping[str, Kept] | None = None,
+) -> tuple[onnx.ModelProto, list[Placement]]:
     """Returns the INT8 model, and what each of its nodes computes in.
 
-    The model goes to opset 19 or later, gets its Q/DQ pairs, one per tensor however many read it, and is then
-    converted to FP16, scales included: FP16 Q/DQ is not valid ONNX before opset 19.
+    The model gets its Q/DQ pairs, one per tensor however many read it. On the base ``"fp16"``, for TensorRT 10 and
+    later, it is then converted to FP16 at opset 19 or later, scales included: FP16 Q/DQ is not valid ONNX before. On
+    the base ``"fp32"``, for TensorRT 8.6, it stays as it is, at the opset it came in.
 
     Args:
         fp32_model: float32, as `export.keras_to_onnx.export_keras` makes it.
-        scales: One for each of `quantizable_tensors`.
+        scales: One for each of `quantizable_tensors`, those that only kept nodes read aside.
+        base: What the unquantised rest is. Defaults to ``"fp16"``.
+        kept: Node name -> why it stays in float. Defaults to None.
 
     Raises:
         ExportError: If the model is quantised already, a scale is missing, or a weight does not fit FP16.
     """
+    kept = kept or {}
     if "QuantizeLinear" in op_counts(fp32_model):
         raise ExportError("Expected a float model. Received: one with QuantizeLinear (quantise the FP32 export).")
     if len({node.name for node in fp32_model.graph.node if node.name}) != len(fp32_model.graph.node):
         raise ExportError("Expected a name of its own for each node. Received: empty or equal ones (export it again).")
-    edges = quantized_edges(fp32_model)
+    if not quantized_edges(fp32_model):
+        raise ExportError("Expected a model with Convs to quantise. Received: none (nothing would become INT8).")
+    edges = quantized_edges(fp32_model, kept)
     missing = [edge.tensor for edge in edges if edge.tensor not in scales.scales]
     if missing:
         raise ExportError(
             f"Expected a scale for each of {len(edges)} quantised inputs. Received: none for {missing[:3]} "
             "(calibrate with this very model)."
         )
-    if not edges:
-        raise ExportError("Expected a model with Convs to quantise. Received: none (nothing would become INT8).")
 
-    result = copy_model(convert_opset(fp32_model, max(opset(fp32_model), MINIMUM_OPSET)))
+    result = copy_model(fp32_model)
+    if base == "fp16":
+        result = convert_opset(result, max(opset(result), MINIMUM_OPSET))
     graph = result.graph
     nodes = {node.name: node for node in graph.node}
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
@@ -67,23 +81,16 @@ def quantize(fp32_model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelPro
             scale = weight_scales(numpy_helper.to_array(table[weight]))
             done[weight] = _insert_pair(graph, weight, scale, axis=0)
         conv.input[1] = done[weight]
-    result = to_fp16(topological_sort(result))
-    rows = describe(fp32_model, edges)
-    logger.info("%d Q/DQ pairs, %s", op_counts(result)["QuantizeLinear"], placement_table(rows).splitlines()[-1])
+    result = topological_sort(result)
+    if base == "fp16":
+        result = to_half(result, keep=[name for name, entry in kept.items() if entry.precision == "fp32"])
+    else:
+        check_model(result)
+    rows = describe(fp32_model, edges, base, kept)
+    logger.debug(
+        "%d Q/DQ pairs, %s", op_counts(result).get("QuantizeLinear", 0), placement_table(rows).splitlines()[-1]
+    )
     return result, rows
-
-
-def weight_scales(weight: np.ndarray) -> np.ndarray:
-    """Returns ``max(|w|) / 127`` of each output channel of a Conv weight, at least 2^-14.
-
-    Args:
-        weight: (out, in / groups, height, width).
-
-    Returns:
-        float32 (out,).
-    """
-    largest = np.abs(weight.astype(np.float64)).reshape(weight.shape[0], -1).max(axis=1)
-    return np.maximum(largest / INT8_MAX, MINIMUM_SCALE).astype(np.float32)
 
 
 def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: int | None) -> str:

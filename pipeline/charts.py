@@ -97,6 +97,30 @@ def speed(results: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
+def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25) -> Figure:
+    """Each layer's share of the INT8 noise, the dearest first.
+
+    Args:
+        layers: name, noise alone (energy of the error over that of the logits), whether it stays in FP16.
+        most: how many are drawn; the others are one bar.
+    """
+    whole = sum(noise for _, noise, _ in layers) or 1.0
+    shown = list(layers[:most])
+    if len(layers) > most:
+        shown.append((f"{len(layers) - most} others", sum(noise for _, noise, _ in layers[most:]), False))
+    figure = _figure(9.2, 0.24 * len(shown) + 0.9)
+    axis = figure.subplots()
+    for row, (_, noise, kept) in enumerate(shown):
+        axis.barh(row, 100 * noise / whole, color=COLORS["fp16" if kept else "int8"], height=0.65)
+        axis.text(100 * noise / whole, row, f"  {100 * noise / whole:.1f} %", va="center", fontsize=8)
+    axis.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(100 * noise / whole for _, noise, _ in shown) * 1.15 or 1)
+    axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in FP16)")
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
 def _figure(width: float, height: float) -> Figure:
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -264,6 +264,7 @@ def _check(recipe: Recipe) -> None:
         "train.batch_size": recipe.train.batch_size,
         "quantize.batch_size": recipe.quantize.batch_size,
         "quantize.min_images": recipe.quantize.min_images,
+        "quantize.sensitivity_images": recipe.quantize.sensitivity_images,
         "verify.batch_size": recipe.verify.batch_size,
         "verify.min_images": recipe.verify.min_images,
         "infer.batch_size": recipe.infer.batch_size,
@@ -271,6 +272,10 @@ def _check(recipe: Recipe) -> None:
         "benchmark.min_samples": recipe.benchmark.min_samples,
     }.items():
         require(count >= 1, where, "at least 1", count)
+    share = recipe.quantize.held_out
+    require(0 < share <= 0.5, "quantize.held_out", "above 0, up to 0.5", share)
+    share = recipe.quantize.max_kept
+    require(0 <= share <= 1, "quantize.max_kept", "0 to 1", share)
     for where, (low, high) in {
         "quantize": (recipe.quantize.min_images, recipe.quantize.max_images),
         "verify": (recipe.verify.min_images, recipe.verify.max_images),

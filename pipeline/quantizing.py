@@ -1,55 +1,233 @@
-"""The quantize stage: the FP16 graph, and the INT8 graph with scales from the calibration images."""
+"""The quantize stage: the FP16 graph, and the INT8 graphs with scales from the calibration images."""
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+
+from export.calibration import ChannelStatistics, collect_histograms, collect_statistics
+from export.correction import MeanMaps, collect_mean_maps, correct_biases
+from export.equalization import Equalized, equalize
+from export.metrics import Comparison
+from export.onnx_file import load_model, save_model
+from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
+from export.precision import to_half, unfit_for_fp16
+from export.quantize import quantize
+from export.rounding import round_first_conv, round_weights
+from export.scales import METHODS, Scales
+from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
+from export.simulation import HeldOut, summary
+from pipeline import charts
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_readable, check_split_sizes
+from pipeline.data import Pixels, Sample, check_readable, check_split_sizes
 from pipeline.files import sha256_file, write_atomic, write_json
+from pipeline.progress import progress_bar
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
 
+_TIE_DB = 0.5  # SQNRs of two methods as close as this are equal, and agreement decides
+
 
 def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
-    """Write ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json`` and ``placement.json``.
+    """Write the FP16 model, the INT8 models for TensorRT 10 and for 8.6, and how they came about.
+
+    ``model.fp16.onnx``, ``model.int8.onnx``, ``model.int8-trt8.onnx``, ``scales.json``, ``placement.json``,
+    ``calibration.json``, ``images.json``; ``sensitivity.csv`` and ``.png`` where layers were measured.
 
     Raises:
         DataError: fewer calibration images than the recipe's minimum, or unreadable ones above its limit.
+        ExportError: weights, activations or images that no scale can come of.
     """
-    from export.calibration import collect_scales
-    from export.onnx_file import load_model, save_model
-    from export.placement import placement_table, quantizable_tensors
-    from export.precision import to_fp16
-    from export.quantize import quantize
-
     settings = context.recipe.quantize
     source = context.folder("export") / "model.onnx"
     card = ModelCard.read(context.folder("train") / "model.json")
     model = load_model(source)
-    save_model(to_fp16(model), folder / "model.fp16.onnx")
+    images = _Images(context, card)
+    seen, statistics = collect_statistics(model, images.batches("calibration: ranges"), measured_tensors(model))
+    unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
+    for node, why in unfit.items():
+        log.warning("  %s stays FP32: %s", node, why)
+    held_out = HeldOut(model, *images.held_out(), settings.batch_size)
+    check_readable(seen + len(held_out), settings.min_images, "calibration", images.pixels)
+    half, rounding = _best_fp16(model, statistics, unfit, held_out)
+    save_model(half, folder / "model.fp16.onnx")
 
-    check_split_sizes(context.images, {"calibration": settings.min_images})
-    samples = context.images.splits["calibration"][: settings.max_images]
-    pixels = Pixels(card.size, context.recipe.data.resize, context.recipe.data.max_bad_images)
-    batches = (batch for batch, _ in pixels.batches(samples, settings.batch_size, "calibration"))
-    scales = collect_scales(
-        model,
-        batches,
-        quantizable_tensors(model),
-        model_sha256=sha256_file(source),
-        images_sha256=context.images.fingerprint("calibration"),
-        preprocessing=card.preprocessing,
-    )
-    check_readable(scales.images, settings.min_images, "calibration", pixels)
+    base = Equalized(model, statistics, 0)
+    if settings.equalize:
+        base = equalize(model, statistics)
+    key = {
+        "model_sha256": sha256_file(source),
+        "images_sha256": context.images.fingerprint("calibration"),
+        "preprocessing": card.preprocessing.to_dict(values=False),
+        "quantize": asdict(settings),
+    }
+    limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
+    histograms = collect_histograms(base.model, images.batches("calibration: histograms"), limits)
+    run = _Quantization(context, base, held_out, {name: Kept("fp32", why) for name, why in unfit.items()})
+    methods = METHODS if settings.method == "auto" else (settings.method,)
+    found = {name: Scales.from_histograms(histograms, name, images=seen, key=key) for name in methods}
+    scales = run.choose_method(found)
+    if settings.bias_correction:
+        run.correct(collect_mean_maps(base.model, images.batches("calibration: biases"), scales))
+    run.meet_budget(folder)
+
     write_atomic(folder / "scales.json", scales.to_json())
-    quantized, placements = quantize(model, scales)
-    save_model(quantized, folder / "model.int8.onnx")
-    write_json(folder / "placement.json", [asdict(row) for row in placements])
-    write_json(folder / "images.json", {"calibration": context.images.table("calibration")[: settings.max_images]})
-    log.debug("placement of INT8:\n%s", placement_table(placements))
-    return {"calibration_images": len(samples) - len(pixels.skipped), **pixels.result()}
+    for name, target in (("model.int8.onnx", "fp16"), ("model.int8-trt8.onnx", "fp32")):
+        quantized, placements = quantize(run.model(run.kept), scales, base=target, kept=run.kept)
+        save_model(quantized, folder / name)
+        if target == "fp16":
+            write_json(folder / "placement.json", [asdict(row) for row in placements])
+            log.debug("placement of INT8:\n%s", placement_table(placements))
+            counts = int8_convs(placements)
+    half_report = {"fp16": {"rounding": rounding, "kept_fp32": unfit}}
+    equalized = {"equalized_activations": base.tensors, "held_out_images": len(held_out), "scale_images": seen}
+    report = half_report | equalized | {"int8_convolutions": counts[0], "convolutions": counts[1]} | run.report
+    write_json(folder / "calibration.json", report)
+    write_json(folder / "images.json", images.table())
+    log.info(
+        "  INT8: %s, %d of %d convolutions; %s on %d held-out images",
+        *(scales.method, *counts, _words(run.result), len(held_out)),
+    )
+    return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
+
+
+def _best_fp16(
+    model: onnx.ModelProto, statistics: dict[str, ChannelStatistics], unfit: dict[str, str], held_out: HeldOut
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The FP16 model whose weights, rounded one way or the other, come closest on held-out images."""
+    candidates = {"nearest": round_first_conv(model), "mean": round_weights(model, statistics)}
+    halves = {name: to_half(candidate, keep=unfit) for name, candidate in candidates.items()}
+    found = {name: held_out.judge(half) for name, half in halves.items()}
+    best = max(found, key=lambda name: found[name].sqnr_db)
+    return halves[best], {"chosen": best} | {name: summary(comparison) for name, comparison in found.items()}
+
+
+class _Images:
+    """The calibration images: those that give scales, in a stream, and those held out, which judge them."""
+
+    def __init__(self, context: Context, card: ModelCard) -> None:
+        recipe = context.recipe
+        settings = recipe.quantize
+        check_split_sizes(context.images, {"calibration": settings.min_images})
+        samples = context.images.splits["calibration"][: settings.max_images]
+        held = max(1, round(len(samples) * settings.held_out))
+        self._scaling, self._held_out = samples[:-held], samples[-held:]
+        self._names = context.images.table("calibration")[: settings.max_images]
+        self._batch_size = settings.batch_size
+        self.pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
+
+    def batches(self, description: str) -> Iterator[np.ndarray]:
+        """The images that give scales; those found unreadable are not tried again."""
+        readable: Sequence[Sample] = [s for s in self._scaling if s.name not in self.pixels.skipped]
+        return (batch for batch, _ in self.pixels.batches(readable, self._batch_size, f"  {description}"))
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels and labels of the images that judge."""
+        return self.pixels.all(self._held_out, "  held-out images")
+
+    def table(self) -> dict[str, Any]:
+        """What the record says of them."""
+        split = len(self._scaling)
+        return {"calibration": self._names[:split], "held_out": self._names[split:]}
+
+
+class _Quantization:
+    """One model on its way to INT8, each choice made on held-out images and written down."""
+
+    def __init__(self, context: Context, base: Equalized, held_out: HeldOut, kept: dict[str, Kept]) -> None:
+        limits = context.recipe.verify.thresholds.int8
+        self._settings = context.recipe.quantize
+        self._budget = Budget(limits.top1_agreement, limits.accuracy_drop, limits.sqnr_db)
+        self._base, self._held_out, self.kept = base, held_out, kept
+        self._maps: dict[str, MeanMaps] | None = None
+        self._scales: Scales
+        self.result: Comparison
+        self.report: dict[str, Any] = {"budget": str(self._budget)}
+
+    def model(self, kept: dict[str, Kept]) -> onnx.ModelProto:
+        """The float model whose rounding gives the INT8 model: equalized, biases corrected for what is quantised."""
+        if self._maps is None:
+            return self._base.model
+        return correct_biases(self._base.model, self._maps, kept)[0]
+
+    def _judge(self, kept: dict[str, Kept], scales: Scales | None = None) -> Comparison:
+        candidate, _ = quantize(self.model(kept), scales or self._scales, base="fp32", kept=kept)
+        return self._held_out.judge(candidate)
+
+    def choose_method(self, candidates: dict[str, Scales]) -> Scales:
+        """The scales with the best SQNR; among those within half a decibel, the best agreement."""
+        results: dict[str, Comparison] = {}
+        for name in progress_bar(candidates, desc="  methods", unit="method"):
+            results[name] = self._judge(self.kept, candidates[name])
+        best = max(found.sqnr_db for found in results.values())
+        close = [name for name, found in results.items() if found.sqnr_db >= best - _TIE_DB or found.sqnr_db == best]
+        chosen = max(close, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
+        self._scales, self.result = candidates[chosen], results[chosen]
+        self.report |= {"method": chosen, "methods": {name: summary(found) for name, found in results.items()}}
+        return self._scales
+
+    def correct(self, maps: dict[str, MeanMaps]) -> None:
+        """Correct the biases, and go back if that does not bring the logits closer."""
+        before, self._maps = self.result, maps
+        after = self._judge(self.kept)
+        used = after.sqnr_db > before.sqnr_db
+        if used:
+            self.result = after
+        else:
+            self._maps = None
+        self.report["bias_correction"] = {"used": used, "before": summary(before), "after": summary(after)}
+
+    def meet_budget(self, folder: Path) -> None:
+        """Measure the layers, and keep the fewest of them in FP16 that meet the recipe's thresholds."""
+        met = self._budget.met_by(self.result)
+        self.report |= {"all_int8": summary(self.result), "kept": [], "budget_met": met}
+        settings = self._settings
+        if settings.sensitivity == "never" or (met and settings.sensitivity == "auto"):
+            return
+        part = self._held_out.first(settings.sensitivity_images)
+        with progress_bar(desc="  sensitivity", unit="layer") as bar:
+
+            def advance(done: int, layers: int) -> None:
+                bar.total = layers
+                bar.update(done - bar.n)
+
+            costs = measure_layers(self._base.model, self._scales, part, advance)
+        if not met:
+            most = int(settings.max_kept * sum(cost.op == "Conv" for cost in costs))
+            before = _words(self.result)
+            selection = choose_layers(costs, lambda kept: self._judge({**self.kept, **kept}), self._budget, most)
+            if selection.comparison.sqnr_db > self.result.sqnr_db:
+                self.kept, self.result = {**self.kept, **selection.kept}, selection.comparison
+            self.report |= {"kept": list(self.kept), "budget_met": selection.met, "mixed": summary(self.result)}
+            (log.info if selection.met else log.warning)(
+                "  INT8 throughout gives %s; with %d layers in FP16 %s: the budget (%s) is %s on held-out images",
+                *(before, len(selection.kept), _words(self.result)),
+                *(self._budget, "met" if selection.met else "not met (quantize.max_kept allows more of them)"),
+            )
+        _write_sensitivity(folder, costs, set(self.kept))
+
+
+def _write_sensitivity(folder: Path, costs: Sequence[LayerCost], kept: set[str]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("keras_layer", "node", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept"))
+    for cost in costs:
+        row = (cost.keras_layer, cost.node, cost.op, f"{cost.sqnr_db:.2f}", f"{cost.noise:.3e}")
+        numbers = (f"{cost.top1_agreement:.4f}", f"{cost.accuracy_drop:.4f}")
+        writer.writerow((*row, *numbers, "fp16" if cost.node in kept else "int8"))
+    write_atomic(folder / "sensitivity.csv", buffer.getvalue())
+    rows = [(f"{cost.keras_layer} ({cost.op})", cost.noise, cost.node in kept) for cost in costs]
+    charts.sensitivity_figure(rows).savefig(folder / "sensitivity.png", dpi=120)
+
+
+def _words(comparison: Comparison) -> str:
+    return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

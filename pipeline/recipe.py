@@ -163,7 +163,17 @@ class Export:
 class Quantize:
     """The typed FP16 graph and the INT8 Q/DQ graph."""
 
-    method: Literal["minmax"] = "minmax"
+    # How the clipping point of each activation is chosen; auto: all are tried, the best on held-out images is taken.
+    method: Literal["auto", "minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"] = (
+        "auto"
+    )
+    equalize: bool = True  # give the channels of an activation alike ranges; the model's answers stay what they are
+    bias_correction: bool = True  # take the mean error of quantization out of the biases, where that helps
+    # What each layer costs alone: auto: where INT8 throughout misses verify.thresholds.int8 on held-out images
+    sensitivity: Literal["auto", "always", "never"] = "auto"
+    sensitivity_images: int = 32  # held-out images that measure a layer; all of them judge the whole model
+    max_kept: float = 0.1  # share of the convolutions that may stay in FP16 to meet verify.thresholds.int8
+    held_out: float = 0.25  # share of the calibration images that gives no scales but judges them
     min_images: int = 128  # fewer calibration images than this are refused
     max_images: int = 512
     batch_size: int = 8  # all activations of a batch are in memory at once: ResNet-50 at 224x224 takes 82 MB an image

@@ -1,0 +1,157 @@
+"""Bias correction: what quantization adds to a channel on average is taken out of the bias before it.
+
+Source: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019, section 4.2,
+with the means measured on calibration images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.calibration import run_batches
+from export.errors import ExportError
+from export.graph import constants, consumers, copy_model, producers
+from export.placement import quantizable_tensors, quantized_edges
+from export.scales import INT8_MAX, Scales
+from export.weights import fake_quantize_weight
+
+
+@dataclass(frozen=True)
+class MeanMaps:
+    """An activation's mean over images, (1, C, height, width) float32.
+
+    Args:
+        exact: As it is.
+        quantized: Rounded to INT8 and back.
+    """
+
+    exact: np.ndarray
+    quantized: np.ndarray
+
+
+def collect_mean_maps(
+    model: onnx.ModelProto,
+    batches: Iterable[np.ndarray],
+    scales: Scales,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, MeanMaps]:
+    """Returns the mean of each quantised activation over all images, in one pass, reduced inside the graph.
+
+    Args:
+        model: float32, the one that the scales are of.
+        batches: uint8 (N, height, width, 3) RGB.
+        scales: One for each of `quantizable_tensors`.
+        progress: Called after each batch with the images seen so far. Defaults to None.
+
+    Raises:
+        ExportError: If there are no images, or a batch has another type or shape than the model takes.
+    """
+    probe, outputs = _with_means(model, scales)
+    total: dict[str, np.ndarray] = {}
+    seen = 0
+    for batch, values in run_batches(probe, batches, outputs):
+        for name, value in values.items():
+            total[name] = total.get(name, 0.0) + len(batch) * value.astype(np.float64)
+        seen += len(batch)
+        if progress is not None:
+            progress(seen)
+    if not seen:
+        raise ExportError("Expected calibration images. Received: none (check the calibration split).")
+    means = {name: (value / seen).astype(np.float32) for name, value in total.items()}
+    names = outputs[::2], outputs[1::2]
+    return {
+        tensor: MeanMaps(means[exact], means[rounded])
+        for tensor, exact, rounded in zip(quantizable_tensors(model), *names)
+    }
+
+
+def correct_biases(
+    model: onnx.ModelProto, maps: Mapping[str, MeanMaps], kept: Collection[str] = ()
+) -> tuple[onnx.ModelProto, int]:
+    """Returns the model with corrected biases, and how many were.
+
+    The mean error of a Conv follows exactly from the mean of its input, with and without rounding, as a Conv is
+    linear; that of a residual Add's skip branch goes into the Conv of the main branch. What the pooling before the
+    head adds stays.
+
+    Args:
+        model: float32; its weights are what `export.quantize.quantize` will round.
+        maps: From `collect_mean_maps`.
+        kept: Names of nodes that stay in float. Defaults to none.
+    """
+    result = copy_model(model)
+    graph = result.graph
+    table, made, readers = constants(graph), producers(graph), consumers(graph)
+    nodes = {node.name: node for node in graph.node}
+    errors: dict[str, np.ndarray] = {}
+    for edge in quantized_edges(model, kept):
+        node, means = nodes[edge.node], maps[edge.tensor]
+        if node.op_type == "Conv":
+            weight = numpy_helper.to_array(table[node.input[1]])
+            rounded = _convolve(node, means.quantized, fake_quantize_weight(weight))
+            error, target = rounded - _convolve(node, means.exact, weight), node
+        elif node.op_type == "Add":
+            error, target = means.quantized - means.exact, made[node.input[1 - edge.index]]
+        else:
+            continue
+        errors[target.name] = errors.get(target.name, 0.0) + error.mean(axis=(0, 2, 3), dtype=np.float64)
+    corrected = 0
+    for name, error in errors.items():
+        bias = nodes[name].input[2] if len(nodes[name].input) > 2 else ""
+        if nodes[name].op_type == "Conv" and bias in table and len(readers[bias]) == 1:
+            value = numpy_helper.to_array(table[bias]) - error
+            table[bias].CopyFrom(numpy_helper.from_array(value.astype(np.float32), bias))
+            corrected += 1
+    return result, corrected
+
+
+def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto, list[str]]:
+    """Returns the model with two (1, C, ...) means for each quantised activation as outputs: exact, and rounded."""
+    result = copy_model(model)
+    graph = result.graph
+    outputs = []
+    for tensor in quantizable_tensors(model):
+        # Plain arithmetic in the place of Q/DQ: the runtime neither moves nor fuses it.
+        scale, low, high = (f"{tensor}/{part}" for part in ("scale", "low", "high"))
+        values = (scales.scales[tensor], -INT8_MAX - 1, INT8_MAX)
+        for name, value in zip((scale, low, high), values):
+            graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
+        steps = [f"{tensor}/step_{i}" for i in range(4)]
+        exact, rounded = f"{tensor}/mean", f"{tensor}/rounded_mean"
+        for op, inputs, output in (
+            ("Div", [tensor, scale], steps[0]),
+            ("Round", [steps[0]], steps[1]),
+            ("Clip", [steps[1], low, high], steps[2]),
+            ("Mul", [steps[2], scale], steps[3]),
+        ):
+            graph.node.append(helper.make_node(op, inputs, [output], output))
+        for source, output in ((tensor, exact), (steps[3], rounded)):
+            graph.node.append(helper.make_node("ReduceMean", [source], [output], output, axes=[0], keepdims=1))
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+            outputs.append(output)
+    return result, outputs
+
+
+def _convolve(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns the node's convolution of x with another weight, without a bias; float32."""
+    import onnxruntime
+
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    del alone.input[:], alone.output[:]
+    alone.input.extend(["x", "weight"])
+    alone.output.append("y")
+    graph = helper.make_graph(
+        [alone],
+        "conv",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in ("x", "weight")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0])

@@ -1,0 +1,171 @@
+"""INT8 scales of activations: what clipping point each calibration method reads off a histogram."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from export.calibration import Histogram
+from export.errors import ExportError
+
+logger = logging.getLogger(__name__)
+
+# The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
+MINIMUM_SCALE = 2.0**-14
+INT8_MAX = 127
+METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
+_LEVELS = 128  # of a non-negative value in INT8
+_STEP = 8  # bins between two candidates of entropy and mse
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The INT8 scale of each quantised activation, and what it was measured on.
+
+    Args:
+        scales: Tensor name -> scale, such that ``x ≈ scale * int8``; float32 values, at least 2^-14.
+        method: How the clipping point was chosen, one of `METHODS`.
+        images: How many calibration images were seen.
+        key: What the scales are true of: sha256 of the model and of the images, preprocessing, and what else
+            decides them. Scales of another key are stale.
+    """
+
+    scales: dict[str, float]
+    method: str
+    images: int
+    key: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.scales.items():
+            if not (math.isfinite(value) and value >= MINIMUM_SCALE):
+                raise ExportError(
+                    f"Expected scales of at least 2^-14. Received: {value} for {name!r} (calibrate again)."
+                )
+
+    @classmethod
+    def from_histograms(
+        cls, histograms: Mapping[str, Histogram], method: str, *, images: int, key: dict[str, Any] | None = None
+    ) -> Scales:
+        """Returns the scales that a method gives, ``clipping point / 127`` in float32.
+
+        A scale below 2^-14 (a dead tensor has 0) becomes 2^-14, and the tensor is named in a warning.
+
+        Raises:
+            ExportError: If there is no such method.
+        """
+        scales: dict[str, float] = {}
+        small: list[str] = []
+        for name, histogram in histograms.items():
+            scale = float(np.float32(clipping_point(histogram, method) / INT8_MAX))
+            if scale < MINIMUM_SCALE:
+                small.append(f"{name} (up to {histogram.limit:g})")
+                scale = MINIMUM_SCALE
+            scales[name] = scale
+        if small:
+            logger.warning("%d tensors are (nearly) dead and get the smallest scale: %s", len(small), ", ".join(small))
+        return cls(scales, method, images, dict(key or {}))
+
+    def to_json(self) -> str:
+        """Returns the scales as JSON text; float32 values survive exactly."""
+        data = {"method": self.method, "images": self.images, "key": self.key, "scales": self.scales}
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, key: Mapping[str, Any] | None = None) -> Scales:
+        """Returns the scales that `to_json` wrote.
+
+        Args:
+            text: The JSON.
+            key: What the scales must be true of. Defaults to None: anything.
+
+        Raises:
+            ExportError: If the text is no such JSON, or its key is another one.
+        """
+        try:
+            data = json.loads(text)
+            found = cls(
+                scales={str(name): float(value) for name, value in data["scales"].items()},
+                method=str(data["method"]),
+                images=int(data["images"]),
+                key=dict(data["key"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ExportError(
+                f"Expected the JSON of calibrated scales. Received: {type(error).__name__}: {error} (calibrate again)."
+            ) from error
+        if key is not None and found.key != dict(key):
+            stale = sorted(name for name in {*found.key, *key} if found.key.get(name) != key.get(name))
+            raise ExportError(
+                f"Expected scales of this model and these images. Received: scales with another {', '.join(stale)} "
+                "(calibrate again)."
+            )
+        return found
+
+
+def clipping_point(histogram: Histogram, method: str) -> float:
+    """Returns the absolute value that becomes 127.
+
+    Args:
+        histogram: Of one activation.
+        method: One of `METHODS`.
+
+    Raises:
+        ExportError: If there is no such method.
+    """
+    if method == "minmax" or not histogram.counts[1:].any():
+        return histogram.limit
+    if method.startswith("percentile_") and method in METHODS:
+        share = np.cumsum(histogram.counts) / histogram.counts.sum()
+        return (int(np.searchsorted(share, float(method.partition("_")[2]) / 100)) + 1) * histogram.width
+    if method == "mse":
+        return _least_squares(histogram)
+    if method == "entropy":
+        return _least_divergence(histogram)
+    raise ExportError(f"Expected a method of {', '.join(METHODS)}. Received: {method!r}.")
+
+
+def _least_squares(histogram: Histogram) -> float:
+    """Returns the clipping point with the smallest mean squared error of rounding and clipping together."""
+    used = np.flatnonzero(histogram.counts)
+    centres, counts = (used + 0.5) * histogram.width, histogram.counts[used].astype(np.float64)
+    points = np.arange(_LEVELS, len(histogram.counts) + 1, _STEP) * histogram.width
+    errors = []
+    for point in points:
+        scale = point / INT8_MAX
+        rounded = np.minimum(np.rint(centres / scale), INT8_MAX) * scale
+        errors.append(float(counts @ (centres - rounded) ** 2))
+    return float(points[int(np.argmin(errors))])
+
+
+def _least_divergence(histogram: Histogram) -> float:
+    """Returns the clipping point whose 128 levels lose the least information (Kullback-Leibler divergence).
+
+    The bin at 0 is left out: behind a Relu it holds most values, all of them exact, and drowns the others.
+
+    Source: S. Migacz, 8-bit inference with TensorRT, GTC 2017.
+    """
+    counts = histogram.counts.astype(np.float64)
+    counts[0] = 0.0
+    best, best_bins = math.inf, len(counts)
+    for bins in range(_LEVELS, len(counts) + 1, _STEP):
+        wanted = counts[:bins].copy()
+        wanted[-1] += counts[bins:].sum()
+        level = np.arange(bins) * _LEVELS // bins
+        filled = counts[:bins] > 0
+        mass = np.bincount(level, counts[:bins], _LEVELS)
+        shared = np.bincount(level, filled, _LEVELS)
+        given = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
+        seen = wanted > 0
+        if not given.any() or (given[seen] == 0).any():
+            continue  # clipped values where the levels have none: infinitely far
+        p, q = wanted[seen] / wanted.sum(), given[seen] / given.sum()
+        divergence = float(np.sum(p * np.log(p / q)))
+        if divergence < best:
+            best, best_bins = divergence, bins
+    return best_bins * histogram.width

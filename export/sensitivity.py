@@ -1,0 +1,167 @@
+"""What each quantised layer costs alone, and the fewest layers to keep in float for a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from export.metrics import Comparison
+from export.naming import keras_layer
+from export.placement import Kept, quantized_edges
+from export.quantize import quantize
+from export.scales import Scales
+from export.simulation import HeldOut
+
+_WORTH = 0.01  # of the noise of all layers: what costs less is not worth a float layer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an INT8 model must reach against FP32 on held-out images. A None is not asked for.
+
+    Args:
+        top1_agreement: At least this share of images with the same top class.
+        accuracy_drop: At most this share of accuracy lost.
+        sqnr_db: At least this signal to quantization noise ratio of the logits.
+    """
+
+    top1_agreement: float | None = None
+    accuracy_drop: float | None = None
+    sqnr_db: float | None = None
+
+    def met_by(self, comparison: Comparison) -> bool:
+        """Whether the point estimates of a comparison meet it."""
+        drop = (comparison.reference_accuracy or 0.0) - (comparison.candidate_accuracy or 0.0)
+        return (
+            comparison.finite
+            and (self.top1_agreement is None or comparison.top1_agreement >= self.top1_agreement)
+            and (self.accuracy_drop is None or drop <= self.accuracy_drop)
+            and (self.sqnr_db is None or comparison.sqnr_db >= self.sqnr_db)
+        )
+
+    def __str__(self) -> str:
+        parts = [
+            (self.top1_agreement, "agreement of at least {:.2%}"),
+            (self.accuracy_drop, "accuracy drop of at most {:.2%}"),
+            (self.sqnr_db, "SQNR of at least {:.1f} dB"),
+        ]
+        return ", ".join(form.format(value) for value, form in parts if value is not None) or "nothing"
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What quantising one layer, and no other, does to the logits.
+
+    Args:
+        node: Its name in the graph.
+        keras_layer: The layer it comes from.
+        op: The ONNX operator.
+        noise: Energy of the error over the energy of the logits. Noises of several layers about add up.
+        top1_agreement: Share of images with the same top class as FP32.
+        accuracy_drop: Accuracy lost against FP32.
+    """
+
+    node: str
+    keras_layer: str
+    op: str
+    noise: float
+    top1_agreement: float
+    accuracy_drop: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise ratio of the logits, dB; inf without noise."""
+        return -10.0 * math.log10(self.noise) if self.noise > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The layers kept in float, and what came of it on held-out images.
+
+    Args:
+        kept: Node name -> why, in the order of their cost.
+        comparison: Of the model with these layers kept.
+        met: Whether that meets the budget.
+        candidates: How many layers could have been kept.
+    """
+
+    kept: dict[str, Kept]
+    comparison: Comparison
+    met: bool
+    candidates: int
+
+
+def measure_layers(
+    model: onnx.ModelProto, scales: Scales, held_out: HeldOut, progress: Callable[[int, int], None] | None = None
+) -> list[LayerCost]:
+    """Returns the cost of each quantised layer alone, the dearest first.
+
+    Args:
+        model: float32, the one that the scales are of.
+        scales: One for each of `quantizable_tensors`.
+        held_out: Images that gave no scales.
+        progress: Called after each layer with the layers done so far and all layers. Defaults to None.
+    """
+    nodes = list(dict.fromkeys(edge.node for edge in quantized_edges(model)))
+    operators = {node.name: node.op_type for node in model.graph.node}
+    costs = []
+    for done, name in enumerate(nodes, start=1):
+        others = {other: Kept("fp32", "measured alone") for other in nodes if other != name}
+        found = held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
+        noise = 10.0 ** (-found.sqnr_db / 10.0) if found.finite else math.inf
+        drop = (found.reference_accuracy or 0.0) - (found.candidate_accuracy or 0.0)
+        costs.append(LayerCost(name, keras_layer(name), operators[name], noise, found.top1_agreement, drop))
+        if progress is not None:
+            progress(done, len(nodes))
+    return sorted(costs, key=lambda cost: -cost.noise)
+
+
+def choose_layers(
+    costs: Sequence[LayerCost],
+    judge: Callable[[Mapping[str, Kept]], Comparison],
+    budget: Budget,
+    most_convs: int,
+    precision: str = "fp16",
+) -> Selection:
+    """Returns the fewest layers to keep in float that meet a budget, the dearest first.
+
+    Bisects over how many of the ranking are kept, as keeping more does not cost accuracy. Layers that make less than
+    a hundredth of the noise are not considered. Where the budget can't be met, all candidates are kept.
+
+    Args:
+        costs: From `measure_layers`.
+        judge: Measures the model with some layers kept, on held-out images.
+        budget: What to reach.
+        most_convs: How many Convs may be kept; other layers are not limited.
+        precision: What they are kept in. Defaults to ``"fp16"``.
+    """
+    whole = sum(cost.noise for cost in costs)
+    ranking: list[LayerCost] = []
+    for cost in costs:
+        full = cost.op == "Conv" and sum(c.op == "Conv" for c in ranking) >= most_convs
+        if cost.noise >= _WORTH * whole and not full:
+            ranking.append(cost)
+
+    def selection(count: int) -> Selection:
+        kept = {
+            cost.node: Kept(
+                precision, f"kept: {cost.noise / whole:.0%} of the INT8 noise ({cost.sqnr_db:.1f} dB alone)"
+            )
+            for cost in ranking[:count]
+        }
+        comparison = judge(kept)
+        return Selection(kept, comparison, budget.met_by(comparison), len(ranking))
+
+    best = selection(len(ranking))
+    low, high = 0, len(ranking)
+    while best.met and low < high:
+        middle = (low + high) // 2
+        tried = selection(middle)
+        if tried.met:
+            best, high = tried, middle
+        else:
+            low = middle + 1
+    return best
