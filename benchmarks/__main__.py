@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
-from benchmarks.telemetry import gpu_snapshot, machine
+from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
 from pipeline.card import ModelCard
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, write_json
 from pipeline.layout import BENCHMARK, CARD
-from pipeline.manifest import ROOT
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import MODEL, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
@@ -58,7 +56,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
         "recipe": context.recipe.name,
         "model": {"size": list(card.size), "classes": len(card.classes)},
         "machine": machine(),
-        "commit": _commit(),
+        "commit": commit(),
         "gpu_before": before,
         "gpu_after": gpu_snapshot(),
         "results": results,
@@ -99,14 +97,6 @@ def _environment() -> dict[str, Any]:
     info = machine()
     cpu = info["cpu"]
     return machine_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 STAGE = Stage(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+from pipeline.manifest import ROOT
 from pipeline.runners.cuda import driver_status
 
 PACKAGES = (
@@ -62,6 +64,15 @@ def machine() -> dict[str, Any]:
         "cuda_version": status.cuda_version,
         "gpus": _with_nvml(gpus),
     }
+
+
+def commit() -> str | None:
+    """The commit that this code is of, None outside a repository."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def gpu_snapshot() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.environment import choose_tensorrt
 from pipeline.files import sha256_file
-from pipeline.layout import ONNX, engines
+from pipeline.layout import engine_source, engines
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
 
@@ -43,7 +43,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
                 bar.set_postfix_str(f"{phase} {step}/{steps}")
 
             sidecar = build_engine(
-                context.root / ONNX[precision],
+                context.root / engine_source(precision, trt.strongly_typed),
                 folder / trt.flavour / f"{precision}.plan",
                 precision=precision,
                 profile=profile,
@@ -62,7 +62,6 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _keep_engines(context: Context, folder: Path, except_flavour: str | None) -> list[str]:
-    current = {name: sha256_file(context.root / path) for name, path in ONNX.items()}
     kept = []
     for plan in engines(context.root):
         flavour = plan.parent.name
@@ -73,7 +72,8 @@ def _keep_engines(context: Context, folder: Path, except_flavour: str | None) ->
         except ExportError as error:
             log.warning("left out an engine: %s", error)
             continue
-        if sidecar["onnx_sha256"] != current.get(sidecar["precision"]):
+        source = context.root / engine_source(sidecar["precision"], sidecar["strongly_typed"])
+        if sidecar["onnx_sha256"] != sha256_file(source):
             continue
         target = folder / flavour
         target.mkdir(exist_ok=True)

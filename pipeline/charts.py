@@ -97,6 +97,11 @@ def speed(results: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
+def sensitivity(layers: Sequence[tuple[str, float, bool]]) -> str:
+    """The figure of ``sensitivity_figure``."""
+    return _svg(sensitivity_figure(layers))
+
+
 def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25) -> Figure:
     """Each layer's share of the INT8 noise, the dearest first.
 

@@ -7,11 +7,17 @@ from pathlib import Path
 KERAS = "train/model.keras"
 CARD = "train/model.json"
 ONNX = {"fp32": "export/model.onnx", "fp16": "quantize/model.fp16.onnx", "int8": "quantize/model.int8.onnx"}
+INT8_TRT8 = "quantize/model.int8-trt8.onnx"  # FP32 where it is not INT8, for TensorRT 8.6
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
 BENCHMARK = "benchmark/benchmark.json"
 PREDICTIONS = "infer/predictions.csv"
 REPORT = "report/report.html"
+
+
+def engine_source(precision: str, strongly_typed: bool) -> str:
+    """The ONNX file that an engine is built from; what is not strongly typed is TensorRT 8.6."""
+    return INT8_TRT8 if precision == "int8" and not strongly_typed else ONNX[precision]
 
 
 def engines(root: Path) -> list[Path]:

@@ -51,7 +51,7 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     source = context.folder("export") / "model.onnx"
     card = ModelCard.read(context.folder("train") / "model.json")
     model = load_model(source)
-    images = _Images(context, card)
+    images = CalibrationImages(context, card)
     seen, statistics = collect_statistics(model, images.batches("calibration: ranges"), measured_tensors(model))
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
     for node, why in unfit.items():
@@ -111,7 +111,7 @@ def _best_fp16(
     return halves[best], {"chosen": best} | {name: summary(comparison) for name, comparison in found.items()}
 
 
-class _Images:
+class CalibrationImages:
     """The calibration images: those that give scales, in a stream, and those held out, which judge them."""
 
     def __init__(self, context: Context, card: ModelCard) -> None:

@@ -114,8 +114,10 @@ def _quantize_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str,
 
 
 def onnx_inputs(context: Context) -> dict[str, str]:
-    """The three ONNX files."""
-    return context.required("export", "model.onnx") | context.required("quantize", "model.fp16.onnx", "model.int8.onnx")
+    """The ONNX files."""
+    return context.required("export", "model.onnx") | context.required(
+        "quantize", "model.fp16.onnx", "model.int8.onnx", "model.int8-trt8.onnx"
+    )
 
 
 def _build_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,257 @@
+"""The command line: ``python -m benchmarks.accuracy`` judges every way to lower precision on a recipe's test images.
+
+FP32, FP16, INT8 by each calibration method, INT8 as the recipe ships it, and INT8 files that other quantizers made of
+the same model and images, side by side. The test images select nothing here; they only judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks.telemetry import commit, machine
+from export.calibration import collect_histograms, collect_statistics
+from export.engine import BatchProfile, build_engine
+from export.equalization import equalize
+from export.metrics import compare
+from export.onnx_file import load_model, save_model
+from export.placement import measured_tensors, quantizable_tensors
+from export.quantize import quantize
+from export.scales import METHODS, Scales
+from pipeline import cli
+from pipeline.card import ModelCard
+from pipeline.environment import choose_tensorrt
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.layout import CARD, INT8_TRT8, ONNX, REFERENCE
+from pipeline.progress import progress_bar
+from pipeline.quantizing import CalibrationImages
+from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.stage import Context
+
+log = logging.getLogger("benchmarks.accuracy")
+
+SCHEMA = 1
+EXAMPLES = """examples:
+  python -m benchmarks.accuracy -c configs/digits.yaml
+  python -m benchmarks.accuracy -c configs/imagenet.yaml --set data.path=/data/imagenet \\
+      --peer "modelopt max=peers/modelopt-max.onnx" --output benchmarks/results/int8-imagenet.json
+"""
+
+
+def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, Any]:
+    """Every candidate's row, and what they were measured on.
+
+    Raises:
+        PipelineError: the recipe was not run up to ``verify``, or a peer's file is missing.
+    """
+    root = context.root
+    for name in (*ONNX.values(), INT8_TRT8, REFERENCE):
+        if not (root / name).is_file():
+            raise PipelineError(f"Expected {root / name}. Received: nothing there. Run the recipe up to verify first.")
+    for name, path in peers.items():
+        if not path.is_file():
+            raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
+    with np.load(root / REFERENCE, allow_pickle=False) as file:
+        pixels, labels, keras = file["pixels"], file["labels"], file["logits"]
+    calibration = read_json(root / "quantize/calibration.json")
+    with tempfile.TemporaryDirectory() as temporary:
+        candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]
+        made, seconds = _by_method(context, Path(temporary), len(pixels))
+        rows = []
+        for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
+            rows.append(_row(name, path, pixels, labels, keras, context, Path(temporary)))
+            log.info("  %s", _line(rows[-1]))
+    return {
+        "schema": SCHEMA,
+        "recipe": context.recipe.name,
+        "machine": machine(),
+        "commit": commit(),
+        "model_sha256": sha256_file(root / ONNX["fp32"]),
+        "test_images": len(labels),
+        "classes": int(keras.shape[1]),
+        "calibration": calibration,
+        "seconds": seconds,
+        "rows": rows,
+    }
+
+
+def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    kept = len(calibration["kept"])
+    shipped = f"INT8 as shipped, {kept} layers in float" if kept else "INT8 as shipped, throughout"
+    return [
+        ("FP32", root / ONNX["fp32"]),
+        ("FP16", root / ONNX["fp16"]),
+        (shipped, root / ONNX["int8"]),
+        (f"{shipped}, for TensorRT 8.6", root / INT8_TRT8),
+    ]
+
+
+def _by_method(context: Context, folder: Path, count: int) -> tuple[list[tuple[str, Path]], dict[str, float]]:
+    """INT8 throughout by each method, equalized; by MinMax not equalized as well; and the seconds of each pass."""
+    model = load_model(context.root / ONNX["fp32"])
+    images = CalibrationImages(context, ModelCard.read(context.root / CARD))
+    batches = list(images.batches("decoding"))  # decoded before, so that the seconds are of the passes alone
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, call: Any) -> Any:
+        start = time.perf_counter()
+        result = call()
+        seconds[name] = round(time.perf_counter() - start, 2)
+        return result
+
+    timed("plain forward pass", lambda: _forward(context.root / ONNX["fp32"], batches))
+    seen, statistics = timed("first pass: ranges", lambda: collect_statistics(model, batches, measured_tensors(model)))
+    made = []
+    tensors = quantizable_tensors(model)
+    for title, base in (("", equalize(model, statistics)), (", not equalized", None)):
+        proto, found = (base.model, base.statistics) if base else (model, statistics)
+        limits = {name: found[name].limit for name in tensors}
+        histograms = timed(
+            f"second pass: histograms{title}", lambda p=proto, n=limits: collect_histograms(p, batches, n)
+        )
+        for method in METHODS:
+            scales = Scales.from_histograms(histograms, method, images=seen)
+            path = folder / f"{method}{'' if base else '-plain'}.onnx"
+            save_model(quantize(proto, scales)[0], path)
+            made.append((f"INT8 throughout, {method}{title}", path))
+    return made, seconds
+
+
+def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
+    with OnnxRunner(path) as runner:
+        for batch in batches:
+            runner.infer(batch)
+
+
+def _row(
+    name: str,
+    path: Path,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    keras: np.ndarray,
+    context: Context,
+    folder: Path,
+) -> dict[str, Any]:
+    logits = {way: _logits(path, pixels, way == "exact") for way in ("exact", "fused")}
+    found = compare(keras, logits["exact"], labels)
+    fused = compare(keras, logits["fused"], labels)
+    int8, convs = _count_int8(path)
+    row = found.to_dict() | {
+        "name": name,
+        "int8_convolutions": int8,
+        "convolutions": convs,
+        "bytes": path.stat().st_size,
+        "plan_bytes": _plan_bytes(path, "int8" if int8 else "fp16" if "FP16" in name else "fp32", folder),
+        "reference_top5": _top5(keras, labels),
+        "candidate_top5": _top5(logits["exact"], labels),
+        "fused": {"sqnr_db": fused.to_dict()["sqnr_db"], "top1_agreement": fused.top1_agreement},
+    }
+    return {"name": row.pop("name")} | row
+
+
+def _logits(path: Path, pixels: np.ndarray, exact: bool) -> np.ndarray:
+    with OnnxRunner(path, exact=exact, max_batch=16) as runner:
+        return runner.infer(pixels).logits
+
+
+def _top5(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    if logits.shape[1] <= 5:
+        return None
+    best = np.argpartition(-logits, 5, axis=1)[:, :5]
+    return float((best == labels[:, None]).any(axis=1).mean())
+
+
+def _count_int8(path: Path) -> tuple[int, int]:
+    """How many Convs read both data inputs through DequantizeLinear, casts aside, and how many there are."""
+    graph = onnx.load(str(path)).graph
+    made = {name: node for node in graph.node for name in node.output}
+
+    def dequantized(name: str) -> bool:
+        node = made.get(name)
+        while node is not None and node.op_type == "Cast":
+            node = made.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
+
+    convs = [node for node in graph.node if node.op_type == "Conv"]
+    return sum(dequantized(node.input[0]) and dequantized(node.input[1]) for node in convs), len(convs)
+
+
+def _plan_bytes(path: Path, precision: str, folder: Path) -> int | str:
+    """Size of the TensorRT engine; why there is none otherwise."""
+    trt, why = choose_tensorrt("auto")
+    if trt is None:
+        return why
+    plan = folder / "candidate.plan"
+    try:
+        build_engine(path, plan, precision=precision, profile=BatchProfile(1, 8, 32), trt=trt)
+        return plan.stat().st_size
+    except Exception as error:  # a peer's file may be anything; the row says what became of it
+        return f"{trt.flavour} {trt.version} does not build it: {str(error).splitlines()[0][:200]}"
+    finally:
+        for left in _made_beside(plan):
+            left.unlink()
+
+
+def _made_beside(plan: Path) -> Iterator[Path]:
+    return (path for path in plan.parent.glob(f"{plan.stem}.*") if path.is_file())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    sqnr = "inf" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+    return (
+        f"{row['name']}: SQNR {sqnr} dB, agreement {row['top1_agreement']:.2%}, "
+        f"accuracy {row['candidate_accuracy']:.2%} (Keras {row['reference_accuracy']:.2%}), "
+        f"{row['int8_convolutions']} of {row['convolutions']} convolutions in INT8"
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description="Judge FP16 and INT8 by every method, and other quantizers' files, on a recipe's test images.",
+        parents=[cli.recipe_options()],
+        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=FILE", help="an INT8 ONNX file of another quantizer"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the JSON goes (default: beside the artifacts)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit status."""
+    return cli.run_command(build_parser(), argv, _accuracy)
+
+
+def _accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    context = cli.make_context(args)
+    peers = {}
+    for entry in args.peer:
+        name, equals, path = entry.partition("=")
+        if not equals or not name or not path:
+            raise PipelineError(f"Expected --peer NAME=FILE. Received: --peer {entry!r}.")
+        peers[name] = Path(path)
+    output = args.output or context.root / "accuracy.json"
+    content = measure_accuracy(context, peers)
+    write_json(output, content)
+    log.info("%s", output)
+    return {"recipe": context.recipe.name, "output": str(output), "rows": len(content["rows"])}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
