@@ -1,4 +1,4 @@
-"""Distances between two runs of a model, and how sure a share is. Numpy only, every reduction in float64.
+"""Distances between two runs of a model. Numpy only, every reduction in float64.
 
 A row of the candidate that is not finite never looks good: it counts as a disagreement, as a wrong answer and
 as cosine 0; the distances become infinite and the SQNR minus infinity.
@@ -7,13 +7,13 @@ as cosine 0; the distances become infinite and the SQNR minus infinity.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from export.errors import ExportError
+from export.statistics import McNemar, drop_interval, mcnemar, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Comparison:
         finite: Whether every candidate logit is finite.
         reference_accuracy: Share of rows where the reference meets the label; None without labels.
         candidate_accuracy: The same for the candidate.
+        accuracy_drop: Accuracy of the reference less that of the candidate, from counts; None without labels.
+        accuracy_drop_interval: Tango interval (95 %) of that drop; None without labels.
+        mcnemar: Right answers lost and gained, and whether chance explains them; None without labels.
     """
 
     images: int
@@ -44,6 +47,9 @@ class Comparison:
     finite: bool
     reference_accuracy: float | None = None
     candidate_accuracy: float | None = None
+    accuracy_drop: float | None = None
+    accuracy_drop_interval: tuple[float, float] | None = None
+    mcnemar: McNemar | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types; a number that is not finite becomes None."""
@@ -146,45 +152,18 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ExportError: If the shapes do not fit.
     """
-    rows, expected = _rows(logits), np.asarray(labels)
+    return float(np.mean(_hits(_rows(logits), labels)))
+
+
+def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns for each row of (N, C) logits whether it meets its label, (N,) bool."""
+    expected = np.asarray(labels)
     if expected.shape != (rows.shape[0],) or not np.issubdtype(expected.dtype, np.integer):
         raise ExportError(
             f"Expected {rows.shape[0]} integer labels. Received: {expected.dtype} {expected.shape} "
             "(one class index per row, not one-hot)."
         )
-    hits = (_top1(rows) == expected) & (expected >= 0)
-    return float(np.mean(hits))
-
-
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns the Wilson score interval of a share.
-
-    Args:
-        successes: How many of `n`.
-        n: How many were tried; 0 gives (0, 1), nothing is known.
-        confidence: Two-sided. Defaults to 0.95.
-
-    Raises:
-        ExportError: If the counts or the confidence make no sense.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
-    """
-    if not 0 <= successes <= n or not 0.0 < confidence < 1.0:
-        raise ExportError(
-            "Expected 0 ≤ successes ≤ n and 0 < confidence < 1. "
-            f"Received: {successes}, {n}, {confidence} (check the counts)."
-        )
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
-    share = successes / n
-    scale = 1.0 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not leave the share outside.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return low, high
+    return np.asarray((_top1(rows) == expected) & (expected >= 0))
 
 
 def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None = None) -> Comparison:
@@ -193,14 +172,14 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
     Args:
         reference: (N, C), finite.
         candidate: (N, C).
-        labels: (N,) class indices. Defaults to None: no accuracies.
+        labels: (N,) class indices. Defaults to None: no accuracies, nothing that is paired.
 
     Raises:
         ExportError: If the shapes do not fit or the reference is not finite.
     """
     a, b = _pair(_rows(reference), _rows(candidate))
     agreement = top1_agreement(a, b)
-    return Comparison(
+    distances = Comparison(
         images=a.shape[0],
         max_abs=max_abs(a, b),
         relative_error=relative_error(a, b),
@@ -209,6 +188,16 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
         top1_agreement=agreement,
         agreement_interval=wilson_interval(round(agreement * a.shape[0]), a.shape[0]),
         finite=bool(np.all(np.isfinite(b))),
-        reference_accuracy=None if labels is None else accuracy(a, labels),
-        candidate_accuracy=None if labels is None else accuracy(b, labels),
+    )
+    if labels is None:
+        return distances
+    before, after = _hits(a, labels), _hits(b, labels)
+    losses, gains = int(np.sum(before & ~after)), int(np.sum(after & ~before))
+    return replace(
+        distances,
+        reference_accuracy=float(np.mean(before)),
+        candidate_accuracy=float(np.mean(after)),
+        accuracy_drop=(losses - gains) / len(before),
+        accuracy_drop_interval=drop_interval(losses, gains, len(before)),
+        mcnemar=mcnemar(losses, gains),
     )

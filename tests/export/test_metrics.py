@@ -104,35 +104,6 @@ def test_to_dict_is_strict_json():
     assert equal["agreement_interval"][1] == 1
 
 
-@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
-def test_wilson_solves_its_equation(counts, confidence):
-    """The bounds are the shares p for which the observed share is just z standard errors of p away."""
-    successes, n = counts
-    low, high = metrics.wilson_interval(successes, n, confidence)
-    share = successes / n
-    assert 0 <= low <= share <= high <= 1
-    from statistics import NormalDist
-
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    for bound in (low, high):
-        if 0 < bound < 1:
-            assert abs(share - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), rel=1e-6, abs=1e-12)
-
-
-def test_wilson_published_value():
-    low, high = metrics.wilson_interval(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert metrics.wilson_interval(0, 0) == (0, 1)
-    assert metrics.wilson_interval(0, 5)[0] == 0
-    assert metrics.wilson_interval(5, 5)[1] == 1
-
-
-@pytest.mark.parametrize(("successes", "n", "confidence"), [(2, 1, 0.95), (-1, 1, 0.95), (1, 1, 1.0)])
-def test_wilson_refuses_nonsense(successes, n, confidence):
-    with pytest.raises(ExportError, match="Expected"):
-        metrics.wilson_interval(successes, n, confidence)
-
-
 def test_shapes_and_references_are_checked():
     a = np.ones((2, 3))
     with pytest.raises(ExportError, match=r"\(2, 3\) and \(3, 2\)"):
@@ -149,3 +120,24 @@ def test_accuracy():
     logits = np.array([[1, 2], [2, 1], [np.nan, 5]])
     assert metrics.accuracy(logits, np.array([1, 1, 1])) == pytest.approx(1 / 3)
     assert metrics.accuracy(logits, np.array([-1, -1, -1])) == 0
+
+
+def test_paired_answers():
+    """Row by row: right and right, lost, lost, gained, wrong and wrong, lost to NaN."""
+    reference = np.array([[2, 1], [2, 1], [2, 1], [1, 2], [1, 2], [2, 1]])
+    candidate = np.array([[2, 1], [1, 2], [1, 2], [2, 1], [1, 2], [np.nan, 1]])
+    result = metrics.compare(reference, candidate, labels=np.zeros(6, int))
+    assert (result.mcnemar.losses, result.mcnemar.gains) == (3, 1)
+    assert result.accuracy_drop == pytest.approx(result.reference_accuracy - result.candidate_accuracy)
+    low, high = result.accuracy_drop_interval
+    assert low < result.accuracy_drop < high
+    assert result.accuracy_drop == 2 / 6
+    data = result.to_dict()
+    assert data["mcnemar"] == {"losses": 3, "gains": 1, "p_value": 0.625}
+    assert data["accuracy_drop_interval"] == [low, high]
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_without_labels_nothing_is_paired():
+    data = metrics.compare(np.eye(3), np.eye(3)).to_dict()
+    assert data["mcnemar"] is data["accuracy_drop"] is data["accuracy_drop_interval"] is None
