@@ -2,11 +2,15 @@
 
 ``from_keras`` hops compare a candidate with Keras, ``step`` hops with the step before it, so that a report says which
 step lost what. Runners are known only by their protocol.
+
+A share of images (agreement, accuracy drop) fails only when its 95 % interval excludes the threshold. One that misses
+it while the interval contains it is inconclusive: the images are too few to tell. Other distances fail at once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +19,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.metrics import Comparison, compare
+from export.statistics import images_to_decide, images_to_decide_drop
 from pipeline.errors import DeviceUnavailableError, PipelineError
 from pipeline.progress import progress_bar
 from pipeline.recipe import Thresholds, VerifyThresholds
@@ -22,8 +27,8 @@ from pipeline.runners.base import Runner
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
+SCHEMA = 2
+PASS, INCONCLUSIVE, FAIL, NOT_RUN = "pass", "inconclusive", "fail", "not run"
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,21 @@ class Answer:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What the test images say about one threshold.
+
+    Attributes:
+        verdict: PASS, INCONCLUSIVE or FAIL.
+        text: why, or for a PASS what these images show; "" where a PASS needs no words.
+        images: how many would decide, if INCONCLUSIVE.
+    """
+
+    verdict: str
+    text: str = ""
+    images: int | None = None
+
+
 def run_all(candidates: Sequence[Candidate], reference: Reference, batch_size: int) -> dict[str, Answer]:
     """Run every candidate over the test images, one after the other, with a progress bar."""
     return {candidate.name: _run(candidate, reference.pixels, batch_size) for candidate in candidates}
@@ -83,7 +103,7 @@ def judge(
 ) -> dict[str, Any]:
     """The content of ``parity.json``: every hop, its distances and its verdict, and the verdict over all.
 
-    The overall verdict is "pass" when at least one hop ran and every hop that could run passed.
+    The overall verdict is "fail" when a hop failed or none could run, else "inconclusive" when a hop is, else "pass".
     """
     hops = []
     for candidate in candidates:
@@ -95,35 +115,79 @@ def judge(
             before = answers[candidate.step_from]
             hops.append(_hop("step", candidate.step_from, before, candidate, answer, reference.labels, limits))
     verdicts = [hop["verdict"] for hop in hops]
-    passed = FAIL not in verdicts and PASS in verdicts
+    ran = PASS in verdicts or INCONCLUSIVE in verdicts
+    verdict = _worst(verdicts) if ran else FAIL
     subjects = {reference.name: reference.sha256, **reference.with_it} | {c.name: c.sha256 for c in candidates}
-    return {"schema": SCHEMA, "verdict": PASS if passed else FAIL, "subjects": subjects, "hops": hops}
+    return {"schema": SCHEMA, "verdict": verdict, "subjects": subjects, "hops": hops}
 
 
 def verdict_of(parity: Mapping[str, Any], name: str, sha256: str) -> str:
-    """The verdict on one file: "pass", "fail", "not run", or "not verified" if it is unknown or was changed since."""
+    """The verdict on one file.
+
+    Returns:
+        "pass", "inconclusive", "fail", "not run", or "not verified" if it is unknown or was changed since.
+    """
     if parity.get("subjects", {}).get(name) != sha256:
         return "not verified"
     verdicts = {hop["verdict"] for hop in parity["hops"] if hop["candidate"] == name}
-    return next((v for v in (FAIL, NOT_RUN, PASS) if v in verdicts), "not verified")
+    return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), "not verified")
 
 
-def shortfalls(comparison: Comparison, limits: Thresholds) -> list[str]:
-    """Every threshold that a comparison misses, as a sentence; empty when it passes."""
-    found = []
-    if not comparison.finite:
-        found.append("the candidate gave NaN or infinite logits")
-    if limits.relative_error is not None and not comparison.relative_error <= limits.relative_error:
-        found.append(f"relative error {comparison.relative_error:.2e}, at most {limits.relative_error:.2e} allowed")
-    if limits.top1_agreement is not None and not comparison.top1_agreement >= limits.top1_agreement:
-        found.append(f"top-1 agreement {comparison.top1_agreement:.4f}, at least {limits.top1_agreement:.4f} needed")
-    if limits.sqnr_db is not None and not comparison.sqnr_db >= limits.sqnr_db:
-        found.append(f"SQNR {comparison.sqnr_db:.1f} dB, at least {limits.sqnr_db:.1f} dB needed")
+def find(comparison: Comparison, limits: Thresholds) -> list[Finding]:
+    """What a comparison says about every threshold that is asked for, and about NaN, which always is."""
+    found = [_exact(comparison.finite, "the candidate gave NaN or infinite logits")]
+    if limits.relative_error is not None:
+        error = comparison.relative_error
+        why = f"relative error {error:.2e}, at most {limits.relative_error:.2e} allowed"
+        found.append(_exact(error <= limits.relative_error, why))
+    if limits.top1_agreement is not None:
+        found.append(_agreement(comparison, limits.top1_agreement))
+    if limits.sqnr_db is not None:
+        why = f"SQNR {comparison.sqnr_db:.1f} dB, at least {limits.sqnr_db:.1f} dB needed"
+        found.append(_exact(comparison.sqnr_db >= limits.sqnr_db, why))
     if limits.accuracy_drop is not None:
-        drop = (comparison.reference_accuracy or 0.0) - (comparison.candidate_accuracy or 0.0)
-        if not drop <= limits.accuracy_drop:
-            found.append(f"accuracy fell by {drop:.4f}, at most {limits.accuracy_drop:.4f} allowed")
+        found.append(_drop(comparison, limits.accuracy_drop))
     return found
+
+
+def _exact(met: bool, why: str) -> Finding:
+    return Finding(PASS) if met else Finding(FAIL, why)
+
+
+def _agreement(comparison: Comparison, limit: float) -> Finding:
+    share, (low, high) = comparison.top1_agreement, comparison.agreement_interval
+    if share >= limit:
+        # Rounded down, so that the sentence never says more than the interval.
+        return Finding(PASS, f"at least {math.floor(1000 * low) / 10:.1f} % agreement with 95 % confidence")
+    measured = _measured("top-1 agreement", share, (low, high), comparison.images)
+    return _missed(f"{measured}, {limit:.4f} asked", high < limit, images_to_decide(share, limit))
+
+
+def _drop(comparison: Comparison, limit: float) -> Finding:
+    drop, interval, changed = comparison.accuracy_drop, comparison.accuracy_drop_interval, comparison.mcnemar
+    if drop is None or interval is None or changed is None:
+        return Finding(FAIL, f"no labels to measure the accuracy drop with, at most {limit:.4f} asked")
+    if drop <= limit:
+        most = math.ceil(1000 * max(interval[1], 0.0)) / 10
+        return Finding(PASS, f"at most {most:.1f} points of accuracy lost with 95 % confidence")
+    measured = _measured("accuracy drop", drop, interval, comparison.images)
+    rates = changed.losses / comparison.images, changed.gains / comparison.images
+    return _missed(f"{measured}, at most {limit:.4f} asked", interval[0] > limit, images_to_decide_drop(*rates, limit))
+
+
+def _measured(name: str, value: float, interval: tuple[float, float], images: int) -> str:
+    return f"{name} {value:.4f} (95 %: {interval[0]:.4f} to {interval[1]:.4f}) of {images} images"
+
+
+def _missed(why: str, excluded: bool, images: int | None) -> Finding:
+    if excluded:
+        return Finding(FAIL, why)
+    enough = f"; about {images:,} images would decide" if images is not None else ""
+    return Finding(INCONCLUSIVE, f"inconclusive: {why}{enough}", images)
+
+
+def _worst(verdicts: Sequence[str]) -> str:
+    return next((verdict for verdict in (FAIL, INCONCLUSIVE) if verdict in verdicts), PASS)
 
 
 def _run(candidate: Candidate, pixels: np.ndarray, batch_size: int) -> Answer:
@@ -170,8 +234,13 @@ def _hop(
         "agreement_interval": None,
         "accuracy_reference": None,
         "accuracy_candidate": None,
+        "accuracy_drop": None,
+        "accuracy_drop_interval": None,
+        "mcnemar": None,
         "verdict": answer.verdict,
         "why": answer.why,
+        "certainty": "",
+        "images_to_decide": None,
         "note": candidate.note,
     }
     if answer.logits is None:
@@ -187,5 +256,17 @@ def _hop(
     numbers = comparison.to_dict()
     numbers["accuracy_reference"] = numbers.pop("reference_accuracy")
     numbers["accuracy_candidate"] = numbers.pop("candidate_accuracy")
-    missed = shortfalls(comparison, limits)
-    return hop | numbers | {"verdict": FAIL if missed else PASS, "why": "; ".join(missed)}
+    return hop | numbers | _conclusion(find(comparison, limits))
+
+
+def _conclusion(found: Sequence[Finding]) -> dict[str, Any]:
+    """The fields of a hop that follow from its thresholds: ``why`` for what is missed, ``certainty`` for a pass."""
+    verdict = _worst([finding.verdict for finding in found])
+    texts = [finding.text for finding in found if (verdict == PASS or finding.verdict != PASS) and finding.text]
+    images = [finding.images for finding in found if finding.images is not None]
+    return {
+        "verdict": verdict,
+        "why": "" if verdict == PASS else "; ".join(texts),
+        "certainty": "; ".join(texts) if verdict == PASS else "",
+        "images_to_decide": max(images) if verdict == INCONCLUSIVE and images else None,
+    }

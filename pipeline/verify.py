@@ -15,7 +15,7 @@ from pipeline.data import Pixels, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
 from pipeline.layout import CARD, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
-from pipeline.parity import Candidate, Reference, judge, run_all
+from pipeline.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, judge, run_all
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
 
@@ -52,7 +52,10 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
             100 * accuracy,
             classes,
         )
-    return {"verdict": parity["verdict"], "images": len(reference.labels), "accuracy": accuracy, **skipped}
+    result = {"verdict": parity["verdict"], "images": len(reference.labels), "accuracy": accuracy, **skipped}
+    if parity["verdict"] == INCONCLUSIVE:
+        result["images_to_decide"] = max(hop["images_to_decide"] or 0 for hop in parity["hops"])
+    return result
 
 
 def list_candidates(context: Context) -> list[Candidate]:
@@ -136,12 +139,19 @@ def parity_table(parity: dict[str, Any]) -> str:
                 "" if hop["sqnr_db"] is None else f"{hop['sqnr_db']:.1f}",
                 "" if hop["top1_agreement"] is None else f"{hop['top1_agreement']:.2%}",
                 "" if hop["accuracy_candidate"] is None else f"{hop['accuracy_candidate']:.2%}",
-                hop["verdict"] + (f" ({hop['why']})" if hop["verdict"] == "fail" else ""),
+                _verdict_text(hop),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
     return "\n".join([*lines, f"  verdict: {parity['verdict']}"])
+
+
+def _verdict_text(hop: dict[str, Any]) -> str:
+    if hop["verdict"] == INCONCLUSIVE:
+        return str(hop["why"])  # which begins with the word
+    more = {PASS: hop["certainty"], FAIL: hop["why"]}.get(hop["verdict"])
+    return f"{hop['verdict']} ({more})" if more else str(hop["verdict"])
 
 
 def _keras_logits(model: Path, card: ModelCard, pixels: np.ndarray, batch_size: int) -> np.ndarray:

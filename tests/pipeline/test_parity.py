@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,22 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.errors import ExportError
+from export.metrics import compare
 from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.parity import FAIL, NOT_RUN, PASS, SCHEMA, Candidate, Reference, judge, run_all, verdict_of
+from pipeline.parity import (
+    FAIL,
+    INCONCLUSIVE,
+    NOT_RUN,
+    PASS,
+    SCHEMA,
+    Answer,
+    Candidate,
+    Reference,
+    find,
+    judge,
+    run_all,
+    verdict_of,
+)
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Outputs
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -19,7 +34,8 @@ from pipeline.runners.onnxruntime import OnnxRunner
 COUNT, CLASSES = 50, 4
 CONTRACT = {
     "kind", "reference", "candidate", "backend", "images", "max_abs", "cosine", "sqnr_db", "top1_agreement",
-    "accuracy_reference", "accuracy_candidate", "verdict", "why",
+    "accuracy_reference", "accuracy_candidate", "verdict", "why", "agreement_interval", "accuracy_drop",
+    "accuracy_drop_interval", "mcnemar", "certainty", "images_to_decide",
 }  # fmt: skip
 
 random = np.random.default_rng(0)
@@ -79,9 +95,11 @@ def parity_of(*candidates: Candidate, limits: VerifyThresholds | None = None, re
     assert json.loads(text, parse_constant=refuse) == parity
     assert parity["schema"] == SCHEMA
     assert all(hop.keys() >= CONTRACT for hop in parity["hops"])
-    assert {hop["verdict"] for hop in parity["hops"]} <= {"pass", "fail", "not run"}
+    assert {hop["verdict"] for hop in parity["hops"]} <= {"pass", "inconclusive", "fail", "not run"}
     assert all(hop["images"] == len(reference.labels) for hop in parity["hops"])
-    assert all(hop["why"] for hop in parity["hops"] if hop["verdict"] != PASS)
+    assert all(bool(hop["why"]) == (hop["verdict"] != PASS) for hop in parity["hops"])
+    assert all(hop["certainty"] == "" for hop in parity["hops"] if hop["verdict"] != PASS)
+    assert all((hop["images_to_decide"] is not None) == (hop["verdict"] == INCONCLUSIVE) for hop in parity["hops"])
     return parity
 
 
@@ -131,6 +149,8 @@ def test_the_numbers_of_a_hop() -> None:
     assert hop["top1_agreement"] == pytest.approx((COUNT - 3) / COUNT)
     assert hop["accuracy_reference"] == pytest.approx(0.9)
     assert hop["accuracy_candidate"] == pytest.approx(0.9 - 3 / COUNT)
+    assert (hop["accuracy_drop"], hop["mcnemar"]) == (0.06, {"losses": 3, "gains": 0, "p_value": 0.25})
+    assert hop["accuracy_drop_interval"] == pytest.approx([-0.0156, 0.1622], abs=1e-4)
     assert hop["verdict"] == "fail"
 
 
@@ -159,24 +179,107 @@ def test_every_image_is_asked_for_once_the_last_partial_batch_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "passes", "why"),
+    ("limits", "verdict", "why"),
     [
-        (Thresholds(), True, ""),
-        (Thresholds(top1_agreement=0.94), True, ""),
-        (Thresholds(top1_agreement=0.95), False, "top-1 agreement 0.9400, at least 0.9500 needed"),
-        (Thresholds(sqnr_db=1), True, ""),
-        (Thresholds(sqnr_db=60), False, "SQNR"),
-        (Thresholds(relative_error=10), True, ""),
-        (Thresholds(relative_error=1e-3), False, "relative error"),
-        (Thresholds(accuracy_drop=0.07), True, ""),
-        (Thresholds(accuracy_drop=0.05), False, "accuracy fell by 0.0600, at most 0.0500 allowed"),
-        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), False, "; accuracy fell"),
+        (Thresholds(), "pass", ""),
+        (Thresholds(top1_agreement=0.94), "pass", ""),
+        (Thresholds(top1_agreement=0.95), "inconclusive", "inconclusive: top-1 agreement 0.9400 (95 %: 0.83"),
+        (Thresholds(top1_agreement=0.98), "fail", "top-1 agreement 0.9400 (95 %: 0.8378 to 0.9794) of 50 images, 0.98"),
+        (Thresholds(sqnr_db=1), "pass", ""),
+        (Thresholds(sqnr_db=60), "fail", "SQNR"),
+        (Thresholds(relative_error=10), "pass", ""),
+        (Thresholds(relative_error=1e-3), "fail", "relative error"),
+        (Thresholds(accuracy_drop=0.06), "pass", ""),
+        (
+            Thresholds(accuracy_drop=0.05),
+            "inconclusive",
+            "(95 %: -0.0156 to 0.1622) of 50 images, at most 0.0500 asked",
+        ),
+        (Thresholds(accuracy_drop=-0.02), "fail", "accuracy drop 0.0600 (95 %"),
+        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), "fail", "0.9900 asked; inconclusive: accuracy drop"),
+        (Thresholds(top1_agreement=0.95, sqnr_db=60), "fail", "would decide; SQNR"),
+        (Thresholds(top1_agreement=0.95, relative_error=10), "inconclusive", "top-1"),
     ],
 )
-def test_each_threshold(limits: Thresholds, passes: bool, why: str) -> None:
+def test_each_threshold(limits: Thresholds, verdict: str, why: str) -> None:
     parity = parity_of(candidate("a", "int8", flipped(3)), limits=VerifyThresholds(int8=limits))
-    assert parity["verdict"] == ("pass" if passes else "fail")
+    assert parity["verdict"] == parity["hops"][0]["verdict"] == verdict
     assert why in parity["hops"][0]["why"]
+
+
+def hop_with(images: int, changed: int, limits: Thresholds, right: int | None = None) -> dict:
+    """A hop on so many images, of which so many change their top class; labels as the reference says, or so many."""
+    before = np.tile(np.array([[4, 1, 0]], np.float32), (images, 1))
+    after = before.copy()
+    after[:changed] = [1, 4, 0]
+    labels = np.where(np.arange(images) < (images if right is None else right), 0, 2)
+    answers = {"a": Answer(after, PASS)}
+    reference = Reference("k", "k" * 64, np.zeros((images, 1, 1, 3), np.uint8), labels, before)
+    return judge([candidate("a", "int8", after)], answers, reference, VerifyThresholds(int8=limits))["hops"][0]
+
+
+def test_one_image_of_500_does_not_decide() -> None:
+    hop = hop_with(500, 1, Thresholds(top1_agreement=0.999))
+    assert hop["verdict"] == "inconclusive"
+    assert hop["why"] == (
+        "inconclusive: top-1 agreement 0.9980 (95 %: 0.9888 to 0.9996) of 500 images, 0.9990 asked; "
+        "about 3,838 images would decide"
+    )
+    assert hop["images_to_decide"] == 3838
+
+
+def test_ten_images_of_100_do() -> None:
+    hop = hop_with(100, 10, Thresholds(top1_agreement=0.99))
+    assert hop["verdict"] == "fail"
+    assert hop["why"] == "top-1 agreement 0.9000 (95 %: 0.8256 to 0.9448) of 100 images, 0.9900 asked"
+
+
+@pytest.mark.parametrize(("high", "verdict"), [(0.999, "inconclusive"), (np.nextafter(0.999, 0), "fail")])
+def test_an_interval_that_touches_the_agreement_asked_contains_it(high: float, verdict: str) -> None:
+    comparison = replace(compare(LOGITS, LOGITS), top1_agreement=0.9, agreement_interval=(0.8, high))
+    assert find(comparison, Thresholds(top1_agreement=0.999))[1].verdict == verdict
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.01, "inconclusive"), (np.nextafter(0.01, 1), "fail")])
+def test_an_interval_that_touches_the_drop_allowed_contains_it(low: float, verdict: str) -> None:
+    comparison = compare(LOGITS, flipped(3), LOGITS.argmax(axis=1))
+    comparison = replace(comparison, accuracy_drop_interval=(low, 0.2))
+    assert find(comparison, Thresholds(accuracy_drop=0.01))[1].verdict == verdict
+
+
+def test_a_pass_says_what_its_images_show() -> None:
+    hop = hop_with(360, 0, Thresholds(top1_agreement=0.999))
+    assert (hop["verdict"], hop["certainty"]) == ("pass", "at least 98.9 % agreement with 95 % confidence")
+    hop = hop_with(10_000, 0, Thresholds(top1_agreement=0.999, sqnr_db=10, accuracy_drop=0.0))
+    assert hop["certainty"] == (
+        "at least 99.9 % agreement with 95 % confidence; at most 0.1 points of accuracy lost with 95 % confidence"
+    )
+    assert hop_with(360, 0, Thresholds(sqnr_db=10))["certainty"] == "", "no share was asked for"
+
+
+def test_a_share_that_meets_its_threshold_exactly_passes() -> None:
+    """0.9 - 0.89 is more than 0.01 in floating point; one image of 100 is not."""
+    assert 0.9 - 0.89 > 0.01
+    hop = hop_with(100, 1, Thresholds(top1_agreement=0.99, accuracy_drop=0.01), right=90)
+    assert (hop["accuracy_reference"], hop["accuracy_candidate"]) == (0.9, 0.89)
+    assert hop["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "limit", "verdict"),
+    [(500, 1, 0.001, "inconclusive"), (500, 30, 0.03, "fail"), (100, 4, 0.01, "inconclusive"), (100, 9, 0.01, "fail")],
+)
+def test_the_accuracy_drop(images: int, lost: int, limit: float, verdict: str) -> None:
+    hop = hop_with(images, lost, Thresholds(accuracy_drop=limit))
+    assert hop["mcnemar"]["losses"] == lost
+    assert hop["verdict"] == verdict
+    assert (hop["accuracy_drop_interval"][0] > limit) == (verdict == "fail")
+
+
+def test_a_drop_without_labels_is_not_taken_for_none() -> None:
+    found = find(compare(LOGITS, LOGITS), Thresholds(accuracy_drop=0.01))
+    assert [finding.verdict for finding in found] == [PASS, FAIL]
+    assert "no labels" in found[1].text
 
 
 def test_each_precision_has_its_own_thresholds() -> None:
@@ -243,6 +346,17 @@ def test_a_device_that_does_not_exist_is_not_run_and_leaves_the_verdict() -> Non
 def test_nothing_that_ran_is_no_pass() -> None:
     assert parity_of(candidate("a", "fp32", ABSENT))["verdict"] == "fail"
     assert parity_of()["verdict"] == "fail"
+
+
+def test_inconclusive_lies_between_pass_and_fail() -> None:
+    limits = VerifyThresholds(fp16=Thresholds(top1_agreement=0.95), int8=Thresholds(top1_agreement=0.99))
+    good, open_, bad = (
+        candidate("good", "fp32", LOGITS), candidate("open", "fp16", flipped(3)), candidate("bad", "int8", flipped(9)),
+    )  # fmt: skip
+    assert parity_of(good, open_, limits=limits)["verdict"] == "inconclusive"
+    assert parity_of(open_, limits=limits)["verdict"] == "inconclusive"
+    assert parity_of(open_, candidate("c", "fp32", ABSENT), limits=limits)["verdict"] == "inconclusive"
+    assert parity_of(good, open_, bad, limits=limits)["verdict"] == "fail"
 
 
 def test_one_failure_fails_all() -> None:
@@ -312,6 +426,9 @@ def parity() -> dict:
         candidate("bad", "int8", flipped(9), "good"),
         candidate("half", "fp16", noisy(1e-5), "bad"),
         candidate("plan", "fp32", ABSENT, "good"),
+        candidate("open", "int8", flipped(1)),
+        candidate("from plan", "int8", flipped(1), "plan"),
+        limits=replace(VerifyThresholds(), int8=Thresholds(top1_agreement=0.99)),
     )
 
 
@@ -322,6 +439,8 @@ def parity() -> dict:
         ("bad", "b" * 64, FAIL),
         ("half", "h" * 64, FAIL),  # right against Keras, but its step is not
         ("plan", "p" * 64, NOT_RUN),
+        ("open", "o" * 64, INCONCLUSIVE),
+        ("from plan", "f" * 64, NOT_RUN),  # its step is not known at all
         ("good", "x" * 64, "not verified"),
         ("good", "", "not verified"),
         ("other", "o" * 64, "not verified"),
@@ -338,4 +457,5 @@ def test_no_parity_at_all() -> None:
 def test_the_subjects_hold_the_keras_model_too(parity: dict) -> None:
     assert parity["subjects"] == {
         "train/model.keras": "k" * 64, "good": "g" * 64, "bad": "b" * 64, "half": "h" * 64, "plan": "p" * 64,
+        "open": "o" * 64, "from plan": "f" * 64,
     }  # fmt: skip
