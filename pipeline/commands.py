@@ -6,7 +6,7 @@ import argparse
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.layout import PARITY, REPORT
 from pipeline.manifest import read_manifest
-from pipeline.parity import FAIL
+from pipeline.parity import FAIL, INCONCLUSIVE
 from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 
@@ -137,8 +137,7 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     outcomes: list[Outcome] = []
     for stage in STAGES:
         if stage.name == "infer":
-            if outcomes[-1].manifest.result["verdict"] == FAIL:
-                log.error("verdict: fail. See %s", context.root / PARITY)
+            _say_verdict(context, outcomes[-1].manifest.result)
             _benchmark(args)
             if not _can_serve(context):
                 continue
@@ -150,7 +149,7 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
 
 
 def _can_serve(context: Context) -> bool:
-    """Whether one file at least passed; the report is written either way."""
+    """Whether one file at least may serve; the report is written either way."""
     from pipeline.infer import choose
 
     try:
@@ -165,7 +164,24 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     stage = BY_NAME[args.command]
     _warn_of_stale_inputs(stage, context)
     outcome = execute(stage, context, args.force)
+    if stage.name == "verify":
+        _say_verdict(context, outcome.manifest.result)
     return _result(context, [outcome])
+
+
+def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
+    """Say what a verdict that is no pass asks of the user; the stage may be up to date and say nothing itself."""
+    if result["verdict"] == FAIL:
+        log.error("verdict: fail. See %s", context.root / PARITY)
+    elif result["verdict"] == INCONCLUSIVE:
+        log.warning(
+            "verdict: inconclusive: %s test images are too few to tell, about %s would. Bring more test images, and "
+            "raise verify.max_images (now %s) to as many. See %s",
+            f"{result['images']:,}",
+            f"{result['images_to_decide']:,}",
+            f"{context.recipe.verify.max_images:,}",
+            context.root / PARITY,
+        )
 
 
 def _benchmark(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Batch inference: images in, one row an image out.
 
 Which file answers is decided by the verdict of the verify stage: one that failed, or was never verified, does not
-serve unless the caller allows it by name.
+serve unless the caller allows it by name. One that too few images leave open serves where none passed, with a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.card import ModelCard
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, sha256_file
 from pipeline.layout import CARD, ONNX, PARITY, engines, plan_precision
-from pipeline.parity import PASS, verdict_of
+from pipeline.parity import INCONCLUSIVE, PASS, verdict_of
 from pipeline.preprocess import EXTENSIONS, ImageError, Resize, load_image
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
@@ -46,7 +46,9 @@ class Choice:
     verdict: str
 
     def open(self) -> Runner:
-        """The runner for it."""
+        """The runner for it; says so where it serves without having passed."""
+        if self.verdict != PASS:
+            log.warning("%s serves although its verdict is: %s", self.name, self.verdict)
         if self.backend == "tensorrt":
             from pipeline.runners.tensorrt import TensorRTRunner
 
@@ -59,8 +61,10 @@ class Choice:
 def choose(context: Context, backend: str = "auto", precision: str = "auto", allow_unverified: bool = False) -> Choice:
     """The best file that may serve here: TensorRT if there is a GPU, else ONNX Runtime.
 
+    One that passed comes before one whose verdict is inconclusive.
+
     Raises:
-        PipelineError: none fits, or the verify stage did not pass it.
+        PipelineError: none fits, or the verify stage failed it or does not know it.
     """
     driver = driver_status()
     if backend == "tensorrt" and not driver:
@@ -87,11 +91,11 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
             f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
             f"none. Run `python -m pipeline run -c {context.recipe_path}` first."
         )
-    passed = [choice for choice in choices if choice.verdict == PASS]
-    if passed:
-        return passed[0]
+    for verdict in (PASS, INCONCLUSIVE):
+        for choice in choices:
+            if choice.verdict == verdict:
+                return choice
     if allow_unverified:
-        log.warning("%s serves although its verdict is: %s", choices[0].name, choices[0].verdict)
         return choices[0]
     verdicts = "; ".join(f"{choice.name}: {choice.verdict}" for choice in choices)
     raise PipelineError(

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 THUMBNAILS = 24
 STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
+CHANGED = (
+    "Lost / gained: images that the reference names right and the candidate wrong, and the reverse; p: how likely "
+    "chance alone parts them at least so far (exact McNemar test)."
+)
 Json = Mapping[str, Any]
 
 
@@ -124,7 +128,8 @@ def _parity(context: Context, parity: Json) -> str:
         [hop for hop in parity["hops"] if hop["kind"] == "from_keras"],
         {precision: getattr(limits, precision).sqnr_db for precision in ("fp32", "fp16", "int8")},
     )
-    head = ("", "reference", "candidate", "*max abs", "*relative", "*SQNR dB", "*top-1", "*accuracy", "verdict")
+    columns = ("*max abs", "*relative", "*SQNR dB", "*top-1", "*accuracy", "*lost / gained")
+    head = ("", "reference", "candidate", *columns, "verdict")
     rows = []
     for hop in parity["hops"]:
         numbers = (
@@ -133,15 +138,18 @@ def _parity(context: Context, parity: Json) -> str:
             _number(hop["sqnr_db"], ".1f"),
             _number(hop["top1_agreement"], ".2%"),
             _number(hop["accuracy_candidate"], ".2%"),
+            _changed(hop.get("mcnemar")),
         )
         kind = "from Keras" if hop["kind"] == "from_keras" else "step"
         verdict = _badge(hop["verdict"], hop["verdict"])
-        if hop["verdict"] == "fail":
-            verdict += f'<div class="note">{escape(hop["why"])}</div>'
+        said = hop.get("certainty") if hop["verdict"] == "pass" else hop["why"]
+        if said and hop["verdict"] != "not run":
+            verdict += f'<div class="note">{escape(said)}</div>'
         rows.append((kind, escape(hop["reference"]), escape(hop["candidate"]), *numbers, verdict))
     images = parity["hops"][0]["images"] if parity["hops"] else 0
     notes = [f"{hop['precision'].upper()}: {hop['note']}." for hop in parity["hops"] if hop["note"]]
     notes += [f"{hop['why'][:1].upper()}{hop['why'][1:]}." for hop in parity["hops"] if hop["verdict"] == "not run"]
+    notes.append(CHANGED)
     footnote = "".join(f'<p class="note">{escape(note)}</p>' for note in dict.fromkeys(notes))
     text = f"Every file against Keras, and against the step before it, on {images} test images that selected nothing."
     return _section("Parity", text, chart + _table(head, rows) + footnote)
@@ -196,7 +204,7 @@ def _predictions(root: Path, card: Json, resize: Resize) -> str:
     path = root / PREDICTIONS
     manifest = read_manifest(root / "infer")
     if manifest is None or not path.is_file() or manifest.inputs[PARITY] != sha256_file(root / PARITY):
-        return _section("Predictions", "None: only files that passed verification serve.", "")
+        return _section("Predictions", "None: a file that verification failed, or does not know, does not serve.", "")
     served = manifest.result["model"]
     truth = _labels_by_pixels(root, card)
     figures = []
@@ -280,6 +288,11 @@ def _badge(verdict: str, text: str) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _changed(mcnemar: Json | None) -> str:
+    """Right answers lost and gained; empty where none were compared."""
+    return "" if mcnemar is None else f"{mcnemar['losses']} / {mcnemar['gains']}, p {mcnemar['p_value']:.2g}"
 
 
 def _size(count: int) -> str:

@@ -290,6 +290,55 @@ def test_a_file_that_failed_does_not_serve(chain: Chain, tmp_path: Path) -> None
     assert out.exists()
 
 
+def test_a_verdict_that_too_few_images_leave_open(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FP32 answers as Keras does; that it be a thousandth better is more than these images can tell."""
+    asked = ("--set", "verify.thresholds.fp32.accuracy_drop=-0.001")
+    for attempt in ("it runs", "up to date"):
+        capsys.readouterr()
+        assert chain.run("verify", *asked, "--json") == 0, attempt
+        shown = capsys.readouterr()
+        result = json.loads(shown.out.strip().splitlines()[-1])
+        images = result["stages"]["verify"]["images"]
+        assert (result["verdict"], result["exit"]) == ("inconclusive", 0)
+        assert result["stages"]["verify"]["images_to_decide"] == 3838
+        warning = next(line for line in shown.err.splitlines() if line.startswith("warning: verdict: inconclusive"))
+        assert f"{images} test images are too few to tell, about 3,838 would" in warning
+        assert "verify.max_images (now 1,000)" in warning
+        if attempt == "it runs":
+            assert "inconclusive: accuracy drop 0.0000 (95 %: -0.0" in shown.err
+            assert re.search(r"pass \(at least 9\d\.\d % agreement with 95 % confidence\)", shown.err)
+            assert "verdict: inconclusive" in shown.err
+    photo, out = str(next(chain.images.rglob("*.png"))), tmp_path / "out.csv"
+    infer = ("infer", photo, "-o", str(out), "--backend", "onnxruntime", "--json")
+    assert chain.run(*infer, "--precision", "fp32") == 0
+    assert "warning: export/model.onnx serves although its verdict is: inconclusive" in capsys.readouterr().err
+    assert chain.run(*infer) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out.strip().splitlines()[-1])["model"] == "quantize/model.fp16.onnx", "it passed"
+    assert "serves although" not in shown.err
+    assert chain.run("report", *asked) == 0
+    html = (chain.root / "report" / "report.html").read_text()
+    assert '<span class="badge inconclusive">verdict: inconclusive</span>' in html
+    assert "about 3,838 images would decide</div>" in html
+    assert "agreement with 95 % confidence</div>" in html
+    assert '<td class="n">0 / 0, p 1</td>' in html
+
+
+def test_a_verdict_of_before_the_intervals_is_read(chain: Chain, tmp_path: Path) -> None:
+    path = chain.root / "verify" / "parity.json"
+    parity = strict_json(path) | {"schema": 1}
+    for hop in parity["hops"]:
+        for name in ("accuracy_drop", "accuracy_drop_interval", "mcnemar", "certainty", "images_to_decide"):
+            del hop[name]
+    path.write_text(json.dumps(parity))
+    photo = str(next(chain.images.rglob("*.png")))
+    assert chain.run("infer", photo, "-o", str(tmp_path / "out.csv")) == 0
+    assert chain.run("report") == 0
+    assert "verdict: pass" in (chain.root / "report" / "report.html").read_text()
+
+
 def test_a_truncated_onnx_file_is_a_failed_hop(chain: Chain) -> None:
     path = chain.root / "quantize" / "model.fp16.onnx"
     path.write_bytes(path.read_bytes()[:5000])
