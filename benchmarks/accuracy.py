@@ -20,6 +20,7 @@ import onnx
 
 from benchmarks.telemetry import commit, machine
 from export.calibration import collect_histograms, collect_statistics
+from export.correction import collect_mean_maps, correct_biases
 from export.engine import BatchProfile, build_engine
 from export.equalization import equalize
 from export.metrics import compare
@@ -66,7 +67,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     calibration = read_json(root / "quantize/calibration.json")
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]
-        made, seconds = _by_method(context, Path(temporary), len(pixels))
+        made, seconds = _by_method(context, Path(temporary))
         rows = []
         for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
             rows.append(_row(name, path, pixels, labels, keras, context, Path(temporary)))
@@ -96,7 +97,7 @@ def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path
     ]
 
 
-def _by_method(context: Context, folder: Path, count: int) -> tuple[list[tuple[str, Path]], dict[str, float]]:
+def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], dict[str, float]]:
     """INT8 throughout by each method, equalized; by MinMax not equalized as well; and the seconds of each pass."""
     model = load_model(context.root / ONNX["fp32"])
     images = CalibrationImages(context, ModelCard.read(context.root / CARD))
@@ -124,6 +125,11 @@ def _by_method(context: Context, folder: Path, count: int) -> tuple[list[tuple[s
             path = folder / f"{method}{'' if base else '-plain'}.onnx"
             save_model(quantize(proto, scales)[0], path)
             made.append((f"INT8 throughout, {method}{title}", path))
+            if base and method == read_json(context.root / "quantize/calibration.json")["method"]:
+                maps = timed("third pass: biases", lambda p=proto, s=scales: collect_mean_maps(p, batches, s))
+                path = folder / "corrected.onnx"
+                save_model(quantize(correct_biases(proto, maps)[0], scales)[0], path)
+                made.append((f"INT8 throughout, {method}, biases corrected", path))
     return made, seconds
 
 

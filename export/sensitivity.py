@@ -34,11 +34,11 @@ class Budget:
 
     def met_by(self, comparison: Comparison) -> bool:
         """Whether the point estimates of a comparison meet it."""
-        drop = (comparison.reference_accuracy or 0.0) - (comparison.candidate_accuracy or 0.0)
+        drop = comparison.accuracy_drop
         return (
             comparison.finite
             and (self.top1_agreement is None or comparison.top1_agreement >= self.top1_agreement)
-            and (self.accuracy_drop is None or drop <= self.accuracy_drop)
+            and (self.accuracy_drop is None or drop is None or drop <= self.accuracy_drop)
             and (self.sqnr_db is None or comparison.sqnr_db >= self.sqnr_db)
         )
 
@@ -112,7 +112,7 @@ def measure_layers(
         others = {other: Kept("fp32", "measured alone") for other in nodes if other != name}
         found = held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
         noise = 10.0 ** (-found.sqnr_db / 10.0) if found.finite else math.inf
-        drop = (found.reference_accuracy or 0.0) - (found.candidate_accuracy or 0.0)
+        drop = found.accuracy_drop or 0.0
         costs.append(LayerCost(name, keras_layer(name), operators[name], noise, found.top1_agreement, drop))
         if progress is not None:
             progress(done, len(nodes))

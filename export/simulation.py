@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -73,7 +72,8 @@ class HeldOut:
 
 def summary(comparison: Comparison) -> dict[str, float | int | None]:
     """Returns what a table shows of a comparison on held-out images."""
-    numbers = dataclasses.asdict(comparison)
-    drop = (numbers["reference_accuracy"] or 0.0) - (numbers["candidate_accuracy"] or 0.0)
-    sqnr = numbers["sqnr_db"] if np.isfinite(numbers["sqnr_db"]) else None
-    return {"sqnr_db": sqnr, "top1_agreement": numbers["top1_agreement"], "accuracy_drop": drop}
+    return {
+        "sqnr_db": comparison.to_dict()["sqnr_db"],
+        "top1_agreement": comparison.top1_agreement,
+        "accuracy_drop": comparison.accuracy_drop,
+    }

@@ -72,8 +72,8 @@ def _keep_engines(context: Context, folder: Path, except_flavour: str | None) ->
         except ExportError as error:
             log.warning("left out an engine: %s", error)
             continue
-        source = context.root / engine_source(sidecar["precision"], sidecar["strongly_typed"])
-        if sidecar["onnx_sha256"] != sha256_file(source):
+        sources = {engine_source(sidecar["precision"], strongly_typed) for strongly_typed in (True, False)}
+        if sidecar["onnx_sha256"] not in {sha256_file(context.root / source) for source in sources}:
             continue
         target = folder / flavour
         target.mkdir(exist_ok=True)

@@ -61,7 +61,7 @@ class Choice:
 def choose(context: Context, backend: str = "auto", precision: str = "auto", allow_unverified: bool = False) -> Choice:
     """The best file that may serve here: TensorRT if there is a GPU, else ONNX Runtime.
 
-    One that passed comes before one whose verdict is inconclusive.
+    On one backend, one that passed comes before one whose verdict is inconclusive.
 
     Raises:
         PipelineError: none fits, or the verify stage failed it or does not know it.
@@ -91,10 +91,9 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
             f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
             f"none. Run `python -m pipeline run -c {context.recipe_path}` first."
         )
-    for verdict in (PASS, INCONCLUSIVE):
-        for choice in choices:
-            if choice.verdict == verdict:
-                return choice
+    serving = [choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)]
+    if serving:
+        return min(serving, key=lambda choice: (choice.backend != choices[0].backend, choice.verdict != PASS))
     if allow_unverified:
         return choices[0]
     verdicts = "; ".join(f"{choice.name}: {choice.verdict}" for choice in choices)

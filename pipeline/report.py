@@ -16,9 +16,11 @@ from PIL import Image
 
 from pipeline import __version__, charts
 from pipeline.files import read_json, sha256_file
+from pipeline.html import badge, number, section, size, table
 from pipeline.layout import BENCHMARK, CARD, PARITY, PREDICTIONS, REFERENCE, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.preprocess import ImageError, Resize, load_image
+from pipeline.report_quantization import quantization_sections
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
         _engines(root),
         _benchmark(benchmark),
         _predictions(root, card, context.recipe.data.resize),
-        _placement(read_json(root / "quantize/placement.json")),
+        quantization_sections(root),
         _provenance(root, parity),
     ]
     (folder / Path(REPORT).name).write_text(_page(context, parity["verdict"], sections), encoding="utf-8")
@@ -59,7 +61,7 @@ def _page(context: Context, verdict: str, sections: Sequence[str]) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(recipe.name)}: Keras to TensorRT</title><style>{style}</style></head><body>
-<header><div><h1>{escape(recipe.name)} {_badge(verdict, f"verdict: {verdict}")}</h1>
+<header><div><h1>{escape(recipe.name)} {badge(verdict, f"verdict: {verdict}")}</h1>
 <p>{escape(recipe.description or "From Keras to TensorRT")}</p></div></header>
 <main>{"".join(sections)}<footer>Made by keras-resnet-to-tensorrt {__version__}. Every number on this page was
 measured by the run that it is reported for; files are bound to the verdict by sha256.</footer></main></body></html>
@@ -104,18 +106,16 @@ def _chain(root: Path) -> str:
     for stage in STAGES:
         manifest = read_manifest(root / stage)
         if manifest is not None:
-            size = sum(entry["bytes"] for entry in manifest.outputs.values())
-            boxes.append(f"<div><b>{stage}</b><span>{manifest.seconds:.1f} s, {_size(size)}</span></div>")
-    return _section(
-        "Stages", "What ran, how long it took, what it wrote.", f'<div class="chain">{"".join(boxes)}</div>'
-    )
+            written = sum(entry["bytes"] for entry in manifest.outputs.values())
+            boxes.append(f"<div><b>{stage}</b><span>{manifest.seconds:.1f} s, {size(written)}</span></div>")
+    return section("Stages", "What ran, how long it took, what it wrote.", f'<div class="chain">{"".join(boxes)}</div>')
 
 
 def _training(history: Sequence[Json], card: Json) -> str:
     if not history:
-        return _section("Model", f"Taken over as it is: {escape(str(card.get('source')))}; nothing was trained.", "")
+        return section("Model", f"Taken over as it is: {escape(str(card.get('source')))}; nothing was trained.", "")
     how = "transfer learning from pretrained weights" if card.get("transfer") else "from scratch"
-    return _section(
+    return section(
         "Training",
         f"{escape(card['backbone'])}, {card['parameters']:,} parameters, {how}.",
         charts.training_curves(history),
@@ -133,15 +133,15 @@ def _parity(context: Context, parity: Json) -> str:
     rows = []
     for hop in parity["hops"]:
         numbers = (
-            _number(hop["max_abs"], ".1e"),
-            _number(hop["relative_error"], ".1e"),
-            _number(hop["sqnr_db"], ".1f"),
-            _number(hop["top1_agreement"], ".2%"),
-            _number(hop["accuracy_candidate"], ".2%"),
+            number(hop["max_abs"], ".1e"),
+            number(hop["relative_error"], ".1e"),
+            number(hop["sqnr_db"], ".1f"),
+            number(hop["top1_agreement"], ".2%"),
+            number(hop["accuracy_candidate"], ".2%"),
             _changed(hop.get("mcnemar")),
         )
         kind = "from Keras" if hop["kind"] == "from_keras" else "step"
-        verdict = _badge(hop["verdict"], hop["verdict"])
+        verdict = badge(hop["verdict"], hop["verdict"])
         said = hop.get("certainty") if hop["verdict"] == "pass" else hop["why"]
         if said and hop["verdict"] != "not run":
             verdict += f'<div class="note">{escape(said)}</div>'
@@ -152,7 +152,7 @@ def _parity(context: Context, parity: Json) -> str:
     notes.append(CHANGED)
     footnote = "".join(f'<p class="note">{escape(note)}</p>' for note in dict.fromkeys(notes))
     text = f"Every file against Keras, and against the step before it, on {images} test images that selected nothing."
-    return _section("Parity", text, chart + _table(head, rows) + footnote)
+    return section("Parity", text, chart + table(head, rows) + footnote)
 
 
 def _engines(root: Path) -> str:
@@ -167,21 +167,21 @@ def _engines(root: Path) -> str:
                 escape(f"{sidecar['flavour']} {sidecar['tensorrt_version']}"),
                 escape(where),
                 f"{profile['min']} / {profile['opt']} / {profile['max']}",
-                _size(sidecar["plan_bytes"]),
+                size(sidecar["plan_bytes"]),
                 f"{sidecar['seconds']:.1f} s",
             )
         )
     if not rows:
         manifest = read_manifest(root / "build")
         why = manifest.result.get("why_not", "") if manifest else ""
-        return _section("Engines", f"None was built on this machine. {escape(why)}", "")
+        return section("Engines", f"None was built on this machine. {escape(why)}", "")
     head = ("engine", "TensorRT", "built for", "*batch min / opt / max", "*size", "*build time")
-    return _section("Engines", "TensorRT engines, built from the verified ONNX files.", _table(head, rows))
+    return section("Engines", "TensorRT engines, built from the verified ONNX files.", table(head, rows))
 
 
 def _benchmark(benchmark: Json | None) -> str:
     if benchmark is None:
-        return _section("Speed", "Not measured. Run python -m benchmarks.", "")
+        return section("Speed", "Not measured. Run python -m benchmarks.", "")
     results = benchmark["results"]
     machine = benchmark["machine"]
     gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus") or []) or "no NVIDIA GPU"
@@ -193,18 +193,18 @@ def _benchmark(benchmark: Json | None) -> str:
         if "error" in row:
             rows.append((*first, "", "", "", "", f"failed: {escape(row['error'])}"))
             continue
-        p50, p90, p99 = (_number(row[key], ".3f") for key in ("p50_ms", "p90_ms", "p99_ms"))
-        rows.append((*first, p50, p90, p99, _number(row["images_per_second"], ",.1f"), escape(row["caveat"])))
+        p50, p90, p99 = (number(row[key], ".3f") for key in ("p50_ms", "p90_ms", "p99_ms"))
+        rows.append((*first, p50, p90, p99, number(row["images_per_second"], ",.1f"), escape(row["caveat"])))
     includes = dict.fromkeys(f"{row['backend']}: {row['includes']}." for row in results)
     footnote = "".join(f'<p class="note">{escape(text)}</p>' for text in includes)
-    return _section("Speed", text, charts.speed(results) + _table(head, rows) + footnote)
+    return section("Speed", text, charts.speed(results) + table(head, rows) + footnote)
 
 
 def _predictions(root: Path, card: Json, resize: Resize) -> str:
     path = root / PREDICTIONS
     manifest = read_manifest(root / "infer")
     if manifest is None or not path.is_file() or manifest.inputs[PARITY] != sha256_file(root / PARITY):
-        return _section("Predictions", "None: a file that verification failed, or does not know, does not serve.", "")
+        return section("Predictions", "None: a file that verification failed, or does not know, does not serve.", "")
     served = manifest.result["model"]
     truth = _labels_by_pixels(root, card)
     figures = []
@@ -212,7 +212,7 @@ def _predictions(root: Path, card: Json, resize: Resize) -> str:
         for row in list(csv.DictReader(file))[:THUMBNAILS]:
             figures.append(_thumbnail(row, root / "infer", card, resize, truth))
     text = f"A sample of test images, classified by <code>{escape(served)}</code>; a red frame is a wrong answer."
-    return _section("Predictions", text, f'<div class="grid">{"".join(figures)}</div>')
+    return section("Predictions", text, f'<div class="grid">{"".join(figures)}</div>')
 
 
 def _labels_by_pixels(root: Path, card: Json) -> dict[bytes, str]:
@@ -245,17 +245,6 @@ def _thumbnail(row: Json, folder: Path, card: Json, resize: Resize, truth: Mappi
     )
 
 
-def _placement(rows: Sequence[Json]) -> str:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["precision"]] = counts.get(row["precision"], 0) + 1
-    summary = ", ".join(f"{count} {precision.upper()}" for precision, count in sorted(counts.items()))
-    head = ("layer", "operator", "precision", "why")
-    cells = [tuple(escape(str(row[key])) for key in ("keras_layer", "op", "precision", "why")) for row in rows]
-    body = f"<details><summary>Show all {len(rows)} nodes</summary>{_table(head, cells)}</details>"
-    return _section("INT8 placement", f"Which node of the INT8 graph computes in which precision: {summary}.", body)
-
-
 def _provenance(root: Path, parity: Json) -> str:
     subjects = [(escape(name), f"<code>{digest}</code>") for name, digest in parity["subjects"].items()]
     versions: dict[str, set[str]] = {}
@@ -264,36 +253,11 @@ def _provenance(root: Path, parity: Json) -> str:
         for tool, version in (manifest.versions if manifest else {}).items():
             versions.setdefault(tool, set()).add(version)
     tools = [(escape(tool), escape(", ".join(sorted(found)))) for tool, found in sorted(versions.items())]
-    tables = _table(("file", "sha256"), subjects), _table(("tool", "version"), tools)
+    tables = table(("file", "sha256"), subjects), table(("tool", "version"), tools)
     body = f"{tables[0]}<details><summary>Versions</summary>{tables[1]}</details>"
-    return _section("What was judged", "The verdict holds for these bytes and no others.", body)
-
-
-def _section(title: str, text: str, body: str) -> str:
-    return f"<section><h2>{title}</h2><p>{text}</p>{body}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    classes = [' class="n"' if name.startswith("*") else "" for name in head]
-    top = "".join(f"<th{cls}>{name.lstrip('*')}</th>" for cls, name in zip(classes, head))
-    body = "".join(
-        "<tr>" + "".join(f"<td{cls}>{cell}</td>" for cls, cell in zip(classes, row)) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _badge(verdict: str, text: str) -> str:
-    return f'<span class="badge {verdict.replace(" ", "")}">{escape(text)}</span>'
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    return section("What was judged", "The verdict holds for these bytes and no others.", body)
 
 
 def _changed(mcnemar: Json | None) -> str:
     """Right answers lost and gained; empty where none were compared."""
     return "" if mcnemar is None else f"{mcnemar['losses']} / {mcnemar['gains']}, p {mcnemar['p_value']:.2g}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

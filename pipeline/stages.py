@@ -147,7 +147,8 @@ def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, s
     return (
         context.required("train", "model.json", "history.json")
         | context.required("export", "summary.json")
-        | context.required("quantize", "placement.json")
+        | context.required("quantize", "placement.json", "calibration.json")
+        | context.files("quantize", "sensitivity.csv")
         | context.files("build", "*/*.json")
         | context.required("verify", "parity.json", "reference.npz")
         | context.files("benchmark", "benchmark.json")
@@ -286,7 +287,14 @@ STAGES = (
         "report",
         _report_inputs,
         ("description", "data.resize", "verify.thresholds"),
-        ("pipeline/report.py", "pipeline/report.css", "pipeline/charts.py", "pipeline/preprocess.py"),
+        (
+            "pipeline/report.py",
+            "pipeline/report_quantization.py",
+            "pipeline/report.css",
+            "pipeline/html.py",
+            "pipeline/charts.py",
+            "pipeline/preprocess.py",
+        ),
         _report,
     ),
 )

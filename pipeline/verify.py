@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from export.errors import ExportError
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
-from pipeline.layout import CARD, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
+from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
 from pipeline.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, judge, run_all
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
@@ -63,20 +64,33 @@ def list_candidates(context: Context) -> list[Candidate]:
     from pipeline.runners.onnxruntime import OnnxRunner
     from pipeline.runners.tensorrt import TensorRTRunner
 
-    found = []
-    before: str | None = None
-    for precision, name in ONNX.items():
+    def onnx(name: str, precision: str, before: str | None) -> Candidate:
         path = context.root / name
         runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
-        found.append(Candidate(name, "onnxruntime", precision, sha256_file(path), before, runner, NOTES[precision]))
-        before = name
+        return Candidate(name, "onnxruntime", precision, sha256_file(path), before, runner, NOTES[precision])
+
+    names = [None, *ONNX.values()]
+    found = [onnx(name, precision, before) for before, (precision, name) in zip(names, ONNX.items())]
     for plan in engines(context.root):
         name = plan.relative_to(context.root).as_posix()
         precision = plan_precision(plan)
-        found.append(
-            Candidate(name, "tensorrt", precision, sha256_file(plan), ONNX[precision], partial(TensorRTRunner, plan))
-        )
+        source = _source(context.root, plan)
+        if source not in (candidate.name for candidate in found):
+            found.append(onnx(source, precision, ONNX["fp32"]))
+        found.append(Candidate(name, "tensorrt", precision, sha256_file(plan), source, partial(TensorRTRunner, plan)))
     return found
+
+
+def _source(root: Path, plan: Path) -> str:
+    """The ONNX file that an engine was built from; for a damaged sidecar the usual one, its runner says what is wrong."""
+    from export.sidecar import read_sidecar
+
+    usual = ONNX[plan_precision(plan)]
+    try:
+        digest = read_sidecar(plan)["onnx_sha256"]
+    except ExportError:
+        return usual
+    return INT8_TRT8 if digest == sha256_file(root / INT8_TRT8) else usual
 
 
 def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str, Any]]:
