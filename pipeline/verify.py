@@ -82,7 +82,7 @@ def list_candidates(context: Context) -> list[Candidate]:
 
 
 def _source(root: Path, plan: Path) -> str:
-    """The ONNX file that an engine was built from; for a damaged sidecar the usual one, its runner says what is wrong."""
+    """The ONNX file that an engine was built from; the usual one for a damaged sidecar, of which its runner complains."""
     from export.sidecar import read_sidecar
 
     usual = ONNX[plan_precision(plan)]
