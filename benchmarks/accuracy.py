@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from benchmarks.telemetry import commit, machine
 from export.calibration import collect_histograms, collect_statistics
@@ -35,13 +36,14 @@ from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.layout import CARD, INT8_TRT8, ONNX, REFERENCE
 from pipeline.progress import progress_bar
-from pipeline.quantizing import CalibrationImages
+from pipeline.quantizing import CalibrationImages, calibration_key
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.stage import Context
 
 log = logging.getLogger("benchmarks.accuracy")
 
 SCHEMA = 1
+_NOT_EQUALIZED = ("minmax", "mse")  # the simplest, and what ResNets mostly end up with: enough to show what it brings
 EXAMPLES = """examples:
   python -m benchmarks.accuracy -c configs/digits.yaml
   python -m benchmarks.accuracy -c configs/imagenet.yaml --set data.path=/data/imagenet \\
@@ -54,6 +56,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
 
     Raises:
         PipelineError: the recipe was not run up to ``verify``, or a peer's file is missing.
+        ExportError: the scales in the artifacts are of another model, other images or another recipe.
     """
     root = context.root
     for name in (*ONNX.values(), INT8_TRT8, REFERENCE):
@@ -62,6 +65,8 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     for name, path in peers.items():
         if not path.is_file():
             raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
+    key = calibration_key(context, ModelCard.read(root / CARD))
+    Scales.from_json((root / "quantize/scales.json").read_text(encoding="utf-8"), key)  # of these images, this model
     with np.load(root / REFERENCE, allow_pickle=False) as file:
         pixels, labels, keras = file["pixels"], file["labels"], file["logits"]
     calibration = read_json(root / "quantize/calibration.json")
@@ -70,7 +75,9 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
         made, seconds = _by_method(context, Path(temporary))
         rows = []
         for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
-            rows.append(_row(name, path, pixels, labels, keras, context, Path(temporary)))
+            rows.append(_row(name, path, pixels, labels, keras))
+            if (name, path) not in made:  # those of all methods are alike but for the values of the scales
+                rows[-1]["plan_bytes"] = _plan_bytes(path, rows[-1]["int8_convolutions"], Path(temporary))
             log.info("  %s", _line(rows[-1]))
     return {
         "schema": SCHEMA,
@@ -98,7 +105,7 @@ def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path
 
 
 def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], dict[str, float]]:
-    """INT8 throughout by each method, equalized; by MinMax not equalized as well; and the seconds of each pass."""
+    """INT8 throughout by each method, equalized, and by some of them not equalized; and the seconds of each pass."""
     model = load_model(context.root / ONNX["fp32"])
     images = CalibrationImages(context, ModelCard.read(context.root / CARD))
     batches = list(images.batches("decoding"))  # decoded before, so that the seconds are of the passes alone
@@ -120,7 +127,7 @@ def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], 
         histograms = timed(
             f"second pass: histograms{title}", lambda p=proto, n=limits: collect_histograms(p, batches, n)
         )
-        for method in METHODS:
+        for method in METHODS if base else _NOT_EQUALIZED:
             scales = Scales.from_histograms(histograms, method, images=seen)
             path = folder / f"{method}{'' if base else '-plain'}.onnx"
             save_model(quantize(proto, scales)[0], path)
@@ -139,15 +146,7 @@ def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
             runner.infer(batch)
 
 
-def _row(
-    name: str,
-    path: Path,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    keras: np.ndarray,
-    context: Context,
-    folder: Path,
-) -> dict[str, Any]:
+def _row(name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray) -> dict[str, Any]:
     logits = {way: _logits(path, pixels, way == "exact") for way in ("exact", "fused")}
     found = compare(keras, logits["exact"], labels)
     fused = compare(keras, logits["fused"], labels)
@@ -157,7 +156,6 @@ def _row(
         "int8_convolutions": int8,
         "convolutions": convs,
         "bytes": path.stat().st_size,
-        "plan_bytes": _plan_bytes(path, "int8" if int8 else "fp16" if "FP16" in name else "fp32", folder),
         "reference_top5": _top5(keras, labels),
         "candidate_top5": _top5(logits["exact"], labels),
         "fused": {"sqnr_db": fused.to_dict()["sqnr_db"], "top1_agreement": fused.top1_agreement},
@@ -192,8 +190,10 @@ def _count_int8(path: Path) -> tuple[int, int]:
     return sum(dequantized(node.input[0]) and dequantized(node.input[1]) for node in convs), len(convs)
 
 
-def _plan_bytes(path: Path, precision: str, folder: Path) -> int | str:
+def _plan_bytes(path: Path, int8: int, folder: Path) -> int | str:
     """Size of the TensorRT engine; why there is none otherwise."""
+    halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in onnx.load(str(path)).graph.initializer)
+    precision = "int8" if int8 else "fp16" if halves else "fp32"
     trt, why = choose_tensorrt("auto")
     if trt is None:
         return why

@@ -29,6 +29,7 @@ from pipeline import charts
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, Sample, check_readable, check_split_sizes
 from pipeline.files import sha256_file, write_atomic, write_json
+from pipeline.layout import ONNX
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
 
@@ -48,9 +49,8 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
         ExportError: weights, activations or images that no scale can come of.
     """
     settings = context.recipe.quantize
-    source = context.folder("export") / "model.onnx"
     card = ModelCard.read(context.folder("train") / "model.json")
-    model = load_model(source)
+    model = load_model(context.root / ONNX["fp32"])
     images = CalibrationImages(context, card)
     seen, statistics = collect_statistics(model, images.batches("calibration: ranges"), measured_tensors(model))
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
@@ -64,12 +64,7 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     base = Equalized(model, statistics, 0)
     if settings.equalize:
         base = equalize(model, statistics)
-    key = {
-        "model_sha256": sha256_file(source),
-        "images_sha256": context.images.fingerprint("calibration"),
-        "preprocessing": card.preprocessing.to_dict(values=False),
-        "quantize": asdict(settings),
-    }
+    key = calibration_key(context, card)
     limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
     histograms = collect_histograms(base.model, images.batches("calibration: histograms"), limits)
     run = _Quantization(context, base, held_out, {name: Kept("fp32", why) for name, why in unfit.items()})
@@ -98,6 +93,16 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
         *(scales.method, *counts, _words(run.result), len(held_out)),
     )
     return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
+
+
+def calibration_key(context: Context, card: ModelCard) -> dict[str, Any]:
+    """What scales are true of: the model, the images, the preprocessing and the recipe's way to quantise."""
+    return {
+        "model_sha256": sha256_file(context.root / ONNX["fp32"]),
+        "images_sha256": context.images.fingerprint("calibration"),
+        "preprocessing": card.preprocessing.to_dict(values=False),
+        "quantize": asdict(context.recipe.quantize),
+    }
 
 
 def _best_fp16(

@@ -82,7 +82,7 @@ def list_candidates(context: Context) -> list[Candidate]:
 
 
 def _source(root: Path, plan: Path) -> str:
-    """The ONNX file that an engine was built from; the usual one for a damaged sidecar, of which its runner complains."""
+    """The ONNX file that an engine was built from; the usual one where the sidecar is damaged, as its runner says."""
     from export.sidecar import read_sidecar
 
     usual = ONNX[plan_precision(plan)]
