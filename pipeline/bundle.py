@@ -43,7 +43,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
                 if not path.is_file() or sha256_file(path) != recorded["sha256"]:
                     raise PipelineError(
                         f"Expected {path} as its stage wrote it. Received: a changed or missing file. "
-                        f"Run `python -m pipeline run -c {context.recipe_path}` first."
+                        f"Run `{context.command('run')}` first."
                     )
                 files[f"{folder.name}/{name}"] = path
             files[f"{folder.name}/{MANIFEST}"] = folder / MANIFEST

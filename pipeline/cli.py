@@ -16,7 +16,7 @@ from tqdm import tqdm
 from export.errors import ExportError
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
-from pipeline.stage import Context
+from pipeline.stage import ARTIFACTS, Context
 
 log = logging.getLogger("pipeline")
 
@@ -42,7 +42,7 @@ def recipe_options() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override a key of the recipe, such as --set model.input_size=64; may be repeated",
     )
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="default: %(default)s")
+    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
     return parser
 
 
@@ -70,7 +70,7 @@ def make_context(args: argparse.Namespace) -> Context:
     Raises:
         RecipeError: the recipe is not valid.
     """
-    return Context(load_recipe(args.config, args.overrides), args.config, args.artifacts)
+    return Context(load_recipe(args.config, args.overrides), args.config, args.artifacts, args.overrides)
 
 
 def run_command(

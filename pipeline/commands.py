@@ -17,7 +17,7 @@ from pipeline.files import recipe_lock
 from pipeline.layout import PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.parity import FAIL, INCONCLUSIVE
-from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
+from pipeline.stage import ARTIFACTS, Context, Outcome, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("-o", "--output", type=Path, help="default: <recipe>.bundle.tar")
     unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
     unpack.add_argument("archive", type=Path)
-    unpack.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="default: %(default)s")
+    unpack.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
     unpack.add_argument("--force", action="store_true", help="replace artifacts of the same recipe that are there")
     return parser
 

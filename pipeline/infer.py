@@ -89,7 +89,7 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
     if not choices:
         raise PipelineError(
             f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
-            f"none. Run `python -m pipeline run -c {context.recipe_path}` first."
+            f"none. Run `{context.command('run')}` first."
         )
     serving = [choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)]
     if serving:
@@ -99,7 +99,7 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
     verdicts = "; ".join(f"{choice.name}: {choice.verdict}" for choice in choices)
     raise PipelineError(
         f"Expected a model that passed verification. Received: {verdicts}. "
-        f"Run `python -m pipeline verify -c {context.recipe_path}`, or take the risk with --allow-unverified."
+        f"Run `{context.command('verify')}`, or take the risk with --allow-unverified."
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +21,24 @@ from pipeline.manifest import Key, Manifest, code_hash, read_manifest, version_c
 from pipeline.recipe import Recipe
 
 log = logging.getLogger(__name__)
+ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
 
 
 @dataclass
 class Context:
-    """What every stage of one recipe shares."""
+    """What every stage of one recipe shares.
+
+    Attributes:
+        recipe: in force, overrides included.
+        recipe_path: its file.
+        artifacts: folder of all recipes' artifacts.
+        overrides: the ``section.key=value`` strings that were laid over the file, for advice that repeats them.
+    """
 
     recipe: Recipe
     recipe_path: Path
     artifacts: Path
+    overrides: Sequence[str] = ()
 
     @property
     def root(self) -> Path:
@@ -37,6 +48,17 @@ class Context:
     def folder(self, stage: str) -> Path:
         """``artifacts/<recipe>/<stage>``."""
         return self.root / stage
+
+    def command(self, verb: str) -> str:
+        """The command line that runs a verb with this very Python, recipe, overrides and artifacts; safe to paste."""
+        python = Path(sys.executable)
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
+        words = [str(python), "-m", "pipeline", verb, "-c", str(self.recipe_path)]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        if self.artifacts != ARTIFACTS:
+            words += ["--artifacts", str(self.artifacts)]
+        return shlex.join(words)
 
     @cached_property
     def images(self) -> ImageSet:
@@ -69,7 +91,7 @@ class Context:
             if not (self.folder(stage) / name).is_file():
                 raise PipelineError(
                     f"Expected {self.folder(stage) / name}, which does not exist. "
-                    f"Run `python -m pipeline {stage} -c {self.recipe_path}` first, or `run` for the whole chain."
+                    f"Run `{self.command(stage)}` first, or `run` for the whole chain."
                 )
         return self.files(stage, *names)
 

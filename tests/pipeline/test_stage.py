@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import logging
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from PIL import Image
 
 from benchmarks.__main__ import STAGE as BENCHMARK
 from pipeline import manifest
+from pipeline.cli import make_context
+from pipeline.commands import build_parser
 from pipeline.config import load_recipe, to_dict
 from pipeline.data import DataMissingError
 from pipeline.errors import PipelineError
@@ -49,7 +53,7 @@ class Toy:
         )
 
     def context(self, *overrides: str) -> Context:
-        return Context(load_recipe(self.recipe, overrides), self.recipe, self.folder / "artifacts")
+        return Context(load_recipe(self.recipe, overrides), self.recipe, self.folder / "artifacts", list(overrides))
 
     def inputs(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
         return context.required("earlier", "in.txt")
@@ -248,8 +252,15 @@ def test_other_tool_versions_are_said_and_not_rerun(toy: Toy, monkeypatch, caplo
 
 def test_a_missing_input_says_which_command_makes_it(toy: Toy) -> None:
     toy.source.unlink()
-    with pytest.raises(PipelineError, match=r"in\.txt, which does not exist\. Run `python -m pipeline earlier -c"):
-        toy.execute()
+    overrides = ("data.source=digits", "model.dense=[64, 32]")
+    with pytest.raises(PipelineError, match=r"in\.txt, which does not exist\.") as caught:
+        execute(toy.stage, toy.context(*overrides))
+    python, *module, verb = (words := shlex.split(str(caught.value).split("`")[1]))[:4]
+    assert shutil.which(python)
+    assert (module, verb) == (["-m", "pipeline"], "earlier")
+    again = make_context(build_parser().parse_args(["train", *words[4:]]))
+    assert dataclasses.asdict(again) == dataclasses.asdict(toy.context(*overrides))
+    assert words[-2:] == ["--artifacts", str(toy.folder / "artifacts")]
 
 
 # --- Context ---
