@@ -130,14 +130,8 @@ def convolutional_block(
 ) -> Any:
     """A residual block with a 1x1 convolution on its shortcut, which may change size and channels.
 
-    Args:
-        x: float32 (N, H, W, C).
-        filters: of each convolution: two make a basic block, three a bottleneck.
-        kernel_size: height and width of the spatial convolutions. Defaults to 3.
-        stride: of the first convolution of the main branch and of the shortcut's. Defaults to 2.
-        initializer: of the kernels, a Keras initializer or its name. Defaults to ``"he_normal"``.
-        name: of the block, which names its layers.
-        style: what all layers share. Defaults to ``Style()``.
+    The arguments are those of ``identity_block``, but that the last filters may be any number, and the default
+    stride is 2; the shortcut's convolution has it too.
 
     Returns:
         float32 (N, ceil(H / stride), ceil(W / stride), filters[-1]).
