@@ -116,7 +116,7 @@ def _before_softmax(tensor: Any, output: str) -> Any | None:
         raise ExportError(
             f"Expected a classifier that ends in logits or softmax. Received: {where}"
             f"{f' with activation {name!r}' if name else ''} (train it with a linear or softmax head; "
-            "if these values are the scores to rank classes by, say output='logits')."
+            "if these values are the scores to rank classes by, set output to logits)."
         )
     linear = name == "linear" or (activation is None and kind in _LINEAR_LAYERS)
     if linear and output == "auto":
@@ -124,11 +124,11 @@ def _before_softmax(tensor: Any, output: str) -> Any | None:
     if output == "softmax":
         raise ExportError(
             f"Expected a final softmax that can be taken off. Received: {where} "
-            "(rebuild the head as Dense + Activation('softmax'), or say output='logits')."
+            "(rebuild the head as Dense + Activation('softmax'), or set output to logits)."
         )
     raise ExportError(
         f"Expected an end that is clearly logits or softmax. Received: {where}"
-        f"{f' with activation {name!r}' if name else ''} (say which with output='logits' or output='softmax')."
+        f"{f' with activation {name!r}' if name else ''} (say which: set output to logits or to softmax)."
     )
 
 

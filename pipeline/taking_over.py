@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.errors import ExportError
+from export.logits import logits_model
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import Adopted, adopt
 from pipeline.card import ModelCard
@@ -51,6 +53,7 @@ def take_over(config: Model, classes: tuple[str, ...]) -> Taken:
     model = load_model(path, config.allow, compare=True)
     adopted = adopt(model, path, config.output, config.input_size)
     _check_answers(adopted, path)
+    _check_end(adopted, path)
     for change in adopted.changes:
         log.info("  %s: %s", path.name, change)
     _, height, width, _ = adopted.model.inputs[0].shape
@@ -90,6 +93,14 @@ def _check_classes(outputs: int, classes: tuple[str, ...], path: Path, *, named:
         f"Expected a model with as many outputs as {'there are names' if named else 'the data has classes'}. "
         f"Received: {path} with {outputs}; {source} {len(classes)} ({listed}).{advice}"
     )
+
+
+def _check_end(adopted: Adopted, path: Path) -> None:
+    """The export finds the logits; ask for what it will miss now, by the name of the recipe's key."""
+    try:
+        logits_model(adopted.model, adopted.output)
+    except ExportError as error:
+        raise ModelError(f"model.output: {path}: {error}") from error
 
 
 def _check_answers(adopted: Adopted, path: Path) -> None:

@@ -282,6 +282,14 @@ def test_normalisation_inside_needs_no_answer(tmp_path) -> None:
     assert take_over(Model(path=path), ("a", "b", "c")).card.preprocessing.mode == "none"
 
 
+def test_an_end_that_is_neither_logits_nor_softmax_is_asked_for_by_its_key(tmp_path) -> None:
+    path = save(functional(layers.Dense(3, activation="tanh")), tmp_path)
+    asked = r"model\.output: .*m\.keras: Expected a classifier.*'tanh'.*set output to logits"
+    with pytest.raises(ModelError, match=asked):
+        take_over(Model(path=path, preprocessing="unit"), ("a", "b", "c"))
+    assert take_over(Model(path=path, preprocessing="unit", output="logits"), ("a", "b", "c")).card.output == "logits"
+
+
 def test_broken_weights_are_found(tmp_path) -> None:
     model = functional(layers.Dense(3))
     model.get_layer("conv").bias.assign(np.full(4, np.nan))
