@@ -7,6 +7,7 @@ placement nor fusion works. `fold_affine` undoes that in the graph, so the Keras
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,13 +100,16 @@ def _set_weights(graph: onnx.GraphProto, conv: onnx.NodeProto, weight: np.ndarra
 
 
 def unfolded_convs(model: onnx.ModelProto) -> list[str]:
-    """Returns the Convs that still have a per-channel Mul, Add, Sub or Div, or a BatchNormalization, behind them."""
+    """Returns the Convs that still have a per-channel Mul, Add, Sub or Div, or a BatchNormalization, behind them.
+
+    One number for all channels is no BatchNorm: GELU and hard swish are made of such.
+    """
     table, readers = constants(model.graph), consumers(model.graph)
     found = []
     for conv in (node for node in model.graph.node if node.op_type == "Conv"):
         for node in readers.get(conv.output[0], ()):
-            constant = any(name in table for name in node.input)
-            if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and constant):
+            per_channel = any(name in table and math.prod(table[name].dims) > 1 for name in node.input)
+            if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and per_channel):
                 found.append(f"{conv.name} ({node.op_type})")
     return found
 

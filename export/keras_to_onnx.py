@@ -6,14 +6,10 @@ logs where one of its own passes fails.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import gc
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +22,7 @@ from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.logits import logits_model
 from export.naming import LayerTree, name_by_layer
 from export.preprocessing import PreprocessingSpec
+from export.tf_conversion import convert
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +31,6 @@ __all__ = ["ExportSummary", "export_keras", "logits_model"]
 
 logger = logging.getLogger(__name__)
 PRODUCER = "keras-resnet-to-tensorrt"
-_TF2ONNX_OPSET = 17
 _METADATA_KEYS = ("classes", "preprocessing", "input")
 
 
@@ -110,7 +106,7 @@ def export_keras(
     if taken := sorted(set(metadata or {}) & set(_METADATA_KEYS)):
         raise ExportError(f"Expected metadata beside {_METADATA_KEYS}. Received: {taken} (rename these entries).")
 
-    converted = _tf2onnx(logits, input_name)
+    converted = convert(logits, input_name)
     before = graph.op_counts(converted)
     result = _tidy(converted, logits, logits_name)
     result = interface.prepend_preprocessing(result, preprocessing)
@@ -198,6 +194,7 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     result = fold_pad_into_maxpool(result)
     result = name_by_layer(result, source.name, _tree(source))
     result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
+    _check_operators(result)
     if unfolded := unfolded_convs(result):
         raise ExportError(
             f"Expected every BatchNorm folded into its Conv. Received: {len(unfolded)} that are not: "
@@ -210,6 +207,20 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
             "(replace layers that compute shapes, such as Lambda, by Flatten or GlobalAveragePooling2D)."
         )
     return result
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    """Refuses what tf2onnx passed on as it was, because it knows no ONNX for it."""
+    unknown: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, graph.opset(model)):
+            unknown.setdefault(node.name.rpartition("/")[0] or node.name, []).append(node.op_type)
+    if unknown:
+        found = "; ".join(f"{', '.join(sorted(set(ops)))} in layer {layer!r}" for layer, ops in unknown.items())
+        raise ExportError(
+            f"Expected TensorFlow operations that ONNX has too. Received: {found} (replace the layer by one that "
+            "computes the same from the usual ones: keras.layers, sums, products, exp, erf, tanh)."
+        )
 
 
 def check_interface(model: onnx.ModelProto, input_name: str, outputs: Sequence[str], classes: int) -> None:
@@ -236,89 +247,3 @@ def check_interface(model: onnx.ModelProto, input_name: str, outputs: Sequence[s
             f"Expected uint8 {input_name!r} (batch, H, W, 3) and float32 {list(outputs)} (batch, {classes}). "
             f"Received: {seen} (a layer fixes the batch size: look for a Reshape with a constant batch)."
         )
-
-
-def _free_memory() -> None:
-    """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
-
-
-class _Pass:
-    """One of tf2onnx's own passes, with its memory freed and its failure kept.
-
-    tf2onnx copies the whole graph, weights included, before each pass and leaves the copies to the garbage
-    collector: 8 GB for a ResNet-50. And it only logs a pass that raises.
-    """
-
-    def __init__(self, name: str, factory: Any, failures: list[str]) -> None:
-        _free_memory()
-        self._name, self._pass, self._failures = name, factory(), failures
-
-    @property
-    def graph_been_opt(self) -> bool:
-        """Whether the pass changed something."""
-        return bool(self._pass.graph_been_opt)
-
-    def optimize(self, target: Any, iteration: int) -> Any:
-        """Runs the pass on a tf2onnx graph."""
-        try:
-            return self._pass.optimize(target, iteration)
-        except Exception as error:
-            self._failures.append(f"{self._name}: {type(error).__name__}: {error}")
-            raise
-
-
-@contextlib.contextmanager
-def _small_memory() -> Iterator[None]:
-    """Keeps the conversion below 3 GB for a ResNet-50.
-
-    TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
-    lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
-    """
-    from tf2onnx import tf_loader
-
-    original = tf_loader.tf_optimize
-
-    def optimize(*args: Any, **kwargs: Any) -> Any:
-        _free_memory()
-        return original(*args, **kwargs)
-
-    tf_loader.tf_optimize = optimize
-    _free_memory()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        tf_loader.tf_optimize = original
-
-
-def _tf2onnx(model: keras.Model, input_name: str) -> onnx.ModelProto:
-    """Converts a functional model to ONNX as tf2onnx makes it, float32 NHWC in."""
-    import tensorflow as tf
-    import tf2onnx
-    from tf2onnx.optimizer import _get_optimizers
-
-    failures: list[str] = []
-    passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in _get_optimizers().items()}
-    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
-    try:
-        with _small_memory():
-            result, _ = tf2onnx.convert.from_keras(
-                model, input_signature=signature, opset=_TF2ONNX_OPSET, optimizers=passes
-            )
-    except Exception as error:
-        raise ExportError(
-            f"Expected a model that tf2onnx converts. Received: {type(error).__name__}: {error} "
-            f"for {model.name!r} (look for layers without an ONNX counterpart)."
-        ) from error
-    finally:
-        _free_memory()
-    if failures:
-        raise ExportError(
-            f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
-        )
-    return result

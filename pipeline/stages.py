@@ -190,6 +190,7 @@ STAGES = (
             "pipeline/exporting.py",
             "pipeline/card.py",
             "export/keras_to_onnx.py",
+            "export/tf_conversion.py",
             "export/logits.py",
             "export/naming.py",
             "export/folding.py",

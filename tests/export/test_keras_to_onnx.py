@@ -257,6 +257,33 @@ def test_a_batch_norm_that_cannot_be_folded_is_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu_behind_a_convolution_is_exact(tmp_path, approximate):
+    """TensorFlow writes it with Erfc, which tf2onnx does not know, and with scalars that are no BatchNorm."""
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(x))
+    x = layers.Activation(lambda v: keras.activations.gelu(v, approximate=approximate), name="curve")(x)
+    model = keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling2D()(x)))
+    keras_models.randomize(model)
+    summary = export_keras(model, tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES)
+    assert ("Tanh" if approximate else "Erf") in summary.ops_after
+    parity(model, CAFFE, onnx.load(tmp_path / "m.onnx"), images(3, 8))
+
+
+def test_an_operation_without_onnx_is_named_with_its_layer(tmp_path):
+    class Curve(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.math.digamma(tf.nn.relu(x) + 1.0)
+
+    inputs = layers.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(Curve(name="curve")(layers.Conv2D(4, 3)(inputs)))
+    with pytest.raises(ExportError, match=r"Digamma in layer 'curve' \(replace the layer"):
+        export_keras(keras.Model(inputs, layers.Dense(5)(x)), tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failing_exporter_pass_is_an_error(tmp_path, monkeypatch):
     """tf2onnx itself would only log it and go on."""
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer

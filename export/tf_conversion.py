@@ -1,0 +1,131 @@
+"""tf2onnx, kept within the memory of a laptop, and its failures made errors instead of log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from export.errors import ExportError
+
+if TYPE_CHECKING:
+    import keras
+
+TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
+
+
+def _free_memory() -> None:
+    """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+class _Pass:
+    """One of tf2onnx's own passes, with its memory freed and its failure kept.
+
+    tf2onnx copies the whole graph, weights included, before each pass and leaves the copies to the garbage
+    collector: 8 GB for a ResNet-50. And it only logs a pass that raises.
+    """
+
+    def __init__(self, name: str, factory: Any, failures: list[str]) -> None:
+        _free_memory()
+        self._name, self._pass, self._failures = name, factory(), failures
+
+    @property
+    def graph_been_opt(self) -> bool:
+        """Whether the pass changed something."""
+        return bool(self._pass.graph_been_opt)
+
+    def optimize(self, target: Any, iteration: int) -> Any:
+        """Runs the pass on a tf2onnx graph."""
+        try:
+            return self._pass.optimize(target, iteration)
+        except Exception as error:
+            self._failures.append(f"{self._name}: {type(error).__name__}: {error}")
+            raise
+
+
+@contextlib.contextmanager
+def _small_memory() -> Iterator[None]:
+    """Keeps the conversion below 3 GB for a ResNet-50.
+
+    TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
+    lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
+    """
+    from tf2onnx import tf_loader
+
+    original = tf_loader.tf_optimize
+
+    def optimize(*args: Any, **kwargs: Any) -> Any:
+        _free_memory()
+        return original(*args, **kwargs)
+
+    tf_loader.tf_optimize = optimize
+    _free_memory()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        tf_loader.tf_optimize = original
+
+
+def _erfc(context: Any, node: Any, name: str, _: Any) -> None:
+    """Makes TensorFlow's Erfc, of which its GELU is built, 1 - Erf: tf2onnx knows only the latter."""
+    source, result = node.input[0], node.output[0]
+    shapes, types = [context.get_shape(result)], [context.get_dtype(result)]
+    context.remove_node(node.name)
+    erf = context.make_node("Erf", [source], name=f"{name}/Erf", shapes=shapes, dtypes=types)
+    one = context.make_const(f"{name}/one", np.ones((), np.float32))
+    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=[result], name=name, shapes=shapes, dtypes=types)
+
+
+def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
+    """Converts a functional Keras model to ONNX as tf2onnx makes it.
+
+    An operation without ONNX counterpart stays in the graph under its TensorFlow name; look for those.
+
+    Args:
+        model: Functional, one input (batch, height, width, channels), one output.
+        input_name: Of the graph's input, float32 NHWC.
+
+    Raises:
+        ExportError: If tf2onnx or one of its passes fails.
+    """
+    import tensorflow as tf
+    import tf2onnx
+    from tf2onnx.optimizer import _get_optimizers
+
+    failures: list[str] = []
+    passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in _get_optimizers().items()}
+    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
+    try:
+        with _small_memory():
+            result, _ = tf2onnx.convert.from_keras(
+                model,
+                input_signature=signature,
+                opset=TF2ONNX_OPSET,
+                optimizers=passes,
+                custom_op_handlers={"Erfc": (_erfc, [])},
+            )
+    except Exception as error:
+        raise ExportError(
+            f"Expected a model that tf2onnx converts. Received: {type(error).__name__}: {error} "
+            f"for {model.name!r} (look for layers without an ONNX counterpart)."
+        ) from error
+    finally:
+        _free_memory()
+    if failures:
+        raise ExportError(
+            f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
+        )
+    return result
