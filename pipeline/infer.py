@@ -106,14 +106,19 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
 def find_images(inputs: Sequence[Path]) -> list[Path]:
     """Files as they are named, folders with every image below them, sorted.
 
+    What a folder holds and nobody classifies is said: folders without an image, links to folders (they are not
+    followed, as they may lead in a circle) and links that lead nowhere.
+
     Raises:
         DataError: a path that does not exist, or no image at all.
     """
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("._"))
-            found += sorted(p for p in inside if p.is_file())
+            below = sorted(path.rglob("*"))
+            images = [p for p in below if _named_as_image(p) and p.is_file()]
+            _say_left_out(path, below, images)
+            found += images
         elif path.exists():
             found.append(path)
         else:
@@ -122,6 +127,23 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         listed = ", ".join(map(str, inputs))
         raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed}.")
     return found
+
+
+def _named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith("._")
+
+
+def _say_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -> None:
+    filled = {parent for image in images for parent in image.parents}
+    groups = {
+        "folders without an image": [p for p in below if p.is_dir() and not p.is_symlink() and p not in filled],
+        "links to folders, which are not followed": [p for p in below if p.is_dir() and p.is_symlink()],
+        "links that lead nowhere": [p for p in below if _named_as_image(p) and p.is_symlink() and not p.exists()],
+    }
+    for what, paths in groups.items():
+        if paths:
+            named = ", ".join(p.relative_to(folder).as_posix() for p in paths[:3]) + (", ..." if paths[3:] else "")
+            log.warning("left out below %s: %d %s (%s)", folder, len(paths), what, named)
 
 
 def classify(

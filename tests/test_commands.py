@@ -69,6 +69,26 @@ def test_infer_a_folder_with_bad_images(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_infer_says_what_it_left_out(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for name in ("full/deep", "none", "bare/inside"):
+        (photos / name).mkdir(parents=True)
+    shutil.copy(next(finished_chain.images.rglob("*.png")), photos / "full" / "deep" / "a.png")
+    (photos / "full" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (photos / "linked").symlink_to(finished_chain.images, target_is_directory=True)
+    out = tmp_path / "out.csv"
+    assert finished_chain.run("infer", str(photos), "-o", str(out)) == 0
+    assert [Path(row["path"]).name for row in read_rows(out)] == ["a.png"]
+    said = capsys.readouterr().err
+    assert "3 folders without an image (bare, bare/inside, none)" in said
+    assert "1 links to folders, which are not followed (linked)" in said
+    assert "1 links that lead nowhere (full/gone.png)" in said
+    assert finished_chain.run("infer", str(photos / "full" / "deep"), "-o", str(out)) == 0
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_infer_agrees_whatever_the_batch(finished_chain: Chain, tmp_path: Path) -> None:
     folder = str(finished_chain.images / "red")
     results = []
