@@ -57,7 +57,7 @@ def load_legacy(path: Path) -> keras.Model:
 
 
 def load_tf_keras(path: Path) -> Any:
-    """The model as tf_keras loads it, not compiled.
+    """The model as tf_keras loads it, not compiled; no layer of it in training mode.
 
     Raises:
         ModelError: tf_keras is not installed, or cannot load it.
@@ -72,9 +72,11 @@ def load_tf_keras(path: Path) -> Any:
         ) from error
     try:
         # Lambdas were checked against model.allow; tf_keras would refuse them in archives whatever was allowed.
-        return tf_keras.models.load_model(str(path), compile=False, safe_mode=False)
+        model = tf_keras.models.load_model(str(path), compile=False, safe_mode=False)
     except Exception as error:  # tf_keras raises many types on what it cannot load
         raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {_first_line(error)}") from error
+    _leave_training_mode(model)
+    return model
 
 
 def rebuild(original: Any) -> keras.Model:
@@ -117,6 +119,22 @@ def saved_metadata(data: bytes) -> Any:
         return saved_metadata_pb2.SavedMetadata.FromString(data).nodes
     except Exception as error:  # protobuf raises many types on a damaged file
         raise ModelError(f"Expected the metadata of a Keras 2 SavedModel. Received: {error}") from error
+
+
+def _leave_training_mode(model: Any) -> None:
+    """Makes layers that were called with ``training=True`` answer as Keras 3 lets them at inference.
+
+    Keras 2 keeps to that argument for ever: a BatchNormalization goes on using the statistics of the batch, so that
+    the answer for one image depends on the others, and a Dropout goes on dropping.
+    """
+    import tensorflow as tf
+
+    for layer in getattr(model, "layers", ()):
+        _leave_training_mode(layer)
+        for node in getattr(layer, "_inbound_nodes", ()):
+            if node.call_kwargs.get("training"):
+                node.call_kwargs["training"] = False
+                node._flat_arguments = tf.nest.flatten((node.call_args, node.call_kwargs.values()))
 
 
 def _answers(model: Any, feed: list[np.ndarray]) -> list[np.ndarray]:

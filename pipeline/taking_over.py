@@ -16,7 +16,7 @@ from pipeline.adopting import Adopted, adopt
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError
 from pipeline.loading import load_model
-from pipeline.model_facts import normalises_inside, preprocessing_inside
+from pipeline.model_facts import called_in_training, normalises_inside, preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
 from pipeline.model_safety import SAVED_MODEL
 from pipeline.models import preprocessing_of
@@ -52,17 +52,27 @@ def take_over(config: Model, classes: tuple[str, ...]) -> Taken:
     file = read_model_file(path)
     model = load_model(path, config.allow, compare=True)
     adopted = adopt(model, path, config.output, config.input_size)
+    changes = (*_left_training(file), *adopted.changes)
     _check_answers(adopted, path)
     _check_end(adopted, path)
-    for change in adopted.changes:
+    for change in changes:
         log.info("  %s: %s", path.name, change)
     _, height, width, _ = adopted.model.inputs[0].shape
     spec = _preprocessing(config, file, (height, width))
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
     allow = tuple(name for name in config.allow if name == SAVED_MODEL or any(f.name == name for f in file.findings))
     card = ModelCard(classes, spec, (height, width), adopted.output, allow)
-    return Taken(
-        adopted.model, card, {"source": path.name, "written_by": file.written_by, "changes": list(adopted.changes)}
+    return Taken(adopted.model, card, {"source": path.name, "written_by": file.written_by, "changes": list(changes)})
+
+
+def _left_training(file: ModelFile) -> tuple[str, ...]:
+    names = called_in_training(file.config) if file.legacy else ()
+    if not names:
+        return ()
+    listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+    return (
+        f"{len(names)} layers were called with training=True ({listed}): they answer as at inference now, so that an "
+        "image's answer does not depend on the others of its batch",
     )
 
 

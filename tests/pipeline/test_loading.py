@@ -369,6 +369,36 @@ def test_what_keras_3_reads_wrongly_is_taken_from_keras_2(brought, monkeypatch, 
     assert load_model(folder / "nested.h5") is wrong, "only taking over pays for the comparison"
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) -> None:
+    """As a well-known course writes its ResNet-50: Keras 2 then answers with the statistics of the batch at hand."""
+    import tf_keras as k
+
+    inputs = k.Input((16, 16, 3))
+    x = k.layers.Activation("relu")(
+        k.layers.BatchNormalization(name="bn")(k.layers.Conv2D(4, 3)(inputs), training=True)
+    )
+    body = k.Model(inputs, x, name="body")
+    x = k.layers.GlobalAveragePooling2D()(body(inputs) if nested else x)
+    model = legacy_models.randomize(k.Model(inputs, k.layers.Dense(3, activation="softmax")(x)))
+    model.save(str(tmp_path / "resnet50.h5"))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    taken = take_over(Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit"), ("a", "b", "c"))
+    assert any("1 layers were called with training=True (bn)" in change for change in taken.facts["changes"])
+    taken.model.save(tmp_path / "model.keras")
+    export_keras(taken.model, tmp_path / "m.onnx", preprocessing=taken.card.preprocessing, classes=taken.card.classes)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    with KerasRunner(tmp_path / "model.keras", taken.card.preprocessing) as runner:
+        together = runner.infer(pixels).probabilities
+        for i in range(4):
+            alone = runner.infer(pixels[i : i + 1]).probabilities
+            np.testing.assert_allclose(alone, together[i : i + 1], atol=1e-6)
+            np.testing.assert_allclose(session.run(None, {"images": pixels[i : i + 1]})[1], alone, atol=1e-5)
+    norm = (taken.model.get_layer("body") if nested else taken.model).get_layer("bn")
+    learned = (model.get_layer("body") if nested else model).get_layer("bn")
+    np.testing.assert_array_equal(norm.moving_variance, learned.moving_variance)
+
+
 def test_a_lambda_of_keras_2_runs_only_if_it_is_named(tmp_path) -> None:
     import tf_keras
 
