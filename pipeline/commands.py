@@ -6,7 +6,7 @@ import argparse
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from pipeline.stage import ARTIFACTS, Context, Outcome, Stage, execute, reasons_
 from pipeline.stages import BY_NAME, STAGES
 
 log = logging.getLogger(__name__)
+
+SAID_IMAGES = 10  # up to this many, infer logs each answer besides writing it
 
 EXAMPLES = """examples:
   python -m pipeline run                                    the default recipe, all stages
@@ -220,10 +222,19 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     log.info("%d images, answered by %s (%s, verdict: %s)", len(paths), choice.name, choice.backend, choice.verdict)
     with choice.open() as runner:
         rows = classify(paths, runner, card, context.recipe.data.resize, batch_size, top_k)
-        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), output)
+        shown = _said(rows) if len(paths) <= SAID_IMAGES else rows
+        counts = write_rows(shown, len(paths), row_columns(min(top_k, len(card.classes))), output)
     log.info("%s: %d images, %d of them failed", output, counts["images"], counts["failed"])
     exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
     return counts | {"output": str(output), "model": choice.name, "exit": exit_status}
+
+
+def _said(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, each one logged: who names a single photo wants to read its class at once."""
+    for row in rows:
+        if row["status"] == "ok":
+            log.info("%s: %s (%.1f %%)", row["path"], row["class"], 100 * row["probability"])
+        yield row
 
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:

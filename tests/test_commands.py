@@ -69,9 +69,7 @@ def test_infer_a_folder_with_bad_images(
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_infer_says_what_it_left_out(
-    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_infer_says_what_it_left_out(finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tmp_path / "photos"
     for name in ("full/deep", "none", "bare/inside"):
         (photos / name).mkdir(parents=True)
@@ -104,7 +102,7 @@ def test_infer_agrees_whatever_the_batch(finished_chain: Chain, tmp_path: Path) 
             assert float(a["probability"]) == pytest.approx(float(b["probability"]), abs=2e-5)
 
 
-def test_infer_as_json_lines(finished_chain: Chain, tmp_path: Path) -> None:
+def test_infer_as_json_lines(finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.jsonl"
     photo = str(next(finished_chain.images.rglob("*.png")))
     for precision in ("fp32", "fp16", "int8"):
@@ -112,6 +110,7 @@ def test_infer_as_json_lines(finished_chain: Chain, tmp_path: Path) -> None:
         (row,) = map(json.loads, out.read_text().splitlines())
         assert row["status"] == "ok"
         assert row["class"] in CLASSES
+        assert f"{photo}: {row['class']} ({100 * row['probability']:.1f} %)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
