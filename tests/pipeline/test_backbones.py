@@ -68,6 +68,15 @@ def test_basic_block_resnets(name: str, parameters: int, channels: int) -> None:
     assert model.output.shape == (None, 2, 2, channels)
 
 
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50-blocks", 16), ("resnet20", 0)])
+def test_blocks_of_a_fresh_backbone_start_as_their_shortcuts(name: str, blocks: int) -> None:
+    """That keeps what is trained from scratch well conditioned; resnet20 stays as its published weights were made."""
+    norms = [layer for layer in build_backbone(name, 64).layers if isinstance(layer, keras.layers.BatchNormalization)]
+    still = [layer.name for layer in norms if not np.any(layer.gamma)]
+    assert len(still) == blocks
+    assert all(layer.endswith(("_branch2c", "_2_bn")) for layer in still)
+
+
 def test_weights_of_the_digits_recipe_still_load() -> None:
     recipe = load_recipe(ROOT / "configs" / "digits.yaml")
     built = build_classifier(recipe.model, 10)
