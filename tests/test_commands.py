@@ -228,9 +228,11 @@ def test_a_corrupt_training_image_is_named_counted_and_skipped_up_to_the_limit(
     assert all(name.startswith("red/bad") for name in skipped)
 
 
-def test_deploying_a_finished_model(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
-    model = chain.root / "train" / "model.keras"
-    saved = shutil.copy(model, chain.artifacts.parent / "colleague.keras")
+def test_a_finished_h5_classifies_one_image(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    import keras
+
+    saved = chain.artifacts.parent / "resnet50.h5"
+    keras.saving.load_model(chain.root / "train" / "model.keras").save(saved)
     overrides = ["--set", f"model.path={saved}", "--set", "name=colleague"]
     assert chain.run("train", *overrides, "--set", "model.preprocessing=auto") == 2
     assert "model.preprocessing: expected caffe" in errors(capsys)
@@ -238,6 +240,11 @@ def test_deploying_a_finished_model(chain: Chain, capsys: pytest.CaptureFixture[
     parity = json.loads((chain.artifacts / "colleague" / "verify" / "parity.json").read_text())
     assert parity["verdict"] == "pass"
     assert parity["hops"][0]["accuracy_reference"] > 0.8
+    photo = sorted((chain.images / "red").iterdir())[0]
+    assert chain.run("infer", *overrides, str(photo), "-o", str(saved.with_suffix(".csv"))) == 0
+    (row,) = read_rows(saved.with_suffix(".csv"))
+    assert (row["path"], row["class"]) == (str(photo), "red")
+    assert f"{photo}: red (" in capsys.readouterr().err
 
 
 def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) -> None:
