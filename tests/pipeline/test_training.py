@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import fitting, models
+from export.preprocessing import PreprocessingSpec
+from pipeline import batches, fitting, models
 from pipeline.batches import Images, augment_image, make_batches
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
-from pipeline.data import ImageSet, Pixels, load_image_set
+from pipeline.data import ImageSet, Pixels, Sample, load_image_set
 from pipeline.errors import ModelError
 from pipeline.files import read_json
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
@@ -242,19 +244,41 @@ def test_augmentation() -> None:
 
 
 def test_batches_hold_every_image_once_in_an_order_that_seed_and_epoch_decide(images: ImageSet) -> None:
-    from export.preprocessing import PreprocessingSpec
-
     source = Images(images.splits["train"], Pixels((32, 32), "stretch", 0), PreprocessingSpec.from_mode("unit"), "x")
-    batches, again = make_batches(source, 7, 5), make_batches(source, 7, 5)
+    one, again = make_batches(source, 7, 5), make_batches(source, 7, 5)
     orders = []
     for epoch in (0, 1):
-        batches.set_epoch(epoch)
-        assert sorted(batches.order) == list(range(len(source.labels)))
-        assert sum(len(batches[i][1]) for i in range(len(batches))) == len(source.labels)
-        orders.append(batches.order.tolist())
+        one.set_epoch(epoch)
+        assert sorted(one.order) == list(range(len(source.labels)))
+        assert sum(len(one[i][1]) for i in range(len(one))) == len(source.labels)
+        orders.append(one.order.tolist())
     assert orders[0] != orders[1]
     again.set_epoch(1)
     assert again.order.tolist() == orders[1]
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the cache's size only what is under way is decoded: a few batches, one chunk while checking."""
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
+    inputs = keras.Input((64, 64, 3))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(inputs)))
+    model.compile("sgd", "mse")
+
+    def peak(count: int) -> int:
+        samples = tuple(Sample(str(i), i % 2, str(i), path.read_bytes, path) for i in range(count))
+        tracemalloc.start()
+        source = Images(samples, Pixels((64, 64), "stretch", 0), PreprocessingSpec.from_mode("unit"), "images")
+        model.fit(make_batches(source, 32, 1), epochs=1, verbose=0)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    decoded = 1536 * 64 * 64 * 3
+    peak(32)  # traces the model
+    assert peak(3072) - peak(1536) > decoded / 2, "in the cache they all are"
+    monkeypatch.setattr(batches, "CACHE_BYTES", 0)
+    assert peak(3072) - peak(1536) < decoded / 4
 
 
 @pytest.mark.slow
