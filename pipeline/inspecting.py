@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.model_facts import (
+    called_in_training,
     class_units,
     input_shapes,
     layer_counts,
@@ -47,6 +48,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "layers": layer_counts(file.config),
         "parameters": parameters(file),
         "preprocessing": list(preprocessing_inside(file.config)),
+        "called_in_training": list(called_in_training(file.config)),
         "unsafe": [asdict(finding) for finding in file.findings],
         "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
         "recipe": _recipe(file),
@@ -71,6 +73,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"  {'parameters':<14} {counts['total']:,} ({trainable})",
         f"  {'preprocessing':<14} {'; '.join(facts['preprocessing']) or 'none found inside'}",
     ]
+    if called := facts["called_in_training"]:
+        listed = ", ".join(called[:3]) + (", ..." if called[3:] else "")
+        lines.append(
+            f"  {'training=True':<14} in the calls of {len(called)} layers ({listed}); they answer as at inference"
+        )
     for finding in facts["unsafe"]:
         way = "refused unless model.allow names it" if finding["allowable"] else "refused"
         lines.append(f"  {'unsafe':<14} {finding['name']}: {finding['why']} ({way})")

@@ -59,7 +59,8 @@ def called_in_training(config: Any) -> tuple[str, ...]:
 def _call_options(nodes: Any) -> Iterator[dict[str, Any]]:
     """The named arguments of every call: ``{"kwargs": {...}}`` in Keras 3, ``[name, node, tensor, {...}]`` before."""
     if isinstance(nodes, dict):
-        yield nodes.get("kwargs") or {}
+        if isinstance(nodes.get("kwargs"), dict):
+            yield nodes["kwargs"]
     elif isinstance(nodes, list):
         if len(nodes) == 4 and isinstance(nodes[3], dict):
             yield nodes[3]

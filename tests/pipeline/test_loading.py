@@ -18,7 +18,9 @@ from export.keras_to_onnx import export_keras
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import adopt
 from pipeline.errors import DataError, ModelError
+from pipeline.inspecting import describe
 from pipeline.loading import load_classifier, load_model
+from pipeline.model_file import read_model_file
 from pipeline.recipe import Model
 from pipeline.runners.keras import KerasRunner
 from pipeline.taking_over import take_over
@@ -383,6 +385,7 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     model = legacy_models.randomize(k.Model(inputs, k.layers.Dense(3, activation="softmax")(x)))
     model.save(str(tmp_path / "resnet50.h5"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    assert describe(read_model_file(tmp_path / "resnet50.h5"))["called_in_training"] == ["bn"]
     taken = take_over(Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit"), ("a", "b", "c"))
     assert any("1 layers were called with training=True (bn)" in change for change in taken.facts["changes"])
     taken.model.save(tmp_path / "model.keras")
