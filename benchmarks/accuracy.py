@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from benchmarks.telemetry import commit, machine
+from benchmarks.telemetry import commit, machine, peak_memory_mib
 from export.calibration import collect_histograms, collect_statistics
 from export.correction import collect_mean_maps, correct_biases
 from export.engine import BatchProfile, build_engine
@@ -73,6 +73,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]
         made, seconds = _by_method(context, Path(temporary))
+        peak = peak_memory_mib()  # before the candidates run: decoding, all passes, quantising
         rows = []
         for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
             rows.append(_row(name, path, pixels, labels, keras))
@@ -89,8 +90,15 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
         "classes": int(keras.shape[1]),
         "calibration": calibration,
         "seconds": seconds,
+        "peak_memory_mib": peak,
+        "peers": {name: read_json(path.with_suffix(".json")) for name, path in peers.items() if _described(path)},
         "rows": rows,
     }
+
+
+def _described(path: Path) -> bool:
+    """Whether a file beside a peer's model says how it was made, as ``benchmarks/peers`` writes it."""
+    return path.with_suffix(".json").is_file()
 
 
 def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path]]:

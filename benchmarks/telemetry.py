@@ -75,6 +75,16 @@ def commit() -> str | None:
         return None
 
 
+def peak_memory_mib() -> int | None:
+    """The most memory that this process has held so far, None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak // (1024 * 1024 if platform.system() == "Darwin" else 1024))
+
+
 def gpu_snapshot() -> list[dict[str, Any]]:
     """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
 
