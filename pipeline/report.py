@@ -113,7 +113,10 @@ def _chain(root: Path) -> str:
 
 def _training(history: Sequence[Json], card: Json) -> str:
     if not history:
-        return section("Model", f"Taken over as it is: {escape(str(card.get('source')))}; nothing was trained.", "")
+        changes = "".join(f"<li>{escape(change)}</li>" for change in card.get("changes", ()))
+        how = "with changes that keep its answers" if changes else "as it is"
+        text = f"Taken over {how}: {escape(str(card.get('source')))}; nothing was trained."
+        return section("Model", text, f"<ul>{changes}</ul>" if changes else "")
     how = "transfer learning from pretrained weights" if card.get("transfer") else "from scratch"
     return section(
         "Training",

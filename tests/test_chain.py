@@ -218,10 +218,17 @@ def test_changed_bytes_rerun_what_depends_on_them(
 
 
 def test_a_recipe_change_reruns_from_there(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
-    assert chain.run("run", "--explain", "--set", "verify.thresholds.int8.sqnr_db=5") == 0
+    assert chain.run("run", "--explain", "--set", "verify.thresholds.fp16.sqnr_db=5") == 0
     plan = capsys.readouterr().out
     assert "quantize  up to date" in plan
-    assert "verify    would run: recipe verify.thresholds.int8.sqnr_db: 20.0 -> 5.0" in plan
+    assert "verify    would run: recipe verify.thresholds.fp16.sqnr_db: 50.0 -> 5.0" in plan
+
+
+def test_int8_is_made_for_its_thresholds(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chain.run("run", "--explain", "--set", "verify.thresholds.int8.sqnr_db=5") == 0
+    plan = capsys.readouterr().out
+    assert "export    up to date" in plan
+    assert "quantize  would run: recipe verify.thresholds.int8.sqnr_db: 20.0 -> 5.0" in plan
 
 
 # --- planted faults: verification must see them ---
