@@ -1,0 +1,234 @@
+"""INT8 files as other quantizers make them, from the same ONNX model and the same calibration images.
+
+They stand beside ours in the comparison, so each is made by its quantizer's own defaults plus what TensorRT asks for
+(symmetric int8, per-channel weights). It runs in an environment of its own, see README.md, and imports nothing of the
+project outside this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from benchmarks.peers.images import PeerError, PixelReader, read_images
+from benchmarks.peers.placement import placement
+from benchmarks.peers.tools import PEERS, TOOLS
+
+log = logging.getLogger("peers")
+
+SCHEMA = 1
+PACKAGES = ("nvidia-modelopt", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy")
+
+EXAMPLES = """examples:
+  COMMON="--model model.onnx --images pixels.npz --out peers"
+  python -m benchmarks.peers.quantize_with_peers $COMMON
+  python -m benchmarks.peers.quantize_with_peers $COMMON --peer modelopt-max ort-minmax
+  python -m benchmarks.peers.quantize_with_peers $COMMON --limit 32
+
+The .npz file holds the array `pixels`, shaped and typed like the model's one input with the images first.
+Each peer writes NAME.onnx and NAME.json. The last line of the output is JSON.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one peer shall do; it travels to the process that does it."""
+
+    name: str
+    model: Path
+    images: Path
+    out: Path
+    limit: int
+    seed: int
+    batch: int
+
+
+def run_peer(job: Job) -> dict[str, Any]:
+    """Make one peer's file and its sidecar.
+
+    Every peer needs a process of its own: modelopt replaces functions of onnxruntime's quantizer, and the peak memory
+    is the process's.
+
+    Returns:
+        dict: what the sidecar holds.
+
+    Raises:
+        PeerError: an input does not fit, or the tool failed.
+    """
+    peer = PEERS[job.name]
+    try:
+        model = onnx.load(job.model)
+    except Exception as error:
+        raise PeerError(f"Expected an ONNX model. Received: {job.model} ({error}). Name another file.") from error
+    name, pixels = read_images(job.images, model, job.limit, job.seed)
+    with tempfile.TemporaryDirectory(prefix=f".{job.name}.", dir=job.out) as scratch:
+        # A copy: the tools write beside the model that they read.
+        source, made = Path(scratch) / "model.onnx", Path(scratch) / "int8.onnx"
+        onnx.save(model, source)
+        del model
+        reader = PixelReader(name, pixels, job.batch, job.name)
+        start, busy = time.perf_counter(), time.process_time()
+        try:
+            settings = TOOLS[peer.tool](peer, source, reader, made)
+            seconds, busy = time.perf_counter() - start, time.process_time() - busy
+            result = onnx.load(made)
+            onnx.checker.check_model(result)
+        except ImportError as error:
+            raise PeerError(
+                f"Expected the packages of requirements.txt. Received: {error}. Install them, see README.md."
+            ) from error
+        except Exception as error:
+            raise PeerError(f"{job.name} failed: {type(error).__name__}: {error}") from error
+        finally:
+            reader.progress.close()
+        if reader.position < len(pixels):
+            raise PeerError(
+                f"Expected {job.name} to calibrate on {len(pixels)} images. Received: it read {reader.position}. "
+                "Its file says nothing about the method: look at its log."
+            )
+        sidecar = {
+            "schema": SCHEMA,
+            "name": job.name,
+            **asdict(peer),
+            "settings": settings,
+            "model_sha256": _sha256(job.model),
+            "images_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+            "images": len(pixels),
+            "seed": job.seed,
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(busy, 1),  # of all threads: what it costs where others compute too
+            "peak_rss_mib": _peak_rss_mib(),
+            "bytes": made.stat().st_size,
+            "sha256": _sha256(made),
+            "opset": next(one.version for one in result.opset_import if one.domain in ("", "ai.onnx")),
+            "placement": placement(result),
+            "versions": _versions(),
+        }
+        text = Path(scratch) / "int8.json"
+        text.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+        # The sidecar goes last: where it is, its model is whole.
+        (job.out / f"{job.name}.json").unlink(missing_ok=True)
+        os.replace(made, job.out / f"{job.name}.onnx")
+        os.replace(text, job.out / f"{job.name}.json")
+    return sidecar
+
+
+def _peak_rss_mib() -> int | None:
+    """Returns this process's peak resident memory, None where the system has no /proc.
+
+    ru_maxrss would count what the parent held before exec.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(peak[1]) // 1024 if peak is not None else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    installed = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{one: installed[one] for one in PACKAGES if one in installed}}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, help="FP32 ONNX model with one input")
+    parser.add_argument("--images", type=Path, required=True, help=".npz with the calibration images, array `pixels`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files; made if missing")
+    parser.add_argument(
+        "--peer", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}"
+    )
+    parser.add_argument("--limit", type=_positive, default=256, help="images, a seeded choice; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of that choice; default %(default)s")
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        default=1,
+        help="images a calibration step; entropy scales depend on it; default %(default)s, as modelopt takes them",
+    )
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, received {text!r}")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the files. Returns 0, or 1 where a peer failed."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    missing = [one for one in (options.model, options.images) if not one.is_file()]
+    if missing:
+        log.error("Expected a file. Received: %s, which is none. Name one that exists.", missing[0])
+        return 2
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.error("Expected a folder to write to. Received: %s (%s). Name another with --out.", options.out, error)
+        return 2
+    done: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for number, name in enumerate(options.peer, 1):
+        log.info("%d/%d %s", number, len(options.peer), name)
+        job = Job(name, options.model, options.images, options.out, options.limit, options.seed, options.batch)
+        try:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                sidecar = pool.submit(run_peer, job).result()
+        except (PeerError, OSError) as error:
+            failed[name] = str(error)
+        except KeyboardInterrupt:
+            log.error("  interrupted; what was made before is whole")
+            return 130
+        except BrokenProcessPool:
+            failed[name] = "its process died, likely for lack of memory: free some, or take fewer images with --limit"
+        if name in failed:
+            log.error("  %s", failed[name])
+            continue
+        convolutions = sidecar["placement"]["int8"].get("Conv", {"int8": 0, "of": 0})
+        log.info(
+            "  %s: %d of %d Conv in INT8, %d images, %.0f s, peak memory %s MiB",
+            *(f"{name}.onnx", convolutions["int8"], convolutions["of"], sidecar["images"]),
+            *(sidecar["seconds"], sidecar["peak_rss_mib"]),
+        )
+        done[name] = {one: sidecar[one] for one in ("images", "seconds", "peak_rss_mib", "sha256")}
+    print(json.dumps({"done": done, "failed": failed}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
