@@ -6,7 +6,8 @@ from onnx import TensorProto, numpy_helper
 from export import graph
 from export.errors import ExportError
 from export.metrics import compare
-from export.precision import preprocessing_nodes, round_first_conv, to_fp16
+from export.precision import preprocessing_nodes, to_half
+from export.rounding import round_first_conv
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats
@@ -24,7 +25,7 @@ def element_types(model):
 @pytest.fixture(scope="module")
 def halved(exported):
     before = exported.model.SerializeToString()
-    model = to_fp16(exported.model)
+    model = to_half(exported.model)
     assert exported.model.SerializeToString() == before
     return exported, model
 
@@ -94,7 +95,7 @@ def test_a_weight_beyond_fp16_is_named(v1, value):
     weight[0, 0, 0, 0] = value
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     with pytest.raises(ExportError, match="conv2_block1_2_conv/Conv/weight"):
-        to_fp16(model)
+        to_half(model)
 
 
 def test_a_constant_of_the_fp32_part_may_be_larger():
@@ -107,7 +108,7 @@ def test_a_constant_of_the_fp32_part_may_be_larger():
     constants = {"big": np.float32(1e6), "small": np.float32(1e-7), "w": floats(2, 4, 3, 3)}
     model = tiny(nodes, constants, dtype=TensorProto.UINT8)
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 6), dtype=np.uint8)
-    expected, received = run_onnx(model, x)[0], run_onnx(to_fp16(model), x)[0]
+    expected, received = run_onnx(model, x)[0], run_onnx(to_half(model), x)[0]
     assert np.abs(received - expected).max() <= 2e-3 * np.abs(expected).max()
 
 

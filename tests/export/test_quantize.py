@@ -7,12 +7,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export import graph
-from export.calibration import Scales, collect_ranges
 from export.errors import ExportError
 from export.metrics import compare
 from export.placement import quantized_edges, skip_input
-from export.quantize import placement_table, quantizable_tensors, quantize, weight_scales
-from tests.export.conftest import run_onnx
+from export.quantize import placement_table, quantize
+from export.scales import Scales
+from export.weights import weight_scales
+from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats
 from tests.export.tiny_graphs import graph as tiny
@@ -174,8 +175,7 @@ def test_a_dead_tensor_gets_the_smallest_scale(v1, caplog):
         if tensor.name == "conv2_block1_1_conv/Conv/bias":
             tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims[0], -1e4, np.float32), tensor.name))
     with caplog.at_level(logging.WARNING):
-        ranges = collect_ranges(model, [images(4)], quantizable_tensors(model))
-        scales = Scales.from_ranges(ranges, images=4)
+        scales = calibrate(model, [images(4)])
     assert "conv2_block1_1_relu/Relu:0" in caplog.text
     quantized_model, _ = quantize(model, scales)
     assert np.isfinite(run_onnx(quantized_model, images(2), exact=True)[0]).all()
