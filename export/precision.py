@@ -109,7 +109,7 @@ def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[
     for node in graph.node:
         for name in node.input:
             if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
-                why = _lost_in_fp16(numpy_helper.to_array(table[name]))
+                why = lost_in_fp16(numpy_helper.to_array(table[name]))
                 if why:
                     found.setdefault(node.name, why)
     return {name: why for name, why in found.items() if name not in prepared}
@@ -126,7 +126,7 @@ def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodePro
     return found
 
 
-def _lost_in_fp16(weight: np.ndarray) -> str:
+def lost_in_fp16(weight: np.ndarray) -> str:
     """Returns what FP16 does to a weight that it should not; empty where it does not."""
     exact = weight.astype(np.float64)
     largest = float(np.abs(exact).max()) if exact.size else 0.0
