@@ -71,7 +71,9 @@ def test_statistics_are_those_of_the_values(v1, pixels):
 
 def test_a_flat_tensor_is_its_own_statistics():
     """(N, C) has no positions to reduce; it may be an output of the model, too."""
-    model = pixel_graph([("GlobalAveragePool", ["f"], "p", {}), ("Flatten", ["p"], "y", {})])
+    model = pixel_graph(
+        [("GlobalAveragePool", ["f"], "p", {}), ("Flatten", ["p"], "y", {})], shapes={"y": ["batch", 4]}
+    )
     batch = noise(5)
     found = collect_statistics(model, [batch[:4], batch[4:]], ["y"])[1]["y"]
     means = batch.astype(np.float64).mean(axis=(2, 3))

@@ -42,7 +42,6 @@ def operators(model):
 
 def pixel_graph(nodes, constants=None, x=("batch", 4, 6, 6), outputs=("y",), shapes=None, opset=17):
     """A model that takes uint8 (N, 4, 6, 6) as a calibration batch; `nodes` read it as the float32 tensor ``f``."""
-    shapes = shapes or {name: ["batch", None] for name in outputs}
     cast = ("Cast", ["x"], "f", {"to": TensorProto.FLOAT})
     return graph([cast, *nodes], constants, x, outputs, shapes, opset, TensorProto.UINT8)
 
