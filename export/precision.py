@@ -26,6 +26,7 @@ from export.naming import keras_layer
 FP16_MAX = 65504.0
 # From here on QuantizeLinear takes FP16 scales, and TensorRT 10 and later read the result.
 MINIMUM_OPSET = 19
+_BF16_OPSET = 22  # Conv and pools take BF16 from here on
 # What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
 _PREPROCESSING = ("Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad")
 _FP32_OPS = ("Softmax",)
@@ -51,7 +52,7 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = ()) -> onnx.ModelProto:
-    """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later.
+    """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
     Preprocessing stays FP32 until its result is cast right before the first Conv, and Softmax is FP32; inputs and
     outputs keep their types (uint8 pixels, float32 logits and probabilities). QuantizeLinear and DequantizeLinear
@@ -70,7 +71,7 @@ def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = 
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    base = convert_opset(model, max(opset(model), MINIMUM_OPSET))
+    base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else MINIMUM_OPSET))
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in _FP32_OPS or node.name in keep]
     if kind == "fp16":
@@ -109,7 +110,7 @@ def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[
     for node in graph.node:
         for name in node.input:
             if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
-                why = _lost_in_fp16(numpy_helper.to_array(table[name]))
+                why = lost_in_fp16(numpy_helper.to_array(table[name]))
                 if why:
                     found.setdefault(node.name, why)
     return {name: why for name, why in found.items() if name not in prepared}
@@ -126,7 +127,7 @@ def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodePro
     return found
 
 
-def _lost_in_fp16(weight: np.ndarray) -> str:
+def lost_in_fp16(weight: np.ndarray) -> str:
     """Returns what FP16 does to a weight that it should not; empty where it does not."""
     exact = weight.astype(np.float64)
     largest = float(np.abs(exact).max()) if exact.size else 0.0

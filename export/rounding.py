@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from export.calibration import ChannelStatistics
 from export.graph import attribute, constants, consumers, copy_model
-from export.precision import FP16_MAX, preprocessing_nodes
+from export.precision import FP16_MAX, lost_in_fp16, preprocessing_nodes
 
 
 def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> onnx.ModelProto:
@@ -19,7 +19,8 @@ def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatis
     Rounded to nearest, the errors of a bias and of thousands of weights add up to an offset of each output channel,
     the same for every image; it makes most of what FP16 loses on a ResNet. Here a few weights of each output channel
     take their other neighbour in FP16, until the offset at the mean input vanishes. No weight is off by more than a
-    unit in the last place. The first Conv, whose channels are nearly equal, is done by `round_first_conv`.
+    unit in the last place. The first Conv, whose channels are nearly equal, is done by `round_first_conv`. Weights
+    that FP16 can't hold stay as they are: see `export.precision.unfit_for_fp16`.
 
     Args:
         model: float32.
@@ -38,7 +39,7 @@ def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatis
         across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
         rows = weight.T if across else weight.reshape(weight.shape[0], -1)
         mean = np.repeat(known.mean, rows.shape[1] // len(known.mean))
-        if np.abs(weight).max() > FP16_MAX or len(mean) != rows.shape[1]:
+        if lost_in_fp16(weight) or len(mean) != rows.shape[1]:
             continue
         rounded = _keep_mean(rows.astype(np.float64), mean, _bias_error(node, table, readers, len(rows)))
         rounded = np.ascontiguousarray(rounded.T) if across else rounded.reshape(weight.shape)
@@ -58,7 +59,7 @@ def round_first_conv(model: onnx.ModelProto) -> onnx.ModelProto:
     table = constants(result.graph)
     for node in _first_convs(result):
         weight = numpy_helper.to_array(table[node.input[1]])
-        if np.abs(weight).max() > FP16_MAX:
+        if lost_in_fp16(weight):
             continue
         order = np.argsort(-np.abs(weight), axis=1, kind="stable")
         falling = np.take_along_axis(weight, order, axis=1).astype(np.float64)
@@ -105,7 +106,7 @@ def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.nda
     """
     half = rows.astype(np.float16)
     nearest = half.astype(np.float64)
-    toward = np.where(nearest > rows, np.float16(-np.inf), np.float16(np.inf))
+    toward = np.where(nearest > rows, np.float16(-FP16_MAX), np.float16(FP16_MAX))
     other = np.nextafter(half, toward).astype(np.float64)
     moves = (other - nearest) * mean
     price = (np.abs(other - rows) - np.abs(nearest - rows)) / np.maximum(np.abs(moves), 1e-30)

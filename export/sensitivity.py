@@ -142,16 +142,15 @@ def choose_layers(
     ranking: list[LayerCost] = []
     for cost in costs:
         full = cost.op == "Conv" and sum(c.op == "Conv" for c in ranking) >= most_convs
-        if cost.noise >= _WORTH * whole and not full:
+        if 0 < cost.noise >= _WORTH * whole and not full:
             ranking.append(cost)
 
+    def why(cost: LayerCost) -> str:
+        share = cost.noise / whole if math.isfinite(cost.noise) else 1.0
+        return f"kept: {share:.0%} of the INT8 noise ({cost.sqnr_db:.1f} dB alone)"
+
     def selection(count: int) -> Selection:
-        kept = {
-            cost.node: Kept(
-                precision, f"kept: {cost.noise / whole:.0%} of the INT8 noise ({cost.sqnr_db:.1f} dB alone)"
-            )
-            for cost in ranking[:count]
-        }
+        kept = {cost.node: Kept(precision, why(cost)) for cost in ranking[:count]}
         comparison = judge(kept)
         return Selection(kept, comparison, budget.met_by(comparison), len(ranking))
 

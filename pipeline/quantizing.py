@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -209,8 +209,9 @@ class _Quantization:
         if not met:
             most = int(settings.max_kept * sum(cost.op == "Conv" for cost in costs))
             before = _words(self.result)
-            selection = choose_layers(costs, lambda kept: self._judge({**self.kept, **kept}), self._budget, most)
-            if selection.comparison.sqnr_db > self.result.sqnr_db:
+            free = [cost for cost in costs if cost.node not in self.kept]  # what FP16 can't hold stays FP32
+            selection = choose_layers(free, lambda kept: self._judge({**self.kept, **kept}), self._budget, most)
+            if selection.met or selection.comparison.sqnr_db > self.result.sqnr_db:
                 self.kept, self.result = {**self.kept, **selection.kept}, selection.comparison
             self.report |= {"kept": list(self.kept), "budget_met": selection.met, "mixed": summary(self.result)}
             (log.info if selection.met else log.warning)(
@@ -218,17 +219,17 @@ class _Quantization:
                 *(before, len(selection.kept), _words(self.result)),
                 *(self._budget, "met" if selection.met else "not met (quantize.max_kept allows more of them)"),
             )
-        _write_sensitivity(folder, costs, set(self.kept))
+        _write_sensitivity(folder, costs, self.kept)
 
 
-def _write_sensitivity(folder: Path, costs: Sequence[LayerCost], kept: set[str]) -> None:
+def _write_sensitivity(folder: Path, costs: Sequence[LayerCost], kept: Mapping[str, Kept]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("keras_layer", "node", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept"))
     for cost in costs:
         row = (cost.keras_layer, cost.node, cost.op, f"{cost.sqnr_db:.2f}", f"{cost.noise:.3e}")
         numbers = (f"{cost.top1_agreement:.4f}", f"{cost.accuracy_drop:.4f}")
-        writer.writerow((*row, *numbers, "fp16" if cost.node in kept else "int8"))
+        writer.writerow((*row, *numbers, kept[cost.node].precision if cost.node in kept else "int8"))
     write_atomic(folder / "sensitivity.csv", buffer.getvalue())
     rows = [(f"{cost.keras_layer} ({cost.op})", cost.noise, cost.node in kept) for cost in costs]
     charts.sensitivity_figure(rows).savefig(folder / "sensitivity.png", dpi=120)

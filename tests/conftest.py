@@ -87,10 +87,15 @@ def finished_chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 @pytest.fixture
 def chain(finished_chain: Chain, tmp_path: Path) -> Chain:
     """A copy of the finished tiny recipe, to change."""
-    for source in (finished_chain.artifacts, finished_chain.images):
-        shutil.copytree(source, tmp_path / source.name)
-    tree = yaml.safe_load(finished_chain.recipe.read_text())
-    tree["data"]["path"] = str(tmp_path / "images")
-    recipe = tmp_path / "tiny.yaml"
+    return copy_chain(finished_chain, tmp_path)
+
+
+def copy_chain(finished: Chain, folder: Path) -> Chain:
+    """A recipe with its images and artifacts, elsewhere."""
+    for source in (finished.artifacts, finished.images):
+        shutil.copytree(source, folder / source.name)
+    tree = yaml.safe_load(finished.recipe.read_text())
+    tree["data"]["path"] = str(folder / "images")
+    recipe = folder / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tree))
-    return Chain(recipe, tmp_path / "images", tmp_path / "artifacts")
+    return Chain(recipe, folder / "images", folder / "artifacts")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from export.calibration import collect_histograms, collect_statistics
 from export.preprocessing import PreprocessingSpec
+from export.quantize import quantizable_tensors, quantize
+from export.scales import Scales
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ def run_onnx(model: onnx.ModelProto, pixels: np.ndarray, exact: bool = False) ->
         model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
     )
     return session.run(None, {model.graph.input[0].name: pixels})
+
+
+def calibrate(model: onnx.ModelProto, batches: Sequence[np.ndarray], method: str = "minmax") -> Scales:
+    """The scales of all activations that will be quantised."""
+    seen, statistics = collect_statistics(model, batches, quantizable_tensors(model))
+    histograms = collect_histograms(model, batches, {name: found.limit for name, found in statistics.items()})
+    return Scales.from_histograms(histograms, method, images=seen)
 
 
 def _export(folder, version: int, mode: str) -> Exported:
@@ -66,11 +77,7 @@ def exported(request) -> Exported:
 @pytest.fixture(scope="session")
 def quantized(exported):
     """The exported model, its scales, the INT8 model and the placement."""
-    from export.calibration import Scales, collect_ranges
-    from export.quantize import quantizable_tensors, quantize
     from tests.export import keras_models
 
-    batches = [keras_models.images(16, seed=seed) for seed in (1, 2)]
-    ranges = collect_ranges(exported.model, batches, quantizable_tensors(exported.model))
-    scales = Scales.from_ranges(ranges, images=32)
+    scales = calibrate(exported.model, [keras_models.images(16, seed=seed) for seed in (1, 2)])
     return exported, scales, *quantize(exported.model, scales)

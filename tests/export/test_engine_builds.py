@@ -3,7 +3,7 @@
 import pytest
 
 from export.graph import save_model
-from export.precision import to_fp16
+from export.precision import to_half
 
 SIZES = (1, 4, 16)
 
@@ -41,7 +41,7 @@ def build(data: bytes) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_plan_is_built(quantized, precision, tmp_path):
     exported, _, int8, _ = quantized
-    model = {"fp32": exported.model, "int8": int8}.get(precision) or to_fp16(exported.model)
+    model = {"fp32": exported.model, "int8": int8}.get(precision) or to_half(exported.model)
     path = save_model(model, tmp_path / f"{precision}.onnx")
     size, errors = build(path.read_bytes())
     assert size > 10_000, errors

@@ -5,8 +5,9 @@ from onnx import TensorProto, numpy_helper
 
 from export import graph
 from export.errors import ExportError
-from export.metrics import compare
-from export.precision import preprocessing_nodes, round_first_conv, to_fp16
+from export.metrics import compare, sqnr_db
+from export.precision import preprocessing_nodes, to_half, unfit_for_fp16
+from export.rounding import round_first_conv
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats
@@ -24,7 +25,7 @@ def element_types(model):
 @pytest.fixture(scope="module")
 def halved(exported):
     before = exported.model.SerializeToString()
-    model = to_fp16(exported.model)
+    model = to_half(exported.model)
     assert exported.model.SerializeToString() == before
     return exported, model
 
@@ -94,7 +95,7 @@ def test_a_weight_beyond_fp16_is_named(v1, value):
     weight[0, 0, 0, 0] = value
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     with pytest.raises(ExportError, match="conv2_block1_2_conv/Conv/weight"):
-        to_fp16(model)
+        to_half(model)
 
 
 def test_a_constant_of_the_fp32_part_may_be_larger():
@@ -107,7 +108,7 @@ def test_a_constant_of_the_fp32_part_may_be_larger():
     constants = {"big": np.float32(1e6), "small": np.float32(1e-7), "w": floats(2, 4, 3, 3)}
     model = tiny(nodes, constants, dtype=TensorProto.UINT8)
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 6), dtype=np.uint8)
-    expected, received = run_onnx(model, x)[0], run_onnx(to_fp16(model), x)[0]
+    expected, received = run_onnx(model, x)[0], run_onnx(to_half(model), x)[0]
     assert np.abs(received - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
@@ -134,3 +135,148 @@ def test_rounding_errors_of_the_first_conv_cancel_over_the_channels():
     assert error(carried).max() < error(plain).max()
     assert np.square(error(carried)).mean() < 0.7 * np.square(error(plain)).mean()
     assert np.array_equal(numpy_helper.to_array(model.graph.initializer[0]), weight), "the model passed in is as it was"
+
+
+# --- what must stay FP32 ----------------------------------------------------------------------------------------------
+
+CHAIN = [
+    ("Cast", ["x"], "f", {"to": TensorProto.FLOAT}),
+    ("Mul", ["f", "unit"], "p", {}),
+    ("Conv", ["p", "a"], "s", {}),
+    ("Relu", ["s"], "r", {}),
+    ("MaxPool", ["r"], "m", {"kernel_shape": [2, 2]}),
+    ("Conv", ["m", "b"], "t", {}),
+    ("Relu", ["t"], "u", {}),
+    ("Conv", ["u", "c"], "y", {}),
+]
+
+
+def chain(**weights):
+    constants = {
+        "unit": np.float32(1 / 255), "a": floats(4, 4, 1, 1, seed=1), "b": floats(4, 4, 1, 1, seed=2),
+        "c": floats(2, 4, 1, 1, seed=3),
+    }  # fmt: skip
+    return tiny(CHAIN, constants | weights, dtype=TensorProto.UINT8)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 6, 6), dtype=np.uint8)
+
+
+def test_nothing_is_unfit_without_a_reason(v1):
+    assert unfit_for_fp16(v1.model, {"conv1_relu/Relu:0": 32_751.0}) == {}
+    assert unfit_for_fp16(chain(), {"s": 32_751.9, "x": 1e9, "f": 1e9, "elsewhere": 1e9}) == {}
+
+
+@pytest.mark.parametrize("limit", [32_752.0, 1e6, np.inf])
+def test_nodes_around_a_large_activation_are_unfit(limit):
+    """The Conv that writes it, and the next one behind Relu and MaxPool; not what follows that one."""
+    found = unfit_for_fp16(chain(), {"s": limit})
+    assert set(found) == {"Conv_2", "Relu_3", "MaxPool_4", "Conv_5"}
+    assert all(f"{limit:,.0f}" in why for why in found.values())
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [(65_505.0, "65,505"), (-1e6, "1,000,000"), (np.nan, "nan")],
+)
+def test_a_node_with_a_weight_beyond_fp16_is_unfit(weight, reason):
+    kernel = floats(4, 4, 1, 1, seed=2)
+    kernel[3, 2] = weight
+    found = unfit_for_fp16(chain(b=kernel), {})
+    assert list(found) == ["Conv_5"]
+    assert reason in found["Conv_5"]
+
+
+def test_a_node_whose_weights_become_denormal_is_unfit():
+    kernel = floats(4, 4, 1, 1, seed=2)
+    found = unfit_for_fp16(chain(b=kernel * np.float32(1e-7)), {})
+    assert list(found) == ["Conv_5"]
+    assert "denormal" in found["Conv_5"]
+    assert unfit_for_fp16(chain(b=kernel * np.float32(1e-2), c=np.zeros((2, 4, 1, 1), np.float32)), {}) == {}
+    one = kernel.copy()
+    one[0, 0] = 1e-9  # nothing beside the others
+    assert unfit_for_fp16(chain(b=one), {}) == {}
+
+
+def test_constants_of_the_preprocessing_are_not_judged():
+    assert unfit_for_fp16(chain(unit=np.float32(1e6)), {"p": 1e9}).keys() == {"Conv_2"}
+    assert unfit_for_fp16(chain(unit=np.float32(1e-8)), {}) == {}
+
+
+def in_fp16(model):
+    """ONNX Runtime's CPU computes FP16 nodes in FP32 and does not round in between, so that nothing overflows there."""
+    from onnx.reference import ReferenceEvaluator
+
+    return ReferenceEvaluator(model).run(None, {"x": PIXELS})[0]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+@pytest.mark.parametrize("large", ["activation", "weight", "denormal"])
+def test_a_kept_node_saves_what_fp16_loses(large):
+    a, b = (floats(4, 4, 1, 1, seed=seed) for seed in (1, 2))
+    if large == "denormal":
+        model = chain(a=a * np.float32(5e3), b=b * np.float32(1e-7))
+    elif large == "weight":
+        model = chain(a=a / np.float32(1e4), b=b * np.float32(1e5))
+    else:
+        model = chain(unit=np.float32(1 / 4), a=a * np.float32(1e4), b=b * np.float32(1e-3))
+    exact = run_onnx(model, PIXELS)[0]
+    limits = {name: float(np.abs(values).max()) for name, values in activations(model, PIXELS).items()}
+    unfit = unfit_for_fp16(model, limits)
+    assert "Conv_5" in unfit
+    assert "Conv_7" not in unfit
+    kept = to_half(model, keep=unfit)
+    assert sqnr_db(exact, in_fp16(kept)) > 50
+    types = element_types(kept)
+    for node in kept.graph.node:
+        if node.name in unfit:
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}, node.name
+    if large == "weight":
+        with pytest.raises(ExportError, match="'b'"):
+            to_half(model)
+    else:
+        assert not sqnr_db(exact, in_fp16(to_half(model))) > 40
+
+
+def activations(model, pixels):
+    """Every float32 tensor that a node makes."""
+    probe = graph.copy_model(model)
+    names = [name for node in model.graph.node for name in node.output if name != "y"]
+    probe.graph.output.extend(onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
+    return dict(zip(["y", *names], run_onnx(probe, pixels)))
+
+
+# --- BF16 -------------------------------------------------------------------------------------------------------------
+
+
+def to_bf16(values):
+    """Rounded to nearest even by integer arithmetic, as float32."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+def test_bf16_weights_are_rounded_from_float32(v1):
+    model = to_half(v1.model, "bf16")
+    onnx.checker.check_model(model, full_check=True)
+    types = element_types(model)
+    assert types["images"] == TensorProto.UINT8
+    assert types["logits"] == types["probabilities"] == TensorProto.FLOAT
+    assert TensorProto.FLOAT16 not in types.values()
+    exact, found = graph.constants(v1.model.graph), graph.constants(model.graph)
+    halves = [name for name, tensor in found.items() if tensor.data_type == TensorProto.BFLOAT16]
+    assert {name for node in model.graph.node if node.op_type == "Conv" for name in node.input[1:]} <= set(halves)
+    for name in halves:
+        received = numpy_helper.to_array(found[name]).astype(np.float32)
+        np.testing.assert_array_equal(received, to_bf16(numpy_helper.to_array(exact[name])))
+
+
+def test_bf16_holds_what_fp16_cannot():
+    """By the reference evaluator, as ONNX Runtime has no BF16 Conv on a CPU."""
+    from onnx.reference import ReferenceEvaluator
+
+    a, b = (floats(4, 4, 1, 1, seed=seed) for seed in (1, 2))
+    model = chain(a=a * np.float32(1e6), b=b * np.float32(1e-8))
+    exact = run_onnx(model, PIXELS)[0]
+    received = ReferenceEvaluator(to_half(model, "bf16")).run(None, {"x": PIXELS})[0]
+    assert received.dtype == np.float32
+    assert 30 < sqnr_db(exact, received) < 60  # eight bits of mantissa

@@ -7,12 +7,22 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export import graph
-from export.calibration import Scales, collect_ranges
 from export.errors import ExportError
 from export.metrics import compare
-from export.placement import quantized_edges, skip_input
-from export.quantize import placement_table, quantizable_tensors, quantize, weight_scales
-from tests.export.conftest import run_onnx
+from export.placement import (
+    Kept,
+    int8_convs,
+    measured_tensors,
+    placement_table,
+    quantizable_tensors,
+    quantized_edges,
+    skip_input,
+)
+from export.precision import preprocessing_nodes
+from export.quantize import quantize
+from export.scales import Scales
+from export.weights import weight_scales
+from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats
 from tests.export.tiny_graphs import graph as tiny
@@ -174,8 +184,7 @@ def test_a_dead_tensor_gets_the_smallest_scale(v1, caplog):
         if tensor.name == "conv2_block1_1_conv/Conv/bias":
             tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims[0], -1e4, np.float32), tensor.name))
     with caplog.at_level(logging.WARNING):
-        ranges = collect_ranges(model, [images(4)], quantizable_tensors(model))
-        scales = Scales.from_ranges(ranges, images=4)
+        scales = calibrate(model, [images(4)])
     assert "conv2_block1_1_relu/Relu:0" in caplog.text
     quantized_model, _ = quantize(model, scales)
     assert np.isfinite(run_onnx(quantized_model, images(2), exact=True)[0]).all()
@@ -257,3 +266,137 @@ def test_an_average_pool_in_the_middle_is_not_the_head():
     ]
     edges = quantized_edges(tiny(nodes, W))
     assert [(e.node, e.tensor) for e in edges] == [("Conv_0", "x"), ("Conv_2", "p"), ("GlobalAveragePool_3", "c")]
+
+
+# --- the base FP32, for TensorRT 8.6 ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_fp32(quantized):
+    exported, scales, int8, rows = quantized
+    return exported, scales, int8, rows, *quantize(exported.model, scales, base="fp32")
+
+
+def test_an_fp32_base_stays_at_opset_17(on_fp32):
+    exported, scales, _, _, model, _ = on_fp32
+    assert graph.opset(model) == graph.opset(exported.model) == 17
+    assert model.ir_version == exported.model.ir_version
+    onnx.checker.check_model(model, full_check=True)
+    table = graph.constants(model.graph)
+    assert {t.data_type for t in table.values()} <= {TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT64}
+    for tensor, scale in scales.scales.items():
+        stored = numpy_helper.to_array(table[f"{tensor.replace(':', '_')}/scale"])
+        assert (stored.dtype, stored) == (np.float32, np.float32(scale))
+    casts = [n for n in model.graph.node if n.op_type == "Cast"]
+    assert [n.name for n in casts] == [n.name for n in exported.model.graph.node if n.op_type == "Cast"]
+
+
+def test_both_bases_have_the_same_pairs(on_fp32):
+    _, _, int8, rows, model, fp32_rows = on_fp32
+
+    def sources(proto):
+        found = [n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+        cast = graph.producers(proto.graph)["conv1_conv/Transpose:0"]  # the FP16 base casts what the first Conv reads
+        return sorted(cast.input[0] if name in cast.output and cast.op_type == "Cast" else name for name in found)
+
+    assert [s.removesuffix("_cast_to_fp16") for s in sources(int8)] == sources(model)
+    assert [(r.node, r.why) for r in rows] == [(r.node, r.why) for r in fp32_rows]
+    precision = {"int8": "int8", "fp16": "fp32", "fp32": "fp32"}
+    assert [precision[r.precision] for r in rows] == [r.precision for r in fp32_rows]
+
+
+def test_both_bases_agree(on_fp32):
+    exported, _, int8, _, model, _ = on_fp32
+    pixels = images(32, seed=11)
+    exact = run_onnx(exported.model, pixels)[0]
+    logits = [run_onnx(m, pixels, exact=True)[0] for m in (int8, model)]
+    assert compare(logits[1], logits[0]).sqnr_db > 30
+    noise = [compare(exact, found).sqnr_db for found in logits]
+    assert noise[1] == pytest.approx(noise[0], abs=1.5)
+
+
+# --- nodes that stay in float -----------------------------------------------------------------------------------------
+
+STAYS = {
+    "conv2_block1_2_conv/Conv": Kept("fp16", "kept: 40% of the INT8 noise"),
+    "conv3_block1_1_conv/Conv": Kept("fp32", "values up to 60,000"),
+}
+
+
+@pytest.mark.parametrize("base", ["fp16", "fp32"])
+def test_kept_nodes_have_no_pairs_and_say_why(quantized, base):
+    exported, scales, _, plain = quantized
+    model, rows = quantize(exported.model, scales, base=base, kept=STAYS)
+    nodes = {node.name: node for node in model.graph.node}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for name, kept in STAYS.items():
+        assert [dequantizer(model, i) for i in nodes[name].input] == [None] * len(nodes[name].input)
+        row = next(r for r in rows if r.node == name)
+        precision = kept.precision if base == "fp16" else "fp32"
+        assert (row.precision, row.why) == (precision, kept.why)
+        element = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+        assert {types[i] for i in nodes[name].input} == {element}
+    assert int8_convs(plain) == (15, 15)
+    assert int8_convs(rows) == (13, 15)
+    assert placement_table(rows).splitlines()[-1] == "13 of 15 convolutions in INT8"
+    others = {r.node: r.precision for r in rows if r.node not in STAYS}
+    expected = {r.node: r.precision if base == "fp16" or r.precision == "int8" else "fp32" for r in plain}
+    assert others == {name: precision for name, precision in expected.items() if name not in STAYS}
+    pixels = images(16, seed=11)
+    exact = run_onnx(exported.model, pixels)[0]
+    assert compare(exact, run_onnx(model, pixels, exact=True)[0]).sqnr_db > 20
+
+
+def test_everything_kept_is_the_float_model(v1):
+    scales = calibrate(v1.model, [images(4)])
+    kept = {edge.node: Kept("fp32", "all") for edge in quantized_edges(v1.model)}
+    model, rows = quantize(v1.model, Scales({}, "minmax", 1), base="fp32", kept=kept)
+    assert "QuantizeLinear" not in graph.op_counts(model)
+    assert int8_convs(rows) == (0, 15)
+    pixels = images(4, seed=2)
+    np.testing.assert_array_equal(run_onnx(model, pixels)[0], run_onnx(v1.model, pixels)[0])
+    assert scales.scales.keys() == {edge.tensor for edge in quantized_edges(v1.model)}
+
+
+def test_a_scale_that_only_kept_nodes_need_may_be_missing(quantized):
+    exported, scales, _, _ = quantized
+    tensor = next(e.tensor for e in quantized_edges(exported.model) if e.node == "conv2_block1_2_conv/Conv")
+    rest = Scales({name: scale for name, scale in scales.scales.items() if name != tensor}, "minmax", 1)
+    with pytest.raises(ExportError, match=tensor):
+        quantize(exported.model, rest)
+    model, _ = quantize(exported.model, rest, kept={"conv2_block1_2_conv/Conv": Kept("fp16", "")})
+    assert f"{tensor.replace(':', '_')}/scale" not in graph.constants(model.graph)
+
+
+def test_an_operator_without_a_rule_is_named():
+    nodes = [
+        ("Conv", ["x", "w"], "a", {}),
+        ("Elu", ["a"], "b", {}),
+        ("Conv", ["b", "w"], "c", {}),
+        ("Relu", ["c"], "y", {}),
+    ]
+    model = tiny(nodes, W)
+    _, rows = quantize(model, Scales({"x": 0.1, "b": 0.1}, "minmax", 1))
+    why = {row.op: row.why for row in rows}
+    assert why["Elu"] == "no rule quantises Elu; it stays in float"
+    assert "no rule quantises it" in why["Relu"]
+    assert "Elu" in placement_table(rows)
+    assert {row.op: row.precision for row in rows} == {"Conv": "int8", "Elu": "fp16", "Relu": "fp16"}
+
+
+def test_measured_tensors_are_what_decides_something(exported):
+    names = measured_tensors(exported.model)
+    assert len(set(names)) == len(names)
+    made = graph.producers(exported.model.graph)
+    assert set(quantizable_tensors(exported.model)) <= set(names)
+    for node in exported.model.graph.node:
+        if node.op_type in ("Conv", "MatMul"):
+            assert {node.input[0], node.output[0]} <= set(names)
+    prepared = {node.output[0] for node in preprocessing_nodes(exported.model)}
+    first = next(n for n in exported.model.graph.node if n.op_type == "Conv").input[0]
+    assert prepared & set(names) == {first}
+    order = [name for node in exported.model.graph.node for name in node.output]
+    assert names == sorted(names, key=order.index)
+    assert "Softmax" not in {made[name].op_type for name in names}

@@ -41,12 +41,11 @@ print(json.dumps({"peak": peak, **summary.to_dict()}))
 def test_export_of_a_resnet50(tmp_path, name, muls, pads, pairs):
     import numpy as np
 
-    from export.calibration import Scales, collect_ranges
     from export.graph import load_model, op_counts
     from export.metrics import compare, relative_error
-    from export.precision import to_fp16
-    from export.quantize import quantizable_tensors, quantize
-    from tests.export.conftest import run_onnx
+    from export.precision import to_half
+    from export.quantize import quantize
+    from tests.export.conftest import calibrate, run_onnx
     from tests.export.keras_models import images
 
     path, reference = tmp_path / "model.onnx", tmp_path / "logits.npy"
@@ -65,11 +64,10 @@ def test_export_of_a_resnet50(tmp_path, name, muls, pads, pairs):
     expected = np.load(reference)
     assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max()  # the images are told apart
     parity = relative_error(expected, run_onnx(model, pixels)[0])
-    half = compare(expected, run_onnx(to_fp16(model), pixels)[0])
+    half = compare(expected, run_onnx(to_half(model), pixels)[0])
     assert parity <= 1e-5
     assert half.sqnr_db >= 50
-    ranges = collect_ranges(model, [images(8, 224, seed=1)], quantizable_tensors(model))
-    int8, _ = quantize(model, Scales.from_ranges(ranges, images=8))
+    int8, _ = quantize(model, calibrate(model, [images(8, 224, seed=1)]))
     result = compare(expected, run_onnx(int8, pixels, exact=True)[0])
     print(
         f"{name}: peak {report['peak'] / 1e9:.2f} GB, parity {parity:.1e}, "

@@ -38,3 +38,13 @@ def floats(*shape, seed=0):
 
 def operators(model):
     return [node.op_type for node in model.graph.node]
+
+
+def pixel_graph(nodes, constants=None, x=("batch", 4, 6, 6), outputs=("y",), shapes=None, opset=17):
+    """A model that takes uint8 (N, 4, 6, 6) as a calibration batch; `nodes` read it as the float32 tensor ``f``."""
+    cast = ("Cast", ["x"], "f", {"to": TensorProto.FLOAT})
+    return graph([cast, *nodes], constants, x, outputs, shapes, opset, TensorProto.UINT8)
+
+
+def pixels(count, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *(shape or (4, 6, 6))), np.uint8)

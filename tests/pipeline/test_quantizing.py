@@ -1,0 +1,198 @@
+"""The quantize stage on the tiny recipe: which images decide what, and what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from export.graph import op_counts, opset
+from export.scales import METHODS, Scales
+from export.sensitivity import Selection
+from pipeline import quantizing
+from pipeline.config import load_recipe
+from pipeline.data import load_image_set
+from pipeline.files import sha256_file
+from tests.conftest import Chain, copy_chain
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def measured(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """Every layer measured, with scales as they are and no correction of any kind."""
+    chain = copy_chain(finished_chain, tmp_path_factory.mktemp("measured"))
+    plain = ("quantize.method=minmax", "quantize.equalize=false", "quantize.bias_correction=false")
+    budget = ("verify.thresholds.int8.top1_agreement=0.5", "verify.thresholds.int8.sqnr_db=5")
+    settings = (*plain, *budget, "quantize.sensitivity=always", "quantize.sensitivity_images=6")
+    assert chain.run("quantize", *(part for value in settings for part in ("--set", value))) == 0
+    return chain
+
+
+def test_the_default_tries_every_method(finished_chain: Chain) -> None:
+    folder = finished_chain.root / "quantize"
+    report = read(folder / "calibration.json")
+    assert set(report["methods"]) == set(METHODS)
+    assert report["method"] == read(folder / "scales.json")["method"]
+    best = max(row["sqnr_db"] for row in report["methods"].values())
+    assert report["methods"][report["method"]]["sqnr_db"] >= best - 0.5
+    assert report["bias_correction"].keys() == {"used", "before", "after"}
+    assert report["fp16"]["rounding"]["chosen"] in ("nearest", "mean")
+    assert report["fp16"]["kept_fp32"] == {}
+    assert report["equalized_activations"] > 0
+    assert report["budget_met"] is True
+    assert (report["int8_convolutions"], report["kept"]) == (report["convolutions"], [])
+    assert not (folder / "sensitivity.csv").exists(), "only measured where the budget is missed"
+
+
+def test_both_int8_models_are_there(finished_chain: Chain) -> None:
+    folder = finished_chain.root / "quantize"
+    newer, older = (onnx.load(folder / name) for name in ("model.int8.onnx", "model.int8-trt8.onnx"))
+    assert (opset(newer) >= 19, opset(older)) == (True, 17)
+    counts = [op_counts(model)["QuantizeLinear"] for model in (newer, older)]
+    assert counts[0] == counts[1] > 20
+
+
+def test_scales_know_what_they_are_of(finished_chain: Chain) -> None:
+    scales = Scales.from_json((finished_chain.root / "quantize" / "scales.json").read_text())
+    assert scales.key["model_sha256"] == sha256_file(finished_chain.root / "export" / "model.onnx")
+    assert scales.key["preprocessing"]["mode"] == "caffe"
+    assert scales.key["quantize"]["min_images"] == 40
+    report = read(finished_chain.root / "quantize" / "calibration.json")
+    assert scales.images == report["scale_images"]
+
+
+def test_images_that_judge_give_no_scales(finished_chain: Chain) -> None:
+    used = read(finished_chain.root / "quantize" / "images.json")
+    hashes = {part: {row["sha256"] for row in used[part]} for part in ("calibration", "held_out")}
+    splits = {
+        name: {sample.sha256 for sample in samples}
+        for name, samples in load_image_set(load_recipe(finished_chain.recipe).data).splits.items()
+    }
+    assert not hashes["calibration"] & hashes["held_out"]
+    assert hashes["calibration"] | hashes["held_out"] == splits["calibration"]
+    for other in ("train", "validation", "test"):
+        assert not (hashes["calibration"] | hashes["held_out"]) & splits[other], other
+    report = read(finished_chain.root / "quantize" / "calibration.json")
+    assert report["held_out_images"] == len(used["held_out"]) == round(0.25 * len(splits["calibration"]))
+    assert report["scale_images"] == len(used["calibration"])
+
+
+def test_held_out_images_show_every_class(finished_chain: Chain) -> None:
+    used = read(finished_chain.root / "quantize" / "images.json")
+    assert {Path(row["name"]).parent.name for row in used["held_out"]} == {"blue", "green", "red", "yellow"}
+
+
+def test_one_method_is_taken_as_it_is(measured: Chain) -> None:
+    report = read(measured.root / "quantize" / "calibration.json")
+    assert (report["method"], list(report["methods"])) == ("minmax", ["minmax"])
+    assert report["equalized_activations"] == 0
+    assert "bias_correction" not in report
+    assert read(measured.root / "quantize" / "scales.json")["method"] == "minmax"
+
+
+def test_every_layer_is_in_the_table(measured: Chain) -> None:
+    folder = measured.root / "quantize"
+    with (folder / "sensitivity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    noises = [float(row["noise"]) for row in rows]
+    assert noises == sorted(noises, reverse=True)
+    placed = {row["node"] for row in read(folder / "placement.json") if row["precision"] == "int8"}
+    assert placed <= {row["node"] for row in rows}
+    assert sum(row["op"] == "Conv" for row in rows) == read(folder / "calibration.json")["convolutions"]
+    assert {row["kept"] for row in rows} == {"int8"}
+    assert np.asarray(Image.open(folder / "sensitivity.png")).std() > 1
+    assert "sensitivity.csv" in read(folder / "manifest.json")["outputs"]
+
+
+def test_too_few_images_name_the_key(chain: Chain, capfd: pytest.CaptureFixture[str]) -> None:
+    before = sha256_file(chain.root / "quantize" / "scales.json")
+    assert chain.run("quantize", "--set", "quantize.min_images=5000") == 2
+    assert "quantize.min_images" in capfd.readouterr().err
+    assert sha256_file(chain.root / "quantize" / "scales.json") == before
+
+
+QUICK = (
+    *("--set", "quantize.method=minmax", "--set", "quantize.sensitivity=never"),
+    *("--set", "quantize.equalize=false", "--set", "quantize.bias_correction=false"),
+)
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_a_full_disk_leaves_nothing_half_written(chain: Chain, monkeypatch: pytest.MonkeyPatch, former: bool) -> None:
+    folder = chain.root / "quantize"
+    if not former:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    before = {path.name: sha256_file(path) for path in folder.iterdir()} if former else None
+    real = quantizing.write_atomic
+
+    def full(path: Path, data: bytes | str) -> None:
+        if path.name == "scales.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    monkeypatch.setattr(quantizing, "write_atomic", full)
+    assert chain.run("quantize", *QUICK) != 0
+    assert not [path for path in chain.root.iterdir() if ".tmp-" in path.name or path.name.endswith(".former")]
+    assert ({path.name: sha256_file(path) for path in folder.iterdir()} if folder.exists() else None) == before
+    monkeypatch.setattr(quantizing, "write_atomic", real)
+    assert chain.run("quantize", *QUICK) == 0
+    assert (folder / "scales.json").exists()
+
+
+def test_what_fp16_cannot_hold_stays_fp32_whatever_the_budget_keeps(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers are kept for a budget that none meets; the one that overflows FP16 must not become FP16 by that."""
+    model = onnx.load(chain.root / "export" / "model.onnx")
+    convs = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    monkeypatch.setattr(quantizing, "unfit_for_fp16", lambda *_: {convs[0]: "values up to 1,000,000"})
+    more = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", "quantize.max_kept=1.0")
+    settings = (*more, "verify.thresholds.int8.sqnr_db=300")
+    assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
+    folder = chain.root / "quantize"
+    placed = {row["node"]: row for row in read(folder / "placement.json")}
+    assert placed[convs[0]]["precision"] == "fp32"
+    assert placed[convs[0]]["why"] == "values up to 1,000,000"
+    assert "fp16" in {placed[name]["precision"] for name in convs}
+    report = read(folder / "calibration.json")
+    assert report["fp16"]["kept_fp32"] == {convs[0]: "values up to 1,000,000"}
+    assert report["budget_met"] is False
+    assert report["mixed"]["sqnr_db"] > report["all_int8"]["sqnr_db"]
+    with (folder / "sensitivity.csv").open(newline="") as file:
+        kept = {row["node"]: row["kept"] for row in csv.DictReader(file)}
+    assert kept[convs[0]] == "fp32"
+    assert {name for name, precision in kept.items() if precision == "int8"} == set(kept) - set(report["kept"])
+
+
+def test_a_budget_that_is_met_is_met_by_the_model_that_is_written(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agreement may rise while SQNR falls a little: the layers that the budget needs are kept all the same."""
+    real = quantizing.choose_layers
+
+    def met_at_a_lower_sqnr(*arguments: object) -> Selection:
+        selection = real(*arguments)
+        return replace(selection, met=True, comparison=replace(selection.comparison, sqnr_db=1.0))
+
+    monkeypatch.setattr(quantizing, "choose_layers", met_at_a_lower_sqnr)
+    settings = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", "verify.thresholds.int8.sqnr_db=300")
+    assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
+    report = read(chain.root / "quantize" / "calibration.json")
+    assert report["budget_met"] is True
+    assert report["kept"]
+    assert report["mixed"]["sqnr_db"] == 1.0
+    placed = {row["node"]: row["precision"] for row in read(chain.root / "quantize" / "placement.json")}
+    assert {placed[name] for name in report["kept"]} == {"fp16"}
