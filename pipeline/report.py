@@ -131,12 +131,12 @@ def _parity(context: Context, parity: Json) -> str:
         [hop for hop in parity["hops"] if hop["kind"] == "from_keras"],
         {precision: getattr(limits, precision).sqnr_db for precision in ("fp32", "fp16", "int8")},
     )
-    columns = ("*max abs", "*relative", "*SQNR dB", "*top-1", "*accuracy", "*lost / gained")
+    columns = ("*relative error", "*SQNR dB", "*top-1", "*accuracy", "*lost / gained")
     head = ("", "reference", "candidate", *columns, "verdict")
     rows = []
+    said = []
     for hop in parity["hops"]:
         numbers = (
-            number(hop["max_abs"], ".1e"),
             number(hop["relative_error"], ".1e"),
             number(hop["sqnr_db"], ".1f"),
             number(hop["top1_agreement"], ".2%"),
@@ -144,13 +144,14 @@ def _parity(context: Context, parity: Json) -> str:
             _changed(hop.get("mcnemar")),
         )
         kind = "from Keras" if hop["kind"] == "from_keras" else "step"
-        verdict = badge(hop["verdict"], hop["verdict"])
-        said = hop.get("certainty") if hop["verdict"] == "pass" else hop["why"]
-        if said and hop["verdict"] != "not run":
-            verdict += f'<div class="note">{escape(said)}</div>'
-        rows.append((kind, escape(hop["reference"]), escape(hop["candidate"]), *numbers, verdict))
+        rows.append(
+            (kind, escape(hop["reference"]), escape(hop["candidate"]), *numbers, badge(hop["verdict"], hop["verdict"]))
+        )
+        why = hop.get("certainty") if hop["verdict"] == "pass" else hop["why"]
+        if why and hop["verdict"] != "not run":
+            said.append(f"{hop['candidate']} against {hop['reference']}: {why}.")
     images = parity["hops"][0]["images"] if parity["hops"] else 0
-    notes = [f"{hop['precision'].upper()}: {hop['note']}." for hop in parity["hops"] if hop["note"]]
+    notes = said + [f"{hop['precision'].upper()}: {hop['note']}." for hop in parity["hops"] if hop["note"]]
     notes += [f"{hop['why'][:1].upper()}{hop['why'][1:]}." for hop in parity["hops"] if hop["verdict"] == "not run"]
     notes.append(CHANGED)
     footnote = "".join(f'<p class="note">{escape(note)}</p>' for note in dict.fromkeys(notes))

@@ -28,7 +28,7 @@ def _calibration(report: Json) -> str:
     if bias:
         rows.append(_row("with corrected biases", bias["after"], bias["used"]))
     if report["kept"] and "mixed" in report:
-        rows.append(_row(f"with {len(report['kept'])} layers kept in float", report["mixed"], True))
+        rows.append(_row(f"most sensitive layers kept in float: {len(report['kept'])}", report["mixed"], True))
     for name, title in (("nearest", "FP16, weights rounded to nearest"), ("mean", "FP16, rounded to keep the means")):
         rows.append(_row(title, report["fp16"]["rounding"][name], name == report["fp16"]["rounding"]["chosen"]))
     head = ("", "*SQNR dB", "*agreement", "*accuracy drop", "")
