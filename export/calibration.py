@@ -156,7 +156,7 @@ def collect_histograms(
 def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
     """Returns how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
     scaled = np.abs(value).ravel()
-    scaled *= np.float32(BINS / limit if limit > 0 else 0.0)
+    scaled *= np.float32(min(BINS / limit, float(np.finfo(np.float32).max)) if limit > 0 else 0.0)
     np.minimum(scaled, np.float32(BINS - 1), out=scaled)
     return np.bincount(scaled.astype(np.uint16), minlength=BINS)
 

@@ -15,8 +15,8 @@ from tests.export.tiny_graphs import floats, pixel_graph, pixels
 SAME = {"pads": [1, 1, 1, 1]}
 WEIGHTS = {
     "first": floats(16, 4, 3, 3, seed=1) / 50, "first_bias": floats(16, seed=2),
-    "conv": floats(8, 16, 3, 3, seed=3), "conv_bias": floats(8, seed=4),
-    "dense": floats(8, 5, seed=5), "dense_t": floats(5, 8, seed=6), "dense_bias": floats(5, seed=7),
+    "conv": floats(8, 16, 3, 3, seed=3), "conv_bias": 300 * floats(8, seed=4),
+    "dense": floats(8, 5, seed=5), "dense_t": floats(5, 8, seed=6), "dense_bias": 300 * floats(5, seed=7),
 }  # fmt: skip
 BODY = [
     ("Conv", ["f", "first", "first_bias"], "s", SAME),

@@ -91,7 +91,7 @@ def fewest(costs, judge, budget, most_convs):
     whole = sum(cost.noise for cost in costs)
     ranking, convs = [], 0
     for cost in costs:
-        if cost.noise < whole / 100 or (cost.op == "Conv" and convs == most_convs):
+        if cost.noise < 0.01 * whole or (cost.op == "Conv" and convs == most_convs):
             continue
         convs += cost.op == "Conv"
         ranking.append(cost.node)
