@@ -50,7 +50,8 @@ def test_contract_files(finished_chain: Chain) -> None:
     root = finished_chain.root
     for name in (
         "train/model.keras", "export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx",
-        "quantize/scales.json", "verify/parity.json", "verify/reference.npz", "benchmark/benchmark.json",
+        "quantize/model.int8-trt8.onnx", "quantize/scales.json", "quantize/calibration.json",
+        "verify/parity.json", "verify/reference.npz", "benchmark/benchmark.json",
         "infer/predictions.csv", "report/report.html",
     ):  # fmt: skip
         assert (root / name).stat().st_size > 0, name
