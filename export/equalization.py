@@ -115,7 +115,7 @@ def _groups(model: onnx.ModelProto) -> list[_Group]:
         writers = [n for n in graph.node if id(n) not in inside and any(o in tensors for o in n.output)]
         readers = [n for n in graph.node if id(n) not in inside and any(i in tensors for i in n.input)]
         free = all(_writes_channels(n, table, weight_readers) for n in writers) and all(
-            _reads_channels(n, table, weight_readers) for n in readers
+            _reads_channels(n, shapes, table, weight_readers) for n in readers
         )
         if writers and readers and free and not tensors & fixed:
             groups.append(_Group(frozenset(tensors), tuple(writers), tuple(readers)))
@@ -154,9 +154,14 @@ def _writes_channels(
 
 
 def _reads_channels(
-    node: onnx.NodeProto, table: Mapping[str, onnx.TensorProto], readers: Mapping[str, list[onnx.NodeProto]]
+    node: onnx.NodeProto,
+    shapes: Mapping[str, tuple[int | str | None, ...]],
+    table: Mapping[str, onnx.TensorProto],
+    readers: Mapping[str, list[onnx.NodeProto]],
 ) -> bool:
     if node.op_type == "Conv" and attribute(node, "group", 1) != 1:
+        return False
+    if node.op_type != "Conv" and len(shapes.get(node.input[0], ())) != 2:  # elsewhere channels are not the last axis
         return False
     return (
         node.op_type in ("Conv", "MatMul", "Gemm")

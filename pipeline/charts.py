@@ -106,7 +106,7 @@ def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25
     """Each layer's share of the INT8 noise, the dearest first.
 
     Args:
-        layers: name, noise alone (energy of the error over that of the logits), whether it stays in FP16.
+        layers: name, noise alone (energy of the error over that of the logits), whether it stays in float.
         most: how many are drawn; the others are one bar.
     """
     whole = sum(noise for _, noise, _ in layers) or 1.0
@@ -121,7 +121,7 @@ def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25
     axis.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, max(100 * noise / whole for _, noise, _ in shown) * 1.15 or 1)
-    axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in FP16)")
+    axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in float)")
     axis.grid(axis="y", visible=False)
     return figure
 

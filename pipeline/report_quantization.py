@@ -59,7 +59,7 @@ def _sensitivity(root: Path, report: Json) -> str:
     with path.open(encoding="utf-8", newline="") as file:
         layers = list(csv.DictReader(file))
     chart = charts.sensitivity(
-        [(f"{row['keras_layer']} ({row['op']})", float(row["noise"]), row["kept"] == "fp16") for row in layers]
+        [(f"{row['keras_layer']} ({row['op']})", float(row["noise"]), row["kept"] != "int8") for row in layers]
     )
     head = ("layer", "operator", "*SQNR alone, dB", "*agreement", "*accuracy drop", "")
     rows = [
@@ -70,7 +70,7 @@ def _sensitivity(root: Path, report: Json) -> str:
         for row in layers
     ]
     text = "What quantising one layer alone does to the logits. " + (
-        "The dearest stay in FP16." if report["kept"] else "All of them are INT8."
+        "The dearest stay in float." if report["kept"] else "All of them are INT8."
     )
     body = f"{chart}<details><summary>Show all {len(rows)} layers</summary>{table(head, rows)}</details>"
     return section("Layers", text, body)
