@@ -172,7 +172,7 @@ def _row(name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: n
 
 
 def _logits(path: Path, pixels: np.ndarray, exact: bool) -> np.ndarray:
-    with OnnxRunner(path, exact=exact, max_batch=16) as runner:
+    with OnnxRunner(path, exact=exact, fuse_int8=not exact, max_batch=16) as runner:
         return runner.infer(pixels).logits
 
 

@@ -33,7 +33,7 @@ INCLUDES: Mapping[str, str] = {
 _ONNX_CAVEATS: Mapping[str, str] = {
     "fp32": "",
     "fp16": "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
-    "int8": "Q/DQ pairs are placed for TensorRT: this says nothing about INT8 engines, which fuse them otherwise",
+    "int8": "Q/DQ pairs are computed as they stand, in float: this says nothing about INT8 engines, which fuse them",
 }
 
 

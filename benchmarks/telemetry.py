@@ -191,7 +191,8 @@ def _system() -> str:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
     except OSError:
         name = ""
-    kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
+    release = platform.release().partition("-")[0]  # what follows may name who built it
+    kernel = f"{platform.system()} {release} {platform.machine()}"
     return f"{name} ({kernel})" if name else kernel
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 NOTES = {
     "fp32": "",
     "fp16": "a proxy: a CPU runs the FP16 graph's arithmetic in FP32, only the weights and casts are FP16",
-    "int8": "exact fake quantization: graph optimizations off, because fused INT8 kernels saturate on some CPUs",
+    "int8": "exact fake quantization: graph optimizations off; what fuses Q/DQ pairs on a CPU gives other answers",
 }
 
 
