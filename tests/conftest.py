@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and the commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("blue", "green", "red", "yellow")
 TINTS = {"blue": (60, 80, 200), "green": (60, 180, 70), "red": (200, 60, 50), "yellow": (210, 190, 60)}

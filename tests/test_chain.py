@@ -330,7 +330,7 @@ def test_a_verdict_that_too_few_images_leave_open(
     html = (chain.root / "report" / "report.html").read_text()
     assert '<span class="badge inconclusive">verdict: inconclusive</span>' in html
     assert "about 3,838 images would decide" in html
-    assert "agreement with 95 % confidence</div>" in html
+    assert "agreement with 95 % confidence" in html
     assert '<td class="n">0 / 0, p 1</td>' in html
 
 
