@@ -131,7 +131,7 @@ def _parity(context: Context, parity: Json) -> str:
         [hop for hop in parity["hops"] if hop["kind"] == "from_keras"],
         {precision: getattr(limits, precision).sqnr_db for precision in ("fp32", "fp16", "int8")},
     )
-    columns = ("*relative error", "*SQNR dB", "*top-1", "*accuracy", "*lost / gained")
+    columns = ("*rel. error", "*SQNR dB", "*top-1", "*accuracy", "*lost / gained")
     head = ("", "reference", "candidate", *columns, "verdict")
     rows = []
     said = []
