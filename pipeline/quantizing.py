@@ -217,8 +217,8 @@ class _Quantization:
             log.info("  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), _words(self.result))
             if not selection.met:
                 log.warning(
-                    "INT8 misses what verify.thresholds.int8 asks for on held-out images (%s). To keep more "
-                    "convolutions in FP16 raise quantize.max_kept (now %g); sensitivity.csv shows what each layer costs.",
+                    "INT8 misses what verify.thresholds.int8 asks for on held-out images (%s). To keep "
+                    "more convolutions in FP16 raise quantize.max_kept (now %g); sensitivity.csv says what each costs.",
                     *(self._budget, settings.max_kept),
                 )
         _write_sensitivity(folder, costs, self.kept)
