@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -41,19 +42,26 @@ def simulate(
     return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
 class HeldOut:
-    """Judges quantised models by images that gave no scales.
+    """Images that gave no scales, by which quantised models are judged.
 
     Args:
-        model: The FP32 model, the reference.
         pixels: uint8 (N, height, width, 3) RGB.
         labels: int64 (N,).
-        batch_size: How many are run at once. Defaults to 8.
+        reference: The FP32 model's logits, float32 (N, classes).
+        batch_size: How many are run at once.
     """
 
-    def __init__(self, model: onnx.ModelProto, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 8) -> None:
-        self.pixels, self.labels, self.batch_size = pixels, labels, batch_size
-        self.reference = simulate(model, pixels, batch_size)
+    pixels: np.ndarray
+    labels: np.ndarray
+    reference: np.ndarray
+    batch_size: int = 8
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 8) -> HeldOut:
+        """Runs the FP32 model on the images."""
+        return cls(pixels, labels, simulate(model, pixels, batch_size), batch_size)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -63,11 +71,8 @@ class HeldOut:
         return compare(self.reference, simulate(model, self.pixels, self.batch_size), self.labels)
 
     def first(self, count: int) -> HeldOut:
-        """Returns the same on the first images only, without running the reference again."""
-        part = object.__new__(HeldOut)
-        part.__dict__.update(self.__dict__)
-        part.pixels, part.labels, part.reference = self.pixels[:count], self.labels[:count], self.reference[:count]
-        return part
+        """Returns the first images only."""
+        return HeldOut(self.pixels[:count], self.labels[:count], self.reference[:count], self.batch_size)
 
 
 def summary(comparison: Comparison) -> dict[str, float | int | None]:

@@ -56,7 +56,7 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
     for node, why in unfit.items():
         log.warning("  %s stays FP32: %s", node, why)
-    held_out = HeldOut(model, *images.held_out(), settings.batch_size)
+    held_out = HeldOut.of(model, *images.held_out(), settings.batch_size)
     check_readable(seen + len(held_out), settings.min_images, "calibration", images.pixels)
     half, rounding = _best_fp16(model, statistics, unfit, held_out)
     save_model(half, folder / "model.fp16.onnx")

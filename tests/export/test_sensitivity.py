@@ -167,7 +167,7 @@ def broken(v1):
 def test_a_broken_layer_is_the_dearest(broken):
     model, tensor, scales = broken
     pixels, seen = images(8, seed=11), []
-    held_out = HeldOut(model, pixels, np.zeros(8, np.int64))
+    held_out = HeldOut.of(model, pixels, np.zeros(8, np.int64))
     costs = measure_layers(model, scales, held_out, lambda *done: seen.append(done))
     nodes = list(dict.fromkeys(edge.node for edge in quantized_edges(model)))
     assert sorted(cost.node for cost in costs) == sorted(nodes)
@@ -188,7 +188,7 @@ def test_a_broken_layer_is_the_dearest(broken):
 
 def test_keeping_the_broken_layer_repairs_the_model(broken):
     model, tensor, scales = broken
-    held_out = HeldOut(model, images(8, seed=11), np.zeros(8, np.int64))
+    held_out = HeldOut.of(model, images(8, seed=11), np.zeros(8, np.int64))
 
     def judge(kept):
         return held_out.judge(quantize(model, scales, base="fp32", kept=kept)[0])

@@ -62,7 +62,7 @@ def test_a_negative_zero_pad_is_not_fused_away(v2):
 def test_held_out_images_judge(int8):
     exported, model = int8
     pixels, labels = images(12, seed=4), np.arange(12) % 5
-    held_out = HeldOut(exported.model, pixels, labels, batch_size=5)
+    held_out = HeldOut.of(exported.model, pixels, labels, batch_size=5)
     assert len(held_out) == 12
     assert held_out.judge(exported.model).sqnr_db > 100
     expected = compare(simulate(exported.model, pixels, 5), simulate(model, pixels, 5), labels)
@@ -80,7 +80,7 @@ def test_a_model_that_overflows_never_looks_good(v1):
     model = graph.copy_model(v1.model)
     bias = next(t for t in model.graph.initializer if t.name == "conv1_conv/Conv/bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(bias.dims[0], 3.4e38, np.float32), bias.name))
-    found = HeldOut(v1.model, images(2), np.zeros(2, np.int64)).judge(model)
+    found = HeldOut.of(v1.model, images(2), np.zeros(2, np.int64)).judge(model)
     assert not found.finite
     assert found.top1_agreement == 0
     assert summary(found)["sqnr_db"] is None
