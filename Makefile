@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu run train export quantize build verify benchmark infer report bundle doctor \
+.PHONY: help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
         lint test test-slow test-gpu clean
 
 help:  ## this list
@@ -75,6 +75,9 @@ verify: build  ## compare every file with Keras, give the verdict
 
 benchmark: build  ## latency and throughput
 	@$(PY) -m benchmarks $(OPTIONS)
+
+accuracy: verify  ## every precision and calibration method on the test images
+	@$(PY) -m benchmarks.accuracy $(OPTIONS)
 
 infer: verify  ## classify a sample of the test images
 	@$(PY) -m pipeline infer $(OPTIONS)
