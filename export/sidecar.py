@@ -19,6 +19,7 @@ from export.errors import ExportError
 SCHEMA = 1
 INPUT = "images"  # uint8, (N, height, width, 3)
 OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
+TOP_OUTPUTS = ("top_probabilities", "top_classes")  # float32 and int32, (N, k), best first; with export.top_k only
 REBUILD = "python -m pipeline build -c RECIPE --force"
 
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
