@@ -14,6 +14,16 @@ class Outputs(NamedTuple):
     probabilities: np.ndarray  # (N, C) float32, rows sum to 1
 
 
+class Top(NamedTuple):
+    """The best k classes of each of N images, best first; of equal probabilities the lower class first.
+
+    Where the graph itself picked them (`export.top_k`), the backend decides between equal probabilities.
+    """
+
+    probabilities: np.ndarray  # (N, k) float32, falling
+    classes: np.ndarray  # (N, k) int32
+
+
 class Runner(Protocol):
     """A context manager that classifies batches: ``with runner: runner.infer(pixels)``.
 
@@ -36,6 +46,11 @@ class Runner(Protocol):
         """The largest batch that runs at once; larger input is split."""
         ...
 
+    @property
+    def graph_top_k(self) -> int:
+        """Of an open runner: how many best classes its graph itself picks (`export.top_k`); 0: none, the host does."""
+        ...
+
     def __enter__(self) -> Runner: ...
 
     def __exit__(self, *exc: object) -> None: ...
@@ -43,6 +58,28 @@ class Runner(Protocol):
     def infer(self, pixels: np.ndarray) -> Outputs:
         """Classify uint8 NHWC pixels."""
         ...
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        """The best k classes of each image, or all of them where there are fewer than k."""
+        ...
+
+
+def top_of(probabilities: np.ndarray, k: int) -> Top:
+    """The best k of each row, best first; of equal ones the lower class first.
+
+    Args:
+        probabilities: float32, (N, C).
+        k: at least 1; above C it is C.
+
+    Raises:
+        RunnerError: k is below 1.
+    """
+    if k < 1:
+        from pipeline.errors import RunnerError
+
+        raise RunnerError(f"Expected k >= 1 best classes. Received: {k}.")
+    classes = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k].astype(np.int32)
+    return Top(np.take_along_axis(probabilities, classes, axis=-1), classes)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

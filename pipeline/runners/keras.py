@@ -11,7 +11,7 @@ import numpy as np
 
 from export.preprocessing import PreprocessingSpec
 from pipeline.errors import RunnerError
-from pipeline.runners.base import Outputs, check_pixels, softmax
+from pipeline.runners.base import Outputs, Top, check_pixels, softmax, top_of
 
 if TYPE_CHECKING:
     import keras
@@ -30,6 +30,7 @@ class KerasRunner:
 
     backend = "keras"
     precision = "fp32"
+    graph_top_k = 0
 
     def __init__(
         self,
@@ -70,3 +71,7 @@ class KerasRunner:
         ]
         logits = np.concatenate(parts).astype(np.float32, copy=False)
         return Outputs(logits, softmax(logits))
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        """The best k classes of each image."""
+        return top_of(self.infer(pixels).probabilities, k)

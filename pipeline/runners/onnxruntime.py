@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.runners.base import Outputs, check_pixels
+from pipeline.runners.base import Outputs, Top, check_pixels, top_of
 
 # Pad_Fusion folds zero padding into a MaxPool whose inputs can be negative: wrong for ResNetV2.
 DISABLED_OPTIMIZERS = ("Pad_Fusion",)
@@ -51,6 +53,7 @@ class OnnxRunner:
         self._device = device
         self._threads = threads
         self._session: Any = None
+        self.graph_top_k = 0
 
     def __enter__(self) -> OnnxRunner:
         import onnxruntime as ort
@@ -81,12 +84,13 @@ class OnnxRunner:
                 f"Expected {provider}. Received: {session.get_providers()}; ONNX Runtime fell back because the device "
                 "or its libraries are missing."
             )
-        names = {output.name for output in session.get_outputs()}
-        if not {"logits", "probabilities"} <= names:
+        shapes = {output.name: output.shape for output in session.get_outputs()}
+        if not set(OUTPUTS) <= shapes.keys():
             raise RunnerError(
-                f"Expected the outputs 'logits' and 'probabilities'. Received: {sorted(names)} in {self.path}. "
+                f"Expected the outputs 'logits' and 'probabilities'. Received: {sorted(shapes)} in {self.path}. "
                 "Export it with this project's export stage."
             )
+        self.graph_top_k = shapes[TOP_OUTPUTS[0]][1] if set(TOP_OUTPUTS) <= shapes.keys() else 0
         self._session = session
         return self
 
@@ -95,17 +99,25 @@ class OnnxRunner:
 
     def infer(self, pixels: np.ndarray) -> Outputs:
         """Classify uint8 NHWC pixels."""
+        return Outputs(*self._run(OUTPUTS, pixels))
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        """The best k classes of each image; from the graph where the file has as many in it (`export.top_k`)."""
+        if 1 <= k <= self.graph_top_k:
+            probabilities, classes = self._run(TOP_OUTPUTS, pixels)
+            return Top(probabilities[:, :k], classes[:, :k])
+        return top_of(self.infer(pixels).probabilities, k)
+
+    def _run(self, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
         if self._session is None:
             raise RunnerError("Expected an open runner: use it in a with block.")
         source = self._session.get_inputs()[0]
         check_pixels(pixels, (source.shape[1], source.shape[2]))
         try:
             parts = [
-                self._session.run(["logits", "probabilities"], {source.name: pixels[i : i + self.max_batch]})
+                self._session.run(names, {source.name: pixels[i : i + self.max_batch]})
                 for i in range(0, len(pixels), self.max_batch)
             ]
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
-        if len(parts) == 1:
-            return Outputs(*parts[0])
-        return Outputs(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+        return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]

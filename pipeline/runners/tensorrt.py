@@ -18,7 +18,7 @@ from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.errors import ExportError
 from export.sidecar import INPUT, OUTPUTS, check_engine, read_sidecar
 from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.runners.base import Outputs, check_pixels
+from pipeline.runners.base import Outputs, Top, check_pixels, top_of
 from pipeline.runners.cuda import DeviceBuffer, PinnedBuffer, Stream, driver_status, set_device
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class TensorRTRunner:
     """
 
     backend = "tensorrt"
+    graph_top_k = 0
 
     def __init__(self, plan_path: str | os.PathLike[str], device: int = 0) -> None:
         self.plan_path = Path(plan_path)
@@ -121,6 +122,10 @@ class TensorRTRunner:
             for result, name in zip(results, OUTPUTS):
                 result[start : start + len(piece)] = self._host[name].array[: len(piece)]
         return Outputs(*results)
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        """The best k classes of each image."""
+        return top_of(self.infer(pixels).probabilities, k)
 
     def _run(self, piece: np.ndarray) -> None:
         """Run one batch; the results lie in the pinned output buffers afterwards."""
