@@ -1,4 +1,4 @@
-"""The outside of the graph: the batch dimension, uint8 pixels in, logits and probabilities out."""
+"""The outside of the graph: the batch dimension, uint8 pixels in, logits, probabilities and the best classes out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.folding import fold_channel_order
-from export.graph import BATCH, constants, copy_model, producers, replace_input, topological_sort
+from export.graph import BATCH, constants, copy_model, producers, replace_input, tensor_shapes, topological_sort
 from export.preprocessing import PreprocessingSpec
 
 
@@ -127,4 +127,46 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
     info.CopyFrom(source)
     info.name = probabilities
     result.graph.output.append(info)
+    return topological_sort(result)
+
+
+def append_top_k(
+    model: onnx.ModelProto, probabilities: str, k: int, names: tuple[str, str] = ("top_probabilities", "top_classes")
+) -> onnx.ModelProto:
+    """Adds the k best of the output `probabilities` as two more outputs, best first: values and their int32 indices.
+
+    Of equal probabilities ONNX Runtime puts the lower index first; TensorRT promises no order.
+
+    Raises:
+        ExportError: If `probabilities` is no output (batch, classes) of the model, or has fewer than k classes.
+    """
+    source = next((o for o in model.graph.output if o.name == probabilities), None)
+    shape = tensor_shapes(model).get(probabilities, ())
+    if source is None or len(shape) != 2 or not isinstance(shape[1], int):
+        listed = [o.name for o in model.graph.output]
+        raise ExportError(
+            f"Expected an output {probabilities!r} of shape (batch, classes). Received: {listed}, {shape} "
+            "(append the softmax first)."
+        )
+    if not 1 <= k <= shape[1]:
+        raise ExportError(
+            f"Expected export.top_k from 1 to {shape[1]}, the number of classes. Received: {k} (choose a smaller one)."
+        )
+    result = copy_model(model)
+    graph = result.graph
+    values, indices = names
+    wide, count = f"{indices}/int64", f"{indices}/k"  # ONNX counts in int64; int32 is what every TensorRT gives back
+    graph.initializer.append(numpy_helper.from_array(np.asarray([k], dtype=np.int64), count))
+    graph.node.extend(
+        [
+            helper.make_node("TopK", [probabilities, count], [values, wide], f"{values}/TopK", axis=-1),
+            helper.make_node("Cast", [wide], [indices], f"{indices}/Cast", to=TensorProto.INT32),
+        ]
+    )
+    for name, kind in ((values, TensorProto.FLOAT), (indices, TensorProto.INT32)):
+        info = onnx.ValueInfoProto()
+        info.CopyFrom(source)
+        info.name, info.type.tensor_type.elem_type = name, kind
+        info.type.tensor_type.shape.dim[1].dim_value = k
+        graph.output.append(info)
     return topological_sort(result)

@@ -75,6 +75,8 @@ def export_keras(
     input_name: str = "images",
     logits_name: str = "logits",
     probabilities_name: str = "probabilities",
+    top_k: int = 0,
+    top_names: tuple[str, str] = ("top_probabilities", "top_classes"),
 ) -> ExportSummary:
     """Writes a Keras classifier as ONNX, preprocessing and softmax included.
 
@@ -95,6 +97,8 @@ def export_keras(
         input_name: Defaults to ``"images"``.
         logits_name: Defaults to ``"logits"``.
         probabilities_name: Defaults to ``"probabilities"``.
+        top_k: How many best classes the graph itself gives as well, see `interface.append_top_k`. Defaults to 0: none.
+        top_names: Their outputs: float32 probabilities and int32 indices, (batch, top_k).
 
     Raises:
         ExportError: If the model has no classifier shape, the classes do not fit, or a BatchNorm stayed unfolded.
@@ -111,6 +115,8 @@ def export_keras(
     result = _tidy(converted, logits, logits_name)
     result = interface.prepend_preprocessing(result, preprocessing)
     result = interface.append_softmax(result, logits_name, probabilities_name)
+    if top_k:
+        result = interface.append_top_k(result, probabilities_name, top_k, top_names)
     result = graph.convert_opset(result, opset)
 
     result.producer_name, result.producer_version, result.doc_string = PRODUCER, "", ""
@@ -124,7 +130,9 @@ def export_keras(
         **dict(metadata or {}),
     }
     onnx.helper.set_model_props(result, entries)
-    check_interface(result, input_name, (logits_name, probabilities_name), len(classes))
+    full = dict.fromkeys((logits_name, probabilities_name), (TensorProto.FLOAT, len(classes)))
+    best = {name: (kind, top_k) for name, kind in zip(top_names, (TensorProto.FLOAT, TensorProto.INT32)) if top_k}
+    check_interface(result, input_name, full | best)
     graph.check_model(result)
     file = graph.save_model(result, path)
     after = graph.op_counts(result)
@@ -223,8 +231,13 @@ def _check_operators(model: onnx.ModelProto) -> None:
         )
 
 
-def check_interface(model: onnx.ModelProto, input_name: str, outputs: Sequence[str], classes: int) -> None:
+def check_interface(model: onnx.ModelProto, input_name: str, outputs: Mapping[str, tuple[int, int]]) -> None:
     """Asserts types, shapes and the symbolic batch of a finished model.
+
+    Args:
+        model: As it will be written.
+        input_name: Of the uint8 pixels.
+        outputs: Name -> type and width, in their order.
 
     Raises:
         ExportError: If something differs from what `export_keras` promises.
@@ -236,14 +249,15 @@ def check_interface(model: onnx.ModelProto, input_name: str, outputs: Sequence[s
         [i.name for i in model.graph.input] == [input_name]
         and [o.name for o in model.graph.output] == list(outputs)
         and types[input_name] == TensorProto.UINT8
-        and all(types[name] == TensorProto.FLOAT for name in outputs)
+        and all(types[name] == kind for name, (kind, _) in outputs.items())
         and len(image) == 4
         and image[0] == graph.BATCH
-        and all(shapes.get(name) == (graph.BATCH, classes) for name in outputs)
+        and all(shapes.get(name) == (graph.BATCH, width) for name, (_, width) in outputs.items())
     )
     if not good:
         seen = {name: (types[name], shapes.get(name)) for name in types}
+        wanted = {name: (kind, (graph.BATCH, width)) for name, (kind, width) in outputs.items()}
         raise ExportError(
-            f"Expected uint8 {input_name!r} (batch, H, W, 3) and float32 {list(outputs)} (batch, {classes}). "
-            f"Received: {seen} (a layer fixes the batch size: look for a Reshape with a constant batch)."
+            f"Expected uint8 {input_name!r} (batch, H, W, 3) and the outputs {wanted} (type, shape). Received: {seen} "
+            "(a layer fixes the batch size: look for a Reshape with a constant batch)."
         )

@@ -7,7 +7,7 @@ placement), and those of ModelOpt, whose placement on ResNets this reproduces:
 * the skip branch of a residual Add, not the main one: Conv, Add and ReLU then fuse into one INT8 kernel that reads the
   skip as INT8;
 * the input of the pooling that feeds the head, and of a MaxPool behind a Pad;
-* the classifier's MatMul or Gemm and the Softmax stay in float.
+* the classifier's MatMul or Gemm, the Softmax and the TopK behind it stay in float.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx
 
 from export.graph import constants, consumers, producers
 from export.naming import keras_layer
-from export.precision import preprocessing_nodes
+from export.precision import FP32_OPS, preprocessing_nodes
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 _ARITHMETIC = ("Conv", "MatMul", "Gemm", "Add", "Mul", "Sub", "Div", "BatchNormalization")
@@ -192,6 +192,7 @@ def describe(
     """
     kept = kept or {}
     before_conv = {node.name for node in preprocessing_nodes(model)}
+    made = producers(model.graph)
     reasons = {(edge.node, edge.index): edge.why for edge in edges}
     rows = []
     for node in model.graph.node:
@@ -200,8 +201,10 @@ def describe(
             precision, why = (kept[node.name].precision if base == "fp16" else base), kept[node.name].why
         elif node.name in before_conv:
             precision, why = "fp32", "arithmetic on 0..255, before the first Conv"
-        elif node.op_type == "Softmax":
-            precision, why = "fp32", "Softmax stays in FP32"
+        elif node.op_type in FP32_OPS:
+            precision, why = "fp32", f"{node.op_type} stays in FP32"
+        elif node.op_type == "Cast" and (source := made.get(node.input[0])) is not None and source.op_type == "TopK":
+            precision, why = "fp32", "indices of the best classes, whole numbers"
         elif why is not None and node.op_type == "Add":
             precision, why = base, f"{why}: that input is INT8, the main branch fuses"
         elif why is not None:

@@ -29,7 +29,7 @@ MINIMUM_OPSET = 19
 _BF16_OPSET = 22  # Conv and pools take BF16 from here on
 # What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
 _PREPROCESSING = ("Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad")
-_FP32_OPS = ("Softmax",)
+FP32_OPS = ("Softmax", "TopK")
 _CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
 _LOST = 1e-3  # of a weight's norm: rounding to normal FP16 loses 2e-4, what loses more fell to denormals
@@ -54,9 +54,9 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = ()) -> onnx.ModelProto:
     """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
-    Preprocessing stays FP32 until its result is cast right before the first Conv, and Softmax is FP32; inputs and
-    outputs keep their types (uint8 pixels, float32 logits and probabilities). QuantizeLinear and DequantizeLinear
-    get scales of that type.
+    Preprocessing stays FP32 until its result is cast right before the first Conv, and Softmax and TopK are FP32;
+    inputs and outputs keep their types (uint8 pixels, float32 logits and probabilities, int32 indices).
+    QuantizeLinear and DequantizeLinear get scales of that type.
 
     Args:
         model: float32, as `export.keras_to_onnx.export_keras` or `export.quantize` makes it.
@@ -73,7 +73,7 @@ def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = 
 
     base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else MINIMUM_OPSET))
     kept = [node.name for node in preprocessing_nodes(base)]
-    kept += [node.name for node in base.graph.node if node.op_type in _FP32_OPS or node.name in keep]
+    kept += [node.name for node in base.graph.node if node.op_type in FP32_OPS or node.name in keep]
     if kind == "fp16":
         _check_fp16_weights(base, kept)
     result = convert_float_to_float16(base, keep_io_types=True, node_block_list=kept)

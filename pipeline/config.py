@@ -308,5 +308,6 @@ def _check(recipe: Recipe) -> None:
         "sizes from 1",
         recipe.benchmark.batches,
     )
+    require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
     require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
     require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)

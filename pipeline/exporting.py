@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def export_model(context: Context, folder: Path) -> dict[str, Any]:
-    """Write ``model.onnx`` (uint8 NHWC in; logits and probabilities out) and ``summary.json``."""
+    """Write ``model.onnx`` (uint8 NHWC in; logits, probabilities, `top_k` best classes out) and ``summary.json``."""
     from export.keras_to_onnx import export_keras
     from pipeline.loading import load_classifier
 
@@ -30,6 +30,7 @@ def export_model(context: Context, folder: Path) -> dict[str, Any]:
         opset=context.recipe.export.opset,
         metadata={"recipe": context.recipe.name, "resize": context.recipe.data.resize},
         output=card.output,
+        top_k=context.recipe.export.top_k,
     )
     facts = summary.to_dict()
     del facts["path"]  # a temporary one

@@ -157,6 +157,7 @@ class Export:
     """Keras to ONNX."""
 
     opset: Literal[17] = 17  # what tf2onnx exports this family of models to without leftovers
+    top_k: int = 0  # best classes that the graph itself picks, so that only they travel back; 0: the host picks
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,39 @@ def test_softmax_is_a_second_output():
         interface.append_softmax(model, "nope", "p")
 
 
+def scores(width=5):
+    model = tiny([("Relu", ["x"], "y", {})], x=("batch", width), shapes={"y": ["batch", width]})
+    return interface.append_softmax(model, "y", "p")
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_top_k_is_two_more_outputs(k):
+    result = unchanged(interface.append_top_k, scores(), "p", k)
+    assert [o.name for o in result.graph.output] == ["y", "p", "top_probabilities", "top_classes"]
+    x = floats(4, 5)
+    x[1] = 0.0  # all equal: ONNX Runtime puts the lower class first
+    _, probabilities, values, classes = run_onnx(result, x)
+    expected = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(classes, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(probabilities, expected, axis=1))
+    assert (values.dtype, classes.dtype) == (np.float32, np.int32)
+    assert graph.tensor_shapes(result)["top_classes"] == ("batch", k)
+    graph.check_model(result)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 6])
+def test_top_k_of_too_few_classes(k):
+    with pytest.raises(ExportError, match=f"export.top_k from 1 to 5, the number of classes. Received: {k} "):
+        interface.append_top_k(scores(), "p", k)
+
+
+def test_top_k_wants_an_output_of_classes():
+    with pytest.raises(ExportError, match=r"an output 'nope' of shape \(batch, classes\)"):
+        interface.append_top_k(scores(), "nope", 1)
+    with pytest.raises(ExportError, match="an output 'x'"):
+        interface.append_top_k(scores(), "x", 1)
+
+
 # --- folding ----------------------------------------------------------------------------------------------------------
 
 CHAIN = [

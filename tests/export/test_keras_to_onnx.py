@@ -16,6 +16,7 @@ from export.errors import ExportError
 from export.keras_to_onnx import export_keras, logits_model
 from export.metrics import relative_error
 from export.preprocessing import PreprocessingSpec
+from pipeline.runners.base import top_of
 from tests.export import keras_models
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import CLASSES, classifier, images
@@ -195,6 +196,25 @@ def test_a_later_opset(tmp_path):
     parity(model, CAFFE, exported, images(2))
 
 
+def test_the_best_classes_come_out_of_the_graph(tmp_path):
+    model = classifier()
+    export_keras(model, tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES, top_k=3)
+    exported = onnx.load(tmp_path / "m.onnx")
+    assert [o.name for o in exported.graph.output] == ["logits", "probabilities", "top_probabilities", "top_classes"]
+    for batch in (1, 2, 7):
+        probabilities, values, classes = run_onnx(exported, images(batch))[1:]
+        expected = top_of(probabilities, 3)
+        np.testing.assert_array_equal(values, expected.probabilities)
+        np.testing.assert_array_equal(classes, expected.classes)
+        assert (values.dtype, classes.dtype) == (np.float32, np.int32)
+
+
+def test_more_best_classes_than_classes(tmp_path):
+    with pytest.raises(ExportError, match=r"from 1 to 5, the number of classes\. Received: 6"):
+        export_keras(classifier(), tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES, top_k=6)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_and_metadata_can_be_chosen(tmp_path):
     export_keras(
         classifier(),
@@ -298,6 +318,8 @@ def test_a_failing_exporter_pass_is_an_error(tmp_path, monkeypatch):
 
 def test_a_batch_that_got_fixed_is_an_error(v1):
     model = graph.copy_model(v1.model)
+    outputs = dict.fromkeys(("logits", "probabilities"), (TensorProto.FLOAT, 5))
+    keras_to_onnx.check_interface(model, "images", outputs)
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
     with pytest.raises(ExportError, match="batch"):
-        keras_to_onnx.check_interface(model, "images", ("logits", "probabilities"), 5)
+        keras_to_onnx.check_interface(model, "images", outputs)
