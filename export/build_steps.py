@@ -13,7 +13,7 @@ from typing import Any
 
 from export.capabilities import TensorRT
 from export.errors import ExportError
-from export.sidecar import INPUT, OUTPUTS
+from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
 
 Progress = Callable[[str, int, int], None]
 
@@ -99,23 +99,33 @@ def check_tensors(network: Any, profile: BatchProfile, source: Path) -> list[dic
     image = names.get(INPUT)
     fits = (
         [tensor.name for tensor in inputs] == [INPUT]
-        and {tensor.name for tensor in outputs} == set(OUTPUTS)
+        and _outputs_fit([one for one in listed if one["mode"] == "output"])
         and image is not None
         and image["dtype"] == "uint8"
         and len(image["shape"]) == 4
         and image["shape"][0] == -1
         and min(image["shape"][1:]) > 0
         and image["shape"][3] == 3
-        and all(len(names[name]["shape"]) == 2 and names[name]["shape"][1] > 0 for name in OUTPUTS)
     )
     if not fits:
         raise ExportError(
             f"Expected the input {INPUT} uint8 [-1, height, width, 3] and the outputs "
-            f"{' and '.join(OUTPUTS)} [-1, classes]. Received: {source}: {had}. Export the model with this project."
+            f"{' and '.join(OUTPUTS)} float32 [-1, classes], with {TOP_OUTPUTS[0]} float32 and {TOP_OUTPUTS[1]} int32 "
+            f"[-1, k] or without. Received: {source}: {had}. Export the model with this project."
         )
     assert image is not None
     image["profile"] = {name: [size, *image["shape"][1:]] for name, size in asdict(profile).items()}
     return listed
+
+
+def _outputs_fit(outputs: Sequence[dict[str, Any]]) -> bool:
+    found = {one["name"]: (one["dtype"], one["shape"]) for one in outputs}
+    classes = found.get(OUTPUTS[0], ("", []))[1][-1:]
+    expected = {name: ("float32", [-1, *classes]) for name in OUTPUTS}
+    k = found.get(TOP_OUTPUTS[0], ("", []))[1][-1:]
+    if k:
+        expected |= {name: (dtype, [-1, *k]) for name, dtype in zip(TOP_OUTPUTS, ("float32", "int32"))}
+    return found == expected and [1] <= (k or classes) <= classes
 
 
 def _dtype(tensor: Any) -> str:

@@ -482,3 +482,4 @@ def test_the_names_are_those_that_the_export_gives() -> None:
     given = inspect.signature(export_keras).parameters
     assert given["input_name"].default == build_steps.INPUT
     assert (given["logits_name"].default, given["probabilities_name"].default) == build_steps.OUTPUTS
+    assert given["top_names"].default == sidecar.TOP_OUTPUTS

@@ -216,6 +216,7 @@ def test_home_is_expanded(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("benchmark.batches=[1, 0]", "benchmark.batches"),
         ("benchmark.min_samples=0", "benchmark.min_samples"),
         ("infer.top_k=0", "infer.top_k"),
+        ("export.top_k=-1", "export.top_k"),
         ("infer.samples=-1", "infer.samples"),
     ],
 )
