@@ -154,22 +154,22 @@ def classify(
     An unreadable image gives a row with status "error" and the reason; the others go on.
     """
     size = min(batch_size, runner.max_batch)
-    columns = row_columns(min(top_k, len(card.classes)))
+    k = min(top_k, len(card.classes))
+    columns = row_columns(k)
     with ThreadPoolExecutor() as pool:
         ahead = _decode_ahead(pool, paths, card, resize, 4 * size)
         for group in _groups(ahead, size):
             images = [image for _, image in group if isinstance(image, np.ndarray)]
-            rows = iter(runner.infer(np.stack(images)).probabilities) if images else iter(())
+            best = zip(*runner.top(np.stack(images), k)) if images else iter(())
             for path, image in group:
                 row: dict[str, Any] = dict.fromkeys(columns, "") | {"path": str(path)}
                 if isinstance(image, ImageError):
                     yield row | {"status": "error", "error": str(image)}
                     continue
-                probabilities = next(rows)
-                best = np.argsort(-probabilities, kind="stable")[: min(top_k, len(card.classes))]
-                row |= {"status": "ok", "class": card.classes[best[0]], "probability": float(probabilities[best[0]])}
-                for rank, index in enumerate(best[1:], 2):
-                    row |= {f"class_{rank}": card.classes[index], f"probability_{rank}": float(probabilities[index])}
+                row["status"] = "ok"
+                for rank, (probability, index) in enumerate(zip(*next(best)), 1):
+                    suffix = f"_{rank}" if rank > 1 else ""
+                    row |= {f"class{suffix}": card.classes[index], f"probability{suffix}": float(probability)}
                 yield row
 
 

@@ -1,8 +1,18 @@
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from export.preprocessing import PreprocessingSpec
+from pipeline.card import ModelCard
 from pipeline.errors import RunnerError
-from pipeline.runners.base import top_of
+from pipeline.infer import classify, row_columns
+from pipeline.runners.base import Outputs, Top, top_of
+
+CARD = ModelCard(("cat", "dog", "owl"), PreprocessingSpec.from_mode("unit"), (8, 8), "softmax", ())
 
 
 def test_the_best_come_first_and_of_equal_ones_the_lower_class() -> None:
@@ -17,3 +27,45 @@ def test_more_than_there_are_gives_all_and_none_is_refused() -> None:
     assert top_of(np.eye(2, dtype=np.float32), 9).classes.tolist() == [[0, 1], [1, 0]]
     with pytest.raises(RunnerError, match="Received: 0"):
         top_of(np.eye(2, dtype=np.float32), 0)
+
+
+class TopRunner:
+    """Gives only the best classes, and only as many as were asked for."""
+
+    backend, precision, max_batch, graph_top_k = "onnxruntime", "fp32", 64, 3
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def __enter__(self) -> TopRunner:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        raise AssertionError("all classes were asked for")
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        self.asked.append((len(pixels), k))
+        classes = (pixels[:, 0, 0, :1].astype(np.int32) + np.arange(k, dtype=np.int32)) % 3
+        return Top(np.tile(np.float32(0.5) ** np.arange(1, k + 1, dtype=np.float32), (len(pixels), 1)), classes)
+
+
+@pytest.mark.parametrize(("top_k", "k"), [(1, 1), (2, 2), (9, 3)])
+def test_images_are_classified_by_their_best_classes_alone(tmp_path: Path, top_k: int, k: int) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for index, path in enumerate(paths):
+        Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(path)
+    paths[3].write_bytes(b"no image")
+    runner = TopRunner()
+    rows = list(classify(paths, runner, CARD, "stretch", batch_size=2, top_k=top_k))
+    assert runner.asked == [(2, k), (1, k), (1, k)]
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error", "ok"]
+    for index in (0, 1, 2, 4):
+        names = [CARD.classes[(index + rank) % 3] for rank in range(k)]
+        row = rows[index]
+        assert list(row) == row_columns(k)
+        assert [row["class" if rank == 1 else f"class_{rank}"] for rank in range(1, k + 1)] == names
+        found = [row["probability" if rank == 1 else f"probability_{rank}"] for rank in range(1, k + 1)]
+        assert found == [0.5**rank for rank in range(1, k + 1)]
+    assert rows[3]["class"] == ""
