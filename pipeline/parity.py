@@ -1,7 +1,8 @@
 """Compares runners hop by hop and gives the verdict.
 
 ``from_keras`` hops compare a candidate with Keras, ``step`` hops with the step before it, so that a report says which
-step lost what. Runners are known only by their protocol.
+step lost what. A ``top_k`` hop compares the best classes that a graph itself picks with its own probabilities. Runners
+are known only by their protocol.
 
 A share of images (agreement, accuracy drop) fails only when its 95 % interval excludes the threshold. One that misses
 it while the interval contains it is inconclusive: the images are too few to tell. Other distances fail at once.
@@ -20,6 +21,7 @@ import numpy as np
 from export.errors import ExportError
 from export.metrics import Comparison, compare
 from export.statistics import images_to_decide, images_to_decide_drop
+from pipeline.best_classes import wrong_images
 from pipeline.errors import DeviceUnavailableError, PipelineError
 from pipeline.progress import progress_bar
 from pipeline.recipe import Thresholds, VerifyThresholds
@@ -73,6 +75,7 @@ class Answer:
     logits: np.ndarray | None
     verdict: str  # PASS: it ran, FAIL: it is present and failed, NOT_RUN: no such device
     why: str = ""
+    top: Finding | None = None  # on the best classes, where the graph itself picks them
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ def judge(
         if candidate.step_from is not None:
             before = answers[candidate.step_from]
             hops.append(_hop("step", candidate.step_from, before, candidate, answer, reference.labels, limits))
+        if answer.top is not None:
+            own = _empty_hop("top_k", "its own probabilities", candidate, len(reference.labels))
+            hops.append(own | _conclusion([answer.top]))
     verdicts = [hop["verdict"] for hop in hops]
     ran = PASS in verdicts or INCONCLUSIVE in verdicts
     verdict = _worst(verdicts) if ran else FAIL
@@ -193,11 +199,15 @@ def _worst(verdicts: Sequence[str]) -> str:
 def _run(candidate: Candidate, pixels: np.ndarray, batch_size: int) -> Answer:
     try:
         with candidate.open() as runner, progress_bar(total=len(pixels), desc=f"  {candidate.name}", unit="img") as bar:
-            parts = []
+            parts, wrong = [], []
             for batch in _batches(pixels, batch_size):
-                parts.append(runner.infer(batch).logits)
+                outputs = runner.infer(batch)
+                parts.append(outputs.logits)
+                if runner.graph_top_k:
+                    wrong.append(wrong_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
                 bar.update(len(batch))
-            return Answer(np.concatenate(parts), PASS)
+            top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
+            return Answer(np.concatenate(parts), PASS, top=top)
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
     except (PipelineError, ExportError) as error:
@@ -205,27 +215,31 @@ def _run(candidate: Candidate, pixels: np.ndarray, batch_size: int) -> Answer:
         return Answer(None, FAIL, str(error))
 
 
+def _top(wrong: np.ndarray, k: int) -> Finding:
+    if not wrong.any():
+        return Finding(PASS, f"the best {k} that the graph picks are those of its probabilities")
+    where = ", ".join(map(str, np.flatnonzero(wrong)[:3]))
+    return Finding(
+        FAIL,
+        f"the best {k} that the graph picks are not those of its probabilities for {wrong.sum()} of {len(wrong)} "
+        f"images (test image {where}{', ...' if wrong.sum() > 3 else ''})",
+    )
+
+
 def _batches(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(pixels), size):
         yield pixels[start : start + size]
 
 
-def _hop(
-    kind: str,
-    reference_name: str,
-    reference: Answer,
-    candidate: Candidate,
-    answer: Answer,
-    labels: np.ndarray,
-    limits: Thresholds,
-) -> dict[str, Any]:
-    hop: dict[str, Any] = {
+def _empty_hop(kind: str, reference_name: str, candidate: Candidate, images: int) -> dict[str, Any]:
+    """All fields of a hop, before anything is known."""
+    return {
         "kind": kind,
         "reference": reference_name,
         "candidate": candidate.name,
         "backend": candidate.backend,
         "precision": candidate.precision,
-        "images": len(labels),
+        "images": images,
         "max_abs": None,
         "relative_error": None,
         "cosine": None,
@@ -237,12 +251,24 @@ def _hop(
         "accuracy_drop": None,
         "accuracy_drop_interval": None,
         "mcnemar": None,
-        "verdict": answer.verdict,
-        "why": answer.why,
+        "verdict": NOT_RUN,
+        "why": "",
         "certainty": "",
         "images_to_decide": None,
         "note": candidate.note,
     }
+
+
+def _hop(
+    kind: str,
+    reference_name: str,
+    reference: Answer,
+    candidate: Candidate,
+    answer: Answer,
+    labels: np.ndarray,
+    limits: Thresholds,
+) -> dict[str, Any]:
+    hop = _empty_hop(kind, reference_name, candidate, len(labels)) | {"verdict": answer.verdict, "why": answer.why}
     if answer.logits is None:
         return hop
     if reference.verdict == NOT_RUN:

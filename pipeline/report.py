@@ -31,6 +31,7 @@ CHANGED = (
     "Lost / gained: images that the reference names right and the candidate wrong, and the reverse; p: how likely "
     "chance alone parts them at least so far (exact McNemar test)."
 )
+KINDS = {"from_keras": "from Keras", "step": "step", "top_k": "best classes"}
 Json = Mapping[str, Any]
 
 
@@ -76,8 +77,10 @@ def _cards(parity: Json, benchmark: Json | None, root: Path) -> str:
             found.append((f"{hops[precision]['top1_agreement']:.2%}", f"{precision.upper()} agrees with Keras"))
     plans = list(root.glob("build/*/*.plan"))
     if plans:
-        ran = {hop["candidate"] for hop in parity["hops"] if hop["backend"] == "tensorrt" and hop["verdict"] == "pass"}
-        found.append((str(len(plans)), f"TensorRT engines built, {len(ran)} of them run and passed here"))
+        hops_of_engines = [hop for hop in parity["hops"] if hop["backend"] == "tensorrt"]
+        missed = {hop["candidate"] for hop in hops_of_engines if hop["verdict"] != "pass"}
+        passed = {hop["candidate"] for hop in hops_of_engines} - missed
+        found.append((str(len(plans)), f"TensorRT engines built, {len(passed)} of them run and passed here"))
     if benchmark:
         best = _best_speedup(benchmark["results"])
         if best:
@@ -143,7 +146,7 @@ def _parity(context: Context, parity: Json) -> str:
             number(hop["accuracy_candidate"], ".2%"),
             _changed(hop.get("mcnemar")),
         )
-        kind = "from Keras" if hop["kind"] == "from_keras" else "step"
+        kind = KINDS[hop["kind"]]
         rows.append(
             (kind, escape(hop["reference"]), escape(hop["candidate"]), *numbers, badge(hop["verdict"], hop["verdict"]))
         )

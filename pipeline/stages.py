@@ -255,6 +255,7 @@ STAGES = (
         (
             "pipeline/verify.py",
             "pipeline/parity.py",
+            "pipeline/best_classes.py",
             "pipeline/card.py",
             "export/metrics.py",
             "export/statistics.py",
@@ -273,6 +274,7 @@ STAGES = (
         (
             "pipeline/infer.py",
             "pipeline/parity.py",
+            "pipeline/best_classes.py",
             "pipeline/card.py",
             "export/metrics.py",
             "export/statistics.py",

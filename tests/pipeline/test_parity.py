@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.errors import ExportError
+from export.interface import append_top_k
 from export.metrics import compare
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.parity import (
@@ -28,8 +29,9 @@ from pipeline.parity import (
     verdict_of,
 )
 from pipeline.recipe import Thresholds, VerifyThresholds
-from pipeline.runners.base import Outputs
+from pipeline.runners.base import Outputs, Top, softmax, top_of
 from pipeline.runners.onnxruntime import OnnxRunner
+from tests import tiny_onnx
 
 COUNT, CLASSES = 50, 4
 CONTRACT = {
@@ -49,7 +51,7 @@ REFERENCE = Reference("train/model.keras", "k" * 64, PIXELS, LABELS, LOGITS)
 class FakeRunner:
     """Gives prepared logits; the pixels of an image say which row it asks for."""
 
-    backend, precision, max_batch = "onnxruntime", "fp32", 64
+    backend, precision, max_batch, graph_top_k = "onnxruntime", "fp32", 64, 0
 
     def __init__(self, logits: np.ndarray, error: Exception | None = None) -> None:
         self.logits, self.error = logits, error
@@ -459,3 +461,128 @@ def test_the_subjects_hold_the_keras_model_too(parity: dict) -> None:
         "train/model.keras": "k" * 64, "good": "g" * 64, "bad": "b" * 64, "half": "h" * 64, "plan": "p" * 64,
         "open": "o" * 64, "from plan": "f" * 64,
     }  # fmt: skip
+
+
+# --- the best classes that a graph itself picks ---
+
+
+class Picking(FakeRunner):
+    """Picks the best three, after `change` had its way with them."""
+
+    graph_top_k = 3
+
+    def __init__(self, logits: np.ndarray, change: Callable[[np.ndarray, np.ndarray], None] | None = None) -> None:
+        super().__init__(logits)
+        self.change = change
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        logits = super().infer(pixels).logits
+        return Outputs(logits, softmax(logits))
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        top = top_of(self.infer(pixels).probabilities, k)
+        if self.change:
+            self.change(top.probabilities, top.classes)
+        return top
+
+
+def picked(change: Callable[[np.ndarray, np.ndarray], None] | None = None, logits: np.ndarray = LOGITS) -> dict:
+    reference = replace(REFERENCE, logits=logits)
+    return parity_of(candidate("a", "fp32", lambda: Picking(logits, change)), reference=reference)
+
+
+def test_the_best_classes_of_a_graph_are_judged() -> None:
+    parity = picked()
+    assert [(hop["kind"], hop["verdict"]) for hop in parity["hops"]] == [("from_keras", "pass"), ("top_k", "pass")]
+    hop = parity["hops"][1]
+    assert (hop["reference"], hop["candidate"], hop["images"]) == ("its own probabilities", "a", COUNT)
+    assert hop["certainty"] == "the best 3 that the graph picks are those of its probabilities"
+    assert parity["verdict"] == "pass"
+
+
+def test_equal_probabilities_may_swap() -> None:
+    logits = LOGITS.copy()
+    logits[:, :2] = logits.max(axis=1, keepdims=True)  # classes 0 and 1 share the first place
+
+    def swap(probabilities: np.ndarray, classes: np.ndarray) -> None:
+        classes[:, :2] = classes[:, 1::-1]
+
+    assert [hop["verdict"] for hop in picked(swap, logits)["hops"]] == ["pass", "pass"]
+    assert [hop["verdict"] for hop in picked(swap)["hops"]] == ["pass", "fail"]
+
+
+def test_what_half_precision_rounds_is_right() -> None:
+    def halve(probabilities: np.ndarray, classes: np.ndarray) -> None:
+        probabilities[:] = probabilities.astype(np.float16)
+
+    assert picked(halve)["verdict"] == "pass"
+
+
+def _shift(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    classes[:] = (classes + 1) % CLASSES
+
+
+def _reverse(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    probabilities[:], classes[:] = probabilities[:, ::-1].copy(), classes[:, ::-1].copy()
+
+
+def _repeat(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    probabilities[:], classes[:] = probabilities[:, :1], classes[:, :1]
+
+
+def _outside(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    classes[classes == 0] = CLASSES
+
+
+def _negative(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    classes[classes == CLASSES - 1] = -1  # which numpy would take for the last class
+
+
+def _scale(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    probabilities *= np.float32(1.01)
+
+
+def _last_image(probabilities: np.ndarray, classes: np.ndarray) -> None:
+    if len(classes) < 16:  # the last batch
+        classes[-1] = classes[-1, ::-1].copy()
+
+
+@pytest.mark.parametrize("change", [_shift, _reverse, _repeat, _outside, _negative, _scale, _last_image])
+def test_other_best_classes_fail(change: Callable[[np.ndarray, np.ndarray], None]) -> None:
+    parity = picked(change)
+    keras, top = parity["hops"]
+    assert (keras["verdict"], top["verdict"], parity["verdict"]) == ("pass", "fail", "fail")
+    assert "are not those of its probabilities" in top["why"]
+    assert verdict_of(parity, "a", "a" * 64) == "fail"
+    if change is _last_image:
+        assert f"for 1 of {COUNT} images (test image {COUNT - 1})" in top["why"]
+
+
+def test_equal_scores_of_one_class_are_not_several_classes() -> None:
+    logits = np.zeros_like(LOGITS)
+    assert picked(_repeat, logits)["hops"][1]["verdict"] == "fail"
+    assert picked(None, logits)["hops"][1]["verdict"] == "pass"
+
+
+def test_rows_of_best_classes_that_are_missing() -> None:
+    class Short(Picking):
+        def top(self, pixels: np.ndarray, k: int) -> Top:
+            return Top(*(part[1:] for part in super().top(pixels, k)))
+
+    parity = parity_of(candidate("a", "fp32", lambda: Short(LOGITS)))
+    assert [hop["verdict"] for hop in parity["hops"]] == ["pass", "fail"]
+
+
+@pytest.mark.parametrize(("largest", "verdict"), [(1, "pass"), (0, "fail")])
+def test_a_file_that_picks_the_worst(tmp_path: Path, largest: int, verdict: str) -> None:
+    model = append_top_k(tiny_onnx.classifier(), "probabilities", 2)
+    top = next(node for node in model.graph.node if node.op_type == "TopK")
+    top.attribute.append(helper.make_attribute("largest", largest))
+    onnx.save(model, tmp_path / "x.onnx")
+    pixels = tiny_onnx.pixels(9)
+    with OnnxRunner(tmp_path / "x.onnx") as runner:
+        logits = runner.infer(pixels).logits
+    reference = Reference("train/model.keras", "k" * 64, pixels, logits.argmax(axis=1), logits)
+    parity = parity_of(candidate("x.onnx", "fp32", lambda: OnnxRunner(tmp_path / "x.onnx")), reference=reference)
+    assert [hop["verdict"] for hop in parity["hops"]] == ["pass", verdict]
+    assert parity["verdict"] == verdict
