@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from export.driver import driver_status
+from export.interface import append_top_k
 from pipeline.config import load_recipe
 from pipeline.data import load_image_set
 from tests.conftest import CLASSES, Chain
@@ -230,6 +231,62 @@ def test_int8_is_made_for_its_thresholds(chain: Chain, capsys: pytest.CaptureFix
     plan = capsys.readouterr().out
     assert "export    up to date" in plan
     assert "quantize  would run: recipe verify.thresholds.int8.sqnr_db: 20.0 -> 5.0" in plan
+
+
+# --- the best classes, picked by the graph itself ---
+
+BEST = ("logits", "probabilities", "top_probabilities", "top_classes")
+
+
+def test_the_graph_picks_the_best_classes(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    def answers() -> list[list[str]]:
+        with (chain.root / "infer" / "predictions.csv").open(newline="") as file:
+            return [row[1:] for row in csv.reader(file)]  # the rest names the folder of this test
+
+    before = answers()
+    assert chain.run("run", "--explain", "--set", "export.top_k=3") == 0
+    plan = capsys.readouterr().out
+    assert "train     up to date" in plan
+    assert "export    would run: recipe export.top_k: 0 -> 3" in plan
+    for verb in ("export", "quantize", "build", "verify", "infer", "report"):
+        assert chain.run(verb, "--set", "export.top_k=3") == 0, verb
+    files = ("export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx")
+    for name in (*files, "quantize/model.int8-trt8.onnx"):
+        assert tuple(output.name for output in onnx.load(chain.root / name).graph.output) == BEST, name
+    for path in chain.root.glob("build/*/*.json"):
+        outputs = {one["name"]: one for one in strict_json(path)["tensors"] if one["mode"] == "output"}
+        assert set(outputs) == set(BEST), path
+        assert (outputs["top_classes"]["dtype"], outputs["top_classes"]["shape"]) == ("int32", [-1, 3])
+    parity = strict_json(chain.root / "verify" / "parity.json")
+    assert {hop["candidate"]: hop["verdict"] for hop in parity["hops"] if hop["kind"] == "top_k"} == dict.fromkeys(
+        files, "pass"
+    )
+    assert answers() == before
+    assert (
+        "the best 3 that the graph picks are those of its probabilities"
+        in (chain.root / "report" / "report.html").read_text()
+    )
+
+
+def test_a_file_that_picks_others_than_the_best_does_not_serve(chain: Chain, tmp_path: Path) -> None:
+    name = "quantize/model.int8.onnx"
+    model = append_top_k(onnx.load(chain.root / name), "probabilities", 3)
+    node = next(node for node in model.graph.node if node.op_type == "TopK")
+    node.attribute.append(helper.make_attribute("largest", 0))
+    onnx.save(model, chain.root / name)
+    assert chain.run("verify") == 1
+    hops = strict_json(chain.root / "verify" / "parity.json")["hops"]
+    failed = [(hop["kind"], hop["candidate"]) for hop in hops if hop["verdict"] == "fail"]
+    assert failed == [("top_k", name)]
+    photo = str(next(chain.images.rglob("*.png")))
+    assert chain.run("infer", photo, "-o", str(tmp_path / "out.csv"), "--precision", "int8") == 2
+
+
+def test_more_best_classes_than_there_are(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    former = (chain.root / "export" / "model.onnx").read_bytes()
+    assert chain.run("export", "--set", "export.top_k=5") == 2
+    assert "Expected export.top_k from 1 to 4, the number of classes. Received: 5" in capsys.readouterr().err
+    assert (chain.root / "export" / "model.onnx").read_bytes() == former
 
 
 # --- planted faults: verification must see them ---
