@@ -23,6 +23,16 @@ def test_the_best_come_first_and_of_equal_ones_the_lower_class() -> None:
     assert (top.classes.dtype, top.probabilities.dtype) == (np.int32, np.float32)
 
 
+@pytest.mark.parametrize(("classes", "k"), [(1, 1), (3, 2), (17, 5), (1000, 5), (40, 40)])
+def test_the_best_are_those_of_a_stable_sort(classes: int, k: int) -> None:
+    random = np.random.default_rng(classes)
+    probabilities = random.integers(0, 8, (33, classes)).astype(np.float32) / 8  # many are equal
+    top = top_of(probabilities, k)
+    expected = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(top.classes, expected)
+    np.testing.assert_array_equal(top.probabilities, np.take_along_axis(probabilities, expected, axis=1))
+
+
 def test_more_than_there_are_gives_all_and_none_is_refused() -> None:
     assert top_of(np.eye(2, dtype=np.float32), 9).classes.tolist() == [[0, 1], [1, 0]]
     with pytest.raises(RunnerError, match="Received: 0"):
