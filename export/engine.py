@@ -68,7 +68,8 @@ def build_engine(
     """Build an engine for an exported classifier and write it with its sidecar.
 
     Args:
-        onnx_path: the graph: "images" uint8 (N, height, width, 3) in, "logits" and "probabilities" out.
+        onnx_path: the graph: "images" uint8 (N, height, width, 3) in, "logits" and "probabilities" out,
+            "top_probabilities" and "top_classes" too where it was exported so.
         plan_path: where the plan goes; the sidecar goes beside it, see `sidecar_path`. Not ending in ".json".
         precision: "fp32", "fp16" or "int8": what the graph must hold.
         profile: the batch sizes.
