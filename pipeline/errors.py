@@ -31,3 +31,7 @@ class DeviceUnavailableError(RunnerError):
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason or message
+
+
+class OutOfMemoryError(RunnerError):
+    """The GPU has not the memory that was asked for."""

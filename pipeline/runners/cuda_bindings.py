@@ -1,0 +1,209 @@
+"""CUDA by cuda-bindings (12.6 and later, 13), with every return code checked.
+
+Everything goes through the runtime API and so through the device's primary context, which TensorRT, PyTorch and CuPy
+use too. Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from export.driver import driver_status
+from pipeline.errors import DeviceUnavailableError, OutOfMemoryError, RunnerError
+from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction
+
+NO_DEVICE = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
+_DIRECTIONS = {
+    "to_device": "cudaMemcpyHostToDevice",
+    "to_host": "cudaMemcpyDeviceToHost",
+    "on_device": "cudaMemcpyDeviceToDevice",
+}
+
+
+def runtime() -> ModuleType:
+    """Return ``cuda.bindings.runtime``.
+
+    Raises:
+        RunnerError: cuda-bindings is not installed, or too old to have it.
+    """
+    try:
+        import cuda.bindings.runtime as module
+    except ImportError as error:
+        raise RunnerError(
+            f"Expected the package cuda-bindings, 12.6 or later. Received: {error}. "
+            "Install it: pip install -r requirements-gpu.txt."
+        ) from error
+    return module
+
+
+def check(result: tuple[Any, ...], doing: str) -> Any:
+    """Check the return code of a runtime call.
+
+    Args:
+        result: what the call returned: the code, then its values.
+        doing: what was being done, for the message: "copying pixels to the device".
+
+    Returns:
+        None, the one value, or a tuple of the values.
+
+    Raises:
+        DeviceUnavailableError: the code says that there is no device, and there is no driver.
+        OutOfMemoryError: the device has not the memory.
+        RunnerError: any other code but success.
+    """
+    code, *values = result
+    if int(code) == 0:
+        return None if not values else values[0] if len(values) == 1 else tuple(values)
+    name = getattr(code, "name", str(code))
+    if name in NO_DEVICE:
+        status = driver_status()
+        had = status.reason or f"driver {status.driver_version}, which runs CUDA up to {status.cuda_version}"
+        message = (
+            f"Expected an NVIDIA GPU and a driver for cuda-bindings' CUDA. Received: {name} while {doing}: {had}. "
+            "Update the driver, or install the cuda-bindings of the CUDA version that it runs."
+        )
+        # A driver that is there and too old is a failure to mend, not an absent device.
+        raise RunnerError(message) if status else DeviceUnavailableError(message, status.reason)
+    message = f"Expected CUDA to succeed at {doing}. Received: {name} ({int(code)}): {_describe(code)}."
+    if name == "cudaErrorMemoryAllocation":
+        raise OutOfMemoryError(message + SMALLER)
+    raise RunnerError(message + (RESTART if name in STICKY else ""))
+
+
+def _describe(code: Any) -> str:
+    try:
+        error, text = runtime().cudaGetErrorString(code)
+        return text.decode(errors="replace") if int(error) == 0 else "no description"
+    except Exception:  # only a message: it must not replace the error that it is for
+        return "no description"
+
+
+class CudaBindings(CudaApi):
+    """`CudaApi` by ``cuda.bindings.runtime``."""
+
+    name = "cuda-bindings"
+    graphs = True
+
+    def __init__(self) -> None:
+        self._rt = runtime()
+        self._kinds = {direction: getattr(self._rt.cudaMemcpyKind, name) for direction, name in _DIRECTIONS.items()}
+
+    @contextmanager
+    def scope(self, device: int) -> Iterator[None]:
+        """Make a device current in this thread for a with block; afterwards it is as it was."""
+        before = check(self._rt.cudaGetDevice(), "asking for the current device")
+        # Also where it is the same one: the call makes the primary context current in a thread that has none.
+        check(self._rt.cudaSetDevice(device), f"choosing device {device}")
+        try:
+            yield
+        finally:
+            if before != device:
+                check(self._rt.cudaSetDevice(before), f"returning to device {before}")
+
+    def malloc(self, nbytes: int) -> int:
+        """Allocate device memory; give its address."""
+        return int(check(self._rt.cudaMalloc(nbytes), f"allocating {nbytes} bytes on the device"))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        check(self._rt.cudaFree(address), "releasing device memory")
+
+    def host_alloc(self, nbytes: int) -> int:
+        """Allocate page-locked host memory; give its address."""
+        return int(check(self._rt.cudaHostAlloc(nbytes, 0), f"pinning {nbytes} bytes of host memory"))
+
+    def free_host(self, address: int) -> None:
+        """Give page-locked host memory back."""
+        check(self._rt.cudaFreeHost(address), "releasing pinned memory")
+
+    def memory_info(self) -> tuple[int, int]:
+        """Give the free and the total memory of the device in bytes."""
+        free, total = check(self._rt.cudaMemGetInfo(), "asking for the free memory")
+        return int(free), int(total)
+
+    def stream_create(self) -> Any:
+        """Make a stream that does not wait for the default stream."""
+        return check(self._rt.cudaStreamCreateWithFlags(self._rt.cudaStreamNonBlocking), "creating a stream")
+
+    def stream_number(self, stream: Any) -> int:
+        """Give the handle as the number that TensorRT and DLPack take."""
+        return int(stream)
+
+    def stream_synchronize(self, stream: Any) -> None:
+        """Wait until everything in the stream is done; errors of that work are raised here."""
+        check(self._rt.cudaStreamSynchronize(stream), "waiting for the stream")
+
+    def stream_wait_event(self, stream: Any, event: Any) -> None:
+        """Let what is put into the stream from now on wait for an event."""
+        check(self._rt.cudaStreamWaitEvent(stream, event, 0), "letting a stream wait for an event")
+
+    def stream_destroy(self, stream: Any) -> None:
+        """Give a stream back."""
+        check(self._rt.cudaStreamDestroy(stream), "releasing a stream")
+
+    def event_create(self, timed: bool) -> Any:
+        """Make an event; untimed ones cost less."""
+        flags = 0 if timed else self._rt.cudaEventDisableTiming
+        return check(self._rt.cudaEventCreateWithFlags(flags), "creating an event")
+
+    def event_record(self, event: Any, stream: Any) -> None:
+        """Put the event behind what is in the stream now."""
+        check(self._rt.cudaEventRecord(event, stream), "recording an event")
+
+    def event_synchronize(self, event: Any) -> None:
+        """Wait until the event has happened."""
+        check(self._rt.cudaEventSynchronize(event), "waiting for an event")
+
+    def event_elapsed_ms(self, start: Any, end: Any) -> float:
+        """Give the time between two timed events that have happened, in milliseconds."""
+        return float(check(self._rt.cudaEventElapsedTime(start, end), "reading a time"))
+
+    def event_destroy(self, event: Any) -> None:
+        """Give an event back."""
+        check(self._rt.cudaEventDestroy(event), "releasing an event")
+
+    def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
+        """Queue a copy; host memory must be page-locked."""
+        check(
+            self._rt.cudaMemcpyAsync(target, source, nbytes, self._kinds[direction], stream),
+            f"copying {nbytes} bytes {direction.replace('_', ' ')}",
+        )
+
+    def wait_for_foreign_stream(self, number: int | None) -> None:
+        """Wait for another library's stream, given as its number, or for the whole device (None)."""
+        if number is None:
+            check(self._rt.cudaDeviceSynchronize(), "waiting for the device")
+        else:
+            check(self._rt.cudaStreamSynchronize(number), "waiting for another library's stream")
+
+    def begin_capture(self, stream: Any) -> None:
+        """Record what this thread puts into the stream, instead of running it."""
+        # Of this thread: what other threads allocate meanwhile is no concern of this graph.
+        mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(self._rt.cudaStreamBeginCapture(stream, mode), "beginning a graph")
+
+    def end_capture(self, stream: Any) -> Any:
+        """End the recording; give a graph that can be launched."""
+        graph = check(self._rt.cudaStreamEndCapture(stream), "recording a graph")
+        try:
+            return check(self._rt.cudaGraphInstantiate(graph, 0), "preparing a graph")
+        finally:
+            check(self._rt.cudaGraphDestroy(graph), "releasing a recorded graph")
+
+    def abort_capture(self, stream: Any) -> None:
+        """End a recording that failed, whatever state it is in."""
+        code, graph = self._rt.cudaStreamEndCapture(stream)
+        if int(code) == 0 and int(graph) != 0:
+            check(self._rt.cudaGraphDestroy(graph), "releasing a recorded graph")
+        self._rt.cudaGetLastError()  # a broken capture leaves its error behind; the next check must not find it
+
+    def graph_launch(self, graph: Any, stream: Any) -> None:
+        """Queue a graph."""
+        check(self._rt.cudaGraphLaunch(graph, stream), "launching a graph")
+
+    def graph_destroy(self, graph: Any) -> None:
+        """Give a graph back."""
+        check(self._rt.cudaGraphExecDestroy(graph), "releasing a graph")
