@@ -50,7 +50,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        results = run_scenarios(wanted, make_opener(card), card.size, options, progress)
+        results = run_scenarios(wanted, make_opener(card, options=context.recipe.runtime), card.size, options, progress)
     content = {
         "schema": SCHEMA,
         "recipe": context.recipe.name,
@@ -102,7 +102,7 @@ def _environment() -> dict[str, Any]:
 STAGE = Stage(
     "benchmark",
     _inputs,
-    ("benchmark", "build.profile"),
+    ("benchmark", "build.profile", "runtime"),
     (
         "benchmarks/__main__.py",
         "benchmarks/scenarios.py",

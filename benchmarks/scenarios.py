@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.timing import Progress, measure, summarize
+from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.layout import KERAS, ONNX
 from pipeline.runners.base import Runner
-from pipeline.runners.cuda import driver_status
+from pipeline.runners.options import RuntimeOptions
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard
@@ -128,13 +129,15 @@ def _engine_caveat(sidecar: Mapping[str, Any], batch: int) -> str:
     return "; ".join(notes)
 
 
-def make_opener(card: ModelCard | None = None, *, threads: int = 0, device: int = 0) -> Callable[[Scenario], Runner]:
+def make_opener(
+    card: ModelCard | None = None, *, threads: int = 0, options: RuntimeOptions | None = None
+) -> Callable[[Scenario], Runner]:
     """Make the function that turns a scenario into a runner.
 
     Args:
         card: what the Keras model needs besides its file. Defaults to None: Keras scenarios fail.
         threads: of ONNX Runtime. Defaults to 0: its own choice.
-        device: index of the GPU. Defaults to 0.
+        options: how engines are run. Defaults to None: `RuntimeOptions()`.
     """
 
     def open_runner(scenario: Scenario) -> Runner:
@@ -153,7 +156,7 @@ def make_opener(card: ModelCard | None = None, *, threads: int = 0, device: int 
         if scenario.backend == "tensorrt":
             from pipeline.runners.tensorrt import TensorRTRunner
 
-            return TensorRTRunner(scenario.path, device)
+            return TensorRTRunner(scenario.path, options)
         raise RunnerError(f"Expected a backend of {', '.join(INCLUDES)}. Received: {scenario.backend!r}.")
 
     return open_runner

@@ -11,8 +11,8 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+from export.driver import driver_status
 from pipeline.manifest import ROOT
-from pipeline.runners.cuda import driver_status
 
 PACKAGES = (
     "numpy",

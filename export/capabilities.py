@@ -72,6 +72,41 @@ class TensorRT:
         """Whether a timing cache may be used without a GPU; with one, TensorRT-RTX asks for a device."""
         return not self.targets
 
+    @property
+    def allocation_strategies(self) -> bool:
+        """Whether a context takes its memory from the caller by a strategy; TensorRT 8.6 has a method for it."""
+        return self.has("ExecutionContextAllocationStrategy", "USER_MANAGED")
+
+    @property
+    def memory_for_shapes(self) -> bool:
+        """Whether a context can say how much memory the shapes that are set need, instead of the largest ones."""
+        return hasattr(self.module.IExecutionContext, "update_device_memory_size_for_shapes")
+
+    @property
+    def memory_with_size(self) -> bool:
+        """Whether a context is told the size of the memory that it gets, and not only the address."""
+        return hasattr(self.module.IExecutionContext, "set_device_memory")
+
+    @property
+    def memory_size_v2(self) -> bool:
+        """Whether an engine says under the newer name how much memory a context needs."""
+        return hasattr(self.module.ICudaEngine, "device_memory_size_v2")
+
+    @property
+    def own_graphs(self) -> bool:
+        """Whether contexts capture CUDA graphs themselves: TensorRT-RTX, which compiles kernels while it runs."""
+        return self.has("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+
+    @property
+    def engine_validity(self) -> bool:
+        """Whether the library says before it loads a plan if the plan fits the GPU and driver."""
+        return hasattr(self.module.Runtime, "get_engine_validity")
+
+    @property
+    def refit_from_onnx(self) -> bool:
+        """Whether an engine can take its weights from an ONNX file."""
+        return hasattr(self.module, "OnnxParserRefitter")
+
     def has(self, enum: str, name: str) -> bool:
         """Whether the enumeration ``enum`` exists in this library and has a member ``name``."""
         return name in getattr(getattr(self.module, enum, None), "__members__", {})

@@ -27,6 +27,7 @@ from pipeline.parity import INCONCLUSIVE, PASS, verdict_of
 from pipeline.preprocess import EXTENSIONS, ImageError, Resize, load_image
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
+from pipeline.runners.options import RuntimeOptions
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Choice:
     backend: str
     precision: str
     verdict: str
+    runtime: RuntimeOptions
 
     def open(self) -> Runner:
         """The runner for it; says so where it serves without having passed."""
@@ -52,7 +54,7 @@ class Choice:
         if self.backend == "tensorrt":
             from pipeline.runners.tensorrt import TensorRTRunner
 
-            return TensorRTRunner(self.path)
+            return TensorRTRunner(self.path, self.runtime)
         from pipeline.runners.onnxruntime import OnnxRunner
 
         return OnnxRunner(self.path, precision=self.precision)
@@ -83,7 +85,14 @@ def choose(context: Context, backend: str = "auto", precision: str = "auto", all
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             choices += [
-                Choice(key, path, name, wanted, verdict_of(parity, key, digest) if named else "not verified")
+                Choice(
+                    key,
+                    path,
+                    name,
+                    wanted,
+                    verdict_of(parity, key, digest) if named else "not verified",
+                    context.recipe.runtime,
+                )
                 for key, path, digest in _files(context, name, wanted)
             ]
     if not choices:

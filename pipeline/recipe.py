@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.runners.options import RuntimeOptions
+
 BACKBONES = Literal[
     "resnet18", "resnet20", "resnet34", "resnet50-blocks",  # written out from blocks
     "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",  # keras.applications
@@ -265,3 +267,4 @@ class Recipe:
     verify: Verify = field(default_factory=Verify)
     benchmark: Benchmark = field(default_factory=Benchmark)
     infer: Infer = field(default_factory=Infer)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)

@@ -31,7 +31,17 @@ READ_IMAGES = (
 RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py")
 RUN_ENGINES = (
     "pipeline/runners/tensorrt.py",
+    "pipeline/runners/options.py",
+    "pipeline/runners/opened.py",
+    "pipeline/runners/session.py",
+    "pipeline/runners/ring.py",
+    "pipeline/runners/graphs.py",
+    "pipeline/runners/on_device.py",
+    "pipeline/runners/device_arrays.py",
     "pipeline/runners/cuda.py",
+    "pipeline/runners/cuda_bindings.py",
+    "pipeline/runners/cuda_pycuda.py",
+    "pipeline/runners/cuda_resources.py",
     "export/capabilities.py",
     "export/driver.py",
     "export/sidecar.py",
@@ -251,7 +261,7 @@ STAGES = (
     Stage(
         "verify",
         _verify_inputs,
-        ("verify", *DATA_KEYS),
+        ("verify", "runtime", *DATA_KEYS),
         (
             "pipeline/verify.py",
             "pipeline/parity.py",
@@ -270,7 +280,7 @@ STAGES = (
     Stage(
         "infer",
         _infer_inputs,
-        ("infer", *DATA_KEYS),
+        ("infer", "runtime", *DATA_KEYS),
         (
             "pipeline/infer.py",
             "pipeline/parity.py",

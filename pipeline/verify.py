@@ -77,7 +77,16 @@ def list_candidates(context: Context) -> list[Candidate]:
         source = _source(context.root, plan)
         if source not in (candidate.name for candidate in found):
             found.append(onnx(source, precision, ONNX["fp32"]))
-        found.append(Candidate(name, "tensorrt", precision, sha256_file(plan), source, partial(TensorRTRunner, plan)))
+        found.append(
+            Candidate(
+                name,
+                "tensorrt",
+                precision,
+                sha256_file(plan),
+                source,
+                partial(TensorRTRunner, plan, context.recipe.runtime),
+            )
+        )
     return found
 
 

@@ -1,139 +1,16 @@
-"""A driver, a CUDA runtime and a TensorRT that exist in host memory, to run the code around them without a GPU.
-
-The fake checks what a GPU would punish: every address must be allocated and large enough, copies go only where they
-may, work happens only when somebody waits for it, nothing is freed twice or while work is pending; `live` says what
-was never freed.
-"""
+"""A driver and a TensorRT that exist in host memory, on top of the CUDA of `tests.fake_cuda`."""
 
 import ctypes
 import enum
 import types
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from export.capabilities import TensorRT
+from tests.fake_cuda import FakeRuntime
 
-
-class Code(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorInvalidDevice = 101
-    cudaErrorIllegalAddress = 700
-
-
-class FakeRuntime(types.ModuleType):
-    """Stands for ``cuda.bindings.runtime``."""
-
-    cudaStreamNonBlocking = 1
-
-    class cudaMemcpyKind(enum.IntEnum):
-        cudaMemcpyHostToDevice = 1
-        cudaMemcpyDeviceToHost = 2
-
-    def __init__(self, devices: int = 1) -> None:
-        super().__init__("cuda.bindings.runtime")
-        self.devices = devices
-        self.memory: dict[int, tuple[str, Any]] = {}
-        self.handles: dict[int, str] = {}
-        self.fail: dict[str, Code] = {}  # call to the code it returns
-        self.calls: list[str] = []
-        self.pending: list[Callable[[], object]] = []  # work in the stream, done when somebody waits for it
-        self._next = 1000
-
-    @property
-    def live(self) -> int:
-        return len(self.memory) + len(self.handles)
-
-    def _code(self, name: str) -> Code:
-        self.calls.append(name)
-        return self.fail.get(name, Code.cudaSuccess)
-
-    def _allocate(self, name: str, where: str, size: int) -> tuple[Any, ...]:
-        if code := self._code(name):
-            return code, None
-        block = (ctypes.c_uint8 * max(size, 1))()
-        self.memory[ctypes.addressof(block)] = (where, block)
-        return Code.cudaSuccess, ctypes.addressof(block)
-
-    def _free(self, name: str, where: str, address: int) -> tuple[Any, ...]:
-        assert not self.pending, "memory is freed while the GPU may still use it"
-        assert self.memory.pop(int(address))[0] == where
-        return (self._code(name),)
-
-    def _make(self, name: str, what: str) -> tuple[Any, ...]:
-        if code := self._code(name):
-            return code, None
-        self._next += 1
-        self.handles[self._next] = what
-        return Code.cudaSuccess, self._next
-
-    def block(self, address: int, where: str, size: int) -> Any:
-        kind, block = self.memory[int(address)]
-        assert kind == where
-        assert size <= len(block)
-        return block
-
-    def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
-        return (self._code("cudaSetDevice") if index < self.devices else Code.cudaErrorInvalidDevice,)
-
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        return self._allocate("cudaMalloc", "device", size)
-
-    def cudaFree(self, address: int) -> tuple[Any, ...]:
-        return self._free("cudaFree", "device", address)
-
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
-        return self._allocate("cudaHostAlloc", "host", size)
-
-    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
-        return self._free("cudaFreeHost", "host", address)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        return self._make("cudaStreamCreateWithFlags", "stream")
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        assert self.handles[stream] == "stream"
-        work, self.pending = self.pending, []
-        if code := self._code("cudaStreamSynchronize"):
-            return (code,)
-        for one in work:
-            one()
-        return (Code.cudaSuccess,)
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        assert self.handles.pop(stream) == "stream"
-        return (self._code("cudaStreamDestroy"),)
-
-    def cudaEventCreate(self) -> tuple[Any, ...]:
-        return self._make("cudaEventCreate", "event")
-
-    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
-        assert (self.handles[event], self.handles[stream]) == ("event", "stream")
-        return (self._code("cudaEventRecord"),)
-
-    def cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:
-        return (self._code("cudaEventSynchronize"),)
-
-    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Any, ...]:
-        return self._code("cudaEventElapsedTime"), float(end - start)
-
-    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
-        assert self.handles.pop(event) == "event"
-        return (self._code("cudaEventDestroy"),)
-
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any, ...]:
-        assert self.handles[stream] == "stream"
-        up = kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice
-        to, of = ("device", "host") if up else ("host", "device")
-        self.block(target, to, size), self.block(source, of, size)
-        self.pending.append(lambda: ctypes.memmove(self.block(target, to, size), self.block(source, of, size), size))
-        return (self._code("cudaMemcpyAsync"),)
-
-    def cudaGetErrorString(self, code: Code) -> tuple[Any, ...]:
-        return Code.cudaSuccess, f"text of {code.name}".encode()
+ACTIVATION_BYTES = 1000  # an image
 
 
 class _Logger:
@@ -145,66 +22,181 @@ class _Logger:
         VERBOSE = 4
 
 
+class _EngineV2:
+    """What `export.capabilities` looks for in the class."""
+
+    device_memory_size_v2 = 0
+
+
 class FakeEngine:
     """Logits are the means of the red, green and blue pixels, so that every image has its own answer."""
 
     def __init__(self, gpu: "FakeTensorRT") -> None:
         self.gpu = gpu
+        setattr(
+            self,
+            "device_memory_size" if gpu.kind == "8" else "device_memory_size_v2",
+            gpu.profile[2] * ACTIVATION_BYTES,
+        )
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, *self.gpu.size, 3) if name == "images" else (-1, 3)
+        if name == "images":
+            return (-1, *self.gpu.size, 3)
+        return (-1, 2) if name.startswith("top_") else (-1, 3)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(batch, *self.gpu.size, 3) for batch in self.gpu.profile]
 
-    def create_execution_context(self) -> Any:
-        return None if self.gpu.fail == "create_execution_context" else FakeContext(self.gpu)
+    def create_execution_context(self, how: Any) -> Any:
+        own_graph = isinstance(how, _RuntimeConfig)
+        strategy = how.strategy if isinstance(how, _RuntimeConfig) else how
+        assert strategy == _Strategy.USER_MANAGED
+        return self._context(own_graph)
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        return self._context(False)
+
+    def _context(self, own_graph: bool) -> Any:
+        if self.gpu.fail == "create_execution_context":
+            return None
+        made = (FakeContext8 if self.gpu.kind == "8" else FakeContext)(self.gpu, own_graph)
+        self.gpu.contexts.append(made)
+        return made
+
+    def create_runtime_config(self) -> Any:
+        return _RuntimeConfig()
 
 
-class FakeContext:
-    def __init__(self, gpu: "FakeTensorRT") -> None:
-        self.gpu = gpu
+class _Strategy(enum.IntEnum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
+class _GraphStrategy(enum.IntEnum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
+class _Validity(enum.IntEnum):
+    VALID = 0
+    SUBOPTIMAL = 1
+    INVALID = 2
+
+
+class _RuntimeConfig:
+    strategy: Any = None
+    cuda_graph_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+
+class _Context:
+    """The methods that every version has."""
+
+    def __init__(self, gpu: "FakeTensorRT", own_graph: bool) -> None:
+        self.gpu, self.own_graph = gpu, own_graph
         self.addresses: dict[str, int] = {}
         self.batch = 0
+        self.memory: tuple[int, int] | None = None
+        self.captured = self.laid_out = False
+
+    def _changed(self) -> None:
+        assert not self.captured, "a context is changed that a graph refers to"
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        self._changed()
+        assert address % 256 == 0
         self.addresses[name] = address
         return self.gpu.ok("set_tensor_address")
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._changed()
         assert (name, shape[1:]) == ("images", (*self.gpu.size, 3))
-        self.batch = shape[0]
+        self.batch, self.laid_out = shape[0], False
         return self.gpu.ok("set_input_shape") and self.gpu.profile[0] <= self.batch <= self.gpu.profile[2]
 
     def execute_async_v3(self, stream: int) -> bool:
         if not self.gpu.ok("execute_async_v3"):
             return False
-        self.gpu.batches.append(self.batch)
-        assert self.gpu.runtime.handles[stream] == "stream"
-        batch = self.batch
-        self.gpu.runtime.pending.append(lambda: self._work(batch))
+        runtime = self.gpu.runtime
+        self.captured = stream in runtime.capturing
+        if self.captured and self.gpu.fail == "capture":
+            return self.gpu.says("capture said no")
+        assert self.memory is not None, "a context without memory"
+        address, size = self.memory
+        assert size >= self.batch * ACTIVATION_BYTES
+        # Less memory than the largest batch needs has to be divided anew for every shape.
+        assert self.laid_out or size >= self.gpu.profile[2] * ACTIVATION_BYTES
+        batch, addresses = self.batch, dict(self.addresses)
+        assert set(addresses) == {"images", "logits", "probabilities", *self.gpu.top}
+
+        def work() -> None:
+            runtime.block(address, "device", size)
+            self.gpu.batches.append(batch)
+            self._work(batch, addresses)
+
+        runtime.queue(stream, work)
         return True
 
-    def _work(self, batch: int) -> None:
+    def _work(self, batch: int, addresses: dict[str, int]) -> None:
         shape = (batch, *self.gpu.size, 3)
-        raw = self.gpu.runtime.block(self.addresses["images"], "device", int(np.prod(shape)))
-        images = np.frombuffer(raw, np.uint8, int(np.prod(shape))).reshape(shape)
-        logits = images.mean((1, 2), dtype=np.float64).astype(np.float32)
+        count = int(np.prod(shape))
+        raw = (ctypes.c_uint8 * count).from_address(self.gpu.runtime.block(addresses["images"], "device", count))
+        logits = np.frombuffer(raw, np.uint8).reshape(shape).mean((1, 2), dtype=np.float64).astype(np.float32)
         exp = np.exp(logits - logits.max(1, keepdims=True))
-        for name, value in (("logits", logits), ("probabilities", exp / exp.sum(1, keepdims=True))):
-            target = self.gpu.runtime.block(self.addresses[name], "device", value.nbytes)
-            ctypes.memmove(target, np.ascontiguousarray(value, np.float32).ctypes.data, value.nbytes)
+        results = {"logits": logits, "probabilities": exp / exp.sum(1, keepdims=True)}
+        if self.gpu.top:
+            best = np.argsort(-results["probabilities"], 1, kind="stable")[:, :2].astype(np.int32)
+            top = np.take_along_axis(results["probabilities"], best, 1)
+            results |= {"top_probabilities": top, "top_classes": best}
+        for name, value in results.items():
+            value = np.ascontiguousarray(value)
+            target = self.gpu.runtime.block(addresses[name], "device", value.nbytes)
+            ctypes.memmove(target, value.ctypes.data, value.nbytes)
+
+
+class FakeContext(_Context):
+    """10.x and later."""
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self._changed()
+        self.memory = (address, size)
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        self._changed()
+        self.laid_out = True
+        return self.batch * ACTIVATION_BYTES
+
+
+class FakeContext8(_Context):
+    """TensorRT 8.6: the size of the memory is taken on trust."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "device_memory":
+            self.memory = (value, self.gpu.profile[2] * ACTIVATION_BYTES)
+        else:
+            super().__setattr__(name, value)
 
 
 class FakeTensorRT:
-    """Holds the module (`trt`) and what it did."""
+    """Holds the module (`trt`) and what it did; `kind` is "10", "8" or "rtx"."""
 
     def __init__(
-        self, runtime: FakeRuntime, size: tuple[int, int] = (4, 5), profile: tuple[int, ...] = (1, 2, 4)
+        self,
+        runtime: FakeRuntime,
+        size: tuple[int, int] = (4, 5),
+        profile: tuple[int, ...] = (1, 2, 4),
+        kind: str = "10",
     ) -> None:
-        self.runtime, self.size, self.profile = runtime, size, profile
+        self.runtime, self.size, self.profile, self.kind = runtime, size, profile, kind
         self.fail = ""
         self.batches: list[int] = []
+        self.contexts: list[_Context] = []
+        self.top: tuple[str, ...] = ()
+        self.validity = _Validity.VALID
+        self.refitted: list[str] = []
+        self.host_code_allowed = False
         self.logger: Any = None
         gpu = self
 
@@ -212,16 +204,43 @@ class FakeTensorRT:
             def __init__(self, logger: Any) -> None:
                 gpu.logger = logger
 
+            def __setattr__(self, name: str, value: Any) -> None:
+                assert name == "engine_host_code_allowed"
+                gpu.host_code_allowed = value
+
             def deserialize_cuda_engine(self, plan: bytes) -> Any:
                 return FakeEngine(gpu) if gpu.ok("deserialize_cuda_engine") else None
 
-        module = types.SimpleNamespace(ILogger=_Logger, Runtime=Runtime)
-        self.trt = TensorRT(module, "tensorrt", "10.13.0")
+        class Refitter:
+            def __init__(self, engine: Any, logger: Any) -> None: ...
+
+            def refit_cuda_engine(self) -> bool:
+                return gpu.ok("refit_cuda_engine")
+
+        class OnnxParserRefitter:
+            def __init__(self, refitter: Any, logger: Any) -> None: ...
+
+            def refit_from_file(self, path: str) -> bool:
+                gpu.refitted.append(path)
+                return gpu.ok("refit_from_file")
+
+        module: Any = types.SimpleNamespace(
+            ILogger=_Logger, Runtime=Runtime, IExecutionContext=_Context, ICudaEngine=object, Refitter=Refitter
+        )
+        if kind != "8":
+            module.IExecutionContext, module.ICudaEngine = FakeContext, _EngineV2
+            module.ExecutionContextAllocationStrategy = _Strategy
+            module.OnnxParserRefitter = OnnxParserRefitter
+        if kind == "rtx":
+            module.CudaGraphStrategy, module.EngineValidity = _GraphStrategy, _Validity
+            Runtime.get_engine_validity = lambda self, plan: (gpu.validity, 7)  # type: ignore[attr-defined]
+        self.trt = TensorRT(module, "rtx" if kind == "rtx" else "tensorrt", "10.13.0")
 
     def ok(self, call: str) -> bool:
-        if self.fail != call:
-            return True
-        self.logger.log(_Logger.Severity.ERROR, f"{call} said no")
+        return self.fail != call or self.says(f"{call} said no")
+
+    def says(self, words: str) -> bool:
+        self.logger.log(_Logger.Severity.ERROR, words)
         return False
 
 

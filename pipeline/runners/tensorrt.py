@@ -1,80 +1,94 @@
-"""Runs a TensorRT engine: uint8 pixels from pinned memory over the bus, logits and probabilities back.
+"""Runs a TensorRT engine: uint8 pixels over the bus, what was asked for back.
 
-Python 3.10 syntax, numpy alone: TensorRT and cuda-bindings are imported when the runner is opened.
+The parts: `session` is TensorRT, `cuda` is CUDA, `opened` allocates, `ring` moves batches, `graphs` launches those that
+come again with one call, `on_device` takes what lies on the GPU already. Python 3.10 syntax, numpy alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from export.capabilities import TensorRT, find_tensorrt, why_missing
+from export.driver import driver_status
 from export.errors import ExportError
-from export.sidecar import INPUT, OUTPUTS, check_engine, read_sidecar
+from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, check_engine, read_sidecar
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
-from pipeline.runners.cuda import DeviceBuffer, PinnedBuffer, Stream, driver_status, set_device
+from pipeline.runners.cuda import find_cuda
+from pipeline.runners.cuda_resources import Event
+from pipeline.runners.on_device import run_on_device
+from pipeline.runners.opened import OpenEngine, tensors_of
+from pipeline.runners.options import RuntimeOptions
 
-log = logging.getLogger(__name__)
+
+class DeviceOutputs(NamedTuple):
+    """What `TensorRTRunner.infer_device` wrote, on the GPU; valid until the next call unless the caller gave them."""
+
+    logits: Any  # (N, classes) float32
+    probabilities: Any  # (N, classes) float32
 
 
 class TensorRTRunner:
     """Classifies batches with an engine; by the protocol of `pipeline.runners.base.Runner`. Not for several threads.
 
-    Buffers are allocated once, for the largest batch of the engine's profile; what is larger is split.
+    Buffers are allocated once, for the largest batch; what is larger is split, and its parts overlap.
 
     Args:
         plan_path: the engine; its sidecar lies beside it.
-        device: index of the GPU. Defaults to 0.
+        options: how it is run. Defaults to `RuntimeOptions()`.
 
     Attributes:
         sidecar: what the engine's sidecar says.
         precision: "fp32", "fp16" or "int8", from the sidecar.
-        max_batch: the largest batch of the engine's profile.
+        max_batch: the largest batch of the engine's profile; while open, the largest that the GPU had memory for.
+        graph_top_k: how many best classes the engine itself picks; 0: none.
 
     Raises:
         RunnerError: the sidecar is missing or malformed.
     """
 
     backend = "tensorrt"
-    graph_top_k = 0
 
-    def __init__(self, plan_path: str | os.PathLike[str], device: int = 0) -> None:
+    def __init__(self, plan_path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.plan_path = Path(plan_path)
-        self.device = device
+        self.options = options or RuntimeOptions()
+        if self.options.contexts < 1:
+            raise RunnerError(f"Expected runtime.contexts of at least 1. Received: {self.options.contexts}.")
         try:
             self._describe(read_sidecar(self.plan_path))
         except ExportError as error:
             raise RunnerError(str(error)) from error
-        self._stack: ExitStack | None = None
-        self._batch_set: int | None = None
-        self._context: Any = None
-        self._engine: Any = None
-        self._runtime: Any = None
+        self._engine: OpenEngine | None = None
 
     def _describe(self, sidecar: dict[str, Any]) -> None:
         self.sidecar = sidecar
         self.precision: str = sidecar["precision"]
         self.max_batch: int = sidecar["profile"]["max"]
-        self._min_batch: int = sidecar["profile"]["min"]
+        tensors = tensors_of(self.plan_path, sidecar)
+        height, width, _ = tensors[INPUT].row
+        self._size = (height, width)
+        self.graph_top_k: int = tensors[TOP_OUTPUTS[0]].row[0] if TOP_OUTPUTS[0] in tensors else 0
 
     def __enter__(self) -> TensorRTRunner:
         """Load the engine and allocate.
 
         Raises:
             DeviceUnavailableError: no driver, no such GPU, or no TensorRT of the engine's flavour.
+            OutOfMemoryError: not even the engine's smallest batch fits.
             RunnerError: cuda-bindings is missing, the engine is refused (see `check_engine`), or it failed.
         """
         # The driver comes first: some TensorRT versions crash the process without one.
         status = driver_status()
-        if not status or not 0 <= self.device < len(status.devices):
-            had = status.reason or f"{len(status.devices)} GPU(s) and device {self.device}"
+        device = self.options.device
+        if not status or not 0 <= device < len(status.devices):
+            had = status.reason or f"{len(status.devices)} GPU(s) and runtime.device {device}"
             raise DeviceUnavailableError(
                 f"Expected an NVIDIA GPU to run {self.plan_path}. Received: {had}. "
                 "Run it on the GPU machine, or use the ONNX file on this one.",
@@ -82,70 +96,14 @@ class TensorRTRunner:
             )
         trt = self._library()
         try:
-            self._describe(check_engine(self.plan_path, trt, status.devices[self.device].compute_capability))
+            self._describe(check_engine(self.plan_path, trt, status.devices[device].compute_capability))
         except ExportError as error:
             raise RunnerError(str(error)) from error
-        stack = ExitStack()
-        try:
-            self._open(trt, stack)
-        except BaseException:
-            stack.close()
-            raise
-        self._stack = stack
+        cuda = find_cuda(self.options.cuda)
+        with cuda.scope(device):
+            self._engine = OpenEngine(cuda, trt, self.plan_path, self.sidecar, self.options)
+        self.max_batch = self._engine.max_batch
         return self
-
-    def __exit__(self, *exc: object) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
-
-    def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC RGB pixels, any number from 1 on.
-
-        Args:
-            pixels: uint8, (N, height, width, 3), of the size that the model was exported for.
-
-        Returns:
-            Outputs: logits and probabilities, float32, (N, classes).
-
-        Raises:
-            RunnerError: wrong pixels, a closed runner, or a failure of TensorRT or CUDA.
-        """
-        if self._stack is None:
-            raise RunnerError("Expected an open runner. Received: one outside its with block. Use `with runner:`.")
-        check_pixels(pixels, self._size)
-        set_device(self.device)  # the current device belongs to the thread, and this may be another one
-        results = [np.empty((len(pixels), self._classes), np.float32) for _ in OUTPUTS]
-        for start in range(0, len(pixels), self.max_batch):
-            piece = pixels[start : start + self.max_batch]
-            self._run(piece)
-            for result, name in zip(results, OUTPUTS):
-                result[start : start + len(piece)] = self._host[name].array[: len(piece)]
-        return Outputs(*results)
-
-    def top(self, pixels: np.ndarray, k: int) -> Top:
-        """The best k classes of each image."""
-        return top_of(self.infer(pixels).probabilities, k)
-
-    def _run(self, piece: np.ndarray) -> None:
-        """Run one batch; the results lie in the pinned output buffers afterwards."""
-        batch = max(len(piece), self._min_batch)  # below the profile's minimum the rest of the batch is black
-        source = self._host[INPUT]
-        source.array[: len(piece)] = piece
-        source.array[len(piece) : batch] = 0
-        self._device_memory[INPUT].upload(source, self._bytes(INPUT, batch), self._stream)
-        if batch != self._batch_set:
-            if not self._context.set_input_shape(INPUT, (batch, *self._size, 3)):
-                raise self._failed(f"taking a batch of {batch}")
-            self._batch_set = batch
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise self._failed(f"running a batch of {batch}")
-        for name in OUTPUTS:
-            self._device_memory[name].download(self._host[name], self._bytes(name, len(piece)), self._stream)
-        self._stream.synchronize()
-
-    def _bytes(self, name: str, batch: int) -> int:
-        return self._host[name].nbytes // self.max_batch * batch
 
     def _library(self) -> TensorRT:
         flavour = self.sidecar["flavour"]
@@ -161,78 +119,143 @@ class TensorRTRunner:
             )
         return trt
 
-    def _open(self, trt: TensorRT, stack: ExitStack) -> None:
-        set_device(self.device)
-        self._logger = trt.logger()
-        # Released in reverse: context, engine and runtime go before the memory that they use.
-        self._stream = stack.enter_context(Stream())
-        self._host: dict[str, PinnedBuffer] = {}
-        self._device_memory: dict[str, DeviceBuffer] = {}
-        for name, shape, dtype in self._tensors():
-            self._host[name] = stack.enter_context(PinnedBuffer((self.max_batch, *shape), dtype))
-            self._device_memory[name] = stack.enter_context(DeviceBuffer(self._host[name].nbytes))
-        stack.callback(self._forget)
-        stack.callback(self._drain)
-        plan = self.plan_path.read_bytes()
-        if hashlib.sha256(plan).hexdigest() != self.sidecar["plan_sha256"]:
-            raise RunnerError(f"Expected {self.plan_path} to stay as it was checked. Received: a changed file.")
-        self._runtime = trt.module.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise self._failed("loading the plan")
-        self._check_tensors()
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise self._failed("creating an execution context (memory for the largest batch)")
-        for name, memory in self._device_memory.items():
-            if not self._context.set_tensor_address(name, int(memory)):
-                raise self._failed(f"taking the address of {name}")
+    def __exit__(self, *exc: object) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with engine.cuda.scope(self.options.device):
+                engine.close()
 
-    def _tensors(self) -> list[tuple[str, tuple[int, ...], np.dtype]]:
-        """Give name, shape without the batch and dtype of each tensor, from the sidecar."""
-        try:
-            listed = {one["name"]: one for one in self.sidecar["tensors"]}
-            tensors = [
-                (name, tuple(int(size) for size in listed[name]["shape"][1:]), np.dtype(listed[name]["dtype"]))
-                for name in (INPUT, *OUTPUTS)
-            ]
-            (height, width, _), (self._classes,) = tensors[0][1], tensors[1][1]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunnerError(
-                f"Expected the tensors {INPUT} and {', '.join(OUTPUTS)} in the sidecar of {self.plan_path}. "
-                f"Received: {self.sidecar['tensors']!r}. Rebuild the engine."
-            ) from error
-        self._size = (height, width)
-        return tensors
-
-    def _check_tensors(self) -> None:
-        """Compare the engine with its sidecar: buffers are allocated from the sidecar."""
+    @contextmanager
+    def _open(self) -> Iterator[OpenEngine]:
+        """Give the engine with its device current; what fails leaves nothing in its streams."""
         engine = self._engine
-        for name, buffer in self._host.items():
-            bound = tuple(engine.get_tensor_profile_shape(name, 0)[2]) if name == INPUT else None
-            shape = (self.max_batch, *tuple(engine.get_tensor_shape(name))[1:])
-            if shape != buffer.array.shape or bound not in (None, shape):
+        if engine is None:
+            raise RunnerError("Expected an open runner. Received: one outside its with block. Use `with runner:`.")
+        with engine.cuda.scope(self.options.device):  # the current device belongs to the thread, which may be another
+            try:
+                yield engine
+            except BaseException:
+                engine.settle()
+                raise
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        """Classify uint8 NHWC RGB pixels, any number from 1 on.
+
+        Args:
+            pixels: uint8, (N, height, width, 3), of the size that the model was exported for.
+
+        Returns:
+            Outputs: logits and probabilities, float32, (N, classes).
+
+        Raises:
+            RunnerError: wrong pixels, a closed runner, or a failure of TensorRT or CUDA.
+        """
+        return Outputs(*self._fetch(pixels, OUTPUTS))
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        """Give the best k classes of each image; only they travel back where the engine picks as many.
+
+        Raises:
+            RunnerError: as `infer`, or k is below 1.
+        """
+        if 1 <= k <= self.graph_top_k:
+            probabilities, classes = self._fetch(pixels, TOP_OUTPUTS)
+            return Top(probabilities[:, :k], classes[:, :k])
+        return top_of(self.infer(pixels).probabilities, k)
+
+    def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+        with self._open() as engine:
+            check_pixels(pixels, self._size)
+            count, kinds = len(pixels), [engine.tensors[name] for name in names]
+            results = [np.empty((count, *kind.row), kind.dtype) for kind in kinds]
+            pieces = (
+                [(0, self._run_one(engine, pixels, names))]
+                if count <= engine.max_batch
+                else engine.ring.run(pixels, engine.is_pinned(pixels), names)
+            )
+            for start, rows in pieces:
+                for result, part in zip(results, rows):
+                    result[start : start + len(part)] = part
+        return results
+
+    @staticmethod
+    def _run_one(engine: OpenEngine, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+        """Run what fits into one batch, on one stream, with a graph where there is one; the rows are page-locked."""
+        ring, lane, slot, count = engine.ring, engine.ring.lanes[0], engine.ring.slots[0], len(pixels)
+        batch = ring.upload(slot, pixels, engine.is_pinned(pixels), lane.stream)
+        if not engine.graphs.launch(batch, names):
+            lane.context.prepare(batch, slot.addresses)
+            lane.context.enqueue(lane.stream)
+            ring.download(slot, names, count, lane.stream)
+        lane.stream.synchronize()
+        return [slot.host[name].array[:count] for name in names]
+
+    def pinned_pixels(self, count: int) -> np.ndarray:
+        """Allocate page-locked memory for images: `infer` of it, or of a part, is spared a copy.
+
+        Args:
+            count: images.
+
+        Returns:
+            np.ndarray: uint8, (count, height, width, 3), not set; the runner's own, not to be used once it is closed.
+        """
+        if count < 1:
+            raise RunnerError(f"Expected a count of images of at least 1. Received: {count}.")
+        with self._open() as engine:
+            return engine.pinned((count, *self._size, 3))
+
+    def infer_device(self, images: Any, outputs: Sequence[Any] | None = None) -> DeviceOutputs:
+        """Classify images that are on the GPU already; results stay there. Returns when they are computed.
+
+        Nothing is copied where addresses are multiples of 256 bytes (those of whole arrays of CuPy and PyTorch are)
+        and the engine takes a batch as small.
+
+        Args:
+            images: uint8, (N, height, width, 3), on the runner's GPU, with DLPack or ``__cuda_array_interface__``.
+            outputs: float32 arrays (N, classes) for logits and probabilities to write to. Defaults to None: memory of
+                the runner, valid until the next call.
+
+        Returns:
+            DeviceOutputs: ``outputs``, or `DeviceArray`, which CuPy and PyTorch take without a copy.
+
+        Raises:
+            RunnerError: arrays that do not fit, a closed runner, or a failure of TensorRT or CUDA.
+        """
+        with self._open() as engine:
+            written = run_on_device(engine, self.options.device, images, outputs)
+        return DeviceOutputs(*(written if outputs is None else outputs))
+
+    def compute_ms(self, batch: int, repeats: int) -> list[float]:
+        """Time the GPU's computing alone: no copies, images (noise) and results stay on the device.
+
+        Args:
+            batch: images, from the engine's smallest batch to `max_batch`.
+            repeats: how many times, one right behind the other.
+
+        Returns:
+            list[float]: milliseconds of each, between two events.
+        """
+        with self._open() as engine, ExitStack() as stack:
+            if not engine.min_batch <= batch <= engine.max_batch or repeats < 1:
                 raise RunnerError(
-                    f"Expected {name} of shape {buffer.array.shape} at the largest batch, as the sidecar says. "
-                    f"Received: an engine with {bound or shape}. Rebuild the engine."
+                    f"Expected a batch from {engine.min_batch} to {engine.max_batch} and repeats of at least 1. "
+                    f"Received: {batch} and {repeats}."
                 )
+            lane, slot = engine.ring.lanes[0], engine.ring.slots[0]
+            noise = np.random.default_rng(0).integers(0, 256, (batch, *self._size, 3), np.uint8)
+            engine.ring.upload(slot, noise, False, lane.stream)
 
-    def _drain(self) -> None:
-        """Let the GPU finish before its memory goes; an error here follows one that was raised already."""
-        try:
-            self._stream.synchronize()
-        except RunnerError as error:
-            log.warning("%s", error)
+            def compute() -> None:
+                if not engine.graphs.launch(batch, ()):
+                    lane.context.prepare(batch, slot.addresses)
+                    lane.context.enqueue(lane.stream)
 
-    def _forget(self) -> None:
-        """Drop context, engine and runtime, in this order."""
-        self._batch_set = None
-        self._context = None
-        self._engine = None
-        self._runtime = None
-
-    def _failed(self, doing: str) -> RunnerError:
-        return RunnerError(
-            f"Expected TensorRT to succeed at {doing}, with {self.plan_path} on device {self.device}. "
-            f"Received: {self._logger.lines()}."
-        )
+            for _ in range(3):  # the graph, if there is one, is made here
+                compute()
+            marks = [stack.enter_context(Event(engine.cuda, timed=True)) for _ in range(repeats + 1)]
+            marks[0].record(lane.stream)
+            for mark in marks[1:]:
+                compute()
+                mark.record(lane.stream)
+            lane.stream.synchronize()
+            return [after.elapsed_ms(before) for before, after in pairwise(marks)]

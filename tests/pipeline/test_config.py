@@ -122,6 +122,7 @@ def test_literals(toy: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "section", "key", "value"),
     [
+        ("runtime.cuda=pycuda", "runtime", "cuda", "pycuda"),
         ("model.dense=[8, 4]", "model", "dense", (8, 4)),
         ("model.dense=[]", "model", "dense", ()),
         ("build.workspace_mib=null", "build", "workspace_mib", None),

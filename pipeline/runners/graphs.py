@@ -1,0 +1,99 @@
+"""CUDA graphs: a small batch costs mostly the launching of its kernels, and a graph launches them with one call.
+
+A graph holds the state of its execution context, so each has a context of its own (as NVIDIA's developer guide
+advises, "CUDA Graphs"); they share the activation memory of the lane that they run in. TensorRT-RTX captures graphs
+itself. Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.errors import RunnerError
+from pipeline.runners.cuda_resources import DeviceBuffer, Graph
+from pipeline.runners.ring import Lane, Ring
+from pipeline.runners.session import EngineContext, EngineSession
+
+log = logging.getLogger(__name__)
+
+LIMIT = 8  # each keeps a context; who runs more batch sizes than this runs the others without a graph
+_AFTER = 2  # the request of a batch size that gets a graph: what comes once is not worth one
+
+Key = tuple[int, tuple[str, ...]]
+
+
+class Graphs:
+    """A graph for each batch size that comes again; it computes the first slot's batch and fetches outputs.
+
+    Args:
+        session: the engine.
+        memory: activation memory, that of the lane.
+        lane: where they run.
+        ring: its first slot is what they work on.
+        enabled: whether to make any.
+    """
+
+    def __init__(self, session: EngineSession, memory: DeviceBuffer, lane: Lane, ring: Ring, enabled: bool) -> None:
+        self.enabled = enabled
+        self._session = session
+        self._memory = memory
+        self._lane = lane
+        self._ring = ring
+        self._asked: Counter[Key] = Counter()
+        self._contexts: dict[Key, EngineContext] = {}
+        self._graphs: dict[Key, Graph] = {}
+
+    def launch(self, batch: int, names: Sequence[str]) -> bool:
+        """Queue the computing of a batch and the download of its rows, if there is a graph for it.
+
+        Returns:
+            bool: False where nothing was queued: the caller goes the way without a graph.
+        """
+        if not self.enabled:
+            return False
+        key = (batch, tuple(names))
+        if key not in self._contexts and not self._make(key):
+            return False
+        if key in self._graphs:
+            self._graphs[key].launch(self._lane.stream)
+        else:
+            self._enqueue(self._contexts[key], key)
+        return True
+
+    def _make(self, key: Key) -> bool:
+        self._asked[key] += 1
+        if self._asked[key] < _AFTER or len(self._contexts) >= LIMIT:
+            return False
+        stream = self._lane.stream
+        try:
+            context = self._session.context(graph=True)
+            context.use_memory(self._memory)
+            context.prepare(key[0], self._ring.slots[0].addresses)
+            if not self._session.trt.own_graphs:
+                # Once without a graph: TensorRT finishes its preparations for a new shape in the first run, and what
+                # fails in it shows here.
+                context.enqueue(stream)
+                stream.synchronize()
+                self._graphs[key] = Graph(stream.cuda, stream, lambda: self._enqueue(context, key))
+        except RunnerError as error:
+            self.enabled = False
+            log.warning("engines run without CUDA graphs: %s", error)
+            return False
+        self._contexts[key] = context
+        return True
+
+    def _enqueue(self, context: EngineContext, key: Key) -> None:
+        batch, names = key
+        context.enqueue(self._lane.stream)
+        self._ring.download(self._ring.slots[0], names, batch, self._lane.stream)
+
+    def close(self) -> None:
+        """Give back the graphs, then the contexts that they refer to."""
+        for graph in self._graphs.values():
+            graph.close()
+        for context in self._contexts.values():
+            context.close()
+        self._graphs.clear()
+        self._contexts.clear()

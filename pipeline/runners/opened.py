@@ -1,0 +1,194 @@
+"""An engine with its memory on the GPU: contexts, streams, buffers and graphs, from opening to closing.
+
+Python 3.10 syntax, numpy alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.capabilities import TensorRT
+from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
+from pipeline.errors import OutOfMemoryError, RunnerError
+from pipeline.runners.cuda import CudaApi
+from pipeline.runners.cuda_resources import DeviceBuffer, PinnedBuffer, Stream
+from pipeline.runners.graphs import Graphs
+from pipeline.runners.options import RuntimeOptions
+from pipeline.runners.ring import Lane, Ring, Tensor
+from pipeline.runners.session import EngineSession
+
+log = logging.getLogger(__name__)
+
+
+class OpenEngine:
+    """An engine that is loaded, and the memory for its batches. Made and closed in a scope of its device.
+
+    Args:
+        cuda: the CUDA that it is run by.
+        trt: the TensorRT that loads it.
+        plan_path: the plan.
+        sidecar: what `export.sidecar.check_engine` gave for it.
+        options: how it is run.
+
+    Attributes:
+        tensors: by name, the input first.
+        min_batch: the smallest batch that the engine takes.
+        max_batch: images a slot: those of the profile, or what the GPU has memory for.
+        ring: moves batches.
+        graphs: launches batches that come again.
+
+    Raises:
+        OutOfMemoryError: not even the engine's smallest batch fits.
+        RunnerError: the engine is not what its sidecar says, or TensorRT or CUDA failed. Nothing stays allocated.
+    """
+
+    def __init__(
+        self, cuda: CudaApi, trt: TensorRT, plan_path: Path, sidecar: Mapping[str, Any], options: RuntimeOptions
+    ) -> None:
+        self.cuda = cuda
+        self.tensors = tensors_of(plan_path, sidecar)
+        self.min_batch: int = sidecar["profile"]["min"]
+        self.max_batch: int = sidecar["profile"]["max"]
+        self._largest = self.max_batch
+        self._plan_path = plan_path
+        self._options = options
+        self._pinned: list[PinnedBuffer] = []
+        self._rows: dict[str, DeviceBuffer] = {}
+        self._stack = ExitStack()
+        try:
+            session = EngineSession(trt, plan_path, sidecar)
+            self._stack.callback(session.close)
+            self._check_tensors(session.engine)
+            self._allocate_what_fits(session)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _allocate_what_fits(self, session: EngineSession) -> None:
+        while True:
+            attempt = ExitStack()
+            try:
+                self._allocate(session, attempt)
+            except OutOfMemoryError as error:
+                attempt.close()
+                self._halve(error)
+            except BaseException:
+                attempt.close()
+                raise
+            else:
+                self._stack.push(attempt)
+                return
+
+    def _halve(self, error: OutOfMemoryError) -> None:
+        smaller = max(self.max_batch // 2, self.min_batch)
+        if smaller == self.max_batch:
+            raise error
+        free, total = self.cuda.memory_info()
+        log.warning(
+            "%s: the GPU has not the memory for batches of %d (%.0f of %.0f MiB are free); it runs batches of %d",
+            self._plan_path,
+            self.max_batch,
+            free / 2**20,
+            total / 2**20,
+            smaller,
+        )
+        self.max_batch = smaller
+
+    def _allocate(self, session: EngineSession, stack: ExitStack) -> None:
+        """Make contexts, streams and buffers for batches up to `max_batch`; they are released in reverse."""
+        lanes = []
+        memory = None
+        for _ in range(self._options.contexts):
+            context = session.context()
+            stack.callback(context.close)
+            whole = self.max_batch == self._largest
+            needed = session.activation_bytes if whole else context.bytes_for(self.max_batch)
+            own = stack.enter_context(DeviceBuffer(self.cuda, max(needed, 1)))
+            context.use_memory(own)
+            memory = memory or own
+            lanes.append(Lane(stack.enter_context(Stream(self.cuda)), context))
+        assert memory is not None
+        tensors = list(self.tensors.values())
+        self.ring = Ring(self.cuda, stack, tensors, self.max_batch, self.min_batch, lanes)
+        enabled = self._options.graphs and (self.cuda.graphs or session.trt.own_graphs)
+        self.graphs = Graphs(session, memory, lanes[0], self.ring, enabled)
+        stack.callback(self._release)
+
+    def _release(self) -> None:
+        """Give back what was made after the opening. Nothing runs: every call waits for its work."""
+        self.graphs.close()
+        for buffer in (*self._pinned, *self._rows.values()):
+            buffer.close()
+
+    def _check_tensors(self, engine: Any) -> None:
+        """Compare the engine with its sidecar: buffers are allocated from the sidecar."""
+        for name, tensor in self.tensors.items():
+            shape = (self.max_batch, *tensor.row)
+            found = (self.max_batch, *(int(size) for size in tuple(engine.get_tensor_shape(name))[1:]))
+            if name == INPUT and found == shape:
+                found = tuple(int(size) for size in engine.get_tensor_profile_shape(name, 0)[2])
+            if found != shape:
+                raise RunnerError(
+                    f"Expected {name} of shape {shape} at the largest batch, as the sidecar says. "
+                    f"Received: an engine with {found}. Rebuild the engine."
+                )
+
+    def pinned(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Allocate page-locked uint8 memory, given back when the engine is closed."""
+        self._pinned.append(PinnedBuffer(self.cuda, shape, np.uint8))
+        return self._pinned[-1].array
+
+    def is_pinned(self, pixels: np.ndarray) -> bool:
+        """Whether pixels lie without gaps in memory that `pinned` gave."""
+        if not pixels.flags.c_contiguous:
+            return False
+        start = pixels.ctypes.data
+        return any(
+            buffer.handle <= start and start + pixels.nbytes <= buffer.handle + buffer.nbytes for buffer in self._pinned
+        )
+
+    def rows(self, name: str, count: int) -> DeviceBuffer:
+        """Give device memory for ``count`` rows of an output, the same again until more rows are asked for."""
+        nbytes = count * self.tensors[name].row_bytes
+        have = self._rows.get(name)
+        if have is None or have.nbytes < nbytes:
+            if have is not None:
+                have.close()
+            have = self._rows[name] = DeviceBuffer(self.cuda, nbytes)
+        return have
+
+    def settle(self) -> None:
+        """After a failure: nothing may be left in the streams when the next call begins."""
+        try:
+            self.ring.drain()
+        except RunnerError as error:
+            log.debug("%s", error)  # the same failure again, from the streams that it stopped
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._stack.close()
+
+
+def tensors_of(plan_path: Path, sidecar: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Give the tensors that the sidecar lists, the input first."""
+    try:
+        listed = {one["name"]: one for one in sidecar["tensors"]}
+        names = [INPUT, *OUTPUTS, *(name for name in TOP_OUTPUTS if name in listed)]
+        tensors = {
+            name: Tensor(name, tuple(int(size) for size in listed[name]["shape"][1:]), np.dtype(listed[name]["dtype"]))
+            for name in names
+        }
+        if [len(tensor.row) for tensor in tensors.values()] != [3] + [1] * (len(names) - 1):
+            raise ValueError("wrong shapes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunnerError(
+            f"Expected the tensors {INPUT} and {', '.join(OUTPUTS)} in the sidecar of {plan_path}. "
+            f"Received: {sidecar['tensors']!r}. Rebuild the engine."
+        ) from error
+    return tensors

@@ -1,0 +1,201 @@
+"""A loaded engine and its execution contexts: TensorRT's part of a run. Every None and False becomes an error.
+
+Contexts take their activation memory from the caller, so that those that never run at the same time share it.
+Python 3.10 syntax: TensorRT comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.capabilities import TensorRT
+from export.sidecar import INPUT, REBUILD, sha256_file
+from pipeline.errors import OutOfMemoryError, RunnerError
+from pipeline.runners.cuda_resources import DeviceBuffer, Stream
+
+log = logging.getLogger(__name__)
+
+
+class EngineSession:
+    """An engine that is loaded on the current device; `close` drops it.
+
+    Args:
+        trt: the library.
+        plan_path: the plan; `export.sidecar.check_engine` let it pass.
+        sidecar: what that gave.
+
+    Raises:
+        RunnerError: the plan changed since it was checked, or TensorRT refused it, in its own words.
+    """
+
+    def __init__(self, trt: TensorRT, plan_path: Path, sidecar: Mapping[str, Any]) -> None:
+        self.trt = trt
+        self.plan_path = plan_path
+        self.logger = trt.logger()
+        plan = plan_path.read_bytes()
+        if hashlib.sha256(plan).hexdigest() != sidecar["plan_sha256"]:
+            raise RunnerError(f"Expected {plan_path} to stay as it was checked. Received: a changed file.")
+        options = sidecar.get("options", {})
+        self._runtime: Any = trt.module.Runtime(self.logger)
+        if options.get("version_compatible"):
+            # Such a plan brings its own runtime, which is code; its sha256 has been compared with the sidecar.
+            self._runtime.engine_host_code_allowed = True
+        if trt.engine_validity:
+            self._check_validity(plan)
+        self.engine: Any = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise self.failed("loading the plan")
+        if options.get("strip_weights"):
+            self._refit(sidecar)
+
+    def _check_validity(self, plan: bytes) -> None:
+        validity, diagnostics = self._runtime.get_engine_validity(plan)
+        if validity == self.trt.member("EngineValidity", "INVALID"):
+            raise RunnerError(
+                f"Expected {self.plan_path} to fit this GPU and driver. Received: {self.trt.flavour} "
+                f"{self.trt.version} finds it invalid here (diagnostics {diagnostics}): {self.logger.lines()}. "
+                f"Rebuild it: {REBUILD}."
+            )
+        if validity == self.trt.member("EngineValidity", "SUBOPTIMAL"):
+            log.warning("%s was built for other GPUs and may be slower here. Rebuild it: %s", self.plan_path, REBUILD)
+
+    def _refit(self, sidecar: Mapping[str, Any]) -> None:
+        """Give a stripped engine its weights, from the ONNX file that it was built from."""
+        source = self.plan_path.resolve().parents[2] / str(sidecar.get("onnx_file"))
+        if not source.is_file() or sha256_file(source) != sidecar["onnx_sha256"]:
+            had = "another file" if source.is_file() else "no such file"
+            raise RunnerError(
+                f"Expected {source} with sha256 {sidecar['onnx_sha256']}: the plan {self.plan_path} holds no weights. "
+                f"Received: {had}. Put the ONNX file there, or build with build.strip_weights: false."
+            )
+        if not self.trt.refit_from_onnx:
+            raise RunnerError(
+                f"Expected a TensorRT that takes weights from an ONNX file, as {self.plan_path} holds none. "
+                f"Received: {self.trt.flavour} {self.trt.version}. Build with build.strip_weights: false."
+            )
+        module = self.trt.module
+        refitter = module.Refitter(self.engine, self.logger)
+        parser = module.OnnxParserRefitter(refitter, self.logger)
+        if not parser.refit_from_file(str(source)) or not refitter.refit_cuda_engine():
+            raise self.failed(f"taking the weights from {source}")
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory in bytes that a context needs, whatever the batch."""
+        size = self.engine.device_memory_size_v2 if self.trt.memory_size_v2 else self.engine.device_memory_size
+        return int(size)
+
+    def context(self, graph: bool = False) -> EngineContext:
+        """Make an execution context without memory.
+
+        Args:
+            graph: it is to run one batch size by a CUDA graph, again and again. Defaults to False.
+        """
+        return EngineContext(self, self._make_context(graph))
+
+    def _make_context(self, graph: bool) -> Any:
+        trt = self.trt
+        if not trt.allocation_strategies:
+            made = self.engine.create_execution_context_without_device_memory()
+        else:
+            strategy = trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+            if graph and trt.own_graphs:
+                config = self.engine.create_runtime_config()
+                config.set_execution_context_allocation_strategy(strategy)
+                config.cuda_graph_strategy = trt.member("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+                made = self.engine.create_execution_context(config)
+            else:
+                made = self.engine.create_execution_context(strategy)
+        if made is None:
+            raise self.failed("creating an execution context")
+        return made
+
+    def close(self) -> None:
+        """Drop the engine, then the runtime; its contexts must be gone."""
+        self.engine = None
+        self._runtime = None
+
+    def failed(self, doing: str) -> RunnerError:
+        """Make an error of TensorRT's last words."""
+        return RunnerError(
+            f"Expected TensorRT to succeed at {doing}, with {self.plan_path}. Received: {self.logger.lines()}."
+        )
+
+
+class EngineContext:
+    """One execution context: a batch size, addresses and activation memory. In use by one stream at a time."""
+
+    def __init__(self, session: EngineSession, made: Any) -> None:
+        self._session = session
+        self._context = made
+        self._image = tuple(int(size) for size in session.engine.get_tensor_shape(INPUT))[1:]
+        self._memory: DeviceBuffer | None = None
+        self._by_shape = False
+        self._batch: int | None = None
+        self._addresses: dict[str, int] = {}
+
+    def bytes_for(self, batch: int) -> int:
+        """Give the memory in bytes that a batch size needs; where the version cannot say, what every size needs."""
+        if not self._session.trt.memory_for_shapes:
+            return self._session.activation_bytes
+        self._set_batch(batch)
+        return int(self._context.update_device_memory_size_for_shapes())
+
+    def use_memory(self, memory: DeviceBuffer) -> None:
+        """Take activation memory. Less than every batch size needs is used as far as it goes."""
+        self._memory = memory
+        self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.trt.memory_for_shapes
+        self._batch = None  # the sizes within the memory have to be laid out again
+        self._give_memory()
+
+    def _give_memory(self) -> None:
+        assert self._memory is not None
+        if self._session.trt.memory_with_size:
+            self._context.set_device_memory(int(self._memory), self._memory.nbytes)
+        else:
+            self._context.device_memory = int(self._memory)
+
+    def prepare(self, batch: int, addresses: Mapping[str, int]) -> None:
+        """Set the batch size and the addresses of all tensors; what is set already costs nothing.
+
+        Raises:
+            OutOfMemoryError: the memory does not do for this batch.
+            RunnerError: TensorRT refused.
+        """
+        if batch != self._batch:
+            self._set_batch(batch)
+            if self._by_shape:
+                self._lay_out(batch)
+            self._batch = batch
+        for name, address in addresses.items():
+            if self._addresses.get(name) != address:
+                if not self._context.set_tensor_address(name, address):
+                    raise self._session.failed(f"taking the address of {name}")
+                self._addresses[name] = address
+
+    def _lay_out(self, batch: int) -> None:
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        assert self._memory is not None
+        if needed > self._memory.nbytes:
+            raise OutOfMemoryError(
+                f"Expected at most {self._memory.nbytes} bytes of activation memory for a batch of {batch}. "
+                f"Received: {needed}. Free the GPU's memory (see nvidia-smi) and open the engine again."
+            )
+        self._give_memory()
+
+    def _set_batch(self, batch: int) -> None:
+        if not self._context.set_input_shape(INPUT, (batch, *self._image)):
+            raise self._session.failed(f"taking a batch of {batch}")
+
+    def close(self) -> None:
+        """Drop the context."""
+        self._context = None
+
+    def enqueue(self, stream: Stream) -> None:
+        """Queue the work."""
+        if not self._context.execute_async_v3(int(stream)):
+            raise self._session.failed(f"running a batch of {self._batch}")

@@ -1,0 +1,74 @@
+"""An engine for the fake GPU, and the fake GPU where the runner looks for a real one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.capabilities import find_tensorrt
+from export.driver import Device, DriverStatus
+from export.sidecar import SCHEMA, sha256_file, write_plan
+from pipeline.runners import cuda_bindings, cuda_pycuda
+from pipeline.runners import tensorrt as runner_module
+from tests.fake_cuda import FakeRuntime
+from tests.fake_gpu import FakeTensorRT
+from tests.fake_pycuda import fake_pycuda
+
+SIZE = (4, 5)
+
+
+def make_plan(path: Path, sizes: tuple[int, int, int] = (1, 2, 4), top: int = 0, **changes: Any) -> Path:
+    """A plan file with its sidecar; what is in it does not matter to the fake."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"plan")
+    best = [("top_probabilities", "float32"), ("top_classes", "int32")] if top else []
+    outputs = [
+        {"name": name, "dtype": dtype, "shape": [-1, top if name.startswith("top") else 3]}
+        for name, dtype in (("logits", "float32"), ("probabilities", "float32"), *best)
+    ]
+    write_plan(
+        path,
+        b"plan",
+        {
+            "schema": SCHEMA,
+            "flavour": "tensorrt",
+            "tensorrt_version": "10.13.0",
+            "compute_capability": "8.9",
+            "targets": [],
+            "precision": "fp16",
+            "onnx_sha256": "0" * 64,
+            "plan_sha256": sha256_file(path),
+            "plan_bytes": 4,
+            "profile": dict(zip(("min", "opt", "max"), sizes)),
+            "tensors": [{"name": "images", "dtype": "uint8", "shape": [-1, *SIZE, 3]}, *outputs],
+            **changes,
+        },
+    )
+    return path
+
+
+def install(monkeypatch: pytest.MonkeyPatch, kind: str = "10", sizes: tuple[int, ...] = (1, 2, 4)) -> FakeTensorRT:
+    """Put a fake GPU, CUDA and TensorRT in the place of the real ones."""
+    fake = FakeTensorRT(FakeRuntime(devices=2), SIZE, sizes, kind)
+    devices = (Device("Fake GPU", "8.9", 1 << 30), Device("Other GPU", "9.0", 1 << 30))
+    status = DriverStatus(True, "", "580.95.05", "13.1", devices)
+    monkeypatch.setattr(cuda_bindings, "runtime", lambda: fake.runtime)
+    pycuda = fake_pycuda(fake.runtime)
+    monkeypatch.setattr(cuda_pycuda, "driver", lambda: pycuda)
+    monkeypatch.setattr(runner_module, "driver_status", lambda: status)
+    here = {"tensorrt": None, "rtx": None, fake.trt.flavour: fake.trt}
+    monkeypatch.setattr(
+        runner_module,
+        "find_tensorrt",
+        lambda flavour: here[flavour] if flavour in here else find_tensorrt(flavour),
+    )
+    return fake
+
+
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *SIZE, 3), dtype=np.uint8)
+
+
+def assert_answers(logits: np.ndarray, images: np.ndarray) -> None:
+    np.testing.assert_allclose(logits, images.mean((1, 2)), rtol=1e-6)
