@@ -8,11 +8,13 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from export.driver import driver_status
-from pipeline.manifest import ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGES = (
     "numpy",

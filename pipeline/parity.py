@@ -1,8 +1,8 @@
-"""Compares runners hop by hop and gives the verdict.
+"""Compares answers hop by hop and gives the verdict.
 
 ``from_keras`` hops compare a candidate with Keras, ``step`` hops with the step before it, so that a report says which
-step lost what. A ``top_k`` hop compares the best classes that a graph itself picks with its own probabilities. Runners
-are known only by their protocol.
+step lost what. A ``top_k`` hop compares the best classes that a graph itself picks with its own probabilities. Who
+gave the answers is no concern of this module, see `pipeline.answering`.
 
 A share of images (agreement, accuracy drop) fails only when its 95 % interval excludes the threshold. One that misses
 it while the interval contains it is inconclusive: the images are too few to tell. Other distances fail at once.
@@ -10,24 +10,17 @@ it while the interval contains it is inconclusive: the images are too few to tel
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
 from export.metrics import Comparison, compare
 from export.statistics import images_to_decide, images_to_decide_drop
-from pipeline.best_classes import wrong_images
-from pipeline.errors import DeviceUnavailableError, PipelineError
-from pipeline.progress import progress_bar
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
-
-log = logging.getLogger(__name__)
 
 SCHEMA = 2
 PASS, INCONCLUSIVE, FAIL, NOT_RUN = "pass", "inconclusive", "fail", "not run"
@@ -91,11 +84,6 @@ class Finding:
     verdict: str
     text: str = ""
     images: int | None = None
-
-
-def run_all(candidates: Sequence[Candidate], reference: Reference, batch_size: int) -> dict[str, Answer]:
-    """Run every candidate over the test images, one after the other, with a progress bar."""
-    return {candidate.name: _run(candidate, reference.pixels, batch_size) for candidate in candidates}
 
 
 def judge(
@@ -194,41 +182,6 @@ def _missed(why: str, excluded: bool, images: int | None) -> Finding:
 
 def _worst(verdicts: Sequence[str]) -> str:
     return next((verdict for verdict in (FAIL, INCONCLUSIVE) if verdict in verdicts), PASS)
-
-
-def _run(candidate: Candidate, pixels: np.ndarray, batch_size: int) -> Answer:
-    try:
-        with candidate.open() as runner, progress_bar(total=len(pixels), desc=f"  {candidate.name}", unit="img") as bar:
-            parts, wrong = [], []
-            for batch in _batches(pixels, batch_size):
-                outputs = runner.infer(batch)
-                parts.append(outputs.logits)
-                if runner.graph_top_k:
-                    wrong.append(wrong_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
-                bar.update(len(batch))
-            top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
-            return Answer(np.concatenate(parts), PASS, top=top)
-    except DeviceUnavailableError as error:
-        return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
-    except (PipelineError, ExportError) as error:
-        log.error("%s failed: %s", candidate.name, error)
-        return Answer(None, FAIL, str(error))
-
-
-def _top(wrong: np.ndarray, k: int) -> Finding:
-    if not wrong.any():
-        return Finding(PASS, f"the best {k} that the graph picks are those of its probabilities")
-    where = ", ".join(map(str, np.flatnonzero(wrong)[:3]))
-    return Finding(
-        FAIL,
-        f"the best {k} that the graph picks are not those of its probabilities for {wrong.sum()} of {len(wrong)} "
-        f"images (test image {where}{', ...' if wrong.sum() > 3 else ''})",
-    )
-
-
-def _batches(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(pixels), size):
-        yield pixels[start : start + size]
 
 
 def _empty_hop(kind: str, reference_name: str, candidate: Candidate, images: int) -> dict[str, Any]:

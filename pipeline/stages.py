@@ -264,6 +264,7 @@ STAGES = (
         ("verify", "runtime", *DATA_KEYS),
         (
             "pipeline/verify.py",
+            "pipeline/answering.py",
             "pipeline/parity.py",
             "pipeline/best_classes.py",
             "pipeline/card.py",

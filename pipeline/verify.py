@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
+from pipeline.answering import answer
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
 from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
-from pipeline.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, judge, run_all
+from pipeline.parity import FAIL, INCONCLUSIVE, PASS, Answer, Candidate, Reference, judge
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
 
@@ -57,6 +59,15 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     if parity["verdict"] == INCONCLUSIVE:
         result["images_to_decide"] = max(hop["images_to_decide"] or 0 for hop in parity["hops"])
     return result
+
+
+def run_all(candidates: Sequence[Candidate], reference: Reference, batch_size: int) -> dict[str, Answer]:
+    """Run every candidate over the test images, one after the other, with a progress bar."""
+    answers = {}
+    for candidate in candidates:
+        with progress_bar(total=len(reference.pixels), desc=f"  {candidate.name}", unit="img") as bar:
+            answers[candidate.name] = answer(candidate, reference.pixels, batch_size, bar.update)
+    return answers
 
 
 def list_candidates(context: Context) -> list[Candidate]:

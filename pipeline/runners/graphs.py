@@ -45,6 +45,11 @@ class Graphs:
         self._contexts: dict[Key, EngineContext] = {}
         self._graphs: dict[Key, Graph] = {}
 
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes that there are graphs for."""
+        return tuple(sorted({batch for batch, _ in self._contexts}))
+
     def launch(self, batch: int, names: Sequence[str]) -> bool:
         """Queue the computing of a batch and the download of its rows, if there is a graph for it.
 

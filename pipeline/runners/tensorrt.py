@@ -225,25 +225,31 @@ class TensorRTRunner:
             written = run_on_device(engine, self.options.device, images, outputs)
         return DeviceOutputs(*(written if outputs is None else outputs))
 
-    def compute_ms(self, batch: int, repeats: int) -> list[float]:
-        """Time the GPU's computing alone: no copies, images (noise) and results stay on the device.
+    @property
+    def graph_batches(self) -> tuple[int, ...]:
+        """The batch sizes that run by a CUDA graph by now."""
+        return self._engine.graphs.batches if self._engine is not None else ()
+
+    def compute_ms(self, pixels: np.ndarray, repeats: int) -> list[float]:
+        """Time the GPU's computing alone: no copies, the images lie on the device and the results stay there.
 
         Args:
-            batch: images, from the engine's smallest batch to `max_batch`.
+            pixels: uint8, (N, height, width, 3), N from the engine's smallest batch to `max_batch`.
             repeats: how many times, one right behind the other.
 
         Returns:
             list[float]: milliseconds of each, between two events.
         """
         with self._open() as engine, ExitStack() as stack:
+            check_pixels(pixels, self._size)
+            batch = len(pixels)
             if not engine.min_batch <= batch <= engine.max_batch or repeats < 1:
                 raise RunnerError(
                     f"Expected a batch from {engine.min_batch} to {engine.max_batch} and repeats of at least 1. "
                     f"Received: {batch} and {repeats}."
                 )
             lane, slot = engine.ring.lanes[0], engine.ring.slots[0]
-            noise = np.random.default_rng(0).integers(0, 256, (batch, *self._size, 3), np.uint8)
-            engine.ring.upload(slot, noise, False, lane.stream)
+            engine.ring.upload(slot, pixels, engine.is_pinned(pixels), lane.stream)
 
             def compute() -> None:
                 if not engine.graphs.launch(batch, ()):

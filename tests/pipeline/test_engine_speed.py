@@ -220,14 +220,16 @@ def test_tensorrt_8_needs_the_activations_of_the_largest_batch(plan: Path, monke
 
 def test_computing_alone_is_timed(plan: Path, gpu: FakeTensorRT) -> None:
     with TensorRTRunner(plan) as runner:
-        for options in ({"batch": 4, "repeats": 5}, {"batch": 1, "repeats": 1}):
-            times = runner.compute_ms(**options)
-            assert len(times) == options["repeats"]
+        for batch, repeats in ((4, 5), (1, 1)):
+            times = runner.compute_ms(pixels(batch), repeats)
+            assert len(times) == repeats
             assert min(times) > 0
-        for wrong in ({"batch": 5, "repeats": 1}, {"batch": 0, "repeats": 1}, {"batch": 1, "repeats": 0}):
+        assert runner.graph_batches == (1, 4)
+        for batch, repeats in ((5, 1), (1, 0)):
             with pytest.raises(RunnerError, match="batch from 1 to 4"):
-                runner.compute_ms(**wrong)
+                runner.compute_ms(pixels(batch), repeats)
         assert_answers(runner.infer(pixels(4)).logits, pixels(4))
+    assert runner.graph_batches == ()
     assert gpu.runtime.live == 0
 
 

@@ -25,12 +25,12 @@ from pipeline.parity import (
     Reference,
     find,
     judge,
-    run_all,
     verdict_of,
 )
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Outputs, Top, softmax, top_of
 from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.verify import run_all
 from tests import tiny_onnx
 
 COUNT, CLASSES = 50, 4

@@ -1,0 +1,57 @@
+"""Runs what claims to give the model's answers: runners are known only by their protocol. Numpy alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from export.errors import ExportError
+from pipeline.best_classes import wrong_images
+from pipeline.errors import DeviceUnavailableError, PipelineError
+from pipeline.parity import FAIL, NOT_RUN, PASS, Answer, Candidate, Finding
+
+log = logging.getLogger(__name__)
+
+
+def answer(candidate: Candidate, pixels: np.ndarray, batch_size: int, advance: Callable[[int], object]) -> Answer:
+    """Run a candidate over the test images.
+
+    Args:
+        candidate: opens the runner.
+        pixels: uint8, (N, height, width, 3).
+        batch_size: images a call.
+        advance: called with the number of images after each call.
+
+    Returns:
+        Answer: logits; or that there is no such device, or what failed.
+    """
+    try:
+        with candidate.open() as runner:
+            parts, wrong = [], []
+            for start in range(0, len(pixels), batch_size):
+                batch = pixels[start : start + batch_size]
+                outputs = runner.infer(batch)
+                parts.append(outputs.logits)
+                if runner.graph_top_k:
+                    wrong.append(wrong_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
+                advance(len(batch))
+            top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
+            return Answer(np.concatenate(parts), PASS, top=top)
+    except DeviceUnavailableError as error:
+        return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
+    except (PipelineError, ExportError) as error:
+        log.error("%s failed: %s", candidate.name, error)
+        return Answer(None, FAIL, str(error))
+
+
+def _top(wrong: np.ndarray, k: int) -> Finding:
+    if not wrong.any():
+        return Finding(PASS, f"the best {k} that the graph picks are those of its probabilities")
+    where = ", ".join(map(str, np.flatnonzero(wrong)[:3]))
+    return Finding(
+        FAIL,
+        f"the best {k} that the graph picks are not those of its probabilities for {wrong.sum()} of {len(wrong)} "
+        f"images (test image {where}{', ...' if wrong.sum() > 3 else ''})",
+    )
