@@ -87,6 +87,15 @@ def peak_memory_mib() -> int | None:
     return int(peak // (1024 * 1024 if platform.system() == "Darwin" else 1024))
 
 
+def resident_bytes() -> int:
+    """The memory that this process holds now; 0 where the system does not say (outside Linux)."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError, ValueError):
+        return 0
+
+
 def gpu_snapshot() -> list[dict[str, Any]]:
     """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
 

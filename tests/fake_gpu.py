@@ -3,6 +3,7 @@
 import ctypes
 import enum
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,7 @@ class _Context:
             best = np.argsort(-results["probabilities"], 1, kind="stable")[:, :2].astype(np.int32)
             top = np.take_along_axis(results["probabilities"], best, 1)
             results |= {"top_probabilities": top, "top_classes": best}
+        self.gpu.spoil(results)
         for name, value in results.items():
             value = np.ascontiguousarray(value)
             target = self.gpu.runtime.block(addresses[name], "device", value.nbytes)
@@ -198,6 +200,7 @@ class FakeTensorRT:
         self.refitted: list[str] = []
         self.host_code_allowed = False
         self.logger: Any = None
+        self.spoil: Callable[[dict[str, np.ndarray]], object] = lambda results: None  # makes an engine wrong
         gpu = self
 
         class Runtime:
