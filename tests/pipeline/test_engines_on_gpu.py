@@ -1,6 +1,5 @@
 """Real engines on a real GPU (make test-gpu): right, whatever the batch and the way, and without a leak."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,12 @@ def trt() -> Any:
 
 
 @pytest.fixture(scope="module", params=list(TOLERANCE))
-def engine(request: pytest.FixtureRequest, trt: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def engine(request: pytest.FixtureRequest, trt: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(request.param)
     source = tiny_onnx.write(folder / "model.onnx", request.param)
     plan = folder / "model.plan"
     sidecar = build_engine(source, plan, precision=request.param, profile=PROFILE, trt=trt)
-    yield plan, source, sidecar
+    return plan, source, sidecar
 
 
 def test_the_answers_are_those_of_onnxruntime(engine: tuple[Path, Path, dict[str, Any]]) -> None:
