@@ -15,33 +15,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from benchmarks.peers.torch_device import import_torch
 from benchmarks.peers.torch_operators import HANDLERS
 from export.errors import ExportError
 from export.graph import attribute, constants, consumers, load_model, producers
 from export.precision import preprocessing_nodes
-from pipeline.errors import DeviceUnavailableError, RunnerError
+from pipeline.errors import RunnerError
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "fp16"]
-
-
-def import_torch() -> Any:
-    """Return torch.
-
-    Raises:
-        DeviceUnavailableError: it is not installed here; the project itself never needs it.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise DeviceUnavailableError(
-            f"Expected PyTorch for its peer. Received: {error}. Run it in the peer's own environment, see "
-            "benchmarks/peers/README.md.",
-            reason="no PyTorch here",
-        ) from error
-    return torch
 
 
 def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Module:

@@ -1,0 +1,282 @@
+"""PyTorch as a peer: an exported model eager, as a CUDA graph and compiled, on the same weights as our engines.
+
+The command times PyTorch alone. A script that wants our engines in the same turns takes the parts: `PyTorchRunner`
+beside any other runner in `benchmarks.timing.measure`, and `in_turns` for times that are no wall-clock times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.onnx_to_torch import Precision, load_onnx
+from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
+from benchmarks.peers.torch_device import versions
+from benchmarks.telemetry import commit, gpu_snapshot, machine
+from benchmarks.timing import measure, summarize
+from pipeline.errors import PipelineError, RunnerError
+from pipeline.files import write_json
+
+__all__ = ["INCLUDES", "Options", "PyTorchRunner", "in_turns", "load_onnx", "time_batch"]
+
+log = logging.getLogger("peers")
+
+SCHEMA = 1
+INCLUDES: Mapping[str, str] = {
+    "infer": "host to host, one batch after the other: uint8 pixels in host memory to logits and probabilities in host "
+    "memory, through pinned memory; both copies over the bus; no decoding, no resizing",
+    "compute": "the model alone, by CUDA events: uint8 pixels on the GPU to logits and probabilities on the GPU; "
+    "preprocessing in the model; no copies over the bus",
+    "stream": "batches overlapped: uint8 pixels in pinned memory to logits and probabilities in pinned memory, the "
+    "next batch uploaded while one is computed; mean of a run of batches by the host's clock",
+}
+CHECKED_IMAGES = 4  # whose logits are compared with FP32 on the CPU
+LARGEST_ERROR = 0.05  # of those; a ResNet-50 has 0.001 in FP16
+
+EXAMPLES = """examples:
+  python -m benchmarks.peers.pytorch artifacts/imagenet/export/model.onnx -o pytorch.json
+  python -m benchmarks.peers.pytorch model.onnx --batches 1,32,256 --modes eager,graphs,compile --precision fp16
+  python -m benchmarks.peers.pytorch model.onnx --device cpu --modes eager --precision fp32 --batches 1,8
+
+The last line of the output is JSON. Exit status: 0 all was timed, 1 a mode failed, 2 nothing could be timed.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long to measure."""
+
+    seconds_each: float = 3.0  # of infer, for each mode; see `benchmarks.timing.measure`
+    warmup_seconds: float = 0.5
+    turns: int = 10  # of compute and stream
+    repeats: int = 20  # calls a turn of compute
+    stream_batches: int = 30  # batches a turn of stream
+
+
+def in_turns(
+    candidates: Mapping[str, Callable[[], Sequence[float]]],
+    turns: int = 10,
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> dict[str, list[float]]:
+    """Collect times that the candidates take themselves, in turns (A B, B A, A B, …).
+
+    Args:
+        candidates: name to function, which measures for a moment and returns milliseconds.
+        turns: of each candidate. Defaults to 10.
+        on_error: called when a candidate raises; it is left out of the result. Defaults to None: the exception goes
+            through.
+
+    Returns:
+        dict[str, list[float]]: name to samples in milliseconds.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(turns):
+        for name in list(samples) if turn % 2 == 0 else list(reversed(samples)):
+            try:
+                samples[name] += candidates[name]()
+            except Exception as error:
+                if on_error is None:
+                    raise
+                del samples[name]
+                on_error(name, error)
+    return samples
+
+
+def time_batch(
+    model: Path,
+    batch: int,
+    modes: Sequence[str],
+    precision: Precision = "fp16",
+    device: str = "cuda",
+    options: Options | None = None,
+) -> list[dict[str, Any]]:
+    """Time the modes at one batch size, in turns against each other. A mode that fails does not stop the others.
+
+    Args:
+        model: FP32 ONNX file.
+        batch: images a call.
+        modes: of ``eager``, ``graphs`` and ``compile``.
+        precision: Defaults to ``"fp16"``.
+        device: as torch names it; a CPU has no ``compute`` and no ``stream``. Defaults to ``"cuda"``.
+        options: how long. Defaults to `Options()`.
+
+    Returns:
+        list[dict]: one a mode and kind of measurement: ``backend``, ``mode``, ``precision``, ``batch``, ``measures``,
+        ``includes``, ``relative_error`` (of the logits, against FP32 on the CPU), ``settings``, ``samples_ms`` and
+        what `benchmarks.timing.summarize` gives; for a mode that failed ``error`` and no numbers.
+
+    Raises:
+        PipelineError: the file does not fit, or PyTorch is missing.
+    """
+    options = options or Options()
+    with PyTorchRunner(model, "fp32", device="cpu", max_batch=CHECKED_IMAGES) as reference:
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, *reference.size, 3), dtype=np.uint8)
+        expected = reference.infer(pixels[:CHECKED_IMAGES]).logits
+    errors: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+
+    def failed(mode: str, error: Exception) -> None:
+        log.warning("%s at batch %d failed: %s", mode, batch, error)
+        errors[mode] = f"{type(error).__name__}: {error}"
+
+    with ExitStack() as stack:
+        runners: dict[str, PyTorchRunner] = {}
+        described: dict[str, dict[str, Any]] = {}
+        for mode in modes:
+            log.info("preparing %s %s at batch %d%s", mode, precision, batch, _PATIENCE.get(mode, ""))
+            try:
+                runner = PyTorchRunner(model, precision, mode, device=device, max_batch=batch)  # type: ignore[arg-type]
+                stack.enter_context(runner)
+                distance = _distance(expected, runner.infer(pixels).logits[:CHECKED_IMAGES])
+            except Exception as error:  # whatever PyTorch raises: the others are to be timed all the same
+                failed(mode, error)
+                continue
+            runners[mode] = runner
+            described[mode] = {"relative_error": distance, "settings": runner.describe()}
+        samples = {
+            "infer": measure(
+                {mode: partial(runner.infer, pixels) for mode, runner in runners.items()},
+                seconds_each=options.seconds_each,
+                warmup_seconds=options.warmup_seconds,
+                on_error=failed,
+            )
+        }
+        if device.startswith("cuda"):
+            for kind, count in (("compute", options.repeats), ("stream", options.stream_batches)):
+                calls = {
+                    mode: partial(getattr(runner, f"{kind}_ms"), batch, count)
+                    for mode, runner in runners.items()
+                    if mode not in errors
+                }
+                samples[kind] = in_turns(calls, options.turns, failed)
+    for mode in modes:
+        head = {"backend": "pytorch", "mode": mode, "precision": precision, "batch": batch}
+        for kind, measured in samples.items():
+            if mode in measured:
+                what = {"measures": kind, "includes": INCLUDES[kind], **described[mode]}
+                rows.append({**head, **what, "samples_ms": measured[mode], **summarize(measured[mode], batch)})
+        if mode in errors:
+            rows.append({**head, "error": errors[mode]})
+    return rows
+
+
+_PATIENCE = {"compile": " (minutes)"}
+
+
+def _distance(expected: np.ndarray, logits: np.ndarray) -> float:
+    """The relative error of logits; a model that computes something else is not worth timing."""
+    distance = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    if not distance <= LARGEST_ERROR:  # also of NaN
+        raise RunnerError(
+            f"Expected the logits of FP32 on the CPU up to a relative error of {LARGEST_ERROR}. "
+            f"Received: {distance:.3g}. Take precision fp32, or look for what overflows in FP16."
+        )
+    return distance
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as text."""
+    lines = [f"  {'mode':<8} {'batch':>5} {'measures':<8} {'p50 ms':>9} {'p99 ms':>9} {'img/s':>9} {'rel. error':>10}"]
+    for row in rows:
+        head = f"  {row['mode']:<8} {row['batch']:>5} "
+        if "error" in row:
+            lines.append(f"{head}failed: {row['error'].splitlines()[0]}")
+            continue
+        lines.append(
+            f"{head}{row['measures']:<8} {row['p50_ms']:>9.3f} {row['p99_ms']:>9.3f} "
+            f"{row['images_per_second']:>9.1f} {row['relative_error']:>10.1e}"
+        )
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    defaults = Options()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.pytorch",
+        description="Time an exported model in PyTorch, channels-last, on the same weights as our engines.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="FP32 ONNX file of the export stage")
+    parser.add_argument("--batches", type=_batches, default=[1, 32, 256], metavar="N,…", help="default 1,32,256")
+    parser.add_argument("--modes", type=_modes, default=list(MODES), metavar="NAME,…", help=f"of {', '.join(MODES)}")
+    parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16", help="default %(default)s")
+    parser.add_argument("--device", default="cuda", help="as torch names it: cuda, cuda:1, cpu; default %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=defaults.seconds_each, help="of each mode; default %(default)s"
+    )
+    parser.add_argument("--turns", type=_positive, default=defaults.turns, help="of GPU times; default %(default)s")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for all rows and samples")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, received {text!r}")
+    return int(text)
+
+
+def _batches(text: str) -> list[int]:
+    return list(dict.fromkeys(_positive(one) for one in text.split(",")))
+
+
+def _modes(text: str) -> list[str]:
+    names = list(dict.fromkeys(one.strip() for one in text.split(",")))
+    if unknown := [one for one in names if one not in MODES]:
+        raise argparse.ArgumentTypeError(f"expected modes of {', '.join(MODES)}, received {', '.join(unknown)}")
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time the model. Returns 0, 1 where a mode failed, 2 where nothing could be timed."""
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = Options(seconds_each=args.seconds, turns=args.turns)
+    before = gpu_snapshot()
+    rows: list[dict[str, Any]] = []
+    try:
+        # Opened once before all: without a GPU or with another file nothing is to be tried mode by mode.
+        with PyTorchRunner(args.model, args.precision, device=args.device, max_batch=1):
+            pass
+        for batch in args.batches:
+            rows += time_batch(args.model, batch, args.modes, args.precision, args.device, options)
+        if args.output is not None:
+            content = {
+                "schema": SCHEMA,
+                "model": f"{args.model.resolve().parent.name}/{args.model.name}",
+                "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
+                "machine": machine(),
+                "versions": versions(),
+                "commit": commit(),
+                "gpu_before": before,
+                "gpu_after": gpu_snapshot(),
+                "results": rows,
+            }
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.output, content)
+    except (PipelineError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing was written")
+        return 130
+    log.info("%s", table(rows))
+    failed = [f"{row['mode']} {row['batch']}" for row in rows if "error" in row]
+    print(json.dumps({"rows": len(rows) - len(failed), "failed": failed}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
