@@ -37,8 +37,8 @@ def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Modul
             the first Conv, Softmax is FP32, outputs are float32. Defaults to ``"fp32"``.
 
     Returns:
-        torch.nn.Module: in eval mode; takes the pixels, gives the tuple of the file's outputs, in its order. It has
-        the attributes ``output_names`` and ``input_size`` (height, width).
+        torch.nn.Module: in eval mode; takes the pixels, gives the tuple of the file's outputs, in its order. Its
+        attributes: ``output_names``, ``output_widths`` (of the last dimension), ``input_size`` (height, width).
 
     Raises:
         RunnerError: the file is none of ours, or holds an operator or attribute that is not known here.
@@ -101,6 +101,7 @@ class Converter:
         module = torch.fx.GraphModule(self.root, self.graph, "ExportedModel").eval().requires_grad_(False)
         module = module.to(memory_format=torch.channels_last)
         module.output_names, module.input_size = tuple(self.outputs), size
+        module.output_widths = tuple(one.type.tensor_type.shape.dim[-1].dim_value for one in self.model.graph.output)
         return module
 
     def _input(self) -> tuple[str, tuple[int, int]]:

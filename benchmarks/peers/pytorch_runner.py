@@ -85,7 +85,7 @@ class PyTorchRunner:
             DeviceUnavailableError: PyTorch or its GPU is missing.
             RunnerError: the file does not fit, see `load_onnx`.
         """
-        torch = import_torch()
+        torch = self._torch = import_torch()
         if self._cuda and not torch.cuda.is_available():
             raise DeviceUnavailableError(
                 f"Expected a GPU for PyTorch on {self.device!r}. Received: none that PyTorch {torch.__version__} can "
@@ -116,13 +116,10 @@ class PyTorchRunner:
             )
         self._indices = [names.index(name) for name in OUTPUTS]
         self.size: tuple[int, int] = module.input_size
-        self._torch = torch
         self.module = module.to(self.device)
         if self.mode == "compile":
             self.module = torch.compile(self.module, mode="max-autotune", fullgraph=True, dynamic=False)
-        with torch.inference_mode():
-            example = module(torch.zeros((1, *self.size, 3), dtype=torch.uint8, device=self.device))
-        classes = [example[index].shape[1] for index in self._indices]
+        classes = [module.output_widths[index] for index in self._indices]
         self._stream: Any = torch.cuda.Stream() if self._cuda else None
         self._uploads = torch.cuda.Stream() if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self.mode == "graphs" else None

@@ -138,6 +138,7 @@ def test_the_tiny_classifier(tmp_path: Path) -> None:
     path, pixels = tiny_onnx.write(tmp_path / "model.onnx"), tiny_onnx.pixels(3)
     module = load_onnx(path)
     assert (module.input_size, module.output_names) == ((16, 16), ("logits", "probabilities"))
+    assert module.output_widths == (len(tiny_onnx.CLASSES),) * 2
     for value, wanted in zip(run(module, pixels), reference(path, pixels)):
         assert distance(value, wanted) <= 1e-5
 

@@ -1,0 +1,72 @@
+"""The command of the PyTorch peer, as far as it needs no PyTorch."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import pytorch
+from benchmarks.peers.pytorch_runner import PyTorchRunner
+from pipeline.errors import DeviceUnavailableError, RunnerError
+from tests import tiny_onnx
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_candidates_take_turns() -> None:
+    calls: list[str] = []
+
+    def candidate(name: str) -> list[float]:
+        calls.append(name)
+        return [float(len(calls)), 0.5]
+
+    samples = pytorch.in_turns({"a": lambda: candidate("a"), "b": lambda: candidate("b")}, turns=3)
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+    assert samples == {"a": [1.0, 0.5, 4.0, 0.5, 5.0, 0.5], "b": [2.0, 0.5, 3.0, 0.5, 6.0, 0.5]}
+
+
+def test_a_candidate_that_fails_leaves_the_others() -> None:
+    left, failed = [[1.0], [2.0]], {}
+    candidates = {"breaks": lambda: left.pop(), "works": lambda: [3.0]}
+    samples = pytorch.in_turns(candidates, 3, lambda name, error: failed.update({name: type(error)}))
+    assert samples == {"works": [3.0, 3.0, 3.0]}
+    assert failed == {"breaks": IndexError}
+    with pytest.raises(IndexError):
+        pytorch.in_turns(candidates)
+
+
+@pytest.mark.parametrize(
+    "options", [["--batches", "1,0"], ["--batches", "many"], ["--modes", "eager,fast"], ["--precision", "int8"]]
+)
+def test_options_that_make_no_sense(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        pytorch.main(["model.onnx", *options])
+    assert stopped.value.code == 2
+    assert options[1].rpartition(",")[2] in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_without_pytorch_nothing_is_timed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert pytorch.main([str(tiny_onnx.write(tmp_path / "model.onnx")), "-o", str(tmp_path / "out.json")]) == 2
+    assert "benchmarks/peers/README.md" in caplog.text
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_without_pytorch_the_runner_says_so() -> None:
+    with pytest.raises(DeviceUnavailableError, match="Expected PyTorch"), PyTorchRunner("model.onnx"):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"precision": "int8"}, {"mode": "fast"}, {"max_batch": 0}])
+def test_a_runner_of_another_kind_is_refused(options: dict) -> None:
+    with pytest.raises(RunnerError, match="Expected precision fp32 or fp16"):
+        PyTorchRunner("model.onnx", **options)
+
+
+def test_graphs_are_for_gpus() -> None:
+    with pytest.raises(RunnerError, match="Expected a CUDA device"):
+        PyTorchRunner("model.onnx", mode="graphs", device="cpu")
