@@ -6,6 +6,7 @@ and probabilities back to pinned memory. Needs numpy, onnx and torch; Python 3.1
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -33,9 +34,11 @@ WARMUP_CALLS = 3  # cuDNN chooses its algorithms in the first; a compiled model 
 class PyTorchRunner:
     """Classifies batches with PyTorch; by the protocol of `pipeline.runners.base.Runner`. Not for several threads.
 
-    A batch size is prepared when it is first seen: warmed up and, by the mode, captured or compiled (minutes). Larger
-    input than ``max_batch`` is split. While a runner is open, TF32 and cuDNN's benchmark mode are set for the whole
-    process; runners that are open at the same time take the same ``tf32``.
+    A batch size is prepared when it is first seen: warmed up and, by the mode, captured or compiled (minutes; eight
+    sizes a runner, then PyTorch's recompile limit raises). Larger input than ``max_batch`` is split.
+
+    While a runner is open, TF32 and cuDNN's benchmark mode are set for the whole process; runners that are open at the
+    same time take the same ``tf32``.
 
     Args:
         path: FP32 ONNX file as our export writes it.
@@ -137,6 +140,7 @@ class PyTorchRunner:
         self._calls, self._slots, self._pool = {}, [], None
         if self._cuda:
             self._torch.cuda.synchronize()
+            gc.collect()  # a compiled model refers to itself
             self._torch.cuda.empty_cache()
 
     def describe(self) -> dict[str, Any]:
