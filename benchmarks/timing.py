@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -112,6 +112,35 @@ def _turn(
         spent += took
         if spent >= length or len(into) >= max_samples or (took <= 0 and length == 0):
             return spent
+
+
+def in_turns(
+    candidates: Mapping[str, Callable[[], Sequence[float]]],
+    turns: int = 10,
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> dict[str, list[float]]:
+    """Collect times that the candidates take themselves, in turns (A B, B A, A B, …).
+
+    Args:
+        candidates: name to function, which measures for a moment and returns milliseconds.
+        turns: of each candidate. Defaults to 10.
+        on_error: called when a candidate raises; it is left out of the result. Defaults to None: the exception goes
+            through.
+
+    Returns:
+        dict[str, list[float]]: name to samples in milliseconds.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(turns):
+        for name in list(samples) if turn % 2 == 0 else list(reversed(samples)):
+            try:
+                samples[name] += candidates[name]()
+            except Exception as error:
+                if on_error is None:
+                    raise
+                del samples[name]
+                on_error(name, error)
+    return samples
 
 
 def summarize(samples_ms: list[float], batch: int) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
@@ -137,6 +135,8 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         PipelineError: the lock is held and ``wait`` is false.
     """
+    from filelock import FileLock, Timeout  # here, because GPU machines that lock nothing may lack it
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     if os.environ.get(LOCK_HELD) == str(path.resolve()):

@@ -1,7 +1,7 @@
 """PyTorch as a peer: an exported model eager, as a CUDA graph and compiled, on the same weights as our engines.
 
 The command times PyTorch alone. A script that wants our engines in the same turns takes the parts: `PyTorchRunner`
-beside any other runner in `benchmarks.timing.measure`, and `in_turns` for times that are no wall-clock times.
+beside any other runner in `benchmarks.timing.measure`, or in `in_turns` for times that are no wall-clock times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.onnx_to_torch import Precision, load_onnx
+from benchmarks.peers.onnx_to_torch import Precision
 from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
 from benchmarks.peers.torch_device import versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
-from benchmarks.timing import measure, summarize
+from benchmarks.timing import in_turns, measure, summarize
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.files import write_json
-
-__all__ = ["INCLUDES", "Options", "PyTorchRunner", "in_turns", "load_onnx", "time_batch"]
 
 log = logging.getLogger("peers")
 
@@ -62,35 +60,6 @@ class Options:
     turns: int = 10  # of compute and stream
     repeats: int = 20  # calls a turn of compute
     stream_batches: int = 30  # batches a turn of stream
-
-
-def in_turns(
-    candidates: Mapping[str, Callable[[], Sequence[float]]],
-    turns: int = 10,
-    on_error: Callable[[str, Exception], None] | None = None,
-) -> dict[str, list[float]]:
-    """Collect times that the candidates take themselves, in turns (A B, B A, A B, …).
-
-    Args:
-        candidates: name to function, which measures for a moment and returns milliseconds.
-        turns: of each candidate. Defaults to 10.
-        on_error: called when a candidate raises; it is left out of the result. Defaults to None: the exception goes
-            through.
-
-    Returns:
-        dict[str, list[float]]: name to samples in milliseconds.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(turns):
-        for name in list(samples) if turn % 2 == 0 else list(reversed(samples)):
-            try:
-                samples[name] += candidates[name]()
-            except Exception as error:
-                if on_error is None:
-                    raise
-                del samples[name]
-                on_error(name, error)
-    return samples
 
 
 def time_batch(

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch_runner import PyTorchRunner
+from benchmarks.timing import in_turns
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from tests import tiny_onnx
 
@@ -23,7 +24,7 @@ def test_candidates_take_turns() -> None:
         calls.append(name)
         return [float(len(calls)), 0.5]
 
-    samples = pytorch.in_turns({"a": lambda: candidate("a"), "b": lambda: candidate("b")}, turns=3)
+    samples = in_turns({"a": lambda: candidate("a"), "b": lambda: candidate("b")}, turns=3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
     assert samples == {"a": [1.0, 0.5, 4.0, 0.5, 5.0, 0.5], "b": [2.0, 0.5, 3.0, 0.5, 6.0, 0.5]}
 
@@ -31,11 +32,11 @@ def test_candidates_take_turns() -> None:
 def test_a_candidate_that_fails_leaves_the_others() -> None:
     left, failed = [[1.0], [2.0]], {}
     candidates = {"breaks": lambda: left.pop(), "works": lambda: [3.0]}
-    samples = pytorch.in_turns(candidates, 3, lambda name, error: failed.update({name: type(error)}))
+    samples = in_turns(candidates, 3, lambda name, error: failed.update({name: type(error)}))
     assert samples == {"works": [3.0, 3.0, 3.0]}
     assert failed == {"breaks": IndexError}
     with pytest.raises(IndexError):
-        pytorch.in_turns(candidates)
+        in_turns(candidates)
 
 
 @pytest.mark.parametrize(
