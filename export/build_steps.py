@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.errors import ExportError
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
@@ -158,30 +159,35 @@ def count_layers(trt: TensorRT, network: Any, precision: str, source: Path) -> d
 
 
 def configure(
-    trt: TensorRT,
-    config: Any,
-    precision: str,
-    tf32: bool,
-    workspace_mib: int | None,
-    optimization_level: int | None,
-    targets: Sequence[str],
+    trt: TensorRT, builder: Any, config: Any, precision: str, options: BuildOptions, targets: Sequence[str]
 ) -> list[str]:
     """Set the options; return the names of the builder flags that are on."""
     flags = []
     if not trt.strongly_typed:  # 8.6: permissions; an INT8 engine needs FP16 for what is not quantised
         flags += {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
         _keep_out_external_tactics(trt, config)
-    if tf32:
+    if options.tf32:
         flags.append("TF32")
     else:
         config.clear_flag(trt.member("BuilderFlag", "TF32"))
+    if options.version_compatible:
+        flags.append("VERSION_COMPATIBLE")
+    if options.strip_weights:  # the very same weights come back, which needs no slower, fully refittable engine
+        flags += ["STRIP_PLAN", "REFIT_IDENTICAL"]
     for name in flags:
         config.set_flag(trt.member("BuilderFlag", name))
     config.profiling_verbosity = trt.member("ProfilingVerbosity", "DETAILED")
-    if workspace_mib is not None:
-        config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), workspace_mib << 20)
-    if optimization_level is not None:
-        config.builder_optimization_level = optimization_level
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), options.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.hardware_compatibility != "none":
+        level = options.hardware_compatibility.upper()
+        config.hardware_compatibility_level = trt.member("HardwareCompatibilityLevel", level)
+    if options.max_aux_streams is not None:
+        config.max_aux_streams = options.max_aux_streams
+    if options.builder_threads is not None:
+        builder.max_threads = options.builder_threads
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):

@@ -68,8 +68,33 @@ class TensorRT:
         return hasattr(self.module, "IProgressMonitor")
 
     @property
-    def timing_cache_without_gpu(self) -> bool:
-        """Whether a timing cache may be used without a GPU; with one, TensorRT-RTX asks for a device."""
+    def timing_cache(self) -> bool:
+        """Whether a timing cache does something: TensorRT-RTX, which times on the user's GPU, made it a no-op."""
+        return hasattr(self.module.IBuilderConfig, "create_timing_cache") and not self.targets
+
+    @property
+    def version_compatible(self) -> bool:
+        """Whether plans can be built that later versions run, with a lean runtime inside.
+
+        TensorRT-RTX has the flag and no lean runtime: its plans are for one release.
+        """
+        return self.has("BuilderFlag", "VERSION_COMPATIBLE") and not self.targets
+
+    def hardware_compatible(self, level: str) -> bool:
+        """Whether plans can be built that other GPUs run; ``level`` is "ampere_plus" or "same_compute_capability".
+
+        TensorRT-RTX has the enumeration and ignores it: its `targets` say for which GPUs a plan is.
+        """
+        return self.has("HardwareCompatibilityLevel", level.upper()) and not self.targets
+
+    @property
+    def strips_weights(self) -> bool:
+        """Whether plans can be built without their weights."""
+        return self.has("BuilderFlag", "STRIP_PLAN")
+
+    @property
+    def strips_weights_without_gpu(self) -> bool:
+        """Whether that works without a GPU: TensorRT-RTX, which builds without one, then asks for one."""
         return not self.targets
 
     @property
@@ -106,6 +131,15 @@ class TensorRT:
     def refit_from_onnx(self) -> bool:
         """Whether an engine can take its weights from an ONNX file."""
         return hasattr(self.module, "OnnxParserRefitter")
+
+    def max_aux_streams(self) -> bool:
+        """Whether the number of auxiliary CUDA streams can be limited."""
+        return hasattr(self.module.IBuilderConfig, "max_aux_streams")
+
+    @property
+    def builder_threads(self) -> bool:
+        """Whether the number of the builder's threads can be chosen."""
+        return hasattr(self.module.Builder, "max_threads")
 
     def has(self, enum: str, name: str) -> bool:
         """Whether the enumeration ``enum`` exists in this library and has a member ``name``."""
@@ -242,6 +276,10 @@ def _make_logger(module: Any) -> Any:
         def clear(self) -> None:
             self._errors.clear()
             self._others.clear()
+
+        def heard(self) -> bool:
+            """Whether there was a warning or an error since the last `clear`."""
+            return bool(self._errors or self._others)
 
         def lines(self, count: int = 4) -> str:
             """Give the last errors, or the last warnings where there were no errors."""

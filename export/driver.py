@@ -54,6 +54,16 @@ def driver_status() -> DriverStatus:
         return DriverStatus(False, f"the CUDA driver library is not usable: {error!r}. Reinstall the NVIDIA driver")
 
 
+def as_numbers(version: str) -> tuple[int, ...]:
+    """Give "10.13.0.35" or "8.6" as numbers, which compare as versions do; what is no number ends them."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
 def _load_cuda() -> Any:
     if sys.platform == "win32":
         return ctypes.CDLL("nvcuda.dll")

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from export import timing_cache
+from export.build_options import BuildOptions, described, refuse_unsupported
 from export.build_steps import (
     BatchProfile,
     Progress,
@@ -35,6 +37,7 @@ from export.sidecar import SCHEMA, check_engine, read_sidecar, sha256_file, side
 
 __all__ = [
     "BatchProfile",
+    "BuildOptions",
     "EngineDeviceError",
     "build_engine",
     "check_engine",
@@ -58,10 +61,8 @@ def build_engine(
     precision: str,
     profile: BatchProfile,
     trt: TensorRT,
-    tf32: bool = False,
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    targets: Sequence[str] = (),
+    options: BuildOptions | None = None,
+    variant: str | None = None,
     progress: Progress | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -74,11 +75,8 @@ def build_engine(
         precision: "fp32", "fp16" or "int8": what the graph must hold.
         profile: the batch sizes.
         trt: the library, from `export.capabilities.find_tensorrt`.
-        tf32: let FP32 convolutions round their inputs to TF32. Defaults to False: parity needs it off.
-        workspace_mib: limit of scratch memory in MiB. Defaults to None: the GPU's memory.
-        optimization_level: the builder's effort, 0 to 5. Defaults to None: the library's default.
-        targets: GPU generations the plan is for, as "8.6", "SM86" or "current"; TensorRT-RTX only.
-            Defaults to none: every GPU of compute capability 8.0 and later that TensorRT-RTX supports.
+        options: how to build. Defaults to `BuildOptions()`.
+        variant: name of the batch profile among several, for the sidecar. Defaults to None: there is one.
         progress: called with (phase, steps done, steps), from TensorRT's threads too. Defaults to None.
         extra: what else the sidecar is to hold, above all "classes" and "preprocessing"; it wins over the
             ONNX file's metadata. Defaults to None.
@@ -90,11 +88,12 @@ def build_engine(
         EngineDeviceError: this TensorRT needs a GPU and there is none.
         ExportError: TensorRT refused, in its own words, or the disk did. Nothing half-written is left.
     """
-    source, plan_file = Path(onnx_path), Path(plan_path)
-    _check_request(source, plan_file, precision, optimization_level)
+    source, plan_file, options = Path(onnx_path), Path(plan_path), options or BuildOptions()
+    _check_request(source, plan_file, precision)
     driver = driver_status()
-    _require_device(trt, driver, targets)
-    wanted = _targets(trt, targets, driver)
+    _require_device(trt, driver, options.targets)
+    refuse_unsupported(options, trt, driver)
+    wanted = _targets(trt, options.targets, driver)
     onnx_sha256 = sha256_file(source)
     started = time.monotonic()
 
@@ -105,8 +104,11 @@ def build_engine(
     tensors = check_tensors(network, profile, source)
     network_layers = count_layers(trt, network, precision, source)
     config = builder.create_builder_config()
-    flags = configure(trt, config, precision, tf32, workspace_mib, optimization_level, wanted)
+    flags = configure(trt, builder, config, precision, options, wanted)
     add_profile(builder, network, config, profile, logger)
+    cache, cache_state = None, None
+    if options.timing_cache is not None:
+        cache, cache_state = timing_cache.attach(trt, config, options.timing_cache, logger)
     monitor = make_monitor(trt, progress) if trt.progress_monitor else None
     if monitor is not None:
         config.progress_monitor = monitor
@@ -119,8 +121,10 @@ def build_engine(
     if plan is None:
         raise ExportError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
-            f"Received: {logger.lines()}. Change the graph or the options that it names."
+            f"Received: {logger.lines()}. {_advice(options)}"
         )
+    if cache is not None and options.timing_cache is not None:
+        timing_cache.save(cache, options.timing_cache)
     del parser  # not earlier: it owns the weights that the network refers to
     seconds = time.monotonic() - started
 
@@ -142,9 +146,8 @@ def build_engine(
         "preprocessing": metadata.pop("preprocessing", None),
         "metadata": metadata,
         "options": {
-            "tf32": tf32,
-            "workspace_mib": workspace_mib,
-            "optimization_level": optimization_level,
+            **described(options),
+            "timing_cache": cache_state,
             "strongly_typed": trt.strongly_typed,
             "flags": flags,
         },
@@ -158,15 +161,19 @@ def build_engine(
     return sidecar
 
 
-def _check_request(source: Path, plan: Path, precision: str, optimization_level: int | None) -> None:
+def _check_request(source: Path, plan: Path, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ExportError(f"Expected a precision of {', '.join(PRECISIONS)}. Received: {precision!r}.")
-    if optimization_level is not None and not 0 <= optimization_level <= 5:
-        raise ExportError(f"Expected an optimization level from 0 to 5. Received: {optimization_level}.")
     if plan.suffix == ".json":
         raise ExportError(f"Expected a plan path like fp16.plan. Received: {plan}, which is its sidecar's name.")
     if not source.is_file():
         raise ExportError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
+
+
+def _advice(options: BuildOptions) -> str:
+    if options.version_compatible:
+        return "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
+    return "Change the graph or the options that it names."
 
 
 def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str]) -> None:
@@ -186,11 +193,6 @@ def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str])
 
 def _targets(trt: TensorRT, targets: Sequence[str], driver: DriverStatus) -> list[str]:
     """Give the targets as "8.6" (the driver's own for "current"), checked; none means the library's default."""
-    if targets and not trt.targets:
-        raise ExportError(
-            f"Expected no targets: {trt.flavour} {trt.version} builds for the GPU of this machine. "
-            f"Received: {list(targets)}. Remove them from the recipe, or build with TensorRT-RTX."
-        )
     wanted: list[str] = []
     for target in targets:
         text = target.lower()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from export.engine import BatchProfile, build_engine
+from export.engine import BatchProfile, BuildOptions, build_engine
 from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.environment import choose_tensorrt
 from pipeline.files import sha256_file
 from pipeline.layout import engine_source, engines
 from pipeline.progress import progress_bar
+from pipeline.recipe import Build
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
         log.warning("no engine is built here. %s", why)
         return {"built": {}, "kept": kept, "why_not": why}
     profile = BatchProfile(settings.profile.min, settings.profile.opt, settings.profile.max)
+    options = build_options(settings)
     built: dict[str, Any] = {}
     for precision in settings.precisions:
         with progress_bar(desc=f"  {trt.flavour} {precision}", unit="step", leave=False) as bar:
@@ -48,10 +51,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
                 precision=precision,
                 profile=profile,
                 trt=trt,
-                tf32=settings.tf32,
-                workspace_mib=settings.workspace_mib,
-                optimization_level=settings.optimization_level,
-                targets=settings.targets,
+                options=options,
                 progress=advance,
             )
         built[f"{trt.flavour}/{precision}"] = {"bytes": sidecar["plan_bytes"], "seconds": sidecar["seconds"]}
@@ -59,6 +59,12 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
             "  %s/%s.plan: %.1f MB in %.1f s", trt.flavour, precision, sidecar["plan_bytes"] / 1e6, sidecar["seconds"]
         )
     return {"built": built, "kept": kept}
+
+
+def build_options(settings: Build) -> BuildOptions:
+    """The recipe's options of the build, those of the same name."""
+    names = [field.name for field in fields(BuildOptions)]
+    return BuildOptions(**{name: getattr(settings, name) for name in names})
 
 
 def _keep_engines(context: Context, folder: Path, except_flavour: str | None) -> list[str]:

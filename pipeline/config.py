@@ -25,6 +25,7 @@ PATH_KEYS = (
     "model.weights",
     "model.classes",
     "model.preprocessing.mean",
+    "build.timing_cache",  # it spares time and decides nothing
 )
 RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a folder
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
@@ -257,8 +258,15 @@ def _check(recipe: Recipe) -> None:
         1 <= profile.min <= profile.opt <= profile.max,
         "build.profile", "1 <= min <= opt <= max", to_dict(profile),
     )  # fmt: skip
-    level = recipe.build.optimization_level
+    level, streams = recipe.build.optimization_level, recipe.build.max_aux_streams
     require(level is None or 0 <= level <= 5, "build.optimization_level", "0 to 5", level)
+    require(streams is None or 0 <= streams <= 64, "build.max_aux_streams", "0 to 64", streams)
+    threads = recipe.build.builder_threads
+    require(threads is None or 1 <= threads <= 1024, "build.builder_threads", "1 to 1024", threads)
+    require(
+        not (recipe.build.strip_weights and recipe.build.version_compatible),
+        "build", "strip_weights or version_compatible", "both: a lean runtime cannot put weights back",
+    )  # fmt: skip
     require(bool(recipe.build.precisions), "build.precisions", "at least one precision", [])
     for where, count in {
         "train.batch_size": recipe.train.batch_size,
@@ -301,7 +309,7 @@ def _check(recipe: Recipe) -> None:
     }.items():
         require(0 <= seconds < 3600, where, "0 to below 3600", seconds)
     workspace = recipe.build.workspace_mib
-    require(workspace is None or workspace > 0, "build.workspace_mib", "a number above 0", workspace)
+    require(workspace is None or 0 < workspace <= 1 << 24, "build.workspace_mib", "1 to 16777216", workspace)
     require(
         all(b >= 1 for b in recipe.benchmark.batches),
         "benchmark.batches",

@@ -199,9 +199,15 @@ class Build:
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     profile: Profile = field(default_factory=Profile)
     tf32: bool = False
-    workspace_mib: int | None = None
+    workspace_mib: int | None = None  # limit of scratch memory; null: the GPU's memory
     optimization_level: int | None = None  # 0 to 5, TensorRT's own default when null
     targets: tuple[str, ...] = ()  # rtx: GPUs to build for, such as SM86; empty: see the sidecar
+    timing_cache: str | None = None  # a file that keeps what TensorRT timed, for the next build; shared by all engines
+    version_compatible: bool = False  # engines run on later TensorRT versions too; they may be slower
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"  # or more GPUs; slower
+    strip_weights: bool = False  # plans without weights, which come back from the ONNX file when they are loaded
+    max_aux_streams: int | None = None  # further CUDA streams an inference may use; null: TensorRT's choice
+    builder_threads: int | None = None  # null: TensorRT's choice
 
 
 @dataclass(frozen=True)

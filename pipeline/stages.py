@@ -250,6 +250,8 @@ STAGES = (
             "pipeline/environment.py",
             "export/engine.py",
             "export/build_steps.py",
+            "export/build_options.py",
+            "export/timing_cache.py",
             "export/driver.py",
             "export/capabilities.py",
             "export/inspection.py",

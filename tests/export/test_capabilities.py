@@ -23,6 +23,8 @@ PORTABLE = (
     "export.sidecar",
     "export.inspection",
     "export.build_steps",
+    "export.build_options",
+    "export.timing_cache",
     "export.engine",
     "pipeline.runners.cuda",
     "pipeline.runners.tensorrt",
@@ -152,7 +154,6 @@ def test_typing_is_asked_by_name(network: tuple[str, ...], flags: tuple[str, ...
     assert (trt.strongly_typed, trt.always_strong) == (strong, always)
     assert not trt.targets
     assert not trt.builds_without_gpu
-    assert trt.timing_cache_without_gpu
     assert not trt.progress_monitor
 
 
@@ -174,7 +175,13 @@ def test_the_real_rtx() -> None:
     assert trt.targets
     assert trt.builds_without_gpu
     assert trt.progress_monitor
-    assert not trt.timing_cache_without_gpu
+    assert not trt.timing_cache
+    assert not trt.version_compatible
+    assert not trt.hardware_compatible("ampere_plus")
+    assert trt.strips_weights
+    assert not trt.strips_weights_without_gpu
+    assert trt.max_aux_streams
+    assert trt.builder_threads
     assert trt.has("ComputeCapability", "SM89")
 
 

@@ -214,6 +214,10 @@ def test_home_is_expanded(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("build.profile.opt=64", "build.profile"),
         ("build.optimization_level=6", "build.optimization_level"),
         ("build.precisions=[]", "build.precisions"),
+        ("build.max_aux_streams=-1", "build.max_aux_streams"),
+        ("build.builder_threads=0", "build.builder_threads"),
+        ("build.workspace_mib=0", "build.workspace_mib"),
+        ("build={strip_weights: true, version_compatible: true}", "build"),
         ("benchmark.batches=[1, 0]", "benchmark.batches"),
         ("benchmark.min_samples=0", "benchmark.min_samples"),
         ("infer.top_k=0", "infer.top_k"),
@@ -343,10 +347,16 @@ def test_dump_fills_in_every_default(toy: Path) -> None:
 
 
 def test_slice_leaves_paths_out_and_keeps_the_rest(write, tmp_path: Path) -> None:
-    path = write({"data": {"path": "a", "salt": "s"}, "model": {"weights": "w.h5", "path": "m.keras"}})
+    path = write(
+        {
+            "data": {"path": "a", "salt": "s"},
+            "model": {"weights": "w.h5", "path": "m.keras"},
+            "build": {"timing_cache": "timing.cache"},
+        }
+    )
     recipe = load_recipe(path)
-    part = recipe_slice(recipe, ["data", "model", "description"])
-    assert set(part) == {"data", "model", "description"}
+    part = recipe_slice(recipe, ["data", "model", "build", "description"])
+    assert set(part) == {"data", "model", "build", "description"}
     assert str(tmp_path) not in repr(part)
     whole = to_dict(recipe)
     for dotted in PATH_KEYS:
@@ -356,7 +366,7 @@ def test_slice_leaves_paths_out_and_keeps_the_rest(write, tmp_path: Path) -> Non
             del whole[section][key]
     assert part == {name: whole[name] for name in part}
     moved = load_recipe(path, ["data.path=/b", "model.weights=/c", "model.path=/d"])
-    assert recipe_slice(moved, ["data", "model", "description"]) == part
+    assert recipe_slice(moved, ["data", "model", "build", "description"]) == part
     assert recipe.data.path is not None, "the recipe itself is untouched"
 
 
