@@ -16,7 +16,7 @@ from pipeline.card import ModelCard
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, write_json
-from pipeline.layout import BENCHMARK, CARD
+from pipeline.layout import BENCHMARK, CARD, engine_name
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import MODEL, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
@@ -33,7 +33,8 @@ EXAMPLES = """examples:
 def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
     """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe."""
     settings = context.recipe.benchmark
-    batches = settings.batches or tuple(dict.fromkeys((1, context.recipe.build.profile.max)))
+    largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
+    batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
     wanted = scenarios(context.root, batches)
     card = ModelCard.read(context.root / CARD)
     options = Options(
@@ -63,7 +64,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
     }
     write_json(folder / Path(BENCHMARK).name, content)
     log.info("%s", table(results))
-    failed = [f"{row['backend']} {row['precision']}" for row in results if "error" in row]
+    failed = [f"{row['backend']} {engine_name(row)}" for row in results if "error" in row]
     return {"rows": len(results), **({"failed": failed} if failed else {})}
 
 
@@ -71,9 +72,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     """The results as text, with the speed relative to Keras at the same batch size."""
     keras = {row["batch"]: row.get("p50_ms") for row in results if row["backend"] == "keras"}
     columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
-    lines = [f"  {'backend':<12} {'prec.':<5} {'batch':>5}{columns} {'x Keras':>8}"]
-    for row in results:
-        head = f"  {row['backend']:<12} {row['precision']:<5} {row['batch']:>5} "
+    names = [engine_name(row) for row in results]
+    width = max(5, *map(len, names)) if names else 5
+    lines = [f"  {'backend':<12} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
+    for name, row in zip(names, results):
+        head = f"  {row['backend']:<12} {name:<{width}} {row['batch']:>5} "
         if "error" in row:
             lines.append(f"{head}failed: {row['error']}")
             continue
@@ -84,7 +87,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{row['images_per_second']:>9.1f} {ratio:>8}"
         )
     notes = dict.fromkeys(
-        f"  {row['precision']} on {row['backend']}: {row['caveat']}" for row in results if row["caveat"]
+        f"  {engine_name(row)} on {row['backend']}: {row['caveat']}" for row in results if row["caveat"]
     )
     return "\n".join([*lines, *notes])
 
@@ -102,7 +105,7 @@ def _environment() -> dict[str, Any]:
 STAGE = Stage(
     "benchmark",
     _inputs,
-    ("benchmark", "build.profile", "runtime"),
+    ("benchmark", "build.profile", "build.variants", "runtime"),
     (
         "benchmarks/__main__.py",
         "benchmarks/scenarios.py",

@@ -16,7 +16,7 @@ from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar
 from pipeline.errors import PipelineError, RunnerError
-from pipeline.layout import KERAS, ONNX
+from pipeline.layout import KERAS, ONNX, plan_variant
 from pipeline.runners.base import Runner
 from pipeline.runners.options import RuntimeOptions
 
@@ -48,6 +48,7 @@ class Scenario:
     path: Path  # model.keras, an ONNX file or a plan
     includes: str  # what a sample covers
     caveat: str = ""  # what a reader must know before comparing; empty: nothing
+    variant: str = ""  # which engine of this precision, where there are several
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,17 @@ def scenarios(
                 caveat = _ONNX_CAVEATS[precision]
                 found.append(Scenario("onnxruntime", precision, batch, path, INCLUDES["onnxruntime"], caveat))
         for path, sidecar in engines:
-            if sidecar["precision"] in precisions:
-                caveat = _engine_caveat(sidecar, batch)
-                found.append(Scenario("tensorrt", sidecar["precision"], batch, path, INCLUDES["tensorrt"], caveat))
+            if sidecar["precision"] in precisions and _worth_timing(path, sidecar, batch, batches):
+                caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
+                one = Scenario("tensorrt", sidecar["precision"], batch, path, INCLUDES["tensorrt"], caveat, variant)
+                found.append(one)
     return found
+
+
+def _worth_timing(plan: Path, sidecar: Mapping[str, Any], batch: int, batches: Sequence[int]) -> bool:
+    """Whether an engine is for this batch size: a variant is for those of its profile, if it takes any of them."""
+    fitting = [size for size in batches if sidecar["profile"]["min"] <= size <= sidecar["profile"]["max"]]
+    return plan_variant(plan) is None or not fitting or batch in fitting
 
 
 def _engines(artifacts_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -114,7 +122,7 @@ def _engines(artifacts_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
         except ExportError as error:
             log.warning("not timed: %s", error)
     order = {"fp32": 0, "fp16": 1, "int8": 2}
-    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1]["precision"], 3)))
+    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1]["precision"], 3), one[0].name))
 
 
 def _engine_caveat(sidecar: Mapping[str, Any], batch: int) -> str:
@@ -182,8 +190,8 @@ def run_scenarios(
         progress: called with (scenario, percent done, 100). Defaults to None.
 
     Returns:
-        list[dict]: one a scenario, in the order given: ``backend``, ``precision``, ``batch``, ``file``, ``includes``,
-        ``caveat`` and either ``error`` or ``samples_ms`` with what `benchmarks.timing.summarize` gives.
+        list[dict]: one a scenario, in the order given: ``backend``, ``precision``, ``variant``, ``batch``, ``file``,
+        ``includes``, ``caveat`` and either ``error`` or ``samples_ms`` with what `benchmarks.timing.summarize` gives.
     """
     options = options or Options()
     rows: dict[Scenario, dict[str, Any]] = {}
@@ -234,8 +242,9 @@ def _call(runner: Runner, pixels: np.ndarray) -> Callable[[], object]:
 
 
 def _name(scenario: Scenario) -> str:
-    # Two engines of one precision differ in their folder, the flavour.
-    return f"{scenario.backend} {scenario.precision} ({scenario.path.parent.name}) batch {scenario.batch}"
+    # Two engines of one precision differ in their folder, the flavour, or in their variant.
+    which = f"{scenario.precision}-{scenario.variant}" if scenario.variant else scenario.precision
+    return f"{scenario.backend} {which} ({scenario.path.parent.name}) batch {scenario.batch}"
 
 
 def _row(scenario: Scenario, samples: list[float] | None, error: str | None) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def build_engine(
         "plan_sha256": _sha256(data),
         "plan_bytes": data.nbytes,
         "precision": precision,
+        "variant": variant,
         "profile": asdict(profile),
         "tensors": tensors,
         "classes": metadata.pop("classes", None),

@@ -13,7 +13,7 @@ from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.environment import choose_tensorrt
 from pipeline.files import sha256_file
-from pipeline.layout import engine_source, engines
+from pipeline.layout import engine_source, engines, plan_name
 from pipeline.progress import progress_bar
 from pipeline.recipe import Build
 from pipeline.stage import Context
@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def build_engines(context: Context, folder: Path) -> dict[str, Any]:
-    """Build an engine for each precision of the recipe into ``<flavour>/<precision>.plan`` with its sidecar.
+    """Build an engine for each precision and variant of the recipe, with its sidecar.
+
+    It goes into ``<flavour>/<precision>.plan``, or ``<flavour>/<precision>-<variant>.plan`` where there are variants.
 
     Engines of another flavour that were built from the same ONNX files (on another machine) are kept. Without any
     TensorRT nothing is built; the reason is recorded and the rest of the chain goes on.
@@ -36,28 +38,29 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
     if trt is None:
         log.warning("no engine is built here. %s", why)
         return {"built": {}, "kept": kept, "why_not": why}
-    profile = BatchProfile(settings.profile.min, settings.profile.opt, settings.profile.max)
     options = build_options(settings)
+    wanted = [(precision, *named) for precision in settings.precisions for named in settings.profiles.items()]
     built: dict[str, Any] = {}
-    for precision in settings.precisions:
-        with progress_bar(desc=f"  {trt.flavour} {precision}", unit="step", leave=False) as bar:
+    for number, (precision, variant, profile) in enumerate(wanted, 1):
+        plan = folder / trt.flavour / plan_name(precision, variant)
+        name = f"{trt.flavour}/{plan.stem}"
+        with progress_bar(desc=f"  {name} ({number} of {len(wanted)})", unit="step", leave=False) as bar:
 
             def advance(phase: str, step: int, steps: int, bar: Any = bar) -> None:
                 bar.set_postfix_str(f"{phase} {step}/{steps}")
 
             sidecar = build_engine(
                 context.root / engine_source(precision, trt.strongly_typed),
-                folder / trt.flavour / f"{precision}.plan",
+                plan,
                 precision=precision,
-                profile=profile,
+                profile=BatchProfile(profile.min, profile.opt, profile.max),
                 trt=trt,
                 options=options,
+                variant=variant,
                 progress=advance,
             )
-        built[f"{trt.flavour}/{precision}"] = {"bytes": sidecar["plan_bytes"], "seconds": sidecar["seconds"]}
-        log.info(
-            "  %s/%s.plan: %.1f MB in %.1f s", trt.flavour, precision, sidecar["plan_bytes"] / 1e6, sidecar["seconds"]
-        )
+        built[name] = {"bytes": sidecar["plan_bytes"], "seconds": sidecar["seconds"]}
+        log.info("  %s.plan: %.1f MB in %.1f s", name, sidecar["plan_bytes"] / 1e6, sidecar["seconds"])
     return {"built": built, "kept": kept}
 
 

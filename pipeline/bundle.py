@@ -11,11 +11,12 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.config import RECIPE_NAME, dump_yaml
+from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.progress import progress_bar
+from pipeline.ranges import RECIPE_NAME
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.layout import engine_name
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -72,7 +74,7 @@ def speed(results: Sequence[Mapping[str, Any]]) -> str:
         return ""
     panels = [("p50_ms", batches[0], "latency, ms (line: to p90; less is better)")]
     panels.append(("images_per_second", batches[-1], "throughput, images/s (more is better)"))
-    rows = sum(row["batch"] == batches[0] for row in timed)
+    rows = max(sum(row["batch"] == batch for row in timed) for batch in (batches[0], batches[-1]))
     figure = _figure(9.2, 0.5 * rows + 1.1)
     for axis, (key, batch, label) in zip(figure.subplots(1, 2), panels):
         shown = [row for row in timed if row["batch"] == batch]
@@ -88,7 +90,7 @@ def speed(results: Sequence[Mapping[str, Any]]) -> str:
                 end, index, f"  {row[key]:,.3g}" if row[key] < 1000 else f"  {row[key]:,.0f}", va="center", fontsize=9
             )
             largest = max(largest, end)
-        axis.set_yticks(range(len(shown)), [f"{row['backend']} {row['precision']}" for row in shown])
+        axis.set_yticks(range(len(shown)), [f"{row['backend']} {engine_name(row)}" for row in shown])
         axis.invert_yaxis()
         axis.set_xlim(0, largest * 1.25)
         axis.set_title(f"batch {batch}", loc="left")

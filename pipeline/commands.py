@@ -152,7 +152,7 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
 
 def _can_serve(context: Context) -> bool:
     """Whether one file at least may serve; the report is written either way."""
-    from pipeline.infer import choose
+    from pipeline.serving import choose
 
     try:
         choose(context)
@@ -208,7 +208,8 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     from pipeline.card import ModelCard
-    from pipeline.infer import choose, classify, find_images, row_columns, write_rows
+    from pipeline.infer import classify, find_images, row_columns, write_rows
+    from pipeline.serving import choose
 
     settings = context.recipe.infer
     batch_size = settings.batch_size if args.batch_size is None else args.batch_size
@@ -217,7 +218,8 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
     output = args.output or Path("predictions.csv")
     paths = find_images(args.images)
-    choice = choose(context, args.backend, args.precision, args.allow_unverified)
+    at_once = min(batch_size, len(paths))
+    choice = choose(context, args.backend, args.precision, args.allow_unverified, at_once)
     card = ModelCard.read(context.folder("train") / "model.json")
     log.info("%d images, answered by %s (%s, verdict: %s)", len(paths), choice.name, choice.backend, choice.verdict)
     with choice.open() as runner:

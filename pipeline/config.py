@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from pipeline.errors import RecipeError
+from pipeline.ranges import check_ranges
 from pipeline.recipe import Recipe
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
@@ -27,7 +28,6 @@ PATH_KEYS = (
     "model.preprocessing.mean",
     "build.timing_cache",  # it spares time and decides nothing
 )
-RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a folder
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -67,7 +67,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
     recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
-    _check(recipe)
+    check_ranges(recipe)
     return recipe
 
 
@@ -160,6 +160,12 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         if args[0] is str:  # YAML reads the class name 0 as a number
             value = [str(item) if type(item) is int else item for item in value]
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping | None):
+            raise RecipeError(f"{where}: expected names, each with keys and values. Received: {value!r}.")
+        return {
+            str(name): _convert(args[1], item, f"{where}.{name}", args[1]()) for name, item in (value or {}).items()
+        }
     if expected is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads 1e-3 as a string
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[expected]
@@ -213,109 +219,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _groups(pattern: str) -> int:
-    try:
-        return re.compile(pattern).groups
-    except re.error as error:
-        raise RecipeError(
-            f"data.label_pattern: expected a regular expression. Received: {pattern!r} ({error})."
-        ) from error
-
-
-def _check(recipe: Recipe) -> None:
-    """Ranges that types do not say."""
-
-    def require(condition: bool, where: str, expected: str, received: Any) -> None:
-        if not condition:
-            raise RecipeError(f"{where}: expected {expected}. Received: {received!r}.")
-
-    require(
-        RECIPE_NAME.fullmatch(recipe.name) is not None,
-        "name", "letters, digits, '.', '_' and '-' (it names a folder)", recipe.name,
-    )  # fmt: skip
-    shares = to_dict(recipe.data.splits)
-    for name, share in shares.items():
-        require(0 <= share <= 1, f"data.splits.{name}", "a share from 0 to 1", share)
-    require(sum(shares.values()) > 0, "data.splits", "at least one share above 0", shares)
-    for split, part in to_dict(recipe.data.divide).items():
-        for name, share in part.items():
-            require(0 <= share <= 1, f"data.divide.{split}.{name}", "a share from 0 to 1", share)
-    if recipe.data.source in ("folder", "csv", "npz"):
-        received = recipe.data.path or recipe.data.download
-        require(received is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
-    if recipe.data.source == "tfds":
-        require(bool(recipe.data.tfds), "data.tfds", "a name of tensorflow-datasets", recipe.data.tfds)
-    if recipe.data.label_pattern is not None:
-        groups = _groups(recipe.data.label_pattern)
-        require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)
-    require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
-    require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
-    require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))
-    profile = recipe.build.profile
-    require(
-        1 <= profile.min <= profile.opt <= profile.max,
-        "build.profile", "1 <= min <= opt <= max", to_dict(profile),
-    )  # fmt: skip
-    level, streams = recipe.build.optimization_level, recipe.build.max_aux_streams
-    require(level is None or 0 <= level <= 5, "build.optimization_level", "0 to 5", level)
-    require(streams is None or 0 <= streams <= 64, "build.max_aux_streams", "0 to 64", streams)
-    threads = recipe.build.builder_threads
-    require(threads is None or 1 <= threads <= 1024, "build.builder_threads", "1 to 1024", threads)
-    require(
-        not (recipe.build.strip_weights and recipe.build.version_compatible),
-        "build", "strip_weights or version_compatible", "both: a lean runtime cannot put weights back",
-    )  # fmt: skip
-    require(bool(recipe.build.precisions), "build.precisions", "at least one precision", [])
-    for where, count in {
-        "train.batch_size": recipe.train.batch_size,
-        "quantize.batch_size": recipe.quantize.batch_size,
-        "quantize.min_images": recipe.quantize.min_images,
-        "quantize.sensitivity_images": recipe.quantize.sensitivity_images,
-        "verify.batch_size": recipe.verify.batch_size,
-        "verify.min_images": recipe.verify.min_images,
-        "infer.batch_size": recipe.infer.batch_size,
-        "infer.top_k": recipe.infer.top_k,
-        "benchmark.min_samples": recipe.benchmark.min_samples,
-    }.items():
-        require(count >= 1, where, "at least 1", count)
-    share = recipe.quantize.held_out
-    require(0 < share <= 0.5, "quantize.held_out", "above 0, up to 0.5", share)
-    share = recipe.quantize.max_kept
-    require(0 <= share <= 1, "quantize.max_kept", "0 to 1", share)
-    for where, (low, high) in {
-        "quantize": (recipe.quantize.min_images, recipe.quantize.max_images),
-        "verify": (recipe.verify.min_images, recipe.verify.max_images),
-    }.items():
-        require(low <= high, f"{where}.max_images", f"at least {where}.min_images ({low})", high)
-    for name in ("head", "fine_tune"):
-        phase = getattr(recipe.train, name)
-        require(phase.epochs >= 0, f"train.{name}.epochs", "0 or more", phase.epochs)
-        rate = phase.learning_rate
-        require(0 < rate < math.inf, f"train.{name}.learning_rate", "a number above 0", rate)
-    augment = recipe.train.augment
-    require(0 <= augment.rotation <= 180, "train.augment.rotation", "0 to 180 degrees", augment.rotation)
-    require(0 <= augment.zoom < 1, "train.augment.zoom", "0 to below 1", augment.zoom)
-    require(recipe.train.early_stopping >= 0, "train.early_stopping", "0 or more", recipe.train.early_stopping)
-    cache = recipe.train.feature_cache_mib
-    require(cache >= 0, "train.feature_cache_mib", "0 or more", cache)
-    pause = recipe.train.checkpoint_seconds
-    require(0 <= pause < math.inf, "train.checkpoint_seconds", "0 or more", pause)
-    require(0 <= recipe.train.seed < 2**32, "train.seed", "0 to 2**32 - 1", recipe.train.seed)
-    for where, seconds in {
-        "benchmark.seconds": recipe.benchmark.seconds,
-        "benchmark.warmup_seconds": recipe.benchmark.warmup_seconds,
-    }.items():
-        require(0 <= seconds < 3600, where, "0 to below 3600", seconds)
-    workspace = recipe.build.workspace_mib
-    require(workspace is None or 0 < workspace <= 1 << 24, "build.workspace_mib", "1 to 16777216", workspace)
-    require(
-        all(b >= 1 for b in recipe.benchmark.batches),
-        "benchmark.batches",
-        "sizes from 1",
-        recipe.benchmark.batches,
-    )
-    require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
-    require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
-    require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)

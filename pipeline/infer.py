@@ -1,8 +1,4 @@
-"""Batch inference: images in, one row an image out.
-
-Which file answers is decided by the verdict of the verify stage: one that failed, or was never verified, does not
-serve unless the caller allows it by name. One that too few images leave open serves where none passed, with a warning.
-"""
+"""Batch inference: images in, one row an image out."""
 
 from __future__ import annotations
 
@@ -12,104 +8,20 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from export.driver import driver_status
 from pipeline.card import ModelCard
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import read_json, sha256_file
-from pipeline.layout import CARD, ONNX, PARITY, engines, plan_precision
-from pipeline.parity import INCONCLUSIVE, PASS, verdict_of
 from pipeline.preprocess import EXTENSIONS, ImageError, Resize, load_image
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
-from pipeline.runners.options import RuntimeOptions
+from pipeline.serving import choose
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
-
-# On a GPU the fastest engine that passed; on a CPU FP32, because FP16 and Q/DQ graphs are not faster there.
-PREFERENCE = {"tensorrt": ("int8", "fp16", "fp32"), "onnxruntime": ("fp32", "fp16", "int8")}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The file that answers."""
-
-    name: str  # below the artifacts folder
-    path: Path
-    backend: str
-    precision: str
-    verdict: str
-    runtime: RuntimeOptions
-
-    def open(self) -> Runner:
-        """The runner for it; says so where it serves without having passed."""
-        if self.verdict != PASS:
-            log.warning("%s serves although its verdict is: %s", self.name, self.verdict)
-        if self.backend == "tensorrt":
-            from pipeline.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(self.path, self.runtime)
-        from pipeline.runners.onnxruntime import OnnxRunner
-
-        return OnnxRunner(self.path, precision=self.precision)
-
-
-def choose(context: Context, backend: str = "auto", precision: str = "auto", allow_unverified: bool = False) -> Choice:
-    """The best file that may serve here: TensorRT if there is a GPU, else ONNX Runtime.
-
-    On one backend, one that passed comes before one whose verdict is inconclusive.
-
-    Raises:
-        PipelineError: none fits, or the verify stage failed it or does not know it.
-    """
-    driver = driver_status()
-    if backend == "tensorrt" and not driver:
-        raise PipelineError(
-            f"Expected an NVIDIA GPU for --backend tensorrt. Received: {driver.reason}. Use --backend onnxruntime here."
-        )
-    parity_path = context.root / PARITY
-    parity = read_json(parity_path) if parity_path.is_file() else {}
-    if not isinstance(parity, dict) or not isinstance(parity.get("hops", []), list):
-        raise PipelineError(f"Expected a verdict in {parity_path}. Received: something else. Run `verify` again.")
-    card = context.root / CARD
-    named = card.is_file() and parity.get("subjects", {}).get(CARD) == sha256_file(card)
-    choices = []
-    for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
-        if name == "tensorrt" and not driver:
-            continue
-        for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
-            choices += [
-                Choice(
-                    key,
-                    path,
-                    name,
-                    wanted,
-                    verdict_of(parity, key, digest) if named else "not verified",
-                    context.recipe.runtime,
-                )
-                for key, path, digest in _files(context, name, wanted)
-            ]
-    if not choices:
-        raise PipelineError(
-            f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
-            f"none. Run `{context.command('run')}` first."
-        )
-    serving = [choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)]
-    if serving:
-        return min(serving, key=lambda choice: (choice.backend != choices[0].backend, choice.verdict != PASS))
-    if allow_unverified:
-        return choices[0]
-    verdicts = "; ".join(f"{choice.name}: {choice.verdict}" for choice in choices)
-    raise PipelineError(
-        f"Expected a model that passed verification. Received: {verdicts}. "
-        f"Run `{context.command('verify')}`, or take the risk with --allow-unverified."
-    )
 
 
 def find_images(inputs: Sequence[Path]) -> list[Path]:
@@ -228,9 +140,9 @@ def write_rows(rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str
 def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
     """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
     settings = context.recipe.infer
-    choice = choose(context)
     card = ModelCard.read(context.folder("train") / "model.json")
     paths = sample_images(context, folder / "images")
+    choice = choose(context, batch_size=min(settings.batch_size, max(len(paths), 1)))
     columns = row_columns(min(settings.top_k, len(card.classes)))
     with choice.open() as runner:
         rows = classify(paths, runner, card, context.recipe.data.resize, settings.batch_size, settings.top_k)
@@ -255,14 +167,6 @@ def sample_images(context: Context, folder: Path) -> list[Path]:
             array_to_image(content).save(path)
             paths.append(path)
     return paths
-
-
-def _files(context: Context, backend: str, precision: str) -> list[tuple[str, Path, str]]:
-    if backend == "onnxruntime":
-        path = context.root / ONNX[precision]
-        return [(ONNX[precision], path, sha256_file(path))] if path.is_file() else []
-    plans = [plan for plan in engines(context.root) if plan_precision(plan) == precision]
-    return [(plan.relative_to(context.root).as_posix(), plan, sha256_file(plan)) for plan in plans]
 
 
 def _decode_ahead(

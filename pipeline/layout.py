@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 KERAS = "train/model.keras"
 CARD = "train/model.json"
@@ -27,6 +29,21 @@ def engines(root: Path) -> list[Path]:
     return sorted(plans, key=lambda p: (p.parent.name, order.get(plan_precision(p), len(order)), p.name))
 
 
+def plan_name(precision: str, variant: str | None) -> str:
+    """The file of an engine: ``<precision>[-<variant>].plan``."""
+    return f"{precision}-{variant}.plan" if variant else f"{precision}.plan"
+
+
+def plan_variant(plan: Path) -> str | None:
+    """``<precision>[-<variant>].plan``."""
+    return plan.stem.partition("-")[2] or None
+
+
 def plan_precision(plan: Path) -> str:
     """``<precision>[-<variant>].plan``."""
     return plan.stem.partition("-")[0]
+
+
+def engine_name(row: Mapping[str, Any]) -> str:
+    """The precision in a row of ``benchmark.json``, with the variant where there is one."""
+    return f"{row['precision']} {row['variant']}" if row.get("variant") else str(row["precision"])

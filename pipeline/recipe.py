@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -198,6 +199,8 @@ class Build:
     flavour: Literal["auto", "tensorrt", "rtx"] = "auto"  # auto: tensorrt if it is installed, else rtx
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     profile: Profile = field(default_factory=Profile)
+    # Several engines of each precision, each for its batch sizes, by name, such as {latency: {min: 1, opt: 1, max: 1}}
+    variants: Mapping[str, Profile] = field(default_factory=dict)
     tf32: bool = False
     workspace_mib: int | None = None  # limit of scratch memory; null: the GPU's memory
     optimization_level: int | None = None  # 0 to 5, TensorRT's own default when null
@@ -208,6 +211,12 @@ class Build:
     strip_weights: bool = False  # plans without weights, which come back from the ONNX file when they are loaded
     max_aux_streams: int | None = None  # further CUDA streams an inference may use; null: TensorRT's choice
     builder_threads: int | None = None  # null: TensorRT's choice
+
+    @property
+    def profiles(self) -> dict[str | None, Profile]:
+        """The batch sizes of the engines of each precision by variant; None is the name where there are none."""
+        named: dict[str | None, Profile] = dict(self.variants.items())
+        return named or {None: self.profile}
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,7 @@ class Verify:
 class Benchmark:
     """Latency and throughput."""
 
-    batches: tuple[int, ...] = ()  # empty: 1 and the largest of the profile
+    batches: tuple[int, ...] = ()  # empty: 1 and the largest of each profile
     seconds: float = 1.5  # measured time for each backend, precision and batch
     warmup_seconds: float = 0.3
     min_samples: int = 20

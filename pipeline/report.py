@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline import __version__, charts
 from pipeline.files import read_json, sha256_file
 from pipeline.html import badge, number, section, size, table
-from pipeline.layout import BENCHMARK, CARD, PARITY, PREDICTIONS, REFERENCE, REPORT
+from pipeline.layout import BENCHMARK, CARD, PARITY, PREDICTIONS, REFERENCE, REPORT, engine_name, engines
 from pipeline.manifest import read_manifest
 from pipeline.preprocess import ImageError, Resize, load_image
 from pipeline.report_quantization import quantization_sections
@@ -75,7 +75,7 @@ def _cards(parity: Json, benchmark: Json | None, root: Path) -> str:
     for precision in ("fp16", "int8"):
         if precision in hops:
             found.append((f"{hops[precision]['top1_agreement']:.2%}", f"{precision.upper()} agrees with Keras"))
-    plans = list(root.glob("build/*/*.plan"))
+    plans = engines(root)
     if plans:
         hops_of_engines = [hop for hop in parity["hops"] if hop["backend"] == "tensorrt"]
         missed = {hop["candidate"] for hop in hops_of_engines if hop["verdict"] != "pass"}
@@ -96,7 +96,7 @@ def _best_speedup(results: Sequence[Json]) -> tuple[str, str] | None:
     """The gain over Keras of what is fastest at the largest batch; None if nothing gains."""
     timed = [row for row in results if "error" not in row]
     batch = max((row["batch"] for row in timed), default=0)
-    rows = {(row["backend"], row["precision"]): row["p50_ms"] for row in timed if row["batch"] == batch}
+    rows = {(row["backend"], engine_name(row)): row["p50_ms"] for row in timed if row["batch"] == batch}
     keras = rows.pop(("keras", "fp32"), 0.0)
     if not rows or min(rows.values()) >= keras:
         return None
@@ -164,7 +164,7 @@ def _parity(context: Context, parity: Json) -> str:
 
 def _engines(root: Path) -> str:
     rows = []
-    for path in sorted(root.glob("build/*/*.plan")):
+    for path in engines(root):
         sidecar = read_json(path.with_suffix(".json"))
         where = ", ".join(sidecar["targets"]) or sidecar["gpu"] or sidecar.get("runs_on") or ""
         profile = sidecar["profile"]
@@ -196,7 +196,7 @@ def _benchmark(benchmark: Json | None) -> str:
     head = ("backend", "precision", "*batch", "*p50 ms", "*p90 ms", "*p99 ms", "*images/s", "what it does not say")
     rows = []
     for row in results:
-        first = (escape(row["backend"]), escape(row["precision"]), str(row["batch"]))
+        first = (escape(row["backend"]), escape(engine_name(row)), str(row["batch"]))
         if "error" in row:
             rows.append((*first, "", "", "", "", f"failed: {escape(row['error'])}"))
             continue

@@ -286,6 +286,7 @@ STAGES = (
         ("infer", "runtime", *DATA_KEYS),
         (
             "pipeline/infer.py",
+            "pipeline/serving.py",
             "pipeline/parity.py",
             "pipeline/best_classes.py",
             "pipeline/card.py",

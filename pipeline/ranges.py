@@ -1,0 +1,130 @@
+"""The ranges of a recipe's values: what the types of ``pipeline.recipe`` do not say."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Profile, Recipe
+
+VARIANT_NAME = re.compile(r"[a-z0-9_]+")  # a part of a file's name
+RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a folder
+
+
+def _groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise RecipeError(
+            f"data.label_pattern: expected a regular expression. Received: {pattern!r} ({error})."
+        ) from error
+
+
+def _named_profiles(recipe: Recipe) -> dict[str, Profile]:
+    return {f"build.variants.{name}": profile for name, profile in recipe.build.variants.items()}
+
+
+def check_ranges(recipe: Recipe) -> None:
+    """Refuse values that the types allow and no stage can use.
+
+    Raises:
+        RecipeError: with the key, what was expected and what was received.
+    """
+
+    def require(condition: bool, where: str, expected: str, received: Any) -> None:
+        if not condition:
+            raise RecipeError(f"{where}: expected {expected}. Received: {received!r}.")
+
+    require(
+        RECIPE_NAME.fullmatch(recipe.name) is not None,
+        "name", "letters, digits, '.', '_' and '-' (it names a folder)", recipe.name,
+    )  # fmt: skip
+    shares = asdict(recipe.data.splits)
+    for name, share in shares.items():
+        require(0 <= share <= 1, f"data.splits.{name}", "a share from 0 to 1", share)
+    require(sum(shares.values()) > 0, "data.splits", "at least one share above 0", shares)
+    for split, part in asdict(recipe.data.divide).items():
+        for name, share in part.items():
+            require(0 <= share <= 1, f"data.divide.{split}.{name}", "a share from 0 to 1", share)
+    if recipe.data.source in ("folder", "csv", "npz"):
+        received = recipe.data.path or recipe.data.download
+        require(received is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
+    if recipe.data.source == "tfds":
+        require(bool(recipe.data.tfds), "data.tfds", "a name of tensorflow-datasets", recipe.data.tfds)
+    if recipe.data.label_pattern is not None:
+        groups = _groups(recipe.data.label_pattern)
+        require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)
+    require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
+    require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
+    require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))
+    for name, profile in {"build.profile": recipe.build.profile, **_named_profiles(recipe)}.items():
+        require(1 <= profile.min <= profile.opt <= profile.max, name, "1 <= min <= opt <= max", asdict(profile))
+    for name in recipe.build.variants:
+        letters = "names of lower-case letters, digits and '_' (they name files)"
+        require(VARIANT_NAME.fullmatch(name) is not None, "build.variants", letters, name)
+    level, streams = recipe.build.optimization_level, recipe.build.max_aux_streams
+    require(level is None or 0 <= level <= 5, "build.optimization_level", "0 to 5", level)
+    require(streams is None or 0 <= streams <= 64, "build.max_aux_streams", "0 to 64", streams)
+    threads = recipe.build.builder_threads
+    require(threads is None or 1 <= threads <= 1024, "build.builder_threads", "1 to 1024", threads)
+    require(
+        not (recipe.build.strip_weights and recipe.build.version_compatible),
+        "build", "strip_weights or version_compatible", "both: a lean runtime cannot put weights back",
+    )  # fmt: skip
+    require(bool(recipe.build.precisions), "build.precisions", "at least one precision", [])
+    for where, count in {
+        "train.batch_size": recipe.train.batch_size,
+        "quantize.batch_size": recipe.quantize.batch_size,
+        "quantize.min_images": recipe.quantize.min_images,
+        "quantize.sensitivity_images": recipe.quantize.sensitivity_images,
+        "verify.batch_size": recipe.verify.batch_size,
+        "verify.min_images": recipe.verify.min_images,
+        "infer.batch_size": recipe.infer.batch_size,
+        "infer.top_k": recipe.infer.top_k,
+        "benchmark.min_samples": recipe.benchmark.min_samples,
+    }.items():
+        require(count >= 1, where, "at least 1", count)
+    share = recipe.quantize.held_out
+    require(0 < share <= 0.5, "quantize.held_out", "above 0, up to 0.5", share)
+    share = recipe.quantize.max_kept
+    require(0 <= share <= 1, "quantize.max_kept", "0 to 1", share)
+    for where, (low, high) in {
+        "quantize": (recipe.quantize.min_images, recipe.quantize.max_images),
+        "verify": (recipe.verify.min_images, recipe.verify.max_images),
+    }.items():
+        require(low <= high, f"{where}.max_images", f"at least {where}.min_images ({low})", high)
+    for name in ("head", "fine_tune"):
+        phase = getattr(recipe.train, name)
+        require(phase.epochs >= 0, f"train.{name}.epochs", "0 or more", phase.epochs)
+        rate = phase.learning_rate
+        require(0 < rate < math.inf, f"train.{name}.learning_rate", "a number above 0", rate)
+    augment = recipe.train.augment
+    require(0 <= augment.rotation <= 180, "train.augment.rotation", "0 to 180 degrees", augment.rotation)
+    require(0 <= augment.zoom < 1, "train.augment.zoom", "0 to below 1", augment.zoom)
+    require(recipe.train.early_stopping >= 0, "train.early_stopping", "0 or more", recipe.train.early_stopping)
+    cache = recipe.train.feature_cache_mib
+    require(cache >= 0, "train.feature_cache_mib", "0 or more", cache)
+    pause = recipe.train.checkpoint_seconds
+    require(0 <= pause < math.inf, "train.checkpoint_seconds", "0 or more", pause)
+    require(0 <= recipe.train.seed < 2**32, "train.seed", "0 to 2**32 - 1", recipe.train.seed)
+    for where, seconds in {
+        "benchmark.seconds": recipe.benchmark.seconds,
+        "benchmark.warmup_seconds": recipe.benchmark.warmup_seconds,
+    }.items():
+        require(0 <= seconds < 3600, where, "0 to below 3600", seconds)
+    workspace = recipe.build.workspace_mib
+    require(workspace is None or 0 < workspace <= 1 << 24, "build.workspace_mib", "1 to 16777216", workspace)
+    require(
+        all(b >= 1 for b in recipe.benchmark.batches),
+        "benchmark.batches",
+        "sizes from 1",
+        recipe.benchmark.batches,
+    )
+    require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
+    require(recipe.runtime.contexts >= 1, "runtime.contexts", "at least 1", recipe.runtime.contexts)
+    require(recipe.runtime.device >= 0, "runtime.device", "0 or more", recipe.runtime.device)
+    require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
+    require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)
