@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from export.capabilities import INSTALL, TensorRT
-from export.driver import DriverStatus, as_numbers
+from export.driver import AMPERE, DriverStatus, as_numbers
 from export.errors import ExportError
 
 # By the names of the library's HardwareCompatibilityLevel, in lower case.
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
-AMPERE = (8, 0)
 
 # Whole numbers and their ranges. The top of the last two is what no machine exceeds, to catch a slip of the keyboard.
 _RANGES = {

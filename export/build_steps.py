@@ -14,6 +14,7 @@ from typing import Any
 from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.errors import ExportError
+from export.inspection import ANY
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
 
 Progress = Callable[[str, int, int], None]
@@ -156,6 +157,28 @@ def count_layers(trt: TensorRT, network: Any, precision: str, source: Path) -> d
             f"Received: {source} with {had}. Give the file that the quantize stage wrote for {precision}."
         )
     return dict(kinds.most_common())
+
+
+def convolution_types(trt: TensorRT, network: Any, precision: str) -> dict[str, str]:
+    """Give the type that is asked of each convolution, by the name of its ONNX node: "int8", "fp16", "fp32" or "any".
+
+    A convolution behind a DequantizeLinear is asked for in INT8. TensorRT 8.6, which knows no typed graph, may choose
+    for what an INT8 engine leaves in float.
+    """
+    float_type = {"fp32": "fp32", "fp16": "fp16", "int8": ANY}[precision]
+    kinds: dict[str, str] = {}
+    asked: dict[str, str] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind = str(layer.type).rsplit(".", 1)[-1]
+        if kind == "CONVOLUTION":
+            source = layer.get_input(0)
+            if trt.strongly_typed:
+                float_type = "fp16" if _dtype(source) == "float16" else "fp32"
+            asked[layer.name] = "int8" if kinds.get(source.name) == "DEQUANTIZE" else float_type
+        for at in range(layer.num_outputs):
+            kinds[layer.get_output(at).name] = kind
+    return asked
 
 
 def configure(

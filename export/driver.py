@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+AMPERE = (8, 0)  # compute capability of the first GPU generation after Turing
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute, stable since CUDA 5
 _COMPUTE_CAPABILITY_MINOR = 76
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from export.build_steps import (
     add_profile,
     check_tensors,
     configure,
+    convolution_types,
     count_layers,
     make_monitor,
     network_flags,
@@ -32,8 +34,8 @@ from export.build_steps import (
 from export.capabilities import INSTALL, TensorRT
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
-from export.inspection import inspect_engine
-from export.sidecar import SCHEMA, check_engine, read_sidecar, sha256_file, sidecar_path, write_plan
+from export.inspection import differences, inspect_engine
+from export.sidecar import INPUT, SCHEMA, check_engine, read_sidecar, sha256_file, sidecar_path, write_plan
 
 __all__ = [
     "BatchProfile",
@@ -103,6 +105,7 @@ def build_engine(
     parser = parse(trt, network, logger, source)
     tensors = check_tensors(network, profile, source)
     network_layers = count_layers(trt, network, precision, source)
+    asked = convolution_types(trt, network, precision)
     config = builder.create_builder_config()
     flags = configure(trt, builder, config, precision, options, wanted)
     add_profile(builder, network, config, profile, logger)
@@ -129,13 +132,17 @@ def build_engine(
     seconds = time.monotonic() - started
 
     data = memoryview(plan)
-    layers, why_no_layers = _inspect(trt, data, driver, logger)
+    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, tensors[0]["profile"]["opt"])
+    warnings = differences(asked, found)
+    for warning in warnings:
+        log.warning("%s: %s", plan_file.name, warning)
     metadata = {**_onnx_metadata(source), **(extra or {})}
     sidecar: dict[str, Any] = {
         "schema": SCHEMA,
         "flavour": trt.flavour,
         "tensorrt_version": trt.version,
         **_machine(trt, driver, wanted),
+        "onnx_file": Path(os.path.relpath(source.resolve(), plan_file.resolve().parents[2])).as_posix(),
         "onnx_sha256": onnx_sha256,
         "plan_sha256": _sha256(data),
         "plan_bytes": data.nbytes,
@@ -154,8 +161,10 @@ def build_engine(
         },
         "seconds": round(seconds, 3),
         "network_layers": network_layers,
-        "layers": layers,
-        "layers_reason": why_no_layers,
+        "asked": {"precision": precision, "convolutions": dict(Counter(asked.values())), "layers": asked},
+        "found": found,
+        "layers_reason": why_not_found,
+        "warnings": warnings,
     }
     write_plan(plan_file, data, sidecar)
     log.debug("built %s: %.1f MB in %.1f s (%s %s)", plan_file, data.nbytes / 1e6, seconds, trt.flavour, trt.version)
@@ -226,16 +235,25 @@ def _machine(trt: TensorRT, driver: DriverStatus, wanted: Sequence[str]) -> dict
 
 
 def _inspect(
-    trt: TensorRT, plan: memoryview, driver: DriverStatus, logger: Any
+    trt: TensorRT,
+    plan: memoryview,
+    driver: DriverStatus,
+    logger: Any,
+    asked: Mapping[str, str],
+    options: BuildOptions,
+    shape: Sequence[int],
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Summarise the engine's layers where it can be loaded here; else None and why not."""
     if not driver:
         return None, f"the engine was not loaded here: {driver.reason}"
     logger.clear()
-    engine = trt.module.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.module.Runtime(logger)
+    if options.version_compatible:
+        runtime.engine_host_code_allowed = True  # the plan brings its runtime, and it was built here just now
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-    return inspect_engine(trt, engine), None
+    return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
 
 
 def _onnx_metadata(source: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is in an engine: a summary of the engine inspector's JSON, whose form differs between versions.
+"""What is in an engine against what was asked for: the engine inspector's JSON, whose form differs between versions.
 
 Standard library only, Python 3.10 syntax.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from export.capabilities import TensorRT
@@ -24,59 +26,163 @@ _TYPES = (
     ("bool", "bool"),
     ("fp32", "fp32|float32|float"),
 )
+ANY = "any"  # asked of a layer whose type TensorRT 8.6 may choose
+UNKNOWN = "unknown"
 
 
-def inspect_engine(trt: TensorRT, engine: Any) -> dict[str, Any]:
-    """Summarise the layers of a deserialised engine; see `summarize_layers`."""
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine: its name, the Keras layers it does the work of, its kind and the type it computes in."""
+
+    name: str
+    layers: list[str]
+    kind: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    layer: Layer
+    nodes: list[str]  # names of the ONNX nodes
+    reformat: bool
+    convolution: bool
+
+
+def inspect_engine(
+    trt: TensorRT, engine: Any, asked: Mapping[str, str], image: tuple[str, Sequence[int]] | None
+) -> dict[str, Any]:
+    """Summarise the layers of a deserialised engine; see `summarize_layers`.
+
+    Args:
+        trt: the library that loaded it.
+        engine: the engine.
+        asked: ONNX node of each convolution and the type that was asked of it.
+        image: name and a full shape of the input. An engine for several batch sizes shows the types of its layers
+            only for one of them. None: they are not asked for, as an engine without weights cannot run.
+    """
     inspector = engine.create_engine_inspector()
-    return summarize_layers(inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON")))
+    if image is not None:
+        context = engine.create_execution_context()
+        if context is not None and context.set_input_shape(image[0], tuple(image[1])):
+            inspector.execution_context = context
+    answer = inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON"))
+    return summarize_layers(answer, asked)
 
 
-def summarize_layers(information: str) -> dict[str, Any]:
+def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Count the layers of an engine by kind and by the type that they compute in.
 
-    A layer's type is that of its first input: the output of an INT8 convolution may be FP16 again.
-    TensorRT 8.6 to 10 write it as "Format/Datatype", TensorRT 11 as "DataType".
+    A layer's type is that of its first input: the output of an INT8 convolution may be FP16 again. TensorRT 8.6 to 10
+    write it as "Format/Datatype", TensorRT 11 as "DataType"; where it depends on the batch size, that of the weights
+    tells. Which ONNX nodes a layer does is in its "Metadata", and in 8.6 in its name.
 
     Args:
         information: what ``get_engine_information(JSON)`` gave, from an engine built with DETAILED verbosity.
+        asked: ONNX node of each convolution and the type asked of it. Defaults to None: what looks like a convolution
+            is one.
 
     Returns:
-        dict: ``count``; ``by_type`` (layer kind to number); ``by_precision`` ("int8", "fp16", "fp32", … or
-        "unknown" to number); ``convolutions`` and ``int8_convolutions``; ``layers``, a list of [name, kind,
-        precision]. Where the inspector's answer cannot be read: ``count`` None and ``reason``.
+        dict: ``count``; ``by_kind`` and ``by_precision`` ("int8", "fp16", "fp32", … or "unknown" to number);
+        ``convolutions`` (the same, of the convolutions alone); ``convolution_layers`` (ONNX node to type);
+        ``reformats`` (names of the layers that only change a format); ``layers``, each a `Layer`. Where the
+        inspector's answer cannot be read: ``count`` None and ``reason``.
     """
     try:
         rows = [_row(layer) for layer in json.loads(information)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
         return {"count": None, "reason": f"the engine inspector's answer is not understood: {error!r}"}
-    convolutions = [row for row in rows if "conv" in f"{row[0]} {row[1]}".lower()]
+    convolutions = _find(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}
+    types = {name: row.layer.precision if row else UNKNOWN for name, row in convolutions.items()}
     return {
         "count": len(rows),
-        "by_type": dict(collections.Counter(row[1] for row in rows).most_common()),
-        "by_precision": dict(collections.Counter(row[2] for row in rows).most_common()),
-        "convolutions": len(convolutions),
-        "int8_convolutions": sum(row[2] == "int8" for row in convolutions),
-        "layers": rows,
+        "by_kind": _counts(row.layer.kind for row in rows),
+        "by_precision": _counts(row.layer.precision for row in rows),
+        "convolutions": _counts(types.values()),
+        "convolution_layers": types,
+        "reformats": [row.layer.name for row in rows if row.reformat],
+        "layers": [asdict(row.layer) for row in rows],
     }
 
 
-def _row(layer: Any) -> list[str]:
+def differences(asked: Mapping[str, str], found: Mapping[str, Any] | None) -> list[str]:
+    """Say where the engine computes a convolution in another type than was asked for, by Keras layer.
+
+    Args:
+        asked: ONNX node of each convolution and the type asked of it.
+        found: what `summarize_layers` gave, or None where the engine was not loaded.
+
+    Returns:
+        list[str]: a sentence for each type that was asked for and not met; none about what cannot be told.
+    """
+    types = (found or {}).get("convolution_layers", {})
+    said = []
+    for wanted in dict.fromkeys(asked.values()):
+        names = [name for name, kind in asked.items() if kind == wanted]
+        others = [f"{_keras(name)} ({types[name]})" for name in names if types.get(name, UNKNOWN) != UNKNOWN
+                  and types[name] != wanted]  # fmt: skip
+        if others and wanted != ANY:
+            why = "the ONNX file quantised" if wanted == "int8" else f"were asked for in {wanted.upper()}"
+            listed = ", ".join(others[:8]) + (", …" if others[8:] else "")
+            said.append(
+                f"{len(others)} of {len(names)} convolutions that {why} do not run in {wanted.upper()}: {listed}"
+            )
+    return said
+
+
+def _row(layer: Any) -> _Row:
     if not isinstance(layer, dict):  # names only: an engine without DETAILED verbosity
-        return [str(layer), "unknown", "unknown"]
-    return [
-        str(layer.get("Name", "")),
-        str(layer.get("LayerType", "unknown")),
-        _precision(layer.get("Inputs")) or _precision(layer.get("Outputs")) or "unknown",
-    ]
+        layer = {"Name": layer}
+    name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", UNKNOWN))
+    weights = layer.get("Weights")
+    precision = (
+        _precision(layer.get("Inputs"))
+        or _type(weights.get("Type") if isinstance(weights, dict) else None)
+        or _precision(layer.get("Outputs"))
+        or UNKNOWN
+    )
+    reformat = (
+        "reformat" in kind.lower() or layer.get("Origin") == "REFORMAT" or name.startswith("Reformatting CopyNode")
+    )
+    nodes = re.findall(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]", str(layer.get("Metadata") or ""))
+    if not nodes and not reformat:
+        nodes = [part.strip(" []{}") for part in re.split(r" \+ |\|\|", name)]
+    keras = list(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
+    does = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()
+    convolution = not reformat and ("conv" in does or "fprop" in does or "conv" in name.lower())
+    return _Row(Layer(name, keras, kind, precision), nodes, reformat, convolution)
+
+
+def _find(rows: Sequence[_Row], asked: Mapping[str, str]) -> dict[str, _Row | None]:
+    """The row that computes each convolution: what looks like one before what was merely fused with it."""
+    holding: dict[str, list[_Row]] = {name: [] for name in asked}
+    for row in rows:
+        for node in () if row.reformat else row.nodes:
+            if node in holding:
+                holding[node].append(row)
+    return {
+        name: next((row for row in found if row.convolution), found[0] if found else None)
+        for name, found in holding.items()
+    }
+
+
+def _keras(node: str) -> str:
+    return node.partition("/")[0]
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return dict(collections.Counter(values).most_common())
 
 
 def _precision(tensors: Any) -> str | None:
     if not isinstance(tensors, list) or not tensors or not isinstance(tensors[0], dict):
         return None
-    for key, value in tensors[0].items():
-        if "datatype" in key.lower():
-            for name, pattern in _TYPES:
-                if re.search(pattern, str(value).lower()):
-                    return name
+    for wanted in ("datatype", "format"):
+        for key, value in tensors[0].items():
+            if wanted in key.lower() and (found := _type(value)):
+                return found
     return None
+
+
+def _type(value: Any) -> str | None:
+    text = str(value).lower()
+    return next((name for name, pattern in _TYPES if value is not None and re.search(pattern, text)), None)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import TensorRT
+from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
 
-SCHEMA = 1
+SCHEMA = 2
 INPUT = "images"  # uint8, (N, height, width, 3)
 OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
 TOP_OUTPUTS = ("top_probabilities", "top_classes")  # float32 and int32, (N, k), best first; with export.top_k only
@@ -34,7 +35,10 @@ _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "plan_bytes": int,
     "profile": dict,
     "tensors": list,
+    "options": dict,
 }
+# Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
+_RUN_BY_NEXT = ((8, 10), (10, 11))
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> Path:
@@ -139,21 +143,25 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_engine(
-    plan_path: str | os.PathLike[str], trt: TensorRT, compute_capability: str | None = None
+    plan_path: str | os.PathLike[str],
+    trt: TensorRT,
+    compute_capability: str | None = None,
+    cuda_version: str | None = None,
 ) -> dict[str, Any]:
-    """Refuse a plan that this TensorRT and this GPU must not load, before it is loaded.
+    """Refuse a plan that this TensorRT, this GPU or this driver must not load, before it is loaded.
 
     Args:
         plan_path: the plan; its sidecar lies beside it.
         trt: the TensorRT that is to load it.
         compute_capability: of the GPU that is to run it, such as "8.9". Defaults to None: not compared.
+        cuda_version: the newest CUDA that the driver here runs, such as "13.0". Defaults to None: not compared.
 
     Returns:
         dict: the sidecar.
 
     Raises:
-        ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is
-            for another flavour, version or GPU. The message names both sides and the command that rebuilds.
+        ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
+            another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
     """
     plan = Path(plan_path)
     sidecar = read_sidecar(plan)
@@ -172,26 +180,50 @@ def check_engine(
         )
     if sidecar["flavour"] != trt.flavour:
         raise _refused(plan, f"flavour {sidecar['flavour']}, which built it", f"flavour {trt.flavour} here")
-    if sidecar["tensorrt_version"] != trt.version:
-        raise _refused(plan, f"TensorRT {sidecar['tensorrt_version']}, which built it", f"TensorRT {trt.version} here")
+    _check_version(plan, sidecar, trt)
     if compute_capability is not None:
         _check_compute_capability(plan, sidecar, compute_capability)
+    if cuda_version is not None:
+        _check_driver(plan, sidecar, cuda_version)
     return sidecar
 
 
-def _check_compute_capability(plan: Path, sidecar: Mapping[str, Any], here: str) -> None:
-    if sidecar["targets"]:
-        if here not in sidecar["targets"]:
-            raise _refused(
-                plan,
-                f"a GPU of compute capability {' or '.join(map(str, sidecar['targets']))}",
-                f"{here} here",
-            )
-    elif sidecar["compute_capability"] is not None and sidecar["compute_capability"] != here:
+def _check_version(plan: Path, sidecar: Mapping[str, Any], trt: TensorRT) -> None:
+    built, here = sidecar["tensorrt_version"], trt.version
+    if built == here:
+        return
+    if not sidecar["options"].get("version_compatible"):
+        raise _refused(plan, f"TensorRT {built}, which built it", f"TensorRT {here} here")
+    old, new = as_numbers(built), as_numbers(here)
+    if not (old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)):
         raise _refused(
             plan,
-            f"a GPU of compute capability {sidecar['compute_capability']}, where it was built",
-            f"{here} here",
+            f"TensorRT {built}, which built it as version-compatible, or a later one (10 runs those of 8, 11 of 10)",
+            f"TensorRT {here} here",
+        )
+
+
+def _check_compute_capability(plan: Path, sidecar: Mapping[str, Any], here: str) -> None:
+    targets, built = sidecar["targets"], sidecar["compute_capability"]
+    if targets:
+        if here not in targets:
+            raise _refused(plan, f"a GPU of compute capability {' or '.join(map(str, targets))}", f"{here} here")
+        return
+    ampere_plus = sidecar["options"].get("hardware_compatibility") == "ampere_plus"
+    if ampere_plus or built is None:  # none: TensorRT-RTX for its default targets
+        if as_numbers(here) < AMPERE:
+            raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here")
+    elif built != here:
+        raise _refused(plan, f"a GPU of compute capability {built}, where it was built", f"{here} here")
+
+
+def _check_driver(plan: Path, sidecar: Mapping[str, Any], here: str) -> None:
+    built = sidecar.get("cuda_version")
+    if built is not None and as_numbers(here)[:1] < as_numbers(built)[:1]:
+        raise _refused(
+            plan,
+            f"a driver for CUDA {built.partition('.')[0]}, as it was built with (CUDA {built})",
+            f"a driver that runs CUDA {here} at most (a newer driver runs it too)",
         )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.layout import engine_name
+from pipeline.layout import engine_name, plan_variant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,12 +59,17 @@ def parity_waterfall(hops: Sequence[Mapping[str, Any]], limits: Mapping[str, flo
         limit = limits.get(hop["precision"])
         if limit is not None:
             axis.plot([limit, limit], [row - 0.38, row + 0.38], color=COLORS["limit"], lw=2)
-    axis.set_yticks(range(len(ran)), [f"{hop['precision'].upper()}  {hop['backend']}" for hop in ran])
+    axis.set_yticks(range(len(ran)), [f"{hop['precision'].upper()}  {_where(hop)}" for hop in ran])
     axis.invert_yaxis()
     axis.set_xlim(0, max((hop["sqnr_db"] for hop in ran), default=1) * 1.15)
     axis.set_xlabel("SQNR of the logits against Keras, dB (more is closer; red: the recipe's threshold)")
     axis.grid(axis="y", visible=False)
     return _svg(figure)
+
+
+def _where(hop: Mapping[str, Any]) -> str:
+    variant = plan_variant(Path(hop["candidate"])) if hop["backend"] == "tensorrt" else None
+    return f"{hop['backend']} {variant}" if variant else str(hop["backend"])
 
 
 def speed(results: Sequence[Mapping[str, Any]]) -> str:

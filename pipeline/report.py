@@ -163,27 +163,39 @@ def _parity(context: Context, parity: Json) -> str:
 
 
 def _engines(root: Path) -> str:
-    rows = []
+    rows, notes = [], []
     for path in engines(root):
         sidecar = read_json(path.with_suffix(".json"))
         where = ", ".join(sidecar["targets"]) or sidecar["gpu"] or sidecar.get("runs_on") or ""
         profile = sidecar["profile"]
+        name = f"{path.parent.name}/{path.name}"
         rows.append(
             (
-                f"{escape(path.parent.name)}/{escape(path.name)}",
+                escape(name),
                 escape(f"{sidecar['flavour']} {sidecar['tensorrt_version']}"),
                 escape(where),
                 f"{profile['min']} / {profile['opt']} / {profile['max']}",
+                escape(_convolutions(sidecar)),
                 size(sidecar["plan_bytes"]),
                 f"{sidecar['seconds']:.1f} s",
             )
         )
+        notes += [f"{name}: {warning}." for warning in sidecar.get("warnings", ())]
     if not rows:
         manifest = read_manifest(root / "build")
         why = manifest.result.get("why_not", "") if manifest else ""
         return section("Engines", f"None was built on this machine. {escape(why)}", "")
-    head = ("engine", "TensorRT", "built for", "*batch min / opt / max", "*size", "*build time")
-    return section("Engines", "TensorRT engines, built from the verified ONNX files.", table(head, rows))
+    head = ("engine", "TensorRT", "built for", "*batch min / opt / max", "convolutions", "*size", "*build time")
+    footnote = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return section("Engines", "TensorRT engines, built from the verified ONNX files.", table(head, rows) + footnote)
+
+
+def _convolutions(sidecar: Json) -> str:
+    """How many run in which type, or, where the engine was not loaded, how many were asked for in which."""
+    found, asked = sidecar.get("found") or {}, sidecar.get("asked") or {}
+    counts = found.get("convolutions") or asked.get("convolutions") or {}
+    listed = ", ".join(f"{number} {kind.upper()}" for kind, number in counts.items())
+    return listed if found.get("convolutions") or not listed else f"{listed} asked for"
 
 
 def _benchmark(benchmark: Json | None) -> str:

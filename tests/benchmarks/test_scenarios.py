@@ -29,7 +29,7 @@ def artifacts(tmp_path: Path) -> Path:
     for flavour in ("tensorrt", "rtx"):
         for precision in ("int8", "fp32"):
             sidecar = {
-                "schema": 1,
+                "schema": 2,
                 "flavour": flavour,
                 "tensorrt_version": "1",
                 "compute_capability": None,
@@ -40,6 +40,7 @@ def artifacts(tmp_path: Path) -> Path:
                 "plan_bytes": 4,
                 "profile": {"min": 2, "opt": 4, "max": 8},
                 "tensors": [],
+                "options": {},
             }
             write_plan(tmp_path / "build" / flavour / f"{precision}.plan", b"plan", sidecar)
     return tmp_path

@@ -17,7 +17,6 @@ from export.build_steps import configure, make_monitor, network_flags
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.engine import BatchProfile, EngineDeviceError, build_engine, check_engine, read_sidecar, sidecar_path
 from export.errors import ExportError
-from export.inspection import summarize_layers
 from export.keras_to_onnx import export_keras
 from export.sidecar import sha256_file
 from tests import tiny_onnx
@@ -89,7 +88,11 @@ def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_dri
     assert made["options"]["tf32"] is False
     assert made["options"]["flags"] == []
     # Built without a GPU: nothing is said about one.
-    assert [made[key] for key in ("gpu", "driver_version", "compute_capability", "layers")] == [None] * 4
+    assert [made[key] for key in ("gpu", "driver_version", "compute_capability", "found")] == [None] * 4
+    assert made["warnings"] == []
+    assert made["variant"] is None
+    assert plan.parents[2] / made["onnx_file"] == tmp_path / f"{precision}.onnx"
+    assert made["asked"] == {"precision": precision, "convolutions": {precision: 1}, "layers": {"conv": precision}}
     assert "libcuda.so.1" in made["layers_reason"]
     assert made["targets"] == []
     assert made["runs_on"].startswith("compute capability 8.0 and later")
@@ -141,6 +144,23 @@ def test_options_reach_the_builder(tmp_path: Path, rtx: TensorRT, no_driver: Non
         "flags": ["TF32"],
     }
     assert tuned["plan_sha256"] != plain["plan_sha256"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(
+    ("targets", "sizes"), [((), (4, 4, 4)), (("SM80", "SM120"), (1, 1, 1)), (("SM86",), (2, 3, 5))]
+)
+def test_static_and_dynamic_batches_for_several_targets(
+    tmp_path: Path, rtx: TensorRT, no_driver: None, precision: str, targets: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
+    profile = BatchProfile(*sizes)
+    made = build(tmp_path, rtx, precision, targets=targets, profile=profile, variant="some")
+    assert list(made["profile"].values()) == list(sizes)
+    assert made["variant"] == "some"
+    assert made["tensors"][0]["shape"][0] == -1
+    assert made["tensors"][0]["profile"]["max"] == [sizes[2], 16, 16, 3]
+    plan = tmp_path / "build" / f"{precision}.plan"
+    assert check_engine(plan, rtx, "8.0" if "SM80" in targets else "8.6" if targets else "8.9") == made
 
 
 def test_extra_wins_over_the_onnx_metadata(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
@@ -284,7 +304,7 @@ def plan(tmp_path: Path) -> Path:
     path = tmp_path / "fp16.plan"
     path.write_bytes(b"plan" * 1000)
     content = {
-        "schema": 1,
+        "schema": 2,
         "flavour": "tensorrt",
         "tensorrt_version": "10.13.0",
         "compute_capability": "8.9",
@@ -295,6 +315,7 @@ def plan(tmp_path: Path) -> Path:
         "plan_bytes": 4000,
         "profile": {"min": 1, "opt": 2, "max": 4},
         "tensors": [],
+        "options": {},
     }
     sidecar_path(path).write_text(json.dumps(content))
     return path
@@ -327,8 +348,8 @@ def test_the_right_engine_is_taken(plan: Path) -> None:
         (lambda path: path.unlink(), "a readable plan. Received: .*No such file"),
         (lambda path: sidecar_path(path).unlink(), "sidecar .*fp16.json.* Received: No such file"),
         (lambda path: sidecar_path(path).write_text("{"), "Expected JSON in .*fp16.json"),
-        (lambda path: sidecar_path(path).write_text("[]"), "schema 1 .*Received: 'list'"),
-        (change(schema=2), "schema 1 .*Received: 2"),
+        (lambda path: sidecar_path(path).write_text("[]"), "schema 2 .*Received: 'list'"),
+        (change(schema=1), "schema 2 .*Received: 1"),
         (change(plan_sha256=None), "'plan_sha256' of type str .*Received: nothing"),
         (change(plan_bytes="4000"), "'plan_bytes' of type int .*Received: '4000'"),
         (change(profile={"min": 1}), "min, opt and max"),
@@ -351,6 +372,74 @@ def test_altered_plans_and_sidecars_are_refused(plan: Path, damage: Callable[[Pa
 def test_an_engine_for_something_else_is_refused(plan: Path, trt: TensorRT, capability: str, words: str) -> None:
     with pytest.raises(ExportError, match=f"{words}.*--force"):
         check_engine(plan, trt, capability)
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "taken"),
+    [
+        ("10.13.0", "10.13.0", True),
+        ("10.13.0", "10.13.2", True),
+        ("10.13.0", "10.16.1", True),
+        ("10.9.0", "10.13.0", True),
+        ("10.13.0", "11.4.0", True),
+        ("8.6.0", "10.13.0", True),
+        ("8.6.0", "11.0.0", False),
+        ("10.13.0", "10.12.0", False),
+        ("11.4.0", "10.16.1", False),
+        ("10.13.0", "12.0.0", False),
+    ],
+)
+def test_version_compatible_plans_run_on_later_versions(plan: Path, built: str, here: str, taken: bool) -> None:
+    change(tensorrt_version=built, options={"version_compatible": True})(plan)
+    if taken:
+        assert check_engine(plan, library(version=here), "8.9")["tensorrt_version"] == built
+        return
+    with pytest.raises(ExportError, match=f"TensorRT {built}, which built it as version-compatible.*TensorRT {here}"):
+        check_engine(plan, library(version=here), "8.9")
+
+
+@pytest.mark.parametrize(
+    ("level", "here", "taken"),
+    [
+        ("ampere_plus", "8.0", True),
+        ("ampere_plus", "8.9", True),
+        ("ampere_plus", "12.0", True),
+        ("ampere_plus", "7.5", False),
+        ("same_compute_capability", "8.9", True),
+        ("same_compute_capability", "8.6", False),
+        ("none", "8.6", False),
+    ],
+)
+def test_hardware_compatible_plans_run_on_other_gpus(plan: Path, level: str, here: str, taken: bool) -> None:
+    change(options={"hardware_compatibility": level})(plan)
+    if taken:
+        assert check_engine(plan, library(), here)
+        return
+    with pytest.raises(ExportError, match=rf"a GPU of compute capability 8\.\d.*Received: {here} here"):
+        check_engine(plan, library(), here)
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "taken"),
+    [("12.8", "12.4", True), ("12.8", "13.0", True), ("13.1", "13.0", True), ("13.0", "12.9", False), ("", "11", True)],
+)
+def test_a_driver_for_an_older_cuda_is_told_both_sides(plan: Path, built: str, here: str, taken: bool) -> None:
+    change(cuda_version=built or None)(plan) if built else None
+    if taken:
+        assert check_engine(plan, library(), "8.9", here)
+        return
+    with pytest.raises(
+        ExportError, match=r"driver for CUDA 13, .*CUDA 13\.0\)\. Received: a driver that runs CUDA 12\.9"
+    ):
+        check_engine(plan, library(), "8.9", here)
+
+
+def test_rtx_for_its_default_targets_needs_ampere(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
+    made = build(tmp_path, rtx)
+    plan = tmp_path / "build" / "fp32.plan"
+    assert check_engine(plan, rtx, "8.6") == made
+    with pytest.raises(ExportError, match=r"compute capability 8\.0 or later. Received: 7\.5 here"):
+        check_engine(plan, rtx, "7.5")
 
 
 class Config:
@@ -455,37 +544,6 @@ def test_the_monitor_cancels_after_an_error() -> None:
     assert not monitor.step_complete("tactics", 1)
     assert not monitor.step_complete("tactics", 2)
     assert isinstance(monitor.error, KeyboardInterrupt)
-
-
-OLD_LAYER = {
-    "Name": "conv1 + relu",
-    "LayerType": "CaskConvolution",
-    "Inputs": [{"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
-    "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
-}
-NEW_LAYER = {
-    "Name": "conv2",
-    "LayerType": "Convolution",
-    "Inputs": [{"Name": "x", "Format": "kLINEAR", "DataType": "Half"}],
-    "Outputs": [],
-}
-
-
-def test_layers_are_counted_in_the_forms_of_all_versions() -> None:
-    cast = {"Name": "cast", "LayerType": "Reformat", "Inputs": [{"DataType": "UInt8"}], "Outputs": []}
-    found = summarize_layers(json.dumps({"Layers": [OLD_LAYER, NEW_LAYER, cast, "a name alone"]}))
-    assert found["count"] == 4
-    assert found["by_precision"] == {"int8": 1, "fp16": 1, "uint8": 1, "unknown": 1}
-    assert found["by_type"] == {"CaskConvolution": 1, "Convolution": 1, "Reformat": 1, "unknown": 1}
-    assert (found["convolutions"], found["int8_convolutions"]) == (2, 1)
-    assert found["layers"][0] == ["conv1 + relu", "CaskConvolution", "int8"]
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"Layers": null}'])
-def test_an_unreadable_inspector_is_a_reason(text: str) -> None:
-    found = summarize_layers(text)
-    assert found["count"] is None
-    assert "not understood" in found["reason"]
 
 
 def test_the_names_are_those_that_the_export_gives() -> None:

@@ -1,0 +1,236 @@
+"""The engine inspector's answer in the forms of TensorRT 8.6, 10 and 11, hand-made after NVIDIA's documentation."""
+
+import enum
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import driver, engine
+from export.build_steps import convolution_types, network_flags, parse
+from export.capabilities import TensorRT, find_tensorrt, why_missing
+from export.engine import BatchProfile, build_engine
+from export.inspection import differences, inspect_engine, summarize_layers
+from tests import tiny_onnx
+from tests.fake_gpu import FakeDriver
+
+INT8 = "Thirty-two wide channel vectorized row major Int8 format"
+HALF = "Channel major FP16 format where channel % 8 == 0"
+DYNAMIC = "N/A due to dynamic shapes"
+
+
+def layer_8(name: str, kind: str, form: str, weights: str | None = None, **more: Any) -> dict[str, Any]:
+    """As TensorRT 8.6 writes it: ONNX names in the name, no metadata."""
+    tensors = {"Inputs": [{"Name": "x", "Format/Datatype": form}], "Outputs": [{"Name": "y", "Format/Datatype": HALF}]}
+    given = {"Weights": {"Type": weights, "Count": 9}} if weights else {}
+    return {"Name": name, "LayerType": kind, **tensors, **given, **more}
+
+
+V8 = [
+    layer_8("Reformatting CopyNode for Input Tensor 0 to stem/Conv + stem_relu/Relu", "Reformat", HALF),
+    layer_8("stem/Conv + stem_relu/Relu", "CaskConvolution", HALF, "Half"),
+    layer_8("b1_conv/Conv/weight + b1_conv/QuantizeLinear + b1_conv/Conv", "CaskConvolution", INT8, "Int8"),
+    layer_8("b2_conv/Conv + add/Add || b3_conv/Conv", "CaskConvolution", DYNAMIC, "Int8"),
+    layer_8("PWN(add2/Add)", "PointWise", DYNAMIC),
+]
+# TensorRT 10: the same keys, and the ONNX nodes in the metadata.
+V10 = [
+    {
+        "Name": "__myl_CastMulTran_myl0_0",
+        "LayerType": "kgen",
+        "Inputs": [{"Name": "images", "Format/Datatype": "UInt8"}],
+        "Outputs": [{"Name": "t", "Format/Datatype": "Half"}],
+        "Metadata": "[ONNX Layer: preprocessing/Cast]\x1e[ONNX Layer: stem/Conv]",
+    },
+    {
+        "Name": "sm80_xmma_fprop_myl0_1",
+        "LayerType": "cask_conv",
+        "Inputs": [{"Name": "t", "Format/Datatype": "Half"}],
+        "Outputs": [],
+        "Metadata": "[ONNX Layer: stem/Conv]\x1f[ONNX Layer: stem_relu/Relu]",
+    },
+    {
+        "Name": "b1_conv/Conv",
+        "LayerType": "CaskGemmConvolution",
+        "Inputs": [{"Name": "q", "Format/Datatype": "Int8"}],
+        "Outputs": [{"Name": "y", "Format/Datatype": "Half"}],
+        "Metadata": "[ONNX Layer: b1_conv/Conv]",
+    },
+]
+# TensorRT 11: type and format apart.
+V11 = [
+    {
+        "Name": "b1_conv/Conv",
+        "LayerType": "Convolution",
+        "Inputs": [{"Name": "q", "Format": "Row major linear FP16 format (kLINEAR)", "DataType": "Half"}],
+        "Outputs": [{"Name": "y", "Format": "Row major linear FP16 format (kLINEAR)", "DataType": "Half"}],
+        "Metadata": "[ONNX Layer: b1_conv/Conv]",
+    },
+    {
+        "Name": "copy",
+        "LayerType": "NoOp",
+        "Origin": "REFORMAT",
+        "Inputs": [{"Name": "q", "DataType": "BFloat16"}],
+        "Outputs": [],
+        "Metadata": "[ONNX Layer: b1_conv/Conv]",
+    },
+]
+
+
+def summary(layers: list[Any], asked: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    return summarize_layers(json.dumps({"Layers": layers, **more}), asked)
+
+
+def test_the_form_of_8_6() -> None:
+    asked = {"stem/Conv": "any", "b1_conv/Conv": "int8", "b2_conv/Conv": "int8", "b3_conv/Conv": "int8"}
+    found = summary(V8, asked, Bindings=["images"])
+    assert found["count"] == 5
+    assert found["convolutions"] == {"int8": 3, "fp16": 1}
+    assert found["convolution_layers"] == {
+        "stem/Conv": "fp16",
+        "b1_conv/Conv": "int8",
+        "b2_conv/Conv": "int8",  # the format depends on the batch size, the type of the weights tells
+        "b3_conv/Conv": "int8",
+    }
+    assert found["reformats"] == [V8[0]["Name"]]
+    assert found["by_kind"] == {"CaskConvolution": 3, "Reformat": 1, "PointWise": 1}
+    assert found["layers"][1] == {
+        "name": "stem/Conv + stem_relu/Relu",
+        "layers": ["stem", "stem_relu"],
+        "kind": "CaskConvolution",
+        "precision": "fp16",
+    }
+    assert differences(asked, found) == []
+
+
+def test_the_form_of_10() -> None:
+    asked = {"stem/Conv": "fp16", "b1_conv/Conv": "int8"}
+    found = summary(V10, asked)
+    assert found["convolution_layers"] == {"stem/Conv": "fp16", "b1_conv/Conv": "int8"}, "the kernel, not its cast"
+    assert found["by_precision"] == {"uint8": 1, "fp16": 1, "int8": 1}
+    assert found["layers"][1]["layers"] == ["stem", "stem_relu"]
+    assert differences(asked, found) == []
+
+
+def test_the_form_of_11() -> None:
+    asked = {"b1_conv/Conv": "int8"}
+    found = summary(V11, asked, **{"I/O Tensors": []})
+    assert found["convolution_layers"] == {"b1_conv/Conv": "fp16"}
+    assert found["reformats"] == ["copy"]
+    assert found["by_precision"] == {"fp16": 1, "bf16": 1}
+    assert differences(asked, found) == [
+        "1 of 1 convolutions that the ONNX file quantised do not run in INT8: b1_conv (fp16)"
+    ]
+
+
+def test_names_alone_and_layers_that_nobody_asked_for() -> None:
+    found = summary(["stem/Conv + stem_relu/Relu", "a reformat"])
+    assert found["convolutions"] == {"unknown": 1}
+    assert found["by_precision"] == {"unknown": 2}
+    assert summary([V8[0], V8[1]])["convolutions"] == {"fp16": 1}, "a reformat before a convolution is none"
+
+
+def test_what_cannot_be_told_is_no_difference() -> None:
+    asked = {"gone/Conv": "int8", "stem/Conv": "int8"}
+    found = summary([layer_8("stem/Conv", "CaskConvolution", DYNAMIC, Outputs=[])], asked)
+    assert found["convolutions"] == {"unknown": 2}
+    assert differences(asked, found) == []
+    assert differences(asked, None) == []
+
+
+def test_fp32_convolutions_of_an_fp16_engine_are_named_a_few_of_many() -> None:
+    asked = {f"c{index}/Conv": "fp16" for index in range(12)}
+    found = summary([layer_8(name, "CaskConvolution", "Row major linear FP32") for name in asked], asked)
+    (warning,) = differences(asked, found)
+    assert warning.startswith("12 of 12 convolutions that were asked for in FP16 do not run in FP16: c0 (fp32), c1 ")
+    assert warning.endswith("c7 (fp32), …")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"Layers": null}'])
+def test_an_unreadable_inspector_is_a_reason(text: str) -> None:
+    found = summarize_layers(text, {"c/Conv": "int8"})
+    assert found["count"] is None
+    assert "not understood" in found["reason"]
+    assert differences({"c/Conv": "int8"}, found) == []
+
+
+class Engine:
+    """An engine whose layers show their types only once a batch size is set."""
+
+    def __init__(self, memory: bool = True) -> None:
+        self.memory, self.shape = memory, None
+
+    def create_engine_inspector(self) -> Any:
+        self.inspector = types.SimpleNamespace(execution_context=None)
+        self.inspector.get_engine_information = lambda form: json.dumps(
+            {"Layers": [layer_8("b/Conv", "Conv", INT8 if self.inspector.execution_context else DYNAMIC, Outputs=[])]}
+        )
+        return self.inspector
+
+    def create_execution_context(self) -> Any:
+        if not self.memory:
+            return None
+        return types.SimpleNamespace(set_input_shape=lambda name, shape: (name, shape) == ("images", (4, 2, 2, 3)))
+
+
+class LayerInformationFormat(enum.IntEnum):
+    ONELINE, JSON = range(2)
+
+
+TRT = TensorRT(types.SimpleNamespace(LayerInformationFormat=LayerInformationFormat), "tensorrt", "?")
+
+
+@pytest.mark.parametrize(
+    ("made", "image", "type_"),
+    [
+        (Engine(), ("images", [4, 2, 2, 3]), "int8"),
+        (Engine(), ("images", [5, 2, 2, 3]), "unknown"),
+        (Engine(), None, "unknown"),
+        (Engine(memory=False), ("images", [4, 2, 2, 3]), "unknown"),
+    ],
+)
+def test_types_that_depend_on_the_batch_are_asked_for_one(made: Engine, image: Any, type_: str) -> None:
+    assert inspect_engine(TRT, made, {"b/Conv": "int8"}, image)["convolution_layers"] == {"b/Conv": type_}
+
+
+# --- what is asked for, and the sidecar ---
+
+
+@pytest.fixture
+def rtx() -> TensorRT:
+    found = find_tensorrt("rtx")
+    if found is None:
+        pytest.skip(why_missing()["rtx"])
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_the_graph_asks_of_its_convolutions(tmp_path: Path, rtx: TensorRT, precision: str) -> None:
+    source = tiny_onnx.write(tmp_path / "model.onnx", precision)
+    logger = rtx.logger()
+    network = rtx.module.Builder(logger).create_network(network_flags(rtx))
+    parser = parse(rtx, network, logger, source)
+    assert convolution_types(rtx, network, precision) == {"conv": precision}
+    weak = TensorRT(types.SimpleNamespace(), "tensorrt", "8.x")
+    assert convolution_types(weak, network, precision) == {"conv": precision}
+    if precision == "fp32":  # as a convolution that quantization left alone
+        assert convolution_types(weak, network, "int8") == {"conv": "any"}
+    del parser
+
+
+def test_a_difference_is_said_and_written(
+    tmp_path: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "driver_status", lambda: driver._ask(FakeDriver()))
+    information = json.dumps({"Layers": [layer_8("conv + relu", "CaskConvolution", HALF)]})
+    monkeypatch.setattr(engine, "_inspect", lambda *given: (summarize_layers(information, given[4]), None))
+    source = tiny_onnx.write(tmp_path / "int8.onnx", "int8")
+    made = build_engine(source, tmp_path / "a" / "int8.plan", precision="int8", profile=BatchProfile(), trt=rtx)
+    assert made["asked"]["convolutions"] == {"int8": 1}
+    assert made["found"]["convolutions"] == {"fp16": 1}
+    said = "1 of 1 convolutions that the ONNX file quantised do not run in INT8: conv (fp16)"
+    assert made["warnings"] == [said]
+    assert f"int8.plan: {said}" in caplog.text
+    assert made["layers_reason"] is None
