@@ -142,6 +142,33 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def check_plan(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Refuse a plan that is not the one that its sidecar describes.
+
+    Returns:
+        dict: the sidecar.
+
+    Raises:
+        ExportError: the sidecar is missing or malformed, or the plan is truncated or altered.
+    """
+    plan = Path(plan_path)
+    sidecar = read_sidecar(plan)
+    try:
+        size = plan.stat().st_size
+        if size != sidecar["plan_bytes"]:
+            raise _refused(plan, f"{sidecar['plan_bytes']} bytes", f"{size} bytes: truncated or replaced")
+        digest = sha256_file(plan)
+    except OSError as error:
+        raise _refused(plan, "a readable plan", str(error)) from error
+    if digest != sidecar["plan_sha256"]:
+        raise _refused(
+            plan,
+            f"sha256 {sidecar['plan_sha256']}",
+            f"sha256 {digest}: the plan is not the one that was built",
+        )
+    return sidecar
+
+
 def check_engine(
     plan_path: str | os.PathLike[str],
     trt: TensorRT,
@@ -164,20 +191,7 @@ def check_engine(
             another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
     """
     plan = Path(plan_path)
-    sidecar = read_sidecar(plan)
-    try:
-        size = plan.stat().st_size
-        if size != sidecar["plan_bytes"]:
-            raise _refused(plan, f"{sidecar['plan_bytes']} bytes", f"{size} bytes: truncated or replaced")
-        digest = sha256_file(plan)
-    except OSError as error:
-        raise _refused(plan, "a readable plan", str(error)) from error
-    if digest != sidecar["plan_sha256"]:
-        raise _refused(
-            plan,
-            f"sha256 {sidecar['plan_sha256']}",
-            f"sha256 {digest}: the plan is not the one that was built",
-        )
+    sidecar = check_plan(plan)
     if sidecar["flavour"] != trt.flavour:
         raise _refused(plan, f"flavour {sidecar['flavour']}, which built it", f"flavour {trt.flavour} here")
     _check_version(plan, sidecar, trt)

@@ -7,6 +7,7 @@ disk that refuses it costs time, not the engine. Python 3.10 syntax, the standar
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from pathlib import Path
@@ -32,7 +33,7 @@ def attach(trt: TensorRT, config: Any, path: str | os.PathLike[str], logger: Any
     """
     if not trt.timing_cache:
         why = f"{trt.flavour} {trt.version} does not time layers while it builds"
-        log.warning("timing_cache is left out: %s", why)
+        _say_left_out(why)
         return None, f"left out: {why}"
     file, data, why = Path(path), b"", ""
     try:
@@ -55,6 +56,12 @@ def attach(trt: TensorRT, config: Any, path: str | os.PathLike[str], logger: Any
         log.warning("timing_cache is left out: %s", logger.lines())
         return None, f"left out: {logger.lines()}"
     return cache, f"replaced: {why}" if why else "new"
+
+
+@functools.cache
+def _say_left_out(why: str) -> None:
+    """Warn once, not for every engine of a build."""
+    log.warning("timing_cache is left out: %s", why)
 
 
 def save(cache: Any, path: str | os.PathLike[str]) -> None:

@@ -21,9 +21,11 @@ from pipeline.stage import ARTIFACTS, Context
 log = logging.getLogger("pipeline")
 
 DONE, VERDICT_FAIL, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
+NOT_FITTING = VERDICT_FAIL  # `engine check`
 INTERNAL_ERROR, INTERRUPTED = 70, 130
 EXIT_STATUS = """exit status:
-  0 done, and passed, or inconclusive, which a warning says     1 done, and the verdict is fail
+  0 done, and passed, or inconclusive, which a warning says
+  1 done, and the verdict is fail; engine check: the engine does not fit this machine
   2 bad usage or bad input
   3 done, but some inputs failed     130 interrupted     70 a bug of ours, with a traceback"""
 

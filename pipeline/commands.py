@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   python -m pipeline infer photos/ -o predictions.csv       classify a folder
   python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
   python -m pipeline inspect model.h5                       what somebody else's model is
+  python -m pipeline engine check artifacts/digits/build/rtx/fp16.plan
   python -m pipeline doctor                                 what this machine can do
 """
 
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "inspect", "what a model file is, and a recipe to start from; nothing of it runs", [output], "m.keras"
     )
     inspect.add_argument("model", type=Path, help=".keras or .h5 file, or SavedModel folder")
+    _add_engine(verbs, output)
     bundle = add("bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe])
     bundle.add_argument("-o", "--output", type=Path, help="default: <recipe>.bundle.tar")
     unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
@@ -95,6 +97,34 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
     unpack.add_argument("--force", action="store_true", help="replace artifacts of the same recipe that are there")
     return parser
+
+
+def _add_engine(verbs: Any, output: argparse.ArgumentParser) -> None:
+    """The verb with two verbs of its own."""
+    examples = "\n".join(
+        f"  python -m pipeline engine {action} artifacts/digits/build/rtx/int8.plan{option}"
+        for action, option in (("inspect", ""), ("inspect", " --json"), ("check", ""))
+    )
+
+    def add(to: Any, name: str, text: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = to.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            parents=list(parents),
+            epilog=f"examples:\n{examples}\n\n{cli.EXIT_STATUS}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return parser
+
+    actions = add(verbs, "engine", "what a TensorRT engine is, and whether it fits this machine").add_subparsers(
+        dest="action", required=True, metavar="inspect|check"
+    )
+    for name, text in {
+        "inspect": "what an engine is: precision asked for and found, GPUs, batch sizes, sources; nothing is loaded",
+        "check": "whether an engine fits this machine; if not, both sides and the command that rebuilds it",
+    }.items():
+        add(actions, name, text, [output]).add_argument("plan", type=Path, help="a .plan file, its sidecar beside it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +141,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         from pipeline.inspecting import inspect_model
 
         return inspect_model(args.model)
+    if args.command == "engine":
+        from pipeline.engine_file import check_engine_file, inspect_engine_file
+
+        return inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan)
     if args.command == "unpack":
         from pipeline.bundle import unpack
 

@@ -1,0 +1,239 @@
+"""``python -m pipeline engine``: what a TensorRT engine is, and whether it fits this machine. Loads nothing of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.capabilities import find_tensorrt, why_missing
+from export.driver import DriverStatus, driver_status
+from export.errors import ExportError
+from export.sidecar import REBUILD, check_engine, check_plan, read_sidecar
+from pipeline import cli
+from pipeline.bundle import RECIPE
+from pipeline.config import load_recipe, to_dict
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_file
+from pipeline.layout import PARITY
+from pipeline.manifest import read_manifest
+from pipeline.parity import verdict_of
+from pipeline.stage import ARTIFACTS
+
+INSTEAD = {
+    ".json": "the sidecar of an engine; name the .plan beside it",
+    ".onnx": "an ONNX file, which runs on ONNX Runtime; `python -m pipeline build` makes engines of it",
+    ".keras": "a Keras model; `python -m pipeline inspect` describes it",
+    ".h5": "a Keras model; `python -m pipeline inspect` describes it",
+    ".engine": "an engine of another program, which has no sidecar that says what it is",
+    ".trt": "an engine of another program, which has no sidecar that says what it is",
+}
+
+
+def inspect_engine_file(plan: Path) -> dict[str, Any]:
+    """Print what an engine is, from its sidecar; the result holds the same for the JSON line.
+
+    Raises:
+        PipelineError: no engine, or its sidecar is missing or malformed.
+    """
+    _require_plan(plan)
+    try:
+        sidecar = read_sidecar(plan)
+    except ExportError as error:
+        raise PipelineError(_with_command(str(error), plan)) from error
+    try:
+        check_plan(plan)
+        altered = ""
+    except ExportError as error:
+        altered = _with_command(str(error), plan)
+    verdict = _verdict(plan)
+    print("\n".join(_lines(plan, sidecar, altered, verdict)))
+    return {"plan": str(plan), "intact": not altered, "verdict": verdict, "engine": sidecar}
+
+
+def check_engine_file(plan: Path) -> dict[str, Any]:
+    """Say whether an engine fits this machine; if not, both sides and what to do.
+
+    Returns:
+        dict: ``fits``, ``reason``, ``rebuild`` (a command, where rebuilding here would help) and the exit status.
+
+    Raises:
+        PipelineError: no engine.
+    """
+    _require_plan(plan)
+    driver = driver_status()
+    reason, rebuild = _why_not(plan, driver)
+    if not reason:
+        device = driver.devices[0]
+        print(f"{plan} fits this machine: {device.name}, compute capability {device.compute_capability}")
+        return {"plan": str(plan), "fits": True, "reason": "", "rebuild": None, "exit": cli.DONE}
+    print(f"{plan} does not fit this machine: {_with_command(reason, plan)}")
+    command = rebuild_command(plan) if rebuild else None
+    return {"plan": str(plan), "fits": False, "reason": reason, "rebuild": command, "exit": cli.NOT_FITTING}
+
+
+def rebuild_command(plan: Path) -> str:
+    """The command that builds an engine anew, with its recipe where the plan lies below ``artifacts/<recipe>/build``.
+
+    Options that its recipe does not say, as ``--set`` gave them when it was built, are repeated.
+    """
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    words = [str(python), "-m", "pipeline", "build"]
+    root = _root(plan)
+    if root is None:
+        return shlex.join([*words, "-c", "RECIPE", "--force"])
+    named = Path("configs") / f"{root.name}.yaml"
+    recipe = next((path for path in (named, root / RECIPE) if path.is_file()), Path("RECIPE"))
+    words += ["-c", str(recipe), "--force", *_overrides(recipe, root)]
+    if root.parent.resolve() != ARTIFACTS.resolve():
+        words += ["--artifacts", str(root.parent)]
+    return shlex.join(words)
+
+
+def _overrides(recipe: Path, root: Path) -> list[str]:
+    manifest = read_manifest(root / "build")
+    if manifest is None or not recipe.is_file():
+        return []
+    try:
+        says = to_dict(load_recipe(recipe).build)
+    except PipelineError:  # it wants a path that its owner gives with --set
+        return []
+    built = manifest.config.get("build", {})
+    changed = {key: value for key, value in built.items() if says.get(key, value) != value}
+    return [word for key, value in changed.items() for word in ("--set", f"build.{key}={json.dumps(value)}")]
+
+
+def _root(plan: Path) -> Path | None:
+    """``artifacts/<recipe>`` of a plan in ``artifacts/<recipe>/build/<flavour>/``; None elsewhere."""
+    folder = plan.absolute().parent.parent
+    if folder.name != "build":
+        return None
+    cwd = Path.cwd()
+    return folder.parent.relative_to(cwd) if folder.parent.is_relative_to(cwd) else folder.parent
+
+
+def _require_plan(plan: Path) -> None:
+    if plan.suffix == ".plan" and plan.is_file():
+        return
+    if not plan.exists():
+        built = sorted(path.name for path in plan.parent.glob("*.plan")) if plan.parent.is_dir() else []
+        received = f"{plan}, which does not exist." + (f" There are: {', '.join(built)}." if built else "")
+    elif plan.is_dir():
+        built = sorted(str(path) for path in plan.rglob("*.plan"))
+        received = f"{plan}, a folder" + (f" that holds {', '.join(built)}." if built else ".")
+    else:
+        received = f"{plan}, {INSTEAD.get(plan.suffix.lower(), 'which is none')}."
+    raise PipelineError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")
+
+
+def _why_not(plan: Path, driver: DriverStatus) -> tuple[str, bool]:
+    """Why an engine does not fit this machine, "" if it does; and whether building it anew here would help."""
+    try:
+        sidecar = check_plan(plan)
+    except ExportError as error:
+        return str(error), True
+    flavour = sidecar["flavour"]
+    built_by = f"{flavour} {sidecar['tensorrt_version']}"
+    trt = find_tensorrt(flavour)
+    if trt is None:
+        return f"Expected TensorRT {built_by}, which built it. Received: {why_missing().get(flavour, 'none')}.", False
+    try:
+        if not driver:
+            check_engine(plan, trt)
+            return (
+                f"Expected an NVIDIA GPU: {sidecar.get('runs_on')}. Received: {driver.reason}. "
+                "Run it on the GPU machine; ONNX Runtime answers here.",
+                False,
+            )
+        check_engine(plan, trt, driver.devices[0].compute_capability, driver.cuda_version)
+    except ExportError as error:
+        return str(error), True
+    return "", False
+
+
+def _with_command(message: str, plan: Path) -> str:
+    """The message with the exact command on a line of its own, safe to paste."""
+    return message.replace(f" {REBUILD}.", f"\n  {rebuild_command(plan)}")
+
+
+def _verdict(plan: Path) -> str:
+    root = _root(plan)
+    if root is None or not (root / PARITY).is_file():
+        return "not verified"
+    key = f"build/{plan.absolute().parent.name}/{plan.name}"
+    return verdict_of(read_json(root / PARITY), key, sha256_file(plan))
+
+
+def _lines(plan: Path, sidecar: Mapping[str, Any], altered: str, verdict: str) -> list[str]:
+    profile = sidecar["profile"]
+    if sidecar.get("gpu"):
+        built_on = f"{sidecar['gpu']}, driver {sidecar.get('driver_version')}, CUDA {sidecar.get('cuda_version')}"
+    else:
+        built_on = "a machine without a GPU"
+    variant = f", variant {sidecar['variant']}" if sidecar.get("variant") else ""
+    tensors = {mode: [_tensor(one) for one in sidecar["tensors"] if one.get("mode") == mode] for mode in _MODES}
+    classes = [str(name) for name in sidecar.get("classes") or []]
+    facts = {
+        "precision": f"{sidecar['precision']}{variant}",
+        "TensorRT": f"{sidecar['flavour']} {sidecar['tensorrt_version']}",
+        "built on": built_on,
+        "runs on": sidecar.get("runs_on"),
+        "batch": f"min {profile['min']}, opt {profile['opt']}, max {profile['max']}",
+        **{mode: "; ".join(listed) for mode, listed in tensors.items()},
+        "classes": f"{len(classes)}: {', '.join(classes[:8])}{', …' if classes[8:] else ''}" if classes else "unnamed",
+        "preprocessing": _preprocessing(sidecar.get("preprocessing")),
+        "options": _options(sidecar["options"]),
+        "size": f"{sidecar['plan_bytes'] / 1e6:.1f} MB, built in {sidecar.get('seconds')} s",
+        "plan sha256": sidecar["plan_sha256"],
+        "made from": sidecar.get("onnx_file"),
+        "ONNX sha256": sidecar["onnx_sha256"],
+        "verdict": verdict,
+        "asked": _counts(sidecar.get("asked")),
+        "found": _counts(sidecar.get("found")) or f"not known: {sidecar.get('layers_reason')}",
+    }
+    lines = [str(plan), *(f"  {name:<14} {value}" for name, value in facts.items() if value)]
+    lines += [f"  {'warning':<14} {text}" for text in [*([altered] if altered else []), *sidecar.get("warnings", ())]]
+    layers = (sidecar.get("found") or {}).get("layers") or []
+    if layers:
+        lines.append(f"\n  {'type':<8} {'kind':<22} {'Keras layers':<30} layer")
+    for layer in layers:
+        keras = ", ".join(layer["layers"][:3]) + (", …" if layer["layers"][3:] else "")
+        lines.append(f"  {layer['precision']:<8} {layer['kind']:<22} {keras:<30} {layer['name']}")
+    return lines
+
+
+_MODES = ("input", "output")
+
+
+def _tensor(one: Mapping[str, Any]) -> str:
+    return f"{one['name']} {one['dtype']} {one['shape']}"
+
+
+def _preprocessing(spec: Any) -> str:
+    if not isinstance(spec, Mapping):
+        return "not recorded"
+    shown = {key: spec[key] for key in ("mode", "channel_order", "mean", "scale") if key in spec}
+    for key in ("mean", "scale"):
+        if isinstance(shown.get(key), list) and all(isinstance(value, (int, float)) for value in shown[key]):
+            shown[key] = "/".join(f"{value:.6g}" for value in shown[key])
+    return f"in the engine: {', '.join(f'{key} {value}' for key, value in shown.items())}"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Those that are not TensorRT's defaults."""
+    said = {key: value for key, value in options.items() if value not in (None, False, "none", []) and key != "flags"}
+    said.pop("strongly_typed", None)
+    return ", ".join(f"{key} {value}" for key, value in said.items()) or "defaults"
+
+
+def _counts(side: Any) -> str:
+    if not isinstance(side, Mapping) or not side.get("convolutions"):
+        return ""
+    text = "convolutions: " + ", ".join(f"{number} {kind}" for kind, number in side["convolutions"].items())
+    reformats = side.get("reformats")
+    return text + (f"; layers that only change a format: {len(reformats)}" if reformats else "")
