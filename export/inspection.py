@@ -144,7 +144,7 @@ def _row(layer: Any) -> _Row:
         "reformat" in kind.lower() or layer.get("Origin") == "REFORMAT" or name.startswith("Reformatting CopyNode")
     )
     nodes = re.findall(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]", str(layer.get("Metadata") or ""))
-    if not nodes and not reformat:
+    if not nodes and not reformat and "ForeignNode[" not in name:  # which names its first and last node only
         nodes = [part.strip(" []{}") for part in re.split(r" \+ |\|\|", name)]
     keras = list(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
     does = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()

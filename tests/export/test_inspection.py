@@ -132,6 +132,12 @@ def test_names_alone_and_layers_that_nobody_asked_for() -> None:
     assert summary([V8[0], V8[1]])["convolutions"] == {"fp16": 1}, "a reformat before a convolution is none"
 
 
+def test_a_compiled_part_of_the_network_does_not_pretend_to_be_its_first_layer() -> None:
+    found = summary([layer_8("{ForeignNode[stem/Conv...b_relu/Relu]}", "Myelin", HALF)], {"stem/Conv": "fp16"})
+    assert found["layers"][0]["layers"] == []
+    assert found["convolutions"] == {"unknown": 1}
+
+
 def test_what_cannot_be_told_is_no_difference() -> None:
     asked = {"gone/Conv": "int8", "stem/Conv": "int8"}
     found = summary([layer_8("stem/Conv", "CaskConvolution", DYNAMIC, Outputs=[])], asked)
