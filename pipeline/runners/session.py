@@ -39,7 +39,7 @@ class EngineSession:
         plan = plan_path.read_bytes()
         if hashlib.sha256(plan).hexdigest() != sidecar["plan_sha256"]:
             raise RunnerError(f"Expected {plan_path} to stay as it was checked. Received: a changed file.")
-        options = sidecar.get("options", {})
+        options = sidecar["options"]
         self._runtime: Any = trt.module.Runtime(self.logger)
         if options.get("version_compatible"):
             # Such a plan brings its own runtime, which is code; its sha256 has been compared with the sidecar.

@@ -96,7 +96,9 @@ class TensorRTRunner:
             )
         trt = self._library()
         try:
-            self._describe(check_engine(self.plan_path, trt, status.devices[device].compute_capability))
+            self._describe(
+                check_engine(self.plan_path, trt, status.devices[device].compute_capability, status.cuda_version)
+            )
         except ExportError as error:
             raise RunnerError(str(error)) from error
         cuda = find_cuda(self.options.cuda)
