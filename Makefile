@@ -19,7 +19,7 @@ TEST_TOOLS := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-        lint test test-slow test-gpu clean
+        lint test test-slow test-gpu contract clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -106,6 +106,9 @@ test-slow: $(TEST_TOOLS)  ## the long tests
 
 test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
 	@$(PY) -m pytest -m gpu
+
+contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version
+	@$(PY) -m tests.contract
 
 clean:  ## remove what can be made again; never trained models
 	@rm -rf $(foreach stage,export quantize build verify benchmark infer report,artifacts/*/$(stage))

@@ -58,14 +58,17 @@ class TensorRT:
     @property
     def targets(self) -> bool:
         """Whether the GPU generations that a plan is for can be chosen."""
-        return hasattr(self.module, "ComputeCapability") and hasattr(
-            self.module.IBuilderConfig, "set_compute_capability"
+        config = self.module.IBuilderConfig
+        return (
+            hasattr(self.module, "ComputeCapability")
+            and hasattr(config, "num_compute_capabilities")
+            and hasattr(config, "set_compute_capability")
         )
 
     @property
     def progress_monitor(self) -> bool:
         """Whether a build reports its progress and can be cancelled."""
-        return hasattr(self.module, "IProgressMonitor")
+        return hasattr(self.module, "IProgressMonitor") and hasattr(self.module.IBuilderConfig, "progress_monitor")
 
     @property
     def timing_cache(self) -> bool:

@@ -1,0 +1,92 @@
+"""What each TensorRT can do: the names that stand for it, and the versions that have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+V8 = frozenset({"8.6.0", "8.6.1"})
+V10 = frozenset({"10.12", "10.13", "10.14", "10.15", "10.16"})
+V11 = frozenset({"11.0", "11.1", "11.2", "11.3", "11.4"})
+RTX = frozenset({"rtx1.7.1"})
+CLASSIC = V8 | V10 | V11
+STRONG = V10 | V11 | RTX
+ALL = CLASSIC | RTX
+
+
+@dataclass(frozen=True)
+class Capability:
+    """The versions that have all of ``names`` and none of ``without``."""
+
+    versions: frozenset[str]
+    names: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+TARGETS = ("ComputeCapability", "IBuilderConfig.set_compute_capability", "IBuilderConfig.num_compute_capabilities")
+
+# One that is named as a property of export.capabilities.TensorRT is compared with what that says, too.
+CAPABILITIES = {
+    # precision
+    "strongly_typed": Capability(STRONG, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",)),
+    "always_strong": Capability(
+        V11 | RTX, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",), without=("BuilderFlag.FP16",)
+    ),
+    "precision_flags": Capability(V8 | V10, ("BuilderFlag.FP16", "BuilderFlag.INT8")),
+    "explicit_batch": Capability(V8 | V10, ("NetworkDefinitionCreationFlag.EXPLICIT_BATCH",)),
+    # building
+    "targets": Capability(RTX, TARGETS),
+    "builds_without_gpu": Capability(RTX, TARGETS),
+    "progress_monitor": Capability(STRONG, ("IProgressMonitor", "IBuilderConfig.progress_monitor")),
+    "timing_cache": Capability(
+        CLASSIC,
+        ("IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "ITimingCache.serialize"),
+        without=TARGETS,
+    ),
+    "timing_cache_without_gpu": Capability(CLASSIC, without=TARGETS),
+    "version_compatible": Capability(CLASSIC, ("BuilderFlag.VERSION_COMPATIBLE",), without=TARGETS),
+    "hardware_compatibility: ampere_plus": Capability(
+        ALL, ("HardwareCompatibilityLevel.AMPERE_PLUS", "IBuilderConfig.hardware_compatibility_level")
+    ),
+    "hardware_compatibility: same_compute_capability": Capability(
+        STRONG, ("HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",)
+    ),
+    "strips_weights": Capability(STRONG, ("BuilderFlag.STRIP_PLAN", "BuilderFlag.REFIT_IDENTICAL")),
+    "strips_weights_without_gpu": Capability(CLASSIC, without=TARGETS),
+    "max_aux_streams": Capability(ALL, ("IBuilderConfig.max_aux_streams",)),
+    "builder_threads": Capability(ALL, ("Builder.max_threads",)),
+    "named_parser_errors": Capability(STRONG, ("ParserError.node_name", "ParserError.node_operator")),
+    # weights put back
+    "refit": Capability(ALL, ("BuilderFlag.REFIT", "Refitter.refit_cuda_engine", "ICudaEngine.refittable")),
+    "refit_from_file": Capability(STRONG, ("OnnxParserRefitter.refit_from_file",)),
+    # loading and running
+    "engine_inspector": Capability(
+        ALL, ("ICudaEngine.create_engine_inspector", "EngineInspector.get_engine_information")
+    ),
+    "engine_host_code_allowed": Capability(ALL, ("Runtime.engine_host_code_allowed",)),
+    "engine_validity": Capability(RTX, ("Runtime.get_engine_validity", "EngineValidity")),
+    "runtime_config": Capability(
+        STRONG,
+        ("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
+    ),
+    "cuda_graph_strategy": Capability(RTX, ("IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy")),
+    "runtime_cache": Capability(
+        RTX,
+        ("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.serialize"),
+    ),
+    # memory of an execution context in our hands
+    "user_managed": Capability(
+        STRONG,
+        (
+            "ExecutionContextAllocationStrategy.USER_MANAGED",
+            "IExecutionContext.set_device_memory",
+            "IExecutionContext.update_device_memory_size_for_shapes",
+            "ICudaEngine.device_memory_size_v2",
+            "ICudaEngine.get_device_memory_size_for_profile_v2",
+        ),
+    ),
+    "device_memory_size_for_profile": Capability(V10, ("ICudaEngine.get_device_memory_size_for_profile",)),
+    "without_device_memory": Capability(
+        V8 | V10, ("ICudaEngine.create_execution_context_without_device_memory", "ICudaEngine.device_memory_size")
+    ),
+    "device_memory_address": Capability(ALL, ("IExecutionContext.device_memory",)),
+}
