@@ -1,11 +1,7 @@
-import ast
 import enum
 import logging
 import re
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 
@@ -14,34 +10,6 @@ from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
 from export.errors import ExportError
 from tests.fake_gpu import FakeDriver
-
-ROOT = Path(__file__).parents[2]
-# What has to run on a GPU machine that holds Python 3.10, numpy and TensorRT.
-PORTABLE = (
-    "export.capabilities",
-    "export.driver",
-    "export.sidecar",
-    "export.inspection",
-    "export.build_steps",
-    "export.build_options",
-    "export.timing_cache",
-    "export.engine",
-    "pipeline.runners.cuda",
-    "pipeline.runners.tensorrt",
-    "benchmarks.timing",
-)
-BLOCKER = """
-import importlib, sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        top = name.split(".")[0]
-        if top not in sys.stdlib_module_names and top not in ("numpy", "export", "pipeline", "benchmarks"):
-            raise ModuleNotFoundError(f"blocked: {name}", name=name)
-sys.meta_path.insert(0, Blocker())
-sys.path.insert(0, sys.argv[1])
-for name in sys.argv[2:]:
-    importlib.import_module(name)
-"""
 
 
 def module(**members: object) -> types.SimpleNamespace:
@@ -63,33 +31,6 @@ def install(monkeypatch: pytest.MonkeyPatch, **found: object) -> None:
 
     monkeypatch.setattr(capabilities, "_import", fake_import)
     monkeypatch.setattr(capabilities, "_why_missing", {})
-
-
-def test_portable_modules_import_with_numpy_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKER, str(ROOT), *PORTABLE], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_blocker_blocks() -> None:
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKER, str(ROOT), "onnx"], capture_output=True, text=True, check=False
-    )
-    assert "blocked: onnx" in done.stderr
-
-
-@pytest.mark.parametrize("name", PORTABLE)
-def test_portable_modules_are_python_3_10(name: str) -> None:
-    path = ROOT / (name.replace(".", "/") + ".py")
-    tree = ast.parse(path.read_text(), feature_version=(3, 10))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            newer = {alias.name for alias in node.names} & {"Self", "StrEnum", "UTC", "assert_never", "Never"}
-            assert not newer, f"{path.name} imports {newer} of Python 3.11"
-            assert node.module != "tomllib"
-        if isinstance(node, ast.Import):
-            assert "tomllib" not in {alias.name for alias in node.names}
 
 
 def test_classic_comes_before_rtx(monkeypatch: pytest.MonkeyPatch) -> None:

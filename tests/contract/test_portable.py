@@ -1,0 +1,146 @@
+"""What runs on a GPU machine with CPython 3.10, numpy and TensorRT has to import there and use no newer Python."""
+
+import ast
+import builtins
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contract.bindings import ROOT, Unavailable, find_python
+
+# What is started there; the modules of ours that these import count with them.
+STARTS = (
+    "export.engine",
+    "export.inspection",
+    "pipeline.runners.base",
+    "pipeline.runners.cuda",
+    "pipeline.runners.tensorrt",
+    "benchmarks.timing",
+)
+# Imports modules with the standard library and numpy alone, then prints which of ours are loaded and which names of
+# the standard library do not exist. Where there is no numpy, as in a bare 3.10, something stands in for it.
+IMPORTER = """
+import importlib, importlib.util, json, sys, types
+OURS = ("export", "pipeline", "benchmarks")
+class Refuser:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top not in sys.stdlib_module_names and top not in ("numpy", *OURS):
+            raise ModuleNotFoundError(f"refused: {name}", name=name)
+if importlib.util.find_spec("numpy") is None:
+    numpy = sys.modules["numpy"] = types.ModuleType("numpy")
+    numpy.__getattr__ = lambda name: type(name, (), {})
+sys.meta_path.insert(0, Refuser())
+sys.path.insert(0, sys.argv[1])
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)
+absent = []
+for module, name in json.loads(sys.argv[3]):
+    try:
+        found = hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}")
+    except ModuleNotFoundError:
+        found = None
+    if not found:
+        absent.append(f"{module}.{name}")
+print(json.dumps([sorted(name for name in sys.modules if name.split(".")[0] in OURS), absent]))
+"""
+# Where there is no 3.10 to ask, at least what one is tempted to use.
+NEWER = {
+    "asyncio.TaskGroup", "asyncio.timeout", "contextlib.chdir", "datetime.UTC", "enum.StrEnum", "hashlib.file_digest",
+    "itertools.batched", "math.cbrt", "operator.call", "typing.Never", "typing.NotRequired", "typing.Self",
+    "typing.assert_never", "typing.override", "tomllib.load", "tomllib.loads", "warnings.deprecated",
+    "builtins.ExceptionGroup", "builtins.BaseExceptionGroup",
+}  # fmt: skip
+
+
+def import_in(python: str, modules: tuple[str, ...], names: list[list[str]]) -> tuple[list[str], list[str]]:
+    """Import modules in another interpreter; give what of ours it loaded, and which ``names`` it does not have."""
+    command = [python, "-I", "-c", IMPORTER, str(ROOT), json.dumps(modules), json.dumps(names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded, absent = json.loads(done.stdout)
+    return loaded, absent
+
+
+def path_of(module: str) -> Path:
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def library_names(source: str) -> set[tuple[str, str]]:
+    """The names that a file takes from modules of the standard library and from the builtins."""
+    tree = ast.parse(source)
+    modules, found = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {(node.module, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            found.add((modules[node.value.id], node.attr))
+        elif isinstance(node, ast.Name) and hasattr(builtins, node.id):
+            found.add(("builtins", node.id))
+    return {(module, name) for module, name in found if module.split(".")[0] in sys.stdlib_module_names}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[str]:
+    return import_in(sys.executable, STARTS, [])[0]
+
+
+def test_they_import_with_numpy_alone(loaded: list[str]) -> None:
+    assert {"export.capabilities", "export.driver", "export.sidecar", "export.build_steps"} <= set(loaded)
+
+
+def test_anything_else_is_refused() -> None:
+    with pytest.raises(AssertionError, match="refused: yaml"):
+        import_in(sys.executable, ("pipeline.config",), [])
+
+
+def syntax_errors(*files: Path) -> str:
+    """What is no Python 3.10; ruff knows more of that than `ast` does, such as quotes within an f-string."""
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--select=F",
+        "--target-version=py310",
+    ]
+    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout if done.returncode else ""
+
+
+def test_their_syntax_is_that_of_python_3_10(loaded: list[str], tmp_path: Path) -> None:
+    assert syntax_errors(*map(path_of, loaded)) == ""
+    newer = tmp_path / "newer.py"
+    newer.write_text("d = {}\nprint(f'{d['a']}')\ntry:\n    pass\nexcept* OSError:\n    pass\n")
+    found = syntax_errors(newer)
+    assert "f-strings on Python 3.10" in found
+    assert "except*" in found
+
+
+def test_they_use_nothing_of_a_newer_standard_library(loaded: list[str]) -> None:
+    for module in loaded:
+        names = {".".join(pair) for pair in library_names(path_of(module).read_text(encoding="utf-8"))}
+        assert not names & NEWER, f"{module} uses {', '.join(sorted(names & NEWER))}, newer than Python 3.10"
+
+
+def test_python_3_10_imports_them_and_has_every_name(loaded: list[str]) -> None:
+    try:
+        python = str(find_python((3, 10)))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    names = {pair for module in loaded for pair in library_names(path_of(module).read_text(encoding="utf-8"))}
+    assert len(names) > 50
+    there, absent = import_in(python, STARTS, sorted(map(list, names)))
+    assert there == loaded
+    assert absent == []
+    assert import_in(python, (), [["enum", "StrEnum"], ["tomllib", "load"]])[1] == ["enum.StrEnum", "tomllib.load"]
