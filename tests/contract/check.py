@@ -8,6 +8,8 @@ from tests.contract.capability_table import CAPABILITIES
 from tests.contract.names import Library
 from tests.contract.values import Guard, Result
 
+CAPABILITIES_FILE = "export/capabilities.py"
+
 
 def names_needed(result: Result) -> set[str]:
     """The names that have to be in the table: of the code and of the capabilities."""
@@ -25,13 +27,14 @@ def wrong_uses(result: Result, library: Library) -> list[str]:
     trt.targets``), or where export/capabilities.py asks for that very name: then what it answers decides.
     """
     found = {}
+    optional = {name for name, sites in result.asked.items() if any(site.path == CAPABILITIES_FILE for site in sites)}
     for use in result.uses:
-        if library.has(use.name) is not False or use.name in result.asked:
+        if library.has(use.name) is not False or use.name in optional:
             continue
         if all(_holds(guard, library) for guard in use.guards):
             found[use.name] = (
                 f"The name {use.name} used in {use.site} is not in the bindings of TensorRT {library.version}: make "
-                "it optional in export/capabilities.py (ask for it with hasattr or has), or correct it."
+                f"it optional in {CAPABILITIES_FILE} (ask for it with hasattr or has), or correct it."
             )
     return [found[name] for name in sorted(found)]
 

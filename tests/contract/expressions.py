@@ -169,7 +169,7 @@ class Expressions:
         arguments: Arguments = dict(enumerate(map(self.values, node.args)))
         arguments |= {one.arg: self.values(one.value) for one in node.keywords}
         for name in self.asked(node):
-            self.known.result.asked.setdefault(name, self.site(node))
+            self.known.result.asked.setdefault(name, set()).add(self.site(node))
         known = self.builtin(node, arguments) if isinstance(node.func, ast.Name) else self.method(node, arguments)
         if known is not None:
             return known

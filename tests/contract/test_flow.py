@@ -111,6 +111,15 @@ def test_conditions_keep_a_version_away(body: str, wrong: bool) -> None:
     assert check.wrong_uses(result, LIBRARIES["11.4"]) == []
 
 
+@pytest.mark.parametrize(("path", "wrong"), [("export/own.py", True), (CAPABILITIES, False)])
+def test_a_name_is_made_optional_in_the_capabilities_alone(path: str, wrong: bool) -> None:
+    ask = "def f(trt: TensorRT):\n    return hasattr(trt.module, 'CudaGraphStrategy')\n"
+    use = "def g(trt: TensorRT):\n    trt.module.CudaGraphStrategy\n"
+    sources = {CAPABILITIES: SOURCES[CAPABILITIES], "export/own.py": HEAD + use}
+    sources[path] += ask
+    assert bool(check.wrong_uses(analyse(sources, TABLE.returns), LIBRARIES["11.4"])) == wrong
+
+
 def test_a_capability_that_lies_is_seen() -> None:
     wrong = names.Library("11.0", {**LIBRARIES["11.0"].names, "BuilderFlag.STRIP_PLAN": False})
     [fault] = check.wrong_capabilities(wrong)

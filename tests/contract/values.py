@@ -52,7 +52,7 @@ class Result:
     """What the source wants of TensorRT: what it uses, and what it asks for with `hasattr` and `has`."""
 
     uses: set[Use] = field(default_factory=set)
-    asked: dict[str, Site] = field(default_factory=dict)
+    asked: dict[str, set[Site]] = field(default_factory=dict)
 
 
 class Known:
