@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
+from export.capabilities import find_tensorrt, why_missing
+from export.sidecar import read_sidecar
 from tests.contract.bindings import ROOT, Unavailable, find_python
+from tests.tiny_onnx import classifier
 
 # What is started there; the modules of ours that these import count with them.
 STARTS = (
@@ -20,21 +24,24 @@ STARTS = (
     "pipeline.runners.tensorrt",
     "benchmarks.timing",
 )
-# Imports modules with the standard library and numpy alone, then prints which of ours are loaded and which names of
-# the standard library do not exist. Where there is no numpy, as in a bare 3.10, something stands in for it.
-IMPORTER = """
+# Nothing is imported but the standard library, numpy and TensorRT. Where there is no numpy, as in a bare 3.10,
+# something stands in for it.
+REFUSER = """
 import importlib, importlib.util, json, sys, types
 OURS = ("export", "pipeline", "benchmarks")
 class Refuser:
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
-        if top not in sys.stdlib_module_names and top not in ("numpy", *OURS):
+        if top not in sys.stdlib_module_names and top not in ("numpy", *OURS) and not top.startswith("tensorrt"):
             raise ModuleNotFoundError(f"refused: {name}", name=name)
 if importlib.util.find_spec("numpy") is None:
     numpy = sys.modules["numpy"] = types.ModuleType("numpy")
     numpy.__getattr__ = lambda name: type(name, (), {})
 sys.meta_path.insert(0, Refuser())
 sys.path.insert(0, sys.argv[1])
+"""
+# Imports modules, then prints which of ours are loaded and which names of the standard library do not exist.
+IMPORTER = """
 for name in json.loads(sys.argv[2]):
     importlib.import_module(name)
 absent = []
@@ -47,6 +54,13 @@ for module, name in json.loads(sys.argv[3]):
         absent.append(f"{module}.{name}")
 print(json.dumps([sorted(name for name in sys.modules if name.split(".")[0] in OURS), absent]))
 """
+BUILDER = """
+from export.capabilities import find_tensorrt
+from export.engine import BatchProfile, build_engine
+trt = find_tensorrt("rtx")
+for source in sys.argv[2:]:
+    build_engine(source, source + ".plan", precision="int8", profile=BatchProfile(1, 2, 4), trt=trt)
+"""
 # Where there is no 3.10 to ask, at least what one is tempted to use.
 NEWER = {
     "asyncio.TaskGroup", "asyncio.timeout", "contextlib.chdir", "datetime.UTC", "enum.StrEnum", "hashlib.file_digest",
@@ -58,7 +72,7 @@ NEWER = {
 
 def import_in(python: str, modules: tuple[str, ...], names: list[list[str]]) -> tuple[list[str], list[str]]:
     """Import modules in another interpreter; give what of ours it loaded, and which ``names`` it does not have."""
-    command = [python, "-I", "-c", IMPORTER, str(ROOT), json.dumps(modules), json.dumps(names)]
+    command = [python, "-I", "-c", REFUSER + IMPORTER, str(ROOT), json.dumps(modules), json.dumps(names)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded, absent = json.loads(done.stdout)
@@ -99,6 +113,16 @@ def test_they_import_with_numpy_alone(loaded: list[str]) -> None:
 def test_anything_else_is_refused() -> None:
     with pytest.raises(AssertionError, match="refused: yaml"):
         import_in(sys.executable, ("pipeline.config",), [])
+
+
+def test_an_engine_is_built_with_numpy_alone(tmp_path: Path) -> None:
+    if find_tensorrt("rtx") is None:
+        pytest.skip(why_missing()["rtx"])
+    onnx.save(classifier("int8"), tmp_path / "int8.onnx")
+    command = [sys.executable, "-I", "-c", REFUSER + BUILDER, str(ROOT), str(tmp_path / "int8.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_sidecar(tmp_path / "int8.onnx.plan")["plan_bytes"] > 0
 
 
 def syntax_errors(*files: Path) -> str:
