@@ -19,13 +19,15 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Library:
-    """The names of one TensorRT: ``has`` is None where the table does not know."""
+    """The names of one TensorRT."""
 
     version: str
     names: Mapping[str, bool | None]
+    complete: bool = False  # all names of the bindings are known: another is none of theirs
 
     def has(self, name: str) -> bool | None:
-        return self.names.get(name)
+        """Whether the version has a name; None where the table does not know."""
+        return self.names.get(name, False if self.complete else None)
 
     def capability(self, name: str) -> Any:
         """What our code makes of a library with these names."""
@@ -58,7 +60,7 @@ def table_of(apis: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]) -> T
                 returns.setdefault(f"{owner}.{attribute}", set()).update(types_)
     every = {*returns, *(owner for api in apis.values() for owner in api)}
     every |= {f"*.{name.rpartition('.')[2]}" for name in returns}
-    libraries = [Library(version, {name: _in(api, name) for name in every}) for version, api in apis.items()]
+    libraries = [Library(version, {name: _in(api, name) for name in every}, True) for version, api in apis.items()]
     return Table(libraries, {name: sorted(found) for name, found in returns.items()})
 
 
@@ -91,12 +93,9 @@ def write_table(table: Table, names: Iterable[str], old: Table) -> None:
     width = max(map(len, rows)) + 1
     lines = [" " * width + " ".join(one.version for one in libraries)]
     for name in rows:
-        cells = []
-        for one in libraries:
-            # A name that no bindings have is in no table of theirs.
-            answer = one.has(name) if one.version in kept else bool(one.has(name))
-            cells.append({True: "Y", False: ".", None: "?"}[answer].ljust(len(one.version)))
-        lines.append(f"{name:{width}}{' '.join(cells)} {' '.join(table.returns.get(name, ()))}".rstrip())
+        cells = [{True: "Y", False: ".", None: "?"}[one.has(name)].ljust(len(one.version)) for one in libraries]
+        gives = table.returns.get(name) or old.returns.get(name, ())
+        lines.append(f"{name:{width}}{' '.join(cells)} {' '.join(gives)}".rstrip())
     TABLE.write_text(HEAD + "\n".join(lines) + "\n")
 
 

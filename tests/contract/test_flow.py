@@ -79,6 +79,14 @@ def test_a_name_of_one_major_is_seen_where_the_other_lacks_it() -> None:
     assert "export/capabilities.py" in fault
 
 
+def test_a_name_of_no_bindings_at_all_is_seen() -> None:
+    changed = {**SOURCES, ENGINE: SOURCES[ENGINE].replace(".build_serialized_network(", ".build_serialised_network(")}
+    api = {"Builder": {"create_network": []}}
+    [library] = names.table_of({"11.4": api}).libraries
+    faulty = check.wrong_uses(analyse(changed, TABLE.returns), library)
+    assert any("Builder.build_serialised_network" in one for one in faulty)
+
+
 def test_a_condition_that_is_gone_is_seen() -> None:
     path = "export/build_steps.py"
     faulty = faults("if not trt.strongly_typed:", "if True:", "11.0", path)

@@ -31,6 +31,12 @@ def test_the_table_has_every_version_and_every_name(wanted: Result) -> None:
     assert not new, f"not in tests/contract/names.txt, write it anew with `make contract`: {', '.join(rows)}"
 
 
+def test_the_table_knows_every_answer() -> None:
+    """But of 8.6.0, whose download is large: 8.6.1 answers for it."""
+    unread = {one.version: name for one in TABLE.libraries for name, has in one.names.items() if has is None}
+    assert set(unread) <= {"8.6.0"}, f"`make contract` could not read these versions, and said why: {unread}"
+
+
 @every_version
 def test_the_code_uses_what_this_version_has(wanted: Result, library: names.Library) -> None:
     assert check.wrong_uses(wanted, library) == []
@@ -55,7 +61,7 @@ def test_the_installed_rtx_is_as_the_table_says(wanted: Result) -> None:
         pytest.skip(f"the table is about TensorRT-RTX 1.7.1, {found['version']} is installed")
     column = LIBRARIES["rtx1.7.1"]
     [library] = names.table_of({"rtx1.7.1": found["api"]}).libraries
-    assert {name: bool(library.has(name)) for name in column.names} == column.names
+    assert {name: library.has(name) for name in column.names} == column.names
     assert check.wrong_uses(wanted, library) == []
     assert check.wrong_answers("rtx1.7.1", found["capabilities"], PROPERTIES) == []
 
