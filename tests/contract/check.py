@@ -24,19 +24,32 @@ def wrong_uses(result: Result, library: Library) -> list[str]:
     """Names that the code uses in places that this TensorRT reaches, and that it does not have.
 
     A use is fine where the version has the name, where conditions around it keep the version away (``if
-    trt.targets``), or where export/capabilities.py asks for that very name: then what it answers decides.
+    trt.targets``), or where a capability asks for that very name and its answer is taken somewhere.
     """
     found = {}
-    optional = {name for name, sites in result.asked.items() if any(site.path == CAPABILITIES_FILE for site in sites)}
     for use in result.uses:
-        if library.has(use.name) is not False or use.name in optional:
+        if library.has(use.name) is not False or _is_optional(use.name, result):
             continue
         if all(_holds(guard, library) for guard in use.guards):
             found[use.name] = (
                 f"The name {use.name} used in {use.site} is not in the bindings of TensorRT {library.version}: make "
-                f"it optional in {CAPABILITIES_FILE} (ask for it with hasattr or has), or correct it."
+                f"it optional in {CAPABILITIES_FILE} (ask for it with hasattr or has, and use what that says), or "
+                "correct it."
             )
     return [found[name] for name in sorted(found)]
+
+
+def _is_optional(name: str, result: Result) -> bool:
+    """Whether a capability asks for a name, and code outside takes its answer."""
+    capabilities = {site.function for site in result.asked.get(name, ()) if site.path == CAPABILITIES_FILE}
+    taken: set[str] = set()
+    while capabilities - taken:  # one capability may rest on another
+        taken |= capabilities
+        for site in (site for one in taken for site in result.consulted.get(one.rpartition(".")[2], ())):
+            if site.path != CAPABILITIES_FILE:
+                return True
+            capabilities = capabilities | {site.function}
+    return False
 
 
 def _holds(guard: Guard, library: Library) -> bool:

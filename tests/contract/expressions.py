@@ -136,6 +136,8 @@ class Expressions:
     def attribute(self, node: ast.Attribute) -> Values:
         bases = self.values(node.value)
         ours = [one for one in bases if one[0] in ("own", "source") and self.member(one, node.attr)]
+        if self.wraps(node.value):
+            self.known.result.consulted.setdefault(node.attr, set()).add(self.site(node))
         if not bases and node.attr in self.known.telling:
             self.use(f"*.{node.attr}", node)
         # In a container of mixed things it is ours that is meant, where ours has the attribute.

@@ -119,13 +119,30 @@ def test_conditions_keep_a_version_away(body: str, wrong: bool) -> None:
     assert check.wrong_uses(result, LIBRARIES["11.4"]) == []
 
 
-@pytest.mark.parametrize(("path", "wrong"), [("export/own.py", True), (CAPABILITIES, False)])
-def test_a_name_is_made_optional_in_the_capabilities_alone(path: str, wrong: bool) -> None:
-    ask = "def f(trt: TensorRT):\n    return hasattr(trt.module, 'CudaGraphStrategy')\n"
-    use = "def g(trt: TensorRT):\n    trt.module.CudaGraphStrategy\n"
-    sources = {CAPABILITIES: SOURCES[CAPABILITIES], "export/own.py": HEAD + use}
-    sources[path] += ask
-    assert bool(check.wrong_uses(analyse(sources, TABLE.returns), LIBRARIES["11.4"])) == wrong
+GRAPHS = "return hasattr(self.module, 'CudaGraphStrategy')"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "use", "wrong"),
+    [
+        (f"def graphs(self):\n        {GRAPHS}", "trt.graphs", False),
+        (f"def graphs(self):\n        {GRAPHS}\n    def fast(self):\n        return self.graphs()", "trt.fast", False),
+        (f"def graphs(self):\n        {GRAPHS}", "trt.targets", True),  # nobody takes the answer
+        ("def graphs(self):\n        return True", "trt.graphs", True),
+        ("def graphs(self):\n        return True", "hasattr(trt.module, 'CudaGraphStrategy')", True),  # not there
+    ],
+)
+def test_a_name_is_optional_where_a_capability_asks_and_is_consulted(capabilities: str, use: str, wrong: bool) -> None:
+    text = SOURCES[CAPABILITIES].replace("    def logger(self)", f"    {capabilities}\n\n    def logger(self)")
+    own = f"{HEAD}def f(trt: TensorRT):\n    return {use}\ndef g(trt: TensorRT):\n    trt.module.CudaGraphStrategy\n"
+    result = analyse({CAPABILITIES: text, "export/own.py": own}, TABLE.returns)
+    assert bool(check.wrong_uses(result, LIBRARIES["11.4"])) == wrong
+
+
+def test_a_capability_that_nobody_consults_any_more_is_seen() -> None:
+    faulty = faults("if trt.progress_monitor else None", "if True else None", "8.6.0")
+    assert any("IBuilderConfig.progress_monitor used in export/engine.py" in one for one in faulty)
+    assert faults("if trt.progress_monitor else None", "if True else None", "10.12") == []
 
 
 def test_a_capability_that_lies_is_seen() -> None:

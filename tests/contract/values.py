@@ -49,10 +49,13 @@ class Use:
 
 @dataclass
 class Result:
-    """What the source wants of TensorRT: what it uses, and what it asks for with `hasattr` and `has`."""
+    """What the source wants of TensorRT: what it uses, what it asks for with `hasattr` and `has`, and where it takes
+    the answers: attributes of our object that holds the library.
+    """
 
     uses: set[Use] = field(default_factory=set)
     asked: dict[str, set[Site]] = field(default_factory=dict)
+    consulted: dict[str, set[Site]] = field(default_factory=dict)
 
 
 class Known:
