@@ -81,8 +81,7 @@ def test_a_name_of_one_major_is_seen_where_the_other_lacks_it() -> None:
 
 def test_a_name_of_no_bindings_at_all_is_seen() -> None:
     changed = {**SOURCES, ENGINE: SOURCES[ENGINE].replace(".build_serialized_network(", ".build_serialised_network(")}
-    api = {"Builder": {"create_network": []}}
-    [library] = names.table_of({"11.4": api}).libraries
+    library = names.Library("11.4", LIBRARIES["11.4"].names, complete=True)
     faulty = check.wrong_uses(analyse(changed, TABLE.returns), library)
     assert any("Builder.build_serialised_network" in one for one in faulty)
 
