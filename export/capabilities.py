@@ -93,7 +93,7 @@ class TensorRT:
     @property
     def strips_weights(self) -> bool:
         """Whether plans can be built without their weights."""
-        return self.has("BuilderFlag", "STRIP_PLAN")
+        return self.has("BuilderFlag", "STRIP_PLAN") and self.has("BuilderFlag", "REFIT_IDENTICAL")
 
     @property
     def strips_weights_without_gpu(self) -> bool:
@@ -133,7 +133,9 @@ class TensorRT:
     @property
     def refit_from_onnx(self) -> bool:
         """Whether an engine can take its weights from an ONNX file."""
-        return hasattr(self.module, "OnnxParserRefitter")
+        return hasattr(self.module, "OnnxParserRefitter") and hasattr(
+            self.module.OnnxParserRefitter, "refit_from_file"
+        )
 
     def max_aux_streams(self) -> bool:
         """Whether the number of auxiliary CUDA streams can be limited."""

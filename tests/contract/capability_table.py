@@ -42,7 +42,6 @@ CAPABILITIES = {
         ("IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "ITimingCache.serialize"),
         without=TARGETS,
     ),
-    "timing_cache_without_gpu": Capability(CLASSIC, without=TARGETS),
     "version_compatible": Capability(CLASSIC, ("BuilderFlag.VERSION_COMPATIBLE",), without=TARGETS),
     "hardware_compatibility: ampere_plus": Capability(
         ALL, ("HardwareCompatibilityLevel.AMPERE_PLUS", "IBuilderConfig.hardware_compatibility_level")
@@ -57,7 +56,7 @@ CAPABILITIES = {
     "named_parser_errors": Capability(STRONG, ("ParserError.node_name", "ParserError.node_operator")),
     # weights put back
     "refit": Capability(ALL, ("BuilderFlag.REFIT", "Refitter.refit_cuda_engine", "ICudaEngine.refittable")),
-    "refit_from_file": Capability(STRONG, ("OnnxParserRefitter.refit_from_file",)),
+    "refit_from_onnx": Capability(STRONG, ("OnnxParserRefitter.refit_from_file",)),
     # loading and running
     "engine_inspector": Capability(
         ALL, ("ICudaEngine.create_engine_inspector", "EngineInspector.get_engine_information")
@@ -68,21 +67,17 @@ CAPABILITIES = {
         STRONG,
         ("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
     ),
-    "cuda_graph_strategy": Capability(RTX, ("IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy")),
+    "own_graphs": Capability(RTX, ("IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE")),
     "runtime_cache": Capability(
         RTX,
         ("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.serialize"),
     ),
     # memory of an execution context in our hands
-    "user_managed": Capability(
-        STRONG,
-        (
-            "ExecutionContextAllocationStrategy.USER_MANAGED",
-            "IExecutionContext.set_device_memory",
-            "IExecutionContext.update_device_memory_size_for_shapes",
-            "ICudaEngine.device_memory_size_v2",
-            "ICudaEngine.get_device_memory_size_for_profile_v2",
-        ),
+    "allocation_strategies": Capability(STRONG, ("ExecutionContextAllocationStrategy.USER_MANAGED",)),
+    "memory_for_shapes": Capability(STRONG, ("IExecutionContext.update_device_memory_size_for_shapes",)),
+    "memory_with_size": Capability(STRONG, ("IExecutionContext.set_device_memory",)),
+    "memory_size_v2": Capability(
+        STRONG, ("ICudaEngine.device_memory_size_v2", "ICudaEngine.get_device_memory_size_for_profile_v2")
     ),
     "device_memory_size_for_profile": Capability(V10, ("ICudaEngine.get_device_memory_size_for_profile",)),
     "without_device_memory": Capability(

@@ -159,6 +159,7 @@ def test_cuda_failures_leave_nothing_allocated(tmp_path: Path, gpu: FakeTensorRT
         ({}, 1, RunnerError, r"8\.9, where it was built. Received: 9\.0 here"),
         ({"tensorrt_version": "8.6.0"}, 0, RunnerError, r"TensorRT 8\.6\.0, which built it"),
         ({"plan_sha256": "0" * 64}, 0, RunnerError, "sha256"),
+        ({"cuda_version": "14.0"}, 0, RunnerError, r"CUDA 14.*13\.1"),
         ({"flavour": "rtx"}, 0, DeviceUnavailableError, "flavour rtx to run"),
         ({"flavour": "openvino"}, 0, RunnerError, "openvino"),
         ({}, 2, DeviceUnavailableError, r"2 GPU\(s\) and runtime.device 2"),
