@@ -19,7 +19,7 @@ TEST_TOOLS := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-        lint test test-slow test-gpu contract clean
+        lint test test-slow test-gpu gpu-evidence contract clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -106,6 +106,9 @@ test-slow: $(TEST_TOOLS)  ## the long tests
 
 test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
 	@$(PY) -m pytest -m gpu
+
+gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write benchmarks/results/
+	@$(PY) -m benchmarks.gpu_evidence artifacts/$(RECIPE) $(ARGS)
 
 contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version
 	@$(PY) -m tests.contract

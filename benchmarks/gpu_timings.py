@@ -33,31 +33,23 @@ INCLUDES: Mapping[str, str] = {
 PEER_MODES = ("graphs", "compile")
 
 
-def time_engines(
-    plans: Mapping[str, Path], pixels: np.ndarray, batches: Sequence[int], seconds: float, model: Path | None
+def time_batch(
+    plans: Mapping[str, Path], pixels: np.ndarray, batch: int, seconds: float, model: Path | None, stream: bool
 ) -> list[dict[str, Any]]:
-    """Time every engine, with CUDA graphs and without, and PyTorch in FP16 on the same weights.
+    """Time every engine at a batch size, with CUDA graphs and without, and PyTorch in FP16 on the same weights.
 
     Args:
         plans: precision to engine.
         pixels: uint8, (N, height, width, 3); repeated where a batch holds more.
-        batches: batch sizes; streaming is timed at the largest.
+        batch: images.
         seconds: measured time for each candidate.
         model: the FP32 ONNX file, for PyTorch. None: without it.
+        stream: whether to time several batches a call, too.
 
     Returns:
         list[dict]: ``name``, ``precision``, ``batch``, ``measures``, ``includes`` and what
         `benchmarks.timing.summarize` gives, or ``error``.
     """
-    rows: list[dict[str, Any]] = []
-    for batch in batches:
-        rows += _time_batch(plans, pixels, batch, seconds, model, stream=batch == max(batches))
-    return rows
-
-
-def _time_batch(
-    plans: Mapping[str, Path], pixels: np.ndarray, batch: int, seconds: float, model: Path | None, stream: bool
-) -> list[dict[str, Any]]:
     images = pixels[np.arange(batch) % len(pixels)]
     many = pixels[np.arange(STREAMED * batch) % len(pixels)] if stream else images
     walls: dict[tuple[str, str, str], Callable[[], object]] = {}
@@ -136,7 +128,7 @@ def judge_targets(rows: Sequence[Mapping[str, Any]], gpu: str | None, resnet50: 
     """Hold the rows against the project's targets.
 
     Args:
-        rows: of `time_engines`; none: nothing was measured.
+        rows: of `time_batch`; none: nothing was measured.
         gpu: name of the GPU; the absolute targets are for an H200.
         resnet50: whether the model is a ResNet-50 at 224x224, which the absolute throughput is for.
 

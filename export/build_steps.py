@@ -189,6 +189,7 @@ def configure(
     if not trt.strongly_typed:  # 8.6: permissions; an INT8 engine needs FP16 for what is not quantised
         flags += {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
         _keep_out_external_tactics(trt, config)
+        _share_profiles(trt, config)
     if options.tf32:
         flags.append("TF32")
     else:
@@ -229,6 +230,12 @@ def _keep_out_external_tactics(trt: TensorRT, config: Any) -> None:
     for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"):
         sources |= 1 << int(trt.member("TacticSource", name))
     config.set_tactic_sources(sources)
+
+
+def _share_profiles(trt: TensorRT, config: Any) -> None:
+    """Let several execution contexts use the one profile, as later versions do: the runner's CUDA graphs need it."""
+    if trt.has("PreviewFeature", "PROFILE_SHARING_0806"):
+        config.set_preview_feature(trt.member("PreviewFeature", "PROFILE_SHARING_0806"), True)
 
 
 def add_profile(builder: Any, network: Any, config: Any, profile: BatchProfile, logger: Any) -> None:

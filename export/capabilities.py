@@ -133,9 +133,7 @@ class TensorRT:
     @property
     def refit_from_onnx(self) -> bool:
         """Whether an engine can take its weights from an ONNX file."""
-        return hasattr(self.module, "OnnxParserRefitter") and hasattr(
-            self.module.OnnxParserRefitter, "refit_from_file"
-        )
+        return hasattr(self.module, "OnnxParserRefitter") and hasattr(self.module.OnnxParserRefitter, "refit_from_file")
 
     def max_aux_streams(self) -> bool:
         """Whether the number of auxiliary CUDA streams can be limited."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from export.sidecar import sha256_file as hash_file
 from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,7 @@ def sha256_file(path: Path) -> str:
     stat = path.stat()
     key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key not in _hashes:
-        with path.open("rb") as file:
-            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _hashes[key] = hash_file(path)
     return _hashes[key]
 
 

@@ -228,7 +228,12 @@ class FakeTensorRT:
                 return gpu.ok("refit_from_file")
 
         module: Any = types.SimpleNamespace(
-            ILogger=_Logger, Runtime=Runtime, IExecutionContext=_Context, ICudaEngine=object, Refitter=Refitter
+            ILogger=_Logger,
+            Runtime=Runtime,
+            IExecutionContext=_Context,
+            ICudaEngine=object,
+            IBuilderConfig=object,
+            Refitter=Refitter,
         )
         if kind != "8":
             module.IExecutionContext, module.ICudaEngine = FakeContext, _EngineV2

@@ -447,7 +447,7 @@ class Config:
 
     def __init__(self) -> None:
         self.on = {"TF32"}
-        self.sources = self.preview = None
+        self.sources, self.preview = None, {}
 
     def set_flag(self, flag: Any) -> None:
         self.on.add(flag.name)
@@ -459,7 +459,11 @@ class Config:
         self.sources = sources
 
     def set_preview_feature(self, feature: Any, on: bool) -> None:
-        self.preview = (feature.name, on)
+        self.preview[feature.name] = on
+
+
+# What 8.6 has to be asked for and later versions do anyway.
+PREVIEW = ("DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", "PROFILE_SHARING_0806")
 
 
 def version(major: int) -> TensorRT:
@@ -473,7 +477,7 @@ def version(major: int) -> TensorRT:
             11: {"STRONGLY_TYPED": 0},
         }[major],
         "BuilderFlag": {"TF32": 2} if major == 11 else {"FP16": 0, "INT8": 1, "TF32": 7},
-        "PreviewFeature": {"DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": 1} if major == 8 else {"OTHER": 0},
+        "PreviewFeature": {name: number for number, name in enumerate(PREVIEW)} if major == 8 else {"OTHER": 0},
     }
     enums = {name: enum.IntEnum(name, members) for name, members in names.items()}
     return TensorRT(types.SimpleNamespace(**enums, IBuilderConfig=Config, Builder=object), "tensorrt", f"{major}.x")
@@ -496,8 +500,7 @@ def test_precision_flags_only_where_typing_is_weak(major: int, precision: str, f
     assert configure(trt, None, config, precision, BuildOptions(tf32=tf32), ()) == flags + ["TF32"] * tf32
     assert config.on == {*flags, *(["TF32"] * tf32)}
     assert config.profiling_verbosity.name == "DETAILED"  # type: ignore[attr-defined]
-    external = ("DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", True)
-    assert (config.preview, config.sources) == ((external, 24) if major == 8 else (None, None))
+    assert (config.preview, config.sources) == ((dict.fromkeys(PREVIEW, True), 24) if major == 8 else ({}, None))
 
 
 @pytest.mark.parametrize(("major", "bits"), [(8, 1), (10, 2), (11, 1)])
