@@ -86,10 +86,16 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{head}{row['p50_ms']:>9.3f} {row['p90_ms']:>9.3f} {row['p99_ms']:>9.3f} "
             f"{row['images_per_second']:>9.1f} {ratio:>8}"
         )
+    alone = [
+        f"  {engine_name(row)} on {row['backend']}, batch {row['batch']}: {row['compute']['p50_ms']:.3f} of "
+        f"{row['p50_ms']:.3f} ms are the engine alone"
+        for row in results
+        if "compute" in row
+    ]
     notes = dict.fromkeys(
         f"  {engine_name(row)} on {row['backend']}: {row['caveat']}" for row in results if row["caveat"]
     )
-    return "\n".join([*lines, *notes])
+    return "\n".join([*lines, *alone, *notes])
 
 
 def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:

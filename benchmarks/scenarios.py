@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.timing import Progress, measure, summarize
+from benchmarks.timing import Progress, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar
@@ -31,6 +32,8 @@ INCLUDES: Mapping[str, str] = {
     "onnxruntime": f"{HOST_TO_HOST}; preprocessing in the graph; ONNX Runtime on the CPU",
     "tensorrt": f"{HOST_TO_HOST}; preprocessing in the engine; both copies over the bus, through pinned memory",
 }
+COMPUTE = "the engine alone, by CUDA events: pixels and results on the GPU, no copy over the bus"
+REPEATS = 20  # of the engine alone, in one turn
 _ONNX_CAVEATS: Mapping[str, str] = {
     "fp32": "",
     "fp16": "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
@@ -191,7 +194,8 @@ def run_scenarios(
 
     Returns:
         list[dict]: one a scenario, in the order given: ``backend``, ``precision``, ``variant``, ``batch``, ``file``,
-        ``includes``, ``caveat`` and either ``error`` or ``samples_ms`` with what `benchmarks.timing.summarize` gives.
+        ``includes``, ``caveat`` and either ``error`` or ``samples_ms`` with what `benchmarks.timing.summarize` gives;
+        an engine that takes the batch at once has ``compute``, what its GPU takes without the copies.
     """
     options = options or Options()
     rows: dict[Scenario, dict[str, Any]] = {}
@@ -218,13 +222,16 @@ def _run_batch(
 
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
+        computes: dict[str, Callable[[], Sequence[float]]] = {}
         for name, one in named.items():
             try:
                 runner = stack.enter_context(open_runner(one))
             except Exception as error:  # whatever a backend raises: the others are to be timed all the same
                 failed(name, error)
             else:
-                calls[name] = _call(runner, pixels)
+                calls[name] = partial(runner.infer, pixels)
+                if one.backend == "tensorrt" and _fits(one.path, len(pixels)):
+                    computes[name] = partial(runner.compute_ms, pixels, REPEATS)  # type: ignore[attr-defined]
         samples = measure(
             calls,
             seconds_each=options.seconds_each,
@@ -234,11 +241,17 @@ def _run_batch(
             progress=progress,
             on_error=failed,
         )
-    return {one: _row(one, samples.get(name), errors.get(name)) for name, one in named.items()}
+        alone = in_turns({name: call for name, call in computes.items() if name in samples}, on_error=failed)
+    rows = {one: _row(one, samples.get(name), errors.get(name)) for name, one in named.items()}
+    for name, one in named.items():
+        if name in alone and "error" not in rows[one]:
+            rows[one]["compute"] = {"includes": COMPUTE, **summarize(alone[name], one.batch)}
+    return rows
 
 
-def _call(runner: Runner, pixels: np.ndarray) -> Callable[[], object]:
-    return lambda: runner.infer(pixels)
+def _fits(plan: Path, batch: int) -> bool:
+    profile = read_sidecar(plan)["profile"]
+    return bool(profile["min"] <= batch <= profile["max"])
 
 
 def _name(scenario: Scenario) -> str:

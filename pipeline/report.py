@@ -213,10 +213,15 @@ def _benchmark(benchmark: Json | None) -> str:
             rows.append((*first, "", "", "", "", f"failed: {escape(row['error'])}"))
             continue
         p50, p90, p99 = (number(row[key], ".3f") for key in ("p50_ms", "p90_ms", "p99_ms"))
-        rows.append((*first, p50, p90, p99, number(row["images_per_second"], ",.1f"), escape(row["caveat"])))
+        rows.append((*first, p50, p90, p99, number(row["images_per_second"], ",.1f"), escape(_remarks(row))))
     includes = dict.fromkeys(f"{row['backend']}: {row['includes']}." for row in results)
     footnote = "".join(f'<p class="note">{escape(text)}</p>' for text in includes)
     return section("Speed", text, charts.speed(results) + table(head, rows) + footnote)
+
+
+def _remarks(row: Mapping[str, Any]) -> str:
+    alone = [f"{row['compute']['p50_ms']:.3f} ms of it the engine alone"] if "compute" in row else []
+    return "; ".join([*alone, *([row["caveat"]] if row["caveat"] else [])])
 
 
 def _predictions(root: Path, card: Json, resize: Resize) -> str:

@@ -7,6 +7,7 @@ come again with one call, `on_device` takes what lies on the GPU already. Python
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -36,7 +37,7 @@ class DeviceOutputs(NamedTuple):
 
 
 class TensorRTRunner:
-    """Classifies batches with an engine; by the protocol of `pipeline.runners.base.Runner`. Not for several threads.
+    """Classifies batches with an engine; by the protocol of `pipeline.runners.base.Runner`. For one thread at a time.
 
     Buffers are allocated once, for the largest batch; what is larger is split, and its parts overlap.
 
@@ -66,6 +67,7 @@ class TensorRTRunner:
         except ExportError as error:
             raise RunnerError(str(error)) from error
         self._engine: OpenEngine | None = None
+        self._busy = threading.Lock()
 
     def _describe(self, sidecar: dict[str, Any]) -> None:
         self.sidecar = sidecar
@@ -133,12 +135,19 @@ class TensorRTRunner:
         engine = self._engine
         if engine is None:
             raise RunnerError("Expected an open runner. Received: one outside its with block. Use `with runner:`.")
-        with engine.cuda.scope(self.options.device):  # the current device belongs to the thread, which may be another
-            try:
-                yield engine
-            except BaseException:
-                engine.settle()
-                raise
+        if not self._busy.acquire(blocking=False):
+            raise RunnerError(
+                "Expected one thread at a time. Received: a call while another one runs. Open a runner for each thread."
+            )
+        try:
+            with engine.cuda.scope(self.options.device):  # a thread has a current device of its own
+                try:
+                    yield engine
+                except BaseException:
+                    engine.settle()
+                    raise
+        finally:
+            self._busy.release()
 
     def infer(self, pixels: np.ndarray) -> Outputs:
         """Classify uint8 NHWC RGB pixels, any number from 1 on.

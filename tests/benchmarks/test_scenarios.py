@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 
 from benchmarks import scenarios as module
+from benchmarks.__main__ import table
 from benchmarks.scenarios import Options, Scenario, make_opener, run_scenarios, scenarios
 from export.driver import Device, DriverStatus
 from export.sidecar import sidecar_path, write_plan
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.runners.base import Outputs
+from pipeline.runners.options import RuntimeOptions
 from tests import tiny_onnx
+from tests.fake_engine import SIZE, install, make_plan
 
 QUICK = Options(seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
 
@@ -160,6 +163,22 @@ def test_pixels_are_the_same_noise_for_all() -> None:
     assert len(np.unique(first)) > 100
     assert {name for name, _ in log} == {"a", "b"}
     assert all((pixels == first).all() for _, pixels in log)
+
+
+def test_engines_say_what_the_gpu_takes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = install(monkeypatch)
+    plan = make_plan(tmp_path / "fp16.plan")
+    wanted = [Scenario("tensorrt", "fp16", batch, plan, "all", "none") for batch in (2, 9)]
+    opener = make_opener(options=RuntimeOptions(graphs=False))
+    whole, split = run_scenarios(wanted, opener, SIZE, QUICK)
+    assert whole["compute"]["n"] == 200
+    assert whole["compute"]["images_per_second"] == pytest.approx(2000 / whole["compute"]["p50_ms"], rel=1e-3)
+    assert "no copy over the bus" in whole["compute"]["includes"]
+    assert split["n"] == 3
+    assert "compute" not in split  # it does not take 9 at once
+    assert "cudaGraphLaunch" not in gpu.runtime.calls
+    assert "ms are the engine alone" in table([whole, split])
+    assert gpu.runtime.live == 0
 
 
 def test_onnxruntime_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,28 @@ def test_other_threads_may_call_and_two_runners_live_side_by_side(plan: Path, gp
         assert_answers(logits, pixels(6))
 
 
+def test_two_threads_at_once_are_refused(plan: Path, gpu: FakeTensorRT) -> None:
+    refused: list[str] = []
+
+    def intrude(results: Any) -> None:
+        def call() -> None:
+            with pytest.raises(RunnerError) as caught:
+                runner.infer(pixels(1))
+            refused.append(str(caught.value))
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    with TensorRTRunner(plan) as runner:
+        gpu.spoil = intrude
+        assert_answers(runner.infer(pixels(2)).logits, pixels(2))
+        gpu.spoil = lambda results: None
+        assert_answers(runner.infer(pixels(2)).logits, pixels(2))
+    assert len(refused) == 1
+    assert "Open a runner for each thread" in refused[0]
+
+
 def test_pycuda_runs_in_the_context_of_the_caller(plan: Path, gpu: FakeTensorRT) -> None:
     own = cuda_pycuda.driver().Device(0).make_context()
     with TensorRTRunner(plan, RuntimeOptions(cuda="pycuda")) as runner:
