@@ -21,7 +21,7 @@ from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
-STREAMED = 8  # batches that one streamed call holds
+STREAMED = 32  # batches that one streamed call holds: the first upload and the last download overlap with nothing
 REPEATS = 20  # of computing alone, in one turn
 INCLUDES: Mapping[str, str] = {
     "infer": "host to host, one batch a call: uint8 pixels in ordinary memory to logits and probabilities there",
@@ -44,7 +44,7 @@ def time_batch(
         batch: images.
         seconds: measured time for each candidate.
         model: the FP32 ONNX file, for PyTorch. None: without it.
-        stream: whether to time several batches a call, too.
+        stream: whether to time several batches a call, too, where the batch is the engine's largest.
 
     Returns:
         list[dict]: ``name``, ``precision``, ``batch``, ``measures``, ``includes`` and what
@@ -66,10 +66,13 @@ def time_batch(
                 except Exception as error:  # the others are to be timed all the same
                     errors[name, precision, "infer"] = f"{type(error).__name__}: {error}"
                     continue
+                if runner.max_batch < batch:
+                    errors[name, precision, "infer"] = f"it runs batches of {runner.max_batch} at most here"
+                    continue
                 walls[name, precision, "infer"] = partial(runner.infer, images)
                 if name == "engine":
                     computes[name, precision, "compute"] = partial(runner.compute_ms, images, REPEATS)
-                    if stream:
+                    if stream and runner.max_batch == batch:  # else the parts of a stream are other batches
                         pinned = runner.pinned_pixels(len(many))
                         pinned[:] = many
                         walls[name, precision, "stream"] = partial(runner.infer, many)

@@ -194,6 +194,8 @@ def configure(
         flags.append("TF32")
     else:
         config.clear_flag(trt.member("BuilderFlag", "TF32"))
+    if trt.user_allocation:  # our runner gives all memory, and CUDA graphs need an engine that allocates nothing itself
+        flags.append("REQUIRE_USER_ALLOCATION")
     if options.version_compatible:
         flags.append("VERSION_COMPATIBLE")
     if options.strip_weights:  # the very same weights come back, which needs no slower, fully refittable engine

@@ -121,9 +121,19 @@ class TensorRT:
         return hasattr(self.module.ICudaEngine, "device_memory_size_v2")
 
     @property
-    def own_graphs(self) -> bool:
-        """Whether contexts capture CUDA graphs themselves: TensorRT-RTX, which compiles kernels while it runs."""
-        return self.has("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+    def jit(self) -> bool:
+        """Whether the library compiles kernels where an engine runs, keeps them, and captures CUDA graphs: RTX."""
+        return (
+            self.has("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+            and self.has("DynamicShapesKernelSpecializationStrategy", "EAGER")
+            and hasattr(self.module.IRuntimeConfig, "create_runtime_cache")
+            and hasattr(self.module.IExecutionContext, "is_stream_capturable")
+        )
+
+    @property
+    def user_allocation(self) -> bool:
+        """Whether an engine has to be built so that its memory comes from the caller alone; graphs need that."""
+        return self.has("BuilderFlag", "REQUIRE_USER_ALLOCATION")
 
     @property
     def engine_validity(self) -> bool:
@@ -135,6 +145,7 @@ class TensorRT:
         """Whether an engine can take its weights from an ONNX file."""
         return hasattr(self.module, "OnnxParserRefitter") and hasattr(self.module.OnnxParserRefitter, "refit_from_file")
 
+    @property
     def max_aux_streams(self) -> bool:
         """Whether the number of auxiliary CUDA streams can be limited."""
         return hasattr(self.module.IBuilderConfig, "max_aux_streams")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.driver import driver_status
@@ -38,8 +38,8 @@ class Choice:
     backend: str
     precision: str
     verdict: str
-    runtime: RuntimeOptions
     profile: tuple[int, int, int] | None = None  # min, opt and max of an engine's batch; None: any batch
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
     def misfit(self, batch_size: int) -> tuple[int, float]:
         """How badly batches of this size fit, the smaller the better: runs a batch, then distance from the best size.
@@ -108,7 +108,7 @@ def choose(
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             choices += [
-                Choice(key, path, name, wanted, verdict(key, digest), context.recipe.runtime, profile)
+                Choice(key, path, name, wanted, verdict(key, digest), profile, context.recipe.runtime)
                 for key, path, digest, profile in _files(context, name, wanted)
             ]
     if not choices:

@@ -34,6 +34,7 @@ RUN_ENGINES = (
     "pipeline/runners/options.py",
     "pipeline/runners/opened.py",
     "pipeline/runners/session.py",
+    "pipeline/runners/kernel_cache.py",
     "pipeline/runners/ring.py",
     "pipeline/runners/graphs.py",
     "pipeline/runners/on_device.py",

@@ -37,6 +37,10 @@ class FakeRuntime(types.ModuleType):
         cudaMemcpyDeviceToHost = 2
         cudaMemcpyDeviceToDevice = 3
 
+    class cudaMemoryType(enum.IntEnum):
+        cudaMemoryTypeDevice = 2
+        cudaMemoryTypeManaged = 3
+
     class cudaStreamCaptureMode(enum.IntEnum):
         cudaStreamCaptureModeThreadLocal = 1
 
@@ -51,7 +55,10 @@ class FakeRuntime(types.ModuleType):
         self.events: dict[int, tuple[int, int] | None] = {}  # event to (stream, ticket)
         self.capturing: dict[int, list[Work]] = {}
         self.graphs: dict[int, list[Work]] = {}
+        self.on_other_device: set[int] = set()
         self.waited_for: list[int | None] = []
+        self.written: set[int] = set()  # addresses on the device that something was copied to
+        self.context = 0  # the driver's current context: 0 for none, 1 + index for a primary one, others are foreign
         self._next = 1000
 
     # --- what tests ask ---
@@ -111,6 +118,7 @@ class FakeRuntime(types.ModuleType):
     def _free(self, name: str, where: str, address: int) -> tuple[Any, ...]:
         assert not any(self.queues.values()), "memory is freed while the GPU may still use it"
         assert self.memory.pop(int(address))[0] == where
+        self.written.discard(int(address))
         return (self._code(name),)
 
     def _make(self, name: str, what: str) -> tuple[Any, ...]:
@@ -128,8 +136,23 @@ class FakeRuntime(types.ModuleType):
     def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
         if index >= self.devices:
             return (Code.cudaErrorInvalidDevice,)
-        self.device = index
+        self.device, self.context = index, 1 + index
         return (self._code("cudaSetDevice"),)
+
+    def cuCtxGetCurrent(self) -> tuple[Any, ...]:
+        return Code.cudaSuccess, self.context
+
+    def cuCtxSetCurrent(self, context: int) -> tuple[Any, ...]:
+        self.context = context
+        if 1 <= context <= self.devices:
+            self.device = context - 1
+        return (Code.cudaSuccess,)
+
+    def cudaPointerGetAttributes(self, address: int) -> tuple[Any, ...]:
+        where = [kind for start, (kind, block) in self.memory.items() if start <= address < start + len(block)]
+        kind = self.cudaMemoryType.cudaMemoryTypeDevice if "device" in where else 0
+        elsewhere = address in self.on_other_device
+        return Code.cudaSuccess, types.SimpleNamespace(type=kind, device=1 if elsewhere else 0)
 
     def cudaDeviceSynchronize(self) -> tuple[Any, ...]:
         self.waited_for.append(None)
@@ -215,6 +238,8 @@ class FakeRuntime(types.ModuleType):
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any, ...]:
         to, of = {1: ("device", "host"), 2: ("host", "device"), 3: ("device", "device")}[int(kind)]
         self.block(target, to, size), self.block(source, of, size)
+        if to == "device":
+            self.written.add(int(target))
         self.queue(stream, lambda: ctypes.memmove(self.block(target, to, size), self.block(source, of, size), size))
         return (self._code("cudaMemcpyAsync"),)
 

@@ -1,5 +1,6 @@
 """An engine for the fake GPU, and the fake GPU where the runner looks for a real one."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from export.capabilities import find_tensorrt
 from export.driver import Device, DriverStatus
 from export.sidecar import SCHEMA, sha256_file, write_plan
-from pipeline.runners import cuda_bindings, cuda_pycuda
+from pipeline.runners import cuda_bindings, cuda_pycuda, kernel_cache
 from pipeline.runners import tensorrt as runner_module
 from tests.fake_cuda import FakeRuntime
 from tests.fake_gpu import FakeTensorRT
@@ -54,7 +55,10 @@ def install(monkeypatch: pytest.MonkeyPatch, kind: str = "10", sizes: tuple[int,
     fake = FakeTensorRT(FakeRuntime(devices=2), SIZE, sizes, kind)
     devices = (Device("Fake GPU", "8.9", 1 << 30), Device("Other GPU", "9.0", 1 << 30))
     status = DriverStatus(True, "", "580.95.05", "13.1", devices)
-    monkeypatch.setattr(cuda_bindings, "runtime", lambda: fake.runtime)
+    for module in ("runtime", "driver_api"):
+        monkeypatch.setattr(cuda_bindings, module, lambda: fake.runtime)
+    folder = Path(tempfile.mkdtemp(prefix="kernels-"))
+    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: folder)
     pycuda = fake_pycuda(fake.runtime)
     monkeypatch.setattr(cuda_pycuda, "driver", lambda: pycuda)
     monkeypatch.setattr(runner_module, "driver_status", lambda: status)

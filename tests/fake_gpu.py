@@ -49,10 +49,13 @@ class FakeEngine:
         return [(batch, *self.gpu.size, 3) for batch in self.gpu.profile]
 
     def create_execution_context(self, how: Any) -> Any:
-        own_graph = isinstance(how, _RuntimeConfig)
-        strategy = how.strategy if isinstance(how, _RuntimeConfig) else how
-        assert strategy == _Strategy.USER_MANAGED
-        return self._context(own_graph)
+        jit = isinstance(how, _RuntimeConfig)
+        assert jit == (self.gpu.kind == "rtx")
+        assert (how.strategy if jit else how) == _Strategy.USER_MANAGED
+        if jit:
+            assert how.dynamic_shapes_kernel_specialization_strategy == _Specialization.EAGER
+            assert how.cache is not None
+        return self._context(jit and how.cuda_graph_strategy == _GraphStrategy.WHOLE_GRAPH_CAPTURE)
 
     def create_execution_context_without_device_memory(self) -> Any:
         return self._context(False)
@@ -65,7 +68,7 @@ class FakeEngine:
         return made
 
     def create_runtime_config(self) -> Any:
-        return _RuntimeConfig()
+        return _RuntimeConfig(self.gpu)
 
 
 class _Strategy(enum.IntEnum):
@@ -84,12 +87,46 @@ class _Validity(enum.IntEnum):
     INVALID = 2
 
 
+class _Verbosity(enum.IntEnum):
+    NONE = 1
+    DETAILED = 2
+
+
+class _Specialization(enum.IntEnum):
+    LAZY = 0
+    EAGER = 1
+
+
 class _RuntimeConfig:
     strategy: Any = None
     cuda_graph_strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+    cache: Any = None
+
+    def __init__(self, gpu: "FakeTensorRT") -> None:
+        self.gpu = gpu
+
+    def create_runtime_cache(self) -> Any:
+        return _RuntimeCache(self.gpu)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
+
+
+class _RuntimeCache:
+    def __init__(self, gpu: "FakeTensorRT") -> None:
+        self.gpu = gpu
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.gpu.kernels_loaded.append(blob)
+        return blob.startswith(b"kernels")
+
+    def serialize(self) -> bytes:
+        return b"kernels of " + str(self.gpu.kernels).encode()
 
 
 class _Context:
@@ -101,6 +138,7 @@ class _Context:
         self.batch = 0
         self.memory: tuple[int, int] | None = None
         self.captured = self.laid_out = False
+        self.nvtx_verbosity = _Verbosity.DETAILED
 
     def _changed(self) -> None:
         assert not self.captured, "a context is changed that a graph refers to"
@@ -114,13 +152,18 @@ class _Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._changed()
         assert (name, shape[1:]) == ("images", (*self.gpu.size, 3))
+        if self.gpu.kind == "8" and not self.gpu.shares_profile and self.gpu.contexts[0] is not self:
+            return self.gpu.says("profile 0 has been chosen by another context")
         self.batch, self.laid_out = shape[0], False
         return self.gpu.ok("set_input_shape") and self.gpu.profile[0] <= self.batch <= self.gpu.profile[2]
 
     def execute_async_v3(self, stream: int) -> bool:
         if not self.gpu.ok("execute_async_v3"):
             return False
+        if self.batch > self.gpu.enough_for:
+            return self.gpu.says("Error Code 2: OutOfMemory (Requested size was 1 bytes.)")
         runtime = self.gpu.runtime
+        assert self.nvtx_verbosity == _Verbosity.NONE
         self.captured = stream in runtime.capturing
         if self.captured and self.gpu.fail == "capture":
             return self.gpu.says("capture said no")
@@ -134,7 +177,8 @@ class _Context:
 
         def work() -> None:
             runtime.block(address, "device", size)
-            self.gpu.batches.append(batch)
+            first = addresses["images"] not in runtime.written  # a run of whatever lies there, when it is opened
+            (self.gpu.first_runs if first else self.gpu.batches).append(batch)
             self._work(batch, addresses)
 
         runtime.queue(stream, work)
@@ -163,10 +207,17 @@ class FakeContext(_Context):
 
     def set_device_memory(self, address: int, size: int) -> None:
         self._changed()
+        largest = self.gpu.profile[2] * ACTIVATION_BYTES
+        assert self.laid_out or size >= largest, "less memory than every shape needs, before it was divided for one"
         self.memory = (address, size)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.gpu.fail != "is_stream_capturable"
 
     def update_device_memory_size_for_shapes(self) -> int:
         self._changed()
+        if self.gpu.fail == "update_device_memory_size_for_shapes":
+            return 0
         self.laid_out = True
         return self.batch * ACTIVATION_BYTES
 
@@ -194,6 +245,11 @@ class FakeTensorRT:
         self.runtime, self.size, self.profile, self.kind = runtime, size, profile, kind
         self.fail = ""
         self.batches: list[int] = []
+        self.first_runs: list[int] = []
+        self.shares_profile = True
+        self.enough_for = 1 << 30  # images that the fake has memory for, whatever was allocated
+        self.kernels = 1
+        self.kernels_loaded: list[bytes] = []
         self.contexts: list[_Context] = []
         self.top: tuple[str, ...] = ()
         self.validity = _Validity.VALID
@@ -229,6 +285,7 @@ class FakeTensorRT:
 
         module: Any = types.SimpleNamespace(
             ILogger=_Logger,
+            ProfilingVerbosity=_Verbosity,
             Runtime=Runtime,
             IExecutionContext=_Context,
             ICudaEngine=object,
@@ -241,6 +298,8 @@ class FakeTensorRT:
             module.OnnxParserRefitter = OnnxParserRefitter
         if kind == "rtx":
             module.CudaGraphStrategy, module.EngineValidity = _GraphStrategy, _Validity
+            module.DynamicShapesKernelSpecializationStrategy = _Specialization
+            module.IRuntimeConfig = _RuntimeConfig
             Runtime.get_engine_validity = lambda self, plan: (gpu.validity, 7)  # type: ignore[attr-defined]
         self.trt = TensorRT(module, "rtx" if kind == "rtx" else "tensorrt", "10.13.0")
 

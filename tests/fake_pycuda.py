@@ -150,6 +150,12 @@ def fake_pycuda(runtime: FakeRuntime) -> Any:
     def memcpy_dtod_async(dest: int, src: int, size: int, stream: Stream) -> None:
         do(runtime.cudaMemcpyAsync(dest, src, size, 3, stream.handle))
 
+    def mem_get_address_range(address: int) -> tuple[int, int]:
+        attributes = runtime.cudaPointerGetAttributes(address)[1]
+        if not attributes.type or attributes.device != stack[-1].device.index:
+            raise LogicError("cuMemGetAddressRange failed: invalid argument")
+        return address, 1
+
     module: Any = types.ModuleType("pycuda.driver")
     for name, value in {
         **{one.__name__: one for one in (Error, MemoryError, LogicError, Device, Context, Stream, Event, event_flags)},
@@ -157,6 +163,7 @@ def fake_pycuda(runtime: FakeRuntime) -> Any:
         "mem_alloc": DeviceAllocation,
         "pagelocked_empty": pagelocked_empty,
         "mem_get_info": lambda: do((*runtime.cudaMemGetInfo()[:1], runtime.cudaMemGetInfo()[1:])),
+        "mem_get_address_range": mem_get_address_range,
         "memcpy_htod_async": memcpy_htod_async,
         "memcpy_dtoh_async": memcpy_dtoh_async,
         "memcpy_dtod_async": memcpy_dtod_async,

@@ -28,9 +28,9 @@ STICKY: dict[str, str] = {
     "cudaErrorAssert": "device-side assert",
     "cudaErrorECCUncorrectable": "uncorrectable ECC",
     "cudaErrorNvlinkUncorrectable": "uncorrectable NVLink",
-    "cudaErrorContained": "invalid memory access or memory contained",
+    "cudaErrorContained": "access of peer GPU memory",
     "cudaErrorTensorMemoryLeak": "tensor memory not completely freed",
-    "cudaErrorExternalDevice": "external device",
+    "cudaErrorExternalDevice": "external entity",
     "cudaErrorUnknown": "unknown error",
 }
 RESTART = " Restart this process: after this error the GPU context takes no further work."
@@ -113,6 +113,10 @@ class CudaApi(ABC):
     @abstractmethod
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
         """Queue a copy; host memory must be page-locked."""
+
+    @abstractmethod
+    def is_on_device(self, address: int, device: int) -> bool:
+        """Whether an address is in the memory of this device."""
 
     @abstractmethod
     def wait_for_foreign_stream(self, number: int | None) -> None:

@@ -1,4 +1,4 @@
-"""CUDA by cuda-bindings (12.6 and later, 13), with every return code checked.
+"""CUDA by cuda-bindings (12.9.1 and later, 13), with every return code checked.
 
 Everything goes through the runtime API and so through the device's primary context, which TensorRT, PyTorch and CuPy
 use too. Python 3.10 syntax.
@@ -33,9 +33,16 @@ def runtime() -> ModuleType:
         import cuda.bindings.runtime as module
     except ImportError as error:
         raise RunnerError(
-            f"Expected the package cuda-bindings, 12.6 or later. Received: {error}. "
+            f"Expected the package cuda-bindings, 12.9.1 or later. Received: {error}. "
             "Install it: pip install -r requirements-gpu.txt."
         ) from error
+    return module
+
+
+def driver_api() -> ModuleType:
+    """Return ``cuda.bindings.driver``."""
+    import cuda.bindings.driver as module
+
     return module
 
 
@@ -88,19 +95,23 @@ class CudaBindings(CudaApi):
     graphs = True
 
     def __init__(self) -> None:
-        self._rt = runtime()
+        self._rt, self._driver = runtime(), driver_api()
         self._kinds = {direction: getattr(self._rt.cudaMemcpyKind, name) for direction, name in _DIRECTIONS.items()}
 
     @contextmanager
     def scope(self, device: int) -> Iterator[None]:
-        """Make a device current in this thread for a with block; afterwards it is as it was."""
+        """Make a device's primary context current in this thread for a with block; afterwards it is as it was."""
         before = check(self._rt.cudaGetDevice(), "asking for the current device")
-        # Also where it is the same one: the call makes the primary context current in a thread that has none.
+        # cudaSetDevice puts the primary context in the place of one that PyCUDA, say, has made current here.
+        code, context = self._driver.cuCtxGetCurrent()
+        found = int(context) if int(code) == 0 else 0
         check(self._rt.cudaSetDevice(device), f"choosing device {device}")
         try:
             yield
         finally:
-            if before != device:
+            if found:
+                check(self._driver.cuCtxSetCurrent(context), "returning to the context of before")
+            elif before != device:
                 check(self._rt.cudaSetDevice(before), f"returning to device {before}")
 
     def malloc(self, nbytes: int) -> int:
@@ -172,6 +183,13 @@ class CudaBindings(CudaApi):
             f"copying {nbytes} bytes {direction.replace('_', ' ')}",
         )
 
+    def is_on_device(self, address: int, device: int) -> bool:
+        """Whether an address is in the memory of this device."""
+        attributes = check(self._rt.cudaPointerGetAttributes(address), "asking where an array is")
+        kinds = self._rt.cudaMemoryType
+        on_gpu = attributes.type in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged)
+        return on_gpu and int(attributes.device) == device
+
     def wait_for_foreign_stream(self, number: int | None) -> None:
         """Wait for another library's stream, given as its number, or for the whole device (None)."""
         if number is None:
@@ -191,7 +209,7 @@ class CudaBindings(CudaApi):
         try:
             return check(self._rt.cudaGraphInstantiate(graph, 0), "preparing a graph")
         finally:
-            check(self._rt.cudaGraphDestroy(graph), "releasing a recorded graph")
+            self._rt.cudaGraphDestroy(graph)  # a failure would show again at the next call; the graph must not be lost
 
     def abort_capture(self, stream: Any) -> None:
         """End a recording that failed, whatever state it is in."""

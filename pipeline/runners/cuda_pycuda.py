@@ -153,6 +153,14 @@ class PyCuda(CudaApi):
         else:
             self._do(doing, self._drv.memcpy_dtod_async, target, source, nbytes, stream)
 
+    def is_on_device(self, address: int, device: int) -> bool:
+        """Whether an address is in the memory of the context's device."""
+        try:
+            self._drv.mem_get_address_range(address)
+        except self._drv.Error:
+            return False
+        return True
+
     def wait_for_foreign_stream(self, number: int | None) -> None:
         """Wait for the whole device: PyCUDA cannot wait for a stream that it did not make."""
         self._do("waiting for the device", self._drv.Context.synchronize)

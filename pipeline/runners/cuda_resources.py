@@ -6,6 +6,7 @@ Python 3.10 syntax, numpy alone.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 from abc import ABC, abstractmethod
 from typing import Any
@@ -114,13 +115,19 @@ class Graph(_Owner):
     _what = "graph"
 
     def __init__(self, cuda: CudaApi, stream: Stream, enqueue: Any) -> None:
-        cuda.begin_capture(stream.handle)
+        collects = gc.isenabled()
+        gc.disable()  # a finaliser of another library that calls CUDA in this thread would spoil the recording
         try:
-            enqueue()
-        except BaseException:
-            cuda.abort_capture(stream.handle)
-            raise
-        super().__init__(cuda, cuda.end_capture(stream.handle))
+            cuda.begin_capture(stream.handle)
+            try:
+                enqueue()
+            except BaseException:
+                cuda.abort_capture(stream.handle)
+                raise
+            super().__init__(cuda, cuda.end_capture(stream.handle))
+        finally:
+            if collects:
+                gc.enable()
 
     def launch(self, stream: Stream) -> None:
         """Queue the work."""

@@ -83,16 +83,23 @@ def device_array(array: Any, name: str, device: int, stream: Stream, *, written:
         name: for messages.
         device: index of the GPU that it has to be on.
         stream: what is queued here afterwards runs after what its library has queued for the array.
-        written: whether it will be written to. Defaults to False.
+        written: whether it will be written to. Defaults to False. DLPack does not tell arrays that must not be.
 
     Raises:
         RunnerError: it is not on this GPU, has gaps, or may not be written to.
     """
-    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-        found, strides = _from_dlpack(array, name, device, stream)
-    elif hasattr(array, "__cuda_array_interface__"):
-        found, strides = _from_interface(array, name, stream, written)
-    else:
+    found = None
+    try:
+        if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+            found, strides = _from_dlpack(array, name, device, stream)
+        elif hasattr(array, "__cuda_array_interface__"):
+            found, strides = _from_interface(array, name, device, stream, written)
+    except (BufferError, RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
+        raise RunnerError(
+            f"Expected {name} as an array that its library hands out. Received: {type(array).__name__}: {error}. "
+            "Detach it from gradients and make it a plain array first."
+        ) from error
+    if found is None:
         raise RunnerError(
             f"Expected {name} as an array on the GPU, with DLPack or __cuda_array_interface__. "
             f"Received: {type(array).__name__}. Arrays in host memory go to infer()."
@@ -131,11 +138,20 @@ def _from_dlpack(array: Any, name: str, device: int, stream: Stream) -> tuple[De
     return DeviceArray(address, shape, dtype, (array, capsule)), strides
 
 
-def _from_interface(array: Any, name: str, stream: Stream, written: bool) -> tuple[DeviceArray, Sequence[int] | None]:
+def _from_interface(
+    array: Any, name: str, device: int, stream: Stream, written: bool
+) -> tuple[DeviceArray, Sequence[int] | None]:
     interface = array.__cuda_array_interface__
     address, read_only = interface["data"]
     if read_only and written:
         raise RunnerError(f"Expected {name} to be writable. Received: a read-only array. Pass another one.")
+    if interface.get("mask") is not None:
+        raise RunnerError(f"Expected {name} without a mask. Received: a masked array. Pass its data.")
+    if address and not stream.cuda.is_on_device(int(address), device):
+        raise RunnerError(
+            f"Expected {name} on GPU {device}. Received: {type(array).__name__} in the memory of another device. "
+            "Copy it there, or choose its GPU with runtime.device."
+        )
     dtype = np.dtype(interface["typestr"])
     strides = interface.get("strides")
     if strides is not None:

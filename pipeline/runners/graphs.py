@@ -36,12 +36,13 @@ class Graphs:
     """
 
     def __init__(self, session: EngineSession, memory: DeviceBuffer, lane: Lane, ring: Ring, enabled: bool) -> None:
-        self.enabled = enabled
+        self._enabled = enabled
         self._session = session
         self._memory = memory
         self._lane = lane
         self._ring = ring
         self._asked: Counter[Key] = Counter()
+        self._refused: set[Key] = set()
         self._contexts: dict[Key, EngineContext] = {}
         self._graphs: dict[Key, Graph] = {}
 
@@ -56,10 +57,8 @@ class Graphs:
         Returns:
             bool: False where nothing was queued: the caller goes the way without a graph.
         """
-        if not self.enabled:
-            return False
         key = (batch, tuple(names))
-        if key not in self._contexts and not self._make(key):
+        if key not in self._contexts and not (self._enabled and self._make(key)):
             return False
         if key in self._graphs:
             self._graphs[key].launch(self._lane.stream)
@@ -69,25 +68,33 @@ class Graphs:
 
     def _make(self, key: Key) -> bool:
         self._asked[key] += 1
-        if self._asked[key] < _AFTER or len(self._contexts) >= LIMIT:
+        if self._asked[key] < _AFTER or key in self._refused or len(self._contexts) >= LIMIT:
             return False
-        stream = self._lane.stream
+        context = None
         try:
             context = self._session.context(graph=True)
-            context.use_memory(self._memory)
-            context.prepare(key[0], self._ring.slots[0].addresses)
-            if not self._session.trt.own_graphs:
-                # Once without a graph: TensorRT finishes its preparations for a new shape in the first run, and what
-                # fails in it shows here.
-                context.enqueue(stream)
-                stream.synchronize()
-                self._graphs[key] = Graph(stream.cuda, stream, lambda: self._enqueue(context, key))
+            self._record(context, key)
         except RunnerError as error:
-            self.enabled = False
-            log.warning("engines run without CUDA graphs: %s", error)
+            if context is not None:
+                context.close()
+            self._refused.add(key)
+            log.warning("batches of %d run without a CUDA graph: %s", key[0], error)
             return False
         self._contexts[key] = context
         return True
+
+    def _record(self, context: EngineContext, key: Key) -> None:
+        stream = self._lane.stream
+        context.use_memory(self._memory)
+        context.prepare(key[0], self._ring.slots[0].addresses)
+        # Once without a graph: TensorRT finishes its preparations for a new shape in the first run, and what fails in
+        # it shows here.
+        context.enqueue(stream)
+        stream.synchronize()
+        if not context.capturable(stream):
+            raise RunnerError("Expected an engine that can be captured. Received: one that TensorRT says cannot be.")
+        if not self._session.trt.jit:
+            self._graphs[key] = Graph(stream.cuda, stream, lambda: self._enqueue(context, key))
 
     def _enqueue(self, context: EngineContext, key: Key) -> None:
         batch, names = key

@@ -6,7 +6,7 @@ Python 3.10 syntax, numpy alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,17 @@ class OpenEngine:
         assert memory is not None
         tensors = list(self.tensors.values())
         self.ring = Ring(self.cuda, stack, tensors, self.max_batch, self.min_batch, lanes)
-        enabled = self._options.graphs and (self.cuda.graphs or session.trt.own_graphs)
+        enabled = self._options.graphs and (self.cuda.graphs or session.trt.jit)
         self.graphs = Graphs(session, memory, lanes[0], self.ring, enabled)
         stack.callback(self._release)
+        self._run_once(lanes)
+
+    def _run_once(self, lanes: Sequence[Lane]) -> None:
+        """Run the largest batch: libraries load and compile kernels in the first run, and may lack memory for it."""
+        for lane in lanes:
+            lane.context.prepare(self.max_batch, self.ring.slots[0].addresses)
+            lane.context.enqueue(lane.stream)
+            lane.stream.synchronize()
 
     def _release(self) -> None:
         """Give back what was made after the opening. Nothing runs: every call waits for its work."""
@@ -156,11 +164,12 @@ class OpenEngine:
     def rows(self, name: str, count: int) -> DeviceBuffer:
         """Give device memory for ``count`` rows of an output, the same again until more rows are asked for."""
         nbytes = count * self.tensors[name].row_bytes
-        have = self._rows.get(name)
+        have = self._rows.pop(name, None)
         if have is None or have.nbytes < nbytes:
             if have is not None:
                 have.close()
-            have = self._rows[name] = DeviceBuffer(self.cuda, nbytes)
+            have = DeviceBuffer(self.cuda, nbytes)
+        self._rows[name] = have
         return have
 
     def settle(self) -> None:

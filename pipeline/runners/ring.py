@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -35,7 +36,7 @@ class Tensor:
     row: tuple[int, ...]
     dtype: np.dtype
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Size of one image's row in bytes."""
         return int(np.prod(self.row)) * self.dtype.itemsize

@@ -15,7 +15,9 @@ from typing import Any
 from export.capabilities import TensorRT
 from export.sidecar import INPUT, REBUILD, sha256_file
 from pipeline.errors import OutOfMemoryError, RunnerError
+from pipeline.runners.cuda import SMALLER
 from pipeline.runners.cuda_resources import DeviceBuffer, Stream
+from pipeline.runners.kernel_cache import KernelCache
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class EngineSession:
         if hashlib.sha256(plan).hexdigest() != sidecar["plan_sha256"]:
             raise RunnerError(f"Expected {plan_path} to stay as it was checked. Received: a changed file.")
         options = sidecar["options"]
+        self._kernels: KernelCache | None = None
         self._runtime: Any = trt.module.Runtime(self.logger)
         if options.get("version_compatible"):
             # Such a plan brings its own runtime, which is code; its sha256 has been compared with the sidecar.
@@ -51,6 +54,8 @@ class EngineSession:
             raise self.failed("loading the plan")
         if options.get("strip_weights"):
             self._refit(sidecar)
+        if trt.jit:
+            self._kernels = KernelCache(self.engine.create_runtime_config(), str(sidecar["plan_sha256"]))
 
     def _check_validity(self, plan: bytes) -> None:
         validity, diagnostics = self._runtime.get_engine_validity(plan)
@@ -101,29 +106,47 @@ class EngineSession:
         trt = self.trt
         if not trt.allocation_strategies:
             made = self.engine.create_execution_context_without_device_memory()
+        elif trt.jit:
+            made = self.engine.create_execution_context(self._jit_config(graph))
         else:
-            strategy = trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-            if graph and trt.own_graphs:
-                config = self.engine.create_runtime_config()
-                config.set_execution_context_allocation_strategy(strategy)
-                config.cuda_graph_strategy = trt.member("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
-                made = self.engine.create_execution_context(config)
-            else:
-                made = self.engine.create_execution_context(strategy)
+            made = self.engine.create_execution_context(
+                trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+            )
         if made is None:
             raise self.failed("creating an execution context")
+        # Engines are built to name their layers, which costs time at every run unless it is turned off.
+        made.nvtx_verbosity = trt.member("ProfilingVerbosity", "NONE")
         return made
+
+    def _jit_config(self, graph: bool) -> Any:
+        """Configure TensorRT-RTX: it compiles before it runs, so that the same kernels answer from the first run on."""
+        trt, config = self.trt, self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+        )
+        config.dynamic_shapes_kernel_specialization_strategy = trt.member(
+            "DynamicShapesKernelSpecializationStrategy", "EAGER"
+        )
+        assert self._kernels is not None
+        config.set_runtime_cache(self._kernels.cache)
+        if graph:
+            config.cuda_graph_strategy = trt.member("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+        return config
 
     def close(self) -> None:
         """Drop the engine, then the runtime; its contexts must be gone."""
+        if self.trt.jit and self._kernels is not None:
+            self._kernels.keep()
+            self._kernels = None
         self.engine = None
         self._runtime = None
 
     def failed(self, doing: str) -> RunnerError:
         """Make an error of TensorRT's last words."""
-        return RunnerError(
-            f"Expected TensorRT to succeed at {doing}, with {self.plan_path}. Received: {self.logger.lines()}."
-        )
+        words = str(self.logger.lines())
+        message = f"Expected TensorRT to succeed at {doing}, with {self.plan_path}. Received: {words}."
+        lacking = "out of memory" in words.lower() or "outofmemory" in words.lower()
+        return OutOfMemoryError(message + SMALLER) if lacking else RunnerError(message)
 
 
 class EngineContext:
@@ -143,14 +166,15 @@ class EngineContext:
         if not self._session.trt.memory_for_shapes:
             return self._session.activation_bytes
         self._set_batch(batch)
-        return int(self._context.update_device_memory_size_for_shapes())
+        return self._size_for_shapes(batch)
 
     def use_memory(self, memory: DeviceBuffer) -> None:
         """Take activation memory. Less than every batch size needs is used as far as it goes."""
         self._memory = memory
         self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.trt.memory_for_shapes
         self._batch = None  # the sizes within the memory have to be laid out again
-        self._give_memory()
+        if not self._by_shape:
+            self._give_memory()
 
     def _give_memory(self) -> None:
         assert self._memory is not None
@@ -178,7 +202,7 @@ class EngineContext:
                 self._addresses[name] = address
 
     def _lay_out(self, batch: int) -> None:
-        needed = int(self._context.update_device_memory_size_for_shapes())
+        needed = self._size_for_shapes(batch)
         assert self._memory is not None
         if needed > self._memory.nbytes:
             raise OutOfMemoryError(
@@ -187,6 +211,12 @@ class EngineContext:
             )
         self._give_memory()
 
+    def _size_for_shapes(self, batch: int) -> int:
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        if needed == 0 and self._session.activation_bytes > 0:  # so it says that it could not tell
+            raise self._session.failed(f"telling the memory of a batch of {batch}")
+        return needed
+
     def _set_batch(self, batch: int) -> None:
         if not self._context.set_input_shape(INPUT, (batch, *self._image)):
             raise self._session.failed(f"taking a batch of {batch}")
@@ -194,6 +224,10 @@ class EngineContext:
     def close(self) -> None:
         """Drop the context."""
         self._context = None
+
+    def capturable(self, stream: Stream) -> bool:
+        """Whether what runs can be captured as a CUDA graph; where the library does not say, it is tried."""
+        return not self._session.trt.jit or bool(self._context.is_stream_capturable(int(stream)))
 
     def enqueue(self, stream: Stream) -> None:
         """Queue the work."""

@@ -85,10 +85,10 @@ def in_row(row: int, when: Any = lambda count: True) -> Any:
 @pytest.mark.parametrize(
     ("check", "spoil", "words"),
     [
-        (gpu_checks.equal_images_give_equal_rows, in_row(3), "equal images gave different rows"),
-        (gpu_checks.equal_images_give_equal_rows, in_row(1, lambda count: count == 3), "3 equal images"),
-        (gpu_checks.rows_stay_with_their_images, in_row(0), "moved or changed"),
-        (gpu_checks.rows_stay_with_their_images, in_row(2, lambda count: count == 4), "moved or changed"),
+        (gpu_checks.equal_images_give_equal_rows, in_row(3), r"equal images: rows differ by \d"),
+        (gpu_checks.equal_images_give_equal_rows, in_row(1, lambda count: count == 3), "3 equal images: rows differ"),
+        (gpu_checks.rows_stay_with_their_images, in_row(0), "moved images: rows differ"),
+        (gpu_checks.rows_stay_with_their_images, in_row(2, lambda count: count == 4), "4 moved images"),
     ],
 )
 def test_a_wrong_engine_is_noticed(plan: Path, gpu: FakeTensorRT, check: Any, spoil: Any, words: str) -> None:

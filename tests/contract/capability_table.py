@@ -67,11 +67,21 @@ CAPABILITIES = {
         STRONG,
         ("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
     ),
-    "own_graphs": Capability(RTX, ("IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE")),
-    "runtime_cache": Capability(
+    "jit": Capability(
         RTX,
-        ("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.serialize"),
+        (
+            "IRuntimeConfig.cuda_graph_strategy",
+            "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+            "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+            "DynamicShapesKernelSpecializationStrategy.EAGER",
+            "IRuntimeConfig.create_runtime_cache",
+            "IRuntimeConfig.set_runtime_cache",
+            "IRuntimeCache.serialize",
+            "IRuntimeCache.deserialize",
+            "IExecutionContext.is_stream_capturable",
+        ),
     ),
+    "user_allocation": Capability(RTX, ("BuilderFlag.REQUIRE_USER_ALLOCATION",)),
     # memory of an execution context in our hands
     "allocation_strategies": Capability(STRONG, ("ExecutionContextAllocationStrategy.USER_MANAGED",)),
     "memory_for_shapes": Capability(STRONG, ("IExecutionContext.update_device_memory_size_for_shapes",)),

@@ -86,7 +86,7 @@ def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_dri
     assert made["network_layers"]["CONVOLUTION"] == 1
     assert made["network_layers"].get("QUANTIZE", 0) == (2 if precision == "int8" else 0)
     assert made["options"]["tf32"] is False
-    assert made["options"]["flags"] == []
+    assert made["options"]["flags"] == ["REQUIRE_USER_ALLOCATION"]
     # Built without a GPU: nothing is said about one.
     assert [made[key] for key in ("gpu", "driver_version", "compute_capability", "found")] == [None] * 4
     assert made["warnings"] == []
@@ -141,7 +141,7 @@ def test_options_reach_the_builder(tmp_path: Path, rtx: TensorRT, no_driver: Non
         "builder_threads": 2,
         "timing_cache": None,
         "strongly_typed": True,
-        "flags": ["TF32"],
+        "flags": ["TF32", "REQUIRE_USER_ALLOCATION"],
     }
     assert tuned["plan_sha256"] != plain["plan_sha256"]
 

@@ -20,7 +20,8 @@ from tests.fake_pycuda import fake_pycuda
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     made = FakeRuntime(devices=2)
-    monkeypatch.setattr(cuda_bindings, "runtime", lambda: made)
+    for module in ("runtime", "driver_api"):
+        monkeypatch.setattr(cuda_bindings, module, lambda: made)
     driver = fake_pycuda(made)
     monkeypatch.setattr(cuda_pycuda, "driver", lambda: driver)
     return made
@@ -90,6 +91,10 @@ def test_the_current_device_is_as_it_was_afterwards(fake: FakeRuntime) -> None:
     with find_cuda("bindings").scope(0):
         assert fake.device == 0
     assert fake.device == 1
+    fake.context = 99  # of PyCUDA, on the same device
+    with find_cuda("bindings").scope(1):
+        assert fake.context == 2
+    assert fake.context == 99
 
 
 def test_a_graph_runs_what_was_recorded(fake: FakeRuntime) -> None:

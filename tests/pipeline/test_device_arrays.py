@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import RunnerError
+from pipeline.errors import OutOfMemoryError, RunnerError
 from pipeline.runners.device_arrays import _DLTensor
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
-from tests.fake_cuda import FakeRuntime
+from tests.fake_cuda import Code, FakeRuntime
 from tests.fake_engine import assert_answers, install, make_plan, pixels
 from tests.fake_gpu import FakeTensorRT
 
@@ -34,6 +34,7 @@ class OnGpu:
         self.base = runtime.cudaMalloc(self.values.nbytes + offset)[1]
         self.address = self.base + offset
         ctypes.memmove(self.address, self.values.ctypes.data, self.values.nbytes)
+        runtime.written.add(self.address)
         self.shape, self.strides = values.shape, None
         self.dtype = values.dtype
 
@@ -209,6 +210,43 @@ def test_outputs_that_do_not_fit_are_refused(plan: Path, gpu: FakeTensorRT) -> N
                 runner.infer_device(source, outputs)
     with pytest.raises(RunnerError, match="open runner"):
         runner.infer_device(source)
+
+
+def test_memory_of_another_gpu_is_refused(plan: Path, gpu: FakeTensorRT) -> None:
+    for cuda in ("bindings", "pycuda"):
+        with TensorRTRunner(plan, RuntimeOptions(cuda=cuda)) as runner:  # type: ignore[arg-type]
+            source = Interface(gpu.runtime, pixels(2))
+            gpu.runtime.on_other_device.add(source.address)
+            with pytest.raises(RunnerError, match=r"images on GPU 0. Received: Interface in the memory of another"):
+                runner.infer_device(source)
+
+
+def test_what_a_library_refuses_is_our_error(plan: Path, gpu: FakeTensorRT) -> None:
+    class Gradient(DLPack):
+        def __dlpack__(self, *, stream: int) -> Any:
+            raise BufferError("Can't export tensors that require gradient")
+
+    with TensorRTRunner(plan) as runner:
+        with pytest.raises(RunnerError, match="Gradient: Can't export tensors that require gradient"):
+            runner.infer_device(Gradient(gpu.runtime, pixels(2)))
+        masked = Interface(gpu.runtime, pixels(2))
+        masked.version = {"version": 3, "stream": None, "mask": masked}
+        with pytest.raises(RunnerError, match="without a mask"):
+            runner.infer_device(masked)
+
+
+def test_memory_that_could_not_grow_is_asked_for_again(plan: Path, gpu: FakeTensorRT) -> None:
+    with TensorRTRunner(plan) as runner:
+        small, large = Interface(gpu.runtime, pixels(2)), Interface(gpu.runtime, pixels(9))
+        runner.infer_device(small)
+        gpu.runtime.fail["cudaMalloc"] = Code.cudaErrorMemoryAllocation
+        with pytest.raises(OutOfMemoryError):
+            runner.infer_device(large)
+        gpu.runtime.fail.clear()
+        for source, count in ((small, 2), (large, 9)):
+            found = runner.infer_device(source)
+            raw = (ctypes.c_uint8 * found.logits.nbytes).from_address(found.logits.address)
+            assert_answers(np.frombuffer(raw, np.float32).reshape(count, 3), pixels(count))
 
 
 def test_strides_of_axes_with_one_element_do_not_matter(plan: Path, gpu: FakeTensorRT) -> None:

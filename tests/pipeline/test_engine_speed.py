@@ -10,7 +10,7 @@ import pytest
 from export.capabilities import TensorRT
 from export.sidecar import sha256_file
 from pipeline.errors import OutOfMemoryError, RunnerError
-from pipeline.runners import cuda_pycuda, graphs, ring
+from pipeline.runners import cuda_pycuda, graphs, kernel_cache, ring
 from pipeline.runners.base import top_of
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.ring import SLOTS, Ring
@@ -146,8 +146,107 @@ def test_where_a_graph_fails_the_answer_comes_without_one(
         gpu.runtime.fail[where] = Code.cudaErrorStreamCaptureUnsupported
         for _ in range(4):
             assert_answers(runner.infer(pixels(3)).logits, pixels(3))
-    assert caplog.text.count("run without CUDA graphs") == 1
+    assert caplog.text.count("run without a CUDA graph") == 1
     assert gpu.runtime.live == 0
+
+
+def test_a_graph_that_fails_leaves_the_others(plan: Path, gpu: FakeTensorRT) -> None:
+    with TensorRTRunner(plan) as runner:
+        for _ in range(3):
+            runner.infer(pixels(1))
+        gpu.runtime.fail["cudaGraphInstantiate"] = Code.cudaErrorMemoryAllocation
+        for _ in range(3):
+            assert_answers(runner.infer(pixels(2)).logits, pixels(2))
+        gpu.runtime.fail.clear()
+        before = gpu.runtime.calls.count("cudaGraphLaunch")
+        assert_answers(runner.infer(pixels(1)).logits, pixels(1))
+        assert gpu.runtime.calls.count("cudaGraphLaunch") == before + 1
+        assert runner.graph_batches == (1,)
+    assert gpu.runtime.live == 0
+
+
+def test_a_profile_that_is_not_shared_gets_no_graph(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = install(monkeypatch, "8")
+    gpu.shares_profile = False
+    with TensorRTRunner(plan) as runner:
+        for _ in range(3):
+            assert_answers(runner.infer(pixels(2)).logits, pixels(2))
+    assert "profile 0 has been chosen by another context" in caplog.text
+    with pytest.raises(RunnerError, match="profile 0 has been chosen"):
+        TensorRTRunner(plan, RuntimeOptions(contexts=2)).__enter__()
+
+
+def test_the_first_run_is_over_when_it_is_open(plan: Path, gpu: FakeTensorRT) -> None:
+    with TensorRTRunner(plan, RuntimeOptions(contexts=2)):
+        assert (gpu.first_runs, gpu.batches) == ([4, 4], [])
+
+
+def test_memory_that_tensorrt_itself_lacks_halves_the_batch(
+    plan: Path, gpu: FakeTensorRT, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.enough_for = 1
+    with TensorRTRunner(plan) as runner:
+        assert runner.max_batch == 1
+        assert_answers(runner.infer(pixels(3)).logits, pixels(3))
+    assert "runs batches of 1" in caplog.text
+    gpu.enough_for = 0
+    with pytest.raises(OutOfMemoryError, match="OutOfMemory"):
+        TensorRTRunner(plan).__enter__()
+    assert gpu.runtime.live == 0
+
+
+def test_a_size_that_tensorrt_cannot_tell_is_no_size(plan: Path, gpu: FakeTensorRT) -> None:
+    gpu.runtime.total, gpu.fail = 4 * ACTIVATION_BYTES, "update_device_memory_size_for_shapes"
+    with pytest.raises(RunnerError, match="telling the memory of a batch of 2"):
+        TensorRTRunner(plan).__enter__()
+    assert gpu.runtime.live == 0
+
+
+def rtx_plan(folder: Path) -> Path:
+    return make_plan(folder / "x.plan", flavour="rtx")
+
+
+def test_rtx_keeps_what_it_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, plan = install(monkeypatch, "rtx"), rtx_plan(tmp_path)
+    for kernels in (1, 1, 2, 2):
+        gpu.kernels = kernels
+        with TensorRTRunner(plan) as runner:
+            assert_answers(runner.infer(pixels(3)).logits, pixels(3))
+    assert gpu.kernels_loaded == [b"kernels of 1", b"kernels of 1", b"kernels of 2"]
+    [kept] = kernel_cache.cache_folder().iterdir()
+    kept.write_bytes(b"damaged")
+    with TensorRTRunner(plan) as runner:
+        assert_answers(runner.infer(pixels(3)).logits, pixels(3))
+    assert kept.read_bytes() == b"kernels of 2"
+
+
+def test_rtx_runs_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "rtx")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path / "file" / "below")
+    with TensorRTRunner(rtx_plan(tmp_path)) as runner:
+        assert_answers(runner.infer(pixels(3)).logits, pixels(3))
+
+
+def test_kernels_lie_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernel_cache.cache_folder() == tmp_path / "keras-resnet-to-tensorrt" / "rtx"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert kernel_cache.cache_folder().parts[-3:] == (".cache", "keras-resnet-to-tensorrt", "rtx")
+
+
+def test_rtx_that_cannot_capture_runs_without_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu, plan = install(monkeypatch, "rtx"), rtx_plan(tmp_path)
+    gpu.fail = "is_stream_capturable"
+    with TensorRTRunner(plan) as runner:
+        for _ in range(3):
+            assert_answers(runner.infer(pixels(3)).logits, pixels(3))
+        assert runner.graph_batches == ()
+    assert "TensorRT says cannot be" in caplog.text
 
 
 def test_rtx_makes_its_own_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,9 +472,9 @@ def test_capabilities_of_the_fakes_are_those_of_the_versions() -> None:
 
     def of(kind: str) -> dict[str, bool]:
         trt: TensorRT = FakeTensorRT(FakeRuntime(), kind=kind).trt
-        names = ("allocation_strategies", "memory_for_shapes", "memory_with_size", "memory_size_v2", "own_graphs")
+        names = ("allocation_strategies", "memory_for_shapes", "memory_with_size", "memory_size_v2", "jit")
         return {name: getattr(trt, name) for name in (*names, "engine_validity", "refit_from_onnx")}
 
     assert not any(of("8").values())
-    assert [name for name, has in of("10").items() if not has] == ["own_graphs", "engine_validity"]
+    assert [name for name, has in of("10").items() if not has] == ["jit", "engine_validity"]
     assert all(of("rtx").values())
