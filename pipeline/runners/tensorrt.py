@@ -202,7 +202,7 @@ class TensorRTRunner:
         return [slot.host[name].array[:count] for name in names]
 
     def pinned_pixels(self, count: int) -> np.ndarray:
-        """Allocate page-locked memory for images: `infer` of it, or of a part, is spared a copy.
+        """Allocate page-locked memory for images, once, not for each request: `infer` of a part is spared a copy.
 
         Args:
             count: images.
