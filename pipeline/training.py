@@ -72,7 +72,8 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         facts = {"backbone": recipe.model.backbone, "transfer": recipe.model.weights is not None}
         if recipe.train.save_backbone:
             built.backbone.save_weights(folder / "backbone.weights.h5")
-        save_curves(history, folder / "curves.png")
+        if history:  # no epoch at all, as somebody asks for who only wants to see the chain run
+            save_curves(history, folder / "curves.png")
     shown = list(islice(one_of_each(images.splits["train"]), GRID_IMAGES))
     if shown:
         grid, labels = pixels.all(shown, "sample images")
