@@ -115,17 +115,16 @@ def _chain(root: Path) -> str:
 
 
 def _training(history: Sequence[Json], card: Json) -> str:
-    if not history:
+    if "source" in card:
         changes = "".join(f"<li>{escape(change)}</li>" for change in card.get("changes", ()))
         how = "with changes that keep its answers" if changes else "as it is"
         text = f"Taken over {how}: {escape(str(card.get('source')))}; nothing was trained."
         return section("Model", text, f"<ul>{changes}</ul>" if changes else "")
     how = "transfer learning from pretrained weights" if card.get("transfer") else "from scratch"
-    return section(
-        "Training",
-        f"{escape(card['backbone'])}, {card['parameters']:,} parameters, {how}.",
-        charts.training_curves(history),
-    )
+    text = f"{escape(card['backbone'])}, {card['parameters']:,} parameters, {how}"
+    if not history:
+        return section("Training", f"{text}; no epoch was trained.", "")
+    return section("Training", f"{text}.", charts.training_curves(history))
 
 
 def _parity(context: Context, parity: Json) -> str:

@@ -22,6 +22,9 @@ QUICK = (
     "quantize.bias_correction=false",
     "quantize.sensitivity=never",
     "export.top_k=3",
+    "build.precisions=[fp16]",
+    "benchmark.seconds=0",
+    "benchmark.min_samples=1",
 )
 
 
@@ -31,9 +34,12 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no TensorRT-RTX: {why_missing()['rtx']}")
     root = tmp_path_factory.mktemp("artifacts")
     options = [word for one in QUICK for word in ("--set", one)]
-    for stage in ("train", "export", "quantize"):
-        assert main([stage, "-c", str(ROOT / "configs/digits.yaml"), "--artifacts", str(root), *options]) == 0
+    assert main(["run", "-c", str(ROOT / "configs/digits.yaml"), "--artifacts", str(root), *options]) == 0
     return root / "digits"
+
+
+def test_a_model_of_no_epochs_goes_through_the_chain(artifacts: Path) -> None:
+    assert "no epoch was trained" in (artifacts / "report/report.html").read_text()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
