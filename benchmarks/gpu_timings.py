@@ -21,13 +21,15 @@ from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
-STREAMED = 32  # batches that one streamed call holds: the first upload and the last download overlap with nothing
+# Batches that one streamed call holds: the first upload and the last download overlap with nothing, so there should be
+# many; each runner has as many in page-locked memory, which should leave room for others.
+MOST_STREAMED, STREAMED_BYTES = 32, 1 << 30
 REPEATS = 20  # of computing alone, in one turn
 INCLUDES: Mapping[str, str] = {
     "infer": "host to host, one batch a call: uint8 pixels in ordinary memory to logits and probabilities there",
-    "stream": f"host to host, {STREAMED} batches a call, overlapped: uint8 pixels in ordinary memory to logits and "
-    "probabilities there",
-    "stream pinned": f"as stream, from page-locked memory that the runner gave ({STREAMED} batches a call)",
+    "stream": "host to host, as many batches a call as ``batches`` says, overlapped: uint8 pixels in ordinary "
+    "memory to logits and probabilities there",
+    "stream pinned": "as stream, from page-locked memory that the runner gave",
     "compute": "the engine or model alone, by CUDA events: pixels and results on the GPU, no copy over the bus",
 }
 PEER_MODES = ("graphs", "compile")
@@ -51,7 +53,8 @@ def time_batch(
         `benchmarks.timing.summarize` gives, or ``error``.
     """
     images = pixels[np.arange(batch) % len(pixels)]
-    many = pixels[np.arange(STREAMED * batch) % len(pixels)] if stream else images
+    batches = min(MOST_STREAMED, max(4, STREAMED_BYTES // images.nbytes))
+    many = pixels[np.arange(batches * batch) % len(pixels)] if stream else images
     walls: dict[tuple[str, str, str], Callable[[], object]] = {}
     computes: dict[tuple[str, str, str], Callable[[], Sequence[float]]] = {}
     errors: dict[tuple[str, str, str], str] = {}
@@ -83,10 +86,10 @@ def time_batch(
     rows = []
     for key in [*walls, *computes, *(key for key in errors if key not in walls and key not in computes)]:
         name, precision, measures = key
-        count = batch * (STREAMED if measures.startswith("stream") else 1)
-        row = {"name": name, "precision": precision, "batch": batch, "measures": measures}
+        held = batches if measures.startswith("stream") else 1
+        row = {"name": name, "precision": precision, "batch": batch, "batches": held, "measures": measures}
         row["includes"] = INCLUDES[measures]
-        rows.append(row | (summarize(samples[key], count) if key in samples else {"error": errors[key]}))
+        rows.append(row | (summarize(samples[key], batch * held) if key in samples else {"error": errors[key]}))
     return rows
 
 
