@@ -105,6 +105,8 @@ test-slow: $(TEST_TOOLS)  ## the long tests
 	@$(PY) -m pytest -m slow
 
 test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
+	@$(PY) -c "import sys; from export.driver import driver_status as ask; here = ask(); \
+	  sys.exit(0 if here else f'Expected an NVIDIA GPU. Received: {here.reason}.')"
 	@$(PY) -m pytest -m gpu
 
 gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write benchmarks/results/

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from pipeline.answering import answer
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.layout import KERAS, ONNX, REFERENCE, engine_source, plan_name
+from pipeline.manifest import read_manifest
 from pipeline.parity import FAIL, Candidate, Reference, judge
-from pipeline.recipe import VerifyThresholds
+from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
@@ -43,7 +45,8 @@ RESNET50_CONVOLUTIONS = 53
 DONE, FAILED, BAD_INPUT, NO_GPU = 0, 1, 2, 3
 EXAMPLES = """examples:
   python -m benchmarks.gpu_evidence artifacts/imagenet
-  tar xf imagenet.tar -C imagenet && python -m benchmarks.gpu_evidence imagenet --flavour tensorrt --batch 256
+  mkdir imagenet && tar xf imagenet.bundle.tar -C imagenet
+  python -m benchmarks.gpu_evidence imagenet --flavour tensorrt --batch 256
 
 exit status:
   0 every check passed, every engine keeps Keras' answers     1 one does not
@@ -51,12 +54,18 @@ exit status:
 
 
 def gather(
-    artifacts: Path, plans: Path, trt: TensorRT, args: argparse.Namespace, save: Callable[[dict[str, Any]], None]
+    artifacts: Path,
+    reference: Reference,
+    plans: Path,
+    trt: TensorRT,
+    args: argparse.Namespace,
+    save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Build, check, compare and time.
 
     Args:
-        artifacts: with `ONNX` files and `REFERENCE`.
+        artifacts: with the `ONNX` files.
+        reference: Keras' answers.
         plans: folder for the engines.
         trt: the library.
         args: of `build_parser`.
@@ -65,7 +74,6 @@ def gather(
     Returns:
         dict: the content of the evidence file.
     """
-    reference = read_reference(artifacts)
     status = driver_status()
     evidence: dict[str, Any] = {
         "schema": SCHEMA,
@@ -92,7 +100,7 @@ def gather(
     built = {
         name: plans / f"{name}.plan" for name, described in evidence["engines"].items() if "error" not in described
     }
-    evidence["parity"] = _parity(built, reference)
+    evidence["parity"] = _parity(built, reference, read_thresholds(artifacts))
     save(evidence)
     evidence["checks"] = []
     for check, name in [(check, name) for name in built for check in CHECKS]:
@@ -178,15 +186,21 @@ def _build(
     return described
 
 
-def _parity(built: Mapping[str, Path], reference: Reference) -> dict[str, Any]:
+def _parity(built: Mapping[str, Path], reference: Reference, thresholds: VerifyThresholds) -> dict[str, Any]:
     candidates = [
         Candidate(name, "tensorrt", name.partition("-")[0], "", None, lambda plan=plan: TensorRTRunner(plan))  # type: ignore[misc]
         for name, plan in built.items()
     ]
     answers = {one.name: answer(one, reference.pixels, 32, lambda images: None) for one in candidates}
-    thresholds = VerifyThresholds()
     judged = judge(candidates, answers, reference, thresholds)
-    return {"verdict": judged["verdict"], "thresholds": "the defaults of a recipe", "hops": judged["hops"]}
+    return {"verdict": judged["verdict"], "thresholds": asdict(thresholds), "hops": judged["hops"]}
+
+
+def read_thresholds(artifacts: Path) -> VerifyThresholds:
+    """Read what the recipe asked of each precision, from the record of its verify stage; without one the defaults."""
+    manifest = read_manifest(artifacts / "verify")
+    asked = manifest.config.get("verify", {}).get("thresholds", {}) if manifest else {}
+    return VerifyThresholds(**{precision: Thresholds(**limits) for precision, limits in asked.items()})
 
 
 def _check(check: Callable[[Path, np.ndarray], str], name: str, plan: Path, pixels: np.ndarray) -> dict[str, Any]:
@@ -251,6 +265,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Expected --batch of at least 2, --cycles of at least 1, --seconds above 0 and --precisions of "
             f"{','.join(ONNX)}. Received: {args.batch}, {args.cycles}, {args.seconds:g}, {','.join(args.precisions)}."
         )
+    try:  # before the GPU is looked for: so a bundle can be checked where it is made
+        reference = read_reference(args.artifacts)
+    except PipelineError as error:
+        log.error("%s", error)
+        return BAD_INPUT
+    absent = [
+        name for name in (ONNX[precision] for precision in args.precisions) if not (args.artifacts / name).is_file()
+    ]
+    if absent:
+        log.error(
+            "Expected the ONNX files in %s. Received: no %s. Run the recipe first.", args.artifacts, ", ".join(absent)
+        )
+        return BAD_INPUT
     status = driver_status()
     trt = find_tensorrt(args.flavour) if status else None  # without a driver some versions crash when they are used
     if trt is None:
@@ -262,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             plans = args.plans or Path(temporary)
-            evidence = gather(args.artifacts, plans, trt, args, lambda known: write_json(output, known))
+            evidence = gather(args.artifacts, reference, plans, trt, args, lambda known: write_json(output, known))
     except (PipelineError, ExportError) as error:
         log.error("%s", error)
         return BAD_INPUT

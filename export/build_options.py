@@ -108,8 +108,10 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
             continue
         if name == "targets":
             remedy = f"build with TensorRT-RTX: {INSTALL['rtx']}"
-        elif trt.targets:
+        elif trt.targets and name.startswith("hardware_compatibility"):
             remedy = "name the GPUs with build.targets instead"
+        elif trt.targets:
+            remedy = "build with TensorRT on the GPU machine, which can"
         else:
             remedy = f"install another version: {INSTALL['tensorrt']}"
         raise ExportError(

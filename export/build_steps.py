@@ -15,6 +15,7 @@ from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.errors import ExportError
 from export.inspection import ANY
+from export.interrupts import Interrupt
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
 
 Progress = Callable[[str, int, int], None]
@@ -31,6 +32,9 @@ _DTYPES = {
 }
 
 
+LARGEST_BATCH = 65_536  # more is a slip of the keyboard
+
+
 @dataclass(frozen=True)
 class BatchProfile:
     """The batch sizes an engine takes, in images: from ``min`` to ``max``, tuned for ``opt``."""
@@ -42,10 +46,10 @@ class BatchProfile:
     def __post_init__(self) -> None:
         sizes = (self.min, self.opt, self.max)
         if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes) or not (
-            1 <= self.min <= self.opt <= self.max
+            1 <= self.min <= self.opt <= self.max <= LARGEST_BATCH
         ):
             raise ExportError(
-                "Expected batch sizes 1 <= min <= opt <= max. "
+                f"Expected batch sizes 1 <= min <= opt <= max <= {LARGEST_BATCH:,}. "
                 f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
             )
 
@@ -249,7 +253,7 @@ def add_profile(builder: Any, network: Any, config: Any, profile: BatchProfile, 
         raise ExportError(f"Expected TensorRT to take the batch profile {asdict(profile)}. Received: {logger.lines()}.")
 
 
-def make_monitor(trt: TensorRT, progress: Progress | None) -> Any:
+def make_monitor(trt: TensorRT, progress: Progress | None, interrupt: Interrupt) -> Any:
     """Make a progress monitor; without a listener too, so that Ctrl-C stops a build within a step."""
     base: Any = trt.module.IProgressMonitor
 
@@ -265,7 +269,7 @@ def make_monitor(trt: TensorRT, progress: Progress | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            return self.error is None
+            return self.error is None and not interrupt.pressed
 
         def phase_finish(self, phase_name: str) -> None:
             self._tell(phase_name, self._steps.get(phase_name, 0))

@@ -155,6 +155,11 @@ class TensorRT:
         """Whether the number of the builder's threads can be chosen."""
         return hasattr(self.module.Builder, "max_threads")
 
+    def generations(self) -> list[str]:
+        """The GPU generations that can be targets, as SM86."""
+        members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", {})
+        return [name for name in members if name.startswith("SM")]
+
     def has(self, enum: str, name: str) -> bool:
         """Whether the enumeration ``enum`` exists in this library and has a member ``name``."""
         return name in getattr(getattr(self.module, enum, None), "__members__", {})

@@ -35,6 +35,7 @@ from export.capabilities import INSTALL, TensorRT
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
 from export.inspection import differences, inspect_engine
+from export.interrupts import deferred_interrupt
 from export.sidecar import INPUT, SCHEMA, check_engine, read_sidecar, sha256_file, sidecar_path, write_plan
 
 __all__ = [
@@ -99,28 +100,29 @@ def build_engine(
     onnx_sha256 = sha256_file(source)
     started = time.monotonic()
 
-    logger = trt.logger()
-    builder = trt.module.Builder(logger)
-    network = builder.create_network(network_flags(trt))
-    parser = parse(trt, network, logger, source)
-    tensors = check_tensors(network, profile, source)
-    network_layers = count_layers(trt, network, precision, source)
-    asked = convolution_types(trt, network, precision)
-    config = builder.create_builder_config()
-    flags = configure(trt, builder, config, precision, options, wanted)
-    add_profile(builder, network, config, profile, logger)
-    cache, cache_state = None, None
-    if options.timing_cache is not None:
-        cache, cache_state = timing_cache.attach(trt, config, options.timing_cache, logger)
-    monitor = make_monitor(trt, progress) if trt.progress_monitor else None
-    if monitor is not None:
-        config.progress_monitor = monitor
-    logger.raise_pending()
-    logger.clear()
-    plan = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.error is not None:
-        raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
-    logger.raise_pending()
+    with deferred_interrupt() as interrupt:
+        logger = trt.logger()
+        builder = trt.module.Builder(logger)
+        network = builder.create_network(network_flags(trt))
+        parser = parse(trt, network, logger, source)
+        tensors = check_tensors(network, profile, source)
+        network_layers = count_layers(trt, network, precision, source)
+        asked = convolution_types(trt, network, precision)
+        config = builder.create_builder_config()
+        flags = configure(trt, builder, config, precision, options, wanted)
+        add_profile(builder, network, config, profile, logger)
+        cache, cache_state = None, None
+        if options.timing_cache is not None:
+            cache, cache_state = timing_cache.attach(trt, config, options.timing_cache, logger)
+        monitor = make_monitor(trt, progress, interrupt) if trt.progress_monitor else None
+        if monitor is not None:
+            config.progress_monitor = monitor
+        logger.raise_pending()
+        logger.clear()
+        plan = builder.build_serialized_network(network, config)
+        if monitor is not None and monitor.error is not None:
+            raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
+        logger.raise_pending()
     if plan is None:
         raise ExportError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
@@ -191,7 +193,7 @@ def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str])
     if driver or (trt.builds_without_gpu and not current):
         return
     remedy = (
-        "Name the targets, such as 8.6, or none"
+        "Name the targets, such as SM86, or leave them out"
         if current
         else f"Build on the GPU machine, or install TensorRT-RTX, which builds without one: {INSTALL['rtx']}"
     )
@@ -209,7 +211,12 @@ def _targets(trt: TensorRT, targets: Sequence[str], driver: DriverStatus) -> lis
         if text == "current":
             text = driver.devices[0].compute_capability
         digits = text.removeprefix("sm").replace(".", "")
-        trt.member("ComputeCapability", f"SM{digits}")  # raises with the names that exist
+        if not trt.has("ComputeCapability", f"SM{digits}"):
+            raise ExportError(
+                f"Expected targets of {', '.join(trt.generations())} or current. Received: {target!r}: "
+                f"{trt.flavour} {trt.version} does not build for it. On such a GPU build with TensorRT: "
+                f"{INSTALL['tensorrt']}."
+            )
         wanted.append(f"{digits[:-1]}.{digits[-1:]}")
     return list(dict.fromkeys(wanted))
 

@@ -37,6 +37,8 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
     kept = _keep_engines(context, folder, except_flavour=trt.flavour if trt else None)
     if trt is None:
         log.warning("no engine is built here. %s", why)
+        if kept:
+            log.info("  kept, as they were built from the same ONNX files: %s", ", ".join(kept))
         return {"built": {}, "kept": kept, "why_not": why}
     options = build_options(settings)
     wanted = [(precision, *named) for precision in settings.precisions for named in settings.profiles.items()]

@@ -178,6 +178,7 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
             if not _can_serve(context):
                 continue
         outcomes.append(execute(stage, context, args.force))
+        _say_what_was_not_built(outcomes[-1])
     verdict = next(o.manifest.result["verdict"] for o in outcomes if o.stage == "verify")
     log.info("verdict   %s", verdict)
     log.info("report    %s", context.root / REPORT)
@@ -202,7 +203,14 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
         _say_verdict(context, outcome.manifest.result)
+    _say_what_was_not_built(outcome)
     return _result(context, [outcome])
+
+
+def _say_what_was_not_built(outcome: Outcome) -> None:
+    """Say again why there are no engines where the stage is up to date and says nothing itself."""
+    if outcome.stage == "build" and not outcome.ran and "why_not" in outcome.manifest.result:
+        log.warning("no engine is built here. %s", outcome.manifest.result["why_not"])
 
 
 def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:

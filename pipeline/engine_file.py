@@ -50,8 +50,10 @@ def inspect_engine_file(plan: Path) -> dict[str, Any]:
     except ExportError as error:
         altered = _with_command(str(error), plan)
     verdict = _verdict(plan)
-    print("\n".join(_lines(plan, sidecar, altered, verdict)))
-    return {"plan": str(plan), "intact": not altered, "verdict": verdict, "engine": sidecar}
+    print("\n".join(map(_printable, _lines(plan, sidecar, altered, verdict))))
+    status = cli.NOT_FITTING if altered else cli.DONE
+    found = {"plan": str(plan), "intact": not altered, "reason": altered, "verdict": verdict}
+    return {**found, "engine": sidecar, "exit": status}
 
 
 def check_engine_file(plan: Path) -> dict[str, Any]:
@@ -61,11 +63,15 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
         dict: ``fits``, ``reason``, ``rebuild`` (a command, where rebuilding here would help) and the exit status.
 
     Raises:
-        PipelineError: no engine.
+        PipelineError: no engine, or one that was damaged or altered.
     """
     _require_plan(plan)
     driver = driver_status()
-    reason, rebuild = _why_not(plan, driver)
+    try:
+        sidecar = check_plan(plan)
+    except ExportError as error:
+        raise PipelineError(_with_command(str(error), plan)) from error
+    reason, rebuild = _why_not(plan, sidecar, driver)
     if not reason:
         device = driver.devices[0]
         print(f"{plan} fits this machine: {device.name}, compute capability {device.compute_capability}")
@@ -131,12 +137,8 @@ def _require_plan(plan: Path) -> None:
     raise PipelineError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")
 
 
-def _why_not(plan: Path, driver: DriverStatus) -> tuple[str, bool]:
+def _why_not(plan: Path, sidecar: Mapping[str, Any], driver: DriverStatus) -> tuple[str, bool]:
     """Why an engine does not fit this machine, "" if it does; and whether building it anew here would help."""
-    try:
-        sidecar = check_plan(plan)
-    except ExportError as error:
-        return str(error), True
     flavour = sidecar["flavour"]
     built_by = f"{flavour} {sidecar['tensorrt_version']}"
     trt = find_tensorrt(flavour)
@@ -159,6 +161,11 @@ def _why_not(plan: Path, driver: DriverStatus) -> tuple[str, bool]:
 def _with_command(message: str, plan: Path) -> str:
     """The message with the exact command on a line of its own, safe to paste."""
     return message.replace(f" {REBUILD}.", f"\n  {rebuild_command(plan)}")
+
+
+def _printable(line: str) -> str:
+    """The line without what a terminal takes for a command; a sidecar may come from anywhere."""
+    return "\n".join("".join(c if c.isprintable() else "?" for c in part) for part in line.split("\n"))
 
 
 def _verdict(plan: Path) -> str:

@@ -91,6 +91,8 @@ def replacing_folder(final: Path) -> Iterator[Path]:
     Whatever ends the block early, ``final`` keeps its former content and the temporary folder goes.
     """
     recover_folder(final)
+    if final.exists() and not final.is_dir():
+        raise PipelineError(f"Expected a folder at {final}. Received: a file. Move it away.")
     temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     former = _former(final)
     temporary.mkdir(parents=True)
@@ -109,9 +111,9 @@ def recover_folder(final: Path) -> None:
     """Clear what a killed process left: unfinished folders go, a former result that was set aside comes back."""
     former = _former(final)
     if former.exists():
-        if final.exists():
+        if final.is_dir():
             shutil.rmtree(former, ignore_errors=True)
-        else:
+        elif not final.exists():
             os.rename(former, final)
     for leftover in final.parent.glob(f".{final.name}.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+from export.build_steps import LARGEST_BATCH
 from pipeline.errors import RecipeError
 from pipeline.recipe import Profile, Recipe
 
@@ -61,7 +62,8 @@ def check_ranges(recipe: Recipe) -> None:
     require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
     require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))
     for name, profile in {"build.profile": recipe.build.profile, **_named_profiles(recipe)}.items():
-        require(1 <= profile.min <= profile.opt <= profile.max, name, "1 <= min <= opt <= max", asdict(profile))
+        sizes = (1, profile.min, profile.opt, profile.max, LARGEST_BATCH)
+        require(list(sizes) == sorted(sizes), name, f"1 <= min <= opt <= max <= {LARGEST_BATCH:,}", asdict(profile))
     for name in recipe.build.variants:
         letters = "names of lower-case letters, digits and '_' (they name files)"
         require(VARIANT_NAME.fullmatch(name) is not None, "build.variants", letters, name)
@@ -124,7 +126,5 @@ def check_ranges(recipe: Recipe) -> None:
         recipe.benchmark.batches,
     )
     require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
-    require(recipe.runtime.contexts >= 1, "runtime.contexts", "at least 1", recipe.runtime.contexts)
-    require(recipe.runtime.device >= 0, "runtime.device", "0 or more", recipe.runtime.device)
     require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
     require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)

@@ -256,6 +256,7 @@ STAGES = (
             "export/driver.py",
             "export/capabilities.py",
             "export/inspection.py",
+            "export/interrupts.py",
             "export/sidecar.py",
         ),
         building.build_engines,

@@ -60,8 +60,6 @@ class TensorRTRunner:
     def __init__(self, plan_path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.plan_path = Path(plan_path)
         self.options = options or RuntimeOptions()
-        if self.options.contexts < 1:
-            raise RunnerError(f"Expected runtime.contexts of at least 1. Received: {self.options.contexts}.")
         try:
             self._describe(read_sidecar(self.plan_path))
         except ExportError as error:

@@ -1,6 +1,7 @@
 """The evidence command on the fake GPU, and what it says without one."""
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.gpu_timings import judge_targets
 from export.driver import DriverStatus
 from export.errors import ExportError
 from export.sidecar import read_sidecar
+from pipeline.layout import ONNX
 from pipeline.runners import tensorrt as runner_module
 from tests.fake_engine import SIZE, install, make_plan, pixels
 from tests.fake_gpu import FakeTensorRT
@@ -62,6 +64,9 @@ def artifacts(tmp_path: Path) -> Path:
         logits=logits,
         meta=np.frombuffer(json.dumps({"model_sha256": "0" * 64}).encode(), np.uint8),
     )
+    for name in ONNX.values():
+        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(b"onnx")
     return tmp_path / "model"
 
 
@@ -133,6 +138,25 @@ def test_artifacts_without_keras_answers(gpu: FakeTensorRT, tmp_path: Path, capl
     assert main([str(tmp_path), "-o", str(tmp_path / "x.json")]) == 2
     assert "Expected Keras' answers in" in caplog.text
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_bundle_that_is_not_whole_is_refused_before_the_gpu(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
+    (artifacts / ONNX["int8"]).unlink()
+    assert main([str(artifacts)]) == 2
+    assert "no quantize/model.int8.onnx" in caplog.text
+
+
+def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"verify": {"thresholds": {"int8": {"relative_error": -1.0}}}}
+    monkeypatch.setattr(gpu_evidence, "read_manifest", lambda folder: types.SimpleNamespace(config=config))
+    status, evidence = run(artifacts, "--precisions", "fp16,int8")
+    assert status == 1
+    verdicts = {hop["candidate"]: hop["verdict"] for hop in evidence["parity"]["hops"]}
+    assert (verdicts["fp16-throughput"], verdicts["int8-throughput"]) == ("pass", "fail")
+    assert evidence["parity"]["thresholds"]["int8"]["relative_error"] == -1.0
 
 
 def test_without_a_gpu_every_target_is_open(

@@ -111,7 +111,7 @@ def test_weights_cannot_come_back_into_a_version_compatible_plan() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"version_compatible": True}, "version_compatible. Received: rtx .*build.targets"),
+        ({"version_compatible": True}, "version_compatible. Received: rtx .*on the GPU machine"),
         ({"hardware_compatibility": "ampere_plus"}, "hardware_compatibility: ampere_plus. Received: rtx .*targets"),
         ({"strip_weights": True}, "an NVIDIA GPU to build with strip_weights by rtx .*libcuda"),
     ],

@@ -154,9 +154,11 @@ def test_inspect_shows_what_was_found_and_the_warnings(root: Path, capsys: pytes
 def test_inspect_says_that_a_plan_was_altered(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
     real.write_bytes(real.read_bytes()[:-1] + b"?")
     status, out, _ = run(capsys, "inspect", str(real), "--json")
-    assert status == 0
+    assert status == 1
     assert "warning        The engine" in out
-    assert json.loads(out.strip().splitlines()[-1])["intact"] is False
+    result = json.loads(out.strip().splitlines()[-1])
+    assert result["intact"] is False
+    assert "the plan is not the one that was built" in result["reason"]
 
 
 def test_an_engine_that_fits(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,9 +176,6 @@ def test_an_engine_that_fits(root: Path, monkeypatch: pytest.MonkeyPatch, capsys
         ({}, "10.16.1", "Expected TensorRT 10.13.0, which built it. Received: TensorRT 10.16.1 here"),
         ({"compute_capability": "9.0"}, "10.13.0", "compute capability 9.0, where it was built. Received: 8.9 here"),
         ({"cuda_version": "14.1"}, "10.13.0", "a driver for CUDA 14, as it was built with (CUDA 14.1). Received: a "),
-        ({"plan_bytes": 5}, "10.13.0", "Expected 5 bytes. Received: 4 bytes: truncated"),
-        ({"plan_sha256": "1" * 64}, "10.13.0", "the plan is not the one that was built"),
-        ({"schema": 1}, "10.13.0", "schema 2 in "),
     ],
 )
 def test_what_does_not_fit_says_both_sides_and_the_command(
@@ -195,6 +194,30 @@ def test_what_does_not_fit_says_both_sides_and_the_command(
     assert words in "\n".join(human)
     assert human[-1].endswith("-m pipeline build -c configs/toy.yaml --force")
     assert human[-1].strip() == result["rebuild"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plan_bytes": 5}, "Expected 5 bytes. Received: 4 bytes: truncated"),
+        ({"plan_sha256": "1" * 64}, "the plan is not the one that was built"),
+        ({"schema": 1}, "schema 2 in "),
+    ],
+)
+def test_what_is_damaged_is_bad_input_not_another_machine(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    on_a_gpu(monkeypatch)
+    status, _, err = run(capsys, "check", str(classic(root, **changes)))
+    assert status == 2
+    assert words in err
+    assert "-m pipeline build -c configs/toy.yaml --force" in err
+
+
+def test_a_sidecar_does_not_talk_to_the_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "inspect", str(classic(root, gpu="\x1b[31mred\r")))
+    assert "?[31mred?" in out
+    assert "\x1b" not in out
 
 
 def test_without_a_gpu_rebuilding_is_no_help(
@@ -251,9 +274,9 @@ def test_a_plan_without_a_sidecar(root: Path, capsys: pytest.CaptureFixture[str]
     assert status == 2
     assert "Expected the sidecar" in err
     assert "-c configs/toy.yaml --force" in err
-    status, out, _ = run(capsys, "check", str(plan))
-    assert status == 1
-    assert "Expected the sidecar" in out
+    status, _, err = run(capsys, "check", str(plan))
+    assert status == 2
+    assert "Expected the sidecar" in err
 
 
 # --- the command that rebuilds ---

@@ -396,9 +396,19 @@ def test_a_runner_goes_on_after_an_error(plan: Path, gpu: FakeTensorRT) -> None:
         assert_answers(runner.infer(pixels(9)).logits, pixels(9))
 
 
-def test_contexts_are_counted_from_one(plan: Path) -> None:
-    with pytest.raises(RunnerError, match=r"runtime\.contexts of at least 1. Received: 0"):
-        TensorRTRunner(plan, RuntimeOptions(contexts=0))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"contexts": 0}, r"runtime\.contexts as a number from 1 to 64. Received: 0"),
+        ({"contexts": True}, "runtime.contexts"),
+        ({"device": -1}, r"runtime\.device as a whole number from 0 on. Received: -1"),
+        ({"cuda": "cupy"}, r"runtime\.cuda as one of auto, bindings, pycuda. Received: 'cupy'"),
+        ({"graphs": "no"}, r"runtime\.graphs as true or false"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(RunnerError, match=words):
+        RuntimeOptions(**options)
 
 
 def stripped(root: Path, source: bytes = b"onnx", **changes: Any) -> Path:
