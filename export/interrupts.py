@@ -24,13 +24,14 @@ class Interrupt:
 def deferred_interrupt() -> Iterator[Interrupt]:
     """Note Ctrl-C instead of raising it at once; it is raised when the block ends, however it ends.
 
-    Only the main thread gets signals: in another one nothing is noted and nothing changes.
+    Only the main thread gets signals: in another one, and where Ctrl-C is ignored, nothing is noted or changed.
 
     Raises:
         KeyboardInterrupt: it was pressed.
     """
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield interrupt
         return
 

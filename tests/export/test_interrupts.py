@@ -46,6 +46,16 @@ def test_other_threads_are_left_alone() -> None:
     assert seen == [False]
 
 
+def test_where_it_is_ignored_it_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_interrupt() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+        assert not interrupt.pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("where", ["in a step", "between steps", "in a message"])
 def test_a_real_build_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     trt = find_tensorrt("rtx")
