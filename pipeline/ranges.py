@@ -76,7 +76,9 @@ def check_ranges(recipe: Recipe) -> None:
         not (recipe.build.strip_weights and recipe.build.version_compatible),
         "build", "strip_weights or version_compatible", "both: a lean runtime cannot put weights back",
     )  # fmt: skip
-    require(bool(recipe.build.precisions), "build.precisions", "at least one precision", [])
+    chosen = list(recipe.build.precisions)
+    once = bool(chosen) and len(set(chosen)) == len(chosen)
+    require(once, "build.precisions", "at least one precision, each once", chosen)
     for where, count in {
         "train.batch_size": recipe.train.batch_size,
         "quantize.batch_size": recipe.quantize.batch_size,
