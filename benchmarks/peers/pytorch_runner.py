@@ -32,7 +32,7 @@ WARMUP_CALLS = 3  # cuDNN chooses its algorithms in the first; a compiled model 
 
 
 class PyTorchRunner:
-    """Classifies batches with PyTorch; by the protocol of `pipeline.runners.base.Runner`. Not for several threads.
+    """Classifies batches with PyTorch; `infer` is that of `pipeline.runners.base.Runner`. Not for several threads.
 
     A batch size is prepared when it is first seen: warmed up and, by the mode, captured or compiled (minutes; eight
     sizes a runner, then PyTorch's recompile limit raises). Larger input than ``max_batch`` is split.
