@@ -22,13 +22,14 @@ from onnx import TensorProto
 from benchmarks.telemetry import commit, machine, peak_memory_mib
 from export.calibration import collect_histograms, collect_statistics
 from export.correction import collect_mean_maps, correct_biases
-from export.engine import BatchProfile, build_engine
+from export.engine import build_engine
 from export.equalization import equalize
 from export.metrics import compare
 from export.onnx_file import load_model, save_model
 from export.placement import measured_tensors, quantizable_tensors
 from export.quantize import quantize
 from export.scales import METHODS, Scales
+from export.sidecar import BatchProfile
 from pipeline import cli
 from pipeline.card import ModelCard
 from pipeline.environment import choose_tensorrt

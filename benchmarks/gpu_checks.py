@@ -39,8 +39,8 @@ Check = Callable[[Path, np.ndarray], str]
 
 def sizes_of(runner: TensorRTRunner) -> list[int]:
     """Batch sizes where engines go wrong: the profile's ends and middle, odd ones, and what is split."""
-    profile = runner.sidecar["profile"]
-    small, best, large = profile["min"], profile["opt"], runner.max_batch
+    profile = runner.sidecar.profile
+    small, best, large = profile.min, profile.opt, runner.max_batch
     around = {1, small, small + 1, best, best + 1, large - 1, large, large + 1, 2 * large + 3, 7, 13}
     return sorted(size for size in around if size >= 1)
 
@@ -85,8 +85,8 @@ def graphs_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
         TensorRTRunner(plan) as with_graphs,
         TensorRTRunner(plan, RuntimeOptions(graphs=False)) as without,
     ):
-        profile = with_graphs.sidecar["profile"]
-        sizes = sorted({profile["min"], profile["opt"], with_graphs.max_batch})
+        profile = with_graphs.sidecar.profile
+        sizes = sorted({profile.min, profile.opt, with_graphs.max_batch})
         for count in sizes:
             images = _images(pixels, count)
             expected = without.infer(images)
@@ -292,7 +292,7 @@ def _through_torch(runner: TensorRTRunner, images: np.ndarray) -> list[np.ndarra
     import torch
 
     source = torch.from_numpy(images).cuda()
-    classes = runner.sidecar["tensors"][1]["shape"][1]
+    classes = runner.sidecar.tensors[1].shape[1]
     targets = [torch.zeros((len(images), classes), device="cuda") for _ in range(2)]
     runner.infer_device(source, targets)
     return [target.cpu().numpy() for target in targets]

@@ -23,11 +23,12 @@ from benchmarks.gpu_checks import CHECKS, CheckFailedError, CheckSkippedError, c
 from benchmarks.gpu_timings import judge_targets, time_batch
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from export.build_options import BuildOptions
-from export.build_steps import BatchProfile
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
 from export.engine import build_engine
 from export.errors import ExportError
+from export.records import to_json
+from export.sidecar import BatchProfile
 from pipeline.answering import answer
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -179,7 +180,7 @@ def _build(
         log.error("%s: %s", precision, error)
         return {"error": str(error)}
     kept = ("precision", "profile", "plan_bytes", "seconds", "options", "asked", "found", "warnings", "network_layers")
-    described = {key: sidecar[key] for key in kept}
+    described = {key: value for key, value in to_json(sidecar).items() if key in kept}
     for side in ("asked", "found"):  # counts say it; the layers themselves are in the sidecar
         described[side] = {k: v for k, v in (described[side] or {}).items() if k != "layers"} or None
     described["options"] = {k: v for k, v in described["options"].items() if k != "timing_cache"}

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.timing import Progress, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
-from export.sidecar import read_sidecar
+from export.sidecar import Sidecar, read_sidecar
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.layout import KERAS, ONNX, plan_variant
 from pipeline.runners.base import Runner
@@ -102,20 +102,20 @@ def scenarios(
                 caveat = _ONNX_CAVEATS[precision]
                 found.append(Scenario("onnxruntime", precision, batch, path, INCLUDES["onnxruntime"], caveat))
         for path, sidecar in engines:
-            if sidecar["precision"] in precisions and _worth_timing(path, sidecar, batch, batches):
+            if sidecar.precision in precisions and _worth_timing(path, sidecar, batch, batches):
                 caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
-                one = Scenario("tensorrt", sidecar["precision"], batch, path, INCLUDES["tensorrt"], caveat, variant)
+                one = Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
                 found.append(one)
     return found
 
 
-def _worth_timing(plan: Path, sidecar: Mapping[str, Any], batch: int, batches: Sequence[int]) -> bool:
+def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
     """Whether an engine is for this batch size: a variant is for those of its profile, if it takes any of them."""
-    fitting = [size for size in batches if sidecar["profile"]["min"] <= size <= sidecar["profile"]["max"]]
+    fitting = [size for size in batches if sidecar.profile.min <= size <= sidecar.profile.max]
     return plan_variant(plan) is None or not fitting or batch in fitting
 
 
-def _engines(artifacts_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _engines(artifacts_dir: Path) -> list[tuple[Path, Sidecar]]:
     if not driver_status():
         return []
     engines = []
@@ -125,14 +125,14 @@ def _engines(artifacts_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
         except ExportError as error:
             log.warning("not timed: %s", error)
     order = {"fp32": 0, "fp16": 1, "int8": 2}
-    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1]["precision"], 3), one[0].name))
+    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1].precision, 3), one[0].name))
 
 
-def _engine_caveat(sidecar: Mapping[str, Any], batch: int) -> str:
+def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
     notes = []
-    if sidecar["flavour"] == "rtx":
+    if sidecar.flavour == "rtx":
         notes.append("TensorRT-RTX: compiled for this GPU when it was loaded")
-    largest, smallest = sidecar["profile"]["max"], sidecar["profile"]["min"]
+    largest, smallest = sidecar.profile.max, sidecar.profile.min
     if batch > largest:
         notes.append(f"runs in pieces of {largest}, the engine's largest batch")
     if batch < smallest:
@@ -250,8 +250,8 @@ def _run_batch(
 
 
 def _fits(plan: Path, batch: int) -> bool:
-    profile = read_sidecar(plan)["profile"]
-    return bool(profile["min"] <= batch <= profile["max"])
+    profile = read_sidecar(plan).profile
+    return bool(profile.min <= batch <= profile.max)
 
 
 def _name(scenario: Scenario) -> str:

@@ -16,7 +16,14 @@ DEEPEST = 200  # a model nested in a model adds five
 MOST_DIGITS = 40  # of a whole number; beyond some thousands Python refuses or takes quadratic time
 
 
-def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    *,
+    finite: bool = True,
+    most_bytes: int = MOST_BYTES,
+    most_values: int = MOST_VALUES,
+) -> Any:
     """Parse JSON within bounds of size, depth and number of values.
 
     Lone surrogates in strings stay as they are. Of a key that is given twice the last counts.
@@ -25,20 +32,23 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
         text: the JSON; bytes are UTF-8.
         where: the file, which every message begins with.
         finite: refuse NaN and infinities, which JSON does not have and Python writes nevertheless.
+        most_bytes: a larger text is refused.
+        most_values: so are more values, and more lists and objects than `MOST_VALUES`.
 
     Raises:
         ValueError: not JSON, or out of bounds; the message says which.
     """
-    if len(text) > MOST_BYTES:
-        raise ValueError(f"{where}: {len(text):,} bytes, where at most {MOST_BYTES:,} are read")
+    if len(text) > most_bytes:
+        raise ValueError(f"{where}: {len(text):,} bytes, where at most {most_bytes:,} are read")
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 at byte {error.start:,}") from error
-    values = text.count(",") + text.count("[") + text.count("{") + 1
-    if values > MOST_VALUES:
-        raise ValueError(f"{where}: about {values:,} values, where at most {MOST_VALUES:,} are read")
+    groups = text.count("[") + text.count("{")
+    values = text.count(",") + groups + 1
+    if values > most_values or groups > MOST_VALUES:
+        raise ValueError(f"{where}: about {values:,} values, where at most {most_values:,} are read")
     try:
         value = json.loads(
             text,

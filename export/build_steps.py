@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.errors import ExportError
 from export.inspection import ANY
 from export.interrupts import Interrupt
-from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
+from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, BatchProfile, TensorInfo
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,28 +30,6 @@ _DTYPES = {
     "INT64": "int64",
     "BOOL": "bool",
 }
-
-
-LARGEST_BATCH = 65_536  # more is a slip of the keyboard
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """The batch sizes an engine takes, in images: from ``min`` to ``max``, tuned for ``opt``."""
-
-    min: int = 1
-    opt: int = 8
-    max: int = 32
-
-    def __post_init__(self) -> None:
-        sizes = (self.min, self.opt, self.max)
-        if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes) or not (
-            1 <= self.min <= self.opt <= self.max <= LARGEST_BATCH
-        ):
-            raise ExportError(
-                f"Expected batch sizes 1 <= min <= opt <= max <= {LARGEST_BATCH:,}. "
-                f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
-            )
 
 
 def network_flags(trt: TensorRT) -> int:
@@ -86,46 +64,36 @@ def parse(trt: TensorRT, network: Any, logger: Any, source: Path) -> Any:
     return parser
 
 
-def check_tensors(network: Any, profile: BatchProfile, source: Path) -> list[dict[str, Any]]:
-    """Check inputs and outputs and list them for the sidecar; shapes hold -1 for the batch."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    listed = [
-        {
-            "name": tensor.name,
-            "mode": mode,
-            "dtype": _dtype(tensor),
-            "shape": [int(size) for size in tensor.shape],
-        }
-        for mode, group in (("input", inputs), ("output", outputs))
-        for tensor in group
-    ]
-    had = ", ".join(f"{one['name']} {one['dtype']} {one['shape']}" for one in listed) or "an empty graph"
-    names = {one["name"]: one for one in listed}
-    image = names.get(INPUT)
+def check_tensors(network: Any, profile: BatchProfile, source: Path) -> tuple[TensorInfo, ...]:
+    """Check inputs and outputs and list them for the sidecar, the input first; shapes hold -1 for the batch."""
+    inputs = [_tensor(network.get_input(index), "input") for index in range(network.num_inputs)]
+    outputs = [_tensor(network.get_output(index), "output") for index in range(network.num_outputs)]
     fits = (
         [tensor.name for tensor in inputs] == [INPUT]
-        and _outputs_fit([one for one in listed if one["mode"] == "output"])
-        and image is not None
-        and image["dtype"] == "uint8"
-        and len(image["shape"]) == 4
-        and image["shape"][0] == -1
-        and min(image["shape"][1:]) > 0
-        and image["shape"][3] == 3
+        and _outputs_fit(outputs)
+        and inputs[0].dtype == "uint8"
+        and len(inputs[0].shape) == 4
+        and inputs[0].shape[0] == -1
+        and min(inputs[0].shape[1:]) > 0
+        and inputs[0].shape[3] == 3
     )
     if not fits:
+        had = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in [*inputs, *outputs]) or "an empty graph"
         raise ExportError(
             f"Expected the input {INPUT} uint8 [-1, height, width, 3] and the outputs "
             f"{' and '.join(OUTPUTS)} float32 [-1, classes], with {TOP_OUTPUTS[0]} float32 and {TOP_OUTPUTS[1]} int32 "
             f"[-1, k] or without. Received: {source}: {had}. Export the model with this project."
         )
-    assert image is not None
-    image["profile"] = {name: [size, *image["shape"][1:]] for name, size in asdict(profile).items()}
-    return listed
+    shapes = {name: (size, *inputs[0].shape[1:]) for name, size in asdict(profile).items()}
+    return (replace(inputs[0], profile=shapes), *outputs)
 
 
-def _outputs_fit(outputs: Sequence[dict[str, Any]]) -> bool:
-    found = {one["name"]: (one["dtype"], one["shape"]) for one in outputs}
+def _tensor(tensor: Any, mode: Literal["input", "output"]) -> TensorInfo:
+    return TensorInfo(tensor.name, _dtype(tensor), tuple(int(size) for size in tensor.shape), mode)
+
+
+def _outputs_fit(outputs: Sequence[TensorInfo]) -> bool:
+    found = {one.name: (one.dtype, list(one.shape)) for one in outputs}
     classes = found.get(OUTPUTS[0], ("", []))[1][-1:]
     expected = {name: ("float32", [-1, *classes]) for name in OUTPUTS}
     k = found.get(TOP_OUTPUTS[0], ("", []))[1][-1:]

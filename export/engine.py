@@ -13,14 +13,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from export import timing_cache
 from export.build_options import BuildOptions, described, refuse_unsupported
 from export.build_steps import (
-    BatchProfile,
     Progress,
     add_profile,
     check_tensors,
@@ -34,19 +32,19 @@ from export.build_steps import (
 from export.capabilities import INSTALL, TensorRT
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
+from export.external_data import refuse_external_data
 from export.inspection import differences, inspect_engine
 from export.interrupts import deferred_interrupt
-from export.sidecar import INPUT, SCHEMA, check_engine, read_sidecar, sha256_file, sidecar_path, write_plan
-
-__all__ = [
-    "BatchProfile",
-    "BuildOptions",
-    "EngineDeviceError",
-    "build_engine",
-    "check_engine",
-    "read_sidecar",
-    "sidecar_path",
-]
+from export.sidecar import (
+    INPUT,
+    AskedLayers,
+    BatchProfile,
+    FoundLayers,
+    Sidecar,
+    TensorInfo,
+    sha256_file,
+    write_plan,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ def build_engine(
     variant: str | None = None,
     progress: Progress | None = None,
     extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Sidecar:
     """Build an engine for an exported classifier and write it with its sidecar.
 
     Args:
@@ -85,7 +83,7 @@ def build_engine(
             ONNX file's metadata. Defaults to None.
 
     Returns:
-        dict: the sidecar as written.
+        Sidecar: as written.
 
     Raises:
         EngineDeviceError: this TensorRT needs a GPU and there is none.
@@ -134,40 +132,39 @@ def build_engine(
     seconds = time.monotonic() - started
 
     data = memoryview(plan)
-    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, tensors[0]["profile"]["opt"])
+    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, _best_shape(tensors[0]))
     warnings = differences(asked, found)
     for warning in warnings:
         log.warning("%s: %s", plan_file.name, warning)
     metadata = {**_onnx_metadata(source), **(extra or {})}
-    sidecar: dict[str, Any] = {
-        "schema": SCHEMA,
-        "flavour": trt.flavour,
-        "tensorrt_version": trt.version,
+    sidecar = Sidecar(
+        flavour=trt.flavour,
+        tensorrt_version=trt.version,
         **_machine(trt, driver, wanted),
-        "onnx_file": Path(os.path.relpath(source.resolve(), plan_file.resolve().parents[2])).as_posix(),
-        "onnx_sha256": onnx_sha256,
-        "plan_sha256": _sha256(data),
-        "plan_bytes": data.nbytes,
-        "precision": precision,
-        "variant": variant,
-        "profile": asdict(profile),
-        "tensors": tensors,
-        "classes": metadata.pop("classes", None),
-        "preprocessing": metadata.pop("preprocessing", None),
-        "metadata": metadata,
-        "options": {
+        onnx_file=Path(os.path.relpath(source.resolve(), plan_file.resolve().parents[2])).as_posix(),
+        onnx_sha256=onnx_sha256,
+        plan_sha256=_sha256(data),
+        plan_bytes=data.nbytes,
+        precision=precision,
+        variant=variant,
+        profile=profile,
+        tensors=tensors,
+        classes=_names(metadata.pop("classes", None)),
+        preprocessing=metadata.pop("preprocessing", None),
+        metadata=metadata,
+        options={
             **described(options),
             "timing_cache": cache_state,
             "strongly_typed": trt.strongly_typed,
             "flags": flags,
         },
-        "seconds": round(seconds, 3),
-        "network_layers": network_layers,
-        "asked": {"precision": precision, "convolutions": dict(Counter(asked.values())), "layers": asked},
-        "found": found,
-        "layers_reason": why_not_found,
-        "warnings": warnings,
-    }
+        seconds=round(seconds, 3),
+        network_layers=network_layers,
+        asked=AskedLayers(precision, dict(Counter(asked.values())), asked),
+        found=found,
+        layers_reason=why_not_found,
+        warnings=tuple(warnings),
+    )
     write_plan(plan_file, data, sidecar)
     log.debug("built %s: %.1f MB in %.1f s (%s %s)", plan_file, data.nbytes / 1e6, seconds, trt.flavour, trt.version)
     return sidecar
@@ -180,6 +177,7 @@ def _check_request(source: Path, plan: Path, precision: str) -> None:
         raise ExportError(f"Expected a plan path like fp16.plan. Received: {plan}, which is its sidecar's name.")
     if not source.is_file():
         raise ExportError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
+    refuse_external_data(source)
 
 
 def _advice(options: BuildOptions) -> str:
@@ -233,7 +231,7 @@ def _machine(trt: TensorRT, driver: DriverStatus, wanted: Sequence[str]) -> dict
         runs_on = "compute capability 8.0 and later where TensorRT-RTX supports the GPU (its default; no Turing)"
     return {
         "compute_capability": here if not trt.targets else None,
-        "targets": list(wanted),
+        "targets": tuple(wanted),
         "runs_on": runs_on,
         "gpu": gpu.name if gpu else None,
         "driver_version": driver.driver_version if gpu else None,
@@ -249,7 +247,7 @@ def _inspect(
     asked: Mapping[str, str],
     options: BuildOptions,
     shape: Sequence[int],
-) -> tuple[dict[str, Any] | None, str | None]:
+) -> tuple[FoundLayers | None, str | None]:
     """Summarise the engine's layers where it can be loaded here; else None and why not."""
     if not driver:
         return None, f"the engine was not loaded here: {driver.reason}"
@@ -261,6 +259,15 @@ def _inspect(
     if engine is None:
         return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
     return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+
+
+def _best_shape(images: TensorInfo) -> Sequence[int]:
+    """Give the input's shape at the batch size that the engine is tuned for."""
+    return (images.profile or {}).get("opt", images.shape)
+
+
+def _names(classes: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
 def _onnx_metadata(source: Path) -> dict[str, Any]:

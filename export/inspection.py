@@ -9,10 +9,11 @@ import collections
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from export.capabilities import TensorRT
+from export.sidecar import FoundLayers, Layer
 
 # The longest names first: "bfloat16" holds "float16", "int8" stands in "uint8".
 _TYPES = (
@@ -31,16 +32,6 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer of an engine: its name, the Keras layers it does the work of, its kind and the type it computes in."""
-
-    name: str
-    layers: list[str]
-    kind: str
-    precision: str
-
-
-@dataclass(frozen=True)
 class _Row:
     layer: Layer
     nodes: list[str]  # names of the ONNX nodes
@@ -50,7 +41,7 @@ class _Row:
 
 def inspect_engine(
     trt: TensorRT, engine: Any, asked: Mapping[str, str], image: tuple[str, Sequence[int]] | None
-) -> dict[str, Any]:
+) -> FoundLayers:
     """Summarise the layers of a deserialised engine; see `summarize_layers`.
 
     Args:
@@ -69,7 +60,7 @@ def inspect_engine(
     return summarize_layers(answer, asked)
 
 
-def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> dict[str, Any]:
+def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> FoundLayers:
     """Count the layers of an engine by kind and by the type that they compute in.
 
     A layer's type is that of its first input: the output of an INT8 convolution may be FP16 again. TensorRT 8.6 to 10
@@ -82,29 +73,27 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
             is one.
 
     Returns:
-        dict: ``count``; ``by_kind`` and ``by_precision`` ("int8", "fp16", "fp32", … or "unknown" to number);
-        ``convolutions`` (the same, of the convolutions alone); ``convolution_layers`` (ONNX node to type);
-        ``reformats`` (names of the layers that only change a format); ``layers``, each a `Layer`. Where the
-        inspector's answer cannot be read: ``count`` None and ``reason``.
+        FoundLayers: counts by kind and type, and the layers; where the inspector's answer
+        cannot be read, why not.
     """
     try:
         rows = [_row(layer) for layer in json.loads(information)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
-        return {"count": None, "reason": f"the engine inspector's answer is not understood: {error!r}"}
+        return FoundLayers(None, f"the engine inspector's answer is not understood: {error!r}")
     convolutions = _find(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}
     types = {name: row.layer.precision if row else UNKNOWN for name, row in convolutions.items()}
-    return {
-        "count": len(rows),
-        "by_kind": _counts(row.layer.kind for row in rows),
-        "by_precision": _counts(row.layer.precision for row in rows),
-        "convolutions": _counts(types.values()),
-        "convolution_layers": types,
-        "reformats": [row.layer.name for row in rows if row.reformat],
-        "layers": [asdict(row.layer) for row in rows],
-    }
+    return FoundLayers(
+        count=len(rows),
+        by_kind=_counts(row.layer.kind for row in rows),
+        by_precision=_counts(row.layer.precision for row in rows),
+        convolutions=_counts(types.values()),
+        convolution_layers=types,
+        reformats=tuple(row.layer.name for row in rows if row.reformat),
+        layers=tuple(row.layer for row in rows),
+    )
 
 
-def differences(asked: Mapping[str, str], found: Mapping[str, Any] | None) -> list[str]:
+def differences(asked: Mapping[str, str], found: FoundLayers | None) -> list[str]:
     """Say where the engine computes a convolution in another type than was asked for, by Keras layer.
 
     Args:
@@ -114,7 +103,7 @@ def differences(asked: Mapping[str, str], found: Mapping[str, Any] | None) -> li
     Returns:
         list[str]: a sentence for each type that was asked for and not met; none about what cannot be told.
     """
-    types = (found or {}).get("convolution_layers", {})
+    types = found.convolution_layers if found else {}
     said = []
     for wanted in dict.fromkeys(asked.values()):
         names = [name for name, kind in asked.items() if kind == wanted]
@@ -146,7 +135,7 @@ def _row(layer: Any) -> _Row:
     nodes = re.findall(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]", str(layer.get("Metadata") or ""))
     if not nodes and not reformat and "ForeignNode[" not in name:  # which names its first and last node only
         nodes = [part.strip(" []{}") for part in re.split(r" \+ |\|\|", name)]
-    keras = list(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
+    keras = tuple(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
     does = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()
     convolution = not reformat and ("conv" in does or "fprop" in does or "conv" in name.lower())
     return _Row(Layer(name, keras, kind, precision), nodes, reformat, convolution)

@@ -1,6 +1,5 @@
 """The sidecar: a JSON file beside each plan that says what it is, for which TensorRT and GPU, made from what.
 
-Deserialising a plan runs code in it, so `check_engine` compares before anything is loaded.
 Standard library only, Python 3.10 syntax.
 """
 
@@ -10,13 +9,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from export.bounded_json import read_json_file
-from export.capabilities import TensorRT
-from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
+from export.records import read_record, to_json
 
 SCHEMA = 2
 INPUT = "images"  # uint8, (N, height, width, 3)
@@ -24,22 +22,152 @@ OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
 TOP_OUTPUTS = ("top_probabilities", "top_classes")  # float32 and int32, (N, k), best first; with export.top_k only
 REBUILD = "python -m pipeline build -c RECIPE --force"
 
-_REQUIRED: Mapping[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "flavour": str,
-    "tensorrt_version": str,
-    "compute_capability": (str, type(None)),
-    "targets": list,
-    "precision": str,
-    "onnx_sha256": str,
-    "plan_sha256": str,
-    "plan_bytes": int,
-    "profile": dict,
-    "tensors": list,
-    "options": dict,
-}
-# Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
-_RUN_BY_NEXT = ((8, 10), (10, 11))
+
+LARGEST_BATCH = 65_536  # more is a slip of the keyboard
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """The batch sizes an engine takes, in images: from ``min`` to ``max``, tuned for ``opt``."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        sizes = (self.min, self.opt, self.max)
+        if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes) or not (
+            1 <= self.min <= self.opt <= self.max <= LARGEST_BATCH
+        ):
+            raise ExportError(
+                f"Expected batch sizes 1 <= min <= opt <= max <= {LARGEST_BATCH:,}. "
+                f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
+            )
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of an engine.
+
+    Attributes:
+        name: such as "images".
+        dtype: numpy's name of the type.
+        shape: -1 for the batch.
+        mode: "input" or "output".
+        profile: of the input: its shape at the smallest, best and largest batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    mode: Literal["input", "output", ""] = ""
+    profile: Mapping[str, tuple[int, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine: its name, the Keras layers it does the work of, its kind and the type it computes in."""
+
+    name: str
+    layers: tuple[str, ...]
+    kind: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class AskedLayers:
+    """What was asked of the convolutions: numbers by type, and the type by ONNX node."""
+
+    precision: str
+    convolutions: Mapping[str, int]
+    layers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class FoundLayers:
+    """What an engine's layers are; see `export.inspection.summarize_layers`.
+
+    Attributes:
+        count: layers; None where the inspector's answer could not be read.
+        reason: why not.
+        by_kind: kind to number.
+        by_precision: type to number: "int8", "fp16", "fp32", ... or "unknown".
+        convolutions: the same, of the convolutions alone.
+        convolution_layers: ONNX node to type.
+        reformats: names of the layers that only change a format.
+        layers: all of them.
+    """
+
+    count: int | None
+    reason: str | None = None
+    by_kind: Mapping[str, int] = field(default_factory=dict)
+    by_precision: Mapping[str, int] = field(default_factory=dict)
+    convolutions: Mapping[str, int] = field(default_factory=dict)
+    convolution_layers: Mapping[str, str] = field(default_factory=dict)
+    reformats: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What an engine is.
+
+    Attributes:
+        flavour: "tensorrt" or "rtx".
+        tensorrt_version: of the library that built it.
+        compute_capability: of the GPU it was built on, such as "8.9"; None where ``targets`` say it, or by default.
+        targets: compute capabilities it was built for, TensorRT-RTX only.
+        precision: "fp32", "fp16" or "int8".
+        onnx_sha256: of the file it was built from.
+        plan_sha256: of the plan.
+        plan_bytes: size of the plan.
+        profile: its batch sizes.
+        tensors: inputs and outputs.
+        options: how it was built, see `export.build_options.described`.
+        runs_on: GPUs, for people.
+        gpu: where it was built; None: on a machine without one.
+        driver_version: there.
+        cuda_version: there.
+        onnx_file: what it was built from, relative to the folder two above the plan's.
+        variant: which of several engines of this precision.
+        classes: names of the outputs.
+        preprocessing: what the graph does to pixels, see `export.preprocessing`.
+        metadata: what else the ONNX file said.
+        seconds: the build took.
+        network_layers: kind to number, as parsed.
+        asked: types that were asked of the convolutions.
+        found: types that the engine has; None where it was not loaded.
+        layers_reason: why it was not.
+        warnings: where the engine differs from what was asked for.
+    """
+
+    flavour: str
+    tensorrt_version: str
+    compute_capability: str | None
+    targets: tuple[str, ...]
+    precision: str
+    onnx_sha256: str
+    plan_sha256: str
+    plan_bytes: int
+    profile: BatchProfile
+    tensors: tuple[TensorInfo, ...]
+    options: Mapping[str, Any]
+    schema: int = SCHEMA
+    runs_on: str | None = None
+    gpu: str | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    onnx_file: str | None = None
+    variant: str | None = None
+    classes: tuple[str, ...] | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    network_layers: Mapping[str, int] = field(default_factory=dict)
+    asked: AskedLayers | None = None
+    found: FoundLayers | None = None
+    layers_reason: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> Path:
@@ -56,7 +184,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def write_plan(plan_path: Path, plan: Any, sidecar: Mapping[str, Any]) -> None:
+def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
     """Write a plan and its sidecar; a crash at any moment leaves the old pair, the new, or one that is refused.
 
     Args:
@@ -69,7 +197,7 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Mapping[str, Any]) -> None:
     """
     target = sidecar_path(plan_path)
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (plan_path, target)]
-    text = (json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n").encode()
+    text = (json.dumps(to_json(sidecar), indent=2, ensure_ascii=False) + "\n").encode()
     plan_replaced = False
     try:
         plan_path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,144 +233,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check the form of a plan's sidecar.
+def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
+    """Read a plan's sidecar.
 
     Raises:
-        ExportError: it is missing, not JSON, of another schema, or lacks something.
+        ExportError: it is missing, not JSON, of another schema, or lacks something; with the file and the key.
     """
-    path = sidecar_path(plan_path)
-    try:
-        content = read_json_file(path)
-    except OSError as error:
-        raise ExportError(
-            f"Expected the sidecar {path} beside {Path(plan_path).name}. "
-            f"Received: {error.strerror or error}. A plan without one is not loaded; rebuild it: {REBUILD}."
-        ) from error
-    except ValueError as error:
-        raise ExportError(f"Expected JSON in {path}. Received: {error}. Rebuild the engine: {REBUILD}.") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        had = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise ExportError(
-            f"Expected an engine sidecar of schema {SCHEMA} in {path}. Received: {had!r}. "
-            f"Rebuild the engine: {REBUILD}."
-        )
-    for key, kind in _REQUIRED.items():
-        if key not in content or not isinstance(content[key], kind):
-            had = f"{content[key]!r}" if key in content else "nothing"
-            names = kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
-            raise ExportError(
-                f"Expected '{key}' of type {names} in {path}. Received: {had}. Rebuild the engine: {REBUILD}."
-            )
-    for key in ("min", "opt", "max"):
-        if not isinstance(content["profile"].get(key), int):
-            raise ExportError(
-                f"Expected whole numbers min, opt and max as 'profile' in {path}. "
-                f"Received: {content['profile']!r}. Rebuild the engine: {REBUILD}."
-            )
-    return content
-
-
-def check_plan(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Refuse a plan that is not the one that its sidecar describes.
-
-    Returns:
-        dict: the sidecar.
-
-    Raises:
-        ExportError: the sidecar is missing or malformed, or the plan is truncated or altered.
-    """
-    plan = Path(plan_path)
-    sidecar = read_sidecar(plan)
-    try:
-        size = plan.stat().st_size
-        if size != sidecar["plan_bytes"]:
-            raise _refused(plan, f"{sidecar['plan_bytes']} bytes", f"{size} bytes: truncated or replaced")
-        digest = sha256_file(plan)
-    except OSError as error:
-        raise _refused(plan, "a readable plan", str(error)) from error
-    if digest != sidecar["plan_sha256"]:
-        raise _refused(
-            plan,
-            f"sha256 {sidecar['plan_sha256']}",
-            f"sha256 {digest}: the plan is not the one that was built",
-        )
-    return sidecar
-
-
-def check_engine(
-    plan_path: str | os.PathLike[str],
-    trt: TensorRT,
-    compute_capability: str | None = None,
-    cuda_version: str | None = None,
-) -> dict[str, Any]:
-    """Refuse a plan that this TensorRT, this GPU or this driver must not load, before it is loaded.
-
-    Args:
-        plan_path: the plan; its sidecar lies beside it.
-        trt: the TensorRT that is to load it.
-        compute_capability: of the GPU that is to run it, such as "8.9". Defaults to None: not compared.
-        cuda_version: the newest CUDA that the driver here runs, such as "13.0". Defaults to None: not compared.
-
-    Returns:
-        dict: the sidecar.
-
-    Raises:
-        ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
-            another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
-    """
-    plan = Path(plan_path)
-    sidecar = check_plan(plan)
-    if sidecar["flavour"] != trt.flavour:
-        raise _refused(plan, f"flavour {sidecar['flavour']}, which built it", f"flavour {trt.flavour} here")
-    _check_version(plan, sidecar, trt)
-    if compute_capability is not None:
-        _check_compute_capability(plan, sidecar, compute_capability)
-    if cuda_version is not None:
-        _check_driver(plan, sidecar, cuda_version)
-    return sidecar
-
-
-def _check_version(plan: Path, sidecar: Mapping[str, Any], trt: TensorRT) -> None:
-    built, here = sidecar["tensorrt_version"], trt.version
-    if built == here:
-        return
-    if not sidecar["options"].get("version_compatible"):
-        raise _refused(plan, f"TensorRT {built}, which built it", f"TensorRT {here} here")
-    old, new = as_numbers(built), as_numbers(here)
-    if not (old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)):
-        raise _refused(
-            plan,
-            f"TensorRT {built}, which built it as version-compatible, or a later one (10 runs those of 8, 11 of 10)",
-            f"TensorRT {here} here",
-        )
-
-
-def _check_compute_capability(plan: Path, sidecar: Mapping[str, Any], here: str) -> None:
-    targets, built = sidecar["targets"], sidecar["compute_capability"]
-    if targets:
-        if here not in targets:
-            raise _refused(plan, f"a GPU of compute capability {' or '.join(map(str, targets))}", f"{here} here")
-        return
-    ampere_plus = sidecar["options"].get("hardware_compatibility") == "ampere_plus"
-    if ampere_plus or built is None:  # none: TensorRT-RTX for its default targets
-        if as_numbers(here) < AMPERE:
-            raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here")
-    elif built != here:
-        raise _refused(plan, f"a GPU of compute capability {built}, where it was built", f"{here} here")
-
-
-def _check_driver(plan: Path, sidecar: Mapping[str, Any], here: str) -> None:
-    built = sidecar.get("cuda_version")
-    if built is not None and as_numbers(here)[:1] < as_numbers(built)[:1]:
-        raise _refused(
-            plan,
-            f"a driver for CUDA {built.partition('.')[0]}, as it was built with (CUDA {built})",
-            f"a driver that runs CUDA {here} at most (a newer driver runs it too)",
-        )
-
-
-def _refused(plan: Path, expected: str, received: str) -> ExportError:
-    return ExportError(
-        f"The engine {plan} is not loaded. Expected {expected}. Received: {received}. Rebuild it: {REBUILD}."
-    )
+    remedy = f"A plan without a whole sidecar is not loaded; rebuild it: {REBUILD}."
+    return read_record(Sidecar, sidecar_path(plan_path), error=ExportError, remedy=remedy, what="sidecar")

@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from export.engine import BatchProfile, BuildOptions, build_engine
+from export.engine import BuildOptions, build_engine
 from export.errors import ExportError
-from export.sidecar import read_sidecar, sidecar_path
+from export.sidecar import BatchProfile, read_sidecar, sidecar_path
 from pipeline.environment import choose_tensorrt
 from pipeline.files import sha256_file
 from pipeline.layout import engine_source, engines, plan_name
@@ -61,8 +61,8 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
                 variant=variant,
                 progress=advance,
             )
-        built[name] = {"bytes": sidecar["plan_bytes"], "seconds": sidecar["seconds"]}
-        log.info("  %s.plan: %.1f MB in %.1f s", name, sidecar["plan_bytes"] / 1e6, sidecar["seconds"])
+        built[name] = {"bytes": sidecar.plan_bytes, "seconds": sidecar.seconds}
+        log.info("  %s.plan: %.1f MB in %.1f s", name, sidecar.plan_bytes / 1e6, sidecar.seconds)
     return {"built": built, "kept": kept}
 
 
@@ -83,8 +83,8 @@ def _keep_engines(context: Context, folder: Path, except_flavour: str | None) ->
         except ExportError as error:
             log.warning("left out an engine: %s", error)
             continue
-        sources = {engine_source(sidecar["precision"], strongly_typed) for strongly_typed in (True, False)}
-        if sidecar["onnx_sha256"] not in {sha256_file(context.root / source) for source in sources}:
+        sources = {engine_source(sidecar.precision, strongly_typed) for strongly_typed in (True, False)}
+        if sidecar.onnx_sha256 not in {sha256_file(context.root / source) for source in sources}:
             continue
         target = folder / flavour
         target.mkdir(exist_ok=True)

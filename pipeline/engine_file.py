@@ -11,8 +11,10 @@ from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
+from export.engine_check import check_engine, check_plan
 from export.errors import ExportError
-from export.sidecar import REBUILD, check_engine, check_plan, read_sidecar
+from export.records import to_json
+from export.sidecar import REBUILD, AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
 from pipeline import cli
 from pipeline.bundle import RECIPE
 from pipeline.config import load_recipe, to_dict
@@ -53,7 +55,7 @@ def inspect_engine_file(plan: Path) -> dict[str, Any]:
     print("\n".join(map(_printable, _lines(plan, sidecar, altered, verdict))))
     status = cli.NOT_FITTING if altered else cli.DONE
     found = {"plan": str(plan), "intact": not altered, "reason": altered, "verdict": verdict}
-    return {**found, "engine": sidecar, "exit": status}
+    return {**found, "engine": to_json(sidecar), "exit": status}
 
 
 def check_engine_file(plan: Path) -> dict[str, Any]:
@@ -137,10 +139,10 @@ def _require_plan(plan: Path) -> None:
     raise PipelineError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")
 
 
-def _why_not(plan: Path, sidecar: Mapping[str, Any], driver: DriverStatus) -> tuple[str, bool]:
+def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> tuple[str, bool]:
     """Why an engine does not fit this machine, "" if it does; and whether building it anew here would help."""
-    flavour = sidecar["flavour"]
-    built_by = f"{flavour} {sidecar['tensorrt_version']}"
+    flavour = sidecar.flavour
+    built_by = f"{flavour} {sidecar.tensorrt_version}"
     trt = find_tensorrt(flavour)
     if trt is None:
         return f"Expected TensorRT {built_by}, which built it. Received: {why_missing().get(flavour, 'none')}.", False
@@ -148,7 +150,7 @@ def _why_not(plan: Path, sidecar: Mapping[str, Any], driver: DriverStatus) -> tu
         if not driver:
             check_engine(plan, trt)
             return (
-                f"Expected an NVIDIA GPU: {sidecar.get('runs_on')}. Received: {driver.reason}. "
+                f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
                 "Run it on the GPU machine; ONNX Runtime answers here.",
                 False,
             )
@@ -176,49 +178,49 @@ def _verdict(plan: Path) -> str:
     return verdict_of(read_json(root / PARITY), key, sha256_file(plan))
 
 
-def _lines(plan: Path, sidecar: Mapping[str, Any], altered: str, verdict: str) -> list[str]:
-    profile = sidecar["profile"]
-    if sidecar.get("gpu"):
-        built_on = f"{sidecar['gpu']}, driver {sidecar.get('driver_version')}, CUDA {sidecar.get('cuda_version')}"
+def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str]:
+    profile = sidecar.profile
+    if sidecar.gpu:
+        built_on = f"{sidecar.gpu}, driver {sidecar.driver_version}, CUDA {sidecar.cuda_version}"
     else:
         built_on = "a machine without a GPU"
-    variant = f", variant {sidecar['variant']}" if sidecar.get("variant") else ""
-    tensors = {mode: [_tensor(one) for one in sidecar["tensors"] if one.get("mode") == mode] for mode in _MODES}
-    classes = [str(name) for name in sidecar.get("classes") or []]
+    variant = f", variant {sidecar.variant}" if sidecar.variant else ""
+    tensors = {mode: [_tensor(one) for one in sidecar.tensors if one.mode == mode] for mode in _MODES}
+    classes = sidecar.classes or ()
     facts = {
-        "precision": f"{sidecar['precision']}{variant}",
-        "TensorRT": f"{sidecar['flavour']} {sidecar['tensorrt_version']}",
+        "precision": f"{sidecar.precision}{variant}",
+        "TensorRT": f"{sidecar.flavour} {sidecar.tensorrt_version}",
         "built on": built_on,
-        "runs on": sidecar.get("runs_on"),
-        "batch": f"min {profile['min']}, opt {profile['opt']}, max {profile['max']}",
+        "runs on": sidecar.runs_on,
+        "batch": f"min {profile.min}, opt {profile.opt}, max {profile.max}",
         **{mode: "; ".join(listed) for mode, listed in tensors.items()},
         "classes": f"{len(classes)}: {', '.join(classes[:8])}{', …' if classes[8:] else ''}" if classes else "unnamed",
-        "preprocessing": _preprocessing(sidecar.get("preprocessing")),
-        "options": _options(sidecar["options"]),
-        "size": f"{sidecar['plan_bytes'] / 1e6:.1f} MB, built in {sidecar.get('seconds')} s",
-        "plan sha256": sidecar["plan_sha256"],
-        "made from": sidecar.get("onnx_file"),
-        "ONNX sha256": sidecar["onnx_sha256"],
+        "preprocessing": _preprocessing(sidecar.preprocessing),
+        "options": _options(sidecar.options),
+        "size": f"{sidecar.plan_bytes / 1e6:.1f} MB, built in {sidecar.seconds} s",
+        "plan sha256": sidecar.plan_sha256,
+        "made from": sidecar.onnx_file,
+        "ONNX sha256": sidecar.onnx_sha256,
         "verdict": verdict,
-        "asked": _counts(sidecar.get("asked")),
-        "found": _counts(sidecar.get("found")) or f"not known: {sidecar.get('layers_reason')}",
+        "asked": _counts(sidecar.asked),
+        "found": _counts(sidecar.found) or f"not known: {sidecar.layers_reason}",
     }
     lines = [str(plan), *(f"  {name:<14} {value}" for name, value in facts.items() if value)]
-    lines += [f"  {'warning':<14} {text}" for text in [*([altered] if altered else []), *sidecar.get("warnings", ())]]
-    layers = (sidecar.get("found") or {}).get("layers") or []
+    lines += [f"  {'warning':<14} {text}" for text in [*([altered] if altered else []), *sidecar.warnings]]
+    layers = sidecar.found.layers if sidecar.found else ()
     if layers:
         lines.append(f"\n  {'type':<8} {'kind':<22} {'Keras layers':<30} layer")
     for layer in layers:
-        keras = ", ".join(layer["layers"][:3]) + (", …" if layer["layers"][3:] else "")
-        lines.append(f"  {layer['precision']:<8} {layer['kind']:<22} {keras:<30} {layer['name']}")
+        keras = ", ".join(layer.layers[:3]) + (", …" if layer.layers[3:] else "")
+        lines.append(f"  {layer.precision:<8} {layer.kind:<22} {keras:<30} {layer.name}")
     return lines
 
 
 _MODES = ("input", "output")
 
 
-def _tensor(one: Mapping[str, Any]) -> str:
-    return f"{one['name']} {one['dtype']} {one['shape']}"
+def _tensor(one: TensorInfo) -> str:
+    return f"{one.name} {one.dtype} {list(one.shape)}"
 
 
 def _preprocessing(spec: Any) -> str:
@@ -238,9 +240,9 @@ def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in said.items()) or "defaults"
 
 
-def _counts(side: Any) -> str:
-    if not isinstance(side, Mapping) or not side.get("convolutions"):
+def _counts(side: AskedLayers | FoundLayers | None) -> str:
+    if side is None or not side.convolutions:
         return ""
-    text = "convolutions: " + ", ".join(f"{number} {kind}" for kind, number in side["convolutions"].items())
-    reformats = side.get("reformats")
+    text = "convolutions: " + ", ".join(f"{number} {kind}" for kind, number in side.convolutions.items())
+    reformats = side.reformats if isinstance(side, FoundLayers) else ()
     return text + (f"; layers that only change a format: {len(reformats)}" if reformats else "")

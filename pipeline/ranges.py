@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from export.build_steps import LARGEST_BATCH
+from export.sidecar import LARGEST_BATCH
 from pipeline.errors import RecipeError
 from pipeline.recipe import Profile, Recipe
 

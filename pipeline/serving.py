@@ -148,9 +148,9 @@ def _files(
         if plan_precision(plan) != precision:
             continue
         try:
-            profile = read_sidecar(plan)["profile"]
+            profile = read_sidecar(plan).profile
         except ExportError as error:
             log.warning("does not serve: %s", error)
             continue
         name = plan.relative_to(context.root).as_posix()
-        yield name, plan, sha256_file(plan), (profile["min"], profile["opt"], profile["max"])
+        yield name, plan, sha256_file(plan), (profile.min, profile.opt, profile.max)

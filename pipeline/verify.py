@@ -107,7 +107,7 @@ def _source(root: Path, plan: Path) -> str:
 
     usual = ONNX[plan_precision(plan)]
     try:
-        digest = read_sidecar(plan)["onnx_sha256"]
+        digest = read_sidecar(plan).onnx_sha256
     except ExportError:
         return usual
     return INT8_TRT8 if digest == sha256_file(root / INT8_TRT8) else usual

@@ -9,7 +9,9 @@ import pytest
 
 from export.capabilities import find_tensorrt
 from export.driver import Device, DriverStatus
-from export.sidecar import SCHEMA, sha256_file, write_plan
+from export.errors import ExportError
+from export.records import from_json
+from export.sidecar import SCHEMA, Sidecar, sha256_file, write_plan
 from pipeline.runners import cuda_bindings, cuda_pycuda, kernel_cache
 from pipeline.runners import tensorrt as runner_module
 from tests.fake_cuda import FakeRuntime
@@ -17,6 +19,26 @@ from tests.fake_gpu import FakeTensorRT
 from tests.fake_pycuda import fake_pycuda
 
 SIZE = (4, 5)
+
+
+def make_sidecar(**fields: Any) -> Sidecar:
+    """A sidecar of plain values; what is not given is that of an engine of TensorRT 10.13 in FP16."""
+    given = {
+        "schema": SCHEMA,
+        "flavour": "tensorrt",
+        "tensorrt_version": "10.13.0",
+        "compute_capability": "8.9",
+        "targets": [],
+        "precision": "fp16",
+        "onnx_sha256": "0" * 64,
+        "plan_sha256": "0" * 64,
+        "plan_bytes": 4,
+        "profile": {"min": 1, "opt": 2, "max": 4},
+        "tensors": [],
+        "options": {},
+        **fields,
+    }
+    return from_json(Sidecar, given, "a test", error=ExportError, remedy="Mend the test.")
 
 
 def make_plan(path: Path, sizes: tuple[int, int, int] = (1, 2, 4), top: int = 0, **changes: Any) -> Path:
@@ -31,21 +53,14 @@ def make_plan(path: Path, sizes: tuple[int, int, int] = (1, 2, 4), top: int = 0,
     write_plan(
         path,
         b"plan",
-        {
-            "schema": SCHEMA,
-            "flavour": "tensorrt",
-            "tensorrt_version": "10.13.0",
-            "compute_capability": "8.9",
-            "targets": [],
-            "precision": "fp16",
-            "onnx_sha256": "0" * 64,
-            "plan_sha256": sha256_file(path),
-            "plan_bytes": 4,
-            "profile": dict(zip(("min", "opt", "max"), sizes)),
-            "options": {},
-            "tensors": [{"name": "images", "dtype": "uint8", "shape": [-1, *SIZE, 3]}, *outputs],
-            **changes,
-        },
+        make_sidecar(
+            **{
+                "plan_sha256": sha256_file(path),
+                "profile": dict(zip(("min", "opt", "max"), sizes)),
+                "tensors": [{"name": "images", "dtype": "uint8", "shape": [-1, *SIZE, 3]}, *outputs],
+                **changes,
+            }
+        ),
     )
     return path
 

@@ -252,8 +252,8 @@ def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) ->
     if not plan.exists():
         pytest.skip("TensorRT-RTX has no wheel for this platform, so there is no engine")
     from export.capabilities import find_tensorrt
+    from export.engine_check import check_engine
     from export.errors import ExportError
-    from export.sidecar import check_engine
 
     trt = find_tensorrt("rtx")
     assert trt is not None

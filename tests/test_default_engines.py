@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from export.build_options import BuildOptions
-from export.build_steps import BatchProfile
 from export.capabilities import find_tensorrt, why_missing
-from export.engine import build_engine, check_engine
+from export.engine import build_engine
+from export.engine_check import check_engine
 from export.errors import ExportError
+from export.records import to_json
+from export.sidecar import BatchProfile
 from pipeline.commands import main
 from pipeline.layout import engine_source
 
@@ -60,7 +62,7 @@ def test_engines(
     plan = tmp_path / f"{precision}.plan"
     source = artifacts / engine_source(precision, strongly_typed=True)
     build_engine(source, plan, precision=precision, profile=profile, trt=trt, options=BuildOptions(targets=targets))
-    sidecar = check_engine(plan, trt, "8.6")
+    sidecar = to_json(check_engine(plan, trt, "8.6"))
     assert sidecar["targets"] == [f"{name[2:-1]}.{name[-1]}" for name in targets]
     assert sidecar["plan_bytes"] == plan.stat().st_size > 100_000
     tensors = {one["name"]: one for one in sidecar["tensors"]}
@@ -90,5 +92,5 @@ def test_a_damaged_model_is_refused(artifacts: Path, tmp_path: Path, precision: 
         source = tmp_path / f"{name}.onnx"
         source.write_bytes(data)
         with pytest.raises(ExportError, match=f"Expected .*{name}"):
-            build_engine(source, tmp_path / "x.plan", precision=precision, profile=BatchProfile(), trt=trt)
+            build_engine(source, tmp_path / "x.plan", precision=precision, profile=BatchProfile(1, 8, 32), trt=trt)
     assert not (tmp_path / "x.plan").exists()

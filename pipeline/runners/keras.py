@@ -31,6 +31,7 @@ class KerasRunner:
     backend = "keras"
     precision = "fp32"
     graph_top_k = 0
+    classes = 0
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class KerasRunner:
         from pipeline.loading import load_classifier
 
         self._model = logits_model(load_classifier(self.path, self._allow), self._output)
+        self.classes = int(self._model.outputs[0].shape[-1])
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from export.errors import ExportError
+from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
@@ -54,6 +56,7 @@ class OnnxRunner:
         self._threads = threads
         self._session: Any = None
         self.graph_top_k = 0
+        self.classes = 0
 
     def __enter__(self) -> OnnxRunner:
         import onnxruntime as ort
@@ -64,6 +67,10 @@ class OnnxRunner:
                 f"Expected ONNX Runtime with {provider}. Received: {ort.get_available_providers()}. "
                 "Install requirements-gpu.txt on a GPU machine."
             )
+        try:
+            refuse_external_data(self.path)
+        except ExportError as error:
+            raise RunnerError(str(error)) from error
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
@@ -90,6 +97,7 @@ class OnnxRunner:
                 f"Expected the outputs 'logits' and 'probabilities'. Received: {sorted(shapes)} in {self.path}. "
                 "Export it with this project's export stage."
             )
+        self.classes = int(shapes[OUTPUTS[0]][-1])
         self.graph_top_k = shapes[TOP_OUTPUTS[0]][1] if set(TOP_OUTPUTS) <= shapes.keys() else 0
         self._session = session
         return self

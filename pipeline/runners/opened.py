@@ -6,7 +6,7 @@ Python 3.10 syntax, numpy alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from export.capabilities import TensorRT
-from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS
+from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, Sidecar
 from pipeline.errors import OutOfMemoryError, RunnerError
 from pipeline.runners.cuda import CudaApi
 from pipeline.runners.cuda_resources import DeviceBuffer, PinnedBuffer, Stream
@@ -49,12 +49,12 @@ class OpenEngine:
     """
 
     def __init__(
-        self, cuda: CudaApi, trt: TensorRT, plan_path: Path, sidecar: Mapping[str, Any], options: RuntimeOptions
+        self, cuda: CudaApi, trt: TensorRT, plan_path: Path, sidecar: Sidecar, options: RuntimeOptions
     ) -> None:
         self.cuda = cuda
         self.tensors = tensors_of(plan_path, sidecar)
-        self.min_batch: int = sidecar["profile"]["min"]
-        self.max_batch: int = sidecar["profile"]["max"]
+        self.min_batch: int = sidecar.profile.min
+        self.max_batch: int = sidecar.profile.max
         self._largest = self.max_batch
         self._plan_path = plan_path
         self._options = options
@@ -184,20 +184,18 @@ class OpenEngine:
         self._stack.close()
 
 
-def tensors_of(plan_path: Path, sidecar: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(plan_path: Path, sidecar: Sidecar) -> dict[str, Tensor]:
     """Give the tensors that the sidecar lists, the input first."""
+    listed = {one.name: one for one in sidecar.tensors}
+    names = [INPUT, *OUTPUTS, *(name for name in TOP_OUTPUTS if name in listed)]
     try:
-        listed = {one["name"]: one for one in sidecar["tensors"]}
-        names = [INPUT, *OUTPUTS, *(name for name in TOP_OUTPUTS if name in listed)]
-        tensors = {
-            name: Tensor(name, tuple(int(size) for size in listed[name]["shape"][1:]), np.dtype(listed[name]["dtype"]))
-            for name in names
-        }
+        tensors = {name: Tensor(name, listed[name].shape[1:], np.dtype(listed[name].dtype)) for name in names}
         if [len(tensor.row) for tensor in tensors.values()] != [3] + [1] * (len(names) - 1):
             raise ValueError("wrong shapes")
     except (KeyError, TypeError, ValueError) as error:
+        had = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in sidecar.tensors) or "none"
         raise RunnerError(
             f"Expected the tensors {INPUT} and {', '.join(OUTPUTS)} in the sidecar of {plan_path}. "
-            f"Received: {sidecar['tensors']!r}. Rebuild the engine."
+            f"Received: {had}. Rebuild the engine."
         ) from error
     return tensors

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import TensorRT
-from export.sidecar import INPUT, REBUILD, sha256_file
+from export.sidecar import INPUT, REBUILD, Sidecar, sha256_file
 from pipeline.errors import OutOfMemoryError, RunnerError
 from pipeline.runners.cuda import SMALLER
 from pipeline.runners.cuda_resources import DeviceBuffer, Stream
@@ -34,14 +34,14 @@ class EngineSession:
         RunnerError: the plan changed since it was checked, or TensorRT refused it, in its own words.
     """
 
-    def __init__(self, trt: TensorRT, plan_path: Path, sidecar: Mapping[str, Any]) -> None:
+    def __init__(self, trt: TensorRT, plan_path: Path, sidecar: Sidecar) -> None:
         self.trt = trt
         self.plan_path = plan_path
         self.logger = trt.logger()
         plan = plan_path.read_bytes()
-        if hashlib.sha256(plan).hexdigest() != sidecar["plan_sha256"]:
+        if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
             raise RunnerError(f"Expected {plan_path} to stay as it was checked. Received: a changed file.")
-        options = sidecar["options"]
+        options = sidecar.options
         self._kernels: KernelCache | None = None
         self._runtime: Any = trt.module.Runtime(self.logger)
         if options.get("version_compatible"):
@@ -55,7 +55,7 @@ class EngineSession:
         if options.get("strip_weights"):
             self._refit(sidecar)
         if trt.jit:
-            self._kernels = KernelCache(self.engine.create_runtime_config(), str(sidecar["plan_sha256"]))
+            self._kernels = KernelCache(self.engine.create_runtime_config(), str(sidecar.plan_sha256))
 
     def _check_validity(self, plan: bytes) -> None:
         validity, diagnostics = self._runtime.get_engine_validity(plan)
@@ -68,13 +68,13 @@ class EngineSession:
         if validity == self.trt.member("EngineValidity", "SUBOPTIMAL"):
             log.warning("%s was built for other GPUs and may be slower here. Rebuild it: %s", self.plan_path, REBUILD)
 
-    def _refit(self, sidecar: Mapping[str, Any]) -> None:
+    def _refit(self, sidecar: Sidecar) -> None:
         """Give a stripped engine its weights, from the ONNX file that it was built from."""
-        source = self.plan_path.resolve().parents[2] / str(sidecar.get("onnx_file"))
-        if not source.is_file() or sha256_file(source) != sidecar["onnx_sha256"]:
+        source = self.plan_path.resolve().parents[2] / str(sidecar.onnx_file)
+        if not source.is_file() or sha256_file(source) != sidecar.onnx_sha256:
             had = "another file" if source.is_file() else "no such file"
             raise RunnerError(
-                f"Expected {source} with sha256 {sidecar['onnx_sha256']}: the plan {self.plan_path} holds no weights. "
+                f"Expected {source} with sha256 {sidecar.onnx_sha256}: the plan {self.plan_path} holds no weights. "
                 f"Received: {had}. Put the ONNX file there, or build with build.strip_weights: false."
             )
         if not self.trt.refit_from_onnx:

@@ -18,8 +18,9 @@ import numpy as np
 
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
+from export.engine_check import check_engine
 from export.errors import ExportError
-from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, check_engine, read_sidecar
+from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, Sidecar, read_sidecar
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
 from pipeline.runners.cuda import find_cuda
@@ -50,6 +51,7 @@ class TensorRTRunner:
         precision: "fp32", "fp16" or "int8", from the sidecar.
         max_batch: the largest batch of the engine's profile; while open, the largest that the GPU had memory for.
         graph_top_k: how many best classes the engine itself picks; 0: none.
+        classes: how many classes it tells apart.
 
     Raises:
         RunnerError: the sidecar is missing or malformed.
@@ -67,13 +69,14 @@ class TensorRTRunner:
         self._engine: OpenEngine | None = None
         self._busy = threading.Lock()
 
-    def _describe(self, sidecar: dict[str, Any]) -> None:
+    def _describe(self, sidecar: Sidecar) -> None:
         self.sidecar = sidecar
-        self.precision: str = sidecar["precision"]
-        self.max_batch: int = sidecar["profile"]["max"]
+        self.precision: str = sidecar.precision
+        self.max_batch: int = sidecar.profile.max
         tensors = tensors_of(self.plan_path, sidecar)
         height, width, _ = tensors[INPUT].row
         self._size = (height, width)
+        (self.classes,) = tensors[OUTPUTS[0]].row
         self.graph_top_k: int = tensors[TOP_OUTPUTS[0]].row[0] if TOP_OUTPUTS[0] in tensors else 0
 
     def __enter__(self) -> TensorRTRunner:
@@ -108,7 +111,7 @@ class TensorRTRunner:
         return self
 
     def _library(self) -> TensorRT:
-        flavour = self.sidecar["flavour"]
+        flavour = self.sidecar.flavour
         try:
             trt = find_tensorrt(flavour)
         except ExportError as error:

@@ -35,7 +35,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
         fake.profile = (profile.min, profile.opt, profile.max)
         if precision == "fp32":
             raise ExportError("Expected a graph. Received: none.")
-        described = {"asked": {"precision": precision, "layers": [1]}, "found": None, "warnings": [], "seconds": 0.1}
+        described = {
+            "asked": {"precision": precision, "convolutions": {}, "layers": {"conv": precision}},
+            "found": None,
+            "warnings": [],
+            "seconds": 0.1,
+        }
         make_plan(plan, fake.profile, precision=precision, network_layers={"CONVOLUTION": 53}, **described)
         return read_sidecar(plan)
 
@@ -44,8 +49,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     enter = runner_module.TensorRTRunner.__enter__
 
     def open_engine(runner: Any) -> Any:
-        profile = runner.sidecar["profile"]
-        fake.profile = (profile["min"], profile["opt"], profile["max"])
+        profile = runner.sidecar.profile
+        fake.profile = (profile.min, profile.opt, profile.max)
         return enter(runner)
 
     monkeypatch.setattr(runner_module.TensorRTRunner, "__enter__", open_engine)
@@ -86,7 +91,7 @@ def test_everything_is_gathered(gpu: FakeTensorRT, artifacts: Path, capsys: pyte
     names = ["fp16-throughput", "fp16-latency", "int8-throughput", "int8-latency"]
     assert list(evidence["engines"]) == names
     assert [one["profile"]["max"] for one in evidence["engines"].values()] == [4, 1, 4, 1]
-    assert evidence["engines"]["fp16-latency"]["asked"] == {"precision": "fp16"}
+    assert evidence["engines"]["fp16-latency"]["asked"] == {"precision": "fp16", "convolutions": {}}
     assert evidence["parity"]["verdict"] == "pass"
     checks = {(row["check"], row["engine"]) for row in evidence["checks"]}
     assert len(checks) == len(names) * len(gpu_checks.CHECKS) + 1

@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError, RunnerError
 from pipeline.runners.base import Outputs
 from pipeline.runners.options import RuntimeOptions
 from tests import tiny_onnx
-from tests.fake_engine import SIZE, install, make_plan
+from tests.fake_engine import SIZE, install, make_plan, make_sidecar
 
 QUICK = Options(seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
 
@@ -31,20 +31,7 @@ def artifacts(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(b"")
     for flavour in ("tensorrt", "rtx"):
         for precision in ("int8", "fp32"):
-            sidecar = {
-                "schema": 2,
-                "flavour": flavour,
-                "tensorrt_version": "1",
-                "compute_capability": None,
-                "targets": [],
-                "precision": precision,
-                "onnx_sha256": "",
-                "plan_sha256": "",
-                "plan_bytes": 4,
-                "profile": {"min": 2, "opt": 4, "max": 8},
-                "tensors": [],
-                "options": {},
-            }
+            sidecar = make_sidecar(flavour=flavour, precision=precision, profile={"min": 2, "opt": 4, "max": 8})
             write_plan(tmp_path / "build" / flavour / f"{precision}.plan", b"plan", sidecar)
     return tmp_path
 

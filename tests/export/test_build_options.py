@@ -10,8 +10,9 @@ from export import build_steps, driver, engine, timing_cache
 from export.build_options import BuildOptions, refuse_unsupported
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import Device, DriverStatus
-from export.engine import BatchProfile, EngineDeviceError, build_engine
+from export.engine import EngineDeviceError, build_engine
 from export.errors import ExportError
+from export.sidecar import BatchProfile
 from tests import tiny_onnx
 
 NO_GPU = DriverStatus(False, "no NVIDIA driver")
@@ -125,7 +126,7 @@ def test_what_rtx_cannot_do_is_refused_by_name(
             source,
             tmp_path / "fp32.plan",
             precision="fp32",
-            profile=BatchProfile(),
+            profile=BatchProfile(1, 8, 32),
             trt=rtx,
             options=BuildOptions(**options),
         )
@@ -197,7 +198,7 @@ def test_tensorrts_own_refusal_of_a_version_compatible_plan_comes_out(
             source,
             tmp_path / "fp32.plan",
             precision="fp32",
-            profile=BatchProfile(),
+            profile=BatchProfile(1, 8, 32),
             trt=rtx,
             options=BuildOptions(version_compatible=True),
         )
@@ -289,9 +290,9 @@ def test_rtx_leaves_the_timing_cache_out_and_says_so(
     with caplog.at_level(logging.WARNING, logger="export"):
         for name in ("a.plan", "b.plan"):
             made = build_engine(
-                source, tmp_path / name, precision="fp32", profile=BatchProfile(), trt=rtx, options=options
+                source, tmp_path / name, precision="fp32", profile=BatchProfile(1, 8, 32), trt=rtx, options=options
             )
-    assert made["options"]["timing_cache"].startswith("left out: rtx ")
+    assert made.options["timing_cache"].startswith("left out: rtx ")
     assert caplog.text.count("timing_cache is left out") == 1
     assert not (tmp_path / "timing.cache").exists()
 
@@ -299,4 +300,4 @@ def test_rtx_leaves_the_timing_cache_out_and_says_so(
 def test_no_device_is_needed_to_be_told(tmp_path: Path, no_driver: None) -> None:
     source = tiny_onnx.write(tmp_path / "fp32.onnx")
     with pytest.raises(EngineDeviceError, match="no NVIDIA driver"):
-        build_engine(source, tmp_path / "fp32.plan", precision="fp32", profile=BatchProfile(), trt=classic(10))
+        build_engine(source, tmp_path / "fp32.plan", precision="fp32", profile=BatchProfile(1, 8, 32), trt=classic(10))

@@ -15,12 +15,15 @@ from export import build_steps, driver, engine, sidecar
 from export.build_options import BuildOptions
 from export.build_steps import configure, make_monitor, network_flags
 from export.capabilities import TensorRT, find_tensorrt, why_missing
-from export.engine import BatchProfile, EngineDeviceError, build_engine, check_engine, read_sidecar, sidecar_path
+from export.engine import EngineDeviceError, build_engine
+from export.engine_check import check_engine
 from export.errors import ExportError
 from export.interrupts import Interrupt
 from export.keras_to_onnx import export_keras
-from export.sidecar import sha256_file
+from export.records import to_json
+from export.sidecar import BatchProfile, read_sidecar, sha256_file, sidecar_path
 from tests import tiny_onnx
+from tests.fake_engine import make_sidecar
 from tests.fake_gpu import FakeDriver
 
 PROFILE = BatchProfile(1, 4, 16)
@@ -47,7 +50,7 @@ def build(tmp_path: Path, trt: TensorRT, precision: str = "fp32", **options: Any
     plan = tmp_path / "build" / f"{precision}.plan"
     given = {name: options.pop(name) for name in ("progress", "extra", "profile", "variant") if name in options}
     given = {"profile": PROFILE, **given, "options": BuildOptions(**options)}
-    return build_engine(source, plan, precision=precision, trt=trt, **given)
+    return to_json(build_engine(source, plan, precision=precision, trt=trt, **given))
 
 
 def left(folder: Path) -> list[str]:
@@ -65,7 +68,7 @@ def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_dri
     made = build(tmp_path, rtx, precision)
     plan = tmp_path / "build" / f"{precision}.plan"
     assert left(plan.parent) == [f"{precision}.json", f"{precision}.plan"]
-    assert made == read_sidecar(plan) == json.loads(sidecar_path(plan).read_text())
+    assert made == to_json(read_sidecar(plan)) == json.loads(sidecar_path(plan).read_text())
     assert made["plan_sha256"] == sha256_file(plan)
     assert made["plan_bytes"] == plan.stat().st_size > 10_000
     assert made["onnx_sha256"] == sha256_file(tmp_path / f"{precision}.onnx")
@@ -80,7 +83,7 @@ def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_dri
         "shape": [-1, 16, 16, 3],
         "profile": {"min": [1, 16, 16, 3], "opt": [4, 16, 16, 3], "max": [16, 16, 16, 3]},
     }
-    assert logits == {"name": "logits", "mode": "output", "dtype": "float32", "shape": [-1, 4]}
+    assert logits == {"name": "logits", "mode": "output", "dtype": "float32", "shape": [-1, 4], "profile": None}
     assert probabilities["name"] == "probabilities"
     assert made["classes"] == list(tiny_onnx.CLASSES)
     assert made["preprocessing"] == tiny_onnx.SPEC
@@ -111,7 +114,7 @@ def test_targets(tmp_path: Path, rtx: TensorRT, no_driver: None, asked: tuple[st
     made = build(tmp_path, rtx, "fp16", targets=asked)
     assert made["targets"] == recorded
     plan = tmp_path / "build" / "fp16.plan"
-    assert check_engine(plan, rtx, recorded[-1]) == made
+    assert to_json(check_engine(plan, rtx, recorded[-1])) == made
     with pytest.raises(ExportError, match=r"compute capability 8\..*Received: 7\.5 here"):
         check_engine(plan, rtx, "7.5")
 
@@ -163,7 +166,7 @@ def test_static_and_dynamic_batches_for_several_targets(
     assert made["tensors"][0]["shape"][0] == -1
     assert made["tensors"][0]["profile"]["max"] == [sizes[2], 16, 16, 3]
     plan = tmp_path / "build" / f"{precision}.plan"
-    assert check_engine(plan, rtx, "8.0" if "SM80" in targets else "8.6" if targets else "8.9") == made
+    assert to_json(check_engine(plan, rtx, "8.0" if "SM80" in targets else "8.6" if targets else "8.9")) == made
 
 
 def test_extra_wins_over_the_onnx_metadata(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
@@ -221,8 +224,8 @@ def damaged(kind: str, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("truncated", "Failed to parse the ONNX model"),
-        ("empty", "an empty graph"),
+        ("truncated", "does not parse: cut short"),
+        ("empty", "does not parse: cannot mmap an empty file"),
         ("unknown operator", r"Plugin not found.*node 3: relu, FancyRelu"),
         ("float input", r"images float32 \[-1, 16, 16, 3\]"),
         ("fixed batch", r"\[4, 16, 16, 3\]"),
@@ -284,7 +287,7 @@ def test_a_full_disk_leaves_the_old_engine(
         with pytest.raises(ExportError, match=r"No space left on device.*Free space"):
             build(tmp_path, rtx, tf32=True)
     assert left(tmp_path / "build") == ["fp32.json", "fp32.plan"]
-    assert check_engine(tmp_path / "build" / "fp32.plan", rtx) == old
+    assert to_json(check_engine(tmp_path / "build" / "fp32.plan", rtx)) == old
 
 
 def test_a_plan_never_stays_without_its_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +300,7 @@ def test_a_plan_never_stays_without_its_sidecar(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "replace", second_fails)
     with pytest.raises(ExportError, match="No space left"):
-        sidecar.write_plan(tmp_path / "x.plan", b"plan", {})
+        sidecar.write_plan(tmp_path / "x.plan", b"plan", make_sidecar())
     assert left(tmp_path) == []
 
 
@@ -339,8 +342,8 @@ def change(**values: Any) -> Callable[[Path], None]:
 
 
 def test_the_right_engine_is_taken(plan: Path) -> None:
-    assert check_engine(plan, library(), "8.9")["precision"] == "fp16"
-    assert check_engine(plan, library())["compute_capability"] == "8.9"
+    assert check_engine(plan, library(), "8.9").precision == "fp16"
+    assert check_engine(plan, library()).compute_capability == "8.9"
 
 
 @pytest.mark.parametrize(
@@ -353,9 +356,10 @@ def test_the_right_engine_is_taken(plan: Path) -> None:
         (lambda path: sidecar_path(path).write_text("{"), "Expected JSON in .*fp16.json"),
         (lambda path: sidecar_path(path).write_text("[]"), "schema 2 .*Received: 'list'"),
         (change(schema=1), "schema 2 .*Received: 1"),
-        (change(plan_sha256=None), "'plan_sha256' of type str .*Received: nothing"),
-        (change(plan_bytes="4000"), "'plan_bytes' of type int .*Received: '4000'"),
-        (change(profile={"min": 1}), "min, opt and max"),
+        (change(plan_sha256=None), "'plan_sha256' of type text .*Received: nothing"),
+        (change(plan_bytes="4000"), "'plan_bytes' of type a whole number .*Received: '4000'"),
+        (change(profile={"min": 1}), "'profile.opt' of type a whole number in .*fp16.json.*Received: nothing"),
+        (change(profile={"min": 2, "opt": 1, "max": 4}), "1 <= min <= opt <= max"),
     ],
 )
 def test_altered_plans_and_sidecars_are_refused(plan: Path, damage: Callable[[Path], None], words: str) -> None:
@@ -395,7 +399,7 @@ def test_an_engine_for_something_else_is_refused(plan: Path, trt: TensorRT, capa
 def test_version_compatible_plans_run_on_later_versions(plan: Path, built: str, here: str, taken: bool) -> None:
     change(tensorrt_version=built, options={"version_compatible": True})(plan)
     if taken:
-        assert check_engine(plan, library(version=here), "8.9")["tensorrt_version"] == built
+        assert check_engine(plan, library(version=here), "8.9").tensorrt_version == built
         return
     with pytest.raises(ExportError, match=f"TensorRT {built}, which built it as version-compatible.*TensorRT {here}"):
         check_engine(plan, library(version=here), "8.9")
@@ -440,7 +444,7 @@ def test_a_driver_for_an_older_cuda_is_told_both_sides(plan: Path, built: str, h
 def test_rtx_for_its_default_targets_needs_ampere(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
     made = build(tmp_path, rtx)
     plan = tmp_path / "build" / "fp32.plan"
-    assert check_engine(plan, rtx, "8.6") == made
+    assert to_json(check_engine(plan, rtx, "8.6")) == made
     with pytest.raises(ExportError, match=r"compute capability 8\.0 or later. Received: 7\.5 here"):
         check_engine(plan, rtx, "7.5")
 

@@ -439,43 +439,6 @@ def test_other_formats_are_refused(tmp_path, content):
         graph.load_model(tmp_path / "missing.onnx")
 
 
-def external(tmp_path, location):
-    folder = tmp_path / "model"
-    model = tiny(CHAIN, WEIGHTS)
-    tensor = model.graph.initializer[0]
-    data = tensor.raw_data
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=str(location))
-    return graph.save_model(model, folder / "model.onnx"), data
-
-
-def test_external_data_beside_the_model_is_read(tmp_path):
-    path, data = external(tmp_path, "weights.bin")
-    with pytest.raises(ExportError, match="no file"):
-        graph.load_model(path)
-    (path.parent / "weights.bin").write_bytes(data)
-    loaded = graph.load_model(path)
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), WEIGHTS["w"])
-    same(tiny(CHAIN, WEIGHTS), loaded)
-
-
-def test_external_data_that_is_too_short_is_refused(tmp_path):
-    path, data = external(tmp_path, "weights.bin")
-    (path.parent / "weights.bin").write_bytes(data[:-4])
-    with pytest.raises(ExportError, match="external data"):
-        graph.load_model(path)
-
-
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link/secret.bin", ""])
-def test_external_data_outside_is_refused(tmp_path, location):
-    path, data = external(tmp_path, location)
-    (tmp_path / "secret.bin").write_bytes(data)
-    (path.parent / "link").symlink_to(tmp_path)
-    with pytest.raises(ExportError, match="external data inside"):
-        graph.load_model(path)
-
-
 def test_an_invalid_graph_is_an_export_error():
     model = tiny([("Relu", ["x"], "y", {})])
     model.graph.node[0].op_type = "NoSuchOperator"

@@ -11,8 +11,11 @@ import pytest
 from export import driver, engine
 from export.build_steps import convolution_types, network_flags, parse
 from export.capabilities import TensorRT, find_tensorrt, why_missing
-from export.engine import BatchProfile, build_engine
+from export.engine import build_engine
+from export.errors import ExportError
 from export.inspection import differences, inspect_engine, summarize_layers
+from export.records import from_json, to_json
+from export.sidecar import BatchProfile, FoundLayers
 from tests import tiny_onnx
 from tests.fake_gpu import FakeDriver
 
@@ -80,7 +83,11 @@ V11 = [
 
 
 def summary(layers: list[Any], asked: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    return summarize_layers(json.dumps({"Layers": layers, **more}), asked)
+    return to_json(summarize_layers(json.dumps({"Layers": layers, **more}), asked))
+
+
+def as_found(found: dict[str, Any]) -> FoundLayers:
+    return from_json(FoundLayers, found, "a test", error=ExportError, remedy="")
 
 
 def test_the_form_of_8_6() -> None:
@@ -102,7 +109,7 @@ def test_the_form_of_8_6() -> None:
         "kind": "CaskConvolution",
         "precision": "fp16",
     }
-    assert differences(asked, found) == []
+    assert differences(asked, as_found(found)) == []
 
 
 def test_the_form_of_10() -> None:
@@ -111,7 +118,7 @@ def test_the_form_of_10() -> None:
     assert found["convolution_layers"] == {"stem/Conv": "fp16", "b1_conv/Conv": "int8"}, "the kernel, not its cast"
     assert found["by_precision"] == {"uint8": 1, "fp16": 1, "int8": 1}
     assert found["layers"][1]["layers"] == ["stem", "stem_relu"]
-    assert differences(asked, found) == []
+    assert differences(asked, as_found(found)) == []
 
 
 def test_the_form_of_11() -> None:
@@ -120,7 +127,7 @@ def test_the_form_of_11() -> None:
     assert found["convolution_layers"] == {"b1_conv/Conv": "fp16"}
     assert found["reformats"] == ["copy"]
     assert found["by_precision"] == {"fp16": 1, "bf16": 1}
-    assert differences(asked, found) == [
+    assert differences(asked, as_found(found)) == [
         "1 of 1 convolutions that the ONNX file quantised do not run in INT8: b1_conv (fp16)"
     ]
 
@@ -142,24 +149,24 @@ def test_what_cannot_be_told_is_no_difference() -> None:
     asked = {"gone/Conv": "int8", "stem/Conv": "int8"}
     found = summary([layer_8("stem/Conv", "CaskConvolution", DYNAMIC, Outputs=[])], asked)
     assert found["convolutions"] == {"unknown": 2}
-    assert differences(asked, found) == []
+    assert differences(asked, as_found(found)) == []
     assert differences(asked, None) == []
 
 
 def test_fp32_convolutions_of_an_fp16_engine_are_named_a_few_of_many() -> None:
     asked = {f"c{index}/Conv": "fp16" for index in range(12)}
     found = summary([layer_8(name, "CaskConvolution", "Row major linear FP32") for name in asked], asked)
-    (warning,) = differences(asked, found)
+    (warning,) = differences(asked, as_found(found))
     assert warning.startswith("12 of 12 convolutions that were asked for in FP16 do not run in FP16: c0 (fp32), c1 ")
     assert warning.endswith("c7 (fp32), …")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "not json", '{"Layers": null}'])
 def test_an_unreadable_inspector_is_a_reason(text: str) -> None:
-    found = summarize_layers(text, {"c/Conv": "int8"})
+    found = to_json(summarize_layers(text, {"c/Conv": "int8"}))
     assert found["count"] is None
     assert "not understood" in found["reason"]
-    assert differences({"c/Conv": "int8"}, found) == []
+    assert differences({"c/Conv": "int8"}, as_found(found)) == []
 
 
 class Engine:
@@ -198,7 +205,7 @@ TRT = TensorRT(types.SimpleNamespace(LayerInformationFormat=LayerInformationForm
     ],
 )
 def test_types_that_depend_on_the_batch_are_asked_for_one(made: Engine, image: Any, type_: str) -> None:
-    assert inspect_engine(TRT, made, {"b/Conv": "int8"}, image)["convolution_layers"] == {"b/Conv": type_}
+    assert inspect_engine(TRT, made, {"b/Conv": "int8"}, image).convolution_layers == {"b/Conv": type_}
 
 
 # --- what is asked for, and the sidecar ---
@@ -233,10 +240,10 @@ def test_a_difference_is_said_and_written(
     information = json.dumps({"Layers": [layer_8("conv + relu", "CaskConvolution", HALF)]})
     monkeypatch.setattr(engine, "_inspect", lambda *given: (summarize_layers(information, given[4]), None))
     source = tiny_onnx.write(tmp_path / "int8.onnx", "int8")
-    made = build_engine(source, tmp_path / "a" / "int8.plan", precision="int8", profile=BatchProfile(), trt=rtx)
-    assert made["asked"]["convolutions"] == {"int8": 1}
-    assert made["found"]["convolutions"] == {"fp16": 1}
+    made = build_engine(source, tmp_path / "a" / "int8.plan", precision="int8", profile=BatchProfile(1, 8, 32), trt=rtx)
+    assert made.asked.convolutions == {"int8": 1}
+    assert made.found.convolutions == {"fp16": 1}
     said = "1 of 1 convolutions that the ONNX file quantised do not run in INT8: conv (fp16)"
-    assert made["warnings"] == [said]
+    assert made.warnings == (said,)
     assert f"int8.plan: {said}" in caplog.text
-    assert made["layers_reason"] is None
+    assert made.layers_reason is None

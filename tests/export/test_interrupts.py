@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from export.build_steps import BatchProfile
 from export.capabilities import find_tensorrt
 from export.engine import build_engine
 from export.interrupts import deferred_interrupt
+from export.sidecar import BatchProfile
 from tests import tiny_onnx
 
 
@@ -81,6 +81,8 @@ def test_a_real_build_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whe
 
         monkeypatch.setattr(logger, "_take", message)
     with pytest.raises(KeyboardInterrupt):
-        build_engine(source, tmp_path / "x.plan", precision="fp32", profile=BatchProfile(), trt=trt, progress=progress)
+        build_engine(
+            source, tmp_path / "x.plan", precision="fp32", profile=BatchProfile(1, 8, 32), trt=trt, progress=progress
+        )
     assert not (tmp_path / "x.plan").exists()
     assert not (tmp_path / "x.json").exists()

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto
 
 from export import graph
-from export.build_steps import BatchProfile, check_tensors
+from export.build_steps import check_tensors
 from export.capabilities import find_tensorrt, why_missing
 from export.correction import collect_mean_maps, correct_biases
 from export.engine import build_engine
@@ -15,7 +15,7 @@ from export.graph import save_model
 from export.interface import append_top_k
 from export.precision import to_half
 from export.quantize import quantize
-from export.sidecar import OUTPUTS, TOP_OUTPUTS
+from export.sidecar import OUTPUTS, TOP_OUTPUTS, BatchProfile
 from export.simulation import simulate
 from pipeline.runners.base import top_of
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -138,13 +138,13 @@ def test_a_real_tensorrt_builds_it(files, precision, tmp_path):
         pytest.skip(why_missing()["rtx"])
     source = save_model(files[1][precision][0], tmp_path / "model.onnx")
     built = build_engine(source, tmp_path / "e.plan", precision=precision, profile=BatchProfile(1, 4, 8), trt=rtx)
-    assert [(t["name"], t["dtype"], t["shape"]) for t in built["tensors"] if t["mode"] == "output"] == [
+    assert [(t.name, t.dtype, list(t.shape)) for t in built.tensors if t.mode == "output"] == [
         ("logits", "float32", [-1, 5]),
         ("probabilities", "float32", [-1, 5]),
         ("top_probabilities", "float32", [-1, K]),
         ("top_classes", "int32", [-1, K]),
     ]
-    assert built["network_layers"]["TOPK"] == 1
+    assert built.network_layers["TOPK"] == 1
 
 
 class Tensor:
@@ -173,7 +173,7 @@ VALUES, CLASSES = (("top_probabilities", "FLOAT", (-1, 5)), ("top_classes", "INT
 @pytest.mark.parametrize("outputs", [(LOGITS, PROBABILITIES), (LOGITS, PROBABILITIES, VALUES, CLASSES)])
 def test_a_build_takes_the_outputs(outputs):
     listed = check_tensors(Network(*outputs), BatchProfile(1, 2, 4), "m.onnx")
-    assert [one["name"] for one in listed] == ["images", *(name for name, _, _ in outputs)]
+    assert [one.name for one in listed] == ["images", *(name for name, _, _ in outputs)]
 
 
 @pytest.mark.parametrize(

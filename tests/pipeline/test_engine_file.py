@@ -11,8 +11,8 @@ import pytest
 from export.build_options import BuildOptions
 from export.capabilities import TensorRT, find_tensorrt
 from export.driver import Device, DriverStatus
-from export.engine import BatchProfile, build_engine
-from export.sidecar import SCHEMA, sha256_file, write_plan
+from export.engine import build_engine
+from export.sidecar import SCHEMA, BatchProfile, sha256_file, write_plan
 from pipeline import engine_file
 from pipeline.commands import main
 from pipeline.config import load_recipe
@@ -21,6 +21,7 @@ from pipeline.files import write_json
 from pipeline.layout import PARITY
 from pipeline.manifest import Key, write_manifest
 from tests import tiny_onnx
+from tests.fake_engine import make_sidecar
 
 HERE = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))
 NO_GPU = DriverStatus(False, "no NVIDIA driver")
@@ -58,6 +59,7 @@ def classic(root: Path, **changes: Any) -> Path:
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_bytes(b"plan")
     found = {
+        "count": 3,
         "convolutions": {"int8": 1, "fp16": 1},
         "reformats": ["copy"],
         "layers": [
@@ -83,12 +85,15 @@ def classic(root: Path, **changes: Any) -> Path:
         "profile": {"min": 1, "opt": 8, "max": 32},
         "tensors": [],
         "options": {"tf32": False, "hardware_compatibility": "none", "flags": []},
-        "asked": {"precision": "int8", "convolutions": {"int8": 2}},
+        "asked": {"precision": "int8", "convolutions": {"int8": 2}, "layers": {}},
         "found": found,
         "warnings": ["1 of 2 convolutions do not run in INT8: b (fp16)"],
         **changes,
     }
-    write_plan(plan, b"plan", sidecar)
+    write_plan(plan, b"plan", make_sidecar(**(sidecar | {"schema": SCHEMA})))
+    if sidecar["schema"] != SCHEMA:
+        written = json.loads(plan.with_suffix(".json").read_text())
+        plan.with_suffix(".json").write_text(json.dumps(written | {"schema": sidecar["schema"]}))
     return plan
 
 

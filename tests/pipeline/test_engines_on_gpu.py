@@ -9,7 +9,9 @@ import pytest
 from benchmarks.gpu_checks import CHECKS, CheckSkippedError, cycles_leak_nothing
 from export.capabilities import find_tensorrt
 from export.driver import driver_status
-from export.engine import BatchProfile, build_engine
+from export.engine import build_engine
+from export.records import to_json
+from export.sidecar import BatchProfile
 from pipeline.errors import RunnerError
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -37,7 +39,7 @@ def engine(request: pytest.FixtureRequest, trt: Any, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp(request.param)
     source = tiny_onnx.write(folder / "model.onnx", request.param)
     plan = folder / "model.plan"
-    sidecar = build_engine(source, plan, precision=request.param, profile=PROFILE, trt=trt)
+    sidecar = to_json(build_engine(source, plan, precision=request.param, profile=PROFILE, trt=trt))
     return plan, source, sidecar
 
 
@@ -68,7 +70,7 @@ def test_a_thousand_cycles_leak_nothing(engine: tuple[Path, Path, dict[str, Any]
 
 
 def test_an_engine_says_what_it_holds(engine: tuple[Path, Path, dict[str, Any]]) -> None:
-    assert engine[2]["layers"] is not None, engine[2]["layers_reason"]
+    assert engine[2]["found"]["layers"], engine[2]["layers_reason"]
     assert engine[2]["gpu"]
 
 

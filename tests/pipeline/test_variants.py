@@ -11,7 +11,7 @@ from benchmarks.__main__ import table
 from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError
-from export.sidecar import SCHEMA, write_plan
+from export.sidecar import write_plan
 from pipeline import building, serving
 from pipeline.building import build_engines, build_options
 from pipeline.config import load_recipe
@@ -22,6 +22,7 @@ from pipeline.recipe import Profile
 from pipeline.serving import Choice, choose
 from pipeline.stage import Context
 from tests import tiny_onnx
+from tests.fake_engine import make_sidecar
 
 TWO = {"latency": {"min": 1, "opt": 1, "max": 1}, "throughput": {"min": 1, "opt": 64, "max": 256}}
 GPU = DriverStatus(True, "", "580", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))
@@ -139,21 +140,8 @@ def test_an_option_that_cannot_be_is_refused_by_the_stage(tmp_path: Path) -> Non
 
 def engine(root: Path, name: str, profile: dict[str, int]) -> Path:
     plan = root / "build" / "tensorrt" / f"{name}.plan"
-    sidecar = {
-        "schema": SCHEMA,
-        "flavour": "tensorrt",
-        "tensorrt_version": "10.13.0",
-        "compute_capability": "8.9",
-        "targets": [],
-        "precision": name.partition("-")[0],
-        "variant": name.partition("-")[2] or None,
-        "onnx_sha256": "",
-        "plan_sha256": "",
-        "plan_bytes": len(name),
-        "profile": profile,
-        "tensors": [],
-        "options": {},
-    }
+    precision, _, variant = name.partition("-")
+    sidecar = make_sidecar(precision=precision, variant=variant or None, plan_bytes=len(name), profile=profile)
     write_plan(plan, name.encode(), sidecar)
     return plan
 

@@ -1,0 +1,122 @@
+"""Whether a plan may be loaded: compared with its sidecar before, because deserialising a plan runs code in it.
+
+Standard library only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from export.capabilities import TensorRT
+from export.driver import AMPERE, as_numbers
+from export.errors import ExportError
+from export.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
+
+# Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
+_RUN_BY_NEXT = ((8, 10), (10, 11))
+
+
+def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:
+    """Refuse a plan that is not the one that its sidecar describes.
+
+    Returns:
+        Sidecar: what the plan is.
+
+    Raises:
+        ExportError: the sidecar is missing or malformed, or the plan is truncated or altered.
+    """
+    plan = Path(plan_path)
+    sidecar = read_sidecar(plan)
+    try:
+        size = plan.stat().st_size
+        if size != sidecar.plan_bytes:
+            raise _refused(plan, f"{sidecar.plan_bytes} bytes", f"{size} bytes: truncated or replaced")
+        digest = sha256_file(plan)
+    except OSError as error:
+        raise _refused(plan, "a readable plan", str(error)) from error
+    if digest != sidecar.plan_sha256:
+        raise _refused(
+            plan,
+            f"sha256 {sidecar.plan_sha256}",
+            f"sha256 {digest}: the plan is not the one that was built",
+        )
+    return sidecar
+
+
+def check_engine(
+    plan_path: str | os.PathLike[str],
+    trt: TensorRT,
+    compute_capability: str | None = None,
+    cuda_version: str | None = None,
+) -> Sidecar:
+    """Refuse a plan that this TensorRT, this GPU or this driver must not load, before it is loaded.
+
+    Args:
+        plan_path: the plan; its sidecar lies beside it.
+        trt: the TensorRT that is to load it.
+        compute_capability: of the GPU that is to run it, such as "8.9". Defaults to None: not compared.
+        cuda_version: the newest CUDA that the driver here runs, such as "13.0". Defaults to None: not compared.
+
+    Returns:
+        Sidecar: what the plan is.
+
+    Raises:
+        ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
+            another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
+    """
+    plan = Path(plan_path)
+    sidecar = check_plan(plan)
+    if sidecar.flavour != trt.flavour:
+        raise _refused(plan, f"flavour {sidecar.flavour}, which built it", f"flavour {trt.flavour} here")
+    _check_version(plan, sidecar, trt)
+    if compute_capability is not None:
+        _check_compute_capability(plan, sidecar, compute_capability)
+    if cuda_version is not None:
+        _check_driver(plan, sidecar, cuda_version)
+    return sidecar
+
+
+def _check_version(plan: Path, sidecar: Sidecar, trt: TensorRT) -> None:
+    built, here = sidecar.tensorrt_version, trt.version
+    if built == here:
+        return
+    if not sidecar.options.get("version_compatible"):
+        raise _refused(plan, f"TensorRT {built}, which built it", f"TensorRT {here} here")
+    old, new = as_numbers(built), as_numbers(here)
+    if not (old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)):
+        raise _refused(
+            plan,
+            f"TensorRT {built}, which built it as version-compatible, or a later one (10 runs those of 8, 11 of 10)",
+            f"TensorRT {here} here",
+        )
+
+
+def _check_compute_capability(plan: Path, sidecar: Sidecar, here: str) -> None:
+    targets, built = sidecar.targets, sidecar.compute_capability
+    if targets:
+        if here not in targets:
+            raise _refused(plan, f"a GPU of compute capability {' or '.join(map(str, targets))}", f"{here} here")
+        return
+    ampere_plus = sidecar.options.get("hardware_compatibility") == "ampere_plus"
+    if ampere_plus or built is None:  # none: TensorRT-RTX for its default targets
+        if as_numbers(here) < AMPERE:
+            raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here")
+    elif built != here:
+        raise _refused(plan, f"a GPU of compute capability {built}, where it was built", f"{here} here")
+
+
+def _check_driver(plan: Path, sidecar: Sidecar, here: str) -> None:
+    built = sidecar.cuda_version
+    if built is not None and as_numbers(here)[:1] < as_numbers(built)[:1]:
+        raise _refused(
+            plan,
+            f"a driver for CUDA {built.partition('.')[0]}, as it was built with (CUDA {built})",
+            f"a driver that runs CUDA {here} at most (a newer driver runs it too)",
+        )
+
+
+def _refused(plan: Path, expected: str, received: str) -> ExportError:
+    return ExportError(
+        f"The engine {plan} is not loaded. Expected {expected}. Received: {received}. Rebuild it: {REBUILD}."
+    )

@@ -1,0 +1,99 @@
+"""Whether an ONNX file keeps weights in other files, read off its bytes without any package.
+
+A verdict is bound to the sha256 of the ONNX file. Weights that lie beside it (external data) are in no hash, so
+such a file could be given other answers after it was verified: it is refused wherever one is run or built from.
+Field numbers are those of ``onnx.proto3``. Standard library only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from export.errors import ExportError
+
+# Message to its fields that lead to tensors: field number to message.
+PATHS: Mapping[str, Mapping[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto",
+        22: "SparseTensorProto", 23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+}  # fmt: skip
+EXTERNAL_DATA, DATA_LOCATION, EXTERNAL = 13, 14, 1  # of TensorProto
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_DEEPEST = 100  # as protobuf's own parsers
+
+
+def refuse_external_data(path: str | os.PathLike[str]) -> None:
+    """Refuse an ONNX file whose weights are in other files.
+
+    Raises:
+        ExportError: it has such weights, or is no ONNX file.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            external = _has_external(data, 0, len(data), "ModelProto", 0)
+    except (OSError, ValueError, IndexError) as error:
+        raise ExportError(
+            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Export or copy it again."
+        ) from error
+    if external:
+        raise ExportError(
+            f"Expected an ONNX file that holds its own weights. Received: {file}, which keeps some in other files "
+            "(external data), where no hash and no verdict reaches. Export it again, in one file."
+        )
+
+
+def _has_external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
+    if depth > _DEEPEST:
+        raise ValueError("nested too deep")
+    inner = PATHS.get(message, {})
+    for field, kind, begin, stop in _fields(data, start, end):
+        if message == "TensorProto":
+            if field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == _VARINT and begin == EXTERNAL):
+                return True
+        elif field in inner and kind == _BYTES and _has_external(data, begin, stop, inner[field], depth + 1):
+            return True
+    return False
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Field number, wire type, and where its bytes begin and stop; of a varint its value and 0."""
+    while at < end:
+        tag, at = _varint(data, at, end)
+        field, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at, end)
+            yield field, kind, value, 0
+            continue
+        if kind == _BYTES:
+            length, at = _varint(data, at, end)
+        elif kind in (_FIXED32, _FIXED64):
+            length = 4 if kind == _FIXED32 else 8
+        else:
+            raise ValueError(f"a field of wire type {kind}")
+        if at + length > end:
+            raise ValueError("cut short")
+        yield field, kind, at, at + length
+        at += length
+
+
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= end or shift > 63:
+            raise ValueError("cut short")
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at

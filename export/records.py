@@ -1,0 +1,223 @@
+"""Records that travel as JSON: frozen dataclasses, written in one way and read strictly.
+
+A record's fields and their types are its file format. What a file holds is compared with them before anything uses it,
+so that a damaged file is one error that names the file and the key, not a KeyError three modules away.
+Standard library only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from export.bounded_json import parse_json
+
+T = TypeVar("T")
+MakeError = Callable[[str], Exception]
+# The largest record is a benchmark with its raw samples: 10,000 at most of each row. A float takes 32 bytes in memory.
+LARGEST_FILE, MOST_VALUES = 16 * 2**20, 10**6
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class _MismatchError(Exception):
+    """What a key should have been, and what it was."""
+
+    def __init__(self, key: str, expected: str, received: str) -> None:
+        super().__init__(key, expected, received)
+        self.key, self.expected, self.received = key, expected, received
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """Return a record as plain JSON types, fields in their order.
+
+    Args:
+        record: a dataclass. Numbers in it that are not finite become None, as JSON has no others.
+    """
+    tree = _plain(record)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def from_json(kind: type[T], tree: Any, where: str, *, error: MakeError, remedy: str, what: str = "record") -> T:
+    """Return the record that a JSON tree holds.
+
+    Args:
+        kind: the record's class. A field without a default must be there; an unknown key is refused. A field
+            ``schema`` must have its default.
+        tree: what the JSON holds.
+        where: the file, for the message.
+        error: makes the exception from a message.
+        remedy: the last sentence of the message: what to do.
+        what: what the file is, for the message. Defaults to "record".
+
+    Raises:
+        error: a key is missing, unknown, or of another type; with the file and the key.
+    """
+    schema = _schema(kind)
+    if schema is not None:
+        received = tree.get("schema") if isinstance(tree, dict) else type(tree).__name__
+        if received != schema or isinstance(received, bool):
+            raise error(f"Expected the {what} of schema {schema} in {where}. Received: {received!r:.80}. {remedy}")
+    try:
+        record: T = _record(kind, tree, "")
+    except _MismatchError as mismatch:
+        key = f"'{mismatch.key}' of type {mismatch.expected}" if mismatch.key else mismatch.expected
+        raise error(f"Expected {key} in {where}. Received: {mismatch.received}. {remedy}") from None
+    return record
+
+
+def read_record(kind: type[T], path: Path, *, error: MakeError, remedy: str, what: str = "record") -> T:
+    """Read the record in a JSON file; the arguments are those of `from_json`.
+
+    Raises:
+        error: the file is missing, too large, not JSON, or not this record.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        tree = parse_json(data, path.name, most_bytes=LARGEST_FILE, most_values=MOST_VALUES)
+    except OSError as problem:
+        raise error(f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}") from problem
+    except ValueError as problem:
+        raise error(f"Expected JSON in {path}. Received: {problem}. {remedy}") from problem
+    return from_json(kind, tree, str(path), error=error, remedy=remedy, what=what)
+
+
+@cache
+def _fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, type and whether it must be there, of each field of a dataclass."""
+    hints = get_type_hints(kind)
+    missing = dataclasses.MISSING
+    return tuple(
+        (one.name, hints[one.name], one.default is missing and one.default_factory is missing)
+        for one in dataclasses.fields(kind)
+        if one.init
+    )
+
+
+def _schema(kind: Any) -> int | None:
+    default = next((one.default for one in dataclasses.fields(kind) if one.name == "schema"), None)
+    return default if isinstance(default, int) else None
+
+
+def _record(kind: Any, tree: Any, key: str) -> Any:
+    if not isinstance(tree, dict):
+        raise _mismatch(key, "an object", tree)
+    fields = _fields(kind)
+    known = {name for name, _, _ in fields}
+    if unknown := [name for name in tree if name not in known]:
+        listed = f"{unknown[0]!r:.80}" + (f" and {len(unknown) - 1} more" if unknown[1:] else "")
+        keys = f"keys of {', '.join(sorted(known))}"
+        raise _MismatchError("", keys + (f" as '{key}'" if key else ""), f"the unknown key {listed}")
+    given = {}
+    for name, wanted, required in fields:
+        inner = f"{key}.{name}" if key else name
+        if name in tree:
+            given[name] = _value(wanted, tree[name], inner)
+        elif required:
+            raise _MismatchError(inner, _describe(wanted), "nothing")
+    try:
+        return kind(**given)
+    except Exception as error:  # what the record itself says about values that do not go together
+        raise _MismatchError("", f"a consistent {kind.__name__}{f' as {key!r}' if key else ''}", str(error)) from error
+
+
+def _value(wanted: Any, value: Any, key: str) -> Any:
+    """Return the value as the type, or say at which key it is none."""
+    if wanted is Any:
+        return value
+    if dataclasses.is_dataclass(wanted):
+        return _record(wanted, value, key)
+    if wanted in _PLAIN:
+        return _plain_value(wanted, value, key)
+    origin, args = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return _union(args, value, key)
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+        raise _MismatchError(key, _describe(wanted), f"{value!r:.80}")
+    if origin is tuple:
+        return _tuple(args, value, key)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise _mismatch(key, "an object", value)
+        return {
+            _plain_value(str, name, key): _value(args[1], item, f"{key}.{name!s:.40}") for name, item in value.items()
+        }
+    raise TypeError(f"Expected a type that JSON has. Received: {wanted!r} at {key}.")
+
+
+def _plain_value(wanted: Any, value: Any, key: str) -> Any:
+    fits = isinstance(value, (int, float) if wanted is float else wanted)
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise _mismatch(key, _NAMES[wanted], value)
+    if wanted is float:
+        try:
+            value = float(value)
+        except OverflowError:
+            raise _mismatch(key, "a number", value) from None
+        if not math.isfinite(value):
+            raise _mismatch(key, "a finite number", value)
+    if wanted is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise _mismatch(key, "text that can be written as UTF-8", value)
+    return value
+
+
+def _tuple(args: tuple[Any, ...], value: Any, key: str) -> Any:
+    if not isinstance(value, list):
+        raise _mismatch(key, "a list", value)
+    kinds = [args[0]] * len(value) if args[1:] == (Ellipsis,) else list(args)
+    if len(kinds) != len(value):
+        raise _MismatchError(key, f"a list of {len(kinds)}", f"{len(value)} entries")
+    return tuple(_value(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value)))
+
+
+def _union(args: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    choices = [one for one in args if one is not type(None)]
+    if len(choices) == 1:
+        return _value(choices[0], value, key)
+    for one in choices:
+        try:
+            return _value(one, value, key)
+        except _MismatchError:
+            continue
+    raise _mismatch(key, _alternatives(args), value)
+
+
+def _describe(wanted: Any) -> str:
+    if wanted in _NAMES:
+        return _NAMES[wanted]
+    origin, args = get_origin(wanted), get_args(wanted)
+    if origin is Literal:
+        return " or ".join(repr(one) for one in args)
+    if origin in (Union, types.UnionType):
+        return _alternatives(args)
+    return "a list" if origin is tuple else "an object"
+
+
+def _alternatives(args: tuple[Any, ...]) -> str:
+    return " or ".join(dict.fromkeys(_describe(one) for one in args))
+
+
+def _mismatch(key: str, expected: str, value: Any) -> _MismatchError:
+    received = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else ascii(value)[:80]
+    return _MismatchError(key, expected, received)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
