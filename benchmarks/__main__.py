@@ -12,18 +12,17 @@ from typing import Any
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
-from pipeline.card import ModelCard
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
-from pipeline.files import recipe_lock, write_json
-from pipeline.layout import BENCHMARK, CARD, engine_name
+from pipeline.files import recipe_lock
+from pipeline.layout import BENCHMARK
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import MODEL, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
 
 log = logging.getLogger("benchmarks.main")
 
-SCHEMA = 1
 EXAMPLES = """examples:
   python -m benchmarks -c configs/digits.yaml
   python -m benchmarks --set benchmark.batches=[1,8,32] --set benchmark.seconds=5 --force
@@ -36,7 +35,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
     largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
     batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
     wanted = scenarios(context.root, batches)
-    card = ModelCard.read(context.root / CARD)
+    card = context.card()
     options = Options(
         seconds_each=settings.seconds, warmup_seconds=settings.warmup_seconds, min_samples=settings.min_samples
     )
@@ -51,50 +50,45 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        results = run_scenarios(wanted, make_opener(card, options=context.recipe.runtime), card.size, options, progress)
-    content = {
-        "schema": SCHEMA,
-        "recipe": context.recipe.name,
-        "model": {"size": list(card.size), "classes": len(card.classes)},
-        "machine": machine(),
-        "commit": commit(),
-        "gpu_before": before,
-        "gpu_after": gpu_snapshot(),
-        "results": results,
-    }
-    write_json(folder / Path(BENCHMARK).name, content)
+        opener = make_opener(card, allow=context.recipe.model.allow, options=context.recipe.runtime)
+        results = run_scenarios(wanted, opener, card.size, options, progress)
+    content = BenchmarkReport(
+        recipe=context.recipe.name,
+        model={"size": list(card.size), "classes": len(card.classes)},
+        machine=read_machine(machine()),
+        commit=commit(),
+        gpu_before=tuple(before),
+        gpu_after=tuple(gpu_snapshot()),
+        results=tuple(results),
+    )
+    write_benchmark(folder / Path(BENCHMARK).name, content)
     log.info("%s", table(results))
-    failed = [f"{row['backend']} {engine_name(row)}" for row in results if "error" in row]
+    failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
     return {"rows": len(results), **({"failed": failed} if failed else {})}
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
+def table(results: Sequence[BenchmarkRow]) -> str:
     """The results as text, with the speed relative to Keras at the same batch size."""
-    keras = {row["batch"]: row.get("p50_ms") for row in results if row["backend"] == "keras"}
+    keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
     columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
-    names = [engine_name(row) for row in results]
-    width = max(5, *map(len, names)) if names else 5
+    width = max(5, *(len(row.name) for row in results)) if results else 5
     lines = [f"  {'backend':<12} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
-    for name, row in zip(names, results):
-        head = f"  {row['backend']:<12} {name:<{width}} {row['batch']:>5} "
-        if "error" in row:
-            lines.append(f"{head}failed: {row['error']}")
+    for row in results:
+        head = f"  {row.backend:<12} {row.name:<{width}} {row.batch:>5} "
+        if row.error is not None or row.p50_ms is None:
+            lines.append(f"{head}failed: {row.error}")
             continue
-        base = keras.get(row["batch"])
-        ratio = f"{base / row['p50_ms']:.2f}" if base else ""
-        lines.append(
-            f"{head}{row['p50_ms']:>9.3f} {row['p90_ms']:>9.3f} {row['p99_ms']:>9.3f} "
-            f"{row['images_per_second']:>9.1f} {ratio:>8}"
-        )
+        base = keras.get(row.batch)
+        ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
+        speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
+        lines.append(f"{head}{row.p50_ms:>9.3f} {row.p90_ms:>9.3f} {row.p99_ms:>9.3f} {speed:>9} {ratio:>8}")
     alone = [
-        f"  {engine_name(row)} on {row['backend']}, batch {row['batch']}: {row['compute']['p50_ms']:.3f} of "
-        f"{row['p50_ms']:.3f} ms are the engine alone"
+        f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
+        "engine alone"
         for row in results
-        if "compute" in row
+        if row.compute is not None
     ]
-    notes = dict.fromkeys(
-        f"  {engine_name(row)} on {row['backend']}: {row['caveat']}" for row in results if row["caveat"]
-    )
+    notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
     return "\n".join([*lines, *alone, *notes])
 
 

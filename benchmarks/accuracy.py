@@ -31,11 +31,10 @@ from export.quantize import quantize
 from export.scales import METHODS, Scales
 from export.sidecar import BatchProfile
 from pipeline import cli
-from pipeline.card import ModelCard
 from pipeline.environment import choose_tensorrt
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file, write_json
-from pipeline.layout import CARD, INT8_TRT8, ONNX, REFERENCE
+from pipeline.layout import INT8_TRT8, ONNX, REFERENCE
 from pipeline.progress import progress_bar
 from pipeline.quantizing import CalibrationImages, calibration_key
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -66,7 +65,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     for name, path in peers.items():
         if not path.is_file():
             raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
-    key = calibration_key(context, ModelCard.read(root / CARD))
+    key = calibration_key(context, context.card())
     Scales.from_json((root / "quantize/scales.json").read_text(encoding="utf-8"), key)  # of these images, this model
     with np.load(root / REFERENCE, allow_pickle=False) as file:
         pixels, labels, keras = file["pixels"], file["labels"], file["logits"]
@@ -116,7 +115,7 @@ def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path
 def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], dict[str, float]]:
     """INT8 throughout by each method, equalized, and by some of them not equalized; and the seconds of each pass."""
     model = load_model(context.root / ONNX["fp32"])
-    images = CalibrationImages(context, ModelCard.read(context.root / CARD))
+    images = CalibrationImages(context, context.card())
     batches = list(images.batches("decoding"))  # decoded before, so that the seconds are of the passes alone
     seconds: dict[str, float] = {}
 

@@ -13,7 +13,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ def _parity(built: Mapping[str, Path], reference: Reference, thresholds: VerifyT
     ]
     answers = {one.name: answer(one, reference.pixels, 32, lambda images: None) for one in candidates}
     judged = judge(candidates, answers, reference, thresholds)
-    return {"verdict": judged["verdict"], "thresholds": asdict(thresholds), "hops": judged["hops"]}
+    return {key: to_json(judged)[key] for key in ("verdict", "thresholds", "hops")}
 
 
 def read_thresholds(artifacts: Path) -> VerifyThresholds:

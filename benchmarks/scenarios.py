@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from benchmarks.timing import Progress, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
+from pipeline.benchmark_report import BenchmarkRow, Compute
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.layout import KERAS, ONNX, plan_variant
 from pipeline.runners.base import Runner
@@ -141,12 +142,17 @@ def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
 
 
 def make_opener(
-    card: ModelCard | None = None, *, threads: int = 0, options: RuntimeOptions | None = None
+    card: ModelCard | None = None,
+    *,
+    allow: Sequence[str] = (),
+    threads: int = 0,
+    options: RuntimeOptions | None = None,
 ) -> Callable[[Scenario], Runner]:
     """Make the function that turns a scenario into a runner.
 
     Args:
         card: what the Keras model needs besides its file. Defaults to None: Keras scenarios fail.
+        allow: what of the Keras model may run code, by name. Defaults to nothing.
         threads: of ONNX Runtime. Defaults to 0: its own choice.
         options: how engines are run. Defaults to None: `RuntimeOptions()`.
     """
@@ -158,7 +164,7 @@ def make_opener(
             if card is None:
                 raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
             batch = max(64, scenario.batch)
-            return KerasRunner(scenario.path, card.preprocessing, output=card.output, allow=card.allow, max_batch=batch)
+            return KerasRunner(scenario.path, card.preprocessing, output=card.output, allow=allow, max_batch=batch)
         if scenario.backend == "onnxruntime":
             from pipeline.runners.onnxruntime import OnnxRunner
 
@@ -179,7 +185,7 @@ def run_scenarios(
     size: tuple[int, int],
     options: Options | None = None,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[BenchmarkRow]:
     """Time scenarios: those of one batch size in turns against each other, batch size after batch size.
 
     Pixels are seeded noise, the same for all; zeros would flatter caches and power. A backend that fails gives a row
@@ -193,12 +199,11 @@ def run_scenarios(
         progress: called with (scenario, percent done, 100). Defaults to None.
 
     Returns:
-        list[dict]: one a scenario, in the order given: ``backend``, ``precision``, ``variant``, ``batch``, ``file``,
-        ``includes``, ``caveat`` and either ``error`` or ``samples_ms`` with what `benchmarks.timing.summarize` gives;
-        an engine that takes the batch at once has ``compute``, what its GPU takes without the copies.
+        list[BenchmarkRow]: one a scenario, in the order given, with an error or the samples and what
+        `benchmarks.timing.summarize` gives; an engine that takes the batch at once has what its GPU takes alone.
     """
     options = options or Options()
-    rows: dict[Scenario, dict[str, Any]] = {}
+    rows: dict[Scenario, BenchmarkRow] = {}
     for batch in dict.fromkeys(one.batch for one in wanted):
         noise = np.random.default_rng(options.seed)
         pixels = noise.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
@@ -212,7 +217,7 @@ def _run_batch(
     pixels: np.ndarray,
     options: Options,
     progress: Progress | None,
-) -> dict[Scenario, dict[str, Any]]:
+) -> dict[Scenario, BenchmarkRow]:
     named = {_name(one): one for one in group}
     errors: dict[str, str] = {}
 
@@ -244,8 +249,8 @@ def _run_batch(
         alone = in_turns({name: call for name, call in computes.items() if name in samples}, on_error=failed)
     rows = {one: _row(one, samples.get(name), errors.get(name)) for name, one in named.items()}
     for name, one in named.items():
-        if name in alone and "error" not in rows[one]:
-            rows[one]["compute"] = {"includes": COMPUTE, **summarize(alone[name], one.batch)}
+        if name in alone and rows[one].error is None:
+            rows[one] = replace(rows[one], compute=Compute(COMPUTE, **summarize(alone[name], one.batch)))
     return rows
 
 
@@ -260,9 +265,9 @@ def _name(scenario: Scenario) -> str:
     return f"{scenario.backend} {which} ({scenario.path.parent.name}) batch {scenario.batch}"
 
 
-def _row(scenario: Scenario, samples: list[float] | None, error: str | None) -> dict[str, Any]:
+def _row(scenario: Scenario, samples: list[float] | None, error: str | None) -> BenchmarkRow:
     described = {key: value for key, value in asdict(scenario).items() if key != "path"}
-    row = {**described, "file": f"{scenario.path.parent.name}/{scenario.path.name}"}
+    described["file"] = f"{scenario.path.parent.name}/{scenario.path.name}"
     if samples is None:
-        return {**row, "error": error}
-    return {**row, "samples_ms": samples, **summarize(samples, scenario.batch)}
+        return BenchmarkRow(**described, error=error or "it gave no sample")
+    return BenchmarkRow(**described, samples_ms=tuple(samples), **summarize(samples, scenario.batch))

@@ -50,6 +50,15 @@ class MeanImage:
     shape: tuple[int, int, int]
     data: bytes
 
+    def __post_init__(self) -> None:
+        count = 4
+        for side in self.shape:
+            count *= side
+        if min(self.shape) < 1 or len(self.data) != count:
+            raise ExportError(
+                f"Expected the float32 values of a mean image of shape {self.shape}. Received: {len(self.data)} bytes."
+            )
+
     @classmethod
     def from_array(cls, values: np.ndarray) -> MeanImage:
         """Returns the mean image of an array of shape (height, width, 3).

@@ -10,12 +10,20 @@ import numpy as np
 from export.errors import ExportError
 from pipeline.best_classes import wrong_images
 from pipeline.errors import DeviceUnavailableError, PipelineError
-from pipeline.parity import FAIL, NOT_RUN, PASS, Answer, Candidate, Finding
+from pipeline.parity import Answer, Candidate, Finding
+from pipeline.parity_report import FAIL, NOT_RUN, PASS
+from pipeline.runners.base import Runner
 
 log = logging.getLogger(__name__)
 
 
-def answer(candidate: Candidate, pixels: np.ndarray, batch_size: int, advance: Callable[[int], object]) -> Answer:
+def answer(
+    candidate: Candidate,
+    pixels: np.ndarray,
+    batch_size: int,
+    advance: Callable[[int], object],
+    check: Callable[[Runner, str], None] | None = None,
+) -> Answer:
     """Run a candidate over the test images.
 
     Args:
@@ -23,12 +31,15 @@ def answer(candidate: Candidate, pixels: np.ndarray, batch_size: int, advance: C
         pixels: uint8, (N, height, width, 3).
         batch_size: images a call.
         advance: called with the number of images after each call.
+        check: called with the open runner and its name; raises where it is not of this model. Defaults to None.
 
     Returns:
         Answer: logits; or that there is no such device, or what failed.
     """
     try:
         with candidate.open() as runner:
+            if check is not None:
+                check(runner, candidate.name)
             parts, wrong = [], []
             for start in range(0, len(pixels), batch_size):
                 batch = pixels[start : start + batch_size]

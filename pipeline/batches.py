@@ -67,7 +67,7 @@ class Images:
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
-        height, width = pixels.size
+        height, width = pixels.decode.size
         self._pixels, self._spec, self._augment, self._seed = pixels, spec, augment, seed
         self._cached: np.ndarray | None = None
         self._usable: list[Sample] = []

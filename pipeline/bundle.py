@@ -41,7 +41,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
                 continue
             for name, recorded in manifest.outputs.items():
                 path = folder / name
-                if not path.is_file() or sha256_file(path) != recorded["sha256"]:
+                if not path.is_file() or sha256_file(path) != recorded.sha256:
                     raise PipelineError(
                         f"Expected {path} as its stage wrote it. Received: a changed or missing file. "
                         f"Run `{context.command('run')}` first."

@@ -1,55 +1,176 @@
-"""What belongs to a model besides its weights: classes, preprocessing, size."""
+"""What belongs to a model besides its weights: classes, decoding, preprocessing. ``train/model.json``.
+
+What a picture goes through is read here and nowhere else. A recipe that says otherwise is refused by the commands that
+do not train. Permission to run code that a model holds is not in here: it comes from the recipe alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from export.errors import ExportError
 from export.preprocessing import PreprocessingSpec
-from pipeline.errors import ModelError
-from pipeline.files import read_json, write_json
+from export.records import read_record, to_json
+from pipeline.class_names import class_names
+from pipeline.decode_spec import DecodeSpec
+from pipeline.errors import ModelError, PipelineError
+from pipeline.files import write_json
+from pipeline.layout import CARD
+from pipeline.recipe import Preprocessing, Recipe
+from pipeline.runners.base import Runner
+
+SCHEMA = 2
+REMEDY = "Run the train stage again."
+Output = Literal["auto", "logits", "softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class _CardFile:
+    """The card as JSON."""
+
+    classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    decode: DecodeSpec
+    output: Output
+    source: str | None = None
+    written_by: str | None = None
+    changes: tuple[str, ...] = ()
+    backbone: str | None = None
+    transfer: bool = False
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes, {len(set(self.classes))} of them different")
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What belongs to a model besides its weights; written beside it as ``model.json``."""
+    """What belongs to a model besides its weights.
+
+    Attributes:
+        classes: names of the outputs, in their order.
+        preprocessing: what the graph does to pixels.
+        decode: what the host does to a picture before.
+        output: what the Keras model ends with.
+        source: a finished model that was taken over: its file.
+        written_by: such as "Keras 2.2.5", of that file.
+        changes: what was changed of it.
+        backbone: what was trained; None where nothing was.
+        transfer: from pretrained weights.
+        parameters: all of them.
+        trainable_parameters: those of the last phase.
+    """
 
     classes: tuple[str, ...]
     preprocessing: PreprocessingSpec
-    size: tuple[int, int]  # height, width
-    output: str  # "auto", "logits" or "softmax": what the Keras model ends with
-    allow: tuple[str, ...]  # Lambda layers that may run
+    decode: DecodeSpec
+    output: Output
+    source: str | None = None
+    written_by: str | None = None
+    changes: tuple[str, ...] = ()
+    backbone: str | None = None
+    transfer: bool = False
+    parameters: int | None = None
+    trainable_parameters: int | None = None
 
-    def write(self, path: Path, **extra: Any) -> None:
-        """Write it as JSON, with further facts for people."""
-        card = {
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.decode.size
+
+    def metadata(self) -> dict[str, Any]:
+        """What the files made of the model say of themselves, as plain JSON types."""
+        return {
             "classes": list(self.classes),
-            "preprocessing": self.preprocessing.to_dict(),
-            "size": list(self.size),
-            "output": self.output,
-            "allow": list(self.allow),
+            "preprocessing": self.preprocessing.to_dict(values=False),
+            "decode": self.decode.to_json(),
         }
-        write_json(path, card | extra)
 
-    @staticmethod
-    def read(path: Path) -> ModelCard:
-        """Read ``model.json``.
+    def check_runner(self, runner: Runner, name: str) -> None:
+        """Refuse an open runner whose file was made of another model than this card's.
 
         Raises:
-            PipelineError: missing or damaged.
+            ModelError: another number of classes, or its metadata is not the card's.
         """
-        tree = read_json(path)
-        try:
-            height, width = tree["size"]
-            return ModelCard(
-                tuple(tree["classes"]),
-                PreprocessingSpec.from_dict(tree["preprocessing"]),
-                (height, width),
-                tree["output"],
-                tuple(tree["allow"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+        if runner.classes != len(self.classes):
             raise ModelError(
-                f"Expected the model card of this version in {path}. Received: {error!r}. Run the train stage again."
-            ) from error
+                f"Expected {runner.classes} class names, as {name} has outputs. Received: {len(self.classes)} in "
+                f"{CARD}. Run the train stage again, or bring back the card that belongs to the model."
+            )
+        for key, value in self.metadata().items() if runner.metadata is not None else ():
+            received = (runner.metadata or {}).get(key)
+            if received != value:
+                raise ModelError(
+                    f"Expected {name} with the {key} of {CARD}: {value!r:.200}. Received: {received!r:.200}. "
+                    "Run the export stage and those after it again."
+                )
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read ``model.json``.
+
+    Raises:
+        ModelError: missing, damaged, or of another version; with the file and the key.
+    """
+    card = read_record(_CardFile, path, error=ModelError, remedy=REMEDY, what="model card")
+    try:
+        preprocessing = PreprocessingSpec.from_dict(dict(card.preprocessing))
+    except ExportError as error:
+        raise ModelError(f"Expected 'preprocessing' in {path}. Received: {error} {REMEDY}") from error
+    given = {name: getattr(card, name) for name in card.__dataclass_fields__ if name != "schema"}
+    return ModelCard(**given | {"preprocessing": preprocessing})
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Write ``model.json``."""
+    given = {name: getattr(card, name) for name in card.__dataclass_fields__}
+    write_json(path, to_json(_CardFile(**given | {"preprocessing": card.preprocessing.to_dict()})))
+
+
+def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
+    """Refuse a recipe that would do something else to a picture than the model was trained and verified with.
+
+    Args:
+        recipe: in force.
+        card: of the model.
+        retrain: the command that trains by this recipe.
+
+    Raises:
+        PipelineError: with the key, what the model has and what the recipe says.
+    """
+    for key, (has, says) in _differences(recipe, card).items():
+        raise PipelineError(
+            f"{key}: expected {has}, which the model was trained and is verified with ({CARD}). Received: {says}. "
+            f"Leave it as it was, or train anew: `{retrain}`."
+        )
+
+
+def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
+    model = recipe.model
+    pairs: dict[str, tuple[Any, Any]] = {"data.resize": (card.decode.resize, recipe.data.resize)}
+    if model.path is None:
+        pairs["model.input_size"] = ("x".join(map(str, card.size)), f"{model.input_size}x{model.input_size}")
+        if card.backbone is not None:
+            pairs["model.backbone"] = (card.backbone, model.backbone)
+    if isinstance(model.preprocessing, str) and model.preprocessing != "auto":
+        pairs["model.preprocessing"] = (card.preprocessing.mode, model.preprocessing)
+    elif isinstance(model.preprocessing, Preprocessing) and _mean_is_here(model.preprocessing):
+        from pipeline.own_preprocessing import own_preprocessing
+
+        own = own_preprocessing(model.preprocessing).to_dict(values=False)
+        pairs["model.preprocessing"] = (card.preprocessing.to_dict(values=False), own)
+    if not isinstance(model.classes, str) or Path(model.classes).is_file():
+        names = class_names(model.classes)
+        pairs["model.classes"] = (list(card.classes), list(names or card.classes))
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _mean_is_here(own: Preprocessing) -> bool:
+    """Artifacts travel without the mean's file; their card holds its values."""
+    return not isinstance(own.mean, str) or Path(own.mean).is_file()

@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.layout import PARITY, REPORT
 from pipeline.manifest import read_manifest
-from pipeline.parity import FAIL, INCONCLUSIVE
+from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.stage import ARTIFACTS, Context, Outcome, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 
@@ -215,6 +215,8 @@ def _say_what_was_not_built(outcome: Outcome) -> None:
 
 def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
     """Say what a verdict that is no pass asks of the user; the stage may be up to date and say nothing itself."""
+    for warning in result.get("warnings", ()):
+        log.warning("%s", warning)
     if result["verdict"] == FAIL:
         log.error("verdict: fail. See %s", context.root / PARITY)
     elif result["verdict"] == INCONCLUSIVE:
@@ -240,7 +242,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    results = {o.stage: o.manifest.result | {"status": "done" if o.ran else "up to date"} for o in outcomes}
+    results = {o.stage: {**o.manifest.result, "status": "done" if o.ran else "up to date"} for o in outcomes}
     verdict = results.get("verify", {}).get("verdict")
     failed = results.get("infer", {}).get("failed", 0)
     status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE
@@ -249,7 +251,6 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
-    from pipeline.card import ModelCard
     from pipeline.infer import classify, find_images, row_columns, write_rows
     from pipeline.serving import choose
 
@@ -259,13 +260,13 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     if batch_size < 1 or top_k < 1:
         raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
     output = args.output or Path("predictions.csv")
+    card = context.card()
     paths = find_images(args.images)
     at_once = min(batch_size, len(paths))
     choice = choose(context, args.backend, args.precision, args.allow_unverified, at_once)
-    card = ModelCard.read(context.folder("train") / "model.json")
     log.info("%d images, answered by %s (%s, verdict: %s)", len(paths), choice.name, choice.backend, choice.verdict)
     with choice.open() as runner:
-        rows = classify(paths, runner, card, context.recipe.data.resize, batch_size, top_k)
+        rows = classify(paths, runner, card, batch_size, top_k)
         shown = _said(rows) if len(paths) <= SAID_IMAGES else rows
         counts = write_rows(shown, len(paths), row_columns(min(top_k, len(card.classes))), output)
     log.info("%s: %d images, %d of them failed", output, counts["images"], counts["failed"])

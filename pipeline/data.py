@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes, sha256_json
-from pipeline.preprocess import ImageError, Resize, array_to_image, load_image, resize_image
+from pipeline.preprocess import ImageError
 from pipeline.progress import progress_bar
 from pipeline.recipe import Data
 from pipeline.samples import SPLITS, DataMissingError, Sample
 from pipeline.sources import read_source
 
 __all__ = [
-    "SPLITS", "DataMissingError", "ImageSet", "Pixels", "Sample", "check_split_sizes", "load_image_set", "split_of",
+    "SPLITS", "DataMissingError", "ImageSet", "Pixels", "Sample", "check_classes", "check_split_sizes",
+    "load_image_set", "split_of",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,24 @@ def check_split_sizes(images: ImageSet, minimum: dict[str, int]) -> None:
         raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
 
 
+def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
+    """Refuse data whose labels do not mean what the model's outputs do.
+
+    Args:
+        images: the image set, its labels as numbers of its own classes.
+        classes: of the model.
+
+    Raises:
+        DataError: with both.
+    """
+    if tuple(images.classes) != tuple(classes):
+        differ = sorted(set(images.classes) ^ set(classes))[:5] or ["another order"]
+        raise DataError(
+            f"Expected data of the model's {len(classes)} classes. Received: {len(images.classes)}; they differ in "
+            f"{', '.join(differ)}. Train anew, or bring back the folders that the model was trained on."
+        )
+
+
 def check_readable(count: int, minimum: int, split: str, pixels: Pixels) -> None:
     """Refuse a split of which unreadable images left too few.
 
@@ -183,8 +203,7 @@ def check_readable(count: int, minimum: int, split: str, pixels: Pixels) -> None
 class Pixels:
     """Decodes samples at one size, names what is unreadable, and gives up above the recipe's limit."""
 
-    size: tuple[int, int]
-    resize: Resize
+    decode: DecodeSpec
     max_bad_images: int
     skipped: dict[str, str] = field(default_factory=dict)  # name to reason
 
@@ -198,9 +217,7 @@ class Pixels:
             content = sample.read()
         except OSError as error:
             raise ImageError(error.strerror or str(error)) from error
-        if isinstance(content, np.ndarray):
-            return resize_image(array_to_image(content), self.size, self.resize)
-        return load_image(content, self.size, self.resize)
+        return self.decode.pixels(content)
 
     def batches(
         self, samples: Sequence[Sample], batch_size: int, description: str
@@ -232,7 +249,7 @@ class Pixels:
         """Every readable sample at once: (uint8 NHWC, int64 labels)."""
         parts = list(self.batches(samples, 256, description))
         if not parts:
-            return np.zeros((0, *self.size, 3), np.uint8), np.zeros(0, np.int64)
+            return np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)
         return np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts])
 
     def result(self) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from pipeline import cli
 from pipeline.bundle import RECIPE
 from pipeline.config import load_recipe, to_dict
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, sha256_file
-from pipeline.layout import PARITY
 from pipeline.manifest import read_manifest
-from pipeline.parity import verdict_of
+from pipeline.parity_report import NOT_VERIFIED
 from pipeline.stage import ARTIFACTS
+from pipeline.verdicts import Verdicts
 
 INSTEAD = {
     ".json": "the sidecar of an engine; name the .plan beside it",
@@ -172,10 +171,10 @@ def _printable(line: str) -> str:
 
 def _verdict(plan: Path) -> str:
     root = _root(plan)
-    if root is None or not (root / PARITY).is_file():
-        return "not verified"
-    key = f"build/{plan.absolute().parent.name}/{plan.name}"
-    return verdict_of(read_json(root / PARITY), key, sha256_file(plan))
+    if root is None:
+        return NOT_VERIFIED
+    found = Verdicts(root).on(root / "build" / plan.absolute().parent.name / plan.name)
+    return f"{found.verdict} ({found.why})" if found.why else found.verdict
 
 
 def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str]:

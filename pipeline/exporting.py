@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from pipeline.card import ModelCard
 from pipeline.files import write_json
 from pipeline.stage import Context
 
@@ -19,8 +19,8 @@ def export_model(context: Context, folder: Path) -> dict[str, Any]:
     from pipeline.loading import load_classifier
 
     trained = context.folder("train")
-    card = ModelCard.read(trained / "model.json")
-    model = load_classifier(trained / "model.keras", card.allow)
+    card = context.card()
+    model = load_classifier(trained / "model.keras", context.recipe.model.allow)
     log.info("  converting %s parameters (a ResNet-50 takes about half a minute)", f"{model.count_params():,}")
     summary = export_keras(
         model,
@@ -28,7 +28,7 @@ def export_model(context: Context, folder: Path) -> dict[str, Any]:
         preprocessing=card.preprocessing,
         classes=card.classes,
         opset=context.recipe.export.opset,
-        metadata={"recipe": context.recipe.name, "resize": context.recipe.data.resize},
+        metadata={"recipe": context.recipe.name, "decode": json.dumps(card.decode.to_json())},
         output=card.output,
         top_k=context.recipe.export.top_k,
     )

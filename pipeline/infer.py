@@ -14,8 +14,9 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.card import ModelCard
+from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError, PipelineError
-from pipeline.preprocess import EXTENSIONS, ImageError, Resize, load_image
+from pipeline.preprocess import EXTENSIONS, ImageError
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.serving import choose
@@ -68,17 +69,18 @@ def _say_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -
 
 
 def classify(
-    paths: Sequence[Path], runner: Runner, card: ModelCard, resize: Resize, batch_size: int, top_k: int
+    paths: Sequence[Path], runner: Runner, card: ModelCard, batch_size: int, top_k: int
 ) -> Iterator[dict[str, Any]]:
     """One row an image, in the order given; decoding runs ahead in threads, memory stays bounded.
 
     An unreadable image gives a row with status "error" and the reason; the others go on.
     """
+    card.check_runner(runner, "the model")
     size = min(batch_size, runner.max_batch)
     k = min(top_k, len(card.classes))
     columns = row_columns(k)
     with ThreadPoolExecutor() as pool:
-        ahead = _decode_ahead(pool, paths, card, resize, 4 * size)
+        ahead = _decode_ahead(pool, paths, card.decode, 4 * size)
         for group in _groups(ahead, size):
             images = [image for _, image in group if isinstance(image, np.ndarray)]
             best = zip(*runner.top(np.stack(images), k)) if images else iter(())
@@ -140,12 +142,12 @@ def write_rows(rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str
 def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
     """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
     settings = context.recipe.infer
-    card = ModelCard.read(context.folder("train") / "model.json")
+    card = context.card()
     paths = sample_images(context, folder / "images")
     choice = choose(context, batch_size=min(settings.batch_size, max(len(paths), 1)))
     columns = row_columns(min(settings.top_k, len(card.classes)))
     with choice.open() as runner:
-        rows = classify(paths, runner, card, context.recipe.data.resize, settings.batch_size, settings.top_k)
+        rows = classify(paths, runner, card, settings.batch_size, settings.top_k)
         shown = ({**row, "path": _relative(Path(row["path"]), folder)} for row in rows)
         counts = write_rows(shown, len(paths), columns, folder / "predictions.csv")
     return counts | {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
@@ -170,11 +172,11 @@ def sample_images(context: Context, folder: Path) -> list[Path]:
 
 
 def _decode_ahead(
-    pool: ThreadPoolExecutor, paths: Sequence[Path], card: ModelCard, resize: Resize, window: int
+    pool: ThreadPoolExecutor, paths: Sequence[Path], decode: DecodeSpec, window: int
 ) -> Iterator[tuple[Path, np.ndarray | ImageError]]:
     def attempt(path: Path) -> np.ndarray | ImageError:
         try:
-            return load_image(path, card.size, resize)
+            return decode.pixels(path)
         except ImageError as error:
             return error
 

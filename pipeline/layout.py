@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 KERAS = "train/model.keras"
 CARD = "train/model.json"
-ONNX = {"fp32": "export/model.onnx", "fp16": "quantize/model.fp16.onnx", "int8": "quantize/model.int8.onnx"}
+ONNX: Mapping[str, str] = {
+    "fp32": "export/model.onnx",
+    "fp16": "quantize/model.fp16.onnx",
+    "int8": "quantize/model.int8.onnx",
+}
 INT8_TRT8 = "quantize/model.int8-trt8.onnx"  # FP32 where it is not INT8, for TensorRT 8.6
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
@@ -23,10 +29,10 @@ def engine_source(precision: str, strongly_typed: bool) -> str:
 
 
 def engines(root: Path) -> list[Path]:
-    """Every plan below ``build/<flavour>/`` of a recipe's artifacts; FP32 first, then FP16, then INT8."""
+    """Every plan below ``build/<flavour>/`` of a recipe's artifacts that is named by a precision; FP32 first."""
     order = {precision: rank for rank, precision in enumerate(ONNX)}
-    plans = root.glob("build/*/*.plan")
-    return sorted(plans, key=lambda p: (p.parent.name, order.get(plan_precision(p), len(order)), p.name))
+    plans = [plan for plan in root.glob("build/*/*.plan") if plan.stem.partition("-")[0] in order]
+    return sorted(plans, key=lambda plan: (plan.parent.name, order[plan_precision(plan)], plan.name))
 
 
 def plan_name(precision: str, variant: str | None) -> str:
@@ -42,8 +48,3 @@ def plan_variant(plan: Path) -> str | None:
 def plan_precision(plan: Path) -> str:
     """``<precision>[-<variant>].plan``."""
     return plan.stem.partition("-")[0]
-
-
-def engine_name(row: Mapping[str, Any]) -> str:
-    """The precision in a row of ``benchmark.json``, with the variant where there is one."""
-    return f"{row['precision']} {row['variant']}" if row.get("variant") else str(row["precision"])

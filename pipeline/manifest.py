@@ -7,14 +7,19 @@ what it wrote. Versions of tools are recorded; a difference is reported, not rer
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from export.records import read_record, to_json
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, sha256_bytes, sha256_file, write_json
+from pipeline.files import sha256_bytes, sha256_file, write_json
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -54,42 +59,45 @@ class Key:
 
 
 @dataclass(frozen=True)
+class FileRecord:
+    """A file as a stage wrote it."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The record beside a stage's files."""
 
     stage: str
     recipe: str
-    inputs: dict[str, str]
-    config: dict[str, Any]
+    inputs: Mapping[str, str]
+    config: Mapping[str, Any]
     code: str
-    environment: dict[str, Any]
-    outputs: dict[str, dict[str, Any]]  # relative path to {"sha256", "bytes"}
+    environment: Mapping[str, Any]
+    outputs: Mapping[str, FileRecord]  # by path relative to the folder
     seconds: float
-    versions: dict[str, str]
-    result: dict[str, Any]  # what the stage reports: accuracy, verdict, skipped images
+    versions: Mapping[str, str]
+    result: Mapping[str, Any]  # what the stage reports: accuracy, verdict, skipped images
     schema: int = SCHEMA
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a stage folder; None if there is none or it is of another schema or damaged."""
+    """The manifest of a stage folder; None if there is none, or, with a warning, if it is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        tree = read_json(path)
-        if tree.get("schema") != SCHEMA:
-            return None
-        manifest = Manifest(**tree)
-    except (PipelineError, TypeError, AttributeError):
+        return read_record(Manifest, path, error=PipelineError, remedy="The stage runs again.", what="manifest")
+    except PipelineError as error:
+        _warn_once(str(error))
         return None
-    mappings = (manifest.inputs, manifest.config, manifest.environment, manifest.versions, manifest.result)
-    outputs = manifest.outputs
-    whole = all(isinstance(m, dict) for m in mappings) and isinstance(outputs, dict)
-    return (
-        manifest
-        if whole and all(isinstance(entry, dict) and {"sha256", "bytes"} <= set(entry) for entry in outputs.values())
-        else None
-    )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def write_manifest(
@@ -97,7 +105,7 @@ def write_manifest(
 ) -> Manifest:
     """Hash what a stage wrote into ``folder`` and record it there."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    outputs = {p.relative_to(folder).as_posix(): {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in files}
+    outputs = {p.relative_to(folder).as_posix(): FileRecord(sha256_file(p), p.stat().st_size) for p in files}
     manifest = Manifest(
         stage=stage,
         recipe=recipe,
@@ -107,7 +115,7 @@ def write_manifest(
         versions=tool_versions(),
         result=result,
     )
-    write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, to_json(manifest))
     return manifest
 
 
@@ -124,12 +132,12 @@ def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
         path = folder / name
         if not path.is_file():
             reasons.append(f"output {name} is missing")
-        elif path.stat().st_size != recorded["bytes"] or sha256_file(path) != recorded["sha256"]:
+        elif path.stat().st_size != recorded.bytes or sha256_file(path) != recorded.sha256:
             reasons.append(f"output {name} was altered")
     return reasons
 
 
-def environment_changes(recorded: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def environment_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Differences of the machine that call for a rerun.
 
     A result that was made with more than this machine has (with a GPU, with a TensorRT) is kept: rerunning it here
@@ -165,14 +173,14 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
-def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
     def short(value: Any) -> str:
         text = str(value)
         return text[:12] if len(text) == 64 else text

@@ -12,18 +12,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from export.metrics import Comparison, compare
 from export.statistics import images_to_decide, images_to_decide_drop
+from pipeline.layout import Precision
+from pipeline.parity_report import (
+    FAIL,
+    FROM_KERAS,
+    INCONCLUSIVE,
+    NOT_RUN,
+    PASS,
+    STEP,
+    TOP_K,
+    Hop,
+    ParityReport,
+    overall_verdict,
+)
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
 
-SCHEMA = 2
-PASS, INCONCLUSIVE, FAIL, NOT_RUN = "pass", "inconclusive", "fail", "not run"
+Kind = Literal["from_keras", "step", "top_k"]
+Verdict = Literal["pass", "inconclusive", "fail", "not run"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Candidate:
         step_from: name of the candidate it was made from; None for the first (made from Keras).
         open: makes the runner.
         note: what this backend does and does not prove.
+        with_it: files that belong to it, such as an engine's sidecar, and their sha256.
     """
 
     name: str
@@ -47,6 +61,7 @@ class Candidate:
     step_from: str | None
     open: Callable[[], Runner]
     note: str = ""
+    with_it: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Answer:
     """What a candidate said: logits, or why there are none."""
 
     logits: np.ndarray | None
-    verdict: str  # PASS: it ran, FAIL: it is present and failed, NOT_RUN: no such device
+    verdict: Verdict  # PASS: it ran, FAIL: it is present and failed, NOT_RUN: no such device
     why: str = ""
     top: Finding | None = None  # on the best classes, where the graph itself picks them
 
@@ -81,7 +96,7 @@ class Finding:
         images: how many would decide, if INCONCLUSIVE.
     """
 
-    verdict: str
+    verdict: Verdict
     text: str = ""
     images: int | None = None
 
@@ -91,40 +106,34 @@ def judge(
     answers: Mapping[str, Answer],
     reference: Reference,
     thresholds: VerifyThresholds,
-) -> dict[str, Any]:
-    """The content of ``parity.json``: every hop, its distances and its verdict, and the verdict over all.
+    warnings: Sequence[str] = (),
+) -> ParityReport:
+    """Every hop, its distances and its verdict, and the verdict over all.
 
-    The overall verdict is "fail" when a hop failed or none could run, else "inconclusive" when a hop is, else "pass".
+    Args:
+        candidates: what claims to give the model's answers, each behind the one it was made from.
+        answers: of each candidate, by name.
+        reference: Keras' answers.
+        thresholds: what is asked, by precision.
+        warnings: what a reader must know besides the verdict.
     """
-    hops = []
+    hops: list[Hop] = []
     for candidate in candidates:
         answer = answers[candidate.name]
         limits: Thresholds = getattr(thresholds, candidate.precision)
         keras = Answer(reference.logits, PASS)
-        hops.append(_hop("from_keras", reference.name, keras, candidate, answer, reference.labels, limits))
+        hops.append(_hop(FROM_KERAS, reference.name, keras, candidate, answer, reference.labels, limits))
         if candidate.step_from is not None:
             before = answers[candidate.step_from]
-            hops.append(_hop("step", candidate.step_from, before, candidate, answer, reference.labels, limits))
+            hops.append(_hop(STEP, candidate.step_from, before, candidate, answer, reference.labels, limits))
         if answer.top is not None:
-            own = _empty_hop("top_k", "its own probabilities", candidate, len(reference.labels))
-            hops.append(own | _conclusion([answer.top]))
-    verdicts = [hop["verdict"] for hop in hops]
-    ran = PASS in verdicts or INCONCLUSIVE in verdicts
-    verdict = _worst(verdicts) if ran else FAIL
-    subjects = {reference.name: reference.sha256, **reference.with_it} | {c.name: c.sha256 for c in candidates}
-    return {"schema": SCHEMA, "verdict": verdict, "subjects": subjects, "hops": hops}
-
-
-def verdict_of(parity: Mapping[str, Any], name: str, sha256: str) -> str:
-    """The verdict on one file.
-
-    Returns:
-        "pass", "inconclusive", "fail", "not run", or "not verified" if it is unknown or was changed since.
-    """
-    if parity.get("subjects", {}).get(name) != sha256:
-        return "not verified"
-    verdicts = {hop["verdict"] for hop in parity["hops"] if hop["candidate"] == name}
-    return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), "not verified")
+            own = _empty_hop(TOP_K, "its own probabilities", candidate, len(reference.labels))
+            hops.append(replace(own, **_conclusion([answer.top])))
+    subjects = {reference.name: reference.sha256, **reference.with_it}
+    for candidate in candidates:
+        subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
+    asked = {precision: getattr(thresholds, precision) for precision in ("fp32", "fp16", "int8")}
+    return ParityReport(overall_verdict(hops), subjects, asked, tuple(hops), tuple(warnings))
 
 
 def find(comparison: Comparison, limits: Thresholds) -> list[Finding]:
@@ -180,62 +189,59 @@ def _missed(why: str, excluded: bool, images: int | None) -> Finding:
     return Finding(INCONCLUSIVE, f"inconclusive: {why}{enough}", images)
 
 
-def _worst(verdicts: Sequence[str]) -> str:
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
     return next((verdict for verdict in (FAIL, INCONCLUSIVE) if verdict in verdicts), PASS)
 
 
-def _empty_hop(kind: str, reference_name: str, candidate: Candidate, images: int) -> dict[str, Any]:
-    """All fields of a hop, before anything is known."""
-    return {
-        "kind": kind,
-        "reference": reference_name,
-        "candidate": candidate.name,
-        "backend": candidate.backend,
-        "precision": candidate.precision,
-        "images": images,
-        "max_abs": None,
-        "relative_error": None,
-        "cosine": None,
-        "sqnr_db": None,
-        "top1_agreement": None,
-        "agreement_interval": None,
-        "accuracy_reference": None,
-        "accuracy_candidate": None,
-        "accuracy_drop": None,
-        "accuracy_drop_interval": None,
-        "mcnemar": None,
-        "verdict": NOT_RUN,
-        "why": "",
-        "certainty": "",
-        "images_to_decide": None,
-        "note": candidate.note,
-    }
+def _empty_hop(kind: Kind, reference_name: str, candidate: Candidate, images: int) -> Hop:
+    """A hop before anything is known."""
+    return Hop(
+        kind=kind,
+        reference=reference_name,
+        candidate=candidate.name,
+        backend=candidate.backend,
+        precision=cast(Precision, candidate.precision),
+        images=images,
+        verdict=NOT_RUN,
+        note=candidate.note,
+    )
 
 
 def _hop(
-    kind: str,
+    kind: Kind,
     reference_name: str,
     reference: Answer,
     candidate: Candidate,
     answer: Answer,
     labels: np.ndarray,
     limits: Thresholds,
-) -> dict[str, Any]:
-    hop = _empty_hop(kind, reference_name, candidate, len(labels)) | {"verdict": answer.verdict, "why": answer.why}
+) -> Hop:
+    hop = replace(_empty_hop(kind, reference_name, candidate, len(labels)), verdict=answer.verdict, why=answer.why)
     if answer.logits is None:
         return hop
     if reference.verdict == NOT_RUN:
-        return hop | {"verdict": NOT_RUN, "why": f"its reference {reference_name} was not run: {reference.why}"}
+        return replace(hop, verdict=NOT_RUN, why=f"its reference {reference_name} was not run: {reference.why}")
     if reference.logits is None or not np.isfinite(reference.logits).all():
-        return hop | {"verdict": FAIL, "why": f"its reference {reference_name} did not give usable logits"}
+        return replace(hop, verdict=FAIL, why=f"its reference {reference_name} did not give usable logits")
     if answer.logits.shape != reference.logits.shape:
         why = f"expected logits of shape {reference.logits.shape}, received {answer.logits.shape}"
-        return hop | {"verdict": FAIL, "why": why}
+        return replace(hop, verdict=FAIL, why=why)
     comparison = compare(reference.logits, answer.logits, labels)
-    numbers = comparison.to_dict()
-    numbers["accuracy_reference"] = numbers.pop("reference_accuracy")
-    numbers["accuracy_candidate"] = numbers.pop("candidate_accuracy")
-    return hop | numbers | _conclusion(find(comparison, limits))
+    numbers: dict[str, Any] = {
+        name: _finite(getattr(comparison, name))
+        for name in (
+            "finite", "max_abs", "relative_error", "cosine", "sqnr_db", "top1_agreement", "agreement_interval",
+            "accuracy_drop", "accuracy_drop_interval", "mcnemar",
+        )
+    }  # fmt: skip
+    numbers["accuracy_reference"] = comparison.reference_accuracy
+    numbers["accuracy_candidate"] = comparison.candidate_accuracy
+    return replace(hop, **numbers, **_conclusion(find(comparison, limits)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: None, which ``finite`` and ``max_abs`` of a hop tell apart."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _conclusion(found: Sequence[Finding]) -> dict[str, Any]:

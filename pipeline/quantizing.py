@@ -27,11 +27,12 @@ from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
 from export.simulation import HeldOut, summary
 from pipeline import charts
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, Sample, check_readable, check_split_sizes
+from pipeline.data import Pixels, Sample, check_classes, check_readable, check_split_sizes
 from pipeline.files import sha256_file, write_atomic, write_json
 from pipeline.layout import ONNX
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
+from pipeline.stage_records import CALIBRATION_SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
         ExportError: weights, activations or images that no scale can come of.
     """
     settings = context.recipe.quantize
-    card = ModelCard.read(context.folder("train") / "model.json")
+    card = context.card()
     model = load_model(context.root / ONNX["fp32"])
     images = CalibrationImages(context, card)
     seen, statistics = collect_statistics(model, images.batches("calibration: ranges"), measured_tensors(model))
@@ -85,7 +86,13 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
             counts = int8_convs(placements)
     half_report = {"fp16": {"rounding": rounding, "kept_fp32": unfit}}
     equalized = {"equalized_activations": base.tensors, "held_out_images": len(held_out), "scale_images": seen}
-    report = half_report | equalized | {"int8_convolutions": counts[0], "convolutions": counts[1]} | run.report
+    report = (
+        {"schema": CALIBRATION_SCHEMA}
+        | half_report
+        | equalized
+        | {"int8_convolutions": counts[0], "convolutions": counts[1]}
+        | run.report
+    )
     write_json(folder / "calibration.json", report)
     write_json(folder / "images.json", images.table())
     log.info(
@@ -101,6 +108,7 @@ def calibration_key(context: Context, card: ModelCard) -> dict[str, Any]:
         "model_sha256": sha256_file(context.root / ONNX["fp32"]),
         "images_sha256": context.images.fingerprint("calibration"),
         "preprocessing": card.preprocessing.to_dict(values=False),
+        "decode": card.decode.to_json(),
         "quantize": asdict(context.recipe.quantize),
     }
 
@@ -123,12 +131,13 @@ class CalibrationImages:
         recipe = context.recipe
         settings = recipe.quantize
         check_split_sizes(context.images, {"calibration": settings.min_images})
+        check_classes(context.images, card.classes)
         samples = context.images.splits["calibration"][: settings.max_images]
         held = max(1, round(len(samples) * settings.held_out))
         self._scaling, self._held_out = samples[:-held], samples[-held:]
         self._names = context.images.table("calibration")[: settings.max_images]
         self._batch_size = settings.batch_size
-        self.pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
+        self.pixels = Pixels(card.decode, recipe.data.max_bad_images)
 
     def batches(self, description: str) -> Iterator[np.ndarray]:
         """The images that give scales; those found unreadable are not tried again."""

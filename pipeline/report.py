@@ -109,7 +109,7 @@ def _chain(root: Path) -> str:
     for stage in STAGES:
         manifest = read_manifest(root / stage)
         if manifest is not None:
-            written = sum(entry["bytes"] for entry in manifest.outputs.values())
+            written = sum(entry.bytes for entry in manifest.outputs.values())
             boxes.append(f"<div><b>{stage}</b><span>{manifest.seconds:.1f} s, {size(written)}</span></div>")
     return section("Stages", "What ran, how long it took, what it wrote.", f'<div class="chain">{"".join(boxes)}</div>')
 

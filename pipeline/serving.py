@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, sha256_file
-from pipeline.layout import CARD, ONNX, PARITY, engines, plan_precision
-from pipeline.parity import INCONCLUSIVE, PASS, verdict_of
+from pipeline.layout import ONNX, engines, plan_precision
+from pipeline.parity_report import INCONCLUSIVE, PASS
 from pipeline.runners.base import Runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.stage import Context
+from pipeline.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ class Choice:
     backend: str
     precision: str
     verdict: str
+    why: str = ""  # where it is "not verified"
     profile: tuple[int, int, int] | None = None  # min, opt and max of an engine's batch; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
@@ -55,7 +55,8 @@ class Choice:
     def open(self) -> Runner:
         """The runner for it; says so where it serves without having passed."""
         if self.verdict != PASS:
-            log.warning("%s serves although its verdict is: %s", self.name, self.verdict)
+            why = f" ({self.why})" if self.why else ""
+            log.warning("%s serves although its verdict is: %s%s", self.name, self.verdict, why)
         if self.backend == "tensorrt":
             from pipeline.runners.tensorrt import TensorRTRunner
 
@@ -75,7 +76,8 @@ def choose(
     """The best file that may serve here: TensorRT if there is a GPU, else ONNX Runtime.
 
     On one backend, one that passed comes before one whose verdict is inconclusive; of those, engines that take a batch
-    in the fewest runs, of these the fastest precision, and of this the engine tuned closest to the batch size.
+    in the fewest runs, of these the fastest precision, and of this the engine tuned closest to the batch size. What
+    would have come first and may not serve is named in one warning.
 
     Args:
         context: the recipe and its artifacts.
@@ -92,65 +94,69 @@ def choose(
         raise PipelineError(
             f"Expected an NVIDIA GPU for --backend tensorrt. Received: {driver.reason}. Use --backend onnxruntime here."
         )
-    parity_path = context.root / PARITY
-    parity = read_json(parity_path) if parity_path.is_file() else {}
-    if not isinstance(parity, dict) or not isinstance(parity.get("hops", []), list):
-        raise PipelineError(f"Expected a verdict in {parity_path}. Received: something else. Run `verify` again.")
-    card = context.root / CARD
-    named = card.is_file() and parity.get("subjects", {}).get(CARD) == sha256_file(card)
-
-    def verdict(key: str, digest: str) -> str:
-        return verdict_of(parity, key, digest) if named else "not verified"
-
-    choices = []
+    verdicts = Verdicts(context.root)
+    choices: list[Choice] = []
+    passed_over: list[str] = []
     for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
         if name == "tensorrt" and not driver:
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
-            choices += [
-                Choice(key, path, name, wanted, verdict(key, digest), profile, context.recipe.runtime)
-                for key, path, digest, profile in _files(context, name, wanted)
-            ]
+            found, unusable = _files(context, name, wanted, verdicts)
+            choices += found
+            passed_over += unusable
     if not choices:
+        missing = f" ({'; '.join(passed_over)})" if passed_over else ""
         raise PipelineError(
             f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
-            f"none. Run `{context.command('run')}` first."
+            f"none{missing}. Run `{context.command('run')}` first."
         )
     size = context.recipe.infer.batch_size if batch_size is None else batch_size
 
-    def rank(choice: Choice) -> tuple[bool, bool, int, int, float]:
+    def fit(choice: Choice) -> tuple[int, int, float]:
         runs, distance = choice.misfit(size)
-        precedence = PREFERENCE[choice.backend].index(choice.precision)
-        return choice.backend != choices[0].backend, choice.verdict != PASS, runs, precedence, distance
+        return runs, PREFERENCE[choice.backend].index(choice.precision), distance
+
+    def rank(choice: Choice) -> tuple[bool, bool, int, int, float]:
+        return choice.backend != choices[0].backend, choice.verdict != PASS, *fit(choice)
 
     serving = [choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)]
     if serving:
-        return min(serving, key=rank)
+        best = min(serving, key=rank)
+        ahead = (best.backend != choices[0].backend, fit(best))
+        better = [c for c in choices if (c.backend != choices[0].backend, fit(c)) < ahead]
+        passed_over += [f"{c.name}: {c.why or c.verdict}" for c in better if c not in serving]
+        if passed_over:
+            log.warning("%s answers. Passed over: %s", best.name, "; ".join(passed_over))
+        return best
     if allow_unverified:
         return min(choices, key=rank)
-    verdicts = "; ".join(f"{choice.name}: {choice.verdict}" for choice in choices)
+    reasons = "; ".join([*passed_over, *(f"{choice.name}: {choice.why or choice.verdict}" for choice in choices)])
     raise PipelineError(
-        f"Expected a model that passed verification. Received: {verdicts}. "
+        f"Expected a model that passed verification. Received: {reasons}. "
         f"Run `{context.command('verify')}`, or take the risk with --allow-unverified."
     )
 
 
-def _files(
-    context: Context, backend: str, precision: str
-) -> Iterator[tuple[str, Path, str, tuple[int, int, int] | None]]:
-    """Name, path, sha256 and batch sizes of the files of a precision; an engine that cannot be run is left out."""
+def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -> tuple[list[Choice], list[str]]:
+    """The files of a precision that can be run, and what the others lack."""
+    runtime = context.recipe.runtime
     if backend == "onnxruntime":
-        path = context.root / ONNX[precision]
-        if path.is_file():
-            yield ONNX[precision], path, sha256_file(path), None
-        return
+        name = ONNX[precision]
+        path = context.root / name
+        if not path.is_file():
+            return [], [f"{name}: is missing"] if verdicts.knows(name) else []
+        found = verdicts.on(path)
+        return [Choice(name, path, backend, precision, found.verdict, found.why, None, runtime)], []
+    choices, unusable = [], []
     for plan in engines(context.root):
         if plan_precision(plan) != precision:
             continue
         try:
             profile = read_sidecar(plan).profile
         except ExportError as error:
-            log.warning("does not serve: %s", error)
+            unusable.append(str(error))
             continue
-        name = plan.relative_to(context.root).as_posix()
-        yield name, plan, sha256_file(plan), (profile.min, profile.opt, profile.max)
+        found, name = verdicts.on(plan), plan.relative_to(context.root).as_posix()
+        sizes = (profile.min, profile.opt, profile.max)
+        choices.append(Choice(name, plan, backend, precision, found.verdict, found.why, sizes, runtime))
+    return choices, unusable

@@ -12,11 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.card import ModelCard, read_card, refuse_disagreement
 from pipeline.class_names import class_names, in_model_order
 from pipeline.config import recipe_slice
 from pipeline.data import DataMissingError, ImageSet, load_image_set
 from pipeline.errors import PipelineError
 from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
+from pipeline.layout import CARD
 from pipeline.manifest import Key, Manifest, code_hash, read_manifest, version_changes, why_stale, write_manifest
 from pipeline.recipe import Recipe
 
@@ -59,6 +61,18 @@ class Context:
         if self.artifacts != ARTIFACTS:
             words += ["--artifacts", str(self.artifacts)]
         return shlex.join(words)
+
+    def card(self) -> ModelCard:
+        """What belongs to the model besides its weights: the only place that says what happens to a picture.
+
+        Raises:
+            ModelError: missing or damaged.
+            PipelineError: the recipe says otherwise.
+        """
+        self.required("train", "model.json")
+        card = read_card(self.root / CARD)
+        refuse_disagreement(self.recipe, card, self.command("train"))
+        return card
 
     @cached_property
     def images(self) -> ImageSet:

@@ -59,7 +59,7 @@ LOAD_MODEL = (
     "pipeline/keras_operations.py",
 )
 RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
-DATA_KEYS = ("data.resize", "data.max_bad_images")
+DATA_KEYS = ("data.max_bad_images",)
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
@@ -196,7 +196,7 @@ STAGES = (
     Stage(
         "export",
         _export_inputs,
-        ("export", "data.resize"),
+        ("export",),
         (
             "pipeline/exporting.py",
             "pipeline/card.py",
@@ -305,7 +305,7 @@ STAGES = (
     Stage(
         "report",
         _report_inputs,
-        ("description", "data.resize", "verify.thresholds"),
+        ("description",),
         (
             "pipeline/report.py",
             "pipeline/report_quantization.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,13 +13,14 @@ from export.errors import ExportError
 from export.logits import logits_model
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import Adopted, adopt
-from pipeline.card import ModelCard
+from pipeline.card import ModelCard, Output
+from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.loading import load_model
 from pipeline.model_facts import called_in_training, normalises_inside, preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
-from pipeline.model_safety import SAVED_MODEL
 from pipeline.models import preprocessing_of
+from pipeline.preprocess import Resize
 from pipeline.recipe import Model
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ class Taken:
 
     model: keras.Model
     card: ModelCard
-    facts: dict[str, Any]  # for the card: where it is from, what was changed
 
 
-def take_over(config: Model, classes: tuple[str, ...]) -> Taken:
+def take_over(config: Model, classes: tuple[str, ...], resize: Resize) -> Taken:
     """Load the model of ``model.path`` and bring it into the form that every later stage takes.
 
     Args:
         config: the recipe's model section.
         classes: of the data, in the order of ``model.classes`` where the recipe has it.
+        resize: how pictures come to the model's size.
 
     Raises:
         ModelError: unsafe, not an image classifier, or something must be told by name: ``preprocessing``,
@@ -60,9 +61,10 @@ def take_over(config: Model, classes: tuple[str, ...]) -> Taken:
     _, height, width, _ = adopted.model.inputs[0].shape
     spec = _preprocessing(config, file, (height, width))
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
-    allow = tuple(name for name in config.allow if name == SAVED_MODEL or any(f.name == name for f in file.findings))
-    card = ModelCard(classes, spec, (height, width), adopted.output, allow)
-    return Taken(adopted.model, card, {"source": path.name, "written_by": file.written_by, "changes": list(changes)})
+    decode = DecodeSpec((height, width), resize)
+    output = cast(Output, adopted.output)
+    card = ModelCard(classes, spec, decode, output, source=path.name, written_by=file.written_by, changes=changes)
+    return Taken(adopted.model, card)
 
 
 def _left_training(file: ModelFile) -> tuple[str, ...]:

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.card import ModelCard
+from pipeline.card import ModelCard, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import to_dict
 from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
+from pipeline.decode_spec import DecodeSpec
 from pipeline.files import write_json
 from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
@@ -22,9 +23,6 @@ from pipeline.pictures import GRID_IMAGES, save_curves, save_samples
 from pipeline.recipe import Recipe, Shares
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
@@ -56,20 +54,24 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
 
     keras.utils.set_random_seed(recipe.train.seed)
     tf.config.experimental.enable_op_determinism()
-    size = (recipe.model.input_size, recipe.model.input_size)
-    pixels = Pixels(size, recipe.data.resize, recipe.data.max_bad_images)
+    decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
+    pixels = Pixels(decode, recipe.data.max_bad_images)
     history: list[dict[str, Any]] = []
     if recipe.model.path is not None:
-        model, card, facts = _take_over(recipe, images)
-        pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
+        taken = take_over(recipe.model, images.classes, recipe.data.resize)
+        model, card = taken.model, taken.card
+        pixels = Pixels(card.decode, recipe.data.max_bad_images)
     elif recipe.model.head == "published":
         built = build_classifier(recipe.model, len(images.classes))
-        model, card = built.model, ModelCard(images.classes, built.preprocessing, size, "softmax", ())
-        facts = {"source": f"{recipe.model.backbone} with its 1,000 ImageNet classes"}
+        source = f"{recipe.model.backbone} with its 1,000 ImageNet classes"
+        model = built.model
+        card = ModelCard(images.classes, built.preprocessing, decode, "softmax", source=source)
     else:
         built, history = _train_new(recipe, images, pixels, checkpoint)
-        model, card = built.model, ModelCard(images.classes, built.preprocessing, size, "softmax", ())
-        facts = {"backbone": recipe.model.backbone, "transfer": recipe.model.weights is not None}
+        model, transfer = built.model, recipe.model.weights is not None
+        card = ModelCard(
+            images.classes, built.preprocessing, decode, "softmax", backbone=recipe.model.backbone, transfer=transfer
+        )
         if recipe.train.save_backbone:
             built.backbone.save_weights(folder / "backbone.weights.h5")
         if history:  # no epoch at all, as somebody asks for who only wants to see the chain run
@@ -81,12 +83,12 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
             save_samples(grid, [images.classes[label] for label in labels], folder / "samples.png")
     model.save(folder / "model.keras", include_optimizer=False)
     trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
-    facts |= {"parameters": int(model.count_params()), "trainable_parameters": int(trainable)}
-    card.write(folder / "model.json", **facts)
+    card = replace(card, parameters=int(model.count_params()), trainable_parameters=int(trainable))
+    write_card(folder / "model.json", card)
     write_json(folder / "history.json", history)
     write_json(folder / "images.json", {split: images.table(split) for split in ("train", "validation")})
     return {
-        **facts,
+        **_facts(card),
         **pixels.result(),
         "images": {split: len(images.splits[split]) for split in ("train", "validation")},
         "duplicates": images.duplicates,
@@ -131,9 +133,10 @@ def _train_new(
     return built, history
 
 
-def _take_over(recipe: Recipe, images: ImageSet) -> tuple[keras.Model, ModelCard, dict[str, Any]]:
-    taken = take_over(recipe.model, images.classes)
-    return taken.model, taken.card, taken.facts
+def _facts(card: ModelCard) -> dict[str, Any]:
+    """What the manifest records of a card."""
+    named = ("source", "written_by", "changes", "backbone", "transfer", "parameters", "trainable_parameters")
+    return {name: getattr(card, name) for name in named if getattr(card, name) not in (None, ())}
 
 
 def _check_data(recipe: Recipe, images: ImageSet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
+from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_readable, check_split_sizes
+from pipeline.data import Pixels, check_classes, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import sha256_file
 from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
-from pipeline.parity import FAIL, INCONCLUSIVE, PASS, Answer, Candidate, Reference, judge
+from pipeline.parity import Answer, Candidate, Reference, judge
+from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, write_parity
 from pipeline.progress import progress_bar
+from pipeline.runners.base import Runner
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
@@ -40,33 +43,44 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
         DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
         PipelineError: neither Keras nor a fitting ``reference.npz`` is here.
     """
-    reference, skipped = make_reference(context, folder)
+    card = context.card()
+    reference, skipped = make_reference(context, card, folder)
     candidates = list_candidates(context)
-    answers = run_all(candidates, reference, context.recipe.verify.batch_size)
-    parity = judge(candidates, answers, reference, context.recipe.verify.thresholds)
-    write_json(folder / Path(PARITY).name, parity)
-    log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
+    answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    classes = reference.logits.shape[1]
-    if accuracy < 1.5 / classes:
-        log.warning(
-            "Keras itself names %.1f%% of the test images right, about what guessing among %d classes gives. Check "
-            "model.preprocessing, and that the class folders sort in the order of the model's outputs.",
-            100 * accuracy,
-            classes,
-        )
-    result = {"verdict": parity["verdict"], "images": len(reference.labels), "accuracy": accuracy, **skipped}
-    if parity["verdict"] == INCONCLUSIVE:
-        result["images_to_decide"] = max(hop["images_to_decide"] or 0 for hop in parity["hops"])
+    warnings = _doubts(accuracy, reference.logits.shape[1])
+    parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
+    write_parity(folder / Path(PARITY).name, parity)
+    log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
+    result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
+    if warnings:
+        result["warnings"] = warnings
+    if parity.verdict == INCONCLUSIVE:
+        result["images_to_decide"] = max(hop.images_to_decide or 0 for hop in parity.hops)
     return result
 
 
-def run_all(candidates: Sequence[Candidate], reference: Reference, batch_size: int) -> dict[str, Answer]:
+def _doubts(accuracy: float, classes: int) -> list[str]:
+    """What makes a verdict worth little, whatever it is."""
+    if accuracy >= 1.5 / classes:
+        return []
+    return [
+        f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among {classes} classes "
+        "gives. Check model.preprocessing, and that the class folders sort in the order of the model's outputs."
+    ]
+
+
+def run_all(
+    candidates: Sequence[Candidate],
+    reference: Reference,
+    batch_size: int,
+    check: Callable[[Runner, str], None] | None = None,
+) -> dict[str, Answer]:
     """Run every candidate over the test images, one after the other, with a progress bar."""
     answers = {}
     for candidate in candidates:
         with progress_bar(total=len(reference.pixels), desc=f"  {candidate.name}", unit="img") as bar:
-            answers[candidate.name] = answer(candidate, reference.pixels, batch_size, bar.update)
+            answers[candidate.name] = answer(candidate, reference.pixels, batch_size, bar.update, check)
     return answers
 
 
@@ -86,6 +100,7 @@ def list_candidates(context: Context) -> list[Candidate]:
         name = plan.relative_to(context.root).as_posix()
         precision = plan_precision(plan)
         source = _source(context.root, plan)
+        beside = sidecar_path(plan)
         if source not in (candidate.name for candidate in found):
             found.append(onnx(source, precision, ONNX["fp32"]))
         found.append(
@@ -96,6 +111,9 @@ def list_candidates(context: Context) -> list[Candidate]:
                 sha256_file(plan),
                 source,
                 partial(TensorRTRunner, plan, context.recipe.runtime),
+                with_it={f"{plan.parent.relative_to(context.root).as_posix()}/{beside.name}": sha256_file(beside)}
+                if beside.is_file()
+                else {},
             )
         )
     return found
@@ -103,8 +121,6 @@ def list_candidates(context: Context) -> list[Candidate]:
 
 def _source(root: Path, plan: Path) -> str:
     """The ONNX file that an engine was built from; the usual one where the sidecar is damaged, as its runner says."""
-    from export.sidecar import read_sidecar
-
     usual = ONNX[plan_precision(plan)]
     try:
         digest = read_sidecar(plan).onnx_sha256
@@ -113,7 +129,7 @@ def _source(root: Path, plan: Path) -> str:
     return INT8_TRT8 if digest == sha256_file(root / INT8_TRT8) else usual
 
 
-def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str, Any]]:
+def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Reference, dict[str, Any]]:
     """Keras' logits on the test images, from the former run if neither model nor images changed.
 
     Writes ``reference.npz`` (pixels, labels, logits, meta) into ``folder``: all that a machine without TensorFlow
@@ -121,15 +137,12 @@ def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str,
     """
     recipe = context.recipe
     former = context.root / REFERENCE
-    card = ModelCard.read(context.folder("train") / "model.json")
     model = context.folder("train") / "model.keras"
     meta: dict[str, Any] = {
         "model_sha256": sha256_file(model),
-        "preprocessing": card.preprocessing.to_dict(values=False),
+        **card.metadata(),
         "output": card.output,
-        "classes": list(card.classes),
         "max_images": recipe.verify.max_images,
-        "resize": recipe.data.resize,
     }
     former_meta, saved = _read_reference(former)
     recorded = former_meta if meta.items() <= former_meta.items() else {}
@@ -139,14 +152,15 @@ def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str,
     skipped: dict[str, Any] = {}
     if saved is None:
         check_split_sizes(context.images, {"test": recipe.verify.min_images})
-        pixels = Pixels(card.size, recipe.data.resize, recipe.data.max_bad_images)
+        check_classes(context.images, card.classes)
+        pixels = Pixels(card.decode, recipe.data.max_bad_images)
         images, labels = pixels.all(context.images.splits["test"][: recipe.verify.max_images], "test images")
         check_readable(len(images), recipe.verify.min_images, "test", pixels)
         skipped = pixels.result()
         saved = {
             "pixels": images,
             "labels": labels,
-            "logits": _keras_logits(model, card, images, recipe.verify.batch_size),
+            "logits": _keras_logits(context, card, images),
         }
     text = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8)
     np.savez(
@@ -156,45 +170,48 @@ def make_reference(context: Context, folder: Path) -> tuple[Reference, dict[str,
         logits=saved["logits"],
         meta=text,
     )
-    card_sha256 = sha256_file(context.root / CARD)  # names of classes are part of an answer
-    return Reference(KERAS, meta["model_sha256"], **saved, with_it={CARD: card_sha256}), skipped
+    # Names of classes and decoding are part of an answer; the images are what it was compared on.
+    with_it = {CARD: sha256_file(context.root / CARD), REFERENCE: sha256_file(folder / Path(REFERENCE).name)}
+    return Reference(KERAS, meta["model_sha256"], **saved, with_it=with_it), skipped
 
 
-def parity_table(parity: dict[str, Any]) -> str:
+def parity_table(parity: ParityReport) -> str:
     """The hops as a text table, for a terminal."""
     rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
-    for hop in parity["hops"]:
+    for hop in parity.hops:
         rows.append(
             (
-                hop["kind"],
-                hop["reference"],
-                hop["candidate"],
-                "" if hop["relative_error"] is None else f"{hop['relative_error']:.1e}",
-                "" if hop["sqnr_db"] is None else f"{hop['sqnr_db']:.1f}",
-                "" if hop["top1_agreement"] is None else f"{hop['top1_agreement']:.2%}",
-                "" if hop["accuracy_candidate"] is None else f"{hop['accuracy_candidate']:.2%}",
+                hop.kind,
+                hop.reference,
+                hop.candidate,
+                "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
+                "" if hop.sqnr_db is None else f"{hop.sqnr_db:.1f}",
+                "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
+                "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
                 _verdict_text(hop),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
-    return "\n".join([*lines, f"  verdict: {parity['verdict']}"])
+    return "\n".join([*lines, f"  verdict: {parity.verdict}"])
 
 
-def _verdict_text(hop: dict[str, Any]) -> str:
-    if hop["verdict"] == INCONCLUSIVE:
-        return str(hop["why"])  # which begins with the word
-    more = {PASS: hop["certainty"], FAIL: hop["why"]}.get(hop["verdict"])
-    return f"{hop['verdict']} ({more})" if more else str(hop["verdict"])
+def _verdict_text(hop: Hop) -> str:
+    if hop.verdict == INCONCLUSIVE:
+        return str(hop.why)  # which begins with the word
+    more = {PASS: hop.certainty, FAIL: hop.why}.get(hop.verdict)
+    return f"{hop.verdict} ({more})" if more else str(hop.verdict)
 
 
-def _keras_logits(model: Path, card: ModelCard, pixels: np.ndarray, batch_size: int) -> np.ndarray:
-
+def _keras_logits(context: Context, card: ModelCard, pixels: np.ndarray) -> np.ndarray:
     from pipeline.runners.keras import KerasRunner
 
+    model, batch_size = context.root / KERAS, context.recipe.verify.batch_size
+    allow = context.recipe.model.allow
     try:
-        runner = KerasRunner(model, card.preprocessing, output=card.output, allow=card.allow, max_batch=batch_size)
+        runner = KerasRunner(model, card.preprocessing, output=card.output, allow=allow, max_batch=batch_size)
         with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
+            card.check_runner(runner, KERAS)
             parts = []
             for start in range(0, len(pixels), batch_size):
                 parts.append(runner.infer(pixels[start : start + batch_size]).logits)

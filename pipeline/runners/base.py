@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -54,6 +55,11 @@ class Runner(Protocol):
     @property
     def classes(self) -> int:
         """Of an open runner: how many classes it tells apart."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """Of an open runner: what its file says of itself (classes, preprocessing, decode); None: it is the model."""
         ...
 
     def __enter__(self) -> Runner: ...

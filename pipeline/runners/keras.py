@@ -32,6 +32,7 @@ class KerasRunner:
     precision = "fp32"
     graph_top_k = 0
     classes = 0
+    metadata = None
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from export.bounded_json import parse_json
 from export.errors import ExportError
 from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
@@ -57,6 +58,7 @@ class OnnxRunner:
         self._session: Any = None
         self.graph_top_k = 0
         self.classes = 0
+        self.metadata: dict[str, Any] = {}
 
     def __enter__(self) -> OnnxRunner:
         import onnxruntime as ort
@@ -98,6 +100,7 @@ class OnnxRunner:
                 "Export it with this project's export stage."
             )
         self.classes = int(shapes[OUTPUTS[0]][-1])
+        self.metadata = {key: _json(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
         self.graph_top_k = shapes[TOP_OUTPUTS[0]][1] if set(TOP_OUTPUTS) <= shapes.keys() else 0
         self._session = session
         return self
@@ -129,3 +132,11 @@ class OnnxRunner:
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def _json(text: str) -> Any:
+    """A value of the metadata: JSON, or the text itself."""
+    try:
+        return parse_json(text, "metadata")
+    except ValueError:
+        return text

@@ -52,6 +52,7 @@ class TensorRTRunner:
         max_batch: the largest batch of the engine's profile; while open, the largest that the GPU had memory for.
         graph_top_k: how many best classes the engine itself picks; 0: none.
         classes: how many classes it tells apart.
+        metadata: what the ONNX file that it was built from said of itself.
 
     Raises:
         RunnerError: the sidecar is missing or malformed.
@@ -77,6 +78,8 @@ class TensorRTRunner:
         height, width, _ = tensors[INPUT].row
         self._size = (height, width)
         (self.classes,) = tensors[OUTPUTS[0]].row
+        said = {"classes": sidecar.classes and list(sidecar.classes), "preprocessing": sidecar.preprocessing}
+        self.metadata: dict[str, Any] = {**sidecar.metadata, **said}
         self.graph_top_k: int = tensors[TOP_OUTPUTS[0]].row[0] if TOP_OUTPUTS[0] in tensors else 0
 
     def __enter__(self) -> TensorRTRunner:

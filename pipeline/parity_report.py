@@ -1,0 +1,161 @@
+"""The verdict as a file, ``verify/parity.json``: every hop with its distances, and the bytes that they hold for.
+
+Standard library only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from export.records import read_record, to_json
+from export.statistics import McNemar
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+from pipeline.layout import Precision
+from pipeline.recipe import Thresholds
+
+PASS: Final = "pass"
+INCONCLUSIVE: Final = "inconclusive"
+FAIL: Final = "fail"
+NOT_RUN: Final = "not run"
+NOT_VERIFIED: Final = "not verified"
+FROM_KERAS: Final = "from_keras"
+STEP: Final = "step"
+TOP_K: Final = "top_k"
+SCHEMA = 3
+REMEDY = "Run the recipe's verify stage again."
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One comparison of a candidate with a reference on the test images.
+
+    Attributes:
+        kind: "from_keras" (against Keras), "step" (against the step before), "top_k" (the best classes that a graph
+            picks, against its own probabilities).
+        reference: file that gave the expected answers, or what they are.
+        candidate: file that was judged, relative to the artifacts folder.
+        backend: "onnxruntime" or "tensorrt".
+        precision: "fp32", "fp16" or "int8".
+        images: test images.
+        verdict: on this hop.
+        why: what was missed, or why it did not run.
+        certainty: what a pass shows.
+        images_to_decide: about how many images would decide, where it is inconclusive.
+        note: what this backend does and does not prove.
+        finite: whether every logit is; None where nothing was compared, as all that follow.
+        max_abs: largest difference of a logit; None where not all are finite.
+        relative_error: that over the largest logit of the reference.
+        cosine: mean over the images.
+        sqnr_db: signal to noise of the logits in dB; None where both are equal, or not all are finite.
+        top1_agreement: share of images with the same best class.
+        agreement_interval: 95 %, Wilson.
+        accuracy_reference: share of the labels that the reference meets.
+        accuracy_candidate: share of the labels that the candidate meets.
+        accuracy_drop: share lost.
+        accuracy_drop_interval: 95 %, Tango.
+        mcnemar: right answers lost and gained.
+    """
+
+    kind: Literal["from_keras", "step", "top_k"]
+    reference: str
+    candidate: str
+    backend: str
+    precision: Precision
+    images: int
+    verdict: Literal["pass", "inconclusive", "fail", "not run"]
+    why: str = ""
+    certainty: str = ""
+    images_to_decide: int | None = None
+    note: str = ""
+    finite: bool | None = None
+    max_abs: float | None = None
+    relative_error: float | None = None
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    top1_agreement: float | None = None
+    agreement_interval: tuple[float, float] | None = None
+    accuracy_reference: float | None = None
+    accuracy_candidate: float | None = None
+    accuracy_drop: float | None = None
+    accuracy_drop_interval: tuple[float, float] | None = None
+    mcnemar: McNemar | None = None
+
+    @property
+    def compared(self) -> bool:
+        """Whether there are distances, which may be infinite."""
+        return self.top1_agreement is not None
+
+    @property
+    def equal(self) -> bool:
+        """Whether candidate and reference gave the very same logits."""
+        return self.compared and self.sqnr_db is None and self.max_abs == 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The verdict of the verify stage.
+
+    Attributes:
+        verdict: over all hops.
+        subjects: file to sha256, of all that the verdict holds for: the judged files and what they were judged with.
+        thresholds: what was asked, by precision.
+        hops: every comparison.
+        warnings: what a reader must know besides the verdict.
+        schema: of this file.
+    """
+
+    verdict: Literal["pass", "inconclusive", "fail"]
+    subjects: Mapping[str, str]
+    thresholds: Mapping[str, Thresholds]
+    hops: tuple[Hop, ...]
+    warnings: tuple[str, ...] = field(default=())
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if (expected := overall_verdict(self.hops)) != self.verdict:
+            raise ValueError(f"the verdict {self.verdict!r} over hops whose verdict is {expected!r}")
+
+    def verdict_of(self, name: str, digests: Mapping[str, str]) -> str:
+        """The verdict on one file.
+
+        Args:
+            name: the file, relative to the artifacts folder.
+            digests: sha256 of the file, and of what belongs to it, by name.
+
+        Returns:
+            "pass", "inconclusive", "fail", "not run", or "not verified" if it is unknown or was changed since.
+        """
+        if name not in digests or any(self.subjects.get(key) != digest for key, digest in digests.items()):
+            return NOT_VERIFIED
+        verdicts = {hop.verdict for hop in self.hops if hop.candidate == name}
+        return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), NOT_VERIFIED)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return to_json(self)
+
+
+def overall_verdict(hops: Sequence[Hop]) -> Literal["pass", "inconclusive", "fail"]:
+    """The verdict over all: "fail" when a hop failed or none ran, else "inconclusive" when a hop is, else "pass"."""
+    verdicts = {hop.verdict for hop in hops}
+    if FAIL in verdicts or not verdicts & {PASS, INCONCLUSIVE}:
+        return "fail"
+    return "inconclusive" if INCONCLUSIVE in verdicts else "pass"
+
+
+def read_parity(path: Path) -> ParityReport:
+    """Read a verdict.
+
+    Raises:
+        PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
+    """
+    return read_record(ParityReport, path, error=PipelineError, remedy=REMEDY, what="verdict")
+
+
+def write_parity(path: Path, report: ParityReport) -> None:
+    """Write a verdict."""
+    write_json(path, to_json(report))

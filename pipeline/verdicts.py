@@ -1,0 +1,82 @@
+"""What may be served: the verdicts of the verify stage, held against the bytes that are there now.
+
+Hashes show accidents: a file that was altered, swapped or damaged since. Who can rewrite the artifacts can rewrite the
+hashes beside them as well, so they are no proof against malice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.sidecar import sidecar_path
+from pipeline.files import sha256_file
+from pipeline.layout import CARD, PARITY
+from pipeline.manifest import read_manifest
+from pipeline.parity_report import NOT_VERIFIED, ParityReport, read_parity
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a file as it is now.
+
+    Attributes:
+        verdict: "pass", "inconclusive", "fail", "not run" or "not verified".
+        why: what is the matter where it is "not verified"; "" elsewhere.
+    """
+
+    verdict: str
+    why: str = ""
+
+
+class Verdicts:
+    """The verdicts on a recipe's artifacts.
+
+    Args:
+        root: ``artifacts/<recipe>``.
+
+    Raises:
+        PipelineError: ``parity.json`` is damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        path = root / PARITY
+        self.report: ParityReport | None = read_parity(path) if path.is_file() else None
+        self._doubt = self._find_doubt()
+
+    def _find_doubt(self) -> str:
+        """Why nothing of the report counts; "" if it does."""
+        if self.report is None:
+            return "was never verified"
+        path = self._root / PARITY
+        manifest = read_manifest(path.parent)
+        recorded = manifest.outputs.get(path.name) if manifest else None
+        if recorded is None or recorded.sha256 != sha256_file(path):
+            return f"{PARITY} was altered since the verify stage wrote it"
+        card = self._root / CARD
+        if not card.is_file() or self.report.subjects.get(CARD) != sha256_file(card):
+            return f"{CARD} was altered since it was verified"
+        return ""
+
+    def on(self, path: Path) -> Verdict:
+        """The verdict on a file below the artifacts, an engine's together with its sidecar's bytes."""
+        if self._doubt or self.report is None:
+            return Verdict(NOT_VERIFIED, self._doubt)
+        name = self._name(path)
+        digests = {name: sha256_file(path)}
+        if path.suffix == ".plan" and sidecar_path(path).is_file():
+            digests[self._name(sidecar_path(path))] = sha256_file(sidecar_path(path))
+        verdict = self.report.verdict_of(name, digests)
+        if verdict != NOT_VERIFIED:
+            return Verdict(verdict)
+        altered = [key for key, digest in digests.items() if self.report.subjects.get(key, digest) != digest]
+        why = f"{' and '.join(altered)} was altered since it was verified" if altered else "was never verified"
+        return Verdict(NOT_VERIFIED, why)
+
+    def knows(self, name: str) -> bool:
+        """Whether a file of that name was verified, whatever became of it."""
+        return self.report is not None and name in self.report.subjects
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
