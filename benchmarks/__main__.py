@@ -50,7 +50,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        opener = make_opener(card, allow=context.recipe.model.allow, options=context.recipe.runtime)
+        opener = make_opener(card, allow=context.recipe.model.allow, options=context.runtime)
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
         recipe=context.recipe.name,

@@ -34,11 +34,7 @@ class _MismatchError(Exception):
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """Return a record as plain JSON types, fields in their order.
-
-    Args:
-        record: a dataclass. Numbers in it that are not finite become None, as JSON has no others.
-    """
+    """Return a dataclass as plain JSON types, fields in their order."""
     tree = _plain(record)
     assert isinstance(tree, dict)
     return tree
@@ -220,4 +216,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value

@@ -197,7 +197,7 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
     """
     target = sidecar_path(plan_path)
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (plan_path, target)]
-    text = (json.dumps(to_json(sidecar), indent=2, ensure_ascii=False) + "\n").encode()
+    text = (json.dumps(to_json(sidecar), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     plan_replaced = False
     try:
         plan_path.parent.mkdir(parents=True, exist_ok=True)

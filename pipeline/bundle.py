@@ -8,13 +8,16 @@ import logging
 import os
 import shutil
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.config import dump_yaml
+from pipeline.config import dump_yaml, load_recipe
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
+from pipeline.layout import CARD
 from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
 from pipeline.ranges import RECIPE_NAME
 from pipeline.stage import Context
@@ -50,7 +53,11 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             files[f"{folder.name}/{MANIFEST}"] = folder / MANIFEST
         if not files:
             raise PipelineError(f"Expected finished stages below {context.root}. Received: none. Run the recipe first.")
-        recipe = dump_yaml(context.recipe)
+        if (context.root / CARD).is_file():
+            context.card()  # a recipe that says other than the model is no recipe of it
+        given, taken = without_permissions(context.recipe)
+        _say_left_out(taken)
+        recipe = dump_yaml(given)
         index = {
             "schema": SCHEMA,
             "recipe": context.recipe.name,
@@ -103,8 +110,11 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
     log.info("%s: %d files, every hash right", root, len(index["files"]))
+    code = code_in(root)
+    for line in code:
+        log.warning("code: %s", line)
     log.info("next: python -m pipeline run -c %s --artifacts %s", root / RECIPE, artifacts)
-    return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"])}
+    return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
 
 
 def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
@@ -147,13 +157,31 @@ def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> Non
     try:
         if sha256_bytes(recipe) != index["recipe_sha256"]:
             raise ValueError(f"{RECIPE} does not have the sha256 that the index lists")
-        write_atomic(root / RECIPE, recipe)
+        write_atomic(root / RECIPE, _receivers(recipe, index["recipe"], staging))
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
             with replacing_folder(root / folder.name) as temporary:
                 temporary.rmdir()
                 os.rename(folder, temporary)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _receivers(recipe: bytes, name: str, folder: Path) -> str:
+    """The archive's recipe as the receiver's: without any permission, which is theirs to give."""
+    path = folder / RECIPE
+    path.write_bytes(recipe)
+    loaded = load_recipe(path)
+    if loaded.name != name:
+        raise ValueError(f"its recipe is named {loaded.name!r}, its index says {name!r}")
+    given, taken = without_permissions(loaded)
+    _say_left_out(taken)
+    return dump_yaml(given)
+
+
+def _say_left_out(taken: Mapping[str, Any]) -> None:
+    for key, value in taken.items():
+        option = f"--set '{key}={json.dumps(list(value) if isinstance(value, tuple) else value)}'"
+        log.warning("left out of the archive's recipe, because it is for the receiver to say: %s", option)
 
 
 def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:

@@ -1,7 +1,7 @@
 """What belongs to a model besides its weights: classes, decoding, preprocessing. ``train/model.json``.
 
-What a picture goes through is read here and nowhere else. A recipe that says otherwise is refused by the commands that
-do not train. Permission to run code that a model holds is not in here: it comes from the recipe alone.
+What a picture goes through is read here and nowhere else; `pipeline.agreement` refuses a recipe that says otherwise.
+Permission to run code that a model holds is not in here: it comes from the recipe alone.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from typing import Any, Literal
 from export.errors import ExportError
 from export.preprocessing import PreprocessingSpec
 from export.records import read_record, to_json
-from pipeline.class_names import class_names
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError
 from pipeline.files import write_json
 from pipeline.layout import CARD
-from pipeline.recipe import Preprocessing, Recipe
 from pipeline.runners.base import Runner
 
 SCHEMA = 2
@@ -131,46 +129,3 @@ def write_card(path: Path, card: ModelCard) -> None:
     """Write ``model.json``."""
     given = {name: getattr(card, name) for name in card.__dataclass_fields__}
     write_json(path, to_json(_CardFile(**given | {"preprocessing": card.preprocessing.to_dict()})))
-
-
-def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
-    """Refuse a recipe that would do something else to a picture than the model was trained and verified with.
-
-    Args:
-        recipe: in force.
-        card: of the model.
-        retrain: the command that trains by this recipe.
-
-    Raises:
-        PipelineError: with the key, what the model has and what the recipe says.
-    """
-    for key, (has, says) in _differences(recipe, card).items():
-        raise PipelineError(
-            f"{key}: expected {has}, which the model was trained and is verified with ({CARD}). Received: {says}. "
-            f"Leave it as it was, or train anew: `{retrain}`."
-        )
-
-
-def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
-    model = recipe.model
-    pairs: dict[str, tuple[Any, Any]] = {"data.resize": (card.decode.resize, recipe.data.resize)}
-    if model.path is None:
-        pairs["model.input_size"] = ("x".join(map(str, card.size)), f"{model.input_size}x{model.input_size}")
-        if card.backbone is not None:
-            pairs["model.backbone"] = (card.backbone, model.backbone)
-    if isinstance(model.preprocessing, str) and model.preprocessing != "auto":
-        pairs["model.preprocessing"] = (card.preprocessing.mode, model.preprocessing)
-    elif isinstance(model.preprocessing, Preprocessing) and _mean_is_here(model.preprocessing):
-        from pipeline.own_preprocessing import own_preprocessing
-
-        own = own_preprocessing(model.preprocessing).to_dict(values=False)
-        pairs["model.preprocessing"] = (card.preprocessing.to_dict(values=False), own)
-    if not isinstance(model.classes, str) or Path(model.classes).is_file():
-        names = class_names(model.classes)
-        pairs["model.classes"] = (list(card.classes), list(names or card.classes))
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _mean_is_here(own: Preprocessing) -> bool:
-    """Artifacts travel without the mean's file; their card holds its values."""
-    return not isinstance(own.mean, str) or Path(own.mean).is_file()

@@ -28,6 +28,8 @@ PATH_KEYS = (
     "model.preprocessing.mean",
     "build.timing_cache",  # it spares time and decides nothing
 )
+# What may run is not what comes out: a permission that is given or taken back reruns nothing.
+PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -82,9 +84,12 @@ def dump_yaml(recipe: Recipe) -> str:
 
 
 def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
-    """The sections that decide a stage's result, without paths (their content is hashed instead)."""
+    """The sections that decide a stage's result, without permissions and paths (whose content is hashed instead)."""
     whole = to_dict(recipe)
     part = {name: whole[name] for name in sections}
+    for dotted in PERMISSION_KEYS:
+        section, key = _parent(part, dotted)
+        section.pop(key, None)
     for dotted in PATH_KEYS:
         section, key = _parent(part, dotted)
         if not isinstance(section.get(key), list):  # names and numbers in the recipe itself do decide

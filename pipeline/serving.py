@@ -37,9 +37,9 @@ class Choice:
     backend: str
     precision: str
     verdict: str
-    why: str = ""  # where it is "not verified"
     profile: tuple[int, int, int] | None = None  # min, opt and max of an engine's batch; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    why: str = ""  # where it is "not verified"
 
     def misfit(self, batch_size: int) -> tuple[int, float]:
         """How badly batches of this size fit, the smaller the better: runs a batch, then distance from the best size.
@@ -139,14 +139,14 @@ def choose(
 
 def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -> tuple[list[Choice], list[str]]:
     """The files of a precision that can be run, and what the others lack."""
-    runtime = context.recipe.runtime
+    runtime = context.runtime
     if backend == "onnxruntime":
         name = ONNX[precision]
         path = context.root / name
         if not path.is_file():
             return [], [f"{name}: is missing"] if verdicts.knows(name) else []
         found = verdicts.on(path)
-        return [Choice(name, path, backend, precision, found.verdict, found.why, None, runtime)], []
+        return [Choice(name, path, backend, precision, found.verdict, None, runtime, found.why)], []
     choices, unusable = [], []
     for plan in engines(context.root):
         if plan_precision(plan) != precision:
@@ -158,5 +158,5 @@ def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -
             continue
         found, name = verdicts.on(plan), plan.relative_to(context.root).as_posix()
         sizes = (profile.min, profile.opt, profile.max)
-        choices.append(Choice(name, plan, backend, precision, found.verdict, found.why, sizes, runtime))
+        choices.append(Choice(name, plan, backend, precision, found.verdict, sizes, runtime, found.why))
     return choices, unusable

@@ -7,12 +7,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.card import ModelCard, read_card, refuse_disagreement
+from pipeline.agreement import refuse_disagreement
+from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
 from pipeline.config import recipe_slice
 from pipeline.data import DataMissingError, ImageSet, load_image_set
@@ -21,6 +22,7 @@ from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256
 from pipeline.layout import CARD
 from pipeline.manifest import Key, Manifest, code_hash, read_manifest, version_changes, why_stale, write_manifest
 from pipeline.recipe import Recipe
+from pipeline.runners.options import RuntimeOptions
 
 log = logging.getLogger(__name__)
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
@@ -50,6 +52,12 @@ class Context:
     def folder(self, stage: str) -> Path:
         """``artifacts/<recipe>/<stage>``."""
         return self.root / stage
+
+    @property
+    def runtime(self) -> RuntimeOptions:
+        """How engines are run. Who builds version-compatible ones lets them bring their code for the CPU."""
+        own = self.recipe.runtime
+        return replace(own, host_code=own.host_code or self.recipe.build.version_compatible)
 
     def command(self, verb: str) -> str:
         """The command line that runs a verb with this very Python, recipe, overrides and artifacts; safe to paste."""

@@ -110,7 +110,7 @@ def list_candidates(context: Context) -> list[Candidate]:
                 precision,
                 sha256_file(plan),
                 source,
-                partial(TensorRTRunner, plan, context.recipe.runtime),
+                partial(TensorRTRunner, plan, context.runtime),
                 with_it={f"{plan.parent.relative_to(context.root).as_posix()}/{beside.name}": sha256_file(beside)}
                 if beside.is_file()
                 else {},

@@ -62,7 +62,7 @@ class OpenEngine:
         self._rows: dict[str, DeviceBuffer] = {}
         self._stack = ExitStack()
         try:
-            session = EngineSession(trt, plan_path, sidecar)
+            session = EngineSession(trt, plan_path, sidecar, options.host_code)
             self._stack.callback(session.close)
             self._check_tensors(session.engine)
             self._allocate_what_fits(session)

@@ -29,12 +29,14 @@ class EngineSession:
         trt: the library.
         plan_path: the plan; `export.sidecar.check_engine` let it pass.
         sidecar: what that gave.
+        host_code: whether it may bring code for the CPU. Defaults to False.
 
     Raises:
-        RunnerError: the plan changed since it was checked, or TensorRT refused it, in its own words.
+        RunnerError: the plan brings code and may not, it changed since it was checked, or TensorRT refused it, in its
+            own words.
     """
 
-    def __init__(self, trt: TensorRT, plan_path: Path, sidecar: Sidecar) -> None:
+    def __init__(self, trt: TensorRT, plan_path: Path, sidecar: Sidecar, host_code: bool = False) -> None:
         self.trt = trt
         self.plan_path = plan_path
         self.logger = trt.logger()
@@ -45,7 +47,14 @@ class EngineSession:
         self._kernels: KernelCache | None = None
         self._runtime: Any = trt.module.Runtime(self.logger)
         if options.get("version_compatible"):
-            # Such a plan brings its own runtime, which is code; its sha256 has been compared with the sidecar.
+            # Such a plan brings its own runtime, which is code. Who made the plan made the sidecar too, so neither
+            # says whether it may run.
+            if not host_code:
+                raise RunnerError(
+                    f"Expected an engine without code of its own. Received: {plan_path}, which was built as "
+                    "version_compatible and brings code for the CPU. If you trust its maker: "
+                    "--set runtime.host_code=true (in a program: RuntimeOptions(host_code=True))."
+                )
             self._runtime.engine_host_code_allowed = True
         if trt.engine_validity:
             self._check_validity(plan)

@@ -121,7 +121,7 @@ def scenario(backend: str, batch: int) -> Scenario:
 def test_rows_come_in_order_and_a_failing_backend_does_not_stop_the_rest() -> None:
     wanted = [scenario(name, batch) for name in ("good", "cannot open", "cannot run", "fine") for batch in (2, 5)]
     log: list[Any] = []
-    rows = run_scenarios(wanted, lambda one: Runner(one, log), (6, 7), QUICK)
+    rows = [row.to_json() for row in run_scenarios(wanted, lambda one: Runner(one, log), (6, 7), QUICK)]
     assert [(row["backend"], row["batch"]) for row in rows] == [(one.backend, one.batch) for one in wanted]
     for row in rows:
         if row["backend"] in ("good", "fine"):
@@ -158,11 +158,11 @@ def test_engines_say_what_the_gpu_takes_alone(tmp_path: Path, monkeypatch: pytes
     wanted = [Scenario("tensorrt", "fp16", batch, plan, "all", "none") for batch in (2, 9)]
     opener = make_opener(options=RuntimeOptions(graphs=False))
     whole, split = run_scenarios(wanted, opener, SIZE, QUICK)
-    assert whole["compute"]["n"] == 200
-    assert whole["compute"]["images_per_second"] == pytest.approx(2000 / whole["compute"]["p50_ms"], rel=1e-3)
-    assert "no copy over the bus" in whole["compute"]["includes"]
-    assert split["n"] == 3
-    assert "compute" not in split  # it does not take 9 at once
+    assert whole.compute.n == 200
+    assert whole.compute.images_per_second == pytest.approx(2000 / whole.compute.p50_ms, rel=1e-3)
+    assert "no copy over the bus" in whole.compute.includes
+    assert split.n == 3
+    assert split.compute is None  # it does not take 9 at once
     assert "cudaGraphLaunch" not in gpu.runtime.calls
     assert "ms are the engine alone" in table([whole, split])
     assert gpu.runtime.live == 0
@@ -175,7 +175,7 @@ def test_onnxruntime_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         tiny_onnx.write(tmp_path / name, precision)
     wanted = scenarios(tmp_path, [1, 4])
     rows = run_scenarios(wanted, make_opener(threads=1), (tiny_onnx.SIZE, tiny_onnx.SIZE), QUICK)
-    assert [(row["precision"], row["batch"], row["n"]) for row in rows] == [
+    assert [(row.precision, row.batch, row.n) for row in rows] == [
         ("fp32", 1, 3),
         ("int8", 1, 3),
         ("fp32", 4, 3),

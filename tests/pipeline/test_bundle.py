@@ -13,10 +13,12 @@ import yaml
 
 from pipeline import bundle as module
 from pipeline.bundle import INDEX, RECIPE, bundle, unpack
+from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.stage import Context
+from tests.made_records import make_card
 
 KEY = Key({"data/train": "a" * 64}, {"seed": 1}, "c" * 64)
 Member = tuple[tarfile.TarInfo, bytes]
@@ -34,7 +36,9 @@ def context(tmp_path: Path) -> Context:
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump({"data": {"source": "digits"}}))
     context = Context(load_recipe(path), path, tmp_path / "here")
-    make_stage(context.root, "train", {"model.keras": b"keras" * 500, "model.json": b"{}"})
+    write_card(tmp_path / "card.json", make_card(size=(224, 224)))
+    card = (tmp_path / "card.json").read_bytes()
+    make_stage(context.root, "train", {"model.keras": b"keras" * 500, "model.json": card})
     make_stage(context.root, "build", {"rtx/fp16.plan": b"plan" * 99, "rtx/fp16.json": b"{}", "empty": b""})
     return context
 

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import PATH_KEYS, dump_yaml, load_recipe, recipe_slice, to_dict
+from pipeline.config import PATH_KEYS, PERMISSION_KEYS, dump_yaml, load_recipe, recipe_slice, to_dict
 from pipeline.errors import RecipeError
 from pipeline.recipe import Preprocessing, Recipe, Thresholds
 
@@ -350,23 +350,24 @@ def test_slice_leaves_paths_out_and_keeps_the_rest(write, tmp_path: Path) -> Non
     path = write(
         {
             "data": {"path": "a", "salt": "s"},
-            "model": {"weights": "w.h5", "path": "m.keras"},
+            "model": {"weights": "w.h5", "path": "m.keras", "allow": ["preprocess"]},
             "build": {"timing_cache": "timing.cache"},
+            "runtime": {"host_code": True},
         }
     )
     recipe = load_recipe(path)
-    part = recipe_slice(recipe, ["data", "model", "build", "description"])
-    assert set(part) == {"data", "model", "build", "description"}
+    part = recipe_slice(recipe, ["data", "model", "build", "runtime", "description"])
+    assert set(part) == {"data", "model", "build", "runtime", "description"}
     assert str(tmp_path) not in repr(part)
     whole = to_dict(recipe)
-    for dotted in PATH_KEYS:
+    for dotted in (*PATH_KEYS, *PERMISSION_KEYS):
         section, _, key = dotted.partition(".")
         if "." not in key:  # model.preprocessing.mean is there where preprocessing is spelt out
             assert key not in part[section]
             del whole[section][key]
     assert part == {name: whole[name] for name in part}
     moved = load_recipe(path, ["data.path=/b", "model.weights=/c", "model.path=/d"])
-    assert recipe_slice(moved, ["data", "model", "build", "description"]) == part
+    assert recipe_slice(moved, list(part)) == part
     assert recipe.data.path is not None, "the recipe itself is untouched"
 
 

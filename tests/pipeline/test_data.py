@@ -23,6 +23,7 @@ from pipeline.data import (
     load_image_set,
     split_of,
 )
+from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes
 from pipeline.recipe import Data, Splits
@@ -403,7 +404,7 @@ def spoilt(photos: Path) -> list[Sample]:
 
 
 def test_batches_keep_order_and_rows(spoilt: list[Sample]) -> None:
-    pixels = Pixels((4, 6), "stretch", 3)
+    pixels = Pixels(DecodeSpec((4, 6), "stretch"), 3)
     batches = list(pixels.batches(spoilt, 4, "x"))
     assert [len(p) for p, _ in batches] == [4, 4, 4, 4, 1]
     good = [s for s in spoilt if "bad" not in s.name]
@@ -411,25 +412,25 @@ def test_batches_keep_order_and_rows(spoilt: list[Sample]) -> None:
     rows = np.concatenate([p for p, _ in batches])
     assert rows.dtype == np.uint8
     assert np.array_equal(rows, np.stack([pixels.one(s) for s in good]))
-    at_once, labels = Pixels((4, 6), "stretch", 3).all(spoilt, "x")
+    at_once, labels = Pixels(DecodeSpec((4, 6), "stretch"), 3).all(spoilt, "x")
     assert np.array_equal(at_once, rows)
     assert labels.dtype == np.int64
 
 
 def test_unreadable_images_are_named_up_to_the_limit(spoilt: list[Sample]) -> None:
-    pixels = Pixels((4, 4), "stretch", 3)
+    pixels = Pixels(DecodeSpec((4, 4), "stretch"), 3)
     rows, _ = pixels.all(spoilt, "x")
     assert len(rows) == len(spoilt) - 3
     assert set(pixels.skipped) == {"a/bad1.png", "a/bad2.png", "b/bad3.png"}
     assert pixels.skipped["a/bad2.png"] == "the file is empty"
     assert pixels.skipped["b/bad3.png"] == "not an image that Pillow can read"
     assert pixels.result() == {"skipped_images": pixels.skipped}
-    assert Pixels((4, 4), "stretch", 3).result() == {}
+    assert Pixels(DecodeSpec((4, 4), "stretch"), 3).result() == {}
 
 
 def test_unreadable_images_above_the_limit(spoilt: list[Sample]) -> None:
     with pytest.raises(DataError) as info:
-        Pixels((4, 4), "stretch", 1).all(spoilt, "x")
+        Pixels(DecodeSpec((4, 4), "stretch"), 1).all(spoilt, "x")
     message = str(info.value)
     assert "at most 1 unreadable images (data.max_bad_images). Received: 2 so far" in message
     assert "a/bad1.png: " in message
@@ -439,13 +440,13 @@ def test_unreadable_images_above_the_limit(spoilt: list[Sample]) -> None:
 def test_a_file_that_went_away(photos: Path) -> None:
     first = load(photos).splits["train"][0]
     first.path.unlink()
-    pixels = Pixels((4, 4), "stretch", 1)
+    pixels = Pixels(DecodeSpec((4, 4), "stretch"), 1)
     assert len(pixels.all([first], "x")[0]) == 0
     assert pixels.skipped == {first.name: "No such file or directory"}
 
 
 def test_no_samples() -> None:
-    rows, labels = Pixels((4, 5), "stretch", 0).all([], "x")
+    rows, labels = Pixels(DecodeSpec((4, 5), "stretch"), 0).all([], "x")
     assert rows.shape == (0, 4, 5, 3)
     assert labels.shape == (0,)
 
@@ -454,7 +455,7 @@ def test_no_samples() -> None:
 def test_arrays_decode_like_files(tmp_path: Path, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(array.squeeze()).save(tmp_path / "x.png")
-    pixels = Pixels((5, 5), "crop", 0)
+    pixels = Pixels(DecodeSpec((5, 5), "crop"), 0)
     from_array = pixels.one(Sample("a", 0, "", lambda: array))
     from_file = pixels.one(Sample("b", 0, "", (tmp_path / "x.png").read_bytes))
     assert np.array_equal(from_array, from_file)

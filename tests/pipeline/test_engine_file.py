@@ -17,11 +17,10 @@ from pipeline import engine_file
 from pipeline.commands import main
 from pipeline.config import load_recipe
 from pipeline.engine_file import rebuild_command
-from pipeline.files import write_json
-from pipeline.layout import PARITY
 from pipeline.manifest import Key, write_manifest
 from tests import tiny_onnx
 from tests.fake_engine import make_sidecar
+from tests.made_records import make_hop, write_verdict
 
 HERE = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))
 NO_GPU = DriverStatus(False, "no NVIDIA driver")
@@ -136,12 +135,7 @@ def test_inspect_a_real_plan(real: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_inspect_shows_what_was_found_and_the_warnings(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = classic(root)
-    key = "build/tensorrt/int8.plan"
-    (root / PARITY).parent.mkdir()
-    write_json(
-        root / PARITY,
-        {"subjects": {key: sha256_file(plan)}, "hops": [{"candidate": key, "verdict": "pass"}]},
-    )
+    write_verdict(root, make_hop("build/tensorrt/int8.plan"))
     status, out, _ = run(capsys, "inspect", str(plan))
     assert status == 0
     for words in (

@@ -456,7 +456,11 @@ def test_a_tensorrt_that_cannot_refit_from_onnx_says_so(tmp_path: Path, monkeypa
 def test_only_version_compatible_plans_may_bring_code(tmp_path: Path, gpu: FakeTensorRT) -> None:
     with TensorRTRunner(make_plan(tmp_path / "x.plan")):
         assert not gpu.host_code_allowed
-    with TensorRTRunner(make_plan(tmp_path / "y.plan", options={"version_compatible": True})):
+    bringing = make_plan(tmp_path / "y.plan", options={"version_compatible": True})
+    with pytest.raises(RunnerError, match=r"brings code for the CPU.*runtime\.host_code=true"):
+        TensorRTRunner(bringing).__enter__()  # its sidecar came with it and gives no permission
+    assert not gpu.host_code_allowed
+    with TensorRTRunner(bringing, RuntimeOptions(host_code=True)):
         assert gpu.host_code_allowed
 
 

@@ -13,20 +13,10 @@ from onnx import TensorProto, helper
 from export.errors import ExportError
 from export.interface import append_top_k
 from export.metrics import compare
-from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.parity import (
-    FAIL,
-    INCONCLUSIVE,
-    NOT_RUN,
-    PASS,
-    SCHEMA,
-    Answer,
-    Candidate,
-    Reference,
-    find,
-    judge,
-    verdict_of,
-)
+from export.records import from_json, to_json
+from pipeline.errors import DeviceUnavailableError, PipelineError, RunnerError
+from pipeline.parity import Answer, Candidate, Reference, find, judge
+from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, SCHEMA, ParityReport
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Outputs, Top, softmax, top_of
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -88,7 +78,7 @@ def candidate(name: str, precision: str, source: object, step: str | None = None
 
 def parity_of(*candidates: Candidate, limits: VerifyThresholds | None = None, reference: Reference = REFERENCE) -> dict:
     answers = run_all(candidates, reference, batch_size=16)
-    parity = judge(candidates, answers, reference, limits or VerifyThresholds())
+    parity = to_json(judge(candidates, answers, reference, limits or VerifyThresholds()))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -217,7 +207,8 @@ def hop_with(images: int, changed: int, limits: Thresholds, right: int | None = 
     labels = np.where(np.arange(images) < (images if right is None else right), 0, 2)
     answers = {"a": Answer(after, PASS)}
     reference = Reference("k", "k" * 64, np.zeros((images, 1, 1, 3), np.uint8), labels, before)
-    return judge([candidate("a", "int8", after)], answers, reference, VerifyThresholds(int8=limits))["hops"][0]
+    report = judge([candidate("a", "int8", after)], answers, reference, VerifyThresholds(int8=limits))
+    return to_json(report.hops[0])
 
 
 def test_one_image_of_500_does_not_decide() -> None:
@@ -449,11 +440,24 @@ def parity() -> dict:
     ],
 )
 def test_a_verdict_is_bound_to_the_bytes(parity: dict, name: str, sha256: str, verdict: str) -> None:
-    assert verdict_of(parity, name, sha256) == verdict
+    assert as_report(parity).verdict_of(name, {name: sha256}) == verdict
 
 
-def test_no_parity_at_all() -> None:
-    assert verdict_of({}, "good", "g" * 64) == "not verified"
+def test_what_belongs_to_a_file_is_bound_too(parity: dict) -> None:
+    parity["subjects"]["good.json"] = "j" * 64
+    assert as_report(parity).verdict_of("good", {"good": "g" * 64, "good.json": "j" * 64}) == "pass"
+    assert as_report(parity).verdict_of("good", {"good": "g" * 64, "good.json": "x" * 64}) == "not verified"
+    assert as_report(parity).verdict_of("good", {}) == "not verified"
+
+
+def as_report(parity: dict) -> ParityReport:
+    return from_json(ParityReport, parity, "a test", error=PipelineError, remedy="")
+
+
+def test_a_verdict_at_odds_with_its_hops_is_refused(parity: dict) -> None:
+    """Whoever writes "pass" over a hop that failed is told so."""
+    with pytest.raises(PipelineError, match="the verdict 'pass' over hops whose verdict is 'fail'"):
+        as_report(parity | {"verdict": "pass"})
 
 
 def test_the_subjects_hold_the_keras_model_too(parity: dict) -> None:
@@ -553,7 +557,7 @@ def test_other_best_classes_fail(change: Callable[[np.ndarray, np.ndarray], None
     keras, top = parity["hops"]
     assert (keras["verdict"], top["verdict"], parity["verdict"]) == ("pass", "fail", "fail")
     assert "are not those of its probabilities" in top["why"]
-    assert verdict_of(parity, "a", "a" * 64) == "fail"
+    assert as_report(parity).verdict_of("a", {"a": "a" * 64}) == "fail"
     if change is _last_image:
         assert f"for 1 of {COUNT} images (test image {COUNT - 1})" in top["why"]
 

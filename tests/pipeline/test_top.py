@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.preprocessing import PreprocessingSpec
-from pipeline.card import ModelCard
 from pipeline.errors import RunnerError
 from pipeline.infer import classify, row_columns
 from pipeline.runners.base import Outputs, Top, top_of
+from tests.made_records import make_card
 
-CARD = ModelCard(("cat", "dog", "owl"), PreprocessingSpec.from_mode("unit"), (8, 8), "softmax", ())
+CARD = make_card()
 
 
 def test_the_best_come_first_and_of_equal_ones_the_lower_class() -> None:
@@ -42,7 +41,7 @@ def test_more_than_there_are_gives_all_and_none_is_refused() -> None:
 class TopRunner:
     """Gives only the best classes, and only as many as were asked for."""
 
-    backend, precision, max_batch, graph_top_k = "onnxruntime", "fp32", 64, 3
+    backend, precision, max_batch, graph_top_k, classes, metadata = "onnxruntime", "fp32", 64, 3, 3, None
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -68,7 +67,7 @@ def test_images_are_classified_by_their_best_classes_alone(tmp_path: Path, top_k
         Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(path)
     paths[3].write_bytes(b"no image")
     runner = TopRunner()
-    rows = list(classify(paths, runner, CARD, "stretch", batch_size=2, top_k=top_k))
+    rows = list(classify(paths, runner, CARD, batch_size=2, top_k=top_k))
     assert runner.asked == [(2, k), (1, k), (1, k)]
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error", "ok"]
     for index in (0, 1, 2, 4):

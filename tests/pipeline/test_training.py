@@ -19,6 +19,7 @@ from pipeline.batches import Images, augment_image, make_batches
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.data import ImageSet, Pixels, Sample, load_image_set
+from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import read_json
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
@@ -26,6 +27,7 @@ from pipeline.tensorflow_start import start_tensorflow
 from pipeline.training import one_of_each, train
 from tests.conftest import make_colour_images
 
+SMALL, LARGE = (Pixels(DecodeSpec((side, side), "stretch"), 0) for side in (32, 64))
 ROOT = Path(__file__).resolve().parents[2]
 start_tensorflow()
 import keras  # noqa: E402
@@ -244,7 +246,9 @@ def test_augmentation() -> None:
 
 
 def test_batches_hold_every_image_once_in_an_order_that_seed_and_epoch_decide(images: ImageSet) -> None:
-    source = Images(images.splits["train"], Pixels((32, 32), "stretch", 0), PreprocessingSpec.from_mode("unit"), "x")
+    source = Images(
+        images.splits["train"], Pixels(DecodeSpec((32, 32), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "x"
+    )
     one, again = make_batches(source, 7, 5), make_batches(source, 7, 5)
     orders = []
     for epoch in (0, 1):
@@ -268,7 +272,9 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytes
     def peak(count: int) -> int:
         samples = tuple(Sample(str(i), i % 2, str(i), path.read_bytes, path) for i in range(count))
         tracemalloc.start()
-        source = Images(samples, Pixels((64, 64), "stretch", 0), PreprocessingSpec.from_mode("unit"), "images")
+        source = Images(
+            samples, Pixels(DecodeSpec((64, 64), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "images"
+        )
         model.fit(make_batches(source, 32, 1), epochs=1, verbose=0)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -293,6 +299,7 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
     [tf.config.LogicalDeviceConfiguration()] * 2)
 from pipeline import fitting
 from pipeline.data import Pixels, load_image_set
+from pipeline.decode_spec import DecodeSpec
 from pipeline.models import build_classifier
 from pipeline.recipe import Data, Splits
 from tests.conftest import make_colour_images
@@ -305,7 +312,7 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     built = build_classifier(MODEL, 4)
 toy = recipe(replace(TRAIN, fine_tune=FineTunePhase(1)))
-history = fitting.fit(toy, built, images, Pixels((32, 32), "stretch", 0), None, strategy)
+history = fitting.fit(toy, built, images, Pixels(DecodeSpec((32, 32), "stretch"), 0), None, strategy)
 assert len(history) == 3, history
 print(strategy.num_replicas_in_sync, history[-1]["val_accuracy"])
 """

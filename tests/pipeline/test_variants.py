@@ -16,13 +16,14 @@ from pipeline import building, serving
 from pipeline.building import build_engines, build_options
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
-from pipeline.files import sha256_file, write_json
-from pipeline.layout import PARITY, engine_name, engines, plan_name, plan_precision, plan_variant
+from pipeline.files import sha256_file
+from pipeline.layout import engines, plan_name, plan_precision, plan_variant
 from pipeline.recipe import Profile
 from pipeline.serving import Choice, choose
 from pipeline.stage import Context
 from tests import tiny_onnx
 from tests.fake_engine import make_sidecar
+from tests.made_records import make_hop, write_verdict
 
 TWO = {"latency": {"min": 1, "opt": 1, "max": 1}, "throughput": {"min": 1, "opt": 64, "max": 256}}
 GPU = DriverStatus(True, "", "580", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))
@@ -46,8 +47,6 @@ def test_names() -> None:
         plan = Path("build/rtx") / plan_name(precision, variant)
         assert (plan_precision(plan), plan_variant(plan)) == (precision, variant)
     assert plan_name("int8", "latency") == "int8-latency.plan"
-    assert engine_name({"precision": "int8", "variant": "latency"}) == "int8 latency"
-    assert engine_name({"precision": "int8", "variant": ""}) == "int8"
 
 
 def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
@@ -148,17 +147,11 @@ def engine(root: Path, name: str, profile: dict[str, int]) -> Path:
 
 def judged(made: Context, **verdicts: str) -> Context:
     """Engines by name and verdict, and the parity.json that says so."""
-    card = made.root / "train" / "model.json"
-    card.parent.mkdir(parents=True)
-    card.write_text("{}")
-    hops, subjects = [], {"train/model.json": sha256_file(card)}
+    hops = []
     for name, verdict in verdicts.items():
         plan = engine(made.root, name, TWO.get(name.partition("-")[2], {"min": 1, "opt": 8, "max": 32}))
-        key = plan.relative_to(made.root).as_posix()
-        subjects[key] = sha256_file(plan)
-        hops.append({"candidate": key, "verdict": verdict})
-    (made.root / PARITY).parent.mkdir()
-    write_json(made.root / PARITY, {"subjects": subjects, "hops": hops})
+        hops.append(make_hop(plan.relative_to(made.root).as_posix(), verdict))
+    write_verdict(made.root, *hops)
     return made
 
 
@@ -191,7 +184,7 @@ def test_an_engine_without_its_sidecar_does_not_serve(
     made = judged(context(tmp_path, {}), int8="pass", fp16="pass")
     (made.root / "build" / "tensorrt" / "int8.json").unlink()
     assert choose(made).precision == "fp16"
-    assert "does not serve: Expected the sidecar" in caplog.text
+    assert "fp16.plan answers. Passed over: Expected the sidecar" in caplog.text
     (made.root / "build" / "tensorrt" / "fp16.json").unlink()
     with pytest.raises(PipelineError, match="Expected a built model"):
         choose(made)
@@ -238,7 +231,7 @@ def test_variants_are_told_apart_in_the_rows(tmp_path: Path, monkeypatch: pytest
 
     wanted = scenarios(tmp_path, [1])
     rows = scenarios_module.run_scenarios(wanted, cannot, (4, 4))
-    assert [(row["variant"], row["file"]) for row in rows] == [
+    assert [(row.variant, row.file) for row in rows] == [
         ("latency", "tensorrt/int8-latency.plan"),
         ("throughput", "tensorrt/int8-throughput.plan"),
     ]

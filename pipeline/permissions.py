@@ -1,0 +1,76 @@
+"""What an archive from somewhere else may not decide: which code runs here, and which files are written here.
+
+Both are the receiver's word, by the recipe that they wrote or the command line. So an archive's recipe loses what
+would give a permission, and what in the archive runs code is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from export.sidecar import read_sidecar
+from pipeline.errors import ModelError
+from pipeline.layout import KERAS, engines
+from pipeline.recipe import Recipe
+
+# Key of the recipe, and what it says where no permission is given.
+PERMISSIONS: dict[str, Any] = {
+    "model.allow": (),  # code in the model file
+    "runtime.host_code": False,  # code that an engine brings for the CPU
+    "build.version_compatible": False,  # the same, for engines of this recipe
+    "build.timing_cache": None,  # a file that is written, wherever it says
+}
+
+
+def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe without what gives a permission, and the keys that were taken back with what they said."""
+    taken: dict[str, Any] = {}
+    for key, none in PERMISSIONS.items():
+        section, _, name = key.partition(".")
+        given = getattr(getattr(recipe, section), name)
+        if given != none:
+            taken[key] = given
+            changed = dataclasses.replace(getattr(recipe, section), **{name: none})
+            recipe = dataclasses.replace(recipe, **{section: changed})
+    return recipe, taken
+
+
+def code_in(root: Path) -> list[str]:
+    """What in a recipe's artifacts runs code when it is used, a line each.
+
+    Args:
+        root: ``artifacts/<recipe>``.
+    """
+    from pipeline.model_file import read_model_file
+
+    said = []
+    model = root / KERAS
+    if model.is_file():
+        try:
+            findings = read_model_file(model).findings
+        except ModelError as error:
+            said.append(f"{KERAS} cannot be told: {error}")
+            findings = ()
+        for finding in findings:
+            way = f"refused unless you say --set 'model.allow=[{finding.name}]'" if finding.allowable else "refused"
+            said.append(f"{KERAS} holds {finding.kind} {finding.name}: {finding.why} ({way})")
+    plans = engines(root)
+    if plans:
+        said.append(
+            f"{len(plans)} TensorRT engines: an engine is a program; build your own from the ONNX files instead"
+        )
+    host = [plan.relative_to(root).as_posix() for plan in plans if _brings_host_code(plan)]
+    said += [
+        f"{name} brings code for the CPU too (refused unless you say --set runtime.host_code=true)" for name in host
+    ]
+    return said
+
+
+def _brings_host_code(plan: Path) -> bool:
+    try:
+        return bool(read_sidecar(plan).options.get("version_compatible"))
+    except ExportError:
+        return False  # such a plan is not loaded at all
