@@ -22,6 +22,7 @@ from pipeline.stage import Context, Stage
 MODEL = ("model.keras", "model.json")
 READ_IMAGES = (
     "pipeline/data.py",
+    "pipeline/class_names.py",
     "pipeline/samples.py",
     "pipeline/sources.py",
     "pipeline/tables.py",
@@ -290,7 +291,6 @@ STAGES = (
             "pipeline/infer.py",
             "pipeline/serving.py",
             "pipeline/parity.py",
-            "pipeline/best_classes.py",
             "pipeline/card.py",
             "export/metrics.py",
             "export/statistics.py",
