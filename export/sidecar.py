@@ -16,6 +16,7 @@ from typing import Any
 from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
+from export.temporaries import temporary_path
 
 SCHEMA = 2
 INPUT = "images"  # uint8, (N, height, width, 3)
@@ -67,7 +68,7 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Mapping[str, Any]) -> None:
         ExportError: the disk refused; nothing half-written is left.
     """
     target = sidecar_path(plan_path)
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (plan_path, target)]
+    temporary = [temporary_path(path) for path in (plan_path, target)]
     text = (json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n").encode()
     plan_replaced = False
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.sidecar import sha256_file as hash_file
+from export.temporaries import remove_leftovers, temporaries_of, temporary_path
 from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex digest of plain values, independent of the order of keys."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+    return sha256_bytes(_encoded(json.dumps(value, sort_keys=True, ensure_ascii=False)))
 
 
 def sha256_file(path: Path) -> str:
@@ -52,15 +53,20 @@ def sha256_path(path: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, a full disk or a kill sees the former content or the new one, nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(_encoded(data) if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _encoded(text: str) -> bytes:
+    r"""UTF-8; what is no text, such as a byte of a file name (a lone surrogate), becomes ``\udcff``, as JSON has it."""
+    return text.encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,7 +99,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
     recover_folder(final)
     if final.exists() and not final.is_dir():
         raise PipelineError(f"Expected a folder at {final}. Received: a file. Move it away.")
-    temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(final)
     former = _former(final)
     temporary.mkdir(parents=True)
     try:
@@ -115,8 +121,7 @@ def recover_folder(final: Path) -> None:
             shutil.rmtree(former, ignore_errors=True)
         elif not final.exists():
             os.rename(former, final)
-    for leftover in final.parent.glob(f".{final.name}.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(temporaries_of(final))
 
 
 def _former(final: Path) -> Path:
@@ -124,10 +129,10 @@ def _former(final: Path) -> Path:
 
 
 def recover_folders(root: Path) -> None:
-    """``recover_folder`` for every folder below ``root`` that a killed process left something of."""
-    for leftover in [*root.glob(".*.former"), *root.glob(".*.tmp-*")]:
-        if leftover.is_dir():
-            recover_folder(root / leftover.name[1:].partition(".")[0])
+    """Clear what killed processes left below ``root``; its lock is held."""
+    for former in root.glob(".*.former"):
+        recover_folder(root / former.name[1:].removesuffix(".former"))
+    remove_leftovers(root.rglob(".*.tmp-*"))
 
 
 @contextlib.contextmanager

@@ -243,11 +243,11 @@ def test_a_rename_that_fails_keeps_the_former(
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ({".stage.tmp-7": "half"}, None),
-        ({"stage": "old", ".stage.tmp-7": "half", ".stage.tmp-8": "half"}, "old"),
-        ({".stage.former": "old", ".stage.tmp-7": "new"}, "old"),  # killed between the two renames
+        ({".stage.tmp-4194997": "half"}, None),
+        ({"stage": "old", ".stage.tmp-4194997": "half", ".stage.tmp-4194998": "half"}, "old"),
+        ({".stage.former": "old", ".stage.tmp-4194997": "new"}, "old"),  # killed between the two renames
         ({".stage.former": "old", "stage": "new"}, "new"),  # killed before the former was removed
-        ({"stage": "old", "stage2": "other", ".stage2.tmp-7": "other"}, "old"),
+        ({"stage": "old", "stage2": "other", ".stage2.tmp-4194997": "other"}, "old"),
     ],
 )
 def test_recovery_from_every_state_a_kill_can_leave(tmp_path: Path, found: dict[str, str], expected) -> None:

@@ -198,7 +198,7 @@ def test_a_result_that_is_no_json_keeps_the_former(toy: Toy) -> None:
 def test_what_a_kill_left_between_the_renames_is_recovered_before_it_is_asked_for(toy: Toy) -> None:
     toy.execute()
     toy.output.parent.rename(toy.output.parent.with_name(".later.former"))
-    (toy.output.parent.with_name(".later.tmp-99")).mkdir()
+    (toy.output.parent.with_name(".later.tmp-4194999")).mkdir()
     assert not toy.execute().ran
     assert toy.output.read_text() == "one 1"
     assert sorted(p.name for p in toy.output.parent.parent.iterdir()) == ["earlier", "later"]

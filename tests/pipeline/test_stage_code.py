@@ -21,6 +21,8 @@ PACKAGES = ("pipeline", "export", "benchmarks")
 # Where the walk along the imports ends, and why a change there cannot change what a stage writes.
 BORDERS = {
     "export/errors.py": "an exception",
+    "export/temporaries.py": "names files that are not whole yet",
+    "pipeline/children.py": "ends a process with its parent",
     "pipeline/errors.py": "exceptions",
     "pipeline/config.py": "reads the recipe, whose values enter the key by the stage's slice",
     "pipeline/recipe.py": "types of the recipe, whose values enter the key by the stage's slice",
