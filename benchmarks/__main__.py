@@ -13,6 +13,7 @@ from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
 from pipeline.card import ModelCard
+from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, write_json
@@ -141,6 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    end_with_parent()
     return cli.run_command(build_parser(), argv, _benchmark)
 
 
