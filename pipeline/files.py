@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,25 @@ def read_json(path: Path) -> Any:
         raise PipelineError(
             f"Expected JSON in {path}. Received: {error}. Delete it and run its stage again."
         ) from error
+
+
+@contextlib.contextmanager
+def own_temporary_files() -> Iterator[Path]:
+    """Lead the temporary files of libraries to a folder of our own, which goes at the end, whatever they leave in it.
+
+    Keras unpacks an archive that has assets, and leaves the copy where reading it fails. What a killed process left is
+    removed by the next one that comes here. Every thread's temporary files go there meanwhile.
+    """
+    former = tempfile.tempdir
+    ending = f".tmp-{os.getpid()}"
+    everyones = Path(tempfile.gettempdir())
+    remove_leftovers(p for p in everyones.glob(".pipeline-*.tmp-*") if not p.name.endswith(ending))
+    with tempfile.TemporaryDirectory(suffix=ending, prefix=".pipeline-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = former
 
 
 @contextlib.contextmanager
