@@ -65,9 +65,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def as_text(name: str) -> str:
+    r"""A name that libraries take: a byte of a file name that is no UTF-8 (a lone surrogate) becomes ``\udcff``."""
+    return _encoded(name).decode()
+
+
 def _encoded(text: str) -> bytes:
-    r"""UTF-8; what is no text, such as a byte of a file name (a lone surrogate), becomes ``\udcff``, as JSON has it."""
-    return text.encode(errors="backslashreplace")
+    return text.encode(errors="backslashreplace")  # as JSON escapes, so that JSON stays JSON
 
 
 def write_json(path: Path, value: Any) -> None:
