@@ -42,6 +42,15 @@ commands._benchmark(args)
 """
 
 
+PEER = """
+import os, time
+from benchmarks.peers.quantize_with_peers import own_process
+with own_process() as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60).result()
+"""
+
+
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
     """Processes to be killed at the end of the test, whatever became of it."""
@@ -96,6 +105,13 @@ def test_the_benchmark_that_run_starts_ends_with_it(started, tmp_path: Path) -> 
         "    pipeline.cli.make_context = hold\n"
     )
     parent = start(started, BENCHMARK, str(tmp_path), path=str(tmp_path))
+    child = int(parent.stdout.readline())
+    parent.kill()
+    wait_for_end(child)
+
+
+def test_the_process_of_a_peer_ends_with_the_one_that_started_it(started) -> None:
+    parent = start(started, PEER)
     child = int(parent.stdout.readline())
     parent.kill()
     wait_for_end(child)
