@@ -13,13 +13,14 @@ from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
+from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.layout import BENCHMARK
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
-from pipeline.stages import MODEL, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
+from pipeline.stages import MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
 
 log = logging.getLogger("benchmarks.main")
 
@@ -111,7 +112,9 @@ STAGE = Stage(
         "benchmarks/scenarios.py",
         "benchmarks/telemetry.py",
         "benchmarks/timing.py",
-        "pipeline/card.py",
+        "pipeline/benchmark_report.py",
+        *READ_CARD,
+        "pipeline/preprocess.py",
         "pipeline/environment.py",
         *RUN_ONNX,
         *RUN_ENGINES,
@@ -135,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    end_with_parent()
     return cli.run_command(build_parser(), argv, _benchmark)
 
 

@@ -144,9 +144,8 @@ def _value(wanted: Any, value: Any, key: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise _mismatch(key, "an object", value)
-        return {
-            _plain_value(str, name, key): _value(args[1], item, f"{key}.{name!s:.40}") for name, item in value.items()
-        }
+        # Names may be those of files, which need not be text.
+        return {name: _value(args[1], item, f"{key}.{name:.40}") for name, item in value.items()}
     raise TypeError(f"Expected a type that JSON has. Received: {wanted!r} at {key}.")
 
 

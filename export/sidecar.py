@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from export.errors import ExportError
 from export.records import read_record, to_json
+from export.temporaries import temporary_path
 
 SCHEMA = 2
 INPUT = "images"  # uint8, (N, height, width, 3)
@@ -196,7 +197,7 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
         ExportError: the disk refused; nothing half-written is left.
     """
     target = sidecar_path(plan_path)
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (plan_path, target)]
+    temporary = [temporary_path(path) for path in (plan_path, target)]
     text = (json.dumps(to_json(sidecar), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     plan_replaced = False
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import TensorRT
+from export.temporaries import temporary_path
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _say_left_out(why: str) -> None:
 def save(cache: Any, path: str | os.PathLike[str]) -> None:
     """Write a timing cache back, whole or not at all; a refusal is a warning."""
     file = Path(path)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(memoryview(cache.serialize()))

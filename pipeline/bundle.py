@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.temporaries import temporary_path
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
@@ -64,7 +65,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             "recipe_sha256": sha256_bytes(recipe.encode()),
             "files": {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()},
         }
-        temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+        temporary = temporary_path(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             with tarfile.open(temporary, "w") as archive, progress_bar(total=len(files), desc="  bundle") as bar:
@@ -138,7 +139,7 @@ def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
 
 
 def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> None:
-    staging = root / ".unpacked"
+    staging = temporary_path(root / "unpacked")  # so that it goes, whatever a kill leaves of it
     with replacing_folder(staging) as temporary:
         for name, expected in progress_bar(index["files"].items(), desc="  unpack"):
             member = archive.getmember(name)

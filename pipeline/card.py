@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from export.errors import ExportError
 from export.preprocessing import PreprocessingSpec
@@ -18,7 +18,9 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import write_json
 from pipeline.layout import CARD
-from pipeline.runners.base import Runner
+
+if TYPE_CHECKING:
+    from pipeline.runners.base import Runner
 
 SCHEMA = 2
 REMEDY = "Run the train stage again."

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from export.temporaries import temporary_path
+
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +84,7 @@ class Checkpoint:
             "groups": {group: len(arrays) for group, arrays in progress.arrays.items()},
         }
         flat = {f"{group}/{i}": a for group, arrays in progress.arrays.items() for i, a in enumerate(arrays)}
-        part = self._path.with_name(f".{self._path.name}.part-{os.getpid()}")
+        part = temporary_path(self._path)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for other in self._folder.iterdir():

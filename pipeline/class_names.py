@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.data import ImageSet
 from pipeline.errors import DataError, RecipeError
+from pipeline.files import as_text
 
 
 def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
@@ -21,7 +22,7 @@ def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
     """
     if given is None:
         return None
-    names = _read(Path(given)) if isinstance(given, str) else given
+    names = tuple(map(as_text, _read(Path(given)) if isinstance(given, str) else given))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RecipeError(f"model.classes: expected each name once. Received: {', '.join(twice[:5])} more than once.")
     if len(names) < 2:

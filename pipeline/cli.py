@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -85,6 +86,8 @@ def run_command(
     ``command`` returns what the JSON line holds; its key "exit" is the exit status (0 if it is missing).
     """
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     _start_logging(args)
     quiet_libraries()
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
@@ -92,11 +95,9 @@ def run_command(
     try:
         result = {"command": name, "status": "done"} | command(args)
     except (PipelineError, ExportError) as error:
-        result = _failed(name, "bad input", str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        result = _failed(
-            name, "interrupted", "Interrupted. Finished stages stay; this one keeps its former result.", 130
-        )
+        result = _failed(name, "bad input", _with_notes(str(error), error), BAD_INPUT)
+    except KeyboardInterrupt as error:
+        result = _failed(name, "interrupted", _with_notes("Interrupted.", error), INTERRUPTED)
     except ModuleNotFoundError as error:
         advice = (
             f"Expected the package {error.name}, which is not installed here. `make install` (or `make install-gpu` on "
@@ -106,15 +107,13 @@ def run_command(
     except OSError as error:
         log.debug("where it happened", exc_info=True)
         where = f": {error.filename}" if error.filename else ""
-        result = _failed(
-            name, "bad input", f"{error.strerror or error}{where}. Nothing half-written is left.", BAD_INPUT
-        )
+        result = _failed(name, "bad input", _with_notes(f"{error.strerror or error}{where}.", error), BAD_INPUT)
     except Exception:
         log.exception("This is a bug of ours; please report it with the lines above and below.")
         result = _failed(name, "internal error", "see the traceback", INTERNAL_ERROR)
     result.setdefault("exit", DONE)
     if args.json:
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(_json_line(result), flush=True)
     return int(result["exit"])
 
 
@@ -125,6 +124,21 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata; what matters raises
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    """A message, and what whoever saw the error pass by knows of what is left."""
+    return " ".join([message, *getattr(error, "__notes__", ())])
+
+
+def _json_line(result: dict[str, Any]) -> str:
+    """Readable where standard output takes it; escaped where it does not, as JSON allows."""
+    line = json.dumps(result, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(result)
+    return line
 
 
 def _failed(command: str, status: str, message: str, code: int) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, cli
+from pipeline.children import run_child
 from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
@@ -234,7 +234,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--artifacts", str(args.artifacts)]
     command += [part for override in args.overrides for part in ("--set", override)]
     command += [f"--{name}" for name in ("force", "explain", "quiet", "verbose") if getattr(args, name)]
-    status = subprocess.run(command, check=False).returncode
+    status = run_child(command)
     if status == cli.INTERRUPTED:
         raise KeyboardInterrupt
     if status:

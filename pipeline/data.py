@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
-from pipeline.files import sha256_bytes, sha256_json
+from pipeline.files import as_text, sha256_bytes, sha256_json
 from pipeline.preprocess import ImageError
 from pipeline.progress import progress_bar
 from pipeline.recipe import Data
@@ -92,7 +92,7 @@ def load_image_set(config: Data) -> ImageSet:
     kept = sum(map(len, chosen.values()))
     dropped = sum(len(group) for group in copies.values() if any(s.label != group[0].label for s in group))
     return ImageSet(
-        tuple(classes),
+        tuple(map(as_text, classes)),
         {split: tuple(found) for split, found in chosen.items()},
         duplicates=len(samples) - dropped - kept,
         crossing=crossing,

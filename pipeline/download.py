@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from export.temporaries import temporary_path
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import replacing_folder
 from pipeline.progress import progress_bar
@@ -113,7 +114,7 @@ def fetch(published: Published, instead: str) -> Path:
         log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
     log.info("fetching %s", published.url)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part-{os.getpid()}")
+    part = temporary_path(target)
     try:
         received = _stream(published, part)
         expected = published.digest.partition(":")[2]

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from export.bounded_json import read_json_file
 from export.sidecar import sha256_file as hash_file
+from export.temporaries import remove_leftovers, temporaries_of, temporary_path
 from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex digest of plain values, independent of the order of keys."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+    return sha256_bytes(_encoded(json.dumps(value, sort_keys=True, ensure_ascii=False)))
 
 
 def sha256_file(path: Path) -> str:
@@ -53,15 +55,24 @@ def sha256_path(path: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, a full disk or a kill sees the former content or the new one, nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(_encoded(data) if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_text(name: str) -> str:
+    r"""A name that libraries take: a byte of a file name that is no UTF-8 (a lone surrogate) becomes ``\udcff``."""
+    return _encoded(name).decode()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # as JSON escapes, so that JSON stays JSON
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -86,6 +97,25 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def own_temporary_files() -> Iterator[Path]:
+    """Lead the temporary files of libraries to a folder of our own, which goes at the end, whatever they leave in it.
+
+    Keras unpacks an archive that has assets, and leaves the copy where reading it fails. What a killed process left is
+    removed by the next one that comes here. Every thread's temporary files go there meanwhile.
+    """
+    former = tempfile.tempdir
+    ending = f".tmp-{os.getpid()}"
+    everyones = Path(tempfile.gettempdir())
+    remove_leftovers(p for p in everyones.glob(".pipeline-*.tmp-*") if not p.name.endswith(ending))
+    with tempfile.TemporaryDirectory(suffix=ending, prefix=".pipeline-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = former
+
+
+@contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``final`` when the block ends without an error.
 
@@ -94,7 +124,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
     recover_folder(final)
     if final.exists() and not final.is_dir():
         raise PipelineError(f"Expected a folder at {final}. Received: a file. Move it away.")
-    temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(final)
     former = _former(final)
     temporary.mkdir(parents=True)
     try:
@@ -116,8 +146,7 @@ def recover_folder(final: Path) -> None:
             shutil.rmtree(former, ignore_errors=True)
         elif not final.exists():
             os.rename(former, final)
-    for leftover in final.parent.glob(f".{final.name}.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(temporaries_of(final))
 
 
 def _former(final: Path) -> Path:
@@ -125,10 +154,10 @@ def _former(final: Path) -> Path:
 
 
 def recover_folders(root: Path) -> None:
-    """``recover_folder`` for every folder below ``root`` that a killed process left something of."""
-    for leftover in [*root.glob(".*.former"), *root.glob(".*.tmp-*")]:
-        if leftover.is_dir():
-            recover_folder(root / leftover.name[1:].partition(".")[0])
+    """Clear what killed processes left below ``root``; its lock is held."""
+    for former in root.glob(".*.former"):
+        recover_folder(root / former.name[1:].removesuffix(".former"))
+    remove_leftovers(root.rglob(".*.tmp-*"))
 
 
 @contextlib.contextmanager

@@ -102,41 +102,65 @@ def row_columns(top_k: int) -> list[str]:
     return ["path", "status", "class", "probability", *further, "error"]
 
 
-def write_rows(rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str], output: Path) -> dict[str, int]:
+def write_rows(
+    rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str], output: Path, keep: bool = True
+) -> dict[str, int]:
     """Write rows as CSV (or JSON lines, for ``.jsonl``) with a progress bar.
 
     Rows go to ``<output>.partial``, which takes the name of the output when all are written, so that a file of that
-    name is always complete. An interrupt keeps the rows that were finished there, and says so.
+    name is always complete.
+
+    Args:
+        rows: what to write.
+        total: how many there will be.
+        columns: of CSV.
+        output: where to.
+        keep: the rows that were finished, where something ends this early; a note of the error says how many.
 
     Returns:
         {"images", "failed"}.
     """
-    if output.is_dir() or output.suffix.lower() not in (".csv", ".jsonl"):
+    lines = output.suffix.lower() == ".jsonl"
+    if output.is_dir() or not (lines or output.suffix.lower() == ".csv"):
         raise PipelineError(f"Expected a file that ends in .csv or .jsonl. Received: -o {output}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    images = failed = 0
+    images = failed = whole = 0
     try:
         with (
             partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
             progress_bar(total=total, desc="  infer", unit="img") as bar,
         ):
-            write = _csv_writer(file, columns) if output.suffix.lower() != ".jsonl" else _jsonl_writer(file)
+            write = _jsonl_writer(file) if lines else _csv_writer(file, columns)
             for row in rows:
                 write(row)
-                images += 1
+                file.flush()  # a row counts once it has left this process
+                whole, images = os.fstat(file.fileno()).st_size, images + 1
                 failed += row["status"] != "ok"
                 bar.update()
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        if images:
-            log.error("stopped early: %d of %d rows are in %s", images, total, partial)
-        else:
+        os.replace(partial, output)
+    except BaseException as error:
+        if not (keep and images):
             partial.unlink(missing_ok=True)
+        elif not _cut(partial, whole) or (images == total and isinstance(error, OSError)):
+            error.add_note(f"The disk did not confirm the {images:,} of {total:,} rows in {partial}: check them.")
+        else:
+            error.add_note(f"{images:,} of {total:,} rows are in {partial}.")
         raise
-    os.replace(partial, output)
     return {"images": images, "failed": failed}
+
+
+def _cut(path: Path, size: int) -> bool:
+    """Take half a row off the end of a file; False where the disk refuses."""
+    try:
+        with path.open("rb+") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
@@ -149,7 +173,7 @@ def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
     with choice.open() as runner:
         rows = classify(paths, runner, card, settings.batch_size, settings.top_k)
         shown = ({**row, "path": _relative(Path(row["path"]), folder)} for row in rows)
-        counts = write_rows(shown, len(paths), columns, folder / "predictions.csv")
+        counts = write_rows(shown, len(paths), columns, folder / "predictions.csv", keep=False)
     return counts | {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
 
 

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.files import own_temporary_files
 from pipeline.model_file import ModelFile
 
 _CLASSES = {
@@ -49,8 +49,8 @@ def as_keras2(file: ModelFile) -> Iterator[Path]:
         return
     import h5py
 
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / file.path.name
+    with own_temporary_files() as folder:
+        copy = folder / file.path.name
         shutil.copyfile(file.path, copy)
         with h5py.File(copy, "a") as target:
             target.attrs["model_config"] = json.dumps(translate(file.config))

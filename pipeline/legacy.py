@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
+from pipeline.files import own_temporary_files
 from pipeline.keras_operations import convert_operation
 from pipeline.tensorflow_start import start_tensorflow
 
@@ -72,7 +73,8 @@ def load_tf_keras(path: Path) -> Any:
         ) from error
     try:
         # Lambdas were checked against model.allow; tf_keras would refuse them in archives whatever was allowed.
-        model = tf_keras.models.load_model(str(path), compile=False, safe_mode=False)
+        with own_temporary_files():
+            model = tf_keras.models.load_model(str(path), compile=False, safe_mode=False)
     except Exception as error:  # tf_keras raises many types on what it cannot load
         raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {_first_line(error)}") from error
     _leave_training_mode(model)

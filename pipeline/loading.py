@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError
+from pipeline.files import own_temporary_files
 from pipeline.model_file import ARCHIVE, HDF5, SAVED_MODEL_FOLDER, ModelFile, read_model_file
 from pipeline.model_safety import SAVED_MODEL, refuse_unsafe
 from pipeline.tensorflow_start import start_tensorflow
@@ -92,7 +93,8 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
         import pipeline.frozen_graph  # noqa: F401 - registers the layer
     # Keras' own safe mode knows all or nothing; what is not allowed by name was refused before.
     lambdas = any(f.kind == "Lambda" and f.name in allow for f in file.findings)
-    return keras.saving.load_model(file.path, compile=False, safe_mode=not lambdas)
+    with own_temporary_files():
+        return keras.saving.load_model(file.path, compile=False, safe_mode=not lambdas)
 
 
 def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:

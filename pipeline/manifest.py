@@ -1,7 +1,7 @@
 """What a stage read and wrote, and from that: is its result up to date, and if not, why.
 
-A result is up to date when no input byte, recipe slice or line of the stage's own code changed and its files are still
-what it wrote. Versions of tools are recorded; a difference is reported, not rerun, so that artifacts travel.
+A result is up to date when no input byte, recipe slice or statement of the stage's own code changed and its files are
+still what it wrote. Versions of tools are recorded; a difference is reported, not rerun, so that artifacts travel.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from export.records import read_record, to_json
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_bytes, sha256_file, write_json
+from pipeline.source_code import source_digest
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +158,8 @@ def version_changes(manifest: Manifest) -> list[str]:
 
 
 def code_hash(modules: Sequence[str]) -> str:
-    """sha256 over source files, given relative to the repository, line endings normalised."""
-    parts = [(ROOT / module).read_bytes().replace(b"\r\n", b"\n") for module in sorted(modules)]
-    return sha256_bytes(b"\0".join(parts))
+    """sha256 over what source files do, given relative to the repository: see ``pipeline.source_code``."""
+    return sha256_bytes("\0".join(source_digest(ROOT / module) for module in sorted(modules)).encode())
 
 
 def tool_versions() -> dict[str, str]:

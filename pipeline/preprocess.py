@@ -7,6 +7,7 @@ saw in training. Everything after it (channel order, mean, scale) is inside the 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,10 @@ from pipeline.errors import DataError
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
+MAX_SIDE = 1_000_000  # shrinking takes memory for each pixel of a side; JPEG ends at 65,535
+STRIP = 2**20  # pixels that are converted at once where the conversion takes several copies
+SCRATCH = 2**24  # pixels that a resize may hold between its two passes
+WHOLE = 8  # times the wanted side: up to here "imagenet" resizes a side whole, as torchvision does, to the bit
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
@@ -34,14 +39,18 @@ def decode(data: bytes) -> Image.Image:
         data: the file's bytes, any format that Pillow reads.
 
     Raises:
-        ImageError: not an image, truncated, or more than 179 megapixels.
+        ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
+            in PostScript.
     """
     try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
+        if image.format == "EPS":
+            raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
+        _check_size(image)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        _check_size(image)  # an icon says only now how large it is
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -53,7 +62,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
-    """Resize with Pillow's antialiased bilinear filter.
+    """Resize with Pillow's antialiased bilinear filter; the memory is bounded whatever the image's proportions.
 
     Args:
         image: RGB.
@@ -75,15 +84,41 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
     elif image.size == (width, height):
         resized = image
     else:
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        resized = _stretch(image, width, height)
     return np.asarray(resized, dtype=np.uint8)
 
 
+def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Pillow resizes rows before columns; a tall, narrow picture is first made lower, or its rows fill the memory."""
+    if image.width < width and width * image.height > SCRATCH:
+        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of the picture at 8/7 of the wanted size, of which nothing far outside that middle is computed."""
     scale = max(width / image.width, height / image.height) * 8 / 7
-    size = round(image.width * scale), round(image.height * scale)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+    whole = round(image.width * scale), round(image.height * scale)
+    left, right = _computed(whole[0], width)
+    top, bottom = _computed(whole[1], height)
+    across, down = image.width / whole[0], image.height / whole[1]
+    part = image.resize(
+        (right - left, bottom - top),
+        Image.Resampling.BILINEAR,
+        box=(left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)),
+    )
+    x, y = (whole[0] - width) // 2 - left, (whole[1] - height) // 2 - top
+    return part.crop((x, y, x + width, y + height))
+
+
+def _computed(whole: int, wanted: int) -> tuple[int, int]:
+    """From where to where a side of a resized picture is computed, of which only the middle is wanted.
+
+    All of it within reason: Pillow keeps the edges of a part in 32 bits, so that one value in fifty would differ by
+    one grey level from those of the whole.
+    """
+    start = (whole - wanted) // 2
+    return (0, whole) if whole <= WHOLE * wanted else (start, start + wanted)
 
 
 def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -115,11 +150,38 @@ def array_to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).convert("RGB")
 
 
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
+    if max(image.size) > MAX_SIDE:
+        raise ImageError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE:,}")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        return array_to_image((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        return _by_strips(image, _scaled_to_8_bit)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, rgba).convert("RGB")
-    return image.convert("RGB")
+        return _by_strips(image, _laid_on_black)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert pixel by pixel, some rows at once, so that a large picture is not there in five copies."""
+    rows = max(1, STRIP // image.width)
+    if image.height <= rows:
+        return convert(image)
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = (0, top, image.width, min(top + rows, image.height))
+        result.paste(convert(image.crop(strip)), strip)
+    return result
+
+
+def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
+    return array_to_image((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+
+
+def _laid_on_black(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, rgba).convert("RGB")

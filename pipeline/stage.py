@@ -216,12 +216,17 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
         return Outcome(stage.name, False, (), manifest)
     log.info("%-9s runs: %s", stage.name, "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else ""))
     start = time.perf_counter()
-    with replacing_folder(folder) as temporary:
-        result = stage.run(context, temporary)
-        seconds = time.perf_counter() - start
-        manifest = write_manifest(
-            temporary, stage=stage.name, recipe=context.recipe.name, key=key, seconds=seconds, result=result
-        )
+    try:
+        with replacing_folder(folder) as temporary:
+            result = stage.run(context, temporary)
+            seconds = time.perf_counter() - start
+            manifest = write_manifest(
+                temporary, stage=stage.name, recipe=context.recipe.name, key=key, seconds=seconds, result=result
+            )
+    except (OSError, KeyboardInterrupt) as error:
+        left = "keeps its former result" if folder.is_dir() else "has no result yet"
+        error.add_note(f"Finished stages stay; {stage.name} {left}.")
+        raise
     log.info("%-9s done in %.1f s", stage.name, seconds)
     return Outcome(stage.name, True, tuple(reasons), manifest)
 

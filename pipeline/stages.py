@@ -22,13 +22,15 @@ from pipeline.stage import Context, Stage
 MODEL = ("model.keras", "model.json")
 READ_IMAGES = (
     "pipeline/data.py",
+    "pipeline/class_names.py",
     "pipeline/samples.py",
     "pipeline/sources.py",
     "pipeline/tables.py",
     "pipeline/download.py",
     "pipeline/preprocess.py",
 )
-RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py")
+RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py", "export/external_data.py")
+READ_CARD = ("pipeline/card.py", "pipeline/decode_spec.py")
 RUN_ENGINES = (
     "pipeline/runners/tensorrt.py",
     "pipeline/runners/options.py",
@@ -45,6 +47,7 @@ RUN_ENGINES = (
     "pipeline/runners/cuda_resources.py",
     "export/capabilities.py",
     "export/driver.py",
+    "export/engine_check.py",
     "export/sidecar.py",
 )
 LOAD_MODEL = (
@@ -179,7 +182,7 @@ STAGES = (
             "pipeline/checkpoint.py",
             "pipeline/pictures.py",
             "pipeline/charts.py",
-            "pipeline/card.py",
+            *READ_CARD,
             "pipeline/models.py",
             "pipeline/blocks.py",
             "pipeline/own_preprocessing.py",
@@ -199,7 +202,7 @@ STAGES = (
         ("export",),
         (
             "pipeline/exporting.py",
-            "pipeline/card.py",
+            *READ_CARD,
             "export/keras_to_onnx.py",
             "export/tf_conversion.py",
             "export/logits.py",
@@ -208,7 +211,9 @@ STAGES = (
             "export/interface.py",
             "export/graph.py",
             "export/onnx_file.py",
+            "export/external_data.py",
             "export/preprocessing.py",
+            "pipeline/preprocess.py",
             *LOAD_MODEL,
         ),
         exporting.export_model,
@@ -219,7 +224,8 @@ STAGES = (
         ("quantize", "verify.thresholds.int8", *DATA_KEYS),
         (
             "pipeline/quantizing.py",
-            "pipeline/card.py",
+            "pipeline/stage_records.py",
+            *READ_CARD,
             "pipeline/charts.py",
             "export/quantize.py",
             "export/placement.py",
@@ -236,6 +242,7 @@ STAGES = (
             "export/rounding.py",
             "export/graph.py",
             "export/onnx_file.py",
+            "export/external_data.py",
             "export/naming.py",
             "export/preprocessing.py",
             *READ_IMAGES,
@@ -250,6 +257,7 @@ STAGES = (
             "pipeline/building.py",
             "pipeline/environment.py",
             "export/engine.py",
+            "export/external_data.py",
             "export/build_steps.py",
             "export/build_options.py",
             "export/timing_cache.py",
@@ -270,8 +278,9 @@ STAGES = (
             "pipeline/verify.py",
             "pipeline/answering.py",
             "pipeline/parity.py",
+            "pipeline/parity_report.py",
             "pipeline/best_classes.py",
-            "pipeline/card.py",
+            *READ_CARD,
             "export/metrics.py",
             "export/statistics.py",
             *READ_IMAGES,
@@ -289,10 +298,9 @@ STAGES = (
         (
             "pipeline/infer.py",
             "pipeline/serving.py",
-            "pipeline/parity.py",
-            "pipeline/best_classes.py",
-            "pipeline/card.py",
-            "export/metrics.py",
+            "pipeline/verdicts.py",
+            "pipeline/parity_report.py",
+            *READ_CARD,
             "export/statistics.py",
             "export/preprocessing.py",
             *READ_IMAGES,

@@ -347,3 +347,80 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         assert stage in out
     result = json.loads(out.strip().splitlines()[-1])
     assert result["packages"]["keras"]["state"] == "ok"
+
+
+# --- names that are no text ---
+
+
+def test_a_path_that_is_no_text_is_no_traceback(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / os.fsdecode(b"photos\xff")
+    try:
+        photos.mkdir()
+    except OSError:
+        pytest.skip("this file system takes text only")
+    source = next((finished_chain.images / "red").iterdir())
+    shutil.copy(source, photos / os.fsdecode(b"\xff.png"))
+    (photos / os.fsdecode(b"\xfe.png")).write_bytes(b"broken")
+    out = tmp_path / os.fsdecode(b"out\xff.csv")
+    assert finished_chain.run("infer", str(photos), "-o", str(out), "--json") == 3
+    rows = read_rows(out)
+    assert [row["path"].rpartition("photos")[2] for row in rows] == [r"\udcff/\udcfe.png", r"\udcff/\udcff.png"]
+    captured = capsys.readouterr()
+    line = captured.out.strip().splitlines()[-1]
+    line.encode()
+    assert json.loads(line)["output"] == str(out)
+    assert "Traceback" not in captured.err
+    assert finished_chain.run("infer", str(tmp_path / os.fsdecode(b"\xff.png")), "--json") == 2
+    line = capsys.readouterr().out.strip()
+    assert os.fsdecode(b"\xff.png, which does not exist") in json.loads(line)["error"]
+
+
+def test_the_json_line_is_json_whatever_standard_output_takes(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "inspect",
+            str(tmp_path / os.fsdecode("ä😀".encode() + b"\xff.h5")),
+            "--json",
+        ],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 2, process.stderr
+    assert os.fsdecode("ä😀".encode() + b"\xff.h5") in json.loads(process.stdout)["error"]
+
+
+# --- what is left is said, and only that ---
+
+
+def test_a_stage_that_finds_the_disk_full_says_what_stays(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(*args: object, **kwargs: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(np, "savez", no_space)
+    assert chain.run("verify", "--force") == 2
+    said = "error: No space left on device. Finished stages stay; verify keeps its former result.\n"
+    assert errors(capsys) == said
+    shutil.rmtree(chain.root / "verify")
+    assert chain.run("verify") == 2
+    assert errors(capsys) == said.replace("keeps its former result", "has no result yet")
+    assert not (chain.root / "verify").exists()
+
+
+def test_an_interrupt_of_what_is_no_stage_promises_nothing(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.bundle.os.replace", interrupt)
+    assert chain.run("bundle", "-o", str(tmp_path / "x.tar")) == 130
+    assert errors(capsys) == "error: Interrupted.\n"
+    assert [p for p in tmp_path.iterdir() if "x.tar" in p.name] == []

@@ -18,6 +18,7 @@ import platform
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -188,6 +189,22 @@ def _positive(text: str) -> int:
     return value
 
 
+def own_process() -> ProcessPoolExecutor:
+    """A process for one peer, whose memory is its own; it ends with this one, also by kill -9."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the files. Returns 0, or 1 where a peer failed."""
     options = parse(arguments)
@@ -207,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.info("%d/%d %s", number, len(options.peer), name)
         job = Job(name, options.model, options.images, options.out, options.limit, options.seed, options.batch)
         try:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            with own_process() as pool:
                 sidecar = pool.submit(run_peer, job).result()
         except (PeerError, OSError) as error:
             failed[name] = str(error)

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from export.temporaries import temporary_path
+
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class KernelCache:
         compiled = bytes(self.cache.serialize() or b"")
         if not compiled or compiled == self._loaded:
             return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        temporary = temporary_path(self._path)
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary.write_bytes(compiled)

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import files
+from pipeline.data import load_image_set
 from pipeline.errors import PipelineError
 from pipeline.files import (
     LOCK_HELD,
@@ -26,6 +29,8 @@ from pipeline.files import (
     write_atomic,
     write_json,
 )
+from pipeline.manifest import Key, read_manifest, why_stale, write_manifest
+from pipeline.recipe import Data
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,11 +248,11 @@ def test_a_rename_that_fails_keeps_the_former(
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ({".stage.tmp-7": "half"}, None),
-        ({"stage": "old", ".stage.tmp-7": "half", ".stage.tmp-8": "half"}, "old"),
-        ({".stage.former": "old", ".stage.tmp-7": "new"}, "old"),  # killed between the two renames
+        ({".stage.tmp-4194997": "half"}, None),
+        ({"stage": "old", ".stage.tmp-4194997": "half", ".stage.tmp-4194998": "half"}, "old"),
+        ({".stage.former": "old", ".stage.tmp-4194997": "new"}, "old"),  # killed between the two renames
         ({".stage.former": "old", "stage": "new"}, "new"),  # killed before the former was removed
-        ({"stage": "old", "stage2": "other", ".stage2.tmp-7": "other"}, "old"),
+        ({"stage": "old", "stage2": "other", ".stage2.tmp-4194997": "other"}, "old"),
     ],
 )
 def test_recovery_from_every_state_a_kill_can_leave(tmp_path: Path, found: dict[str, str], expected) -> None:
@@ -394,3 +399,45 @@ def test_commands_started_under_the_lock_pass_through_and_leave_it_held(tmp_path
 def test_locks_of_two_recipes_are_independent(tmp_path: Path, start) -> None:
     with recipe_lock(tmp_path / "a"):
         assert start(WAITER, tmp_path / "b", "no").communicate(timeout=30)[0] == "held\n"
+
+
+# --- names that are no text ---
+
+NO_TEXT = os.fsdecode(b"ph\xfcto\xff.png") if os.name != "nt" else "ph\udcfcto\udcff.png"
+
+
+def test_json_of_a_name_that_is_no_text_is_json_and_reads_the_same(tmp_path: Path) -> None:
+    value = {NO_TEXT: ["ä", NO_TEXT, "\\udcff"]}
+    write_json(tmp_path / "a.json", value)
+    assert r"ph\udcfcto\udcff.png" in (tmp_path / "a.json").read_bytes().decode()
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_hashes_of_names(tmp_path: Path) -> None:
+    text = {"b": "ä😀", "a": [1.5, None]}
+    assert sha256_json(text) == "b0f8db4eb386745439929e9524719a8931db6211a74fe99874b07e7cacf473b6"
+    assert sha256_json(NO_TEXT) != sha256_json(NO_TEXT.replace("\udcff", "\udcfe"))
+
+
+def test_images_in_folders_whose_names_are_no_text(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    try:
+        for name in (NO_TEXT, "b"):
+            (tmp_path / "data" / name).mkdir(parents=True)
+            for index in range(12):
+                pixels = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / name / f"{index}{NO_TEXT}")
+    except OSError:
+        pytest.skip("this file system takes text only")
+    images = load_image_set(Data(source="folder", path=str(tmp_path / "data")))
+    assert set(images.classes) == {r"ph\udcfcto\udcff.png", "b"}, "libraries take the names of classes"
+    assert images.splits["train"][0].read() is not None
+    write_json(tmp_path / "out" / "images.json", images.table("train"))
+    key = Key({"data/train": images.fingerprint("train"), f"train/{NO_TEXT}": "0"}, {"path": NO_TEXT}, "c")
+    write_atomic(tmp_path / "out" / NO_TEXT, "page")
+    write_manifest(
+        tmp_path / "out", stage="train", recipe="toy", key=key, seconds=1, result={"skipped": {NO_TEXT: "x"}}
+    )
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.result == {"skipped": {NO_TEXT: "x"}}
+    assert why_stale(tmp_path / "out", manifest, key) == []

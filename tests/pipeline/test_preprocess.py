@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline import preprocess
 from pipeline.preprocess import EXTENSIONS, MAX_PIXELS, ImageError, array_to_image, decode, load_image, resize_image
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8).repeat(8, 0).repeat(8, 1)
@@ -268,3 +271,120 @@ def test_arrays(shape: tuple[int, ...]) -> None:
 def test_extensions_are_lower_case_and_known_to_pillow() -> None:
     Image.init()
     assert all(extension == extension.lower() and extension in Image.EXTENSION for extension in EXTENSIONS)
+
+
+# --- bounded memory ---
+
+MODES = ("stretch", "crop", "imagenet", "pad")
+
+
+def whole_then_centre(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """What "imagenet" means, computed the expensive way: the whole picture, then its middle."""
+    height, width = size
+    scale = max(width / image.width, height / image.height) * 8 / 7
+    whole = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    left, top = (whole.width - width) // 2, (whole.height - height) // 2
+    return np.asarray(whole)[top : top + height, left : left + width]
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (333, 500), (500, 333), (97, 41), (37, 200), (64, 64), (150, 31)])
+def test_imagenet_on_ordinary_photos_is_the_middle_of_the_whole_to_the_bit(shape: tuple[int, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    for size in ((64, 64), (48, 40)):
+        assert np.array_equal(resize_image(noise, size, "imagenet"), whole_then_centre(noise, size))
+
+
+@pytest.mark.parametrize("shape", [(1200, 40), (30, 2000), (9, 171), (311, 7)])
+def test_imagenet_on_long_pictures_is_that_within_one_grey_level(shape: tuple[int, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    for size in ((64, 64), (48, 40)):
+        received = resize_image(noise, size, "imagenet").astype(int)
+        assert np.abs(received - whole_then_centre(noise, size)).max() <= 1
+
+
+def striped(width: int, height: int) -> Image.Image:
+    """A long picture: red, then green from 45 % to 55 % of its length, then blue."""
+    length = max(width, height)
+    line = np.zeros((length, 3), np.uint8)
+    line[: length * 45 // 100, 0] = line[length * 45 // 100 : length * 55 // 100, 1] = line[length * 55 // 100 :, 2] = (
+        255
+    )
+    return Image.fromarray(line[None] if width > height else line[:, None])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("width", "height"), [(1, 60_000), (60_000, 1), (1, 900_000), (900_000, 1)])
+def test_a_picture_as_thin_as_a_line(monkeypatch: pytest.MonkeyPatch, mode: str, width: int, height: int) -> None:
+    computed = []
+    real = Image.Image.resize
+
+    def resize(self, size, resample, box=None, **options):
+        box = box or (0, 0, *self.size)
+        rows = min(self.height, box[3] - box[1] + 2)  # Pillow resizes rows first, and keeps those it needs
+        computed.append(max(size[0] * size[1], size[0] * rows if size[0] != self.width else 0))
+        return real(self, size, resample, box, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    received = load_image(encode(striped(width, height)), (224, 224), mode)
+    assert max(computed) <= 2**24
+    assert received.shape == (224, 224, 3)
+    line = received if width > height else received.swapaxes(0, 1)
+    if mode in ("crop", "imagenet"):
+        assert (line == [0, 255, 0]).all()
+    elif mode == "stretch":
+        assert (line[:, [0, 50, 111, 180, 223]] == np.eye(3)[[0, 0, 1, 2, 2]] * 255).all()
+    else:
+        assert (line[111, [0, 50, 111, 180, 223]] == np.eye(3)[[0, 0, 1, 2, 2]] * 255).all()
+        assert (np.delete(line, 111, 0) == 0).all()
+
+
+@pytest.mark.parametrize("side", [(1, 1_000_001), (1_000_001, 1), (2, 80_000_000)])
+def test_a_side_that_no_picture_has_is_refused_before_it_is_decoded(side: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=r"a side of more than 1,000,000"):
+        decode(bomb(*side))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "RGB"])
+def test_what_is_converted_by_strips_is_what_is_converted_at_once(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    random = np.random.default_rng(0)
+    shapes = {"RGBA": (23, 17, 4), "LA": (23, 17, 2), "RGB": (23, 17, 3)}
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65536, (23, 17), dtype=np.uint16))
+    else:
+        image = Image.fromarray(random.integers(0, 256, shapes.get(mode, (23, 17)), dtype=np.uint8))
+    options = {}
+    if mode == "P":
+        image = image.convert("P")
+        options = {"transparency": bytes(range(256))}
+    data = encode(image, **options)
+    at_once = np.asarray(decode(data))
+    for pixels in (17 * 5, 16, 1):
+        monkeypatch.setattr(preprocess, "STRIP", pixels)
+        assert np.array_equal(np.asarray(decode(data)), at_once)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from pipeline.preprocess import decode
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+decode(Path(sys.argv[1]).read_bytes())
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("mode", "copies"), [("RGB", 1), ("RGBA", 2), ("I;16", 1.5)])
+def test_a_large_picture_is_decoded_without_needless_copies(tmp_path: Path, mode: str, copies: float) -> None:
+    side = 4000
+    (tmp_path / "x.png").write_bytes(encode(Image.new(mode, (side, side)), compress_level=1))
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "x.png")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < copies * 4 * side * side + 40e6
+
+
+def test_a_program_in_postscript_is_not_run() -> None:
+    with pytest.raises(ImageError, match="an EPS file is a program, which is not run"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
