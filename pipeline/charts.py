@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import io
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pipeline.layout import engine_name, plan_variant
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from pipeline.benchmark_report import BenchmarkRow
+    from pipeline.parity_report import Hop
+    from pipeline.stage_records import Epoch
 
 INK, MUTED, GRID = "#1d2733", "#66727f", "#e3e8ee"
 COLORS = {"keras": "#8a94a0", "fp32": "#4c7fb8", "fp16": "#3a9d78", "int8": "#d9822b", "limit": "#c0392b"}
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> str:
+def training_curves(history: Sequence[Epoch]) -> str:
     """Loss and accuracy by epoch, training and validation, with the phases marked."""
     return _svg(training_figure(history))
 
 
-def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+def training_figure(history: Sequence[Epoch]) -> Figure:
     """The figure of ``training_curves``."""
     figure = _figure(9.2, 3.0)
-    epochs = [row["epoch"] for row in history]
-    boundary = next((row["epoch"] for row in history if row["phase"] == "fine_tune"), None)
+    epochs = [row.epoch for row in history]
+    boundary = next((row.epoch for row in history if row.phase == "fine_tune"), None)
     for axis, name in zip(figure.subplots(1, 2), ("accuracy", "loss")):
-        axis.plot(epochs, [row[name] for row in history], "o-", color=COLORS["fp32"], label="training", ms=4)
-        if f"val_{name}" in history[0]:
-            values = [row[f"val_{name}"] for row in history]
-            axis.plot(epochs, values, "o-", color=COLORS["int8"], label="validation", ms=4)
+        axis.plot(epochs, [getattr(row, name) for row in history], "o-", color=COLORS["fp32"], label="training", ms=4)
+        judged = [(row.epoch, value) for row in history if (value := getattr(row, f"val_{name}")) is not None]
+        if judged:
+            axis.plot(*zip(*judged), "o-", color=COLORS["int8"], label="validation", ms=4)
         if boundary is not None and boundary > 1:
             axis.axvline(boundary - 0.5, color=MUTED, lw=1, ls=":")
             axis.text(
@@ -38,71 +43,97 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             )
         axis.set_title(name, loc="left")
         axis.set_xlabel("epoch")
+        axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
     return figure
 
 
-def parity_waterfall(hops: Sequence[Mapping[str, Any]], limits: Mapping[str, float | None]) -> str:
-    """SQNR against Keras after each step, one bar a candidate that ran; the threshold as a mark.
+def parity_waterfall(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> str:
+    """SQNR against Keras, one row a candidate that was run, whatever came of it; the threshold as a mark.
 
     Args:
         hops: the ``from_keras`` hops.
         limits: smallest SQNR in dB by precision; None: not asked for.
     """
-    ran = [hop for hop in hops if hop["sqnr_db"] is not None]
-    figure = _figure(9.2, 0.55 * max(len(ran), 1) + 1.0)
+    ran = [hop for hop in hops if hop.verdict != "not run"]
+    if not ran:
+        return ""
+    figure = _figure(9.2, 0.55 * len(ran) + 1.0)
     axis = figure.subplots()
+    ends = [0.0]
     for row, hop in enumerate(ran):
-        axis.barh(row, hop["sqnr_db"], color=COLORS[hop["precision"]], height=0.55)
-        axis.text(hop["sqnr_db"], row, f"  {hop['sqnr_db']:.1f} dB", va="center", fontsize=9, color=INK)
-        limit = limits.get(hop["precision"])
+        end = hop.sqnr_db or 0.0
+        axis.barh(row, end, color=COLORS[hop.precision], height=0.55)
+        axis.text(max(end, 0.0), row, f"  {_sqnr_text(hop)}", va="center", fontsize=9, color=INK)
+        limit = limits.get(hop.precision)
         if limit is not None:
             axis.plot([limit, limit], [row - 0.38, row + 0.38], color=COLORS["limit"], lw=2)
-    axis.set_yticks(range(len(ran)), [f"{hop['precision'].upper()}  {_where(hop)}" for hop in ran])
-    axis.invert_yaxis()
-    axis.set_xlim(0, max((hop["sqnr_db"] for hop in ran), default=1) * 1.15)
+        ends += [end, limit or 0.0]
+    axis.set_yticks(range(len(ran)), [f"{hop.precision.upper()}  {_file_label(hop.candidate)}" for hop in ran])
+    axis.set_xlim(1.15 * min(ends), 1.15 * max(ends) or 1)
     axis.set_xlabel("SQNR of the logits against Keras, dB (more is closer; red: the recipe's threshold)")
-    axis.grid(axis="y", visible=False)
+    _rows_from_the_top(axis)
     return _svg(figure)
 
 
-def _where(hop: Mapping[str, Any]) -> str:
-    variant = plan_variant(Path(hop["candidate"])) if hop["backend"] == "tensorrt" else None
-    return f"{hop['backend']} {variant}" if variant else str(hop["backend"])
+def _sqnr_text(hop: Hop) -> str:
+    if not hop.compared:
+        return "failed to run"
+    if hop.sqnr_db is not None:
+        return f"{hop.sqnr_db:.1f} dB"
+    return "equal" if hop.equal else "NaN or infinite"
 
 
-def speed(results: Sequence[Mapping[str, Any]]) -> str:
-    """Latency at the smallest batch and throughput at the largest, one bar a backend and precision."""
-    timed = [row for row in results if "error" not in row]
-    batches = sorted({row["batch"] for row in timed})
+def _file_label(name: str) -> str:
+    """``rtx/int8.plan`` or ``model.int8.onnx``: what tells candidates apart, without the stage's folder."""
+    path = PurePosixPath(name)
+    return path.relative_to("build").as_posix() if path.is_relative_to("build") else path.name
+
+
+def speed(results: Sequence[BenchmarkRow]) -> str:
+    """Latency at the smallest batch and throughput at the largest, one bar a row that has numbers."""
+    timed = [row for row in results if row.p50_ms is not None]
+    batches = sorted({row.batch for row in timed})
     if not batches:
         return ""
-    panels = [("p50_ms", batches[0], "latency, ms (line: to p90; less is better)")]
-    panels.append(("images_per_second", batches[-1], "throughput, images/s (more is better)"))
-    rows = max(sum(row["batch"] == batch for row in timed) for batch in (batches[0], batches[-1]))
-    figure = _figure(9.2, 0.5 * rows + 1.1)
-    for axis, (key, batch, label) in zip(figure.subplots(1, 2), panels):
-        shown = [row for row in timed if row["batch"] == batch]
-        largest = max(row[key] for row in shown)
-        for index, row in enumerate(shown):
-            color = COLORS["keras"] if row["backend"] == "keras" else COLORS[row["precision"]]
-            axis.barh(index, row[key], color=color, height=0.55)
-            end = row[key]
-            if key == "p50_ms":
-                axis.plot([row["p50_ms"], row["p90_ms"]], [index, index], color=INK, lw=1)
-                end = max(end, row["p90_ms"])
-            axis.text(
-                end, index, f"  {row[key]:,.3g}" if row[key] < 1000 else f"  {row[key]:,.0f}", va="center", fontsize=9
-            )
-            largest = max(largest, end)
-        axis.set_yticks(range(len(shown)), [f"{row['backend']} {engine_name(row)}" for row in shown])
-        axis.invert_yaxis()
-        axis.set_xlim(0, largest * 1.25)
-        axis.set_title(f"batch {batch}", loc="left")
-        axis.set_xlabel(label)
-        axis.grid(axis="y", visible=False)
+    first, last = ([row for row in timed if row.batch == batch] for batch in (batches[0], batches[-1]))
+    figure = _figure(9.2, 0.5 * max(len(first), len(last)) + 1.1)
+    left, right = figure.subplots(1, 2)
+    _bars(left, first, [row.p50_ms for row in first], [row.p90_ms for row in first])
+    _bars(right, last, [row.images_per_second for row in last])
+    left.set_title(f"batch {batches[0]}", loc="left")
+    left.set_xlabel("latency, ms (line: to p90; less is better)")
+    right.set_title(f"batch {batches[-1]}", loc="left")
+    right.set_xlabel("throughput, images/s (more is better)")
     return _svg(figure)
+
+
+def _bars(
+    axis: Axes, rows: Sequence[BenchmarkRow], values: Sequence[float | None], reach: Sequence[float | None] = ()
+) -> None:
+    """One bar a row with its value; a line from it to where it reaches."""
+    largest = 0.0
+    for index, (row, value) in enumerate(zip(rows, values)):
+        length = value or 0.0
+        axis.barh(index, length, color=COLORS["keras" if row.backend == "keras" else row.precision], height=0.55)
+        end = length
+        if reach and (to := reach[index]) is not None:
+            axis.plot([length, to], [index, index], color=INK, lw=1)
+            end = max(end, to)
+        axis.text(end, index, f"  {_speed_text(value)}", va="center", fontsize=9)
+        largest = max(largest, end)
+    labels = [f"{row.backend} {row.name}" for row in rows]
+    told_apart = [f"{label} ({row.file})" if labels.count(label) > 1 else label for label, row in zip(labels, rows)]
+    axis.set_yticks(range(len(rows)), told_apart)
+    axis.set_xlim(0, largest * 1.25 or 1)
+    _rows_from_the_top(axis)
+
+
+def _speed_text(value: float | None) -> str:
+    if value is None:
+        return "too fast for the clock"
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def sensitivity(layers: Sequence[tuple[str, float, bool]]) -> str:
@@ -114,24 +145,33 @@ def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25
     """Each layer's share of the INT8 noise, the dearest first.
 
     Args:
-        layers: name, noise alone (energy of the error over that of the logits), whether it stays in float.
+        layers: name, noise alone (energy of the error over that of the logits; infinite where the logits are not
+            finite), whether it stays in float.
         most: how many are drawn; the others are one bar.
     """
-    whole = sum(noise for _, noise, _ in layers) or 1.0
+    whole = sum(noise for _, noise, _ in layers if math.isfinite(noise)) or 1.0
     shown = list(layers[:most])
     if len(layers) > most:
         shown.append((f"{len(layers) - most} others", sum(noise for _, noise, _ in layers[most:]), False))
     figure = _figure(9.2, 0.24 * len(shown) + 0.9)
     axis = figure.subplots()
+    largest = 0.0
     for row, (_, noise, kept) in enumerate(shown):
-        axis.barh(row, 100 * noise / whole, color=COLORS["fp16" if kept else "int8"], height=0.65)
-        axis.text(100 * noise / whole, row, f"  {100 * noise / whole:.1f} %", va="center", fontsize=8)
+        share = 100 * noise / whole if math.isfinite(noise) else 0.0
+        axis.barh(row, share, color=COLORS["fp16" if kept else "int8"], height=0.65)
+        text = f"{share:.1f} %" if math.isfinite(noise) else "NaN or infinite"
+        axis.text(share, row, f"  {text}", va="center", fontsize=8)
+        largest = max(largest, share)
     axis.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlim(0, max(100 * noise / whole for _, noise, _ in shown) * 1.15 or 1)
+    axis.set_xlim(0, largest * 1.15 or 1)
     axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in float)")
-    axis.grid(axis="y", visible=False)
+    _rows_from_the_top(axis)
     return figure
+
+
+def _rows_from_the_top(axis: Axes) -> None:
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -145,6 +185,7 @@ def _figure(width: float, height: float) -> Figure:
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],
             "font.size": 9,
+            "text.parse_math": False,  # names come from outside, and $ in one is a dollar
             "axes.edgecolor": GRID,
             "axes.labelcolor": MUTED,
             "axes.titlesize": 10,
@@ -164,6 +205,8 @@ def _figure(width: float, height: float) -> Figure:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has fonts for them
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

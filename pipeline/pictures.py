@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from pipeline import charts
+from pipeline.stage_records import Epoch
 
 GRID_IMAGES = 6
 
 
 def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss and accuracy by epoch as a PNG."""
-    charts.training_figure(history).savefig(path, dpi=120, metadata={"Software": None})
+    charts.training_figure([Epoch(**row) for row in history]).savefig(path, dpi=120, metadata={"Software": None})
 
 
 def save_samples(pixels: np.ndarray, labels: Sequence[str], path: Path) -> None:

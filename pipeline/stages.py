@@ -15,7 +15,8 @@ from typing import Any
 from pipeline import building, exporting, quantizing
 from pipeline.config import IMAGENET
 from pipeline.environment import machine_environment
-from pipeline.files import sha256_json
+from pipeline.files import sha256_file, sha256_json
+from pipeline.manifest import MANIFEST
 from pipeline.recipe import Preprocessing
 from pipeline.stage import Context, Stage
 
@@ -63,6 +64,7 @@ LOAD_MODEL = (
 )
 RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
 DATA_KEYS = ("data.max_bad_images",)
+SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
@@ -160,14 +162,31 @@ def _infer_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, st
 def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
     return (
         context.required("train", "model.json", "history.json")
-        | context.required("export", "summary.json")
+        | context.files("train", "model.keras")
+        | context.files("export", "model.onnx")
         | context.required("quantize", "placement.json", "calibration.json")
-        | context.files("quantize", "sensitivity.csv")
-        | context.files("build", "*/*.json")
+        | context.files("quantize", "*.onnx", "sensitivity.csv")
+        | context.files("build", "*/*.plan", "*/*.json")
         | context.required("verify", "parity.json", "reference.npz")
         | context.files("benchmark", "benchmark.json")
         | context.files("infer", "predictions.csv")
+        | _shown_images(context, recorded)
+        | {name: digest for stage in SHOWN_STAGES for name, digest in context.files(stage, MANIFEST).items()}
     )
+
+
+def _shown_images(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    """The images that the page shows; of one that is not on this machine, the recorded digest stands."""
+    from pipeline.report_predictions import shown_images
+
+    digests = {}
+    for number, path in enumerate(shown_images(context.root)):
+        name = f"infer/image {number}"
+        if path.is_file():
+            digests[name] = sha256_file(path)
+        elif name in recorded:
+            digests[name] = recorded[name]
+    return digests
 
 
 STAGES = (
@@ -316,10 +335,17 @@ STAGES = (
         ("description",),
         (
             "pipeline/report.py",
+            "pipeline/report_cards.py",
+            "pipeline/report_parity.py",
+            "pipeline/report_predictions.py",
             "pipeline/report_quantization.py",
+            "pipeline/report_speed.py",
+            "pipeline/report_standing.py",
             "pipeline/report.css",
+            "pipeline/csv_rows.py",
             "pipeline/html.py",
             "pipeline/charts.py",
+            "pipeline/decode_spec.py",
             "pipeline/preprocess.py",
         ),
         _report,

@@ -1,0 +1,126 @@
+"""The report's cards: the few numbers that a reader wants first, each with its verdict in words and colour."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
+from pipeline.html import css_class, share, text
+from pipeline.layout import ONNX, engines
+from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
+from pipeline.report_standing import engine_verdict
+
+WORST_FIRST = (FAIL, NOT_VERIFIED, INCONCLUSIVE, NOT_RUN, PASS)
+ENGINES = {
+    PASS: "run and passed",
+    INCONCLUSIVE: "run, inconclusive",
+    FAIL: "failed",
+    NOT_RUN: "not run here",
+    NOT_VERIFIED: "not verified",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A number and what it is; the verdict gives the colour, "" none."""
+
+    value: str
+    words: str
+    verdict: str = ""
+
+
+def cards(parity: ParityReport, benchmark: BenchmarkReport | None, root: Path) -> str:
+    """The cards of a recipe's artifacts, as HTML."""
+    found = [
+        _accuracy(parity),
+        *(precision_card(precision, parity) for precision in ONNX),
+        _engines(root, parity),
+        speed_card(benchmark.results, parity) if benchmark else None,
+    ]
+    return f'<div class="cards">{"".join(_html(card) for card in found if card is not None)}</div>'
+
+
+def _html(card: Card) -> str:
+    kind = f"card {css_class(card.verdict)}".strip()
+    return f'<div class="{kind}"><b>{text(card.value)}</b><span>{text(card.words)}</span></div>'
+
+
+def _accuracy(parity: ParityReport) -> Card | None:
+    hop = next((hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.accuracy_reference is not None), None)
+    if hop is None:
+        return None
+    return Card(share(hop.accuracy_reference), f"Keras accuracy on {hop.images:,} test images")
+
+
+def precision_card(precision: str, parity: ParityReport) -> Card | None:
+    """How a precision agrees with Keras; None if there is no file of it.
+
+    Where there are several files, it is the one with the worst verdict, and of those the one that agrees least: a card
+    never looks better than any of its files.
+    """
+    found = [hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.precision == precision]
+    ran = [hop for hop in found if hop.verdict != NOT_RUN]
+    if not ran:
+        return Card("not run", f"{precision.upper()}: none of its {_files(len(found))}", NOT_RUN) if found else None
+
+    def rank(hop: Hop) -> tuple[int, float]:
+        agreement = -1.0 if hop.top1_agreement is None else hop.top1_agreement
+        return WORST_FIRST.index(_worst_hop(hop, parity).verdict), agreement
+
+    hop = min(ran, key=rank)
+    worst = _worst_hop(hop, parity)
+    which = f" ({hop.candidate}, the worst of {_files(len(ran))})" if len(ran) > 1 else ""
+    if not hop.compared:
+        return Card("not compared", f"{precision.upper()} failed to run{which} - {hop.verdict}", hop.verdict)
+    against = f", against {worst.reference}" if worst.verdict != hop.verdict else ""
+    words = f"{precision.upper()} agrees with Keras{which} - {worst.verdict}{against}"
+    return Card(share(hop.top1_agreement), words, worst.verdict)
+
+
+def _worst_hop(hop: Hop, parity: ParityReport) -> Hop:
+    """Of all comparisons of a candidate that was compared with Keras, the one with the worst verdict."""
+    others = [one for one in parity.hops if one.candidate == hop.candidate and one.verdict != NOT_RUN]
+    return min([hop, *others], key=lambda one: WORST_FIRST.index(one.verdict))
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _engines(root: Path, parity: ParityReport) -> Card | None:
+    plans = engines(root)
+    if not plans:
+        return None
+    verdicts = Counter(engine_verdict(root, plan, parity) for plan in plans)
+    counted = ", ".join(f"{verdicts[verdict]} {words}" for verdict, words in ENGINES.items() if verdicts[verdict])
+    what = "TensorRT engine" if len(plans) == 1 else "TensorRT engines"
+    return Card(str(len(plans)), f"{what}: {counted}", next(one for one in WORST_FIRST if verdicts[one]))
+
+
+def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | None:
+    """The fastest row against Keras, at the largest batch that both were timed at; None if there is no such batch.
+
+    A time of zero, where the clock was too coarse, has no ratio and does not count.
+    """
+    timed = [row for row in results if row.p50_ms]
+    keras = {row.batch: row for row in timed if row.backend == "keras"}
+    others = [row for row in timed if row.backend != "keras" and row.batch in keras]
+    if not others:
+        return None
+    batch = max(row.batch for row in others)
+    fastest = min((row for row in others if row.batch == batch), key=lambda row: row.p50_ms or 0.0)
+    ratio = (keras[batch].p50_ms or 0.0) / (fastest.p50_ms or 1.0)
+    verdict = verdict_on_row(fastest, parity)
+    said = "" if verdict == PASS else f" - its verdict: {verdict}"
+    words = f"Keras' speed: {fastest.backend} {fastest.name}, batch {batch}{said}"
+    return Card(f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x", words, "" if verdict == PASS else verdict)
+
+
+def verdict_on_row(row: BenchmarkRow, parity: ParityReport) -> str:
+    """The verdict on the file that a row of the benchmark ran."""
+    name = f"build/{row.file}" if row.backend == "tensorrt" else row.file
+    verdicts = {hop.verdict for hop in parity.hops if hop.candidate == name}
+    return next((one for one in (FAIL, INCONCLUSIVE, PASS, NOT_RUN) if one in verdicts), NOT_VERIFIED)
