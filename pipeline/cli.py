@@ -86,8 +86,9 @@ def run_command(
     ``command`` returns what the JSON line holds; its key "exit" is the exit status (0 if it is missing).
     """
     args = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what no encoding has
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name may hold what no encoding has
+            stream.reconfigure(errors="backslashreplace")
     _start_logging(args)
     quiet_libraries()
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
