@@ -19,6 +19,7 @@ import onnx
 
 from export.graph import constants, consumers, producers
 from export.naming import keras_layer
+from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
@@ -27,25 +28,6 @@ _WITH_NEIGHBOURS = (
     *("Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sub", "Div"),
     *("MaxPool", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
 )
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What one node computes in, and why.
-
-    Args:
-        node: Its name in the graph.
-        keras_layer: The layer it comes from.
-        op: The ONNX operator.
-        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` says that all data inputs are quantised.
-        why: The rule, for people.
-    """
-
-    node: str
-    keras_layer: str
-    op: str
-    precision: str
-    why: str
 
 
 @dataclass(frozen=True)

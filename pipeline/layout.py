@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -48,8 +48,3 @@ def plan_variant(plan: Path) -> str | None:
 def plan_precision(plan: Path) -> str:
     """``<precision>[-<variant>].plan``."""
     return plan.stem.partition("-")[0]
-
-
-def engine_name(row: Mapping[str, Any]) -> str:
-    """Until the report is typed."""
-    return f"{row['precision']} {row['variant']}" if row.get("variant") else str(row["precision"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.bounded_json import read_json_file
-from export.placement import Placement
+from export.placement_row import Placement
 from export.records import from_json, read_record
 from pipeline.errors import PipelineError
 
