@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export.bounded_json import read_json_file
 from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
@@ -112,7 +113,7 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = sidecar_path(plan_path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except OSError as error:
         raise ExportError(
             f"Expected the sidecar {path} beside {Path(plan_path).name}. "

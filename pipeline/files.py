@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from export.bounded_json import read_json_file
 from export.sidecar import sha256_file as hash_file
 from pipeline.errors import PipelineError
 
@@ -69,16 +70,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON, within the bounds of ``export.bounded_json``.
 
     Raises:
-        PipelineError: missing or damaged, with the path.
+        PipelineError: missing, damaged or out of bounds, with the path.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_file(path)
     except FileNotFoundError as error:
         raise PipelineError(f"Expected {path}, which does not exist.") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise PipelineError(
             f"Expected JSON in {path}. Received: {error}. Delete it and run its stage again."
         ) from error
