@@ -62,8 +62,21 @@ def read_json_file(path: str | os.PathLike[str], *, finite: bool = True) -> Any:
         OSError: it cannot be read.
         ValueError: see ``parse_json``.
     """
+    return parse_json(read_bounded(path), os.path.basename(path), finite=finite)
+
+
+def read_bounded(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file; of a larger one than is accepted, not more is read than tells so.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large.
+    """
     with open(path, "rb") as file:
-        return parse_json(file.read(MOST_BYTES + 1), os.path.basename(path), finite=finite)
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{os.path.basename(path)}: more than the {MOST_BYTES:,} bytes that are read")
+    return data
 
 
 def _whole(digits: str) -> int:

@@ -25,13 +25,13 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, int] = {}  # of finished nodes, with what their aliases stand for
         self._heights: dict[yaml.Node, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         alias = self.check_event(yaml.AliasEvent)
         mark = self.peek_event().start_mark
         self._depth += 1
         if self._depth > DEEPEST:
             raise _error(f"nested more than {DEEPEST} deep", mark)
-        node = super().compose_node(parent, index)
+        node: yaml.Node = super().compose_node(parent, index)  # type: ignore[assignment]  # None is for its stubs only
         self._depth -= 1
         if alias and node not in self._sizes:
             raise _error("an alias inside of what it stands for", mark)
@@ -92,7 +92,7 @@ def _error(found: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
     return yaml.composer.ComposerError(None, None, found, mark)
 
 
-def _inner(node: yaml.Node | None) -> list[yaml.Node]:
+def _inner(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []

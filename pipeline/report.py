@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from pipeline import __version__, charts
@@ -19,6 +18,7 @@ from pipeline.files import read_json, sha256_file
 from pipeline.html import badge, number, section, size, table
 from pipeline.layout import BENCHMARK, CARD, PARITY, PREDICTIONS, REFERENCE, REPORT, engine_name, engines
 from pipeline.manifest import read_manifest
+from pipeline.npz_files import read_arrays
 from pipeline.preprocess import ImageError, Resize, load_image
 from pipeline.report_quantization import quantization_sections
 from pipeline.stage import Context
@@ -239,8 +239,8 @@ def _predictions(root: Path, card: Json, resize: Resize) -> str:
 
 
 def _labels_by_pixels(root: Path, card: Json) -> dict[bytes, str]:
-    with np.load(root / REFERENCE, allow_pickle=False) as file:
-        return {pixels.tobytes(): card["classes"][label] for pixels, label in zip(file["pixels"], file["labels"])}
+    held = read_arrays(root / REFERENCE, ("pixels", "labels"))
+    return {pixels.tobytes(): card["classes"][label] for pixels, label in zip(held["pixels"], held["labels"])}
 
 
 def _thumbnail(row: Json, folder: Path, card: Json, resize: Resize, truth: Mapping[bytes, str]) -> str:

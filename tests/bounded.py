@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +79,27 @@ def attempts(
     found, heavy = json.loads(done.stdout.splitlines()[-1])
     assert heavy == [], "what the file alone tells was looked for with TensorFlow"
     return [Attempt(*one) for one in found]
+
+
+def write_bomb(path: Path, name: str, size: int, head: bytes = b"", said: int | None = None) -> Path:
+    """A zip archive with a member that starts with ``head`` and unpacks to ``size`` bytes, a thousandth packed.
+
+    Args:
+        path: of the archive; what it holds already stays.
+        name: of the member.
+        size: of the member, without its head.
+        head: its first bytes.
+        said: the size that the archive says it has; None says what is true.
+    """
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)  # blocks of this kind may be repeated
+    packed = start + block * (size >> 20) + packer.compress(bytes(size % 2**20)) + packer.flush()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, packed)
+        info = archive.getinfo(name)  # written at the end of the archive
+        info.compress_type = zipfile.ZIP_DEFLATED
+        info.file_size = len(head) + size if said is None else said
+        if said is not None:  # what zipfile would compare, having cut off the rest
+            info.CRC = zlib.crc32((head + bytes(said))[:said])
+    return path

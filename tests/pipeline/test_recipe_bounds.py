@@ -88,7 +88,7 @@ def test_values_out_of_proportion(tmp_path: Path, text: str, found: str) -> None
 def test_keys_of_overrides_out_of_proportion(tmp_path: Path, key: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("data: {source: digits}")
-    with pytest.raises(RecipeError, match="Expected --set section.key=value") as caught:
+    with pytest.raises(RecipeError, match=r"Expected --set section\.key=value") as caught:
         load_recipe(path, [f"{key}=1"])
     assert len(str(caught.value)) < 1000
 

@@ -322,6 +322,7 @@ PLUMBING = {
     "pipeline/recipe.py",
     "pipeline/files.py",
     "pipeline/manifest.py",
+    "pipeline/npz_files.py",
     "pipeline/stage.py",
     "pipeline/stages.py",
     "pipeline/layout.py",
@@ -329,6 +330,7 @@ PLUMBING = {
     "pipeline/cli.py",
     "pipeline/commands.py",
     "pipeline/tensorflow_start.py",
+    "pipeline/zip_files.py",
 }
 
 
