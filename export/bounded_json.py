@@ -16,7 +16,7 @@ DEEPEST = 200  # a model nested in a model adds five
 MOST_DIGITS = 40  # of a whole number; beyond some thousands Python refuses or takes quadratic time
 
 
-def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
+def parse_json(text: str | bytes, where: str, *, finite: bool = True, most: int = MOST_BYTES) -> Any:
     """Parse JSON within bounds of size, depth and number of values.
 
     Lone surrogates in strings stay as they are. Of a key that is given twice the last counts.
@@ -25,12 +25,13 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
         text: the JSON; bytes are UTF-8.
         where: the file, which every message begins with.
         finite: refuse NaN and infinities, which JSON does not have and Python writes nevertheless.
+        most: bytes.
 
     Raises:
         ValueError: not JSON, or out of bounds; the message says which.
     """
-    if len(text) > MOST_BYTES:
-        raise ValueError(f"{where}: {len(text):,} bytes, where at most {MOST_BYTES:,} are read")
+    if len(text) > most:
+        raise ValueError(f"{where}: {len(text):,} bytes, where at most {most:,} are read")
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
