@@ -51,6 +51,8 @@ LOAD_MODEL = (
     "pipeline/loading.py",
     "pipeline/model_file.py",
     "pipeline/model_guards.py",
+    "pipeline/model_promises.py",
+    "pipeline/weight_budget.py",
     "pipeline/model_safety.py",
     "pipeline/saved_model.py",
     "pipeline/frozen_graph.py",

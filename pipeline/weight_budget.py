@@ -42,7 +42,8 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
     def counted(original: Any) -> Any:
         def add_weight(layer: Any, *args: Any, **options: Any) -> Any:
             nonlocal made
-            values = _values(options.get("shape", next((a for a in args if isinstance(a, (tuple, list, int))), ())))
+            given = next((a for a in args if not isinstance(a, str)), None)  # tf_keras takes a name before the shape
+            values = _values(options.get("shape", given))
             if made + values > most:
                 raise ModelError(
                     f"Expected weights for every layer. Received: {where}, whose layer {layer.name} asks for "
@@ -78,5 +79,5 @@ def check_tensors(model: Any, where: str) -> None:
 
 
 def _values(shape: Any) -> int:
-    sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
-    return math.prod(int(n) for n in sizes if isinstance(n, int))
+    sizes = (shape,) if isinstance(shape, int) else () if shape is None else tuple(shape)
+    return math.prod(int(n) for n in sizes if n is not None)
