@@ -72,7 +72,7 @@ def check_tensors(model: Any, where: str) -> None:
     waiting = [model]
     while waiting:
         layer = waiting.pop()
-        waiting += [inner for inner in getattr(layer, "operations", ()) if inner is not layer]
+        waiting += getattr(layer, "operations", getattr(layer, "layers", ()))  # of a Sequential, layers alone
         for node in getattr(layer, "_inbound_nodes", ()):
             for tensor in node.output_tensors:
                 check_shape(tensor.shape[1:], f"{where}, whose layer {layer.name} makes")

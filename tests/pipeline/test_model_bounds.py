@@ -271,8 +271,9 @@ def test_keras_is_as_it_was_after_a_budget() -> None:
     from pipeline.weight_budget import weight_budget
 
     before = keras.Layer.add_weight, tf_keras.layers.Layer.add_weight
-    with pytest.raises(ModelError, match="asks for 2,000,000 values"), weight_budget(0, "m.keras", keras2=True):
+    with weight_budget(0, "m.keras", keras2=True):
         keras.layers.Dense(3).build((None, 4))
         tf_keras.layers.Dense(3).build((None, 4))
-        tf_keras.layers.Dense(1000).build((None, 2000))
+        with pytest.raises(ModelError, match="asks for 2,000,000 values"):
+            tf_keras.layers.Dense(1000).build((None, 2000))
     assert (keras.Layer.add_weight, tf_keras.layers.Layer.add_weight) == before
