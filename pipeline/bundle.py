@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.bounded_json import MOST_BYTES, parse_json
 from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
@@ -18,6 +19,7 @@ from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.progress import progress_bar
 from pipeline.ranges import RECIPE_NAME
 from pipeline.stage import Context
+from pipeline.tar_files import open_tar
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     if not archive_path.is_file():
         raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, which does not exist.")
     try:
-        with tarfile.open(archive_path, "r:") as archive:
+        with open_tar(archive_path) as archive:
             index = _read_index(archive)
             root = artifacts / index["recipe"]
             if any(root.glob("*/" + MANIFEST)) and not force:
@@ -109,10 +111,8 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
 
 def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
     member = archive.getmember(INDEX)
-    if member.size > 64 * 2**20:
-        raise ValueError("its index is larger than an index can be")
     file = archive.extractfile(member)
-    index = json.loads(file.read() if file else b"")
+    index = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
     if index.get("schema") != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
     files, recipe = index["files"], index["recipe"]

@@ -25,6 +25,9 @@ def attempt(function, arguments):
     read, start = status("/proc/self/io", "rchar"), time.perf_counter()
     try:
         result = function(*arguments)
+        if hasattr(result, "__enter__"):
+            with result as result:
+                pass
         error, message = "", repr(result)[:200]
     except BaseException as caught:
         error, message = type(caught).__name__, str(caught)[:2000]
