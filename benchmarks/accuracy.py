@@ -35,6 +35,7 @@ from pipeline.environment import choose_tensorrt
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.layout import INT8_TRT8, ONNX, REFERENCE
+from pipeline.npz_files import read_arrays
 from pipeline.progress import progress_bar
 from pipeline.quantizing import CalibrationImages, calibration_key
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -67,8 +68,8 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
             raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
     key = calibration_key(context, context.card())
     Scales.from_json((root / "quantize/scales.json").read_text(encoding="utf-8"), key)  # of these images, this model
-    with np.load(root / REFERENCE, allow_pickle=False) as file:
-        pixels, labels, keras = file["pixels"], file["labels"], file["logits"]
+    held = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
+    pixels, labels, keras = held["pixels"], held["labels"], held["logits"]
     calibration = read_json(root / "quantize/calibration.json")
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]

@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.gpu_checks import CHECKS, CheckFailedError, CheckSkippedError, cycles_leak_nothing
 from benchmarks.gpu_timings import judge_targets, time_batch
 from benchmarks.telemetry import commit, gpu_snapshot, machine
+from export.bounded_json import parse_json
 from export.build_options import BuildOptions
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
@@ -29,10 +30,11 @@ from export.errors import ExportError
 from export.records import to_json
 from export.sidecar import BatchProfile
 from pipeline.answering import answer
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.files import write_json
 from pipeline.layout import KERAS, ONNX, REFERENCE, engine_source, plan_name
 from pipeline.manifest import read_manifest
+from pipeline.npz_files import read_arrays
 from pipeline.parity import FAIL, Candidate, Reference, judge
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -143,10 +145,10 @@ def read_reference(artifacts: Path) -> Reference:
     """
     path = artifacts / REFERENCE
     try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(file["meta"].tobytes())
-            return Reference(KERAS, meta["model_sha256"], file["pixels"], file["labels"], file["logits"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        held = read_arrays(path, ("meta", "pixels", "labels", "logits"))
+        meta = parse_json(held["meta"].tobytes(), "meta")
+        return Reference(KERAS, meta["model_sha256"], held["pixels"], held["labels"], held["logits"])
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise PipelineError(
             f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "
             "artifacts here: python -m pipeline bundle."

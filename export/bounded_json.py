@@ -21,7 +21,7 @@ def parse_json(
     where: str,
     *,
     finite: bool = True,
-    most_bytes: int = MOST_BYTES,
+    most: int = MOST_BYTES,
     most_values: int = MOST_VALUES,
 ) -> Any:
     """Parse JSON within bounds of size, depth and number of values.
@@ -32,14 +32,14 @@ def parse_json(
         text: the JSON; bytes are UTF-8.
         where: the file, which every message begins with.
         finite: refuse NaN and infinities, which JSON does not have and Python writes nevertheless.
-        most_bytes: a larger text is refused.
-        most_values: so are more values, and more lists and objects than `MOST_VALUES`.
+        most: bytes.
+        most_values: values; of lists and objects never more lists and objects than `MOST_VALUES`.
 
     Raises:
         ValueError: not JSON, or out of bounds; the message says which.
     """
-    if len(text) > most_bytes:
-        raise ValueError(f"{where}: {len(text):,} bytes, where at most {most_bytes:,} are read")
+    if len(text) > most:
+        raise ValueError(f"{where}: {len(text):,} bytes, where at most {most:,} are read")
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
@@ -72,8 +72,21 @@ def read_json_file(path: str | os.PathLike[str], *, finite: bool = True) -> Any:
         OSError: it cannot be read.
         ValueError: see ``parse_json``.
     """
+    return parse_json(read_bounded(path), os.path.basename(path), finite=finite)
+
+
+def read_bounded(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file; of a larger one than is accepted, not more is read than tells so.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large.
+    """
     with open(path, "rb") as file:
-        return parse_json(file.read(MOST_BYTES + 1), os.path.basename(path), finite=finite)
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{os.path.basename(path)}: more than the {MOST_BYTES:,} bytes that are read")
+    return data
 
 
 def _whole(digits: str) -> int:

@@ -7,7 +7,6 @@ machines that hold little else.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from export import timing_cache
+from export.bounded_json import parse_json
 from export.build_options import BuildOptions, described, refuse_unsupported
 from export.build_steps import (
     Progress,
@@ -280,7 +280,7 @@ def _onnx_metadata(source: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in properties:
         try:
-            found[one.key] = json.loads(one.value)
+            found[one.key] = parse_json(one.value, one.key)
         except ValueError:
             found[one.key] = one.value
     return found

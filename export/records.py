@@ -77,7 +77,7 @@ def read_record(kind: type[T], path: Path, *, error: MakeError, remedy: str, wha
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
-        tree = parse_json(data, path.name, most_bytes=LARGEST_FILE, most_values=MOST_VALUES)
+        tree = parse_json(data, path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
     except OSError as problem:
         raise error(f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}") from problem
     except ValueError as problem:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from export.bounded_json import parse_json
 from export.calibration import Histogram
 from export.errors import ExportError
 
@@ -88,14 +89,14 @@ class Scales:
             ExportError: If the text is no such JSON, or its key is another one.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text, "scales.json")
             found = cls(
                 scales={str(name): float(value) for name, value in data["scales"].items()},
                 method=str(data["method"]),
                 images=int(data["images"]),
                 key=dict(data["key"]),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExportError(
                 f"Expected the JSON of calibrated scales. Received: {type(error).__name__}: {error} (calibrate again)."
             ) from error

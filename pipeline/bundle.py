@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.bounded_json import MOST_BYTES, parse_json
 from export.temporaries import temporary_path
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.errors import PipelineError
@@ -22,6 +23,7 @@ from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
 from pipeline.ranges import RECIPE_NAME
 from pipeline.stage import Context
+from pipeline.tar_files import open_tar
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     if not archive_path.is_file():
         raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, which does not exist.")
     try:
-        with tarfile.open(archive_path, "r:") as archive:
+        with open_tar(archive_path) as archive:
             index = _read_index(archive)
             root = artifacts / index["recipe"]
             if any(root.glob("*/" + MANIFEST)) and not force:
@@ -120,10 +122,8 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
 
 def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
     member = archive.getmember(INDEX)
-    if member.size > 64 * 2**20:
-        raise ValueError("its index is larger than an index can be")
     file = archive.extractfile(member)
-    index = json.loads(file.read() if file else b"")
+    index = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
     if index.get("schema") != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
     files, recipe = index["files"], index["recipe"]

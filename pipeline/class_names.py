@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections import Counter
 from pathlib import Path
 
+from export.bounded_json import parse_json, read_bounded
 from pipeline.data import ImageSet
 from pipeline.errors import DataError, RecipeError
 from pipeline.files import as_text
@@ -23,7 +24,7 @@ def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
     if given is None:
         return None
     names = tuple(map(as_text, _read(Path(given)) if isinstance(given, str) else given))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise RecipeError(f"model.classes: expected each name once. Received: {', '.join(twice[:5])} more than once.")
     if len(names) < 2:
         raise RecipeError(f"model.classes: expected at least two names. Received: {list(names)}.")
@@ -38,13 +39,14 @@ def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
     """
     if names is None or names == images.classes:
         return images
-    if unknown := [name for name in images.classes if name not in names]:
+    positions = {name: position for position, name in enumerate(names)}
+    if unknown := [name for name in images.classes if name not in positions]:
         raise DataError(
             "Expected the data's classes among the model's (model.classes). "
             f"Received: data {_some(images.classes)}; model {_some(names)}; {_some(unknown)} "
             f"{'is' if len(unknown) == 1 else 'are'} not among the model's. Rename the folders or the names."
         )
-    label = {old: names.index(name) for old, name in enumerate(images.classes)}
+    label = {old: positions[name] for old, name in enumerate(images.classes)}
     splits = {
         split: tuple(dataclasses.replace(sample, label=label[sample.label]) for sample in samples)
         for split, samples in images.splits.items()
@@ -54,10 +56,10 @@ def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_bounded(path)
         if path.suffix.lower() != ".json":
-            return tuple(line.strip() for line in text.splitlines() if line.strip())
-        tree = json.loads(text)
+            return tuple(line.strip() for line in data.decode().splitlines() if line.strip())
+        tree = parse_json(data, path.name)
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"model.classes: expected names, or a .txt or .json file. Received: {path}: {error}."
@@ -70,7 +72,7 @@ def _read(path: Path) -> tuple[str, ...]:
     if isinstance(tree, list):
         names = [str(item[-1]) if isinstance(item, list) and item else str(item) for item in tree]
     if not names:
-        raise RecipeError(f"model.classes: expected a list of names in {path}. Received: {text[:60]!r}.")
+        raise RecipeError(f"model.classes: expected a list of names in {path}. Received: {data[:60]!r}.")
     return tuple(names)
 
 

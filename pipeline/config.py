@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
 from pipeline.ranges import check_ranges
 from pipeline.recipe import Recipe
@@ -30,17 +32,9 @@ PATH_KEYS = (
 )
 # What may run is not what comes out: a permission that is given or taken back reruns nothing.
 PERMISSION_KEYS = ("model.allow", "runtime.host_code")
+LONGEST_KEY = 200  # characters of a dotted key
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe loading that refuses a key given twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -58,12 +52,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     _resolve_paths(tree, path.resolve().parent)
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(f"Expected --set section.key=value. Received: --set {override!r}.")
+        if not equals or not key.strip() or len(key) > LONGEST_KEY:
+            raise RecipeError(f"Expected --set section.key=value. Received: --set {shown(override)}.")
         try:
-            value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError) as error:
-            raise RecipeError(f"--set {key}: expected a YAML value. Received: {text!r} ({error}).") from error
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
         branch: dict[str, Any] = {}
         _assign(branch, key.strip().split("."), value)
         _resolve_paths(branch, Path.cwd())
@@ -114,11 +108,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint += f" Did you mean {path.parent / close[0]}.yaml?" if close else ""
         raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.{hint}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
+        with path.open("rb") as file:
+            tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
+    except ValueError as error:  # not UTF-8 is one too
         raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {tree!r:.80}.")
+        raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
     return tree
 
 
@@ -141,7 +136,17 @@ def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
         section, key = _parent(tree, dotted)
         value = section.get(key)
         if isinstance(value, str) and value != IMAGENET:
-            section[key] = str((base / Path(value).expanduser()).resolve())
+            section[key] = _resolve(value, base, dotted)
+
+
+def _resolve(value: str, base: Path, where: str) -> str:
+    try:
+        path = (base / Path(value).expanduser()).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody, a ring of links
+        raise RecipeError(f"{where}: expected a path. Received: {shown(value)}: {error}.") from error
+    if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise RecipeError(f"{where}: expected a path. Received: one of {len(value):,} characters: {shown(value)}.")
+    return str(path)
 
 
 def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
@@ -158,16 +163,16 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
             if value == choice and type(value) is type(choice):
                 return choice
         choices = ", ".join(map(str, args))
-        raise RecipeError(f"{where}: expected one of {choices}. Received: {value!r}.{_closest(value, args)}")
+        raise RecipeError(f"{where}: expected one of {choices}. Received: {shown(value)}.{_closest(value, args)}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise RecipeError(f"{where}: expected a list. Received: {value!r}.")
+            raise RecipeError(f"{where}: expected a list. Received: {shown(value)}.")
         if args[0] is str:  # YAML reads the class name 0 as a number
             value = [str(item) if type(item) is int else item for item in value]
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, Mapping | None):
-            raise RecipeError(f"{where}: expected names, each with keys and values. Received: {value!r}.")
+            raise RecipeError(f"{where}: expected names, each with keys and values. Received: {shown(value)}.")
         return {
             str(name): _convert(args[1], item, f"{where}.{name}", args[1]()) for name, item in (value or {}).items()
         }
@@ -175,9 +180,9 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         value = float(value)  # YAML 1.1 reads 1e-3 as a string
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[expected]
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
-        raise RecipeError(f"{where}: expected {expected.__name__}. Received: {value!r} ({type(value).__name__}).")
+        raise RecipeError(f"{where}: expected {expected.__name__}. Received: {shown(value)} ({type(value).__name__}).")
     if expected is float and not math.isfinite(float(value)):
-        raise RecipeError(f"{where}: expected a finite number. Received: {value!r}.")
+        raise RecipeError(f"{where}: expected a finite number. Received: {shown(value)}.")
     return float(value) if expected is float else value
 
 
@@ -194,7 +199,7 @@ def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any)
     if isinstance(value, (list, tuple)) and lists:
         return _convert(lists[0], value, where)
     if isinstance(value, (list, tuple, dict)):
-        raise RecipeError(f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {value!r}.")
+        raise RecipeError(f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {shown(value)}.")
     return _convert(plain[0], value, where)
 
 
@@ -203,20 +208,22 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {value!r}.")
+        raise RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {shown(value)}.")
     hints = get_type_hints(section)
     fields = {f.name: f for f in dataclasses.fields(section)}
     for key in value:
         if key not in fields:
             dotted = f"{where}.{key}" if where else str(key)
-            raise RecipeError(f"Unknown key {dotted!r}.{_closest(key, list(fields))} Known here: {', '.join(fields)}.")
+            raise RecipeError(
+                f"Unknown key {shown(dotted)}.{_closest(key, list(fields))} Known here: {', '.join(fields)}."
+            )
     prefix = f"{where}." if where else ""
     given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
     return dataclasses.replace(default, **given)
 
 
 def _closest(value: Any, known: Sequence[Any]) -> str:
-    match = difflib.get_close_matches(str(value), [str(k) for k in known], 1, cutoff=0.5)
+    match = difflib.get_close_matches(str(value)[:LONGEST_KEY], [str(k) for k in known], 1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 BLOCK = 2**18
 TIMEOUT_SECONDS = 30.0  # without a byte
+MOST_BYTES = 2**30  # the largest of these files has 242 MB; an answer without an end would fill the disk
 
 
 class DownloadError(PipelineError):
@@ -174,6 +175,8 @@ def _stream(published: Published, part: Path) -> str:
         total = int(length) if length else None
         with progress_bar(total=total, desc=f"  {published.name}", unit="B", unit_scale=True) as bar:
             while block := answer.read(BLOCK):
+                if file.tell() + len(block) > MOST_BYTES:
+                    raise OSError(f"more than {MOST_BYTES:,} bytes, which is none of the published files")
                 file.write(block)
                 digest.update(block)
                 bar.update(len(block))

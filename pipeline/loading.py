@@ -17,6 +17,7 @@ from pipeline.files import own_temporary_files
 from pipeline.model_file import ARCHIVE, HDF5, SAVED_MODEL_FOLDER, ModelFile, read_model_file
 from pipeline.model_safety import SAVED_MODEL, refuse_unsafe
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.weight_budget import check_tensors, weight_budget
 
 if TYPE_CHECKING:
     import keras
@@ -46,6 +47,14 @@ def load_model(path: Path, allow: Sequence[str] = (), *, compare: bool = False) 
         from pipeline.saved_model import load_saved_model
 
         return load_saved_model(file)
+    keras2 = file.kind == HDF5 or file.written_by.startswith("Keras 2")
+    with weight_budget(file.held, str(path), keras2):
+        model = _build(file, allow, compare)
+    check_tensors(model, str(path))
+    return model
+
+
+def _build(file: ModelFile, allow: Sequence[str], compare: bool) -> keras.Model:
     try:
         model = _load_keras3(file, allow)
     except Exception as error:  # Keras raises many types on what it cannot rebuild

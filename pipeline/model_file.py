@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from export.bounded_json import parse_json
 from pipeline.errors import ModelError
 from pipeline.model_guards import (
     CONFIG_LIMIT,
@@ -19,7 +20,9 @@ from pipeline.model_guards import (
     extract_weights,
     hdf5_datasets,
 )
+from pipeline.model_promises import check_promises
 from pipeline.model_safety import Finding, scan_config
+from pipeline.zip_files import open_zip, read_member
 
 ARCHIVE, HDF5, SAVED_MODEL_FOLDER = ".keras archive", "HDF5 file", "SavedModel folder"
 
@@ -50,6 +53,7 @@ class ModelFile:
         weights: all of them.
         findings: what would run, or cannot be built.
         facts: kind-specific, for people.
+        held: values of all weights, those of an optimizer too.
     """
 
     path: Path
@@ -59,6 +63,7 @@ class ModelFile:
     weights: tuple[Weight, ...]
     findings: tuple[Finding, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    held: int = 0
 
     @property
     def legacy(self) -> bool:
@@ -138,27 +143,28 @@ def layers_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str, dict[st
 def _read_archive(path: Path) -> ModelFile:
     import h5py
 
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         check_archive(archive, path)
-        config = json.loads(archive.read("config.json"))
-        metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+        config = _parse(read_member(archive, "config.json", CONFIG_LIMIT), path)
+        known = "metadata.json" in archive.namelist()
+        metadata = _parse(read_member(archive, "metadata.json", CONFIG_LIMIT), path) if known else {}
         weights: tuple[Weight, ...] = ()
-        held = extract_weights(archive)
-        if held is not None:
-            with held, h5py.File(held, "r") as file:
-                check_hdf5(file, held.seek(0, 2), f"{path}: model.weights.h5")
+        held, extracted = 0, extract_weights(archive)
+        if extracted is not None:
+            with extracted, h5py.File(extracted, "r") as file:
+                held = check_hdf5(file, extracted.seek(0, 2), f"{path}: model.weights.h5")
                 weights = tuple(_keras3_weights(file))
-    _check_config(config, path)
+    _check_config(config, held, path)
     version = metadata.get("keras_version", "3 (it does not say which)")
     facts = {"saved": metadata["date_saved"]} if "date_saved" in metadata else {}
-    return ModelFile(path, ARCHIVE, f"Keras {version}", config, weights, tuple(scan_config(config)), facts)
+    return ModelFile(path, ARCHIVE, f"Keras {version}", config, weights, tuple(scan_config(config)), facts, held)
 
 
 def _read_hdf5(path: Path) -> ModelFile:
     import h5py
 
     with h5py.File(path, "r") as file:
-        check_hdf5(file, path.stat().st_size, str(path))
+        held = check_hdf5(file, path.stat().st_size, str(path))
         text = file.attrs.get("model_config")
         if text is None:
             if "layers" in file or "model_weights" in file or "layer_names" in file.attrs:
@@ -169,22 +175,31 @@ def _read_hdf5(path: Path) -> ModelFile:
             raise ModelError(
                 f"Expected a Keras model. Received: {path}, an HDF5 file of something else ({_top(file)})."
             )
-        text = text if isinstance(text, str) else text.decode()
-        if len(text) > CONFIG_LIMIT:
-            raise ModelError(
-                f"Expected an architecture of at most {CONFIG_LIMIT >> 20} MB. Received: {path} with more."
-            )
         version = _text(file.attrs.get("keras_version", "1 (it does not say which)"))
         facts = {"backend": _text(file.attrs["backend"])} if "backend" in file.attrs else {}
         weights = tuple(_legacy_weights(file))
-    config = json.loads(text)
-    _check_config(config, path)
-    return ModelFile(path, HDF5, f"Keras {version}", config, weights, tuple(scan_config(config)), facts)
+    config = _parse(text, path)
+    _check_config(config, held, path)
+    return ModelFile(path, HDF5, f"Keras {version}", config, weights, tuple(scan_config(config)), facts, held)
 
 
-def _check_config(config: Any, path: Path) -> None:
+def _parse(text: str | bytes, path: Path) -> Any:
+    return parse_json(text, str(path), finite=False, most=CONFIG_LIMIT)
+
+
+def _check_config(config: Any, held: int, path: Path) -> None:
     if not isinstance(config, dict) or "class_name" not in config or "config" not in config:
         raise ModelError(f"Expected a model's architecture in {path}. Received: {str(config)[:80]!r}.")
+    check_promises(config, held, str(path))
+
+
+def _weight_names(attributes: Any) -> Iterator[Any]:
+    """Names of a layer's weights; Keras divides a list that is too long for one attribute of HDF5."""
+    yield from attributes.get("weight_names", ())
+    for part in count():
+        if f"weight_names{part}" not in attributes:
+            return
+        yield from attributes[f"weight_names{part}"]
 
 
 def _top(file: Any) -> str:
@@ -207,7 +222,7 @@ def _keras3_weights(file: Any) -> Iterator[Weight]:
 def _legacy_weights(file: Any) -> Iterator[Weight]:
     root = file.get("model_weights", file)
     for group in root:
-        for item in root[group].attrs.get("weight_names", ()):
+        for item in _weight_names(root[group].attrs):
             name = _text(item)
             if name in root[group]:
                 parts = name.split("/")

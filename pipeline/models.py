@@ -16,6 +16,7 @@ from pipeline.blocks import resnet, resnet20
 from pipeline.config import IMAGENET
 from pipeline.download import fetch, imagenet_weights
 from pipeline.errors import ModelError
+from pipeline.model_guards import check_weights_file
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Model, Preprocessing
 
@@ -179,6 +180,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     if not path.is_file():
         raise ModelError(f"model.weights: expected a file with {name} weights. Received: {path}, which does not exist.")
     try:
+        check_weights_file(path)
         if path.name.endswith(".weights.h5"):
             model.load_weights(path)
             return

@@ -8,7 +8,8 @@ import numpy as np
 
 from export.errors import ExportError
 from export.preprocessing import MeanImage, PreprocessingSpec
-from pipeline.errors import RecipeError
+from pipeline.errors import DataError, RecipeError
+from pipeline.npz_files import read_array
 from pipeline.recipe import Preprocessing
 
 LARGEST_MEAN = 4096  # pixels a side
@@ -50,13 +51,13 @@ def _three(values: tuple[float, ...], key: str) -> np.ndarray:
 
 def _read_mean(path: Path) -> np.ndarray:
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)  # nothing is read before its shape is known
-    except (OSError, ValueError, EOFError) as error:
+        values = read_array(path, most=3 * LARGEST_MEAN**2)
+    except (OSError, DataError) as error:
         raise RecipeError(
             f"model.preprocessing.mean: expected a .npy file of numbers. Received: {path}: {error}."
         ) from error
-    shape = getattr(values, "shape", None)
-    image = shape is not None and len(shape) == 3 and shape[2] == 3 and max(shape) <= LARGEST_MEAN
+    shape = values.shape
+    image = len(shape) == 3 and shape[2] == 3 and max(shape) <= LARGEST_MEAN
     if shape != (3,) and not image:
         raise RecipeError(
             f"model.preprocessing.mean: expected an array of shape (3,) or (height, width, 3). "

@@ -8,19 +8,21 @@ from dataclasses import asdict
 from typing import Any
 
 from export.sidecar import LARGEST_BATCH
+from pipeline.bounded_yaml import shown
 from pipeline.errors import RecipeError
 from pipeline.recipe import Profile, Recipe
 
-VARIANT_NAME = re.compile(r"[a-z0-9_]+")  # a part of a file's name
-RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it names a folder
+MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a slip of the keyboard, and fills the memory
+VARIANT_NAME = re.compile(r"[a-z0-9_]{1,100}")  # a part of a file's name
+RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it names a folder
 
 
 def _groups(pattern: str) -> int:
     try:
         return re.compile(pattern).groups
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
-            f"data.label_pattern: expected a regular expression. Received: {pattern!r} ({error})."
+            f"data.label_pattern: expected a regular expression. Received: {shown(pattern)} ({error})."
         ) from error
 
 
@@ -37,11 +39,11 @@ def check_ranges(recipe: Recipe) -> None:
 
     def require(condition: bool, where: str, expected: str, received: Any) -> None:
         if not condition:
-            raise RecipeError(f"{where}: expected {expected}. Received: {received!r}.")
+            raise RecipeError(f"{where}: expected {expected}. Received: {shown(received)}.")
 
     require(
         RECIPE_NAME.fullmatch(recipe.name) is not None,
-        "name", "letters, digits, '.', '_' and '-' (it names a folder)", recipe.name,
+        "name", "up to 100 letters, digits, '.', '_' and '-' (it names a folder)", recipe.name,
     )  # fmt: skip
     shares = asdict(recipe.data.splits)
     for name, share in shares.items():
@@ -60,7 +62,9 @@ def check_ranges(recipe: Recipe) -> None:
         require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)
     require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
     require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
-    require(all(n > 0 for n in recipe.model.dense), "model.dense", "positive sizes", list(recipe.model.dense))
+    dense = list(recipe.model.dense)
+    sizes_fit = all(0 < n <= LARGEST_DENSE for n in dense) and len(dense) <= MOST_DENSE
+    require(sizes_fit, "model.dense", f"up to {MOST_DENSE} sizes from 1 to {LARGEST_DENSE:,}", dense)
     for name, profile in {"build.profile": recipe.build.profile, **_named_profiles(recipe)}.items():
         sizes = (1, profile.min, profile.opt, profile.max, LARGEST_BATCH)
         require(list(sizes) == sorted(sizes), name, f"1 <= min <= opt <= max <= {LARGEST_BATCH:,}", asdict(profile))
@@ -80,17 +84,16 @@ def check_ranges(recipe: Recipe) -> None:
     once = bool(chosen) and len(set(chosen)) == len(chosen)
     require(once, "build.precisions", "at least one precision, each once", chosen)
     for where, count in {
-        "train.batch_size": recipe.train.batch_size,
-        "quantize.batch_size": recipe.quantize.batch_size,
         "quantize.min_images": recipe.quantize.min_images,
         "quantize.sensitivity_images": recipe.quantize.sensitivity_images,
-        "verify.batch_size": recipe.verify.batch_size,
         "verify.min_images": recipe.verify.min_images,
-        "infer.batch_size": recipe.infer.batch_size,
         "infer.top_k": recipe.infer.top_k,
         "benchmark.min_samples": recipe.benchmark.min_samples,
     }.items():
         require(count >= 1, where, "at least 1", count)
+    for name in ("train", "quantize", "verify", "infer"):
+        size = getattr(recipe, name).batch_size
+        require(1 <= size <= LARGEST_BATCH, f"{name}.batch_size", f"1 to {LARGEST_BATCH:,}", size)
     share = recipe.quantize.held_out
     require(0 < share <= 0.5, "quantize.held_out", "above 0, up to 0.5", share)
     share = recipe.quantize.max_kept

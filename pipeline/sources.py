@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +14,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes
+from pipeline.npz_files import array_names, read_arrays
 from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
 from pipeline.recipe import Data
@@ -23,6 +22,8 @@ from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, natur
 from pipeline.tables import class_names, read_tables
 
 log = logging.getLogger(__name__)
+
+MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger one is a slip, and each class gets a name
 
 
 def read_source(config: Data) -> Found:
@@ -74,35 +75,40 @@ def _digits() -> Found:
 
 
 def _npz(config: Data, path: Path) -> Found:
-    expected = f"arrays x_train, y_train, x_test, y_test in {path} (the layout of keras.datasets)"
+    expected = "arrays x_train, y_train, x_test, y_test (the layout of keras.datasets)"
     samples: list[Sample] = []
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = [name[2:] for name in file.files if name.startswith("x_") and name[2:] in SPLIT_NAMES]
-            lacking = [f"x_{name[2:]}" for name in file.files if name.startswith("y_") and name[2:] not in parts]
-            if not parts or lacking:
-                missing = f" without {', '.join(lacking)}" if lacking else ""
-                raise DataError(f"Expected {expected}. Received: {', '.join(file.files)}{missing}.")
-            for part in parts:
-                arrays, labels = file[f"x_{part}"], file[f"y_{part}"].astype(np.int64)
-                labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
-                _check_arrays(path, arrays, labels)
-                ready = SPLIT_NAMES[part] if config.ready_splits else None
-                samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"Expected {expected}. Received: {error}.") from error
+        names = array_names(path, expected)
+        parts = [name[2:] for name in names if name.startswith("x_") and name[2:] in SPLIT_NAMES]
+        lacking = [f"x_{name[2:]}" for name in names if name.startswith("y_") and name[2:] not in parts]
+        if not parts or lacking:
+            missing = f" without {', '.join(lacking)}" if lacking else ""
+            raise DataError(f"Expected {expected} in {path}. Received: {', '.join(names)[:500]}{missing}.")
+        held = read_arrays(path, [f"{kind}_{part}" for part in parts for kind in "xy"], expected)
+        for part in parts:
+            arrays, labels = held[f"x_{part}"], held[f"y_{part}"].astype(np.int64)
+            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
+            _check_arrays(path, arrays, labels)
+            ready = SPLIT_NAMES[part] if config.ready_splits else None
+            samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
     count = max((s.label for s in samples), default=-1) + 1
     return Found(samples, _named(config, path, count))
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
-    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or labels.shape != arrays.shape[:1]:
+    images = arrays.dtype == np.uint8 and arrays.ndim in (3, 4) and 0 not in arrays.shape[1:]
+    if not images or labels.shape != arrays.shape[:1]:
         raise DataError(
             f"Expected uint8 images of shape (N, height, width[, channels]) and as many labels in {path}. "
             f"Received: {arrays.dtype} {arrays.shape} and {labels.shape} labels."
         )
-    if len(labels) and labels.min() < 0:
-        raise DataError(f"Expected labels from 0 in {path}. Received: {labels.min()}.")
+    if len(labels) and (labels.min() < 0 or labels.max() >= MOST_CLASSES):
+        raise DataError(
+            f"Expected labels from 0 to at most {MOST_CLASSES - 1:,} in {path}. "
+            f"Received: {labels.min()} to {labels.max()}."
+        )
 
 
 def _named(config: Data, path: Path, count: int) -> list[str]:

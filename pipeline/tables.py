@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from export.bounded_json import parse_json, read_bounded
 from pipeline.config import IMAGENET
 from pipeline.errors import DataError
 from pipeline.recipe import Columns, Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, natural_order
+
+LONGEST_LINE = 2**20  # characters
 
 
 @dataclass(frozen=True)
@@ -71,21 +75,23 @@ def class_names(config: Data, folder: Path) -> list[str] | None:
     path = _classes_file(config, folder)
     if path is None:
         return None
-    text = path.read_text(encoding="utf-8")
     try:
+        data = read_bounded(path)
         entries: Any = (
-            json.loads(text) if path.suffix == ".json" else [s.strip() for s in text.splitlines() if s.strip()]
+            parse_json(data, path.name)
+            if path.suffix == ".json"
+            else [s.strip() for s in data.decode().splitlines() if s.strip()]
         )
         if isinstance(entries, dict):
             entries = [entries[str(i)] for i in range(len(entries))]
         pairs = [(None, e) if isinstance(e, str) else (str(e[0]), str(e[1])) for e in entries]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
             f"data.classes: expected a list of names, or of [id, name]. Received: {path}: {error!r}."
         ) from error
-    names = [name for _, name in pairs]
-    unique = [f"{name} ({key})" if key and names.count(name) > 1 else name for key, name in pairs]
-    if twice := sorted({name for name in unique if unique.count(name) > 1}):
+    names = Counter(name for _, name in pairs)
+    unique = [f"{name} ({key})" if key and names[name] > 1 else name for key, name in pairs]
+    if twice := sorted(name for name, count in Counter(unique).items() if count > 1):
         raise DataError(f"data.classes: expected each name once. Received: {', '.join(twice[:5])} twice in {path}.")
     return unique
 
@@ -123,27 +129,34 @@ def _read(table: Path, split: str | None, columns: Columns) -> list[tuple[Path, 
     rows: list[tuple[Path, str, str | None]] = []
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(_lines(file))
             header = reader.fieldnames or []
             if lacking := [name for name in (columns.image, columns.label) if name not in header]:
                 raise DataError(
-                    f"data.columns: expected {' and '.join(lacking)} in {table}. Received: {', '.join(header)}. "
+                    f"data.columns: expected {' and '.join(lacking)} in {table}. Received: {', '.join(header)[:500]}. "
                     "Name them: --set data.columns.image=... --set data.columns.label=..."
                 )
             for row in reader:
                 name, label = (row[columns.image] or "").strip(), (row[columns.label] or "").strip()
                 if not name or not label:
                     raise DataError(
-                        f"Expected a path and a label in line {reader.line_num} of {table}. Received: {row}."
+                        f"Expected a path and a label in line {reader.line_num} of {table}. Received: {str(row)[:500]}."
                     )
                 path = table.parent / name
                 path = path if path.exists() or not beside.is_dir() else beside / name
                 rows.append((path, label, _ready(row.get(columns.split), split, table, reader.line_num)))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a CSV file in UTF-8. Received: {table}: {error}.") from error
     if not rows:
         raise DataError(f"Expected at least one row in {table}. Received: none.")
     return rows
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise csv.Error(f"a line of {LONGEST_LINE:,} characters or more")
+        yield line
 
 
 def _ready(value: str | None, split: str | None, table: Path, line: int) -> str | None:

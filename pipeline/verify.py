@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from export.bounded_json import parse_json
 from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
@@ -19,6 +20,7 @@ from pipeline.data import Pixels, check_classes, check_readable, check_split_siz
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
+from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
 from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, write_parity
 from pipeline.progress import progress_bar
@@ -229,9 +231,8 @@ def _keras_logits(context: Context, card: ModelCard, pixels: np.ndarray) -> np.n
 
 def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(file["meta"].tobytes())
-            return meta, {name: file[name] for name in ("pixels", "labels", "logits")}
+        arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
+        return parse_json(arrays.pop("meta").tobytes(), "meta"), arrays
     except FileNotFoundError:
         return {}, None
     except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is made anew

@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.bounded_json import DEEPEST, MOST_BYTES, MOST_VALUES, parse_json, read_json_file
+from export.errors import ExportError
+from export.scales import Scales
+from export.sidecar import read_sidecar, sidecar_path
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 
@@ -61,8 +64,16 @@ def test_surrogates_and_a_mark_of_utf_8() -> None:
 
 
 def test_no_more_of_a_file_is_read_than_tells_its_size() -> None:
-    with pytest.raises(ValueError, match="bytes, where at most"):
+    with pytest.raises(ValueError, match="zero: more than the 8,388,608 bytes"):
         read_json_file("/dev/zero")
+
+
+def test_other_readers_use_it(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"scales\.json: nested more than"):
+        Scales.from_json("[" * 100_000)
+    sidecar_path(tmp_path / "a.plan").write_text("[" * 100_000)
+    with pytest.raises(ExportError, match=r"Expected JSON in .*a\.json.*nested more than.*rebuild it: "):
+        read_sidecar(tmp_path / "a.plan")
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:

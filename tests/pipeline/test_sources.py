@@ -349,14 +349,19 @@ def test_a_file_is_fetched_once(server: dict[str, Any], tmp_path: Path) -> None:
     assert fetch(wanted, "bring it").read_bytes() == content
 
 
-@pytest.mark.parametrize("fault", ["other bytes", "cut short", "not found", "no server"])
-def test_a_download_that_fails_leaves_nothing(server: dict[str, Any], tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["other bytes", "cut short", "no end", "not found", "no server"])
+def test_a_download_that_fails_leaves_nothing(
+    server: dict[str, Any], tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = b"weights" * 1000
     wanted = published(server, "w.h5", content)
     if fault == "other bytes":
         server["/w.h5"] = content[:-1] + b"?"
     elif fault == "cut short":
         server["/w.h5"] = (content[:100], len(content))
+    elif fault == "no end":
+        server["/w.h5"] = content
+        monkeypatch.setattr(download, "MOST_BYTES", 6_999)
     elif fault == "no server":
         wanted = replace(wanted, url="http://127.0.0.1:9/w.h5")
     with pytest.raises(DownloadError, match=r"bring the file: --set model\.weights"):
