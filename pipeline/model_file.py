@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +193,10 @@ def _check_config(config: Any, held: int, path: Path) -> None:
     check_promises(config, held, str(path))
 
 
-def _weight_names(attributes: Any) -> Iterator[Any]:
-    """Names of a layer's weights; Keras divides a list that is too long for one attribute of HDF5."""
-    yield from attributes.get("weight_names", ())
-    for part in count():
-        if f"weight_names{part}" not in attributes:
-            return
-        yield from attributes[f"weight_names{part}"]
+def _names(attributes: Any, key: str) -> list[Any]:
+    """A list of names; Keras divides one that is too long for an attribute of HDF5."""
+    parts = takewhile(lambda part: part in attributes, (f"{key}{number}" for number in count()))
+    return [name for part in (key, *parts) for name in attributes.get(part, ())]
 
 
 def _top(file: Any) -> str:
@@ -221,8 +218,9 @@ def _keras3_weights(file: Any) -> Iterator[Weight]:
 
 def _legacy_weights(file: Any) -> Iterator[Weight]:
     root = file.get("model_weights", file)
-    for group in root:
-        for item in _weight_names(root[group].attrs):
+    for layer in _names(root.attrs, "layer_names") or list(root):
+        group = _text(layer)  # of a layer such as block/conv it is a group in a group
+        for item in _names(root[group].attrs, "weight_names") if group in root else ():
             name = _text(item)
             if name in root[group]:
                 parts = name.split("/")

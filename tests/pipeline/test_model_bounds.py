@@ -184,6 +184,16 @@ def test_weights_of_a_backbone_promise_too(tmp_path: Path) -> None:
         check_weights_file(tmp_path / "w.h5")
 
 
+def test_weights_of_layers_with_a_slash_in_their_names_are_listed(tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "m.h5", architecture(layer("Dense", name="block/dense", units=4)))
+    with h5py.File(path, "a") as file:
+        root = file["model_weights"]
+        root["block/dense/block/dense/kernel:0"] = np.ones((8, 4), np.float32)
+        root["block/dense"].attrs["weight_names"] = [b"block/dense/kernel:0"]
+        root.attrs["layer_names"] = [b"dense", b"block/dense"]
+    assert [(w.layer, w.shape) for w in read_model_file(path).weights] == [("dense", (8, 4)), ("dense", (8, 4))]
+
+
 def test_names_of_weights_in_several_attributes(tmp_path: Path) -> None:
     """Keras divides what is too long for one; a model with many layers in one nested model is none without weights."""
     path = hdf5(tmp_path / "m.h5", architecture(layer("Dense", name="dense", units=4)))
