@@ -12,8 +12,6 @@ from typing import Any
 from pipeline.operation_list import CHECKPOINT, COMPUTING, reason
 from pipeline.tensorflow_start import start_tensorflow
 
-_GENERATED = "__"  # how TensorFlow begins the names of functions it traced; no operation's name begins so
-
 
 def frozen_operations(graph: Any) -> list[tuple[str, str]] | None:
     """What does more than compute in a ``GraphDef`` in base64, as (operation, what it does).
@@ -49,7 +47,10 @@ def saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]
 
 
 def _outside(operations: set[str], functions: set[str]) -> list[tuple[str, str]]:
-    own = {name for name in functions if name.startswith(_GENERATED)}  # their bodies are looked at
+    from tensorflow.python.framework import op_def_registry
+
+    # A function of the graph, called by its name, is no operation; what is in it is looked at like all else.
+    own = {name for name in functions if op_def_registry.get(name) is None}
     return [(name, reason(name)) for name in sorted(operations - COMPUTING - own)]
 
 
@@ -62,6 +63,8 @@ def _beyond_saver(graph: Any) -> set[str]:
     """Operations of everything but what the saver alone runs."""
     nodes = {node.name: node for node in graph.graph_def.node}
     functions = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
+    if len(nodes) < len(graph.graph_def.node) or len(functions) < len(graph.graph_def.library.function):
+        return _all_operations(graph.graph_def)  # names that stand for two things tell nothing
     saver = graph.saver_def
     savers = {_node(name) for name in (saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name)}
     only_saver = _needed(savers, nodes)

@@ -111,7 +111,7 @@ def _load_legacy(file: ModelFile, allow: Sequence[str], error: Exception) -> ker
             if path != file.path:  # rewritten from Keras 1: what is loaded is what is checked
                 refuse_unsafe(read_model_file(path).findings, allow, str(file.path))
             return load_legacy(path, lambdas=_lambdas(file, allow))
-    except ModelError as second:
+    except Exception as second:  # translating Keras 1 meets whatever the file holds in the place of an architecture
         bytecode = (
             " A Lambda's bytecode runs only in the Python that wrote it."
             if any(f.kind == "Lambda" for f in file.findings)

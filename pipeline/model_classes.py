@@ -95,7 +95,7 @@ ACTIVATIONS = frozenset(
 )
 DTYPES = frozenset(
     """
-    DTypePolicy DTypePolicyMap FloatDTypePolicy Int4DTypePolicy Policy PolicyV1 QuantizedDTypePolicy
+    DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale FloatDTypePolicy Int4DTypePolicy Policy PolicyV1 QuantizedDTypePolicy
     QuantizedFloat8DTypePolicy
     """.split()  # noqa: SIM905
 )

@@ -171,7 +171,9 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
         yield from _frozen_graph(inner)
         return
     name = inner.get("name", kind) if isinstance(inner, dict) else kind
-    if kind == "Lambda":
+    if kind == "Lambda" and name == SAVED_MODEL:
+        yield Finding("code", SAVED_MODEL, "a Lambda layer under the name that allows a SavedModel", False)
+    elif kind == "Lambda":
         yield Finding("Lambda", str(name), "runs whatever Python its author wrote", True)
     elif kind == "__lambda__":
         yield Finding("Lambda", "__lambda__", "a function saved as Python bytecode, runs whatever it holds", True)

@@ -149,35 +149,43 @@ def layer_findings(path: Path) -> list[Finding]:
 
     A model whose layers are not Keras' own is read from its graph, so only Lambdas are of interest to people.
     """
-    file = path / "keras_metadata.pb"
-    if not file.is_file():
-        return []
-    from pipeline.legacy import saved_metadata
-
     found: dict[tuple[str, str], Finding] = {}
-    for node in saved_metadata(file.read_bytes()):
-        metadata = json.loads(node.metadata)
+    for node, metadata in _metadata_nodes(path):
         parts = {key: value for key, value in metadata.items() if key != "training_config"}  # it is not compiled
         for finding in scan_node(parts, is_layer=node.identifier != "_tf_keras_metric"):
             found[(finding.kind, finding.name)] = finding
     return list(found.values())
 
 
-def _keras_metadata(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The architecture that Keras 2 puts beside the graph, and the version of Keras."""
+def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """The objects that Keras 2 describes beside the graph; none where Keras 2 did not write it.
+
+    Raises:
+        ModelError: damaged.
+    """
     file = path / "keras_metadata.pb"
     if not file.is_file():
-        return None, ""
+        return []
     from pipeline.legacy import saved_metadata
 
-    for node in saved_metadata(file.read_bytes()):
+    try:
+        nodes = [(node, json.loads(node.metadata)) for node in saved_metadata(file.read_bytes())]
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}") from error
+    if not all(isinstance(metadata, dict) for _, metadata in nodes):
+        raise ModelError(f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged.")
+    return nodes
+
+
+def _keras_metadata(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The architecture that Keras 2 puts beside the graph, and the version of Keras."""
+    for node, metadata in _metadata_nodes(path):
         if node.node_path == "root":
-            metadata = json.loads(node.metadata)
             version = f"Keras {metadata.get('keras_version', '2')}"
             if isinstance(metadata.get("config"), dict) and "layers" in metadata["config"]:
                 return {"class_name": metadata.get("class_name"), "config": metadata["config"]}, version
             return None, version
-    return None, "Keras 2"
+    return None, "Keras 2" if (path / "keras_metadata.pb").is_file() else ""
 
 
 def _tensor(info: Any) -> str:
