@@ -199,7 +199,7 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
     elif kind == "TypeSpec":
         if node.get("type_spec") != "tf.TensorSpec":
             yield Finding("code", str(node.get("type_spec")), "a type that is decoded by code of its own", False)
-    elif kind in _VALUES:
+    elif kind in _VALUES and module in (None, "builtins"):
         return
     elif module is not None and not kind[:1].isupper():
         yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
