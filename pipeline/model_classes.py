@@ -95,8 +95,8 @@ ACTIVATIONS = frozenset(
 )
 DTYPES = frozenset(
     """
-    DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale FloatDTypePolicy Int4DTypePolicy Policy PolicyV1 QuantizedDTypePolicy
-    QuantizedFloat8DTypePolicy
+    DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale FloatDTypePolicy Int4DTypePolicy Policy PolicyV1
+    QuantizedDTypePolicy QuantizedFloat8DTypePolicy
     """.split()  # noqa: SIM905
 )
 QUANTIZERS = frozenset(

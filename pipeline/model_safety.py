@@ -205,7 +205,7 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
         yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
     elif module is not None and ".ops" in str(module):
         if kind not in OPERATIONS:
-            yield Finding("operation", f"{module}.{kind}", "an operation that calls what it is given", False)
+            yield Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
     elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
         what = "layer" if is_layer else "part"
         yield Finding("custom", kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file", False)

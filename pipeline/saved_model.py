@@ -39,10 +39,11 @@ def read_saved_model(path: Path) -> ModelFile:
         raise ModelError(f"Expected a whole SavedModel. Received: {path}, damaged: {error}") from error
     config, version = _keras_metadata(path)
     operations, used = saved_operations(proto.meta_graphs)
+    layers = layer_findings(path)
     findings = [
         Finding("SavedModel", SAVED_MODEL, "a program that TensorFlow runs as its author wrote it", True),
         *(Finding("operation", name, why, True) for name, why in operations),
-        *(f for f in layer_findings(path) if f.kind == "Lambda"),
+        *(f for f in layers if f.kind == "Lambda"),
     ]
     tensorflow = graph.meta_info_def.tensorflow_version
     signatures = {
@@ -62,7 +63,9 @@ def read_saved_model(path: Path) -> ModelFile:
     except (tf.errors.OpError, ValueError):
         pass  # a graph without variables, or it is frozen
     written = f"{version}, TensorFlow {tensorflow}" if version else f"TensorFlow {tensorflow}"
-    facts = {"signatures": signatures, "operations": used}
+    facts: dict[str, Any] = {"signatures": signatures, "operations": used}
+    if config is not None and (unfit := _unfit(layers)):
+        facts["taken from"] = f"its graph, not its layers ({unfit})"
     return ModelFile(path, SAVED_MODEL_FOLDER, written, config, tuple(weights), tuple(findings), facts)
 
 
@@ -81,8 +84,8 @@ def load_saved_model(file: ModelFile) -> keras.Model:
     problem = ""
     if file.config is not None:
         findings = layer_findings(file.path)
-        if unfit := [f for f in findings if f.kind != "Lambda"]:  # the graph still says what the model computes
-            problem = f" (its layers: {unfit[0].name}: {unfit[0].why})"
+        if unfit := _unfit(findings):  # the graph still says what the model computes
+            problem = f" (its layers: {unfit})"
         else:
             try:
                 return load_legacy(file.path, lambdas=bool(findings))
@@ -157,6 +160,11 @@ def layer_findings(path: Path) -> list[Finding]:
     return list(found.values())
 
 
+def _unfit(findings: list[Finding]) -> str:
+    """Why layers with these findings are not built; empty where they may be."""
+    return next((f"{f.name}: {f.why}" for f in findings if f.kind != "Lambda"), "")
+
+
 def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     """The objects that Keras 2 describes beside the graph; none where Keras 2 did not write it.
 
@@ -171,7 +179,9 @@ def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     try:
         nodes = [(node, json.loads(node.metadata)) for node in saved_metadata(file.read_bytes())]
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}") from error
+        raise ModelError(
+            f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}"
+        ) from error
     if not all(isinstance(metadata, dict) for _, metadata in nodes):
         raise ModelError(f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged.")
     return nodes

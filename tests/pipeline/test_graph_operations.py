@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 from pathlib import Path
@@ -14,7 +13,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from tensorflow.core.framework import op_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.client import pywrap_tf_session
@@ -123,7 +121,7 @@ OUTSIDE = """
     WriteFile SaveV2 RestoreV2 MergeV2Checkpoints ReadFile MatchingFiles ImmutableConst LoadAndRemapMatrix
     WholeFileReaderV2 DebugIdentity DebugIdentityV2 DebugIdentityV3 EagerPyFunc PyFunc PrintV2
     FixedUnigramCandidateSampler InitializeTableFromTextFileV2 TextLineDataset
-""".split()
+"""
 
 
 def attacking_folder(name: str, folder: Path, marker: Path, *, nested: bool) -> Path:
@@ -145,7 +143,7 @@ def attacking_folder(name: str, folder: Path, marker: Path, *, nested: bool) -> 
     return folder
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", OUTSIDE.split())
 def test_a_saved_model_that_reaches_outside_is_refused_by_name(name: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     path = attacking_folder(name, tmp_path / "m", marker, nested=len(name) % 2 == 0)

@@ -45,9 +45,7 @@ def test_every_function_of_tensorflow_is_reviewed_or_refused_by_name() -> None:
         assert not [a for a in asks if ASKS.search(a)], f"{name} takes {asks}"
 
 
-@pytest.mark.parametrize(
-    "name",
-    """
+MORE = """
     keras.models.model_from_json keras.models.load_model keras.models.clone_model keras.utils.get_file
     keras.utils.save_img keras.utils.load_img keras.preprocessing.image.save_img keras.preprocessing.image.load_img
     keras.saving.deserialize_keras_object keras.utils.deserialize_keras_object keras.layers.deserialize
@@ -57,8 +55,10 @@ def test_every_function_of_tensorflow_is_reviewed_or_refused_by_name() -> None:
     io.write_file io.read_file compat.v1.write_file compat.v1.read_file load_library load_op_library py_function
     numpy_function map_fn while_loop cond custom_gradient import_graph_def saved_model.load raw_ops.WriteFile
     math.does_not_exist compat.v1.compat.v1.abs keras.activations.get
-    """.split(),
-)
+"""
+
+
+@pytest.mark.parametrize("name", MORE.split())
 def test_functions_that_do_more_than_compute_are_refused(name: str) -> None:
     assert operation(name) == [name]
 
@@ -79,7 +79,10 @@ def bases(package) -> tuple[type, ...]:
 KERAS3 = (*bases(keras), keras.Operation, keras.Quantizer, keras.DTypePolicy, keras.InputSpec)
 KERAS3 += (keras.src.quantizers.quantization_config.QuantizationConfig,)
 KERAS2 = (*bases(tf_keras), tf_keras.optimizers.legacy.Optimizer, tf_keras.mixed_precision.Policy)
-KERAS2 += (tf_keras.layers.InputSpec, tf_keras.mixed_precision.LossScaleOptimizer,)
+KERAS2 += (
+    tf_keras.layers.InputSpec,
+    tf_keras.mixed_precision.LossScaleOptimizer,
+)
 
 
 @pytest.mark.parametrize(
