@@ -31,16 +31,17 @@ _RENAMED = {
 }
 
 
-def load_legacy(path: Path) -> keras.Model:
+def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
     """Load with tf_keras, and rebuild it in Keras 3.
 
     Args:
         path: an HDF5 file, an archive or a SavedModel of Keras 2, checked before.
+        lambdas: its Lambda layers may run; all of them were allowed by name.
 
     Raises:
         ModelError: tf_keras is not installed, cannot load it either, or Keras 3 has no counterpart of a layer.
     """
-    original = load_tf_keras(path)
+    original = load_tf_keras(path, lambdas=lambdas)
     try:
         model = rebuild(original)
     except ModelError:
@@ -57,8 +58,12 @@ def load_legacy(path: Path) -> keras.Model:
     return model
 
 
-def load_tf_keras(path: Path) -> Any:
+def load_tf_keras(path: Path, *, lambdas: bool = False) -> Any:
     """The model as tf_keras loads it, not compiled; no layer of it in training mode.
+
+    Args:
+        path: as for ``load_legacy``, checked before.
+        lambdas: its Lambda layers may run.
 
     Raises:
         ModelError: tf_keras is not installed, or cannot load it.
@@ -72,9 +77,9 @@ def load_tf_keras(path: Path) -> Any:
             "brings it (by hand: pip install --no-deps -r requirements-legacy.txt)."
         ) from error
     try:
-        # Lambdas were checked against model.allow; tf_keras would refuse them in archives whatever was allowed.
+        # tf_keras' own safe mode knows all or nothing, and looks at archives only; the check before is what counts.
         with own_temporary_files():
-            model = tf_keras.models.load_model(str(path), compile=False, safe_mode=False)
+            model = tf_keras.models.load_model(str(path), compile=False, safe_mode=not lambdas)
     except Exception as error:  # tf_keras raises many types on what it cannot load
         raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {_first_line(error)}") from error
     _leave_training_mode(model)

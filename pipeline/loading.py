@@ -58,8 +58,8 @@ def _build(file: ModelFile, allow: Sequence[str], compare: bool) -> keras.Model:
     try:
         model = _load_keras3(file, allow)
     except Exception as error:  # Keras raises many types on what it cannot rebuild
-        return _load_legacy(file, error)
-    return _compared(model, file) if compare and file.kind == HDF5 and file.legacy else model
+        return _load_legacy(file, allow, error)
+    return _compared(model, file, allow) if compare and file.kind == HDF5 and file.legacy else model
 
 
 def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
@@ -101,12 +101,15 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
     if any(f.name == SAVED_MODEL for f in file.findings):
         import pipeline.frozen_graph  # noqa: F401 - registers the layer
     # Keras' own safe mode knows all or nothing; what is not allowed by name was refused before.
-    lambdas = any(f.kind == "Lambda" and f.name in allow for f in file.findings)
     with own_temporary_files():
-        return keras.saving.load_model(file.path, compile=False, safe_mode=not lambdas)
+        return keras.saving.load_model(file.path, compile=False, safe_mode=not _lambdas(file, allow))
 
 
-def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:
+def _lambdas(file: ModelFile, allow: Sequence[str]) -> bool:
+    return any(f.kind == "Lambda" and f.name in allow for f in file.findings)
+
+
+def _load_legacy(file: ModelFile, allow: Sequence[str], error: Exception) -> keras.Model:
     from pipeline.keras1 import as_keras2
     from pipeline.legacy import load_legacy
 
@@ -116,8 +119,10 @@ def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:
     log.info("Keras 3 does not open %s (%s); trying tf_keras, which is Keras 2", file.path.name, reason)
     try:
         with as_keras2(file) as path:
-            return load_legacy(path)
-    except ModelError as second:
+            if path != file.path:  # rewritten from Keras 1: what is loaded is what is checked
+                refuse_unsafe(read_model_file(path).findings, allow, str(file.path))
+            return load_legacy(path, lambdas=_lambdas(file, allow))
+    except Exception as second:  # translating Keras 1 meets whatever the file holds in the place of an architecture
         bytecode = (
             " A Lambda's bytecode runs only in the Python that wrote it."
             if any(f.kind == "Lambda" for f in file.findings)
@@ -129,11 +134,11 @@ def _load_legacy(file: ModelFile, error: Exception) -> keras.Model:
         ) from second
 
 
-def _compared(model: keras.Model, file: ModelFile) -> keras.Model:
+def _compared(model: keras.Model, file: ModelFile, allow: Sequence[str]) -> keras.Model:
     from pipeline.legacy import TOLERANCE, largest_difference, load_tf_keras, rebuild
 
     try:
-        original = load_tf_keras(file.path)
+        original = load_tf_keras(file.path, lambdas=_lambdas(file, allow))
         difference = largest_difference(original, model)
     except Exception as error:  # the comparison is an extra; Keras 3 opened the file
         log.debug("not compared with Keras 2: %s", error)

@@ -1,7 +1,8 @@
 """Finds what would run or reach outside when a Keras model is built from its architecture. Imports no Keras.
 
 Keras has had several holes here (CVE-2025-1550, -8747, -9905, -9906), all of one kind: the architecture names a
-function or class, and Keras calls it. So names are checked against what Keras' own layers need, before Keras sees them.
+function or class, and Keras calls it. So everything that Keras would build or look up by name must be on a closed list
+(``model_classes``, ``model_functions``) before Keras sees it; what is on none is refused, wherever it stands.
 """
 
 from __future__ import annotations
@@ -12,47 +13,47 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.model_classes import (
+    ACTIVATIONS,
+    CONSTRAINTS,
+    FUNCTIONS,
+    INITIALIZERS,
+    KNOWN_LAYERS,
+    OPERATIONS,
+    OPTIMIZERS,
+    PARTS,
+    REGULARIZERS,
+)
+from pipeline.model_functions import only_computes
 
-# Class names of layers in Keras 1, 2 and 3 that are no program. Others (TFSMLayer, TorchModuleWrapper, JaxLayer,
-# FlaxLayer, Pipeline ...) load or run what is not in the architecture.
-KNOWN_LAYERS = frozenset(
-    """
-    Activation ActivityRegularization AdaptiveAveragePooling2D AdaptiveMaxPooling2D Add AdditiveAttention AlphaDropout
-    AtrousConvolution2D Attention AugMix AutoContrast Average AveragePooling1D AveragePooling2D AveragePooling3D
-    AvgPool2D BatchNormalization BatchNormalizationV1 BatchNormalizationV2 Bidirectional CategoryEncoding CenterCrop
-    Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D
-    Convolution1D Convolution2D Convolution3D Cropping1D Cropping2D Cropping3D Deconvolution2D Dense DepthwiseConv1D
-    DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense Embedding Equalization Flatten Functional GRU GRUCell
-    GRUV1 GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D
-    GlobalAvgPool2D GlobalMaxPool2D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization
-    GroupQueryAttention HashedCrossing Hashing Highway Identity InputLayer IntegerLookup LSTM LSTMCell LSTMV1
-    LayerNormalization LeakyReLU LocallyConnected1D LocallyConnected2D Masking MaxPool2D MaxPooling1D MaxPooling2D
-    MaxPooling3D Maximum MelSpectrogram Merge Minimum MixUp Model MultiHeadAttention Multiply Normalization PReLU
-    Permute RMSNormalization RNN RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
-    RandomCrop RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHeight RandomHue
-    RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
-    RandomTranslation RandomWidth RandomZoom ReLU RepeatVector Rescaling Reshape Resizing ReversibleEmbedding
-    STFTSpectrogram SeparableConv1D SeparableConv2D SeparableConvolution2D Sequential SimpleRNN SimpleRNNCell Softmax
-    Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells StringLookup
-    Subtract SyncBatchNormalization TFOpLambda SlicingOpLambda TextVectorization ThresholdedReLU TimeDistributed
-    UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-    """.split()  # noqa: SIM905 - a list of 150 lines is not easier to read
-)
-# TFOpLambda layers of Keras 2 name any function of TensorFlow, io.write_file included; these only compute.
-_OPERATION = re.compile(
-    r"_?(__operators__|math|nn|image)\.\w+|(compat\.v1\.)?(transpose|reshape|cast|concat|stack|split|squeeze|"
-    r"expand_dims|identity|clip_by_value|convert_to_tensor|pad|tile|reverse|shape|gather|slice|strided_slice|unstack|"
-    r"keras\.\w+\.\w+|ones_like|zeros_like|where|abs|add|subtract|multiply|divide|truediv|square|sqrt|matmul|"
-    r"nn\.\w+|math\.\w+|image\.\w+|shape|rank|size)|split|linalg\.\w+"
-)
 # Where Keras' own classes live, in its several ages; what a layer, an initializer or an operation may come from.
 _MODULE = re.compile(
     r"(builtins|tf_keras|keras(_core)?|tensorflow\.keras|tensorflow\.python\.keras)"
     r"(\.src)?(\.engine)?(\.(layers|initializers|regularizers|constraints|activations|models|ops|dtype_policies|"
-    r"optimizers|losses|metrics|saving\.legacy|mixed_precision)(\..+)?|\.(functional|sequential|training|input_layer))?"
+    r"optimizers|losses|metrics|saving\.legacy|mixed_precision|quantizers)(\.\w+)*|"
+    r"\.(functional|sequential|training|input_layer))?"
 )
-_ACTIVATION_MODULE = re.compile(r"(builtins|(tf_)?keras(\.src)?\.activations(\.activations)?)")
-_NO_CODE = ("compile_config", "training_config", "build_config", "quantization_config")  # not built for inference
+_FUNCTION_MODULE = re.compile(r"builtins|(tf_)?keras(\.src)?\.(activations|losses|metrics)(\.\w+)?")
+_WHOLE_MODEL = ("compile_config", "training_config")
+# Values that Keras writes as dictionaries with a class name; nothing is looked up for them.
+_VALUES = frozenset(
+    """
+    __tensor__ __numpy__ __keras_tensor__ __ellipsis__ __slice__ __tuple__ __bytes__ slice TensorShape InputSpec
+    """.split()  # noqa: SIM905
+)
+# Settings whose text Keras looks up as the name of a function or class, and what is there to be found.
+_LOOKED_UP = {
+    "activation": ACTIVATIONS,
+    "initializer": INITIALIZERS,
+    "regularizer": REGULARIZERS,
+    "constraint": CONSTRAINTS,
+    "cell": frozenset(),  # these two are described, never only named
+    "layer": frozenset(),
+    "standardize": frozenset(("lower_and_strip_punctuation", "lower", "strip_punctuation")),
+}
+# Settings whose text is a path that the layer reads.
+_PATH = re.compile(r"vocabulary|idf_weights|(.*_)?(file(name|path)?|path|dir(ectory)?|ur[il])")
+_COMPOSITE = "_COMPOSITE_TYPE"  # Keras 2 decodes the text after it on its own, past any scan
 
 SAVED_MODEL = "SavedModel"  # as model.allow
 FROZEN_GRAPH = "keras_resnet_to_tensorrt>FrozenGraph"  # our own layer, see pipeline.frozen_graph
@@ -63,7 +64,7 @@ class Finding:
     """A part of a model file that runs code, or that no installed code can build.
 
     Attributes:
-        kind: "Lambda", "SavedModel", "operation", "custom" or "code".
+        kind: "Lambda", "SavedModel", "operation", "custom", "file" or "code".
         name: of the layer, class or operation.
         why: what it does, in words.
         allowable: whether the recipe can let it run by name.
@@ -76,8 +77,23 @@ class Finding:
 
 
 def scan_config(config: Any) -> list[Finding]:
-    """Everything in an architecture that is not one of Keras' own parts, each name once."""
-    found = {(f.kind, f.name): f for f in _scan(config, is_layer=False)}
+    """Everything in an architecture that is not one of Keras' own parts, each name once.
+
+    What the whole model was compiled with is left out: it is loaded with ``compile=False``. A model inside it is not.
+    """
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key not in _WHOLE_MODEL}
+    return scan_node(config, is_layer=True)
+
+
+def scan_node(node: Any, is_layer: bool) -> list[Finding]:
+    """The same of a part that Keras builds on its own.
+
+    Args:
+        node: a dictionary of ``class_name`` and ``config``, or a list or dictionary of such.
+        is_layer: only a layer is due here; otherwise an initializer, a metric and so on will do too.
+    """
+    found = {(f.kind, f.name): f for f in _scan(node, is_layer, "the model")}
     return list(found.values())
 
 
@@ -113,57 +129,104 @@ def _what(findings: Sequence[Finding]) -> str:
     return ("Lambda layers" if len(lambdas) > 1 else "a Lambda layer") if len(lambdas) == len(findings) else "code:"
 
 
-def _scan(node: Any, is_layer: bool) -> Iterator[Finding]:
+def _scan(node: Any, is_layer: bool, owner: str) -> Iterator[Finding]:
+    """What is found in a node; ``owner`` is the part it belongs to, for the messages."""
     if isinstance(node, (list, tuple)):
+        if _COMPOSITE in node:
+            yield Finding("code", _COMPOSITE, f"{owner} has a constant that is decoded past every check", False)
         for item in node:
-            yield from _scan(item, is_layer)
+            yield from _scan(item, is_layer, owner)
         return
     if not isinstance(node, dict):
         return
     kind = node.get("class_name")
     inner = node.get("config")
+    opaque = False
     if isinstance(kind, str):
-        found = _judge(node, kind, inner, is_layer)
-        if found is not None:
+        owner = _label(kind, inner)
+        for found in _judge(node, kind, inner, is_layer):
             yield found
-            if found.kind == "Lambda":
-                return  # the function it carries is part of it
+            opaque = opaque or found.kind == "Lambda"  # the function it carries is part of it
+    elif kind is not None:
+        yield Finding("code", str(kind)[:80], f"{owner} names a class by something that is no name", False)
     for key, value in node.items():
-        if key in _NO_CODE:
+        if opaque and key == "config":
             continue
+        if isinstance(value, str):
+            yield from _judge_text(key, value, owner)
         # In Keras 1 and 2 a Sequential's config is the list of its layers itself.
         layers = key == "layers" or (key == "config" and kind == "Sequential" and isinstance(value, list))
-        yield from _scan(value, layers or (key == "layer" and isinstance(value, dict)))
+        yield from _scan(value, layers or (key == "layer" and isinstance(value, dict)), owner)
 
 
-def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Finding | None:
-    label = inner.get("name", kind) if isinstance(inner, dict) else kind
+def _label(kind: str, inner: Any) -> str:
+    return f"{kind} {inner['name']!r}" if isinstance(inner, dict) and "name" in inner else kind
+
+
+def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Iterator[Finding]:
+    """What is wrong with a dictionary that Keras takes for an object."""
     module, registered = node.get("module"), node.get("registered_name")
-    if kind == "Lambda":
-        return Finding("Lambda", str(label), "runs whatever Python its author wrote", True)
-    if kind == "__lambda__":
-        return Finding("Lambda", "__lambda__", "a function saved as Python bytecode, runs whatever it holds", True)
-    if kind in ("__tensor__", "__numpy__", "__keras_tensor__", "__ellipsis__", "__slice__", "__tuple__", "__bytes__"):
-        return None
-    if kind == FROZEN_GRAPH or registered == FROZEN_GRAPH:
-        return Finding("SavedModel", SAVED_MODEL, "a TensorFlow graph, taken from a SavedModel", True)
-    if kind in ("TFOpLambda", "SlicingOpLambda"):
+    if FROZEN_GRAPH in (kind, registered):  # before all others: Keras looks at the registered name first
+        yield Finding("SavedModel", SAVED_MODEL, "a TensorFlow graph, taken from a SavedModel", True)
+        yield from _frozen_graph(inner)
+        return
+    name = inner.get("name", kind) if isinstance(inner, dict) else kind
+    if kind == "Lambda" and name == SAVED_MODEL:
+        yield Finding("code", SAVED_MODEL, "a Lambda layer under the name that allows a SavedModel", False)
+    elif kind == "Lambda":
+        yield Finding("Lambda", str(name), "runs whatever Python its author wrote", True)
+    elif kind == "__lambda__":
+        yield Finding("Lambda", "__lambda__", "a function saved as Python bytecode, runs whatever it holds", True)
+    elif kind in ("TFOpLambda", "SlicingOpLambda"):
         function = inner.get("function") if isinstance(inner, dict) else None
-        if isinstance(function, str) and _OPERATION.fullmatch(function):
-            return None
-        return Finding("operation", str(function), "a TensorFlow function that may reach outside the model", False)
-    if kind == "function":
-        activation = isinstance(inner, str) and (module is None or _ACTIVATION_MODULE.fullmatch(str(module)))
-        if activation and (registered is None or registered == inner):
-            return None
-        return Finding("code", str(registered or inner), f"a function of {module or 'its author'}", False)
-    if isinstance(registered, str) and ">" in registered and registered.partition(">")[0] != "keras":
-        return Finding("custom", registered, "a class whose code is not in the file", False)
-    if module is not None and not _MODULE.fullmatch(str(module)):
-        return Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)
-    if module is not None and not kind[:1].isupper() and kind != "slice":
-        return Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    operation = module is not None and ".ops" in str(module)
-    if is_layer and not operation and kind not in KNOWN_LAYERS:
-        return Finding("custom", kind, f"{label!r} is no layer of Keras, and its code is not in the file", False)
-    return None
+        if not (isinstance(function, str) and only_computes(function)):
+            why = "a TensorFlow function that may reach outside the model"
+            yield Finding("operation", str(function), why, False)
+    elif kind == "function":
+        if not (
+            isinstance(inner, str)
+            and inner in FUNCTIONS
+            and registered in (None, inner)
+            and (module is None or _FUNCTION_MODULE.fullmatch(str(module)))
+        ):
+            yield Finding("code", str(registered or inner), f"a function of {module or 'its author'}", False)
+    elif registered not in (None, kind, f"keras>{kind}") and not (
+        kind in OPTIMIZERS and registered == f"Custom>{kind}"
+    ):
+        yield Finding("custom", str(registered), "a class whose code is not in the file", False)
+    elif module is not None and not _MODULE.fullmatch(str(module)):
+        yield Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)
+    elif kind == "TypeSpec":
+        if node.get("type_spec") != "tf.TensorSpec":
+            yield Finding("code", str(node.get("type_spec")), "a type that is decoded by code of its own", False)
+    elif kind in _VALUES and module in (None, "builtins"):
+        return
+    elif module is not None and not kind[:1].isupper():
+        yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
+    elif module is not None and ".ops" in str(module):
+        if kind not in OPERATIONS:
+            yield Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
+    elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
+        what = "layer" if is_layer else "part"
+        yield Finding("custom", kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file", False)
+
+
+def _judge_text(key: str, value: str, owner: str) -> Iterator[Finding]:
+    """What is wrong with a setting that is a text: a name that Keras would look up, or a path it would read."""
+    for setting, names in _LOOKED_UP.items():
+        if (key == setting or key.endswith(f"_{setting}")) and value not in names:
+            yield Finding("custom", value, f"no {setting} of Keras, and its code is not in the file ({owner})", False)
+    if _PATH.fullmatch(key):
+        yield Finding("file", owner, f"its {key} is a path ({value}): it reads a file", False)
+
+
+def _frozen_graph(inner: Any) -> Iterator[Finding]:
+    from pipeline.graph_operations import frozen_operations
+
+    graph = inner.get("graph") if isinstance(inner, dict) else None
+    operations = frozen_operations(graph)
+    if operations is None:
+        yield Finding("code", FROZEN_GRAPH, "a TensorFlow graph that cannot be read", False)
+        return
+    for name, why in operations:
+        yield Finding("operation", name, why, True)

@@ -7,38 +7,18 @@ so one is loaded only if the recipe allows it. Reading about it here parses prot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
+from pipeline.graph_operations import saved_operations
 from pipeline.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
-from pipeline.model_safety import SAVED_MODEL, Finding, scan_config
+from pipeline.model_safety import SAVED_MODEL, Finding, scan_node
 from pipeline.tensorflow_start import start_tensorflow
 
 if TYPE_CHECKING:
     import keras
 
-# What saving and restoring the variables takes, in every SavedModel.
-_CHECKPOINT = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
-# Parts of operation names that reach outside of the graph, and what they do there.
-_OUTSIDE = {
-    "PyFunc": "calls Python",
-    "File": "reads or writes files",
-    "Save": "writes files",
-    "Restore": "reads files",
-    "Checkpoint": "reads or deletes files",
-    "Print": "writes to a file or the terminal",
-    "Library": "loads a library",
-    "Dataset": "reads files",
-    "Reader": "reads files",
-    "Lookup": "may read files",
-    "Summary": "writes files",
-    "Rpc": "reaches the network",
-    "Send": "reaches other processes",
-    "Custom": "runs a compiled program",
-    "XlaLaunch": "runs a compiled program",
-}
 _NO_WEIGHT = ("OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api")
 
 
@@ -58,12 +38,12 @@ def read_saved_model(path: Path) -> ModelFile:
     except Exception as error:  # protobuf raises many types on a damaged file
         raise ModelError(f"Expected a whole SavedModel. Received: {path}, damaged: {error}") from error
     config, version = _keras_metadata(path)
-    operations = {node.op for node in graph.graph_def.node}
-    operations |= {node.op for function in graph.graph_def.library.function for node in function.node_def}
+    operations, used = saved_operations(proto.meta_graphs)
+    layers = layer_findings(path)
     findings = [
         Finding("SavedModel", SAVED_MODEL, "a program that TensorFlow runs as its author wrote it", True),
-        *(Finding("operation", name, why, True) for name, why in sorted(_outside(operations))),
-        *(f for f in scan_config(config) if f.kind == "Lambda"),
+        *(Finding("operation", name, why, True) for name, why in operations),
+        *(f for f in layers if f.kind == "Lambda"),
     ]
     tensorflow = graph.meta_info_def.tensorflow_version
     signatures = {
@@ -83,7 +63,9 @@ def read_saved_model(path: Path) -> ModelFile:
     except (tf.errors.OpError, ValueError):
         pass  # a graph without variables, or it is frozen
     written = f"{version}, TensorFlow {tensorflow}" if version else f"TensorFlow {tensorflow}"
-    facts = {"signatures": signatures, "operations": len(operations)}
+    facts: dict[str, Any] = {"signatures": signatures, "operations": used}
+    if config is not None and (unfit := _unfit(layers)):
+        facts["taken from"] = f"its graph, not its layers ({unfit})"
     return ModelFile(path, SAVED_MODEL_FOLDER, written, config, tuple(weights), tuple(findings), facts)
 
 
@@ -101,10 +83,14 @@ def load_saved_model(file: ModelFile) -> keras.Model:
 
     problem = ""
     if file.config is not None:
-        try:
-            return load_legacy(file.path)
-        except ModelError as error:  # custom classes, for instance: the graph still says what the model computes
-            problem = f" (its layers: {error})"
+        findings = layer_findings(file.path)
+        if unfit := _unfit(findings):  # the graph still says what the model computes
+            problem = f" (its layers: {unfit})"
+        else:
+            try:
+                return load_legacy(file.path, lambdas=bool(findings))
+            except ModelError as error:
+                problem = f" (its layers: {error})"
     try:
         loaded = tf.saved_model.load(str(file.path))
     except Exception as error:  # TensorFlow raises many types on what it cannot load
@@ -161,29 +147,55 @@ def _before_activation(tensor: str, nodes: dict[str, Any]) -> tuple[str, str | N
         return tensor, "linear" if node.op in ("MatMul", "BiasAdd", "AddV2", "Add", "Mean", "Reshape") else None
 
 
-def _outside(operations: set[str]) -> Iterator[tuple[str, str]]:
-    for name in operations - _CHECKPOINT:
-        for part, why in _OUTSIDE.items():
-            if part in name:
-                yield name, why
-                break
+def layer_findings(path: Path) -> list[Finding]:
+    """What is no part of Keras, or code, in the layers that Keras 2 describes beside the graph and would build.
+
+    A model whose layers are not Keras' own is read from its graph, so only Lambdas are of interest to people.
+    """
+    found: dict[tuple[str, str], Finding] = {}
+    for node, metadata in _metadata_nodes(path):
+        parts = {key: value for key, value in metadata.items() if key != "training_config"}  # it is not compiled
+        for finding in scan_node(parts, is_layer=node.identifier != "_tf_keras_metric"):
+            found[(finding.kind, finding.name)] = finding
+    return list(found.values())
+
+
+def _unfit(findings: list[Finding]) -> str:
+    """Why layers with these findings are not built; empty where they may be."""
+    return next((f"{f.name}: {f.why}" for f in findings if f.kind != "Lambda"), "")
+
+
+def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """The objects that Keras 2 describes beside the graph; none where Keras 2 did not write it.
+
+    Raises:
+        ModelError: damaged.
+    """
+    file = path / "keras_metadata.pb"
+    if not file.is_file():
+        return []
+    from pipeline.legacy import saved_metadata
+
+    try:
+        nodes = [(node, json.loads(node.metadata)) for node in saved_metadata(file.read_bytes())]
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}"
+        ) from error
+    if not all(isinstance(metadata, dict) for _, metadata in nodes):
+        raise ModelError(f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged.")
+    return nodes
 
 
 def _keras_metadata(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The architecture that Keras 2 puts beside the graph, and the version of Keras."""
-    file = path / "keras_metadata.pb"
-    if not file.is_file():
-        return None, ""
-    from pipeline.legacy import saved_metadata
-
-    for node in saved_metadata(file.read_bytes()):
+    for node, metadata in _metadata_nodes(path):
         if node.node_path == "root":
-            metadata = json.loads(node.metadata)
             version = f"Keras {metadata.get('keras_version', '2')}"
             if isinstance(metadata.get("config"), dict) and "layers" in metadata["config"]:
                 return {"class_name": metadata.get("class_name"), "config": metadata["config"]}, version
             return None, version
-    return None, "Keras 2"
+    return None, "Keras 2" if (path / "keras_metadata.pb").is_file() else ""
 
 
 def _tensor(info: Any) -> str:
