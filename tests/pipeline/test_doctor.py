@@ -1,4 +1,4 @@
-"""What the doctor says of a machine: each line, the JSON, the exit status and the advice, for machines of every kind."""
+"""What the doctor says of machines of every kind: each line, the JSON, the exit status and the advice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,9 +86,8 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         monkeypatch.setattr(doctor, "driver_status", lambda: machine.driver)
         monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
         monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})
-        monkeypatch.setattr(
-            doctor, "sys", type("sys", (), {"version_info": machine.python, "executable": "/py/python"})
-        )
+        python = SimpleNamespace(version_info=machine.python, executable="/py/python")
+        monkeypatch.setattr(doctor, "sys", python)
         status = main(["doctor", "--json"])
         *lines, last = capsys.readouterr().out.splitlines()
         return Said(lines, json.loads(last), status)
@@ -262,6 +262,5 @@ def test_the_machine_is_described(ask) -> None:
     assert machine["python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert machine["cpu"].endswith(" cores")
     assert machine["disk free"].endswith(" GB")
-    assert all(
-        any(line.split() == [*name.split(), *value.split()] for line in said.lines) for name, value in machine.items()
-    )
+    words = [line.split() for line in said.lines]
+    assert all([*name.split(), *value.split()] in words for name, value in machine.items())
