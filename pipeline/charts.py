@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -209,4 +210,9 @@ def _svg(figure: Figure) -> str:
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has fonts for them
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub("[\\x00-\\x08\\x0b-\\x1f]", _escape, text[text.index("<svg") :])
+
+
+def _escape(found: re.Match[str]) -> str:
+    """A control character, which XML cannot hold, in words."""
+    return f"\\x{ord(found[0]):02x}"

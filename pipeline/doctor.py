@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ OK, WARN, BAD = "ok", "--", "!!"
 
 
 def doctor() -> dict[str, Any]:
-    """Print the state of this machine; the result holds the same for the JSON line."""
+    """Print the state of this machine; the result holds the same for the JSON line.
+
+    The exit status is 2 where anything is marked !!, that is missing or in conflict, else 0.
+    """
     gpu_requirements = _installed("onnxruntime-gpu") is not None
     requirements = "requirements-gpu.txt" if gpu_requirements else "requirements.txt"
     machine = _machine()
@@ -37,8 +42,7 @@ def doctor() -> dict[str, Any]:
     for name, entry in packages.items():
         print(f"  [{entry['state']}] {name:<28} {entry['here'] or 'missing':<14} pinned {entry['pinned']}")
     if conflict:
-        print(f"  [{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other: pip uninstall both, "
-              "then install one requirements file")  # fmt: skip
+        print(f"  [{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other")
     print("\nGPU")
     if driver:
         print(f"  [{OK}] driver {driver.driver_version}, CUDA {driver.cuda_version}")
@@ -52,24 +56,30 @@ def doctor() -> dict[str, Any]:
     print("\nstages")
     for name, entry in stages.items():
         print(f"  [{entry['state']}] {name:<10} {entry['text']}")
-    mend = _mend(packages, conflict, stages)
+    mend = _mend(packages, conflict, stages, bool(driver), requirements)
     if mend:
         print("\nto mend\n" + "\n".join(f"  {line}" for line in mend))
+    states = [entry["state"] for entry in (*packages.values(), *stages.values())]
     return {
         "machine": machine,
         "packages": packages,
-        "driver": {"available": bool(driver), "reason": driver.reason, "version": driver.driver_version},
+        "conflict": conflict,
+        "driver": {
+            "available": bool(driver),
+            "reason": driver.reason,
+            "version": driver.driver_version,
+            "cuda": driver.cuda_version,
+            "devices": [asdict(device) for device in driver.devices],
+        },
         "tensorrt": tensorrt,
         "stages": stages,
         "mend": mend,
-        "exit": 0 if all(entry["state"] != BAD for entry in stages.values()) and not conflict else 2,
+        "exit": 2 if conflict or BAD in states else 0,
     }
 
 
 def _machine() -> dict[str, str]:
-    low, high = SUPPORTED
-    supported = low <= sys.version_info[:2] < high
-    note = "" if supported else f"  (expected {low[0]}.{low[1]} to {high[0]}.{high[1] - 1})"
+    note = "" if _python_fits() else f"  (expected {_pythons()})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version() + note,
@@ -77,6 +87,15 @@ def _machine() -> dict[str, str]:
         "cpu": f"{_cpu_model()}, {cores} cores",
         "disk free": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
     }
+
+
+def _python_fits() -> bool:
+    return SUPPORTED[0] <= sys.version_info[:2] < SUPPORTED[1]
+
+
+def _pythons() -> str:
+    (major, first), (_, end) = SUPPORTED
+    return f"{major}.{first} to {major}.{end - 1}"
 
 
 def _cpu_model() -> str:
@@ -130,33 +149,54 @@ def _stages(
     def entry(state: str, text: str) -> dict[str, str]:
         return {"state": state, "text": text}
 
-    keras = has("tensorflow", "keras")
-    runtime = has("onnxruntime", "onnx")
-    builders = [n for n, e in tensorrt.items() if e["version"] and (driver or e["builds_without_gpu"])]
-    runners = [n for n, e in tensorrt.items() if e["version"] and driver and has("cuda-bindings")]
+    def needs(*names: str) -> dict[str, str]:
+        return entry(BAD, "needs " + " and ".join(name for name in names if not has(name)))
+
+    found = [name for name, known in tensorrt.items() if known["version"]]
+    builders = [name for name in found if driver or tensorrt[name]["builds_without_gpu"]]
+    cuda = _installed("cuda-bindings") or _installed("pycuda")
+    missing = "a GPU" if not driver else "TensorRT" if not found else "" if cuda else "cuda-bindings"
+    engines = f"; engines need {missing}" if missing else ", engines"
+    on_gpu = (
+        "on the GPU, if TensorFlow finds the CUDA libraries" if driver and "tensorflow" in packages else "on the CPU"
+    )
+    keras, runtime = ("tensorflow", "keras"), ("onnx", "onnxruntime")
     return {
-        "train": entry(OK, "on the GPU" if driver else "on the CPU") if keras else entry(BAD, "needs tensorflow"),
-        "export": entry(OK, "") if keras and has("tf2onnx") else entry(BAD, "needs tensorflow and tf2onnx"),
-        "quantize": entry(OK, "") if runtime else entry(BAD, "needs onnx and onnxruntime"),
+        "train": entry(OK, on_gpu) if has(*keras) else needs(*keras),
+        "export": entry(OK, "") if has(*keras, "tf2onnx") else needs(*keras, "tf2onnx"),
+        "quantize": entry(OK, "") if has(*runtime) else needs(*runtime),
         "build": entry(OK, f"with {builders[0]}") if builders else entry(WARN, "no engine can be built here"),
-        "verify": entry(OK, "Keras, ONNX files" + (", engines" if runners else "; engines need a GPU"))
-        if runtime
-        else entry(BAD, "needs onnxruntime"),
-        "benchmark": entry(OK, "Keras, ONNX Runtime" + (", engines" if runners else "; engines need a GPU"))
-        if runtime
-        else entry(BAD, "needs onnxruntime"),
-        "infer": entry(OK, "with TensorRT" if runners else "with ONNX Runtime")
-        if runtime
-        else entry(BAD, "needs onnxruntime"),
-        "report": entry(OK, "") if has("matplotlib") else entry(BAD, "needs matplotlib"),
+        "verify": entry(OK, f"Keras, ONNX files{engines}") if has(*runtime) else needs(*runtime),
+        "benchmark": entry(OK, f"Keras, ONNX Runtime{engines}") if has(*runtime) else needs(*runtime),
+        "infer": entry(OK, "with ONNX Runtime" if missing else "with TensorRT") if has(*runtime) else needs(*runtime),
+        "report": entry(OK, "") if has("matplotlib") else needs("matplotlib"),
     }
 
 
-def _mend(packages: dict[str, dict[str, Any]], conflict: bool, stages: dict[str, dict[str, str]]) -> list[str]:
+def _mend(
+    packages: dict[str, dict[str, Any]],
+    conflict: bool,
+    stages: dict[str, dict[str, str]],
+    driver: bool,
+    requirements: str,
+) -> list[str]:
     lines = []
-    if conflict or any(entry["state"] == BAD for entry in packages.values()):
-        lines.append("make install        (on a GPU machine: make install-gpu)")
-    if stages["build"]["state"] == WARN:
+    pip = f"{_python()} -m pip"
+    if not _python_fits():
+        lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {_pythons()})")
+    if conflict:
+        lines.append(f"{pip} uninstall -y onnxruntime onnxruntime-gpu, and then")
+    if conflict or any(entry["state"] != OK for entry in packages.values()):
+        lines.append(f"{pip} install -r {requirements} && {pip} install --no-deps -r requirements-legacy.txt")
+    if stages["build"]["state"] == WARN and driver:
+        lines.append("make install-gpu        (brings TensorRT for this GPU)")
+    elif stages["build"]["state"] == WARN:
         lines.append("build on Linux x86-64, where requirements.txt brings TensorRT-RTX, or on a GPU machine:")
         lines.append("  python -m pipeline bundle   here, then   make install-gpu && python -m pipeline unpack   there")
     return lines
+
+
+def _python() -> str:
+    """This interpreter, as it is typed here."""
+    python = Path(sys.executable)
+    return shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+WIDE = 6  # columns; with more a table keeps a width in which it can be read
+
 
 def text(value: object, most: int | None = None) -> str:
     """What comes from outside, as HTML that shows it and does nothing else.
@@ -37,7 +39,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td{cls}>{cell}</td>" for cls, cell in zip(classes, row)) + "</tr>" for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="wide"' if len(head) > WIDE else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def chart(svg: str) -> str:

@@ -1,0 +1,270 @@
+"""A recipe's artifacts made by hand, as far as the report reads them: no training, no conversion, no engine."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from export.placement import Placement
+from export.preprocessing import PreprocessingSpec
+from export.records import to_json
+from export.sidecar import AskedLayers, BatchProfile, FoundLayers, Sidecar, sha256_file, sidecar_path, write_plan
+from export.statistics import McNemar
+from pipeline.benchmark_report import (
+    BenchmarkReport,
+    BenchmarkRow,
+    Compute,
+    Cpu,
+    Gpu,
+    Machine,
+    write_benchmark,
+)
+from pipeline.card import ModelCard, write_card
+from pipeline.config import load_recipe
+from pipeline.decode_spec import DecodeSpec
+from pipeline.files import write_json
+from pipeline.manifest import Key, write_manifest
+from pipeline.parity_report import Hop, ParityReport, overall_verdict, write_parity
+from pipeline.recipe import Thresholds
+from pipeline.report import write_report
+from pipeline.stage import Context
+from pipeline.stage_records import (
+    BiasCorrection,
+    CalibrationReport,
+    Distances,
+    Epoch,
+    Fp16Report,
+    Fp16Rounding,
+)
+from tests.pipeline.report_page import Page
+
+CLASSES = ("cat", "dog", "owl")
+ONNX = ("export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx", "quantize/model.int8-trt8.onnx")
+SIZE = 8
+
+
+def hop(candidate: str, precision: str, verdict: str = "pass", **numbers: Any) -> Hop:
+    """A comparison with Keras; without numbers it is a good one."""
+    engine = candidate.endswith(".plan")
+    given: dict[str, Any] = {
+        "kind": "from_keras",
+        "reference": "train/model.keras",
+        "backend": "tensorrt" if engine else "onnxruntime",
+        "images": 200,
+    }
+    if verdict != "not run":
+        given |= {
+            **{"finite": True, "max_abs": 0.25, "relative_error": 0.0125, "cosine": 0.999, "sqnr_db": 42.5},
+            **{"top1_agreement": 0.985, "accuracy_reference": 0.925, "accuracy_candidate": 0.915},
+            "mcnemar": McNemar(3, 1, 0.625),
+        }
+    if verdict in ("fail", "inconclusive"):
+        given["why"] = "SQNR 42.5 dB, at least 60.0 dB needed"
+    return Hop(candidate=candidate, precision=precision, verdict=verdict, **given | numbers)  # type: ignore[arg-type]
+
+
+def not_compared(candidate: str, precision: str, verdict: str, why: str) -> Hop:
+    """A candidate that gave no answers."""
+    empty = dict.fromkeys(
+        ("finite", "max_abs", "relative_error", "cosine", "sqnr_db", "top1_agreement", "accuracy_reference")
+    )
+    return hop(candidate, precision, verdict, why=why, accuracy_candidate=None, mcnemar=None, **empty)
+
+
+def row(backend: str, precision: str, batch: int, p50: float | None, **more: Any) -> BenchmarkRow:
+    """A row of a benchmark; None: it failed."""
+    file = {"keras": "train/model.keras", "onnxruntime": "export/model.onnx"}.get(backend, f"rtx/{precision}.plan")
+    given: dict[str, Any] = {"file": file, "variant": "", "caveat": "", "includes": "host to host"}
+    if p50 is None:
+        given["error"] = "out of memory"
+    else:
+        given |= {"samples_ms": (p50,), "n": 1, "p50_ms": p50, "p90_ms": p50 * 1.5, "p99_ms": p50 * 2, "mean_ms": p50}
+        given["images_per_second"] = 1000 * batch / p50 if p50 else None
+    return BenchmarkRow(backend=backend, precision=precision, batch=batch, **given | more)  # type: ignore[arg-type]
+
+
+def distances(sqnr: float, agreement: float = 0.99, drop: float = 0.005) -> Distances:
+    return Distances(sqnr, agreement, drop)
+
+
+@dataclass
+class Artifacts:
+    """What the stages wrote, until `write` puts it on disk; fields may be changed before."""
+
+    folder: Path
+    hops: list[Hop] = field(
+        default_factory=lambda: [
+            hop("export/model.onnx", "fp32", sqnr_db=120.5, top1_agreement=1.0),
+            hop("quantize/model.fp16.onnx", "fp16", sqnr_db=61.25, top1_agreement=0.995),
+            hop("quantize/model.int8.onnx", "int8", sqnr_db=31.0, top1_agreement=0.975),
+        ]
+    )
+    warnings: tuple[str, ...] = ()
+    rows: list[BenchmarkRow] | None = field(
+        default_factory=lambda: [row("keras", "fp32", 4, 12.0), row("onnxruntime", "fp32", 4, 6.0)]
+    )
+    history: Sequence[Epoch] = (
+        Epoch("head", 1, 0.9, 0.5, 1.1, 0.4, 0.01),
+        Epoch("fine_tune", 2, 0.3, 0.75, 0.6, 0.65, 0.001),
+    )
+    card: ModelCard = field(
+        default_factory=lambda: ModelCard(
+            classes=CLASSES,
+            preprocessing=PreprocessingSpec.from_mode("unit"),
+            decode=DecodeSpec(size=(SIZE, SIZE), resize="stretch"),
+            output="softmax",
+            backbone="resnet20",
+            parameters=273_652,
+        )
+    )
+    plans: list[str] = field(default_factory=list)
+    predictions: list[tuple[Any, ...]] | None = None  # path, status, class, probability, error
+    sensitivity: list[tuple[Any, ...]] | None = None
+    description: str = ""
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "artifacts" / "hand"
+
+    @property
+    def context(self) -> Context:
+        recipe = self.folder / "hand.yaml"
+        tree = {"name": "hand", "description": self.description, "data": {"source": "digits"}}
+        recipe.write_text(yaml.safe_dump(tree))
+        return Context(load_recipe(recipe), recipe, self.folder / "artifacts")
+
+    def image(self, number: int) -> np.ndarray:
+        """The pixels of a test image; its class is ``number % 3``."""
+        return np.full((SIZE, SIZE, 3), 10 * number + 5, dtype=np.uint8)
+
+    def write(self) -> Artifacts:
+        """Put everything on disk, each stage with its manifest."""
+        root = self.root
+        for stage in ("train", "export", "quantize", "build", "verify", "infer/images"):
+            (root / stage).mkdir(parents=True, exist_ok=True)
+        (root / "train/model.keras").write_bytes(b"keras")
+        write_card(root / "train/model.json", self.card)
+        write_json(root / "train/history.json", [to_json(epoch) for epoch in self.history])
+        for name in ONNX:
+            (root / name).write_bytes(name.encode())
+        write_json(root / "export/summary.json", {})
+        self._quantize()
+        for name in self.plans:
+            write_plan(root / name, b"plan of " + name.encode(), self.sidecar(name))
+        self.manifest("train", {})
+        for stage in ("export", "quantize", "build"):
+            self.manifest(stage, {"why_not": "rtx: no wheel"} if stage == "build" else {})
+        self._verify()
+        self._infer()
+        if self.rows is not None:
+            self._benchmark(self.rows)
+        return self
+
+    def manifest(self, stage: str, result: dict[str, Any], inputs: dict[str, str] | None = None) -> None:
+        key = Key(inputs or {}, {}, "code")
+        write_manifest(self.root / stage, stage=stage, recipe="hand", key=key, seconds=1.25, result=result)
+
+    def digests(self, *names: str) -> dict[str, str]:
+        return {name: sha256_file(self.root / name) for name in names}
+
+    def sidecar(self, name: str) -> Sidecar:
+        precision = Path(name).stem.partition("-")[0]
+        return Sidecar(
+            flavour="rtx",
+            tensorrt_version="1.7.1",
+            compute_capability=None,
+            targets=("SM86", "SM89"),
+            precision=precision,
+            onnx_sha256="0" * 64,
+            plan_sha256="1" * 64,
+            plan_bytes=1_200_000,
+            profile=BatchProfile(1, 4, 8),
+            tensors=(),
+            options={},
+            seconds=2.5,
+            asked=AskedLayers(precision, {precision: 20, "fp32": 1}, {}),
+            found=FoundLayers(21, convolutions={"int8": 19, "fp16": 2}) if "int8" in precision else None,
+            warnings=("a convolution is FP32",) if precision == "fp16" else (),
+        )
+
+    def _quantize(self) -> None:
+        root = self.root / "quantize"
+        rounding = Fp16Rounding("mean", nearest=distances(58.0), mean=distances(66.0, 0.995))
+        report = CalibrationReport(
+            fp16=Fp16Report(rounding, {"conv_9": "overflows"}),
+            equalized_activations=7,
+            held_out_images=18,
+            scale_images=54,
+            int8_convolutions=19,
+            convolutions=21,
+            budget="SQNR of at least 20.0 dB",
+            method="entropy",
+            methods={"minmax": distances(28.5, 0.94, 0.0556), "entropy": distances(30.5)},
+            all_int8=distances(30.5),
+            kept=(),
+            budget_met=True,
+            bias_correction=BiasCorrection(False, distances(30.5), distances(29.5)),
+        )
+        write_json(root / "calibration.json", to_json(report))
+        nodes = (Placement("a/Conv", "conv_1", "Conv", "int8", "input of a Conv"),)
+        nodes += (Placement("b/MatMul", "dense", "MatMul", "fp16", "the classifier stays in float"),)
+        write_json(root / "placement.json", [to_json(node) for node in nodes])
+        if self.sensitivity is not None:
+            head = ("keras_layer", "node", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
+            write_csv(root / "sensitivity.csv", head, self.sensitivity)
+
+    def _verify(self) -> None:
+        root = self.root
+        images = np.stack([self.image(number) for number in range(6)])
+        labels = np.arange(6) % 3
+        np.savez(root / "verify/reference.npz", pixels=images, labels=labels, logits=np.zeros((6, 3), np.float32))
+        subjects = self.digests("train/model.keras", "train/model.json", "verify/reference.npz", *ONNX[:3])
+        for name in self.plans:
+            subjects |= self.digests(name, sidecar_path(name).as_posix())
+        asked = {"fp32": Thresholds(sqnr_db=100.0), "fp16": Thresholds(sqnr_db=50.0), "int8": Thresholds(sqnr_db=20.0)}
+        hops = tuple(self.hops)
+        write_parity(
+            root / "verify/parity.json", ParityReport(overall_verdict(hops), subjects, asked, hops, self.warnings)
+        )
+        self.manifest("verify", {})
+
+    def _benchmark(self, rows: list[BenchmarkRow]) -> None:
+        machine = Machine(
+            Cpu("Fast CPU", 4, 2, ()), None, "Linux", "3.11", {}, "580.1", "13.0", (Gpu("Big GPU", "9.0", 1 << 30),)
+        )
+        report = BenchmarkReport("hand", {}, machine, None, (), (), tuple(rows))
+        write_benchmark(self.root / "benchmark/benchmark.json", report)
+        self.manifest("benchmark", {}, self.digests("train/model.keras", *ONNX))
+
+    def _infer(self) -> None:
+        rows = self.predictions
+        if rows is None:
+            rows = [(f"images/{n}.png", "ok", CLASSES[n % 3], 0.875, "") for n in range(3)]
+        for number in range(6):
+            Image.fromarray(self.image(number)).save(self.root / f"infer/images/{number}.png")
+        write_csv(self.root / "infer/predictions.csv", ("path", "status", "class", "probability", "error"), rows)
+        inputs = self.digests("verify/parity.json", "export/model.onnx", "train/model.json")
+        self.manifest("infer", {"model": "export/model.onnx", "images": len(rows)}, inputs)
+
+    def page(self) -> Page:
+        """The page as it is written now."""
+        folder = self.folder / "out"
+        folder.mkdir(exist_ok=True)
+        write_report(self.context, folder)
+        return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def compute(p50: float) -> Compute:
+    return Compute("the engine", 3, p50, p50, p50, p50, None, True, "linear")

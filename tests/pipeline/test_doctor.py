@@ -1,0 +1,266 @@
+"""What the doctor says of machines of every kind: each line, the JSON, the exit status and the advice."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from export.driver import Device, DriverStatus
+from pipeline import doctor
+from pipeline.commands import main
+
+COMMON = "keras==3.0\ntf2onnx==1.0  # a comment\nonnx==1.0\nmatplotlib==3.0\n\n# nothing\n"
+FILES = {
+    "requirements-common.txt": COMMON,
+    "requirements.txt": "-r requirements-common.txt\ntensorflow-cpu==2.0 ; python_version >= '3'\nonnxruntime==1.5\n"
+    "tensorflow==2.0 ; python_version < '3'\ncuda-bindings==13.0\n",
+    "requirements-gpu.txt": "-r requirements-common.txt\ntensorflow==2.0\nonnxruntime-gpu==1.5\n"
+    "tensorrt>=10.12,<12\ncuda-bindings>=12.9,<14\n",
+    "requirements-legacy.txt": "tf_keras==2.0\n",
+}
+CPU = {
+    **{"keras": "3.0", "tf2onnx": "1.0", "onnx": "1.0", "matplotlib": "3.0", "tensorflow-cpu": "2.0"},
+    **{"onnxruntime": "1.5", "cuda-bindings": "13.0", "tf_keras": "2.0"},
+}
+GPU = {name: version for name, version in CPU.items() if name not in ("tensorflow-cpu", "onnxruntime")} | {
+    **{"tensorflow": "2.0", "onnxruntime-gpu": "1.5", "tensorrt": "10.13"}
+}
+NO_DRIVER = DriverStatus(False, "no NVIDIA driver (its library libcuda is not on this machine)")
+TWO_GPUS = DriverStatus(
+    True, "", "580.95", "13.0", (Device("Big GPU", "9.0", 141 << 30), Device("Small GPU", "8.9", 24 << 30))
+)
+
+
+class _TensorRT:
+    def __init__(self, version: str, alone: bool) -> None:
+        self.version, self.builds_without_gpu = version, alone
+
+
+RTX, FULL = _TensorRT("1.7.1", True), _TensorRT("10.13.0", False)
+
+
+@dataclass
+class Said:
+    """What the doctor said."""
+
+    lines: list[str]
+    result: dict[str, Any]
+    status: int
+
+    def line(self, name: str) -> str:
+        """The one marked line about a thing, without spaces that align."""
+        (found,) = [line for line in self.lines if re.match(rf"  \[..\] {re.escape(name)}( |$)", line)]
+        return " ".join(found.split())
+
+    @property
+    def mend(self) -> list[str]:
+        return self.lines[self.lines.index("to mend") + 1 :] if "to mend" in self.lines else []
+
+
+@dataclass
+class Machine:
+    """A machine that the doctor looks at."""
+
+    packages: dict[str, str] = field(default_factory=lambda: dict(CPU))
+    driver: DriverStatus = NO_DRIVER
+    tensorrt: dict[str, _TensorRT] = field(default_factory=lambda: {"rtx": RTX})
+    python: tuple[int, int] = (3, 12)
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Ask the doctor about a machine."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+
+    def say(machine: Machine) -> Said:
+        monkeypatch.setattr(doctor, "ROOT", tmp_path)
+        monkeypatch.setattr(doctor, "_installed", machine.packages.get)
+        monkeypatch.setattr(doctor, "driver_status", lambda: machine.driver)
+        monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
+        monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})
+        python = SimpleNamespace(version_info=machine.python, executable="/py/python")
+        monkeypatch.setattr(doctor, "sys", python)
+        status = main(["doctor", "--json"])
+        *lines, last = capsys.readouterr().out.splitlines()
+        return Said(lines, json.loads(last), status)
+
+    return say
+
+
+PIP = "/py/python -m pip"
+
+
+def install(requirements: str) -> str:
+    return f"  {PIP} install -r {requirements} && {PIP} install --no-deps -r requirements-legacy.txt"
+
+
+def test_all_is_fine(ask) -> None:
+    said = ask(Machine())
+    assert (said.status, said.result["exit"], said.result["status"]) == (0, 0, "done")
+    assert said.mend == said.result["mend"] == []
+    assert "packages against requirements.txt" in said.lines
+    assert said.line("keras") == "[ok] keras 3.0 pinned ==3.0"
+    assert said.line("tensorflow-cpu") == "[ok] tensorflow-cpu 2.0 pinned ==2.0"
+    assert said.line("tf_keras") == "[ok] tf_keras 2.0 pinned ==2.0"
+    assert set(said.result["packages"]) == set(CPU), "what another platform needs is not asked for"
+    assert f"  [--] {NO_DRIVER.reason}" in said.lines
+    assert said.line("tensorrt") == "[--] tensorrt it needs a GPU"
+    assert said.line("rtx") == "[ok] rtx 1.7.1"
+    assert [said.line(name) for name in said.result["stages"]] == [
+        "[ok] train on the CPU",
+        "[ok] export",
+        "[ok] quantize",
+        "[ok] build with rtx",
+        "[ok] verify Keras, ONNX files; engines need a GPU",
+        "[ok] benchmark Keras, ONNX Runtime; engines need a GPU",
+        "[ok] infer with ONNX Runtime",
+        "[ok] report",
+    ]
+    assert said.result["driver"] == {
+        **{"available": False, "reason": NO_DRIVER.reason, "version": None, "cuda": None, "devices": []}
+    }
+    assert said.result["tensorrt"]["rtx"] == {"version": "1.7.1", "why": "", "builds_without_gpu": True}
+    assert said.result["conflict"] is False
+
+
+@pytest.mark.parametrize(
+    ("package", "stages"),
+    [
+        ("tensorflow-cpu", {"train": "needs tensorflow", "export": "needs tensorflow"}),
+        ("keras", {"train": "needs keras", "export": "needs keras"}),
+        ("tf2onnx", {"export": "needs tf2onnx"}),
+        ("onnx", dict.fromkeys(("quantize", "verify", "benchmark", "infer"), "needs onnx")),
+        ("onnxruntime", dict.fromkeys(("quantize", "verify", "benchmark", "infer"), "needs onnxruntime")),
+        ("matplotlib", {"report": "needs matplotlib"}),
+        ("tf_keras", {}),
+    ],
+)
+def test_a_package_is_missing(ask, package: str, stages: dict[str, str]) -> None:
+    machine = Machine()
+    version = machine.packages.pop(package)
+    said = ask(machine)
+    assert (said.status, said.result["exit"]) == (2, 2)
+    assert said.line(package) == f"[!!] {package} missing pinned =={version}"
+    assert said.result["packages"][package] == {"here": None, "pinned": f"=={version}", "state": "!!"}
+    bad = {name: entry["text"] for name, entry in said.result["stages"].items() if entry["state"] == "!!"}
+    assert bad == stages
+    assert all(said.line(name) == f"[!!] {name} {text}" for name, text in stages.items())
+    assert said.mend == [install("requirements.txt")]
+
+
+def test_everything_is_missing(ask) -> None:
+    said = ask(Machine({}, tensorrt={}))
+    assert said.status == 2
+    assert said.result["stages"]["export"]["text"] == "needs tensorflow and keras and tf2onnx"
+    assert said.line("rtx") == "[--] rtx no wheel"
+    assert said.line("build") == "[--] build no engine can be built here"
+    assert said.mend[0] == install("requirements.txt")
+    assert "pipeline bundle" in said.mend[2]
+    assert "make install-gpu && python -m pipeline unpack" in said.mend[2]
+
+
+def test_another_version_is_said_and_mended_but_no_failure(ask) -> None:
+    said = ask(Machine(CPU | {"onnx": "1.1"}))
+    assert said.line("onnx") == "[--] onnx 1.1 pinned ==1.0"
+    assert said.result["packages"]["onnx"]["state"] == "--"
+    assert said.status == 0
+    assert said.mend == [install("requirements.txt")]
+
+
+def test_two_onnxruntimes_break_each_other(ask) -> None:
+    said = ask(Machine(GPU | {"onnxruntime": "1.5"}, TWO_GPUS, {"tensorrt": FULL}))
+    assert (said.status, said.result["conflict"]) == (2, True)
+    assert "  [!!] onnxruntime and onnxruntime-gpu are both installed and break each other" in said.lines
+    assert said.mend == [f"  {PIP} uninstall -y onnxruntime onnxruntime-gpu, and then", install("requirements-gpu.txt")]
+
+
+def test_a_machine_with_gpus(ask) -> None:
+    said = ask(Machine(GPU, TWO_GPUS, {"tensorrt": FULL}))
+    assert (said.status, said.mend) == (0, [])
+    assert "packages against requirements-gpu.txt" in said.lines
+    assert "  [ok] tensorrt   10.13.0" in said.lines
+    assert "  [ok] driver 580.95, CUDA 13.0" in said.lines
+    assert "  [ok] Big GPU, compute capability 9.0, 144384 MiB" in said.lines
+    assert "  [ok] Small GPU, compute capability 8.9, 24576 MiB" in said.lines
+    texts = {name: entry["text"] for name, entry in said.result["stages"].items()}
+    assert texts["train"] == "on the GPU, if TensorFlow finds the CUDA libraries"
+    assert texts["build"] == "with tensorrt"
+    assert texts["verify"] == "Keras, ONNX files, engines"
+    assert texts["benchmark"] == "Keras, ONNX Runtime, engines"
+    assert texts["infer"] == "with TensorRT"
+    assert said.result["driver"] == {
+        "available": True,
+        "reason": "",
+        "version": "580.95",
+        "cuda": "13.0",
+        "devices": [
+            {"name": "Big GPU", "compute_capability": "9.0", "memory": 141 << 30},
+            {"name": "Small GPU", "compute_capability": "8.9", "memory": 24 << 30},
+        ],
+    }
+
+
+def test_a_gpu_without_tensorrt(ask) -> None:
+    said = ask(Machine(driver=TWO_GPUS, tensorrt={}))
+    assert said.line("build") == "[--] build no engine can be built here"
+    assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need TensorRT"
+    assert said.line("train") == "[ok] train on the CPU", "tensorflow-cpu stays on the CPU"
+    assert said.mend == ["  make install-gpu        (brings TensorRT for this GPU)"]
+    assert said.status == 0
+
+
+def test_a_gpu_and_tensorrt_without_the_cuda_bindings(ask) -> None:
+    packages = {name: version for name, version in GPU.items() if name != "cuda-bindings"}
+    said = ask(Machine(packages, TWO_GPUS, {"tensorrt": FULL}))
+    assert said.status == 2
+    assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need cuda-bindings"
+    assert said.line("infer") == "[ok] infer with ONNX Runtime"
+    assert said.mend == [install("requirements-gpu.txt")]
+    said = ask(Machine(packages | {"pycuda": "2026.1"}, TWO_GPUS, {"tensorrt": FULL}))
+    assert said.line("verify") == "[ok] verify Keras, ONNX files, engines"
+
+
+def test_tensorrt_that_needs_a_gpu_builds_nothing_without(ask) -> None:
+    said = ask(Machine(tensorrt={"tensorrt": FULL}))
+    assert said.line("build") == "[--] build no engine can be built here"
+    assert said.mend[0].startswith("  build on Linux x86-64")
+    assert said.status == 0
+
+
+def test_a_driver_that_does_not_start(ask) -> None:
+    reason = "the driver does not start: CUDA_ERROR_NO_DEVICE (100). Check `nvidia-smi`"
+    said = ask(Machine(driver=DriverStatus(False, reason, "580.95", "13.0")))
+    assert f"  [--] {reason}" in said.lines
+    assert said.result["driver"]["reason"] == reason
+    assert said.result["driver"]["version"] == "580.95"
+
+
+@pytest.mark.parametrize(
+    ("python", "fits"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False), ((4, 0), False)]
+)
+def test_a_python_that_was_not_tried(ask, python: tuple[int, int], fits: bool) -> None:
+    said = ask(Machine(python=python))
+    assert ("(expected 3.11 to 3.13)" in said.result["machine"]["python"]) == (not fits)
+    assert any("(expected 3.11 to 3.13)" in line for line in said.lines) == (not fits)
+    expected = "  make install VENV=.venv-new PYTHON=python3.12        (any Python 3.11 to 3.13)"
+    assert said.mend == ([] if fits else [expected])
+    assert said.status == 0
+
+
+def test_the_machine_is_described(ask) -> None:
+    said = ask(Machine())
+    machine = said.result["machine"]
+    assert set(machine) == {"python", "system", "cpu", "disk free"}
+    assert machine["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert machine["cpu"].endswith(" cores")
+    assert machine["disk free"].endswith(" GB")
+    words = [line.split() for line in said.lines]
+    assert all([*name.split(), *value.split()] in words for name, value in machine.items())
