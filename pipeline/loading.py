@@ -67,7 +67,7 @@ def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
 
     Args:
         path: ``train/model.keras``.
-        allow: what may run, from its card.
+        allow: what may run, from the recipe.
 
     Returns:
         float32 (N, height, width, 3) in, (N, classes) out; not compiled.

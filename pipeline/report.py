@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline import __version__, charts
 from pipeline.benchmark_report import read_benchmark
-from pipeline.card import ModelCard, read_card
+from pipeline.card import ModelCard
 from pipeline.html import alerts, badge, chart, section, size, table, text
-from pipeline.layout import BENCHMARK, CARD, PARITY, REPORT
+from pipeline.layout import BENCHMARK, PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import ParityReport, read_parity
 from pipeline.report_cards import cards
@@ -32,7 +32,7 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
         PipelineError: a file that it shows is missing or damaged; with the file and the key.
     """
     root = context.root
-    card, parity = read_card(root / CARD), read_parity(root / PARITY)
+    card, parity = context.card(), read_parity(root / PARITY)
     benchmark = read_benchmark(root / BENCHMARK) if (root / BENCHMARK).is_file() else None
     stands = standing(root, parity)
     sections = [

@@ -14,11 +14,12 @@ from PIL import Image
 
 from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.files import sha256_file
 from pipeline.html import section, text
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import read_manifest
+from pipeline.npz_files import read_arrays
 from pipeline.parity_report import PASS, ParityReport
 from pipeline.preprocess import ImageError
 from pipeline.report_standing import other_inputs
@@ -115,12 +116,12 @@ def labels_by_pixels(root: Path, card: ModelCard) -> dict[bytes, str | None]:
 
 def _read_reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["pixels"], file["labels"]
-    except Exception as error:  # a damaged zip fails in many ways
+        held = read_arrays(path, ("pixels", "labels"))
+    except (OSError, DataError) as error:
         raise PipelineError(
             f"Expected 'pixels' and 'labels' in {path}. Received: {error}. Run the verify stage again."
         ) from error
+    return held["pixels"], held["labels"]
 
 
 def _damaged(root: Path, received: str) -> PipelineError:

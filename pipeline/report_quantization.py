@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.placement import Placement
+from export.placement_row import Placement
 from pipeline import charts
 from pipeline.csv_rows import read_rows
 from pipeline.html import chart, notes, number, section, share, table, text

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from export.placement import Placement
+from export.placement_row import Placement
 from export.preprocessing import PreprocessingSpec
 from export.records import to_json
 from export.sidecar import AskedLayers, BatchProfile, FoundLayers, Sidecar, sha256_file, sidecar_path, write_plan
@@ -137,6 +137,7 @@ class Artifacts:
     def context(self) -> Context:
         recipe = self.folder / "hand.yaml"
         tree = {"name": "hand", "description": self.description, "data": {"source": "digits"}}
+        tree["model"] = {"path": "model.keras"}  # of any size
         recipe.write_text(yaml.safe_dump(tree))
         return Context(load_recipe(recipe), recipe, self.folder / "artifacts")
 
