@@ -50,6 +50,7 @@ _LOOKED_UP = {
     "cell": frozenset(),  # these two are described, never only named
     "layer": frozenset(),
     "standardize": frozenset(("lower_and_strip_punctuation", "lower", "strip_punctuation")),
+    "split": frozenset(("whitespace", "character")),
 }
 # Settings whose text is a path that the layer reads.
 _PATH = re.compile(r"vocabulary|idf_weights|(.*_)?(file(name|path)?|path|dir(ectory)?|ur[il])")
