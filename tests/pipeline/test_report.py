@@ -433,6 +433,23 @@ def test_numbers_that_are_of_other_bytes_say_so(artifacts: Artifacts) -> None:
     assert "other bytes" not in Artifacts(artifacts.folder / "same").write().page().section("Speed").text
 
 
+def test_a_stage_that_worked_on_another_file_says_so(artifacts: Artifacts) -> None:
+    artifacts.write().manifest("quantize", {}, {"export/model.onnx": "0" * 64, "train/model.json": "1" * 64})
+    artifacts.manifest("build", {}, artifacts.digests(*ONNX) | {"data/test": "2" * 64})
+    page = artifacts.page()
+    assert page.alerts == [
+        f"The quantize stage worked on another {name} than is here now." for name in (ONNX[0], "train/model.json")
+    ]
+    assert page.badge.text == "verdict: pass"
+
+
+def test_a_candidate_without_bytes_is_no_pass(artifacts: Artifacts) -> None:
+    artifacts.hops.append(hop(PLAN, "int8"))
+    page = artifacts.write().page()
+    assert page.alerts == [f"{PLAN} was judged, but the verdict is bound to no bytes of it."]
+    assert page.badge.kinds == {"badge", "notverified"}
+
+
 def test_a_verdict_holds_for_no_file_outside_the_artifacts(artifacts: Artifacts) -> None:
     outside = artifacts.folder / "secret"
     outside.write_bytes(b"x")
