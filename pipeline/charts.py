@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.parity_report import Hop
     from pipeline.stage_records import Epoch
 
+LONGEST = 48  # characters of a row's name
 INK, MUTED, GRID = "#1d2733", "#66727f", "#e3e8ee"
 COLORS = {"keras": "#8a94a0", "fp32": "#4c7fb8", "fp16": "#3a9d78", "int8": "#d9822b", "limit": "#c0392b"}
 
@@ -71,10 +72,9 @@ def parity_waterfall(hops: Sequence[Hop], limits: Mapping[str, float | None]) ->
         if limit is not None:
             axis.plot([limit, limit], [row - 0.38, row + 0.38], color=COLORS["limit"], lw=2)
         ends += [end, limit or 0.0]
-    axis.set_yticks(range(len(ran)), [f"{hop.precision.upper()}  {_file_label(hop.candidate)}" for hop in ran])
     axis.set_xlim(1.15 * min(ends), 1.15 * max(ends) or 1)
     axis.set_xlabel("SQNR of the logits against Keras, dB (more is closer; red: the recipe's threshold)")
-    _rows_from_the_top(axis)
+    _name_rows(axis, [f"{hop.precision.upper()}  {_file_label(hop.candidate)}" for hop in ran])
     return _svg(figure)
 
 
@@ -126,9 +126,8 @@ def _bars(
         largest = max(largest, end)
     labels = [f"{row.backend} {row.name}" for row in rows]
     told_apart = [f"{label} ({row.file})" if labels.count(label) > 1 else label for label, row in zip(labels, rows)]
-    axis.set_yticks(range(len(rows)), told_apart)
     axis.set_xlim(0, largest * 1.25 or 1)
-    _rows_from_the_top(axis)
+    _name_rows(axis, told_apart)
 
 
 def _speed_text(value: float | None) -> str:
@@ -163,14 +162,16 @@ def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25
         text = f"{share:.1f} %" if math.isfinite(noise) else "NaN or infinite"
         axis.text(share, row, f"  {text}", va="center", fontsize=8)
         largest = max(largest, share)
-    axis.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
     axis.set_xlim(0, largest * 1.15 or 1)
     axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in float)")
-    _rows_from_the_top(axis)
+    _name_rows(axis, [name for name, _, _ in shown], size=8)
     return figure
 
 
-def _rows_from_the_top(axis: Axes) -> None:
+def _name_rows(axis: Axes, names: Sequence[str], size: int = 9) -> None:
+    """Rows from the top, each with its name; of a long one the end, which tells names apart."""
+    shown = [name if len(name) <= LONGEST else f"…{name[-LONGEST:]}" for name in names]
+    axis.set_yticks(range(len(shown)), shown, fontsize=size)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
 

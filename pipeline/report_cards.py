@@ -105,7 +105,7 @@ def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | 
 
     A time of zero, where the clock was too coarse, has no ratio and does not count.
     """
-    timed = [row for row in results if row.p50_ms]
+    timed = [row for row in results if row.p50_ms is not None and row.p50_ms > 0]
     keras = {row.batch: row for row in timed if row.backend == "keras"}
     others = [row for row in timed if row.backend != "keras" and row.batch in keras]
     if not others:

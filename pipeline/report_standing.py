@@ -59,9 +59,19 @@ def standing(root: Path, parity: ParityReport) -> Standing:
             broken.append(f"{name} is missing; it was judged by the verify stage.")
         elif now != digest:
             broken.append(f"{name} was altered since it was judged.")
+    judged = dict.fromkeys(hop.candidate for hop in parity.hops)
+    broken += [
+        f"{name} was judged, but the verdict is bound to no bytes of it."
+        for name in judged
+        if name not in parity.subjects
+    ]
     unknown = [plan.relative_to(root).as_posix() for plan in engines(root)]
     remarks = [f"{name} was never verified." for name in unknown if name not in parity.subjects]
     remarks += [note for name in SHOWN if (root / name).is_file() and (note := _record_note(root, name))]
+    for stage in ("export", "quantize", "build"):
+        manifest = read_manifest(root / stage)
+        others = other_inputs(root, manifest.inputs, parity) if manifest else []
+        remarks += [f"The {stage} stage worked on another {name} than is here now." for name in others]
     return Standing(parity.verdict, tuple(broken), tuple(remarks))
 
 

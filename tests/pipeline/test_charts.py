@@ -168,3 +168,11 @@ def test_names_are_shown_as_they_are() -> None:
         svg = charts.speed([replace(row("keras", "fp32", 1, 1.0), variant=name)])
     (bars, _) = read_bars(svg)
     assert bars[0].label == "keras fp32 $x^{ <b> 猫 \\x01"
+
+
+def test_of_a_long_name_the_end_is_shown() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (bars,) = read_bars(charts.sensitivity([(f"{'block_' * 60}conv_1 (Conv)", 1.0, False)]))
+    assert bars[0].label.endswith("block_conv_1 (Conv)")
+    assert len(bars[0].label) == 49

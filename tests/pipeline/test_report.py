@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from pipeline.stage import execute, reasons_to_run
 from pipeline.stage_records import Epoch
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_artifacts import CLASSES, ONNX, SIZE, Artifacts, compute, hop, not_compared, row, write_csv
-from tests.pipeline.report_page import Page
+from tests.pipeline.report_page import Page, read_bars
 
 REPORT = BY_NAME["report"]
 PLAN = "build/rtx/int8.plan"
@@ -59,6 +60,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     artifacts.plans = ["build/rtx/fp16.plan", PLAN]
     artifacts.hops += [hop(name, Path(name).stem, "not run", why="built, not run here") for name in artifacts.plans]
     artifacts.sensitivity = LAYERS
+    artifacts.hops.append(hop(ONNX[2], "int8", kind="step", reference=ONNX[1], sqnr_db=33.0))
     engine = row("tensorrt", "int8", 4, 3.0, variant="latency", caveat="no copies", compute=compute(1.75))
     artifacts.rows = [*(artifacts.rows or []), row("onnxruntime", "int8", 4, None), engine]
     page = artifacts.write().page()
@@ -142,6 +144,20 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     assert {"tool": "numpy", "version": np.__version__} in page.rows("What was judged", 1)
     assert "resnet20, 273,652 parameters, from scratch." in page.section("Training").text
     assert len(page.root.all("svg")) == 4
+    source = (artifacts.folder / "out/report.html").read_text(encoding="utf-8")
+    curves, parity, speeds, layers = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
+    assert "validation" in curves
+    assert [(bar.label, bar.text, *map(round, bar.marks)) for bar in read_bars(parity)[0]] == [
+        ("FP32 model.onnx", "120.5 dB", 100),
+        ("FP16 model.fp16.onnx", "61.2 dB", 50),
+        ("INT8 model.int8.onnx", "31.0 dB", 20),
+    ]
+    labels = ["keras fp32", "onnxruntime fp32", "tensorrt int8 latency"]
+    assert [[bar.label for bar in axes] for axes in read_bars(speeds)] == [labels, labels]
+    assert [(bar.label, bar.text) for bar in read_bars(layers)[0]] == [
+        ("conv_2 (Conv)", "75.0 %"),
+        ("conv_1 (Conv)", "25.0 %"),
+    ]
     assert not any(node.tag in ("script", "link", "iframe") for node in page.root.walk())
     assert not [node for node in page.root.walk() if node.attrs.get("src", "data:").partition(":")[0] != "data"]
 
@@ -192,7 +208,7 @@ def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdi
     assert page.card("INT8") == ("61.20%", f"INT8 agrees with Keras - {verdict}", {verdict})
     assert (page.badge.text, verdict in page.badge.kinds) == (f"verdict: {verdict}", True)
     assert page.rows("Parity")[2]["verdict"] == verdict
-    assert page.root.all("span", f"badge {verdict}".split()[1])[0].kinds >= {"badge", verdict}
+    assert page.section("Parity").all("span", "badge")[2].kinds == {"badge", verdict}
     css = page.root.all("style")[0].children[0]
     assert isinstance(css, str)
     assert f".card.{verdict} " in css
@@ -211,6 +227,16 @@ def test_a_precision_that_was_not_compared_says_so(artifacts: Artifacts, bad, ex
     page = artifacts.write().page()
     assert page.card("INT8") == expected
     assert page.rows("Parity")[2]["top-1"] == page.rows("Parity")[2]["SQNR dB"] == ""
+
+
+def test_what_has_no_number_says_why(artifacts: Artifacts) -> None:
+    artifacts.hops[0] = hop(ONNX[0], "fp32", sqnr_db=None, max_abs=0.0, relative_error=0.0)
+    artifacts.hops[1] = hop(ONNX[1], "fp16", "fail", finite=False, sqnr_db=None, max_abs=None, relative_error=None)
+    rows = artifacts.write().page().rows("Parity")
+    assert [(cells["rel. error"], cells["SQNR dB"]) for cells in rows[:2]] == [
+        ("0.0e+00", "equal"),
+        ("", "NaN or infinite"),
+    ]
 
 
 def test_a_card_shows_the_worst_of_its_files(artifacts: Artifacts) -> None:
@@ -289,7 +315,7 @@ def test_the_headline_is_the_fastest_row_at_the_largest_batch(artifacts: Artifac
         *(row("keras", "fp32", 1, 5.0), row("onnxruntime", "fp32", 1, 0.1)),
         row("keras", "fp32", 8, 40.0),
         row("onnxruntime", "fp32", 8, 20.0),
-        row("tensorrt", "int8", 8, 4.0, variant="large"),
+        row("tensorrt", "int8", 8, 4.0, variant="large", p90_ms=80.0, p99_ms=90.0, mean_ms=30.0, images_per_second=1.0),
         row("tensorrt", "fp16", 8, 8.0),
         row("tensorrt", "fp16", 8, None),
     )
@@ -405,6 +431,23 @@ def test_numbers_that_are_of_other_bytes_say_so(artifacts: Artifacts) -> None:
     assert "Measured with other bytes than are here now: export/model.onnx." in page.section("Speed").text
     assert "export/model.onnx before export/model.onnx changed" in page.section("Predictions").text
     assert "other bytes" not in Artifacts(artifacts.folder / "same").write().page().section("Speed").text
+
+
+def test_a_stage_that_worked_on_another_file_says_so(artifacts: Artifacts) -> None:
+    artifacts.write().manifest("quantize", {}, {"export/model.onnx": "0" * 64, "train/model.json": "1" * 64})
+    artifacts.manifest("build", {}, artifacts.digests(*ONNX) | {"data/test": "2" * 64})
+    page = artifacts.page()
+    assert page.alerts == [
+        f"The quantize stage worked on another {name} than is here now." for name in (ONNX[0], "train/model.json")
+    ]
+    assert page.badge.text == "verdict: pass"
+
+
+def test_a_candidate_without_bytes_is_no_pass(artifacts: Artifacts) -> None:
+    artifacts.hops.append(hop(PLAN, "int8"))
+    page = artifacts.write().page()
+    assert page.alerts == [f"{PLAN} was judged, but the verdict is bound to no bytes of it."]
+    assert page.badge.kinds == {"badge", "notverified"}
 
 
 def test_a_verdict_holds_for_no_file_outside_the_artifacts(artifacts: Artifacts) -> None:
@@ -743,12 +786,15 @@ def _replace(path: Path, *texts: str) -> None:
     path.write_text(content)
 
 
-def test_a_page_with_a_lone_surrogate_is_written(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_a_page_with_a_lone_surrogate_is_written(artifacts: Artifacts, tmp_path: Path, monkeypatch) -> None:
     from pipeline.report import write_report
 
+    monkeypatch.setattr(charts, "speed", lambda results: "<svg>plot \udcff</svg>")
     context = artifacts.write().context
     write_report(replace_description(context, "odd \udcff"), tmp_path)
-    assert "odd \\udcff" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "odd \\udcff" in source
+    assert "plot \\udcff" in source
 
 
 def replace_description(context, description: str):
