@@ -165,7 +165,8 @@ def with_code(tmp_path: Path) -> Path:
     """An archive of a model whose Lambda writes a file, with a recipe that allows it."""
     x = inputs = layers.Input((8, 8, 3))
     ran = str(tmp_path / "ran")
-    x = layers.Lambda(lambda t, ran=ran: (open(ran, "w").close(), t)[1], name="preprocess", output_shape=(8, 8, 3))(x)
+    writes = eval(f'lambda t: (open({ran!r}, "w").close(), t)[1]')
+    x = layers.Lambda(writes, name="preprocess", output_shape=(8, 8, 3))(x)
     x = layers.Dense(3, activation="softmax")(layers.Flatten()(x))
     root = tmp_path / "here" / "toy"
     (root / "train").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import write_json
+from pipeline.layout import CARD
 from pipeline.manifest import Key, write_manifest
 from pipeline.parity_report import Hop, ParityReport, overall_verdict, write_parity
 from pipeline.recipe import Thresholds
@@ -138,6 +140,8 @@ class Artifacts:
         recipe = self.folder / "hand.yaml"
         tree = {"name": "hand", "description": self.description, "data": {"source": "digits"}}
         tree["model"] = {"path": "model.keras"}  # of any size
+        if (self.root / CARD).is_file():
+            tree["data"]["resize"] = json.loads((self.root / CARD).read_text())["decode"]["resize"]
         recipe.write_text(yaml.safe_dump(tree))
         return Context(load_recipe(recipe), recipe, self.folder / "artifacts")
 
