@@ -33,7 +33,7 @@ from pipeline.answering import answer
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import write_json
 from pipeline.layout import KERAS, ONNX, REFERENCE, engine_source, plan_name
-from pipeline.manifest import read_manifest
+from pipeline.manifest import as_recorded, read_manifest
 from pipeline.npz_files import read_arrays
 from pipeline.parity import FAIL, Candidate, Reference, judge
 from pipeline.recipe import Thresholds, VerifyThresholds
@@ -145,6 +145,8 @@ def read_reference(artifacts: Path) -> Reference:
     """
     path = artifacts / REFERENCE
     try:
+        if read_manifest(path.parent) is not None and not as_recorded(path):
+            raise ValueError("it is not what the verify stage wrote")
         held = read_arrays(path, ("meta", "pixels", "labels", "logits"))
         meta = parse_json(held["meta"].tobytes(), "meta")
         return Reference(KERAS, meta["model_sha256"], held["pixels"], held["labels"], held["logits"])

@@ -96,6 +96,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
+def as_recorded(path: Path) -> bool:
+    """Whether a file in a stage's folder is what the stage's manifest says that it wrote."""
+    manifest = read_manifest(path.parent)
+    recorded = manifest.outputs.get(path.name) if manifest else None
+    return recorded is not None and recorded.sha256 == sha256_file(path)
+
+
 @cache
 def _warn_once(message: str) -> None:
     log.warning("%s", message)

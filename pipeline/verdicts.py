@@ -12,7 +12,7 @@ from pathlib import Path
 from export.sidecar import sidecar_path
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, PARITY
-from pipeline.manifest import read_manifest
+from pipeline.manifest import as_recorded
 from pipeline.parity_report import NOT_VERIFIED, ParityReport, read_parity
 
 
@@ -49,10 +49,7 @@ class Verdicts:
         """Why nothing of the report counts; "" if it does."""
         if self.report is None:
             return "was never verified"
-        path = self._root / PARITY
-        manifest = read_manifest(path.parent)
-        recorded = manifest.outputs.get(path.name) if manifest else None
-        if recorded is None or recorded.sha256 != sha256_file(path):
+        if not as_recorded(self._root / PARITY):
             return f"{PARITY} was altered since the verify stage wrote it"
         card = self._root / CARD
         if not card.is_file() or self.report.subjects.get(CARD) != sha256_file(card):

@@ -20,6 +20,7 @@ from pipeline.data import Pixels, check_classes, check_readable, check_split_siz
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
+from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
 from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, write_parity
@@ -230,11 +231,13 @@ def _keras_logits(context: Context, card: ModelCard, pixels: np.ndarray) -> np.n
 
 
 def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+    if not path.is_file():
+        return {}, None
     try:
+        if not as_recorded(path):
+            raise ValueError("it is not what the verify stage wrote")
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
         return parse_json(arrays.pop("meta").tobytes(), "meta"), arrays
-    except FileNotFoundError:
-        return {}, None
     except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is made anew
         log.warning("%s is damaged and is made anew: %s", path, error)
         return {}, None

@@ -157,6 +157,20 @@ def test_names_in_another_order_are_not_verified_anew(chain: Chain, capsys: pyte
     assert "Expected data of the model's 4 classes" in errors(capsys)
 
 
+def test_answers_that_somebody_wrote_into_the_reference_are_not_believed(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = chain.root / "verify" / "reference.npz"
+    with np.load(path) as file:
+        held = {name: file[name] for name in file.files}
+    true = held["logits"].copy()
+    np.savez(path, **held | {"logits": held["logits"][:, ::-1]})
+    assert chain.run("verify") == 0
+    assert "reference.npz is damaged and is made anew: it is not what the verify stage wrote" in errors(capsys)
+    with np.load(path) as file:
+        np.testing.assert_allclose(file["logits"], true, rtol=1e-3, atol=1e-4)
+
+
 # --- an archive gives no permission ---
 
 
