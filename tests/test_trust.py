@@ -15,6 +15,7 @@ import onnx
 import pytest
 import yaml
 from keras import layers
+from PIL import Image
 
 from benchmarks.__main__ import main as benchmark
 from pipeline.bundle import RECIPE
@@ -84,6 +85,20 @@ def test_every_file_says_how_pictures_come_to_it(finished_chain: Chain) -> None:
     subjects = json.loads((root / "verify" / "parity.json").read_text())["subjects"]
     for name in ("train/model.json", "train/model.keras", "verify/reference.npz", "export/model.onnx"):
         assert subjects[name] == sha256_file(root / name)
+
+
+def test_the_snippet_of_the_readme_decodes_as_the_model_wants(
+    finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    snippet = readme.split("```python\n")[1].split("with TensorRTRunner")[0]
+    assert "artifacts/digits/train/model.json" in snippet
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.full((40, 30, 3), 200, np.uint8)).save(tmp_path / "photos" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(snippet.replace("artifacts/digits", finished_chain.root.as_posix()), found)
+    assert (found["pixels"].shape, found["pixels"].dtype) == ((1, 32, 32, 3), np.uint8)
 
 
 # --- what vouches for a verdict ---
