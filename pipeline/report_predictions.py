@@ -115,7 +115,7 @@ def labels_by_pixels(root: Path, card: ModelCard) -> dict[bytes, str | None]:
 
 def _read_reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
             return file["pixels"], file["labels"]
     except Exception as error:  # a damaged zip fails in many ways
         raise PipelineError(
