@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.parity_report import Hop
     from pipeline.stage_records import Epoch
 
+MOST = 1e12  # what is more is drawn as this; its number stands beside it
 LONGEST = 48  # characters of a row's name
 INK, MUTED, GRID = "#1d2733", "#66727f", "#e3e8ee"
 COLORS = {"keras": "#8a94a0", "fp32": "#4c7fb8", "fp16": "#3a9d78", "int8": "#d9822b", "limit": "#c0392b"}
@@ -31,11 +32,15 @@ def training_curves(history: Sequence[Epoch]) -> str:
 def training_figure(history: Sequence[Epoch]) -> Figure:
     """The figure of ``training_curves``."""
     figure = _figure(9.2, 3.0)
-    epochs = [row.epoch for row in history]
-    boundary = next((row.epoch for row in history if row.phase == "fine_tune"), None)
+    epochs = [_drawn(row.epoch) for row in history]
+    boundary = next((_drawn(row.epoch) for row in history if row.phase == "fine_tune"), None)
     for axis, name in zip(figure.subplots(1, 2), ("accuracy", "loss")):
-        axis.plot(epochs, [getattr(row, name) for row in history], "o-", color=COLORS["fp32"], label="training", ms=4)
-        judged = [(row.epoch, value) for row in history if (value := getattr(row, f"val_{name}")) is not None]
+        axis.plot(
+            epochs, [_drawn(getattr(row, name)) for row in history], "o-", color=COLORS["fp32"], label="training", ms=4
+        )
+        judged = [
+            (_drawn(row.epoch), _drawn(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None
+        ]
         if judged:
             axis.plot(*zip(*judged), "o-", color=COLORS["int8"], label="validation", ms=4)
         if boundary is not None and boundary > 1:
@@ -65,11 +70,12 @@ def parity_waterfall(hops: Sequence[Hop], limits: Mapping[str, float | None]) ->
     axis = figure.subplots()
     ends = [0.0]
     for row, hop in enumerate(ran):
-        end = hop.sqnr_db or 0.0
+        end = _drawn(hop.sqnr_db or 0.0)
         axis.barh(row, end, color=COLORS[hop.precision], height=0.55)
         axis.text(max(end, 0.0), row, f"  {_sqnr_text(hop)}", va="center", fontsize=9, color=INK)
         limit = limits.get(hop.precision)
         if limit is not None:
+            limit = _drawn(limit)
             axis.plot([limit, limit], [row - 0.38, row + 0.38], color=COLORS["limit"], lw=2)
         ends += [end, limit or 0.0]
     axis.set_xlim(1.15 * min(ends), 1.15 * max(ends) or 1)
@@ -82,7 +88,7 @@ def _sqnr_text(hop: Hop) -> str:
     if not hop.compared:
         return "failed to run"
     if hop.sqnr_db is not None:
-        return f"{hop.sqnr_db:.1f} dB"
+        return f"{hop.sqnr_db:.1f} dB" if abs(hop.sqnr_db) < MOST else f"{hop.sqnr_db:.3g} dB"
     return "equal" if hop.equal else "NaN or infinite"
 
 
@@ -116,12 +122,12 @@ def _bars(
     """One bar a row with its value; a line from it to where it reaches."""
     largest = 0.0
     for index, (row, value) in enumerate(zip(rows, values)):
-        length = value or 0.0
+        length = max(0.0, _drawn(value or 0.0))
         axis.barh(index, length, color=COLORS["keras" if row.backend == "keras" else row.precision], height=0.55)
         end = length
         if reach and (to := reach[index]) is not None:
-            axis.plot([length, to], [index, index], color=INK, lw=1)
-            end = max(end, to)
+            axis.plot([length, max(0.0, _drawn(to))], [index, index], color=INK, lw=1)
+            end = max(end, _drawn(to))
         axis.text(end, index, f"  {_speed_text(value)}", va="center", fontsize=9)
         largest = max(largest, end)
     labels = [f"{row.backend} {row.name}" for row in rows]
@@ -133,7 +139,7 @@ def _bars(
 def _speed_text(value: float | None) -> str:
     if value is None:
         return "too fast for the clock"
-    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:,.0f}" if 1000 <= value < MOST else f"{value:,.3g}"
 
 
 def sensitivity(layers: Sequence[tuple[str, float, bool]]) -> str:
@@ -166,6 +172,10 @@ def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25
     axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in float)")
     _name_rows(axis, [name for name, _, _ in shown], size=8)
     return figure
+
+
+def _drawn(value: float) -> float:
+    return max(-MOST, min(value, MOST))
 
 
 def _name_rows(axis: Axes, names: Sequence[str], size: int = 9) -> None:

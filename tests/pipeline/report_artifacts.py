@@ -45,11 +45,17 @@ from pipeline.stage_records import (
     Fp16Report,
     Fp16Rounding,
 )
+from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
 
 CLASSES = ("cat", "dog", "owl")
 ONNX = ("export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx", "quantize/model.int8-trt8.onnx")
 SIZE = 8
+PLAN = "build/rtx/int8.plan"
+LAYERS = [
+    ("conv_2", "n2", "Conv", "18.25", "1.500e-02", "0.9300", "0.0250", "fp16"),
+    ("conv_1", "n1", "Conv", "31.75", "5.000e-03", "0.9950", "-0.0050", "int8"),
+]
 
 
 def hop(candidate: str, precision: str, verdict: str = "pass", **numbers: Any) -> Hop:
@@ -257,6 +263,10 @@ class Artifacts:
         write_csv(self.root / "infer/predictions.csv", ("path", "status", "class", "probability", "error"), rows)
         inputs = self.digests("verify/parity.json", "export/model.onnx", "train/model.json")
         self.manifest("infer", {"model": "export/model.onnx", "images": len(rows)}, inputs)
+
+    def inputs(self) -> dict[str, str]:
+        """What the stage says that it reads."""
+        return BY_NAME["report"].inputs(self.context, {})
 
     def page(self) -> Page:
         """The page as it is written now."""

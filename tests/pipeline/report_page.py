@@ -137,11 +137,14 @@ def _rows(axes: ElementTree.Element) -> list[Bar]:
         elif name.startswith("patch_") and not frame[1]:
             frame = min(x for x, _ in points), max(x for x, _ in points)
     texts = [t for t in axes.iter(f"{SVG}text") if "text-anchor: start" in t.get("style", "")]
-    rows = []
+    rows: list[Bar] = []
+    above = 0.0
     for name, group in groups.items():
         if not name.startswith("ytick_"):
             continue
         y = float(next(group.iter(f"{SVG}use")).get("y", ""))
+        assert y > above, "the rows do not begin at the top"
+        above = y
         (bar,) = [b for b in bars if abs(sum(p[1] for p in b[0]) / len(b[0]) - y) < 6]
         here = [line for line in lines if abs((line[0][0][1] + line[0][-1][1]) / 2 - y) < 3 and len(line[0]) == 2]
         marks = [line for line in here if line[0][0][0] == line[0][-1][0] and line[1] == "#c0392b"]

@@ -145,7 +145,7 @@ def test_curves_show_their_own_values() -> None:
 
 
 def test_each_layer_has_its_share_of_the_noise() -> None:
-    layers = [("conv_1 (Conv)", 0.6, True), ("conv_2 (Conv)", 0.3, False), *((f"l{n}", 0.05, False) for n in range(2))]
+    layers = [("conv_1 (Conv)", 1.2, True), ("conv_2 (Conv)", 0.6, False), *((f"l{n}", 0.1, False) for n in range(2))]
     (bars,) = read_bars(charts._svg(charts.sensitivity_figure(layers, most=2)))
     assert [rounded(bar) for bar in bars] == [
         ("conv_1 (Conv)", 60.0, "60.0 %", FP16),
@@ -162,12 +162,12 @@ def test_layers_that_make_no_noise_or_overflow() -> None:
 
 
 def test_names_are_shown_as_they_are() -> None:
-    name = "$x^{ <b> 猫 \x01"
+    name = "$x^{ <b>$ 猫 \x01"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svg = charts.speed([replace(row("keras", "fp32", 1, 1.0), variant=name)])
     (bars, _) = read_bars(svg)
-    assert bars[0].label == "keras fp32 $x^{ <b> 猫 \\x01"
+    assert bars[0].label == "keras fp32 $x^{ <b>$ 猫 \\x01"
 
 
 def test_of_a_long_name_the_end_is_shown() -> None:
@@ -176,3 +176,14 @@ def test_of_a_long_name_the_end_is_shown() -> None:
         (bars,) = read_bars(charts.sensitivity([(f"{'block_' * 60}conv_1 (Conv)", 1.0, False)]))
     assert bars[0].label.endswith("block_conv_1 (Conv)")
     assert len(bars[0].label) == 49
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 5e-324])
+def test_numbers_that_no_plot_can_hold(value: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (bars,) = read_bars(charts.parity_waterfall([hop("export/model.onnx", "fp32", sqnr_db=value)], {"fp32": value}))
+        fast = replace(row("keras", "fp32", 1, 2.0), p50_ms=value, p90_ms=value, images_per_second=value)
+        charts.speed([fast])
+        charts.training_curves([Epoch("head", 1, value, value, value), Epoch("head", 10**39, -value, 1.0)])
+    assert len(bars[0].text) < 16

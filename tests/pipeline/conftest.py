@@ -1,0 +1,32 @@
+"""What the tests of the report share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import charts, manifest
+from tests.pipeline.report_artifacts import Artifacts
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Without what takes most of the time and is tested elsewhere: plots, versions of packages, a disk that syncs."""
+    if "real_plots" not in request.fixturenames:
+        for name in ("training_curves", "parity_waterfall", "speed", "sensitivity"):
+            monkeypatch.setattr(charts, name, lambda *_: "<svg></svg>")
+    monkeypatch.setattr(manifest, "tool_versions", lambda: {"numpy": np.__version__})
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def real_plots() -> None: ...
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, quick: None) -> Artifacts:
+    """A recipe's artifacts, to change and then to `write`."""
+    return Artifacts(tmp_path)
