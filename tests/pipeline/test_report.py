@@ -140,10 +140,10 @@ def _named(rows: list[dict[str, str]], prefix: str) -> list[dict[str, str]]:
 
 
 def test_a_model_that_was_taken_over(artifacts: Artifacts) -> None:
-    artifacts.card = replace(artifacts.card, source="theirs.h5", changes=("Dropout left out",), backbone=None)
+    artifacts.card = replace(artifacts.card, source="<b>theirs.h5", changes=("<i>Dropout left out",), backbone=None)
     artifacts.history, artifacts.rows = (), None
     page = artifacts.write().page()
-    words = "Taken over with changes that keep its answers: theirs.h5; nothing was trained. Dropout left out"
+    words = "Taken over with changes that keep its answers: <b>theirs.h5; nothing was trained. <i>Dropout left out"
     assert words in page.section("Model").text
     assert "Not measured" in page.section("Speed").text
     assert "None was built on this machine. rtx: no wheel" in page.section("Engines").text
@@ -180,8 +180,9 @@ def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdi
     assert page.section("Parity").all("span", "badge")[2].kinds == {"badge", verdict}
     css = page.root.all("style")[0].children[0]
     assert isinstance(css, str)
-    assert f".card.{verdict} " in css
-    assert f".badge.{verdict} " in css
+    assert f".card.{verdict} {{" in css
+    assert f".card.{verdict} b" in css
+    assert f".badge.{verdict} {{" in css
 
 
 @pytest.mark.parametrize(
