@@ -199,7 +199,7 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
 def _describe_holder(holder: Path) -> str:
     try:
-        info = json.loads(holder.read_text())
+        info = read_json_file(holder)
         return f"process {info['pid']} since {info['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

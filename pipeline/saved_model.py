@@ -6,10 +6,10 @@ so one is loaded only if the recipe allows it. Reading about it here parses prot
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.bounded_json import parse_json, read_bounded
 from pipeline.errors import ModelError
 from pipeline.graph_operations import saved_operations
 from pipeline.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
@@ -177,8 +177,10 @@ def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     from pipeline.legacy import saved_metadata
 
     try:
-        nodes = [(node, json.loads(node.metadata)) for node in saved_metadata(file.read_bytes())]
-    except (ValueError, RecursionError) as error:
+        nodes = [
+            (node, parse_json(node.metadata, file.name, finite=False)) for node in saved_metadata(read_bounded(file))
+        ]
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}"
         ) from error

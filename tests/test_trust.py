@@ -19,11 +19,12 @@ from PIL import Image
 
 from benchmarks.__main__ import main as benchmark
 from pipeline.bundle import RECIPE
-from pipeline.card import write_card
+from pipeline.card import read_card, write_card
 from pipeline.commands import main
 from pipeline.config import load_recipe
 from pipeline.files import sha256_file
 from pipeline.manifest import MANIFEST, Key, write_manifest
+from pipeline.runners.tensorrt import TensorRTRunner
 from tests.conftest import Chain
 from tests.made_records import make_card
 
@@ -80,8 +81,8 @@ def test_every_file_says_how_pictures_come_to_it(finished_chain: Chain) -> None:
         assert json.loads(said["classes"]) == card["classes"], name
     with np.load(root / "verify" / "reference.npz") as file:
         assert json.loads(file["meta"].tobytes())["decode"] == card["decode"]
-    for sidecar in root.glob("build/*/fp16.json"):
-        assert json.loads(sidecar.read_text())["metadata"]["decode"] == card["decode"]
+    for plan in root.glob("build/*/*.plan"):
+        read_card(root / "train" / "model.json").check_runner(TensorRTRunner(plan), plan.name)
     subjects = json.loads((root / "verify" / "parity.json").read_text())["subjects"]
     for name in ("train/model.json", "train/model.keras", "verify/reference.npz", "export/model.onnx"):
         assert subjects[name] == sha256_file(root / name)
