@@ -17,7 +17,7 @@ from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
-from pipeline.layout import BENCHMARK
+from pipeline.layout import BENCHMARK, CARD
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
@@ -149,6 +149,8 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
         print(f"benchmark {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")
         return {"recipe": context.recipe.name, "explain": {"benchmark": reasons}}
     with recipe_lock(context.root, wait=not args.no_wait):
+        if (context.root / CARD).is_file():
+            context.card()  # a recipe that says other than the model is refused, up to date or not
         outcome = execute(STAGE, context, args.force)
     if outcome.ran and not outcome.manifest.result["rows"]:
         raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")

@@ -82,7 +82,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         else:
             raise ValueError(f"a field of wire type {kind}")
         if at + length > end:
-            raise ValueError("cut short")
+            raise ValueError("damaged or cut short")
         yield field, kind, at, at + length
         at += length
 
@@ -91,7 +91,7 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= end or shift > 63:
-            raise ValueError("cut short")
+            raise ValueError("damaged or cut short")
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7

@@ -13,6 +13,9 @@ def _main() -> int:
             "Run `make install` and use .venv/bin/python.\n"
         )
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("error: Interrupted.\n")
+        return 130
     return main()
 
 

@@ -112,12 +112,13 @@ class ModelCard:
                 )
 
 
-def read_card(path: Path) -> ModelCard:
+def read_card(path: Path | str) -> ModelCard:
     """Read ``model.json``.
 
     Raises:
         ModelError: missing, damaged, or of another version; with the file and the key.
     """
+    path = Path(path)
     card = read_record(_CardFile, path, error=ModelError, remedy=REMEDY, what="model card")
     try:
         preprocessing = PreprocessingSpec.from_dict(dict(card.preprocessing))

@@ -14,7 +14,7 @@ from pipeline.children import run_child
 from pipeline.config import dump_yaml
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
-from pipeline.layout import PARITY, REPORT
+from pipeline.layout import CARD, PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.stage import ARTIFACTS, Context, Outcome, Stage, execute, reasons_to_run
@@ -150,6 +150,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
 
         return unpack(args.archive, args.artifacts, force=args.force)
     context = cli.make_context(args)
+    if args.command == "infer" and args.images and (args.explain or args.force):
+        raise PipelineError(
+            "Expected --explain and --force without images: they are about the stage. Received: both. Leave one out."
+        )
     if args.command == "config":
         print(dump_yaml(context.recipe), end="")
         return {"recipe": context.recipe.name}
@@ -199,6 +203,8 @@ def _can_serve(context: Context) -> bool:
 
 def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     stage = BY_NAME[args.command]
+    if stage.name != "train" and (context.root / CARD).is_file():
+        context.card()  # a recipe that says other than the model is refused, up to date or not
     _warn_of_stale_inputs(stage, context)
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
@@ -220,12 +226,13 @@ def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
     if result["verdict"] == FAIL:
         log.error("verdict: fail. See %s", context.root / PARITY)
     elif result["verdict"] == INCONCLUSIVE:
+        most, wanted = context.recipe.verify.max_images, result["images_to_decide"]
         log.warning(
-            "verdict: inconclusive: %s test images are too few to tell, about %s would. Bring more test images, and "
-            "raise verify.max_images (now %s) to as many. See %s",
+            "verdict: inconclusive: %s test images are too few to tell, about %s would. Bring more test images%s. "
+            "See %s",
             f"{result['images']:,}",
-            f"{result['images_to_decide']:,}",
-            f"{context.recipe.verify.max_images:,}",
+            f"{wanted:,}",
+            f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else "",
             context.root / PARITY,
         )
 
@@ -271,7 +278,7 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         counts = write_rows(shown, len(paths), row_columns(min(top_k, len(card.classes))), output)
     log.info("%s: %d images, %d of them failed", output, counts["images"], counts["failed"])
     exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
-    return counts | {"output": str(output), "model": choice.name, "exit": exit_status}
+    return counts | {"output": str(output), "model": choice.name, "verdict": choice.verdict, "exit": exit_status}
 
 
 def _said(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

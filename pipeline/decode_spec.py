@@ -47,7 +47,7 @@ class DecodeSpec:
         if not all(1 <= side <= 4096 for side in self.size):
             raise ValueError(f"a size of {self.size[0]}x{self.size[1]} pixels")
 
-    def pixels(self, source: Path | bytes | np.ndarray) -> np.ndarray:
+    def pixels(self, source: Path | str | bytes | np.ndarray) -> np.ndarray:
         """Decode and resize one image.
 
         Args:
@@ -63,7 +63,7 @@ class DecodeSpec:
 
         if isinstance(source, np.ndarray):
             return resize_image(array_to_image(source), self.size, self.resize)
-        return load_image(source, self.size, self.resize)
+        return load_image(Path(source) if isinstance(source, str) else source, self.size, self.resize)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

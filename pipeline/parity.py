@@ -30,6 +30,7 @@ from pipeline.parity_report import (
     TOP_K,
     Hop,
     ParityReport,
+    by_precision,
     overall_verdict,
 )
 from pipeline.recipe import Thresholds, VerifyThresholds
@@ -132,8 +133,7 @@ def judge(
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
-    asked = {precision: getattr(thresholds, precision) for precision in ("fp32", "fp16", "int8")}
-    return ParityReport(overall_verdict(hops), subjects, asked, tuple(hops), tuple(warnings))
+    return ParityReport(overall_verdict(hops), subjects, by_precision(thresholds), tuple(hops), tuple(warnings))
 
 
 def find(comparison: Comparison, limits: Thresholds) -> list[Finding]:

@@ -15,7 +15,7 @@ from export.statistics import McNemar
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.layout import Precision
-from pipeline.recipe import Thresholds
+from pipeline.recipe import Thresholds, VerifyThresholds
 
 PASS: Final = "pass"
 INCONCLUSIVE: Final = "inconclusive"
@@ -145,6 +145,11 @@ def overall_verdict(hops: Sequence[Hop]) -> Literal["pass", "inconclusive", "fai
     if FAIL in verdicts or not verdicts & {PASS, INCONCLUSIVE}:
         return "fail"
     return "inconclusive" if INCONCLUSIVE in verdicts else "pass"
+
+
+def by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:
+    """The recipe's thresholds as a verdict records them."""
+    return {"fp32": thresholds.fp32, "fp16": thresholds.fp16, "int8": thresholds.int8}
 
 
 def read_parity(path: Path) -> ParityReport:

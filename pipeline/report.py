@@ -12,7 +12,7 @@ from pipeline.card import ModelCard
 from pipeline.html import alerts, badge, chart, section, size, table, text
 from pipeline.layout import BENCHMARK, PARITY, REPORT
 from pipeline.manifest import read_manifest
-from pipeline.parity_report import ParityReport, read_parity
+from pipeline.parity_report import ParityReport, by_precision, read_parity
 from pipeline.report_cards import cards
 from pipeline.report_parity import parity_section
 from pipeline.report_predictions import predictions_section
@@ -36,7 +36,7 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
     benchmark = read_benchmark(root / BENCHMARK) if (root / BENCHMARK).is_file() else None
     stands = standing(root, parity)
     sections = [
-        alerts([*parity.warnings, *stands.broken, *stands.remarks]),
+        alerts([*parity.warnings, *stands.broken, *stands.remarks, *_other_thresholds(context, parity)]),
         cards(parity, benchmark, root),
         _chain(root),
         _training(read_history(root / "train/history.json"), card),
@@ -50,6 +50,13 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
     page = _page(context, stands, sections)
     (folder / Path(REPORT).name).write_text(page, encoding="utf-8", errors="backslashreplace")
     return {"verdict_shown": stands.shown}
+
+
+def _other_thresholds(context: Context, parity: ParityReport) -> list[str]:
+    """What to say where the recipe asks for something else by now than the verdict was given by."""
+    if parity.thresholds == by_precision(context.recipe.verify.thresholds):
+        return []
+    return ["The verdict was given by other thresholds than the recipe has now. `verify` judges by those."]
 
 
 def _page(context: Context, stands: Standing, sections: Sequence[str]) -> str:

@@ -15,8 +15,8 @@ from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar
 from pipeline.errors import PipelineError
-from pipeline.layout import ONNX, engines, plan_precision
-from pipeline.parity_report import INCONCLUSIVE, PASS
+from pipeline.layout import ONNX, PARITY, engines, plan_precision
+from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS
 from pipeline.runners.base import Runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.stage import Context
@@ -94,7 +94,7 @@ def choose(
         raise PipelineError(
             f"Expected an NVIDIA GPU for --backend tensorrt. Received: {driver.reason}. Use --backend onnxruntime here."
         )
-    verdicts = Verdicts(context.root)
+    verdicts = Verdicts(context.root, context.recipe.verify.thresholds)
     choices: list[Choice] = []
     passed_over: list[str] = []
     for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
@@ -124,16 +124,20 @@ def choose(
         best = min(serving, key=rank)
         ahead = (best.backend != choices[0].backend, fit(best))
         better = [c for c in choices if (c.backend != choices[0].backend, fit(c)) < ahead]
-        passed_over += [f"{c.name}: {c.why or c.verdict}" for c in better if c not in serving]
+        passed_over += [c.why or f"{c.name}: {c.verdict}" for c in better if c not in serving]
         if passed_over:
-            log.warning("%s answers. Passed over: %s", best.name, "; ".join(passed_over))
+            log.warning("%s answers. Passed over: %s", best.name, "; ".join(dict.fromkeys(passed_over)))
         return best
     if allow_unverified:
         return min(choices, key=rank)
-    reasons = "; ".join([*passed_over, *(f"{choice.name}: {choice.why or choice.verdict}" for choice in choices)])
+    reasons = "; ".join(
+        dict.fromkeys([*passed_over, *(choice.why or f"{choice.name}: {choice.verdict}" for choice in choices)])
+    )
+    failed = all(choice.verdict == FAIL for choice in choices)
+    mend = f"{context.root / PARITY} says why" if failed else f"Run `{context.command('run')}`"
     raise PipelineError(
-        f"Expected a model that passed verification. Received: {reasons}. "
-        f"Run `{context.command('verify')}`, or take the risk with --allow-unverified."
+        f"Expected a model that passed verification. Received: {reasons}. {mend}, or take the risk with "
+        "--allow-unverified."
     )
 
 
@@ -144,7 +148,7 @@ def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -
         name = ONNX[precision]
         path = context.root / name
         if not path.is_file():
-            return [], [f"{name}: is missing"] if verdicts.knows(name) else []
+            return [], [f"{name} is missing"] if verdicts.knows(name) else []
         found = verdicts.on(path)
         return [Choice(name, path, backend, precision, found.verdict, None, runtime, found.why)], []
     choices, unusable = [], []

@@ -341,7 +341,7 @@ STAGES = (
     Stage(
         "report",
         _report_inputs,
-        ("description",),
+        ("description", "verify.thresholds"),
         (
             "pipeline/report.py",
             "pipeline/report_cards.py",

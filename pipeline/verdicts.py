@@ -13,7 +13,8 @@ from export.sidecar import sidecar_path
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, PARITY
 from pipeline.manifest import as_recorded
-from pipeline.parity_report import NOT_VERIFIED, ParityReport, read_parity
+from pipeline.parity_report import NOT_VERIFIED, ParityReport, by_precision, read_parity
+from pipeline.recipe import VerifyThresholds
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Verdict:
 
     Attributes:
         verdict: "pass", "inconclusive", "fail", "not run" or "not verified".
-        why: what is the matter where it is "not verified"; "" elsewhere.
+        why: what is the matter where it is "not verified", as a sentence without a stop; "" elsewhere.
     """
 
     verdict: str
@@ -34,13 +35,14 @@ class Verdicts:
 
     Args:
         root: ``artifacts/<recipe>``.
+        thresholds: what is asked now; a verdict by others does not count. Defaults to None: whatever was asked.
 
     Raises:
         PipelineError: ``parity.json`` is damaged.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, thresholds: VerifyThresholds | None = None) -> None:
+        self._root, self._thresholds = root, thresholds
         path = root / PARITY
         self.report: ParityReport | None = read_parity(path) if path.is_file() else None
         self._doubt = self._find_doubt()
@@ -48,12 +50,14 @@ class Verdicts:
     def _find_doubt(self) -> str:
         """Why nothing of the report counts; "" if it does."""
         if self.report is None:
-            return "was never verified"
+            return "there is no verdict"
         if not as_recorded(self._root / PARITY):
             return f"{PARITY} was altered since the verify stage wrote it"
         card = self._root / CARD
         if not card.is_file() or self.report.subjects.get(CARD) != sha256_file(card):
             return f"{CARD} was altered since it was verified"
+        if self._thresholds is not None and self.report.thresholds != by_precision(self._thresholds):
+            return "the verdict was given by other thresholds than the recipe's verify.thresholds"
         return ""
 
     def on(self, path: Path) -> Verdict:
@@ -68,8 +72,10 @@ class Verdicts:
         if verdict != NOT_VERIFIED:
             return Verdict(verdict)
         altered = [key for key, digest in digests.items() if self.report.subjects.get(key, digest) != digest]
-        why = f"{' and '.join(altered)} was altered since it was verified" if altered else "was never verified"
-        return Verdict(NOT_VERIFIED, why)
+        if altered:
+            verb = "were altered since they were" if altered[1:] else "was altered since it was"
+            return Verdict(NOT_VERIFIED, f"{' and '.join(altered)} {verb} verified")
+        return Verdict(NOT_VERIFIED, f"{name} was never verified")
 
     def knows(self, name: str) -> bool:
         """Whether a file of that name was verified, whatever became of it."""

@@ -12,7 +12,8 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, PARITY
 from pipeline.manifest import Key, write_manifest
-from pipeline.parity_report import Hop, ParityReport, overall_verdict, write_parity
+from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
+from pipeline.recipe import VerifyThresholds
 
 
 def make_card(
@@ -47,7 +48,8 @@ def write_verdict(root: Path, *hops: Hop, subjects: dict[str, str] | None = None
     for path in {root / hop.candidate for hop in hops}:
         files = [path, sidecar_path(path)] if path.suffix == ".plan" else [path]
         judged |= {p.relative_to(root).as_posix(): sha256_file(p) for p in files if p.is_file()}
-    report = ParityReport(overall_verdict(hops), judged | (subjects or {}), {}, hops, **fields)
+    asked = by_precision(VerifyThresholds())
+    report = ParityReport(overall_verdict(hops), judged | (subjects or {}), asked, hops, **fields)
     folder = (root / PARITY).parent
     folder.mkdir(parents=True, exist_ok=True)
     write_parity(root / PARITY, report)

@@ -38,12 +38,11 @@ def errors(capsys: pytest.CaptureFixture[str]) -> str:
 # --- the host half of preprocessing ---
 
 
-@pytest.mark.parametrize("verb", ["export", "quantize", "verify", "infer", "report", "bundle"])
+@pytest.mark.parametrize("verb", ["export", "quantize", "build", "verify", "infer", "report", "bundle"])
 def test_verbs_that_do_not_train_refuse_another_resize(
     finished_chain: Chain, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
-    force = () if verb == "bundle" else ("--force",)
-    assert finished_chain.run(verb, *PAD, *force) == 2
+    assert finished_chain.run(verb, *PAD) == 2, "up to date or not"
     said = errors(capsys)
     assert "data.resize: expected stretch, which the model was trained and is verified with" in said
     assert "Received: pad" in said
@@ -58,7 +57,7 @@ def test_photos_are_never_served_with_another_resize(
     assert finished_chain.run("infer", *PAD, str(finished_chain.images / "red"), "-o", str(output)) == 2
     assert "data.resize: expected stretch" in errors(capsys)
     assert not output.exists()
-    arguments = ["-c", str(finished_chain.recipe), "--artifacts", str(finished_chain.artifacts), "--force", *PAD]
+    arguments = ["-c", str(finished_chain.recipe), "--artifacts", str(finished_chain.artifacts), *PAD]
     assert benchmark(arguments) == 2
     assert "data.resize: expected stretch" in errors(capsys)
 
@@ -127,6 +126,16 @@ def test_a_verdict_edited_to_pass_serves_nothing(
     assert "verify/parity.json was altered since the verify stage wrote it" in errors(capsys)
 
 
+def test_other_thresholds_want_another_verdict(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answered with "verdict: pass", by thresholds that nobody asked for any more."""
+    assert served(finished_chain, tmp_path, "--set", "verify.thresholds.int8.sqnr_db=90") == (2, [])
+    said = errors(capsys)
+    assert "the verdict was given by other thresholds than the recipe's verify.thresholds" in said
+    assert "pipeline run -c" in said
+
+
 def test_an_altered_file_is_named_where_the_next_one_answers(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,8 +146,7 @@ def test_an_altered_file_is_named_where_the_next_one_answers(
     said = errors(capsys)
     passed_over = [line for line in said.splitlines() if "Passed over" in line]
     assert passed_over == [
-        "warning: quantize/model.fp16.onnx answers. Passed over: export/model.onnx: export/model.onnx was altered "
-        "since it was verified"
+        "warning: quantize/model.fp16.onnx answers. Passed over: export/model.onnx was altered since it was verified"
     ]
 
 

@@ -224,7 +224,7 @@ def damaged(kind: str, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("truncated", "does not parse: cut short"),
+        ("truncated", "does not parse: damaged or cut short"),
         ("empty", "does not parse: cannot mmap an empty file"),
         ("unknown operator", r"Plugin not found.*node 3: relu, FancyRelu"),
         ("float input", r"images float32 \[-1, 16, 16, 3\]"),

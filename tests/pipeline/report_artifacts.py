@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,6 @@ from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import write_json
-from pipeline.layout import CARD
 from pipeline.manifest import Key, write_manifest
 from pipeline.parity_report import Hop, ParityReport, overall_verdict, write_parity
 from pipeline.recipe import Thresholds
@@ -102,6 +100,9 @@ def distances(sqnr: float, agreement: float = 0.99, drop: float = 0.005) -> Dist
     return Distances(sqnr, agreement, drop)
 
 
+ASKED = {"fp32": {"sqnr_db": 100.0}, "fp16": {"sqnr_db": 50.0}, "int8": {"sqnr_db": 20.0}}
+
+
 @dataclass
 class Artifacts:
     """What the stages wrote, until `write` puts it on disk; fields may be changed before."""
@@ -146,8 +147,9 @@ class Artifacts:
         recipe = self.folder / "hand.yaml"
         tree = {"name": "hand", "description": self.description, "data": {"source": "digits"}}
         tree["model"] = {"path": "model.keras"}  # of any size
-        if (self.root / CARD).is_file():
-            tree["data"]["resize"] = json.loads((self.root / CARD).read_text())["decode"]["resize"]
+        none = dict.fromkeys(("relative_error", "top1_agreement", "accuracy_drop"))
+        tree["verify"] = {"thresholds": {precision: none | limits for precision, limits in ASKED.items()}}
+        tree["data"]["resize"] = self.card.decode.resize
         recipe.write_text(yaml.safe_dump(tree))
         return Context(load_recipe(recipe), recipe, self.folder / "artifacts")
 
@@ -239,7 +241,7 @@ class Artifacts:
         subjects = self.digests("train/model.keras", "train/model.json", "verify/reference.npz", *ONNX[:3])
         for name in self.plans:
             subjects |= self.digests(name, sidecar_path(name).as_posix())
-        asked = {"fp32": Thresholds(sqnr_db=100.0), "fp16": Thresholds(sqnr_db=50.0), "int8": Thresholds(sqnr_db=20.0)}
+        asked = {precision: Thresholds(**limits) for precision, limits in ASKED.items()}
         hops = tuple(self.hops)
         write_parity(
             root / "verify/parity.json", ParityReport(overall_verdict(hops), subjects, asked, hops, self.warnings)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
-from pipeline.stage import execute, reasons_to_run
+from pipeline.report import write_report
+from pipeline.stage import Context, execute, reasons_to_run
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_artifacts import (
     LAYERS,
@@ -213,3 +215,18 @@ def test_an_image_that_is_not_on_this_machine_keeps_its_recorded_digest(artifact
     outside.write_bytes(data)
     outside.unlink()
     assert reasons_to_run(REPORT, context) == []
+
+
+def test_a_verdict_by_other_thresholds_than_the_recipe_has_now(artifacts: Artifacts) -> None:
+    artifacts.write()
+    recipe = artifacts.folder / "hand.yaml"
+    context = artifacts.context
+    changed = Context(
+        load_recipe(recipe, ["verify.thresholds.int8.sqnr_db=45"]), recipe, artifacts.folder / "artifacts"
+    )
+    for asked, said in ((context, 0), (changed, 1)):
+        folder = artifacts.folder / f"page{said}"
+        folder.mkdir()
+        write_report(asked, folder)
+        page = (folder / "report.html").read_text()
+        assert page.count("given by other thresholds than the recipe has now") == said
