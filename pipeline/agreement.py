@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.card import ModelCard
+from pipeline.card import ModelCard, source_of
 from pipeline.class_names import class_names
 from pipeline.errors import PipelineError
 from pipeline.layout import CARD
@@ -32,7 +32,10 @@ def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
 
 def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
     model = recipe.model
-    pairs: dict[str, tuple[Any, Any]] = {"data.resize": (card.decode.resize, recipe.data.resize)}
+    pairs: dict[str, tuple[Any, Any]] = {
+        "data.resize": (card.decode.resize, recipe.data.resize),
+        "model.path": (_origin(card.source is not None), _origin(source_of(model) is not None)),
+    }
     if model.path is None:
         pairs["model.input_size"] = ("x".join(map(str, card.size)), f"{model.input_size}x{model.input_size}")
         if card.backbone is not None:
@@ -48,6 +51,10 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         names = class_names(model.classes)
         pairs["model.classes"] = (list(card.classes), list(names or card.classes))
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _origin(finished: bool) -> str:
+    return "a finished model" if finished else "a model that is trained here"
 
 
 def _mean_is_here(own: Preprocessing) -> bool:

@@ -58,6 +58,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             raise PipelineError(f"Expected finished stages below {context.root}. Received: none. Run the recipe first.")
         if (context.root / CARD).is_file():
             context.card()  # a recipe that says other than the model is no recipe of it
+            _say_other_recipe(context)
         given, taken = without_permissions(context.recipe)
         _say_left_out(taken)
         recipe = dump_yaml(given)
@@ -177,6 +178,16 @@ def _receivers(recipe: bytes, name: str, folder: Path) -> str:
     given, taken = without_permissions(loaded)
     _say_left_out(taken)
     return dump_yaml(given)
+
+
+def _say_other_recipe(context: Context) -> None:
+    """The receiver's `run` would train anew where this recipe is not the one that the stages ran by."""
+    from pipeline.stages import STAGES
+
+    changes = [change for stage in STAGES for change in stage.recipe_changes(context)]
+    if changes:
+        listed = "; ".join(changes[:5]) + ("; ..." if changes[5:] else "")
+        log.warning("the archive's recipe says other than what its stages ran by, so that they run again: %s", listed)
 
 
 def _say_left_out(taken: Mapping[str, Any]) -> None:

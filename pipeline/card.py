@@ -18,6 +18,7 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import write_json
 from pipeline.layout import CARD
+from pipeline.recipe import Model
 
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
@@ -132,3 +133,10 @@ def write_card(path: Path, card: ModelCard) -> None:
     """Write ``model.json``."""
     given = {name: getattr(card, name) for name in card.__dataclass_fields__}
     write_json(path, to_json(_CardFile(**given | {"preprocessing": card.preprocessing.to_dict()})))
+
+
+def source_of(model: Model) -> str | None:
+    """What a model is that is not trained here, as its card says it: the file's name, or the published one."""
+    if model.path is not None:
+        return Path(model.path).name
+    return f"{model.backbone} with its 1,000 ImageNet classes" if model.head == "published" else None

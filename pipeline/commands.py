@@ -268,6 +268,9 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
     output = args.output or Path("predictions.csv")
     card = context.card()
+    if changes := BY_NAME["train"].recipe_changes(context):
+        listed = "; ".join(changes[:5]) + ("; ..." if changes[5:] else "")
+        log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", listed)
     paths = find_images(args.images)
     at_once = min(batch_size, len(paths))
     choice = choose(context, args.backend, args.precision, args.allow_unverified, at_once)

@@ -132,7 +132,7 @@ def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
     if manifest is None:
         return ["it has not run"]
     reasons = [f"input {name}: {what}" for name, what in _changes(manifest.inputs, key.inputs)]
-    reasons += [f"recipe {name}: {what}" for name, what in _changes(_flat(manifest.config), _flat(key.config))]
+    reasons += [f"recipe {change}" for change in config_changes(manifest, key.config)]
     if manifest.code != key.code:
         reasons.append("the stage's code changed")
     reasons += environment_changes(manifest.environment, key.environment)
@@ -143,6 +143,11 @@ def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
         elif path.stat().st_size != recorded.bytes or sha256_file(path) != recorded.sha256:
             reasons.append(f"output {name} was altered")
     return reasons
+
+
+def config_changes(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
+    """Keys of the recipe that say something else than when a stage ran."""
+    return [f"{name}: {what}" for name, what in _changes(_flat(manifest.config), _flat(config))]
 
 
 def environment_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

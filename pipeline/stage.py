@@ -20,7 +20,16 @@ from pipeline.data import DataMissingError, ImageSet, load_image_set
 from pipeline.errors import PipelineError
 from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
 from pipeline.layout import CARD
-from pipeline.manifest import Key, Manifest, code_hash, read_manifest, version_changes, why_stale, write_manifest
+from pipeline.manifest import (
+    Key,
+    Manifest,
+    code_hash,
+    config_changes,
+    read_manifest,
+    version_changes,
+    why_stale,
+    write_manifest,
+)
 from pipeline.recipe import Recipe
 from pipeline.runners.options import RuntimeOptions
 
@@ -80,7 +89,20 @@ class Context:
         self.required("train", "model.json")
         card = read_card(self.root / CARD)
         refuse_disagreement(self.recipe, card, self.command("train"))
+        self._refuse_another_file()
         return card
+
+    def _refuse_another_file(self) -> None:
+        """A finished model is known by the content of its file, whatever it is called; elsewhere it need not be."""
+        path, manifest = self.recipe.model.path, read_manifest(self.folder("train"))
+        recorded = manifest.inputs.get("model.path") if manifest else None
+        if path is None or recorded is None or not Path(path).exists():
+            return
+        if sha256_path(Path(path)) != recorded:
+            raise PipelineError(
+                f"model.path: expected the file that the model was taken from (sha256 {recorded[:12]}...). "
+                f"Received: {path}, which is another. Name that file, or take this one over: `{self.command('train')}`."
+            )
 
     @cached_property
     def images(self) -> ImageSet:
@@ -175,10 +197,17 @@ class Stage:
     def key(self, context: Context, manifest: Manifest | None) -> Key:
         """What decides this stage's result now."""
         recorded = manifest.inputs if manifest else {}
-        sections = sorted({name.partition(".")[0] for name in self.config})
-        whole = recipe_slice(context.recipe, sections)
-        config = {name: _dotted(whole, name) for name in self.config}
-        return Key(self.inputs(context, recorded), config, code_hash(self.code), self.environment())
+        return Key(self.inputs(context, recorded), self.recipe_part(context), code_hash(self.code), self.environment())
+
+    def recipe_part(self, context: Context) -> dict[str, Any]:
+        """The part of the recipe that decides this stage's result."""
+        whole = recipe_slice(context.recipe, sorted({name.partition(".")[0] for name in self.config}))
+        return {name: _dotted(whole, name) for name in self.config}
+
+    def recipe_changes(self, context: Context) -> list[str]:
+        """What that part says now and did not when the stage ran, such as "train.seed: 1 -> 2"; nothing is hashed."""
+        manifest = read_manifest(context.folder(self.name))
+        return config_changes(manifest, self.recipe_part(context)) if manifest else []
 
 
 @dataclass(frozen=True)

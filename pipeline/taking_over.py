@@ -13,7 +13,7 @@ from export.errors import ExportError
 from export.logits import logits_model
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import Adopted, adopt
-from pipeline.card import ModelCard, Output
+from pipeline.card import ModelCard, Output, source_of
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.loading import load_model
@@ -63,7 +63,9 @@ def take_over(config: Model, classes: tuple[str, ...], resize: Resize) -> Taken:
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
     decode = DecodeSpec((height, width), resize)
     output = cast(Output, adopted.output)
-    card = ModelCard(classes, spec, decode, output, source=path.name, written_by=file.written_by, changes=changes)
+    card = ModelCard(
+        classes, spec, decode, output, source=source_of(config), written_by=file.written_by, changes=changes
+    )
     return Taken(adopted.model, card)
 
 

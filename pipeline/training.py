@@ -11,7 +11,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline.card import ModelCard, write_card
+from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import to_dict
 from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
@@ -63,9 +63,8 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         pixels = Pixels(card.decode, recipe.data.max_bad_images)
     elif recipe.model.head == "published":
         built = build_classifier(recipe.model, len(images.classes))
-        source = f"{recipe.model.backbone} with its 1,000 ImageNet classes"
         model = built.model
-        card = ModelCard(images.classes, built.preprocessing, decode, "softmax", source=source)
+        card = ModelCard(images.classes, built.preprocessing, decode, "softmax", source=source_of(recipe.model))
     else:
         built, history = _train_new(recipe, images, pixels, checkpoint)
         model, transfer = built.model, recipe.model.weights is not None

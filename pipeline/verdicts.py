@@ -11,8 +11,8 @@ from pathlib import Path
 
 from export.sidecar import sidecar_path
 from pipeline.files import sha256_file
-from pipeline.layout import CARD, PARITY
-from pipeline.manifest import as_recorded
+from pipeline.layout import CARD, KERAS, PARITY
+from pipeline.manifest import as_recorded, read_manifest
 from pipeline.parity_report import NOT_VERIFIED, ParityReport, by_precision, read_parity
 from pipeline.recipe import VerifyThresholds
 
@@ -51,11 +51,20 @@ class Verdicts:
         """Why nothing of the report counts; "" if it does."""
         if self.report is None:
             return "there is no verdict"
-        if not as_recorded(self._root / PARITY):
+        path = self._root / PARITY
+        if read_manifest(path.parent) is None:
+            return f"no manifest of the verify stage vouches for {PARITY}"
+        if not as_recorded(path):
             return f"{PARITY} was altered since the verify stage wrote it"
-        card = self._root / CARD
-        if not card.is_file() or self.report.subjects.get(CARD) != sha256_file(card):
-            return f"{CARD} was altered since it was verified"
+        for name, needed in (
+            (CARD, True),
+            (KERAS, False),
+        ):  # what answers is compared by itself, Keras need not be here
+            file = self._root / name
+            if file.is_file() and self.report.subjects.get(name) != sha256_file(file):
+                return f"{name} was altered since it was verified"
+            if needed and not file.is_file():
+                return f"{name} is missing"
         if self._thresholds is not None and self.report.thresholds != by_precision(self._thresholds):
             return "the verdict was given by other thresholds than the recipe's verify.thresholds"
         return ""

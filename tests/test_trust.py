@@ -62,6 +62,15 @@ def test_photos_are_never_served_with_another_resize(
     assert "data.resize: expected stretch" in errors(capsys)
 
 
+def test_what_else_the_recipe_says_by_now_is_said(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, rows = served(finished_chain, tmp_path, "--set", "train.seed=99", "--set", "model.dropout=0.5")
+    assert (status, len(rows)) == (0, 1)
+    said = "the model answers as it was trained; the recipe says otherwise by now: "
+    assert f"{said}model.dropout: 0.0 -> 0.5; train.seed: 1 -> 99" in errors(capsys)
+
+
 def test_run_trains_anew_for_another_resize(finished_chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert finished_chain.run("run", *PAD, "--explain") == 0
@@ -209,7 +218,7 @@ def with_code(tmp_path: Path) -> Path:
     root = tmp_path / "here" / "toy"
     (root / "train").mkdir(parents=True)
     keras.Model(inputs, x).save(root / "train" / "model.keras")
-    write_card(root / "train" / "model.json", make_card())
+    write_card(root / "train" / "model.json", make_card(source="model.keras"))
     write_manifest(
         root / "train", stage="train", recipe="toy", key=Key({"model.path": "0" * 64}, {}, ""), seconds=1, result={}
     )

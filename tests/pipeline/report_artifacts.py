@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,14 @@ class Artifacts:
     def context(self) -> Context:
         recipe = self.folder / "hand.yaml"
         tree = {"name": "hand", "description": self.description, "data": {"source": "digits"}}
-        tree["model"] = {"path": "model.keras"}  # of any size
         none = dict.fromkeys(("relative_error", "top1_agreement", "accuracy_drop"))
         tree["verify"] = {"thresholds": {precision: none | limits for precision, limits in ASKED.items()}}
         tree["data"]["resize"] = self.card.decode.resize
         recipe.write_text(yaml.safe_dump(tree))
-        return Context(load_recipe(recipe), recipe, self.folder / "artifacts")
+        loaded = load_recipe(recipe)  # whose sizes begin at 32
+        path = None if self.card.source is None else "model.keras"
+        model = replace(loaded.model, input_size=SIZE, backbone=self.card.backbone or "resnet20", path=path)  # type: ignore[arg-type]
+        return Context(replace(loaded, model=model), recipe, self.folder / "artifacts")
 
     def image(self, number: int) -> np.ndarray:
         """The pixels of a test image; its class is ``number % 3``."""

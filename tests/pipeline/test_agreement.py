@@ -16,10 +16,14 @@ from PIL import Image
 from export.preprocessing import MeanImage, PreprocessingSpec
 from pipeline.agreement import refuse_disagreement
 from pipeline.card import ModelCard, read_card, write_card
+from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError, PipelineError
+from pipeline.files import sha256_file
+from pipeline.manifest import Key, write_manifest
 from pipeline.preprocess import load_image
 from pipeline.recipe import Data, Model, Preprocessing, Recipe
+from pipeline.stage import Context
 from tests.made_records import make_card
 
 CARD = make_card(("a", "b"), (64, 64), backbone="resnet20")
@@ -39,6 +43,7 @@ def test_the_recipe_that_trained_it_agrees() -> None:
         ("model", {"input_size": 96}, "64x64", "96x96"),
         ("model", {"backbone": "resnet18"}, "resnet20", "resnet18"),
         ("model", {"preprocessing": "caffe"}, "unit", "caffe"),
+        ("model", {"path": "/x/b.h5"}, "a model that is trained here", "a finished model"),
         ("model", {"classes": ("b", "a")}, r"\['a', 'b'\]", r"\['b', 'a'\]"),
         ("model", {"preprocessing": Preprocessing(mean=(1.0, 2.0, 3.0))}, "'mode': 'unit'", "'mode': 'custom'"),
     ],
@@ -53,6 +58,25 @@ def test_another_recipe_is_refused_by_name(section: str, changes: dict[str, Any]
 def test_a_finished_model_has_the_size_of_its_file() -> None:
     finished = replace(RECIPE, model=Model(path="m.keras", input_size=224, backbone="resnet50"))
     refuse_disagreement(finished, make_card(("a", "b"), (64, 64), source="m.keras"), "train")
+    with pytest.raises(PipelineError, match=r"model\.path: expected a model that is trained here"):
+        refuse_disagreement(finished, make_card(("a", "b"), (64, 64)), "train")
+
+
+def test_a_finished_model_is_known_by_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "m.h5").write_bytes(b"one")
+    (tmp_path / "toy.yaml").write_text("{data: {source: digits}, model: {path: m.h5, preprocessing: unit}}")
+    context = Context(load_recipe(tmp_path / "toy.yaml"), tmp_path / "toy.yaml", tmp_path / "artifacts")
+    folder = context.folder("train")
+    folder.mkdir(parents=True)
+    write_card(folder / "model.json", make_card(("a", "b"), source="m.h5"))
+    key = Key({"model.path": sha256_file(tmp_path / "m.h5")}, {}, "")
+    write_manifest(folder, stage="train", recipe="toy", key=key, seconds=1, result={})
+    assert context.card().source == "m.h5"
+    (tmp_path / "m.h5").write_bytes(b"two")
+    with pytest.raises(PipelineError, match=r"model\.path: expected the file that the model was taken from"):
+        context.card()
+    (tmp_path / "m.h5").unlink()
+    assert context.card().source == "m.h5", "artifacts travel without it"
 
 
 def test_a_mean_that_is_on_another_machine_is_not_missed(tmp_path: Path) -> None:

@@ -219,14 +219,12 @@ def test_an_image_that_is_not_on_this_machine_keeps_its_recorded_digest(artifact
 
 def test_a_verdict_by_other_thresholds_than_the_recipe_has_now(artifacts: Artifacts) -> None:
     artifacts.write()
-    recipe = artifacts.folder / "hand.yaml"
     context = artifacts.context
-    changed = Context(
-        load_recipe(recipe, ["verify.thresholds.int8.sqnr_db=45"]), recipe, artifacts.folder / "artifacts"
-    )
-    for asked, said in ((context, 0), (changed, 1)):
+    asked = load_recipe(context.recipe_path, ["verify.thresholds.int8.sqnr_db=45"]).verify
+    changed = Context(replace(context.recipe, verify=asked), context.recipe_path, context.artifacts)
+    for one, said in ((context, 0), (changed, 1)):
         folder = artifacts.folder / f"page{said}"
         folder.mkdir()
-        write_report(asked, folder)
+        write_report(one, folder)
         page = (folder / "report.html").read_text()
         assert page.count("given by other thresholds than the recipe has now") == said

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pipeline import serving
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
-from pipeline.layout import CARD, ONNX, PARITY
+from pipeline.files import sha256_file
+from pipeline.layout import CARD, KERAS, ONNX, PARITY
 from pipeline.parity_report import read_parity
 from pipeline.serving import choose
 from pipeline.stage import Context
@@ -97,8 +98,20 @@ def test_a_verdict_that_was_edited_does_not_count(context: Context) -> None:
 
 def test_a_verdict_without_its_manifest_does_not_count(context: Context) -> None:
     (context.root / "verify" / "manifest.json").unlink()
-    with pytest.raises(PipelineError, match="altered since the verify stage wrote it"):
+    with pytest.raises(PipelineError, match=r"no manifest of the verify stage vouches for verify/parity\.json"):
         choose(context)
+
+
+def test_a_model_that_was_altered_is_not_the_one_that_was_verified(context: Context) -> None:
+    (context.root / KERAS).write_bytes(b"keras")
+    digest = sha256_file(context.root / KERAS)
+    write_verdict(context.root, *(make_hop(name) for name in ONNX.values()), subjects={KERAS: digest})
+    assert choose(context).verdict == "pass"
+    (context.root / KERAS).write_bytes(b"other")
+    with pytest.raises(PipelineError, match=r"train/model\.keras was altered since it was verified"):
+        choose(context)
+    (context.root / KERAS).unlink()  # as on a machine that only serves
+    assert choose(context).verdict == "pass"
 
 
 def test_a_card_that_was_edited_does_not_count(context: Context) -> None:
