@@ -32,11 +32,12 @@ from export.sidecar import BatchProfile
 from pipeline.answering import answer
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import write_json
-from pipeline.layout import KERAS, ONNX, REFERENCE, engine_source, plan_name
+from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE, engine_source, plan_name
 from pipeline.manifest import as_recorded, read_manifest
 from pipeline.npz_files import read_arrays
-from pipeline.parity import FAIL, Candidate, Reference, judge
-from pipeline.recipe import Thresholds, VerifyThresholds
+from pipeline.parity import Candidate, Reference, judge
+from pipeline.parity_report import FAIL, read_parity
+from pipeline.recipe import VerifyThresholds
 from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
@@ -201,10 +202,14 @@ def _parity(built: Mapping[str, Path], reference: Reference, thresholds: VerifyT
 
 
 def read_thresholds(artifacts: Path) -> VerifyThresholds:
-    """Read what the recipe asked of each precision, from the record of its verify stage; without one the defaults."""
-    manifest = read_manifest(artifacts / "verify")
-    asked = manifest.config.get("verify", {}).get("thresholds", {}) if manifest else {}
-    return VerifyThresholds(**{precision: Thresholds(**limits) for precision, limits in asked.items()})
+    """Read what the recipe asked of each precision, from the verdict of its verify stage; without one the defaults.
+
+    Raises:
+        PipelineError: the verdict is damaged.
+    """
+    path = artifacts / PARITY
+    asked = read_parity(path).thresholds if path.is_file() else {}
+    return VerifyThresholds(**{name: limits for name, limits in asked.items() if name in ONNX})
 
 
 def _check(check: Callable[[Path, np.ndarray], str], name: str, plan: Path, pixels: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The evidence command on the fake GPU, and what it says without one."""
 
 import json
-import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from benchmarks.gpu_timings import judge_targets
 from export.driver import DriverStatus
 from export.errors import ExportError
 from export.sidecar import read_sidecar
-from pipeline.layout import ONNX
+from pipeline.layout import ONNX, PARITY
+from pipeline.parity_report import read_parity, write_parity
+from pipeline.recipe import Thresholds
 from pipeline.runners import tensorrt as runner_module
 from tests.fake_engine import SIZE, install, make_plan, pixels
 from tests.fake_gpu import FakeTensorRT
+from tests.made_records import make_hop, write_verdict
 
 COUNT = 60
 
@@ -154,9 +157,11 @@ def test_a_bundle_that_is_not_whole_is_refused_before_the_gpu(
     assert "no quantize/model.int8.onnx" in caplog.text
 
 
-def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"verify": {"thresholds": {"int8": {"relative_error": -1.0}}}}
-    monkeypatch.setattr(gpu_evidence, "read_manifest", lambda folder: types.SimpleNamespace(config=config))
+def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:
+    write_verdict(artifacts, make_hop(ONNX["int8"]))
+    report = read_parity(artifacts / PARITY)
+    asked = {**report.thresholds, "int8": Thresholds(relative_error=-1.0)}
+    write_parity(artifacts / PARITY, replace(report, thresholds=asked))
     status, evidence = run(artifacts, "--precisions", "fp16,int8")
     assert status == 1
     verdicts = {hop["candidate"]: hop["verdict"] for hop in evidence["parity"]["hops"]}
