@@ -128,6 +128,8 @@ def _value(wanted: Any, value: Any, key: str) -> Any:
     """Return the value as the type, or say at which key it is none."""
     if wanted is Any:
         return value
+    if _own_form(wanted):
+        return _by_itself(wanted, value, key)
     if dataclasses.is_dataclass(wanted):
         return _record(wanted, value, key)
     if wanted in _PLAIN:
@@ -147,6 +149,20 @@ def _value(wanted: Any, value: Any, key: str) -> Any:
         # Names may be those of files, which need not be text.
         return {name: _value(args[1], item, f"{key}.{name:.40}") for name, item in value.items()}
     raise TypeError(f"Expected a type that JSON has. Received: {wanted!r} at {key}.")
+
+
+def _own_form(kind: Any) -> bool:
+    """Whether a class has a JSON form of its own: what ``to_dict`` gives and ``from_dict`` takes."""
+    return isinstance(kind, type) and hasattr(kind, "from_dict") and hasattr(kind, "to_dict")
+
+
+def _by_itself(wanted: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise _mismatch(key, "an object", value)
+    try:
+        return wanted.from_dict(value)
+    except Exception as error:  # in the words of the class
+        raise _MismatchError("", f"a consistent {wanted.__name__} as '{key}'", str(error)) from error
 
 
 def _plain_value(wanted: Any, value: Any, key: str) -> Any:
@@ -209,6 +225,8 @@ def _mismatch(key: str, expected: str, value: Any) -> _MismatchError:
 
 
 def _plain(value: Any) -> Any:
+    if _own_form(type(value)):
+        return value.to_dict()
     if dataclasses.is_dataclass(value):
         return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -6,12 +6,10 @@ Permission to run code that a model holds is not in here: it comes from the reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from export.errors import ExportError
 from export.preprocessing import PreprocessingSpec
 from export.records import read_record, to_json
 from pipeline.decode_spec import DecodeSpec
@@ -26,28 +24,6 @@ if TYPE_CHECKING:
 SCHEMA = 2
 REMEDY = "Run the train stage again."
 Output = Literal["auto", "logits", "softmax", "sigmoid"]
-
-
-@dataclass(frozen=True)
-class _CardFile:
-    """The card as JSON."""
-
-    classes: tuple[str, ...]
-    preprocessing: Mapping[str, Any]
-    decode: DecodeSpec
-    output: Output
-    source: str | None = None
-    written_by: str | None = None
-    changes: tuple[str, ...] = ()
-    backbone: str | None = None
-    transfer: bool = False
-    parameters: int | None = None
-    trainable_parameters: int | None = None
-    schema: int = SCHEMA
-
-    def __post_init__(self) -> None:
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"{len(self.classes)} classes, {len(set(self.classes))} of them different")
 
 
 @dataclass(frozen=True)
@@ -66,6 +42,7 @@ class ModelCard:
         transfer: from pretrained weights.
         parameters: all of them.
         trainable_parameters: those of the last phase.
+        schema: of the file.
     """
 
     classes: tuple[str, ...]
@@ -79,6 +56,11 @@ class ModelCard:
     transfer: bool = False
     parameters: int | None = None
     trainable_parameters: int | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes, {len(set(self.classes))} of them different")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -119,20 +101,12 @@ def read_card(path: Path | str) -> ModelCard:
     Raises:
         ModelError: missing, damaged, or of another version; with the file and the key.
     """
-    path = Path(path)
-    card = read_record(_CardFile, path, error=ModelError, remedy=REMEDY, what="model card")
-    try:
-        preprocessing = PreprocessingSpec.from_dict(dict(card.preprocessing))
-    except ExportError as error:
-        raise ModelError(f"Expected 'preprocessing' in {path}. Received: {error} {REMEDY}") from error
-    given = {name: getattr(card, name) for name in card.__dataclass_fields__ if name != "schema"}
-    return ModelCard(**given | {"preprocessing": preprocessing})
+    return read_record(ModelCard, Path(path), error=ModelError, remedy=REMEDY, what="model card")
 
 
 def write_card(path: Path, card: ModelCard) -> None:
     """Write ``model.json``."""
-    given = {name: getattr(card, name) for name in card.__dataclass_fields__}
-    write_json(path, to_json(_CardFile(**given | {"preprocessing": card.preprocessing.to_dict()})))
+    write_json(path, to_json(card))
 
 
 def source_of(model: Model) -> str | None:
