@@ -373,13 +373,13 @@ def test_a_verdict_that_too_few_images_leave_open(
         assert result["stages"]["verify"]["images_to_decide"] == 3838
         warning = next(line for line in shown.err.splitlines() if line.startswith("warning: verdict: inconclusive"))
         assert f"{images} test images are too few to tell, about 3,838 would" in warning
-        assert "verify.max_images (now 1,000)" in warning
+        assert "raise verify.max_images (now 1,000) to as many" in warning
         if attempt == "it runs":
             assert "inconclusive: accuracy drop 0.0000 (95 %: -0.0" in shown.err
             assert re.search(r"pass \(at least 9\d\.\d % agreement with 95 % confidence\)", shown.err)
             assert "verdict: inconclusive" in shown.err
     photo, out = str(next(chain.images.rglob("*.png"))), tmp_path / "out.csv"
-    infer = ("infer", photo, "-o", str(out), "--backend", "onnxruntime", "--json")
+    infer = ("infer", photo, "-o", str(out), "--backend", "onnxruntime", "--json", *asked)
     assert chain.run(*infer, "--precision", "fp32") == 0
     assert "warning: export/model.onnx serves although its verdict is: inconclusive" in capsys.readouterr().err
     assert chain.run(*infer) == 0

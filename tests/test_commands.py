@@ -290,8 +290,9 @@ def test_bundle_to_another_machine(chain: Chain, tmp_path: Path, capsys: pytest.
 # --- interrupts, kills, two at once ---
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_stage_keeps_its_former_result(chain: Chain, number: signal.Signals, status: int) -> None:
+# Python itself ends by the signal, which a shell shows as 130 too, where Ctrl-C met code that a library was importing.
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, (130, -2)), (signal.SIGKILL, (-9,))])
+def test_a_stopped_stage_keeps_its_former_result(chain: Chain, number: signal.Signals, status: tuple[int, ...]) -> None:
     before = (chain.root / "train" / "manifest.json").read_bytes()
     process = command(*chain.arguments("train", "--force", "--set", "train.fine_tune.epochs=500"))
     deadline = time.monotonic() + 60
@@ -301,7 +302,7 @@ def test_a_stopped_stage_keeps_its_former_result(chain: Chain, number: signal.Si
     time.sleep(3)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == status, stderr
+    assert process.returncode in status, stderr
     assert "Traceback" not in stderr
     assert (chain.root / "train" / "manifest.json").read_bytes() == before
     assert chain.run("train") == 0, "the lock is free"
