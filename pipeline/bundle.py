@@ -146,7 +146,7 @@ def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
     if strange := [name for name in files if not is_written(name)]:
         more = f" (and {len(strange) - 3} more)" if len(strange) > 3 else ""
         raise PipelineError(
-            f"Expected an archive of files that stages write. Received: {archive.name} with "
+            f"Expected an archive of files that stages write. Received: {archive.name!r} with "
             f"{', '.join(name[:100] for name in strange[:3])}{more}. Don't use it, or ask its sender what they are."
         )
     return index

@@ -17,6 +17,7 @@ from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
+from pipeline.permissions import without_permissions
 from pipeline.stage import Context
 from tests.made_records import make_card
 
@@ -346,6 +347,18 @@ def test_an_index_of_another_layout(archive: Path, there: Path, edit: Callable) 
 def test_an_index_of_other_types(archive: Path, there: Path, edit: Callable) -> None:
     edit_index(archive, edit)
     refused(archive, there)
+
+
+def test_an_archive_does_not_say_where_a_data_set_is_fetched_to(tmp_path: Path) -> None:
+    """tensorflow-datasets writes there, and imports the modules that a description there names."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump({"data": {"source": "tfds", "tfds": "mnist", "path": str(tmp_path / "x")}}))
+    recipe = load_recipe(path)
+    given, taken = without_permissions(recipe)
+    assert given.data.path is None
+    assert taken == {"data.path": str(tmp_path / "x")}
+    path.write_text(yaml.safe_dump({"data": {"source": "folder", "path": str(tmp_path / "x")}}))
+    assert without_permissions(load_recipe(path))[1] == {}
 
 
 # --- what is there already ---
