@@ -107,7 +107,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
         raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, which does not exist.")
     try:
         with open_tar(archive_path) as archive:
-            index = _read_index(archive)
+            index = _read_index(archive, archive_path)
             root = artifacts / index["recipe"]
             if any(root.glob("*/" + MANIFEST)) and not force:
                 raise PipelineError(
@@ -128,7 +128,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
 
 
-def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
+def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     member = archive.getmember(INDEX)
     file = archive.extractfile(member)
     index = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
@@ -146,7 +146,7 @@ def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
     if strange := [name for name in files if not is_written(name)]:
         more = f" (and {len(strange) - 3} more)" if len(strange) > 3 else ""
         raise PipelineError(
-            f"Expected an archive of files that stages write. Received: {archive.name!r} with "
+            f"Expected an archive of files that stages write. Received: {path} with "
             f"{', '.join(name[:100] for name in strange[:3])}{more}. Don't use it, or ask its sender what they are."
         )
     return index

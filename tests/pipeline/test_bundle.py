@@ -260,7 +260,7 @@ def test_a_file_that_no_stage_writes(archive: Path, there: Path, name: str, monk
     monkeypatch.setattr(module, "_extract", lambda *_: pytest.fail("something was written"))
     add_file(archive, name)
     message = refused(archive, there)
-    assert f"with {name}. Don't use it" in message
+    assert f"{archive} with {name}. Don't use it" in message
 
 
 def test_what_no_stage_writes_is_not_packed(context: Context, tmp_path: Path, there: Path, caplog, monkeypatch) -> None:
