@@ -17,7 +17,7 @@ from export.temporaries import temporary_path
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
-from pipeline.layout import CARD
+from pipeline.layout import CARD, is_written
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
@@ -45,8 +45,16 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             if manifest is None:
                 log.warning("left out %s, which has no manifest", folder)
                 continue
+            if not is_written(f"{folder.name}/{MANIFEST}"):
+                log.warning("left out %s, which no stage writes", folder)
+                continue
             for name, recorded in manifest.outputs.items():
                 path = folder / name
+                if not is_written(f"{folder.name}/{name}"):
+                    raise PipelineError(
+                        f"Expected files that a stage writes in {folder}. Received: {name}, which none does. "
+                        f"Delete {folder} and run `{context.command('run')}` again."
+                    )
                 if not path.is_file() or sha256_file(path) != recorded.sha256:
                     raise PipelineError(
                         f"Expected {path} as its stage wrote it. Received: a changed or missing file. "
@@ -100,7 +108,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
         raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, which does not exist.")
     try:
         with open_tar(archive_path) as archive:
-            index = _read_index(archive)
+            index = _read_index(archive, archive_path)
             root = artifacts / index["recipe"]
             if any(root.glob("*/" + MANIFEST)) and not force:
                 raise PipelineError(
@@ -121,7 +129,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
 
 
-def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
+def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     member = archive.getmember(INDEX)
     file = archive.extractfile(member)
     index = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
@@ -136,6 +144,12 @@ def _read_index(archive: tarfile.TarFile) -> dict[str, Any]:
         len(p) < 2 or ".." in p or p[0] in ("/", "") or p[0].startswith(".") or "\\" in "".join(p) for p in parts
     ):
         raise ValueError("it names files outside the artifacts folder")
+    if strange := [name for name in files if not is_written(name)]:
+        more = f" (and {len(strange) - 3} more)" if len(strange) > 3 else ""
+        raise PipelineError(
+            f"Expected an archive of files that stages write. Received: {path} with "
+            f"{', '.join(name[:100] for name in strange[:3])}{more}. Don't use it, or ask its sender what they are."
+        )
     return index
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,7 +188,8 @@ def sample_images(context: Context, folder: Path) -> list[Path]:
             paths.append(sample.path)
             continue
         folder.mkdir(exist_ok=True)
-        path = folder / f"{index:03d}-{context.images.classes[sample.label]}.png"
+        label = re.sub(r"[/\\\0]", "_", context.images.classes[sample.label])[:60]  # a part of a file's name
+        path = folder / f"{index:03d}-{label}.png"
         content = sample.read()
         if isinstance(content, np.ndarray):
             array_to_image(content).save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,29 @@ REFERENCE = "verify/reference.npz"
 BENCHMARK = "benchmark/benchmark.json"
 PREDICTIONS = "infer/predictions.csv"
 REPORT = "report/report.html"
+
+_ENGINE = r"(fp32|fp16|int8)(-[a-z0-9_]{1,100})?\.(plan|json)"
+# Every file that a stage writes, by the stage; its manifest.json besides. What else an archive holds is not ours.
+_WRITTEN: Mapping[str, str] = {
+    "train": r"model\.(keras|json)|history\.json|images\.json|(curves|samples)\.png|backbone\.weights\.h5",
+    "export": r"model\.onnx|summary\.json",
+    "quantize": r"model\.(fp16|int8(-trt8)?)\.onnx|(scales|placement|calibration|images)\.json|sensitivity\.(csv|png)",
+    "build": rf"(tensorrt|rtx)/{_ENGINE}",
+    "verify": r"parity\.json|reference\.npz",
+    "benchmark": r"benchmark\.json",
+    "infer": r"predictions\.csv|images/\d{3,9}-[^/\\\0]{1,250}\.png",
+    "report": r"report\.html",
+}
+
+
+def is_written(name: str) -> bool:
+    """Whether a stage writes a file of that name.
+
+    Args:
+        name: as ``<stage>/<file>``, with forward slashes.
+    """
+    stage, _, file = name.partition("/")
+    return stage in _WRITTEN and re.fullmatch(rf"manifest\.json|{_WRITTEN[stage]}", file) is not None
 
 
 def engine_source(precision: str, strongly_typed: bool) -> str:

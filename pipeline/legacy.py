@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import ModelError
 from pipeline.files import own_temporary_files
+from pipeline.keras_imports import only_kerass_modules
 from pipeline.keras_operations import convert_operation
 from pipeline.tensorflow_start import start_tensorflow
 
@@ -78,7 +79,7 @@ def load_tf_keras(path: Path, *, lambdas: bool = False) -> Any:
         ) from error
     try:
         # tf_keras' own safe mode knows all or nothing, and looks at archives only; the check before is what counts.
-        with own_temporary_files():
+        with own_temporary_files(), only_kerass_modules():
             model = tf_keras.models.load_model(str(path), compile=False, safe_mode=not lambdas)
     except Exception as error:  # tf_keras raises many types on what it cannot load
         raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {_first_line(error)}") from error

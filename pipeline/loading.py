@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError
 from pipeline.files import own_temporary_files
+from pipeline.keras_imports import only_kerass_modules
 from pipeline.model_file import ARCHIVE, HDF5, SAVED_MODEL_FOLDER, ModelFile, read_model_file
 from pipeline.model_safety import SAVED_MODEL, refuse_unsafe
 from pipeline.tensorflow_start import start_tensorflow
@@ -101,7 +102,7 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
     if any(f.name == SAVED_MODEL for f in file.findings):
         import pipeline.frozen_graph  # noqa: F401 - registers the layer
     # Keras' own safe mode knows all or nothing; what is not allowed by name was refused before.
-    with own_temporary_files():
+    with own_temporary_files(), only_kerass_modules():
         return keras.saving.load_model(file.path, compile=False, safe_mode=not _lambdas(file, allow))
 
 

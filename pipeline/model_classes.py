@@ -6,6 +6,8 @@ name finds. So the lists are closed, and a name that is on none of them is refus
 
 from __future__ import annotations
 
+import re
+
 # Layers of Keras 1, 2 and 3 that are no program. Others (TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer,
 # ClassMethod, InstanceMethod, DenseFeatures, Pipeline ...) load, call or run what is not in the architecture.
 KNOWN_LAYERS = frozenset(
@@ -134,3 +136,44 @@ LOSS_FUNCTIONS = frozenset(
 # Everything but layers and operations.
 PARTS = INITIALIZERS | REGULARIZERS | CONSTRAINTS | ACTIVATIONS | DTYPES | QUANTIZERS | OPTIMIZERS | LOSSES
 FUNCTIONS = ACTIVATIONS | LOSS_FUNCTIONS
+
+_PACKAGE = r"(tf_keras|keras|tensorflow\.keras|tensorflow\.python\.keras)"
+# Groups of classes, and the modules below one of Keras' packages that each lives in, in Keras' several ages.
+_HOMES = tuple(
+    (group, re.compile(rf"{_PACKAGE}((\.src)?\.({modules})(\.\w+)*)?"))
+    for group, modules in (
+        (KNOWN_LAYERS | {"Lambda"}, "layers|models|engine"),
+        (OPERATIONS, "ops"),
+        (INITIALIZERS, "initializers"),
+        (REGULARIZERS, "regularizers"),
+        (CONSTRAINTS, "constraints"),
+        (ACTIVATIONS, "activations|layers"),
+        (DTYPES, "dtype_policies|mixed_precision"),
+        (QUANTIZERS, "quantizers"),
+        (OPTIMIZERS, "optimizers|mixed_precision"),
+        (LOSSES, "losses|metrics"),
+    )
+)
+_TENSORFLOW_INITIALIZERS = re.compile(r"tensorflow\.python\.ops\.init_ops(_v2)?")  # tf.constant_initializer and so on
+_FUNCTION_HOME = re.compile(r"builtins|(tf_)?keras(\.src)?\.(activations|losses|metrics)(\.\w+)?")
+# Layers that keras.applications defines for one family of models. Keras finds them by their module only.
+APPLICATION_LAYERS = {
+    "LayerScale": re.compile(r"(tf_)?keras\.src\.applications\.convnext"),
+    "CustomScaleLayer": re.compile(r"(tf_)?keras\.src\.applications\.inception_resnet_v2"),
+}
+
+
+def lives_in(kind: str, module: str) -> bool:
+    """Whether Keras has, or had, a class of that name on the lists above in that module.
+
+    Args:
+        kind: a class name, or ``function`` for any function.
+        module: as the architecture names it.
+    """
+    if kind == "function":
+        return _FUNCTION_HOME.fullmatch(module) is not None
+    if kind in APPLICATION_LAYERS:
+        return APPLICATION_LAYERS[kind].fullmatch(module) is not None
+    if kind in INITIALIZERS and _TENSORFLOW_INITIALIZERS.fullmatch(module):
+        return True
+    return any(kind in group and home.fullmatch(module) for group, home in _HOMES)

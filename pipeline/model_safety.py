@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import ModelError
 from pipeline.model_classes import (
     ACTIVATIONS,
+    APPLICATION_LAYERS,
     CONSTRAINTS,
     FUNCTIONS,
     INITIALIZERS,
@@ -23,17 +24,10 @@ from pipeline.model_classes import (
     OPTIMIZERS,
     PARTS,
     REGULARIZERS,
+    lives_in,
 )
 from pipeline.model_functions import only_computes
 
-# Where Keras' own classes live, in its several ages; what a layer, an initializer or an operation may come from.
-_MODULE = re.compile(
-    r"(builtins|tf_keras|keras(_core)?|tensorflow\.keras|tensorflow\.python\.keras)"
-    r"(\.src)?(\.engine)?(\.(layers|initializers|regularizers|constraints|activations|models|ops|dtype_policies|"
-    r"optimizers|losses|metrics|saving\.legacy|mixed_precision|quantizers)(\.\w+)*|"
-    r"\.(functional|sequential|training|input_layer))?"
-)
-_FUNCTION_MODULE = re.compile(r"builtins|(tf_)?keras(\.src)?\.(activations|losses|metrics)(\.\w+)?")
 _WHOLE_MODEL = ("compile_config", "training_config")
 # Values that Keras writes as dictionaries with a class name; nothing is looked up for them.
 _VALUES = frozenset(
@@ -58,6 +52,7 @@ _COMPOSITE = "_COMPOSITE_TYPE"  # Keras 2 decodes the text after it on its own, 
 
 SAVED_MODEL = "SavedModel"  # as model.allow
 FROZEN_GRAPH = "keras_resnet_to_tensorrt>FrozenGraph"  # our own layer, see pipeline.frozen_graph
+_FROZEN_GRAPH_MODULE = "pipeline.frozen_graph"
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def _scan(node: Any, is_layer: bool, owner: str) -> Iterator[Finding]:
         for found in _judge(node, kind, inner, is_layer):
             yield found
             opaque = opaque or found.kind == "Lambda"  # the function it carries is part of it
-    elif kind is not None:
+    elif "class_name" in node or any(node.get(key) is not None for key in ("module", "registered_name")):
         yield Finding("code", str(kind)[:80], f"{owner} names a class by something that is no name", False)
     for key, value in node.items():
         if opaque and key == "config":
@@ -166,13 +161,15 @@ def _label(kind: str, inner: Any) -> str:
 
 def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Iterator[Finding]:
     """What is wrong with a dictionary that Keras takes for an object."""
-    module, registered = node.get("module"), node.get("registered_name")
-    if FROZEN_GRAPH in (kind, registered):  # before all others: Keras looks at the registered name first
+    origin = _judge_origin(node, kind, inner)
+    if origin is not None:  # first, and of every kind: Keras 2 imports any module that is named, whatever for
+        yield origin
+        return
+    module, name = node.get("module"), inner.get("name", kind) if isinstance(inner, dict) else kind
+    if FROZEN_GRAPH in (kind, node.get("registered_name")):
         yield Finding("SavedModel", SAVED_MODEL, "a TensorFlow graph, taken from a SavedModel", True)
         yield from _frozen_graph(inner)
-        return
-    name = inner.get("name", kind) if isinstance(inner, dict) else kind
-    if kind == "Lambda" and name == SAVED_MODEL:
+    elif kind == "Lambda" and name == SAVED_MODEL:
         yield Finding("code", SAVED_MODEL, "a Lambda layer under the name that allows a SavedModel", False)
     elif kind == "Lambda":
         yield Finding("Lambda", str(name), "runs whatever Python its author wrote", True)
@@ -184,32 +181,50 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
             why = "a TensorFlow function that may reach outside the model"
             yield Finding("operation", str(function), why, False)
     elif kind == "function":
-        if not (
-            isinstance(inner, str)
-            and inner in FUNCTIONS
-            and registered in (None, inner)
-            and (module is None or _FUNCTION_MODULE.fullmatch(str(module)))
-        ):
-            yield Finding("code", str(registered or inner), f"a function of {module or 'its author'}", False)
-    elif registered not in (None, kind, f"keras>{kind}") and not (
-        kind in OPTIMIZERS and registered == f"Custom>{kind}"
-    ):
-        yield Finding("custom", str(registered), "a class whose code is not in the file", False)
-    elif module is not None and not _MODULE.fullmatch(str(module)):
-        yield Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)
+        if not (isinstance(inner, str) and inner in FUNCTIONS):
+            yield Finding("code", str(inner), f"a function of {module or 'its author'}", False)
     elif kind == "TypeSpec":
         if node.get("type_spec") != "tf.TensorSpec":
             yield Finding("code", str(node.get("type_spec")), "a type that is decoded by code of its own", False)
-    elif kind in _VALUES and module in (None, "builtins"):
+    elif kind in _VALUES or (module is not None and ".ops" in module and kind in OPERATIONS):
         return
     elif module is not None and not kind[:1].isupper():
         yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    elif module is not None and ".ops" in str(module):
-        if kind not in OPERATIONS:
-            yield Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
+    elif kind in APPLICATION_LAYERS and module is not None:
+        return
     elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
         what = "layer" if is_layer else "part"
         yield Finding("custom", kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file", False)
+
+
+def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None:
+    """What is wrong with where a node says that its class or function comes from."""
+    module, registered = node.get("module"), node.get("registered_name")
+    if FROZEN_GRAPH in (kind, registered):  # under either name Keras finds the class that we registered
+        known = kind in (FROZEN_GRAPH, "FrozenGraph") and registered in (None, FROZEN_GRAPH)
+        if known and module in (None, _FROZEN_GRAPH_MODULE):
+            return None
+        return Finding("custom", f"{module}.{kind}", "no FrozenGraph of this project", False)
+    names: list[Any] = [None, inner if kind == "function" else kind]
+    if kind != "function":
+        names += [f"keras>{kind}", *([f"Custom>{kind}"] if kind in OPTIMIZERS else [])]
+    if registered not in names:
+        return Finding("custom", str(registered), "a class whose code is not in the file", False)
+    if module is None:
+        return None
+    if kind in _VALUES or kind in ("__lambda__", "TypeSpec"):
+        known = module == "builtins"
+    else:
+        known = isinstance(module, str) and lives_in(kind, module)
+    if known:
+        return None
+    if kind == "function":
+        return Finding("code", str(inner), f"a function of {module}", False)
+    if isinstance(module, str) and ".ops" in module:
+        return Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
+    if not kind[:1].isupper():
+        return Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
+    return Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)
 
 
 def _judge_text(key: str, value: str, owner: str) -> Iterator[Finding]:

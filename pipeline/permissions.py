@@ -25,10 +25,16 @@ PERMISSIONS: dict[str, Any] = {
 }
 
 
+# The same where the images are a data set of tensorflow-datasets: it writes what it fetches there, and imports the
+# modules that a data set's description there names.
+TFDS_PERMISSIONS: dict[str, Any] = {"data.path": None}
+
+
 def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     """The recipe without what gives a permission, and the keys that were taken back with what they said."""
     taken: dict[str, Any] = {}
-    for key, none in PERMISSIONS.items():
+    permissions = PERMISSIONS | (TFDS_PERMISSIONS if recipe.data.source == "tfds" else {})
+    for key, none in permissions.items():
         section, _, name = key.partition(".")
         given = getattr(getattr(recipe, section), name)
         if given != none:

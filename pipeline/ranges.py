@@ -14,6 +14,8 @@ from pipeline.recipe import Profile, Recipe
 
 MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a slip of the keyboard, and fills the memory
 VARIANT_NAME = re.compile(r"[a-z0-9_]{1,100}")  # a part of a file's name
+# <name>[/<config>][:<version>], without the namespaces whose code that package would fetch from elsewhere and run
+TFDS_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}(/[A-Za-z0-9_.+-]{1,100})?(:(\d+|\*)(\.(\d+|\*)){2})?")
 RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it names a folder
 
 
@@ -56,7 +58,9 @@ def check_ranges(recipe: Recipe) -> None:
         received = recipe.data.path or recipe.data.download
         require(received is not None, "data.path", f"a path (data.source is {recipe.data.source})", None)
     if recipe.data.source == "tfds":
-        require(bool(recipe.data.tfds), "data.tfds", "a name of tensorflow-datasets", recipe.data.tfds)
+        name = recipe.data.tfds or ""
+        form = "a data set of tensorflow-datasets itself, as name, name/config or name:1.0.0"
+        require(TFDS_NAME.fullmatch(name) is not None, "data.tfds", form, recipe.data.tfds)
     if recipe.data.label_pattern is not None:
         groups = _groups(recipe.data.label_pattern)
         require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)

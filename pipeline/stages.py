@@ -65,6 +65,7 @@ LOAD_MODEL = (
     "pipeline/operation_list.py",
     "pipeline/frozen_graph.py",
     "pipeline/legacy.py",
+    "pipeline/keras_imports.py",
     "pipeline/keras1.py",
     "pipeline/keras_operations.py",
 )

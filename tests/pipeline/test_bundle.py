@@ -17,6 +17,7 @@ from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
+from pipeline.permissions import without_permissions
 from pipeline.stage import Context
 from tests.made_records import make_card
 
@@ -39,7 +40,7 @@ def context(tmp_path: Path) -> Context:
     write_card(tmp_path / "card.json", make_card(size=(224, 224)))
     card = (tmp_path / "card.json").read_bytes()
     make_stage(context.root, "train", {"model.keras": b"keras" * 500, "model.json": card})
-    make_stage(context.root, "build", {"rtx/fp16.plan": b"plan" * 99, "rtx/fp16.json": b"{}", "empty": b""})
+    make_stage(context.root, "build", {"rtx/fp16.plan": b"plan" * 99, "rtx/fp16.json": b"{}", "rtx/int8.json": b""})
     return context
 
 
@@ -246,6 +247,33 @@ def test_names_that_lead_outside(archive: Path, there: Path, name: str) -> None:
     assert "outside the artifacts folder" in refused(archive, there)
 
 
+STRANGE = [
+    "train/payload.py", "train/__init__.py", "train/model.keras/x", "train/features.json", "train/manifest.json.py",
+    "train/Model.keras", "build/rtx/plugin.so", "build/other/fp16.plan", "build/rtx/fp16-a.b.plan", "build/fp16.plan",
+    "export/model.onnx.data", "infer/images/x.py", "infer/images/000-a.png.py", "infer/images/a/000-a.png",
+    "other/manifest.json", "conftest/x.py", "train/model.json\n", "verify/sub/parity.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_file_that_no_stage_writes(archive: Path, there: Path, name: str, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_extract", lambda *_: pytest.fail("something was written"))
+    add_file(archive, name)
+    message = refused(archive, there)
+    assert f"{archive} with {name}. Don't use it" in message
+
+
+def test_what_no_stage_writes_is_not_packed(context: Context, tmp_path: Path, there: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    make_stage(context.root, "mine", {"x.py": b"mine"})
+    bundle(context, tmp_path / "toy.tar")
+    assert f"left out {context.root / 'mine'}, which no stage writes" in caplog.text
+    unpack(tmp_path / "toy.tar", there)
+    make_stage(context.root, "export", {"model.onnx": b"x", "payload.py": b"mine"})
+    with pytest.raises(PipelineError, match=r"a stage writes in .*export. Received: payload\.py"):
+        bundle(context, tmp_path / "toy.tar")
+
+
 @pytest.mark.parametrize("recipe", ["../toy", "/toy", "a/b", "."])
 def test_a_recipe_name_that_leads_outside(archive: Path, there: Path, recipe: str) -> None:
     edit_index(archive, lambda index: index.update(recipe=recipe))
@@ -280,12 +308,12 @@ def test_a_member_that_is_no_file(archive: Path, there: Path, tmp_path: Path, ki
 def test_a_link_for_an_empty_file(archive: Path, there: Path) -> None:
     def change(members: list[Member]) -> list[Member]:
         for info, _ in members:
-            if info.name == "build/empty":
-                info.type, info.linkname = tarfile.SYMTYPE, "rtx/fp16.plan"
+            if info.name == "build/rtx/int8.json":
+                info.type, info.linkname = tarfile.SYMTYPE, "fp16.plan"
         return members
 
     rewrite(archive, change)
-    assert "build/empty" in refused(archive, there)
+    assert "build/rtx/int8.json" in refused(archive, there)
 
 
 def test_a_folder_reached_through_a_link(archive: Path, there: Path, tmp_path: Path) -> None:
@@ -319,6 +347,18 @@ def test_an_index_of_another_layout(archive: Path, there: Path, edit: Callable) 
 def test_an_index_of_other_types(archive: Path, there: Path, edit: Callable) -> None:
     edit_index(archive, edit)
     refused(archive, there)
+
+
+def test_an_archive_does_not_say_where_a_data_set_is_fetched_to(tmp_path: Path) -> None:
+    """tensorflow-datasets writes there, and imports the modules that a description there names."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump({"data": {"source": "tfds", "tfds": "mnist", "path": str(tmp_path / "x")}}))
+    recipe = load_recipe(path)
+    given, taken = without_permissions(recipe)
+    assert given.data.path is None
+    assert taken == {"data.path": str(tmp_path / "x")}
+    path.write_text(yaml.safe_dump({"data": {"source": "folder", "path": str(tmp_path / "x")}}))
+    assert without_permissions(load_recipe(path))[1] == {}
 
 
 # --- what is there already ---

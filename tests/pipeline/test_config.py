@@ -152,6 +152,32 @@ def test_overrides_merge_and_the_last_one_wins(write) -> None:
     assert recipe.train.seed == 3
 
 
+TFDS = ["mnist", "yes_no", "mnist:3.0.1", "mnist:3.*.*", "imagenet_resized/32x32", "cars_2/v1.0-b:1.0.0"]
+NOT_TFDS = [
+    "null",
+    "''",
+    "huggingface:mnist",
+    "kaggle:x",
+    "user:x/y:1.0.0",
+    "'gs://b/x'",
+    "../x",
+    "/x",
+    "x/../y/z",
+    "X",
+]
+
+
+@pytest.mark.parametrize("name", TFDS)
+def test_data_sets_of_tensorflow_datasets_itself(toy: Path, name: str) -> None:
+    assert load_recipe(toy, ["data.source=tfds", f"data.tfds={name}"]).data.tfds == name
+
+
+@pytest.mark.parametrize("name", NOT_TFDS)
+def test_data_sets_whose_code_comes_from_elsewhere(toy: Path, name: str) -> None:
+    message = refused(toy, "data.source=tfds", f"data.tfds={name}")
+    assert "data.tfds: expected a data set of tensorflow-datasets itself" in message
+
+
 @pytest.mark.parametrize("override", ["model.input_size", "=64", "  =1", "", "model.input_size 64"])
 def test_override_without_key_or_equals_sign(toy: Path, override: str) -> None:
     assert "Expected --set section.key=value" in refused(toy, override)

@@ -202,8 +202,11 @@ def thing(kind: str, module: str | None = None, config: Any = None, **more: Any)
         (dense(kernel_initializer=thing("Zeros", "keras.initializers", registered_name="sys")), "sys"),
         (dense(kernel_regularizer="deserialize_keras_object"), "deserialize_keras_object"),
         (dense(split="deserialize"), "deserialize"),
-        (dense(dtype=thing("Progbar", "keras.dtype_policies")), "Progbar"),
-        (dense(quantization_config=thing("GPTQConfig", "keras.quantizers", {"dataset": "/etc/passwd"})), "GPTQConfig"),
+        (dense(dtype=thing("Progbar", "keras.dtype_policies")), "keras.dtype_policies.Progbar"),
+        (
+            dense(quantization_config=thing("GPTQConfig", "keras.quantizers", {"dataset": "/etc/passwd"})),
+            "keras.quantizers.GPTQConfig",
+        ),
         (dense(quantization_config=thing("Popen", "subprocess", {"args": "id"})), "subprocess.Popen"),
         (dense(build_config=thing("Popen", "subprocess", {"args": "id"})), "subprocess.Popen"),
         (dense(x=thing("slice", "keras.ops")), "keras.ops.slice"),

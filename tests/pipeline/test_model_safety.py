@@ -179,8 +179,16 @@ def layer_of(**entry) -> dict:
         (layer_of(class_name="MyBlock", config={"name": "b"}), "custom", "MyBlock"),
         (layer_of(class_name="B", registered_name="Mine>B", module=None, config={}), "custom", "Mine>B"),
         (layer_of(class_name="Popen", module="subprocess", config={}), "custom", "subprocess.Popen"),
-        (layer_of(class_name="TFSMLayer", module="keras.layers", config={"name": "t"}), "custom", "TFSMLayer"),
-        (layer_of(class_name="TorchModuleWrapper", module="keras.layers", config={}), "custom", "TorchModuleWrapper"),
+        (
+            layer_of(class_name="TFSMLayer", module="keras.layers", config={"name": "t"}),
+            "custom",
+            "keras.layers.TFSMLayer",
+        ),
+        (
+            layer_of(class_name="TorchModuleWrapper", module="keras.layers", config={}),
+            "custom",
+            "keras.layers.TorchModuleWrapper",
+        ),
         (layer_of(class_name="function", module="keras.utils", config="get_file"), "code", "get_file"),
         (layer_of(class_name="load_model", module="keras.models", config={}), "code", "keras.models.load_model"),
         (layer_of(class_name="Config", module="keras.config", config={}), "custom", "keras.config.Config"),
