@@ -39,7 +39,7 @@ class Sample:
     name: str  # path below the data folder, or "<source>/<index>"
     label: int
     sha256: str  # of the file's bytes, or of the array's
-    read: Callable[[], bytes | np.ndarray] = field(repr=False, compare=False)
+    read: Callable[[], Path | np.ndarray] = field(repr=False, compare=False)  # what `DecodeSpec.pixels` takes
     path: Path | None = None
     ready: str | None = None  # the ready-made split that it came in
 

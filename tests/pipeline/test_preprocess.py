@@ -388,3 +388,57 @@ def test_a_large_picture_is_decoded_without_needless_copies(tmp_path: Path, mode
 def test_a_program_in_postscript_is_not_run() -> None:
     with pytest.raises(ImageError, match="an EPS file is a program, which is not run"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize("kind", ["1", "L", "I;16", "I", "P"])
+def test_grey_that_is_resized_as_grey_is_what_it_would_be_as_rgb(kind: str) -> None:
+    random = np.random.default_rng(1)
+    if kind in ("I;16", "I"):
+        grey = Image.fromarray(random.integers(0, 65536, (133, 171), dtype=np.uint16))
+        grey = grey.convert("I") if kind == "I" else grey
+    else:
+        grey = Image.fromarray(random.integers(0, 256, (133, 171), dtype=np.uint8)).convert(kind)
+    for image in (grey, grey.crop((0, 0, 171, 3)), grey.crop((0, 0, 5, 133)), grey.crop((0, 0, 32, 24))):
+        data = encode(image, "TIFF")
+        for mode in MODES:
+            expected = resize_image(decode(data), (24, 32), mode)
+            assert np.array_equal(load_image(data, (24, 32), mode), expected)
+
+
+# --- bounded memory of all threads together ---
+
+THREADS = """
+import os, re, sys, warnings
+os.cpu_count = lambda: 2
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pipeline.data import Pixels
+from pipeline.decode_spec import DecodeSpec
+from pipeline.preprocess import ImageError
+from pipeline.samples import Sample
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+warnings.simplefilter("ignore")
+pixels = Pixels(DecodeSpec((32, 32), "stretch"), 9)
+sample = Sample("x", 0, "", lambda: Path(sys.argv[1]))
+before = peak()
+with ThreadPoolExecutor(6) as pool:
+    found = list(pool.map(pixels._try, [sample] * int(sys.argv[2])))
+print(peak() - before, {type(one).__name__ for one in found})
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("part", "found", "count"), [(1, "ndarray", 3), (0.9, "ImageError", 6)])
+def test_pictures_of_a_few_bytes_do_not_fill_the_memory_together(
+    tmp_path: Path, part: float, found: str, count: int
+) -> None:
+    side = 9_500  # two of them are more than is decoded at a time
+    data = encode(Image.new("1", (side, side)), compress_level=1)
+    assert len(data) < 100_000
+    (tmp_path / "x.png").write_bytes(data[: int(len(data) * part)])
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "x.png"), str(count)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    peak, _, types = done.stdout.partition(" ")
+    assert types.strip() == f"{{'{found}'}}"
+    assert int(peak) < 4 * side * side
