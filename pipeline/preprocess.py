@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
@@ -76,8 +77,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if image.format == "EPS":
         raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
     _check_size(image)
-    pixels = image.width * image.height if image.format in SIZED else MAX_PIXELS
-    with _PIXELS.hold(pixels):
+    with _PIXELS.hold(_pixels_to_decode(image)):
         try:
             image.load()
             _check_size(image)  # an icon says only now how large it is
@@ -182,6 +182,18 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
     if max(image.size) > MAX_SIDE:
         raise ImageError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE:,}")
+
+
+def _pixels_to_decode(image: Image.Image) -> int:
+    """How many pixels are in memory at least once, by what the header says."""
+    if image.format not in SIZED:
+        return MAX_PIXELS
+    if not isinstance(image, TiffImageFile):
+        return image.width * image.height
+    across, down = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
+    if across * down > MAX_PIXELS:
+        raise ImageError(f"tiles of {across}x{down} pixels, more than {MAX_PIXELS:,} allowed")
+    return max(image.width * image.height, across * down)  # a tile may be larger than the picture
 
 
 def _flat(image: Image.Image) -> Image.Image:

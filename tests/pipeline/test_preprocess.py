@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import preprocess
+from pipeline.budget import Budget
 from pipeline.preprocess import EXTENSIONS, MAX_PIXELS, ImageError, array_to_image, decode, load_image, resize_image
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8).repeat(8, 0).repeat(8, 1)
@@ -442,3 +443,24 @@ def test_pictures_of_a_few_bytes_do_not_fill_the_memory_together(
     peak, _, types = done.stdout.partition(" ")
     assert types.strip() == f"{{'{found}'}}"
     assert int(peak) < 4 * side * side
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 16x16 pixels in one tile of side x side."""
+    data = zlib.compress(bytes(side * side))
+    tags = ((256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8))
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (325, len(data)))]
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 10) + b"".join(entries) + bytes(4)
+
+
+def test_a_tile_counts_as_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    hold = Budget.hold
+    monkeypatch.setattr(Budget, "hold", lambda self, amount: asked.append(amount) or hold(self, amount))
+    assert np.asarray(decode(tiled(48))).shape == (16, 16, 3)
+    assert decode(encode(Image.new("L", (20, 30)), "TIFF")).size == (20, 30)
+    decode(encode(Image.new("L", (32, 32)), "ICO"))  # the pictures inside may be of any size
+    assert asked == [48 * 48, 600, MAX_PIXELS]
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 48 * 48 - 1)
+    with pytest.raises(ImageError, match="tiles of 48x48 pixels, more than 2,303 allowed"):
+        decode(tiled(48))
