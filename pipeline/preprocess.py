@@ -33,8 +33,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
 # Pixels that all threads together decode at a time: one picture of the largest, or what keeps each core busy.
 _PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
-# Pillow's memory comes in blocks. Freed ones of up to 32 MiB the C library may keep for the thread that asked.
-Image.core.set_block_size(2**26)
+HUGE = 2**24  # pixels, of which each takes 4 bytes
 
 
 def decode(data: bytes) -> Image.Image:
@@ -77,7 +76,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if image.format == "EPS":
         raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
     _check_size(image)
-    with _PIXELS.hold(_pixels_to_decode(image)):
+    pixels = _pixels_to_decode(image)
+    if pixels > HUGE:  # the C library may keep freed memory for the thread that had it, unless it is in large blocks
+        Image.core.set_block_size(4 * HUGE)
+    with _PIXELS.hold(pixels):
         try:
             image.load()
             _check_size(image)  # an icon says only now how large it is
