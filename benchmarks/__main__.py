@@ -20,7 +20,7 @@ from pipeline.files import recipe_lock
 from pipeline.layout import BENCHMARK, CARD
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
-from pipeline.stages import MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
+from pipeline.stages import DECODE, MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
 
 log = logging.getLogger("benchmarks.main")
 
@@ -114,7 +114,7 @@ STAGE = Stage(
         "benchmarks/timing.py",
         "pipeline/benchmark_report.py",
         *READ_CARD,
-        "pipeline/preprocess.py",
+        *DECODE,
         "pipeline/environment.py",
         *RUN_ONNX,
         *RUN_ENGINES,

@@ -56,10 +56,10 @@ def driver_status() -> DriverStatus:
 
 
 def as_numbers(version: str) -> tuple[int, ...]:
-    """Give "10.13.0.35" or "8.6" as numbers, which compare as versions do; what is no number ends them."""
+    """Give "10.13.0.35" or "8.6" as numbers, which compare as versions do; what is none of up to 9 digits ends them."""
     numbers = []
     for part in version.split("."):
-        if not part.isdigit():
+        if not part.isdecimal() or len(part) > 9:
             break
         numbers.append(int(part))
     return tuple(numbers)

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
-from export.bounded_json import parse_json, read_bounded
+from export.bounded_json import MOST_DIGITS, parse_json, read_bounded
 from pipeline.data import ImageSet
 from pipeline.errors import DataError, RecipeError
 from pipeline.files import as_text
@@ -67,7 +67,7 @@ def _read(path: Path) -> tuple[str, ...]:
     names: list[str] = []
     if isinstance(tree, dict) and all(isinstance(v, int) for v in tree.values()):
         names = sorted(tree, key=lambda name: tree[name])
-    elif isinstance(tree, dict) and all(str(k).isdigit() for k in tree):
+    elif isinstance(tree, dict) and all(k.isdecimal() and len(k) <= MOST_DIGITS for k in tree):
         tree = [tree[k] for k in sorted(tree, key=int)]
     if isinstance(tree, list):
         names = [str(item[-1]) if isinstance(item, list) and item else str(item) for item in tree]

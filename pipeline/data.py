@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ImageError
 from pipeline.files import as_text, sha256_bytes, sha256_json
-from pipeline.preprocess import ImageError
 from pipeline.progress import progress_bar
 from pipeline.recipe import Data
 from pipeline.samples import SPLITS, DataMissingError, Sample
@@ -213,11 +212,7 @@ class Pixels:
         Raises:
             ImageError: the image cannot be decoded.
         """
-        try:
-            content = sample.read()
-        except OSError as error:
-            raise ImageError(error.strerror or str(error)) from error
-        return self.decode.pixels(content)
+        return self.decode.pixels(sample.read())
 
     def batches(
         self, samples: Sequence[Sample], batch_size: int, description: str
@@ -260,7 +255,7 @@ class Pixels:
         try:
             return self.one(sample)
         except ImageError as error:
-            return error
+            return ImageError(str(error))  # without its traceback, which refers to the file's bytes
 
     def _skip(self, sample: Sample, error: ImageError) -> None:
         self.skipped[sample.name] = str(error)

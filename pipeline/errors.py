@@ -13,6 +13,10 @@ class DataError(PipelineError):
     """Images or labels that cannot be used."""
 
 
+class ImageError(DataError):
+    """An image that cannot be read or decoded. The message holds the reason, not the path."""
+
+
 class ModelError(PipelineError):
     """A Keras model that cannot be built, loaded or deployed."""
 

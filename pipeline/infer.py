@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.card import ModelCard
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import DataError, PipelineError
-from pipeline.preprocess import EXTENSIONS, ImageError
+from pipeline.errors import DataError, ImageError, PipelineError
+from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.serving import choose
@@ -30,7 +30,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     """Files as they are named, folders with every image below them, sorted.
 
     What a folder holds and nobody classifies is said: folders without an image, links to folders (they are not
-    followed, as they may lead in a circle) and links that lead nowhere.
+    followed, as they may lead in a circle), links that lead nowhere, pipes and devices.
 
     Raises:
         DataError: a path that does not exist, or no image at all.
@@ -62,6 +62,9 @@ def _say_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -
         "folders without an image": [p for p in below if p.is_dir() and not p.is_symlink() and p not in filled],
         "links to folders, which are not followed": [p for p in below if p.is_dir() and p.is_symlink()],
         "links that lead nowhere": [p for p in below if _named_as_image(p) and p.is_symlink() and not p.exists()],
+        "pipes and devices": [
+            p for p in below if _named_as_image(p) and p.exists() and not (p.is_file() or p.is_dir())
+        ],
     }
     for what, paths in groups.items():
         if paths:
@@ -204,7 +207,7 @@ def _decode_ahead(
         try:
             return decode.pixels(path)
         except ImageError as error:
-            return error
+            return ImageError(str(error))  # without its traceback, which refers to the file's bytes
 
     pending = [(path, pool.submit(attempt, path)) for path in paths[:window]]
     for path in paths[window:]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from export.bounded_json import MOST_DIGITS
 from pipeline.model_file import ModelFile, layers_of
 
 _MAIN = ("Conv", "Dense", "Separable", "Depthwise", "BatchNormalization", "MaxPool", "Flatten", "Global")
@@ -142,7 +143,7 @@ def _signature(file: ModelFile, side: str) -> list[str]:
 def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:
     """Whether a BatchNormalization's weight is one, in archives that number weights instead of naming them."""
     own = int(settings.get("scale", True)) + int(settings.get("center", True))
-    return index.isdigit() and int(index) >= own
+    return index.isdecimal() and len(index) <= MOST_DIGITS and int(index) >= own
 
 
 def _inside_frozen(config: Mapping[str, Any]) -> set[str]:

@@ -6,15 +6,20 @@ saw in training. Everything after it (channel order, mean, scale) is inside the 
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
-from pipeline.errors import DataError
+from pipeline.budget import Budget
+from pipeline.errors import ImageError
+from pipeline.image_files import image_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
@@ -24,9 +29,11 @@ SCRATCH = 2**24  # pixels that a resize may hold between its two passes
 WHOLE = 8  # times the wanted side: up to here "imagenet" resizes a side whole, as torchvision does, to the bit
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
-
-class ImageError(DataError):
-    """An image that cannot be decoded. The message holds the reason, not the path."""
+# Formats whose header tells how large the decoded picture is; an icon, say, holds pictures of other sizes.
+SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+# Pixels that all threads together decode at a time: one picture of the largest, or what keeps each core busy.
+_PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
+HUGE = 2**24  # pixels, of which each takes 4 bytes
 
 
 def decode(data: bytes) -> Image.Image:
@@ -42,30 +49,52 @@ def decode(data: bytes) -> Image.Image:
         ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
             in PostScript.
     """
+    with _as_image_error(data), _opened(data) as image:
+        return _in_mode("RGB", _flat(image))
+
+
+@contextlib.contextmanager
+def _as_image_error(data: bytes) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.format == "EPS":
-            raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
-        _check_size(image)
-        image.load()
-        _check_size(image)  # an icon says only now how large it is
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not an image that Pillow can read" if data else "the file is empty") from error
     except Image.DecompressionBombError as error:
         raise ImageError(str(error)) from error
+    except MemoryError as error:
+        raise ImageError("more than fits into the memory that is left") from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The decoded picture, upright, while the block runs; threads wait for each other before pixels fill the memory."""
+    image = Image.open(io.BytesIO(data))
+    if image.format == "EPS":
+        raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
+    _check_size(image)
+    pixels = _pixels_to_decode(image)
+    if pixels > HUGE:  # the C library may keep freed memory for the thread that had it, unless it is in large blocks
+        Image.core.set_block_size(4 * HUGE)
+    with _PIXELS.hold(pixels):
+        try:
+            image.load()
+            _check_size(image)  # an icon says only now how large it is
+            ImageOps.exif_transpose(image, in_place=True)
+            yield image
+        except BaseException:
+            image.close()  # the error refers to it, and its pixels would stay as long as the error
+            raise
 
 
 def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
     """Resize with Pillow's antialiased bilinear filter; the memory is bounded whatever the image's proportions.
 
     Args:
-        image: RGB.
+        image: RGB, or 8-bit greyscale, whose pixels come out the same as if it had been made RGB before.
         size: (height, width) in pixels.
         mode: "stretch" to the size; "crop": the largest centred part of the size's shape, then resize; "imagenet":
             the short side to 8/7 of the size (256 for 224), then the centre; "pad": shrunk to fit if it is larger,
@@ -85,7 +114,7 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
         resized = image
     else:
         resized = _stretch(image, width, height)
-    return np.asarray(resized, dtype=np.uint8)
+    return np.asarray(_in_mode("RGB", resized), dtype=np.uint8)
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -125,7 +154,7 @@ def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(1.0, width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     inner = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-    result = Image.new("RGB", (width, height))
+    result = Image.new(image.mode, (width, height))
     result.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
     return result
 
@@ -136,11 +165,11 @@ def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stre
     Raises:
         ImageError: the file cannot be read or decoded; the message says why.
     """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise ImageError(error.strerror or str(error)) from error
-    return resize_image(decode(data), size, mode)
+    if not isinstance(source, bytes):
+        with image_file(source) as data:
+            return load_image(data, size, mode)
+    with _as_image_error(source), _opened(source) as image, contextlib.closing(image):
+        return resize_image(_flat(image), size, mode)
 
 
 def array_to_image(pixels: np.ndarray) -> Image.Image:
@@ -157,20 +186,37 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE:,}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _pixels_to_decode(image: Image.Image) -> int:
+    """How many pixels are in memory at least once, by what the header says."""
+    if image.format not in SIZED:
+        return MAX_PIXELS
+    if not isinstance(image, TiffImageFile):
+        return image.width * image.height
+    across, down = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
+    if across * down > MAX_PIXELS:
+        raise ImageError(f"tiles of {across}x{down} pixels, more than {MAX_PIXELS:,} allowed")
+    return max(image.width * image.height, across * down)  # a tile may be larger than the picture
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB without transparency; what is grey stays so, in 8 bits, which takes a quarter of the memory."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _by_strips(image, _scaled_to_8_bit)
+        return _by_strips(image, _scaled_to_8_bit, "L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return _by_strips(image, _laid_on_black)
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return _by_strips(image, _laid_on_black, "RGB")
+    return _in_mode("L" if image.mode in ("1", "L") else "RGB", image)
 
 
-def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _in_mode(mode: str, image: Image.Image) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
     """Convert pixel by pixel, some rows at once, so that a large picture is not there in five copies."""
     rows = max(1, STRIP // image.width)
     if image.height <= rows:
         return convert(image)
-    result = Image.new("RGB", image.size)
+    result = Image.new(mode, image.size)
     for top in range(0, image.height, rows):
         strip = (0, top, image.width, min(top + rows, image.height))
         result.paste(convert(image.crop(strip)), strip)
@@ -178,7 +224,7 @@ def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]
 
 
 def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
-    return array_to_image((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _laid_on_black(image: Image.Image) -> Image.Image:

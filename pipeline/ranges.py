@@ -10,6 +10,7 @@ from typing import Any
 from export.sidecar import LARGEST_BATCH
 from pipeline.bounded_yaml import shown
 from pipeline.errors import RecipeError
+from pipeline.pattern_work import takes_too_long
 from pipeline.recipe import Profile, Recipe
 
 MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a slip of the keyboard, and fills the memory
@@ -19,13 +20,24 @@ TFDS_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}(/[A-Za-z0-9_.+-]{1,100})?(:(\d+|\*
 RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it names a folder
 
 
-def _groups(pattern: str) -> int:
+def _check_pattern(pattern: str) -> None:
     try:
-        return re.compile(pattern).groups
+        groups, slow = re.compile(pattern).groups, takes_too_long(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
             f"data.label_pattern: expected a regular expression. Received: {shown(pattern)} ({error})."
         ) from error
+    if groups < 1:
+        raise RecipeError(
+            f"data.label_pattern: expected a regular expression with a group. Received: {shown(pattern)}."
+        )
+    if slow:
+        raise RecipeError(
+            "data.label_pattern: expected a regular expression that is searched for in little time: no repetition "
+            "inside a repetition, and up to three (four behind a ^) side by side. "
+            f"Received: {shown(pattern)}. Repeat a set instead of a group, as [a-z_]+ for ([a-z]+_)+, and leave out "
+            "what follows the class."
+        )
 
 
 def _named_profiles(recipe: Recipe) -> dict[str, Profile]:
@@ -62,8 +74,7 @@ def check_ranges(recipe: Recipe) -> None:
         form = "a data set of tensorflow-datasets itself, as name, name/config or name:1.0.0"
         require(TFDS_NAME.fullmatch(name) is not None, "data.tfds", form, recipe.data.tfds)
     if recipe.data.label_pattern is not None:
-        groups = _groups(recipe.data.label_pattern)
-        require(groups >= 1, "data.label_pattern", "a regular expression with a group", recipe.data.label_pattern)
+        _check_pattern(recipe.data.label_pattern)
     require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
     require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
     dense = list(recipe.model.dense)

@@ -39,7 +39,7 @@ class Sample:
     name: str  # path below the data folder, or "<source>/<index>"
     label: int
     sha256: str  # of the file's bytes, or of the array's
-    read: Callable[[], bytes | np.ndarray] = field(repr=False, compare=False)
+    read: Callable[[], Path | np.ndarray] = field(repr=False, compare=False)  # what `DecodeSpec.pixels` takes
     path: Path | None = None
     ready: str | None = None  # the ready-made split that it came in
 
@@ -53,7 +53,9 @@ class Found:
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Sorted, with numbers by value: 2 before 10."""
-    return sorted(
-        names, key=lambda n: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", n) if p]
-    )
+    """Sorted, with numbers by value: 2 before 10. Thousands of digits are no number, and Python refuses them."""
+    return sorted(names, key=lambda name: [_natural(part) for part in re.split(r"(\d+)", name) if part])
+
+
+def _natural(part: str) -> tuple[int, int, str]:
+    return (0, int(part), "") if part.isdecimal() and len(part) < 1000 else (1, 0, part)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ImageError
 from pipeline.files import sha256_bytes
+from pipeline.image_files import hash_image_file
 from pipeline.npz_files import array_names, read_arrays
 from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
@@ -22,6 +23,7 @@ from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, natur
 from pipeline.tables import class_names, read_tables
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger one is a slip, and each class gets a name
 
@@ -133,8 +135,8 @@ def _array_hash(array: np.ndarray) -> str:
     return sha256_bytes(str(array.shape).encode() + array.tobytes())
 
 
-def _identity(array: np.ndarray) -> np.ndarray:
-    return array
+def _identity(content: T) -> T:
+    return content
 
 
 def _folder(config: Data, root: Path) -> Found:
@@ -159,7 +161,7 @@ def _folder(config: Data, root: Path) -> Found:
     numbers = {name: index for index, name in enumerate(classes)}
     return Found(
         [
-            Sample(path.relative_to(root).as_posix(), numbers[label], digest, path.read_bytes, path, ready)
+            Sample(path.relative_to(root).as_posix(), numbers[label], digest, partial(_identity, path), path, ready)
             for (path, label, ready), digest in zip(rows, hash_files([path for path, _, _ in rows]))
         ],
         classes,
@@ -224,7 +226,7 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
     """sha256 of each file.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: one cannot be read, is no regular file, or larger than an image is.
     """
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_hash_file, paths))
@@ -232,9 +234,9 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
 
 def _hash_file(path: Path) -> str:
     try:
-        return sha256_bytes(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"Expected a readable file. Received: {path}: {error.strerror}.") from error
+        return hash_image_file(path)
+    except ImageError as error:
+        raise DataError(f"Expected a readable image file. Received: {path}: {error}. Remove or replace it.") from error
 
 
 def _csv(config: Data, path: Path) -> Found:
@@ -243,7 +245,7 @@ def _csv(config: Data, path: Path) -> Found:
     digests = hash_files([row.path for row in rows])
     return Found(
         [
-            Sample(_name_below(row.path, base), row.label, digest, row.path.read_bytes, row.path, row.ready)
+            Sample(_name_below(row.path, base), row.label, digest, partial(_identity, row.path), row.path, row.ready)
             for row, digest in zip(rows, digests)
         ],
         classes,

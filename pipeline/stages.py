@@ -21,6 +21,7 @@ from pipeline.recipe import Preprocessing
 from pipeline.stage import Context, Stage
 
 MODEL = ("model.keras", "model.json")
+DECODE = ("pipeline/preprocess.py", "pipeline/image_files.py", "pipeline/budget.py")
 READ_IMAGES = (
     "pipeline/data.py",
     "pipeline/class_names.py",
@@ -28,7 +29,7 @@ READ_IMAGES = (
     "pipeline/sources.py",
     "pipeline/tables.py",
     "pipeline/download.py",
-    "pipeline/preprocess.py",
+    *DECODE,
 )
 RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py", "export/external_data.py")
 READ_CARD = ("pipeline/card.py", "pipeline/decode_spec.py")
@@ -241,7 +242,7 @@ STAGES = (
             "export/onnx_file.py",
             "export/external_data.py",
             "export/preprocessing.py",
-            "pipeline/preprocess.py",
+            *DECODE,
             *LOAD_MODEL,
         ),
         exporting.export_model,
@@ -364,7 +365,7 @@ STAGES = (
             "pipeline/html.py",
             "pipeline/charts.py",
             "pipeline/decode_spec.py",
-            "pipeline/preprocess.py",
+            *DECODE,
         ),
         _report,
     ),

@@ -189,3 +189,13 @@ def test_lists_of_names_out_of_proportion(tmp_path: Path) -> None:
     assert len(class_names(str(path)) or ()) == 100_000
     config = Data(source="folder", path=str(tmp_path), classes=str(path))
     assert len(data_class_names(config, tmp_path) or ()) == 100_000
+
+
+@pytest.mark.parametrize("key", ["\u00b2", "1" * 5000, "-1", ""])
+def test_names_by_what_is_no_number(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps({key: "a", "1": "b"}))
+    with pytest.raises(RecipeError, match=r"model\.classes: expected a list of names in"):
+        class_names(str(path))
+    path.write_text(json.dumps({"10": "c", "9": "a", "\u0661": "b"}))
+    assert class_names(str(path)) == ("b", "a", "c"), "numbers of any script"

@@ -457,7 +457,7 @@ def test_arrays_decode_like_files(tmp_path: Path, shape: tuple[int, ...]) -> Non
     Image.fromarray(array.squeeze()).save(tmp_path / "x.png")
     pixels = Pixels(DecodeSpec((5, 5), "crop"), 0)
     from_array = pixels.one(Sample("a", 0, "", lambda: array))
-    from_file = pixels.one(Sample("b", 0, "", (tmp_path / "x.png").read_bytes))
+    from_file = pixels.one(Sample("b", 0, "", lambda: tmp_path / "x.png"))
     assert np.array_equal(from_array, from_file)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import preprocess
+from pipeline.budget import Budget
 from pipeline.preprocess import EXTENSIONS, MAX_PIXELS, ImageError, array_to_image, decode, load_image, resize_image
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8).repeat(8, 0).repeat(8, 1)
@@ -388,3 +389,78 @@ def test_a_large_picture_is_decoded_without_needless_copies(tmp_path: Path, mode
 def test_a_program_in_postscript_is_not_run() -> None:
     with pytest.raises(ImageError, match="an EPS file is a program, which is not run"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize("kind", ["1", "L", "I;16", "I", "P"])
+def test_grey_that_is_resized_as_grey_is_what_it_would_be_as_rgb(kind: str) -> None:
+    random = np.random.default_rng(1)
+    if kind in ("I;16", "I"):
+        grey = Image.fromarray(random.integers(0, 65536, (133, 171), dtype=np.uint16))
+        grey = grey.convert("I") if kind == "I" else grey
+    else:
+        grey = Image.fromarray(random.integers(0, 256, (133, 171), dtype=np.uint8)).convert(kind)
+    for image in (grey, grey.crop((0, 0, 171, 3)), grey.crop((0, 0, 5, 133)), grey.crop((0, 0, 32, 24))):
+        data = encode(image, "TIFF")
+        for mode in MODES:
+            expected = resize_image(decode(data), (24, 32), mode)
+            assert np.array_equal(load_image(data, (24, 32), mode), expected)
+
+
+# --- bounded memory of all threads together ---
+
+THREADS = """
+import os, re, sys, warnings
+os.cpu_count = lambda: 2
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pipeline.data import Pixels
+from pipeline.decode_spec import DecodeSpec
+from pipeline.preprocess import ImageError
+from pipeline.samples import Sample
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+warnings.simplefilter("ignore")
+pixels = Pixels(DecodeSpec((32, 32), "stretch"), 9)
+sample = Sample("x", 0, "", lambda: Path(sys.argv[1]))
+before = peak()
+with ThreadPoolExecutor(6) as pool:
+    found = list(pool.map(pixels._try, [sample] * int(sys.argv[2])))
+print(peak() - before, {type(one).__name__ for one in found})
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("part", "found", "count"), [(1, "ndarray", 3), (0.9, "ImageError", 6)])
+def test_pictures_of_a_few_bytes_do_not_fill_the_memory_together(
+    tmp_path: Path, part: float, found: str, count: int
+) -> None:
+    side = 9_500  # two of them are more than is decoded at a time
+    data = encode(Image.new("1", (side, side)), compress_level=1)
+    assert len(data) < 100_000
+    (tmp_path / "x.png").write_bytes(data[: int(len(data) * part)])
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "x.png"), str(count)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    peak, _, types = done.stdout.partition(" ")
+    assert types.strip() == f"{{'{found}'}}"
+    assert int(peak) < 4 * side * side
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 16x16 pixels in one tile of side x side."""
+    data = zlib.compress(bytes(side * side))
+    tags = ((256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8))
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (325, len(data)))]
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 10) + b"".join(entries) + bytes(4)
+
+
+def test_a_tile_counts_as_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    hold = Budget.hold
+    monkeypatch.setattr(Budget, "hold", lambda self, amount: asked.append(amount) or hold(self, amount))
+    assert np.asarray(decode(tiled(48))).shape == (16, 16, 3)
+    assert decode(encode(Image.new("L", (20, 30)), "TIFF")).size == (20, 30)
+    decode(encode(Image.new("L", (32, 32)), "ICO"))  # the pictures inside may be of any size
+    assert asked == [48 * 48, 600, MAX_PIXELS]
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 48 * 48 - 1)
+    with pytest.raises(ImageError, match="tiles of 48x48 pixels, more than 2,303 allowed"):
+        decode(tiled(48))

@@ -163,6 +163,37 @@ def test_a_label_pattern_must_be_one(tmp_path: Path, pattern: str) -> None:
         load_recipe(recipe)
 
 
+SLOW = [
+    "((a+)+)$", "(a|a)*", "((ab|cd)*)$", "(a*)*b", r"(\w+\s?)+", r"((?:[a-z]+_)*)x", "(a?)" * 40, "((?:a?){40})",
+    "(?>a+)+(b)", "(?:(?:(?=a){60000}){60000})(a)", "(.*)" * 5, "(?=(a+)+b)", "(a)(?(1)(a+)+|b)", "x((a|b?)+)",
+]  # fmt: skip
+QUICK = [
+    "^(.)", "^([^_]+)_", r"(\d+)", r"^(\w+?)[-_]\d+\.jpe?g$", "(?:train|val)-([a-z]+)", r"(\w+)_(\w+)_(\d+)\.png",
+    r"^(\w+)_(\w+)_(\w+)_(\d+)\.(?:png|jpg)$", r"^((?:[a-z]{2}-){3})", r"(\w+) \((\d+)\)\.(?:png|jpe?g)$", "([a-z]++)",
+    r"(?i)^img[ _-]?\d{4}[ _-](?P<label>[^.]+)\.", "^(?!x)(a|b)(?<=a)", r"(cat|dog)\D*", r"(.)\1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_a_label_pattern_that_may_search_for_ever(tmp_path: Path, pattern: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(json.dumps({"data": {"path": "x", "label_pattern": pattern}}))
+    with pytest.raises(RecipeError, match=r"data\.label_pattern: expected .* in little time.*Repeat a set"):
+        load_recipe(recipe)
+
+
+@pytest.mark.parametrize("pattern", QUICK)
+def test_label_patterns_that_people_write(tmp_path: Path, pattern: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(json.dumps({"data": {"path": "x", "label_pattern": pattern}}))
+    assert load_recipe(recipe).data.label_pattern == pattern
+
+
+def test_numbers_of_thousands_of_digits_are_text() -> None:
+    long = "1" * 5000
+    assert natural_order(["b", long, "10", "2"]) == ["2", "10", long, "b"]
+
+
 def table(path: Path, rows: list[str], header: str = "path,label") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([header, *rows]) + "\n")
