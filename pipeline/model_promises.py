@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.model_calls import check_calls
 
 # Keras makes a layer's weights before it looks for them in the file. So a file may ask for no more than it holds,
 # up to what harms nobody: weights that files do not hold, such as the state of a random generator.
@@ -45,6 +46,7 @@ def check_promises(config: Mapping[str, Any], held: int, where: str) -> None:
     Raises:
         ModelError: with the layer and the key.
     """
+    check_calls(config, where)
     promised, layers = 0, 0
     for label, kind, node in _nodes(config):
         described = f"{where}, whose layer {label} has"
