@@ -63,6 +63,7 @@ LOAD_MODEL = (
     "pipeline/model_functions.py",
     "pipeline/saved_model.py",
     "pipeline/graph_operations.py",
+    "pipeline/graph_bounds.py",
     "pipeline/operation_list.py",
     "pipeline/frozen_graph.py",
     "pipeline/legacy.py",
