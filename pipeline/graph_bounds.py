@@ -19,7 +19,7 @@ from pathlib import Path
 from export.wire_format import BYTES, DEEPEST, VARINT, fields
 from pipeline.errors import ModelError
 from pipeline.model_guards import RATIO
-from pipeline.model_promises import LARGEST_TENSOR
+from pipeline.setting_limits import LARGEST_TENSOR
 
 MOST_BYTES = 2**31 - 1  # what protobuf reads
 MOST_STRUCTURE = 64 * 2**20  # bytes beside the values of constants

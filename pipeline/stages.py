@@ -57,6 +57,7 @@ LOAD_MODEL = (
     "pipeline/model_guards.py",
     "pipeline/model_promises.py",
     "pipeline/model_calls.py",
+    "pipeline/setting_limits.py",
     "pipeline/weight_budget.py",
     "pipeline/model_safety.py",
     "pipeline/model_classes.py",
