@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.errors import ExportError
+from export.wire_format import BYTES, DEEPEST, VARINT, fields
 
 # Message to its fields that lead to tensors: field number to message.
 PATHS: Mapping[str, Mapping[int, str]] = {
@@ -28,8 +29,6 @@ PATHS: Mapping[str, Mapping[int, str]] = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
 }  # fmt: skip
 EXTERNAL_DATA, DATA_LOCATION, EXTERNAL = 13, 14, 1  # of TensorProto
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_DEEPEST = 100  # as protobuf's own parsers
 
 
 def refuse_external_data(path: str | os.PathLike[str]) -> None:
@@ -54,46 +53,13 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
 
 
 def _has_external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
-    if depth > _DEEPEST:
+    if depth > DEEPEST:
         raise ValueError("nested too deep")
     inner = PATHS.get(message, {})
-    for field, kind, begin, stop in _fields(data, start, end):
+    for field, kind, begin, stop in fields(data, start, end):
         if message == "TensorProto":
-            if field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == _VARINT and begin == EXTERNAL):
+            if field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == VARINT and begin == EXTERNAL):
                 return True
-        elif field in inner and kind == _BYTES and _has_external(data, begin, stop, inner[field], depth + 1):
+        elif field in inner and kind == BYTES and _has_external(data, begin, stop, inner[field], depth + 1):
             return True
     return False
-
-
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Field number, wire type, and where its bytes begin and stop; of a varint its value and 0."""
-    while at < end:
-        tag, at = _varint(data, at, end)
-        field, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at, end)
-            yield field, kind, value, 0
-            continue
-        if kind == _BYTES:
-            length, at = _varint(data, at, end)
-        elif kind in (_FIXED32, _FIXED64):
-            length = 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError(f"a field of wire type {kind}")
-        if at + length > end:
-            raise ValueError("damaged or cut short")
-        yield field, kind, at, at + length
-        at += length
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= end or shift > 63:
-            raise ValueError("damaged or cut short")
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at

@@ -9,24 +9,25 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.graph_bounds import check_graph
 from pipeline.operation_list import CHECKPOINT, COMPUTING, reason
 from pipeline.tensorflow_start import start_tensorflow
 
 
-def frozen_operations(graph: Any) -> list[tuple[str, str]] | None:
+def frozen_operations(graph: Any, where: str = "the graph in a FrozenGraph") -> list[tuple[str, str]] | None:
     """What does more than compute in a ``GraphDef`` in base64, as (operation, what it does).
 
     Returns:
         None where it cannot be read.
-    """
-    start_tensorflow()
-    from tensorflow.core.framework import graph_pb2
 
+    Raises:
+        ModelError: more than a model has.
+    """
     try:
-        definition = graph_pb2.GraphDef.FromString(base64.b64decode(graph))
-    except Exception:  # protobuf raises many types on a damaged graph
+        found = check_graph(base64.b64decode(graph), "Graph", where)
+    except (TypeError, ValueError):
         return None
-    return _outside(_all_operations(definition), {function.signature.name for function in definition.library.function})
+    return _outside(found.operations, found.functions)
 
 
 def saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]:
@@ -47,11 +48,15 @@ def saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]
 
 
 def _outside(operations: set[str], functions: set[str]) -> list[tuple[str, str]]:
+    operations = operations - COMPUTING
+    if not operations & functions:
+        return [(name, reason(name)) for name in sorted(operations)]
+    start_tensorflow()
     from tensorflow.python.framework import op_def_registry
 
     # A function of the graph, called by its name, is no operation; what is in it is looked at like all else.
     own = {name for name in functions if op_def_registry.get(name) is None}
-    return [(name, reason(name)) for name in sorted(operations - COMPUTING - own)]
+    return [(name, reason(name)) for name in sorted(operations - own)]
 
 
 def _all_operations(definition: Any) -> set[str]:

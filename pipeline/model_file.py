@@ -14,6 +14,7 @@ from export.bounded_json import parse_json
 from pipeline.errors import ModelError
 from pipeline.model_guards import (
     CONFIG_LIMIT,
+    GRAPH_LIMIT,
     HDF5_SIGNATURE,
     check_archive,
     check_hdf5,
@@ -145,7 +146,7 @@ def _read_archive(path: Path) -> ModelFile:
 
     with open_zip(path) as archive:
         check_archive(archive, path)
-        config = _parse(read_member(archive, "config.json", CONFIG_LIMIT), path)
+        config = _parse(read_member(archive, "config.json", GRAPH_LIMIT), path)
         known = "metadata.json" in archive.namelist()
         metadata = _parse(read_member(archive, "metadata.json", CONFIG_LIMIT), path) if known else {}
         weights: tuple[Weight, ...] = ()
@@ -184,7 +185,8 @@ def _read_hdf5(path: Path) -> ModelFile:
 
 
 def _parse(text: str | bytes, path: Path) -> Any:
-    return parse_json(text, str(path), finite=False, most=CONFIG_LIMIT)
+    graph = (b"FrozenGraph" if isinstance(text, bytes) else "FrozenGraph") in text
+    return parse_json(text, str(path), finite=False, most=GRAPH_LIMIT if graph else CONFIG_LIMIT)
 
 
 def _check_config(config: Any, held: int, path: Path) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import h5py
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-CONFIG_LIMIT = 64 * 2**20  # bytes of an architecture as JSON; a ResNet-152 takes 0.3 MB
+CONFIG_LIMIT = 8 * 2**20  # bytes of an architecture as JSON; NASNetLarge takes 1.1 MB
+GRAPH_LIMIT = 16 * 2**20  # the same where a FrozenGraph is in it, the structure of a TensorFlow graph
 MOST_OBJECTS = 100_000  # groups and datasets; NASNetLarge has 5,000
 MOST_TEXTS = 1_000  # in one place of an HDF5 file, where all may be one long text that is stored once
 # Weights hardly shrink by compression (a few per cent; four fifths where they were rounded), so what unpacks to far
@@ -113,7 +114,7 @@ def _check_attributes(group: h5py.Group, where: str) -> None:
         texts = isinstance(kind, h5py.h5t.TypeVlenID) or (
             isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
         )
-        if count * kind.get_size() > CONFIG_LIMIT or (texts and count > MOST_TEXTS):
+        if count * kind.get_size() > GRAPH_LIMIT or (texts and count > MOST_TEXTS):
             raise ModelError(
                 f"Expected a model's attributes. Received: {where}, whose attribute {name} holds {count:,} values of "
                 f"{kind.get_size():,} bytes. Do not use it."

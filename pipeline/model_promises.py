@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.model_calls import check_calls
+from pipeline.setting_limits import NO_SIZES, check_settings
 
 # Keras makes a layer's weights before it looks for them in the file. So a file may ask for no more than it holds,
 # up to what harms nobody: weights that files do not hold, such as the state of a random generator.
 SPARE_VALUES = 2**20
 MOST_LAYERS = 10_000  # NASNetLarge has 1,039
-LARGEST_SIDE = 2**14  # of a picture, a kernel or a fixed batch
-LARGEST_TENSOR = 2**27  # values of one image between two layers: half a GiB; EfficientNet-B7's largest has 6 million
-
-LONGEST_SHAPE = 8
-
-_SIDES = frozenset(
-    {"size", "padding", "output_padding", "cropping", "kernel_size", "pool_size", "dilation_rate", "height", "width"}
-    | {"nb_row", "nb_col"}
-)
-# Numbers that count nothing (positions, values, identities), and settings of a training that nobody resumes.
-_NO_SIZES = frozenset(
-    {"vocabulary", "bin_boundaries", "start", "stop", "end", "step", "value", "mask_value", "max_value", "min_value"}
-    | {"seed", "shared_object_id", "compile_config", "training_config"}
-)
 _CONSTANTS = ("__numpy__", "__tensor__", "__bytes__")  # what they hold is in the file itself
 _RECURRENT = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # weights between a layer's own units, in squares of them
 _RANK = re.compile(r"([123])D")
@@ -48,12 +36,9 @@ def check_promises(config: Mapping[str, Any], held: int, where: str) -> None:
     promised, layers = 0, 0
     for label, kind, node in _nodes(config):
         described = f"{where}, whose layer {label} has"
+        check_settings(node, described)
         for key, value in node.items():
-            if key in _NO_SIZES:
-                continue
-            _check_numbers(key, value, described)
             layers += len(value) if isinstance(value, list) and key in ("layers", "config") else 0
-        check_shape([_count(node, "height") or 1, _count(node, "width") or 1], f"{described} height and width")
         least = least_weights(kind, node)
         promised += least
         if promised > held + SPARE_VALUES:
@@ -64,6 +49,7 @@ def check_promises(config: Mapping[str, Any], held: int, where: str) -> None:
             )
         if layers > MOST_LAYERS:
             raise ModelError(f"Expected at most {MOST_LAYERS:,} layers. Received: {where} with more.")
+    check_calls(config, where)
 
 
 def least_weights(kind: str, settings: Mapping[str, Any]) -> int:
@@ -88,19 +74,6 @@ def least_weights(kind: str, settings: Mapping[str, Any]) -> int:
     return max(units, kernel * filters)
 
 
-def check_shape(shape: Sequence[Any], described: str) -> None:
-    """Refuse a tensor that fits no memory; sizes that are not known count as one.
-
-    Raises:
-        ModelError: with the shape.
-    """
-    if math.prod(abs(n) or 1 for n in shape if isinstance(n, int)) > LARGEST_TENSOR:
-        raise ModelError(
-            f"Expected tensors of at most {LARGEST_TENSOR:,} values for an image. Received: {described} "
-            f"{list(shape)}. It would fill the memory; do not use it."
-        )
-
-
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Every dictionary of an architecture: the layer that it belongs to, the class that it configures, itself."""
     waiting: list[tuple[str, str, Any]] = [("", "", config)]
@@ -115,24 +88,8 @@ def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
                 if key == "config" and isinstance(named, str):
                     name = inner.get("name") if isinstance(inner, dict) else None
                     waiting.append((f"{name} ({named})" if isinstance(name, str) else label, named, value))
-                elif key not in _NO_SIZES and isinstance(value, (dict, list)):
+                elif key not in NO_SIZES and isinstance(value, (dict, list)):
                     waiting.append((label, "", value))
-
-
-def _check_numbers(key: str, value: Any, described: str) -> None:
-    if key in ("batch_shape", "batch_input_shape") and isinstance(value, list) and value:
-        _check_numbers("size", value[0], f"{described} a fixed batch;")
-    most, waiting = LARGEST_SIDE if key in _SIDES else LARGEST_TENSOR, [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, int) and abs(value) > most:
-            raise ModelError(
-                f"Expected sizes of at most {most:,}. Received: {described} {key} {value:,}. Do not use it."
-            )
-        if isinstance(value, list):
-            waiting += [item for item in value if isinstance(item, (int, list))]
-            if len(value) <= LONGEST_SHAPE and all(n is None or isinstance(n, int) for n in value):
-                check_shape(value, f"{described} {key}")
 
 
 def _kernel(kind: str, settings: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import parse_json, read_bounded
 from pipeline.errors import ModelError
+from pipeline.graph_bounds import check_file, check_graph
 from pipeline.graph_operations import saved_operations
 from pipeline.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
 from pipeline.model_safety import SAVED_MODEL, Finding, scan_node
@@ -28,6 +29,10 @@ def read_saved_model(path: Path) -> ModelFile:
     Raises:
         ModelError: damaged.
     """
+    try:
+        check_file(path / "saved_model.pb", "SavedModel")
+    except OSError as error:
+        raise ModelError(f"Expected a SavedModel that can be read. Received: {path}: {error}") from error
     start_tensorflow()
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
@@ -177,9 +182,9 @@ def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     from pipeline.legacy import saved_metadata
 
     try:
-        nodes = [
-            (node, parse_json(node.metadata, file.name, finite=False)) for node in saved_metadata(read_bounded(file))
-        ]
+        data = read_bounded(file)
+        check_graph(data, "Metadata", str(file))
+        nodes = [(node, parse_json(node.metadata, file.name, finite=False)) for node in saved_metadata(data)]
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}"

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.model_promises import SPARE_VALUES, check_shape
+from pipeline.model_promises import SPARE_VALUES
+from pipeline.setting_limits import check_shape
 
 BUILDS = 3  # a model of Keras 2 is built by Keras 3, which fails, by tf_keras, and once more by Keras 3
 

@@ -23,6 +23,7 @@ BORDERS = {
     "export/bounded_json.py": "parses JSON, or refuses it",
     "export/errors.py": "an exception",
     "export/records.py": "gives what a JSON file holds as a record, or refuses it",
+    "export/wire_format.py": "gives the fields of a protocol buffer, or refuses it",
     "export/temporaries.py": "names files that are not whole yet",
     "pipeline/bounded_yaml.py": "parses YAML, or refuses it",
     "pipeline/npz_files.py": "gives the arrays that a file holds, or refuses it",
