@@ -185,7 +185,7 @@ def _read_hdf5(path: Path) -> ModelFile:
 
 
 def _parse(text: str | bytes, path: Path) -> Any:
-    graph = (b"FrozenGraph" if isinstance(text, bytes) else "FrozenGraph") in text
+    graph = b"FrozenGraph" in text if isinstance(text, bytes) else "FrozenGraph" in text
     return parse_json(text, str(path), finite=False, most=GRAPH_LIMIT if graph else CONFIG_LIMIT)
 
 
