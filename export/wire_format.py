@@ -20,7 +20,11 @@ def fields(data: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[int, in
         ValueError: damaged, by the iterator.
     """
     while at < end:
-        tag, at = _varint(data, at, end)
+        tag = data[at]
+        if tag < 0x80:  # most are one byte, and so are most lengths
+            at += 1
+        else:
+            tag, at = _varint(data, at, end)
         field, kind = tag >> 3, tag & 7
         if not field:
             raise ValueError("a field of number 0")
@@ -29,7 +33,10 @@ def fields(data: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[int, in
             yield field, kind, value, 0
             continue
         if kind == BYTES:
-            length, at = _varint(data, at, end)
+            if at < end and (length := data[at]) < 0x80:
+                at += 1
+            else:
+                length, at = _varint(data, at, end)
         elif kind in (FIXED32, FIXED64):
             length = 4 if kind == FIXED32 else 8
         else:

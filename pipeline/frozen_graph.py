@@ -13,6 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.errors import ModelError
+from pipeline.model_guards import GRAPH_LIMIT
+
 
 @keras.saving.register_keras_serializable("keras_resnet_to_tensorrt", "FrozenGraph")
 class FrozenGraph(keras.layers.Layer):
@@ -84,6 +87,11 @@ def from_graph_def(definition: Any, feed: str, fetch: str, dtype_in: str, name: 
         del node.attr["value"]
         node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
     text = base64.b64encode(skeleton.SerializeToString(deterministic=True)).decode()
+    if len(text) > GRAPH_LIMIT - 2**20:  # the layer would be saved, and no reader would take it again
+        raise ModelError(
+            f"Expected a SavedModel whose large constants are float32, which become weights. Received: one with "
+            f"{len(text):,} bytes beside those, where at most {GRAPH_LIMIT - 2**20:,} are kept. Export it in float32."
+        )
     layer = FrozenGraph(text, feed, fetch, {n: list(v.shape) for n, v in values.items()}, dtype_in, name=name)
     for key, value in values.items():
         layer.constants[key].assign(value)

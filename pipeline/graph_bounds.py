@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.wire_format import BYTES, DEEPEST, VARINT, fields
+from export.wire_format import BYTES, DEEPEST, FIXED32, FIXED64, VARINT, fields
 from pipeline.errors import ModelError
 from pipeline.model_guards import RATIO
 from pipeline.setting_limits import LARGEST_TENSOR
@@ -26,6 +26,7 @@ MOST_STRUCTURE = 64 * 2**20  # bytes beside the values of constants
 MOST_PARTS = 4_000_000
 MOST_CALLS = 1_000_000  # nodes of a graph whose functions are written out
 LONGEST_NAME = 2**15
+_KINDS = (VARINT, FIXED64, BYTES, FIXED32)
 _TEXT, _DATA, _PARTS = "a name", "values", "parts"
 _TENSOR = {2: "Shape", **dict.fromkeys((4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17), _DATA)}
 _SCHEMA: Mapping[str, Mapping[int, str]] = {
@@ -154,9 +155,9 @@ class _Walk:
                 self.name(message, number, begin, stop)
             elif inner == _DATA:
                 self.held += stop - begin
-            elif inner == _PARTS:
+            elif inner == _PARTS and stop - begin > 1:
                 self.count(begin, stop, depth + 1)
-            else:
+            elif inner != _PARTS:
                 self.enter(begin, stop, inner, depth + 1)
 
     def name(self, message: str, number: int, begin: int, stop: int) -> None:
@@ -175,12 +176,12 @@ class _Walk:
 
     def count(self, begin: int, stop: int, depth: int) -> None:
         """Count the fields of what may be a message; of what is none, those before that shows."""
-        if stop - begin < 2 or depth > DEEPEST:
+        if depth > DEEPEST:
             return
         with contextlib.suppress(ValueError):
             for _, kind, inner, end in fields(self.data, begin, stop):
                 self.count_one()
-                if kind == BYTES:
+                if kind == BYTES and end - inner > 1 and self.data[inner] & 7 in _KINDS:
                     self.count(inner, end, depth + 1)
 
     def count_one(self) -> None:

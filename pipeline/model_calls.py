@@ -47,10 +47,8 @@ def _calls(node: Mapping[str, Any], where: str) -> tuple[int, int]:
 
 def _layers(settings: Any) -> Iterator[Mapping[str, Any]]:
     """The layers that a layer's settings describe: of a model, and of one that wraps others."""
-    if isinstance(settings, dict):
-        groups = [settings.get(key) for key in _WRAPPED]
-    else:
-        groups = [settings]  # a Sequential of Keras 1 and 2
+    # In Keras 1 and 2 a Sequential's config is the list of its layers itself.
+    groups = [settings.get(key) for key in _WRAPPED] if isinstance(settings, dict) else [settings]
     for group in groups:
         for layer in group if isinstance(group, list) else [group]:
             if isinstance(layer, dict):

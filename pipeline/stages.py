@@ -60,6 +60,7 @@ LOAD_MODEL = (
     "pipeline/model_calls.py",
     "pipeline/setting_limits.py",
     "pipeline/weight_budget.py",
+    "pipeline/loop_budget.py",
     "pipeline/model_safety.py",
     "pipeline/model_classes.py",
     "pipeline/model_functions.py",

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.loop_budget import loop_budget
 from pipeline.model_promises import SPARE_VALUES
 from pipeline.setting_limits import check_shape
 
 BUILDS = 3  # a model of Keras 2 is built by Keras 3, which fails, by tf_keras, and once more by Keras 3
+LARGEST_SCORES = 2**29  # values inside a layer of attention: 4,096 positions and 32 heads
 
 
 @contextlib.contextmanager
@@ -58,7 +60,8 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
     for one, original in zip(classes, originals):
         one.add_weight = counted(original)
     try:
-        yield
+        with loop_budget(where, keras2):
+            yield
     finally:
         for one, original in zip(classes, originals):
             one.add_weight = original
@@ -77,6 +80,18 @@ def check_tensors(model: Any, where: str) -> None:
         for node in getattr(layer, "_inbound_nodes", ()):
             for tensor in node.output_tensors:
                 check_shape(tensor.shape[1:], f"{where}, whose layer {layer.name} makes")
+            if type(layer).__name__.endswith("Attention"):
+                described = f"{where}, whose layer {layer.name} makes scores of"
+                check_shape(_scores(layer, node.input_tensors), described, LARGEST_SCORES)
+
+
+def _scores(layer: Any, tensors: Any) -> list[int]:
+    """The largest tensor in a layer of attention: what every position of the query is to every one of the value."""
+    query, value = tensors[0].shape, tensors[min(1, len(tensors) - 1)].shape
+    heads = getattr(layer, "num_query_heads", getattr(layer, "num_heads", 1))
+    each = query[-1] if type(layer).__name__ == "AdditiveAttention" else heads
+    axes = getattr(layer, "_attention_axes", None) or range(1, len(value) - 1)
+    return [each or 1, math.prod(n or 1 for n in query[1:-1]), math.prod(value[axis] or 1 for axis in axes)]
 
 
 def _values(shape: Any) -> int:

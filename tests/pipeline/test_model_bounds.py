@@ -62,6 +62,18 @@ def read(paths: list[Path]) -> list[Attempt]:
     return attempts([("pipeline.model_file:read_model_file", path, []) for path in paths], ["numpy", "h5py"])
 
 
+def called(function: str, *call: Any) -> dict[str, Any]:
+    return layer("TFOpLambda", function=function) | {"inbound_nodes": [list(call)]}
+
+
+def doubled(depth: int, call: Any = (("x", 0, 0, {}),)) -> dict[str, Any]:
+    """A model that calls another twice, which calls a third twice, and so on."""
+    inner = layer("ReLU")
+    for number in range(depth):
+        inner = layer("Functional", layers=[inner]) | {"name": f"m{number}", "inbound_nodes": [call, call]}
+    return inner
+
+
 ALONE = "fill the memory"  # a layer whose own settings say it
 LAYERS = {
     "Dense": (layer("Dense", units=2**31), r"Dense\) has units 2,147,483,648"),
@@ -102,6 +114,36 @@ LAYERS = {
     "FrozenGraph": (layer("FrozenGraph", shapes={"a": [10**5, 10**5]}), r"has a \[100000, 100000\]"),
     "below zero": (layer("RepeatVector", n=-(10**9)), "has n -1,000,000,000"),
     "many layers": (layer("Functional", layers=[{"class_name": "ReLU", "config": {}}] * 20_000), "10,000 layers"),
+    "MelSpectrogram": (layer("MelSpectrogram", fft_length=60_000, num_mel_bins=9), "has fft_length 60,000"),
+    "MelSpectrogram of both": (
+        layer("MelSpectrogram", fft_length=16_000, num_mel_bins=16_000),
+        r"has fft_length and num_mel_bins \[16000, 16000\]",
+    ),
+    "STFTSpectrogram": (layer("STFTSpectrogram", frame_length=10**5), "has frame_length 100,000"),
+    "RandomGaussianBlur": (layer("RandomGaussianBlur", kernel_size=[16_000, 16_000]), r"has kernel_size \[16000"),
+    "UpSampling2D below": (layer("UpSampling2D", size=[10_000, 10_000]), r"has size \[10000, 10000\]"),
+    "Hashing": (layer("Hashing", num_bins=10**8, output_mode="one_hot"), "has num_bins 100,000,000"),
+    "CategoryEncoding below": (layer("CategoryEncoding", num_tokens=10**8), "has num_tokens 100,000,000"),
+    "RandAugment": (layer("RandAugment", num_ops=10**6), "has num_ops 1,000,000"),
+    "SpectralNormalization": (layer("SpectralNormalization", power_iterations=10**6), "has power_iterations 1,000,000"),
+    "eye": (called("eye", "_CONSTANT_VALUE", -1, 60_000, {}), "in a call of eye 60,000"),
+    "eye below": (called("linalg.eye", ["x", 0, 0, {"num_rows": 9000}]), "in a call of linalg.eye 9,000"),
+    "fill": (called("fill", ["_CONSTANT_VALUE", -1, [60_000, 60_000], {}]), r"inbound_nodes \[60000, 60000\]"),
+    "one_hot": (called("one_hot", ["x", 0, 0, {"depth": 10**7}]), "in a call of one_hot 10,000,000"),
+    "linspace": (called("linspace", ["x", 0, 0, {"num": 10**7}]), "in a call of linspace 10,000,000"),
+    "range": (called("range", ["x", 0, 0, {"limit": 1e8}]), "in a call of range 100,000,000"),
+    "range of small steps": (called("range", ["x", 0, 0, {"limit": 1, "delta": 1e-8}]), "from 1e-08 to 1"),
+    "Repeat of Keras 3": (
+        layer("Repeat", repeats=4) | {"inbound_nodes": [{"args": [{"class_name": "__keras_tensor__"}, 10**7]}]},
+        "in a call of Repeat 10,000,000",
+    ),
+    "a layer called often": (layer("ReLU") | {"inbound_nodes": [[["x", 0, 0, {}]]] * 20_001}, "20,001 calls"),
+    "a model called twice in one called twice": (doubled(20), r"in layer \w+ \(Functional\): \d\d,\d\d\d calls"),
+    "the same in Keras 3": (doubled(20, {"args": [], "kwargs": {}}), r"\(Functional\): \d\d,\d\d\d calls"),
+    "the same within layers that wrap": (
+        layer("TimeDistributed", layer=layer("Bidirectional", layer=doubled(20))),
+        r"\(Functional\): \d\d,\d\d\d calls",
+    ),
     "a constant of an operation": (
         layer("TFOpLambda", function="tile", inbound_nodes=[["x", 0, 0, {"multiples": [10**5, 10**5]}]]),
         r"multiples \[100000, 100000\]",
@@ -135,6 +177,25 @@ def test_architectures_that_ask_for_more_than_the_file_holds(tmp_path: Path) -> 
         assert len(attempt.message) < 1000, name
         assert attempt.bytes_read < 8 * 2**20, name
         assert attempt.seconds < 10, name
+
+
+def test_models_that_call_one_another_as_people_build_them(tmp_path: Path) -> None:
+    """Two pictures through one backbone of a thousand layers, ten times over; constants as they are used."""
+    call = [["x", 0, 0, {}]]
+    backbone = layer("Functional", layers=[layer("ReLU")] * 1000) | {"inbound_nodes": [call, call]}
+    parts = [
+        *[backbone] * 8,
+        layer("LSTM", units=4, unroll=True),
+        layer("UpSampling2D", size=[32, 32]),
+        layer("MelSpectrogram", fft_length=2048, num_mel_bins=128),
+        called("clip_by_value", ["x", 0, 0, {"clip_value_min": 0, "clip_value_max": 2**24}]),
+        called("tile", ["x", 0, 0, {"multiples": [1, 1, 1, 3]}]),
+        called("range", ["_CONSTANT_VALUE", -1, 0, {"limit": 50_176, "delta": 1}]),
+        called("one_hot", ["x", 0, 0, {"depth": 21_841}]),
+        called("fill", ["_CONSTANT_VALUE", -1, [512, 512, 64], {"value": -1e9}]),
+    ]
+    (attempt,) = read([archive(tmp_path / "m.keras", architecture(*parts))])
+    assert not attempt.error, attempt
 
 
 def test_files_that_promise_more_than_they_hold(tmp_path: Path) -> None:
@@ -274,16 +335,61 @@ def test_layers_that_ask_for_more_because_of_their_input(tmp_path: Path, name: s
         load_model(path)
 
 
+def unrolled(layers: Any, steps: int, kind: str) -> Any:
+    if kind == "TimeDistributed":
+        return layers.TimeDistributed(layers.TimeDistributed(layers.Dense(3))), (steps, 300, 4)
+    made = getattr(layers, kind)(3, unroll=True)
+    return (layers.Bidirectional(made) if kind == "GRU" else made), (steps, 4)
+
+
+@pytest.mark.parametrize("kind", ["TimeDistributed", "LSTM", "GRU", "SimpleRNN"])
+def test_loops_that_are_written_out_end(kind: str) -> None:
+    import keras
+    import tf_keras
+
+    from pipeline.weight_budget import weight_budget
+
+    for module in (keras, tf_keras) if kind != "TimeDistributed" else (keras,):  # Keras 2 runs that at once
+        with weight_budget(100, "m.keras", keras2=True):
+            few, shape = unrolled(module.layers, 3, kind)
+            few(module.Input(shape))
+            many, shape = unrolled(module.layers, 30_000, kind)
+            with pytest.raises(ModelError, match="00 calls in 30,000 steps"):
+                many(module.Input(shape))
+
+
+@pytest.mark.parametrize("kind", ["Attention", "AdditiveAttention", "MultiHeadAttention"])
+def test_scores_of_attention_are_a_tensor_too(kind: str) -> None:
+    import keras
+
+    from pipeline.weight_budget import check_tensors
+
+    def model(positions: int) -> Any:
+        x = keras.Input((positions, 4))
+        many = kind == "MultiHeadAttention"
+        return keras.Model(
+            x, keras.layers.MultiHeadAttention(2, 4)(x, x) if many else getattr(keras.layers, kind)()([x, x])
+        )
+
+    check_tensors(model(4096), "m.keras")
+    with pytest.raises(ModelError, match="50176, 50176]"):
+        check_tensors(model(224 * 224), "m.keras")
+
+
 def test_keras_is_as_it_was_after_a_budget() -> None:
     import keras
     import tf_keras
 
     from pipeline.weight_budget import weight_budget
 
-    before = keras.Layer.add_weight, tf_keras.layers.Layer.add_weight
+    def methods() -> list[Any]:
+        loops = (keras.layers.TimeDistributed.build, keras.layers.RNN.build, tf_keras.layers.RNN.build)
+        return [keras.Layer.add_weight, tf_keras.layers.Layer.add_weight, *loops]
+
+    before = methods()
     with weight_budget(0, "m.keras", keras2=True):
         keras.layers.Dense(3).build((None, 4))
         tf_keras.layers.Dense(3).build((None, 4))
         with pytest.raises(ModelError, match="asks for 2,000,000 values"):
             tf_keras.layers.Dense(1000).build((None, 2000))
-    assert (keras.Layer.add_weight, tf_keras.layers.Layer.add_weight) == before
+    assert methods() == before
