@@ -230,3 +230,18 @@ def test_field_numbers_are_those_of_tensorflow() -> None:
                 else:
                     assert field.message_type is None, (ours, number)
         assert seen <= set(_SCHEMA)
+
+
+def test_a_graph_too_large_to_be_kept_is_refused_before_it_is_trained() -> None:
+    """Constants of half precision stay in the layer's settings, of which no more are read than are accepted."""
+    import tensorflow as tf
+
+    from pipeline.frozen_graph import from_graph_def
+
+    definition = tf.compat.v1.GraphDef()
+    large = definition.node.add(name="c", op="Const")
+    large.attr["dtype"].type = tf.float16.as_datatype_enum
+    large.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(tf.zeros((6 * 2**20,), tf.float16)))
+    large.attr["value"].tensor.tensor_content = os.urandom(12 * 2**20)
+    with pytest.raises(ModelError, match=r"large constants are float32.*Export it in float32"):
+        from_graph_def(definition, "x:0", "c:0", "float32", "graph")
