@@ -18,6 +18,7 @@ from pipeline.files import own_temporary_files
 from pipeline.keras_imports import only_kerass_modules
 from pipeline.keras_operations import convert_operation
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.weight_budget import check_tensors
 
 if TYPE_CHECKING:
     import keras
@@ -49,6 +50,7 @@ def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
         raise
     except Exception as error:  # Keras raises many types on what it cannot build
         raise ModelError(f"Expected layers that Keras 3 has too. Received: {path}: {_first_line(error)}") from error
+    check_tensors(model, str(path))  # before it runs for the first time
     difference = largest_difference(original, model)
     if difference is None or difference > TOLERANCE:
         raise ModelError(

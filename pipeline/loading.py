@@ -60,6 +60,7 @@ def _build(file: ModelFile, allow: Sequence[str], compare: bool) -> keras.Model:
         model = _load_keras3(file, allow)
     except Exception as error:  # Keras raises many types on what it cannot rebuild
         return _load_legacy(file, allow, error)
+    check_tensors(model, str(file.path))  # before it runs for the first time
     return _compared(model, file, allow) if compare and file.kind == HDF5 and file.legacy else model
 
 
