@@ -309,20 +309,7 @@ def plan(tmp_path: Path) -> Path:
     """A plan of a TensorRT 10.13 for a GPU of compute capability 8.9, which nobody needs to run."""
     path = tmp_path / "fp16.plan"
     path.write_bytes(b"plan" * 1000)
-    content = {
-        "schema": 2,
-        "flavour": "tensorrt",
-        "tensorrt_version": "10.13.0",
-        "compute_capability": "8.9",
-        "targets": [],
-        "precision": "fp16",
-        "onnx_sha256": "0" * 64,
-        "plan_sha256": sha256_file(path),
-        "plan_bytes": 4000,
-        "profile": {"min": 1, "opt": 2, "max": 4},
-        "tensors": [],
-        "options": {},
-    }
+    content = to_json(make_sidecar(plan_sha256=sha256_file(path), plan_bytes=4000))
     sidecar_path(path).write_text(json.dumps(content))
     return path
 
