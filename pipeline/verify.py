@@ -188,7 +188,7 @@ def parity_table(parity: ParityReport) -> str:
                 hop.reference,
                 hop.candidate,
                 "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
-                "" if hop.sqnr_db is None else f"{hop.sqnr_db:.1f}",
+                _sqnr_text(hop),
                 "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
                 "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
                 _verdict_text(hop),
@@ -197,6 +197,13 @@ def parity_table(parity: ParityReport) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
     return "\n".join([*lines, f"  verdict: {parity.verdict}"])
+
+
+def _sqnr_text(hop: Hop) -> str:
+    """The SQNR, or what there is in its place: it is infinite where both are equal, and no number with NaN."""
+    if not hop.compared:
+        return ""
+    return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
 
 
 def _verdict_text(hop: Hop) -> str:

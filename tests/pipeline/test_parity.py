@@ -20,8 +20,9 @@ from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, SCHEMA, Pa
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Outputs, Top, softmax, top_of
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.verify import run_all
+from pipeline.verify import parity_table, run_all
 from tests import tiny_onnx
+from tests.made_records import make_hop
 
 COUNT, CLASSES = 50, 4
 CONTRACT = {
@@ -590,3 +591,18 @@ def test_a_file_that_picks_the_worst(tmp_path: Path, largest: int, verdict: str)
     parity = parity_of(candidate("x.onnx", "fp32", lambda: OnnxRunner(tmp_path / "x.onnx")), reference=reference)
     assert [hop["verdict"] for hop in parity["hops"]] == ["pass", verdict]
     assert parity["verdict"] == verdict
+
+
+def test_the_terminal_says_what_stands_in_the_place_of_a_number() -> None:
+    hops = (
+        make_hop("export/model.onnx", sqnr_db=None, max_abs=0.0),
+        make_hop("quantize/model.fp16.onnx", "fail", sqnr_db=None, max_abs=None, finite=False),
+        make_hop("quantize/model.int8.onnx", sqnr_db=31.25),
+        make_hop("build/rtx/int8.plan", "not run"),
+    )
+    table = parity_table(ParityReport("fail", {}, {}, hops))
+    rows = {hop.candidate: next(line for line in table.splitlines() if hop.candidate in line) for hop in hops}
+    assert " equal " in rows["export/model.onnx"]
+    assert " NaN or inf " in rows["quantize/model.fp16.onnx"]
+    assert " 31.2 " in rows["quantize/model.int8.onnx"]
+    assert not {"equal", "inf"} & set(rows["build/rtx/int8.plan"].split())
