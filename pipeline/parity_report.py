@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from export.records import read_record, to_json
 from export.statistics import McNemar
@@ -133,10 +133,6 @@ class ParityReport:
             return NOT_VERIFIED
         verdicts = {hop.verdict for hop in self.hops if hop.candidate == name}
         return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), NOT_VERIFIED)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return to_json(self)
 
 
 def overall_verdict(hops: Sequence[Hop]) -> Literal["pass", "inconclusive", "fail"]:
