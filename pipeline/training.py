@@ -7,15 +7,19 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import to_dict
 from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
 from pipeline.decode_spec import DecodeSpec
+from pipeline.errors import ImageError
 from pipeline.files import write_json
 from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
@@ -25,6 +29,8 @@ from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 
 log = logging.getLogger(__name__)
+
+_COMPARED_ON = 4  # pictures of the data, before and after a finished model is taken over
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
     pixels = Pixels(decode, recipe.data.max_bad_images)
     history: list[dict[str, Any]] = []
     if recipe.model.path is not None:
-        taken = take_over(recipe.model, images.classes, recipe.data.resize)
+        taken = take_over(recipe.model, images.classes, recipe.data.resize, partial(_some_pictures, images))
         model, card = taken.model, taken.card
         pixels = Pixels(card.decode, recipe.data.max_bad_images)
     elif recipe.model.head == "published":
@@ -95,6 +101,16 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         "pictures_in_two_classes": list(images.conflicts),
         "best_validation_accuracy": max((e["val_accuracy"] for e in history if "val_accuracy" in e), default=None),
     }
+
+
+def _some_pictures(images: ImageSet, decode: DecodeSpec) -> np.ndarray | None:
+    """Some pictures of the data, of several classes; None where none can be read (later stages count those)."""
+    samples = [sample for split in ("calibration", "test", "train") for sample in images.splits[split]]
+    pictures = []
+    for sample in islice(one_of_each(samples), _COMPARED_ON):
+        with contextlib.suppress(ImageError):
+            pictures.append(decode.pixels(sample.read()))
+    return np.stack(pictures) if pictures else None
 
 
 def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
