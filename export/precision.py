@@ -28,7 +28,9 @@ FP16_MAX = 65504.0
 MINIMUM_OPSET = 19
 _BF16_OPSET = 22  # Conv and pools take BF16 from here on
 # What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
-_PREPROCESSING = ("Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad")
+_PREPROCESSING = (
+    "Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad", "ReduceSum", "Floor",
+)  # fmt: skip
 FP32_OPS = ("Softmax", "TopK")
 _CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring

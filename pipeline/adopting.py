@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from export.probes import probe_pixels
 from pipeline.errors import ModelError
 from pipeline.model_ends import end_in_logits
 from pipeline.model_graph import all_layers, at_inference, flat, run_graph
-from pipeline.original import LUMA, Form, answers, form_of, listed
+from pipeline.original import Form, answers, form_of, listed
 from pipeline.same_answers import EXACT, HALF, refuse_batch_dependence, refuse_other_answers
 
 if TYPE_CHECKING:
@@ -86,13 +86,12 @@ def adopt(
     if photographs is not None and len(photographs):
         pixels = np.concatenate([photographs, pixels])
     given = form.feed(pixels, preprocessing)
-    outer = _NONE if form.grey else preprocessing
+    outer = replace(preprocessing, grey=form.grey)
     plain = _is_plain(model, size)
     end = end_of(model)
     values: Callable[[Any], Any] = before_activation if end.removable else lambda m: m
-    expected = answers(values(model), given, form.batch)
-    said = answers(model, given, form.batch) if end.removable else expected
-    _check_finite(said, where)
+    said = _own_answers(model, given, form, where)
+    expected = answers(values(model), given, form.batch) if end.removable else said
 
     tolerance = EXACT
     swaps: dict[int, Any] = {}
@@ -100,12 +99,12 @@ def adopt(
     for step, more in _steps(model, given[: form.batch or 4], form):
         swaps |= more
         tolerance = HALF if "half precision" in step else tolerance
-        current = _outside(model, form, size, swaps, preprocessing, where)
+        current = _outside(model, form, size, swaps, where)
         received = answers(values(current), outer.apply(pixels))
         refuse_other_answers(step, expected, received, where, tolerance)
         changes.append(step)
     if not plain and not swaps:
-        current = _outside(model, form, size, swaps, preprocessing, where)
+        current = _outside(model, form, size, swaps, where)
         received = answers(values(current), outer.apply(pixels))
         refuse_other_answers("its input and output brought into the usual form", expected, received, where)
     if current is not model:
@@ -151,10 +150,19 @@ def _check_grey(spec: PreprocessingSpec, where: Path) -> None:
         )
 
 
-def _check_finite(values: np.ndarray, where: Path) -> None:
-    """A model whose answers are not finite is broken; say so now, not three stages later."""
-    if not np.isfinite(values).all():
+def _own_answers(model: keras.Model, given: np.ndarray, form: Form, where: Path) -> np.ndarray:
+    """What the model answers as it was loaded; one that does not run, or whose answers are not finite, is broken."""
+    try:
+        said = answers(model, given, form.batch)
+    except Exception as error:  # Keras and TensorFlow raise many types
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(
+            f"Expected a model that Keras itself can run. Received: {where}, which fails on a picture of shape "
+            f"{given.shape[1:]}: {' '.join(lines[:2])[:400]}"
+        ) from error
+    if not np.isfinite(said).all():
         raise ModelError(f"Expected finite answers. Received: NaN or infinity from {where}; its weights are broken.")
+    return said
 
 
 def _is_plain(model: Any, size: tuple[int, int]) -> bool:
@@ -166,14 +174,12 @@ def _is_plain(model: Any, size: tuple[int, int]) -> bool:
     )
 
 
-def _outside(
-    model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[int, Any], spec: PreprocessingSpec, where: Path
-) -> keras.Model:
+def _outside(model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[int, Any], where: Path) -> keras.Model:
     """The model with another outside, and some of its layers replaced."""
     import keras
 
     inputs = keras.Input((*size, 3), name="pixels")
-    x: Any = _greyscale(inputs, spec) if form.grey else inputs
+    x: Any = inputs[..., :1] if form.grey else inputs  # of grey all three channels are equal
     if form.layout == "first":
         x = keras.ops.transpose(x, (0, 3, 1, 2))
     elif form.layout == "plane":
@@ -185,17 +191,6 @@ def _outside(
         raise ModelError(
             f"Expected a model that takes (N, {size[0]}, {size[1]}, 3). Received: {where}: {error}{fixed}"
         ) from error
-
-
-def _greyscale(x: Any, spec: PreprocessingSpec) -> Any:
-    """Whole grey levels of RGB pixels, as Pillow computes them: each product and sum is exact in float32."""
-    from keras import ops
-
-    weighted = ops.sum(ops.multiply(x, np.asarray(LUMA, np.float32)), axis=-1, keepdims=True)
-    grey = ops.floor(ops.multiply(ops.add(weighted, 32768.0), 1 / 65536))
-    if spec.mean[0]:
-        grey = ops.subtract(grey, spec.mean[0])
-    return ops.multiply(grey, spec.scale[0]) if spec.scale[0] != 1 else grey
 
 
 def _class_output(model: keras.Model, where: Path) -> int:

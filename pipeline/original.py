@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 SMALLEST = 8  # pixels; below this a (N, height, width, channels) input is no image
 SMALLEST_PLANE = 16  # the same of (N, height, width), which may be a sequence of a few numbers each
-LUMA = (19595, 38470, 7471)  # of 65,536: Rec. 601 as Pillow's "L" computes it, rounded to whole grey levels
 _CHUNK = 8  # pictures at once, of 224x224; larger ones fewer
 
 
@@ -54,22 +53,12 @@ class Form:
             pixels: of the model's size.
             spec: what the author's pictures went through; for a greyscale model one mean and one scale.
         """
-        if self.grey:
-            values = grey_levels(pixels).astype(np.float32)
-            values = (values - np.float32(spec.mean[0])) * np.float32(spec.scale[0])
-        else:
-            values = spec.apply(pixels)
+        values = replace(spec, grey=self.grey).apply(pixels)[..., : self.channels]
         if self.layout == "first":
             values = values.transpose(0, 3, 1, 2)
         elif self.layout == "plane":
             values = values[..., 0]
         return values.astype(self.dtype)
-
-
-def grey_levels(pixels: np.ndarray) -> np.ndarray:
-    """uint8 RGB (..., 3) as uint8 grey (..., 1): what Pillow's ``convert("L")`` makes of it."""
-    weighted = pixels.astype(np.int64) @ np.asarray(LUMA)
-    return ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
 
 
 def form_of(model: keras.Model, where: Path) -> Form:
