@@ -107,7 +107,8 @@ def end_of(model: keras.Model) -> End:
     if name == "softmax":
         axis = getattr(operation, "axis", -1)
         # One softmax over all classes: not one for each place of a map, flattened afterwards.
-        removable = removable and axis in (-1, len(tensor.shape) - 1) and _size(tensor) == model.outputs[0].shape[-1]
+        whole = _size(tensor) == tensor.shape[-1] == model.outputs[0].shape[-1]
+        removable = removable and axis in (-1, len(tensor.shape) - 1) and whole
     return End(operation, name, removable)
 
 
