@@ -47,7 +47,7 @@ class End:
         operation: the layer or operation.
         activation: its activation, ``"softmax"`` for each of its spellings; ``"linear"`` for a layer that has none
             and whose values may be logits; None where that cannot be told.
-        removable: whether the values before the activation can be had.
+        removable: whether it is a softmax or sigmoid whose input can be had.
     """
 
     operation: Any
@@ -103,7 +103,7 @@ def end_of(model: keras.Model) -> End:
     if name in (None, "linear"):
         linear = name == "linear" or said_linear or kind in _LINEAR_LAYERS
         return End(operation, "linear" if linear else None, False)
-    removable = (kind in _ACTIVATIONS or kind == "Activation" or kind in _ACTIVATED) and len(inputs) == 1
+    removable = name in ("softmax", "sigmoid") and len(inputs) == 1
     if name == "softmax":
         axis = getattr(operation, "axis", -1)
         # One softmax over all classes: not one for each place of a map, flattened afterwards.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _NONE = PreprocessingSpec.from_mode("none")
 _AUGMENTING = "keras.src.layers.preprocessing.image_preprocessing."  # the module of Keras' layers for pictures
-_PROBES = 12
+_PROBES, _FEWEST = 12, 4  # made pictures: for 224x224 and less, and at least
 _ALONE = 3  # pictures that are answered one at a time as well
 
 
@@ -75,14 +75,14 @@ def adopt(
         ModelError: it is no image classifier, its end must be named, or a step changed its answers.
     """
     form = form_of(model, where)
-    units = _class_output(model, where)
+    _check_output(model, where)
     size = form.height or free_size, form.width or free_size
     changes: list[str] = []
     if None in (form.height, form.width):
         changes.append(f"takes any size, and {size[0]}x{size[1]} from now on (model.input_size)")
     if form.grey:
         _check_grey(preprocessing, where)
-    pixels = probe_pixels(*size, count=_PROBES)
+    pixels = probe_pixels(*size, count=max(_FEWEST, min(_PROBES, _PROBES * 224 * 224 // (size[0] * size[1]))))
     if photographs is not None and len(photographs):
         pixels = np.concatenate([photographs, pixels])
     given = form.feed(pixels, preprocessing)
@@ -90,12 +90,11 @@ def adopt(
     plain = _is_plain(model, size)
     end = end_of(model)
     values: Callable[[Any], Any] = before_activation if end.removable else lambda m: m
-    said = _own_answers(model, given, form, where)
-    expected = answers(values(model), given, form.batch) if end.removable else said
+    expected, said = _own_answers(model, values(model), given, form, where)
 
     tolerance = EXACT
     swaps: dict[int, Any] = {}
-    current, received = model, expected
+    current, received = model, expected  # values before a final activation that can be taken off
     for step, more in _steps(model, given[: form.batch or 4], form):
         swaps |= more
         tolerance = HALF if "half precision" in step else tolerance
@@ -111,7 +110,7 @@ def adopt(
         changes += _said_of_form(form)
     alone = answers(values(current), outer.apply(pixels[:_ALONE]), 1)
     refuse_batch_dependence(received[:_ALONE], alone, where, max(tolerance, 1e-3))
-    ended = end_in_logits(current, where, output, units, said, outer.apply(pixels), tolerance > EXACT)
+    ended = end_in_logits(current, where, output, said, received, outer.apply(pixels), tolerance > EXACT)
     return Adopted(ended.model, ended.output, (*changes, *ended.changes), outer)
 
 
@@ -150,19 +149,26 @@ def _check_grey(spec: PreprocessingSpec, where: Path) -> None:
         )
 
 
-def _own_answers(model: keras.Model, given: np.ndarray, form: Form, where: Path) -> np.ndarray:
-    """What the model answers as it was loaded; one that does not run, or whose answers are not finite, is broken."""
+def _own_answers(
+    model: keras.Model, inner: keras.Model, given: np.ndarray, form: Form, where: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values before its final activation and the answers of a model as it was loaded.
+
+    Raises:
+        ModelError: it does not run, or its answers are not finite: it is broken.
+    """
     try:
         said = answers(model, given, form.batch)
+        expected = said if inner is model else answers(inner, given, form.batch)
     except Exception as error:  # Keras and TensorFlow raise many types
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
             f"Expected a model that Keras itself can run. Received: {where}, which fails on a picture of shape "
             f"{given.shape[1:]}: {' '.join(lines[:2])[:400]}"
         ) from error
-    if not np.isfinite(said).all():
+    if not (np.isfinite(said).all() and np.isfinite(expected).all()):
         raise ModelError(f"Expected finite answers. Received: NaN or infinity from {where}; its weights are broken.")
-    return said
+    return expected, said
 
 
 def _is_plain(model: Any, size: tuple[int, int]) -> bool:
@@ -193,7 +199,7 @@ def _outside(model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[
         ) from error
 
 
-def _class_output(model: keras.Model, where: Path) -> int:
+def _check_output(model: keras.Model, where: Path) -> None:
     taken, given = listed(model.inputs), listed(model.outputs)
     if len(model.outputs) > 1:
         raise ModelError(f"Expected one output of shape (N, classes). Received: {where} gives {given}.")
@@ -210,7 +216,6 @@ def _class_output(model: keras.Model, where: Path) -> int:
         raise ModelError(
             f"Expected an image classifier, output (N, classes). Received: {where} takes {taken} and gives {given}."
         )
-    return int(shape[1])
 
 
 def _idle_layers(model: Any, given: np.ndarray) -> list[Any]:
