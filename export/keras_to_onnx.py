@@ -22,6 +22,7 @@ from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.logits import logits_model
 from export.naming import LayerTree, name_by_layer
 from export.preprocessing import PreprocessingSpec
+from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def _tree(model: keras.Model) -> LayerTree:
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
     result = interface.rename_batch(model)
+    result = fold_shapes(result)
     result = graph.constant_reshape(result)
     result = graph.strip_noops(result)
     result = fold_affine(result)
@@ -204,15 +206,17 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
     _check_operators(result)
     if unfolded := unfolded_convs(result):
-        raise ExportError(
-            f"Expected every BatchNorm folded into its Conv. Received: {len(unfolded)} that are not: "
-            f"{', '.join(unfolded[:5])} (a Conv that is followed by one must have no other reader)."
+        logger.warning(
+            "  %d Convs have an affine step behind them that is not folded: slower, and as exact (%s%s)",
+            len(unfolded),
+            ", ".join(unfolded[:5]),
+            ", ..." if len(unfolded) > 5 else "",
         )
-    # Gather and Concat alone are data: a channel order, a concatenation of features.
-    if "Shape" in graph.op_counts(result):
+    if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
         raise ExportError(
-            "Expected constant shapes throughout. Received: Shape nodes "
-            "(replace layers that compute shapes, such as Lambda, by Flatten or GlobalAveragePooling2D)."
+            "Expected shapes that are constant but for the batch. "
+            f"Received: {free[0]!r}, of which they are not ({len(free)} such operations; replace that layer, "
+            "or give the model a fixed image size)."
         )
     return result
 
