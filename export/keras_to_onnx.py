@@ -17,11 +17,13 @@ import onnx
 from onnx import TensorProto
 
 from export import graph, interface
+from export.convolutions import repair_groups, repair_transposed_padding
 from export.errors import ExportError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.logits import logits_model
 from export.naming import LayerTree, name_by_layer
 from export.preprocessing import PreprocessingSpec
+from export.resizing import expand_resizes
 from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
 
@@ -197,7 +199,8 @@ def _tree(model: keras.Model) -> LayerTree:
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
     result = interface.rename_batch(model)
-    result = fold_shapes(result)
+    result = repair_groups(repair_transposed_padding(result))
+    result = expand_resizes(fold_shapes(result))
     result = graph.constant_reshape(result)
     result = graph.strip_noops(result)
     result = fold_affine(result)

@@ -18,12 +18,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.graph import attribute, constants, opset, topological_sort
+from export.tf_operations import RESIZES
+from export.graph import attribute, constants, opset, producers, rename_inputs, topological_sort
 
 # One is a batch that graphs treat differently, a large prime one that no product of layer sizes happens to equal.
 _BATCHES = (1, 2, 7, 10007)
 _LARGEST = 4096  # values of a tensor that is computed here: shapes are short, weights are not
-_END = np.iinfo(np.int64).max
 
 Shape = tuple[int | None, ...]
 
@@ -37,13 +37,11 @@ class Evaluation:
             known.
         types: Tensor -> its TensorProto type.
         values: Tensor -> its value, where the shapes alone decide it.
-        computed: The tensors of `values` that some Shape went into.
     """
 
     shapes: dict[str, Shape] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
-    computed: set[str] = field(default_factory=set)
 
 
 def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
@@ -71,13 +69,18 @@ def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
         name = node.output[0]
         known.values[name], known.shapes[name] = value, value.shape
         known.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
-        if node.op_type in ("Shape", "Size") or known.computed & set(node.input):
-            known.computed.add(name)
     return known
 
 
 def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
     """Enters types and shapes of a node's outputs."""
+    if node.op_type in RESIZES:
+        images, size = known.shapes.get(node.input[0]), known.values.get(node.input[1])
+        if images is not None and size is not None:
+            known.shapes[node.output[0]] = (images[0], *(int(n) for n in size), images[3])
+        exact = node.op_type == "ResizeNearestNeighbor"
+        known.types[node.output[0]] = known.types.get(node.input[0], TensorProto.FLOAT) if exact else TensorProto.FLOAT
+        return
     if not onnx.defs.has(node.op_type, version):
         return
     types, data = {}, {}
@@ -121,8 +124,6 @@ def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray 
         return None
     if not all(name in known.values for name in node.input if name):
         return None
-    if node.op_type != "Constant" and not known.computed & set(node.input):
-        return None  # a constant that tf2onnx left alone is none of a shape
     feeds = {name: known.values[name] for name in node.input if name}
     try:
         return np.asarray(ReferenceEvaluator(node, opsets={"": version}).run(None, feeds)[0])
@@ -140,10 +141,14 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         model: Each free dimension of its inputs is the batch.
     """
     result = topological_sort(model)
-    if not any(node.op_type in ("Shape", "Size") for node in result.graph.node):
+    if not any(node.op_type in ("Shape", "Size", "If") for node in result.graph.node):
         return result
     known = [evaluate_shapes(result, batch) for batch in _BATCHES]
+    while _inline_decided(result, known):
+        result = topological_sort(result)
+        known = [evaluate_shapes(result, batch) for batch in _BATCHES]
     table = constants(result.graph)
+    made = producers(result.graph)
     added: dict[str, onnx.TensorProto] = {}
 
     def constant(name: str, value: np.ndarray) -> str:
@@ -160,10 +165,42 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
             if ends is not None:
                 node.input[2] = constant(f"{node.output[0]}/ends", ends)
         for index, name in enumerate(node.input):
-            if name and name in known[0].computed and (value := _same(name, known)) is not None:
+            if name in made and (value := _same(name, known)) is not None:
                 node.input[index] = constant(f"{name}/folded", value)
     result.graph.initializer.extend(added.values())
     return topological_sort(result)
+
+
+def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool:
+    """Puts one branch of the first If whose condition the shapes decide in its place (in place).
+
+    Returns:
+        Whether there was one.
+    """
+    graph = model.graph
+    for position, node in enumerate(graph.node):
+        decision = _same(node.input[0], known) if node.op_type == "If" else None
+        if decision is None:
+            continue
+        branch = onnx.GraphProto()
+        branch.CopyFrom(attribute(node, "then_branch" if bool(decision.reshape(())) else "else_branch"))
+        local = {name for inner in branch.node for name in inner.output if name} | set(constants(branch))
+        renamed = {name: f"{node.name}/{name}" for name in local}
+        for inner in branch.node:
+            inner.name = f"{node.name}/{inner.name}"
+            inner.output[:] = [renamed.get(name, name) for name in inner.output]
+            rename_inputs(inner, renamed)
+        for tensor in branch.initializer:
+            tensor.name = renamed[tensor.name]
+        ends = [
+            helper.make_node("Identity", [renamed.get(info.name, info.name)], [name], f"{node.name}/{name}/Identity")
+            for info, name in zip(branch.output, node.output)
+        ]
+        del graph.node[position]
+        graph.node.extend([*branch.node, *ends])
+        graph.initializer.extend(branch.initializer)
+        return True
+    return False
 
 
 def _same(name: str, known: Sequence[Evaluation]) -> np.ndarray | None:
@@ -207,6 +244,7 @@ def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray
     ends = [one.values.get(node.input[2]) for one in known]
     if sizes is None or any(end is None for end in ends):
         return None
+    kind = next(end.dtype for end in ends if end is not None)
     columns = list(zip(*(np.ravel(end).tolist() for end in ends if end is not None)))
     axes = _same_input(node, 3, known, np.arange(len(columns)))
     steps = _same_input(node, 4, known, np.ones(len(columns), dtype=np.int64))
@@ -217,10 +255,10 @@ def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray
         if len(set(column)) == 1:
             result.append(column[0])
         elif step > 0 and column == sizes[axis]:
-            result.append(_END)
+            result.append(np.iinfo(kind).max)
         else:
             return None
-    return np.asarray(result, dtype=np.int64)
+    return np.asarray(result, dtype=kind)
 
 
 def _same_input(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from export.errors import ExportError
+from export.unrolling import unrolled
 
 if TYPE_CHECKING:
     import keras
@@ -115,7 +116,7 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in factories.items()}
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
     try:
-        with _frozen_graph_prepared():
+        with _frozen_graph_prepared(), unrolled(model):
             result, _ = tf2onnx.convert.from_keras(
                 model,
                 input_signature=signature,
