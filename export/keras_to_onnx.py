@@ -24,6 +24,7 @@ from export.logits import logits_model
 from export.naming import LayerTree, name_by_layer
 from export.preprocessing import PreprocessingSpec
 from export.resizing import expand_resizes
+from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
 
@@ -104,7 +105,8 @@ def export_keras(
         top_names: Their outputs: float32 probabilities and int32 indices, (batch, top_k).
 
     Raises:
-        ExportError: If the model has no classifier shape, the classes do not fit, or a BatchNorm stayed unfolded.
+        ExportError: If the model has no classifier shape, the classes do not fit, a layer has no ONNX, or the file
+            does not give the model's answers.
     """
     height, width = _input_size(model)
     logits = logits_model(model, output)
@@ -137,6 +139,7 @@ def export_keras(
     best = {name: (kind, top_k) for name, kind in zip(top_names, (TensorProto.FLOAT, TensorProto.INT32)) if top_k}
     check_interface(result, input_name, full | best)
     graph.check_model(result)
+    check_answers(result, logits, preprocessing)
     file = graph.save_model(result, path)
     after = graph.op_counts(result)
     operators = ", ".join(f"{count} {op}" for op, count in after.items())
