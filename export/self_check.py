@@ -130,28 +130,29 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
     """Returns at which Keras layer the export parts from Keras, else of which operators it is.
 
     A layer's values are looked for among all of the graph's, whatever their order: the export works on NCHW where
-    Keras works on NHWC. Folding leaves some layers without values of their own, so the last that are found count.
+    Keras works on NHWC. Folding leaves some layers without values of their own, so a layer counts as right where
+    one that reads it is.
     """
     import keras
 
-    fallback = f"in a graph of {', '.join(op_counts(model))}"
     try:
         operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
-        tensors = [operation.output for operation in operations]
-        values = keras.Model(source.inputs, tensors)(inputs, training=False)
+        values = keras.Model(source.inputs, [operation.output for operation in operations])([inputs], training=False)
         every = copy_model(model)
         names = [name for node in model.graph.node for name in node.output if name]
         del every.graph.output[:]
         every.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
         computed = [np.sort(np.ravel(value)) for value in _session(every, names)(pixels) if value.dtype == np.float32]
-    except Exception:  # a list of outputs for one layer, a branch: the sentence does without
-        return fallback
-    last = -1
-    for index, value in enumerate(values):
+    except Exception:  # a layer that is called twice, or gives a list: the sentence does without
+        return f"in a graph of {', '.join(op_counts(model))}"
+    right: set[str] = set()
+    first = operations[-1]
+    for operation, value in reversed(list(zip(operations, values))):
         wanted = np.sort(np.ravel(np.asarray(value)))
-        if any(_difference(wanted, one) <= TOLERANCE for one in computed if one.shape == wanted.shape):
-            last = index
-    first = operations[min(last + 1, len(operations) - 1)].name
-    inside = sorted({node.op_type for node in model.graph.node if keras_layer(node.name) == first})
-    kind = type(operations[min(last + 1, len(operations) - 1)]).__name__
-    return f"first in the layer {first!r} ({kind}{': ' if inside else ''}{', '.join(inside)})"
+        found = any(_difference(wanted, one) <= TOLERANCE for one in computed if one.shape == wanted.shape)
+        if found or operation.name in right:
+            right.update(parent.operation.name for node in operation._inbound_nodes for parent in node.parent_nodes)
+        else:
+            first = operation
+    inside = sorted({node.op_type for node in model.graph.node if keras_layer(node.name) == first.name})
+    return f"first in the layer {first.name!r} ({type(first).__name__}{': ' if inside else ''}{', '.join(inside)})"

@@ -18,8 +18,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.tf_operations import RESIZES
 from export.graph import attribute, constants, opset, producers, rename_inputs, topological_sort
+from export.tf_operations import RESIZES
 
 # One is a batch that graphs treat differently, a large prime one that no product of layer sizes happens to equal.
 _BATCHES = (1, 2, 7, 10007)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]
 
 def _steps(layer: Any) -> int:
     """Returns how many steps a built recurrent layer takes, 0 where that is not fixed."""
-    config = layer.get_build_config() or {}
-    shape = config.get("input_shape") or config.get("sequences_shape") or config.get("sequence_shape") or ()
-    return shape[1] or 0 if len(shape) > 2 else 0
+    config: dict[str, Any] = layer.get_build_config() or {}
+    for key in ("input_shape", "sequences_shape", "sequence_shape"):
+        shape: Sequence[int | None] = config.get(key) or ()
+        if len(shape) > 2:
+            return shape[1] or 0
+    return 0
