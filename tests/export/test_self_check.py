@@ -64,6 +64,17 @@ def test_a_model_that_rounds_inside_is_judged_by_its_own_noise(tmp_path, caplog)
     assert (tmp_path / "m.onnx").is_file()
 
 
+def test_answers_that_depend_on_chance_are_refused(tmp_path):
+    class Noise(layers.Layer):
+        def call(self, x):
+            return x * keras.random.uniform((1, 6, 6, 1), 0.0, 2.0)
+
+    inputs = layers.Input((8, 8, 3), name="pixels")
+    model = ending(inputs, Noise(name="noise")(layers.Conv2D(4, 3, name="conv")(inputs)))
+    with pytest.raises(ExportError, match=r"one answer for one picture.*from run to run"):
+        export(model, tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("mode", ["unit", "caffe"])
 def test_a_right_export_differs_by_float_noise_only(tmp_path, mode, caplog):
     spec = PreprocessingSpec.from_mode(mode)
