@@ -6,7 +6,8 @@ placement), and those of ModelOpt, whose placement on ResNets this reproduces:
 * the inputs of a Conv, activation and weight; its bias stays in float;
 * the skip branch of a residual Add, not the main one: Conv, Add and ReLU then fuse into one INT8 kernel that reads the
   skip as INT8;
-* the input of the pooling that feeds the head, and of a MaxPool behind a Pad;
+* the input of the pooling that feeds the head, and of a MaxPool with a border (a Pad before it, or the Max with a
+  constant that `export.folding.fold_pad_into_maxpool` makes of it);
 * the classifier's MatMul or Gemm, the Softmax and the TopK behind it stay in float.
 """
 
@@ -26,7 +27,7 @@ _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 _ARITHMETIC = ("Conv", "MatMul", "Gemm", "Add", "Mul", "Sub", "Div", "BatchNormalization")
 _WITH_NEIGHBOURS = (
     *("Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sub", "Div"),
-    *("MaxPool", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
+    *("MaxPool", "Max", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
 )
 
 
@@ -68,7 +69,7 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
         kept: Names of nodes that stay in float all the same. Defaults to none.
     """
     graph = model.graph
-    made, table = producers(graph), constants(graph)
+    made, table, readers = producers(graph), constants(graph), consumers(graph)
     to_head = _feeds_no_conv(graph)
     edges = []
     for node in graph.node:
@@ -79,9 +80,21 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
             edges.append(Edge(node.name, index, node.input[index], "skip branch of a residual Add"))
         elif node.op_type in _POOLS and node.output[0] in to_head:
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
-        elif node.op_type == "MaxPool" and source is not None and source.op_type == "Pad":
-            edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool behind a Pad"))
+        elif node.op_type == "MaxPool" and (_is(source, "Pad") or _has_border(node, readers, table)):
+            edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
     return [edge for edge in edges if edge.node not in kept]
+
+
+def _is(node: onnx.NodeProto | None, op: str) -> bool:
+    return node is not None and node.op_type == op
+
+
+def _has_border(
+    pool: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], table: Mapping[str, onnx.TensorProto]
+) -> bool:
+    """Whether a Max with a constant, and nothing else, reads a pool."""
+    found = readers.get(pool.output[0], [])
+    return len(found) == 1 and found[0].op_type == "Max" and any(name in table for name in found[0].input)
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
