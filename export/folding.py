@@ -23,24 +23,24 @@ LOWEST = np.finfo(np.float32).min
 _AFFINE = ("Mul", "Add", "Sub", "Div")
 
 
-def _per_channel(value: np.ndarray, channels: int) -> np.ndarray | None:
-    """Returns an NCHW-broadcastable constant as float64 (channels,), None where it is not one per channel."""
+def _per_channel(value: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
+    """Returns a constant that (N, C, ...) broadcasts as float64 (channels,), None where it is not one per channel."""
     if value.size == 1:
         return np.full(channels, value.reshape(()), dtype=np.float64)
-    shape = (1,) * (4 - value.ndim) + value.shape
-    return value.reshape(-1).astype(np.float64) if shape == (1, channels, 1, 1) else None
+    shape = (1,) * (rank - value.ndim) + value.shape
+    return value.reshape(-1).astype(np.float64) if shape == (1, channels, *[1] * (rank - 2)) else None
 
 
 def _affine_operand(
-    node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], channels: int
+    node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], weight: np.ndarray
 ) -> np.ndarray | None:
-    """Returns the constant of ``data op constant`` per channel, None where the node is nothing of that kind."""
+    """Returns the constant of ``data op constant`` per channel of a Conv, None where the node is nothing like that."""
     if node.op_type not in _AFFINE or len(node.input) != 2:
         return None
     index = 1 if node.input[0] == data else 0
     if node.input[index] not in table or (node.op_type in ("Sub", "Div") and index == 0):
         return None
-    return _per_channel(numpy_helper.to_array(table[node.input[index]]), channels)
+    return _per_channel(numpy_helper.to_array(table[node.input[index]]), weight.shape[0], weight.ndim)
 
 
 def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -64,7 +64,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         tail, folded = conv.output[0], 0
         while tail not in outputs and len(readers.get(tail, ())) == 1:
             node = readers[tail][0]
-            operand = _affine_operand(node, tail, table, channels)
+            operand = _affine_operand(node, tail, table, weight)
             if operand is None:
                 break
             if node.op_type in ("Mul", "Div"):

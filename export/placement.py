@@ -24,7 +24,11 @@ from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
-_ARITHMETIC = ("Conv", "MatMul", "Gemm", "Add", "Mul", "Sub", "Div", "BatchNormalization")
+_ARITHMETIC = (
+    *("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Add", "Sum", "Mul", "Sub", "Div", "Pow", "Exp"),
+    *("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "Reciprocal"),
+    *("BatchNormalization", "InstanceNormalization", "LayerNormalization"),
+)
 _WITH_NEIGHBOURS = (
     *("Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sub", "Div"),
     *("MaxPool", "Max", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
@@ -78,11 +82,30 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
             edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
         elif node.op_type == "Add" and (index := skip_input(node, graph)) is not None:
             edges.append(Edge(node.name, index, node.input[index], "skip branch of a residual Add"))
-        elif node.op_type in _POOLS and node.output[0] in to_head:
+        elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, readers, table):
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
         elif node.op_type == "MaxPool" and (_is(source, "Pad") or _has_border(node, readers, table)):
             edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
     return [edge for edge in edges if edge.node not in kept]
+
+
+def _ends_the_map(
+    pool: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], table: Mapping[str, onnx.TensorProto]
+) -> bool:
+    """Whether what comes of a pooling never meets an activation again that did not come through it.
+
+    A gate and the statistics of a normalisation do: those are no pooling before the head, and as INT8 they cost more
+    than they save. A Concat is no such meeting.
+    """
+    behind, pending = {pool.output[0]}, [pool.output[0]]
+    met: list[onnx.NodeProto] = []
+    while pending:
+        for node in readers.get(pending.pop(), ()):
+            met.append(node)
+            new = [name for name in node.output if name not in behind]
+            behind.update(new)
+            pending += new
+    return all(node.op_type == "Concat" or all(not i or i in behind or i in table for i in node.input) for node in met)
 
 
 def _is(node: onnx.NodeProto | None, op: str) -> bool:
@@ -103,18 +126,24 @@ def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def measured_tensors(model: onnx.ModelProto) -> list[str]:
-    """Returns the activations whose range or mean decides something, in the order of the graph.
+    """Returns the activations whose range or mean decides something, float32 (N, C, ...), in the order of the graph.
 
     What will be quantised, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
     """
     skipped = {node.name for node in preprocessing_nodes(model)}
-    made = producers(model.graph)
-    names = set(quantizable_tensors(model))
+    names = set()
     for node in model.graph.node:
-        if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[0] in made:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
             names.add(node.input[0])
         if node.op_type in _ARITHMETIC and node.name not in skipped:
             names.add(node.output[0])
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    maps = {  # shapes and other whole numbers are computed as well
+        info.name
+        for info in (*inferred.value_info, *inferred.output)
+        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and len(info.type.tensor_type.shape.dim) >= 2
+    }
+    names = (names & maps) | set(quantizable_tensors(model))
     return [name for node in model.graph.node for name in node.output if name in names]
 
 

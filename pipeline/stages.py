@@ -241,6 +241,7 @@ STAGES = (
             "export/logits.py",
             "export/naming.py",
             "export/folding.py",
+            "export/half_graphs.py",
             "export/interface.py",
             "export/graph.py",
             "export/constant_nodes.py",
