@@ -125,7 +125,8 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
     the Pad, and the lowest finite value, which changes nothing, where it does not. Left alone, the Pad would be
     folded by ONNX Runtime's Pad_Fusion, which forgets the border (microsoft/onnxruntime#24737).
 
-    Only where the sizes are known and each window reaches at least one real value; elsewhere the Pad stays.
+    Only where the sizes are known and each window reaches at least one real value; elsewhere the Pad stays, and the
+    pool says that it pads by no means, which Pad_Fusion respects.
     """
     result = copy_model(model)
     graph = result.graph
@@ -137,15 +138,18 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         added, value = found
         taps = _taps(pool, shapes.get(pool.input[0], ()))
-        if taps is None or len(added) != 2 * len(taps.sides):
+        pads = [own + more for own, more in zip(taps.pads, added)] if taps is not None else []
+        if (
+            taps is None
+            or not len(pads) == len(added) == 2 * len(taps.kernel)
+            or any(not 0 <= total < k for total, k in zip(pads, taps.kernel * 2))
+            or min(added) < 0
+        ):
+            unpadded = attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET" and not any(attribute(pool, "pads", [0]))
+            if unpadded and not attribute(pool, "ceil_mode", 0):
+                _set_padding(pool, "auto_pad", "VALID")
             continue
-        pads = [own + more for own, more in zip(taps.pads, added)]
-        if any(not 0 <= total < k for total, k in zip(pads, taps.kernel * 2)) or min(added) < 0:
-            continue
-        for name in ("pads", "auto_pad"):
-            for item in [item for item in pool.attribute if item.name == name]:
-                pool.attribute.remove(item)
-        pool.attribute.append(onnx.helper.make_attribute("pads", pads))
+        _set_padding(pool, "pads", pads)
         source = made.get(pad.input[0])
         dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may lie in the padding alone
         if value != 0 or source is None or source.op_type != "Relu" or dilated:
@@ -204,6 +208,13 @@ def _taps(pool: onnx.NodeProto, shape: Sequence[int | str | None]) -> _Taps | No
         starts = np.arange(0, side + begin + end - reach[axis] + 1, strides[axis]) - begin
         positions.append(starts[:, None] + np.arange(k) * dilations[axis])
     return _Taps(sides, kernel, pads, positions)
+
+
+def _set_padding(pool: onnx.NodeProto, name: str, value: str | list[int]) -> None:
+    """Gives a pool its padding, as an attribute of that name, and no other (in place)."""
+    for item in [item for item in pool.attribute if item.name in ("pads", "auto_pad")]:
+        pool.attribute.remove(item)
+    pool.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:

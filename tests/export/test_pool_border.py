@@ -91,14 +91,18 @@ def test_two_pools_share_one_pad():
     [
         pool((0, 1, 1, 1, 0, 0, 1, 1)),
         pool((0, 0, 2, 2, 0, 0, 2, 2), kernel_shape=[2, 2]),
+        pool((0, 0, 2, 2, 0, 0, 2, 2), kernel_shape=[2, 2], pads=[0, 0, 0, 0]),
+        pool((0, 0, 2, 2, 0, 0, 2, 2), kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
         pool((0, 0, -1, 1, 0, 0, 1, 1)),
-        pool(ceil_mode=1),
         pool(side=("height", 9)),
     ],
-    ids=["pads channels", "a window of padding alone", "cuts", "rounds up", "an unknown size"],
+    ids=["pads channels", "windows of padding alone", "and no pads said", "and SAME", "cuts", "an unknown size"],
 )
-def test_a_pad_that_no_pool_can_take_stays(model):
-    assert "Pad" in operators(fold_pad_into_maxpool(model))
+def test_a_pad_that_no_pool_can_take_stays_and_counts(model):
+    result = fold_pad_into_maxpool(model)
+    assert "Pad" in operators(result)
+    x = floats(3, 2, 7, 9) + 3
+    np.testing.assert_array_equal(plain(result, x), run_onnx(model, x, exact=True)[0])
 
 
 def pooled_conv():
