@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.constant_nodes import lift_constants
 from export.errors import ExportError
 from export.onnx_file import check_model, load_model, save_model
 
@@ -266,13 +267,14 @@ def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """Takes a model to another opset with ``onnx.version_converter`` and sets the matching IR version.
 
-    Metadata and the names of tensors stay. A model that is there already comes back as a copy.
+    Metadata and the names of tensors stay. A model that is there already comes back as a copy. Constant nodes, which
+    the converter makes of attributes that became inputs, come back as initializers.
 
     Raises:
         ExportError: If the converter refuses.
     """
     if opset(model) == version:
-        return copy_model(model)
+        return lift_constants(model)
     from onnx import version_converter
 
     try:
@@ -286,4 +288,4 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     result.producer_name = model.producer_name
     del result.metadata_props[:], result.graph.value_info[:]
     result.metadata_props.extend(model.metadata_props)
-    return result
+    return lift_constants(result)

@@ -20,6 +20,7 @@ from export import graph, interface
 from export.convolutions import repair_groups, repair_transposed_padding
 from export.errors import ExportError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
+from export.half_graphs import in_float32
 from export.logits import logits_model
 from export.naming import LayerTree, name_by_layer
 from export.preprocessing import PreprocessingSpec
@@ -201,7 +202,7 @@ def _tree(model: keras.Model) -> LayerTree:
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
-    result = interface.rename_batch(model)
+    result = interface.rename_batch(in_float32(model))
     result = repair_groups(repair_transposed_padding(result))
     result = expand_resizes(fold_shapes(result))
     result = graph.constant_reshape(result)
