@@ -156,8 +156,8 @@ def _run(model: Any, tensors: list[Any], feed: list[np.ndarray]) -> list[np.ndar
     import tf_keras
 
     build = keras.Model if isinstance(model, keras.Model) else tf_keras.Model
-    given: Any = feed if len(feed) > 1 else feed[0]
-    result = build(model.inputs, tensors)(given, training=False)
+    inputs, given = (model.inputs, feed) if len(feed) > 1 else (model.inputs[0], feed[0])
+    result = build(inputs, tensors)(given, training=False)
     return [np.asarray(value) for value in (result if isinstance(result, (list, tuple)) else [result])]
 
 

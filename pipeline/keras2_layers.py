@@ -81,7 +81,7 @@ def hard_sigmoid(x: Any, name: str) -> Any:
     import keras
 
     steep = keras.layers.Rescaling(SLOPE, offset=0.5, name=f"{name}_rescaled")(x)
-    return keras.layers.ReLU(max_value=1.0, name=f"{name}_clipped")(steep)
+    return keras.layers.ReLU(max_value=1.0, name=name)(steep)
 
 
 def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
@@ -114,7 +114,7 @@ def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
     weights = _with_keras2s_gates(layer, kind, weights)
     follows = _is_hard_sigmoid(layer, "activation") and kind not in _CANDIDATES
     if follows:
-        config["activation"] = "linear"
+        config |= {"activation": "linear", "name": f"{name}_linear"}
     converted = target.from_config(config)
     converted.trainable = layer.trainable
     return _Part(converted, weights, follows)
@@ -125,7 +125,8 @@ def _wrapped(layer: Any, target: Any, config: dict[str, Any], model: Callable[[A
     if type(layer).__name__ == "TimeDistributed":
         inner = layer.layer
         part = _Part(model(inner), []) if hasattr(inner, "layers") else _part(inner, plain_name(inner.name), model)
-        return _Part(target(part.layer, name=config["name"]), part.weights, part.hard_sigmoid)
+        name = f"{config['name']}_linear" if part.hard_sigmoid else config["name"]
+        return _Part(target(part.layer, name=name), part.weights, part.hard_sigmoid)
     forward = _part(layer.forward_layer, plain_name(layer.forward_layer.name), model)
     backward = _part(layer.backward_layer, plain_name(layer.backward_layer.name), model)
     converted = target(
@@ -166,6 +167,8 @@ def _normalization(layer: Any, name: str) -> Any:
     axis: Any = None if not layer.axis else tuple(layer.axis)
     if axis in ((3,), (-1,)):
         axis, mean, variance = -1, mean.reshape(-1), variance.reshape(-1)
+    elif axis is None:
+        mean, variance = mean.reshape(()), variance.reshape(())
     return keras.layers.Normalization(axis, mean, variance, invert=getattr(layer, "invert", False), name=name)
 
 
@@ -218,10 +221,10 @@ def _locally_connected(layer: Any, name: str) -> Callable[..., Any]:
         "nhwi,hwif->nhwf",
         (height, width, kernel.shape[-1]),
         bias_axes="hwf" if layer.use_bias else None,
-        name=name,
+        name=f"{name}_linear",
     )
     follows = _is_hard_sigmoid(layer, "activation")
-    activation = None if follows else keras.layers.Activation(layer.get_config()["activation"], name=f"{name}_activation")
+    activation = None if follows else keras.layers.Activation(layer.get_config()["activation"], name=name)
 
     def call(x: Any, **named: Any) -> Any:
         windows = ops.image.extract_patches(x, tuple(layer.kernel_size), tuple(layer.strides), padding="valid")

@@ -222,9 +222,7 @@ def _name_operation(tensor: Any, name: str, known: dict[int, Any]) -> None:
 
 
 def _name_apart(outputs: list[Any]) -> None:
-    """Rename operations that Keras gave a name of another, such as ``add``: it wants them all different."""
-    import keras
-
+    """Rename what has the name of another, such as an operation that Keras called ``add``: it wants all different."""
     found: dict[tuple[int, int], Any] = {}
     waiting = [t._keras_history for t in outputs]
     while waiting:
@@ -237,7 +235,7 @@ def _name_apart(outputs: list[Any]) -> None:
     taken = Counter(operation.name for operation in operations)
     for operation in operations:
         name = operation.name
-        if taken[name] > 1 and not isinstance(operation, keras.Layer):
+        if taken[name] > 1:
             taken[name] -= 1
             number = next(n for n in count(1) if f"{name}_{n}" not in taken)
             operation.name = f"{name}_{number}"
