@@ -129,9 +129,7 @@ def _wrapped(layer: Any, target: Any, config: dict[str, Any], model: Callable[[A
         return _Part(target(part.layer, name=name), part.weights, part.hard_sigmoid)
     forward = _part(layer.forward_layer, plain_name(layer.forward_layer.name), model)
     backward = _part(layer.backward_layer, plain_name(layer.backward_layer.name), model)
-    converted = target(
-        forward.layer, merge_mode=layer.merge_mode, backward_layer=backward.layer, name=config["name"]
-    )
+    converted = target(forward.layer, merge_mode=layer.merge_mode, backward_layer=backward.layer, name=config["name"])
     return _Part(converted, [*forward.weights, *backward.weights])
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from pipeline.errors import ModelError
 from pipeline.keras2_layers import SLOPE
 
-
 _PREFIXES = ("compat.v1.", "__operators__.", "math.", "nn.", "keras.activations.", "keras.backend.", "linalg.")
 
 
@@ -84,9 +83,9 @@ def _operations() -> dict[str, Callable[..., Any]]:
         "tile": lambda input, multiples, name=None: ops.tile(input, _axes(multiples)),
         "unstack": lambda value, num=None, axis=0, name="": ops.unstack(value, num, axis=axis),
         "where": lambda condition, x=None, y=None, name=None: ops.where(condition, _beside(x, y), _beside(y, x)),
-        "swish": lambda features, beta=1.0, name=None: ops.multiply(features, ops.sigmoid(ops.multiply(features, beta)))
-        if beta != 1.0
-        else ops.silu(features),
+        "swish": lambda features, beta=1.0, name=None: (
+            ops.multiply(features, ops.sigmoid(ops.multiply(features, beta))) if beta != 1.0 else ops.silu(features)
+        ),
     }
     table["silu"] = table["swish"]
     names = {"sub": "subtract", "mul": "multiply", "radd": "add", "rmul": "multiply", "truediv": "true_divide"}
@@ -102,8 +101,8 @@ def _operations() -> dict[str, Callable[..., Any]]:
 
 
 _BINARY = """
-    add subtract multiply divide maximum minimum matmul greater greater_equal less less_equal equal not_equal logical_and
-    logical_or
+    add subtract multiply divide maximum minimum matmul greater greater_equal less less_equal equal not_equal
+    logical_and logical_or
 """
 _UNARY = """
     relu6 sigmoid tanh exp square sqrt rsqrt abs softplus softsign selu negative log log1p expm1 floor ceil round sign

@@ -72,7 +72,10 @@ LOAD_MODEL = (
     "pipeline/legacy.py",
     "pipeline/keras_imports.py",
     "pipeline/keras1.py",
+    "pipeline/keras2_comparison.py",
+    "pipeline/keras2_layers.py",
     "pipeline/keras_operations.py",
+    "export/probes.py",
 )
 RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
 DATA_KEYS = ("data.max_bad_images",)
@@ -222,6 +225,7 @@ STAGES = (
             "pipeline/taking_over.py",
             "pipeline/adopting.py",
             "pipeline/model_facts.py",
+            "pipeline/training_mode.py",
             *LOAD_MODEL,
             "export/logits.py",
             *READ_IMAGES,

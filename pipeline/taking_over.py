@@ -17,11 +17,12 @@ from pipeline.card import ModelCard, Output, source_of
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.loading import load_model
-from pipeline.model_facts import called_in_training, normalises_inside, preprocessing_inside
+from pipeline.model_facts import normalises_inside, preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
 from pipeline.models import preprocessing_of
 from pipeline.preprocess import Resize
 from pipeline.recipe import Model
+from pipeline.training_mode import taken_at_inference
 
 if TYPE_CHECKING:
     import keras
@@ -47,16 +48,18 @@ def take_over(config: Model, classes: tuple[str, ...], resize: Resize) -> Taken:
 
     Raises:
         ModelError: unsafe, not an image classifier, or something must be told by name: ``preprocessing``,
-            ``classes``, ``output``, ``allow``.
+            ``classes``, ``output``, ``allow``, ``called_in_training``.
     """
     path = Path(config.path or "")
     file = read_model_file(path)
+    deviations = taken_at_inference(file, config.called_in_training)
     model = load_model(path, config.allow, compare=True)
     adopted = adopt(model, path, config.output, config.input_size)
-    changes = (*_left_training(file), *adopted.changes)
     _check_answers(adopted, path)
     _check_end(adopted, path)
-    for change in changes:
+    for deviation in deviations:
+        log.warning("%s", deviation)
+    for change in adopted.changes:
         log.info("  %s: %s", path.name, change)
     _, height, width, _ = adopted.model.inputs[0].shape
     spec = _preprocessing(config, file, (height, width))
@@ -64,20 +67,16 @@ def take_over(config: Model, classes: tuple[str, ...], resize: Resize) -> Taken:
     decode = DecodeSpec((height, width), resize)
     output = cast(Output, adopted.output)
     card = ModelCard(
-        classes, spec, decode, output, source=source_of(config), written_by=file.written_by, changes=changes
+        classes,
+        spec,
+        decode,
+        output,
+        source=source_of(config),
+        written_by=file.written_by,
+        changes=adopted.changes,
+        deviations=deviations,
     )
     return Taken(adopted.model, card)
-
-
-def _left_training(file: ModelFile) -> tuple[str, ...]:
-    names = called_in_training(file.config) if file.legacy else ()
-    if not names:
-        return ()
-    listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-    return (
-        f"{len(names)} layers were called with training=True ({listed}): they answer as at inference now, so that an "
-        "image's answer does not depend on the others of its batch",
-    )
 
 
 def _preprocessing(config: Model, file: ModelFile, size: tuple[int, int]) -> PreprocessingSpec:
