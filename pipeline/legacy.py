@@ -70,7 +70,7 @@ def load_tf_keras(path: Path, *, lambdas: bool = False) -> Any:
         ) from error
     try:
         # tf_keras' own safe mode knows all or nothing, and looks at archives only; the check before is what counts.
-        with own_temporary_files(), only_kerass_modules():
+        with own_temporary_files(), only_kerass_modules(), _application_layers():
             model = tf_keras.models.load_model(str(path), compile=False, safe_mode=not lambdas)
     except Exception as error:  # tf_keras raises many types on what it cannot load
         raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {cause(error)}") from error
@@ -135,11 +135,20 @@ def _in_float32(model: Any) -> Any:
     if not hasattr(model, "_nodes_by_depth"):
         return model  # of its author's class; ``rebuild`` says so
     kind = tf_keras.Sequential if isinstance(model, tf_keras.Sequential) else tf_keras.Model
-    with SafeModeScope(False):  # what is not allowed by name was refused before it was loaded
+    with SafeModeScope(False), _application_layers():  # what is not allowed by name was refused before it was loaded
         single = kind.from_config(in_single(model.get_config()))
     single.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     _leave_training_mode(single)
     return single
+
+
+def _application_layers() -> Any:
+    """Within it, tf_keras finds the layers that keras.applications defines for one family, which files name alone."""
+    import tf_keras
+    from tf_keras.src.applications.convnext import LayerScale
+    from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    return tf_keras.utils.custom_object_scope({"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer})
 
 
 def in_single(config: Any) -> Any:

@@ -65,6 +65,8 @@ LOAD_MODEL = (
     "pipeline/model_classes.py",
     "pipeline/model_functions.py",
     "pipeline/saved_model.py",
+    "pipeline/saved_comparison.py",
+    "pipeline/graph_rewriting.py",
     "pipeline/graph_operations.py",
     "pipeline/graph_bounds.py",
     "pipeline/operation_list.py",
