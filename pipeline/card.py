@@ -21,7 +21,7 @@ from pipeline.recipe import Model
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
 
-SCHEMA = 2
+SCHEMA = 3
 REMEDY = "Run the train stage again."
 Output = Literal["auto", "logits", "softmax", "sigmoid"]
 
@@ -37,7 +37,8 @@ class ModelCard:
         output: what the Keras model ends with.
         source: a finished model that was taken over: its file.
         written_by: such as "Keras 2.2.5", of that file.
-        changes: what was changed of it.
+        changes: what was changed of it, its answers unchanged.
+        deviations: where its answers are not those of its file, because the recipe asked for it, as sentences.
         backbone: what was trained; None where nothing was.
         transfer: from pretrained weights.
         parameters: all of them.
@@ -52,6 +53,7 @@ class ModelCard:
     source: str | None = None
     written_by: str | None = None
     changes: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
     backbone: str | None = None
     transfer: bool = False
     parameters: int | None = None

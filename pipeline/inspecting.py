@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from pipeline.model_facts import (
-    called_in_training,
     class_units,
     input_shapes,
     layer_counts,
@@ -20,6 +19,7 @@ from pipeline.model_facts import (
     preprocessing_inside,
 )
 from pipeline.model_file import ModelFile, read_model_file
+from pipeline.training_mode import called_in_training
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "layers": layer_counts(file.config),
         "parameters": parameters(file),
         "preprocessing": list(preprocessing_inside(file.config)),
-        "called_in_training": list(called_in_training(file.config)),
+        "called_in_training": list(called_in_training(file)),
         "unsafe": [asdict(finding) for finding in file.findings],
         "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
         "recipe": _recipe(file),
@@ -76,7 +76,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if called := facts["called_in_training"]:
         listed = ", ".join(called[:3]) + (", ..." if called[3:] else "")
         lines.append(
-            f"  {'training=True':<14} in the calls of {len(called)} layers ({listed}); they answer as at inference"
+            f"  {'training=True':<14} in the calls of {len(called)} layers ({listed}); refused unless "
+            "model.called_in_training says inference"
         )
     for finding in facts["unsafe"]:
         way = "refused unless model.allow names it" if finding["allowable"] else "refused"
@@ -104,6 +105,8 @@ def _recipe(file: ModelFile) -> str:
         lines.append(
             "  preprocessing: auto  # not in the file: say caffe, tf, torch, unit or none, as it was trained with"
         )
+    if called_in_training(file):
+        lines.append("  called_in_training: refuse  # inference: with other answers than the file's, see training=True")
     if file.config is None:
         lines.append("  output: auto  # or say it: logits, softmax or sigmoid")
     if any("sigmoid" in out for out in outputs(file)) and (class_units(file.config) or 1) > 1:

@@ -5,9 +5,9 @@ Everything behind this module sees a Keras 3 model. The rebuilt one must give tf
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from pipeline.errors import ModelError
 from pipeline.files import own_temporary_files
+from pipeline.keras2_comparison import first_difference
+from pipeline.keras2_layers import convert_layer, plain_name
 from pipeline.keras_imports import only_kerass_modules
 from pipeline.keras_operations import convert_operation
 from pipeline.tensorflow_start import start_tensorflow
@@ -23,14 +25,7 @@ from pipeline.weight_budget import check_tensors
 if TYPE_CHECKING:
     import keras
 
-log = logging.getLogger(__name__)
-
-TOLERANCE = 1e-4  # relative to the largest answer; another order of summation gives 1e-6
-_RENAMED = {
-    "BatchNormalizationV1": "BatchNormalization",
-    "BatchNormalizationV2": "BatchNormalization",
-    "SyncBatchNormalization": "BatchNormalization",
-}
+HALF = ("float16", "bfloat16")
 
 
 def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
@@ -44,25 +39,19 @@ def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
         ModelError: tf_keras is not installed, cannot load it either, or Keras 3 has no counterpart of a layer.
     """
     original = load_tf_keras(path, lambdas=lambdas)
-    try:
-        model = rebuild(original)
-    except ModelError:
-        raise
-    except Exception as error:  # Keras raises many types on what it cannot build
-        raise ModelError(f"Expected layers that Keras 3 has too. Received: {path}: {_first_line(error)}") from error
+    model = rebuild(original)
     check_tensors(model, str(path))  # before it runs for the first time
-    difference = largest_difference(original, model)
-    if difference is None or difference > TOLERANCE:
+    found = first_difference(original, model)
+    if found is not None:
         raise ModelError(
-            f"Expected the answers of Keras 2 from the model rebuilt in Keras 3. Received: {path}, off by "
-            f"{'NaN' if difference is None else f'{difference:.1e}'} of the largest. Save it as a SavedModel "
-            "with Keras 2 and name that folder."
+            f"Expected the answers of Keras 2 from the model rebuilt in Keras 3. Received: {path}, {found}. Save it as "
+            "a SavedModel with model.export('folder') (in old versions tf.saved_model.save), and name that folder."
         )
     return model
 
 
 def load_tf_keras(path: Path, *, lambdas: bool = False) -> Any:
-    """The model as tf_keras loads it, not compiled; no layer of it in training mode.
+    """The model as tf_keras loads it, not compiled; no layer of it in training mode, none in half precision.
 
     Args:
         path: as for ``load_legacy``, checked before.
@@ -81,12 +70,12 @@ def load_tf_keras(path: Path, *, lambdas: bool = False) -> Any:
         ) from error
     try:
         # tf_keras' own safe mode knows all or nothing, and looks at archives only; the check before is what counts.
-        with own_temporary_files(), only_kerass_modules():
+        with own_temporary_files(), only_kerass_modules(), _application_layers():
             model = tf_keras.models.load_model(str(path), compile=False, safe_mode=not lambdas)
     except Exception as error:  # tf_keras raises many types on what it cannot load
-        raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {_first_line(error)}") from error
+        raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {cause(error)}") from error
     _leave_training_mode(model)
-    return model
+    return _in_float32(model)
 
 
 def rebuild(original: Any) -> keras.Model:
@@ -95,26 +84,12 @@ def rebuild(original: Any) -> keras.Model:
     Raises:
         ModelError: a layer or operation has no counterpart.
     """
-    return _rebuild(original, {})
-
-
-def largest_difference(original: Any, model: keras.Model) -> float | None:
-    """Largest difference of the answers on random images, relative to the largest; None where they are not finite."""
-    random = np.random.default_rng(0)
-    shapes = [tuple(t.shape) for t in original.inputs]
-    images = [random.uniform(0, 1, [2 if s[0] is None else s[0], *(n or 64 for n in s[1:])]) for s in shapes]
-    worst = 0.0
-    for scale in (1.0, 255.0):  # whatever the preprocessing, one of them moves the answers
-        feed = [(x * scale).astype(np.float32) for x in images]
-        before = _answers(original, feed)
-        after = _answers(model, feed)
-        if len(before) != len(after) or any(b.shape != a.shape for b, a in zip(before, after)):
-            return None
-        for expected, received in zip(before, after):
-            if not (np.isfinite(expected).all() and np.isfinite(received).all()):
-                return None
-            worst = max(worst, float(np.abs(expected - received).max() / max(np.abs(expected).max(), 1e-30)))
-    return worst
+    try:
+        return _rebuild(original, {})
+    except ModelError:
+        raise
+    except Exception as error:  # Keras raises many types on what it cannot build
+        raise ModelError(f"Expected layers that Keras 3 has too. Received: {original.name}: {cause(error)}") from error
 
 
 def saved_metadata(data: bytes) -> Any:
@@ -147,23 +122,55 @@ def _leave_training_mode(model: Any) -> None:
                 node._flat_arguments = tf.nest.flatten((node.call_args, node.call_kwargs.values()))
 
 
-def _answers(model: Any, feed: list[np.ndarray]) -> list[np.ndarray]:
-    form = getattr(model, "_inputs_struct", getattr(model, "_nested_inputs", None))  # of Keras 3, of Keras 2
-    given: Any = feed[0] if len(feed) == 1 else feed
-    if isinstance(form, Mapping):
-        given = dict(zip(form, feed))
-    elif isinstance(form, (list, tuple)):
-        given = feed
-    result = model(given, training=False)
-    values = list(result.values()) if isinstance(result, Mapping) else result
-    return [np.asarray(v) for v in (values if isinstance(values, (list, tuple)) else [values])]
+def _in_float32(model: Any) -> Any:
+    """The same model with every layer in float32: the reference of a conversion computes in it.
+
+    Half precision rounds to three digits, and nothing that is rebuilt could be held against such answers.
+    """
+    import tf_keras
+    from tf_keras.src.saving.serialization_lib import SafeModeScope
+
+    if not any(str(layer.compute_dtype) in HALF for layer in model.submodules if hasattr(layer, "compute_dtype")):
+        return model
+    if not hasattr(model, "_nodes_by_depth"):
+        return model  # of its author's class; ``rebuild`` says so
+    kind = tf_keras.Sequential if isinstance(model, tf_keras.Sequential) else tf_keras.Model
+    with SafeModeScope(False), _application_layers():  # what is not allowed by name was refused before it was loaded
+        single = kind.from_config(in_single(model.get_config()))
+    single.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
+    _leave_training_mode(single)
+    return single
+
+
+def _application_layers() -> Any:
+    """Within it, tf_keras finds the layers that keras.applications defines for one family, which files name alone."""
+    import tf_keras
+    from tf_keras.src.applications.convnext import LayerScale
+    from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    return tf_keras.utils.custom_object_scope({"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer})
+
+
+def in_single(config: Any) -> Any:
+    """An architecture, or a part of one, with float32 in the place of half precision."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(in_single(item) for item in config)
+    if not isinstance(config, dict):
+        return config
+    changed = {}
+    for key, value in config.items():
+        policy = value.get("config") if isinstance(value, dict) else None
+        name = policy.get("name") if isinstance(policy, dict) else getattr(value, "name", value)
+        half = key in ("dtype", "Tout", "DstT") and isinstance(name, str) and name.removeprefix("mixed_") in HALF
+        changed[key] = "float32" if half else in_single(value)
+    return changed
 
 
 def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
     import keras
     import tf_keras
 
-    name = original.name
+    name = plain_name(original.name)
     if isinstance(original, tf_keras.Sequential):
         if not original.inputs:
             raise ModelError(f"Expected a model of known input size. Received: Sequential {name!r} without one.")
@@ -172,6 +179,7 @@ def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
         for layer in original.layers:
             if type(layer).__name__ != "InputLayer":
                 x = _convert(layer, made)(x)
+        _name_apart([x])
         return keras.Model(inputs[0], x, name=name)
     if not hasattr(original, "_nodes_by_depth"):
         raise ModelError(
@@ -186,6 +194,7 @@ def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
                 continue
             _call(node, known, made)
     outputs = [known[id(t)] for t in original.outputs]
+    _name_apart(outputs)
     return keras.Model(
         inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs, name=name
     )
@@ -207,8 +216,39 @@ def _call(node: Any, known: dict[int, Any], made: dict[int, Any]) -> None:
     named = {k: v for k, v in named.items() if not (k == "mask" and v is None)}
     outcome = _convert(node.layer, made)(*arguments, **named)
     flat = list(outcome) if isinstance(outcome, (list, tuple)) else [outcome]
+    _name_operation(flat[0], node.layer.name, known)
     for old, new in zip(tf.nest.flatten(node.outputs), flat):
         known[id(old)] = new
+
+
+def _name_operation(tensor: Any, name: str, known: dict[int, Any]) -> None:
+    """Call an operation as Keras 2 called the layer that it stands for."""
+    import keras
+
+    operation = tensor._keras_history.operation
+    if not isinstance(operation, keras.Layer) and all(tensor is not other for other in known.values()):
+        operation.name = plain_name(name)
+
+
+def _name_apart(outputs: list[Any]) -> None:
+    """Rename what has the name of another, such as an operation that Keras called ``add``: it wants all different."""
+    found: dict[tuple[int, int], Any] = {}
+    waiting = [t._keras_history for t in outputs]
+    while waiting:
+        operation, index, _ = waiting.pop()
+        if (id(operation), index) in found:
+            continue
+        found[(id(operation), index)] = operation
+        waiting += [t._keras_history for t in operation._inbound_nodes[index].input_tensors]
+    operations = list({id(operation): operation for operation in found.values()}.values())
+    taken = Counter(operation.name for operation in operations)
+    for operation in operations:
+        name = operation.name
+        if taken[name] > 1:
+            taken[name] -= 1
+            number = next(n for n in count(1) if f"{name}_{n}" not in taken)
+            operation.name = f"{name}_{number}"
+            taken[operation.name] = 1
 
 
 def _input(tensor: Any) -> Any:
@@ -216,7 +256,8 @@ def _input(tensor: Any) -> Any:
 
     shape = tuple(tensor.shape)
     name = getattr(tensor, "name", None)
-    return keras.Input(shape[1:], batch_size=shape[0], dtype=tensor.dtype.name, name=name and name.split(":")[0])
+    dtype = tensor.dtype.name
+    return keras.Input(shape[1:], batch_size=shape[0], dtype=dtype, name=name and plain_name(name.split(":")[0]))
 
 
 def _convert(layer: Any, made: dict[int, Any]) -> Callable[..., Any]:
@@ -229,56 +270,12 @@ def _convert(layer: Any, made: dict[int, Any]) -> Callable[..., Any]:
         elif type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):
             made[id(layer)] = convert_operation(layer)
         else:
-            made[id(layer)] = _convert_layer(layer)
+            made[id(layer)] = convert_layer(layer, plain_name(layer.name), lambda model: _convert(model, made))
     return made[id(layer)]
 
 
-def _convert_layer(layer: Any) -> Callable[..., Any]:
-    import keras
-
-    kind = _RENAMED.get(type(layer).__name__, type(layer).__name__)
-    if kind == "Lambda":
-        return keras.layers.Lambda(layer.function, name=layer.name, arguments=layer.arguments)
-    if kind == "Normalization":
-        mean, variance = np.asarray(layer.mean), np.asarray(layer.variance)
-        axis: Any = None if not layer.axis else tuple(layer.axis)
-        flat = [v.reshape(-1) if axis == (3,) or axis == (-1,) else v for v in (mean, variance)]
-        axis = -1 if axis in ((3,), (-1,)) else axis
-        return keras.layers.Normalization(axis, flat[0], flat[1], name=layer.name)
-    target = getattr(keras.layers, kind, None)
-    if target is None:
-        raise ModelError(f"Expected layers that Keras 3 has too. Received: {kind} {layer.name!r}.")
-    config = {k: v for k, v in layer.get_config().items() if k in _parameters(target)}
-    if isinstance(config.get("axis"), (list, tuple)) and len(config["axis"]) == 1:
-        config["axis"] = config["axis"][0]
-    wrapped = config.get("layer")
-    if isinstance(wrapped, dict):
-        raise ModelError(f"Expected plain layers. Received: {kind} {layer.name!r}, which wraps another.")
-    converted = target.from_config(config)
-    converted.trainable = layer.trainable
-    weights = layer.get_weights()
-    if not weights or kind.startswith("Random"):
-        return converted
-
-    def build_and_call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        y = converted(x, *args, **kwargs)
-        converted.set_weights(weights)
-        return y
-
-    return build_and_call
-
-
-def _parameters(target: type) -> set[str]:
-    """The arguments of a Keras 3 layer that a Keras 2 configuration may set."""
-    names = {"name"}
-    for base in target.__mro__:
-        parameters = inspect.signature(vars(base).get("__init__", base)).parameters
-        names |= set(parameters)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            break
-    # dtype: everything computes in float32, as the reference of a conversion must.
-    return names - {"self", "dtype", "args", "kwargs", "batch_input_shape", "input_shape", "activity_regularizer"}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def cause(error: Exception) -> str:
+    """What went wrong, in one line: Keras puts the settings of a whole layer before it."""
+    text = str(error).strip() or type(error).__name__
+    text = text.rpartition("Exception encountered:")[2].strip() or text
+    return text.splitlines()[0][:300]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ModelError
 from pipeline.files import own_temporary_files
 from pipeline.keras_imports import only_kerass_modules
-from pipeline.model_file import ARCHIVE, HDF5, SAVED_MODEL_FOLDER, ModelFile, read_model_file
+from pipeline.model_file import ARCHIVE, SAVED_MODEL_FOLDER, ModelFile, read_model_file
 from pipeline.model_safety import SAVED_MODEL, refuse_unsafe
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.weight_budget import check_tensors, weight_budget
@@ -32,8 +32,9 @@ def load_model(path: Path, allow: Sequence[str] = (), *, compare: bool = False) 
     Args:
         path: a ``.keras`` archive, an HDF5 file or a SavedModel folder.
         allow: what may run, by name: Lambda layers, ``SavedModel``, operations of one.
-        compare: also open an HDF5 file of Keras 2 with tf_keras, and take that where the answers differ: Keras 3
-            fills layers by position, which goes wrong in some nested models without a word.
+        compare: also open a file of Keras 2 with tf_keras, and take that where a layer's values differ: Keras 3 fills
+            layers by position, which goes wrong in some nested models without a word, and some functions of Keras 2
+            mean something else in it.
 
     Returns:
         A Keras 3 model, not compiled.
@@ -48,8 +49,7 @@ def load_model(path: Path, allow: Sequence[str] = (), *, compare: bool = False) 
         from pipeline.saved_model import load_saved_model
 
         return load_saved_model(file)
-    keras2 = file.kind == HDF5 or file.written_by.startswith("Keras 2")
-    with weight_budget(file.held, str(path), keras2):
+    with weight_budget(file.held, str(path), file.legacy):
         model = _build(file, allow, compare)
     check_tensors(model, str(path))
     return model
@@ -61,7 +61,7 @@ def _build(file: ModelFile, allow: Sequence[str], compare: bool) -> keras.Model:
     except Exception as error:  # Keras raises many types on what it cannot rebuild
         return _load_legacy(file, allow, error)
     check_tensors(model, str(file.path))  # before it runs for the first time
-    return _compared(model, file, allow) if compare and file.kind == HDF5 and file.legacy else model
+    return _compared(model, file, allow) if compare and file.legacy else model
 
 
 def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
@@ -113,10 +113,10 @@ def _lambdas(file: ModelFile, allow: Sequence[str]) -> bool:
 
 def _load_legacy(file: ModelFile, allow: Sequence[str], error: Exception) -> keras.Model:
     from pipeline.keras1 import as_keras2
-    from pipeline.legacy import load_legacy
+    from pipeline.legacy import cause, load_legacy
 
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    if file.kind == ARCHIVE and not file.written_by.startswith("Keras 2"):
+    reason = cause(error)
+    if file.kind == ARCHIVE and not file.legacy:
         raise ModelError(f"Expected a Keras model that loads. Received: {file.path}: {reason}") from error
     log.info("Keras 3 does not open %s (%s); trying tf_keras, which is Keras 2", file.path.name, reason)
     try:
@@ -132,27 +132,31 @@ def _load_legacy(file: ModelFile, allow: Sequence[str], error: Exception) -> ker
         )
         raise ModelError(
             f"Expected a model that Keras 3 or Keras 2 opens. Received: {file.path}, written by {file.written_by}. "
-            f"Keras 3: {reason} Keras 2: {second}{bytecode}"
+            f"Keras 2: {second}{bytecode} (Keras 3: {reason[:160]})"
         ) from second
 
 
 def _compared(model: keras.Model, file: ModelFile, allow: Sequence[str]) -> keras.Model:
-    from pipeline.legacy import TOLERANCE, largest_difference, load_tf_keras, rebuild
+    from pipeline.keras2_comparison import first_difference
+    from pipeline.legacy import load_tf_keras, rebuild
 
     try:
         original = load_tf_keras(file.path, lambdas=_lambdas(file, allow))
-        difference = largest_difference(original, model)
+        found = first_difference(original, model)
     except Exception as error:  # the comparison is an extra; Keras 3 opened the file
-        log.debug("not compared with Keras 2: %s", error)
+        log.warning("%s is not compared with what Keras 2 answers: %s", file.path.name, error)
         return model
-    if difference is not None and difference <= TOLERANCE:
+    if found is None:
         return model
-    log.warning("Keras 3 reads %s other than Keras 2 does; the model is rebuilt from Keras 2's", file.path.name)
+    log.warning(
+        "Keras 3 reads %s other than Keras 2 does (%s); the model is rebuilt from Keras 2's", file.path.name, found
+    )
     rebuilt = rebuild(original)
-    difference = largest_difference(original, rebuilt)
-    if difference is None or difference > TOLERANCE:
+    check_tensors(rebuilt, str(file.path))  # before it runs for the first time
+    found = first_difference(original, rebuilt)
+    if found is not None:
         raise ModelError(
             f"Expected the same answers from Keras 2 and Keras 3. Received: {file.path}, written by {file.written_by}, "
-            "with different ones. Save it as a SavedModel with Keras 2 and name that folder."
+            f"{found}. Save it as a SavedModel with model.export('folder') in Keras 2, and name that folder."
         )
     return rebuilt

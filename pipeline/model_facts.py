@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from export.bounded_json import MOST_DIGITS
@@ -41,33 +41,6 @@ def normalises_inside(config: Mapping[str, Any] | None) -> bool:
         text.split(" ")[0] in (*_NORMALISING, *_ARITHMETIC) and not text.endswith(_NO_ARITHMETIC)
         for text in preprocessing_inside(config)
     )
-
-
-def called_in_training(config: Any) -> tuple[str, ...]:
-    """Names of the layers that were called with ``training=True``, those of nested models included."""
-    found: list[str] = []
-    inner = config.get("config") if isinstance(config, dict) else None
-    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
-    for layer in layers:
-        if not isinstance(layer, dict):
-            continue
-        if any(options.get("training") is True for options in _call_options(layer.get("inbound_nodes"))):
-            found.append(str(layer.get("name")))
-        found += called_in_training(layer)
-    return tuple(found)
-
-
-def _call_options(nodes: Any) -> Iterator[dict[str, Any]]:
-    """The named arguments of every call: ``{"kwargs": {...}}`` in Keras 3, ``[name, node, tensor, {...}]`` before."""
-    if isinstance(nodes, dict):
-        if isinstance(nodes.get("kwargs"), dict):
-            yield nodes["kwargs"]
-    elif isinstance(nodes, list):
-        if len(nodes) == 4 and isinstance(nodes[3], dict):
-            yield nodes[3]
-        for node in nodes:
-            if isinstance(node, (dict, list)):
-                yield from _call_options(node)
 
 
 def layer_counts(config: Mapping[str, Any] | None) -> dict[str, int]:

@@ -69,7 +69,7 @@ class ModelFile:
     @property
     def legacy(self) -> bool:
         """Written by Keras 1 or 2."""
-        return self.kind != ARCHIVE and not self.written_by.startswith("Keras 3")
+        return not self.written_by.startswith("Keras 3")
 
 
 def read_model_file(path: Path) -> ModelFile:

@@ -190,7 +190,7 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
         return
     elif module is not None and not kind[:1].isupper():
         yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    elif kind in APPLICATION_LAYERS and module is not None:
+    elif kind in APPLICATION_LAYERS:  # Keras 2 names no module in HDF5 files
         return
     elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
         what = "layer" if is_layer else "part"

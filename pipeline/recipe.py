@@ -99,6 +99,9 @@ class Model:
     path: str | None = None  # a .keras or .h5 file or a SavedModel folder, deployed as it is; `inspect` describes it
     output: Literal["auto", "logits", "softmax", "sigmoid"] = "auto"  # what the model of `path` ends with
     allow: tuple[str, ...] = ()  # what in `path` may run code: names of Lambda layers, SavedModel
+    # Layers that Keras 2 calls with training=True, so that answers depend on the batch or on chance: inference takes
+    # them as at inference, with other answers than the file's, which the verdict says then
+    called_in_training: Literal["refuse", "inference"] = "refuse"
     classes: tuple[str, ...] | str | None = None  # names in the order of the outputs, or a .txt or .json file of them
     backbone: BACKBONES = "resnet50"
     weights: str | None = None  # a file with the backbone's pretrained weights, or imagenet; null: from scratch

@@ -13,8 +13,10 @@ from export.bounded_json import parse_json, read_bounded
 from pipeline.errors import ModelError
 from pipeline.graph_bounds import check_file, check_graph
 from pipeline.graph_operations import saved_operations
+from pipeline.graph_rewriting import End, ends, free_batch, has_half, in_single, is_half
 from pipeline.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
 from pipeline.model_safety import SAVED_MODEL, Finding, scan_node
+from pipeline.saved_comparison import difference, signature_answers
 from pipeline.tensorflow_start import start_tensorflow
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ def load_saved_model(file: ModelFile) -> keras.Model:
     except Exception as error:  # TensorFlow raises many types on what it cannot load
         raise ModelError(f"Expected a SavedModel that loads. Received: {file.path}: {error}{problem}") from error
     signatures = dict(loaded.signatures)
-    name = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
-    if name is None or (name != "serving_default" and len(signatures) > 1):
+    name = _serving(list(signatures))
+    if name is None:
         raise ModelError(
             f"Expected a SavedModel with a signature serving_default. Received: {file.path} with "
             f"{', '.join(signatures) or 'none'}. Save it with model.export(...).{problem}"
@@ -110,46 +112,86 @@ def load_saved_model(file: ModelFile) -> keras.Model:
     return _graph_model(signatures[name], file.path, name)
 
 
+def _serving(names: list[str]) -> str | None:
+    """The signature to take: the one for serving, or the only one that is not for training."""
+    if "serving_default" in names:
+        return "serving_default"
+    others = [name for name in names if "train" not in name.lower()]
+    return others[0] if len(others) == 1 else None
+
+
 def _graph_model(signature: Any, path: Path, name: str) -> keras.Model:
-    import keras
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    from pipeline.frozen_graph import from_graph_def
+    key, spec = _picture_input(signature, path, name)
+    where = f"{path}, signature {name}"
+    # Loops stay functions: taken apart, they hold weights that nothing outside can replace.
+    frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False)
+    definition = frozen.graph.as_graph_def()
+    half = has_half(definition)
+    expected = signature_answers(signature, key, spec, where, half)
+    feed, output = frozen.inputs[0].name, frozen.outputs[0].name
+    if half:
+        definition = in_single(definition)
+    if spec.shape[0] is not None:
+        definition = free_batch(definition, feed, spec.shape[0], lambda tensor: _known_shape(frozen.graph, tensor))
+    problem = ""
+    for end in ends(definition, output):
+        model = _with_end(end, feed, spec)
+        problem = difference(model, expected)
+        if not problem:
+            return model
+    if spec.shape[0] is not None:
+        raise ModelError(
+            f"Expected a SavedModel for any number of pictures. Received: {where}, for exactly {spec.shape[0]}, whose "
+            f"graph takes no others: {problem}. Export the model again with a free batch: an input of shape "
+            f"{(None, *spec.shape[1:])}."
+        )
+    raise ModelError(
+        f"Expected a graph that answers outside its SavedModel as in it. Received: {where}: {problem}. Save the model "
+        "as a .keras or .h5 file."
+    )
 
+
+def _picture_input(signature: Any, path: Path, name: str) -> tuple[str, Any]:
+    """The name and the kind of a signature's one input, a picture.
+
+    Raises:
+        ModelError: it takes or gives something else.
+    """
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(
             f"Expected an image classifier with one input and one output. Received: {path}, whose signature {name} "
-            f"takes {_shapes(inputs)} and gives {_shapes(outputs)}."
+            f"takes {_shapes(inputs)} and gives {_shapes(outputs)}. Save a signature serving_default that takes "
+            "pictures and gives the scores alone."
         )
-    spec = next(iter(inputs.values()))
+    key, spec = next(iter(inputs.items()))
     if spec.shape.rank != 4 or not (spec.dtype.is_floating or spec.dtype.is_integer):
+        advice = " Save one that takes pixels, not files." if spec.dtype.name == "string" else ""
         raise ModelError(
             f"Expected an image classifier, input (N, height, width, 3). Received: {path}, whose signature {name} "
-            f"takes {_shapes(inputs)}."
+            f"takes {_shapes(inputs)}.{advice}"
         )
-    frozen = convert_variables_to_constants_v2(signature)
-    definition = frozen.graph.as_graph_def()
-    nodes = {node.name: node for node in definition.node}
-    fetch, end = _before_activation(frozen.outputs[0].name, nodes)
-    pixels = keras.Input(tuple(spec.shape[1:]), batch_size=spec.shape[0], name="pixels")
-    x = from_graph_def(definition, frozen.inputs[0].name, fetch, spec.dtype.name, "graph")(pixels)
-    if end is not None:
-        x = keras.layers.Activation(end, name="predictions")(x)
+    return key, spec
+
+
+def _with_end(end: End, feed: str, spec: Any) -> keras.Model:
+    import keras
+
+    from pipeline.frozen_graph import from_graph_def
+
+    pixels = keras.Input(tuple(spec.shape[1:]), name="pixels")
+    dtype = "float32" if is_half(spec.dtype.name) else spec.dtype.name
+    x = from_graph_def(end.definition, feed, end.fetch, dtype, "graph")(pixels)
+    if end.activation is not None:
+        x = keras.layers.Activation(end.activation, name="predictions")(x)
     return keras.Model(pixels, x, name="saved_model")
 
 
-def _before_activation(tensor: str, nodes: dict[str, Any]) -> tuple[str, str | None]:
-    """The tensor that a final activation reads, and the activation's name; None where the end is neither."""
-    while True:
-        node = nodes[tensor.split(":")[0]]
-        source = next((i for i in node.input if not i.startswith("^")), "")
-        if node.op in ("Identity", "StopGradient", "PreventGradient") and source:
-            tensor = source if ":" in source else f"{source}:0"
-            continue
-        if node.op in ("Softmax", "Sigmoid"):
-            return (source if ":" in source else f"{source}:0"), node.op.lower()
-        return tensor, "linear" if node.op in ("MatMul", "BiasAdd", "AddV2", "Add", "Mean", "Reshape") else None
+def _known_shape(graph: Any, tensor: str) -> list[int | None] | None:
+    shape = graph.get_tensor_by_name(tensor).shape
+    return None if shape.rank is None else shape.as_list()
 
 
 def layer_findings(path: Path) -> list[Finding]:

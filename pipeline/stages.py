@@ -65,6 +65,8 @@ LOAD_MODEL = (
     "pipeline/model_classes.py",
     "pipeline/model_functions.py",
     "pipeline/saved_model.py",
+    "pipeline/saved_comparison.py",
+    "pipeline/graph_rewriting.py",
     "pipeline/graph_operations.py",
     "pipeline/graph_bounds.py",
     "pipeline/operation_list.py",
@@ -72,7 +74,10 @@ LOAD_MODEL = (
     "pipeline/legacy.py",
     "pipeline/keras_imports.py",
     "pipeline/keras1.py",
+    "pipeline/keras2_comparison.py",
+    "pipeline/keras2_layers.py",
     "pipeline/keras_operations.py",
+    "export/probes.py",
 )
 RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
 DATA_KEYS = ("data.max_bad_images",)
@@ -227,6 +232,7 @@ STAGES = (
             "pipeline/original.py",
             "pipeline/same_answers.py",
             "pipeline/model_facts.py",
+            "pipeline/training_mode.py",
             *LOAD_MODEL,
             "export/logits.py",
             "export/probes.py",

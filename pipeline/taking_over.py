@@ -17,12 +17,13 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.inside_preprocessing import normalised_range, refuse_unproven
 from pipeline.loading import load_model
-from pipeline.model_facts import called_in_training, preprocessing_inside
+from pipeline.model_facts import preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
 from pipeline.models import preprocessing_of
 from pipeline.original import form_of
 from pipeline.preprocess import Resize
 from pipeline.recipe import Model
+from pipeline.training_mode import taken_at_inference
 
 if TYPE_CHECKING:
     import keras
@@ -59,14 +60,16 @@ def take_over(
     """
     path = Path(config.path or "")
     file = read_model_file(path)
+    deviations = taken_at_inference(file, config.called_in_training)
     model = load_model(path, config.allow, compare=True)
     form = form_of(model, path)
     size = form.height or config.input_size, form.width or config.input_size
     decode = DecodeSpec(size, resize)
     spec = _preprocessing(config, file, model, size)
     adopted = adopt(model, path, config.output, config.input_size, spec, photographs(decode))
-    changes = (*_left_training(file), *adopted.changes)
-    for change in changes:
+    for deviation in deviations:
+        log.warning("%s", deviation)
+    for change in adopted.changes:
         log.info("  %s: %s", path.name, change)
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
     card = ModelCard(
@@ -76,20 +79,10 @@ def take_over(
         cast(Output, adopted.output),
         source=source_of(config),
         written_by=file.written_by,
-        changes=changes,
+        changes=adopted.changes,
+        deviations=deviations,
     )
     return Taken(adopted.model, card)
-
-
-def _left_training(file: ModelFile) -> tuple[str, ...]:
-    names = called_in_training(file.config) if file.legacy else ()
-    if not names:
-        return ()
-    listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-    return (
-        f"{len(names)} layers were called with training=True ({listed}): they answer as at inference now, so that an "
-        "image's answer does not depend on the others of its batch",
-    )
 
 
 def _preprocessing(config: Model, file: ModelFile, model: keras.Model, size: tuple[int, int]) -> PreprocessingSpec:

@@ -51,7 +51,7 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     candidates = list_candidates(context)
     answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = _doubts(accuracy, reference.logits.shape[1])
+    warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
     log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
