@@ -11,6 +11,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import to_dict
@@ -127,7 +128,7 @@ def _train_new(
         keras.config.set_dtype_policy(policy)
     if mixed or strategy is not None:  # the same weights in a plain float32 model, which is what gets exported
         plain = build_classifier(replace(recipe.model, weights=None), len(images.classes))
-        plain.model.set_weights(built.model.get_weights())
+        set_weights(plain.model, built.model.get_weights())
         built = plain
     return built, history
 
