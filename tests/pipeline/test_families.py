@@ -117,7 +117,9 @@ def test_recipes_know_the_smallest_input_of_each(tmp_path: Path) -> None:
 
 
 def test_an_unknown_backbone_is_answered_by_family(tmp_path: Path) -> None:
-    message = r"expected one of ResNet: resnet18, .*; EfficientNet: .*\. Received: 'efficientnet_b0'\. Did you mean 'eff"
+    message = (
+        r"expected one of ResNet: resnet18, .*; EfficientNet: .*\. Received: 'efficientnet_b0'\. Did you mean 'eff"
+    )
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file(tmp_path, backbone="efficientnet_b0"))
     assert by_family(["vgg16", "resnet50", "vgg19"]) == "VGG: vgg16, vgg19; ResNet: resnet50"
