@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import to_dict
@@ -143,7 +144,7 @@ def _train_new(
         keras.config.set_dtype_policy(policy)
     if mixed or strategy is not None:  # the same weights in a plain float32 model, which is what gets exported
         plain = build_classifier(replace(recipe.model, weights=None), len(images.classes))
-        plain.model.set_weights(built.model.get_weights())
+        set_weights(plain.model, built.model.get_weights())
         built = plain
     return built, history
 
