@@ -33,7 +33,7 @@ _BF16_OPSET = 22  # Conv and pools take BF16 from here on
 _PREPROCESSING = (
     "Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad", "ReduceSum", "Floor",
 )  # fmt: skip
-FP32_OPS = ("Softmax", "TopK")
+FP32_OPS = ("Softmax", "TopK", "Log")  # of a probability, whose floor FP16 does not hold
 _CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
 _CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
@@ -59,7 +59,7 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = ()) -> onnx.ModelProto:
     """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
-    Preprocessing stays FP32 until its result is cast right before the first Conv, and Softmax and TopK are FP32;
+    Preprocessing stays FP32 until its result is cast right before the first Conv; Softmax, TopK and Log are FP32;
     inputs and outputs keep their types (uint8 pixels, float32 logits and probabilities, int32 indices).
     QuantizeLinear and DequantizeLinear get scales of that type.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[np.ndarray], np.ndarray]  # what the model as it was loaded says, of the logits
 _FEW = 4  # pictures on which a changed end is run
-_FLOOR = 1e-30  # of a probability before its logarithm
+_FLOOR = 1e-7  # of a probability before its logarithm: what float32 can tell beside 1
 _SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
 
 
