@@ -27,6 +27,7 @@ from export.resizing import expand_resizes
 from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
+from export.unrolling import MOST_STEPS
 
 if TYPE_CHECKING:
     import keras
@@ -217,6 +218,11 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
             len(unfolded),
             ", ".join(unfolded[:5]),
             ", ..." if len(unfolded) > 5 else "",
+        )
+    if loops := [node.name for node in result.graph.node if node.op_type in ("Loop", "Scan")]:
+        raise ExportError(
+            f"Expected recurrent layers of a fixed number of steps, {MOST_STEPS} at most. "
+            f"Received: {', '.join(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node)."
         )
     if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
         raise ExportError(
