@@ -42,6 +42,19 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
     return topological_sort(result)
 
 
+def repair_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Adds up the biases of a Conv: tf2onnx gives it a fourth input where a second bias stands behind the first."""
+    result = copy_model(model)
+    table = constants(result.graph)
+    for node in [node for node in result.graph.node if node.op_type == "Conv" and len(node.input) > 3]:
+        if all(name in table for name in node.input[2:]):
+            total = sum(numpy_helper.to_array(table[name]) for name in node.input[2:])
+            name = f"{node.input[2]}/{node.output[0]}/sum"
+            result.graph.initializer.append(numpy_helper.from_array(np.asarray(total), name))
+            node.input[2:] = [name]
+    return topological_sort(result)
+
+
 def repair_groups(model: onnx.ModelProto) -> onnx.ModelProto:
     """Gives a Conv over three dimensions the groups that its weight is made for; tf2onnx counts them in two only."""
     result = copy_model(model)

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from export import graph, interface
-from export.convolutions import repair_groups, repair_transposed_padding
+from export.convolutions import repair_biases, repair_groups, repair_transposed_padding
 from export.errors import ExportError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.logits import logits_model
@@ -203,7 +203,7 @@ def _tree(model: keras.Model) -> LayerTree:
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
     result = interface.rename_batch(model)
-    result = repair_groups(repair_transposed_padding(result))
+    result = repair_groups(repair_transposed_padding(repair_biases(result)))
     result = expand_resizes(fold_shapes(result))
     result = graph.constant_reshape(result)
     result = graph.strip_noops(result)

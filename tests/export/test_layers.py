@@ -134,8 +134,10 @@ def test_grouped_convolutions(tmp_path):
         lambda x: layers.Rescaling(0.5, offset=-1, name="scale")(x),
         lambda x: layers.Activation("hard_sigmoid", name="hard")(x),
         lambda x: layers.Activation("celu", name="celu")(x),
+        lambda x: ops.log1p(ops.abs(x)),
+        lambda x: layers.Conv2D(4, 1, name="point")(x) + np.arange(4, dtype=np.float32),
     ],
-    ids=["sum", "rescaling", "hard_sigmoid", "celu"],
+    ids=["sum", "rescaling", "hard_sigmoid", "celu", "log1p", "second bias"],
 )
 def test_a_scalar_behind_a_convolution(tmp_path, middle):
     model = classifier(middle)
