@@ -104,9 +104,13 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
     Raises:
         ExportError: If the model does not take that many pictures at once.
     """
+    import keras
+
     try:
-        # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures.
-        return np.asarray(source(inputs, training=False), dtype=np.float32)
+        # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures. On
+        # the CPU: a GPU computes in TF32, which is another model by more than the tolerance.
+        with keras.device("cpu:0"):
+            return np.asarray(source(inputs, training=False), dtype=np.float32)
     except Exception as error:  # whatever a layer raises
         raise ExportError(
             f"Expected a model that takes a batch of any size. Received: {type(error).__name__} for {len(inputs)} "
@@ -183,7 +187,9 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
 
     try:
         operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
-        values = keras.Model(source.inputs, [operation.output for operation in operations])([inputs], training=False)
+        with keras.device("cpu:0"):
+            every_layer = keras.Model(source.inputs, [operation.output for operation in operations])
+            values = every_layer([inputs], training=False)
         every = copy_model(model)
         names = [name for node in model.graph.node for name in node.output if name]
         del every.graph.output[:]

@@ -75,7 +75,7 @@ def test_shapes_that_are_constant_but_for_the_batch(tmp_path, middle):
 
 
 def recurrent(x):
-    rows = layers.Reshape((8, 48), name="sequence")(x)
+    rows = layers.Reshape((4, 96), name="sequence")(x)
     x = layers.GRU(6, return_sequences=True, name="gru")(layers.LSTM(6, return_sequences=True, name="lstm")(rows))
     return layers.Bidirectional(layers.SimpleRNN(6, name="simple"), name="both")(x)
 
@@ -130,14 +130,11 @@ def test_grouped_convolutions(tmp_path):
 @pytest.mark.parametrize(
     "middle",
     [
-        lambda x: x + 3.0,
-        lambda x: layers.Rescaling(0.5, offset=-1, name="scale")(x),
-        lambda x: layers.Activation("hard_sigmoid", name="hard")(x),
-        lambda x: layers.Activation("celu", name="celu")(x),
-        lambda x: ops.log1p(ops.abs(x)),
+        lambda x: layers.Activation("hard_sigmoid", name="hard")(x + 3.0),
+        lambda x: layers.Activation("celu", name="celu")(x) + ops.log1p(ops.abs(x)),
         lambda x: layers.Conv2D(4, 1, name="point")(x) + np.arange(4, dtype=np.float32),
     ],
-    ids=["sum", "rescaling", "hard_sigmoid", "celu", "log1p", "second bias"],
+    ids=["sum", "celu and log1p", "second bias"],
 )
 def test_a_scalar_behind_a_convolution(tmp_path, middle):
     model = classifier(middle)
@@ -196,7 +193,7 @@ def vision_transformer():
     )
 
 
-@pytest.mark.parametrize("build", [convnext, vision_transformer])
+@pytest.mark.parametrize("build", [pytest.param(convnext, marks=pytest.mark.slow), vision_transformer])
 def test_networks_that_are_no_resnet_in_float_and_half(tmp_path, build):
     model = build()
     randomize(model)

@@ -59,7 +59,7 @@ def resized(**options):
 
 @pytest.mark.parametrize(
     ("method", "aspect"),
-    [("nearest", None), ("bicubic", None), ("area", None), ("lanczos3", None), ("area", "crop"), ("bicubic", "pad")],
+    [("nearest", None), ("lanczos3", None), ("area", "crop"), ("bicubic", "pad")],
 )
 def test_a_resizing_inside_a_model_is_exact(tmp_path, method, aspect):
     options = {} if aspect is None else {f"{aspect}_to_aspect_ratio": True}
@@ -71,14 +71,19 @@ def test_a_resizing_inside_a_model_is_exact(tmp_path, method, aspect):
     assert "Resize" not in {node.op_type for node in exported.graph.node}
 
 
-@pytest.mark.parametrize(("corners", "centers"), [(False, True), (True, False), (False, False)])
-def test_the_nearest_neighbour_is_the_one_that_tensorflow_picks(tmp_path, corners, centers):
+def test_the_nearest_neighbour_is_the_one_that_tensorflow_picks(tmp_path):
     class Nearest(layers.Layer):
         def call(self, x):
             import tensorflow as tf
 
-            options = {"align_corners": corners, "half_pixel_centers": centers}
-            return tf.raw_ops.ResizeNearestNeighbor(images=x, size=[9, 31], **options)
+            ways = [(False, True), (True, False), (False, False)]  # TensorFlow has no kernel for both
+            return tf.concat(
+                [
+                    tf.raw_ops.ResizeNearestNeighbor(images=x, size=[9, 31], align_corners=a, half_pixel_centers=c)
+                    for a, c in ways
+                ],
+                axis=-1,
+            )
 
     inputs = layers.Input((16, 24, 3), name="pixels")
     head = layers.Dense(5, name="head")(layers.Flatten(name="flat")(Nearest(name="nearest")(inputs)))
