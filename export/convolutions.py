@@ -16,6 +16,7 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
     both sides as negative pads, which ONNX does not have; TensorFlow puts all of it at the end.
     """
     result = copy_model(model)
+    table = constants(result.graph)
     for node in [node for node in result.graph.node if node.op_type == "ConvTranspose"]:
         pads = list(attribute(node, "pads", []))
         half = len(pads) // 2
@@ -31,7 +32,26 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         node.output[0] = bare
         amounts = np.asarray([0] * (half + 4) + [max(0, -total) for total in totals], dtype=np.int64)
         result.graph.initializer.append(numpy_helper.from_array(amounts, f"{bare}/amounts"))
-        result.graph.node.append(helper.make_node("Pad", [bare, f"{bare}/amounts"], [output], f"{node.name}/Pad"))
+        padded = f"{output}/padded" if len(node.input) > 2 else output
+        result.graph.node.append(helper.make_node("Pad", [bare, f"{bare}/amounts"], [padded], f"{node.name}/Pad"))
+        if len(node.input) > 2:  # the zeros get the bias too
+            bias = numpy_helper.to_array(table[node.input.pop(2)])
+            column = numpy_helper.from_array(bias.reshape(-1, *[1] * half), f"{padded}/bias")
+            result.graph.initializer.append(column)
+            result.graph.node.append(helper.make_node("Add", [padded, column.name], [output], f"{node.name}/Add"))
+    return topological_sort(result)
+
+
+def repair_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Adds up the biases of a Conv: tf2onnx gives it a fourth input where a second bias stands behind the first."""
+    result = copy_model(model)
+    table = constants(result.graph)
+    for node in [node for node in result.graph.node if node.op_type == "Conv" and len(node.input) > 3]:
+        if all(name in table for name in node.input[2:]):
+            total = sum(numpy_helper.to_array(table[name]) for name in node.input[2:])
+            name = f"{node.input[2]}/{node.output[0]}/sum"
+            result.graph.initializer.append(numpy_helper.from_array(np.asarray(total), name))
+            node.input[2:] = [name]
     return topological_sort(result)
 
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from export import graph, interface
-from export.convolutions import repair_groups, repair_transposed_padding
+from export.convolutions import repair_biases, repair_groups, repair_transposed_padding
 from export.errors import ExportError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.half_graphs import in_float32
@@ -28,6 +28,7 @@ from export.resizing import expand_resizes
 from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
+from export.unrolling import MOST_STEPS
 
 if TYPE_CHECKING:
     import keras
@@ -203,7 +204,7 @@ def _tree(model: keras.Model) -> LayerTree:
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
     result = interface.rename_batch(in_float32(model))
-    result = repair_groups(repair_transposed_padding(result))
+    result = repair_groups(repair_transposed_padding(repair_biases(result)))
     result = expand_resizes(fold_shapes(result))
     result = graph.constant_reshape(result)
     result = graph.strip_noops(result)
@@ -218,6 +219,11 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
             len(unfolded),
             ", ".join(unfolded[:5]),
             ", ..." if len(unfolded) > 5 else "",
+        )
+    if loops := [node.name for node in result.graph.node if node.op_type in ("Loop", "Scan")]:
+        raise ExportError(
+            f"Expected recurrent layers of a fixed number of steps, {MOST_STEPS} at most. "
+            f"Received: {', '.join(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node)."
         )
     if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
         raise ExportError(

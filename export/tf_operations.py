@@ -29,6 +29,16 @@ def _expm1(context: Any, node: Any, name: str, _: Any) -> None:
     _function_and_one(context, node, name, "Exp", one_first=False)
 
 
+def _log1p(context: Any, node: Any, name: str, _: Any) -> None:
+    """Makes Log1p the Log of 1 + x: near zero it is off by half an ulp of one."""
+    source, result = node.input[0], node.output[0]
+    shapes, types = [context.get_shape(result)], [context.get_dtype(result)]
+    context.remove_node(node.name)
+    one = context.make_const(f"{name}/one", np.ones((), np.float32))
+    more = context.make_node("Add", [source, one.output[0]], name=f"{name}/Add", shapes=shapes, dtypes=types)
+    context.make_node("Log", more.output, outputs=[result], name=name, shapes=shapes, dtypes=types)
+
+
 def _function_and_one(context: Any, node: Any, name: str, function: str, one_first: bool) -> None:
     """Replaces a node by the difference of a function and one."""
     source, result = node.input[0], node.output[0]
@@ -45,5 +55,6 @@ def _function_and_one(context: Any, node: Any, name: str, function: str, one_fir
 HANDLERS: dict[str, tuple[Handler, list[Any]]] = {
     "Erfc": (_erfc, []),
     "Expm1": (_expm1, []),
+    "Log1p": (_log1p, []),
     **{operation: (_leave, []) for operation in RESIZES},
 }

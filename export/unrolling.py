@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-# A step is some ten to twenty nodes; 128 are more rows of features than a classifier of pictures usually reads.
-MOST_STEPS = 128
+# A step is some ten to twenty nodes, so 256 steps convert in about a minute: the rows of a picture of usual size.
+MOST_STEPS = 256
 
 
 @contextlib.contextmanager

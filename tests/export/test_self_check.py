@@ -75,9 +75,43 @@ def test_answers_that_depend_on_chance_are_refused(tmp_path):
         export(model, tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("mode", ["unit", "caffe"])
-def test_a_right_export_differs_by_float_noise_only(tmp_path, mode, caplog):
-    spec = PreprocessingSpec.from_mode(mode)
+def test_a_model_that_fixes_the_batch_inside_is_refused(tmp_path):
+    class Fixed(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.ensure_shape(tf.reshape(x, (3, 6, 6, -1)), (None, 6, 6, 4))
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    inputs = layers.Input((8, 8, 3), name="pixels")
+    model = ending(inputs, Fixed(name="fixed")(layers.Conv2D(4, 3, name="conv")(inputs)))
+    with pytest.raises(ExportError, match="batch"):
+        export(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_and_outputs_with_names_are_checked_too(tmp_path):
+    inputs = layers.Input((8, 8, 3), name="pixels")
+    x = ending(inputs, layers.Conv2D(4, 3, name="conv")(inputs)).output
+    export(keras.Model({"pixels": inputs}, {"scores": x}, name="named"), tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").is_file()
+
+
+def test_a_graph_that_does_not_run_is_refused():
+    from export.self_check import check_answers
+    from tests.export.tiny_graphs import pixel_graph
+
+    nodes = [("Reshape", ["f", "odd"], "g", {}), ("ReduceMean", ["g"], "y", {"axes": [1], "keepdims": 0})]
+    model = pixel_graph(nodes, {"odd": np.array([5, -1])}, ("batch", 8, 8, 3), shapes={"y": [5]})
+    inputs = layers.Input((8, 8, 3), name="pixels")
+    with pytest.raises(ExportError, match="export that ONNX Runtime runs"):
+        check_answers(model, ending(inputs, layers.Conv2D(4, 3, name="conv")(inputs)), UNIT)
+
+
+def test_a_right_export_differs_by_float_noise_only(tmp_path, caplog):
+    spec = PreprocessingSpec.from_mode("caffe")
     with caplog.at_level(logging.DEBUG, logger="export.self_check"):
         keras_to_onnx.export_keras(classifier(), tmp_path / "m.onnx", preprocessing=spec, classes=CLASSES)
     found = [
