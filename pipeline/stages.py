@@ -256,9 +256,10 @@ STAGES = (
     Stage(
         "quantize",
         _quantize_inputs,
-        ("quantize", "verify.thresholds.int8", *DATA_KEYS),
+        ("quantize", "verify.thresholds.fp16", "verify.thresholds.int8", *DATA_KEYS),
         (
             "pipeline/quantizing.py",
+            "pipeline/halving.py",
             "pipeline/stage_records.py",
             *READ_CARD,
             "pipeline/charts.py",
@@ -271,6 +272,9 @@ STAGES = (
             "export/equalization.py",
             "export/correction.py",
             "export/sensitivity.py",
+            "export/half_sensitivity.py",
+            "export/half_emulation.py",
+            "export/half_graphs.py",
             "export/simulation.py",
             "export/metrics.py",
             "export/statistics.py",
