@@ -109,4 +109,5 @@ def halve(
 
 def _budget(limits: Thresholds) -> Budget:
     sqnr = None if limits.sqnr_db is None else limits.sqnr_db + _MARGIN_DB
-    return Budget(limits.top1_agreement, limits.accuracy_drop, sqnr, limits.relative_error, certain=True)
+    error = limits.relative_error if isinstance(limits.relative_error, float) else None  # auto is about float32
+    return Budget(limits.top1_agreement, limits.accuracy_drop, sqnr, error, certain=True)

@@ -224,7 +224,9 @@ class Build:
 class Thresholds:
     """What a candidate must reach against its reference. A null is not asked for."""
 
-    relative_error: float | None = None  # at most: largest difference over the largest reference logit
+    # At most: largest difference over the largest reference logit; auto: 1e-5, or, where rounding alone makes more of
+    # it, four times what moving each pixel by a unit in the last place does to Keras itself
+    relative_error: float | Literal["auto"] | None = None
     top1_agreement: float | None = None  # at least: share of images with the same top class
     sqnr_db: float | None = None  # at least: signal to quantization noise ratio of the logits
     accuracy_drop: float | None = None  # at most: accuracy lost, as a share (0.01: one point)
@@ -234,7 +236,7 @@ class Thresholds:
 class VerifyThresholds:
     """Thresholds by the precision of the candidate."""
 
-    fp32: Thresholds = field(default_factory=lambda: Thresholds(relative_error=1e-5))
+    fp32: Thresholds = field(default_factory=lambda: Thresholds(relative_error="auto"))
     fp16: Thresholds = field(default_factory=lambda: Thresholds(top1_agreement=0.999, sqnr_db=50.0))
     int8: Thresholds = field(default_factory=lambda: Thresholds(top1_agreement=0.99, sqnr_db=20.0))
 

@@ -74,7 +74,13 @@ LOAD_MODEL = (
     "pipeline/keras1.py",
     "pipeline/keras_operations.py",
 )
-RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
+RUN_KERAS = (
+    "pipeline/runners/keras.py",
+    "pipeline/float_noise.py",
+    *LOAD_MODEL,
+    "export/logits.py",
+    "export/preprocessing.py",
+)
 DATA_KEYS = ("data.max_bad_images",)
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
@@ -342,6 +348,7 @@ STAGES = (
             "pipeline/serving.py",
             "pipeline/verdicts.py",
             "pipeline/parity_report.py",
+            "pipeline/float_noise.py",
             *READ_CARD,
             "export/statistics.py",
             "export/preprocessing.py",
@@ -365,6 +372,7 @@ STAGES = (
             "pipeline/report_speed.py",
             "pipeline/report_standing.py",
             "pipeline/parity_report.py",
+            "pipeline/float_noise.py",
             "pipeline/benchmark_report.py",
             "pipeline/stage_records.py",
             "export/placement_row.py",
