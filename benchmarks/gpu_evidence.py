@@ -32,6 +32,7 @@ from export.sidecar import BatchProfile
 from pipeline.answering import answer
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import write_json
+from pipeline.float_noise import noise_of
 from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE, engine_source, plan_name
 from pipeline.manifest import as_recorded, read_manifest
 from pipeline.npz_files import read_arrays
@@ -150,7 +151,7 @@ def read_reference(artifacts: Path) -> Reference:
             raise ValueError("it is not what the verify stage wrote")
         held = read_arrays(path, ("meta", "pixels", "labels", "logits"))
         meta = parse_json(held["meta"].tobytes(), "meta")
-        return Reference(KERAS, meta["model_sha256"], held["pixels"], held["labels"], held["logits"])
+        return Reference(KERAS, meta["model_sha256"], held["pixels"], held["labels"], held["logits"], noise_of(meta))
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise PipelineError(
             f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "

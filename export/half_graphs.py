@@ -19,8 +19,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     values, so that the difference is what rounding the activations to half did.
     """
     result = copy_model(model)
-    half = _raise(result.graph)
-    if not half:
+    if not raise_half(result.graph):
         return result
     del result.graph.value_info[:]
     graph = result.graph
@@ -42,7 +41,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     return topological_sort(result)
 
 
-def _raise(graph: onnx.GraphProto) -> bool:
+def raise_half(graph: onnx.GraphProto) -> bool:
     """Makes a graph and those inside it float32 (in place); returns whether anything was half."""
     found = False
     for tensor in graph.initializer:
@@ -57,7 +56,7 @@ def _raise(graph: onnx.GraphProto) -> bool:
             if item.type == onnx.AttributeProto.TENSOR:
                 found |= _raise_tensor(item.t)
             for inner in (item.g, *item.graphs):
-                found |= _raise(inner)
+                found |= raise_half(inner)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -13,7 +13,9 @@ from export.graph import attribute, constants, consumers, copy_model, tensor_sha
 from export.precision import FP16_MAX, lost_in_fp16, preprocessing_nodes
 
 
-def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> onnx.ModelProto:
+def round_weights(
+    model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics], kept: Collection[str] = ()
+) -> onnx.ModelProto:
     """Returns the model with weights that FP16 holds exactly, rounded so that the mean of each output stays.
 
     Rounded to nearest, the errors of a bias and of thousands of weights add up to an offset of each output channel,
@@ -25,41 +27,49 @@ def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatis
     Args:
         model: float32.
         statistics: Of the inputs of Conv, MatMul and Gemm, for their means; a node without is left as it is.
+        kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
     """
-    result = round_first_conv(model)
+    result = round_first_conv(model, kept)
     table, readers, shapes = constants(result.graph), consumers(result.graph), tensor_shapes(result)
     first = {node.name for node in _first_convs(result)}
     for node in result.graph.node:
         known = statistics.get(node.input[0]) if node.input else None
-        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.name in first or known is None:
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.name in {*first, *kept} or known is None:
             continue
-        if node.input[1] not in table or len(readers[node.input[1]]) > 1 or attribute(node, "group", 1) != 1:
+        if node.input[1] not in table or len(readers[node.input[1]]) > 1:
             continue
         weight = numpy_helper.to_array(table[node.input[1]])
         if node.op_type != "Conv" and not weight.ndim == 2 == len(shapes.get(node.input[0], ())):
             continue  # of tokens or maps: statistics are of axis 1, a MatMul sums over the last one
         across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
         rows = weight.T if across else weight.reshape(weight.shape[0], -1)
-        mean = np.repeat(known.mean, rows.shape[1] // len(known.mean))
-        if lost_in_fp16(weight) or len(mean) != rows.shape[1]:
+        groups = attribute(node, "group", 1)
+        inputs = len(known.mean) // groups
+        if lost_in_fp16(weight) or not inputs or rows.shape[1] % inputs:
             continue
+        by_group = np.repeat(known.mean.reshape(groups, inputs), rows.shape[1] // inputs, axis=1)
+        mean = np.repeat(by_group, len(rows) // groups, axis=0)
         rounded = _keep_mean(rows.astype(np.float64), mean, _bias_error(node, table, readers, len(rows)))
         rounded = np.ascontiguousarray(rounded.T) if across else rounded.reshape(weight.shape)
         table[node.input[1]].CopyFrom(numpy_helper.from_array(rounded.astype(np.float32), node.input[1]))
     return result
 
 
-def round_first_conv(model: onnx.ModelProto) -> onnx.ModelProto:
+def round_first_conv(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
     """Returns the model with the first Conv's weights on FP16 values whose rounding errors cancel over the channels.
 
     The colour channels of a photo are nearly equal, and those of a grey image are: what counts is the sum over them.
     Rounded each for itself, weights that oppose each other leave an error as large as theirs in a small sum; so the
     error of the largest is carried into the next smaller one, as error diffusion does between pixels. A weight may be
     off by a unit in the last place of the largest of its channels, their sum by half a unit of the smallest.
+
+    Args:
+        model: float32.
+        kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
     """
     result = copy_model(model)
     table = constants(result.graph)
-    for node in _first_convs(result):
+    for node in (node for node in _first_convs(result) if node.name not in kept):
         weight = numpy_helper.to_array(table[node.input[1]])
         if lost_in_fp16(weight):
             continue
@@ -102,7 +112,7 @@ def _bias_error(
 
 
 def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns (O, K) float64 weights rounded to FP16 with ``rounded @ mean + offset`` close to ``rows @ mean``.
+    """Returns (O, K) float64 weights rounded to FP16 whose sums with means (O, K), and offset (O,), stay.
 
     Greedy: in each row the weights that lose least by taking their other neighbour, for what that moves, go first.
     """
@@ -112,7 +122,7 @@ def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.nda
     other = np.nextafter(half, toward).astype(np.float64)
     moves = (other - nearest) * mean
     price = (np.abs(other - rows) - np.abs(nearest - rows)) / np.maximum(np.abs(moves), 1e-30)
-    errors = (nearest - rows) @ mean + offset
+    errors = ((nearest - rows) * mean).sum(axis=1) + offset
     for row, error in enumerate(errors):
         enough = abs(error) * 1e-2
         for index in np.argsort(price[row], kind="stable"):

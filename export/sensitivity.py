@@ -26,20 +26,29 @@ class Budget:
         top1_agreement: At least this share of images with the same top class.
         accuracy_drop: At most this share of accuracy lost.
         sqnr_db: At least this signal to quantization noise ratio of the logits.
+        relative_error: At most this difference of a logit, relative to the largest.
+        certain: A share counts as missed only where its 95 % interval excludes what is asked, as in a verdict: a few
+            images with two nearly equal classes are no reason to give up the speed of FP16. Defaults to False.
     """
 
     top1_agreement: float | None = None
     accuracy_drop: float | None = None
     sqnr_db: float | None = None
+    relative_error: float | None = None
+    certain: bool = False
 
     def met_by(self, comparison: Comparison) -> bool:
-        """Whether the point estimates of a comparison meet it."""
-        drop = comparison.accuracy_drop
+        """Whether a comparison meets it; of shares the point estimates, or the better ends of their intervals."""
+        drop, agreement = comparison.accuracy_drop, comparison.top1_agreement
+        if self.certain:
+            agreement = comparison.agreement_interval[1]
+            drop = comparison.accuracy_drop_interval[0] if comparison.accuracy_drop_interval is not None else None
         return (
             comparison.finite
-            and (self.top1_agreement is None or comparison.top1_agreement >= self.top1_agreement)
+            and (self.top1_agreement is None or agreement >= self.top1_agreement)
             and (self.accuracy_drop is None or drop is None or drop <= self.accuracy_drop)
             and (self.sqnr_db is None or comparison.sqnr_db >= self.sqnr_db)
+            and (self.relative_error is None or comparison.relative_error <= self.relative_error)
         )
 
     def __str__(self) -> str:
@@ -47,6 +56,7 @@ class Budget:
             (self.top1_agreement, "agreement of at least {:.2%}"),
             (self.accuracy_drop, "accuracy drop of at most {:.2%}"),
             (self.sqnr_db, "SQNR of at least {:.1f} dB"),
+            (self.relative_error, "relative error of at most {:.1e}"),
         ]
         return ", ".join(form.format(value) for value, form in parts if value is not None) or "nothing"
 
@@ -125,11 +135,13 @@ def choose_layers(
     budget: Budget,
     most_convs: int,
     precision: str = "fp16",
+    given_up: str = "INT8",
+    worth: float = _WORTH,
 ) -> Selection:
     """Returns the fewest layers to keep in float that meet a budget, the dearest first.
 
-    Bisects over how many of the ranking are kept, as keeping more does not cost accuracy. Layers that make less than
-    a hundredth of the noise are not considered. Where the budget can't be met, all candidates are kept.
+    Bisects over how many of the ranking are kept, as keeping more does not cost accuracy. Where the budget can't be
+    met, all candidates are kept.
 
     Args:
         costs: From `measure_layers`.
@@ -137,17 +149,19 @@ def choose_layers(
         budget: What to reach.
         most_convs: How many Convs may be kept; other layers are not limited.
         precision: What they are kept in. Defaults to ``"fp16"``.
+        given_up: What they are kept from. Defaults to ``"INT8"``.
+        worth: Layers that make a smaller share of the noise are not considered. Defaults to a hundredth.
     """
     whole = sum(cost.noise for cost in costs)
     ranking: list[LayerCost] = []
     for cost in costs:
         full = cost.op == "Conv" and sum(c.op == "Conv" for c in ranking) >= most_convs
-        if 0 < cost.noise >= _WORTH * whole and not full:
+        if 0 < cost.noise >= worth * whole and not full:
             ranking.append(cost)
 
     def why(cost: LayerCost) -> str:
         share = cost.noise / whole if math.isfinite(cost.noise) else 1.0
-        return f"kept: {share:.0%} of the INT8 noise ({cost.sqnr_db:.1f} dB alone)"
+        return f"kept: {share:.0%} of the {given_up} noise ({cost.sqnr_db:.1f} dB alone)"
 
     def selection(count: int) -> Selection:
         kept = {cost.node: Kept(precision, why(cost)) for cost in ranking[:count]}

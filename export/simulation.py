@@ -82,3 +82,8 @@ def summary(comparison: Comparison) -> dict[str, float | int | None]:
         "top1_agreement": comparison.top1_agreement,
         "accuracy_drop": comparison.accuracy_drop,
     }
+
+
+def words(comparison: Comparison) -> str:
+    """Returns what a line of a log says of a comparison on held-out images."""
+    return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

@@ -201,7 +201,8 @@ def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any)
         return _convert(lists[0], value, where)
     if isinstance(value, (list, tuple, dict)):
         raise RecipeError(f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {shown(value)}.")
-    return _convert(plain[0], value, where)
+    words = [c for c in plain if get_origin(c) is Literal and isinstance(value, str) and value in get_args(c)]
+    return _convert((words or plain)[0], value, where)
 
 
 def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from export.metrics import Comparison, compare
 from export.statistics import images_to_decide, images_to_decide_drop
+from pipeline.float_noise import AUTO, FLOOR, FloatNoise
 from pipeline.layout import Precision
 from pipeline.parity_report import (
     FAIL,
@@ -74,6 +75,7 @@ class Reference:
     pixels: np.ndarray  # (N, height, width, 3) uint8
     labels: np.ndarray  # (N,) int64
     logits: np.ndarray  # (N, C) float32
+    noise: FloatNoise | None = None  # how far rounding alone moves them
     with_it: Mapping[str, str] = field(default_factory=dict)  # further files the verdict holds for, and their sha256
 
 
@@ -122,11 +124,11 @@ def judge(
     for candidate in candidates:
         answer = answers[candidate.name]
         limits: Thresholds = getattr(thresholds, candidate.precision)
-        keras = Answer(reference.logits, PASS)
-        hops.append(_hop(FROM_KERAS, reference.name, keras, candidate, answer, reference.labels, limits))
+        keras, labels, noise = Answer(reference.logits, PASS), reference.labels, reference.noise
+        hops.append(_hop(FROM_KERAS, reference.name, keras, candidate, answer, labels, limits, noise))
         if candidate.step_from is not None:
             before = answers[candidate.step_from]
-            hops.append(_hop(STEP, candidate.step_from, before, candidate, answer, reference.labels, limits))
+            hops.append(_hop(STEP, candidate.step_from, before, candidate, answer, labels, limits, noise))
         if answer.top is not None:
             own = _empty_hop(TOP_K, "its own probabilities", candidate, len(reference.labels))
             hops.append(replace(own, **_conclusion([answer.top])))
@@ -136,13 +138,16 @@ def judge(
     return ParityReport(overall_verdict(hops), subjects, by_precision(thresholds), tuple(hops), tuple(warnings))
 
 
-def find(comparison: Comparison, limits: Thresholds) -> list[Finding]:
+def find(comparison: Comparison, limits: Thresholds, noise: FloatNoise | None = None) -> list[Finding]:
     """What a comparison says about every threshold that is asked for, and about NaN, which always is."""
     found = [_exact(comparison.finite, "the candidate gave NaN or infinite logits")]
-    if limits.relative_error is not None:
+    most = relative_limit(limits, noise)
+    if most is not None:
         error = comparison.relative_error
-        why = f"relative error {error:.2e}, at most {limits.relative_error:.2e} allowed"
-        found.append(_exact(error <= limits.relative_error, why))
+        why = f"relative error {error:.2e}, at most {most:.2e} allowed"
+        owed = limits.relative_error == AUTO and noise is not None and most > FLOOR
+        why += f", as {noise}" if owed else ""
+        found.append(Finding(PASS, why if owed and error > FLOOR else "") if error <= most else Finding(FAIL, why))
     if limits.top1_agreement is not None:
         found.append(_agreement(comparison, limits.top1_agreement))
     if limits.sqnr_db is not None:
@@ -151,6 +156,13 @@ def find(comparison: Comparison, limits: Thresholds) -> list[Finding]:
     if limits.accuracy_drop is not None:
         found.append(_drop(comparison, limits.accuracy_drop))
     return found
+
+
+def relative_limit(limits: Thresholds, noise: FloatNoise | None) -> float | None:
+    """The relative error allowed: the recipe's own number, or what the model's own noise makes of it."""
+    if isinstance(limits.relative_error, str):  # auto
+        return FLOOR if noise is None else noise.limit
+    return limits.relative_error
 
 
 def _exact(met: bool, why: str) -> Finding:
@@ -215,6 +227,7 @@ def _hop(
     answer: Answer,
     labels: np.ndarray,
     limits: Thresholds,
+    noise: FloatNoise | None,
 ) -> Hop:
     hop = replace(_empty_hop(kind, reference_name, candidate, len(labels)), verdict=answer.verdict, why=answer.why)
     if answer.logits is None:
@@ -234,9 +247,11 @@ def _hop(
             "accuracy_drop", "accuracy_drop_interval", "mcnemar",
         )
     }  # fmt: skip
+    numbers["relative_limit"] = relative_limit(limits, noise)
+    numbers["noise"] = noise if limits.relative_error == AUTO else None
     numbers["accuracy_reference"] = comparison.reference_accuracy
     numbers["accuracy_candidate"] = comparison.candidate_accuracy
-    return replace(hop, **numbers, **_conclusion(find(comparison, limits)))
+    return replace(hop, **numbers, **_conclusion(find(comparison, limits, noise)))
 
 
 def _finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from export.records import read_record, to_json
 from export.statistics import McNemar
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
+from pipeline.float_noise import FloatNoise
 from pipeline.layout import Precision
 from pipeline.recipe import Thresholds, VerifyThresholds
 
@@ -49,6 +50,9 @@ class Hop:
         finite: whether every logit is; None where nothing was compared, as all that follow.
         max_abs: largest difference of a logit; None where not all are finite.
         relative_error: that over the largest logit of the reference.
+        relative_limit: the relative error allowed; None where none was asked for.
+        noise: what the limit follows from, where the recipe leaves it to the model; None else, and where it was not
+            measured.
         cosine: mean over the images.
         sqnr_db: signal to noise of the logits in dB; None where both are equal, or not all are finite.
         top1_agreement: share of images with the same best class.
@@ -74,6 +78,8 @@ class Hop:
     finite: bool | None = None
     max_abs: float | None = None
     relative_error: float | None = None
+    relative_limit: float | None = None
+    noise: FloatNoise | None = None
     cosine: float | None = None
     sqnr_db: float | None = None
     top1_agreement: float | None = None
@@ -141,6 +147,14 @@ def overall_verdict(hops: Sequence[Hop]) -> Literal["pass", "inconclusive", "fai
     if FAIL in verdicts or not verdicts & {PASS, INCONCLUSIVE}:
         return "fail"
     return "inconclusive" if INCONCLUSIVE in verdicts else "pass"
+
+
+def allowed(hops: Sequence[Hop]) -> str:
+    """What a relative error may be where the recipe leaves it to the model, and why; "" where it says a number."""
+    for hop in hops:
+        if hop.noise is not None and hop.relative_limit is not None:
+            return f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
+    return ""
 
 
 def by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.calibration import ChannelStatistics, collect_histograms, collect_statistics
+from export.calibration import collect_histograms, collect_statistics
 from export.correction import MeanMaps, collect_mean_maps, correct_biases
 from export.equalization import Equalized, equalize
 from export.metrics import Comparison
 from export.onnx_file import load_model, save_model
 from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
-from export.precision import to_half, unfit_for_fp16
+from export.precision import unfit_for_fp16
 from export.quantize import quantize
-from export.rounding import round_first_conv, round_weights
 from export.scales import METHODS, Scales
 from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
-from export.simulation import HeldOut, summary
+from export.simulation import HeldOut, summary, words
 from pipeline import charts
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, Sample, check_classes, check_readable, check_split_sizes
 from pipeline.files import sha256_file, write_atomic, write_json
+from pipeline.halving import halve
 from pipeline.layout import ONNX
 from pipeline.progress import progress_bar
 from pipeline.stage import Context
@@ -59,8 +59,8 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
         log.warning("  %s stays FP32: %s", node, why)
     held_out = HeldOut.of(model, *images.held_out(), settings.batch_size)
     check_readable(seen + len(held_out), settings.min_images, "calibration", images.pixels)
-    half, rounding = _best_fp16(model, statistics, unfit, held_out)
-    save_model(half, folder / "model.fp16.onnx")
+    half = halve(model, statistics, unfit, held_out, settings, context.recipe.verify.thresholds.fp16)
+    save_model(half.model, folder / "model.fp16.onnx")
 
     base = Equalized(model, statistics, 0)
     if settings.equalize:
@@ -84,11 +84,9 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
             write_json(folder / "placement.json", [asdict(row) for row in placements])
             log.debug("placement of INT8:\n%s", placement_table(placements))
             counts = int8_convs(placements)
-    half_report = {"fp16": {"rounding": rounding, "kept_fp32": unfit}}
     equalized = {"equalized_activations": base.tensors, "held_out_images": len(held_out), "scale_images": seen}
     report = (
-        {"schema": CALIBRATION_SCHEMA}
-        | half_report
+        {"schema": CALIBRATION_SCHEMA, "fp16": half.report}
         | equalized
         | {"int8_convolutions": counts[0], "convolutions": counts[1]}
         | run.report
@@ -97,7 +95,7 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     write_json(folder / "images.json", images.table())
     log.info(
         "  INT8: %s, %d of %d convolutions; %s on %d held-out images",
-        *(scales.method, *counts, _words(run.result), len(held_out)),
+        *(scales.method, *counts, words(run.result), len(held_out)),
     )
     return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
 
@@ -111,17 +109,6 @@ def calibration_key(context: Context, card: ModelCard) -> dict[str, Any]:
         "decode": card.decode.to_json(),
         "quantize": asdict(context.recipe.quantize),
     }
-
-
-def _best_fp16(
-    model: onnx.ModelProto, statistics: dict[str, ChannelStatistics], unfit: dict[str, str], held_out: HeldOut
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The FP16 model whose weights, rounded one way or the other, come closest on held-out images."""
-    candidates = {"nearest": round_first_conv(model), "mean": round_weights(model, statistics)}
-    halves = {name: to_half(candidate, keep=unfit) for name, candidate in candidates.items()}
-    found = {name: held_out.judge(half) for name, half in halves.items()}
-    best = max(found, key=lambda name: found[name].sqnr_db)
-    return halves[best], {"chosen": best} | {name: summary(comparison) for name, comparison in found.items()}
 
 
 class CalibrationImages:
@@ -217,13 +204,13 @@ class _Quantization:
             costs = measure_layers(self._base.model, self._scales, part, advance)
         if not met:
             most = int(settings.max_kept * sum(cost.op == "Conv" for cost in costs))
-            before = _words(self.result)
+            before = words(self.result)
             free = [cost for cost in costs if cost.node not in self.kept]  # what FP16 can't hold stays FP32
             selection = choose_layers(free, lambda kept: self._judge({**self.kept, **kept}), self._budget, most)
             if selection.met or selection.comparison.sqnr_db > self.result.sqnr_db:
                 self.kept, self.result = {**self.kept, **selection.kept}, selection.comparison
             self.report |= {"kept": list(self.kept), "budget_met": selection.met, "mixed": summary(self.result)}
-            log.info("  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), _words(self.result))
+            log.info("  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), words(self.result))
             if not selection.met:
                 log.warning(
                     "INT8 misses what verify.thresholds.int8 asks for on held-out images (%s). To keep "
@@ -244,7 +231,3 @@ def _write_sensitivity(folder: Path, costs: Sequence[LayerCost], kept: Mapping[s
     write_atomic(folder / "sensitivity.csv", buffer.getvalue())
     rows = [(f"{cost.keras_layer} ({cost.op})", cost.noise, cost.node in kept) for cost in costs]
     charts.sensitivity_figure(rows).savefig(folder / "sensitivity.png", dpi=120)
-
-
-def _words(comparison: Comparison) -> str:
-    return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

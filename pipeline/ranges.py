@@ -116,8 +116,9 @@ def check_ranges(recipe: Recipe) -> None:
         require(1 <= size <= LARGEST_BATCH, f"{name}.batch_size", f"1 to {LARGEST_BATCH:,}", size)
     share = recipe.quantize.held_out
     require(0 < share <= 0.5, "quantize.held_out", "above 0, up to 0.5", share)
-    share = recipe.quantize.max_kept
-    require(0 <= share <= 1, "quantize.max_kept", "0 to 1", share)
+    for name in ("max_kept", "max_kept_fp32"):
+        share = getattr(recipe.quantize, name)
+        require(0 <= share <= 1, f"quantize.{name}", "0 to 1", share)
     for where, (low, high) in {
         "quantize": (recipe.quantize.min_images, recipe.quantize.max_images),
         "verify": (recipe.verify.min_images, recipe.verify.max_images),

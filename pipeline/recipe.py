@@ -184,10 +184,11 @@ class Quantize:
     )
     equalize: bool = True  # give the channels of an activation alike ranges; the model's answers stay what they are
     bias_correction: bool = True  # take the mean error of quantization out of the biases, where that helps
-    # What each layer costs alone: auto: where INT8 throughout misses verify.thresholds.int8 on held-out images
+    # What each layer costs alone: auto: where INT8 or FP16 throughout misses verify.thresholds on held-out images
     sensitivity: Literal["auto", "always", "never"] = "auto"
     sensitivity_images: int = 32  # held-out images that measure a layer; all of them judge the whole model
     max_kept: float = 0.1  # share of the convolutions that may stay in FP16 to meet verify.thresholds.int8
+    max_kept_fp32: float = 0.5  # share of the convolutions that may stay in FP32 to meet verify.thresholds.fp16
     held_out: float = 0.25  # share of the calibration images that gives no scales but judges them
     min_images: int = 128  # fewer calibration images than this are refused
     max_images: int = 512
@@ -234,7 +235,9 @@ class Build:
 class Thresholds:
     """What a candidate must reach against its reference. A null is not asked for."""
 
-    relative_error: float | None = None  # at most: largest difference over the largest reference logit
+    # At most: largest difference over the largest reference logit; auto: 1e-5, or, where rounding alone makes more of
+    # it, four times what moving each pixel by a unit in the last place does to Keras itself
+    relative_error: float | Literal["auto"] | None = None
     top1_agreement: float | None = None  # at least: share of images with the same top class
     sqnr_db: float | None = None  # at least: signal to quantization noise ratio of the logits
     accuracy_drop: float | None = None  # at most: accuracy lost, as a share (0.01: one point)
@@ -244,7 +247,7 @@ class Thresholds:
 class VerifyThresholds:
     """Thresholds by the precision of the candidate."""
 
-    fp32: Thresholds = field(default_factory=lambda: Thresholds(relative_error=1e-5))
+    fp32: Thresholds = field(default_factory=lambda: Thresholds(relative_error="auto"))
     fp16: Thresholds = field(default_factory=lambda: Thresholds(top1_agreement=0.999, sqnr_db=50.0))
     int8: Thresholds = field(default_factory=lambda: Thresholds(top1_agreement=0.99, sqnr_db=20.0))
 

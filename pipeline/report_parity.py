@@ -6,7 +6,7 @@ from export.statistics import McNemar
 from pipeline import charts
 from pipeline.html import badge, chart, notes, number, section, share, table, text
 from pipeline.layout import ONNX
-from pipeline.parity_report import FROM_KERAS, NOT_RUN, PASS, Hop, ParityReport
+from pipeline.parity_report import FROM_KERAS, NOT_RUN, PASS, Hop, ParityReport, allowed
 
 CHANGED = (
     "Lost / gained: images that the reference names right and the candidate wrong, and the reverse; p: how likely "
@@ -62,6 +62,8 @@ def _remarks(parity: ParityReport) -> list[str]:
         why = hop.certainty if hop.verdict == PASS else hop.why
         if why and hop.verdict != NOT_RUN:
             said.append(f"{hop.candidate} against {hop.reference}: {why}.")
+    if words := allowed(parity.hops):
+        said.append(f"{words[:1].upper()}{words[1:]}.")
     said += [f"{hop.precision.upper()}: {hop.note}." for hop in parity.hops if hop.note]
     said += [f"{hop.why[:1].upper()}{hop.why[1:]}." for hop in parity.hops if hop.why and hop.verdict == NOT_RUN]
     return [*said, CHANGED]

@@ -37,8 +37,11 @@ def _calibration(report: CalibrationReport) -> str:
         rows.append(_row(f"most sensitive layers kept in float: {len(report.kept)}", report.mixed, True))
     rows.append(_row("FP16, weights rounded to nearest", rounding.nearest, rounding.chosen == "nearest"))
     rows.append(_row("FP16, rounded to keep the means", rounding.mean, rounding.chosen == "mean"))
+    if report.fp16.mixed:
+        rows.append(_row(f"FP16, layers kept in FP32: {len(report.fp16.kept)}", report.fp16.mixed, True))
     head = ("", "*SQNR dB", "*agreement", "*accuracy drop", "")
     met = "" if report.budget_met else " The INT8 graph missed it on these images."
+    met += "" if report.fp16.budget_met else f" The FP16 graph missed its own ({text(report.fp16.budget)})."
     words = (
         f"Scales from {report.scale_images} calibration images; every choice was made on "
         f"{report.held_out_images} others, none of which is a test image. Budget: {text(report.budget)}.{met} "

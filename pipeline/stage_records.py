@@ -58,10 +58,23 @@ class Fp16Rounding:
 
 @dataclass(frozen=True)
 class Fp16Report:
-    """How the FP16 graph came about; nodes that stay FP32, and why."""
+    """How the FP16 graph came about.
+
+    Attributes:
+        rounding: of its weights.
+        kept_fp32: nodes that stay FP32, and why.
+        budget: what was asked of it on held-out images, in words.
+        budget_met: whether the result does.
+        kept: the first node of each layer that stays FP32 to meet it.
+        mixed: with these layers in FP32; None where there are none.
+    """
 
     rounding: Fp16Rounding
     kept_fp32: Mapping[str, str]
+    budget: str = "nothing"
+    budget_met: bool = True
+    kept: tuple[str, ...] = ()
+    mixed: Distances | None = None
 
 
 @dataclass(frozen=True)

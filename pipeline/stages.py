@@ -79,7 +79,13 @@ LOAD_MODEL = (
     "pipeline/keras_operations.py",
     "export/probes.py",
 )
-RUN_KERAS = ("pipeline/runners/keras.py", *LOAD_MODEL, "export/logits.py", "export/preprocessing.py")
+RUN_KERAS = (
+    "pipeline/runners/keras.py",
+    "pipeline/float_noise.py",
+    *LOAD_MODEL,
+    "export/logits.py",
+    "export/preprocessing.py",
+)
 DATA_KEYS = ("data.max_bad_images",)
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
@@ -277,9 +283,10 @@ STAGES = (
     Stage(
         "quantize",
         _quantize_inputs,
-        ("quantize", "verify.thresholds.int8", *DATA_KEYS),
+        ("quantize", "verify.thresholds.fp16", "verify.thresholds.int8", *DATA_KEYS),
         (
             "pipeline/quantizing.py",
+            "pipeline/halving.py",
             "pipeline/stage_records.py",
             *READ_CARD,
             "pipeline/charts.py",
@@ -292,6 +299,9 @@ STAGES = (
             "export/equalization.py",
             "export/correction.py",
             "export/sensitivity.py",
+            "export/half_sensitivity.py",
+            "export/half_emulation.py",
+            "export/half_graphs.py",
             "export/simulation.py",
             "export/metrics.py",
             "export/statistics.py",
@@ -359,6 +369,7 @@ STAGES = (
             "pipeline/serving.py",
             "pipeline/verdicts.py",
             "pipeline/parity_report.py",
+            "pipeline/float_noise.py",
             *READ_CARD,
             "export/statistics.py",
             "export/preprocessing.py",
@@ -382,6 +393,7 @@ STAGES = (
             "pipeline/report_speed.py",
             "pipeline/report_standing.py",
             "pipeline/parity_report.py",
+            "pipeline/float_noise.py",
             "pipeline/benchmark_report.py",
             "pipeline/stage_records.py",
             "export/placement_row.py",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_classes, check_readable, check_split_sizes
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
+from pipeline.float_noise import IMAGES, FloatNoise, noise_of
 from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, write_parity
+from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, allowed, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.stage import Context
@@ -136,7 +139,7 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
     """Keras' logits on the test images, from the former run if neither model nor images changed.
 
     Writes ``reference.npz`` (pixels, labels, logits, meta) into ``folder``: all that a machine without TensorFlow
-    and without the data set needs to verify engines.
+    and without the data set needs to verify engines; meta says how far rounding alone moves the logits.
     """
     recipe = context.recipe
     former = context.root / REFERENCE
@@ -147,7 +150,7 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
         "output": card.output,
         "max_images": recipe.verify.max_images,
     }
-    former_meta, saved = _read_reference(former)
+    former_meta, saved, noise = _read_reference(former)
     recorded = former_meta if meta.items() <= former_meta.items() else {}
     meta |= context.split("test", recorded)
     if former_meta != meta:
@@ -163,9 +166,12 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
         saved = {
             "pixels": images,
             "labels": labels,
-            "logits": _keras_logits(context, card, images),
         }
-    text = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8)
+        saved["logits"], noise = _ask_keras(context, card, images)
+    elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote it
+        _, noise = _ask_keras(context, card, saved["pixels"], saved["logits"])
+    told = meta | {"noise": asdict(noise) if noise is not None else None}
+    text = np.frombuffer(json.dumps(told, sort_keys=True).encode(), dtype=np.uint8)
     np.savez(
         folder / Path(REFERENCE).name,
         pixels=saved["pixels"],
@@ -175,7 +181,7 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
     )
     # Names of classes and decoding are part of an answer; the images are what it was compared on.
     with_it = {CARD: sha256_file(context.root / CARD), REFERENCE: sha256_file(folder / Path(REFERENCE).name)}
-    return Reference(KERAS, meta["model_sha256"], **saved, with_it=with_it), skipped
+    return Reference(KERAS, meta["model_sha256"], **saved, noise=noise, with_it=with_it), skipped
 
 
 def parity_table(parity: ParityReport) -> str:
@@ -196,7 +202,8 @@ def parity_table(parity: ParityReport) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
-    return "\n".join([*lines, f"  verdict: {parity.verdict}"])
+    said = allowed(parity.hops)
+    return "\n".join([*lines, *([f"  {said}"] if said else []), f"  verdict: {parity.verdict}"])
 
 
 def _sqnr_text(hop: Hop) -> str:
@@ -213,7 +220,10 @@ def _verdict_text(hop: Hop) -> str:
     return f"{hop.verdict} ({more})" if more else str(hop.verdict)
 
 
-def _keras_logits(context: Context, card: ModelCard, pixels: np.ndarray) -> np.ndarray:
+def _ask_keras(
+    context: Context, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
+) -> tuple[np.ndarray, FloatNoise]:
+    """Keras' logits, unless they are known, and how far rounding alone moves them."""
     from pipeline.runners.keras import KerasRunner
 
     model, batch_size = context.root / KERAS, context.recipe.verify.batch_size
@@ -222,29 +232,35 @@ def _keras_logits(context: Context, card: ModelCard, pixels: np.ndarray) -> np.n
         runner = KerasRunner(model, card.preprocessing, output=card.output, allow=allow, max_batch=batch_size)
         with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
             card.check_runner(runner, KERAS)
-            parts = []
-            for start in range(0, len(pixels), batch_size):
-                parts.append(runner.infer(pixels[start : start + batch_size]).logits)
-                bar.update(len(parts[-1]))
+            if logits is None:
+                parts = []
+                for start in range(0, len(pixels), batch_size):
+                    parts.append(runner.infer(pixels[start : start + batch_size]).logits)
+                    bar.update(len(parts[-1]))
+                logits = np.concatenate(parts)
+            if not np.isfinite(logits).all():
+                raise PipelineError(
+                    f"Expected finite logits from {model}. Received: NaN or infinity; the model is broken."
+                )
+            return logits, runner.noise(pixels[:IMAGES], float(np.abs(logits).max()))
     except ModuleNotFoundError as error:
         raise PipelineError(
             f"Expected Keras, or {REFERENCE} of this model and these images. Received: neither ({error}). "
             "Bring the artifacts with `python -m pipeline bundle` from the machine that trained them."
         ) from error
-    logits = np.concatenate(parts)
-    if not np.isfinite(logits).all():
-        raise PipelineError(f"Expected finite logits from {model}. Received: NaN or infinity; the model is broken.")
-    return logits
 
 
-def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None, FloatNoise | None]:
     if not path.is_file():
-        return {}, None
+        return {}, None, None
     try:
         if not as_recorded(path):
             raise ValueError("it is not what the verify stage wrote")
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
-        return parse_json(arrays.pop("meta").tobytes(), "meta"), arrays
+        meta = parse_json(arrays.pop("meta").tobytes(), "meta")
+        noise = noise_of(meta)
+        meta.pop("noise", None)
+        return meta, arrays, noise
     except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is made anew
         log.warning("%s is damaged and is made anew: %s", path, error)
-        return {}, None
+        return {}, None, None

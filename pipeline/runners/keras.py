@@ -11,6 +11,7 @@ import numpy as np
 
 from export.preprocessing import PreprocessingSpec
 from pipeline.errors import RunnerError
+from pipeline.float_noise import FloatNoise, measure_noise
 from pipeline.runners.base import Outputs, Top, check_pixels, softmax, top_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,22 @@ class KerasRunner:
         ]
         logits = np.concatenate(parts).astype(np.float32, copy=False)
         return Outputs(logits, softmax(logits))
+
+    def noise(self, pixels: np.ndarray, largest: float) -> FloatNoise:
+        """How far the logits move when each preprocessed pixel does by a unit in the last place.
+
+        Args:
+            pixels: uint8 NHWC.
+            largest: absolute value of a logit, over all images that will be compared.
+        """
+        return measure_noise(self._predict, self.preprocessing.apply(pixels), largest)
+
+    def _predict(self, inputs: np.ndarray) -> np.ndarray:
+        """Logits of preprocessed images, in pieces of at most ``max_batch``."""
+        if self._model is None:
+            raise RunnerError("Expected an open runner: use it in a with block.")
+        starts = range(0, len(inputs), self.max_batch)
+        return np.concatenate([self._model.predict_on_batch(inputs[i : i + self.max_batch]) for i in starts])
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
         """The best k classes of each image."""

@@ -33,6 +33,8 @@ FOUND = replace(compare(EYE, EYE), sqnr_db=20.0, accuracy_drop=0.25)
         ({"sqnr_db": 20.0}, {"sqnr_db": -math.inf}, False),
         ({"top1_agreement": 0.99}, {"top1_agreement": 0.99}, True),
         ({"top1_agreement": 0.99}, {"top1_agreement": 0.9899}, False),
+        ({"relative_error": 1e-3}, {"relative_error": 1e-3}, True),
+        ({"relative_error": 1e-3}, {"relative_error": 1.1e-3}, False),
         ({"accuracy_drop": 0.25}, {}, True),
         ({"accuracy_drop": 0.2499}, {}, False),
         ({"accuracy_drop": 0.0}, {"accuracy_drop": -0.05}, True),
@@ -43,6 +45,16 @@ FOUND = replace(compare(EYE, EYE), sqnr_db=20.0, accuracy_drop=0.25)
 )
 def test_a_budget_is_met_at_its_limits(limits, found, met):
     assert Budget(**limits).met_by(replace(FOUND, **found)) == met
+
+
+def test_a_share_that_the_images_cannot_tell_is_met_where_certainty_is_asked():
+    """One of four images with another class: 75 %, and anything from 30 to 95 % in truth."""
+    found = compare(EYE, EYE[[0, 1, 2, 2]], np.arange(4))
+    assert not Budget(0.9).met_by(found)
+    assert Budget(0.9, certain=True).met_by(found)
+    assert not Budget(0.99, certain=True).met_by(found)
+    assert not Budget(accuracy_drop=0.1).met_by(found)
+    assert Budget(accuracy_drop=0.1, certain=True).met_by(found)
 
 
 def test_one_image_of_a_hundred_is_a_drop_of_a_hundredth():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, dump_yaml, load_recipe, recipe_slice, to_dict
 from pipeline.errors import RecipeError
+from pipeline.parity import relative_limit
 from pipeline.recipe import Preprocessing, Recipe, Thresholds
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -280,6 +281,14 @@ def test_a_literal_number_of_another_type_is_refused(toy: Path) -> None:
     assert "export.opset: expected one of 17. Received: 17.0" in refused(toy, "export.opset=17.0")
 
 
+@pytest.mark.parametrize(("value", "expected"), [("auto", "auto"), ("1e-4", 1e-4), ("2", 2.0), ("null", None)])
+def test_a_relative_error_is_a_number_or_left_to_the_model(toy: Path, value: str, expected: object) -> None:
+    recipe = load_recipe(toy, [f"verify.thresholds.fp32.relative_error={value}"])
+    found = recipe.verify.thresholds.fp32.relative_error
+    assert (found, type(found)) == (expected, type(expected))
+    assert "relative_error: expected float" in refused(toy, "verify.thresholds.fp32.relative_error=automatic")
+
+
 def test_one_threshold_overridden_leaves_the_others(toy: Path) -> None:
     limits = load_recipe(toy, ["verify.thresholds.int8.sqnr_db=15"]).verify.thresholds.int8
     assert limits == dataclasses.replace(load_recipe(toy).verify.thresholds.int8, sqnr_db=15.0)
@@ -296,8 +305,7 @@ def test_a_key_given_twice_is_refused(write) -> None:
 def test_default_thresholds_meet_the_contract(toy: Path) -> None:
     for recipe in (load_recipe(toy), load_recipe(Path(__file__).parents[2] / "configs/digits.yaml")):
         limits = recipe.verify.thresholds
-        assert limits.fp32.relative_error is not None
-        assert limits.fp32.relative_error <= 1e-5
+        assert relative_limit(limits.fp32, None) <= 1e-5
         assert limits.fp16.top1_agreement >= 0.999
         assert limits.int8.top1_agreement >= 0.99
         assert limits.int8.sqnr_db >= 20

@@ -201,3 +201,38 @@ def test_a_budget_that_is_met_is_met_by_the_model_that_is_written(
     assert report["mixed"]["sqnr_db"] == 1.0
     placed = {row["node"]: row["precision"] for row in read(chain.root / "quantize" / "placement.json")}
     assert {placed[name] for name in report["kept"]} == {"fp16"}
+
+
+@pytest.mark.parametrize(("asked", "share", "met"), [(1.0, 1.0, True), (300.0, 0.0, False)])
+def test_where_fp16_misses_its_threshold_the_dearest_layers_stay_fp32(
+    chain: Chain, asked: float, share: float, met: bool
+) -> None:
+    """As many decibels more than it has can be had; more than there are can not, and no Conv may be kept."""
+    before = read(chain.root / "quantize" / "calibration.json")["fp16"]
+    assert (before["budget_met"], before["kept_fp32"]) == (True, {})
+    best = max(before["rounding"][name]["sqnr_db"] for name in ("nearest", "mean"))
+    limit = best + asked - 1.0  # a decibel of it is the margin
+    budget = ("verify.thresholds.int8.top1_agreement=0", "verify.thresholds.int8.sqnr_db=0")
+    more = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", f"quantize.max_kept_fp32={share}")
+    settings = (*more, *budget, f"verify.thresholds.fp16.sqnr_db={limit}")
+    assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
+    report = read(chain.root / "quantize" / "calibration.json")["fp16"]
+    assert report["budget"] == f"agreement of at least 99.90%, SQNR of at least {limit + 1:.1f} dB"
+    assert report["budget_met"] is met
+    if met:
+        assert report["kept"]
+        assert report["mixed"]["sqnr_db"] >= best + asked
+    model = onnx.load(chain.root / "quantize" / "model.fp16.onnx")
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    single = {node.name for node in convs if types[node.input[1]] == onnx.TensorProto.FLOAT}
+    assert single == {node.name for node in convs} & set(report["kept_fp32"])
+    assert bool(single) is met
+    assert all("of the FP16 noise" in why for why in report["kept_fp32"].values())
+
+
+def test_fp16_is_left_as_it_is_where_no_layer_may_be_measured(chain: Chain) -> None:
+    settings = ("verify.thresholds.fp16.sqnr_db=300",)
+    assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
+    report = read(chain.root / "quantize" / "calibration.json")["fp16"]
+    assert (report["budget_met"], report["kept_fp32"]) == (False, {})

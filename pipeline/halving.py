@@ -1,0 +1,113 @@
+"""The FP16 graph of the quantize stage: how its weights are rounded, and which layers stay FP32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from export.calibration import ChannelStatistics
+from export.half_emulation import emulate_half
+from export.half_sensitivity import half_units, measure_units
+from export.metrics import Comparison
+from export.placement import Kept
+from export.precision import to_half
+from export.rounding import round_first_conv, round_weights
+from export.sensitivity import Budget, choose_layers
+from export.simulation import HeldOut, summary, words
+from pipeline.progress import progress_bar
+from pipeline.recipe import Quantize, Thresholds
+
+log = logging.getLogger(__name__)
+
+# Held-out and test images are not the same: what barely meets the threshold on these misses it on those.
+_MARGIN_DB = 1.0
+_WORTH = 0.001  # of the noise of all units; in FP16 it spreads over many
+
+
+@dataclass(frozen=True)
+class Halved:
+    """The FP16 graph, and what calibration.json says of it."""
+
+    model: onnx.ModelProto
+    report: dict[str, Any]
+
+
+def halve(
+    model: onnx.ModelProto,
+    statistics: Mapping[str, ChannelStatistics],
+    unfit: Mapping[str, str],
+    held_out: HeldOut,
+    settings: Quantize,
+    limits: Thresholds,
+) -> Halved:
+    """The FP16 model whose weights, rounded one way or the other, come closest on held-out images.
+
+    Where that misses what is asked of FP16, by a margin, the fewest units that meet it stay FP32, the dearest first.
+
+    Args:
+        model: float32.
+        statistics: of the inputs of what has weights.
+        unfit: node -> why FP16 can't hold it.
+        held_out: images that judge.
+        settings: whether layers may be measured, on how many images, and how many may be kept.
+        limits: the recipe's thresholds for FP16.
+    """
+    makers: dict[str, Callable[[Collection[str]], onnx.ModelProto]] = {
+        "nearest": lambda kept: to_half(round_first_conv(model, kept), keep=kept),
+        "mean": lambda kept: to_half(round_weights(model, statistics, kept), keep=kept),
+    }
+    halves = {name: make(unfit.keys()) for name, make in makers.items()}
+    found = {name: held_out.judge(emulate_half(half)) for name, half in halves.items()}
+    best = max(found, key=lambda name: found[name].sqnr_db)
+    budget = _budget(limits)
+    report: dict[str, Any] = {
+        "rounding": {"chosen": best} | {name: summary(comparison) for name, comparison in found.items()},
+        "kept_fp32": dict(unfit),
+        "budget": str(budget),
+        "budget_met": budget.met_by(found[best]),
+    }
+    if report["budget_met"] or settings.sensitivity == "never":
+        return Halved(halves[best], report)
+    make, units = makers[best], half_units(model, unfit)
+    with progress_bar(desc="  sensitivity of FP16", unit="layer") as bar:
+
+        def advance(done: int, layers: int) -> None:
+            bar.total = layers
+            bar.update(done - bar.n)
+
+        costs = measure_units(model, make, units, held_out.first(settings.sensitivity_images), advance)
+
+    def keep(kept: Mapping[str, Kept]) -> dict[str, str]:
+        return dict(unfit) | {node: kept[unit].why for unit in kept for node in units[unit]}
+
+    def judge(kept: Mapping[str, Kept]) -> Comparison:
+        return held_out.judge(emulate_half(make(keep(kept).keys())))
+
+    most = int(settings.max_kept_fp32 * sum(cost.op == "Conv" for cost in costs))
+    chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _WORTH)
+    report |= {"budget_met": chosen.met}
+    if not chosen.met:
+        log.warning(
+            "FP16 misses what verify.thresholds.fp16 asks for on held-out images (%s). To keep more convolutions in "
+            "FP32 raise quantize.max_kept_fp32 (now %g).",
+            *(budget, settings.max_kept_fp32),
+        )
+        if chosen.comparison.sqnr_db <= found[best].sqnr_db:
+            return Halved(halves[best], report)
+    kept = keep(chosen.kept)
+    log.info(
+        "  FP16 throughout: %s; kept in FP32, %d layers: %s",
+        *(words(found[best]), len(chosen.kept), words(chosen.comparison)),
+    )
+    report |= {"kept_fp32": kept, "kept": list(chosen.kept), "mixed": summary(chosen.comparison)}
+    return Halved(make(kept.keys()), report)
+
+
+def _budget(limits: Thresholds) -> Budget:
+    sqnr = None if limits.sqnr_db is None else limits.sqnr_db + _MARGIN_DB
+    error = limits.relative_error if isinstance(limits.relative_error, float) else None  # auto is about float32
+    return Budget(limits.top1_agreement, limits.accuracy_drop, sqnr, error, certain=True)
