@@ -255,4 +255,5 @@ def _tensor(info: Any) -> str:
 
 
 def _shapes(tensors: dict[str, Any]) -> str:
-    return ", ".join(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"
+    found = sorted(tensors.items())
+    return ", ".join(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in found) or "nothing"

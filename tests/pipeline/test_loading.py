@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -389,8 +390,13 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     model.save(str(tmp_path / "resnet50.h5"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     assert describe(read_model_file(tmp_path / "resnet50.h5"))["called_in_training"] == ["bn"]
-    taken = take_over(Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit"), ("a", "b", "c"), "stretch")
-    assert any("1 layers were called with training=True (bn)" in change for change in taken.card.changes)
+    config = Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit")
+    with pytest.raises(
+        ModelError, match=r"calls of 1 \(bn\).*other pictures of its batch.*called_in_training=inference"
+    ):
+        take_over(config, ("a", "b", "c"), "stretch")
+    taken = take_over(replace(config, called_in_training="inference"), ("a", "b", "c"), "stretch")
+    assert "1 of its layers (bn) were called with training=True" in taken.card.deviations[0]
     taken.model.save(tmp_path / "model.keras")
     export_keras(taken.model, tmp_path / "m.onnx", preprocessing=taken.card.preprocessing, classes=taken.card.classes)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
