@@ -411,6 +411,18 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     np.testing.assert_array_equal(norm.moving_variance, learned.moving_variance)
 
 
+def test_keras_3_answers_at_inference_whatever_a_call_said(tmp_path) -> None:
+    inputs = layers.Input((16, 16, 3), name="pictures")
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Rescaling(1 / 255, name="unit")(inputs))
+    x = layers.BatchNormalization(name="norm")(layers.Dropout(0.5, name="drop")(x, training=True), training=True)
+    model = keras.Model(inputs, layers.Dense(2, activation="softmax", name="scores")(x))
+    model.save(tmp_path / "m.keras")
+    taken = take_over(Model(path=str(tmp_path / "m.keras"), preprocessing="none"), ("a", "b"), "stretch")
+    assert taken.card.deviations == ()
+    expected = model.predict(pixels(), verbose=0)
+    np.testing.assert_allclose(taken.model.predict(pixels(), verbose=0), expected, atol=1e-6)
+
+
 def test_a_lambda_of_keras_2_runs_only_if_it_is_named(tmp_path) -> None:
     import tf_keras
 
