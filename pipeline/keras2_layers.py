@@ -61,6 +61,7 @@ def convert_layer(layer: Any, name: str, model: Callable[[Any], Any]) -> Callabl
         "ThresholdedReLU": _thresholded_relu,
         "LocallyConnected2D": _locally_connected,
         "CustomScaleLayer": _custom_scale,
+        "RandomCrop": _crop_at_inference,
         "LayerScale": _layer_scale,
     }.get(kind)
     if special is not None:
@@ -174,6 +175,14 @@ def _thresholded_relu(layer: Any, name: str) -> Callable[..., Any]:
     import keras
 
     return keras.layers.ReLU(threshold=float(layer.theta), name=name)  # both: x where x > threshold, else 0
+
+
+def _crop_at_inference(layer: Any, name: str) -> Callable[..., Any]:
+    """RandomCrop's, which Keras 3 leaves out at inference: the largest centred part of its shape, resized."""
+    import keras
+
+    resizing = keras.layers.Resizing(layer.height, layer.width, crop_to_aspect_ratio=True, name=name)
+    return lambda x, **named: resizing(x)
 
 
 def _custom_scale(layer: Any, name: str) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, cause
 from pipeline.files import own_temporary_files
 from pipeline.keras2_comparison import first_difference
 from pipeline.keras2_layers import convert_layer, plain_name
@@ -41,7 +41,10 @@ def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
     original = load_tf_keras(path, lambdas=lambdas)
     model = rebuild(original)
     check_tensors(model, str(path))  # before it runs for the first time
-    found = first_difference(original, model)
+    try:
+        found = first_difference(original, model)
+    except Exception as error:  # one of them does not run: channels first on a CPU, sizes that do not fit
+        raise ModelError(f"Expected a model that runs on pictures. Received: {path}: {cause(error)}") from error
     if found is not None:
         raise ModelError(
             f"Expected the answers of Keras 2 from the model rebuilt in Keras 3. Received: {path}, {found}. Save it as "
@@ -272,10 +275,3 @@ def _convert(layer: Any, made: dict[int, Any]) -> Callable[..., Any]:
         else:
             made[id(layer)] = convert_layer(layer, plain_name(layer.name), lambda model: _convert(model, made))
     return made[id(layer)]
-
-
-def cause(error: Exception) -> str:
-    """What went wrong, in one line: Keras puts the settings of a whole layer before it."""
-    text = str(error).strip() or type(error).__name__
-    text = text.rpartition("Exception encountered:")[2].strip() or text
-    return text.splitlines()[0][:300]

@@ -18,6 +18,7 @@ import tf_keras as k
 from tf_keras.src.applications.convnext import LayerScale
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
+from pipeline.adopting import adopt
 from pipeline.errors import ModelError
 from pipeline.keras2_comparison import first_difference
 from pipeline.legacy import load_tf_keras, rebuild
@@ -71,6 +72,7 @@ LAYERS: dict[str, Middle] = {
     "LocallyConnected2D": lambda x: L.LocallyConnected2D(3, (2, 3), strides=(2, 1), activation="relu", name="local")(x),
     "LayerScale": lambda x: LayerScale(0.5, 4, name="scale")(x),
     "CustomScaleLayer": lambda x: CustomScaleLayer(0.3, name="scale")([x, L.ReLU(name="relu")(x)]),
+    "RandomCrop": lambda x: L.RandomCrop(5, 4, name="crop")(x),
     "Normalization of all": lambda x: L.Normalization(axis=None, mean=0.1, variance=0.3, name="normal")(x),
 }
 FUNCTIONS: dict[str, Middle] = {
@@ -99,13 +101,24 @@ FUNCTIONS: dict[str, Middle] = {
 @pytest.mark.parametrize("name", [*LAYERS, *(f"tf: {name}" for name in FUNCTIONS)])
 def test_it_answers_as_keras_2_does(tmp_path: Path, name: str) -> None:
     model = network((LAYERS | {f"tf: {key}": value for key, value in FUNCTIONS.items()})[name])
-    expected = model(PIXELS).numpy()
+    expected = model(PIXELS, training=False).numpy()
     model.save(str(tmp_path / "m.h5"))
     rebuilt = rebuild(load_tf_keras(tmp_path / "m.h5"))
     rebuilt.save(tmp_path / "again.keras")
     again = keras.saving.load_model(tmp_path / "again.keras")
     np.testing.assert_allclose(np.asarray(again(PIXELS)), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert all(type(layer).__module__.startswith("keras.src.layers") for layer in again.layers)
+
+
+@pytest.mark.parametrize("sizes", [[2, 196], [2, -1]])
+def test_a_reshape_with_a_fixed_batch_takes_any(tmp_path: Path, sizes: list[int]) -> None:
+    inputs = k.Input((16, 16, 3), batch_size=2, name="pictures")
+    x = tf.reshape(L.Conv2D(4, 3, strides=2, name="stem")(inputs), sizes)
+    model = k.Model(inputs, L.Dense(3, activation="softmax", name="scores")(x))
+    model.save(str(tmp_path / "m.h5"))
+    taken = adopt(load_model(tmp_path / "m.h5", compare=True), tmp_path / "m.h5").model
+    pixels = PIXELS / 255
+    np.testing.assert_allclose(np.asarray(taken(pixels))[:2], model(pixels[:2]).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
