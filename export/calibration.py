@@ -207,7 +207,7 @@ def run_batches(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # a plan of all activations at once costs more memory than it saves time
-    # Pad_Fusion makes a zero pad part of a MaxPool even where values are negative: wrong for ResNetV2.
+    # Files of earlier versions have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
     session = onnxruntime.InferenceSession(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
     )

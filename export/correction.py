@@ -23,7 +23,7 @@ from export.weights import fake_quantize_weight
 
 @dataclass(frozen=True)
 class MeanMaps:
-    """An activation's mean over images, (1, C, height, width) float32.
+    """An activation's mean over images, (1, C, ...) float32: height and width for a 2-D Conv.
 
     Args:
         exact: As it is.
@@ -99,7 +99,8 @@ def correct_biases(
             error, target = means.quantized - means.exact, made[node.input[1 - edge.index]]
         else:
             continue
-        errors[target.name] = errors.get(target.name, 0.0) + error.mean(axis=(0, 2, 3), dtype=np.float64)
+        inner = (0, *range(2, error.ndim))
+        errors[target.name] = errors.get(target.name, 0.0) + error.mean(axis=inner, dtype=np.float64)
     corrected = 0
     for name, error in errors.items():
         bias = nodes[name].input[2] if len(nodes[name].input) > 2 else ""
@@ -149,8 +150,8 @@ def _convolve(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray) -> np.nda
     graph = helper.make_graph(
         [alone],
         "conv",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in ("x", "weight")],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * x.ndim) for name in ("x", "weight")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * x.ndim)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.calibration import ChannelStatistics
+from export.folding import LOWEST
 from export.graph import attribute, constants, consumers, copy_model, tensor_shapes
 
 STRENGTH = 0.5
@@ -133,6 +134,9 @@ def _passes(
         return attribute(node, "mode", b"constant") == b"constant" and (
             value is None or not numpy_helper.to_array(value).any()
         )
+    if node.op_type == "Max":  # the border of a pool, see export.folding: 0 or nothing
+        borders = [numpy_helper.to_array(table[name]) for name in node.input if name in table]
+        return bool(borders) and all(np.isin(border, [0.0, float(LOWEST)]).all() for border in borders)
     if node.op_type in ("Squeeze", "Flatten", "Reshape"):  # (N, C, 1, 1) to (N, C): channels stay channels
         before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
         return before is not None and after is not None and before[1:] == (*after[1:], 1, 1) and len(after) == 2
@@ -166,6 +170,7 @@ def _reads_channels(
     return (
         node.op_type in ("Conv", "MatMul", "Gemm")
         and _own(node.input[1], table, readers)
+        and all(name in table for name in node.input[2:] if name)
         and len(table[node.input[1]].dims) >= 2
         and not attribute(node, "transA", 0)
     )

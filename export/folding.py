@@ -9,35 +9,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from export.errors import ExportError
-from export.graph import attribute, constants, consumers, copy_model, producers, topological_sort
+from export.graph import attribute, constants, consumers, copy_model, producers, tensor_shapes, topological_sort
 
+# Of float32: a Max with it changes nothing. `export.precision` makes it the lowest of another type.
+LOWEST = np.finfo(np.float32).min
 _AFFINE = ("Mul", "Add", "Sub", "Div")
 
 
-def _per_channel(value: np.ndarray, channels: int) -> np.ndarray | None:
-    """Returns an NCHW-broadcastable constant as float64 (channels,), None where it is not one per channel."""
+def _per_channel(value: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
+    """Returns a constant that (N, C, ...) broadcasts as float64 (channels,), None where it is not one per channel."""
     if value.size == 1:
         return np.full(channels, value.reshape(()), dtype=np.float64)
-    shape = (1,) * (4 - value.ndim) + value.shape
-    return value.reshape(-1).astype(np.float64) if shape == (1, channels, 1, 1) else None
+    shape = (1,) * (rank - value.ndim) + value.shape
+    return value.reshape(-1).astype(np.float64) if shape == (1, channels, *[1] * (rank - 2)) else None
 
 
 def _affine_operand(
-    node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], channels: int
+    node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], weight: np.ndarray
 ) -> np.ndarray | None:
-    """Returns the constant of ``data op constant`` per channel, None where the node is nothing of that kind."""
+    """Returns the constant of ``data op constant`` per channel of a Conv, None where the node is nothing like that."""
     if node.op_type not in _AFFINE or len(node.input) != 2:
         return None
     index = 1 if node.input[0] == data else 0
     if node.input[index] not in table or (node.op_type in ("Sub", "Div") and index == 0):
         return None
-    return _per_channel(numpy_helper.to_array(table[node.input[index]]), channels)
+    return _per_channel(numpy_helper.to_array(table[node.input[index]]), weight.shape[0], weight.ndim)
 
 
 def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,7 +64,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         tail, folded = conv.output[0], 0
         while tail not in outputs and len(readers.get(tail, ())) == 1:
             node = readers[tail][0]
-            operand = _affine_operand(node, tail, table, channels)
+            operand = _affine_operand(node, tail, table, weight)
             if operand is None:
                 break
             if node.op_type in ("Mul", "Div"):
@@ -115,48 +118,130 @@ def unfolded_convs(model: onnx.ModelProto) -> list[str]:
 
 
 def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds a zero Pad between a Relu and a MaxPool into the MaxPool's own padding.
+    """Folds a constant Pad before a MaxPool into the MaxPool's own padding, which is one pass less over the map.
 
-    MaxPool pads with minus infinity, so this is exact only for values that are never negative: behind a Relu, as
-    in ResNet, and not in ResNetV2, where the Pad stays. Each window must reach at least one real value.
+    MaxPool pads with minus infinity. Behind a Relu that is as good as zero, and the Pad just goes. Elsewhere, as in
+    ResNetV2, a Max behind the pool brings the border back: its constant is the padding's value where a window touches
+    the Pad, and the lowest finite value, which changes nothing, where it does not. Left alone, the Pad would be
+    folded by ONNX Runtime's Pad_Fusion, which forgets the border (microsoft/onnxruntime#24737).
+
+    Only where the sizes are known and each window reaches at least one real value; elsewhere the Pad stays, and the
+    pool says that it pads by no means, which Pad_Fusion respects.
     """
     result = copy_model(model)
     graph = result.graph
-    table, made, readers = constants(graph), producers(graph), consumers(graph)
-    outputs = {o.name for o in graph.output}
+    table, made, shapes = constants(graph), producers(graph), tensor_shapes(model)
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
         pad = made.get(pool.input[0])
-        if pad is None or pad.op_type != "Pad" or pad.output[0] in outputs or len(readers[pad.output[0]]) > 1:
+        found = _constant_pad(pad, table) if pad is not None else None
+        if pad is None or found is None or any(pool.output[1:]):
             continue
+        added, value = found
+        taps = _taps(pool, shapes.get(pool.input[0], ()))
+        pads = [own + more for own, more in zip(taps.pads, added)] if taps is not None else []
+        if (
+            taps is None
+            or not len(pads) == len(added) == 2 * len(taps.kernel)
+            or any(not 0 <= total < k for total, k in zip(pads, taps.kernel * 2))
+            or min(added) < 0
+        ):
+            unpadded = attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET" and not any(attribute(pool, "pads", [0]))
+            if unpadded and not attribute(pool, "ceil_mode", 0):
+                _set_padding(pool, "auto_pad", "VALID")
+            continue
+        _set_padding(pool, "pads", pads)
         source = made.get(pad.input[0])
-        amounts = _spatial_pads(pad, table)
-        kernel = list(attribute(pool, "kernel_shape"))
-        free = not any(attribute(pool, "pads", [0])) and attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET"
-        dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))
-        if source is None or source.op_type != "Relu" or amounts is None or not free or dilated:
-            continue
-        if len(amounts) != 2 * len(kernel) or any(not 0 <= a < k for a, k in zip(amounts, kernel * 2)):
-            continue
-        pads = [item for item in pool.attribute if item.name == "pads"]
-        for item in pads:
-            pool.attribute.remove(item)
-        pool.attribute.append(onnx.helper.make_attribute("pads", amounts))
+        dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may lie in the padding alone
+        if value != 0 or source is None or source.op_type != "Relu" or dilated:
+            _append_border(graph, pool, taps.touching(added), value)
         pool.input[0] = pad.input[0]
     return topological_sort(result)
 
 
-def _spatial_pads(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> list[int] | None:
-    """Returns the begins and ends of the spatial axes of a zero Pad of an NCHW tensor, None for any other Pad."""
-    if attribute(pad, "mode", b"constant") != b"constant" or pad.input[1] not in table or any(pad.input[3:]):
+@dataclass(frozen=True)
+class _Taps:
+    """Where the windows of a pool reach, for each spatial axis.
+
+    Args:
+        sides: Sizes of its input.
+        kernel: Sizes of a window.
+        pads: Its own padding, begins and ends.
+        positions: Indices in its input, (windows, kernel); those outside are its own padding.
+    """
+
+    sides: list[int]
+    kernel: list[int]
+    pads: list[int]
+    positions: list[np.ndarray]
+
+    def touching(self, added: Sequence[int]) -> np.ndarray:
+        """Returns which windows touch so many values at the begins and ends, bool (1, 1, ...)."""
+        rank = len(self.sides)
+        result = np.zeros((1, 1) + (1,) * rank, dtype=bool)
+        for axis, (side, taps) in enumerate(zip(self.sides, self.positions)):
+            first, last = added[axis], side - added[rank + axis]
+            inside = (taps >= 0) & (taps < side)
+            touches = (inside & ((taps < first) | (taps >= last))).any(axis=1)
+            result = result | touches.reshape([-1 if i == axis + 2 else 1 for i in range(rank + 2)])
+        return result
+
+
+def _taps(pool: onnx.NodeProto, shape: Sequence[int | str | None]) -> _Taps | None:
+    """Returns where a MaxPool's windows reach, None where its padding is not given by numbers alone."""
+    kernel = list(attribute(pool, "kernel_shape"))
+    sides = [side for side in shape[2:] if isinstance(side, int)]
+    kind = attribute(pool, "auto_pad", b"NOTSET")
+    if len(sides) != len(kernel) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
         return None
+    strides = attribute(pool, "strides", [1] * len(kernel))
+    dilations = attribute(pool, "dilations", [1] * len(kernel))
+    reach = [(k - 1) * dilation + 1 for k, dilation in zip(kernel, dilations)]
+    pads = list(attribute(pool, "pads", [0] * 2 * len(kernel))) if kind == b"NOTSET" else [0] * 2 * len(kernel)
+    if kind == b"SAME_UPPER":
+        whole = [
+            max((math.ceil(side / stride) - 1) * stride + r - side, 0) for side, stride, r in zip(sides, strides, reach)
+        ]
+        pads = [total // 2 for total in whole] + [total - total // 2 for total in whole]
+    positions = []
+    for axis, (side, k) in enumerate(zip(sides, kernel)):
+        begin, end = pads[axis], pads[len(kernel) + axis]
+        starts = np.arange(0, side + begin + end - reach[axis] + 1, strides[axis]) - begin
+        positions.append(starts[:, None] + np.arange(k) * dilations[axis])
+    return _Taps(sides, kernel, pads, positions)
+
+
+def _set_padding(pool: onnx.NodeProto, name: str, value: str | list[int]) -> None:
+    """Gives a pool its padding, as an attribute of that name, and no other (in place)."""
+    for item in [item for item in pool.attribute if item.name in ("pads", "auto_pad")]:
+        pool.attribute.remove(item)
+    pool.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:
+    """Puts a Max with a constant border behind a MaxPool, which keeps the name of what both make (in place)."""
+    result = pool.output[0]
+    name = f"{result}/border"
+    border = np.where(touched, np.float32(value), LOWEST).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(border, name))
+    pool.output[0] = f"{result}/pooled"
+    graph.node.append(onnx.helper.make_node("Max", [pool.output[0], name], [result], f"{pool.name or result}/Max"))
+
+
+def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tuple[list[int], float] | None:
+    """Returns begins and ends of a constant Pad's spatial axes and its value, None for any other Pad."""
+    if pad.op_type != "Pad" or attribute(pad, "mode", b"constant") != b"constant":
+        return None
+    if pad.input[1] not in table or any(pad.input[3:]):
+        return None
+    value = 0.0
     if len(pad.input) > 2 and pad.input[2]:
-        value = table.get(pad.input[2])
-        if value is None or np.any(numpy_helper.to_array(value) != 0):
+        if pad.input[2] not in table:
             return None
+        value = float(numpy_helper.to_array(table[pad.input[2]]).reshape(()))
     amounts = [int(v) for v in numpy_helper.to_array(table[pad.input[1]])]
     half = len(amounts) // 2
     begins, ends = amounts[:half], amounts[half:]
-    return None if any(begins[:2] + ends[:2]) else begins[2:] + ends[2:]
+    return None if any(begins[:2] + ends[:2]) else (begins[2:] + ends[2:], value)
 
 
 def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.ModelProto | None:
@@ -177,7 +262,8 @@ def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.Mod
     while len(readers.get(tensor, ())) == 1:
         node = readers[tensor][0]
         to_nchw = node.op_type == "Transpose" and list(attribute(node, "perm", [])) == [0, 3, 1, 2]
-        padding = node.op_type == "Pad" and _spatial_pads(node, table) is not None
+        padded = _constant_pad(node, table)
+        padding = padded is not None and padded[1] == 0
         if to_nchw or padding:
             tensor = node.output[0]
         elif node.op_type == "Conv" and attribute(node, "group", 1) == 1 and node.input[1] in table:

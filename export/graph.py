@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.constant_nodes import lift_constants
 from export.errors import ExportError
 from export.onnx_file import check_model, load_model, save_model
 
@@ -34,6 +36,7 @@ __all__ = [
     "opset",
     "parameter_count",
     "producers",
+    "rename_inputs",
     "replace_input",
     "save_model",
     "strip_noops",
@@ -71,9 +74,8 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     """Returns tensor name -> the nodes that read it, a node once per input that reads it."""
     table: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
-            if name:
-                table.setdefault(name, []).append(node)
+        for name in inputs_of(node):
+            table.setdefault(name, []).append(node)
     return table
 
 
@@ -108,12 +110,44 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, .
     return shapes
 
 
+def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Returns the graphs inside a node: the body of a Loop, the branches of an If."""
+    kinds = onnx.AttributeProto
+    single = [item.g for item in node.attribute if item.type == kinds.GRAPH]
+    return single + [graph for item in node.attribute if item.type == kinds.GRAPHS for graph in item.graphs]
+
+
+def inputs_of(node: onnx.NodeProto) -> list[str]:
+    """Returns what a node reads, what the graphs inside it read from around them included."""
+    names = [name for name in node.input if name]
+    for inside in branches(node):
+        own = {info.name for info in inside.input} | set(constants(inside)) | set(producers(inside))
+        read = [name for inner in inside.node for name in inputs_of(inner)] + [info.name for info in inside.output]
+        names += [name for name in read if name not in own]
+    return names
+
+
+def rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Renames what a node reads, also inside the graphs of a Loop or an If (in place).
+
+    Args:
+        node: The node.
+        names: Old name -> new name; a name that a graph inside gives itself is another tensor there.
+    """
+    node.input[:] = [names.get(name, name) for name in node.input]
+    for inside in branches(node):
+        own = {info.name for info in inside.input} | set(constants(inside)) | set(producers(inside))
+        outer = {old: new for old, new in names.items() if old not in own}
+        for inner in inside.node:
+            rename_inputs(inner, outer)
+        for info in inside.output:
+            info.name = outer.get(info.name, info.name)
+
+
 def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Makes every node of a graph that is being built read `new` where it read `old` (in place)."""
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+        rename_inputs(node, {old: new})
 
 
 def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,7 +173,7 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         state[id(node)] = False
         stack.append((node, True))
-        for name in reversed(node.input):
+        for name in reversed(inputs_of(node)):
             parent = made.get(name)
             if parent is None or state.get(id(parent)) is True:
                 continue
@@ -149,7 +183,7 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
                 )
             stack.append((parent, False))
     table = constants(graph)
-    used = [name for node in order for name in node.input] + [o.name for o in graph.output]
+    used = [name for node in order for name in inputs_of(node)] + [o.name for o in graph.output]
     result = copy_model(model)
     del result.graph.node[:], result.graph.initializer[:]
     result.graph.node.extend(order)
@@ -233,13 +267,14 @@ def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """Takes a model to another opset with ``onnx.version_converter`` and sets the matching IR version.
 
-    Metadata and the names of tensors stay. A model that is there already comes back as a copy.
+    Metadata and the names of tensors stay. A model that is there already comes back as a copy. Constant nodes, which
+    the converter makes of attributes that became inputs, come back as initializers.
 
     Raises:
         ExportError: If the converter refuses.
     """
     if opset(model) == version:
-        return copy_model(model)
+        return lift_constants(model)
     from onnx import version_converter
 
     try:
@@ -253,4 +288,4 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     result.producer_name = model.producer_name
     del result.metadata_props[:], result.graph.value_info[:]
     result.metadata_props.extend(model.metadata_props)
-    return result
+    return lift_constants(result)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import ExportError
 from export.folding import fold_channel_order
 from export.graph import BATCH, constants, copy_model, producers, replace_input, tensor_shapes, topological_sort
-from export.preprocessing import PreprocessingSpec
+from export.preprocessing import LUMA, PreprocessingSpec
 
 
 def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
@@ -59,8 +59,9 @@ def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto
 def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> onnx.ModelProto:
     """Makes a float32 NHWC input a uint8 RGB one and puts cast, channel order, mean and scale behind it.
 
-    What changes nothing (RGB order, mean 0, scale 1) is left out. Another channel order goes into the weights of
-    the first Conv, where it costs nothing (`fold_channel_order`), and becomes a Gather where it cannot.
+    Grey levels are computed first where the spec asks for them. What changes nothing (RGB order, mean 0, scale
+    1) is left out. Another channel order goes into the weights of the first Conv, where it costs nothing
+    (`fold_channel_order`), and becomes a Gather where it cannot.
 
     Raises:
         ExportError: If the model has not one float32 input of shape (batch, height, width, 3).
@@ -75,9 +76,10 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
             f"Expected a float32 input of shape (batch, height, width, 3). Received: type {tensor.elem_type}, "
             f"shape {dims} (export the model before preprocessing is added)."
         )
-    folded = fold_channel_order(model, spec.order) if spec.order != (0, 1, 2) else None
+    order = (0, 1, 2) if spec.grey else spec.order  # the channels of grey are equal
+    folded = fold_channel_order(model, order) if order != (0, 1, 2) else None
     # Position of channel c of the spec in the tensor at hand: its own, or its RGB one once the order is folded.
-    position = spec.order if folded is not None else (0, 1, 2)
+    position = order if folded is not None else (0, 1, 2)
     trained = np.asarray(spec.mean, np.float32) if spec.mean_image is None else spec.mean_image.array
     if trained.ndim == 3 and list(trained.shape) != dims[1:]:
         raise ExportError(
@@ -90,23 +92,37 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
     graph = result.graph
     pixels = graph.input[0].name
     graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
-    steps: list[tuple[str, np.ndarray]] = []
-    if folded is None and spec.order != (0, 1, 2):
-        steps.append(("Gather", np.asarray(spec.order, dtype=np.int64)))
+    steps: list[tuple[str, np.ndarray]] = _grey_steps() if spec.grey else []
+    if folded is None and order != (0, 1, 2):
+        steps.append(("Gather", np.asarray(order, dtype=np.int64)))
     if np.any(mean != 0.0):
         steps.append(("Sub", mean))
-    if np.any(scale != 1.0):
+    if np.any(scale != 1.0) or (spec.grey and not np.any(mean != 0.0)):  # which makes three channels of grey
         steps.append(("Mul", scale))
     chain = [helper.make_node("Cast", [pixels], ["preprocessing/Cast:0"], "preprocessing/Cast", to=TensorProto.FLOAT)]
     for kind, value in steps:
-        name = f"preprocessing/{kind}"
-        graph.initializer.append(numpy_helper.from_array(value, f"{name}/constant"))
+        taken = sum(node.op_type == kind for node in chain)
+        name = f"preprocessing/{kind}" + (f"_{taken + 1}" if taken else "")
+        inputs = [chain[-1].output[0]]
+        if value.size:
+            graph.initializer.append(numpy_helper.from_array(value, f"{name}/constant"))
+            inputs.append(f"{name}/constant")
         extra = {"axis": 3} if kind == "Gather" else {}
-        inputs = [chain[-1].output[0], f"{name}/constant"]
         chain.append(helper.make_node(kind, inputs, [f"{name}:0"], name, **extra))
     replace_input(graph, pixels, chain[-1].output[0])
     graph.node.extend(chain)
     return topological_sort(result)
+
+
+def _grey_steps() -> list[tuple[str, np.ndarray]]:
+    """RGB to whole grey levels: products and sums stay below 2^24, so each is exact in float32."""
+    return [
+        ("Mul", np.asarray(LUMA, np.float32)),
+        ("ReduceSum", np.asarray([3], np.int64)),
+        ("Add", np.asarray(32768.0, np.float32)),
+        ("Mul", np.asarray(1 / 65536, np.float32)),
+        ("Floor", np.empty(0, np.float32)),
+    ]
 
 
 def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> onnx.ModelProto:

@@ -17,11 +17,16 @@ import onnx
 from onnx import TensorProto
 
 from export import graph, interface
+from export.convolutions import repair_groups, repair_transposed_padding
 from export.errors import ExportError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
+from export.half_graphs import in_float32
 from export.logits import logits_model
 from export.naming import LayerTree, name_by_layer
 from export.preprocessing import PreprocessingSpec
+from export.resizing import expand_resizes
+from export.self_check import check_answers
+from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
 
 if TYPE_CHECKING:
@@ -101,7 +106,8 @@ def export_keras(
         top_names: Their outputs: float32 probabilities and int32 indices, (batch, top_k).
 
     Raises:
-        ExportError: If the model has no classifier shape, the classes do not fit, or a BatchNorm stayed unfolded.
+        ExportError: If the model has no classifier shape, the classes do not fit, a layer has no ONNX, or the file
+            does not give the model's answers.
     """
     height, width = _input_size(model)
     logits = logits_model(model, output)
@@ -134,6 +140,7 @@ def export_keras(
     best = {name: (kind, top_k) for name, kind in zip(top_names, (TensorProto.FLOAT, TensorProto.INT32)) if top_k}
     check_interface(result, input_name, full | best)
     graph.check_model(result)
+    check_answers(result, logits, preprocessing)
     file = graph.save_model(result, path)
     after = graph.op_counts(result)
     operators = ", ".join(f"{count} {op}" for op, count in after.items())
@@ -195,7 +202,9 @@ def _tree(model: keras.Model) -> LayerTree:
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
-    result = interface.rename_batch(model)
+    result = interface.rename_batch(in_float32(model))
+    result = repair_groups(repair_transposed_padding(result))
+    result = expand_resizes(fold_shapes(result))
     result = graph.constant_reshape(result)
     result = graph.strip_noops(result)
     result = fold_affine(result)
@@ -204,15 +213,17 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
     _check_operators(result)
     if unfolded := unfolded_convs(result):
-        raise ExportError(
-            f"Expected every BatchNorm folded into its Conv. Received: {len(unfolded)} that are not: "
-            f"{', '.join(unfolded[:5])} (a Conv that is followed by one must have no other reader)."
+        logger.warning(
+            "  %d Convs have an affine step behind them that is not folded: slower, and as exact (%s%s)",
+            len(unfolded),
+            ", ".join(unfolded[:5]),
+            ", ..." if len(unfolded) > 5 else "",
         )
-    # Gather and Concat alone are data: a channel order, a concatenation of features.
-    if "Shape" in graph.op_counts(result):
+    if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
         raise ExportError(
-            "Expected constant shapes throughout. Received: Shape nodes "
-            "(replace layers that compute shapes, such as Lambda, by Flatten or GlobalAveragePooling2D)."
+            "Expected shapes that are constant but for the batch. "
+            f"Received: {free[0]!r}, of which they are not ({len(free)} such operations; replace that layer, "
+            "or give the model a fixed image size)."
         )
     return result
 

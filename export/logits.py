@@ -1,8 +1,16 @@
-"""Finds the logits of a Keras classifier: the value before a final softmax."""
+"""Finds the logits of a Keras classifier: the value before its final softmax or sigmoid.
+
+That activation need not be the last layer: a Reshape, a Flatten, a Dropout may follow, as MobileNet v1 of Keras 2
+ends. What is taken off is a call, never a layer: one Activation object may be a gate elsewhere in the network.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from export.errors import ExportError
 
@@ -10,26 +18,55 @@ if TYPE_CHECKING:
     import keras
 
 _SOFTMAX = ("softmax", "softmax_v2")  # tf.nn.softmax calls itself softmax_v2
+# Layers and operations that are an activation and nothing else, by class name.
+_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax", "HardSigmoid": "hard_sigmoid"}
+_OTHER_ACTIVATIONS = {"ReLU": "relu", "Relu": "relu", "Tanh": "tanh", "Sparsemax": "sparsemax"}
+# Layers whose activation is the last thing that they do.
+_ACTIVATED = (
+    "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
+    "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+)  # fmt: skip
+# What hands on each value at inference, perhaps in another shape.
+_HANDING_ON = (
+    "ActivityRegularization", "AlphaDropout", "Copy", "Dropout", "ExpandDims", "Flatten", "GaussianDropout",
+    "GaussianNoise", "Identity", "Ravel", "Reshape", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D",
+    "Squeeze",
+)  # fmt: skip
 _LINEAR_LAYERS = (
-    "Dense",
-    "Conv2D",
-    "Add",
-    "BatchNormalization",
-    "GlobalAveragePooling2D",
-    "GlobalMaxPooling2D",
-    "AveragePooling2D",
-    "Flatten",
-    "Reshape",
-    "Dropout",
-    "Identity",
-)
+    "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Add", "BatchNormalization", "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D", "GlobalMaxPooling2D", "AveragePooling2D",
+)  # fmt: skip
+BOUNDED = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax")  # their values lie in 0..1
+
+
+@dataclass(frozen=True)
+class End:
+    """What a classifier ends with, reshaping and dropout behind it aside.
+
+    Attributes:
+        operation: the layer or operation.
+        activation: its activation, ``"softmax"`` for each of its spellings; ``"linear"`` for a layer that has none
+            and whose values may be logits; None where that cannot be told.
+        removable: whether it is a softmax or sigmoid whose input can be had.
+    """
+
+    operation: Any
+    activation: str | None
+    removable: bool
+
+    def __str__(self) -> str:
+        """Returns it for a message: class, name and activation."""
+        kind = type(self.operation).__name__
+        shown = f" with activation {self.activation!r}" if self.activation and self.activation != kind.lower() else ""
+        return f"{kind} {self.operation.name!r}{shown}"
 
 
 def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
-    """Returns a model whose single output is the logits; it shares its weights with the model passed in.
+    """Returns a model whose single output is the logits; it shares its layers with the model passed in.
 
-    A final softmax is left out, whether it is a Dense's activation, an Activation or Softmax layer or
-    ``keras.ops.softmax``, also at the end of a nested model. The model passed in is not changed.
+    A final softmax is left out, whether it is a layer's activation, an Activation or Softmax layer or
+    ``keras.ops.softmax``, also at the end of a nested model and before a Reshape. A layer that is left without its
+    activation is a copy. The model passed in is not changed.
 
     Args:
         model: Functional or Sequential (built), one input, one output of shape (batch, classes).
@@ -43,6 +80,71 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
 
     if output not in ("auto", "logits", "softmax"):
         raise ExportError(f"Expected output auto, logits or softmax. Received: {output!r} (name one of these).")
+    _check_form(model)
+    if output != "logits":
+        end = end_of(model)
+        if end.activation == "softmax" and end.removable:
+            return before_activation(model)
+        _check_linear(model, end, output)
+    if isinstance(model, keras.Sequential):  # the exporter takes no Sequential
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return model
+
+
+def end_of(model: keras.Model) -> End:
+    """Returns what a model ends with, that of a nested model included.
+
+    Args:
+        model: Functional or Sequential (built), one output of shape (batch, classes).
+    """
+    tensor, said_linear = _behind(model.outputs[0])
+    operation, inputs = _source(tensor)
+    kind, name = type(operation).__name__, _activation_of(operation)
+    if name in (None, "linear"):
+        linear = name == "linear" or said_linear or kind in _LINEAR_LAYERS
+        return End(operation, "linear" if linear else None, False)
+    removable = name in ("softmax", "sigmoid") and len(inputs) == 1
+    if name == "softmax":
+        axis = getattr(operation, "axis", -1)
+        # One softmax over all classes: not one for each place of a map, flattened afterwards.
+        whole = _size(tensor) == tensor.shape[-1] == model.outputs[0].shape[-1]
+        removable = removable and axis in (-1, len(tensor.shape) - 1) and whole
+    return End(operation, name, removable)
+
+
+def before_activation(model: keras.Model) -> keras.Model:
+    """Returns a model that ends without its activation, which `end_of` says is removable.
+
+    What follows the activation (Reshape, Flatten ...) is done to the values before it.
+    """
+    import keras
+
+    return keras.Model(model.inputs[0], _cut(model.outputs[0]), name=model.name)
+
+
+def activations_at_the_end(model: keras.Model) -> set[str]:
+    """Returns the activations between the output and the last layers with weights, those layers' own included.
+
+    Where one of `BOUNDED` is among them, the output may be made of probabilities without ending in them: a mean of
+    several softmaxes, ``1 - sigmoid``.
+    """
+    found: set[str] = set()
+    pending, seen = [model.outputs[0]], set()
+    while pending:
+        tensor = _inner(pending.pop())
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, inputs = _source(tensor)
+        name = _activation_of(operation)
+        if name is not None:
+            found.add(name)
+        if not getattr(operation, "weights", ()):
+            pending += inputs
+    return found
+
+
+def _check_form(model: keras.Model) -> None:
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs:
         raise ExportError(
@@ -55,12 +157,39 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
             "Expected one input and one output of shape (batch, classes). "
             f"Received: {len(inputs)} inputs, outputs {shapes} (wrap the model in one that has these alone)."
         )
-    logits = None if output == "logits" else _before_softmax(outputs[0], output)
-    if logits is None:
-        if not isinstance(model, keras.Sequential):
-            return model
-        logits = outputs[0]  # the exporter takes no Sequential
-    return keras.Model(inputs[0], logits, name=model.name)
+
+
+def _check_linear(model: keras.Model, end: End, output: str) -> None:
+    """Refuses an end whose values are no logits, or may not be."""
+    if end.activation == "softmax":
+        raise ExportError(
+            f"Expected a softmax over the classes. Received: {end} with axis {getattr(end.operation, 'axis', -1)} of "
+            f"{tuple(end.operation.output.shape)} (let one softmax over all classes be the last layer, with axis -1)."
+        )
+    if output == "softmax":
+        raise ExportError(
+            f"Expected a final softmax that can be taken off. Received: {end} "
+            "(rebuild the head as Dense + Activation('softmax'), or set output to logits)."
+        )
+    bounded = sorted(activations_at_the_end(model) & set(BOUNDED))
+    if bounded and end.activation in ("linear", None):
+        raise ExportError(
+            f"Expected a classifier that ends in logits or softmax. Received: {end} on the values of "
+            f"{', '.join(bounded)}, which are probabilities (end the model with that layer; if these values are "
+            "logits all the same, set output to logits)."
+        )
+    if end.activation in ("sigmoid", "hard_sigmoid", "tanh", "relu", "sparsemax"):
+        advice = "" if end.activation in BOUNDED else "; if these values are the scores to rank classes by, "
+        advice += "" if end.activation in BOUNDED else "set output to logits"
+        raise ExportError(
+            f"Expected a classifier that ends in logits or softmax. Received: {end} "
+            f"(train it with a linear or softmax head{advice})."
+        )
+    if end.activation not in ("linear", "log_softmax"):  # the logarithms of probabilities are logits
+        raise ExportError(
+            f"Expected an end that is clearly logits or softmax. Received: {end} "
+            "(say which: set output to logits or to softmax)."
+        )
 
 
 def _source(tensor: Any) -> tuple[Any, list[Any]]:
@@ -69,67 +198,81 @@ def _source(tensor: Any) -> tuple[Any, list[Any]]:
     return operation, list(operation._inbound_nodes[index].input_tensors)
 
 
-def final_activation(model: keras.Model) -> tuple[Any, str | None]:
-    """Returns the last operation of a model, that of a nested model included, and the name of its activation.
-
-    Args:
-        model: Functional or Sequential (built), one output.
-    """
+def _inner(tensor: Any) -> Any:
+    """Returns the tensor inside nested models that a tensor is."""
     import keras
 
-    operation, _ = _source(model.outputs[0])
-    while isinstance(operation, keras.Model):
-        operation, _ = _source(operation.outputs[0])
+    while True:
+        operation, _, position = tensor._keras_history
+        if not isinstance(operation, keras.Model):
+            return tensor
+        tensor = operation.outputs[position]
+
+
+def _behind(tensor: Any) -> tuple[Any, bool]:
+    """Returns the tensor whose values reach the output as they are, and whether a linear activation says so."""
+    said_linear = False
+    while True:
+        tensor = _inner(tensor)
+        operation, inputs = _source(tensor)
+        if not _hands_on(operation) or len(inputs) != 1:
+            return tensor, said_linear
+        said_linear = said_linear or type(operation).__name__ == "Activation"
+        tensor = inputs[0]
+
+
+def _hands_on(operation: Any) -> bool:
     kind = type(operation).__name__
-    if kind in ("Softmax", "Sigmoid"):
-        return operation, kind.lower()
-    return operation, _activation_name(getattr(operation, "activation", None))
+    return kind in _HANDING_ON or (kind == "Activation" and _activation_name(operation.activation) == "linear")
 
 
-def _before_softmax(tensor: Any, output: str) -> Any | None:
-    """Returns the Keras tensor of the logits, None where `tensor` is that already.
-
-    Raises:
-        ExportError: If it is neither logits nor softmax, or cannot be told.
-    """
+def _cut(tensor: Any) -> Any:
+    """Returns the Keras tensor that `tensor` would be without the activation that its values come from."""
     import keras
 
     operation, inputs = _source(tensor)
     if isinstance(operation, keras.Model):
-        inner = logits_model(operation, output)
+        inner = keras.Model(operation.inputs, _cut(operation.outputs[0]), name=operation.name)
         # Called at inference: a backbone that is called in training mode must not become part of the logits.
-        return None if inner is operation else inner(inputs[0], training=False)
+        return inner(inputs[0] if len(inputs) == 1 else inputs, training=False)
+    if _hands_on(operation):
+        return operation(_cut(inputs[0]))
+    if type(operation).__name__ in _ACTIVATED:
+        return without_activation(operation)(inputs[0])
+    return inputs[0]
+
+
+def without_activation(layer: Any) -> Any:
+    """Returns a copy of a layer, weights and all, whose activation is linear."""
+    return remade(layer, {"activation": "linear", "dtype": "float32"})
+
+
+def remade(layer: Any, changes: dict[str, Any]) -> Any:
+    """Returns a layer of the same class and weights with some settings changed."""
+    new = type(layer).from_config(layer.get_config() | changes)
+    if layer.weights:
+        new.build(*_build_shapes(layer))
+        new.set_weights([np.asarray(w) for w in layer.get_weights()])
+    return new
+
+
+def _build_shapes(layer: Any) -> list[Any]:
+    config = layer.get_build_config() or {}
+    if "input_shape" in config:
+        return [tuple(config["input_shape"])]
+    if "shapes_dict" in config:
+        return [tuple(shape) for shape in config["shapes_dict"].values()]
+    return [tuple(layer.input.shape)]
+
+
+def _activation_of(operation: Any) -> str | None:
     kind = type(operation).__name__
-    where = f"{kind} {operation.name!r}"
-    activation = getattr(operation, "activation", None)
-    if kind == "Softmax":
-        axis = getattr(operation, "axis", -1)
-        if axis not in (-1, len(tensor.shape) - 1):
-            raise ExportError(f"Expected a softmax over the classes. Received: {where} with axis {axis} (use -1).")
-        return inputs[0]
-    name = _activation_name(activation)
-    if name == "softmax" and kind == "Activation":
-        return inputs[0]
-    if name == "softmax" and kind == "Dense":
-        return _linear_view(operation)(inputs[0])
-    if name in ("sigmoid", "hard_sigmoid", "tanh", "relu") or kind in ("ReLU", "Sigmoid", "Tanh"):
-        raise ExportError(
-            f"Expected a classifier that ends in logits or softmax. Received: {where}"
-            f"{f' with activation {name!r}' if name else ''} (train it with a linear or softmax head; "
-            "if these values are the scores to rank classes by, set output to logits)."
-        )
-    linear = name == "linear" or (activation is None and kind in _LINEAR_LAYERS)
-    if linear and output == "auto":
-        return None
-    if output == "softmax":
-        raise ExportError(
-            f"Expected a final softmax that can be taken off. Received: {where} "
-            "(rebuild the head as Dense + Activation('softmax'), or set output to logits)."
-        )
-    raise ExportError(
-        f"Expected an end that is clearly logits or softmax. Received: {where}"
-        f"{f' with activation {name!r}' if name else ''} (say which: set output to logits or to softmax)."
-    )
+    if kind in _ACTIVATIONS:
+        return _ACTIVATIONS[kind]
+    if kind in _OTHER_ACTIVATIONS:
+        return _OTHER_ACTIVATIONS[kind]
+    # A recurrent layer has one too, but inside: it is not the last thing that it does.
+    return _activation_name(operation.activation) if kind == "Activation" or kind in _ACTIVATED else None
 
 
 def _activation_name(activation: Any) -> str | None:
@@ -140,20 +283,6 @@ def _activation_name(activation: Any) -> str | None:
     return "softmax" if name in _SOFTMAX else str(name)
 
 
-def _linear_view(dense: Any) -> Any:
-    """Returns a layer that is `dense` without its activation, on the very same variables."""
-    import keras
-
-    class LinearView(keras.layers.Layer):
-        """A Dense without its activation."""
-
-        def __init__(self, source: Any) -> None:
-            super().__init__(name=source.name, dtype=source.dtype_policy)
-            self.source = source
-            self.built = True
-
-        def call(self, inputs: Any) -> Any:
-            result = keras.ops.matmul(inputs, self.source.kernel)
-            return result if self.source.bias is None else keras.ops.add(result, self.source.bias)
-
-    return LinearView(dense)
+def _size(tensor: Any) -> int | None:
+    dims = tuple(tensor.shape)[1:]
+    return math.prod(dims) if None not in dims else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from export.graph import constants, topological_sort
+from export.graph import constants, rename_inputs, topological_sort
 
 # layer name -> the layers inside it, empty for a plain layer
 LayerTree = dict[str, Any]
@@ -98,7 +98,7 @@ def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.Mo
             if name and name not in fixed:
                 renamed[name] = f"{node.name}:{index}"
     for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
+        rename_inputs(node, renamed)
         node.output[:] = [renamed.get(name, name) for name in node.output]
         node.doc_string = ""
     for tensor in graph.initializer:

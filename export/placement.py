@@ -6,7 +6,8 @@ placement), and those of ModelOpt, whose placement on ResNets this reproduces:
 * the inputs of a Conv, activation and weight; its bias stays in float;
 * the skip branch of a residual Add, not the main one: Conv, Add and ReLU then fuse into one INT8 kernel that reads the
   skip as INT8;
-* the input of the pooling that feeds the head, and of a MaxPool behind a Pad;
+* the input of the pooling that feeds the head, and of a MaxPool with a border (a Pad before it, or the Max with a
+  constant that `export.folding.fold_pad_into_maxpool` makes of it);
 * the classifier's MatMul or Gemm, the Softmax and the TopK behind it stay in float.
 """
 
@@ -23,10 +24,14 @@ from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
-_ARITHMETIC = ("Conv", "MatMul", "Gemm", "Add", "Mul", "Sub", "Div", "BatchNormalization")
+_ARITHMETIC = (
+    *("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Add", "Sum", "Mul", "Sub", "Div", "Pow", "Exp"),
+    *("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "Reciprocal"),
+    *("BatchNormalization", "InstanceNormalization", "LayerNormalization"),
+)
 _WITH_NEIGHBOURS = (
     *("Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sub", "Div"),
-    *("MaxPool", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
+    *("MaxPool", "Max", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
 )
 
 
@@ -68,7 +73,7 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
         kept: Names of nodes that stay in float all the same. Defaults to none.
     """
     graph = model.graph
-    made, table = producers(graph), constants(graph)
+    made, table, readers = producers(graph), constants(graph), consumers(graph)
     to_head = _feeds_no_conv(graph)
     edges = []
     for node in graph.node:
@@ -77,11 +82,42 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
             edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
         elif node.op_type == "Add" and (index := skip_input(node, graph)) is not None:
             edges.append(Edge(node.name, index, node.input[index], "skip branch of a residual Add"))
-        elif node.op_type in _POOLS and node.output[0] in to_head:
+        elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, readers, table):
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
-        elif node.op_type == "MaxPool" and source is not None and source.op_type == "Pad":
-            edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool behind a Pad"))
+        elif node.op_type == "MaxPool" and (_is(source, "Pad") or _has_border(node, readers, table)):
+            edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
     return [edge for edge in edges if edge.node not in kept]
+
+
+def _ends_the_map(
+    pool: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], table: Mapping[str, onnx.TensorProto]
+) -> bool:
+    """Whether what comes of a pooling never meets an activation again that did not come through it.
+
+    A gate and the statistics of a normalisation do: those are no pooling before the head, and as INT8 they cost more
+    than they save. A Concat is no such meeting.
+    """
+    behind, pending = {pool.output[0]}, [pool.output[0]]
+    met: list[onnx.NodeProto] = []
+    while pending:
+        for node in readers.get(pending.pop(), ()):
+            met.append(node)
+            new = [name for name in node.output if name not in behind]
+            behind.update(new)
+            pending += new
+    return all(node.op_type == "Concat" or all(not i or i in behind or i in table for i in node.input) for node in met)
+
+
+def _is(node: onnx.NodeProto | None, op: str) -> bool:
+    return node is not None and node.op_type == op
+
+
+def _has_border(
+    pool: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], table: Mapping[str, onnx.TensorProto]
+) -> bool:
+    """Whether a Max with a constant, and nothing else, reads a pool."""
+    found = readers.get(pool.output[0], [])
+    return len(found) == 1 and found[0].op_type == "Max" and any(name in table for name in found[0].input)
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
@@ -90,18 +126,24 @@ def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def measured_tensors(model: onnx.ModelProto) -> list[str]:
-    """Returns the activations whose range or mean decides something, in the order of the graph.
+    """Returns the activations whose range or mean decides something, float32 (N, C, ...), in the order of the graph.
 
     What will be quantised, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
     """
     skipped = {node.name for node in preprocessing_nodes(model)}
-    made = producers(model.graph)
-    names = set(quantizable_tensors(model))
+    names = set()
     for node in model.graph.node:
-        if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[0] in made:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
             names.add(node.input[0])
         if node.op_type in _ARITHMETIC and node.name not in skipped:
             names.add(node.output[0])
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    maps = {  # shapes and other whole numbers are computed as well
+        info.name
+        for info in (*inferred.value_info, *inferred.output)
+        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and len(info.type.tensor_type.shape.dim) >= 2
+    }
+    names = (names & maps) | set(quantizable_tensors(model))
     return [name for node in model.graph.node for name in node.output if name in names]
 
 

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
+from export.folding import LOWEST
 from export.graph import (
     attribute,
     check_model,
@@ -24,16 +25,20 @@ from export.graph import (
 from export.naming import keras_layer
 
 FP16_MAX = 65504.0
+_BF16_MAX = 3.3895313892515355e38
 # From here on QuantizeLinear takes FP16 scales, and TensorRT 10 and later read the result.
 MINIMUM_OPSET = 19
 _BF16_OPSET = 22  # Conv and pools take BF16 from here on
 # What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
-_PREPROCESSING = ("Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad")
-FP32_OPS = ("Softmax", "TopK")
+_PREPROCESSING = (
+    "Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad", "ReduceSum", "Floor",
+)  # fmt: skip
+FP32_OPS = ("Softmax", "TopK", "Log")  # of a probability, whose floor FP16 does not hold
+_CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
 _CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
 _LOST = 1e-3  # of a weight's norm: rounding to normal FP16 loses 2e-4, what loses more fell to denormals
-_HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
+_HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
 
 
 def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -54,7 +59,7 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = ()) -> onnx.ModelProto:
     """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
-    Preprocessing stays FP32 until its result is cast right before the first Conv, and Softmax and TopK are FP32;
+    Preprocessing stays FP32 until its result is cast right before the first Conv; Softmax, TopK and Log are FP32;
     inputs and outputs keep their types (uint8 pixels, float32 logits and probabilities, int32 indices).
     QuantizeLinear and DequantizeLinear get scales of that type.
 
@@ -69,14 +74,16 @@ def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = 
     Source: onnxruntime.transformers.float16.convert_float_to_float16 (onnxconverter_common's makes an invalid
     model of a uint8 input that is cast).
     """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else MINIMUM_OPSET))
+    base = _narrow_lowest(base, kind)
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in FP32_OPS or node.name in keep]
     if kind == "fp16":
         _check_fp16_weights(base, kept)
-    result = convert_float_to_float16(base, keep_io_types=True, node_block_list=kept)
+    blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in _CHOOSING]
+    result = convert_float_to_float16(base, keep_io_types=True, op_block_list=blocked, node_block_list=kept)
     result = topological_sort(_merge_casts(topological_sort(result)))
     if kind == "bf16":
         result = _as_bf16(result, base)
@@ -110,7 +117,7 @@ def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[
     for node in graph.node:
         for name in node.input:
             if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
-                why = lost_in_fp16(numpy_helper.to_array(table[name]))
+                why = lost_in_fp16(_without_lowest(numpy_helper.to_array(table[name]), FP16_MAX))
                 if why:
                     found.setdefault(node.name, why)
     return {name: why for name, why in found.items() if name not in prepared}
@@ -137,6 +144,23 @@ def lost_in_fp16(weight: np.ndarray) -> str:
     if lost > _LOST * float(np.linalg.norm(exact)):
         return f"weights of at most {largest:.1e}, denormal in FP16"
     return ""
+
+
+def _without_lowest(values: np.ndarray, largest: float) -> np.ndarray:
+    """Returns values with ``-largest`` in the place of float32's lowest, which stands for none, see `LOWEST`."""
+    return np.where(values == LOWEST, np.float32(-largest), values)
+
+
+def _narrow_lowest(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+    """Returns the model with the lowest finite value of FP16 or BF16 where a Max reads that of float32."""
+    result = copy_model(model)
+    table = constants(result.graph)
+    largest = FP16_MAX if kind == "fp16" else _BF16_MAX
+    for name in {name for node in result.graph.node if node.op_type == "Max" for name in node.input if name in table}:
+        if table[name].data_type == TensorProto.FLOAT:
+            values = _without_lowest(numpy_helper.to_array(table[name]), largest)
+            table[name].CopyFrom(numpy_helper.from_array(values, name))
+    return result
 
 
 def _check_fp16_weights(model: onnx.ModelProto, skipped: Collection[str]) -> None:
@@ -221,8 +245,8 @@ def _name_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     made = producers(result.graph)
     taken = {node.name for node in result.graph.node}
     for node in result.graph.node:
-        source = made.get(node.input[0])
         kind = _CAST_NAMES.get(_cast_to(node) or 0)
+        source = made.get(node.input[0]) if kind is not None else None
         if kind is None or source is None:
             continue
         stem = f"{keras_layer(source.name)}/Cast_{kind}"

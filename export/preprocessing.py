@@ -24,6 +24,8 @@ _TORCH_MEAN = (0.485, 0.456, 0.406)
 _TORCH_STD = (0.229, 0.224, 0.225)
 _ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 
+LUMA = (19595, 38470, 7471)  # of 65,536: Rec. 601 as Pillow weighs red, green and blue
+
 # mode -> (channel order, mean, scale); means are in grey levels 0..255
 _MODES: dict[str, tuple[str, Triple, Triple]] = {
     "caffe": ("BGR", (103.939, 116.779, 123.68), _ONE),
@@ -36,6 +38,12 @@ _MODES: dict[str, tuple[str, Triple, Triple]] = {
     "unit": ("RGB", _ZERO, (1 / 255, 1 / 255, 1 / 255)),
     "none": ("RGB", _ZERO, _ONE),
 }
+
+
+def grey_levels(pixels: np.ndarray) -> np.ndarray:
+    """Returns uint8 RGB (..., 3) as grey levels, the same in all three channels: those of Pillow's ``convert("L")``."""
+    weighted = pixels.astype(np.int32) @ np.asarray(LUMA, np.int32)
+    return np.repeat(((weighted + 32768) >> 16).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ class MeanImage:
 class PreprocessingSpec:
     """``y[..., c] = (x[..., order[c]] - mean[c]) * scale[c]`` in float32, on RGB pixels.
 
+    For a greyscale model x is the grey level in all three channels, a whole number, as Pillow's ``convert("L")``
+    makes it of RGB.
+
     Args:
         channel_order: The order the network was trained on, ``"RGB"`` or ``"BGR"``. The pixels handed in
             are always RGB.
@@ -95,6 +106,7 @@ class PreprocessingSpec:
         scale: What the difference is multiplied by, one per channel in `channel_order`.
         mode: The name of the recipe, for people; ``"custom"`` where it is none of `from_mode`.
         mean_image: Subtracted instead of `mean`, which is then zero; images have its size. Defaults to None.
+        grey: Whether RGB becomes grey levels first. Defaults to False.
 
     Raises:
         ExportError: If the order is unknown, or mean or scale are not three finite numbers.
@@ -105,6 +117,7 @@ class PreprocessingSpec:
     scale: Triple
     mode: str = "custom"
     mean_image: MeanImage | None = None
+    grey: bool = False
 
     def __post_init__(self) -> None:
         if self.channel_order not in _ORDERS:
@@ -161,7 +174,7 @@ class PreprocessingSpec:
                 f"Expected uint8 pixels of shape (..., 3). Received: {pixels.dtype} {pixels.shape} "
                 "(hand in decoded RGB pixels before any scaling)."
             )
-        x = pixels[..., list(self.order)].astype(np.float32)
+        x = (grey_levels(pixels) if self.grey else pixels)[..., list(self.order)].astype(np.float32)
         if self.mean_image is not None and pixels.shape[-3:] != self.mean_image.shape:
             raise ExportError(
                 f"Expected pixels of the mean image's shape {self.mean_image.shape}. Received: {pixels.shape}."
@@ -182,6 +195,7 @@ class PreprocessingSpec:
             "channel_order": self.channel_order,
             "mean": list(self.mean),
             "scale": list(self.scale),
+            **({"grey": True} if self.grey else {}),
             **image,
         }
 
@@ -198,7 +212,14 @@ class PreprocessingSpec:
             if "mean_image" in data:
                 height, width, channels = data["mean_image"]["shape"]
                 image = MeanImage((height, width, channels), base64.b64decode(data["mean_image"]["float32"]))
-            return cls(str(data["channel_order"]), mean, scale, str(data.get("mode", "custom")), image)
+            return cls(
+                str(data["channel_order"]),
+                mean,
+                scale,
+                str(data.get("mode", "custom")),
+                image,
+                data.get("grey", False) is True,
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ExportError(
                 "Expected the keys channel_order, mean and scale of a preprocessing spec. "

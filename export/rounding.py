@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.calibration import ChannelStatistics
-from export.graph import attribute, constants, consumers, copy_model
+from export.graph import attribute, constants, consumers, copy_model, tensor_shapes
 from export.precision import FP16_MAX, lost_in_fp16, preprocessing_nodes
 
 
@@ -27,7 +27,7 @@ def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatis
         statistics: Of the inputs of Conv, MatMul and Gemm, for their means; a node without is left as it is.
     """
     result = round_first_conv(model)
-    table, readers = constants(result.graph), consumers(result.graph)
+    table, readers, shapes = constants(result.graph), consumers(result.graph), tensor_shapes(result)
     first = {node.name for node in _first_convs(result)}
     for node in result.graph.node:
         known = statistics.get(node.input[0]) if node.input else None
@@ -36,6 +36,8 @@ def round_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatis
         if node.input[1] not in table or len(readers[node.input[1]]) > 1 or attribute(node, "group", 1) != 1:
             continue
         weight = numpy_helper.to_array(table[node.input[1]])
+        if node.op_type != "Conv" and not weight.ndim == 2 == len(shapes.get(node.input[0], ())):
+            continue  # of tokens or maps: statistics are of axis 1, a MatMul sums over the last one
         across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
         rows = weight.T if across else weight.reshape(weight.shape[0], -1)
         mean = np.repeat(known.mean, rows.shape[1] // len(known.mean))

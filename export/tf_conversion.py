@@ -10,15 +10,27 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from export.errors import ExportError
+from export.unrolling import unrolled
 
 if TYPE_CHECKING:
     import keras
 
 TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
+
+
+def _inline_everything(definition: Any) -> None:
+    """Lets TensorFlow inline the functions that it would have compiled by XLA (in place).
+
+    Keras computes a grouped convolution on a CPU in such a function, and tf2onnx takes none.
+    """
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    for holder in (*nodes, *definition.library.function):
+        for name in ("_XlaMustCompile", "_noinline"):
+            if name in holder.attr:
+                del holder.attr[name]
 
 
 def _free_memory() -> None:
@@ -55,8 +67,8 @@ class _Pass:
 
 
 @contextlib.contextmanager
-def _small_memory() -> Iterator[None]:
-    """Keeps the conversion below 3 GB for a ResNet-50.
+def _frozen_graph_prepared() -> Iterator[None]:
+    """Prepares what tf2onnx froze, and keeps the conversion below 3 GB for a ResNet-50.
 
     TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
     lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
@@ -65,9 +77,10 @@ def _small_memory() -> Iterator[None]:
 
     original = tf_loader.tf_optimize
 
-    def optimize(*args: Any, **kwargs: Any) -> Any:
+    def optimize(inputs: list[str], outputs: list[str], definition: Any) -> Any:
         _free_memory()
-        return original(*args, **kwargs)
+        _inline_everything(definition)
+        return original(inputs, outputs, definition)
 
     tf_loader.tf_optimize = optimize
     _free_memory()
@@ -77,16 +90,6 @@ def _small_memory() -> Iterator[None]:
     finally:
         gc.unfreeze()
         tf_loader.tf_optimize = original
-
-
-def _erfc(context: Any, node: Any, name: str, _: Any) -> None:
-    """Makes TensorFlow's Erfc, of which its GELU is built, 1 - Erf: tf2onnx knows only the latter."""
-    source, result = node.input[0], node.output[0]
-    shapes, types = [context.get_shape(result)], [context.get_dtype(result)]
-    context.remove_node(node.name)
-    erf = context.make_node("Erf", [source], name=f"{name}/Erf", shapes=shapes, dtypes=types)
-    one = context.make_const(f"{name}/one", np.ones((), np.float32))
-    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=[result], name=name, shapes=shapes, dtypes=types)
 
 
 def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
@@ -105,17 +108,21 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     import tf2onnx
     from tf2onnx.optimizer import _get_optimizers
 
+    from export.tf_operations import HANDLERS
+    from export.tf_transposes import ExactTransposeOptimizer
+
     failures: list[str] = []
-    passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in _get_optimizers().items()}
+    factories = {**_get_optimizers(), "optimize_transpose": ExactTransposeOptimizer}
+    passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in factories.items()}
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
     try:
-        with _small_memory():
+        with _frozen_graph_prepared(), unrolled(model):
             result, _ = tf2onnx.convert.from_keras(
                 model,
                 input_signature=signature,
                 opset=TF2ONNX_OPSET,
                 optimizers=passes,
-                custom_op_handlers={"Erfc": (_erfc, [])},
+                custom_op_handlers=dict(HANDLERS),
             )
     except Exception as error:
         raise ExportError(

@@ -2,46 +2,65 @@
 
 What people save differs in its outside: a dictionary of one input, any image size, uint8 or greyscale input, half
 precision, augmentation layers, a single sigmoid unit. Here all that becomes: float32 (N, height, width, 3) in,
-one float32 (N, classes) out, at least two classes. The layers in between stay, with their names and weights.
+one float32 (N, classes) out, at least two classes. The layers in between stay, with their names and weights, and
+after each step the answers are compared with those of the model as it was loaded.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.logits import final_activation
+from export.logits import before_activation, end_of, remade
+from export.preprocessing import PreprocessingSpec
+from export.probes import probe_pixels
 from pipeline.errors import ModelError
+from pipeline.model_ends import end_in_logits
+from pipeline.model_graph import all_layers, at_inference, flat, run_graph
+from pipeline.original import Form, answers, form_of, listed
+from pipeline.same_answers import EXACT, HALF, refuse_batch_dependence, refuse_other_answers
 
 if TYPE_CHECKING:
     import keras
 
 log = logging.getLogger(__name__)
 
-AUGMENTATION = (  # at inference they hand on their input
-    "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomElasticTransform",
-    "RandomErasing", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert",
-    "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness", "RandomShear",
-    "RandomTranslation", "RandomZoom", "RandAugment", "AugMix", "AutoContrast", "CutMix", "MixUp",
-)  # fmt: skip
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow converts to greyscale
-SMALLEST = 8  # pixels; below this a (N, height, width, channels) input is no image
+_NONE = PreprocessingSpec.from_mode("none")
+_AUGMENTING = "keras.src.layers.preprocessing.image_preprocessing."  # the module of Keras' layers for pictures
+_PROBES, _FEWEST = 12, 4  # made pictures: for 224x224 and less, and at least
+_ALONE = 3  # pictures that are answered one at a time as well
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """A classifier in the form that every later stage takes."""
+    """A classifier in the form that every later stage takes.
+
+    Attributes:
+        model: float32 (N, height, width, 3) in, (N, classes) out.
+        output: what it ends with, "logits" or "softmax".
+        changes: what was done to it, for people.
+        preprocessing: what is done to pixels before it.
+    """
 
     model: keras.Model
-    output: str  # for the card: what the model ends with now
-    changes: tuple[str, ...]  # what was done to it, for people
+    output: str
+    changes: tuple[str, ...]
+    preprocessing: PreprocessingSpec = _NONE
 
 
-def adopt(model: keras.Model, where: Path, output: str = "auto", free_size: int = 224) -> Adopted:
+def adopt(
+    model: keras.Model,
+    where: Path,
+    output: str = "auto",
+    free_size: int = 224,
+    preprocessing: PreprocessingSpec = _NONE,
+    photographs: np.ndarray | None = None,
+) -> Adopted:
     """Bring a model into the form that every later stage takes, its answers unchanged.
 
     Args:
@@ -49,96 +68,139 @@ def adopt(model: keras.Model, where: Path, output: str = "auto", free_size: int 
         where: its file, for messages.
         output: what the recipe says of its end: "auto", "logits", "softmax" or "sigmoid".
         free_size: height and width for a model that takes any size.
+        preprocessing: what its author did to pictures.
+        photographs: uint8 (N, height, width, 3), compared on besides made pictures. Defaults to None.
 
     Raises:
-        ModelError: it is no image classifier, or its end must be named.
+        ModelError: it is no image classifier, its end must be named, or a step changed its answers.
     """
-    height, width, channels = _image_input(model, where)
-    units = _class_output(model, where)
-    activation = _activation(model, where, output, units)
+    form = form_of(model, where)
+    _check_output(model, where)
+    size = form.height or free_size, form.width or free_size
     changes: list[str] = []
-    if height is None or width is None:
-        height, width = height or free_size, width or free_size
-        changes.append(f"takes any size, and {height}x{width} from now on (model.input_size)")
-    swaps = _swaps(model, changes)
-    binary = units == 1
-    ends_in_sigmoid = activation is not None and activation[1] == "sigmoid"
-    if ends_in_sigmoid and activation is not None:
-        swaps[id(activation[0])] = _without_activation(activation[0])
-        changes.append("its sigmoid was taken off, what is before it are the logits")
-    if binary:
-        changes.append("one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)")
-    if channels == 1:
-        changes.append("takes greyscale: a 1x1 convolution makes it of RGB")
+    if None in (form.height, form.width):
+        changes.append(f"takes any size, and {size[0]}x{size[1]} from now on (model.input_size)")
+    if form.grey:
+        _check_grey(preprocessing, where)
+    pixels = probe_pixels(*size, count=max(_FEWEST, min(_PROBES, _PROBES * 224 * 224 // (size[0] * size[1]))))
+    if photographs is not None and len(photographs):
+        pixels = np.concatenate([photographs, pixels])
+    given = form.feed(pixels, preprocessing)
+    outer = replace(preprocessing, grey=form.grey)
+    plain = _is_plain(model, size)
+    end = end_of(model)
+    values: Callable[[Any], Any] = before_activation if end.removable else lambda m: m
+    expected, said = _own_answers(model, values(model), given, form, where)
+
+    tolerance = EXACT
+    swaps: dict[int, Any] = {}
+    current, received = model, expected  # values before a final activation that can be taken off
+    for step, more in _steps(model, given[: form.batch or 4], form):
+        swaps |= more
+        tolerance = HALF if "half precision" in step else tolerance
+        current = _outside(model, form, size, swaps, where)
+        received = answers(values(current), outer.apply(pixels))
+        refuse_other_answers(step, expected, received, where, tolerance)
+        changes.append(step)
+    if not plain and not swaps:
+        current = _outside(model, form, size, swaps, where)
+        received = answers(values(current), outer.apply(pixels))
+        refuse_other_answers("its input and output brought into the usual form", expected, received, where)
+    if current is not model:
+        changes += _said_of_form(form)
+    alone = answers(values(current), outer.apply(pixels[:_ALONE]), 1)
+    refuse_batch_dependence(received[:_ALONE], alone, where, max(tolerance, 1e-3))
+    ended = end_in_logits(current, where, output, said, received, outer.apply(pixels), tolerance > EXACT)
+    return Adopted(ended.model, ended.output, (*changes, *ended.changes), outer)
+
+
+def _steps(model: Any, given: np.ndarray, form: Form) -> list[tuple[str, dict[int, Any]]]:
+    """What is done to layers inside, one step after the other: in words, and what stands in for which layer."""
+    steps: list[tuple[str, dict[int, Any]]] = []
+    idle = _idle_layers(model, given)
+    if idle:
+        names = ", ".join(layer.name for layer in idle)
+        steps.append((f"augmentation left out: {names}", dict.fromkeys(map(id, idle))))
+    left = [layer for layer in all_layers(model) if layer not in idle]
+    if half := [layer for layer in left if _computes_in_half(layer)]:
+        swaps = {id(layer): remade(layer, {"dtype": "float32"}) for layer in half}
+        steps.append((f"{len(half)} layers compute in float32 instead of half precision", swaps))
+    if form.batch is not None and (reshapes := _reshapes_of_batch(model, form.batch)):
+        names = ", ".join(reshape.name for reshape in reshapes)
+        steps.append((f"takes any number of pictures, not {form.batch} at once ({names})", _freed(reshapes)))
+    return steps
+
+
+def _said_of_form(form: Form) -> list[str]:
+    said = []
+    if form.grey:
+        said.append("takes greyscale: RGB becomes whole grey levels first, as Pillow makes them")
+    if form.layout == "first":
+        said.append("takes channels first: pictures are transposed for it")
+    return said
+
+
+def _check_grey(spec: PreprocessingSpec, where: Path) -> None:
+    one = len(set(spec.mean)) == len(set(spec.scale)) == 1 and spec.mean_image is None
+    if not one:
+        raise ModelError(
+            f"model.preprocessing: expected one mean and one scale for a greyscale model, such as none, unit or tf. "
+            f"Received: {where}, which takes one channel, with {spec.mode} (mean {spec.mean}, scale {spec.scale})."
+        )
+
+
+def _own_answers(
+    model: keras.Model, inner: keras.Model, given: np.ndarray, form: Form, where: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values before its final activation and the answers of a model as it was loaded.
+
+    Raises:
+        ModelError: it does not run, or its answers are not finite: it is broken.
+    """
+    try:
+        said = answers(model, given, form.batch)
+        expected = said if inner is model else answers(inner, given, form.batch)
+    except Exception as error:  # Keras and TensorFlow raise many types
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(
+            f"Expected a model that Keras itself can run. Received: {where}, which fails on a picture of shape "
+            f"{given.shape[1:]}: {' '.join(lines[:2])[:400]}"
+        ) from error
+    if not (np.isfinite(said).all() and np.isfinite(expected).all()):
+        raise ModelError(f"Expected finite answers. Received: NaN or infinity from {where}; its weights are broken.")
+    return expected, said
+
+
+def _is_plain(model: Any, size: tuple[int, int]) -> bool:
     functional = getattr(model, "_functional", model)  # of a Sequential
-    plain = (
-        tuple(model.inputs[0].shape) == (None, height, width, 3)
+    return (
+        tuple(model.inputs[0].shape) == (None, *size, 3)
         and model.inputs[0].dtype == "float32"
         and all(_is_tensor(getattr(functional, f"_{side}_struct", None)) for side in ("inputs", "outputs"))
     )
-    if plain and not swaps and not binary:
-        return Adopted(model, output, ())
-    return Adopted(
-        _outside(model, (height, width, channels), swaps, binary, where),
-        _card(output, ends_in_sigmoid or binary),
-        tuple(changes),
-    )
 
 
-def _card(output: str, became_logits: bool) -> str:
-    return "logits" if became_logits else output
-
-
-def _outside(
-    model: keras.Model, shape: tuple[int, int, int], swaps: dict[int, Any], binary: bool, where: Path
-) -> keras.Model:
+def _outside(model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[int, Any], where: Path) -> keras.Model:
+    """The model with another outside, and some of its layers replaced."""
     import keras
 
-    height, width, channels = shape
-    inputs = keras.Input((height, width, 3), name="pixels")
-    x: Any = inputs
-    if channels == 1:
-        x = _fixed(keras.layers.Conv2D(1, 1, use_bias=False, trainable=False, name="to_greyscale"), x, LUMA)
+    inputs = keras.Input((*size, 3), name="pixels")
+    x: Any = inputs[..., :1] if form.grey else inputs  # of grey all three channels are equal
+    if form.layout == "first":
+        x = keras.ops.transpose(x, (0, 3, 1, 2))
+    elif form.layout == "plane":
+        x = keras.layers.Reshape(size, name="plane")(x)
     try:
-        x = _flat(_run(model, x, swaps))
-        if binary:
-            x = _fixed(keras.layers.Dense(2, use_bias=False, trainable=False, name="two_classes"), x, (0.0, 1.0))
-        return keras.Model(inputs, x, name=model.name)
+        return keras.Model(inputs, flat(run_graph(model, x, swaps)), name=model.name)
     except Exception as error:  # Keras raises many types on shapes that do not fit
+        fixed = "" if form.batch is None else f" It was saved for {form.batch} pictures at once; save it for any."
         raise ModelError(
-            f"Expected a model that takes (N, {height}, {width}, 3). Received: {where}: {error}"
+            f"Expected a model that takes (N, {size[0]}, {size[1]}, 3). Received: {where}: {error}{fixed}"
         ) from error
 
 
-def _image_input(model: keras.Model, where: Path) -> tuple[int | None, int | None, int]:
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        raise ModelError(
-            f"Expected a Functional or Sequential model with a known input size. Received: {where}, a "
-            f"{type(model).__name__} without one. Call it once on an image, and save it again."
-        )
-    shapes = [tuple(t.shape) for t in inputs]
-    if len(inputs) > 1:
-        raise ModelError(f"Expected one input, an image. Received: {where} with {len(inputs)}: {_list(inputs)}.")
-    shape = shapes[0]
-    found = f"{where} takes {shape}"
-    if len(shape) != 4:
-        kind = {2: "rows of numbers", 3: "sequences", 5: "videos or volumes"}.get(len(shape), "something else")
-        raise ModelError(f"Expected an image classifier, input (N, height, width, 3). Received: {found}, {kind}.")
-    _, height, width, channels = shape
-    if channels not in (1, 3):
-        first = shape[1] in (1, 3) and (channels is None or channels > 4)
-        why = "channels come first; save it with data_format='channels_last'" if first else f"{channels} channels"
-        raise ModelError(f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {found}: {why}.")
-    if channels == 1 and len(model.outputs) == 1 and len(model.outputs[0].shape) > 2:
-        return height, width, channels  # its output says better what it is
-    if min(height or SMALLEST, width or SMALLEST) < SMALLEST:
-        raise ModelError(f"Expected an image classifier. Received: {found}, which is too small for an image.")
-    return height, width, channels
-
-
-def _class_output(model: keras.Model, where: Path) -> int:
-    taken, given = _list(model.inputs), _list(model.outputs)
+def _check_output(model: keras.Model, where: Path) -> None:
+    taken, given = listed(model.inputs), listed(model.outputs)
     if len(model.outputs) > 1:
         raise ModelError(f"Expected one output of shape (N, classes). Received: {where} gives {given}.")
     shape = tuple(model.outputs[0].shape)
@@ -154,153 +216,54 @@ def _class_output(model: keras.Model, where: Path) -> int:
         raise ModelError(
             f"Expected an image classifier, output (N, classes). Received: {where} takes {taken} and gives {given}."
         )
-    return int(shape[1])
 
 
-def _activation(model: keras.Model, where: Path, output: str, units: int) -> tuple[Any, str] | None:
-    """The layer and name of the final activation, after the recipe's word on it was compared with what is there."""
-    layer, name = final_activation(model)
-    if output == "sigmoid" and name != "sigmoid":
-        raise ModelError(
-            f"model.output: expected logits, softmax or auto, because {where} ends with {name or 'no activation'}. "
-            "Received: sigmoid."
-        )
-    if units == 1:
-        if name == "sigmoid":
-            return layer, name
-        if name in (None, "linear") and output == "logits":
-            return None
-        raise ModelError(
-            f"Expected at least two outputs, or one with a sigmoid. Received: {where} with one unit and "
-            f"{name or 'linear'!r}. If it is the logit of the second of two classes, say so: --set "
-            "model.output=logits; a regression is no classifier."
-        )
-    if name == "sigmoid":
-        if output != "sigmoid":
-            raise ModelError(
-                f"model.output: expected to be told what {units} sigmoids mean, in {where}. Received: {output}. If "
-                "exactly one class is right for each image: --set model.output=sigmoid (the order of the classes "
-                "stays, the probabilities become a softmax). A model that gives several labels to one image is not "
-                "supported."
-            )
-        return layer, name
-    return (layer, name) if name is not None else None
+def _idle_layers(model: Any, given: np.ndarray) -> list[Any]:
+    """Layers of Keras' picture augmentation that hand on their input at inference, found by running them."""
+    from keras import ops
+
+    idle: dict[int, bool] = {}
+
+    def watched(layer: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            result = at_inference(layer)(*args, **options)
+            before, after = ops.convert_to_numpy(ops.cast(args[0], result.dtype)), ops.convert_to_numpy(result)
+            idle[id(layer)] = idle.get(id(layer), True) and np.array_equal(before, after)
+            return result
+
+        return call
+
+    candidates = {id(layer): layer for layer in all_layers(model) if type(layer).__module__.startswith(_AUGMENTING)}
+    if candidates:
+        run_graph(model, ops.convert_to_tensor(given), {key: watched(layer) for key, layer in candidates.items()})
+    return [layer for key, layer in candidates.items() if idle.get(key)]
 
 
-def _swaps(model: keras.Model, changes: list[str]) -> dict[int, Any]:
-    """Layers that are replaced: None means that the layer is left out."""
+def _computes_in_half(layer: Any) -> bool:
     import keras
 
-    swaps: dict[int, Any] = {}
-    augmentation, half = [], []
-    for layer in all_layers(model):
-        if type(layer).__name__ in AUGMENTATION:
-            swaps[id(layer)] = None
-            augmentation.append(layer.name)
-        elif getattr(layer, "compute_dtype", "float32") not in ("float32", None) and not hasattr(layer, "layers"):
-            if not str(layer.compute_dtype).startswith(("float", "bfloat")) or isinstance(
-                layer, keras.layers.InputLayer
-            ):
-                continue
-            swaps[id(layer)] = _in_float32(layer)
-            half.append(layer.name)
-    if augmentation:
-        changes.append(f"augmentation left out: {', '.join(augmentation)}")
-    if half:
-        changes.append(f"{len(half)} layers compute in float32 instead of half precision")
-    return swaps
+    compute = getattr(layer, "compute_dtype", "float32")
+    if compute in ("float32", None) or hasattr(layer, "layers") or isinstance(layer, keras.layers.InputLayer):
+        return False
+    return str(compute).startswith(("float", "bfloat"))
 
 
-def all_layers(model: Any) -> list[Any]:
-    """All layers, those of nested models included."""
-    found = []
-    for layer in model.layers:
-        found += [layer, *(all_layers(layer) if hasattr(layer, "layers") else [])]
-    return found
+def _reshapes_of_batch(model: Any, batch: int) -> list[Any]:
+    """Reshape operations with the batch that the model was saved for in them, the rest of their shape known."""
+    return [
+        operation
+        for operation in getattr(getattr(model, "_functional", model), "operations", ())
+        if type(operation).__name__ == "Reshape"
+        and (getattr(operation, "newshape", None) or (None,))[0] == batch
+        and None not in operation.output.shape[1:]
+    ]
 
 
-def _in_float32(layer: Any) -> Any:
-    config = layer.get_config()
-    config["dtype"] = "float32"
-    return _remade(layer, config)
-
-
-def _without_activation(layer: Any) -> Any:
-    if type(layer).__name__ not in ("Dense", "Conv2D", "Activation"):
-        return None  # a layer or operation that is the activation itself
-    config = layer.get_config()
-    config["activation"] = "linear"
-    config["dtype"] = "float32"
-    return _remade(layer, config)
-
-
-def _remade(layer: Any, config: dict[str, Any]) -> Any:
-    """A layer of the same class and weights with another configuration."""
-    new = type(layer).from_config(config)
-    if layer.weights:
-        new.build(*_build_shapes(layer))
-        new.set_weights([np.asarray(w) for w in layer.get_weights()])
-    return new
-
-
-def _build_shapes(layer: Any) -> list[Any]:
-    config = layer.get_build_config() or {}
-    if "input_shape" in config:
-        return [tuple(config["input_shape"])]
-    if "shapes_dict" in config:
-        return [tuple(shape) for shape in config["shapes_dict"].values()]
-    return [tuple(layer.input.shape)]
-
-
-def _run(model: Any, x: Any, swaps: dict[int, Any]) -> Any:
-    """Call a model on a tensor with some of its layers replaced; the others are shared, weights and all."""
-    import keras
-    from keras import tree
-
-    def operation(layer: Any) -> Any:
-        if id(layer) in swaps:
-            new = swaps[id(layer)]
-            return (lambda x, *args, **options: x) if new is None else new
-        if isinstance(layer, keras.Model) and any(id(inner) in swaps for inner in all_layers(layer)):
-            return _rebuilt(layer, swaps)
-        return layer
-
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            x = operation(layer)(x)
-        return x
-    given = tree.pack_sequence_as(model._inputs_struct, [x])
-    return model._run_through_graph(given, operation_fn=operation)
-
-
-def _rebuilt(model: Any, swaps: dict[int, Any]) -> Any:
+def _freed(reshapes: list[Any]) -> dict[int, Any]:
     import keras
 
-    if id(model) not in swaps:
-        if len(model.inputs) != 1:
-            raise ModelError(f"Expected nested models of one input. Received: {model.name!r} of {len(model.inputs)}.")
-        shape = tuple(model.inputs[0].shape)
-        inner = keras.Input(shape[1:], name=f"{model.name}_input")
-        swaps[id(model)] = keras.Model(inner, _flat(_run(model, inner, swaps)), name=model.name)
-    return swaps[id(model)]
-
-
-def _fixed(layer: Any, x: Any, kernel: Any) -> Any:
-    y = layer(x)
-    layer.set_weights([np.asarray(kernel, np.float32).reshape(layer.kernel.shape)])
-    return y
-
-
-def _flat(value: Any) -> Any:
-    from keras import tree
-
-    flat = tree.flatten(value)
-    return flat[0] if len(flat) == 1 else value
+    return {id(old): keras.layers.Reshape(tuple(old.output.shape[1:]), name=old.name) for old in reshapes}
 
 
 def _is_tensor(value: Any) -> bool:
     return value is not None and not isinstance(value, (dict, list, tuple))
-
-
-def _list(tensors: Any) -> str:
-    return ", ".join(f"{t.name.split(':')[0]} {tuple(t.shape)}" for t in tensors)

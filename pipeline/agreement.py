@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         from pipeline.own_preprocessing import own_preprocessing
 
         own = own_preprocessing(model.preprocessing).to_dict(values=False)
-        pairs["model.preprocessing"] = (card.preprocessing.to_dict(values=False), own)
+        has = replace(card.preprocessing, grey=False)  # which the model says, not the recipe
+        pairs["model.preprocessing"] = (has.to_dict(values=False), own)
     if not isinstance(model.classes, str) or Path(model.classes).is_file():
         names = class_names(model.classes)
         pairs["model.classes"] = (list(card.classes), list(names or card.classes))

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from pipeline.backbones import by_family
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
 from pipeline.ranges import check_ranges
@@ -162,7 +163,7 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         for choice in args:
             if value == choice and type(value) is type(choice):
                 return choice
-        choices = ", ".join(map(str, args))
+        choices = by_family() if where == "model.backbone" else ", ".join(map(str, args))
         raise RecipeError(f"{where}: expected one of {choices}. Received: {shown(value)}.{_closest(value, args)}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
 """Fetches what Keras and TensorFlow publish: whole, checked against the published hash, or not at all.
 
-The addresses and hashes are those in the sources of Keras 3.15 (``applications/resnet.py``, ``applications/
-imagenet_utils.py``, ``datasets/mnist.py``) and of tensorflow-datasets 4.9 (``datasets/tf_flowers/checksums.tsv``).
-Files go where Keras keeps its own, so what Keras fetched before is used.
+The addresses and hashes are those in the sources of Keras 3.15 (``applications/imagenet_utils.py``,
+``datasets/mnist.py``; for weights see ``published_weights``) and of tensorflow-datasets 4.9
+(``datasets/tf_flowers/checksums.tsv``). Files go where Keras keeps its own, so what Keras fetched before is used.
 """
 
 from __future__ import annotations
@@ -41,27 +41,20 @@ class Published:
         url: where.
         digest: ``algorithm:hex``.
         folder: below Keras' own folder.
+        saved_as: the file's name there. Defaults to None: the last part of the address.
     """
 
     url: str
     digest: str
     folder: str
+    saved_as: str | None = None
 
     @property
     def name(self) -> str:
-        """The last part of the address."""
-        return self.url.rpartition("/")[2]
+        """Of the file in Keras' folder."""
+        return self.saved_as or self.url.rpartition("/")[2]
 
 
-_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-_MD5 = {  # backbone: with its top, without
-    "resnet50": ("2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
-    "resnet101": ("f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
-    "resnet152": ("100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
-    "resnet50v2": ("3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
-    "resnet101v2": ("6343647c601c52e1368623803854d971", "c0ed64b8031c3730f411d2eb4eea35b5"),
-    "resnet152v2": ("a49b44d1979771252814e80f8ec446f9", "ed17cf2e0169df9d443503ef94b23b33"),
-}
 IMAGENET_CLASSES = Published(
     "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json",
     "md5:c2c37ea517e94d9795004a39431a14cb",
@@ -79,13 +72,6 @@ DATASETS = {
         "datasets",
     ),
 }
-
-
-def imagenet_weights(backbone: str, top: bool) -> Published:
-    """The weights that keras.applications publishes for a backbone."""
-    ending = "" if top else "_notop"
-    name = f"{backbone}_weights_tf_dim_ordering_tf_kernels{ending}.h5"
-    return Published(_APPLICATIONS + name, f"md5:{_MD5[backbone][0 if top else 1]}", "models")
 
 
 def keras_home() -> Path:

@@ -6,17 +6,14 @@ layers. It takes float32 pixels *after* preprocessing and ends with softmax, as 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.preprocessing import PreprocessingSpec
+from pipeline.backbone_weights import load_weights
+from pipeline.backbones import BACKBONES
 from pipeline.blocks import resnet, resnet20
-from pipeline.config import IMAGENET
-from pipeline.download import fetch, imagenet_weights
 from pipeline.errors import ModelError
-from pipeline.model_guards import check_weights_file
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Model, Preprocessing
 
@@ -24,27 +21,6 @@ if TYPE_CHECKING:
     import keras
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """How to build a feature extractor, and the preprocessing its published weights were trained with."""
-
-    preprocessing: str
-    application: str | None = None  # name in keras.applications; None: written out in pipeline.blocks
-    layers: int = 0
-
-
-BACKBONES = {
-    "resnet18": Backbone("unit", layers=18),
-    "resnet20": Backbone("unit", layers=20),
-    "resnet34": Backbone("unit", layers=34),
-    "resnet50-blocks": Backbone("unit", layers=50),
-    "resnet50": Backbone("caffe", "ResNet50"),
-    "resnet101": Backbone("caffe", "ResNet101"),
-    "resnet152": Backbone("caffe", "ResNet152"),
-    "resnet50v2": Backbone("tf", "ResNet50V2"),
-    "resnet101v2": Backbone("tf", "ResNet101V2"),
-    "resnet152v2": Backbone("tf", "ResNet152V2"),
-}
 PUBLISHED_CLASSES = 1000
 
 
@@ -99,8 +75,16 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
     """The preprocessing that the recipe names, or that belongs to its backbone.
 
     Raises:
-        ModelError: a model file is deployed and the recipe leaves its preprocessing open.
+        ModelError: a model file is deployed and the recipe leaves its preprocessing open; a backbone that normalises
+            inside would get pixels that are normalised already.
     """
+    if config.path is None and BACKBONES[config.backbone].normalises_inside:
+        if config.preprocessing not in ("auto", "none"):
+            raise ModelError(
+                f"model.preprocessing: expected auto or none, because {config.backbone} normalises 0..255 in its first "
+                f"layers. Received: {config.preprocessing}."
+            )
+        return PreprocessingSpec.from_mode("none")
     if isinstance(config.preprocessing, Preprocessing):
         return own_preprocessing(config.preprocessing)
     if config.preprocessing != "auto":
@@ -114,32 +98,11 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
     return PreprocessingSpec.from_mode(BACKBONES[config.backbone].preprocessing)
 
 
-def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
-    """Load what ``model.weights`` names into a backbone, or (``top``) into a whole classifier.
-
-    Raises:
-        ModelError: no such file, or weights of another network.
-        DownloadError: ImageNet weights that are not here and cannot be fetched.
-    """
-    if config.weights is None:
-        return
-    if config.weights != IMAGENET:
-        _load_file(model, Path(config.weights), config.backbone)
-        return
-    if BACKBONES[config.backbone].application is None:
-        published = ", ".join(n for n, b in BACKBONES.items() if b.application)
-        raise ModelError(
-            f"model.weights: expected a file. Received: {IMAGENET}, but ImageNet weights exist for "
-            f"{published} only. Name one of these as model.backbone, or a file as model.weights."
-        )
-    path = fetch(imagenet_weights(config.backbone, top), "--set model.weights=/path/to/weights.h5")
-    model.load_weights(path)  # in the order of layers, as keras.applications does with these files
-
-
 def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
     import keras
 
-    application = BACKBONES[config.backbone].application
+    entry = BACKBONES[config.backbone]
+    application, size = entry.application, config.input_size
     if application is None or config.weights is None:
         raise ModelError(
             "model.head: published needs a backbone of keras.applications and its weights. Received: "
@@ -151,8 +114,12 @@ def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
             f"model.head: published has {PUBLISHED_CLASSES} outputs. Received: {classes} classes. "
             "Name all of them in data.classes (a file, or imagenet), or use model.head=new."
         )
+    if entry.flat_top and size != entry.native:
+        raise ModelError(
+            f"model.input_size: expected {entry.native}, the only one that the published head of {config.backbone} "
+            f"takes. Received: {size}."
+        )
     build = getattr(keras.applications, application)
-    size = config.input_size
     model = build(include_top=True, weights=None, input_shape=(size, size, 3), classes=classes)
     load_weights(model, config, top=True)
     return Built(model, model, spec)
@@ -174,59 +141,3 @@ def _pool(x: Any, config: Model) -> Any:
             )
         x = keras.layers.AveragePooling2D((2, 2), name="head_pool")(x)
     return keras.layers.Flatten(name="head_flatten")(x)
-
-
-def _load_file(model: keras.Model, path: Path, name: str) -> None:
-    if not path.is_file():
-        raise ModelError(f"model.weights: expected a file with {name} weights. Received: {path}, which does not exist.")
-    try:
-        check_weights_file(path)
-        if path.name.endswith(".weights.h5"):
-            model.load_weights(path)
-            return
-        # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
-        held = _layer_names(path)
-        missing = [layer.name for layer in model.layers if layer.weights and layer.name not in held]
-        renamed = {layer: classic_name(layer.name) for layer in model.layers if layer.weights}
-        if missing and all(old in held for old in renamed.values()):
-            _load_renamed(renamed, path)
-            return
-        if not missing:
-            model.load_weights(path, by_name=True, skip_mismatch=False)
-    except Exception as error:  # h5py and Keras raise many types on a wrong file
-        raise ModelError(
-            f"model.weights: expected weights of {name}. Received: {path}, which does not fit: {error}"
-        ) from error
-    if missing:
-        raise ModelError(
-            f"model.weights: expected weights of {name}. Received: {path}, which lacks {len(missing)} of its layers, "
-            f"such as {', '.join(missing[:3])}."
-        )
-
-
-def classic_name(layer: str) -> str:
-    """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
-    fixed = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}
-    match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)
-    if match is None:
-        return fixed.get(layer, layer)
-    stage, block, part, kind = match.groups()
-    branch = "branch1" if part == "0" else "branch2" + "abc"[int(part) - 1]
-    return f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_{branch}"
-
-
-def _load_renamed(renamed: dict[Any, str], path: Path) -> None:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        root = file.get("model_weights", file)
-        for layer, old in renamed.items():
-            names = [n.decode() if isinstance(n, bytes) else n for n in root[old].attrs["weight_names"]]
-            layer.set_weights([root[old][name][()] for name in names])
-
-
-def _layer_names(path: Path) -> set[str]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return set(file.get("model_weights", file))

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from export.sidecar import LARGEST_BATCH
+from pipeline.backbones import BACKBONES, LARGEST_INPUT
 from pipeline.bounded_yaml import shown
 from pipeline.errors import RecipeError
 from pipeline.pattern_work import takes_too_long
 from pipeline.recipe import Profile, Recipe
 
+SMALLEST_INPUT = 32
 MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a slip of the keyboard, and fills the memory
 VARIANT_NAME = re.compile(r"[a-z0-9_]{1,100}")  # a part of a file's name
 # <name>[/<config>][:<version>], without the namespaces whose code that package would fetch from elsewhere and run
@@ -75,7 +77,10 @@ def check_ranges(recipe: Recipe) -> None:
         require(TFDS_NAME.fullmatch(name) is not None, "data.tfds", form, recipe.data.tfds)
     if recipe.data.label_pattern is not None:
         _check_pattern(recipe.data.label_pattern)
-    require(32 <= recipe.model.input_size <= 512, "model.input_size", "32 to 512", recipe.model.input_size)
+    size, smallest, whose = recipe.model.input_size, SMALLEST_INPUT, ""
+    if recipe.model.path is None:
+        smallest, whose = BACKBONES[recipe.model.backbone].smallest, f" for {recipe.model.backbone}"
+    require(smallest <= size <= LARGEST_INPUT, "model.input_size", f"{smallest} to {LARGEST_INPUT}{whose}", size)
     require(0 <= recipe.model.dropout < 1, "model.dropout", "0 to below 1", recipe.model.dropout)
     dense = list(recipe.model.dense)
     sizes_fit = all(0 < n <= LARGEST_DENSE for n in dense) and len(dense) <= MOST_DENSE

@@ -10,7 +10,15 @@ from pipeline.runners.options import RuntimeOptions
 
 BACKBONES = Literal[
     "resnet18", "resnet20", "resnet34", "resnet50-blocks",  # written out from blocks
-    "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",  # keras.applications
+    "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",  # keras.applications, and below
+    "efficientnetb0", "efficientnetb1", "efficientnetb2", "efficientnetb3",
+    "efficientnetb4", "efficientnetb5", "efficientnetb6", "efficientnetb7",
+    "efficientnetv2b0", "efficientnetv2b1", "efficientnetv2b2", "efficientnetv2b3",
+    "efficientnetv2s", "efficientnetv2m", "efficientnetv2l",
+    "mobilenet", "mobilenetv2", "mobilenetv3small", "mobilenetv3large",
+    "densenet121", "densenet169", "densenet201",
+    "convnexttiny", "convnextsmall", "convnextbase", "convnextlarge", "convnextxlarge",
+    "inceptionv3", "inceptionresnetv2", "xception", "nasnetmobile", "nasnetlarge", "vgg16", "vgg19",
 ]  # fmt: skip
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 

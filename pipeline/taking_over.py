@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from export.errors import ExportError
-from export.logits import logits_model
 from export.preprocessing import PreprocessingSpec
-from pipeline.adopting import Adopted, adopt
+from pipeline.adopting import adopt
 from pipeline.card import ModelCard, Output, source_of
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
+from pipeline.inside_preprocessing import normalised_range, refuse_unproven
 from pipeline.loading import load_model
-from pipeline.model_facts import normalises_inside, preprocessing_inside
+from pipeline.model_facts import preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
 from pipeline.models import preprocessing_of
+from pipeline.original import form_of
 from pipeline.preprocess import Resize
 from pipeline.recipe import Model
 from pipeline.training_mode import taken_at_inference
@@ -38,39 +39,44 @@ class Taken:
     card: ModelCard
 
 
-def take_over(config: Model, classes: tuple[str, ...], resize: Resize) -> Taken:
+def take_over(
+    config: Model,
+    classes: tuple[str, ...],
+    resize: Resize,
+    photographs: Callable[[DecodeSpec], np.ndarray | None] = lambda decode: None,
+) -> Taken:
     """Load the model of ``model.path`` and bring it into the form that every later stage takes.
 
     Args:
         config: the recipe's model section.
         classes: of the data, in the order of ``model.classes`` where the recipe has it.
         resize: how pictures come to the model's size.
+        photographs: gives some of the data's pictures, uint8 (N, height, width, 3), or None: answers before and
+            after each step are compared on them, besides made pictures. Defaults to none.
 
     Raises:
         ModelError: unsafe, not an image classifier, or something must be told by name: ``preprocessing``,
-            ``classes``, ``output``, ``allow``, ``called_in_training``.
+            ``classes``, ``output``, ``allow``.
     """
     path = Path(config.path or "")
     file = read_model_file(path)
     deviations = taken_at_inference(file, config.called_in_training)
     model = load_model(path, config.allow, compare=True)
-    adopted = adopt(model, path, config.output, config.input_size)
-    _check_answers(adopted, path)
-    _check_end(adopted, path)
+    form = form_of(model, path)
+    size = form.height or config.input_size, form.width or config.input_size
+    decode = DecodeSpec(size, resize)
+    spec = _preprocessing(config, file, model, size)
+    adopted = adopt(model, path, config.output, config.input_size, spec, photographs(decode))
     for deviation in deviations:
         log.warning("%s", deviation)
     for change in adopted.changes:
         log.info("  %s: %s", path.name, change)
-    _, height, width, _ = adopted.model.inputs[0].shape
-    spec = _preprocessing(config, file, (height, width))
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
-    decode = DecodeSpec((height, width), resize)
-    output = cast(Output, adopted.output)
     card = ModelCard(
         classes,
-        spec,
+        adopted.preprocessing,
         decode,
-        output,
+        cast(Output, adopted.output),
         source=source_of(config),
         written_by=file.written_by,
         changes=adopted.changes,
@@ -79,13 +85,18 @@ def take_over(config: Model, classes: tuple[str, ...], resize: Resize) -> Taken:
     return Taken(adopted.model, card)
 
 
-def _preprocessing(config: Model, file: ModelFile, size: tuple[int, int]) -> PreprocessingSpec:
-    inside = preprocessing_inside(file.config)
-    if config.preprocessing == "auto" and normalises_inside(file.config):
-        log.info(
-            "  %s normalises its input itself (%s), so it gets pixels as they are", file.path.name, "; ".join(inside)
-        )
-        return PreprocessingSpec.from_mode("none")
+def _preprocessing(config: Model, file: ModelFile, model: keras.Model, size: tuple[int, int]) -> PreprocessingSpec:
+    if config.preprocessing == "auto":
+        inside = preprocessing_inside(file.config)
+        proven = normalised_range(model, file.path, config.input_size)
+        if proven is not None:
+            log.info(
+                "  %s normalises its input itself (0..255 become %.4g..%.4g), so it gets pixels as they are",
+                *(file.path.name, *proven),
+            )
+            return PreprocessingSpec.from_mode("none")
+        if inside:
+            refuse_unproven(file.path, inside)
     spec = preprocessing_of(config)
     image = spec.mean_image
     if image is not None and image.shape[:2] != size:
@@ -106,20 +117,3 @@ def _check_classes(outputs: int, classes: tuple[str, ...], path: Path, *, named:
         f"Expected a model with as many outputs as {'there are names' if named else 'the data has classes'}. "
         f"Received: {path} with {outputs}; {source} {len(classes)} ({listed}).{advice}"
     )
-
-
-def _check_end(adopted: Adopted, path: Path) -> None:
-    """The export finds the logits; ask for what it will miss now, by the name of the recipe's key."""
-    try:
-        logits_model(adopted.model, adopted.output)
-    except ExportError as error:
-        raise ModelError(f"model.output: {path}: {error}") from error
-
-
-def _check_answers(adopted: Adopted, path: Path) -> None:
-    """A model whose answers are not finite is broken; say so now, not three stages later."""
-    _, height, width, _ = adopted.model.inputs[0].shape
-    images = np.random.default_rng(0).uniform(0, 255, (2, height, width, 3)).astype(np.float32)
-    answers = np.asarray(adopted.model(images, training=False))
-    if not np.isfinite(answers).all():
-        raise ModelError(f"Expected finite answers. Received: NaN or infinity from {path}; its weights are broken.")

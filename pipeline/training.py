@@ -7,15 +7,20 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import to_dict
 from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
 from pipeline.decode_spec import DecodeSpec
+from pipeline.errors import ImageError
 from pipeline.files import write_json
 from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
@@ -25,6 +30,8 @@ from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 
 log = logging.getLogger(__name__)
+
+_COMPARED_ON = 4  # pictures of the data, before and after a finished model is taken over
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
     pixels = Pixels(decode, recipe.data.max_bad_images)
     history: list[dict[str, Any]] = []
     if recipe.model.path is not None:
-        taken = take_over(recipe.model, images.classes, recipe.data.resize)
+        taken = take_over(recipe.model, images.classes, recipe.data.resize, partial(_some_pictures, images))
         model, card = taken.model, taken.card
         pixels = Pixels(card.decode, recipe.data.max_bad_images)
     elif recipe.model.head == "published":
@@ -97,6 +104,16 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
     }
 
 
+def _some_pictures(images: ImageSet, decode: DecodeSpec) -> np.ndarray | None:
+    """Some pictures of the data, of several classes; None where none can be read (later stages count those)."""
+    samples = [sample for split in ("calibration", "test", "train") for sample in images.splits[split]]
+    pictures = []
+    for sample in islice(one_of_each(samples), _COMPARED_ON):
+        with contextlib.suppress(ImageError):
+            pictures.append(decode.pixels(sample.read()))
+    return np.stack(pictures) if pictures else None
+
+
 def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
     """The samples reordered: the first of every class, then the second of every class, and so on."""
     classes: dict[int, list[Sample]] = {}
@@ -127,7 +144,7 @@ def _train_new(
         keras.config.set_dtype_policy(policy)
     if mixed or strategy is not None:  # the same weights in a plain float32 model, which is what gets exported
         plain = build_classifier(replace(recipe.model, weights=None), len(images.classes))
-        plain.model.set_weights(built.model.get_weights())
+        set_weights(plain.model, built.model.get_weights())
         built = plain
     return built, history
 

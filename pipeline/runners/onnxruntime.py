@@ -15,7 +15,7 @@ from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
 
-# Pad_Fusion folds zero padding into a MaxPool whose inputs can be negative: wrong for ResNetV2.
+# Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
 DISABLED_OPTIMIZERS = ("Pad_Fusion",)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

@@ -111,7 +111,7 @@ def test_wrong_types_say_where_and_what(toy: Path, override: str, where: str, re
 
 def test_literals(toy: Path) -> None:
     message = refused(toy, "model.backbone=resnet5")
-    assert "model.backbone: expected one of resnet18" in message
+    assert "model.backbone: expected one of ResNet: resnet18" in message
     assert "Did you mean 'resnet50'?" in message
     assert "build.precisions[1]: expected one of fp32, fp16, int8" in refused(toy, "build.precisions=[fp16, int4]")
     assert "export.opset: expected one of 17" in refused(toy, "export.opset=18")
@@ -224,7 +224,7 @@ def test_home_is_expanded(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("data.source=npz", "data.path"),
         ("data.max_bad_images=-1", "data.max_bad_images"),
         ("model.input_size=31", "model.input_size"),
-        ("model.input_size=513", "model.input_size"),
+        ("model.input_size=601", "model.input_size"),
         ("model.dropout=1.0", "model.dropout"),
         ("model.dropout=.nan", "model.dropout"),
         ("model.dense=[8, 0]", "model.dense"),

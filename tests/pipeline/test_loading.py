@@ -252,7 +252,6 @@ def dense(shape):
         (lambda: dense((20,)), "rows of numbers"),
         (lambda: dense((9, 20)), "sequences"),
         (lambda: dense((4, 16, 16, 3)), "videos"),
-        (lambda: dense((3, 16, 16)), "channels come first"),
         (lambda: dense((16, 16, 5)), "5 channels"),
         (lambda: dense((2, 2, 3)), "too small"),
         (lambda: keras.Sequential([layers.Dense(3)]), "Sequential without one"),

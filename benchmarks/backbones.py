@@ -1,0 +1,187 @@
+"""The command line: ``python -m benchmarks.backbones`` takes one backbone of each family through the whole chain.
+
+Nobody's weights are needed: they are drawn and spread as if trained (statistics of every normalisation that fit the
+photographs, scales and shifts off their start, logits that differ between photographs), because a network as Keras
+starts it hides errors: its answers are all alike. Each runs train, export, quantize and verify as a finished model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.telemetry import commit, machine
+from pipeline.backbones import BACKBONES
+from pipeline.commands import main as pipeline
+from pipeline.config import load_recipe
+from pipeline.data import Pixels, load_image_set
+from pipeline.decode_spec import DecodeSpec
+from pipeline.files import read_json, write_json
+from pipeline.layout import PARITY
+from pipeline.models import build_classifier
+from pipeline.recipe import Model
+from pipeline.tensorflow_start import start_tensorflow
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger("benchmarks.backbones")
+
+SCHEMA = 1
+SMALLEST = (
+    "resnet50", "efficientnetb0", "efficientnetv2b0", "mobilenet", "mobilenetv2", "mobilenetv3small", "densenet121",
+    "convnexttiny", "inceptionv3", "xception", "nasnetmobile", "vgg16", "inceptionresnetv2",
+)  # fmt: skip
+EXAMPLES = """examples:
+  python -m benchmarks.backbones --data /data/photos --output benchmarks/results/backbones.json
+  python -m benchmarks.backbones --data /data/photos --only mobilenetv2,densenet121 --size 96
+"""
+
+
+def measure(name: str, data: Path, size: int, images: int) -> dict[str, Any]:
+    """One backbone through the chain.
+
+    Args:
+        name: of the backbone.
+        data: a folder of photographs with a subfolder a class.
+        size: input size; raised to the smallest that the backbone takes.
+        images: calibration images, and test images.
+
+    Returns:
+        The row for the table; where a stage refuses, the stage and its exit status.
+    """
+    size = max(size, BACKBONES[name].smallest)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(f"name: b\ndata: {{path: {data.resolve()}, splits: {{train: 0.1}}}}\n", encoding="utf-8")
+        parameters = _make(name, size, recipe, folder / "model.keras")
+        settings = {
+            "model.path": folder / "model.keras",
+            "model.preprocessing": BACKBONES[name].preprocessing,
+            "quantize.min_images": 8,
+            "quantize.max_images": images,
+            "verify.min_images": 8,
+            "verify.max_images": images,
+        }
+        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        row: dict[str, Any] = {"backbone": name, "input_size": size, "parameters": parameters}
+        for verb in ("train", "export", "quantize", "verify"):
+            status = pipeline([verb, "-c", str(recipe), "--artifacts", str(folder / "artifacts"), *sets])
+            if status not in (0, 1):  # 1: a verdict that is no pass, which the row tells
+                return row | {"stopped_in": verb, "status": status}
+        row |= _row(folder / "artifacts" / "b")
+    return row | {"seconds": round(time.monotonic() - started)}
+
+
+def _make(name: str, size: int, recipe: Path, target: Path) -> int:
+    """Draw a classifier's weights and save it; the number of its parameters comes back."""
+    import keras
+
+    images = load_image_set(load_recipe(recipe).data)
+    keras.utils.set_random_seed(1)
+    built = build_classifier(Model(backbone=name, input_size=size), len(images.classes))  # type: ignore[arg-type]
+    samples = [sample for split in images.splits.values() for sample in split][:64]
+    pixels, _ = Pixels(DecodeSpec((size, size), "stretch"), 0).all(samples, "photographs")
+    spread(built.model, built.backbone, built.preprocessing.apply(pixels))
+    built.model.save(target)
+    return int(built.model.count_params())
+
+
+def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> None:
+    """Give a fresh classifier weights as a trained one has them.
+
+    Args:
+        model: ends with a Dense layer of one output a class; changed in place.
+        backbone: shares its layers.
+        pixels: preprocessed photographs, float32 (N, H, W, 3).
+    """
+    import keras
+
+    random = np.random.default_rng(0)
+    layers = [layer for layer in backbone._flatten_layers() if not isinstance(layer, keras.Model)]
+    for layer in layers:
+        for weight in layer.trainable_weights:
+            if weight.name == "gamma":  # ConvNeXt's LayerScale starts at 1e-6, and the block behind it at nothing
+                low, high = (0.1, 0.5) if type(layer).__name__ == "LayerScale" else (0.6, 1.4)
+                weight.assign(random.uniform(low, high, weight.shape))
+            elif weight.name in ("beta", "bias"):
+                weight.assign(random.normal(0, 0.1, weight.shape))
+    normalisations = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in normalisations]
+    for layer in normalisations:
+        layer.momentum = 0.0  # one pass, and the statistics are those of these photographs
+    backbone(pixels, training=True)
+    for layer, momentum in zip(normalisations, momenta):
+        layer.momentum = momentum
+    head = model.layers[-1]
+    features = keras.Model(model.input, head.input).predict(pixels, batch_size=16, verbose=0).astype(np.float64)
+    kernel = random.normal(size=head.kernel.shape)
+    logits = features @ kernel
+    scale = 2.5 / (logits.std(axis=0) + 1e-9)
+    head.set_weights([(kernel * scale).astype(np.float32), (-logits.mean(axis=0) * scale).astype(np.float32)])
+
+
+def _row(root: Path) -> dict[str, Any]:
+    """What the artifacts say: distances from Keras, and what stayed in float."""
+    parity = read_json(root / PARITY)
+    calibration = read_json(root / "quantize" / "calibration.json")
+    row: dict[str, Any] = {"verdict": parity["verdict"]}
+    for hop in parity["hops"]:
+        if hop["kind"] == "from_keras" and hop["backend"] == "onnxruntime" and hop["precision"] not in row:
+            named = ("verdict", "images", "relative_error", "sqnr_db", "top1_agreement", "why")
+            row[hop["precision"]] = {key: hop[key] for key in named}
+    kept = calibration["kept"]
+    return row | {
+        "method": calibration["method"],
+        "convolutions": calibration["convolutions"],
+        "int8_convolutions": calibration["int8_convolutions"],
+        "kept": kept,
+        "fp32_in_fp16": sorted(calibration["fp16"]["kept_fp32"]),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a table, write one JSON file.
+
+    Args:
+        argv: arguments. Defaults to None: the command line's.
+
+    Returns:
+        int: exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.backbones", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="photographs, a subfolder a class")
+    parser.add_argument(
+        "--only", default=",".join(SMALLEST), metavar="NAMES", help="default: the smallest of each family"
+    )
+    parser.add_argument("--size", type=int, default=96, help="input size, where the network allows; default: 96")
+    parser.add_argument("--images", type=int, default=64, help="calibration, and test images; default: 64")
+    parser.add_argument("--output", type=Path, help="JSON file; rows of an older one are kept")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_tensorflow()
+    rows: dict[str, Any] = {}
+    if arguments.output is not None and arguments.output.is_file():
+        rows = {row["backbone"]: row for row in read_json(arguments.output)["rows"]}
+    for name in arguments.only.split(","):
+        rows[name] = {**measure(name, arguments.data, arguments.size, arguments.images), "commit": commit()}
+        log.info("%s", rows[name])
+        if arguments.output is not None:
+            write_json(arguments.output, {"schema": SCHEMA, "machine": machine(), "rows": list(rows.values())})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

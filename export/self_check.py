@@ -1,0 +1,164 @@
+"""A finished export, run on pictures made here and compared with the Keras model that it came from.
+
+The export, tf2onnx and its passes are not trusted: what they get wrong is a wrong answer without a word. And what
+only holds at one batch size, or gives each picture an answer that depends on its neighbours, is no classifier.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from export.errors import ExportError
+from export.graph import copy_model, op_counts
+from export.naming import keras_layer
+from export.preprocessing import PreprocessingSpec
+from export.probes import probe_pixels
+
+if TYPE_CHECKING:
+    import keras
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 8
+# Of the largest logit. Deep networks differ by up to 3e-5 in float32, a layer that is wrong by more than 1e-2.
+TOLERANCE = 1e-3
+# How many times more than Keras itself, when its input moves by one ulp, the export may differ: a network that
+# rounds or thresholds inside multiplies the last bit, and is not wrong for it.
+_OWN_NOISE = 10.0
+
+
+def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: PreprocessingSpec) -> float:
+    """Compares an export's logits with Keras' at batches of 1, 2 and 7, and with each other.
+
+    Args:
+        model: uint8 pixels (batch, height, width, 3) in, logits first out.
+        source: The Keras model of these logits.
+        preprocessing: What stands before it in `model`.
+
+    Returns:
+        The largest difference, relative to the largest logit.
+
+    Raises:
+        ExportError: If they differ, depend on the batch, or on chance.
+    """
+    _, height, width, _ = source.input_shape
+    pixels = probe_pixels(height, width, PICTURES)
+    inputs = preprocessing.apply(pixels)
+    expected = _keras(source, inputs)
+    run = _session(model)
+    seven = run(pixels[:7])
+    batches = {7: seven, 2: run(pixels[5:7]), 1: run(pixels[7:])}
+    alone = run(pixels[:1])
+    difference = max(
+        _difference(expected[:7], seven),
+        _difference(expected[5:7], batches[2]),
+        _difference(expected[7:], batches[1]),
+        _difference(expected[:1], alone),
+    )
+    mixed = max(_difference(seven[5:7], batches[2]), _difference(seven[:1], alone))
+    own = _difference(expected[:1], _keras(source, inputs[:1]))
+    if max(difference, mixed, own) <= TOLERANCE:
+        logger.debug("the export differs from Keras by %.1e of the largest logit", difference)
+        return difference
+    if (random := _difference(expected, _keras(source, inputs))) > TOLERANCE:
+        raise ExportError(
+            "Expected a model that gives one answer for one picture. Received: logits of one batch that differ by "
+            f"{random:.1e} of the largest one from run to run (a Dropout, noise or augmentation runs at inference: "
+            "save the model without training=True)."
+        )
+    allowed = max(TOLERANCE, _OWN_NOISE * _own_noise(source, inputs, expected))
+    if own > allowed or mixed > allowed:
+        raise ExportError(
+            "Expected answers that do not depend on the other pictures of a batch. Received: logits that differ by "
+            f"{max(own, mixed):.1e} of the largest one between a picture alone and the same in a batch, "
+            f"{'in Keras too' if own > allowed else 'in the export, not in Keras'} (a layer computes over the batch: "
+            "look for a mean, a sort or a reshape over axis 0)."
+        )
+    if difference > allowed:
+        raise ExportError(
+            f"Expected an export that gives the model's logits. Received: a difference of {difference:.1e} of the "
+            f"largest logit, {_where(model, source, pixels[:1], inputs[:1])} (replace that layer by one that computes "
+            "the same from usual ones, and please report it)."
+        )
+    logger.warning(
+        "  the export differs from Keras by %.1e of the largest logit; so does Keras itself when a pixel moves by "
+        "one bit: the model rounds or thresholds inside",
+        difference,
+    )
+    return difference
+
+
+def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures.
+    return np.asarray(source(inputs, training=False), dtype=np.float32)
+
+
+def _session(model: onnx.ModelProto, outputs: list[str] | None = None) -> Any:
+    """Returns a function of pixels, which gives the first output, or a list of those named."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
+    )
+    source = model.graph.input[0].name
+
+    def run(pixels: np.ndarray) -> Any:
+        results = session.run(outputs or [model.graph.output[0].name], {source: pixels})
+        return results if outputs else results[0]
+
+    return run
+
+
+def _difference(expected: np.ndarray, received: np.ndarray) -> float:
+    """Returns the largest difference over the largest value; what is not finite must be so on both sides."""
+    finite = np.isfinite(expected)
+    if expected.shape != received.shape or not np.array_equal(finite, np.isfinite(received)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    gap = float(np.abs(expected[finite].astype(np.float64) - received[finite]).max())
+    return gap / max(float(np.abs(expected[finite]).max()), 1e-30)
+
+
+def _own_noise(source: keras.Model, inputs: np.ndarray, expected: np.ndarray) -> float:
+    """Returns by how much Keras' own logits move when its input does by one ulp, up or down."""
+    moved = [np.nextafter(inputs, np.float32(sign * np.inf)) for sign in (1, -1)]
+    return max(_difference(expected, _keras(source, values)) for values in moved)
+
+
+def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inputs: np.ndarray) -> str:
+    """Returns at which Keras layer the export parts from Keras, else of which operators it is.
+
+    A layer's values are looked for among all of the graph's, whatever their order: the export works on NCHW where
+    Keras works on NHWC. Folding leaves some layers without values of their own, so a layer counts as right where
+    one that reads it is.
+    """
+    import keras
+
+    try:
+        operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
+        values = keras.Model(source.inputs, [operation.output for operation in operations])([inputs], training=False)
+        every = copy_model(model)
+        names = [name for node in model.graph.node for name in node.output if name]
+        del every.graph.output[:]
+        every.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+        computed = [np.sort(np.ravel(value)) for value in _session(every, names)(pixels) if value.dtype == np.float32]
+    except Exception:  # a layer that is called twice, or gives a list: the sentence does without
+        return f"in a graph of {', '.join(op_counts(model))}"
+    right: set[str] = set()
+    first = operations[-1]
+    for operation, value in reversed(list(zip(operations, values))):
+        wanted = np.sort(np.ravel(np.asarray(value)))
+        found = any(_difference(wanted, one) <= TOLERANCE for one in computed if one.shape == wanted.shape)
+        if found or operation.name in right:
+            right.update(parent.operation.name for node in operation._inbound_nodes for parent in node.parent_nodes)
+        else:
+            first = operation
+    inside = sorted({node.op_type for node in model.graph.node if keras_layer(node.name) == first.name})
+    return f"first in the layer {first.name!r} ({type(first).__name__}{': ' if inside else ''}{', '.join(inside)})"

@@ -1,0 +1,116 @@
+"""Whether a model normalises its pixels itself, found by running its first layers.
+
+Arithmetic before the first convolution proves nothing: a Rescaling from 0..1 to -1..1, a Normalization by ImageNet's
+mean in 0..1, a sum of two branches, all want pixels that were divided by 255 before. What counts is where the grey
+levels 0 to 255 end up.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.preprocessing import PreprocessingSpec
+from pipeline.errors import ModelError
+from pipeline.model_graph import run_graph
+from pipeline.original import form_of
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+_LEVELS = (0, 1, 32, 64, 96, 128, 160, 192, 224, 254, 255)
+_WIDEST = 12.0  # a normalised pixel is a few standard deviations from the mean at most
+_NARROWEST = 0.5  # and pixels that were divided by 255 twice are nearly all the same
+_CENTRED = 40.0, 300.0  # grey levels less a mean: this far to both sides of 0 at least, and this wide at most
+
+
+def normalised_range(model: keras.Model, where: Path, free_size: int) -> tuple[float, float] | None:
+    """What the grey levels 0 to 255 become before the first layer with weights, if that is a normalised range.
+
+    Args:
+        model: as it was loaded.
+        where: its file, for messages.
+        free_size: height and width for a model that takes any size.
+
+    Returns:
+        The smallest and the largest value, or None: the model takes pixels that somebody else has to normalise, or
+        it can't be told.
+
+    Raises:
+        ModelError: it is no image classifier.
+    """
+    form = form_of(model, where)
+    height, width = form.height or free_size, form.width or free_size
+    levels = np.asarray(_LEVELS, np.uint8)[:, None, None, None]
+    pixels = np.broadcast_to(levels, (len(_LEVELS), height, width, 3))
+    try:
+        return judge_range(_before_the_first_weights(model, form.feed(pixels, PreprocessingSpec.from_mode("none"))))
+    except Exception as error:  # a batch that is fixed, an operation that does not run here: ask
+        log.debug("what %s does to pixels cannot be told: %s", where, error)
+        return None
+
+
+def judge_range(values: np.ndarray | None) -> tuple[float, float] | None:
+    """The range of some values of the grey levels 0 to 255, where it proves that they were meant; None elsewhere."""
+    if values is None or not np.isfinite(values).all():
+        return None
+    low, high = float(values.min()), float(values.max())
+    near, wide = _CENTRED
+    small = high - low >= _NARROWEST and max(-low, high) <= _WIDEST
+    centred = low <= -near and high >= near and high - low <= wide
+    return (low, high) if small or centred else None
+
+
+class _ReachedError(Exception):
+    """The first operation with weights is about to run on these values."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        super().__init__()
+        self.values = values
+
+
+def _before_the_first_weights(model: Any, given: np.ndarray) -> np.ndarray | None:
+    """Runs a model until it meets an operation with weights other than a Normalization's."""
+    from keras import ops
+
+    def stop(*args: Any, **options: Any) -> Any:
+        raise _ReachedError(np.asarray(ops.convert_to_numpy(ops.cast(args[0], "float32"))))
+
+    try:
+        run_graph(model, ops.convert_to_tensor(given), dict.fromkeys(map(id, _with_weights(model)), stop))
+    except _ReachedError as reached:
+        return reached.values
+    return None
+
+
+def _with_weights(model: Any) -> list[Any]:
+    found = []
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            found += _with_weights(layer)
+        elif layer.weights and type(layer).__name__ not in ("Normalization",) and not _only_seeds(layer):
+            found.append(layer)
+    return found
+
+
+def _only_seeds(layer: Any) -> bool:
+    """Whether a layer's weights are the state of a random generator."""
+    return all("seed" in weight.path for weight in layer.weights)
+
+
+def refuse_unproven(where: Path, inside: tuple[str, ...]) -> None:
+    """Ask for the preprocessing of a model with arithmetic inside that does not prove one.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        f"model.preprocessing: expected caffe, tf, torch, unit or none, because what {where} does to pixels itself "
+        f"({'; '.join(inside)}) does not take 0..255 to a normalised range. Received: auto. Say what its training "
+        "images went through before: 'unit' for x/255, 'none' for pixels as they are."
+    )

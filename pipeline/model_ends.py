@@ -1,0 +1,212 @@
+"""Brings the end of a classifier into one of two forms: logits, or a softmax that the export can take off.
+
+What a model ends with is told by its layers and by what it answers: values between 0 and 1 whose sum is 1 on every
+picture are probabilities, however they came about. Where no single softmax or sigmoid made them (a mean of several,
+``1 - sigmoid``, a sparsemax), their logarithms are logits: the softmax of those gives the probabilities back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.errors import ExportError
+from export.logits import BOUNDED, activations_at_the_end, before_activation, end_of, logits_model
+from pipeline.errors import ModelError
+from pipeline.original import answers
+from pipeline.same_answers import EXACT, HALF, difference
+
+if TYPE_CHECKING:
+    import keras
+
+Read = Callable[[np.ndarray], np.ndarray]  # what the model as it was loaded says, of the logits
+_FEW = 4  # pictures on which a changed end is run
+_FLOOR = 1e-7  # of a probability before its logarithm: what float32 can tell beside 1
+_SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A classifier whose end later stages know.
+
+    Attributes:
+        model: float32 (N, classes) out.
+        output: "logits" or "softmax".
+        changes: what was done, for people.
+    """
+
+    model: keras.Model
+    output: str
+    changes: tuple[str, ...] = ()
+
+
+def end_in_logits(
+    model: keras.Model,
+    where: Path,
+    output: str,
+    said: np.ndarray,
+    before: np.ndarray,
+    values: np.ndarray,
+    half: bool,
+) -> Ended:
+    """Find out what a classifier ends with, and change it where later stages could not.
+
+    Args:
+        model: float32 (N, height, width, 3) in, (N, units) out.
+        where: its file, for messages.
+        output: what the recipe says of its end: "auto", "logits", "softmax" or "sigmoid".
+        said: (N, units), what the model as it was loaded answers to some pictures.
+        before: (N, units), what `model` answers to them, before a final activation that can be taken off.
+        values: (N, height, width, 3), those pictures as `model` takes them.
+        half: whether the model as it was loaded computes in half precision.
+
+    Raises:
+        ModelError: what it ends with must be told, or is not what the recipe says, or its answers changed.
+    """
+    end = end_of(model)
+    sigmoid = end.activation == "sigmoid" and end.removable
+    bounded = activations_at_the_end(model) & set(BOUNDED)
+    unit = bool(bounded) and _within_unit(said)
+    if output == "sigmoid" and not sigmoid:
+        raise ModelError(
+            f"model.output: expected logits, softmax or auto, because {where} ends with "
+            f"{end.activation or 'no activation'}. Received: sigmoid."
+        )
+    if said.shape[1] == 1:
+        ended, read = _one_unit(model, where, output, sigmoid, unit and not (said == 1).all())
+    elif output == "sigmoid":
+        taken = "its sigmoid was taken off, what is before it are the logits"
+        ended, read = Ended(before_activation(model), "logits", (taken,)), _sigmoid
+    else:
+        sums_to_one = _within_unit(said) and np.abs(said.sum(axis=1) - 1).max() < (_SUM_HALF if half else _SUM)
+        ended, read = _several(model, where, output, said, sigmoid, unit, bool(sums_to_one))
+    if ended.model is model:
+        off = difference(said, read(before))
+    else:
+        off = difference(said[:_FEW], read(answers(ended.model, values[:_FEW])))
+    if off > (HALF if half else EXACT):
+        raise ModelError(
+            f"model.output: expected the model's own answers once its end ({end}) is made logits. Received: {where}, "
+            f"off by {off:.2g} of the largest. Say what it ends with: --set model.output=logits, softmax or sigmoid."
+        )
+    return ended
+
+
+def _one_unit(model: keras.Model, where: Path, output: str, sigmoid: bool, probability: bool) -> tuple[Ended, Read]:
+    """One unit, two classes: logits 0 and z, or the logarithms of 1 - p and p."""
+    end = end_of(model)
+    if sigmoid:
+        change = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
+        taken = "its sigmoid was taken off, what is before it are the logits"
+        return Ended(_two_classes(before_activation(model)), "logits", (taken, change)), _second
+    if probability:
+        change = f"one unit, two classes: it gives p between 0 and 1 ({end}), and the logarithms of 1 - p and p are"
+        return Ended(_two_logarithms(model), "logits", (f"{change} the logits",)), _second
+    if end.activation in (None, "linear") and output == "logits":
+        change = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
+        return Ended(_two_classes(model), "logits", (change,)), lambda z: z[:, 1:]
+    raise ModelError(
+        f"Expected at least two outputs, or one with a sigmoid. Received: {where} with one unit and "
+        f"{end.activation or type(end.operation).__name__!r}. If it is the logit of the second of two classes, say "
+        "so: --set model.output=logits; a regression is no classifier."
+    )
+
+
+def _several(
+    model: keras.Model,
+    where: Path,
+    output: str,
+    said: np.ndarray,
+    sigmoid: bool,
+    unit: bool,
+    probabilities: bool,
+) -> tuple[Ended, Read]:
+    """Two units or more, of which one is right."""
+    end = end_of(model)
+    units = said.shape[1]
+    if sigmoid:
+        raise ModelError(
+            f"model.output: expected to be told what {units} sigmoids mean, in {where}. Received: {output}. If "
+            "exactly one class is right for each image: --set model.output=sigmoid (the order of the classes "
+            "stays, the probabilities become a softmax). A model that gives several labels to one image is not "
+            "supported."
+        )
+    if output == "logits" and (probabilities or unit):
+        what = "probabilities: between 0 and 1" + (", with the sum 1" if probabilities else f", by {end}")
+        raise ModelError(
+            f"model.output: expected softmax or auto, because on {len(said)} pictures the answers of {where} are "
+            f"{what}. Received: logits. A second softmax would be put on them."
+        )
+    if end.activation == "softmax" and end.removable and output != "logits":
+        return Ended(model, "softmax"), _softmax
+    if probabilities and not np.logical_and(said > 0, said < 1).any():
+        raise ModelError(
+            f"Expected probabilities or logits. Received: {where}, whose answers on {len(said)} pictures are only 0 "
+            f"and 1, by {end}: they name a class and say nothing of the others. End it before that step."
+        )
+    if probabilities:
+        change = f"its probabilities are made by {end} from others: their logarithms are the logits"
+        return Ended(_logarithm(model), "logits", (change,)), _softmax
+    logarithms = bool((said <= 1e-6).all()) and float(np.abs(np.log(np.exp(said).sum(axis=1))).max()) < _SUM
+    if output != "softmax" and (logarithms or (output == "auto" and end.activation == "linear" and not unit)):
+        return Ended(model, "logits"), lambda z: z
+    try:
+        logits_model(model, output)
+    except ExportError as error:
+        raise ModelError(f"model.output: {where}: {error}") from error
+    return Ended(model, "logits"), lambda z: z
+
+
+def _within_unit(values: np.ndarray) -> bool:
+    return bool((values >= -1e-6).all() and (values <= 1 + 1e-6).all())
+
+
+def _second(logits: np.ndarray) -> np.ndarray:
+    return _softmax(logits)[:, 1:]
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    shifted = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def _logarithm_of(x: Any) -> Any:
+    from keras import ops
+
+    return ops.log(ops.maximum(x, _FLOOR))
+
+
+def _logarithm(model: keras.Model) -> keras.Model:
+    return _behind(model, _logarithm_of)
+
+
+def _two_logarithms(model: keras.Model) -> keras.Model:
+    from keras import ops
+
+    def both(p: Any) -> Any:
+        return ops.concatenate([_logarithm_of(ops.subtract(1.0, p)), _logarithm_of(p)], axis=-1)
+
+    return _behind(model, both)
+
+
+def _two_classes(model: keras.Model) -> keras.Model:
+    import keras
+
+    layer = keras.layers.Dense(2, use_bias=False, trainable=False, name="two_classes", dtype="float32")
+    result = _behind(model, layer)
+    layer.set_weights([np.asarray([[0.0, 1.0]], np.float32)])
+    return result
+
+
+def _behind(model: keras.Model, operation: Any) -> keras.Model:
+    import keras
+
+    return keras.Model(model.inputs[0], operation(model.outputs[0]), name=model.name)

@@ -1,0 +1,137 @@
+"""A model as its author runs it: fed in its own form, it gives the answers that the rewritten one must give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.preprocessing import PreprocessingSpec
+from pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    import keras
+
+SMALLEST = 8  # pixels; below this a (N, height, width, channels) input is no image
+SMALLEST_PLANE = 16  # the same of (N, height, width), which may be a sequence of a few numbers each
+_CHUNK = 8  # pictures at once, of 224x224; larger ones fewer
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model takes a picture.
+
+    Attributes:
+        height: in pixels; None for any.
+        width: in pixels; None for any.
+        channels: 3, or 1 for greyscale.
+        layout: ``"last"`` (N, height, width, channels), ``"first"`` (N, channels, height, width) or ``"plane"``
+            (N, height, width), greyscale.
+        dtype: of its input.
+        batch: how many pictures at once; None for any number.
+    """
+
+    height: int | None
+    width: int | None
+    channels: int
+    layout: str
+    dtype: str
+    batch: int | None
+
+    @property
+    def grey(self) -> bool:
+        """Greyscale."""
+        return self.channels == 1
+
+    def feed(self, pixels: np.ndarray, spec: PreprocessingSpec) -> np.ndarray:
+        """uint8 RGB pixels (N, height, width, 3) as the model takes them.
+
+        Args:
+            pixels: of the model's size.
+            spec: what the author's pictures went through; for a greyscale model one mean and one scale.
+        """
+        values = replace(spec, grey=self.grey).apply(pixels)[..., : self.channels]
+        if self.layout == "first":
+            values = values.transpose(0, 3, 1, 2)
+        elif self.layout == "plane":
+            values = values[..., 0]
+        return values.astype(self.dtype)
+
+
+def form_of(model: keras.Model, where: Path) -> Form:
+    """How a model takes a picture.
+
+    Raises:
+        ModelError: it takes something else than one picture.
+    """
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        raise ModelError(
+            f"Expected a Functional or Sequential model with a known input size. Received: {where}, a "
+            f"{type(model).__name__} without one. Call it once on an image, and save it again."
+        )
+    if len(inputs) > 1:
+        raise ModelError(f"Expected one input, an image. Received: {where} with {len(inputs)}: {listed(inputs)}.")
+    batch, *shape = inputs[0].shape
+    dtype = str(inputs[0].dtype)
+    found = f"{where} takes {tuple(inputs[0].shape)}"
+    if len(shape) == 2 and all(side is not None and side >= SMALLEST_PLANE for side in shape):
+        return Form(shape[0], shape[1], 1, "plane", dtype, batch)
+    if len(shape) != 3:
+        kind = {1: "rows of numbers", 2: "sequences", 4: "videos or volumes"}.get(len(shape), "something else")
+        raise ModelError(f"Expected an image classifier, input (N, height, width, 3). Received: {found}, {kind}.")
+    if shape[0] in (1, 3) and (shape[2] is None or shape[2] > 4):
+        form = Form(shape[1], shape[2], shape[0], "first", dtype, batch)
+    elif shape[2] in (1, 3):
+        form = Form(shape[0], shape[1], shape[2], "last", dtype, batch)
+    else:
+        raise ModelError(
+            f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {found}: {shape[2]} channels."
+        )
+    if form.grey and len(model.outputs) == 1 and len(model.outputs[0].shape) > 2:
+        return form  # its output says better what it is
+    if min(form.height or SMALLEST, form.width or SMALLEST) < SMALLEST:
+        raise ModelError(f"Expected an image classifier. Received: {found}, which is too small for an image.")
+    return form
+
+
+def answers(model: keras.Model, values: np.ndarray, batch: int | None = None) -> np.ndarray:
+    """What a model answers at inference, a few pictures at a time.
+
+    Args:
+        model: of one input and one output.
+        values: (N, ...), as it takes them.
+        batch: how many at once; with fewer left, the last one is repeated. Defaults to None: as memory allows.
+
+    Returns:
+        float64 (N, ...).
+    """
+    pixels = max(1, int(np.prod(values.shape[1:])) // 3)
+    size = batch or max(1, min(_CHUNK, _CHUNK * 224 * 224 // pixels))
+    parts = []
+    for start in range(0, len(values), size):
+        chunk = values[start : start + size]
+        count = len(chunk)
+        if batch is not None and count < batch:
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - count, axis=0)])
+        parts.append(_call(model, chunk)[:count])
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _call(model: Any, values: np.ndarray) -> np.ndarray:
+    from keras import ops, tree
+
+    form = getattr(getattr(model, "_functional", model), "_inputs_struct", None)
+    given: Any = ops.convert_to_tensor(values)
+    if isinstance(form, (Mapping, list, tuple)):
+        given = tree.pack_sequence_as(form, [given])
+    (result,) = tree.flatten(model(given, training=False))
+    return np.asarray(ops.convert_to_numpy(ops.cast(result, "float32")))
+
+
+def listed(tensors: Any) -> str:
+    """Names and shapes of Keras tensors, for a message."""
+    return ", ".join(f"{t.name.split(':')[0]} {tuple(t.shape)}" for t in tensors)

@@ -1,0 +1,73 @@
+"""Compares what a model answers before and after a rewrite, and refuses what changed them, by the name of the step.
+
+The reference of every later stage is the rewritten model, so a fault here would be in the reference and in what is
+compared with it, and every verdict would be a pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import ModelError
+
+EXACT = 1e-4  # of the largest value; the same operations in another order differ by 1e-6
+HALF = 3e-2  # where one of the two computes in half precision
+
+
+def difference(expected: np.ndarray, received: np.ndarray) -> float:
+    """Largest absolute difference, relative to the largest absolute value expected; NaN counts as infinite."""
+    if expected.shape != received.shape or not (np.isfinite(expected).all() and np.isfinite(received).all()):
+        return float("inf")
+    largest = float(np.abs(expected).max(initial=0.0))
+    return float(np.abs(expected - received).max(initial=0.0)) / max(largest, 1e-30)
+
+
+def refuse_other_answers(
+    step: str, expected: np.ndarray, received: np.ndarray, where: Path, tolerance: float = EXACT
+) -> None:
+    """Refuse a rewrite that changed what the model answers.
+
+    Args:
+        step: what was done to the model, in words.
+        expected: the values before, (N, ...).
+        received: the values after.
+        where: the model's file.
+        tolerance: relative to the largest value.
+
+    Raises:
+        ModelError: with the step, and by how much.
+    """
+    found = difference(expected, received)
+    if found > tolerance:
+        raise ModelError(
+            f"Expected the same answers before and after this step: {step}. Received: {where}, off by "
+            f"{_share(found)} of the largest on {len(expected)} pictures. The model cannot be taken over as it is; "
+            "rebuild it without that part, or report the fault with the model's architecture."
+        )
+
+
+def refuse_batch_dependence(whole: np.ndarray, alone: np.ndarray, where: Path, tolerance: float) -> None:
+    """Refuse a model whose answer for a picture depends on the others of its batch.
+
+    Args:
+        whole: values of several pictures at once.
+        alone: of the same pictures, one at a time.
+        where: the model's file.
+        tolerance: relative to the largest value.
+
+    Raises:
+        ModelError: by how much they differ.
+    """
+    found = difference(whole, alone)
+    if found > tolerance:
+        raise ModelError(
+            f"Expected a model whose answer for a picture is its own. Received: {where}: answers for a picture alone "
+            f"and in a batch differ by {_share(found)} of the largest. Something in it computes over the batch (a "
+            "mean over axis 0, batch statistics); no engine could promise such answers."
+        )
+
+
+def _share(value: float) -> str:
+    return f"{value:.2g}" if np.isfinite(value) else "NaN or another shape"

@@ -1,0 +1,77 @@
+"""``preprocessing: auto`` takes pixels as they are only where the model proves that it normalises 0..255."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from pipeline.errors import ModelError
+from pipeline.inside_preprocessing import judge_range, normalised_range
+from pipeline.recipe import Model
+from pipeline.taking_over import take_over
+from tests.pipeline.small_models import SIZE, classifier, dense
+
+WHERE = Path("brought.keras")
+MEAN, VARIANCE = [0.485, 0.456, 0.406], [0.229**2, 0.224**2, 0.225**2]
+
+
+def nested(*inner):
+    return keras.Sequential([layers.Input((*SIZE, 3)), *inner], name="nested")
+
+
+def imagenet(scale):
+    return layers.Normalization(
+        mean=[m * scale for m in MEAN], variance=[v * scale * scale for v in VARIANCE], name="imagenet"
+    )
+
+
+FRONTS = {
+    "x / 255": ([layers.Rescaling(1 / 255, name="unit")], (0, 1)),
+    "x / 127.5 - 1": ([layers.Rescaling(1 / 127.5, -1, name="tf")], (-1, 1)),
+    "augmentation and x / 255, nested": (
+        [nested(layers.RandomFlip(name="flip"), layers.Rescaling(1 / 255, name="unit"))],
+        (0, 1),
+    ),
+    "x / 255, then ImageNet's statistics": ([layers.Rescaling(1 / 255, name="unit"), imagenet(1)], (-2.118, 2.64)),
+    "ImageNet's statistics of 0..255": ([imagenet(255)], (-2.118, 2.64)),
+    "less a mean, as caffe": ([lambda x: x - np.float32([103.9, 116.8, 123.7])], (-123.7, 151.1)),
+    "noise, then x / 255": ([layers.GaussianNoise(0.1, name="noise"), layers.Rescaling(1 / 255, name="unit")], (0, 1)),
+    "of 0..1 to -1..1": ([layers.Rescaling(2.0, -1, name="twice")], None),
+    "ImageNet's statistics of 0..1": ([imagenet(1)], None),
+    "the same by arithmetic": ([lambda x: (x - np.float32(MEAN)) / np.float32([0.229, 0.224, 0.225])], None),
+    "a sum of two branches": (
+        [lambda x: layers.Add(name="sum")([x, layers.AveragePooling2D(3, 1, "same", name="pool")(x)])],
+        None,
+    ),
+    "nothing": ([], None),
+    "a BatchNormalization": ([layers.BatchNormalization(name="bn")], None),
+    "x / 65025": ([layers.Rescaling(1 / 65025, name="twice_unit")], None),
+}
+
+
+@pytest.mark.parametrize(("first", "expected"), FRONTS.values(), ids=FRONTS.keys())
+def test_where_the_grey_levels_end_up_decides(first, expected) -> None:
+    found = normalised_range(classifier(dense(3), first=first), WHERE, 224)
+    assert found == (None if expected is None else pytest.approx(expected, abs=0.05))
+
+
+def test_what_does_not_prove_it_is_asked_for(tmp_path) -> None:
+    model = classifier(dense(3), first=[layers.Rescaling(2.0, -1, name="twice")])
+    model.save(tmp_path / "m.keras")
+    config = Model(path=str(tmp_path / "m.keras"))
+    with pytest.raises(ModelError, match=r"model\.preprocessing: expected .*Rescaling twice.*0\.\.255.*Received: auto"):
+        take_over(config, ("a", "b", "c"), "stretch")
+
+
+@pytest.mark.parametrize(
+    "values", [None, [np.nan, 1], [0, 255], [0, 0.3], [-30, 225], [0, 13], [-500, 500]], ids=lambda v: str(v)
+)
+def test_other_ranges_prove_nothing(values) -> None:
+    assert judge_range(None if values is None else np.asarray(values, np.float32)) is None
