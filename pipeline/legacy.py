@@ -25,6 +25,8 @@ from pipeline.weight_budget import check_tensors
 if TYPE_CHECKING:
     import keras
 
+    from pipeline.model_file import ModelFile
+
 HALF = ("float16", "bfloat16")
 
 
@@ -152,6 +154,13 @@ def _application_layers() -> Any:
     from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
     return tf_keras.utils.custom_object_scope({"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer})
+
+
+def became_single(file: ModelFile) -> tuple[str, ...]:
+    """What is said of a file of Keras 2 whose layers compute in half precision; empty for any other."""
+    if not file.legacy or file.config is None or in_single(file.config) == file.config:
+        return ()
+    return ("its layers compute in float32, in the file in half precision, which rounds its answers to three digits",)
 
 
 def in_single(config: Any) -> Any:

@@ -21,8 +21,9 @@ from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from pipeline.adopting import adopt
 from pipeline.errors import ModelError
 from pipeline.keras2_comparison import first_difference
-from pipeline.legacy import load_tf_keras, rebuild
+from pipeline.legacy import became_single, load_tf_keras, rebuild
 from pipeline.loading import load_model
+from pipeline.model_file import read_model_file
 from pipeline.training_mode import called_in_training
 
 L = k.layers
@@ -201,6 +202,7 @@ def test_half_precision_is_rebuilt_in_single(tmp_path: Path, policy: str, name: 
         k.mixed_precision.set_global_policy("float32")
     half = np.asarray(model(PIXELS), np.float32)
     model.save(str(tmp_path / name), **({} if "." in name else {"save_format": "tf"}))
+    assert "in half precision" in became_single(read_model_file(tmp_path / name))[0]
     taken = load_model(tmp_path / name, ("SavedModel",), compare=True)
     answers = np.asarray(taken(PIXELS))
     off = np.abs(answers - half).max() / np.abs(half).max()
@@ -234,8 +236,6 @@ def test_nothing_but_rounding_is_no_difference() -> None:
 
 
 def test_a_frozen_normalization_minds_no_training_mode(tmp_path: Path) -> None:
-    from pipeline.model_file import read_model_file
-
     def called(frozen: bool, rate: float) -> Any:
         norm = L.BatchNormalization(name="norm", trainable=not frozen)
         model = network(lambda x: L.Dropout(rate, name="drop")(norm(x, training=True), training=True))
