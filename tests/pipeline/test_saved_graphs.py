@@ -15,7 +15,6 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from export.logits import final_activation
 from pipeline.errors import ModelError
 from pipeline.graph_rewriting import ends, free_batch, has_half, in_single
 from pipeline.loading import load_classifier, load_model
@@ -37,6 +36,12 @@ def saved(
     function = tf.function(body, input_signature=[tf.TensorSpec(shape, tf.float32, name="pictures")])
     tf.saved_model.save(tf.Module(), str(folder), signatures={name: function})
     return folder
+
+
+def end(model: keras.Model) -> str | None:
+    """The activation that a model of a graph ends with, by name; None where it was not told."""
+    last = model.layers[-1]
+    return last.activation.__name__ if isinstance(last, layers.Activation) else None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +68,7 @@ def test_a_softmax_is_found_behind_what_leaves_its_values(tmp_path: Path, kind: 
         return {"scores": behind(p)}
 
     model = load_model(saved(tmp_path / "sm", body), ALLOW)
-    assert final_activation(model)[1] == "softmax"
+    assert end(model) == "softmax"
     logits = keras.Model(model.inputs, model.layers[-1].input)
     np.testing.assert_allclose(np.ptp(np.asarray(logits(PIXELS)), axis=1), np.ptp(features(PIXELS), axis=1), rtol=1e-4)
     np.testing.assert_allclose(np.asarray(model(PIXELS)), tf.nn.softmax(features(PIXELS)), atol=1e-6)
@@ -83,8 +88,7 @@ def test_a_softmax_is_found_behind_what_leaves_its_values(tmp_path: Path, kind: 
 )
 def test_what_is_no_plain_end_is_not_named(tmp_path: Path, behind: Any, name: str | None) -> None:
     model = load_model(saved(tmp_path / "sm", lambda x: {"scores": behind(features(x))}), ALLOW)
-    last = model.layers[-1]
-    assert (last.activation.__name__ if isinstance(last, layers.Activation) else None) == name
+    assert end(model) == name
     np.testing.assert_allclose(np.asarray(model(PIXELS)), behind(features(PIXELS)), atol=1e-6)
 
 
