@@ -1,5 +1,20 @@
 """Errors of the pipeline. Every message says what was expected, what was received and what to do."""
 
+import re
+
+_AROUND = re.compile(
+    r"Exception encountered|Graph execution error|Detected at node|Arguments received|<stack traces|\s*$"
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong inside Keras or TensorFlow, in one line; they put a layer's settings or a traceback around it."""
+    text = _COLOUR.sub("", str(error)).strip() or type(error).__name__
+    text = text.rpartition("Exception encountered:")[2].strip() or text
+    lines = text.splitlines()
+    return next((line for line in lines if not _AROUND.match(line)), lines[0]).strip()[:300]
+
 
 class PipelineError(Exception):
     """Something a person can mend: bad input, a missing file, a missing device. The command exits with status 2."""

@@ -12,8 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from pipeline.errors import ModelError
+from pipeline.graph_rewriting import own_functions
 from pipeline.model_guards import GRAPH_LIMIT
 
 
@@ -47,6 +49,9 @@ class FrozenGraph(keras.layers.Layer):
             name: self.add_weight(shape=tuple(shape), name=name.replace("/", "."), trainable=False, initializer="zeros")
             for name, shape in self.shapes.items()
         }
+        for function in self._definition.library.function:  # the bodies of loops, which a graph alone does not bring
+            if not context.context().has_function(function.signature.name):
+                context.context().add_function_def(function)
         self._run = tf.function(self._import)
         self.built = True
 
@@ -73,8 +78,7 @@ class FrozenGraph(keras.layers.Layer):
 
 def from_graph_def(definition: Any, feed: str, fetch: str, dtype_in: str, name: str) -> FrozenGraph:
     """The layer of a frozen ``GraphDef``."""
-    skeleton = tf.compat.v1.GraphDef()
-    skeleton.CopyFrom(definition)
+    skeleton = own_functions(definition)
     values: dict[str, np.ndarray] = {}
     for node in skeleton.node:
         if node.op != "Const" or node.attr["dtype"].type != tf.float32.as_datatype_enum:

@@ -5,6 +5,7 @@ Whether a rewritten graph answers as before is not asked here; ``saved_compariso
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,29 @@ def in_single(definition: Any) -> Any:
         for argument in (*function.signature.input_arg, *function.signature.output_arg):
             if argument.type in half:
                 argument.type = types_pb2.DT_FLOAT
+    return changed
+
+
+def own_functions(definition: Any) -> Any:
+    """A graph whose functions (the bodies of loops) have names that no other graph's have.
+
+    TensorFlow knows functions by name only, all over the process, and keeps to the first of a name.
+    """
+    changed = type(definition)()
+    changed.CopyFrom(definition)
+    functions = changed.library.function
+    digest = hashlib.sha256(definition.library.SerializeToString(deterministic=True)).hexdigest()[:16]
+    names = {function.signature.name: f"{function.signature.name}_{digest}" for function in functions}
+    for node in (*changed.node, *(node for function in functions for node in function.node_def)):
+        node.op = names.get(node.op, node.op)
+        for attribute in node.attr.values():
+            for called in (*([attribute.func] if attribute.HasField("func") else []), *attribute.list.func):
+                called.name = names.get(called.name, called.name)
+    for function in functions:
+        function.signature.name = names[function.signature.name]
+    for gradient in changed.library.gradient:
+        gradient.function_name = names.get(gradient.function_name, gradient.function_name)
+        gradient.gradient_func = names.get(gradient.gradient_func, gradient.gradient_func)
     return changed
 
 

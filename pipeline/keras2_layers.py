@@ -61,6 +61,7 @@ def convert_layer(layer: Any, name: str, model: Callable[[Any], Any]) -> Callabl
         "ThresholdedReLU": _thresholded_relu,
         "LocallyConnected2D": _locally_connected,
         "CustomScaleLayer": _custom_scale,
+        "RandomCrop": _crop_at_inference,
         "LayerScale": _layer_scale,
     }.get(kind)
     if special is not None:
@@ -176,6 +177,14 @@ def _thresholded_relu(layer: Any, name: str) -> Callable[..., Any]:
     return keras.layers.ReLU(threshold=float(layer.theta), name=name)  # both: x where x > threshold, else 0
 
 
+def _crop_at_inference(layer: Any, name: str) -> Callable[..., Any]:
+    """RandomCrop's, which Keras 3 leaves out at inference: the largest centred part of its shape, resized."""
+    import keras
+
+    resizing = keras.layers.Resizing(layer.height, layer.width, crop_to_aspect_ratio=True, name=name)
+    return lambda x, **named: resizing(x)
+
+
 def _custom_scale(layer: Any, name: str) -> Callable[..., Any]:
     """InceptionResNetV2's: the first input and a part of the second."""
     import keras
@@ -200,7 +209,7 @@ def _layer_scale(layer: Any, name: str) -> Callable[..., Any]:
 
 
 def _locally_connected(layer: Any, name: str) -> Callable[..., Any]:
-    """A convolution whose weights differ from place to place: its windows side by side, and a Dense for each."""
+    """A convolution whose weights differ from place to place: its windows side by side, each a group of channels."""
     import keras
     from keras import ops
 
@@ -211,23 +220,23 @@ def _locally_connected(layer: Any, name: str) -> Callable[..., Any]:
             f"{layer.implementation}, {layer.data_format}. Build it with implementation=1 and channels last in Keras "
             "2, give it the weights, and save the model again."
         )
-    kernel = np.asarray(layer.kernel)
-    weights = [kernel.reshape(height, width, *kernel.shape[1:])]
+    kernel = np.asarray(layer.kernel)  # (places, values of a window, filters)
+    places, window, filters = kernel.shape
+    weights: list[Any] = [kernel.transpose(1, 0, 2).reshape(1, 1, window, places * filters)]
     if layer.use_bias:
-        weights.append(np.asarray(layer.bias))
-    dense = keras.layers.EinsumDense(
-        "nhwi,hwif->nhwf",
-        (height, width, kernel.shape[-1]),
-        bias_axes="hwf" if layer.use_bias else None,
-        name=f"{name}_linear",
+        weights.append(np.asarray(layer.bias).reshape(-1))
+    beside = keras.layers.Reshape((1, 1, places * window), name=f"{name}_windows")
+    grouped = keras.layers.Conv2D(
+        places * filters, 1, groups=places, use_bias=layer.use_bias, name=f"{name}_convolution"
     )
     follows = _is_hard_sigmoid(layer, "activation")
     activation = None if follows else keras.layers.Activation(layer.get_config()["activation"], name=name)
 
     def call(x: Any, **named: Any) -> Any:
         windows = ops.image.extract_patches(x, tuple(layer.kernel_size), tuple(layer.strides), padding="valid")
-        y = dense(windows)
-        dense.set_weights(weights)
+        y = grouped(beside(windows))
+        grouped.set_weights(weights)
+        y = keras.layers.Reshape((height, width, filters), name=f"{name}_places")(y)
         return hard_sigmoid(y, name) if activation is None else activation(y)
 
     return call

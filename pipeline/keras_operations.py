@@ -208,7 +208,10 @@ def _cast_or_same(value: Any, dtype: Any = None, name: str | None = None, **opti
 def _reshape(tensor: Any = None, shape: Any = (), name: str | None = None, x: Any = None) -> Any:
     from keras import ops
 
-    return ops.reshape(tensor if x is None else x, tuple(int(n) for n in shape))
+    given, sizes = tensor if x is None else x, [int(n) for n in _constant(shape)]
+    if given.shape[0] is not None and sizes[0] == given.shape[0]:  # the batch, fixed; others must pass as well
+        sizes = [-1, *(math.prod(given.shape[1:]) // -math.prod(sizes[1:]) if n == -1 else n for n in sizes[1:])]
+    return ops.reshape(given, tuple(sizes))
 
 
 def _resize(images: Any, size: Any, method: str = "bilinear", name: str | None = None, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, cause
 from pipeline.files import own_temporary_files
 from pipeline.keras2_comparison import first_difference
 from pipeline.keras2_layers import convert_layer, plain_name
@@ -24,6 +24,8 @@ from pipeline.weight_budget import check_tensors
 
 if TYPE_CHECKING:
     import keras
+
+    from pipeline.model_file import ModelFile
 
 HALF = ("float16", "bfloat16")
 
@@ -41,7 +43,10 @@ def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
     original = load_tf_keras(path, lambdas=lambdas)
     model = rebuild(original)
     check_tensors(model, str(path))  # before it runs for the first time
-    found = first_difference(original, model)
+    try:
+        found = first_difference(original, model)
+    except Exception as error:  # one of them does not run: channels first on a CPU, sizes that do not fit
+        raise ModelError(f"Expected a model that runs on pictures. Received: {path}: {cause(error)}") from error
     if found is not None:
         raise ModelError(
             f"Expected the answers of Keras 2 from the model rebuilt in Keras 3. Received: {path}, {found}. Save it as "
@@ -149,6 +154,13 @@ def _application_layers() -> Any:
     from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
     return tf_keras.utils.custom_object_scope({"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer})
+
+
+def became_single(file: ModelFile) -> tuple[str, ...]:
+    """What is said of a file of Keras 2 whose layers compute in half precision; empty for any other."""
+    if not file.legacy or file.config is None or in_single(file.config) == file.config:
+        return ()
+    return ("its layers compute in float32, in the file in half precision, which rounds its answers to three digits",)
 
 
 def in_single(config: Any) -> Any:
@@ -272,10 +284,3 @@ def _convert(layer: Any, made: dict[int, Any]) -> Callable[..., Any]:
         else:
             made[id(layer)] = convert_layer(layer, plain_name(layer.name), lambda model: _convert(model, made))
     return made[id(layer)]
-
-
-def cause(error: Exception) -> str:
-    """What went wrong, in one line: Keras puts the settings of a whole layer before it."""
-    text = str(error).strip() or type(error).__name__
-    text = text.rpartition("Exception encountered:")[2].strip() or text
-    return text.splitlines()[0][:300]

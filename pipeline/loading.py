@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, cause
 from pipeline.files import own_temporary_files
 from pipeline.keras_imports import only_kerass_modules
 from pipeline.model_file import ARCHIVE, SAVED_MODEL_FOLDER, ModelFile, read_model_file
@@ -113,7 +113,7 @@ def _lambdas(file: ModelFile, allow: Sequence[str]) -> bool:
 
 def _load_legacy(file: ModelFile, allow: Sequence[str], error: Exception) -> keras.Model:
     from pipeline.keras1 import as_keras2
-    from pipeline.legacy import cause, load_legacy
+    from pipeline.legacy import load_legacy
 
     reason = cause(error)
     if file.kind == ARCHIVE and not file.legacy:

@@ -48,6 +48,7 @@ _LOOKED_UP = {
 }
 # Settings whose text is a path that the layer reads.
 _PATH = re.compile(r"vocabulary|idf_weights|(.*_)?(file(name|path)?|path|dir(ectory)?|ur[il])")
+_REGISTERED = "Custom>"  # Keras puts it before the names of some of its own classes
 _COMPOSITE = "_COMPOSITE_TYPE"  # Keras 2 decodes the text after it on its own, past any scan
 
 SAVED_MODEL = "SavedModel"  # as model.allow
@@ -139,6 +140,8 @@ def _scan(node: Any, is_layer: bool, owner: str) -> Iterator[Finding]:
     inner = node.get("config")
     opaque = False
     if isinstance(kind, str):
+        if kind.removeprefix(_REGISTERED) in APPLICATION_LAYERS:
+            kind = kind.removeprefix(_REGISTERED)
         owner = _label(kind, inner)
         for found in _judge(node, kind, inner, is_layer):
             yield found
@@ -207,7 +210,7 @@ def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None
         return Finding("custom", f"{module}.{kind}", "no FrozenGraph of this project", False)
     names: list[Any] = [None, inner if kind == "function" else kind]
     if kind != "function":
-        names += [f"keras>{kind}", *([f"Custom>{kind}"] if kind in OPTIMIZERS else [])]
+        names += [f"keras>{kind}", *([_REGISTERED + kind] if kind in OPTIMIZERS or kind in APPLICATION_LAYERS else [])]
     if registered not in names:
         return Finding("custom", str(registered), "a class whose code is not in the file", False)
     if module is None:

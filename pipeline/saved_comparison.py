@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.probes import probe_pixels
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, cause
 
 if TYPE_CHECKING:
     import keras
@@ -52,7 +52,7 @@ def signature_answers(signature: Any, name: str, spec: Any, where: str, half: bo
         except tf.errors.OpError as error:
             raise ModelError(
                 f"Expected a SavedModel that runs on pictures. Received: {where}, which fails on {pictures.shape}: "
-                f"{str(error).splitlines()[0][:200]}"
+                f"{cause(error)}"
             ) from error
         return np.asarray(next(iter(result.values())), np.float32)
 
@@ -92,8 +92,7 @@ def difference(model: keras.Model, expected: list[Answers]) -> str:
             try:
                 answers = np.concatenate([np.asarray(model(part, training=False)) for part in parts])
             except Exception as error:  # Keras and TensorFlow raise many types on shapes that do not fit
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                return f"it fails for a batch of {size}: {next((x for x in lines[1:] if x.strip()), lines[0])[:200]}"
+                return f"it fails for a batch of {size}: {cause(error)}"
             off = _off(known.answers, answers)
             if not off <= known.tolerance:
                 return f"answers for batches of {size} are off by {off:.1e} of the largest"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import parse_json, read_bounded
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, cause
 from pipeline.graph_bounds import check_file, check_graph
 from pipeline.graph_operations import saved_operations
 from pipeline.graph_rewriting import End, ends, free_batch, has_half, in_single, is_half
@@ -125,11 +125,17 @@ def _graph_model(signature: Any, path: Path, name: str) -> keras.Model:
 
     key, spec = _picture_input(signature, path, name)
     where = f"{path}, signature {name}"
-    # Loops stay functions: taken apart, they hold weights that nothing outside can replace.
-    frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False)
-    definition = frozen.graph.as_graph_def()
-    half = has_half(definition)
+    half = has_half(signature.graph.as_graph_def())
     expected = signature_answers(signature, key, spec, where, half)
+    try:
+        # Loops stay functions: taken apart, they hold weights that nothing outside can replace.
+        frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False)
+    except Exception as error:  # TensorFlow raises many types on what it cannot freeze
+        raise ModelError(
+            f"Expected a graph whose variables stay as they are. Received: {where}: {cause(error)}. Export the model "
+            "with training=False."
+        ) from error
+    definition = frozen.graph.as_graph_def()
     feed, output = frozen.inputs[0].name, frozen.outputs[0].name
     if half:
         definition = in_single(definition)
@@ -255,4 +261,5 @@ def _tensor(info: Any) -> str:
 
 
 def _shapes(tensors: dict[str, Any]) -> str:
-    return ", ".join(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"
+    found = sorted(tensors.items())
+    return ", ".join(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in found) or "nothing"

@@ -16,6 +16,7 @@ from pipeline.card import ModelCard, Output, source_of
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.inside_preprocessing import normalised_range, refuse_unproven
+from pipeline.legacy import became_single
 from pipeline.loading import load_model
 from pipeline.model_facts import preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
@@ -67,9 +68,10 @@ def take_over(
     decode = DecodeSpec(size, resize)
     spec = _preprocessing(config, file, model, size)
     adopted = adopt(model, path, config.output, config.input_size, spec, photographs(decode))
+    changes = (*became_single(file), *adopted.changes)
     for deviation in deviations:
         log.warning("%s", deviation)
-    for change in adopted.changes:
+    for change in changes:
         log.info("  %s: %s", path.name, change)
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
     card = ModelCard(
@@ -79,7 +81,7 @@ def take_over(
         cast(Output, adopted.output),
         source=source_of(config),
         written_by=file.written_by,
-        changes=adopted.changes,
+        changes=changes,
         deviations=deviations,
     )
     return Taken(adopted.model, card)

@@ -46,6 +46,16 @@ def nested(trainable=False):
     return model
 
 
+def called_in_training():
+    """The same with a backbone that goes on using the statistics of the batch at hand, and drops out for ever."""
+    inputs = k.Input((SIZE, SIZE, 3), name="pictures")
+    x = k.layers.GlobalAveragePooling2D(name="pool")(backbone()(inputs, training=True))
+    x = k.layers.Dropout(0.2, name="monte_carlo")(x, training=True)
+    model = randomize(k.Model(inputs, k.layers.Dense(4, activation="softmax", name="scores")(x), name="in_training"))
+    model.compile(k.optimizers.legacy.Adam(learning_rate=1e-3), "categorical_crossentropy")
+    return model
+
+
 def binary_with_operations():
     """A dictionary of one uint8 input, caffe preprocessing as TensorFlow functions, one sigmoid unit."""
     inputs = k.Input((SIZE, SIZE, 3), name="image", dtype="uint8")

@@ -112,7 +112,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema": 1}, "the model card of schema 2"),
+        ({"schema": 2}, "the model card of schema 3"),
         ({"allow": ["preprocess"]}, "the unknown key 'allow'"),
         ({"classes": ["a"]}, "1 classes"),
         ({"classes": ["a", "a"]}, "2 classes, 1 of them different"),

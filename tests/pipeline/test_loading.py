@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -388,8 +389,14 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     model.save(str(tmp_path / "resnet50.h5"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     assert describe(read_model_file(tmp_path / "resnet50.h5"))["called_in_training"] == ["bn"]
-    taken = take_over(Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit"), ("a", "b", "c"), "stretch")
-    assert any("1 layers were called with training=True (bn)" in change for change in taken.card.changes)
+    assert "called_in_training: refuse" in describe(read_model_file(tmp_path / "resnet50.h5"))["recipe"]
+    config = Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit")
+    with pytest.raises(
+        ModelError, match=r"calls of 1 \(bn\).*other pictures of its batch.*called_in_training=inference"
+    ):
+        take_over(config, ("a", "b", "c"), "stretch")
+    taken = take_over(replace(config, called_in_training="inference"), ("a", "b", "c"), "stretch")
+    assert "1 of its layers (bn) were called with training=True" in taken.card.deviations[0]
     taken.model.save(tmp_path / "model.keras")
     export_keras(taken.model, tmp_path / "m.onnx", preprocessing=taken.card.preprocessing, classes=taken.card.classes)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
@@ -402,6 +409,18 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     norm = (taken.model.get_layer("body") if nested else taken.model).get_layer("bn")
     learned = (model.get_layer("body") if nested else model).get_layer("bn")
     np.testing.assert_array_equal(norm.moving_variance, learned.moving_variance)
+
+
+def test_keras_3_answers_at_inference_whatever_a_call_said(tmp_path) -> None:
+    inputs = layers.Input((16, 16, 3), name="pictures")
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Rescaling(1 / 255, name="unit")(inputs))
+    x = layers.BatchNormalization(name="norm")(layers.Dropout(0.5, name="drop")(x, training=True), training=True)
+    model = keras.Model(inputs, layers.Dense(2, activation="softmax", name="scores")(x))
+    model.save(tmp_path / "m.keras")
+    taken = take_over(Model(path=str(tmp_path / "m.keras"), preprocessing="none"), ("a", "b"), "stretch")
+    assert taken.card.deviations == ()
+    expected = model.predict(pixels(), verbose=0)
+    np.testing.assert_allclose(taken.model.predict(pixels(), verbose=0), expected, atol=1e-6)
 
 
 def test_a_lambda_of_keras_2_runs_only_if_it_is_named(tmp_path) -> None:

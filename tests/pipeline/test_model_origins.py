@@ -256,6 +256,21 @@ def test_nothing_is_imported_even_if_the_scan_were_blind(
     assert not evilmod.exists()
 
 
+def test_of_tensorflow_only_the_activations_are_there() -> None:
+    from tf_keras.src.saving import serialization_lib
+
+    def function(name: str, module: str = "tensorflow.python.ops.nn_ops") -> Any:
+        node = {"class_name": "function", "module": module, "registered_name": "function", "config": name}
+        return serialization_lib.deserialize_keras_object(node)
+
+    with only_kerass_modules():
+        assert function("leaky_relu").__name__ == "leaky_relu"
+        with pytest.raises(TypeError, match="max_pool"):
+            function("max_pool")
+        with pytest.raises(ModelError, match=r"imports 'tensorflow\.python\.ops\.io_ops'"):
+            function("read_file", "tensorflow.python.ops.io_ops")
+
+
 def test_the_guard_is_only_there_while_a_model_loads(evilmod: Path) -> None:
     from tf_keras.src.saving import serialization_lib
 

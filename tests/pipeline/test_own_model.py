@@ -26,6 +26,7 @@ from pipeline.recipe import Preprocessing
 from tests.conftest import make_colour_images
 from tests.export import keras_models
 from tests.pipeline import legacy_models
+from tests.pipeline.report_page import Page
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 LENIENT = {  # the weights are random, so many images lie at the border of two classes
@@ -36,7 +37,7 @@ LENIENT = {  # the weights are random, so many images lie at the border of two c
 
 def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_colour_images(tmp_path / "images", count=40)
-    legacy_models.nested().save(str(tmp_path / "colleague.h5"))
+    legacy_models.called_in_training().save(str(tmp_path / "colleague.h5"))
     legacy_models.rename_in_training_config(tmp_path / "colleague.h5", "learning_rate", "lr")
     names = ["yellow", "red", "green", "blue"]  # not the order of the folders
     recipe = {
@@ -57,13 +58,23 @@ def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pyt
     }
     (tmp_path / "colleague.yaml").write_text(yaml.safe_dump(recipe))
     options = ["-c", str(tmp_path / "colleague.yaml"), "--artifacts", str(tmp_path / "artifacts")]
-    for verb in ("train", "export", "quantize", "build", "verify", "infer"):
+    assert main(["train", *options]) == 2
+    said = capsys.readouterr().err
+    assert "training=True in the calls of 2 (backbone, monte_carlo)" in said
+    assert "depends on the other pictures of its batch and chance" in said
+    options += ["--set", "model.called_in_training=inference"]
+    for verb in ("train", "export", "quantize", "build", "verify", "infer", "report"):
         assert main([verb, *options]) == 0, verb
     root = tmp_path / "artifacts" / "colleague"
     card = json.loads((root / "train" / "model.json").read_text())
+    (deviation,) = card["deviations"]
+    assert "does not answer as colleague.h5 does in Keras 2: 2 of its layers (backbone, monte_carlo)" in deviation
     assert card["classes"] == names
     assert card["written_by"].startswith("Keras 2")
     parity = json.loads((root / "verify" / "parity.json").read_text())
+    assert deviation in parity["warnings"]
+    alerts = Page((root / "report" / "report.html").read_text()).alerts
+    assert any(deviation in alert for alert in alerts), "a person sees it under the verdict"
     hops = {(hop["kind"], hop["candidate"]): hop for hop in parity["hops"]}
     assert hops["from_keras", "export/model.onnx"]["relative_error"] < 1e-5
     with np.load(root / "verify" / "reference.npz") as file:
