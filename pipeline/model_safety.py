@@ -17,6 +17,7 @@ from pipeline.model_classes import (
     ACTIVATIONS,
     APPLICATION_LAYERS,
     CONSTRAINTS,
+    FOREIGN_LAYERS,
     FUNCTIONS,
     INITIALIZERS,
     KNOWN_LAYERS,
@@ -190,11 +191,12 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
         return
     elif module is not None and not kind[:1].isupper():
         yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    elif kind in APPLICATION_LAYERS and module is not None:
+    elif kind.removeprefix("Custom>") in APPLICATION_LAYERS:  # HDF5 files name no module; Keras 2 registers one so
         return
     elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
         what = "layer" if is_layer else "part"
-        yield Finding("custom", kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file", False)
+        foreign = FOREIGN_LAYERS.get(kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file")
+        yield Finding("custom", kind, foreign, False)
 
 
 def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None:
@@ -207,7 +209,7 @@ def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None
         return Finding("custom", f"{module}.{kind}", "no FrozenGraph of this project", False)
     names: list[Any] = [None, inner if kind == "function" else kind]
     if kind != "function":
-        names += [f"keras>{kind}", *([f"Custom>{kind}"] if kind in OPTIMIZERS else [])]
+        names += [f"keras>{kind}", *([f"Custom>{kind}"] if kind in OPTIMIZERS or kind in APPLICATION_LAYERS else [])]
     if registered not in names:
         return Finding("custom", str(registered), "a class whose code is not in the file", False)
     if module is None:
@@ -224,7 +226,8 @@ def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None
         return Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
     if not kind[:1].isupper():
         return Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    return Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)
+    why = FOREIGN_LAYERS.get(kind, "") if module == "keras.layers" else ""
+    return Finding("custom", f"{module}.{kind}", why or "a class whose code is not in the file", False)
 
 
 def _judge_text(key: str, value: str, owner: str) -> Iterator[Finding]:
