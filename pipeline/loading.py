@@ -7,6 +7,7 @@ always a Keras 3 model: files that only Keras 2 opens are rebuilt (``legacy``), 
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ModelError, cause
 from pipeline.files import own_temporary_files
 from pipeline.keras_imports import only_kerass_modules
+from pipeline.model_classes import APPLICATION_LAYERS
 from pipeline.model_file import ARCHIVE, SAVED_MODEL_FOLDER, ModelFile, read_model_file
 from pipeline.model_safety import SAVED_MODEL, refuse_unsafe
 from pipeline.tensorflow_start import start_tensorflow
@@ -103,8 +105,14 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
     if any(f.name == SAVED_MODEL for f in file.findings):
         import pipeline.frozen_graph  # noqa: F401 - registers the layer
     # Keras' own safe mode knows all or nothing; what is not allowed by name was refused before.
-    with own_temporary_files(), only_kerass_modules():
+    with own_temporary_files(), only_kerass_modules(), keras.saving.custom_object_scope(_application_layers()):
         return keras.saving.load_model(file.path, compile=False, safe_mode=not _lambdas(file, allow))
+
+
+def _application_layers() -> dict[str, type[keras.Layer]]:
+    """Layers of keras.applications, which HDF5 files name without the module that Keras would find them in."""
+    modules = {kind: importlib.import_module(f"keras.src.{module}") for kind, module in APPLICATION_LAYERS.items()}
+    return {kind: getattr(module, kind) for kind, module in modules.items()}
 
 
 def _lambdas(file: ModelFile, allow: Sequence[str]) -> bool:

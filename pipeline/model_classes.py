@@ -8,33 +8,46 @@ from __future__ import annotations
 
 import re
 
-# Layers of Keras 1, 2 and 3 that are no program. Others (TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer,
-# ClassMethod, InstanceMethod, DenseFeatures, Pipeline ...) load, call or run what is not in the architecture.
+# Layers of Keras 1, 2 and 3 that only compute, from what the architecture and the weights hold. A Pipeline holds a list
+# of layers, each of which is judged as one.
 KNOWN_LAYERS = frozenset(
     """
-    Activation ActivityRegularization AdaptiveAveragePooling2D AdaptiveMaxPooling2D Add AdditiveAttention
-    AlphaDropout AtrousConvolution2D Attention AugMix AutoContrast Average AveragePooling1D AveragePooling2D
-    AveragePooling3D AvgPool2D BatchNormalization BatchNormalizationV1 BatchNormalizationV2 Bidirectional
-    CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose
-    ConvLSTM1D ConvLSTM2D ConvLSTM3D Convolution1D Convolution2D Convolution3D Cropping1D Cropping2D Cropping3D
+    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
+    AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout
+    AtrousConvolution2D Attention AugMix AutoContrast Average AveragePooling1D AveragePooling2D AveragePooling3D
+    AvgPool1D AvgPool2D AvgPool3D BatchNormalization BatchNormalizationV1 BatchNormalizationV2 Bidirectional
+    CategoryEncoding CenterCrop Concatenate ContrastLimitedAdaptiveHistogramEqualization Conv1D Conv1DTranspose Conv2D
+    Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Convolution1D Convolution1DTranspose
+    Convolution2D Convolution2DTranspose Convolution3D Convolution3DTranspose Cropping1D Cropping2D Cropping3D CutMix
     Deconvolution2D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense Embedding
     Equalization Flatten Functional GRU GRUCell GRUV1 GaussianDropout GaussianNoise GlobalAveragePooling1D
-    GlobalAveragePooling2D GlobalAveragePooling3D GlobalAvgPool2D GlobalMaxPool2D GlobalMaxPooling1D
-    GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention HashedCrossing Hashing Highway
-    Identity InputLayer IntegerLookup LSTM LSTMCell LSTMV1 LayerNormalization LeakyReLU LocallyConnected1D
-    LocallyConnected2D Masking MaxPool2D MaxPooling1D MaxPooling2D MaxPooling3D Maximum MelSpectrogram Merge Minimum
-    MixUp Model MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN RandAugment
+    GlobalAveragePooling2D GlobalAveragePooling3D GlobalAvgPool1D GlobalAvgPool2D GlobalAvgPool3D GlobalMaxPool1D
+    GlobalMaxPool2D GlobalMaxPool3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization
+    GroupQueryAttention GroupedQueryAttention HashedCrossing Hashing Highway Identity InputLayer IntegerLookup LSTM
+    LSTMCell LSTMV1 LayerNormalization LeakyReLU LocallyConnected1D LocallyConnected2D Masking MaxNumBoundingBoxes
+    MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum MelSpectrogram Merge Minimum MixUp
+    Model MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN RandAugment
     RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomElasticTransform
-    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert
-    RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
-    RandomTranslation RandomWidth RandomZoom ReLU RepeatVector Rescaling Reshape Resizing ReversibleEmbedding
-    STFTSpectrogram SeparableConv1D SeparableConv2D SeparableConvolution2D Sequential SimpleRNN SimpleRNNCell
+    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert RandomPerspective
+    RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomWidth
+    RandomZoom ReLU RepeatVector Rescaling Reshape Resizing ReversibleEmbedding STFTSpectrogram SeparableConv1D
+    SeparableConv2D SeparableConvolution1D SeparableConvolution2D Sequential SimpleRNN SimpleRNNCell SlicingOpLambda
     Softmax Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells
-    StringLookup Subtract SyncBatchNormalization TFOpLambda SlicingOpLambda TextVectorization ThresholdedReLU
-    TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D
-    ZeroPadding3D
+    StringLookup Subtract SyncBatchNormalization TFOpLambda TextVectorization ThresholdedReLU TimeDistributed
+    UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
     """.split()  # noqa: SIM905 - a list of 150 lines is not easier to read
 )
+# Public classes among the layers of Keras 2 and 3 that are refused, and why.
+FOREIGN_LAYERS = {
+    "TFSMLayer": "runs a SavedModel that it reads from another folder",
+    "TorchModuleWrapper": "runs a PyTorch module, whose code is not in the file",
+    "JaxLayer": "runs a JAX function, whose code is not in the file",
+    "FlaxLayer": "runs a Flax module, whose code is not in the file",
+    "DenseFeatures": "computes with feature columns, which read files and call functions by name",
+    "Layer": "the class that others are made of, which computes nothing itself",
+    "Wrapper": "the class that wrappers are made of, which computes nothing itself",
+    "AbstractRNNCell": "the class that cells are made of, which computes nothing itself",
+}
 # Operations of Keras 3 (keras.ops) that only compute. Map, Scan, Cond, Switch, WhileLoop, ForiLoop, VectorizedMap,
 # AssociativeScan and JVP call a function that the architecture names.
 OPERATIONS = frozenset(
@@ -156,10 +169,12 @@ _HOMES = tuple(
 )
 _TENSORFLOW_INITIALIZERS = re.compile(r"tensorflow\.python\.ops\.init_ops(_v2)?")  # tf.constant_initializer and so on
 _FUNCTION_HOME = re.compile(r"builtins|(tf_)?keras(\.src)?\.(activations|losses|metrics)(\.\w+)?")
-# Layers that keras.applications defines for one family of models. Keras finds them by their module only.
+# Layers that keras.applications defines for one family of models, and the module of each. Keras finds them by it only,
+# and its HDF5 files name none.
 APPLICATION_LAYERS = {
-    "LayerScale": re.compile(r"(tf_)?keras\.src\.applications\.convnext"),
-    "CustomScaleLayer": re.compile(r"(tf_)?keras\.src\.applications\.inception_resnet_v2"),
+    "LayerScale": "applications.convnext",
+    "StochasticDepth": "applications.convnext",
+    "CustomScaleLayer": "applications.inception_resnet_v2",
 }
 
 
@@ -173,7 +188,7 @@ def lives_in(kind: str, module: str) -> bool:
     if kind == "function":
         return _FUNCTION_HOME.fullmatch(module) is not None
     if kind in APPLICATION_LAYERS:
-        return APPLICATION_LAYERS[kind].fullmatch(module) is not None
+        return module in (f"keras.src.{APPLICATION_LAYERS[kind]}", f"tf_keras.src.{APPLICATION_LAYERS[kind]}")
     if kind in INITIALIZERS and _TENSORFLOW_INITIALIZERS.fullmatch(module):
         return True
     return any(kind in group and home.fullmatch(module) for group, home in _HOMES)

@@ -17,6 +17,7 @@ from pipeline.model_classes import (
     ACTIVATIONS,
     APPLICATION_LAYERS,
     CONSTRAINTS,
+    FOREIGN_LAYERS,
     FUNCTIONS,
     INITIALIZERS,
     KNOWN_LAYERS,
@@ -197,7 +198,8 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
         return
     elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
         what = "layer" if is_layer else "part"
-        yield Finding("custom", kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file", False)
+        foreign = FOREIGN_LAYERS.get(kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file")
+        yield Finding("custom", kind, foreign, False)
 
 
 def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None:
@@ -227,7 +229,8 @@ def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None
         return Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
     if not kind[:1].isupper():
         return Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    return Finding("custom", f"{module}.{kind}", "a class whose code is not in the file", False)
+    why = FOREIGN_LAYERS.get(kind, "") if module == "keras.layers" else ""
+    return Finding("custom", f"{module}.{kind}", why or "a class whose code is not in the file", False)
 
 
 def _judge_text(key: str, value: str, owner: str) -> Iterator[Finding]:

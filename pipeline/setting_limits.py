@@ -18,19 +18,23 @@ LARGEST_CONSTANT = 2**24  # values that settings alone make, or times that they 
 LARGEST_COUNT = 2**20
 LARGEST_MATRIX = 2**12  # rows of a square one
 MOST_ROUNDS = 2**10  # of a loop in Python
+MOST_TILES = 2**7  # a side of a picture, with a histogram each
 LONGEST_SHAPE = 8
 
 _SIDES = """
     size padding paddings pad_width output_padding cropping kernel_size pool_size dilation_rate height width nb_row
     nb_col target_height target_width crop_height crop_width num_rows num_columns fft_length num_mel_bins frame_length
-    frame_step sequence_length sequence_stride output_sequence_length
+    frame_step sequence_length sequence_stride output_sequence_length output_size
 """
-_COUNTS = "num_tokens num_bins max_tokens depth num_classes minlength maxlength num num_oov_indices n repeats"
+_COUNTS = (
+    "num_tokens num_bins max_tokens depth num_classes minlength maxlength num num_oov_indices n repeats max_number"
+)
 _ROUNDS = "power_iterations num_ops num_chains chain_depth ngrams"
 _MOST: Mapping[str, int] = {
     **dict.fromkeys(_SIDES.split(), LARGEST_SIDE),
     **dict.fromkeys(_COUNTS.split(), LARGEST_COUNT),
     **dict.fromkeys(_ROUNDS.split(), MOST_ROUNDS),
+    "tile_grid_size": MOST_TILES,
 }
 _FACTORS = frozenset(("kernel_size", "pool_size", "size", "repeats", "reps", "multiples"))
 _TOGETHER: Mapping[tuple[str, str], int] = {

@@ -13,7 +13,7 @@ from pipeline.model_promises import SPARE_VALUES
 from pipeline.setting_limits import check_shape
 
 BUILDS = 3  # a model of Keras 2 is built by Keras 3, which fails, by tf_keras, and once more by Keras 3
-LARGEST_SCORES = 2**29  # values inside a layer of attention: 4,096 positions and 32 heads
+LARGEST_INSIDE = 2**29  # values inside a layer, such as attention with 4,096 positions and 32 heads
 
 
 @contextlib.contextmanager
@@ -80,9 +80,26 @@ def check_tensors(model: Any, where: str) -> None:
         for node in getattr(layer, "_inbound_nodes", ()):
             for tensor in node.output_tensors:
                 check_shape(tensor.shape[1:], f"{where}, whose layer {layer.name} makes")
-            if type(layer).__name__.endswith("Attention"):
-                described = f"{where}, whose layer {layer.name} makes scores of"
-                check_shape(_scores(layer, node.input_tensors), described, LARGEST_SCORES)
+            _check_inside(layer, node.input_tensors, where)
+
+
+def _check_inside(layer: Any, tensors: Any, where: str) -> None:
+    """The tensors that a layer makes on the way to its output."""
+    described, kind = f"{where}, whose layer {layer.name} makes", type(layer).__name__
+    if kind.endswith("Attention"):
+        check_shape(_scores(layer, tensors), f"{described} scores of", LARGEST_INSIDE)
+    elif kind == "ContrastLimitedAdaptiveHistogramEqualization":
+        *sides, channels = tensors[0].shape[1:]  # padded to whole tiles, and one of 256 is 1 for each value
+        padded = [(side or 1) + tiles for side, tiles in zip(sides, layer.tile_grid_size)]
+        check_shape([*padded, channels, 256], f"{described} histograms of", LARGEST_INSIDE)
+    elif kind == "Pipeline":  # its layers are called inside its call, where Keras keeps no record
+        import keras
+
+        inner = tensors[0]
+        for step in layer.layers:
+            _check_inside(step, [inner], where)
+            inner = keras.KerasTensor(step.compute_output_spec(inner).shape)
+            check_shape(inner.shape[1:], f"{where}, whose layer {step.name} makes")
 
 
 def _scores(layer: Any, tensors: Any) -> list[int]:
