@@ -22,7 +22,7 @@ from export.errors import ExportError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.half_graphs import in_float32
 from export.logits import logits_model
-from export.naming import LayerTree, name_by_layer
+from export.naming import LayerTree, find_layer, name_by_layer
 from export.preprocessing import PreprocessingSpec
 from export.resizing import expand_resizes
 from export.self_check import check_answers
@@ -198,7 +198,9 @@ def _check_policy(model: keras.Model) -> None:
 
 
 def _tree(model: keras.Model) -> LayerTree:
-    return {layer.name: _tree(layer) if hasattr(layer, "layers") else {} for layer in model.layers}
+    """Returns the layers by name, and with them the operations of keras.ops, which are no layers."""
+    parts = getattr(model, "operations", model.layers)
+    return {part.name: _tree(part) if hasattr(part, "layers") else {} for part in parts}
 
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
@@ -210,9 +212,9 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     result = graph.strip_noops(result)
     result = fold_affine(result)
     result = fold_pad_into_maxpool(result)
+    _check_operators(result, source)
     result = name_by_layer(result, source.name, _tree(source))
     result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
-    _check_operators(result)
     if unfolded := unfolded_convs(result):
         logger.warning(
             "  %d Convs have an affine step behind them that is not folded: slower, and as exact (%s%s)",
@@ -234,14 +236,17 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     return result
 
 
-def _check_operators(model: onnx.ModelProto) -> None:
-    """Refuses what tf2onnx passed on as it was, because it knows no ONNX for it."""
+def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
+    """Refuses what tf2onnx passed on as it was, because it knows no ONNX for it; nodes have their TensorFlow names."""
     unknown: dict[str, list[str]] = {}
+    tree = _tree(source)
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, graph.opset(model)):
-            unknown.setdefault(node.name.rpartition("/")[0] or node.name, []).append(node.op_type)
+            layer = find_layer([node.name, *node.output], source.name, tree)
+            where = f"layer {layer!r}" if layer else f"the operation {node.name!r}, which is in no layer"
+            unknown.setdefault(where, []).append(node.op_type)
     if unknown:
-        found = "; ".join(f"{', '.join(sorted(set(ops)))} in layer {layer!r}" for layer, ops in unknown.items())
+        found = "; ".join(f"{', '.join(sorted(set(ops)))} in {where}" for where, ops in unknown.items())
         raise ExportError(
             f"Expected TensorFlow operations that ONNX has too. Received: {found} (replace the layer by one that "
             "computes the same from the usual ones: keras.layers, sums, products, exp, erf, tanh)."

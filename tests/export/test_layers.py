@@ -161,6 +161,11 @@ def test_a_weight_that_two_convolutions_share_is_scaled_for_one(tmp_path):
     right(model, exported(model, tmp_path))
 
 
+def test_an_operation_in_no_layer_is_not_blamed_on_the_layer_before_it(tmp_path):
+    with pytest.raises(ExportError, match=r"Erfinv in layer 'erfinv\w*' \(replace"):
+        exported(classifier(ops.erfinv), tmp_path)
+
+
 def convnext():
     from keras.src.applications.convnext import ConvNeXt  # the small ones of keras.applications have 28 million weights
 
