@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from pipeline.endings import ending, why_no_classifier
 from pipeline.model_facts import (
-    class_units,
+    arithmetic_inside,
     input_shapes,
     layer_counts,
-    normalises_inside,
     outputs,
     parameters,
     preprocessing_inside,
@@ -25,12 +25,17 @@ from pipeline.training_mode import called_in_training
 def inspect_model(path: Path) -> dict[str, Any]:
     """Print what a model file is; the result holds the same for the JSON line.
 
+    Of a model that cannot be deployed it says why instead of a recipe, which is no failure: that was the question.
+
     Raises:
         ModelError: not a model, damaged, or a file that is not safe to open at all.
     """
     file = read_model_file(path)
     facts = describe(file)
     print("\n".join(_lines(facts)))
+    if facts["recipe"] is None:
+        print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts['cannot_go']}.")
+        return facts
     print(f"\nrecipe to start from (save it as configs/{_stem(path)}.yaml):\n")
     print(facts["recipe"], end="")
     return facts
@@ -38,6 +43,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 def describe(file: ModelFile) -> dict[str, Any]:
     """Plain values for the JSON line."""
+    cannot = why_no_classifier(file)
     return {
         "path": str(file.path),
         "kind": file.kind,
@@ -45,13 +51,15 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "model_class": file.config.get("class_name") if file.config else None,
         "inputs": input_shapes(file),
         "outputs": outputs(file),
+        "classes": None if cannot else ending(file).classes,
         "layers": layer_counts(file.config),
         "parameters": parameters(file),
         "preprocessing": list(preprocessing_inside(file.config)),
         "called_in_training": list(called_in_training(file)),
         "unsafe": [asdict(finding) for finding in file.findings],
         "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
-        "recipe": _recipe(file),
+        "cannot_go": cannot,
+        "recipe": None if cannot else _recipe(file),
     }
 
 
@@ -69,6 +77,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *(f"  {name:<14} {value}" for name, value in facts["facts"].items()),
         f"  {'input':<14} {'; '.join(facts['inputs']) or 'the file does not say'}",
         f"  {'output':<14} {'; '.join(facts['outputs']) or 'the file does not say'}",
+        f"  {'classes':<14} {facts['classes'] or 'the file does not say'}",
         f"  {'layers':<14} {layers or 'none: a graph without layers'}",
         f"  {'parameters':<14} {counts['total']:,} ({trainable})",
         f"  {'preprocessing':<14} {'; '.join(facts['preprocessing']) or 'none found inside'}",
@@ -99,17 +108,20 @@ def _recipe(file: ModelFile) -> str:
         "model:",
         f"  path: {text(str(file.path.resolve()))}",
     ]
-    if normalises_inside(file.config):
-        lines.append("  preprocessing: none  # it normalises inside")
+    inside = "; ".join(preprocessing_inside(file.config))
+    if arithmetic_inside(file.config):
+        lines.append(f"  preprocessing: auto  # none, if this takes 0..255 to a normalised range: {text(inside)}")
     else:
         lines.append(
-            "  preprocessing: auto  # not in the file: say caffe, tf, torch, unit or none, as it was trained with"
+            "  preprocessing: CHOOSE  # caffe, tf, torch, unit or none, as it was trained with; the file does not say"
+            + (f". none, if this normalises: {text(inside)}" if inside else "")
         )
     if called_in_training(file):
         lines.append("  called_in_training: refuse  # inference: with other answers than the file's, see training=True")
     if file.config is None:
         lines.append("  output: auto  # or say it: logits, softmax or sigmoid")
-    if any("sigmoid" in out for out in outputs(file)) and (class_units(file.config) or 1) > 1:
+    end = ending(file)
+    if end.activation == "sigmoid" and end.shape is not None and end.shape != (1,):
         lines.append("  output: sigmoid  # if exactly one class is right for each image")
     if allow:
         lines.append(

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from export.bounded_json import MOST_DIGITS
-from pipeline.model_file import ModelFile, layers_of
+from pipeline.model_file import ARCHIVE, ModelFile, layer_names, layers_of
 
 _MAIN = ("Conv", "Dense", "Separable", "Depthwise", "BatchNormalization", "MaxPool", "Flatten", "Global")
 _NORMALISING = ("Rescaling", "Normalization")
 _ARITHMETIC = ("Subtract", "Add", "Multiply", "Divide", "TrueDivide", "TFOpLambda")
-_STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_std", "mean", "variance", "count")
+_STATISTICS = (
+    "moving_mean", "moving_variance", "running_mean", "running_std", "mean", "variance", "count", "vector_u",
+)  # fmt: skip
 _NO_ARITHMETIC = (": tf.cast", ": tf.image.resize", ": tf.reshape", ": tf.expand_dims", ": tf.identity")
 _REORDER = ("GetItem", "SlicingOpLambda", "Stack", "Take", "Flip")
 
@@ -35,8 +37,8 @@ def preprocessing_inside(config: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def normalises_inside(config: Mapping[str, Any] | None) -> bool:
-    """Whether the model surely takes pixels as they are, because arithmetic in it normalises them."""
+def arithmetic_inside(config: Mapping[str, Any] | None) -> bool:
+    """Whether what comes before the first convolution may normalise pixels; that shows where it is run."""
     return any(
         text.split(" ")[0] in (*_NORMALISING, *_ARITHMETIC) and not text.endswith(_NO_ARITHMETIC)
         for text in preprocessing_inside(config)
@@ -54,7 +56,8 @@ def parameters(file: ModelFile) -> dict[str, int | None]:
     if file.config is None:
         return {"total": total, "trainable": None, "frozen": None}
     layers = {name: (kind, settings) for name, kind, settings in layers_of(file.config)}
-    if not any(weight.layer in layers for weight in file.weights):  # a SavedModel numbers its variables
+    numbered = file.kind == ARCHIVE and file.written_by.startswith("Keras 2")  # where only some numbers are names too
+    if numbered or not any(weight.layer in layers for weight in file.weights):  # a SavedModel numbers its variables
         return {"total": total, "trainable": None, "frozen": None}
     frozen_models = _inside_frozen(file.config)
     trainable = 0
@@ -63,6 +66,7 @@ def parameters(file: ModelFile) -> dict[str, int | None]:
         statistics = weight.name.endswith(_STATISTICS) or (
             kind == "BatchNormalization" and _is_statistic(weight.name, settings)
         )
+        statistics = statistics or (kind == "SpectralNormalization" and file.kind == ARCHIVE)
         frozen = settings.get("trainable") is False or weight.layer in frozen_models or kind == "Normalization"
         trainable += 0 if statistics or frozen else weight.size
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
@@ -90,7 +94,7 @@ def outputs(file: ModelFile) -> list[str]:
         return _signature(file, "outputs")
     layers = list(layers_of(file.config))
     inner = file.config.get("config")
-    names = _names(inner.get("output_layers")) if isinstance(inner, dict) else []
+    names = layer_names(inner.get("output_layers")) if isinstance(inner, dict) else []
     chosen: list[tuple[str, str, dict[str, Any]]] = [entry for entry in layers if entry[0] in names] or layers[-1:]
     described = []
     for name, kind, settings in chosen:
@@ -99,12 +103,6 @@ def outputs(file: ModelFile) -> list[str]:
         parts = [kind, name, f"{settings['units']} units" if "units" in settings else "", str(activation or "")]
         described.append(" ".join(part for part in parts if part))
     return described
-
-
-def class_units(config: Mapping[str, Any] | None) -> int | None:
-    """Units of the last Dense layer."""
-    units = [settings.get("units") for _, kind, settings in layers_of(config) if kind == "Dense"] if config else []
-    return units[-1] if units else None
 
 
 def _signature(file: ModelFile, side: str) -> list[str]:
@@ -133,18 +131,7 @@ def _inside_frozen(config: Mapping[str, Any]) -> set[str]:
 
 def _outer_inputs(config: Mapping[str, Any]) -> list[str]:
     inner = config.get("config")
-    return _names(inner.get("input_layers")) if isinstance(inner, dict) else []
-
-
-def _names(entries: Any) -> list[str]:
-    """Layer names of ``input_layers``: ["a", 0, 0], [["a", 0, 0], ...] or a dictionary of these."""
-    if isinstance(entries, dict):
-        return [name for entry in entries.values() for name in _names(entry)]
-    if isinstance(entries, list):
-        if entries and isinstance(entries[0], str):
-            return [entries[0]]
-        return [name for entry in entries for name in _names(entry)]
-    return []
+    return layer_names(inner.get("input_layers")) if isinstance(inner, dict) else []
 
 
 def _dtype(settings: Mapping[str, Any]) -> str:

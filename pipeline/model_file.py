@@ -12,6 +12,7 @@ from typing import Any
 
 from export.bounded_json import parse_json
 from pipeline.errors import ModelError
+from pipeline.foreign_files import describe_file, describe_zip
 from pipeline.model_guards import (
     CONFIG_LIMIT,
     GRAPH_LIMIT,
@@ -100,15 +101,17 @@ def read_model_file(path: Path) -> ModelFile:
             f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (nothing there)."
         )
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(32)
     try:
         archive = zipfile.is_zipfile(path)
         if archive and not head.startswith(b"PK\x03\x04"):
             # A zip may hide behind anything: what is checked here would not be what Keras then reads.
             raise ModelError(f"Expected one format. Received: {path}, a zip archive behind something else ({head!r}).")
+        if archive and (other := describe_zip(path)):
+            raise ModelError(f"Expected a Keras model (.keras archive). Received: {path}, {other}.")
         if archive:
             return _read_archive(path)
-        if head == HDF5_SIGNATURE:
+        if head.startswith(HDF5_SIGNATURE):
             return _read_hdf5(path)
     except ModelError:
         raise
@@ -118,10 +121,8 @@ def read_model_file(path: Path) -> ModelFile:
         raise ModelError(
             f"model.path: expected a SavedModel's folder. Received: {path}. Name the folder: {path.parent}."
         )
-    raise ModelError(
-        f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, which is none; it "
-        f"starts with {head!r}."
-    )
+    what = describe_file(path, head) or f"which is none; it starts with {head[:8]!r}"
+    raise ModelError(f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, {what}.")
 
 
 def layers_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -141,6 +142,17 @@ def layers_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str, dict[st
             yield from layers_of(layer)
 
 
+def layer_names(entries: Any) -> list[str]:
+    """Names in ``input_layers`` or ``output_layers``: ["a", 0, 0], [["a", 0, 0], ...] or a dictionary of these."""
+    if isinstance(entries, dict):
+        return [name for entry in entries.values() for name in layer_names(entry)]
+    if isinstance(entries, list):
+        if entries and isinstance(entries[0], str):
+            return [entries[0]]
+        return [name for entry in entries for name in layer_names(entry)]
+    return []
+
+
 def _read_archive(path: Path) -> ModelFile:
     import h5py
 
@@ -154,7 +166,7 @@ def _read_archive(path: Path) -> ModelFile:
         if extracted is not None:
             with extracted, h5py.File(extracted, "r") as file:
                 held = check_hdf5(file, extracted.seek(0, 2), f"{path}: model.weights.h5")
-                weights = tuple(_keras3_weights(file))
+                weights = tuple(_once(_keras3_weights(file), config))
     _check_config(config, held, path)
     version = metadata.get("keras_version", "3 (it does not say which)")
     facts = {"saved": metadata["date_saved"]} if "date_saved" in metadata else {}
@@ -212,10 +224,19 @@ def _text(value: Any) -> str:
 def _keras3_weights(file: Any) -> Iterator[Weight]:
     for name, dataset in hdf5_datasets(file, "weights"):
         parts = name.split("/")  # /layers/conv2d/vars/0, the layer's own name is an attribute of vars
-        if "optimizer" in parts or "vars" not in parts or "seed_generator" in name:
+        # Metrics stand beside the layers in archives of Keras 2 that were saved after a training.
+        if {"optimizer", "metrics"} & set(parts) or "vars" not in parts or "seed_generator" in name:
             continue
         group = "/".join(parts[: parts.index("vars") + 1])
         yield Weight(_text(file[group].attrs.get("name", parts[-3])), parts[-1], dataset.shape)
+
+
+def _once(weights: Iterator[Weight], config: Any) -> Iterator[Weight]:
+    """Without what a SpectralNormalization lists as its own beside its vector: the kernel of the layer it wraps."""
+    wrappers = {name for name, kind, _ in layers_of(config) if kind == "SpectralNormalization"}
+    for weight in weights:
+        if weight.layer not in wrappers or weight.shape[:-1] == (1,):
+            yield weight
 
 
 def _legacy_weights(file: Any) -> Iterator[Weight]:

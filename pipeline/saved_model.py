@@ -22,7 +22,11 @@ from pipeline.tensorflow_start import start_tensorflow
 if TYPE_CHECKING:
     import keras
 
-_NO_WEIGHT = ("OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api")
+# The last: model.export of Keras 3 writes every variable once more, as a list of all.
+_NO_WEIGHT = (
+    "OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api", "_all_variables",
+)  # fmt: skip
+_RANDOM_STATES = (("uint32", [2]), ("int64", [2]), ("int64", [3]))  # of Keras 3 and of Keras 2: no weights
 
 
 def read_saved_model(path: Path) -> ModelFile:
@@ -36,7 +40,6 @@ def read_saved_model(path: Path) -> ModelFile:
     except OSError as error:
         raise ModelError(f"Expected a SavedModel that can be read. Received: {path}: {error}") from error
     start_tensorflow()
-    import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 
     try:
@@ -61,19 +64,30 @@ def read_saved_model(path: Path) -> ModelFile:
         for name, signature in graph.signature_def.items()
         if name != "__saved_model_init_op"
     }
-    weights: list[Weight] = []
-    try:
-        for name, shape in tf.train.list_variables(str(path / "variables" / "variables")):
-            if not any(part in name for part in _NO_WEIGHT):
-                parts = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
-                weights.append(Weight("/".join(parts[:-1]), parts[-1], tuple(shape)))
-    except (tf.errors.OpError, ValueError):
-        pass  # a graph without variables, or it is frozen
+    weights = _variables(path)
     written = f"{version}, TensorFlow {tensorflow}" if version else f"TensorFlow {tensorflow}"
     facts: dict[str, Any] = {"signatures": signatures, "operations": used}
     if config is not None and (unfit := _unfit(layers)):
         facts["taken from"] = f"its graph, not its layers ({unfit})"
-    return ModelFile(path, SAVED_MODEL_FOLDER, written, config, tuple(weights), tuple(findings), facts)
+    return ModelFile(path, SAVED_MODEL_FOLDER, written, config, weights, tuple(findings), facts)
+
+
+def _variables(path: Path) -> tuple[Weight, ...]:
+    """The weights of a SavedModel; none of a graph without variables, or a frozen one."""
+    import tensorflow as tf
+
+    weights = []
+    try:
+        reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
+        shapes, kinds = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except (tf.errors.OpError, ValueError):
+        return ()
+    for name in sorted(shapes):
+        known = (kinds[name].name, shapes[name]) in _RANDOM_STATES
+        if not known and not any(part in name for part in _NO_WEIGHT):
+            parts = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
+            weights.append(Weight("/".join(parts[:-1]), parts[-1], tuple(shapes[name])))
+    return tuple(weights)
 
 
 def load_saved_model(file: ModelFile) -> keras.Model:

@@ -55,6 +55,7 @@ RUN_ENGINES = (
 LOAD_MODEL = (
     "pipeline/loading.py",
     "pipeline/model_file.py",
+    "pipeline/foreign_files.py",
     "pipeline/model_guards.py",
     "pipeline/model_promises.py",
     "pipeline/model_calls.py",

@@ -1,0 +1,242 @@
+"""What a model takes and gives, read off its file, and why it is no image classifier where it is none.
+
+Nothing is built: shapes are followed back from the last layer as far as the architecture says them. Where it does not,
+nothing is said here, and taking the model over finds out. Imports no Keras.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.model_file import ModelFile, layer_names
+
+Shape = tuple[int | None, ...]  # without the batch
+
+_SAME = frozenset(
+    """
+    Activation ActivityRegularization AlphaDropout BatchNormalization BatchNormalizationV1 Dropout ELU GaussianDropout
+    GaussianNoise GroupNormalization Identity LayerNormalization LeakyReLU PReLU ReLU Softmax SpatialDropout2D
+    ThresholdedReLU UnitNormalization Add Average Maximum Minimum Multiply Subtract
+    """.split()  # noqa: SIM905
+)
+_PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
+_SMALLEST = 8  # pixels
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The output of a layer.
+
+    Attributes:
+        shape: without the batch; None where the architecture does not say.
+        activation: the last one, None where it is none or not known.
+    """
+
+    shape: Shape | None
+    activation: str | None
+
+    @property
+    def classes(self) -> int | None:
+        """Classes of a classifier with this end: two where one unit decides."""
+        units = self.shape[0] if self.shape is not None and len(self.shape) == 1 else None
+        return 2 if units == 1 else units
+
+
+def ending(file: ModelFile) -> Ending:
+    """What the first output of a model is."""
+    if file.config is None:
+        given = list(_signature(file, "outputs").values())
+        return Ending(given[0][1] if given else None, None)
+    return _ending(file.config)
+
+
+def why_no_classifier(file: ModelFile) -> str | None:
+    """Why a model cannot be deployed, as a sentence without a stop; None where nothing speaks against it."""
+    if final := [f for f in file.findings if not f.allowable]:
+        return f"{final[0].name}: {final[0].why}"
+    if file.config is None:
+        signatures = file.facts.get("signatures", {})
+        if "serving_default" not in signatures and len(signatures) != 1:
+            return f"no signature serving_default, but {', '.join(signatures) or 'none at all'}"
+        inputs, outputs = (list(_signature(file, side).values()) for side in ("inputs", "outputs"))
+    else:
+        inputs = list(_inputs(file.config))
+        outputs = [("", None)] * max(1, len(layer_names(_inner(file.config).get("output_layers"))))
+    if len(inputs) > 1:
+        return f"it takes {len(inputs)} inputs, and an image classifier takes one image"
+    if len(outputs) > 1:
+        return f"it gives {len(outputs)} outputs, and an image classifier gives one, (N, classes)"
+    return (_why_no_image(*inputs[0]) if inputs else None) or _why_no_classes(ending(file), inputs)
+
+
+def _why_no_image(kind: str, shape: Shape | None) -> str | None:
+    if kind == "string":
+        return "it takes texts or encoded pictures, and pixels are due"
+    if shape is None:
+        return None
+    if len(shape) != 3:
+        image = len(shape) == 2 and min(n or _SMALLEST for n in shape) >= _SMALLEST  # greyscale without its channel
+        what = {0: "numbers", 1: "rows of numbers", 2: "sequences", 4: "videos or volumes"}.get(len(shape), "no images")
+        return None if image else f"it takes {what}, {_text(shape)}, and images are due, (N, height, width, 3 or 1)"
+    if shape[2] not in (1, 3, None):
+        first = shape[0] in (1, 3)
+        return f"it takes {_text(shape)}: " + ("channels come first" if first else f"{shape[2]} channels")
+    return None
+
+
+def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str | None:
+    shape = end.shape
+    if shape is None:
+        return None
+    if len(shape) != 1:
+        taken = inputs[0][1] if inputs else None
+        same = taken is not None and len(shape) == 3 and shape[0] == taken[0] and shape[0] is not None
+        what = "a picture or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
+        return f"it gives {what}, {_text(shape)}, and an image classifier gives (N, classes)"
+    if shape[0] == 1 and end.activation == "linear":
+        return (
+            "it gives one number without a sigmoid, as a regression does. If that is the logit of the second of two "
+            "classes, say so in a recipe: model.output: logits"
+        )
+    return None
+
+
+def _ending(config: Mapping[str, Any]) -> Ending:
+    layers = {_name(layer): layer for layer in _layers(config)}
+    names = layer_names(_inner(config).get("output_layers")) or list(layers)[-1:]
+    return _of(layers, names[0], set()) if names and names[0] in layers else Ending(None, None)
+
+
+def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
+    """The output of a layer by its name; ``seen``: layers on the way, which a damaged file may lead round in a ring."""
+    layer = layers.get(name)
+    if layer is None or name in seen:
+        return Ending(None, None)
+    kind, settings = str(layer.get("class_name")), _inner(layer)
+    if "layers" in settings or isinstance(layer.get("config"), list):
+        return _ending(layer)
+    if kind == "InputLayer":
+        return Ending(_batched(settings), None)
+    source = _source(layers, name)
+    before = _of(layers, source, seen | {name}) if source is not None else Ending(_batched(settings), None)
+    given = _recorded(layer) or before.shape
+    own = settings.get("activation")
+    activation = own if isinstance(own, str) else own.get("config") if isinstance(own, dict) else None
+    if kind in ("Softmax", "Sigmoid"):
+        activation = kind.lower()
+    if kind in _PASSING or (kind == "Activation" and activation == "linear"):
+        activation = before.activation
+    return Ending(_shape(kind, settings, given), activation if isinstance(activation, str) else None)
+
+
+def _shape(kind: str, settings: Mapping[str, Any], given: Shape | None) -> Shape | None:
+    """The shape that a layer makes of another."""
+    units = settings.get("units", settings.get("output_dim"))
+    if kind == "Dense" and isinstance(units, int):
+        return None if given is None else (*given[:-1], units)
+    if kind == "Flatten":
+        known = given is not None and None not in given
+        return (math.prod(n for n in given if n is not None),) if given is not None and known else (None,)
+    if kind == "Reshape":
+        target = settings.get("target_shape")
+        return tuple(n if n != -1 else None for n in target) if isinstance(target, list) else None
+    if kind in ("Conv2D", "SeparableConv2D", "Conv2DTranspose", "Convolution2D"):
+        filters = settings.get("filters", settings.get("nb_filter"))
+        kept = settings.get("padding") == "same" and settings.get("strides") in (1, [1, 1], (1, 1))
+        sides = given[:2] if kept and given is not None and len(given) == 3 else (None, None)
+        return (*sides, filters if isinstance(filters, int) else None)
+    if kind.startswith("Global") and kind.endswith("2D"):
+        channels = given[-1] if given else None
+        return (1, 1, channels) if settings.get("keepdims") else (channels,)
+    if kind.startswith(("MaxPool", "AveragePool", "UpSampling", "ZeroPadding", "Cropping")) and kind.endswith("2D"):
+        return (None, None, given[-1] if given else None)
+    return given if kind in _SAME else None
+
+
+def _source(layers: Mapping[str, Any], name: str) -> str | None:
+    """The layer whose output a layer takes first; in a Sequential, the one before it."""
+    nodes = layers[name].get("inbound_nodes")
+    found = next(_histories(nodes), None)
+    if found is not None:
+        return found
+    if nodes:
+        return None
+    order = list(layers)
+    place = order.index(name)
+    return order[place - 1] if place and not any(layer.get("inbound_nodes") for layer in layers.values()) else None
+
+
+def _histories(nodes: Any) -> Iterator[str]:
+    if isinstance(nodes, dict):
+        history = _inner(nodes).get("keras_history")
+        if isinstance(history, list) and history:
+            yield str(history[0])
+        else:
+            for value in nodes.values():
+                yield from _histories(value)
+    elif isinstance(nodes, list):
+        if len(nodes) >= 3 and isinstance(nodes[0], str) and isinstance(nodes[1], int):
+            yield nodes[0]
+        else:
+            for value in nodes:
+                yield from _histories(value)
+
+
+def _recorded(layer: Mapping[str, Any]) -> Shape | None:
+    """The input's shape as Keras 3 writes it down beside a layer."""
+    build = layer.get("build_config")
+    shape = build.get("input_shape") if isinstance(build, dict) else None
+    return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
+
+
+def _batched(settings: Mapping[str, Any]) -> Shape | None:
+    shape = settings.get("batch_shape") or settings.get("batch_input_shape")
+    shape = shape.get("items") if isinstance(shape, dict) else shape  # in a SavedModel
+    return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
+
+
+def _sizes(shape: list[Any]) -> Shape | None:
+    return tuple(shape) if all(n is None or isinstance(n, int) for n in shape) else None
+
+
+def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape | None]]:
+    """Kind and shape of every input of the whole model."""
+    layers = {_name(layer): layer for layer in _layers(config)}
+    for name in layer_names(_inner(config).get("input_layers")) or list(layers)[:1]:
+        settings = _inner(layers.get(name, {}))
+        dtype = settings.get("dtype", "float32")
+        yield dtype if isinstance(dtype, str) else "float32", _batched(settings)
+
+
+def _signature(file: ModelFile, side: str) -> dict[str, tuple[str, Shape | None]]:
+    """Kind and shape of what a SavedModel's signature takes or gives, from ``float32 (None, 32, 32, 3)``."""
+    signatures = file.facts.get("signatures", {})
+    chosen: dict[str, Any] = signatures.get("serving_default") or next(iter(signatures.values()), {})
+    found: dict[str, tuple[str, Shape | None]] = {}
+    for name, text in chosen.get(side, {}).items():
+        kind, _, shape = text.partition(" ")
+        found[name] = kind, tuple(ast.literal_eval(shape))[1:] if shape not in ("", "()") else None
+    return found
+
+
+def _layers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    inner = config.get("config")
+    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
+    return [layer for layer in layers if isinstance(layer, dict)]
+
+
+def _inner(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = node.get("config")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _name(layer: Mapping[str, Any]) -> str:
+    return str(layer.get("name") or _inner(layer).get("name") or "unnamed")
+
+
+def _text(shape: Shape) -> str:
+    return f"(N{''.join(f', {n}' for n in shape)})"

@@ -1,0 +1,108 @@
+"""Names the files that are no Keras model but are brought as one, and says what to do with each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.zip_files import open_zip
+
+_KERAS = "This takes the Keras model that it was made of"
+_TORCH = "PyTorch's. This takes Keras models only: build the network in Keras, and copy its weights layer by layer"
+_UNPACK = "Unpack it, and name what is inside"
+# What a file begins with; before its name, because names lie.
+_HEADS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", f"a gzip archive. {_UNPACK}"),
+    (b"BZh", f"a bzip2 archive. {_UNPACK}"),
+    (b"\xfd7zXZ\x00", f"an xz archive. {_UNPACK}"),
+    (b"7z\xbc\xaf\x27\x1c", f"a 7z archive. {_UNPACK}"),
+    (b"Rar!", f"a RAR archive. {_UNPACK}"),
+    (b"\x93NUMPY", "an array of NumPy, not a model"),
+    (b"ftrt", f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}"),
+    (b"ptrt", f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}"),
+    (b"version https://git-lfs", "a pointer of Git LFS: the model itself was not fetched. Run git lfs pull"),
+    (b"<!DOCTYPE", "a web page, which came instead of the file. Download the file itself"),
+    (b"<html", "a web page, which came instead of the file. Download the file itself"),
+)
+_SUFFIXES = {
+    ".onnx": f"an ONNX model, which is what this makes. {_KERAS}",
+    ".tflite": f"a TensorFlow Lite model, which cannot be turned back. {_KERAS}",
+    ".plan": f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}",
+    ".engine": f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}",
+    ".trt": f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}",
+    ".pb": "a graph of TensorFlow without the folder of a SavedModel. Save the model whole, with "
+    "model.export('folder'), and name that folder",
+    ".pbtxt": "a graph of TensorFlow as text, without weights. Save the model whole, and name that file or folder",
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+    ".safetensors": "weights alone, without a network. Load them into the Keras model, save it whole, and name that",
+    ".ckpt": "a checkpoint of TensorFlow: weights alone. Build the model, model.load_weights(...), and save it whole",
+    ".index": "a checkpoint of TensorFlow: weights alone. Build the model, model.load_weights(...), and save it whole",
+    ".npz": "arrays of NumPy, not a model. Build the model, model.set_weights(...), and save it whole",
+    ".json": "an architecture alone, without weights. keras.models.model_from_json(...), load its weights, and save it "
+    "whole",
+    ".yaml": "text. A recipe is given with -c; here a model is due",
+    ".pkl": "a Python pickle, which runs code when it is opened. Save the model with model.save('model.keras')",
+    ".joblib": "a Python pickle, which runs code when it is opened. Save the model with model.save('model.keras')",
+    ".mlmodel": f"a Core ML model. {_KERAS}",
+    ".caffemodel": "a Caffe model. This takes Keras models only",
+}
+
+
+def describe_file(path: Path, head: bytes) -> str:
+    """What a file is that holds no Keras model, and what to do, as a sentence's end without a stop.
+
+    Args:
+        path: the file.
+        head: its first bytes, 32 or more where it has them.
+
+    Returns:
+        Empty where it is nothing that is known here.
+    """
+    if not head:
+        return "an empty file"
+    if head[4:8] == b"TFL3":
+        return _SUFFIXES[".tflite"]
+    for start, what in _HEADS:
+        if head.startswith(start):
+            return what
+    if re.search(r"\.data-\d+-of-\d+$", path.name):
+        return _SUFFIXES[".ckpt"]
+    if head.startswith(b"\x80") and path.suffix not in (".pt", ".pth"):
+        return _SUFFIXES[".pkl"]
+    return _SUFFIXES.get(path.suffix.lower(), "")
+
+
+def describe_zip(path: Path) -> str:
+    """The same of a zip archive; empty where it may be a Keras archive.
+
+    Raises:
+        ModelError: a zip that is not safe to open.
+        zipfile.BadZipFile: damaged.
+    """
+    with open_zip(path) as archive:
+        names = archive.namelist()
+    if "config.json" in names:
+        return ""
+    return _zipped(names) or "a zip archive without a Keras model"
+
+
+def _zipped(names: Sequence[str]) -> str:
+    def folder(member: str) -> str | None:
+        found = next((name for name in names if name == member or name.endswith(f"/{member}")), None)
+        return None if found is None else found.removesuffix(member).rstrip("/")
+
+    if (inside := folder("saved_model.pb")) is not None:
+        return f"a SavedModel in a zip archive. Unzip it, and name the folder{f' {inside}' if inside else ''}"
+    if (inside := folder("config.json")) is not None and folder("model.weights.h5") is not None:
+        return (
+            "a .keras archive that was unpacked and zipped with its folder. Zip its content: "
+            f"cd {inside} && zip -0 -r ../model.keras ."
+        )
+    if folder("data.pkl") is not None:
+        return _TORCH
+    if names and all(name.endswith(".npy") for name in names):
+        return _SUFFIXES[".npz"]
+    held = [name for name in names if Path(name).suffix in (".keras", ".h5", ".hdf5")]
+    return f"a zip archive. Unzip it, and name {held[0]}" if held else ""

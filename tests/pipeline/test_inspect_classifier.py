@@ -1,0 +1,243 @@
+"""``inspect``: the number of classes, counts as Keras counts, and why something cannot be deployed."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+import yaml
+from keras import layers
+
+from pipeline.config import load_recipe
+from pipeline.errors import ModelError, RecipeError
+from pipeline.inspecting import describe, inspect_model
+from pipeline.model_file import read_model_file
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def model(*after: Any, shape: tuple[int | None, ...] = (16, 16, 3), package: Any = keras) -> Any:
+    """Layers on an image."""
+    x = inputs = package.Input(shape, name="pixels")
+    for layer in after:
+        x = layer(x)
+    return package.Model(inputs, x)
+
+
+def facts(built: Any, path: Path) -> dict[str, Any]:
+    built.export(str(path), verbose=False) if path.suffix == "" else built.save(path)
+    return describe(read_model_file(path))
+
+
+def body(package: Any = keras) -> list[Any]:
+    part = package.layers
+    return [part.Conv2D(4, 3, name="conv"), part.GlobalAveragePooling2D(name="pool")]
+
+
+# --- classes ---
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda part: [part.GlobalAveragePooling2D(), part.Dense(5), part.Activation("softmax")],
+        lambda part: [part.GlobalAveragePooling2D(), part.Dense(5), part.Softmax()],
+        lambda part: [part.Conv2D(5, 1), part.GlobalAveragePooling2D(), part.Activation("softmax")],
+        lambda part: [part.GlobalMaxPooling2D(keepdims=True), part.Conv2D(5, 1), part.Reshape((5,)), part.Softmax()],
+        lambda part: [part.GlobalAveragePooling2D(keepdims=True), part.Conv2D(5, 1, padding="same"), part.Flatten()],
+        lambda part: [part.Flatten(), part.Dense(5, activation="softmax"), part.Dropout(0.1)],
+    ],
+    ids=["activation", "softmax", "pooled", "reshape", "flatten", "dropout"],
+)
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras3", "keras2"])
+def test_classes_are_found_behind_what_stands_at_the_end(tmp_path: Path, head: Any, package: Any) -> None:
+    built = model(package.layers.Conv2D(4, 3), *head(package.layers), package=package)
+    assert facts(built, tmp_path / "m.h5")["classes"] == 5
+
+
+def test_one_sigmoid_is_two_classes(tmp_path: Path) -> None:
+    found = facts(model(*body(), layers.Dense(1), layers.Activation("sigmoid")), tmp_path / "m.keras")
+    assert (found["classes"], found["cannot_go"]) == (2, None)
+
+
+def test_sigmoids_are_seen_behind_an_activation(tmp_path: Path) -> None:
+    found = facts(model(*body(), layers.Dense(4), layers.Activation("sigmoid")), tmp_path / "m.keras")
+    assert yaml.safe_load(found["recipe"])["model"]["output"] == "sigmoid"
+
+
+def test_a_nested_head_and_a_signature(tmp_path: Path) -> None:
+    head = keras.Sequential([layers.Input((4,)), layers.Dense(6), layers.Softmax()], name="head")
+    assert facts(model(*body(), head), tmp_path / "m.keras")["classes"] == 6
+    assert facts(model(*body(), head), tmp_path / "saved")["classes"] == 6
+
+
+# --- what cannot go ---
+
+
+@pytest.mark.parametrize(
+    ("built", "why"),
+    [
+        (lambda: model(layers.Dense(3), shape=(8,)), r"rows of numbers, \(N, 8\), and images are due"),
+        (lambda: model(*body(), layers.Dense(1)), "one number without a sigmoid, as a regression does"),
+        (lambda: model(layers.Conv2D(3, 3, padding="same")), r"a picture or a map for each input, \(N, 16, 16, 3\)"),
+        (lambda: model(layers.Conv2D(64, 3, strides=2)), r"a feature map, \(N, .*, 64\)"),
+        (lambda: model(*body(), layers.Dense(3), shape=(16, 16, 5)), r"takes \(N, 16, 16, 5\): 5 channels"),
+        (lambda: model(layers.Flatten(), layers.Dense(3), shape=(3, 16, 16)), "channels come first"),
+        (lambda: model(layers.Flatten(), layers.Dense(3), shape=(4, 16, 16, 3)), "videos or volumes"),
+    ],
+    ids=["numbers", "regression", "denoiser", "backbone", "channels", "first", "video"],
+)
+@pytest.mark.parametrize("kind", ["m.keras", "m.h5"])
+def test_what_cannot_go_gets_a_reason_and_no_recipe(
+    tmp_path: Path, built: Any, why: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = facts(built(), tmp_path / kind)
+    assert found["recipe"] is None
+    assert found["classes"] is None
+    assert re.search(why, found["cannot_go"])
+    inspect_model(tmp_path / kind)
+    assert "no recipe: this cannot be deployed as an image classifier, because" in capsys.readouterr().out
+
+
+def test_a_signature_that_cannot_go(tmp_path: Path) -> None:
+    found = facts(model(layers.Dense(3), shape=(8,)), tmp_path / "saved")
+    assert "rows of numbers, (N, 8)" in found["cannot_go"]
+    assert found["recipe"] is None
+
+
+def test_two_inputs_or_outputs_cannot_go(tmp_path: Path) -> None:
+    one, two = keras.Input((8, 8, 3), name="one"), keras.Input((8, 8, 3), name="two")
+    x = layers.Flatten(name="flat")(layers.Add(name="sum")([one, two]))
+    assert (
+        "takes 2 inputs"
+        in facts(keras.Model([one, two], layers.Dense(3, name="first")(x)), tmp_path / "in.keras")["cannot_go"]
+    )
+    alone = layers.Flatten(name="flat_one")(one)
+    ends = [layers.Dense(n, name=f"end{n}")(alone) for n in (2, 3)]
+    assert "gives 2 outputs" in facts(keras.Model(one, ends), tmp_path / "out.keras")["cannot_go"]
+
+
+def test_what_cannot_be_built_gets_no_recipe(tmp_path: Path) -> None:
+    built = model(layers.RandomFlip(name="flip"), *body(), layers.Dense(3))
+    built.save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["config.json"] = members["config.json"].replace(b"RandomFlip", b"TheirBlock")
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    found = describe(read_model_file(tmp_path / "other.keras"))
+    assert "TheirBlock" in found["cannot_go"]
+    assert found["recipe"] is None
+
+
+def test_a_recipe_says_what_must_be_chosen(tmp_path: Path) -> None:
+    found = facts(model(*body(), layers.Dense(3, activation="softmax")), tmp_path / "m.keras")
+    (tmp_path / "r.yaml").write_text(found["recipe"])
+    with pytest.raises(RecipeError, match=r"model\.preprocessing: expected one of auto, caffe.*Received: 'CHOOSE'"):
+        load_recipe(tmp_path / "r.yaml")
+    chosen = load_recipe(tmp_path / "r.yaml", ["model.preprocessing=unit"])
+    assert chosen.model.preprocessing == "unit"
+
+
+# --- counts ---
+
+
+def counted(package: Any, kind: str) -> Any:
+    part = package.layers
+    x = inputs = package.Input((16, 16, 3), name="pixels")
+    if kind == "random":
+        x = part.RandomRotation(0.1)(part.RandomFlip()(x))
+    elif kind == "normalization":
+        x = part.Normalization()(x)
+    elif kind == "nested twice":
+        inner = package.Sequential([part.Input((16, 16, 3)), part.Conv2D(3, 3, padding="same")], name="inner")
+        x = inner(inner(x))
+    x = part.BatchNormalization()(part.Conv2D(4, 3, use_bias=False)(x))
+    x = part.LSTM(6)(part.Reshape((14, 56))(x)) if kind == "recurrent" else part.GlobalAveragePooling2D()(x)
+    if kind == "spectral":
+        x = part.SpectralNormalization(part.Dense(5))(x)
+    built = package.Model(inputs, part.Dense(3, activation="softmax")(part.Dropout(0.1)(x)))
+    if kind == "trained":
+        built.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        built.fit(np.zeros((2, 16, 16, 3)), np.zeros(2), verbose=0)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"),
+    [
+        *((keras, kind) for kind in ("random", "normalization", "nested twice", "recurrent", "spectral", "trained")),
+        *((tf_keras, kind) for kind in ("normalization", "trained")),
+        *(pytest.param(tf_keras, kind, marks=pytest.mark.slow) for kind in ("random", "nested twice", "recurrent")),
+    ],
+)
+def test_parameters_are_those_that_keras_counts(tmp_path: Path, package: Any, kind: str) -> None:
+    built = counted(package, kind)
+    trainable = sum(int(np.prod(w.shape)) for w in built.trainable_weights)
+    ways = ["m.keras", "m.h5", "export"] + (["saved"] if package is tf_keras else [])
+    for way in ways:
+        path = tmp_path / way
+        if way == "export":
+            built.export(str(path), **({"verbose": False} if package is keras else {}))
+        else:
+            built.save(str(path))
+        found = describe(read_model_file(path))["parameters"]
+        assert found["total"] == built.count_params(), way
+        assert found["trainable"] in (trainable, None), way
+        assert found["trainable"] is not None or way in ("export", "saved") or package is tf_keras
+
+
+# --- files of other kinds ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("m.onnx", b"\x08\x08\x12\x07pytorch", "an ONNX model, which is what this makes"),
+        ("m.bin", b"\x1c\0\0\0TFL3" + bytes(40), "a TensorFlow Lite model"),
+        ("graph.pb", b"\n\x10", "without the folder of a SavedModel"),
+        ("m.pth", b"\x80\x02\x8a\n", "PyTorch's"),
+        ("m.plan", b"ftrt\0\0", "a TensorRT engine"),
+        ("m.h5", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ("m.h5", b"<!DOCTYPE html>", "a web page"),
+        ("m.keras.gz", b"\x1f\x8b\x08", "a gzip archive"),
+        ("m.pkl", b"\x80\x04\x95", "a Python pickle"),
+        ("m.safetensors", b"\x08\0\0\0\0\0\0\0{}", "weights alone"),
+        ("m.json", b"{}", "an architecture alone"),
+        ("m.h5", b"", "an empty file"),
+        ("m.what", b"hello", r"which is none; it starts with b'hello'"),
+    ],
+)
+def test_a_file_is_told_what_it_is(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=what):
+        read_model_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("members", "what"),
+    [
+        (["m/saved_model.pb", "m/variables/variables.index"], "a SavedModel in a zip archive. Unzip it.* folder m"),
+        (["archive/data.pkl", "archive/version"], "PyTorch's"),
+        (["m/config.json", "m/model.weights.h5"], "zipped with its folder. Zip its content: cd m "),
+        (["a.npy", "b.npy"], "arrays of NumPy"),
+        (["models/best.h5"], "Unzip it, and name models/best.h5"),
+        (["readme.txt"], "a zip archive without a Keras model"),
+    ],
+)
+def test_a_zip_is_told_what_it_holds(tmp_path: Path, members: list[str], what: str) -> None:
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        for member in members:
+            archive.writestr(member, "x")
+    with pytest.raises(ModelError, match=what):
+        read_model_file(tmp_path / "m.zip")
