@@ -91,7 +91,7 @@ def test_the_recipe_is_one(modern, capsys: pytest.CaptureFixture[str], tmp_path:
     recipe = load_recipe(tmp_path / "stub.yaml")
     assert recipe.name == "modern"
     assert recipe.model.path == str(modern[0].resolve())
-    assert recipe.model.preprocessing == "none"
+    assert recipe.model.preprocessing == "auto"
 
 
 def test_no_framework_is_needed_for_files(tmp_path: Path) -> None:
