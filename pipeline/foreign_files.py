@@ -75,7 +75,7 @@ def describe_file(path: Path, head: bytes) -> str:
 
 
 def describe_zip(path: Path) -> str:
-    """The same of a zip archive; empty where it may be a Keras archive.
+    """The same of a zip archive; empty where it may be a Keras archive, or is nothing known.
 
     Raises:
         ModelError: a zip that is not safe to open.
@@ -83,9 +83,7 @@ def describe_zip(path: Path) -> str:
     """
     with open_zip(path) as archive:
         names = archive.namelist()
-    if "config.json" in names:
-        return ""
-    return _zipped(names) or "a zip archive without a Keras model"
+    return "" if "config.json" in names else _zipped(names)
 
 
 def _zipped(names: Sequence[str]) -> str:

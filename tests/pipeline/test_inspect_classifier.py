@@ -232,7 +232,6 @@ def test_a_file_is_told_what_it_is(tmp_path: Path, name: str, content: bytes, wh
         (["m/config.json", "m/model.weights.h5"], "zipped with its folder. Zip its content: cd m "),
         (["a.npy", "b.npy"], "arrays of NumPy"),
         (["models/best.h5"], "Unzip it, and name models/best.h5"),
-        (["readme.txt"], "a zip archive without a Keras model"),
     ],
 )
 def test_a_zip_is_told_what_it_holds(tmp_path: Path, members: list[str], what: str) -> None:
