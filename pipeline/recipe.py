@@ -188,7 +188,7 @@ class Quantize:
     sensitivity: Literal["auto", "always", "never"] = "auto"
     sensitivity_images: int = 32  # held-out images that measure a layer; all of them judge the whole model
     max_kept: float = 0.1  # share of the convolutions that may stay in FP16 to meet verify.thresholds.int8
-    max_kept_fp32: float = 0.5  # share of the convolutions that may stay in FP32 to meet verify.thresholds.fp16
+    max_kept_fp32: float = 0.75  # share of the convolutions that may stay in FP32 to meet verify.thresholds.fp16
     held_out: float = 0.25  # share of the calibration images that gives no scales but judges them
     min_images: int = 128  # fewer calibration images than this are refused
     max_images: int = 512
