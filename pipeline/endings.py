@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.model_file import ModelFile, layer_names
+from pipeline.original import layout_of
 
 Shape = tuple[int | None, ...]  # without the batch
 
@@ -24,7 +25,6 @@ _SAME = frozenset(
     """.split()  # noqa: SIM905
 )
 _PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
-_SMALLEST = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,10 @@ def _why_no_image(kind: str, shape: Shape | None) -> str | None:
         return "it takes texts or encoded pictures, and pixels are due"
     if shape is None:
         return None
-    if len(shape) != 3:
-        image = len(shape) == 2 and min(n or _SMALLEST for n in shape) >= _SMALLEST  # greyscale without its channel
-        what = {0: "numbers", 1: "rows of numbers", 2: "sequences", 4: "videos or volumes"}.get(len(shape), "no images")
-        return None if image else f"it takes {what}, {_text(shape)}, and images are due, (N, height, width, 3 or 1)"
-    if shape[2] not in (1, 3, None):
-        first = shape[0] in (1, 3)
-        return f"it takes {_text(shape)}: " + ("channels come first" if first else f"{shape[2]} channels")
-    return None
+    layout, what = layout_of(shape)
+    return (
+        None if layout is not None else f"it takes {what}, {_text(shape)}; images are due, (N, height, width, 3 or 1)"
+    )
 
 
 def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str | None:

@@ -85,7 +85,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if called := facts["called_in_training"]:
         listed = ", ".join(called[:3]) + (", ..." if called[3:] else "")
         lines.append(
-            f"  {'training=True':<14} in the calls of {len(called)} layers ({listed}); refused unless "
+            f"  {'training=True':<14} in the calls of {len(called)} of its layers ({listed}); refused unless "
             "model.called_in_training says inference"
         )
     for finding in facts["unsafe"]:

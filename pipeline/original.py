@@ -76,26 +76,38 @@ def form_of(model: keras.Model, where: Path) -> Form:
     if len(inputs) > 1:
         raise ModelError(f"Expected one input, an image. Received: {where} with {len(inputs)}: {listed(inputs)}.")
     batch, *shape = inputs[0].shape
-    dtype = str(inputs[0].dtype)
     found = f"{where} takes {tuple(inputs[0].shape)}"
-    if len(shape) == 2 and all(side is not None and side >= SMALLEST_PLANE for side in shape):
-        return Form(shape[0], shape[1], 1, "plane", dtype, batch)
-    if len(shape) != 3:
-        kind = {1: "rows of numbers", 2: "sequences", 4: "videos or volumes"}.get(len(shape), "something else")
-        raise ModelError(f"Expected an image classifier, input (N, height, width, 3). Received: {found}, {kind}.")
-    if shape[0] in (1, 3) and (shape[2] is None or shape[2] > 4):
-        form = Form(shape[1], shape[2], shape[0], "first", dtype, batch)
-    elif shape[2] in (1, 3):
-        form = Form(shape[0], shape[1], shape[2], "last", dtype, batch)
-    else:
-        raise ModelError(
-            f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {found}: {shape[2]} channels."
-        )
+    layout, why = layout_of(tuple(shape))
+    if layout is None:
+        raise ModelError(f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {found}: {why}.")
+    form = Form(*_sides(tuple(shape), layout), layout, str(inputs[0].dtype), batch)
     if form.grey and len(model.outputs) == 1 and len(model.outputs[0].shape) > 2:
         return form  # its output says better what it is
     if min(form.height or SMALLEST, form.width or SMALLEST) < SMALLEST:
         raise ModelError(f"Expected an image classifier. Received: {found}, which is too small for an image.")
     return form
+
+
+def layout_of(shape: tuple[int | None, ...]) -> tuple[str | None, str]:
+    """How a model of this input shape, without the batch, takes pictures: its layout, or None and why it takes none."""
+    if len(shape) == 2 and all(side is not None and side >= SMALLEST_PLANE for side in shape):
+        return "plane", ""
+    if len(shape) != 3:
+        kinds = {0: "numbers", 1: "rows of numbers", 2: "sequences", 4: "videos or volumes"}
+        return None, kinds.get(len(shape), "no images")
+    if shape[2] in (1, 3):
+        return "last", ""
+    if shape[0] in (1, 3) and (shape[2] is None or shape[2] > 4):
+        return "first", ""
+    return None, f"{shape[2]} channels" if shape[2] is not None else "any number of channels"
+
+
+def _sides(shape: tuple[int | None, ...], layout: str) -> tuple[int | None, int | None, int]:
+    """Height, width and channels."""
+    if layout == "plane":
+        return shape[0], shape[1], 1
+    channels, height, width = shape if layout == "first" else (shape[2], shape[0], shape[1])
+    return height, width, 3 if channels == 3 else 1
 
 
 def answers(model: keras.Model, values: np.ndarray, batch: int | None = None) -> np.ndarray:
