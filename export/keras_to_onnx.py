@@ -225,7 +225,8 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     if loops := [node.name for node in result.graph.node if node.op_type in ("Loop", "Scan")]:
         raise ExportError(
             f"Expected recurrent layers of a fixed number of steps, {MOST_STEPS} at most. "
-            f"Received: {', '.join(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node)."
+            f"Received: {', '.join(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node; a "
+            "loop in a SavedModel's own graph cannot be unrolled: bring the model's .keras or .h5 file)."
         )
     if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
         raise ExportError(

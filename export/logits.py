@@ -249,11 +249,19 @@ def without_activation(layer: Any) -> Any:
 
 def remade(layer: Any, changes: dict[str, Any]) -> Any:
     """Returns a layer of the same class and weights with some settings changed."""
-    new = type(layer).from_config(layer.get_config() | changes)
+    config = layer.get_config() | changes
+    new = type(layer).from_config(_with_dtype(config, changes["dtype"]) if "dtype" in changes else config)
     if layer.weights:
         new.build(*_build_shapes(layer))
         new.set_weights([np.asarray(w) for w in layer.get_weights()])
     return new
+
+
+def _with_dtype(config: Any, dtype: str) -> Any:
+    """Returns a config whose layers inside, those of a Bidirectional or of an RNN of cells, compute in `dtype` too."""
+    if isinstance(config, dict):
+        return {k: dtype if k == "dtype" and v is not None else _with_dtype(v, dtype) for k, v in config.items()}
+    return [_with_dtype(value, dtype) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def _build_shapes(layer: Any) -> list[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.statistics import McNemar, drop_interval, mcnemar, wilson_interval
+from export.visible_logits import visible
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
     Raises:
         ExportError: If the shapes do not fit or the reference is not finite.
     """
-    a, b = _pair(_rows(reference), _rows(candidate))
+    a, b = (visible(logits) for logits in _pair(_rows(reference), _rows(candidate)))
     agreement = top1_agreement(a, b)
     distances = Comparison(
         images=a.shape[0],

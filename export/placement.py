@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.graph import constants, consumers, producers
+from export.graph import attribute, constants, consumers, producers
 from export.naming import keras_layer
 from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
@@ -82,11 +82,21 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
             edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
         elif node.op_type == "Add" and (index := skip_input(node, graph)) is not None:
             edges.append(Edge(node.name, index, node.input[index], "skip branch of a residual Add"))
+        elif node.op_type in _POOLS and _over_batch(node, table):
+            continue
         elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, readers, table):
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
         elif node.op_type == "MaxPool" and (_is(source, "Pad") or _has_border(node, readers, table)):
             edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
     return [edge for edge in edges if edge.node not in kept]
+
+
+def _over_batch(pool: onnx.NodeProto, table: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a mean is over axis 0: models or crops were stacked there, and the pictures lie on another axis."""
+    axes = list(attribute(pool, "axes", []))
+    if len(pool.input) > 1 and pool.input[1] in table:
+        axes += onnx.numpy_helper.to_array(table[pool.input[1]]).tolist()
+    return 0 in axes
 
 
 def _ends_the_map(
@@ -141,7 +151,11 @@ def measured_tensors(model: onnx.ModelProto) -> list[str]:
     maps = {  # shapes and other whole numbers are computed as well
         info.name
         for info in (*inferred.value_info, *inferred.output)
-        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and len(info.type.tensor_type.shape.dim) >= 2
+        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        and len(info.type.tensor_type.shape.dim) >= 2
+        and info.type.tensor_type.shape.dim[1].HasField(
+            "dim_value"
+        )  # else the batch is there, and axis 0 something else
     }
     names = (names & maps) | set(quantizable_tensors(model))
     return [name for node in model.graph.node for name in node.output if name in names]

@@ -33,7 +33,7 @@ _BF16_OPSET = 22  # Conv and pools take BF16 from here on
 _PREPROCESSING = (
     "Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad", "ReduceSum", "Floor",
 )  # fmt: skip
-FP32_OPS = ("Softmax", "TopK", "Log")  # of a probability, whose floor FP16 does not hold
+FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
 _CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
 _CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring

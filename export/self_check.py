@@ -19,6 +19,7 @@ from export.graph import copy_model, op_counts
 from export.naming import keras_layer
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
+from export.visible_logits import visible
 
 if TYPE_CHECKING:
     import keras
@@ -166,6 +167,7 @@ def _difference(expected: np.ndarray, received: np.ndarray) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
+    expected, received = visible(expected), visible(received)
     gap = float(np.abs(expected[finite].astype(np.float64) - received[finite]).max())
     return gap / max(float(np.abs(expected[finite]).max()), 1e-30)
 

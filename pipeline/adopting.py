@@ -19,11 +19,11 @@ import numpy as np
 from export.logits import before_activation, end_of, remade
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, cause
 from pipeline.model_ends import end_in_logits
-from pipeline.model_graph import all_layers, at_inference, flat, run_graph
+from pipeline.model_graph import all_layers, at_inference, flat, free_name, run_graph
 from pipeline.original import Form, answers, form_of, listed
-from pipeline.same_answers import EXACT, HALF, refuse_batch_dependence, refuse_other_answers
+from pipeline.same_answers import BFLOAT16, EXACT, HALF, refuse_batch_dependence, refuse_other_answers
 
 if TYPE_CHECKING:
     import keras
@@ -95,22 +95,24 @@ def adopt(
     tolerance = EXACT
     swaps: dict[int, Any] = {}
     current, received = model, expected  # values before a final activation that can be taken off
+    _refuse_layers(model, where)
     for step, more in _steps(model, given[: form.batch or 4], form):
         swaps |= more
-        tolerance = HALF if "half precision" in step else tolerance
+        tolerance = half_tolerance(model) if "half precision" in step else tolerance
         current = _outside(model, form, size, swaps, where)
-        received = answers(values(current), outer.apply(pixels))
+        received = _rewritten(values(current), outer.apply(pixels), step, where)
         refuse_other_answers(step, expected, received, where, tolerance)
         changes.append(step)
     if not plain and not swaps:
         current = _outside(model, form, size, swaps, where)
-        received = answers(values(current), outer.apply(pixels))
-        refuse_other_answers("its input and output brought into the usual form", expected, received, where)
+        step = "its input and output brought into the usual form"
+        received = _rewritten(values(current), outer.apply(pixels), step, where)
+        refuse_other_answers(step, expected, received, where)
     if current is not model:
         changes += _said_of_form(form)
-    alone = answers(values(current), outer.apply(pixels[:_ALONE]), 1)
+    alone = _rewritten(values(current), outer.apply(pixels[:_ALONE]), "pictures one at a time", where, 1)
     refuse_batch_dependence(received[:_ALONE], alone, where, max(tolerance, 1e-3))
-    ended = end_in_logits(current, where, output, said, received, outer.apply(pixels), tolerance > EXACT)
+    ended = end_in_logits(current, where, output, said, received, outer.apply(pixels), tolerance)
     return Adopted(ended.model, ended.output, (*changes, *ended.changes), outer)
 
 
@@ -161,14 +163,38 @@ def _own_answers(
         said = answers(model, given, form.batch)
         expected = said if inner is model else answers(inner, given, form.batch)
     except Exception as error:  # Keras and TensorFlow raise many types
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
             f"Expected a model that Keras itself can run. Received: {where}, which fails on a picture of shape "
-            f"{given.shape[1:]}: {' '.join(lines[:2])[:400]}"
+            f"{given.shape[1:]}: {cause(error)}"
         ) from error
     if not (np.isfinite(said).all() and np.isfinite(expected).all()):
         raise ModelError(f"Expected finite answers. Received: NaN or infinity from {where}; its weights are broken.")
     return expected, said
+
+
+def _rewritten(model: keras.Model, given: np.ndarray, step: str, where: Path, batch: int | None = None) -> np.ndarray:
+    """What a model answers after a step; one that does not run any more is refused by the step's name."""
+    try:
+        return answers(model, given, batch)
+    except Exception as error:  # Keras and TensorFlow raise many types
+        raise ModelError(
+            f"Expected a model that runs on any number of pictures. Received: {where}, which fails after this step: "
+            f"{step}: {cause(error)}"
+        ) from error
+
+
+def _refuse_layers(model: Any, where: Path) -> None:
+    """Refuse layers that no step can bring into the usual form, by name."""
+    if found := [layer.name for layer in all_layers(model) if getattr(layer, "quantization_mode", None)]:
+        raise ModelError(
+            f"Expected layers in floating point. Received: {where} with {', '.join(found[:4])}, which Keras quantized "
+            "(model.quantize). Save the model before that step; the quantize stage does its own."
+        )
+    if found := [layer.name for layer in all_layers(model) if getattr(layer, "stateful", False)]:
+        raise ModelError(
+            f"Expected layers that answer for each picture anew. Received: {where} with {', '.join(found)}, which "
+            "remember the pictures before (stateful=True). Rebuild them with stateful=False and load the weights."
+        )
 
 
 def _is_plain(model: Any, size: tuple[int, int]) -> bool:
@@ -184,12 +210,14 @@ def _outside(model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[
     """The model with another outside, and some of its layers replaced."""
     import keras
 
-    inputs = keras.Input((*size, 3), name="pixels")
+    inputs = keras.Input((*size, 3), name=free_name(model, "pixels"))
     x: Any = inputs[..., :1] if form.grey else inputs  # of grey all three channels are equal
+    if form.dtype.startswith(("int", "uint")):
+        x = keras.ops.cast(x, form.dtype)
     if form.layout == "first":
         x = keras.ops.transpose(x, (0, 3, 1, 2))
     elif form.layout == "plane":
-        x = keras.layers.Reshape(size, name="plane")(x)
+        x = keras.layers.Reshape(size, name=free_name(model, "plane"))(x)
     try:
         return keras.Model(inputs, flat(run_graph(model, x, swaps)), name=model.name)
     except Exception as error:  # Keras raises many types on shapes that do not fit
@@ -237,6 +265,12 @@ def _idle_layers(model: Any, given: np.ndarray) -> list[Any]:
     if candidates:
         run_graph(model, ops.convert_to_tensor(given), {key: watched(layer) for key, layer in candidates.items()})
     return [layer for key, layer in candidates.items() if idle.get(key)]
+
+
+def half_tolerance(model: Any) -> float:
+    """How far the float32 model may be from one that computes in half precision."""
+    kinds = {str(getattr(layer, "compute_dtype", "")) for layer in all_layers(model)}
+    return BFLOAT16 if "bfloat16" in kinds else HALF if "float16" in kinds else EXACT
 
 
 def _computes_in_half(layer: Any) -> bool:

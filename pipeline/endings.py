@@ -118,6 +118,8 @@ def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
     if kind == "InputLayer":
         return Ending(_batched(settings), None)
     source = _source(layers, name)
+    if len(layer.get("inbound_nodes") or ()) > 1 or len(set(_histories(layer.get("inbound_nodes")))) > 1:
+        return Ending(_shape(kind, settings, None), None)  # which call it is, or which shape wins, is not followed
     before = _of(layers, source, seen | {name}) if source is not None else Ending(_batched(settings), None)
     given = _recorded(layer) or before.shape
     own = settings.get("activation")
@@ -133,7 +135,7 @@ def _shape(kind: str, settings: Mapping[str, Any], given: Shape | None) -> Shape
     """The shape that a layer makes of another."""
     units = settings.get("units", settings.get("output_dim"))
     if kind == "Dense" and isinstance(units, int):
-        return None if given is None else (*given[:-1], units)
+        return (units,) if given is None else (*given[:-1], units)
     if kind == "Flatten":
         known = given is not None and None not in given
         return (math.prod(n for n in given if n is not None),) if given is not None and known else (None,)

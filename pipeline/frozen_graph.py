@@ -18,6 +18,12 @@ from pipeline.errors import ModelError
 from pipeline.graph_rewriting import own_functions
 from pipeline.model_guards import GRAPH_LIMIT
 
+_WEIGHTED = (  # operations that weights enter, or that hold others
+    "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Einsum",
+    "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", "MatMul", "PartitionedCall", "StatefulPartitionedCall",
+    "StatelessWhile", "While",
+)  # fmt: skip
+
 
 @keras.saving.register_keras_serializable("keras_resnet_to_tensorrt", "FrozenGraph")
 class FrozenGraph(keras.layers.Layer):
@@ -59,11 +65,23 @@ class FrozenGraph(keras.layers.Layer):
         """float32 in, the graph's output out."""
         return self._run(inputs)
 
-    def _import(self, inputs: Any) -> Any:
+    def before_weights(self, inputs: Any) -> Any:
+        """What the first convolution or product of matrices that the inputs reach takes of them.
+
+        Args:
+            inputs: as for ``call``.
+
+        Returns:
+            Its input; the inputs themselves where there is none.
+        """
+        fetch = first_weighted_input(self._definition, self.feed)
+        return self._import(inputs, fetch) if fetch is not None else inputs
+
+    def _import(self, inputs: Any, fetch: str | None = None) -> Any:
         feeds = {f"{name}:0": weight.value for name, weight in self.constants.items()}
         feeds = {name: tf.convert_to_tensor(value) for name, value in feeds.items()}
         feeds[self.feed] = tf.cast(inputs, self.dtype_in)
-        return tf.graph_util.import_graph_def(self._definition, feeds, [self.fetch], name="")[0]
+        return tf.graph_util.import_graph_def(self._definition, feeds, [fetch or self.fetch], name="")[0]
 
     def get_config(self) -> dict[str, Any]:
         """Everything but the weights."""
@@ -74,6 +92,24 @@ class FrozenGraph(keras.layers.Layer):
             "shapes": self.shapes,
             "dtype_in": self.dtype_in,
         }
+
+
+def first_weighted_input(definition: Any, feed: str) -> str | None:
+    """The tensor, made of the feed, that the first operation with weights on its way takes; None where none is met."""
+    readers: dict[str, list[Any]] = {}
+    for node in definition.node:
+        for name in node.input:
+            readers.setdefault(name.lstrip("^").split(":")[0], []).append(node)
+    pending, seen = [feed.split(":")[0]], set()
+    while pending:
+        name = pending.pop(0)
+        for node in readers.get(name, ()):
+            if node.op in _WEIGHTED:
+                return next(i if ":" in i else f"{i}:0" for i in node.input if i.split(":")[0] == name)
+            if node.name not in seen:
+                seen.add(node.name)
+                pending.append(node.name)
+    return None
 
 
 def from_graph_def(definition: Any, feed: str, fetch: str, dtype_in: str, name: str) -> FrozenGraph:

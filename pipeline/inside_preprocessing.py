@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _LEVELS = (0, 1, 32, 64, 96, 128, 160, 192, 224, 254, 255)
 _WIDEST = 12.0  # a normalised pixel is a few standard deviations from the mean at most
 _NARROWEST = 0.5  # and pixels that were divided by 255 twice are nearly all the same
+_BENT = 0.01  # of the range: resizing and rounding leave a line less straight than this
 _CENTRED = 40.0, 300.0  # grey levels less a mean: this far to both sides of 0 at least, and this wide at most
 
 
@@ -46,11 +47,14 @@ def normalised_range(model: keras.Model, where: Path, free_size: int) -> tuple[f
     """
     form = form_of(model, where)
     height, width = form.height or free_size, form.width or free_size
-    levels = np.asarray(_LEVELS, np.uint8)[:, None, None, None]
-    pixels = np.broadcast_to(levels, (len(_LEVELS), height, width, 3))
+    spec = PreprocessingSpec.from_mode("none")
     try:
-        return judge_range(_before_the_first_weights(model, form.feed(pixels, PreprocessingSpec.from_mode("none"))))
-    except Exception as error:  # a batch that is fixed, an operation that does not run here: ask
+        found = []
+        for level in _LEVELS:  # one at a time: what is stacked in front of the layers is stacked for each
+            pixels = np.full((form.batch or 1, height, width, 3), level, np.uint8)
+            found.append(_before_the_first_weights(model, form.feed(pixels, spec)))
+        return judge_range(np.stack([values for values in found if values is not None]) if found else None)
+    except Exception as error:  # an operation that does not run here, or nothing with weights at all: ask
         log.debug("what %s does to pixels cannot be told: %s", where, error)
         return None
 
@@ -59,11 +63,20 @@ def judge_range(values: np.ndarray | None) -> tuple[float, float] | None:
     """The range of some values of the grey levels 0 to 255, where it proves that they were meant; None elsewhere."""
     if values is None or not np.isfinite(values).all():
         return None
+    if len(values) == len(_LEVELS) and not _straight(values):
+        return None
     low, high = float(values.min()), float(values.max())
     near, wide = _CENTRED
     small = high - low >= _NARROWEST and max(-low, high) <= _WIDEST
     centred = low <= -near and high >= near and high - low <= wide
     return (low, high) if small or centred else None
+
+
+def _straight(values: np.ndarray) -> bool:
+    """Whether every value rises with the grey level as a line does: what is cut off or bent there says nothing."""
+    share = (np.asarray(_LEVELS, np.float64) / 255).reshape(-1, *(1,) * (values.ndim - 1))
+    line = values[:1] + (values[-1:] - values[:1]) * share
+    return float(np.abs(values - line).max()) <= _BENT * float(np.ptp(values))
 
 
 class _ReachedError(Exception):
@@ -78,11 +91,16 @@ def _before_the_first_weights(model: Any, given: np.ndarray) -> np.ndarray | Non
     """Runs a model until it meets an operation with weights other than a Normalization's."""
     from keras import ops
 
-    def stop(*args: Any, **options: Any) -> Any:
-        raise _ReachedError(np.asarray(ops.convert_to_numpy(ops.cast(args[0], "float32"))))
+    def stop(layer: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            inside = getattr(layer, "before_weights", None)  # of a TensorFlow graph
+            values = args[0] if inside is None else inside(args[0])
+            raise _ReachedError(np.asarray(ops.convert_to_numpy(ops.cast(values, "float32"))))
+
+        return call
 
     try:
-        run_graph(model, ops.convert_to_tensor(given), dict.fromkeys(map(id, _with_weights(model)), stop))
+        run_graph(model, ops.convert_to_tensor(given), {id(layer): stop(layer) for layer in _with_weights(model)})
     except _ReachedError as reached:
         return reached.values
     return None
@@ -100,7 +118,7 @@ def _with_weights(model: Any) -> list[Any]:
 
 def _only_seeds(layer: Any) -> bool:
     """Whether a layer's weights are the state of a random generator."""
-    return all("seed" in weight.path for weight in layer.weights)
+    return all(weight.path.rsplit("/", 1)[-1] == "seed_generator_state" for weight in layer.weights)
 
 
 def refuse_unproven(where: Path, inside: tuple[str, ...]) -> None:

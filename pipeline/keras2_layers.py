@@ -250,5 +250,6 @@ def _parameters(target: type) -> set[str]:
         names |= set(parameters)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    # dtype: everything computes in float32, as the reference of a conversion must.
-    return names - {"self", "dtype", "args", "kwargs", "batch_input_shape", "input_shape", "activity_regularizer"}
+    # dtype: everything computes in float32, as the reference of a conversion must. What only training asks is left out.
+    names -= {"self", "dtype", "args", "kwargs", "batch_input_shape", "input_shape"}
+    return {name for name in names if not name.endswith(("_constraint", "_regularizer", "_initializer"))}

@@ -136,7 +136,10 @@ def _binary(operation: Callable[..., Any]) -> Callable[..., Any]:
         # The two are x and y, or a and b, by the function; options of matmul are not known here.
         given = [*args, *(v for v in named.values() if v is not None and v is not False)]
         if len(given) != 2:
-            raise ModelError(f"Expected an operation on two tensors. Received: one with {named}.")
+            raise ModelError(
+                f"Expected an operation on two tensors. Received: {operation.__name__} with {', '.join(named)}. Save "
+                "the model as a SavedModel with Keras 2 and name that folder."
+            )
         x, y = given
         return operation(_beside(x, y), _beside(y, x))
 

@@ -135,7 +135,7 @@ def _in_float32(model: Any) -> Any:
     import tf_keras
     from tf_keras.src.saving.serialization_lib import SafeModeScope
 
-    if not any(str(layer.compute_dtype) in HALF for layer in model.submodules if hasattr(layer, "compute_dtype")):
+    if not any(str(layer.compute_dtype) in HALF for layer in model._flatten_layers()):
         return model
     if not hasattr(model, "_nodes_by_depth"):
         return model  # of its author's class; ``rebuild`` says so

@@ -17,8 +17,9 @@ import numpy as np
 from export.errors import ExportError
 from export.logits import BOUNDED, activations_at_the_end, before_activation, end_of, logits_model
 from pipeline.errors import ModelError
+from pipeline.model_graph import free_name
 from pipeline.original import answers
-from pipeline.same_answers import EXACT, HALF, difference
+from pipeline.same_answers import EXACT, difference
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +52,7 @@ def end_in_logits(
     said: np.ndarray,
     before: np.ndarray,
     values: np.ndarray,
-    half: bool,
+    tolerance: float,
 ) -> Ended:
     """Find out what a classifier ends with, and change it where later stages could not.
 
@@ -62,7 +63,7 @@ def end_in_logits(
         said: (N, units), what the model as it was loaded answers to some pictures.
         before: (N, units), what `model` answers to them, before a final activation that can be taken off.
         values: (N, height, width, 3), those pictures as `model` takes them.
-        half: whether the model as it was loaded computes in half precision.
+        tolerance: how far the answers may be off, relative to the largest: more where it computed in half precision.
 
     Raises:
         ModelError: what it ends with must be told, or is not what the recipe says, or its answers changed.
@@ -71,24 +72,28 @@ def end_in_logits(
     sigmoid = end.activation == "sigmoid" and end.removable
     bounded = activations_at_the_end(model) & set(BOUNDED)
     unit = bool(bounded) and _within_unit(said)
-    if output == "sigmoid" and not sigmoid:
+    # Where the layers do not tell (a TensorFlow graph, a division), the recipe may: one unit between 0 and 1 is p.
+    told = output == "sigmoid" and end.activation is None and said.shape[1] == 1 and _within_unit(said)
+    if output == "sigmoid" and not (sigmoid or told):
         raise ModelError(
             f"model.output: expected logits, softmax or auto, because {where} ends with "
             f"{end.activation or 'no activation'}. Received: sigmoid."
         )
     if said.shape[1] == 1:
-        ended, read = _one_unit(model, where, output, sigmoid, unit and not (said == 1).all())
+        ended, read = _one_unit(model, where, output, said, sigmoid, (unit or told) and not (said == 1).all())
     elif output == "sigmoid":
         taken = "its sigmoid was taken off, what is before it are the logits"
         ended, read = Ended(before_activation(model), "logits", (taken,)), _sigmoid
     else:
-        sums_to_one = _within_unit(said) and np.abs(said.sum(axis=1) - 1).max() < (_SUM_HALF if half else _SUM)
+        sums_to_one = _within_unit(said) and np.abs(said.sum(axis=1) - 1).max() < (
+            _SUM_HALF if tolerance > EXACT else _SUM
+        )
         ended, read = _several(model, where, output, said, sigmoid, unit, bool(sums_to_one))
     if ended.model is model:
         off = difference(said, read(before))
     else:
         off = difference(said[:_FEW], read(answers(ended.model, values[:_FEW])))
-    if off > (HALF if half else EXACT):
+    if off > tolerance:
         raise ModelError(
             f"model.output: expected the model's own answers once its end ({end}) is made logits. Received: {where}, "
             f"off by {off:.2g} of the largest. Say what it ends with: --set model.output=logits, softmax or sigmoid."
@@ -96,7 +101,9 @@ def end_in_logits(
     return ended
 
 
-def _one_unit(model: keras.Model, where: Path, output: str, sigmoid: bool, probability: bool) -> tuple[Ended, Read]:
+def _one_unit(
+    model: keras.Model, where: Path, output: str, said: np.ndarray, sigmoid: bool, probability: bool
+) -> tuple[Ended, Read]:
     """One unit, two classes: logits 0 and z, or the logarithms of 1 - p and p."""
     end = end_of(model)
     if sigmoid:
@@ -106,6 +113,12 @@ def _one_unit(model: keras.Model, where: Path, output: str, sigmoid: bool, proba
     if probability:
         change = f"one unit, two classes: it gives p between 0 and 1 ({end}), and the logarithms of 1 - p and p are"
         return Ended(_two_logarithms(model), "logits", (f"{change} the logits",)), _second
+    if end.activation is None and _within_unit(said):
+        raise ModelError(
+            f"model.output: expected to be told what one unit means, whose answers on {len(said)} pictures all lie "
+            f"between 0 and 1. Received: {output} for {where}, which ends with {end}. If it is the probability of the "
+            "second of two classes, say so: --set model.output=sigmoid; a regression is no classifier."
+        )
     if end.activation in (None, "linear") and output == "logits":
         change = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
         return Ended(_two_classes(model), "logits", (change,)), lambda z: z[:, 1:]
@@ -135,11 +148,15 @@ def _several(
             "stays, the probabilities become a softmax). A model that gives several labels to one image is not "
             "supported."
         )
-    if output == "logits" and (probabilities or unit):
-        what = "probabilities: between 0 and 1" + (", with the sum 1" if probabilities else f", by {end}")
+    total = said.sum(axis=1)
+    shares = end.activation != "linear" and (_within_unit(said) or np.ptp(total) < _SUM * np.abs(total).max())
+    if output == "logits" and (probabilities or unit or shares):
+        what = f"no logits: {'between 0 and 1' if _within_unit(said) else 'of one sum'}, by {end}"
+        what = "probabilities: between 0 and 1, with the sum 1" if probabilities else what
         raise ModelError(
             f"model.output: expected softmax or auto, because on {len(said)} pictures the answers of {where} are "
-            f"{what}. Received: logits. A second softmax would be put on them."
+            f"{what}. Received: logits. A second softmax would be put on them. Where softmax and auto are refused as "
+            "well, end the model with the layer before."
         )
     if end.activation == "softmax" and end.removable and output != "logits":
         return Ended(model, "softmax"), _softmax
@@ -200,7 +217,9 @@ def _two_logarithms(model: keras.Model) -> keras.Model:
 def _two_classes(model: keras.Model) -> keras.Model:
     import keras
 
-    layer = keras.layers.Dense(2, use_bias=False, trainable=False, name="two_classes", dtype="float32")
+    layer = keras.layers.Dense(
+        2, use_bias=False, trainable=False, name=free_name(model, "two_classes"), dtype="float32"
+    )
     result = _behind(model, layer)
     layer.set_weights([np.asarray([[0.0, 1.0]], np.float32)])
     return result

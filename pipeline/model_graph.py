@@ -81,6 +81,12 @@ def _nested(model: Any, swaps: dict[int, Any]) -> Any:
     return call
 
 
+def free_name(model: Any, name: str) -> str:
+    """The name, or one with a number behind it where the model has an operation of that name."""
+    taken = {operation.name for operation in _operations(model)}
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+
+
 def flat(value: Any) -> Any:
     """The tensor in a structure of one."""
     from keras import tree

@@ -165,12 +165,16 @@ class _Quantization:
         return self._held_out.judge(candidate)
 
     def choose_method(self, candidates: dict[str, Scales]) -> Scales:
-        """The scales with the best SQNR; among those within half a decibel, the best agreement."""
+        """The scales that meet the budget, or all where none does: of those the best SQNR.
+
+        Among those within half a decibel of it the best agreement decides.
+        """
         results: dict[str, Comparison] = {}
         for name in progress_bar(candidates, desc="  methods", unit="method"):
             results[name] = self._judge(self.kept, candidates[name])
-        best = max(found.sqnr_db for found in results.values())
-        close = [name for name, found in results.items() if found.sqnr_db >= best - _TIE_DB or found.sqnr_db == best]
+        met = {name: found for name, found in results.items() if self._budget.met_by(found)} or results
+        best = max(found.sqnr_db for found in met.values())
+        close = [name for name, found in met.items() if found.sqnr_db >= best - _TIE_DB or found.sqnr_db == best]
         chosen = max(close, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
         self._scales, self.result = candidates[chosen], results[chosen]
         self.report |= {"method": chosen, "methods": {name: summary(found) for name, found in results.items()}}

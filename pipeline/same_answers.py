@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from export.visible_logits import visible
 from pipeline.errors import ModelError
 
 EXACT = 1e-4  # of the largest value; the same operations in another order differ by 1e-6
-HALF = 3e-2  # where one of the two computes in half precision
+HALF, BFLOAT16 = 3e-2, 0.2  # where one of the two computes in float16 and in bfloat16, of eight times the ulp
 
 
 def difference(expected: np.ndarray, received: np.ndarray) -> float:
     """Largest absolute difference, relative to the largest absolute value expected; NaN counts as infinite."""
     if expected.shape != received.shape or not (np.isfinite(expected).all() and np.isfinite(received).all()):
         return float("inf")
+    expected, received = visible(expected), visible(received)
     largest = float(np.abs(expected).max(initial=0.0))
     return float(np.abs(expected - received).max(initial=0.0)) / max(largest, 1e-30)
 
