@@ -75,7 +75,7 @@ class FrozenGraph(keras.layers.Layer):
             Its input; the inputs themselves where there is none.
         """
         fetch = first_weighted_input(self._definition, self.feed)
-        return self._import(inputs, fetch) if fetch is not None else inputs
+        return tf.function(self._import)(inputs, fetch) if fetch is not None else inputs
 
     def _import(self, inputs: Any, fetch: str | None = None) -> Any:
         feeds = {f"{name}:0": weight.value for name, weight in self.constants.items()}

@@ -6,6 +6,7 @@ so one is loaded only if the recipe allows it. Reading about it here parses prot
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import keras
 
 # The last: model.export of Keras 3 writes every variable once more, as a list of all.
+log = logging.getLogger(__name__)
+
 _NO_WEIGHT = (
     "OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api", "_all_variables",
 )  # fmt: skip
@@ -109,9 +112,12 @@ def load_saved_model(file: ModelFile) -> keras.Model:
             problem = f" (its layers: {unfit})"
         else:
             try:
-                return load_legacy(file.path, lambdas=bool(findings))
+                model = load_legacy(file.path, lambdas=bool(findings))
             except ModelError as error:
                 problem = f" (its layers: {error})"
+            else:
+                _say_of_signature(model, file.path)
+                return model
     try:
         loaded = tf.saved_model.load(str(file.path))
     except Exception as error:  # TensorFlow raises many types on what it cannot load
@@ -124,6 +130,29 @@ def load_saved_model(file: ModelFile) -> keras.Model:
             f"{', '.join(signatures) or 'none'}. Save it with model.export(...).{problem}"
         )
     return _graph_model(signatures[name], file.path, name)
+
+
+def _say_of_signature(model: keras.Model, path: Path) -> None:
+    """Says where a SavedModel's own signature answers otherwise than its layers, which are what Keras' predict runs."""
+    import tensorflow as tf
+
+    signatures = dict(tf.saved_model.load(str(path)).signatures)
+    name = _serving(list(signatures))
+    if name is None:
+        return
+    try:
+        key, spec = _picture_input(signatures[name], path, name)
+        half = has_half(signatures[name].graph.as_graph_def())
+        problem = difference(model, signature_answers(signatures[name], key, spec, f"{path}, signature {name}", half))
+    except ModelError as error:  # the layers are what is taken; a signature of texts or of a batch is none of theirs
+        log.debug("%s", error)
+        return
+    if problem:
+        log.warning(
+            "%s: its signature %s answers otherwise than its layers (%s). The layers are taken, as load_model(...) and "
+            "predict() run them; to have what the signature does, save it alone with tf.saved_model.save.",
+            *(path.name, name, problem),
+        )
 
 
 def _serving(names: list[str]) -> str | None:
