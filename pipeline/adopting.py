@@ -76,6 +76,7 @@ def adopt(
     """
     form = form_of(model, where)
     _check_output(model, where)
+    _refuse_layers(model, where)
     size = form.height or free_size, form.width or free_size
     changes: list[str] = []
     if None in (form.height, form.width):
@@ -95,7 +96,6 @@ def adopt(
     tolerance = EXACT
     swaps: dict[int, Any] = {}
     current, received = model, expected  # values before a final activation that can be taken off
-    _refuse_layers(model, where)
     for step, more in _steps(model, given[: form.batch or 4], form):
         swaps |= more
         tolerance = half_tolerance(model) if "half precision" in step else tolerance

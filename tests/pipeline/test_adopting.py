@@ -177,3 +177,50 @@ def test_half_precision_is_compared_before_its_softmax(monkeypatch) -> None:
     said = model.predict(PIXELS.astype(np.float32), verbose=0)
     np.testing.assert_allclose(probabilities(adopted), said, atol=1e-2)
     assert adopted.model.get_layer("conv").compute_dtype == "float32"
+
+
+def test_a_masked_class_hides_no_fault() -> None:
+    def end(x):
+        return dense(5)(x - ops.mean(x, axis=0, keepdims=True)) + np.float32([0, 0, 0, 0, -1e9])
+
+    with pytest.raises(ModelError, match="alone and in a batch"):
+        adopt(classifier(end), WHERE)
+
+
+def test_layers_with_a_memory_are_named() -> None:
+    rows = layers.LSTM(4, stateful=True, name="remembering")
+    model = classifier(lambda x: dense(5, "softmax")(rows(layers.Reshape((-1, 9), name="rows")(x))), batch=2)
+    with pytest.raises(ModelError, match=r"with remembering, which remember the pictures before"):
+        adopt(model, WHERE)
+
+
+def test_layers_that_keras_quantized_are_named() -> None:
+    model = classifier(ends_in_softmax)
+    model.quantize("int8")
+    with pytest.raises(ModelError, match=r"layers in floating point.*with head, which Keras quantized"):
+        adopt(model, WHERE)
+
+
+def test_names_that_are_taken_get_a_number() -> None:
+    first = (lambda x: layers.Activation("linear", name="pixels")(x), layers.Rescaling)
+    model = classifier(lambda x: dense(1, "sigmoid", name="two_classes")(x), first=first, shape=(*SIZE, 1))
+    adopted = adopt(model, WHERE)
+    said = model.predict(pillow_grey(PIXELS).astype(np.float32), verbose=0)
+    np.testing.assert_allclose(probabilities(adopted)[:, 1:], said, atol=2e-6)
+
+
+def test_whole_numbers_stay_whole_in_the_model() -> None:
+    first = (lambda x: ops.cast(ops.right_shift(x, 4), "float32"),)
+    model = classifier(ends_in_softmax, first=first, dtype="uint8")
+    np.testing.assert_allclose(probabilities(adopt(model, WHERE)), model.predict(PIXELS, verbose=0), atol=2e-6)
+
+
+def test_layers_inside_others_leave_half_precision_too() -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        rows = layers.Bidirectional(layers.LSTM(4, name="inner"), name="both")
+        model = classifier(lambda x: dense(5, "softmax")(rows(layers.Reshape((-1, 9), name="rows")(x))))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    both = adopt(model, WHERE).model.get_layer("both")
+    assert {both.compute_dtype, both.forward_layer.compute_dtype, both.backward_layer.cell.compute_dtype} == {"float32"}

@@ -14,6 +14,7 @@ from keras import layers
 
 from pipeline.errors import ModelError
 from pipeline.inside_preprocessing import judge_range, normalised_range
+from pipeline.loading import load_model
 from pipeline.recipe import Model
 from pipeline.taking_over import take_over
 from tests.pipeline.small_models import SIZE, classifier, dense
@@ -75,3 +76,38 @@ def test_what_does_not_prove_it_is_asked_for(tmp_path) -> None:
 )
 def test_other_ranges_prove_nothing(values) -> None:
     assert judge_range(None if values is None else np.asarray(values, np.float32)) is None
+
+
+BENT = {
+    "a clip to 0..1": lambda x: keras.ops.clip(x, 0.0, 1.0) * 2.0 - 1.0,
+    "a ReLU up to 1": lambda x: layers.ReLU(1.0, name="relu1")(x),
+    "tanh": keras.ops.tanh,
+    "log(1 + x)": keras.ops.log1p,
+    "a threshold": lambda x: keras.ops.cast(x > 100.0, "float32"),
+}
+
+
+@pytest.mark.parametrize("bend", BENT.values(), ids=BENT.keys())
+def test_what_cuts_off_or_bends_proves_nothing(bend) -> None:
+    assert normalised_range(classifier(dense(3), first=[bend]), WHERE, 224) is None
+
+
+def test_layers_that_stack_pictures_are_run_for_each_level() -> None:
+    def stacked(x):
+        return keras.ops.concatenate([x, keras.ops.flip(x, 2)], axis=0) / 255.0
+
+    model = classifier(lambda x: sum(keras.ops.split(dense(3)(x), 2, axis=0)), first=[stacked], batch=2)
+    assert normalised_range(model, WHERE, 224) == pytest.approx((0, 1))
+
+
+def test_a_layer_named_after_a_seed_has_weights() -> None:
+    model = classifier(dense(3), first=[layers.Conv2D(3, 1, name="seed_stem"), layers.Rescaling(1 / 255, name="unit")])
+    assert normalised_range(model, WHERE, 224) is None
+
+
+@pytest.mark.parametrize(("scale", "found"), [(1 / 255, (0.0, 1.0)), (2.0, None)])
+def test_a_tensorflow_graph_is_run_up_to_its_first_weights(tmp_path, scale, found) -> None:
+    model = classifier(dense(3, "softmax"), first=[layers.Rescaling(scale, name="front")])
+    model.export(tmp_path / "served", verbose=False)
+    graph = load_model(tmp_path / "served", ["SavedModel"])
+    assert normalised_range(graph, WHERE, 224) == (None if found is None else pytest.approx(found))

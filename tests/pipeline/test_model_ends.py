@@ -18,6 +18,7 @@ from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
 from pipeline.adopting import adopt
 from pipeline.errors import ModelError
+from pipeline.loading import load_model
 from tests.pipeline.small_models import SIZE, classifier, dense, softmax
 
 WHERE = Path("brought.keras")
@@ -186,3 +187,24 @@ def test_logarithms_export(end, tmp_path) -> None:
     said = model.predict(PIXELS.astype(np.float32), verbose=0)
     expected = said if said.shape[1] > 1 else np.concatenate([1 - said, said], axis=1)
     np.testing.assert_allclose(session.run(["probabilities"], {"images": PIXELS})[0], expected, atol=1e-5)
+
+
+def test_what_looks_like_shares_is_no_logit_on_demand() -> None:
+    def percent(x):
+        return dense(5, "softmax")(x) * 100.0
+
+    with pytest.raises(ModelError, match=r"no logits: of one sum, by Multiply.*second softmax"):
+        adopt(classifier(percent), WHERE, "logits")
+
+
+def test_one_unit_of_a_graph_between_0_and_1_is_asked_about(tmp_path) -> None:
+    model = classifier(lambda x: 1.0 - dense(1, "sigmoid")(x))
+    model.export(tmp_path / "served", verbose=False)
+    graph = load_model(tmp_path / "served", ["SavedModel"])
+    for output in ("auto", "logits"):
+        with pytest.raises(ModelError, match=r"what one unit means.*between 0 and 1.*model\.output=sigmoid"):
+            adopt(graph, WHERE, output)
+    adopted = adopt(graph, WHERE, "sigmoid")
+    values = PIXELS.astype(np.float32)
+    received = softmax(logits_model(adopted.model, adopted.output).predict(values, verbose=0))
+    np.testing.assert_allclose(received[:, 1:], model.predict(values, verbose=0), atol=2e-6)
