@@ -52,8 +52,6 @@ def quantize(
         raise ExportError("Expected a float model. Received: one with QuantizeLinear (quantise the FP32 export).")
     if len({node.name for node in fp32_model.graph.node if node.name}) != len(fp32_model.graph.node):
         raise ExportError("Expected a name of its own for each node. Received: empty or equal ones (export it again).")
-    if not quantized_edges(fp32_model):
-        raise ExportError("Expected a model with Convs to quantise. Received: none (nothing would become INT8).")
     edges = quantized_edges(fp32_model, kept)
     missing = [edge.tensor for edge in edges if edge.tensor not in scales.scales]
     if missing:

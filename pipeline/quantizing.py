@@ -84,6 +84,10 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
             write_json(folder / "placement.json", [asdict(row) for row in placements])
             log.debug("placement of INT8:\n%s", placement_table(placements))
             counts = int8_convs(placements)
+    if not counts[1]:
+        log.warning(
+            "this model has no convolution: INT8 has a rule for little of it, the rest is FP16 (placement.json)"
+        )
     equalized = {"equalized_activations": base.tensors, "held_out_images": len(held_out), "scale_images": seen}
     report = (
         {"schema": CALIBRATION_SCHEMA, "fp16": half.report}

@@ -190,6 +190,14 @@ def test_a_dead_tensor_gets_the_smallest_scale(v1, caplog):
     assert np.isfinite(run_onnx(quantized_model, images(2), exact=True)[0]).all()
 
 
+def test_what_has_no_rule_stays_float_and_is_named():
+    nodes = [("Flatten", ["x"], "f", {"axis": 1}), ("MatMul", ["f", "w"], "y", {})]
+    model = tiny(nodes, {"w": floats(144, 3)}, shapes={"y": ["batch", 3]})
+    result, placements = quantize(model, Scales({}, "minmax", 1), base="fp32")
+    assert {row.node: row.precision for row in placements} == {"Flatten_0": "fp32", "MatMul_1": "fp32"}
+    assert result.graph.node == model.graph.node
+
+
 def test_errors(v1, quantized):
     exported, scales, model, _ = quantized
     with pytest.raises(ExportError, match="QuantizeLinear"):
@@ -197,8 +205,6 @@ def test_errors(v1, quantized):
     lacking = Scales(dict(list(scales.scales.items())[1:]), "minmax", 1)
     with pytest.raises(ExportError, match=next(iter(scales.scales))):
         quantize(exported.model, lacking)
-    with pytest.raises(ExportError, match="Convs to quantise"):
-        quantize(tiny([("Relu", ["x"], "y", {})]), scales)
     unnamed = graph.copy_model(exported.model)
     unnamed.graph.node[0].name = ""
     with pytest.raises(ExportError, match="name of its own"):
