@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-_DEEPEST = 88.0
+_DEEPEST = 88.0  # below the largest: e^-88 is 0 in float32
+_MASK = -1e4  # no network gives such a logit: it is a constant that rules a class out
 
 
 def visible(logits: np.ndarray) -> np.ndarray:
-    """Returns (N, C) logits, none further below the largest of its row than a softmax in float32 shows (e^-88 is 0).
+    """Returns (N, C) logits in which a masked class stands where its probability is 0, not at -1e9.
 
-    Distances are relative to the largest value: one class that is masked with -1e9 would hide whatever the others do.
-    What is not finite stays.
+    Distances are relative to the largest value, and one class that is ruled out by -1e9 would hide whatever the others
+    do. Logits without such a class, and what is not finite, stay as they are.
     """
-    if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
+    if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all() or logits.min() > _MASK:
         return logits
     return np.maximum(logits, logits.max(axis=1, keepdims=True) - _DEEPEST)

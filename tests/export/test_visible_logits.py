@@ -1,0 +1,20 @@
+import numpy as np
+
+from export.metrics import compare
+from export.visible_logits import visible
+
+
+def test_a_masked_class_does_not_hide_the_others():
+    reference = np.array([[3.0, 1.0, -1e9], [0.0, 2.0, -1e9]])
+    candidate = reference + [[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]
+    found = compare(reference, candidate)
+    assert found.relative_error > 5e-3
+    assert found.sqnr_db < 60
+    np.testing.assert_array_equal(visible(reference)[:, :2], reference[:, :2])
+
+
+def test_other_logits_stay_as_they_are():
+    large = np.random.default_rng(0).normal(0, 400, (5, 7))
+    assert visible(large) is large
+    broken = np.array([[1.0, np.nan, -1e9]])
+    assert visible(broken) is broken
