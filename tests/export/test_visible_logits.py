@@ -6,7 +6,7 @@ from export.visible_logits import visible
 
 def test_a_masked_class_does_not_hide_the_others():
     reference = np.array([[3.0, 1.0, -1e9], [0.0, 2.0, -1e9]])
-    candidate = reference + [[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]
+    candidate = reference + np.array([[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]])
     found = compare(reference, candidate)
     assert found.relative_error > 5e-3
     assert found.sqnr_db < 60
