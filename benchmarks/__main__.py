@@ -113,6 +113,7 @@ STAGE = Stage(
         "benchmarks/telemetry.py",
         "benchmarks/timing.py",
         "pipeline/benchmark_report.py",
+        "export/difference.py",
         *READ_CARD,
         *DECODE,
         "pipeline/environment.py",

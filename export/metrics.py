@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from export.difference import visible
 from export.errors import ExportError
 from export.statistics import McNemar, drop_interval, mcnemar, wilson_interval
-from export.visible_logits import visible
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from export.difference import relative_difference
 from export.errors import ExportError
 from export.graph import copy_model, op_counts
 from export.naming import keras_layer
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
-from export.visible_logits import visible
 
 if TYPE_CHECKING:
     import keras
@@ -61,17 +61,17 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
     batches = {7: seven, 2: run(pixels[5:7]), 1: run(pixels[7:])}
     alone = run(pixels[:1])
     difference = max(
-        _difference(expected[:7], seven),
-        _difference(expected[5:7], batches[2]),
-        _difference(expected[7:], batches[1]),
-        _difference(expected[:1], alone),
+        relative_difference(expected[:7], seven),
+        relative_difference(expected[5:7], batches[2]),
+        relative_difference(expected[7:], batches[1]),
+        relative_difference(expected[:1], alone),
     )
-    mixed = max(_difference(seven[5:7], batches[2]), _difference(seven[:1], alone))
-    own = _difference(expected[:1], _keras(source, inputs[:1]))
+    mixed = max(relative_difference(seven[5:7], batches[2]), relative_difference(seven[:1], alone))
+    own = relative_difference(expected[:1], _keras(source, inputs[:1]))
     if max(difference, mixed, own) <= TOLERANCE:
         logger.debug("the export differs from Keras by %.1e of the largest logit", difference)
         return difference
-    if (random := _difference(expected, _keras(source, inputs))) > TOLERANCE:
+    if (random := relative_difference(expected, _keras(source, inputs))) > TOLERANCE:
         raise ExportError(
             "Expected a model that gives one answer for one picture. Received: logits of one batch that differ by "
             f"{random:.1e} of the largest one from run to run (a Dropout, noise or augmentation runs at inference: "
@@ -160,22 +160,10 @@ def _session(model: onnx.ModelProto, outputs: list[str] | None = None) -> Any:
     return run
 
 
-def _difference(expected: np.ndarray, received: np.ndarray) -> float:
-    """Returns the largest difference over the largest value; what is not finite must be so on both sides."""
-    finite = np.isfinite(expected)
-    if expected.shape != received.shape or not np.array_equal(finite, np.isfinite(received)):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    expected, received = visible(expected), visible(received)
-    gap = float(np.abs(expected[finite].astype(np.float64) - received[finite]).max())
-    return gap / max(float(np.abs(expected[finite]).max()), 1e-30)
-
-
 def _own_noise(source: keras.Model, inputs: np.ndarray, expected: np.ndarray) -> float:
     """Returns by how much Keras' own logits move when its input does by one ulp, up or down."""
     moved = [np.nextafter(inputs, np.float32(sign * np.inf)) for sign in (1, -1)]
-    return max(_difference(expected, _keras(source, values)) for values in moved)
+    return max(relative_difference(expected, _keras(source, values)) for values in moved)
 
 
 def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inputs: np.ndarray) -> str:
@@ -203,7 +191,7 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
     first = operations[-1]
     for operation, value in reversed(list(zip(operations, values))):
         wanted = np.sort(np.ravel(np.asarray(value)))
-        found = any(_difference(wanted, one) <= TOLERANCE for one in computed if one.shape == wanted.shape)
+        found = any(relative_difference(wanted, one) <= TOLERANCE for one in computed if one.shape == wanted.shape)
         if found or operation.name in right:
             right.update(parent.operation.name for node in operation._inbound_nodes for parent in node.parent_nodes)
         else:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.difference import relative_difference
 from export.errors import ExportError
 from export.logits import BOUNDED, activations_at_the_end, before_activation, end_of, logits_model
 from pipeline.errors import ModelError
 from pipeline.model_graph import free_name
 from pipeline.original import answers
-from pipeline.same_answers import EXACT, difference
+from pipeline.same_answers import EXACT
 
 if TYPE_CHECKING:
     import keras
@@ -90,9 +91,9 @@ def end_in_logits(
         )
         ended, read = _several(model, where, output, said, sigmoid, unit, bool(sums_to_one))
     if ended.model is model:
-        off = difference(said, read(before))
+        off = relative_difference(said, read(before))
     else:
-        off = difference(said[:_FEW], read(answers(ended.model, values[:_FEW])))
+        off = relative_difference(said[:_FEW], read(answers(ended.model, values[:_FEW])))
     if off > tolerance:
         raise ModelError(
             f"model.output: expected the model's own answers once its end ({end}) is made logits. Received: {where}, "

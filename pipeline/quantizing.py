@@ -145,6 +145,17 @@ class CalibrationImages:
         return {"calibration": self._names[:split], "held_out": self._names[split:]}
 
 
+def best_method(results: Mapping[str, Comparison], budget: Budget) -> str:
+    """The name of the method that meets the budget with the best SQNR; where none meets it, of all.
+
+    Among those within half a decibel of it the best agreement decides.
+    """
+    met = {name: found for name, found in results.items() if budget.met_by(found)} or results
+    best = max(found.sqnr_db for found in met.values())
+    close = [name for name, found in met.items() if found.sqnr_db >= best - _TIE_DB or found.sqnr_db == best]
+    return max(close, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
+
+
 class _Quantization:
     """One model on its way to INT8, each choice made on held-out images and written down."""
 
@@ -169,17 +180,11 @@ class _Quantization:
         return self._held_out.judge(candidate)
 
     def choose_method(self, candidates: dict[str, Scales]) -> Scales:
-        """The scales that meet the budget, or all where none does: of those the best SQNR.
-
-        Among those within half a decibel of it the best agreement decides.
-        """
+        """The scales of the best method, see `best_method`."""
         results: dict[str, Comparison] = {}
         for name in progress_bar(candidates, desc="  methods", unit="method"):
             results[name] = self._judge(self.kept, candidates[name])
-        met = {name: found for name, found in results.items() if self._budget.met_by(found)} or results
-        best = max(found.sqnr_db for found in met.values())
-        close = [name for name, found in met.items() if found.sqnr_db >= best - _TIE_DB or found.sqnr_db == best]
-        chosen = max(close, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
+        chosen = best_method(results, self._budget)
         self._scales, self.result = candidates[chosen], results[chosen]
         self.report |= {"method": chosen, "methods": {name: summary(found) for name, found in results.items()}}
         return self._scales

@@ -10,20 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from export.visible_logits import visible
+from export.difference import relative_difference
 from pipeline.errors import ModelError
 
 EXACT = 1e-4  # of the largest value; the same operations in another order differ by 1e-6
 HALF, BFLOAT16 = 3e-2, 0.2  # where one of the two computes in float16 and in bfloat16, of eight times the ulp
-
-
-def difference(expected: np.ndarray, received: np.ndarray) -> float:
-    """Largest absolute difference, relative to the largest absolute value expected; NaN counts as infinite."""
-    if expected.shape != received.shape or not (np.isfinite(expected).all() and np.isfinite(received).all()):
-        return float("inf")
-    expected, received = visible(expected), visible(received)
-    largest = float(np.abs(expected).max(initial=0.0))
-    return float(np.abs(expected - received).max(initial=0.0)) / max(largest, 1e-30)
 
 
 def refuse_other_answers(
@@ -41,7 +32,7 @@ def refuse_other_answers(
     Raises:
         ModelError: with the step, and by how much.
     """
-    found = difference(expected, received)
+    found = relative_difference(expected, received)
     if found > tolerance:
         raise ModelError(
             f"Expected the same answers before and after this step: {step}. Received: {where}, off by "
@@ -62,7 +53,7 @@ def refuse_batch_dependence(whole: np.ndarray, alone: np.ndarray, where: Path, t
     Raises:
         ModelError: by how much they differ.
     """
-    found = difference(whole, alone)
+    found = relative_difference(whole, alone)
     if found > tolerance:
         raise ModelError(
             f"Expected a model whose answer for a picture is its own. Received: {where}: answers for a picture alone "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.difference import relative_difference
 from export.probes import probe_pixels
 from pipeline.errors import ModelError, cause
 
@@ -60,7 +61,7 @@ def signature_answers(signature: Any, name: str, spec: Any, where: str, half: bo
     for pictures in _pictures(spec):
         batches = [pictures] if fixed is None else [np.repeat(one[None], fixed, axis=0) for one in pictures]
         answers = [run(batch) for batch in batches]
-        if any(_off(answer, run(batch)) > tolerance for answer, batch in zip(answers, batches)):
+        if any(relative_difference(answer, run(batch)) > tolerance for answer, batch in zip(answers, batches)):
             raise ModelError(
                 f"Expected one answer for a picture. Received: {where}, which answers the same pictures otherwise each "
                 "time: its graph has a dropout or noise of training in it. Export the model with training=False."
@@ -74,7 +75,7 @@ def signature_answers(signature: Any, name: str, spec: Any, where: str, half: bo
             together, alone = together[:COUNT], alone[: len(together)]
         else:
             together = alone = np.concatenate([answer[:1] for answer in answers])
-        if _off(alone, together) > tolerance:
+        if relative_difference(alone, together) > tolerance:
             raise ModelError(
                 f"Expected an answer that depends on its picture alone. Received: {where}, where it depends on the "
                 "other pictures of the batch, as with a BatchNormalization in training mode. Export the model with "
@@ -93,7 +94,7 @@ def difference(model: keras.Model, expected: list[Answers]) -> str:
                 answers = np.concatenate([np.asarray(model(part, training=False)) for part in parts])
             except Exception as error:  # Keras and TensorFlow raise many types on shapes that do not fit
                 return f"it fails for a batch of {size}: {cause(error)}"
-            off = _off(known.answers, answers)
+            off = relative_difference(known.answers, answers)
             if not off <= known.tolerance:
                 return f"answers for batches of {size} are off by {off:.1e} of the largest"
     return ""
@@ -108,13 +109,3 @@ def _pictures(spec: Any) -> list[np.ndarray]:
     if spec.dtype.is_integer:
         return [pixels.astype(spec.dtype.as_numpy_dtype)]
     return [(low + pixels / 255.0 * (high - low)).astype(np.float32) for low, high in RANGES]
-
-
-def _off(expected: np.ndarray, received: np.ndarray) -> float:
-    """The largest difference, relative to the largest value; infinite where shapes or what is finite differ."""
-    finite = np.isfinite(expected)
-    if expected.shape != received.shape or not np.array_equal(finite, np.isfinite(received)):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    return float(np.abs(expected - received)[finite].max() / max(np.abs(expected[finite]).max(), 1e-30))

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -280,3 +281,11 @@ def test_bf16_holds_what_fp16_cannot():
     received = ReferenceEvaluator(to_half(model, "bf16")).run(None, {"x": PIXELS})[0]
     assert received.dtype == np.float32
     assert 30 < sqnr_db(exact, received) < 60  # eight bits of mantissa
+
+
+def test_isinf_stays_fp32():
+    nodes = [("Conv", ["x", "w"], "a", {}), ("IsInf", ["a"], "b", {}), ("Where", ["b", "zero", "a"], "y", {})]
+    half = to_half(tiny(nodes, {"w": floats(4, 4, 1, 1), "zero": np.float32(0)}))
+    x = floats(1, 4, 6, 6)
+    session = onnxruntime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.isfinite(session.run(None, {"x": x})[0]).all()

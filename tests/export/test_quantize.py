@@ -406,3 +406,16 @@ def test_measured_tensors_are_what_decides_something(exported):
     order = [name for node in exported.model.graph.node for name in node.output]
     assert names == sorted(names, key=order.index)
     assert "Softmax" not in {made[name].op_type for name in names}
+
+
+def test_a_mean_over_stacked_models_is_no_pooling():
+    nodes = [
+        ("Conv", ["x", "w"], "a", {}),
+        ("Unsqueeze", ["a", "zero"], "one", {}),
+        ("Concat", ["one", "one"], "two", {"axis": 0}),
+        ("ReduceMean", ["two"], "mean", {"axes": [0], "keepdims": 0}),
+        ("GlobalAveragePool", ["mean"], "y", {}),
+    ]
+    model = tiny(nodes, {"w": floats(4, 4, 1, 1), "zero": np.array([0])})
+    assert {edge.node for edge in quantized_edges(model)} == {"Conv_0", "GlobalAveragePool_4"}
+    assert not {"one", "two"} & set(measured_tensors(model)), "their axis 1 is the batch"

@@ -239,3 +239,20 @@ def test_a_zip_is_told_what_it_holds(tmp_path: Path, members: list[str], what: s
             archive.writestr(member, "x")
     with pytest.raises(ModelError, match=what):
         read_model_file(tmp_path / "m.zip")
+
+
+def test_a_layer_that_is_called_twice_does_not_mislead(tmp_path: Path) -> None:
+    inputs = keras.Input((16, 16, 3), name="pixels")
+    gate = layers.Activation("sigmoid", name="gate")
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Multiply(name="gated")([x, gate(x)]))
+    found = facts(keras.Model(inputs, gate(layers.Dense(1, name="score")(x))), tmp_path / "m.keras")
+    assert found["cannot_go"] is None
+    assert found["recipe"] is not None
+
+
+@pytest.mark.parametrize("name", ["m.h5", "m.keras"])
+def test_classes_are_found_behind_what_is_no_map(tmp_path: Path, name: str) -> None:
+    part = tf_keras.layers
+    rows = [part.Reshape((16, 48)), part.Bidirectional(part.GRU(4)), part.Dense(5, activation="softmax")]
+    assert facts(model(*rows, package=tf_keras), tmp_path / name)["classes"] == 5

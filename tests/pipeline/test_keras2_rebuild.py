@@ -53,6 +53,10 @@ def volumes(x: Any) -> Any:
 
 LAYERS: dict[str, Middle] = {
     "names with slashes": lambda x: L.ReLU(name="block_relu")(L.ReLU(name="block/relu", max_value=0.5)(x)),
+    "SimpleRNN with dropout": lambda x: L.SimpleRNN(3, dropout=0.2, recurrent_dropout=0.1, name="rnn")(rows(x)),
+    "a constraint of its own": lambda x: L.Conv2D(
+        3, 3, kernel_constraint=k.constraints.RadialConstraint(), name="round"
+    )(x),
     "LeakyReLU": lambda x: L.LeakyReLU(alpha=0.05, name="leaky")(x),
     "ThresholdedReLU": lambda x: L.ThresholdedReLU(0.2, name="thresholded")(x),
     "hard_sigmoid": lambda x: L.Activation("hard_sigmoid", name="gate")(x),

@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 
 from export.graph import op_counts, opset
+from export.metrics import compare
 from export.scales import METHODS, Scales
-from export.sensitivity import Selection
+from export.sensitivity import Budget, Selection
 from pipeline import quantizing
 from pipeline.config import load_recipe
 from pipeline.data import load_image_set
 from pipeline.files import sha256_file
+from pipeline.quantizing import best_method
 from tests.conftest import Chain, copy_chain
 
 
@@ -40,12 +42,25 @@ def measured(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) ->
     return chain
 
 
+def test_a_method_that_meets_the_budget_goes_before_a_better_sqnr() -> None:
+    reference = np.eye(4) * 9.0
+    other = reference.copy()
+    other[0] = [4.9, 5.1, 0.0, 0.0]  # another class
+    results = {"misses": compare(reference, other), "meets": compare(reference, reference + 1.5), "worse": None}
+    results["worse"] = compare(reference, reference + 2.0)
+    assert results["misses"].sqnr_db > 10 > results["worse"].sqnr_db
+    budget = Budget(0.99, None, 5.0)
+    assert best_method(results, budget) == "meets"
+    assert best_method({"misses": results["misses"]}, budget) == "misses"
+
+
 def test_the_default_tries_every_method(finished_chain: Chain) -> None:
     folder = finished_chain.root / "quantize"
     report = read(folder / "calibration.json")
     assert set(report["methods"]) == set(METHODS)
     assert report["method"] == read(folder / "scales.json")["method"]
-    best = max(row["sqnr_db"] for row in report["methods"].values())
+    meets = [row for row in report["methods"].values() if row["sqnr_db"] >= 20 and row["top1_agreement"] >= 0.99]
+    best = max(row["sqnr_db"] for row in meets or report["methods"].values())
     assert report["methods"][report["method"]]["sqnr_db"] >= best - 0.5
     assert report["bias_correction"].keys() == {"used", "before", "after"}
     assert report["fp16"]["rounding"]["chosen"] in ("nearest", "mean")

@@ -193,3 +193,19 @@ def test_reshapes_of_constants_keep_their_sizes() -> None:
     free = free_batch(definition, found.inputs[0].name, 2, lambda t: found.graph.get_tensor_by_name(t).shape.as_list())
     added = [node.name for node in free.node if node.name.endswith("/any_batch")]
     assert len(added) == 1
+
+
+def test_a_signature_that_answers_otherwise_than_the_layers_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import tf_keras
+
+    inputs = tf_keras.Input((16, 16, 3), name="pictures")
+    x = tf_keras.layers.Flatten(name="flat")(tf_keras.layers.Conv2D(4, 3, strides=4, name="conv")(inputs))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(3, name="scores")(x))
+    signature = tf.function(lambda x: model(255.0 - x)).get_concrete_function(tf.TensorSpec((None, 16, 16, 3)))
+    for name, given in (("plain", None), ("inverted", signature)):
+        model.save(str(tmp_path / name), save_format="tf", signatures=given)
+        caplog.clear()
+        load_model(tmp_path / name, ["SavedModel"])
+        assert ("answers otherwise than its layers" in caplog.text) is (given is not None)

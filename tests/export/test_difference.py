@@ -1,7 +1,7 @@
 import numpy as np
 
+from export.difference import relative_difference, visible
 from export.metrics import compare
-from export.visible_logits import visible
 
 
 def test_a_masked_class_does_not_hide_the_others():
@@ -18,3 +18,10 @@ def test_other_logits_stay_as_they_are():
     assert visible(large) is large
     broken = np.array([[1.0, np.nan, -1e9]])
     assert visible(broken) is broken
+
+
+def test_the_difference_is_of_the_largest_value_and_of_what_is_finite():
+    expected = np.array([[4.0, -8.0], [1.0, np.inf]])
+    assert relative_difference(expected, expected + np.array([[0.0, 2.0], [0.0, 0.0]])) == 0.25
+    assert relative_difference(expected, np.nan_to_num(expected)) == float("inf")
+    assert relative_difference(expected, expected[:1]) == float("inf")

@@ -1,4 +1,4 @@
-"""What of a classifier's logits can be seen in its probabilities."""
+"""How far two answers are from each other, where one masked class must not hide the others."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def visible(logits: np.ndarray) -> np.ndarray:
     if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all() or logits.min() > _MASK:
         return logits
     return np.maximum(logits, logits.max(axis=1, keepdims=True) - _DEEPEST)
+
+
+def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
+    """Returns the largest absolute difference over the largest absolute value expected.
+
+    Infinite where the shapes differ, or where not the same values are finite on both sides.
+    """
+    finite = np.isfinite(expected)
+    if expected.shape != received.shape or not np.array_equal(finite, np.isfinite(received)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    before, after = (visible(np.asarray(values, np.float64))[finite] for values in (expected, received))
+    return float(np.abs(before - after).max() / max(np.abs(before).max(), 1e-30))
