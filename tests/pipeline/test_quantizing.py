@@ -44,11 +44,12 @@ def measured(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_a_method_that_meets_the_budget_goes_before_a_better_sqnr() -> None:
     reference = np.eye(4) * 9.0
+    reference[0] = [9.0, 8.9, 0.0, 0.0]
     other = reference.copy()
-    other[0] = [4.9, 5.1, 0.0, 0.0]  # another class
-    results = {"misses": compare(reference, other), "meets": compare(reference, reference + 1.5), "worse": None}
-    results["worse"] = compare(reference, reference + 2.0)
-    assert results["misses"].sqnr_db > 10 > results["worse"].sqnr_db
+    other[0] = [8.9, 9.0, 0.0, 0.0]  # close, and another class
+    offsets = {"misses": other, "meets": reference + 1.5, "worse": reference + 2.0}
+    results = {name: compare(reference, values) for name, values in offsets.items()}
+    assert results["misses"].sqnr_db > 40 > results["meets"].sqnr_db > results["worse"].sqnr_db + 1
     budget = Budget(0.99, None, 5.0)
     assert best_method(results, budget) == "meets"
     assert best_method({"misses": results["misses"]}, budget) == "misses"
