@@ -12,6 +12,7 @@ from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
 from export.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
+from export.words import count
 
 # Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
 _RUN_BY_NEXT = ((8, 10), (10, 11))
@@ -31,7 +32,7 @@ def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:
     try:
         size = plan.stat().st_size
         if size != sidecar.plan_bytes:
-            raise _refused(plan, f"{sidecar.plan_bytes} bytes", f"{size} bytes: truncated or replaced")
+            raise _refused(plan, count(sidecar.plan_bytes, "byte"), f"{count(size, 'byte')}: truncated or replaced")
         digest = sha256_file(plan)
     except OSError as error:
         raise _refused(plan, "a readable plan", str(error)) from error
