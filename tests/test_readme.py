@@ -8,7 +8,6 @@ import io
 import re
 import shlex
 import subprocess
-import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.commands import build_parser, main
+from pipeline.commands import build_parser
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.recipe import Build, Recipe
 from pipeline.runners.options import RuntimeOptions
