@@ -49,12 +49,12 @@ def bar_chart(title: str, rows: Sequence[Bar], mark: str = "", reach: float = ma
     marks = [_drawn(row.mark) for row in rows if row.mark is not None]
     longest = max((abs(value) for value in values), default=0.0)
     limit = reach * longest if longest else math.inf
-    low = min(0.0, *values, *marks)
-    high = max(0.0, *values, *(min(place, limit) for place in marks)) or 1.0
+    low = min([0.0, *values, *marks])
+    high = max([0.0, *values, *(min(place, limit) for place in marks)]) or 1.0
     beyond = any(place > high for place in marks)
     items = "".join(_row(row, low, high) for row in rows)
-    legend = f'<span><i class="mark"></i>{text(mark)}</span>' if marks and mark else ""
-    legend += '<span><i class="beyond"></i>it lies beyond the scale</span>' if beyond else ""
+    legend = f'<span><span class="key mark"></span>{text(mark)}</span>' if marks and mark else ""
+    legend += '<span><span class="key beyond"></span>it lies beyond the scale</span>' if beyond else ""
     legend = f'<p class="legend">{legend}</p>' if legend else ""
     return (
         f'<figure class="{kind}"><figcaption>{text(title)}</figcaption>{legend}<ul class="bars">{items}</ul></figure>'

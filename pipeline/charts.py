@@ -61,9 +61,8 @@ def _draw(axis: Axes, history: Sequence[Epoch], name: str) -> None:
         axis.plot(*zip(*judged), "s--", color=COLORS["int8"], label="validation", ms=4)
     if boundary is not None and boundary > 1:
         axis.axvline(boundary - 0.5, color=MUTED, lw=1, ls=":")
-        axis.text(boundary - 0.45, 0.03, "fine-tuning", color=MUTED, transform=axis.get_xaxis_transform())
     axis.set_title(name, loc="left")
-    axis.set_xlabel("epoch")
+    axis.set_xlabel("epoch" if boundary is None or boundary <= 1 else "epoch (dotted: fine-tuning begins)")
     axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axis.set_xticks(_whole(min(epochs), max(epochs)))
     shown = [*trained, *(value for _, value in judged)]

@@ -61,15 +61,22 @@ def contents(sections: Sequence[Section]) -> str:
     return f'<nav class="contents" aria-label="Contents"><ul>{links}</ul></nav>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; a column whose name starts with * holds numbers.
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], titled: bool = True) -> str:
+    """A table; a column whose name starts with * holds numbers, and one that is empty in all rows is left out.
 
-    On a narrow screen a row becomes a block of lines, each with the column's name before the value, so that nothing
-    is out of sight. The roles keep it a table for who hears the page, whatever the style makes of it.
+    On a narrow screen a row becomes a block of lines, each with the column's name before the value, so that nothing is
+    out of sight. The roles keep it a table for who hears the page, whatever the style makes of it.
+
+    Args:
+        head: names of the columns, HTML.
+        rows: their cells, HTML; an empty one takes no line.
+        titled: whether the first two, a verdict and what it is about, speak for themselves without a name before them.
     """
+    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    head, rows = [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
     classes = [' class="n"' if name.startswith("*") else "" for name in head]
     names = [name.lstrip("*") for name in head]
-    labels = [re.sub(r"<sup.*?</sup>|<[^>]*>", "", name) for name in names]
+    labels = [re.sub(r'<span class="marks">.*', "", name) for name in names]
     top = "".join(f'<th{kind} scope="col" role="columnheader">{name}</th>' for kind, name in zip(classes, names))
     body = "".join(
         '<tr role="row">'
@@ -80,8 +87,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     fold = "" if len(head) < FOLDED else "fold" if len(head) <= WIDE else "fold wide"
+    fold += " titled" if titled else ""
     return (
-        f'<div class="scroll"><table class="{fold}" role="table">'
+        f'<div class="scroll"><table class="{fold.strip()}" role="table">'
         f'<thead role="rowgroup"><tr role="row">{top}</tr></thead>'
         f'<tbody role="rowgroup">{body}</tbody></table></div>'
     )
@@ -97,7 +105,8 @@ class Footnotes:
 
     def mark(self, *remarks: str) -> str:
         """The numbers of some remarks, as links to them; plain text, empty ones are none."""
-        return "".join(self._link(remark) for remark in dict.fromkeys(remarks) if remark)
+        links = "".join(self._link(remark) for remark in dict.fromkeys(remarks) if remark)
+        return f'<span class="marks">{links}</span>' if links else ""
 
     def _link(self, remark: str) -> str:
         first = remark not in self._numbers

@@ -124,5 +124,7 @@ def _provenance(root: Path, parity: ParityReport) -> Section:
         for tool, version in (manifest.versions if manifest else {}).items():
             versions.setdefault(tool, set()).add(version)
     tools = [(text(tool), text(", ".join(sorted(found)))) for tool, found in sorted(versions.items())]
-    body = table(("now", "file", "sha256"), subjects) + details("Versions", table(("tool", "version"), tools))
+    body = table(("now", "file", "sha256"), subjects) + details(
+        "Versions", table(("tool", "version"), tools, titled=False)
+    )
     return Section("What was judged", "The verdict holds for these bytes and no others.", body)

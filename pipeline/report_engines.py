@@ -13,7 +13,7 @@ from pipeline.manifest import read_manifest
 from pipeline.words import count
 
 HEAD = (
-    *("verdict", "engine", "TensorRT", "built for", "*batch min / opt / max", "convolutions", "*size"),
+    *("verdict", "engine", "TensorRT", "built for", "batch min / opt / max", "convolutions", "*size"),
     "*build time",
 )
 SHORT = 24  # characters of a cell; what is longer is a footnote

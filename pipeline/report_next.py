@@ -96,4 +96,5 @@ def _more_images(context: Context, parity: ParityReport, verify: Manifest | None
 
 
 def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') or not words else '.'}"
+    """With its full stop; it may begin with the name of a file, which stays as it is."""
+    return words if not words or words.endswith(".") else f"{words}."

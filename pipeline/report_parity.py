@@ -34,13 +34,14 @@ def parity_section(parity: ParityReport) -> Section:
     )
     remarks = Footnotes("parity")
     rows = [_row(hop, remarks) for hop in parity.hops if hop.verdict != NOT_RUN]
+    compared = [hop for hop in parity.hops if hop.compared]
     head = (
-        *("verdict", "candidate", "against", "*SQNR, dB", "*same top class", "*accuracy"),
-        f"*lost / gained{remarks.mark(CHANGED) if rows else ''}",
-        f"*rel. error{remarks.mark(_allowed(parity)) if rows else ''}",
+        *("verdict", "candidate", "against", "*SQNR, dB", "*agreement", "*accuracy"),
+        f"*lost / gained{remarks.mark(CHANGED) if any(hop.mcnemar for hop in compared) else ''}",
+        f"*rel. error{remarks.mark(_allowed(parity)) if compared else ''}",
     )
-    compared = table(head, rows) + remarks.html if rows else ""
-    return Section("Parity", words, bars + compared + _not_run(parity))
+    listed = table(head, rows) + remarks.html if rows else ""
+    return Section("Parity", words, bars + listed + _not_run(parity))
 
 
 def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> str:

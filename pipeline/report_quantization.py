@@ -43,7 +43,7 @@ def _calibration(report: CalibrationReport) -> Section:
     rows.append(_row("FP16, rounded to keep the means", rounding.mean, rounding.chosen == "mean"))
     if report.fp16.mixed:
         rows.append(_row(f"FP16, layers kept in FP32: {len(report.fp16.kept):,}", report.fp16.mixed, True))
-    head = ("chosen", "what was tried", "*SQNR, dB", "*same top class", "*accuracy drop")
+    head = ("chosen", "what was tried", "*SQNR, dB", "*agreement", "*accuracy drop")
     met = "" if report.budget_met else " The INT8 graph missed it on these images."
     met += "" if report.fp16.budget_met else f" The FP16 graph missed its own ({text(report.fp16.budget)})."
     equalized = count(report.equalized_activations, "activation was", "activations were")
@@ -80,7 +80,7 @@ def _sensitivity(path: Path, report: CalibrationReport) -> Section:
         sqnr, agreement = row.number("sqnr_db", finite=False), row.number("top1_agreement", low=0.0, high=1.0)
         drop = row.number("accuracy_drop", low=-1.0, high=1.0)
         rows.append((kept.upper(), text(layer), text(op), f"{sqnr:.2f}", share(agreement), f"{drop:.2%}"))
-    head = ("stays", "layer", "operator", "*SQNR alone, dB", "*same top class", "*accuracy drop")
+    head = ("stays", "layer", "operator", "*SQNR alone, dB", "*agreement", "*accuracy drop")
     words = "What quantising one layer alone does to the logits. " + (
         "The dearest stay in float." if report.kept else "All of them are INT8."
     )
@@ -108,8 +108,8 @@ def noise_bars(layers: Sequence[tuple[str, float, bool]], precisions: dict[str, 
 def _placement(rows: Sequence[Placement], report: CalibrationReport) -> Section:
     counts = Counter(row.precision for row in rows)
     summary = ", ".join(f"{number:,} {text(precision.upper())}" for precision, number in sorted(counts.items()))
-    head = ("layer", "operator", "precision", "why")
-    cells = [tuple(text(cell) for cell in (row.keras_layer, row.op, row.precision, row.why)) for row in rows]
+    head = ("precision", "layer", "operator", "why")
+    cells = [tuple(text(cell) for cell in (row.precision, row.keras_layer, row.op, row.why)) for row in rows]
     listed = details(
         f"Show {'the' if len(rows) == 1 else 'all'} {count(len(rows), 'node')}", table(head, cells), "long"
     )

@@ -33,7 +33,9 @@ def recipe_section(context: Context, verify: Manifest | None) -> Section:
         f"{text(recipe.name)}, from {command(context.recipe_path.name)}: {differ} from the defaults, besides paths and "
         f"permissions. Made by {command(make(context, 'run', verify))}."
     )
-    listed = details(f"Show {count(len(changed), 'key')}", table(("key", "here", "default"), rows)) if rows else ""
+    listed = (
+        details(f"{differ} from the defaults", table(("key", "here", "default"), rows, titled=False)) if rows else ""
+    )
     return Section("Recipe", words, listed)
 
 

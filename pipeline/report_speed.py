@@ -9,12 +9,13 @@ from pipeline.bars import Bar, bar_chart
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
 from pipeline.html import Footnotes, Section, badge, details, notes, number, table, text
 from pipeline.manifest import read_manifest
-from pipeline.parity_report import FAIL, PASS, ParityReport
+from pipeline.parity_report import FAIL, ParityReport
 from pipeline.report_cards import is_proxy, verdict_on_row
 from pipeline.report_standing import other_inputs
 from pipeline.words import count
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
+REFERENCE = "reference"  # what the others are held against
 REACH = 2.0  # times the longest bar, that a p90 may stretch the scale
 PROXIES = (
     "A CPU runs the FP16 graph in FP32 and pairs of Q/DQ as they stand: these times say nothing about FP16 and INT8 "
@@ -108,8 +109,7 @@ def _table(rows: Sequence[BenchmarkRow], parity: ParityReport, name: str) -> str
 
 
 def _row(row: BenchmarkRow, parity: ParityReport, remarks: Footnotes) -> tuple[str, ...]:
-    verdict = PASS if row.backend == "keras" else verdict_on_row(row, parity)
-    shown = badge(verdict, "reference" if row.backend == "keras" else verdict)
+    verdict = REFERENCE if row.backend == "keras" else verdict_on_row(row, parity)
     what = text(f"{row.backend} {row.name}")
     includes = f"{row.backend}: {row.includes}." if row.includes else ""
     if row.error is not None:
@@ -119,4 +119,4 @@ def _row(row: BenchmarkRow, parity: ParityReport, remarks: Footnotes) -> tuple[s
     caveat = f"{row.caveat[:1].upper()}{row.caveat[1:]}." if row.caveat else ""
     p50, p90, p99 = (number(value, ".3f") for value in (row.p50_ms, row.p90_ms, row.p99_ms))
     marks = remarks.mark(alone, caveat, includes)
-    return (shown, what + marks, str(row.batch), p50, p90, p99, number(row.images_per_second, ",.1f"))
+    return (badge(verdict, verdict), what + marks, str(row.batch), p50, p90, p99, number(row.images_per_second, ",.1f"))
