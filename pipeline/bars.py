@@ -65,10 +65,10 @@ def _row(row: Bar, low: float, high: float) -> str:
     def place(value: float) -> float:
         return 100 * (value - low) / (high - low)
 
-    drawn = ""
+    drawn = f'<span class="zero" style="left:{place(0.0):.2f}%"></span>'
     if not math.isnan(row.value):
         ends = sorted((place(0.0), place(max(low, min(_drawn(row.value), high)))))
-        drawn = f'<span class="bar {row.kind}" style="left:{ends[0]:.2f}%;width:{ends[1] - ends[0]:.2f}%"></span>'
+        drawn += f'<span class="bar {row.kind}" style="left:{ends[0]:.2f}%;width:{ends[1] - ends[0]:.2f}%"></span>'
     if row.mark is not None:
         mark = _drawn(row.mark)
         where = (
@@ -77,7 +77,8 @@ def _row(row: Bar, low: float, high: float) -> str:
         drawn += where if mark > high else f"{where}</span>"
     more = f" <small>{text(row.more)}</small>" if row.more else ""
     return (
-        f'<li><span class="label">{text(row.label)}</span><span class="value"><b>{text(row.shown)}</b>{more}</span>'
+        f'<li><span class="label" dir="auto">{text(row.label)}</span>'
+        f'<span class="value"><b>{text(row.shown)}</b>{more}</span>'
         f'<span class="track" aria-hidden="true">{drawn}</span></li>'
     )
 

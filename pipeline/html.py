@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 FOLDED = 3  # columns; from so many a narrow screen shows each row as a block of label and value
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode's names of them
 WIDE = 6  # columns; with more that happens on screens of middle width too
 
 
@@ -16,7 +17,8 @@ def text(value: object, most: int | None = None) -> str:
     """What comes from outside, as HTML that shows it and does nothing else.
 
     Args:
-        value: its text is shown; control characters and lone surrogates, which no page can hold, as escapes.
+        value: its text is shown; control characters and lone surrogates, which no page can hold, as escapes, and so
+            are characters that turn the direction of what follows them.
         most: characters after which it is cut off, with an ellipsis.
     """
     whole = str(value)
@@ -25,7 +27,8 @@ def text(value: object, most: int | None = None) -> str:
 
 
 def _held(letter: str) -> str:
-    if unicodedata.category(letter) in ("Cc", "Cs") and letter != "\n":
+    turns = unicodedata.bidirectional(letter) in TURNING
+    if turns or (unicodedata.category(letter) in ("Cc", "Cs") and letter != "\n"):
         return letter.encode("unicode_escape").decode()
     return letter
 

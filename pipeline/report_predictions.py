@@ -140,7 +140,7 @@ def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, 
     name = text(PurePath(one.path).name, LONGEST_NAME)
     if one.error or not one.name:
         return _without_picture(f"{name}: {text(one.error or 'not classified')}")
-    answer = f"<b>{text(one.name, LONGEST_NAME)}</b> {one.probability:.0%}"
+    answer = f'<b dir="auto">{text(one.name, LONGEST_NAME)}</b> {one.probability:.0%}'
     if not path.is_file():
         return _without_picture(f"{name}: {answer}; there is no such file here")
     try:
@@ -153,7 +153,7 @@ def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, 
     label = truth[key]
     wrong = label is not None and label != one.name
     kind = "" if label is None else "wrong" if wrong else "right"
-    caption = f"✗ {answer}<br>is {text(label, LONGEST_NAME)}" if wrong else answer
+    caption = f'✗ {answer}<br>is <span dir="auto">{text(label, LONGEST_NAME)}</span>' if wrong else answer
     seen = f"{name}, taken for {text(one.name, LONGEST_NAME)}"
     return (
         f'<figure class="{kind}"><img src="data:image/png;base64,{_png(pixels)}" alt="{seen}">'

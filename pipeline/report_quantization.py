@@ -82,7 +82,7 @@ def _sensitivity(path: Path, report: CalibrationReport) -> Section:
         rows.append((kept.upper(), text(layer), text(op), f"{sqnr:.2f}", share(agreement), f"{drop:.2%}"))
     head = ("stays", "layer", "operator", "*SQNR alone, dB", "*agreement", "*accuracy drop")
     words = "What quantising one layer alone does to the logits. " + (
-        "The dearest stay in float." if report.kept else "All of them are INT8."
+        "The dearest stay in float." if any(kept for *_, kept in layers) else "All of them are INT8."
     )
     listed = details(
         f"Show {'the' if len(rows) == 1 else 'all'} {count(len(rows), 'layer')}", table(head, rows), "long"

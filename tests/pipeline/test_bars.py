@@ -41,7 +41,9 @@ def test_lengths_are_in_proportion_and_marks_stand_at_their_number() -> None:
 
 
 def test_a_negative_number_goes_to_the_left_of_zero() -> None:
-    below, above = read(bar_chart("x", [Bar("a", -10.0, "-10", "fp32"), Bar("b", 30.0, "30", "fp32")]))
+    html = bar_chart("x", [Bar("a", -10.0, "-10", "fp32"), Bar("b", 30.0, "30", "fp32")])
+    below, above = read(html)
+    assert [node.attrs["style"] for node in Page(html).root.all("span", "zero")] == ["left:25.00%"] * 2
     assert (below.start, below.end) == (0, 25)
     assert (above.start, above.end) == (25, 100)
 

@@ -268,6 +268,15 @@ def _replace(path: Path, *texts: str) -> None:
     path.write_text(content)
 
 
+def test_a_name_does_not_turn_what_stands_beside_it(artifacts: Artifacts) -> None:
+    turning = "\u202egnp.tac\u2066"
+    artifacts.card = replace(artifacts.card, classes=("قطة", turning, "owl"))
+    artifacts.predictions = [("images/0.png", "ok", "قطة", 0.5, ""), ("images/1.png", "ok", turning, 0.5, "")]
+    page = artifacts.write().page()
+    assert [text for text, _ in figures(page)] == ["قطة 50%", "\\u202egnp.tac\\u2066 50%"]
+    assert {node.attrs["dir"] for node in page.section("Predictions").all("b")} == {"auto"}
+
+
 def test_a_page_with_a_lone_surrogate_is_written(artifacts: Artifacts, tmp_path: Path, monkeypatch) -> None:
     from pipeline.report import write_report
 
