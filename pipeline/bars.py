@@ -71,10 +71,8 @@ def _row(row: Bar, low: float, high: float) -> str:
         drawn += f'<span class="bar {row.kind}" style="left:{ends[0]:.2f}%;width:{ends[1] - ends[0]:.2f}%"></span>'
     if row.mark is not None:
         mark = _drawn(row.mark)
-        where = (
-            '<span class="beyond"></span>' if mark > high else f'<span class="mark" style="left:{place(mark):.2f}%">'
-        )
-        drawn += where if mark > high else f"{where}</span>"
+        where = f'class="mark" style="left:{place(mark):.2f}%"' if mark <= high else 'class="beyond"'
+        drawn += f"<span {where}></span>"
     more = f" <small>{text(row.more)}</small>" if row.more else ""
     return (
         f'<li><span class="label" dir="auto">{text(row.label)}</span>'

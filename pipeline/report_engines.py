@@ -10,7 +10,7 @@ from export.sidecar import Sidecar, read_sidecar
 from pipeline.html import Footnotes, Section, badge, size, table, text
 from pipeline.layout import engines
 from pipeline.manifest import read_manifest
-from pipeline.words import count
+from pipeline.words import count, sentence
 
 HEAD = (
     *("verdict", "engine", "TensorRT", "built for", "batch min / opt / max", "convolutions", "*size"),
@@ -49,7 +49,7 @@ def _facts(plan: Path, remarks: Footnotes) -> tuple[str, ...]:
     runs_on = ", ".join(sidecar.targets) or sidecar.gpu or sidecar.runs_on or ""
     long = f"Runs on {runs_on}." if len(runs_on) > SHORT else ""
     return (
-        name + remarks.mark(long, *(f"{warning[:1].upper()}{warning[1:]}." for warning in sidecar.warnings)),
+        name + remarks.mark(long, *map(sentence, sidecar.warnings)),
         text(f"{sidecar.flavour} {sidecar.tensorrt_version}"),
         "" if long else text(runs_on),
         f"{profile.min} / {profile.opt} / {profile.max}",

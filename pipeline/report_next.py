@@ -12,7 +12,7 @@ from pipeline.report_headline import short_name
 from pipeline.report_recipe import make
 from pipeline.report_standing import Standing
 from pipeline.stage import Context
-from pipeline.words import count
+from pipeline.words import count, sentence
 
 ENGINE_CHECK = ("python", "-m", "pipeline", "engine", "check")
 
@@ -38,7 +38,7 @@ def next_step(
         return _step(*_after_a_failure(context, failed[0], verify))
     if parity.verdict == FAIL:
         why = next((hop.why for hop in parity.hops if hop.why), "")
-        return _step("Run it on a machine that can run the files", make(context, "bundle"), _sentence(why))
+        return _step("Run it on a machine that can run the files", make(context, "bundle"), sentence(why))
     if parity.verdict == INCONCLUSIVE:
         return _step(*_more_images(context, parity, verify))
     if NOT_VERIFIED in engines.values():
@@ -63,7 +63,7 @@ def _step(title: str, line: str, more: str = "") -> Section:
 def _after_a_failure(context: Context, hop: Hop, verify: Manifest | None) -> tuple[str, str, str]:
     """What mends the first comparison that failed: the title, the command and why."""
     name = short_name(hop.candidate)
-    said = _sentence(f"{name}: {hop.why}")
+    said = sentence(f"{name}: {hop.why}")
     if hop.backend == "tensorrt":
         plan = (context.root / hop.candidate).as_posix()
         return f"Look at what was built for {name}", shlex.join([*ENGINE_CHECK, plan]), said
@@ -93,8 +93,3 @@ def _more_images(context: Context, parity: ParityReport, verify: Manifest | None
     if wanted > most:
         return title, _with(context, f"verify.max_images={wanted}"), f"The recipe takes at most {most:,}."
     return title, make(context, "run", verify), "What passed serves meanwhile."
-
-
-def _sentence(words: str) -> str:
-    """With its full stop; it may begin with the name of a file, which stays as it is."""
-    return words if not words or words.endswith(".") else f"{words}."

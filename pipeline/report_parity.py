@@ -11,7 +11,7 @@ from pipeline.html import Footnotes, Section, badge, number, share, table, text
 from pipeline.layout import ONNX
 from pipeline.parity_report import FROM_KERAS, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run
 from pipeline.report_headline import short_name
-from pipeline.words import count
+from pipeline.words import count, sentence
 
 CHANGED = (
     "Lost / gained: images that the reference names right and the candidate wrong, and the reverse; p: how likely "
@@ -38,7 +38,7 @@ def parity_section(parity: ParityReport) -> Section:
     head = (
         *("verdict", "candidate", "against", "*SQNR, dB", "*agreement", "*accuracy"),
         f"*lost / gained{remarks.mark(CHANGED) if any(hop.mcnemar for hop in compared) else ''}",
-        f"*rel. error{remarks.mark(_allowed(parity)) if compared else ''}",
+        f"*rel. error{remarks.mark(sentence(allowed(parity.hops))) if compared else ''}",
     )
     listed = table(head, rows) + remarks.html if rows else ""
     return Section("Parity", words, bars + listed + _not_run(parity))
@@ -70,7 +70,7 @@ def _length(hop: Hop) -> float:
 def _row(hop: Hop, remarks: Footnotes) -> tuple[str, ...]:
     why = hop.certainty if hop.verdict == PASS else hop.why
     note = f"{hop.precision.upper()}: {hop.note}." if hop.note else ""
-    marks = remarks.mark(f"{why[:1].upper()}{why[1:]}." if why else "", note)
+    marks = remarks.mark(sentence(why), note)
     return (
         badge(hop.verdict, hop.verdict),
         text(hop.candidate) + marks,
@@ -94,15 +94,10 @@ def _changed(mcnemar: McNemar | None) -> str:
     return "" if mcnemar is None else f"{mcnemar.losses} / {mcnemar.gains}, p {mcnemar.p_value:.2g}"
 
 
-def _allowed(parity: ParityReport) -> str:
-    words = allowed(parity.hops)
-    return f"{words[:1].upper()}{words[1:]}." if words else ""
-
-
 def _not_run(parity: ParityReport) -> str:
     """What was not run, apart from what was: a line a reason."""
-    lines = [
-        f'<p class="apart">{badge(NOT_RUN, NOT_RUN)} {text(", ".join(names))}: {text(why or "no reason is known")}.</p>'
-        for why, names in not_run(parity.hops).items()
-    ]
+    lines = []
+    for why, names in not_run(parity.hops).items():
+        reason = (why or "no reason is known").removesuffix(".")
+        lines.append(f'<p class="apart">{badge(NOT_RUN, NOT_RUN)} {text(", ".join(names))}: {text(reason)}.</p>')
     return f"<h3>Not run here</h3>{''.join(lines)}" if lines else ""

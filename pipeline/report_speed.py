@@ -12,7 +12,7 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import FAIL, ParityReport
 from pipeline.report_cards import is_proxy, verdict_on_row
 from pipeline.report_standing import other_inputs
-from pipeline.words import count
+from pipeline.words import count, sentence
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
 REFERENCE = "reference"  # what the others are held against
@@ -113,10 +113,10 @@ def _row(row: BenchmarkRow, parity: ParityReport, remarks: Footnotes) -> tuple[s
     what = text(f"{row.backend} {row.name}")
     includes = f"{row.backend}: {row.includes}." if row.includes else ""
     if row.error is not None:
-        marks = remarks.mark(f"Failed: {row.error}", includes)
+        marks = remarks.mark(sentence(f"failed: {row.error}"), includes)
         return (badge(FAIL, "failed"), what + marks, str(row.batch), "", "", "", "")
     alone = f"{row.compute.p50_ms:.3f} ms of it the engine alone." if row.compute else ""
-    caveat = f"{row.caveat[:1].upper()}{row.caveat[1:]}." if row.caveat else ""
+    caveat = sentence(row.caveat)
     p50, p90, p99 = (number(value, ".3f") for value in (row.p50_ms, row.p90_ms, row.p99_ms))
     marks = remarks.mark(alone, caveat, includes)
     return (badge(verdict, verdict), what + marks, str(row.batch), p50, p90, p99, number(row.images_per_second, ",.1f"))

@@ -266,7 +266,7 @@ def test_the_graph_picks_the_best_classes(chain: Chain, capsys: pytest.CaptureFi
     )
     assert answers() == before
     assert (
-        "the best 3 that the graph picks are those of its probabilities"
+        "The best 3 that the graph picks are those of its probabilities"
         in (chain.root / "report" / "report.html").read_text()
     )
 

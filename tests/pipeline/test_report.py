@@ -88,7 +88,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     ]
     (failed,) = page.rows("Speed", 1)
     assert (failed["verdict"], failed["what ran"]) == ("failed", "onnxruntime int8")
-    assert page.remarks("Speed", 0, 1)[0] == "Failed: out of memory"
+    assert page.remarks("Speed", 0, 1)[0] == "Failed: out of memory."
     quantized = page.rows("Quantization")
     assert quantized[1] == {
         **{"chosen": "used", "what was tried": "scales by entropy", "SQNR, dB": "30.5"},

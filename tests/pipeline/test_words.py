@@ -1,10 +1,10 @@
-"""Numbers in sentences."""
+"""Numbers in sentences, and sentences."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.words import count
+from pipeline.words import count, sentence
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,19 @@ def test_a_plural_that_is_not_made_with_an_s() -> None:
         "1 of its files is",
         "2 of its files are",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("a convolution is FP32", "A convolution is FP32."),
+        ("no NVIDIA driver.", "No NVIDIA driver."),
+        ("inconclusive: too few", "Inconclusive: too few."),
+        ("model.int8.onnx: SQNR 3 dB", "model.int8.onnx: SQNR 3 dB."),
+        ("rtx/int8.plan died", "rtx/int8.plan died."),
+        ("99.0 % agree", "99.0 % agree."),
+        ("", ""),
+    ],
+)
+def test_a_remark_becomes_a_sentence(words: str, said: str) -> None:
+    assert sentence(words) == said
