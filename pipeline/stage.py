@@ -68,16 +68,23 @@ class Context:
         own = self.recipe.runtime
         return replace(own, host_code=own.host_code or self.recipe.build.version_compatible)
 
-    def command(self, verb: str) -> str:
-        """The command line that runs a verb with this very Python, recipe, overrides and artifacts; safe to paste."""
-        python = Path(sys.executable)
-        if python.is_relative_to(Path.cwd()):
-            python = python.relative_to(Path.cwd())
-        words = [str(python), "-m", "pipeline", verb, "-c", str(self.recipe_path)]
-        words += [word for override in self.overrides for word in ("--set", override)]
-        if self.artifacts != ARTIFACTS:
-            words += ["--artifacts", str(self.artifacts)]
-        return shlex.join(words)
+    def command(self, verb: str, python: str | None = None) -> str:
+        """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste.
+
+        Args:
+            verb: of ``python -m pipeline``.
+            python: that runs it; None: this very one, for advice on this machine.
+        """
+        if python is None:
+            here = Path(sys.executable)
+            python = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+        return shlex.join([python, "-m", "pipeline", verb, "-c", str(self.recipe_path), *self.options])
+
+    @property
+    def options(self) -> list[str]:
+        """The options that repeat the overrides and the artifacts folder, as words of a command line."""
+        words = [word for override in self.overrides for word in ("--set", override)]
+        return words if self.artifacts == ARTIFACTS else [*words, "--artifacts", str(self.artifacts)]
 
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.

@@ -88,6 +88,7 @@ RUN_KERAS = (
     "export/preprocessing.py",
 )
 DATA_KEYS = ("data.max_bad_images",)
+SECTIONS = ("data", "model", "train", "export", "quantize", "build", "verify", "benchmark", "infer", "runtime")
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
 
@@ -227,6 +228,7 @@ STAGES = (
             "pipeline/stage_records.py",
             "export/placement_row.py",
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             *READ_CARD,
             "pipeline/models.py",
             "pipeline/backbones.py",
@@ -293,6 +295,7 @@ STAGES = (
             "pipeline/stage_records.py",
             *READ_CARD,
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             "export/quantize.py",
             "export/placement.py",
             "export/placement_row.py",
@@ -388,13 +391,17 @@ STAGES = (
     Stage(
         "report",
         _report_inputs,
-        ("description", "verify.thresholds"),
+        ("description", *SECTIONS),  # it shows all that differs from the defaults
         (
             "pipeline/report.py",
             "pipeline/report_cards.py",
+            "pipeline/report_engines.py",
+            "pipeline/report_headline.py",
+            "pipeline/report_next.py",
             "pipeline/report_parity.py",
             "pipeline/report_predictions.py",
             "pipeline/report_quantization.py",
+            "pipeline/report_recipe.py",
             "pipeline/report_speed.py",
             "pipeline/report_standing.py",
             "pipeline/parity_report.py",
@@ -409,7 +416,9 @@ STAGES = (
             "pipeline/report.css",
             "pipeline/csv_rows.py",
             "pipeline/html.py",
+            "pipeline/bars.py",
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             "pipeline/decode_spec.py",
             *DECODE,
         ),

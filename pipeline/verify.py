@@ -26,10 +26,11 @@ from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, eng
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, allowed, write_parity
+from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.stage import Context
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
-    log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
+    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
     if warnings:
         result["warnings"] = warnings
@@ -185,9 +186,9 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
 
 
 def parity_table(parity: ParityReport) -> str:
-    """The hops as a text table, for a terminal."""
+    """The hops as a text table, for a terminal; what did not run is a line a reason below it."""
     rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
-    for hop in parity.hops:
+    for hop in (hop for hop in parity.hops if hop.verdict != NOT_RUN):
         rows.append(
             (
                 hop.kind,
@@ -202,6 +203,9 @@ def parity_table(parity: ParityReport) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    lines += [
+        f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
+    ]
     said = allowed(parity.hops)
     return "\n".join([*lines, *([f"  {said}"] if said else []), f"  verdict: {parity.verdict}"])
 
