@@ -31,7 +31,9 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.recipe import Recipe
+from pipeline.recipe_files import where_else
 from pipeline.runners.options import RuntimeOptions
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
@@ -120,8 +122,9 @@ class Context:
         """
         images = load_image_set(self.recipe.data)
         if images.duplicates:
-            crossing = f", {images.crossing} of them in another split" if images.crossing else ""
-            log.info("left out %d copies of pictures that are there under another name%s", images.duplicates, crossing)
+            crossing = f", {images.crossing:,} of them in another split" if images.crossing else ""
+            copies = count(images.duplicates, "copy of a picture that is", "copies of pictures that are")
+            log.info("left out %s there under another name%s", copies, crossing)
         for conflict in images.conflicts:
             log.warning("left out a picture that stands in two classes: %s", conflict)
         return in_model_order(images, class_names(self.recipe.model.classes))
@@ -163,7 +166,8 @@ class Context:
         except DataMissingError as error:
             if key not in recorded:
                 raise
-            log.warning("keeping what the manifest says of the %s images: %s", name, error)
+            why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
+            log.warning("keeping what the manifest says of the %s images: %s", name, why)
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +177,8 @@ class Context:
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
         if name in recorded:
-            log.warning("keeping what the manifest says of %s: %s is not here", name, path)
+            place = where_else(path, self.recipe_path, self.overrides)
+            log.warning("keeping what the manifest says of %s: %s is not here.%s", name, path, place)
             return {name: recorded[name]}
         raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
 
@@ -248,9 +253,9 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
     if manifest is not None and not reasons:
         log.info("%-9s up to date", stage.name)
         if changes := version_changes(manifest):
-            log.info("%-9s made with other versions: %s (--force makes it anew)", "", ", ".join(changes))
+            log.info("%-9s made with other versions: %s (--force makes it anew)", "", listed(changes))
         return Outcome(stage.name, False, (), manifest)
-    log.info("%-9s runs: %s", stage.name, "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else ""))
+    log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
     start = time.perf_counter()
     try:
         with replacing_folder(folder) as temporary:
