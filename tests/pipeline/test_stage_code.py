@@ -41,6 +41,7 @@ BORDERS = {
     "pipeline/cli.py": "talks",
     "pipeline/commands.py": "talks",
     "pipeline/tensorflow_start.py": "silences an import",
+    "pipeline/words.py": "puts a number before its noun, for people",
 }
 # What a stage runs by asking its context.
 BY_CONTEXT = {
