@@ -18,7 +18,7 @@ from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_classes, check_readable, check_split_sizes
+from pipeline.data import Pixels, check_classes, check_readable
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
@@ -29,6 +29,7 @@ from pipeline.parity import Answer, Candidate, Reference, judge
 from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, allowed, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
+from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
 
 log = logging.getLogger(__name__)
