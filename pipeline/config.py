@@ -31,6 +31,12 @@ PATH_KEYS = (
     "model.preprocessing.mean",
     "build.timing_cache",  # it spares time and decides nothing
 )
+HINTS = {  # for keys that many give in another form
+    "data.path": "It is one folder or file.",
+    "data.classes": "Folders of images name the classes; the order of a model's outputs is a list in model.classes.",
+    "data.splits": "It is written as {train: 0.6, validation: 0.1, calibration: 0.1, test: 0.2}.",
+    "model.input_size": "Pictures come to the model square, so it is one number of pixels.",
+}
 # What may run is not what comes out: a permission that is given or taken back reruns nothing.
 PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
@@ -58,7 +64,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         try:
             value = parse_yaml(text)
         except ValueError as error:
-            raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
+            received = f"{shown(text)} ({error}).{_about_backslashes(error)}"
+            raise RecipeError(f"--set {key}: expected a YAML value. Received: {received}") from error
         branch: dict[str, Any] = {}
         _assign(branch, key.strip().split("."), value)
         _resolve_paths(branch, Path.cwd())
@@ -112,10 +119,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
     except ValueError as error:  # not UTF-8 is one too
-        raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
+        raise RecipeError(f"Expected YAML in {path}. Received: {error}.{_about_backslashes(error)}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
     return tree
+
+
+def _about_backslashes(error: ValueError) -> str:
+    escapes = "escape" in str(error)
+    return " A backslash in double quotes begins an escape: write / in paths, or single quotes." if escapes else ""
 
 
 def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -220,7 +232,15 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
                 f"Unknown key {shown(dotted)}.{_closest(key, list(fields))} Known here: {', '.join(fields)}."
             )
     prefix = f"{where}." if where else ""
-    given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
+    given = {}
+    for key, item in value.items():
+        try:
+            given[key] = _convert(hints[key], item, f"{prefix}{key}", getattr(default, key))
+        except RecipeError as error:
+            hint = HINTS.get(f"{prefix}{key}")
+            if hint is None or not str(error).startswith(f"{prefix}{key}: "):
+                raise
+            raise RecipeError(f"{error} {hint}") from error
     return dataclasses.replace(default, **given)
 
 

@@ -63,13 +63,24 @@ def why_groups(root: Path, classes: Collection[str]) -> str | None:
     )
 
 
+def fits(source: str, path: Path) -> bool:
+    """Whether what lies at a path is what a source of images reads, as far as its name tells."""
+    if source == "folder":
+        return path.is_dir()
+    others = {*ARCHIVES, *EXTENSIONS, ".npz", ".csv"} - {f".{source}"}
+    named = path.is_file() and path.suffix.lower() not in others
+    return named or (source == "csv" and path.is_dir() and any(path.glob("*.csv")))
+
+
 def what_it_is(path: Path) -> str:
     """What lies at a path that is not the folder that was expected, and what to do about it."""
     if not path.exists():
         return f"which does not exist.{_slip_of_the_pen(str(path))}"
     suffix = path.suffix.lower()
+    if path.is_dir() and any(path.glob("*.csv")):
+        return "which is a folder with tables. It fits with --set data.source=csv."
     if path.is_dir():
-        return "which is a folder."
+        return "which is a folder. With a subfolder for each class it fits with --set data.source=folder."
     if suffix in ARCHIVES:
         return "which is an archive. Unpack it, and name the folder."
     if suffix in (".npz", ".csv"):
@@ -101,7 +112,7 @@ def why_no_images(config: Data, root: Path, others: Mapping[str, int]) -> str:
             "--set data.label_pattern='^([a-z]+)_'; classes in a table: data.source=csv."
         )
     elif any(root.glob("*.csv")):
-        advice = "It holds tables: --set data.source=csv reads them."
+        advice = "It holds tables, which fit with --set data.source=csv."
     return (
         f"Expected images {how}. Received: {root} with {count(len(folders), 'subfolder')} and no image in them{here}. "
         f"{advice}"

@@ -13,7 +13,16 @@ import numpy as np
 
 from pipeline.errors import DataError, ImageError
 from pipeline.files import sha256_bytes
-from pipeline.folders import has_images, images_below, other_files, subfolders, what_it_is, why_groups, why_no_images
+from pipeline.folders import (
+    fits,
+    has_images,
+    images_below,
+    other_files,
+    subfolders,
+    what_it_is,
+    why_groups,
+    why_no_images,
+)
 from pipeline.image_files import hash_image_file
 from pipeline.npz_files import array_names, read_arrays
 from pipeline.preprocess import check_header
@@ -25,6 +34,12 @@ from pipeline.tables import class_names, read_tables
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+EXPECTED = {
+    "folder": "a folder with a subfolder for each class",
+    "csv": "a .csv file, or a folder with one for each split",
+    "npz": "an .npz file in the layout of keras.datasets",
+    "tfds": "the folder of tensorflow-datasets",
+}
 MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger one is a slip, and each class gets a name
 
 
@@ -52,16 +67,11 @@ def _locate(config: Data) -> Path:
         except DownloadError as error:
             raise DataMissingError(str(error)) from error
     path = Path(config.path or "")
+    expected = f"data.path: expected {EXPECTED[config.source]}. Received: {path}, {what_it_is(path)}"
     if not path.exists():
-        what = {
-            "folder": "a folder with a subfolder for each class",
-            "csv": "a .csv file, or a folder with one for each split",
-            "npz": "an .npz file",
-            "tfds": "the folder of tensorflow-datasets",
-        }[config.source]
-        raise DataMissingError(
-            f"data.path: expected {what}. Received: {path}, {what_it_is(path)} Name it with --set data.path=..."
-        )
+        raise DataMissingError(f"{expected} Name it with --set data.path=...")
+    if config.source != "tfds" and not fits(config.source, path):
+        raise DataError(expected)
     return path
 
 
@@ -140,8 +150,6 @@ def _identity(content: T) -> T:
 
 
 def _folder(config: Data, root: Path) -> Found:
-    if not root.is_dir():
-        raise DataError(f"Expected a folder with a subfolder for each class. Received: {root}, {what_it_is(root)}")
     parts = _ready_folders(root) if config.ready_splits else {}
     rows: list[tuple[Path, str, str | None]] = []
     for ready, folder in parts.items() if parts else [(None, root)]:

@@ -65,7 +65,7 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
 def _what_is_missing(images: ImageSet, short: Mapping[str, int]) -> str:
     sizes = {split: len(images.splits[split]) for split in reversed(SPLITS)}
     wanted = " and ".join(
-        f"{needed:,} {split} images" + (f" ({MINIMA[split]})" if split in MINIMA else "")
+        count(needed, f"{split} image") + (f" ({MINIMA[split]})" if split in MINIMA else "")
         for split, needed in short.items()
     )
     received = " and ".join(f"{sizes[split]:,}" for split in short)
@@ -84,6 +84,8 @@ def _ways_out(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, 
             advice += f", or go on with --set {MINIMA[split]}={received} ({WORSE[split]})"
         elif split in MINIMA:
             advice += f", or lower {MINIMA[split]} ({WORSE[split]})"
+    if any(share < 1 for split in short for share in images.roles.sources(split).values()):
+        said.append("Each image's own content decides where it goes, so the numbers vary.")
     return [*said, f"{advice}."]
 
 
@@ -93,16 +95,18 @@ def _enough(images: ImageSet, split: str, needed: int) -> str:
     if not sources:
         return f"No image goes to {split}."
     if len(sources) > 1:
-        return f"{split} wants {needed - len(images.splits[split]):,} more."
+        return f"{split.capitalize()} wants {needed - len(images.splits[split]):,} more."
     ((ready, share),) = sources.items()
     pool = "the images" if ready is None else f"the ready-made {ready} images"
     here = sum(images.came_in.get(name, 0) for name in ([ready] if ready else images.came_in))
     if share == 1:
-        return f"{split} takes all of {pool}: {needed - len(images.splits[split]):,} more are missing there."
-    more = images_for(needed - len(images.splits[split]), share)
+        return (
+            f"{split.capitalize()} takes all of {pool}: {needed - len(images.splits[split]):,} more are missing there."
+        )
+    certain = _rounded_up(here + images_for(needed - len(images.splits[split]), share))
     return (
-        f"{split} takes {share:.3g} of {pool}, so {needed:,} want about {_rounded_up(needed / share):,}; which ones "
-        f"go there is decided by each one's own content, and {_rounded_up(here + more):,} make it nearly certain."
+        f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} want about "
+        f"{_rounded_up(needed / share):,}, and {certain:,} to be nearly certain."
     )
 
 

@@ -47,7 +47,7 @@ def refuse_unread(recipe: Recipe) -> None:
             continue
         if key == "path":
             raise RecipeError(
-                f"data.path: expected none, because data.source is {source}, which is no file. "
+                f"data.path: expected none with data.source {source}, whose images come with a package. "
                 f"Received: {value}, {_which_recipe(Path(value))}"
             )
         raise RecipeError(
@@ -89,10 +89,10 @@ def unread_by_finished(recipe: Recipe) -> Iterator[str]:
 def _which_recipe(path: Path) -> str:
     from pipeline.folders import what_it_is  # it needs Pillow, and recipes are read without
 
-    if path.is_dir() and any(path.glob("*.csv")):
-        return "a folder with tables. --set data.source=csv reads it."
-    if path.is_dir():
-        return f"a folder. For a folder of photos take the recipe photos: -c configs/photos.yaml --set data.path={path}"
+    if path.is_dir() and not any(path.glob("*.csv")):
+        return f"a folder. The recipe photos takes one: -c configs/photos.yaml --set data.path={path}"
+    if not path.exists():
+        return f"{what_it_is(path)} The recipe photos takes a folder: -c configs/photos.yaml --set data.path=..."
     return what_it_is(path)
 
 

@@ -92,7 +92,7 @@ def test_a_certain_share_needs_no_more_than_the_minimum() -> None:
 
 
 def followed(message: str) -> tuple[int, int]:
-    expected, certain = re.findall(r"about ([\d,]+); .* and ([\d,]+) make it", message)[0]
+    expected, certain = re.findall(r"about ([\d,]+), and ([\d,]+) to be nearly certain", message)[0]
     return int(expected.replace(",", "")), int(certain.replace(",", ""))
 
 
@@ -132,7 +132,7 @@ def test_what_lies_unused_is_counted() -> None:
         images, duplicates=5, conflicts=("x",), unreadable=(Unreadable("a", "b"),) * 2, others={".heic": 3}
     )
     message = refused(images, {"test": 60})
-    assert "test takes all of the ready-made validation images: 30 more are missing there" in message
+    assert "Test takes all of the ready-made validation images: 30 more are missing there" in message
     assert (
         "Not used: 30 ready-made images of train, 5 copies, 1 picture in two classes, 2 unreadable, 3 .heic." in message
     )
@@ -142,5 +142,5 @@ def test_a_part_of_a_ready_made_split_and_none(tmp_path: Path) -> None:
     config = Data(splits=Splits(0.9, 0, 0.1, 0))
     images: Any = image_set(200, config, ready=("train", "test"), trains=True)
     message = refused(images, {"calibration": 128})
-    assert "calibration takes 0.1 of the ready-made train images, so 128 want about 1,300; " in message
+    assert "Calibration takes 10 % of the ready-made train images: 128 want about 1,300, and " in message
     assert "No image goes to validation." in refused(images, {"validation": 1})
