@@ -197,16 +197,16 @@ def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
         )
 
 
-def check_readable(count: int, minimum: int, split: str, pixels: Pixels) -> None:
+def check_readable(readable: int, minimum: int, split: str, pixels: Pixels) -> None:
     """Refuse a split of which unreadable images left too few.
 
     Raises:
         DataError: with the number that is left.
     """
-    if count < minimum:
+    if readable < minimum:
         raise DataError(
-            f"Expected at least {minimum} readable {split} images. Received: {count}, and {len(pixels.skipped)} that "
-            "could not be read. Replace those."
+            f"Expected at least {count(minimum, f'readable {split} image')}. Received: {readable:,}, and "
+            f"{len(pixels.skipped):,} that could not be read. Replace those."
         )
 
 

@@ -49,18 +49,18 @@ def decode(data: bytes) -> Image.Image:
         ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
             in PostScript.
     """
-    with _as_image_error(data), _opened(data) as image:
+    with _as_image_error(len(data)), _opened(data) as image:
         return _in_mode("RGB", _flat(image))
 
 
 @contextlib.contextmanager
-def _as_image_error(data: bytes) -> Iterator[None]:
+def _as_image_error(size: int) -> Iterator[None]:
     try:
         yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not an image that Pillow can read" if data else "the file is empty") from error
+        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
     except Image.DecompressionBombError as error:
         raise ImageError(str(error)) from error
     except MemoryError as error:
@@ -166,7 +166,7 @@ def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stre
     if not isinstance(source, bytes):
         with image_file(source) as data:
             return load_image(data, size, mode)
-    with _as_image_error(source), _opened(source) as image, contextlib.closing(image):
+    with _as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
         return resize_image(_flat(image), size, mode)
 
 
@@ -185,7 +185,7 @@ def check_header(path: Path) -> None:
     Raises:
         ImageError: the file cannot be read, is empty, no image, or promises more pixels than are allowed.
     """
-    with opened_file(path) as file, _as_image_error(file.peek(1)), Image.open(file) as image:
+    with opened_file(path) as file, _as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
         _check_format(image)
 
 

@@ -31,6 +31,7 @@ from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
-    log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
+    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
     if (left := _images_left(context)) > 0:
         result["images_left"] = left

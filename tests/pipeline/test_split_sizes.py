@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Collection
@@ -11,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from pipeline.commands import _say_verdict
 from pipeline.config import load_recipe
 from pipeline.data import SPLITS, ImageSet, deal
 from pipeline.errors import DataError
+from pipeline.parity_report import INCONCLUSIVE
 from pipeline.recipe import Data, Divide, Shares, Splits
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
+from pipeline.stage import Context
+from pipeline.verify import _images_left
 
 
 def labelled(**labels: list[int]) -> ImageSet:
@@ -144,3 +149,19 @@ def test_a_part_of_a_ready_made_split_and_none(tmp_path: Path) -> None:
     message = refused(images, {"calibration": 128})
     assert "Calibration takes 10 % of the ready-made train images: 128 want about 1,300, and " in message
     assert "No image goes to validation." in refused(images, {"validation": 1})
+
+
+def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    (tmp_path / "r.yaml").write_text("data: {source: digits}\nverify: {max_images: 60}")
+    context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
+    left = _images_left(context)
+    assert left == len(context.images.splits["test"]) - 60 > 0
+    result = {"verdict": INCONCLUSIVE, "images": 60, "images_to_decide": 3838}
+    _say_verdict(context, result | {"images_left": left})
+    assert f"about 3,838 would ({left:,} more are there). Bring more test images, and raise" in caplog.text
+    caplog.clear()
+    _say_verdict(context, result)
+    assert "about 3,838 would. Bring more test images" in caplog.text
