@@ -59,11 +59,12 @@ class ImageSet:
         """Name, class and content hash of each image of a split, for the record."""
         return [{"name": s.name, "class": self.classes[s.label], "sha256": s.sha256} for s in self.splits[split]]
 
-    def told(self, finished: bool) -> Iterator[tuple[int, str]]:
+    def told(self, finished: bool, known: Sequence[Unreadable] = ()) -> Iterator[tuple[int, str]]:
         """What a person is told of them, each line with its logging level.
 
         Args:
             finished: nothing is trained.
+            known: unreadable images that were named before. Defaults to none.
         """
         sizes = {split: len(self.splits[split]) for split in reversed(SPLITS)}
         dealt = [f"{size:,} {split}" for split, size in sizes.items() if size or split in DEPLOYED_WITH]
@@ -77,9 +78,10 @@ class ImageSet:
             yield logging.INFO, f"left out {copies} of pictures that are there under another name{crossing}"
         if self.others:
             yield logging.WARNING, f"left out: {named(self.others)}"
-        if self.unreadable:
-            number = count(len(self.unreadable), "unreadable image")
-            yield logging.WARNING, f"left out {number}:\n{listed(self.unreadable)}"
+        if new := [image for image in self.unreadable if image not in known]:
+            more = "more " if known else ""
+            number = count(len(new), f"{more}unreadable image")
+            yield logging.WARNING, f"left out {number}:\n{listed(new)}"
         for conflict in self.conflicts:
             yield logging.WARNING, f"left out a picture that stands in two classes: {conflict}"
 

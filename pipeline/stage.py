@@ -34,7 +34,7 @@ from pipeline.manifest import (
 from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
 from pipeline.runners.options import RuntimeOptions
-from pipeline.samples import Found
+from pipeline.samples import Found, Unreadable
 from pipeline.sources import read_source
 from pipeline.split_sizes import check_split_sizes, needed_images
 
@@ -120,17 +120,17 @@ class Context:
             DataError: see ``pipeline.data.deal``.
         """
         manifest = read_manifest(self.folder("train"))
-        return self._deal(recorded_damage(manifest.result) if manifest else {})
+        return self._deal(recorded_damage(manifest.result) if manifest else {}, ())
 
     @cached_property
     def _found(self) -> Found:
         return read_source(self.recipe.data)
 
-    def _deal(self, damaged: Mapping[str, str]) -> ImageSet:
+    def _deal(self, damaged: Mapping[str, str], known: Sequence[Unreadable]) -> ImageSet:
         recipe = self.recipe
         images = deal(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
         images = in_model_order(images, class_names(recipe.model.classes))
-        for level, line in images.told(recipe.model.finished):
+        for level, line in images.told(recipe.model.finished, known):
             self.say_once(level, line)
         return images
 
@@ -147,7 +147,7 @@ class Context:
         needed = needed_images(recipe, len(before.classes))
         check_split_sizes(before, needed)  # nobody should wait to be told what is known already
         decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
-        self.images = self._deal(find_damaged(self._found.samples, decode))
+        self.images = self._deal(find_damaged(self._found.samples, decode), before.unreadable)
         check_split_sizes(self.images, needed)
         return self.images.unreadable != before.unreadable
 

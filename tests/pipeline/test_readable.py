@@ -194,6 +194,16 @@ def test_they_are_left_out_of_every_stage_and_looked_for_once(photos: Path, deco
     assert first.ran
 
 
+def test_each_is_named_once(photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    (photos / "a" / "cut.jpg").write_bytes(TRUNCATED)
+    (photos / "a" / "empty.jpg").write_bytes(b"")
+    chain = Chain(photos, max_bad_images=2)
+    execute(chain.stage, chain.context())
+    assert caplog.text.count("a/empty.jpg: the file is empty") == caplog.text.count("a/cut.jpg: ") == 1
+    assert "left out 1 more unreadable image:\n  a/cut.jpg" in caplog.text
+
+
 def test_what_was_damaged_is_tried_again_when_the_stage_runs(photos: Path, decoded: list[int]) -> None:
     (photos / "a" / "cut.jpg").write_bytes(TRUNCATED)
     chain = Chain(photos, max_bad_images=1)
