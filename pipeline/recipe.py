@@ -89,7 +89,7 @@ class Data:
     # crop: the largest centred part of the input's shape; imagenet: short side to 8/7 of the input size (256 for 224),
     # then the centre; pad: black around, never enlarged
     resize: Literal["stretch", "crop", "imagenet", "pad"] = "stretch"
-    max_bad_images: int = 0  # unreadable images that are skipped (and named) before a stage gives up
+    max_bad_images: int = 0  # so many unreadable images are named and left out; more are refused
     salt: str = ""  # another salt, another split
 
 
