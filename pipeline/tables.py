@@ -44,10 +44,11 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
     if not config.ready_splits:
         found = [(image, label, None) for image, label, _ in found]
     if missing := [image for image, _, _ in found if not image.is_file()]:
+        slashes = ", with / between folders" if any("\\" in path.name for path in missing) else ""
         raise DataError(
             f"Expected the images that {', '.join(t.name for t in tables)} lists. Received: {len(missing)} of "
-            f"{len(found)} do not exist, such as {', '.join(map(str, missing[:5]))}. Paths are relative to the table's folder"
-            f"{', with / between folders' if any(chr(92) in path.name for path in missing) else ''}."
+            f"{len(found)} do not exist, such as {', '.join(map(str, missing[:5]))}. "
+            f"Paths are relative to the table's folder{slashes}."
         )
     labels = list(dict.fromkeys(label for _, label, _ in found))
     names = class_names(config, path if path.is_dir() else path.parent)
