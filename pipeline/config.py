@@ -64,13 +64,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         try:
             value = parse_yaml(text)
         except ValueError as error:
-            received = f"{shown(text)} ({error}).{_about_backslashes(error)}"
-            raise RecipeError(f"--set {key}: expected a YAML value. Received: {received}") from error
+            raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
         branch: dict[str, Any] = {}
         _assign(branch, key.strip().split("."), value)
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
-    recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
+    try:
+        recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
+    except RecipeError as error:
+        hint = HINTS.get(str(error).partition(":")[0])
+        if hint is None:
+            raise
+        raise RecipeError(f"{error} {hint}") from error
     check_ranges(recipe)
     return recipe
 
@@ -119,15 +124,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
     except ValueError as error:  # not UTF-8 is one too
-        raise RecipeError(f"Expected YAML in {path}. Received: {error}.{_about_backslashes(error)}") from error
+        raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
     return tree
-
-
-def _about_backslashes(error: ValueError) -> str:
-    escapes = "escape" in str(error)
-    return " A backslash in double quotes begins an escape: write / in paths, or single quotes." if escapes else ""
 
 
 def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -232,15 +232,7 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
                 f"Unknown key {shown(dotted)}.{_closest(key, list(fields))} Known here: {', '.join(fields)}."
             )
     prefix = f"{where}." if where else ""
-    given = {}
-    for key, item in value.items():
-        try:
-            given[key] = _convert(hints[key], item, f"{prefix}{key}", getattr(default, key))
-        except RecipeError as error:
-            hint = HINTS.get(f"{prefix}{key}")
-            if hint is None or not str(error).startswith(f"{prefix}{key}: "):
-                raise
-            raise RecipeError(f"{error} {hint}") from error
+    given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
     return dataclasses.replace(default, **given)
 
 

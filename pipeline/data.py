@@ -82,8 +82,9 @@ class ImageSet:
             more = "more " if known else ""
             number = count(len(new), f"{more}unreadable image")
             yield logging.WARNING, f"left out {number}:\n{listed(new)}"
-        for conflict in self.conflicts:
-            yield logging.WARNING, f"left out a picture that stands in two classes: {conflict}"
+        if self.conflicts:
+            number = count(len(self.conflicts), "picture that stands", "pictures that stand")
+            yield logging.WARNING, f"left out {number} in two classes: {_listed(self.conflicts)}"
 
     def labels(self, split: str) -> np.ndarray:
         """int64 labels of shape (N,)."""

@@ -34,7 +34,6 @@ from pipeline.progress import progress_bar
 from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
 from pipeline.stage_records import CALIBRATION_SCHEMA
-from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +99,8 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     write_json(folder / "calibration.json", report)
     write_json(folder / "images.json", images.table())
     log.info(
-        "  INT8: %s, %d of %d convolutions; %s on %s",
-        *(scales.method, *counts, words(run.result), count(len(held_out), "held-out image")),
+        "  INT8: %s, %d of %d convolutions; %s on %d held-out images",
+        *(scales.method, *counts, words(run.result), len(held_out)),
     )
     return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
 

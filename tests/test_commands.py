@@ -239,7 +239,13 @@ def test_a_finished_h5_classifies_one_image(chain: Chain, capsys: pytest.Capture
     overrides = ["--set", f"model.path={saved}", "--set", "name=colleague"]
     assert chain.run("train", *overrides, "--set", "model.preprocessing=auto") == 2
     assert "model.preprocessing: expected caffe" in errors(capsys)
+    capsys.readouterr()
     assert chain.run("run", *overrides) == 0
+    said = capsys.readouterr().err
+    assert "384 images: " in said
+    assert (
+        said.count("not used, because the model is finished (model.path) and nothing is trained: model.backbone") == 1
+    )
     parity = json.loads((chain.artifacts / "colleague" / "verify" / "parity.json").read_text())
     assert parity["verdict"] == "pass"
     assert parity["hops"][0]["accuracy_reference"] > 0.8
