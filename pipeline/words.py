@@ -1,4 +1,4 @@
-"""Numbers, lists and sentences for people; numbers and lists are ``export``'s, which imports nothing of this package."""
+"""Numbers, lists and sentences for people; the first two are those of ``export``, which imports nothing from here."""
 
 from __future__ import annotations
 
