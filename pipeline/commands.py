@@ -238,11 +238,13 @@ def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
         log.error("verdict: fail. See %s", context.root / PARITY)
     elif result["verdict"] == INCONCLUSIVE:
         most, wanted = context.recipe.verify.max_images, result["images_to_decide"]
+        left = f" ({result['images_left']:,} more are there)" if "images_left" in result else ""
         log.warning(
-            "verdict: inconclusive: %s test images are too few to tell, about %s would. Bring more test images%s. "
+            "verdict: inconclusive: %s test images are too few to tell, about %s would%s. Bring more test images%s. "
             "See %s",
             f"{result['images']:,}",
             f"{wanted:,}",
+            left,
             f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else "",
             context.root / PARITY,
         )

@@ -31,6 +31,12 @@ PATH_KEYS = (
     "model.preprocessing.mean",
     "build.timing_cache",  # it spares time and decides nothing
 )
+HINTS = {  # for keys that many give in another form
+    "data.path": "It is one folder or file.",
+    "data.classes": "Folders of images name the classes; the order of a model's outputs is a list in model.classes.",
+    "data.splits": "It is written as {train: 0.6, validation: 0.1, calibration: 0.1, test: 0.2}.",
+    "model.input_size": "Pictures come to the model square, so it is one number of pixels.",
+}
 # What may run is not what comes out: a permission that is given or taken back reruns nothing.
 PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
@@ -55,7 +61,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         branch = override_tree(override)
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
-    recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
+    try:
+        recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
+    except RecipeError as error:
+        hint = HINTS.get(str(error).partition(":")[0])
+        if hint is None:
+            raise
+        raise RecipeError(f"{error} {hint}") from error
     check_ranges(recipe)
     return recipe
 

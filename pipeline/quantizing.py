@@ -26,11 +26,12 @@ from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
 from export.simulation import HeldOut, summary, words
 from pipeline import charts
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, Sample, check_classes, check_readable, check_split_sizes
+from pipeline.data import Pixels, Sample, check_classes, check_readable
 from pipeline.files import sha256_file, write_atomic, write_json
 from pipeline.halving import halve
 from pipeline.layout import ONNX
 from pipeline.progress import progress_bar
+from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
 from pipeline.stage_records import CALIBRATION_SCHEMA
 from pipeline.words import count, listed

@@ -7,6 +7,7 @@ The benchmark is a command of its own, ``python -m benchmarks``, which defines i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import Preprocessing
 from pipeline.stage import Context, Stage
+from pipeline.unread_keys import unread_by_finished
 
 MODEL = ("model.keras", "model.json")
 DECODE = ("pipeline/preprocess.py", "pipeline/image_files.py", "pipeline/budget.py")
@@ -26,6 +28,9 @@ READ_IMAGES = (
     "pipeline/data.py",
     "pipeline/class_names.py",
     "pipeline/samples.py",
+    "pipeline/folders.py",
+    "pipeline/readable.py",
+    "pipeline/roles.py",
     "pipeline/sources.py",
     "pipeline/tables.py",
     "pipeline/download.py",
@@ -88,7 +93,14 @@ RUN_KERAS = (
     "export/preprocessing.py",
 )
 DATA_KEYS = ("data.max_bad_images",)
+SECTIONS = ("data", "model", "train", "export", "quantize", "build", "verify", "benchmark", "infer", "runtime")
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
+
+
+def _check_images(context: Context) -> bool:
+    for line in unread_by_finished(context.recipe):
+        context.say_once(logging.WARNING, line)
+    return context.leave_out_damaged()
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
@@ -220,6 +232,7 @@ STAGES = (
         ("data", "model", "train"),
         (
             "pipeline/training.py",
+            "pipeline/split_sizes.py",
             "pipeline/fitting.py",
             "pipeline/batches.py",
             "pipeline/checkpoint.py",
@@ -227,6 +240,7 @@ STAGES = (
             "pipeline/stage_records.py",
             "export/placement_row.py",
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             *READ_CARD,
             "pipeline/models.py",
             "pipeline/backbones.py",
@@ -250,6 +264,7 @@ STAGES = (
             "export/preprocessing.py",
         ),
         _train,
+        prepare=_check_images,
     ),
     Stage(
         "export",
@@ -289,10 +304,12 @@ STAGES = (
         ("quantize", "verify.thresholds.fp16", "verify.thresholds.int8", *DATA_KEYS),
         (
             "pipeline/quantizing.py",
+            "pipeline/split_sizes.py",
             "pipeline/halving.py",
             "pipeline/stage_records.py",
             *READ_CARD,
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             "export/quantize.py",
             "export/placement.py",
             "export/placement_row.py",
@@ -349,6 +366,7 @@ STAGES = (
         ("verify", "runtime", *DATA_KEYS),
         (
             "pipeline/verify.py",
+            "pipeline/split_sizes.py",
             "pipeline/answering.py",
             "pipeline/parity.py",
             "pipeline/parity_report.py",
@@ -388,13 +406,17 @@ STAGES = (
     Stage(
         "report",
         _report_inputs,
-        ("description", "verify.thresholds"),
+        ("description", *SECTIONS),  # it shows all that differs from the defaults
         (
             "pipeline/report.py",
             "pipeline/report_cards.py",
+            "pipeline/report_engines.py",
+            "pipeline/report_headline.py",
+            "pipeline/report_next.py",
             "pipeline/report_parity.py",
             "pipeline/report_predictions.py",
             "pipeline/report_quantization.py",
+            "pipeline/report_recipe.py",
             "pipeline/report_speed.py",
             "pipeline/report_standing.py",
             "pipeline/parity_report.py",
@@ -409,7 +431,9 @@ STAGES = (
             "pipeline/report.css",
             "pipeline/csv_rows.py",
             "pipeline/html.py",
+            "pipeline/bars.py",
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             "pipeline/decode_spec.py",
             *DECODE,
         ),

@@ -18,7 +18,7 @@ from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_classes, check_readable, check_split_sizes
+from pipeline.data import DataMissingError, Pixels, check_classes, check_readable
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
@@ -26,10 +26,12 @@ from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, eng
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, allowed, write_parity
+from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
+from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,10 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
-    log.info("parity on %d test images:\n%s", len(reference.labels), parity_table(parity))
+    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
+    if (left := _images_left(context)) > 0:
+        result["images_left"] = left
     if warnings:
         result["warnings"] = warnings
     if parity.verdict == INCONCLUSIVE:
@@ -74,6 +78,14 @@ def _doubts(accuracy: float, classes: int) -> list[str]:
         f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among {classes} classes "
         "gives. Check model.preprocessing, and that the class folders sort in the order of the model's outputs."
     ]
+
+
+def _images_left(context: Context) -> int:
+    """Test images beyond verify.max_images; 0 where the images are not on this machine."""
+    try:
+        return len(context.images.splits["test"]) - context.recipe.verify.max_images
+    except DataMissingError:
+        return 0
 
 
 def run_all(
@@ -185,9 +197,9 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
 
 
 def parity_table(parity: ParityReport) -> str:
-    """The hops as a text table, for a terminal."""
+    """The hops as a text table, for a terminal; what did not run is a line a reason below it."""
     rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
-    for hop in parity.hops:
+    for hop in (hop for hop in parity.hops if hop.verdict != NOT_RUN):
         rows.append(
             (
                 hop.kind,
@@ -202,6 +214,9 @@ def parity_table(parity: ParityReport) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    lines += [
+        f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
+    ]
     said = allowed(parity.hops)
     return "\n".join([*lines, *([f"  {said}"] if said else []), f"  verdict: {parity.verdict}"])
 

@@ -1,10 +1,10 @@
-"""Numbers and lists in sentences."""
+"""Numbers, lists and sentences for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.words import count, listed
+from pipeline.words import count, listed, sentence
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,22 @@ def test_a_plural_that_is_not_made_with_an_s() -> None:
         "1 of its files is",
         "2 of its files are",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("a convolution is FP32", "A convolution is FP32."),
+        ("no NVIDIA driver.", "No NVIDIA driver."),
+        ("inconclusive: too few", "Inconclusive: too few."),
+        ("model.int8.onnx: SQNR 3 dB", "model.int8.onnx: SQNR 3 dB."),
+        ("rtx/int8.plan died", "rtx/int8.plan died."),
+        ("99.0 % agree", "99.0 % agree."),
+        ("", ""),
+    ],
+)
+def test_a_remark_becomes_a_sentence(words: str, said: str) -> None:
+    assert sentence(words) == said
 
 
 def test_a_long_list_is_five_names_and_how_many_there_are_besides() -> None:
