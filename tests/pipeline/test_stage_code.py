@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import STAGE as BENCHMARK
+from benchmarks.command import STAGE as BENCHMARK
 from pipeline.manifest import ROOT
 from pipeline.stage import Stage
 from pipeline.stages import STAGES
