@@ -195,7 +195,8 @@ def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
     if tuple(images.classes) != tuple(classes):
         differ = sorted(set(images.classes) ^ set(classes))[:5] or ["another order"]
         raise DataError(
-            f"Expected data of the model's {len(classes)} classes. Received: {len(images.classes)}; they differ in "
+            f"Expected data of the model's {count(len(classes), 'class', 'classes')}. Received: "
+            f"{len(images.classes)}; they differ in "
             f"{', '.join(differ)}. Train anew, or bring back the folders that the model was trained on."
         )
 

@@ -30,6 +30,7 @@ from pipeline.progress import in_threads, progress_bar
 from pipeline.recipe import Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, Unreadable, natural_order
 from pipeline.tables import class_names, read_tables
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,12 +124,12 @@ def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _named(config: Data, path: Path, count: int) -> list[str]:
+def _named(config: Data, path: Path, classes: int) -> list[str]:
     names = class_names(config, path.parent)
     if names is None:
-        return [str(i) for i in range(count)]
-    if len(names) < count:
-        raise DataError(f"data.classes: expected at least {count} names. Received: {len(names)}.")
+        return [str(i) for i in range(classes)]
+    if len(names) < classes:
+        raise DataError(f"data.classes: expected at least {count(classes, 'name')}. Received: {len(names)}.")
     return names
 
 

@@ -15,6 +15,7 @@ from pipeline.config import IMAGENET
 from pipeline.errors import DataError
 from pipeline.recipe import Columns, Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, natural_order
+from pipeline.words import count
 
 LONGEST_LINE = 2**20  # characters
 
@@ -58,7 +59,7 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
         numbers |= {str(index): index for index in range(len(classes))}
     if unknown := [label for label in labels if label not in numbers]:
         raise DataError(
-            f"Expected labels that are names or positions of the {len(classes)} classes. "
+            f"Expected labels that are names or positions of the {count(len(classes), 'class', 'classes')}. "
             f"Received: {', '.join(map(repr, unknown[:5]))} in column {config.columns.label}."
         )
     return [Row(image, numbers[label], ready) for image, label, ready in found], classes
