@@ -365,6 +365,7 @@ STAGES = (
         _verify_inputs,
         ("verify", "runtime", *DATA_KEYS),
         (
+            "pipeline/doubts.py",
             "pipeline/verify.py",
             "pipeline/split_sizes.py",
             "pipeline/answering.py",

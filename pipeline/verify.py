@@ -19,6 +19,7 @@ from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
 from pipeline.data import DataMissingError, Pixels, check_classes, check_readable
+from pipeline.doubts import doubts
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
@@ -56,7 +57,7 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     candidates = list_candidates(context)
     answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
+    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
@@ -68,16 +69,6 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     if parity.verdict == INCONCLUSIVE:
         result["images_to_decide"] = max(hop.images_to_decide or 0 for hop in parity.hops)
     return result
-
-
-def _doubts(accuracy: float, classes: int) -> list[str]:
-    """What makes a verdict worth little, whatever it is."""
-    if accuracy >= 1.5 / classes:
-        return []
-    return [
-        f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among {classes} classes "
-        "gives. Check model.preprocessing, and that the class folders sort in the order of the model's outputs."
-    ]
 
 
 def _images_left(context: Context) -> int:
