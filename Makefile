@@ -1,5 +1,5 @@
 # Every target composes commands; what they do is in pipeline/ and benchmarks/.
-#   RECIPE=flowers make run     another recipe of configs/
+#   RECIPE=flowers make run     another recipe of configs/, or the path of one
 #   GPU=1 make run              the environment of requirements-gpu.txt
 #   ARGS="--set train.seed=2"   options for the command
 
@@ -13,7 +13,7 @@ VENV ?= .venv
 REQUIREMENTS := requirements.txt
 endif
 PY := $(VENV)/bin/python
-OPTIONS := -c configs/$(RECIPE).yaml $(ARGS)
+OPTIONS := -c "$(RECIPE)" $(ARGS)
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
@@ -74,7 +74,7 @@ verify: build  ## compare every file with Keras, give the verdict
 	@$(PY) -m pipeline verify $(OPTIONS)
 
 benchmark: build  ## latency and throughput
-	@$(PY) -m benchmarks $(OPTIONS)
+	@$(PY) -m pipeline benchmark $(OPTIONS)
 
 accuracy: verify  ## every precision and calibration method on the test images
 	@$(PY) -m benchmarks.accuracy $(OPTIONS)
@@ -110,7 +110,7 @@ test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
 	@$(PY) -m pytest -m gpu
 
 gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write benchmarks/results/
-	@$(PY) -m benchmarks.gpu_evidence artifacts/$(RECIPE) $(ARGS)
+	@$(PY) -m benchmarks.gpu_evidence "artifacts/$(patsubst %.yaml,%,$(notdir $(RECIPE)))" $(ARGS)
 
 contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version
 	@$(PY) -m tests.contract

@@ -153,6 +153,24 @@ def _row(root: Path) -> dict[str, Any]:
     }
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.backbones",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="photographs, a subfolder a class")
+    parser.add_argument(
+        "--only", default=",".join(SMALLEST), metavar="NAMES", help="default: the smallest of each family"
+    )
+    parser.add_argument("--size", type=int, default=96, help="input size, where the network allows; default: 96")
+    parser.add_argument("--images", type=int, default=64, help="calibration, and test images; default: 64")
+    parser.add_argument("--output", type=Path, help="JSON file; rows of an older one are kept")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, write one JSON file.
 
@@ -162,18 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         int: exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.backbones", description=__doc__, epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="photographs, a subfolder a class")
-    parser.add_argument(
-        "--only", default=",".join(SMALLEST), metavar="NAMES", help="default: the smallest of each family"
-    )
-    parser.add_argument("--size", type=int, default=96, help="input size, where the network allows; default: 96")
-    parser.add_argument("--images", type=int, default=64, help="calibration, and test images; default: 64")
-    parser.add_argument("--output", type=Path, help="JSON file; rows of an older one are kept")
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start_tensorflow()
     rows: dict[str, Any] = {}

@@ -77,7 +77,8 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        advice = "; a backslash in double quotes begins an escape: write / in paths, or single quotes"
+        raise ValueError(f"{error}{advice if 'escape' in str(error) else ''}") from error
     except (OverflowError, LookupError, AttributeError) as error:
         raise ValueError(f"a tag such as !!int on what is none ({error})") from error
 

@@ -7,7 +7,8 @@ another, and copies of one picture under several names cannot land on two sides.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,18 +17,23 @@ import numpy as np
 
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError, ImageError
-from pipeline.files import as_text, sha256_bytes, sha256_json
+from pipeline.files import as_text, sha256_json
+from pipeline.folders import named, why_one_class
 from pipeline.progress import progress_bar
+from pipeline.readable import find_damaged, listed, too_many_unreadable
 from pipeline.recipe import Data
-from pipeline.samples import SPLITS, DataMissingError, Sample
+from pipeline.roles import DEPLOYED_WITH, Roles, roles_of
+from pipeline.samples import SPLITS, DataMissingError, Found, Sample, Unreadable
 from pipeline.sources import read_source
+from pipeline.words import count
 
 __all__ = [
-    "SPLITS", "DataMissingError", "ImageSet", "Pixels", "Sample", "check_classes", "check_split_sizes",
-    "load_image_set", "split_of",
+    "SPLITS", "DataMissingError", "ImageSet", "Pixels", "Sample", "check_classes", "deal", "load_image_set",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
+
+_ANY = DecodeSpec((32, 32), "stretch")  # whether a file can be decoded does not depend on the size that is asked for
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class ImageSet:
     duplicates: int  # copies of a picture that were left out
     crossing: int = 0  # those of them that stood in another split than the one that was kept
     conflicts: tuple[str, ...] = ()  # pictures left out because they stand in two classes
+    unreadable: tuple[Unreadable, ...] = ()  # left out as well
+    unused: Mapping[str | None, int] = field(default_factory=dict)  # images of ready-made splits that no split takes
+    came_in: Mapping[str | None, int] = field(default_factory=dict)  # images by the ready-made split they are kept from
+    others: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are no images, by their ending
+    roles: Roles = field(default_factory=lambda: Roles({}))  # what put each image where it is
 
     def fingerprint(self, split: str) -> str:
         """sha256 over contents and labels of a split; names and times of files do not enter."""
@@ -48,123 +59,127 @@ class ImageSet:
         """Name, class and content hash of each image of a split, for the record."""
         return [{"name": s.name, "class": self.classes[s.label], "sha256": s.sha256} for s in self.splits[split]]
 
+    def told(self, finished: bool, known: Sequence[Unreadable] = ()) -> Iterator[tuple[int, str]]:
+        """What a person is told of them, each line with its logging level.
+
+        Args:
+            finished: nothing is trained.
+            known: unreadable images that were named before. Defaults to none.
+        """
+        sizes = {split: len(self.splits[split]) for split in reversed(SPLITS)}
+        dealt = [f"{size:,} {split}" for split, size in sizes.items() if size or split in DEPLOYED_WITH]
+        idle = [f"{number:,} of the ready-made {ready} not used" for ready, number in self.unused.items()]
+        whole = sum(sizes.values()) + sum(self.unused.values())
+        trained = "; nothing is trained" if finished else ""
+        yield logging.INFO, f"{count(whole, 'image')}: {', '.join([*dealt, *idle])}{trained}"
+        if self.duplicates:
+            copies = count(self.duplicates, "copy", "copies")
+            crossing = f", {self.crossing:,} of them in another split" if self.crossing else ""
+            yield logging.INFO, f"left out {copies} of pictures that are there under another name{crossing}"
+        if self.others:
+            yield logging.WARNING, f"left out: {named(self.others)}"
+        if new := [image for image in self.unreadable if image not in known]:
+            more = "more " if known else ""
+            number = count(len(new), f"{more}unreadable image")
+            yield logging.WARNING, f"left out {number}:\n{listed(new)}"
+        if self.conflicts:
+            number = count(len(self.conflicts), "picture that stands", "pictures that stand")
+            yield logging.WARNING, f"left out {number} in two classes: {_listed(self.conflicts)}"
+
     def labels(self, split: str) -> np.ndarray:
         """int64 labels of shape (N,)."""
         return np.array([s.label for s in self.splits[split]], dtype=np.int64)
 
 
-def load_image_set(config: Data) -> ImageSet:
-    """Find the images of a recipe and deal them out.
+def load_image_set(config: Data, trains: bool = True) -> ImageSet:
+    """Find the images of a recipe and deal them out; see `deal`.
+
+    Args:
+        config: the data section of the recipe.
+        trains: whether a model is trained on them. Defaults to True; otherwise they calibrate and test.
 
     Raises:
         DataMissingError: the folder or file does not exist.
-        DataError: no images, one class only, a picture in two classes, an unreadable file.
+        DataError: no images, one class only, a picture in two classes, more unreadable files than are allowed.
     """
-    found = read_source(config)
-    samples, classes = found.samples, found.classes
+    return deal(read_source(config), config, trains)
+
+
+def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | None = None) -> ImageSet:
+    """Deal the images of a source out; those that cannot be read are left out before anything is counted.
+
+    Args:
+        found: what the source holds.
+        config: the data section of the recipe.
+        trains: whether a model is trained on them.
+        damaged: reasons why files cannot be decoded although they open, by sha256. Defaults to None: none is known.
+
+    Raises:
+        DataError: one class only, a picture in two classes, more unreadable files than the recipe allows.
+    """
+    classes = found.classes
     if len(classes) < 2:
-        raise DataError(
-            f"Expected at least two classes. Received: {list(classes)}. "
-            f"{config.path or config.source} needs a folder for each class."
-        )
-    copies: dict[str, list[Sample]] = {}
-    for sample in samples:
-        copies.setdefault(sample.sha256, []).append(sample)
-    missing = _missing_splits(samples, config)
+        raise DataError(f"Expected at least two classes. Received: {list(classes)}. {why_one_class(config, classes)}")
+    copies = _copies(found.samples)
+    mixed = [group for group in copies.values() if any(sample.label != group[0].label for sample in group)]
+    # Alike pictures in two classes may be nothing but alike damage.
+    damaged = {**(damaged or {}), **find_damaged([group[0] for group in mixed], _ANY)}
+    unreadable = _unreadable(found, damaged)
+    if len(unreadable) > config.max_bad_images:
+        rest = [sample for sample in found.samples if sample.sha256 not in damaged]
+        unreadable = _unreadable(found, damaged | find_damaged(rest, _ANY))  # so that nobody is told twice
+        raise too_many_unreadable(unreadable, config.max_bad_images, len(found.samples) + len(found.unreadable))
+    roles = roles_of(config, {sample.ready for sample in found.samples}, trains)
     chosen: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    unused: Counter[str | None] = Counter()
     conflicts: list[str] = []
-    crossing = 0
-    for digest in sorted(copies):
+    duplicates = crossing = 0
+    for digest in sorted(copies.keys() - damaged.keys()):
         group = copies[digest]
         if any(sample.label != group[0].label for sample in group):
             conflicts.append(" and ".join(f"{s.name} ({classes[s.label]})" for s in group))
             continue
-        sides = [split_of(sample, config, missing) for sample in group]
-        split = min(sides, key=SPLITS.index)
-        chosen[split].append(group[sides.index(split)])
-        crossing += sum(side != split for side in sides)
+        duplicates += len(group) - 1
+        dealt = [(side, sample) for sample in group if (side := roles.split_of(sample)) is not None]
+        if not dealt:
+            unused[group[0].ready] += 1
+            continue
+        split, kept = min(dealt, key=lambda pair: SPLITS.index(pair[0]))
+        chosen[split].append(kept)
+        crossing += sum(side != split for side, _ in dealt)
     if conflicts and config.duplicates_across_classes == "error":
         raise DataError(
             f"Expected each picture in one class. Received: {_listed(conflicts)} are the same picture. "
             "Remove what is wrong, or leave these pictures out: --set data.duplicates_across_classes=drop"
         )
-    kept = sum(map(len, chosen.values()))
-    dropped = sum(len(group) for group in copies.values() if any(s.label != group[0].label for s in group))
     return ImageSet(
         tuple(map(as_text, classes)),
-        {split: tuple(found) for split, found in chosen.items()},
-        duplicates=len(samples) - dropped - kept,
+        {split: tuple(samples) for split, samples in chosen.items()},
+        duplicates=duplicates,
         crossing=crossing,
         conflicts=tuple(conflicts),
+        unreadable=unreadable,
+        unused=unused,
+        came_in=Counter(sample.ready for samples in chosen.values() for sample in samples),
+        others=found.others,
+        roles=roles,
     )
 
 
-def split_of(sample: Sample, config: Data, missing: Sequence[str] = ()) -> str:
-    """The split that an image's own hash, and the ready-made split it came in, put it in.
-
-    Args:
-        sample: the image.
-        config: the shares.
-        missing: splits that no ready-made one provides; they come out of ``train``.
-    """
-    shares = {name: getattr(config.splits, name) for name in SPLITS}
-    if sample.ready is not None:
-        divided = _shares(config, sample.ready)
-        if any(divided.values()):
-            shares = divided
-        elif sample.ready == "train":
-            shares = {name: shares[name] if name == "train" or name in missing else 0.0 for name in SPLITS}
-        else:
-            return sample.ready
-    total = sum(shares.values())
-    if not total:
-        return "train"
-    position = int(sha256_bytes(f"{config.salt}{sample.sha256}".encode())[:15], 16) / 16**15 * total
-    for name in SPLITS:
-        position -= shares[name]
-        if position < 0:
-            return name
-    return next(name for name in reversed(SPLITS) if shares[name] > 0)
+def _copies(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    copies: dict[str, list[Sample]] = {}
+    for sample in samples:
+        copies.setdefault(sample.sha256, []).append(sample)
+    return copies
 
 
-def _shares(config: Data, ready: str) -> dict[str, float]:
-    part = getattr(config.divide, ready)
-    return {name: getattr(part, name) for name in SPLITS}
-
-
-def _missing_splits(samples: Sequence[Sample], config: Data) -> list[str]:
-    given: set[str] = set()
-    for ready in {s.ready for s in samples if s.ready is not None}:
-        shares = _shares(config, ready)
-        given |= {name for name in SPLITS if shares[name]} if any(shares.values()) else {ready}
-    return [name for name in SPLITS if name not in given]
+def _unreadable(found: Found, damaged: Mapping[str, str]) -> tuple[Unreadable, ...]:
+    late = [Unreadable(s.name, damaged[s.sha256], s.sha256) for s in found.samples if s.sha256 in damaged]
+    return (*found.unreadable, *late)
 
 
 def _listed(items: Sequence[str], limit: int = 5) -> str:
     return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
-
-
-def check_split_sizes(images: ImageSet, minimum: dict[str, int]) -> None:
-    """Refuse data that later stages could not use, before the first stage spends time on it.
-
-    Args:
-        images: the image set.
-        minimum: split to the number of images it needs, with the recipe key that asks for it behind a colon.
-    """
-    counts = ", ".join(f"{name} {len(images.splits[name])}" for name in reversed(SPLITS))
-    for split, needed in minimum.items():
-        received = len(images.splits[split])
-        if received < needed:
-            lowers = {"calibration": "quantize.min_images", "test": "verify.min_images"}.get(split)
-            way_out = f", or lower {lowers} (results get less certain)" if lowers else ""
-            raise DataError(
-                f"Expected at least {needed} {split} images. Received: {received} ({counts}). "
-                f"Add images or raise data.splits.{split}{way_out}."
-            )
-    missing = sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]})
-    if missing and minimum.get("train"):  # a finished model is not trained
-        names = ", ".join(images.classes[i] for i in missing)
-        raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
 
 
 def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
@@ -185,16 +200,16 @@ def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
         )
 
 
-def check_readable(count: int, minimum: int, split: str, pixels: Pixels) -> None:
+def check_readable(readable: int, minimum: int, split: str, pixels: Pixels) -> None:
     """Refuse a split of which unreadable images left too few.
 
     Raises:
         DataError: with the number that is left.
     """
-    if count < minimum:
+    if readable < minimum:
         raise DataError(
-            f"Expected at least {minimum} readable {split} images. Received: {count}, and {len(pixels.skipped)} that "
-            "could not be read. Replace those."
+            f"Expected at least {count(minimum, f'readable {split} image')}. Received: {readable:,}, and "
+            f"{len(pixels.skipped):,} that could not be read. Replace those."
         )
 
 
@@ -220,7 +235,7 @@ class Pixels:
         """Yield (uint8 NHWC pixels, int64 labels) with a progress bar; decoding runs ahead in threads.
 
         Raises:
-            DataError: more unreadable images than the recipe allows.
+            DataError: more unreadable images than the recipe allows; it lists all of these samples that are.
         """
         pixels: list[np.ndarray] = []
         labels: list[int] = []
@@ -232,11 +247,16 @@ class Pixels:
                     if isinstance(decoded, ImageError):
                         self._skip(sample, decoded)
                         continue
+                    if len(self.skipped) > self.max_bad_images:
+                        continue  # nothing comes of these pixels; the other unreadable images are still to be named
                     pixels.append(decoded)
                     labels.append(sample.label)
                     if len(pixels) == batch_size:
                         yield np.stack(pixels), np.array(labels, dtype=np.int64)
                         pixels, labels = [], []
+        if len(self.skipped) > self.max_bad_images:
+            unreadable = [Unreadable(name, why) for name, why in self.skipped.items()]
+            raise too_many_unreadable(unreadable, self.max_bad_images, len(samples))
         if pixels:
             yield np.stack(pixels), np.array(labels, dtype=np.int64)
 
@@ -259,10 +279,5 @@ class Pixels:
 
     def _skip(self, sample: Sample, error: ImageError) -> None:
         self.skipped[sample.name] = str(error)
-        if len(self.skipped) > self.max_bad_images:
-            named = "\n".join(f"  {name}: {why}" for name, why in self.skipped.items())
-            raise DataError(
-                f"Expected at most {self.max_bad_images} unreadable images (data.max_bad_images). "
-                f"Received: {len(self.skipped)} so far:\n{named}\nRemove or replace them, or raise the limit."
-            )
-        log.warning("skipped an unreadable image: %s: %s", sample.name, error)
+        if len(self.skipped) <= self.max_bad_images:
+            log.warning("skipped an unreadable image: %s: %s", sample.name, error)

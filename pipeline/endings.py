@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.model_file import ModelFile, layer_names
 from pipeline.original import layout_of
+from pipeline.words import listed
 
 Shape = tuple[int | None, ...]  # without the batch
 
@@ -61,7 +62,7 @@ def why_no_classifier(file: ModelFile) -> str | None:
     if file.config is None:
         signatures = file.facts.get("signatures", {})
         if "serving_default" not in signatures and len(signatures) != 1:
-            return f"no signature serving_default, but {', '.join(signatures) or 'none at all'}"
+            return f"no signature serving_default, but {listed(signatures) or 'none at all'}"
         inputs, outputs = (list(_signature(file, side).values()) for side in ("inputs", "outputs"))
     else:
         inputs = list(_inputs(file.config))

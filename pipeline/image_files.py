@@ -43,6 +43,17 @@ def hash_image_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
+def opened_file(path: Path) -> Iterator[io.BufferedReader]:
+    """An image file, open while the block runs, for who may read all of it: threads wait for each other before that.
+
+    Raises:
+        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+    """
+    with _opened(path) as file, _BYTES.hold(os.fstat(file.fileno()).st_size):
+        yield file
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
     with contextlib.ExitStack() as stack:
         with _as_image_error():

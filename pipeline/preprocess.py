@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
-from pipeline.image_files import image_file
+from pipeline.image_files import image_file, opened_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
@@ -49,18 +49,18 @@ def decode(data: bytes) -> Image.Image:
         ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
             in PostScript.
     """
-    with _as_image_error(data), _opened(data) as image:
+    with _as_image_error(len(data)), _opened(data) as image:
         return _in_mode("RGB", _flat(image))
 
 
 @contextlib.contextmanager
-def _as_image_error(data: bytes) -> Iterator[None]:
+def _as_image_error(size: int) -> Iterator[None]:
     try:
         yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not an image that Pillow can read" if data else "the file is empty") from error
+        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
     except Image.DecompressionBombError as error:
         raise ImageError(str(error)) from error
     except MemoryError as error:
@@ -73,9 +73,7 @@ def _as_image_error(data: bytes) -> Iterator[None]:
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The decoded picture, upright, while the block runs; threads wait for each other before pixels fill the memory."""
     image = Image.open(io.BytesIO(data))
-    if image.format == "EPS":
-        raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
-    _check_size(image)
+    _check_format(image)
     pixels = _pixels_to_decode(image)
     if pixels > HUGE:  # the C library may keep freed memory for the thread that had it, unless it is in large blocks
         Image.core.set_block_size(4 * HUGE)
@@ -168,7 +166,7 @@ def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stre
     if not isinstance(source, bytes):
         with image_file(source) as data:
             return load_image(data, size, mode)
-    with _as_image_error(source), _opened(source) as image, contextlib.closing(image):
+    with _as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
         return resize_image(_flat(image), size, mode)
 
 
@@ -177,6 +175,24 @@ def array_to_image(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).convert("RGB")
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file that does not even begin as an image, without decoding it.
+
+    Damage further inside shows only when the picture is decoded.
+
+    Raises:
+        ImageError: the file cannot be read, is empty, no image, or promises more pixels than are allowed.
+    """
+    with opened_file(path) as file, _as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
+        _check_format(image)
+
+
+def _check_format(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
+    _check_size(image)
 
 
 def _check_size(image: Image.Image) -> None:

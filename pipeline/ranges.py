@@ -13,6 +13,7 @@ from pipeline.bounded_yaml import shown
 from pipeline.errors import RecipeError
 from pipeline.pattern_work import takes_too_long
 from pipeline.recipe import Profile, Recipe
+from pipeline.unread_keys import refuse_unread
 
 SMALLEST_INPUT = 32
 MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a slip of the keyboard, and fills the memory
@@ -154,3 +155,4 @@ def check_ranges(recipe: Recipe) -> None:
     require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
     require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
     require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)
+    refuse_unread(recipe)

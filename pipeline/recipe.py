@@ -25,7 +25,10 @@ PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 
 @dataclass(frozen=True)
 class Splits:
-    """Shares of the images; each image's own hash decides where it goes. They need not sum to 1 exactly."""
+    """Shares of the images; each image's own hash decides where it goes. They need not sum to 1 exactly.
+
+    With a finished model nothing is trained: only calibration and test count, in their proportion.
+    """
 
     train: float = 0.6
     validation: float = 0.1
@@ -48,7 +51,7 @@ class Divide:
     """Ready-made splits (folders train/, val/, test/, calibration/; a split column; x_train and x_test of an .npz).
 
     By default each stays what it is, and train gives up images for the splits that are missing, in the proportions of
-    ``data.splits``.
+    ``data.splits``. With a finished model nothing is trained: see ``pipeline.roles``.
     """
 
     train: Shares = field(default_factory=Shares)
@@ -86,7 +89,7 @@ class Data:
     # crop: the largest centred part of the input's shape; imagenet: short side to 8/7 of the input size (256 for 224),
     # then the centre; pad: black around, never enlarged
     resize: Literal["stretch", "crop", "imagenet", "pad"] = "stretch"
-    max_bad_images: int = 0  # unreadable images that are skipped (and named) before a stage gives up
+    max_bad_images: int = 0  # so many unreadable images are named and left out; more are refused
     salt: str = ""  # another salt, another split
 
 
@@ -120,6 +123,11 @@ class Model:
     pooling: Literal["avg", "max", "avg2x2", "flatten"] = "avg"  # avg2x2: AveragePooling (2,2), then flatten
     dense: tuple[int, ...] = ()  # hidden Dense layers of the head, ReLU
     dropout: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model is deployed as it is: nothing is trained."""
+        return self.path is not None or self.head == "published"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,11 +45,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """An image that is left out because it cannot be read."""
+
+    name: str
+    why: str
+    sha256: str | None = None  # of a file that opens and shows only when it is decoded that it is damaged
+
+
+@dataclass(frozen=True)
 class Found:
     """What a source holds, before the splits."""
 
     samples: list[Sample]
     classes: list[str]
+    unreadable: tuple[Unreadable, ...] = ()  # files that do not even open as images
+    others: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are not taken, by what they are
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,17 +13,33 @@ import numpy as np
 
 from pipeline.errors import DataError, ImageError
 from pipeline.files import sha256_bytes
+from pipeline.folders import (
+    fits,
+    has_images,
+    images_below,
+    other_files,
+    subfolders,
+    what_it_is,
+    why_groups,
+    why_no_images,
+)
 from pipeline.image_files import hash_image_file
 from pipeline.npz_files import array_names, read_arrays
-from pipeline.preprocess import EXTENSIONS
-from pipeline.progress import progress_bar
+from pipeline.preprocess import check_header
+from pipeline.progress import in_threads, progress_bar
 from pipeline.recipe import Data
-from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, natural_order
+from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, Unreadable, natural_order
 from pipeline.tables import class_names, read_tables
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+EXPECTED = {
+    "folder": "a folder with a subfolder for each class",
+    "csv": "a .csv file, or a folder with one for each split",
+    "npz": "an .npz file in the layout of keras.datasets",
+    "tfds": "the folder of tensorflow-datasets",
+}
 MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger one is a slip, and each class gets a name
 
 
@@ -52,16 +67,11 @@ def _locate(config: Data) -> Path:
         except DownloadError as error:
             raise DataMissingError(str(error)) from error
     path = Path(config.path or "")
+    expected = f"data.path: expected {EXPECTED[config.source]}. Received: {path}, {what_it_is(path)}"
     if not path.exists():
-        what = {
-            "folder": "a folder with a subfolder for each class",
-            "csv": "a .csv file, or a folder with one for each split",
-            "npz": "an .npz file",
-            "tfds": "the folder of tensorflow-datasets",
-        }[config.source]
-        raise DataMissingError(
-            f"data.path: expected {what}. Received: {path}, which does not exist. Name it with --set data.path=..."
-        )
+        raise DataMissingError(f"{expected} Name it with --set data.path=...")
+    if config.source != "tfds" and not fits(config.source, path):
+        raise DataError(expected)
     return path
 
 
@@ -140,40 +150,31 @@ def _identity(content: T) -> T:
 
 
 def _folder(config: Data, root: Path) -> Found:
-    if not root.is_dir():
-        raise DataError(f"Expected a folder with a subfolder for each class. Received: {root}, which is a file.")
     parts = _ready_folders(root) if config.ready_splits else {}
     rows: list[tuple[Path, str, str | None]] = []
     for ready, folder in parts.items() if parts else [(None, root)]:
         labelled = _by_name(folder, config.label_pattern) if config.label_pattern else _by_folder(folder)
         rows += [(path, label, ready) for path, label in labelled]
+    others = other_files(root, {path for path, _, _ in rows})
     if not rows:
-        folders = sum(p.is_dir() for p in root.iterdir())
-        how = f"whose names match {config.label_pattern!r}" if config.label_pattern else "in a subfolder for each class"
-        raise DataError(
-            f"Expected images {how}. Received: {root} with "
-            f"{folders} subfolders and no image in them ({', '.join(sorted(EXTENSIONS))})."
-        )
+        raise DataError(why_no_images(config, root, others))
     found = {label for _, label, _ in rows}
     classes = class_names(config, root) or natural_order(found)
     if unknown := sorted(found - set(classes)):
         raise DataError(f"data.classes: expected a name for each class. Received: none for {', '.join(unknown[:5])}.")
+    if not config.label_pattern and not parts and (odd := why_groups(root, found)):
+        log.warning("%s", odd)
     numbers = {name: index for index, name in enumerate(classes)}
-    return Found(
-        [
-            Sample(path.relative_to(root).as_posix(), numbers[label], digest, partial(_identity, path), path, ready)
-            for (path, label, ready), digest in zip(rows, hash_files([path for path, _, _ in rows]))
-        ],
-        classes,
-    )
+    named = [(path, path.relative_to(root).as_posix(), numbers[label], ready) for path, label, ready in rows]
+    return _hashed(named, classes, others)
 
 
 def _ready_folders(root: Path) -> dict[str, Path]:
     """Subfolders that are splits (``train``, ``val``, ...); empty where the subfolders are classes."""
-    folders = _subfolders(root)
+    folders = subfolders(root)
     named = [p for p in folders if p.name.lower() in SPLIT_NAMES]
-    others = [p.name for p in folders if p not in named and _has_images(p)]
-    if not named or (others and not any(_subfolders(p) for p in named)):
+    others = [p.name for p in folders if p not in named and has_images(p)]
+    if not named or (others and not any(subfolders(p) for p in named)):
         return {}
     if others:
         raise DataError(
@@ -189,30 +190,16 @@ def _ready_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    return (
-        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("._") and p.is_file()
-    )
-
-
-def _has_images(folder: Path) -> bool:
-    return next(_images(folder), None) is not None
-
-
 def _by_folder(root: Path) -> Iterator[tuple[Path, str]]:
-    for folder in _subfolders(root):
-        found = sorted(_images(folder))
+    for folder in subfolders(root):
+        found = sorted(images_below(folder))
         if not found:
             log.warning("class folder %s holds no images and is left out", folder)
         yield from ((path, folder.name) for path in found)
 
 
 def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
-    for path in sorted(_images(root)):
+    for path in sorted(images_below(root)):
         match = re.search(pattern, path.name)
         if match is None or not match.group(1):
             raise DataError(
@@ -222,34 +209,34 @@ def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
         yield path, match.group(1)
 
 
-def hash_files(paths: Sequence[Path]) -> list[str]:
-    """sha256 of each file.
+def _hashed(
+    rows: Sequence[tuple[Path, str, int, str | None]], classes: list[str], others: Mapping[str, int] | None = None
+) -> Found:
+    """The images of (path, name, label, ready-made split); each file is opened once, and those that are none named."""
+    samples: list[Sample] = []
+    unreadable: list[Unreadable] = []
+    digests = in_threads(_hash_file, [path for path, *_ in rows], "opening images")
+    for (path, name, label, ready), digest in zip(rows, digests):
+        if isinstance(digest, ImageError):
+            unreadable.append(Unreadable(name, str(digest)))
+        else:
+            samples.append(Sample(name, label, digest, partial(_identity, path), path, ready))
+    return Found(samples, classes, tuple(unreadable), others or {})
 
-    Raises:
-        DataError: one cannot be read, is no regular file, or larger than an image is.
-    """
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(_hash_file, paths))
 
-
-def _hash_file(path: Path) -> str:
+def _hash_file(path: Path) -> str | ImageError:
+    """sha256 of an image file, or why it is none, as far as its header shows."""
     try:
+        check_header(path)
         return hash_image_file(path)
     except ImageError as error:
-        raise DataError(f"Expected a readable image file. Received: {path}: {error}. Remove or replace it.") from error
+        return ImageError(str(error))  # without its traceback, which refers to the open file
 
 
 def _csv(config: Data, path: Path) -> Found:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
-    digests = hash_files([row.path for row in rows])
-    return Found(
-        [
-            Sample(_name_below(row.path, base), row.label, digest, partial(_identity, row.path), row.path, row.ready)
-            for row, digest in zip(rows, digests)
-        ],
-        classes,
-    )
+    return _hashed([(row.path, _name_below(row.path, base), row.label, row.ready) for row in rows], classes)
 
 
 def _name_below(path: Path, base: Path) -> str:

@@ -16,7 +16,8 @@ from pipeline.agreement import refuse_disagreement
 from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
 from pipeline.config import recipe_slice
-from pipeline.data import DataMissingError, ImageSet, load_image_set
+from pipeline.data import DataMissingError, ImageSet, deal
+from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import PipelineError
 from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
 from pipeline.layout import CARD
@@ -30,8 +31,14 @@ from pipeline.manifest import (
     why_stale,
     write_manifest,
 )
+from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
+from pipeline.recipe_files import where_else
 from pipeline.runners.options import RuntimeOptions
+from pipeline.samples import Found, Unreadable
+from pipeline.sources import read_source
+from pipeline.split_sizes import check_split_sizes, needed_images
+from pipeline.words import listed
 
 log = logging.getLogger(__name__)
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
@@ -52,6 +59,7 @@ class Context:
     recipe_path: Path
     artifacts: Path
     overrides: Sequence[str] = ()
+    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -115,16 +123,48 @@ class Context:
     def images(self) -> ImageSet:
         """The labelled images and their splits, found and hashed once.
 
+        Those that were found damaged when the model was trained are left out by every stage.
+
         Raises:
-            DataError: see ``pipeline.data.load_image_set``.
+            DataError: see ``pipeline.data.deal``.
         """
-        images = load_image_set(self.recipe.data)
-        if images.duplicates:
-            crossing = f", {images.crossing} of them in another split" if images.crossing else ""
-            log.info("left out %d copies of pictures that are there under another name%s", images.duplicates, crossing)
-        for conflict in images.conflicts:
-            log.warning("left out a picture that stands in two classes: %s", conflict)
-        return in_model_order(images, class_names(self.recipe.model.classes))
+        manifest = read_manifest(self.folder("train"))
+        return self._deal(recorded_damage(manifest.result) if manifest else {}, ())
+
+    @cached_property
+    def _found(self) -> Found:
+        return read_source(self.recipe.data)
+
+    def _deal(self, damaged: Mapping[str, str], known: Sequence[Unreadable]) -> ImageSet:
+        recipe = self.recipe
+        images = deal(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
+        images = in_model_order(images, class_names(recipe.model.classes))
+        for level, line in images.told(recipe.model.finished, known):
+            self.say_once(level, line)
+        return images
+
+    def leave_out_damaged(self) -> bool:
+        """Decode every image, before the first stage runs, and leave out what cannot be decoded.
+
+        Returns:
+            Whether other images than before are left out.
+
+        Raises:
+            DataError: too few images, or more unreadable ones than the recipe allows.
+        """
+        recipe, before = self.recipe, self.images
+        needed = needed_images(recipe, len(before.classes))
+        check_split_sizes(before, needed)  # nobody should wait to be told what is known already
+        decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
+        self.images = self._deal(find_damaged(self._found.samples, decode), before.unreadable)
+        check_split_sizes(self.images, needed)
+        return self.images.unreadable != before.unreadable
+
+    def say_once(self, level: int, message: str) -> None:
+        """Log what would otherwise be said by every stage."""
+        if message not in self._said:
+            self._said.add(message)
+            log.log(level, "%s", message)
 
     def files(self, stage: str, *patterns: str) -> dict[str, str]:
         """sha256 of an earlier stage's files as ``{"stage/name": digest}``; no match for a pattern is no entry."""
@@ -163,7 +203,8 @@ class Context:
         except DataMissingError as error:
             if key not in recorded:
                 raise
-            log.warning("keeping what the manifest says of the %s images: %s", name, error)
+            why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
+            self.say_once(logging.WARNING, f"the images are not here; what the manifests say of them stands: {why}")
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +214,8 @@ class Context:
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
         if name in recorded:
-            log.warning("keeping what the manifest says of %s: %s is not here", name, path)
+            place = where_else(path, self.recipe_path, self.overrides)
+            self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands.{place}")
             return {name: recorded[name]}
         raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
 
@@ -192,6 +234,7 @@ class Stage:
         code: its own modules; a change of theirs reruns it.
         run: does it, into an empty folder; returns what the manifest records.
         environment: facts about this machine that decide too.
+        prepare: what is checked before it runs; returns whether its inputs are others now.
     """
 
     name: str
@@ -200,6 +243,7 @@ class Stage:
     code: Sequence[str]
     run: Callable[[Context, Path], dict[str, Any]]
     environment: Callable[[], dict[str, Any]] = field(default=dict)
+    prepare: Callable[[Context], bool] = lambda context: False
 
     def key(self, context: Context, manifest: Manifest | None) -> Key:
         """What decides this stage's result now."""
@@ -248,9 +292,11 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
     if manifest is not None and not reasons:
         log.info("%-9s up to date", stage.name)
         if changes := version_changes(manifest):
-            log.info("%-9s made with other versions: %s (--force makes it anew)", "", ", ".join(changes))
+            log.info("%-9s made with other versions: %s (--force makes it anew)", "", listed(changes))
         return Outcome(stage.name, False, (), manifest)
-    log.info("%-9s runs: %s", stage.name, "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else ""))
+    log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
+    if stage.prepare(context):
+        key = stage.key(context, manifest)
     start = time.perf_counter()
     try:
         with replacing_folder(folder) as temporary:

@@ -7,6 +7,7 @@ The benchmark is a command of its own, ``python -m benchmarks``, which defines i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import Preprocessing
 from pipeline.stage import Context, Stage
+from pipeline.unread_keys import unread_by_finished
 
 MODEL = ("model.keras", "model.json")
 DECODE = ("pipeline/preprocess.py", "pipeline/image_files.py", "pipeline/budget.py")
@@ -26,6 +28,9 @@ READ_IMAGES = (
     "pipeline/data.py",
     "pipeline/class_names.py",
     "pipeline/samples.py",
+    "pipeline/folders.py",
+    "pipeline/readable.py",
+    "pipeline/roles.py",
     "pipeline/sources.py",
     "pipeline/tables.py",
     "pipeline/download.py",
@@ -89,6 +94,12 @@ RUN_KERAS = (
 )
 DATA_KEYS = ("data.max_bad_images",)
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
+
+
+def _check_images(context: Context) -> bool:
+    for line in unread_by_finished(context.recipe):
+        context.say_once(logging.WARNING, line)
+    return context.leave_out_damaged()
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
@@ -220,6 +231,7 @@ STAGES = (
         ("data", "model", "train"),
         (
             "pipeline/training.py",
+            "pipeline/split_sizes.py",
             "pipeline/fitting.py",
             "pipeline/batches.py",
             "pipeline/checkpoint.py",
@@ -251,6 +263,7 @@ STAGES = (
             "export/preprocessing.py",
         ),
         _train,
+        prepare=_check_images,
     ),
     Stage(
         "export",
@@ -290,6 +303,7 @@ STAGES = (
         ("quantize", "verify.thresholds.fp16", "verify.thresholds.int8", *DATA_KEYS),
         (
             "pipeline/quantizing.py",
+            "pipeline/split_sizes.py",
             "pipeline/halving.py",
             "pipeline/stage_records.py",
             *READ_CARD,
@@ -351,6 +365,7 @@ STAGES = (
         ("verify", "runtime", *DATA_KEYS),
         (
             "pipeline/verify.py",
+            "pipeline/split_sizes.py",
             "pipeline/answering.py",
             "pipeline/parity.py",
             "pipeline/parity_report.py",

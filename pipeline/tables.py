@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,9 +44,11 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
     if not config.ready_splits:
         found = [(image, label, None) for image, label, _ in found]
     if missing := [image for image, _, _ in found if not image.is_file()]:
+        slashes = ", with / between folders" if any("\\" in path.name for path in missing) else ""
         raise DataError(
             f"Expected the images that {', '.join(t.name for t in tables)} lists. Received: {len(missing)} of "
-            f"{len(found)} do not exist, such as {missing[0]}. Paths are relative to the table's folder."
+            f"{len(found)} do not exist, such as {', '.join(map(str, missing[:5]))}. "
+            f"Paths are relative to the table's folder{slashes}."
         )
     labels = list(dict.fromkeys(label for _, label, _ in found))
     names = class_names(config, path if path.is_dir() else path.parent)
@@ -134,7 +137,7 @@ def _read(table: Path, split: str | None, columns: Columns) -> list[tuple[Path, 
             if lacking := [name for name in (columns.image, columns.label) if name not in header]:
                 raise DataError(
                     f"data.columns: expected {' and '.join(lacking)} in {table}. Received: {', '.join(header)[:500]}. "
-                    "Name them: --set data.columns.image=... --set data.columns.label=..."
+                    f"{_what_header_it_is(table, header)}"
                 )
             for row in reader:
                 name, label = (row[columns.image] or "").strip(), (row[columns.label] or "").strip()
@@ -150,6 +153,16 @@ def _read(table: Path, split: str | None, columns: Columns) -> list[tuple[Path, 
     if not rows:
         raise DataError(f"Expected at least one row in {table}. Received: none.")
     return rows
+
+
+def _what_header_it_is(table: Path, header: Sequence[str]) -> str:
+    """What to do about a first line that does not name the columns."""
+    for separator, name in {";": "semicolons", "\t": "tabs"}.items():
+        if len(header) == 1 and separator in header[0]:
+            return f"Its columns are separated by {name}; save it with commas."
+    if any(os.path.isfile(table.parent / name) for name in header if name):  # of any length
+        return "Its first line is an image; write one above it that names the columns, such as path,label."
+    return "Name them: --set data.columns.image=... --set data.columns.label=..."
 
 
 def _lines(file: TextIO) -> Iterator[str]:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -17,15 +17,15 @@ import numpy as np
 from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import to_dict
-from pipeline.data import ImageSet, Pixels, Sample, check_split_sizes
+from pipeline.data import ImageSet, Pixels, Sample
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ImageError
 from pipeline.files import write_json
 from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
 from pipeline.pictures import GRID_IMAGES, save_curves, save_samples
-from pipeline.recipe import Recipe, Shares
+from pipeline.recipe import Recipe
+from pipeline.split_sizes import check_split_sizes, needed_images
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 
@@ -54,7 +54,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         DataError: unreadable images above the recipe's limit.
         ModelError: the model cannot be built, or the training diverged.
     """
-    _check_data(recipe, images)
+    check_split_sizes(images, needed_images(recipe, len(images.classes)))
     start_tensorflow()
     import keras
     import tensorflow as tf
@@ -100,6 +100,8 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         "duplicates": images.duplicates,
         "duplicates_across_splits": images.crossing,
         "pictures_in_two_classes": list(images.conflicts),
+        "unreadable_images": [asdict(image) for image in images.unreadable],
+        "unused_images": {str(ready): number for ready, number in images.unused.items()},
         "best_validation_accuracy": max((e["val_accuracy"] for e in history if "val_accuracy" in e), default=None),
     }
 
@@ -153,27 +155,3 @@ def _facts(card: ModelCard) -> dict[str, Any]:
     """What the manifest records of a card."""
     named = ("source", "written_by", "changes", "backbone", "transfer", "parameters", "trainable_parameters")
     return {name: getattr(card, name) for name in named if getattr(card, name) not in (None, ())}
-
-
-def _check_data(recipe: Recipe, images: ImageSet) -> None:
-    """Refuse too few images before the first stage spends time; later stages would find out only then."""
-    finished = recipe.model.path is not None or recipe.model.head == "published"
-    check_split_sizes(
-        images,
-        {
-            "train": 0 if finished else len(images.classes),
-            "validation": 0 if finished or not _needs_validation(recipe) else 1,
-            "calibration": recipe.quantize.min_images,
-            "test": recipe.verify.min_images,
-        },
-    )
-
-
-def _needs_validation(recipe: Recipe) -> bool:
-    """Without validation images the last epoch counts; that must be said: a share of 0 for them, or divided splits."""
-    if recipe.train.early_stopping:
-        return True
-    divided = [to_dict(part) for part in vars(recipe.data.divide).values() if part != Shares()]
-    if any(part["train"] for part in divided):
-        return any(part["validation"] for part in divided)
-    return recipe.data.splits.validation > 0

@@ -18,7 +18,7 @@ from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
-from pipeline.data import Pixels, check_classes, check_readable, check_split_sizes
+from pipeline.data import DataMissingError, Pixels, check_classes, check_readable
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
@@ -29,6 +29,7 @@ from pipeline.parity import Answer, Candidate, Reference, judge
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
+from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
 from pipeline.words import count
 
@@ -60,6 +61,8 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     write_parity(folder / Path(PARITY).name, parity)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
+    if (left := _images_left(context)) > 0:
+        result["images_left"] = left
     if warnings:
         result["warnings"] = warnings
     if parity.verdict == INCONCLUSIVE:
@@ -75,6 +78,14 @@ def _doubts(accuracy: float, classes: int) -> list[str]:
         f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among {classes} classes "
         "gives. Check model.preprocessing, and that the class folders sort in the order of the model's outputs."
     ]
+
+
+def _images_left(context: Context) -> int:
+    """Test images beyond verify.max_images; 0 where the images are not on this machine."""
+    try:
+        return len(context.images.splits["test"]) - context.recipe.verify.max_images
+    except DataMissingError:
+        return 0
 
 
 def run_all(

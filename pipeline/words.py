@@ -1,17 +1,10 @@
-"""Numbers in sentences, and sentences. Standard library only, Python 3.10 syntax."""
+"""Numbers, lists and sentences for people; the first two are those of ``export``, which imports nothing from here."""
 
 from __future__ import annotations
 
+from export.words import count, listed
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with what it counts: "1 image", "2 images", "1,234 images".
-
-    Args:
-        number: how many; zero is plural, as in "0 images".
-        noun: for exactly one.
-        plural: for any other number, where it is not the noun with an "s".
-    """
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+__all__ = ["count", "listed", "sentence"]
 
 
 def sentence(words: str) -> str:

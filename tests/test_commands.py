@@ -81,8 +81,8 @@ def test_infer_says_what_it_left_out(finished_chain: Chain, tmp_path: Path, caps
     assert [Path(row["path"]).name for row in read_rows(out)] == ["a.png"]
     said = capsys.readouterr().err
     assert "3 folders without an image (bare, bare/inside, none)" in said
-    assert "1 links to folders, which are not followed (linked)" in said
-    assert "1 links that lead nowhere (full/gone.png)" in said
+    assert "1 link to a folder, which is not followed (linked)" in said
+    assert "1 link that leads nowhere (full/gone.png)" in said
     assert finished_chain.run("infer", str(photos / "full" / "deep"), "-o", str(out)) == 0
     assert "left out" not in capsys.readouterr().err
 
@@ -199,9 +199,9 @@ def test_bad_recipe(
 def test_unknown_recipe_and_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "-c", str(ROOT / "configs" / "digit.yaml")]) == 2
     assert "digits.yaml?" in errors(capsys)
-    with pytest.raises(SystemExit) as caught:
-        main(["trian"])
-    assert caught.value.code == 2
+    assert main(["trian"]) == 2
+    assert "Expected a verb of run, train, " in (said := errors(capsys))
+    assert "Received: trian. Did you mean 'train'?" in said
 
 
 def test_one_class_only(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,21 +211,24 @@ def test_one_class_only(chain: Chain, capsys: pytest.CaptureFixture[str]) -> Non
     assert "at least two classes" in errors(capsys)
 
 
-def test_a_corrupt_training_image_is_named_counted_and_skipped_up_to_the_limit(
+def test_corrupt_images_are_named_counted_and_skipped_up_to_the_limit(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A corrupt file's hash decides its split too: take enough of them that one lands in training.
-    for index in range(12):
+    for index in range(11):
         (chain.images / "red" / f"bad{index}.png").write_bytes(b"\x89PNG broken" + bytes([index]))
+    whole = sorted((chain.images / "red").glob("0*.png"))[0].read_bytes()
+    (chain.images / "red" / "cut.png").write_bytes(whole[: len(whole) // 2])
     limits = "--set", "train.fine_tune.epochs=1", "--set", "data.max_bad_images"
     assert chain.run("train", *limits[:3], "data.max_bad_images=0") == 2
-    message = errors(capsys) + capsys.readouterr().err
-    assert "Expected at most 0 unreadable images" in message
+    message = errors(capsys)
+    assert "Expected at most 0 unreadable images (data.max_bad_images). Received: 12 of 396:" in message
     assert chain.run("train", *limits[:3], "data.max_bad_images=20") == 0
     manifest = json.loads((chain.root / "train" / "manifest.json").read_text())
-    skipped = manifest["result"]["skipped_images"]
-    assert skipped
-    assert all(name.startswith("red/bad") for name in skipped)
+    left_out = {image["name"] for image in manifest["result"]["unreadable_images"]}
+    assert left_out == {"red/cut.png", *(f"red/bad{index}.png" for index in range(11))}
+    assert sum(image["sha256"] is not None for image in manifest["result"]["unreadable_images"]) == 1
+    assert chain.run("train", *limits[:3], "data.max_bad_images=20", "--explain") == 0
+    assert "up to date" in capsys.readouterr().out
 
 
 def test_a_finished_h5_classifies_one_image(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,7 +239,13 @@ def test_a_finished_h5_classifies_one_image(chain: Chain, capsys: pytest.Capture
     overrides = ["--set", f"model.path={saved}", "--set", "name=colleague"]
     assert chain.run("train", *overrides, "--set", "model.preprocessing=auto") == 2
     assert "model.preprocessing: expected caffe" in errors(capsys)
+    capsys.readouterr()
     assert chain.run("run", *overrides) == 0
+    said = capsys.readouterr().err
+    assert "384 images: " in said
+    assert (
+        said.count("not used, because the model is finished (model.path) and nothing is trained: model.backbone") == 1
+    )
     parity = json.loads((chain.artifacts / "colleague" / "verify" / "parity.json").read_text())
     assert parity["verdict"] == "pass"
     assert parity["hops"][0]["accuracy_reference"] > 0.8

@@ -313,13 +313,28 @@ def test_default_thresholds_meet_the_contract(toy: Path) -> None:
     assert recipe.verify.min_images >= 200
 
 
-def test_missing_file_names_what_is_there(write, tmp_path: Path) -> None:
-    write(BASE, "flowers.yaml")
-    message = refused(tmp_path / "flower.yaml")
-    assert "does not exist" in message
-    assert "Recipes there: flowers" in message
-    assert "Did you mean" in message
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "nowhere" / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("train.epochs=5", "train.head.epochs or train.fine_tune.epochs"),
+        ("epochs=5", "train.head.epochs or train.fine_tune.epochs"),
+        ("path=x", "data.path or model.path"),
+        ("batchsize=5", "train.batch_size or quantize.batch_size or verify.batch_size or infer.batch_size"),
+        ("model.min_images=5", "quantize.min_images or verify.min_images"),
+        ("modle.input_size=64", "'model'"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_found_in_its_own(toy: Path, override: str, match: str) -> None:
+    assert f"Did you mean {match}?" in refused(toy, override)
+
+
+def test_upper_case_is_no_other_word(toy: Path) -> None:
+    assert "Received: 'INT8'. Did you mean 'int8'?" in refused(toy, "build.precisions=[INT8]")
+    assert "Did you mean 'resnet50'?" in refused(toy, "model.backbone=ResNet50")
 
 
 @pytest.mark.parametrize("text", ["a: [", "? [1]\n: 2\n", "\x00"])

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,13 @@ from pipeline.data import (
     ImageSet,
     Pixels,
     Sample,
-    check_split_sizes,
     load_image_set,
-    split_of,
 )
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes
 from pipeline.recipe import Data, Splits
+from pipeline.roles import roles_of
 
 
 def png(seed: int, size: tuple[int, int] = (6, 5)) -> bytes:
@@ -34,6 +34,11 @@ def png(seed: int, size: tuple[int, int] = (6, 5)) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def grey(content: bytes) -> bytes:
+    """A picture of one row with these pixels."""
+    return b"P5 %d 1 255\n" % len(content) + content
 
 
 def fill(root: Path, tree: dict[str, bytes]) -> Path:
@@ -64,6 +69,12 @@ def sample(content: bytes) -> Sample:
     return Sample("x", 0, sha256_bytes(content), lambda: content)
 
 
+def split_of(image: Sample, config: Data) -> str:
+    split = roles_of(config, {image.ready}, trains=True).split_of(image)
+    assert split is not None
+    return split
+
+
 # --- membership ---
 
 
@@ -74,9 +85,9 @@ def sample(content: bytes) -> Sample:
     salt=st.text("abc", max_size=3),
 )
 def test_adding_removing_or_changing_an_image_moves_no_other(tmp_path_factory, kept, others, salt) -> None:
-    before = fill(tmp_path_factory.mktemp("d"), {f"{len(c) % 2}/{c.hex()}.png": c for c in kept} | _two_classes())
+    before = fill(tmp_path_factory.mktemp("d"), {f"{len(c) % 2}/{c.hex()}.pgm": grey(c) for c in kept} | _two_classes())
     after = fill(
-        tmp_path_factory.mktemp("d"), {f"{len(c) % 2}/{c.hex()}.png": c for c in kept | others} | _two_classes()
+        tmp_path_factory.mktemp("d"), {f"{len(c) % 2}/{c.hex()}.pgm": grey(c) for c in kept | others} | _two_classes()
     )
     first, second = where(load(before, salt=salt)), where(load(after, salt=salt))
     assert first.items() <= second.items()
@@ -84,7 +95,7 @@ def test_adding_removing_or_changing_an_image_moves_no_other(tmp_path_factory, k
 
 
 def _two_classes() -> dict[str, bytes]:
-    return {"0/always.png": b"always here", "1/always.png": b"always there"}
+    return {"0/always.pgm": grey(b"always here"), "1/always.pgm": grey(b"always there")}
 
 
 @settings(max_examples=100)
@@ -220,8 +231,9 @@ def test_no_images(tmp_path: Path) -> None:
     assert "with 0 subfolders and no image in them" in refused(tmp_path)
     fill(tmp_path, {"a/readme.txt": b"x", "b/x.pdf": b"x", "top.png": png(1)})
     message = refused(tmp_path)
-    assert "with 2 subfolders and no image in them" in message
-    assert ".png" in message
+    assert "with 2 subfolders and no image in them (1 .pdf, 1 .txt, 1 image in no class folder)" in message
+    (tmp_path / "top.png").unlink()
+    assert "Images end in .bmp, .gif, .jpeg, .jpg, .pgm, .png" in refused(tmp_path)
 
 
 def test_one_class(tmp_path: Path) -> None:
@@ -353,51 +365,17 @@ def test_npz_with_a_column_of_labels(tmp_path: Path, arrays) -> None:
     assert fingerprints(images) == fingerprints(load_image_set(Data(source="npz", path=str(path))))
 
 
-# --- check_split_sizes ---
-
-
-def image_set(**labels: list[int]) -> ImageSet:
-    splits = {
-        name: tuple(Sample(f"{name}{i}", y, f"{i}", bytes) for i, y in enumerate(ys)) for name, ys in labels.items()
-    }
-    return ImageSet(("cat", "dog", "owl"), {name: splits.get(name, ()) for name in SPLITS}, 0)
-
-
-def test_enough_images() -> None:
-    check_split_sizes(image_set(train=[0, 1, 2], test=[0, 1]), {"train": 3, "test": 2, "validation": 0})
-
-
-@pytest.mark.parametrize(
-    ("split", "key"),
-    [("test", "verify.min_images"), ("calibration", "quantize.min_images"), ("validation", None), ("train", None)],
-)
-def test_too_few_images_say_how_many_and_what_to_do(split: str, key: str | None) -> None:
-    with pytest.raises(DataError) as info:
-        check_split_sizes(image_set(train=[0, 1, 2], test=[0]), {split: 7})
-    message = str(info.value)
-    assert f"at least 7 {split} images" in message
-    assert "(train 3, calibration 0, validation 0, test 1)" in message
-    assert f"raise data.splits.{split}" in message
-    assert (f"or lower {key}" in message) if key else ("lower" not in message)
-
-
-def test_a_class_without_training_images() -> None:
-    with pytest.raises(DataError, match=r"training images of every class\. Received: none of cat, owl"):
-        check_split_sizes(image_set(train=[1, 1], test=[0, 2]), {"train": 1})
-
-
-def test_a_finished_model_needs_no_training_images() -> None:
-    check_split_sizes(image_set(calibration=[0, 1], test=[0, 1, 2]), {"train": 0, "calibration": 2, "test": 3})
-
-
 # --- Pixels ---
 
 
 @pytest.fixture
 def spoilt(photos: Path) -> list[Sample]:
     """20 samples, three of them unreadable."""
-    fill(photos, {"a/bad1.png": png(1)[:50], "a/bad2.png": b"", "b/bad3.png": b"no image"})
-    samples = sorted((s for split in load(photos).splits.values() for s in split), key=lambda s: s.name)
+    bad = {"a/bad1.png": png(1)[:50], "a/bad2.png": b"", "b/bad3.png": b"no image"}
+    samples = [s for split in load(photos).splits.values() for s in split]
+    fill(photos, bad)
+    samples += [Sample(name, 0, name, partial(Path, photos / name), photos / name) for name in bad]
+    samples.sort(key=lambda s: s.name)
     bad = [s for s in samples if "bad" in s.name]
     good = [s for s in samples if "bad" not in s.name]
     return [good[0], bad[0], *good[1:9], bad[1], *good[9:17], bad[2]]
@@ -432,9 +410,11 @@ def test_unreadable_images_above_the_limit(spoilt: list[Sample]) -> None:
     with pytest.raises(DataError) as info:
         Pixels(DecodeSpec((4, 4), "stretch"), 1).all(spoilt, "x")
     message = str(info.value)
-    assert "at most 1 unreadable images (data.max_bad_images). Received: 2 so far" in message
+    assert "at most 1 unreadable image (data.max_bad_images). Received: 3 of 20:" in message
     assert "a/bad1.png: " in message
     assert "a/bad2.png: the file is empty" in message
+    assert "b/bad3.png: not an image" in message, "all of them, though the second is one too many"
+    assert "--set data.max_bad_images=3" in message
 
 
 def test_a_file_that_went_away(photos: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pyt
         "name": "colleague",
         "data": {
             "path": str(tmp_path / "images"),
-            "splits": {"train": 0, "validation": 0, "calibration": 0.5, "test": 0.5},
+            "splits": {"calibration": 0.5, "test": 0.5},  # the shares for training do not count
         },
         "model": {
             "path": "colleague.h5",
@@ -60,7 +60,7 @@ def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pyt
     options = ["-c", str(tmp_path / "colleague.yaml"), "--artifacts", str(tmp_path / "artifacts")]
     assert main(["train", *options]) == 2
     said = capsys.readouterr().err
-    assert "training=True in the calls of 2 (backbone, monte_carlo)" in said
+    assert "training=True in the calls of 2 layers (backbone, monte_carlo)" in said
     assert "depends on the other pictures of its batch and chance" in said
     options += ["--set", "model.called_in_training=inference"]
     for verb in ("train", "export", "quantize", "build", "verify", "infer", "report"):
@@ -77,10 +77,13 @@ def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pyt
     assert any(deviation in alert for alert in alerts), "a person sees it under the verdict"
     hops = {(hop["kind"], hop["candidate"]): hop for hop in parity["hops"]}
     assert hops["from_keras", "export/model.onnx"]["relative_error"] < 1e-5
+    manifest = json.loads((root / "train" / "manifest.json").read_text())
+    assert manifest["result"]["images"] == {"train": 0, "validation": 0}
     with np.load(root / "verify" / "reference.npz") as file:
         counts = np.bincount(file["labels"], minlength=4)
         first = file["pixels"][file["labels"] == 0].mean(axis=(0, 1, 2))
     assert counts.min() > 5
+    assert 60 < counts.sum() < 100, "half of them"
     assert first[0] > first[2] + 50, "label 0 is yellow: much red, little blue"
     capsys.readouterr()
     assert main(["train", *options, "--explain"]) == 0

@@ -236,9 +236,15 @@ def test_a_folder_of_tables_and_a_list_of_classes(tmp_path: Path) -> None:
         (["gone.png,x"], "path,label", r"1 of 1 do not exist, such as .*gone\.png"),
         ([",x"], "path,label", "a path and a label in line 2"),
         ([], "path,label", "at least one row"),
+        (["a.png;x"], "path;label", "separated by semicolons; save it with commas"),
+        (["a.png\tx"], "path\tlabel", "separated by tabs; save it with commas"),
+        (["b.png,x"], "here.png,x", "first line is an image; write one above it"),
+        (["gone.png,x", "too.png,y"], "path,label", r"2 of 2 do not exist, such as .*gone\.png, .*too\.png"),
+        (["a\\b.png,x"], "path,label", "relative to the table's folder, with / between folders"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, rows: list[str], header: str, message: str) -> None:
+    picture(tmp_path / "here.png", 1)
     path = table(tmp_path / "labels.csv", rows, header)
     with pytest.raises(DataError, match=message):
         load_image_set(Data(source="csv", path=str(path)))

@@ -1,0 +1,77 @@
+"""Which images can be read: all of them are tried before the first stage, so that all bad ones are named at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.decode_spec import DecodeSpec
+from pipeline.errors import DataError, ImageError
+from pipeline.progress import AT_ONCE, in_threads
+from pipeline.samples import Sample, Unreadable
+from pipeline.words import count
+
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 20  # bad images that a message lists; the rest is counted
+LONG = 10.0  # seconds from which on it is said how long it takes
+
+
+def find_damaged(samples: Sequence[Sample], decode: DecodeSpec) -> dict[str, str]:
+    """Decode every file once, as training does, and forget its pixels.
+
+    The header of a file does not show the most common damage, that its end is missing.
+
+    Args:
+        samples: of which copies are decoded once, and arrays not at all.
+        decode: of the model.
+
+    Returns:
+        The reason for each file that cannot be decoded, by its sha256.
+    """
+    once = list({s.sha256: s for s in samples if s.path is not None}.values())
+
+    def why_not(sample: Sample) -> str | None:
+        try:
+            decode.pixels(sample.read())
+        except ImageError as error:
+            return str(error)
+        return None
+
+    damaged: dict[str, str] = {}
+    start = time.perf_counter()
+    for done, (sample, why) in enumerate(zip(once, in_threads(why_not, once, "checking images")), 1):
+        if why is not None:
+            damaged[sample.sha256] = why
+        if done == AT_ONCE:
+            seconds = (time.perf_counter() - start) / done * (len(once) - done)
+            if seconds > LONG:
+                left = count(math.ceil(seconds / 60), "minute") if seconds > 90 else f"{seconds:.0f} s"
+                log.info("decoding all %s once to find damaged ones: about %s", count(len(once), "image"), left)
+    return damaged
+
+
+def recorded_damage(result: Mapping[str, Any]) -> dict[str, str]:
+    """What `find_damaged` gave when the train stage ran, from that stage's record."""
+    rows = result.get("unreadable_images", ())
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, (list, tuple)) else []
+    return {str(row["sha256"]): str(row.get("why")) for row in found if row.get("sha256")}
+
+
+def too_many_unreadable(found: Sequence[Unreadable], most: int, total: int) -> DataError:
+    """The error that lists the images that cannot be read."""
+    return DataError(
+        f"Expected at most {count(most, 'unreadable image')} (data.max_bad_images). Received: {len(found):,} of "
+        f"{total:,}:\n{listed(found)}\nRemove or replace them, or leave them out: "
+        f"--set data.max_bad_images={len(found)}"
+    )
+
+
+def listed(found: Sequence[Unreadable]) -> str:
+    """A line an image, with the reason."""
+    lines = [f"  {image.name}: {image.why}" for image in found[:MOST_NAMED]]
+    more = len(found) - MOST_NAMED
+    return "\n".join([*lines, *([f"  and {more:,} more"] if more > 0 else [])])

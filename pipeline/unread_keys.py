@@ -1,0 +1,100 @@
+"""Keys of a recipe that its source of images, or the form of its model, does not read.
+
+What was set and is not read would be ignored in silence. Keys that somebody sets to change the images, or how a model
+file is read, are refused by name. What describes a training stays in many a recipe that takes a finished model for
+once, so it is named in one warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.bounded_yaml import shown
+from pipeline.errors import RecipeError
+from pipeline.recipe import Data, Model, Recipe, Train
+
+FILES = ("folder", "csv", "npz")
+READ_BY = {  # data.max_bad_images is not here: images in arrays are all readable, so it is true of any source
+    "path": (*FILES, "tfds"),
+    "download": ("folder", "npz"),
+    "tfds": ("tfds",),
+    "label_pattern": ("folder",),
+    "columns": ("csv",),
+    "classes": FILES,
+    "ready_splits": (*FILES, "tfds"),
+    "divide": (*FILES, "tfds"),
+}
+DOWNLOADS = {"flowers": "folder", "mnist": "npz"}
+PATH_ONLY = ("output", "allow", "called_in_training")
+NEVER_BY_PATH = ("backbone", "weights", "head")
+NOT_TRAINED = ("padding", "pooling", "dense", "dropout")
+WITH_STEM = ("resnet18", "resnet34", "resnet50-blocks")
+
+
+def refuse_unread(recipe: Recipe) -> None:
+    """Refuse keys that were set and that nothing reads.
+
+    Raises:
+        RecipeError: with the key, and the recipe or the setting that it fits.
+    """
+    data, model, source = recipe.data, recipe.model, recipe.data.source
+    for key, readers in READ_BY.items():
+        value = getattr(data, key)
+        if source in readers or value == getattr(Data(), key):
+            continue
+        if key == "path":
+            raise RecipeError(
+                f"data.path: expected none with data.source {source}, whose images come with a package. "
+                f"Received: {value}, {_which_recipe(Path(value))}"
+            )
+        raise RecipeError(
+            f"data.{key}: expected with data.source {' or '.join(readers)}, which reads it. "
+            f"Received: {_plain(value)} with data.source {source}. Leave it out, or set the source that is meant."
+        )
+    if data.download is not None and data.path is None and DOWNLOADS[data.download] != source:
+        raise RecipeError(
+            f"data.download: expected data.source {DOWNLOADS[data.download]} for {data.download}. Received: {source}. "
+            f"Set data.source={DOWNLOADS[data.download]}."
+        )
+    for key in PATH_ONLY:
+        if model.path is None and (value := getattr(model, key)) != getattr(Model(), key):
+            raise RecipeError(
+                f"model.{key}: expected with model.path, whose file it is about. Received: {_plain(value)} without "
+                "one. Leave it out, or name the file: --set model.path=..."
+            )
+    if not model.finished and model.padding != "same" and model.backbone not in WITH_STEM:
+        raise RecipeError(
+            f"model.padding: expected with a backbone of {', '.join(WITH_STEM)}, which have such a stem. "
+            f"Received: {model.padding} with {model.backbone}. Leave it out."
+        )
+
+
+def unread_by_finished(recipe: Recipe) -> Iterator[str]:
+    """A line that names what was set about a training that does not take place."""
+    model = recipe.model
+    if not model.finished:
+        return
+    keys = (*NEVER_BY_PATH, *NOT_TRAINED) if model.path is not None else NOT_TRAINED
+    names = [f"model.{key}" for key in keys if getattr(model, key) != getattr(Model(), key)]
+    changed, defaults = asdict(recipe.train), asdict(Train())
+    names += [f"train.{key}" for key in changed if changed[key] != defaults[key]]
+    if names:
+        why = "model.path" if model.path is not None else "model.head: published"
+        yield f"not used, because the model is finished ({why}) and nothing is trained: {', '.join(names)}"
+
+
+def _which_recipe(path: Path) -> str:
+    from pipeline.folders import what_it_is  # it needs Pillow, and recipes are read without
+
+    if path.is_dir() and not any(path.glob("*.csv")):
+        return f"a folder. The recipe photos takes one: -c configs/photos.yaml --set data.path={path}"
+    if not path.exists():
+        return f"{what_it_is(path)} The recipe photos takes a folder: -c configs/photos.yaml --set data.path=..."
+    return what_it_is(path)
+
+
+def _plain(value: Any) -> str:
+    return shown(list(value) if isinstance(value, tuple) else value)

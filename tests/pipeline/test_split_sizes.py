@@ -1,0 +1,167 @@
+"""What somebody with too few images is told: numbers that hold when they are followed."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.commands import _say_verdict
+from pipeline.config import load_recipe
+from pipeline.data import SPLITS, ImageSet, deal
+from pipeline.errors import DataError
+from pipeline.parity_report import INCONCLUSIVE
+from pipeline.recipe import Data, Divide, Shares, Splits
+from pipeline.samples import Found, Sample, Unreadable
+from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
+from pipeline.stage import Context
+from pipeline.verify import _images_left
+
+
+def labelled(**labels: list[int]) -> ImageSet:
+    splits = {
+        name: tuple(Sample(f"{name}{i}", y, f"{i}", bytes) for i, y in enumerate(ys)) for name, ys in labels.items()
+    }
+    return ImageSet(("cat", "dog", "owl"), {name: splits.get(name, ()) for name in SPLITS}, 0)
+
+
+def image_set(count: int, config: Data, ready: Collection[str | None] = (None,), trains: bool = False) -> ImageSet:
+    """Images of two classes, so many in each ready-made split."""
+    samples = [
+        Sample(f"{name}{i}", i % 2, random.Random(f"{name}{i}").randbytes(32).hex(), bytes, ready=name)
+        for name in ready
+        for i in range(count)
+    ]
+    return deal(Found(samples, ["cat", "dog"]), config, trains)
+
+
+def refused(images: ImageSet, minimum: dict[str, int]) -> str:
+    with pytest.raises(DataError) as info:
+        check_split_sizes(images, minimum)
+    return str(info.value)
+
+
+def test_enough_images() -> None:
+    check_split_sizes(labelled(train=[0, 1, 2], test=[0, 1]), {"train": 3, "test": 2, "validation": 0})
+
+
+@pytest.mark.parametrize(
+    ("split", "key"),
+    [("test", "verify.min_images"), ("calibration", "quantize.min_images"), ("validation", None), ("train", None)],
+)
+def test_too_few_images_say_how_many_and_what_to_do(split: str, key: str | None) -> None:
+    message = refused(labelled(train=[0, 1, 2], test=[0]), {split: 7})
+    assert f"at least 7 {split} images" in message
+    assert "of 4 images (train 3, calibration 0, validation 0, test 1)" in message
+    assert f"raise data.splits.{split}" in message
+    assert (f"or lower {key}" in message) if key else ("lower" not in message)
+
+
+def test_all_splits_that_have_too_few_are_named_at_once() -> None:
+    message = refused(image_set(50, Data()), {"calibration": 128, "test": 60})
+    assert "at least 128 calibration images (quantize.min_images) and 60 test images (verify.min_images)" in message
+    assert "raise data.splits.calibration and data.splits.test" in message
+
+
+def test_a_class_without_training_images() -> None:
+    with pytest.raises(DataError, match=r"training images of every class\. Received: none of cat, owl"):
+        check_split_sizes(labelled(train=[1, 1], test=[0, 2]), {"train": 1})
+
+
+def test_a_finished_model_needs_no_training_images(tmp_path: Path) -> None:
+    check_split_sizes(labelled(calibration=[0, 1], test=[0, 1, 2]), {"train": 0, "calibration": 2, "test": 3})
+    (tmp_path / "r.yaml").write_text("data: {path: x}")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    finished = load_recipe(tmp_path / "r.yaml", ["model.path=m.h5"])
+    assert needed_images(recipe, 3) == {"train": 3, "validation": 1, "calibration": 128, "test": 50}
+    assert needed_images(finished, 3) == {"train": 0, "validation": 0, "calibration": 128, "test": 50}
+
+
+@pytest.mark.parametrize(("needed", "share"), [(60, 0.2), (8, 0.2), (128, 1 / 3), (50, 0.05), (1, 0.5)])
+def test_the_advised_number_of_images_is_enough_nearly_always(needed: int, share: float) -> None:
+    advised = images_for(needed, share)
+    assert chance(advised, share, needed) >= 0.99 > chance(advised - 1, share, needed)
+    source, trials = random.Random(7), 1000
+    enough = sum(sum(source.random() < share for _ in range(advised)) >= needed for _ in range(trials))
+    assert enough / trials == pytest.approx(0.99, abs=0.012)
+
+
+def test_a_certain_share_needs_no_more_than_the_minimum() -> None:
+    assert (images_for(60, 1.0), chance(60, 1.0, 60), chance(59, 1.0, 60), chance(9, 0.0, 1)) == (60, 1.0, 0.0, 0.0)
+
+
+def followed(message: str) -> tuple[int, int]:
+    expected, certain = re.findall(r"about ([\d,]+), and ([\d,]+) to be nearly certain", message)[0]
+    return int(expected.replace(",", "")), int(certain.replace(",", ""))
+
+
+def test_the_total_that_the_shares_want_counts_what_is_there() -> None:
+    config = Data(splits=Splits(0.5, 0.1, 0.2, 0.2))
+    images = image_set(270, config, trains=True)
+    received = len(images.splits["test"])
+    assert 45 <= received < 60, "else this says nothing"
+    message = refused(images, {"test": 60})
+    expected, certain = followed(message)
+    assert expected == 300
+    assert 270 < certain < 400
+    assert f"--set verify.min_images={received} (the verdict gets less certain)" in message
+    check_split_sizes(images, {"test": received})
+    check_split_sizes(image_set(certain, config, trains=True), {"test": 60})
+    assert message.endswith("All images that are there are used.")
+
+
+def test_another_share_that_would_do_does() -> None:
+    config = Data(splits=Splits(0.6, 0.1, 0.1, 0.2))
+    minimum = {"calibration": 128, "test": 50}
+    message = refused(image_set(300, config), minimum)
+    value = float(re.findall(r"raise data\.splits\.calibration to ([\d.]+)", message)[0])
+    check_split_sizes(image_set(300, replace(config, splits=Splits(0.6, 0.1, value, 0.2))), minimum)
+
+
+@pytest.mark.parametrize("count", [150, 40])
+def test_no_share_is_named_where_none_would_do(count: int) -> None:
+    message = refused(image_set(count, Data()), {"calibration": 128, "test": 50})
+    assert not re.search(r"raise data\.splits\.\w+ to", message)
+
+
+def test_what_lies_unused_is_counted() -> None:
+    config = Data(divide=Divide(train=Shares(train=1), validation=Shares(test=1), test=Shares(calibration=1)))
+    images = image_set(30, config, ready=("train", "validation", "test"))
+    images = replace(
+        images, duplicates=5, conflicts=("x",), unreadable=(Unreadable("a", "b"),) * 2, others={".heic": 3}
+    )
+    message = refused(images, {"test": 60})
+    assert "Test takes all of the ready-made validation images: 30 more are missing there" in message
+    assert (
+        "Not used: 30 ready-made images of train, 5 copies, 1 picture in two classes, 2 unreadable, 3 .heic." in message
+    )
+
+
+def test_a_part_of_a_ready_made_split_and_none(tmp_path: Path) -> None:
+    config = Data(splits=Splits(0.9, 0, 0.1, 0))
+    images: Any = image_set(200, config, ready=("train", "test"), trains=True)
+    message = refused(images, {"calibration": 128})
+    assert "Calibration takes 10 % of the ready-made train images: 128 want about 1,300, and " in message
+    assert "No image goes to validation." in refused(images, {"validation": 1})
+
+
+def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    (tmp_path / "r.yaml").write_text("data: {source: digits}\nverify: {max_images: 60}")
+    context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
+    left = _images_left(context)
+    assert left == len(context.images.splits["test"]) - 60 > 0
+    result = {"verdict": INCONCLUSIVE, "images": 60, "images_to_decide": 3838}
+    _say_verdict(context, result | {"images_left": left})
+    assert f"about 3,838 would ({left:,} more are there). Bring more test images, and raise" in caplog.text
+    caplog.clear()
+    _say_verdict(context, result)
+    assert "about 3,838 would. Bring more test images" in caplog.text
