@@ -1,5 +1,5 @@
 # Every target composes commands; what they do is in pipeline/ and benchmarks/.
-#   RECIPE=flowers make run     another recipe of configs/
+#   RECIPE=flowers make run     another recipe of configs/, or the path of one
 #   GPU=1 make run              the environment of requirements-gpu.txt
 #   ARGS="--set train.seed=2"   options for the command
 
@@ -13,7 +13,8 @@ VENV ?= .venv
 REQUIREMENTS := requirements.txt
 endif
 PY := $(VENV)/bin/python
-OPTIONS := -c configs/$(RECIPE).yaml $(ARGS)
+OPTIONS := -c "$(RECIPE)" $(ARGS)
+NAME := $(patsubst %.yaml,%,$(notdir $(RECIPE)))
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
@@ -74,7 +75,7 @@ verify: build  ## compare every file with Keras, give the verdict
 	@$(PY) -m pipeline verify $(OPTIONS)
 
 benchmark: build  ## latency and throughput
-	@$(PY) -m benchmarks $(OPTIONS)
+	@$(PY) -m pipeline benchmark $(OPTIONS)
 
 accuracy: verify  ## every precision and calibration method on the test images
 	@$(PY) -m benchmarks.accuracy $(OPTIONS)
@@ -110,13 +111,13 @@ test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
 	@$(PY) -m pytest -m gpu
 
 gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write benchmarks/results/
-	@$(PY) -m benchmarks.gpu_evidence artifacts/$(RECIPE) $(ARGS)
+	@$(PY) -m benchmarks.gpu_evidence "artifacts/$(NAME)" $(ARGS)
 
 contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version
 	@$(PY) -m tests.contract
 
-clean:  ## remove what can be made again; never trained models
-	@rm -rf $(foreach stage,export quantize build verify benchmark infer report,artifacts/*/$(stage))
+clean:  ## remove what can be made again of the recipe; never trained models
+	@rm -rf $(foreach stage,export quantize build verify benchmark infer report,"artifacts/$(NAME)/$(stage)")
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
-	@echo "kept: artifacts/*/train and the environments"
+	@echo "kept: artifacts/$(NAME)/train, other recipes, the environments"

@@ -21,12 +21,13 @@ from pipeline.layout import BENCHMARK, CARD
 from pipeline.progress import progress_bar
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import DECODE, MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
+from pipeline.usage import Parser
 
 log = logging.getLogger("benchmarks.main")
 
 EXAMPLES = """examples:
-  python -m benchmarks -c configs/digits.yaml
-  python -m benchmarks --set benchmark.batches=[1,8,32] --set benchmark.seconds=5 --force
+  python -m benchmarks -c digits
+  python -m benchmarks --set 'benchmark.batches=[1,8,32]' --set benchmark.seconds=5 --force
 """
 
 
@@ -126,9 +127,9 @@ STAGE = Stage(
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog="python -m benchmarks",
         description="Time a recipe's model: Keras, ONNX Runtime and TensorRT engines, in turns against each other.",
         parents=[cli.recipe_options(), cli.stage_options()],

@@ -40,6 +40,7 @@ from pipeline.progress import progress_bar
 from pipeline.quantizing import CalibrationImages, calibration_key
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.stage import Context
+from pipeline.usage import Parser
 
 log = logging.getLogger("benchmarks.accuracy")
 
@@ -230,9 +231,9 @@ def _line(row: Mapping[str, Any]) -> str:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.accuracy",
         description="Judge FP16 and INT8 by every method, and other quantizers' files, on a recipe's test images.",
         parents=[cli.recipe_options()],

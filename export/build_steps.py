@@ -17,6 +17,7 @@ from export.errors import ExportError
 from export.inspection import ANY
 from export.interrupts import Interrupt
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, BatchProfile, TensorInfo
+from export.words import listed
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,7 +59,7 @@ def parse(trt: TensorRT, network: Any, logger: Any, source: Path) -> Any:
             words.append(f"{error.desc()} (node {error.node()}{': ' + named if named else ''})")
         raise ExportError(
             f"Expected an ONNX graph that {trt.flavour} {trt.version} can read. "
-            f"Received: {source}: {'; '.join(words) or logger.lines()}. "
+            f"Received: {source}: {listed(words, separator='; ') or logger.lines()}. "
             "Export it again; if an operator is named, TensorRT does not have it."
         )
     return parser

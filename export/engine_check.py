@@ -12,9 +12,43 @@ from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
 from export.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
+from export.words import count, listed
 
 # Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
 _RUN_BY_NEXT = ((8, 10), (10, 11))
+
+
+_INSTEAD = {
+    ".json": "the sidecar of an engine. Name the .plan beside it.",
+    ".onnx": f"an ONNX file, which runs on ONNX Runtime. Engines are made of it: {REBUILD}.",
+    ".keras": "a Keras model. `python -m pipeline inspect` describes it.",
+    ".h5": "a Keras model. `python -m pipeline inspect` describes it.",
+    ".engine": "an engine of another program, without the sidecar that says what it is.",
+    ".trt": "an engine of another program, without the sidecar that says what it is.",
+}
+
+
+def require_plan(plan_path: str | os.PathLike[str]) -> None:
+    """Refuse what is no plan, before anything is said of its sidecar.
+
+    Raises:
+        ExportError: there is none of that path, with those that there are and what builds one; or it is something else.
+    """
+    plan = Path(plan_path)
+    if plan.suffix == ".plan" and plan.is_file():
+        return
+    if not os.path.lexists(plan):
+        there = sorted(path.name for path in plan.parent.glob("*.plan") if path.is_file())
+        received = f"{plan}, which does not exist."
+        received += f" In {plan.parent} there are: {listed(there)}." if there else f" This builds one: {REBUILD}."
+    elif plan.is_dir():
+        held = sorted(str(path) for path in plan.rglob("*.plan"))
+        received = f"{plan}, a folder" + (f" that holds {listed(held)}. Name one of them." if held else ".")
+    elif not plan.exists():
+        received = f"{plan}, a link that leads nowhere."
+    else:
+        received = f"{plan}, {_INSTEAD.get(plan.suffix.lower(), 'which is none.')}"
+    raise ExportError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")
 
 
 def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:
@@ -24,14 +58,15 @@ def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:
         Sidecar: what the plan is.
 
     Raises:
-        ExportError: the sidecar is missing or malformed, or the plan is truncated or altered.
+        ExportError: there is no such plan, its sidecar is missing or malformed, or it is truncated or altered.
     """
     plan = Path(plan_path)
+    require_plan(plan)
     sidecar = read_sidecar(plan)
     try:
         size = plan.stat().st_size
         if size != sidecar.plan_bytes:
-            raise _refused(plan, f"{sidecar.plan_bytes} bytes", f"{size} bytes: truncated or replaced")
+            raise _refused(plan, count(sidecar.plan_bytes, "byte"), f"{count(size, 'byte')}: truncated or replaced")
         digest = sha256_file(plan)
     except OSError as error:
         raise _refused(plan, "a readable plan", str(error)) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from export.capabilities import TensorRT
 from export.sidecar import FoundLayers, Layer
+from export.words import count, listed
 
 # The longest names first: "bfloat16" holds "float16", "int8" stands in "uint8".
 _TYPES = (
@@ -110,11 +111,13 @@ def differences(asked: Mapping[str, str], found: FoundLayers | None) -> list[str
         others = [f"{_keras(name)} ({types[name]})" for name in names if types.get(name, UNKNOWN) != UNKNOWN
                   and types[name] != wanted]  # fmt: skip
         if others and wanted != ANY:
-            why = "the ONNX file quantised" if wanted == "int8" else f"were asked for in {wanted.upper()}"
-            listed = ", ".join(others[:8]) + (", …" if others[8:] else "")
-            said.append(
-                f"{len(others)} of {len(names)} convolutions that {why} do not run in {wanted.upper()}: {listed}"
+            why = (
+                "the ONNX file quantised"
+                if wanted == "int8"
+                else f"{'was' if len(names) == 1 else 'were'} asked for in {wanted.upper()}"
             )
+            those = f"{len(others):,} of {count(len(names), 'convolution')} that {why}"
+            said.append(f"{those} {'does' if len(others) == 1 else 'do'} not run in {wanted.upper()}: {listed(others)}")
     return said
 
 

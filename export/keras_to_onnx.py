@@ -29,6 +29,7 @@ from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import convert
 from export.unrolling import MOST_STEPS
+from export.words import count, listed
 
 if TYPE_CHECKING:
     import keras
@@ -145,7 +146,7 @@ def export_keras(
     file = graph.save_model(result, path)
     after = graph.op_counts(result)
     operators = ", ".join(f"{count} {op}" for op, count in after.items())
-    logger.info("  %s: opset %d, %d nodes: %s", file.name, opset, sum(after.values()), operators)
+    logger.info("  %s: opset %d, %s: %s", file.name, opset, count(sum(after.values()), "node"), operators)
     return ExportSummary(
         path=str(file),
         opset=graph.opset(result),
@@ -192,7 +193,7 @@ def _check_policy(model: keras.Model) -> None:
     mixed = [layer.name for layer in _layers(model) if getattr(layer, "compute_dtype", "float32") != "float32"]
     if mixed:
         raise ExportError(
-            f"Expected layers that compute in float32. Received: {len(mixed)} others, such as {mixed[0]!r} "
+            f"Expected layers that compute in float32. Received: {count(len(mixed), 'other')}, such as {mixed[0]!r} "
             "(rebuild the model under keras.config.set_dtype_policy('float32') and load its weights)."
         )
 
@@ -217,15 +218,14 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
     if unfolded := unfolded_convs(result):
         logger.warning(
-            "  %d Convs have an affine step behind them that is not folded: slower, and as exact (%s%s)",
-            len(unfolded),
-            ", ".join(unfolded[:5]),
-            ", ..." if len(unfolded) > 5 else "",
+            "  %s an affine step behind that is not folded: slower, and as exact (%s)",
+            count(len(unfolded), "Conv has", "Convs have"),
+            listed(unfolded),
         )
     if loops := [node.name for node in result.graph.node if node.op_type in ("Loop", "Scan")]:
         raise ExportError(
             f"Expected recurrent layers of a fixed number of steps, {MOST_STEPS} at most. "
-            f"Received: {', '.join(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node; a "
+            f"Received: {listed(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node; a "
             "loop in a SavedModel's own graph cannot be unrolled: bring the model's .keras or .h5 file)."
         )
     if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
@@ -247,7 +247,7 @@ def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
             where = f"layer {layer!r}" if layer else f"the operation {node.name!r}, which is in no layer"
             unknown.setdefault(where, []).append(node.op_type)
     if unknown:
-        found = "; ".join(f"{', '.join(sorted(set(ops)))} in {where}" for where, ops in unknown.items())
+        found = listed((f"{', '.join(sorted(set(ops)))} in {where}" for where, ops in unknown.items()), separator="; ")
         raise ExportError(
             f"Expected TensorFlow operations that ONNX has too. Received: {found} (replace the layer by one that "
             "computes the same from the usual ones: keras.layers, sums, products, exp, erf, tanh)."

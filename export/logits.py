@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import ExportError
+from export.words import count
 
 if TYPE_CHECKING:
     import keras
@@ -155,7 +156,7 @@ def _check_form(model: keras.Model) -> None:
         shapes = [tuple(t.shape) for t in outputs]
         raise ExportError(
             "Expected one input and one output of shape (batch, classes). "
-            f"Received: {len(inputs)} inputs, outputs {shapes} (wrap the model in one that has these alone)."
+            f"Received: {count(len(inputs), 'input')}, outputs {shapes} (wrap the model in one that has these alone)."
         )
 
 

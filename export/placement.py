@@ -22,6 +22,7 @@ from export.graph import attribute, constants, consumers, producers
 from export.naming import keras_layer
 from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
+from export.words import count
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 _ARITHMETIC = (
@@ -264,7 +265,7 @@ def placement_table(rows: list[Placement]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
     quantized, convs = int8_convs(rows)
-    return "\n".join([*lines, f"{quantized} of {convs} convolutions in INT8"])
+    return "\n".join([*lines, f"{quantized} of {count(convs, 'convolution')} in INT8"])
 
 
 def int8_convs(rows: list[Placement]) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,6 @@ import numpy as np
 from export.bounded_json import parse_json
 from export.calibration import Histogram
 from export.errors import ExportError
-
-logger = logging.getLogger(__name__)
 
 # The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
 MINIMUM_SCALE = 2.0**-14
@@ -55,22 +52,21 @@ class Scales:
     ) -> Scales:
         """Returns the scales that a method gives, ``clipping point / 127`` in float32.
 
-        A scale below 2^-14 (a dead tensor has 0) becomes 2^-14, and the tensor is named in a warning.
+        A scale below 2^-14 (a dead tensor has 0) becomes 2^-14; `smallest` names those.
 
         Raises:
             ExportError: If there is no such method.
         """
-        scales: dict[str, float] = {}
-        small: list[str] = []
-        for name, histogram in histograms.items():
-            scale = float(np.float32(clipping_point(histogram, method) / INT8_MAX))
-            if scale < MINIMUM_SCALE:
-                small.append(f"{name} (up to {histogram.limit:g})")
-                scale = MINIMUM_SCALE
-            scales[name] = scale
-        if small:
-            logger.warning("%d tensors are (nearly) dead and get the smallest scale: %s", len(small), ", ".join(small))
+        scales = {
+            name: max(MINIMUM_SCALE, float(np.float32(clipping_point(histogram, method) / INT8_MAX)))
+            for name, histogram in histograms.items()
+        }
         return cls(scales, method, images, dict(key or {}))
+
+    @property
+    def smallest(self) -> list[str]:
+        """The (nearly) dead tensors: those whose scale is the smallest that there is."""
+        return [name for name, scale in self.scales.items() if scale == MINIMUM_SCALE]
 
     def to_json(self) -> str:
         """Returns the scales as JSON text; float32 values survive exactly."""

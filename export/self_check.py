@@ -20,6 +20,7 @@ from export.graph import copy_model, op_counts
 from export.naming import keras_layer
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
+from export.words import listed
 
 if TYPE_CHECKING:
     import keras
@@ -186,7 +187,7 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
         every.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
         computed = [np.sort(np.ravel(value)) for value in _session(every, names)(pixels) if value.dtype == np.float32]
     except Exception:  # a layer that is called twice, or gives a list: the sentence does without
-        return f"in a graph of {', '.join(op_counts(model))}"
+        return f"in a graph of {listed(op_counts(model))}"
     right: set[str] = set()
     first = operations[-1]
     for operation, value in reversed(list(zip(operations, values))):
@@ -197,4 +198,4 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
         else:
             first = operation
     inside = sorted({node.op_type for node in model.graph.node if keras_layer(node.name) == first.name})
-    return f"first in the layer {first.name!r} ({type(first).__name__}{': ' if inside else ''}{', '.join(inside)})"
+    return f"first in the layer {first.name!r} ({type(first).__name__}{': ' if inside else ''}{listed(inside)})"

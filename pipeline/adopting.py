@@ -22,8 +22,9 @@ from export.probes import probe_pixels
 from pipeline.errors import ModelError, cause
 from pipeline.model_ends import end_in_logits
 from pipeline.model_graph import all_layers, at_inference, flat, free_name, run_graph
-from pipeline.original import Form, answers, form_of, listed
+from pipeline.original import Form, answers, form_of, tensor_names
 from pipeline.same_answers import BFLOAT16, EXACT, HALF, refuse_batch_dependence, refuse_other_answers
+from pipeline.words import count, listed
 
 if TYPE_CHECKING:
     import keras
@@ -121,14 +122,16 @@ def _steps(model: Any, given: np.ndarray, form: Form) -> list[tuple[str, dict[in
     steps: list[tuple[str, dict[int, Any]]] = []
     idle = _idle_layers(model, given)
     if idle:
-        names = ", ".join(layer.name for layer in idle)
+        names = listed(layer.name for layer in idle)
         steps.append((f"augmentation left out: {names}", dict.fromkeys(map(id, idle))))
     left = [layer for layer in all_layers(model) if layer not in idle]
     if half := [layer for layer in left if _computes_in_half(layer)]:
         swaps = {id(layer): remade(layer, {"dtype": "float32"}) for layer in half}
-        steps.append((f"{len(half)} layers compute in float32 instead of half precision", swaps))
+        steps.append(
+            (f"{count(len(half), 'layer computes', 'layers compute')} in float32 instead of half precision", swaps)
+        )
     if form.batch is not None and (reshapes := _reshapes_of_batch(model, form.batch)):
-        names = ", ".join(reshape.name for reshape in reshapes)
+        names = listed(reshape.name for reshape in reshapes)
         steps.append((f"takes any number of pictures, not {form.batch} at once ({names})", _freed(reshapes)))
     return steps
 
@@ -187,12 +190,12 @@ def _refuse_layers(model: Any, where: Path) -> None:
     """Refuse layers that no step can bring into the usual form, by name."""
     if found := [layer.name for layer in all_layers(model) if getattr(layer, "quantization_mode", None)]:
         raise ModelError(
-            f"Expected layers in floating point. Received: {where} with {', '.join(found[:4])}, which Keras quantized "
+            f"Expected layers in floating point. Received: {where} with {listed(found)}, which Keras quantized "
             "(model.quantize). Save the model before that step; the quantize stage does its own."
         )
     if found := [layer.name for layer in all_layers(model) if getattr(layer, "stateful", False)]:
         raise ModelError(
-            f"Expected layers that answer for each picture anew. Received: {where} with {', '.join(found)}, which "
+            f"Expected layers that answer for each picture anew. Received: {where} with {listed(found)}, which "
             "remember the pictures before (stateful=True). Rebuild them with stateful=False and load the weights."
         )
 
@@ -221,14 +224,16 @@ def _outside(model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[
     try:
         return keras.Model(inputs, flat(run_graph(model, x, swaps)), name=model.name)
     except Exception as error:  # Keras raises many types on shapes that do not fit
-        fixed = "" if form.batch is None else f" It was saved for {form.batch} pictures at once; save it for any."
+        fixed = (
+            "" if form.batch is None else f" It was saved for {count(form.batch, 'picture')} at once; save it for any."
+        )
         raise ModelError(
             f"Expected a model that takes (N, {size[0]}, {size[1]}, 3). Received: {where}: {error}{fixed}"
         ) from error
 
 
 def _check_output(model: keras.Model, where: Path) -> None:
-    taken, given = listed(model.inputs), listed(model.outputs)
+    taken, given = tensor_names(model.inputs), tensor_names(model.outputs)
     if len(model.outputs) > 1:
         raise ModelError(f"Expected one output of shape (N, classes). Received: {where} gives {given}.")
     shape = tuple(model.outputs[0].shape)

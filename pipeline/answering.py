@@ -13,6 +13,7 @@ from pipeline.errors import DeviceUnavailableError, PipelineError
 from pipeline.parity import Answer, Candidate, Finding
 from pipeline.parity_report import FAIL, NOT_RUN, PASS
 from pipeline.runners.base import Runner
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,9 @@ def answer(
 def _top(wrong: np.ndarray, k: int) -> Finding:
     if not wrong.any():
         return Finding(PASS, f"the best {k} that the graph picks are those of its probabilities")
-    where = ", ".join(map(str, np.flatnonzero(wrong)[:3]))
+    where = np.flatnonzero(wrong)
     return Finding(
         FAIL,
-        f"the best {k} that the graph picks are not those of its probabilities for {wrong.sum()} of {len(wrong)} "
-        f"images (test image {where}{', ...' if wrong.sum() > 3 else ''})",
+        f"the best {k} that the graph picks are not those of its probabilities for {len(where):,} of "
+        f"{count(len(wrong), 'image')} (test image {listed(where, most=3)})",
     )

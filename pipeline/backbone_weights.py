@@ -16,6 +16,7 @@ from pipeline.errors import ModelError
 from pipeline.model_guards import check_weights_file
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import Model
+from pipeline.words import listed
 
 if TYPE_CHECKING:
     import keras
@@ -150,8 +151,8 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
         ) from error
     if missing:
         raise ModelError(
-            f"model.weights: expected weights of {name}. Received: {path}, which lacks {len(missing)} of its layers, "
-            f"such as {', '.join(missing[:3])}."
+            f"model.weights: expected weights of {name}. Received: {path}, which lacks {len(missing):,} "
+            f"of its layers, such as {listed(missing, most=3)}."
         )
 
 

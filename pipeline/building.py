@@ -17,6 +17,7 @@ from pipeline.layout import engine_source, engines, plan_name
 from pipeline.progress import progress_bar
 from pipeline.recipe import Build
 from pipeline.stage import Context
+from pipeline.words import listed
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
     if trt is None:
         log.warning("no engine is built here. %s", why)
         if kept:
-            log.info("  kept, as they were built from the same ONNX files: %s", ", ".join(kept))
+            log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return {"built": {}, "kept": kept, "why_not": why}
     options = build_options(settings)
     wanted = [(precision, *named) for precision in settings.precisions for named in settings.profiles.items()]

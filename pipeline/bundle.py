@@ -24,6 +24,7 @@ from pipeline.progress import progress_bar
 from pipeline.ranges import RECIPE_NAME
 from pipeline.stage import Context
 from pipeline.tar_files import open_tar
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,10 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
         finally:
             temporary.unlink(missing_ok=True)
     size = output.stat().st_size
-    log.info("%s: %d files, %.1f MB. There: python -m pipeline unpack %s", output, len(files), size / 1e6, output.name)
+    log.info(
+        "%s: %s, %.1f MB. There: python -m pipeline unpack %s",
+        *(output, count(len(files), "file"), size / 1e6, output.name),
+    )
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
 
 
@@ -121,7 +125,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
         raise PipelineError(
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
-    log.info("%s: %d files, every hash right", root, len(index["files"]))
+    log.info("%s: %s, every hash right", root, count(len(index["files"]), "file"))
     code = code_in(root)
     for line in code:
         log.warning("code: %s", line)
@@ -145,10 +149,9 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     ):
         raise ValueError("it names files outside the artifacts folder")
     if strange := [name for name in files if not is_written(name)]:
-        more = f" (and {len(strange) - 3} more)" if len(strange) > 3 else ""
         raise PipelineError(
             f"Expected an archive of files that stages write. Received: {path} with "
-            f"{', '.join(name[:100] for name in strange[:3])}{more}. Don't use it, or ask its sender what they are."
+            f"{listed((name[:100] for name in strange), most=3)}. Don't use it, or ask its sender what they are."
         )
     return index
 
@@ -200,8 +203,10 @@ def _say_other_recipe(context: Context) -> None:
 
     changes = [change for stage in STAGES for change in stage.recipe_changes(context)]
     if changes:
-        listed = "; ".join(changes[:5]) + ("; ..." if changes[5:] else "")
-        log.warning("the archive's recipe says other than what its stages ran by, so that they run again: %s", listed)
+        log.warning(
+            "the archive's recipe says other than what its stages ran by, so that they run again: %s",
+            listed(changes, separator="; "),
+        )
 
 
 def _say_left_out(taken: Mapping[str, Any]) -> None:

@@ -19,10 +19,22 @@ def run_child(command: Sequence[str]) -> int:
     The child's standard input is a pipe that nothing is written to. Its other end is open in this process alone, so
     that the system closes it with this process.
     """
+    return _run(command, None)[0]
+
+
+def run_child_for_output(command: Sequence[str]) -> tuple[int, str]:
+    """The same; returns its exit status and what it wrote to standard output."""
+    return _run(command, subprocess.PIPE)
+
+
+def _run(command: Sequence[str], output: int | None) -> tuple[int, str]:
     environment = os.environ | {ENDS_WITH_PARENT: "1"}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=output, env=environment, encoding="utf-8", errors="backslashreplace"
+    )
     try:
-        return process.wait()
+        said = process.stdout.read() if process.stdout else ""
+        return process.wait(), said
     except BaseException:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)  # Ctrl-C reaches the child too, which clears up
@@ -30,8 +42,9 @@ def run_child(command: Sequence[str]) -> int:
     finally:
         process.kill()
         process.wait()
-        if process.stdin:
-            process.stdin.close()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
 
 
 def end_with_parent() -> None:

@@ -10,6 +10,7 @@ from export.bounded_json import MOST_DIGITS, parse_json, read_bounded
 from pipeline.data import ImageSet
 from pipeline.errors import DataError, RecipeError
 from pipeline.files import as_text
+from pipeline.words import listed
 
 
 def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
@@ -25,7 +26,7 @@ def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
         return None
     names = tuple(map(as_text, _read(Path(given)) if isinstance(given, str) else given))
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise RecipeError(f"model.classes: expected each name once. Received: {', '.join(twice[:5])} more than once.")
+        raise RecipeError(f"model.classes: expected each name once. Received: {listed(twice)} more than once.")
     if len(names) < 2:
         raise RecipeError(f"model.classes: expected at least two names. Received: {list(names)}.")
     return tuple(names)
@@ -77,5 +78,4 @@ def _read(path: Path) -> tuple[str, ...]:
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"{', '.join(names[:8])}{more}"
+    return listed(names, most=8)

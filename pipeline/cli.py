@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,30 +19,40 @@ from tqdm import tqdm
 from export.errors import ExportError
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
+from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import ARTIFACTS, Context
+from pipeline.usage import Parser, UsageError, override
 
 log = logging.getLogger("pipeline")
 
 DONE, VERDICT_FAIL, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 NOT_FITTING = VERDICT_FAIL  # `engine check`
 INTERNAL_ERROR, INTERRUPTED = 70, 130
+OUTPUT_CLOSED = 141  # as a shell shows a program that SIGPIPE ends
 EXIT_STATUS = """exit status:
   0 done, and passed, or inconclusive, which a warning says
   1 done, and the verdict is fail; engine check: the engine does not fit this machine
   2 bad usage or bad input
-  3 done, but some inputs failed     130 interrupted     70 a bug of ours, with a traceback"""
+  3 done, but some inputs failed     130 interrupted     70 a bug of ours, with a traceback
+  141 who read the output (head, less) closed it"""
 
 
-def recipe_options() -> argparse.ArgumentParser:
+def recipe_options() -> Parser:
     """The options of every command that works on a recipe."""
-    parser = argparse.ArgumentParser(add_help=False, parents=[output_options()])
+    parser = Parser(add_help=False, parents=[output_options()])
     parser.add_argument(
-        "-c", "--config", type=Path, default=Path("configs/digits.yaml"), metavar="RECIPE", help="default: %(default)s"
+        "-c",
+        "--config",
+        type=Path,
+        default=Path("configs/digits.yaml"),
+        metavar="RECIPE",
+        help="its file, or its name in configs/; default: %(default)s",
     )
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
+        type=override,
         default=[],
         metavar="KEY=VALUE",
         help="override a key of the recipe, such as --set model.input_size=64; may be repeated",
@@ -49,18 +61,18 @@ def recipe_options() -> argparse.ArgumentParser:
     return parser
 
 
-def stage_options() -> argparse.ArgumentParser:
+def stage_options() -> Parser:
     """The options of every command that runs stages."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--force", action="store_true", help="run even if the result is up to date")
     parser.add_argument("--explain", action="store_true", help="say what would run and why, and run nothing")
     parser.add_argument("--no-wait", action="store_true", help="fail instead of waiting if another process works on it")
     return parser
 
 
-def output_options() -> argparse.ArgumentParser:
+def output_options() -> Parser:
     """How a command talks."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
     parser.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
     parser.add_argument("-v", "--verbose", action="store_true", help="debug messages too")
@@ -68,35 +80,73 @@ def output_options() -> argparse.ArgumentParser:
 
 
 def make_context(args: argparse.Namespace) -> Context:
-    """The recipe with overrides and the artifacts folder.
+    """The recipe with overrides and the artifacts folder; ``args.config`` becomes the file of a recipe's name.
 
     Raises:
-        RecipeError: the recipe is not valid.
+        RecipeError: the recipe is not there or not valid, or its artifacts are another recipe's.
     """
-    return Context(load_recipe(args.config, args.overrides), args.config, args.artifacts, args.overrides)
+    args.config = find_recipe(args.config)
+    recipe = load_recipe(args.config, args.overrides)
+    refuse_a_taken_name(recipe, args.config, args.artifacts, args.overrides)
+    return Context(recipe, args.config, args.artifacts, args.overrides)
 
 
 def run_command(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     argv: Sequence[str] | None,
     command: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> int:
     """Parse, run, print the JSON line, turn every error into a sentence and an exit status.
 
+    Where who reads the output closes it, as ``head`` does, the command ends in silence, and clears up as at Ctrl-C.
+
     ``command`` returns what the JSON line holds; its key "exit" is the exit status (0 if it is missing).
     """
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name may hold what no encoding has
             stream.reconfigure(errors="backslashreplace")
-    _start_logging(args)
+    handler = _TqdmHandler()
+    try:
+        try:
+            status = _run(parser, words, command, handler)
+        finally:
+            if sys.stdout is not None:  # it is where standard output was closed from the start
+                sys.stdout.flush()
+    except OSError as error:  # standard output or standard error takes no more
+        _stop_writing()
+        if not isinstance(error, BrokenPipeError):
+            log.error("Expected standard output to take the result. Received: %s.", error.strerror or error)
+            return BAD_INPUT
+        handler.closed = True
+    return OUTPUT_CLOSED if handler.closed else status
+
+
+def _run(
+    parser: Parser,
+    words: Sequence[str],
+    command: Callable[[argparse.Namespace], dict[str, Any]],
+    handler: _TqdmHandler,
+) -> int:
+    try:
+        args = parser.read(words)
+    except UsageError as error:
+        _start_logging(handler, logging.WARNING)
+        sys.stderr.write(error.usage)
+        refused = _failed(next((word for word in words if not word.startswith("-")), ""), "bad input", str(error), 2)
+        if "--json" in words:
+            print(_json_line(refused), flush=True)
+        return BAD_INPUT
+    _start_logging(handler, logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
     quiet_libraries()
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
     result: dict[str, Any]
     try:
         result = {"command": name, "status": "done"} | command(args)
+    except BrokenPipeError:
+        raise
     except (PipelineError, ExportError) as error:
-        result = _failed(name, "bad input", _with_notes(str(error), error), BAD_INPUT)
+        result = _failed(name, "bad input", _with_notes(_with_place(str(error), args), error), BAD_INPUT)
     except KeyboardInterrupt as error:
         result = _failed(name, "interrupted", _with_notes("Interrupted.", error), INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -132,6 +182,13 @@ def _with_notes(message: str, error: BaseException) -> str:
     return " ".join([message, *getattr(error, "__notes__", ())])
 
 
+def _with_place(message: str, args: argparse.Namespace) -> str:
+    """A message, and where the path is that it misses, if it was written as seen from elsewhere."""
+    if not isinstance(getattr(args, "config", None), Path):
+        return message
+    return message + where_else(message, args.config, args.overrides)
+
+
 def _json_line(result: dict[str, Any]) -> str:
     """Readable where standard output takes it; escaped where it does not, as JSON allows."""
     line = json.dumps(result, ensure_ascii=False)
@@ -148,16 +205,47 @@ def _failed(command: str, status: str, message: str, code: int) -> dict[str, Any
 
 
 class _TqdmHandler(logging.Handler):
-    """Writes above progress bars instead of through them; errors and warnings say that they are."""
+    """Writes above progress bars instead of through them; errors and warnings say that they are.
+
+    A warning that was given before, word for word, is not given again.
+
+    Attributes:
+        closed: who reads standard error closed it. The first line that finds out raises; what comes after it, while
+            the command clears up, is not written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        self._given: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if self.closed or text in self._given:
+            return
+        if record.levelno == logging.WARNING:
+            self._given.add(text)
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(prefix + self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(prefix + text, file=sys.stderr)
+        except BrokenPipeError:
+            self.closed = True
+            raise
 
 
-def _start_logging(args: argparse.Namespace) -> None:
-    level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
-    handler = _TqdmHandler()
+def _stop_writing() -> None:
+    """Let go of what cannot be written, so that Python does not try once more when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _start_logging(handler: logging.Handler, level: int) -> None:
     for package in ("pipeline", "export", "benchmarks"):
         logger = logging.getLogger(package)
         logger.handlers[:] = [handler]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, cli
-from pipeline.children import run_child
-from pipeline.config import dump_yaml
+from pipeline.children import run_child_for_output
+from pipeline.config import dump_yaml, to_dict
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.layout import CARD, PARITY, REPORT
@@ -19,6 +20,8 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.stage import ARTIFACTS, Context, Outcome, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
+from pipeline.usage import Parser
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +29,10 @@ SAID_IMAGES = 10  # up to this many, infer logs each answer besides writing it
 
 EXAMPLES = """examples:
   python -m pipeline run                                    the default recipe, all stages
-  python -m pipeline run -c configs/digits.yaml --explain   what would run, and why
+  python -m pipeline run -c digits --explain                what would run, and why
   python -m pipeline train --set train.head.epochs=5 --force
   python -m pipeline infer photos/ -o predictions.csv       classify a folder
+  python -m pipeline benchmark -c digits                    latency and throughput
   python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
   python -m pipeline inspect model.h5                       what somebody else's model is
   python -m pipeline engine check artifacts/digits/build/rtx/fp16.plan
@@ -44,11 +48,12 @@ HELP = {
     "infer": "classify images; with none named, a sample of the test images",
     "report": "one HTML page with everything",
 }
+BENCHMARK_HELP = "latency and throughput of Keras, ONNX Runtime and the engines, as `python -m benchmarks`"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of every verb."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline",
         description="From a trained Keras ResNet to verified, measured TensorRT engines.",
         epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
@@ -58,10 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="command", required=True, metavar="VERB")
     recipe, stage, output = cli.recipe_options(), cli.stage_options(), cli.output_options()
 
-    def add(
-        name: str, text: str, parents: Sequence[argparse.ArgumentParser], example: str = ""
-    ) -> argparse.ArgumentParser:
-        epilog = (f"example:\n  python -m pipeline {name} {example}\n\n" if example else "") + cli.EXIT_STATUS
+    def add(name: str, text: str, parents: Sequence[Parser], example: str) -> Parser:
+        epilog = f"example:\n  python -m pipeline {name} {example}\n\n{cli.EXIT_STATUS}"
         return verbs.add_parser(
             name,
             help=text,
@@ -71,26 +74,29 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    add("run", "all stages and the benchmark; what is up to date is skipped", [recipe, stage], "-c configs/digits.yaml")
+    add("run", "all stages and the benchmark; what is up to date is skipped", [recipe, stage], "-c digits")
     for name, text in HELP.items():
         if name != "infer":
-            add(name, text, [recipe, stage], "-c configs/digits.yaml")
-    infer = add("infer", HELP["infer"], [recipe, stage], "-c configs/digits.yaml photos/ -o predictions.csv")
+            add(name, text, [recipe, stage], "-c digits")
+    add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
+    infer = add("infer", HELP["infer"], [recipe, stage], "-c digits photos/ -o predictions.csv")
     infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
     infer.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default: predictions.csv")
-    infer.add_argument("--backend", choices=["auto", "tensorrt", "onnxruntime"], default="auto")
-    infer.add_argument("--precision", choices=["auto", "fp32", "fp16", "int8"], default="auto")
+    infer.add_argument("--backend", choices=["auto", "tensorrt", "onnxruntime"], default="auto", type=str.lower)
+    infer.add_argument("--precision", choices=["auto", "fp32", "fp16", "int8"], default="auto", type=str.lower)
     infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
     infer.add_argument("--top-k", type=int, metavar="K", help="classes a row; default: the recipe's")
     infer.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
-    add("config", "print the recipe in force, defaults filled in", [recipe], "-c configs/digits.yaml")
-    add("doctor", "what is installed here, and what each stage can do on this machine", [output])
+    add("config", "print the recipe in force, defaults filled in", [recipe], "-c digits")
+    add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(
         "inspect", "what a model file is, and a recipe to start from; nothing of it runs", [output], "m.keras"
     )
     inspect.add_argument("model", type=Path, help=".keras or .h5 file, or SavedModel folder")
     _add_engine(verbs, output)
-    bundle = add("bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe])
+    bundle = add(
+        "bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe], "-c digits"
+    )
     bundle.add_argument("-o", "--output", type=Path, help="default: <recipe>.bundle.tar")
     unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
     unpack.add_argument("archive", type=Path)
@@ -99,15 +105,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_engine(verbs: Any, output: argparse.ArgumentParser) -> None:
+def _add_engine(verbs: Any, output: Parser) -> None:
     """The verb with two verbs of its own."""
     examples = "\n".join(
         f"  python -m pipeline engine {action} artifacts/digits/build/rtx/int8.plan{option}"
         for action, option in (("inspect", ""), ("inspect", " --json"), ("check", ""))
     )
 
-    def add(to: Any, name: str, text: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = to.add_parser(
+    def add(to: Any, name: str, text: str, parents: Sequence[Parser] = ()) -> Parser:
+        parser: Parser = to.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
@@ -149,14 +155,17 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         from pipeline.bundle import unpack
 
         return unpack(args.archive, args.artifacts, force=args.force)
+    if args.command == "benchmark":
+        return _benchmark(args)
     context = cli.make_context(args)
+    _warn_of_overrides_given_twice(args.overrides)
     if args.command == "infer" and args.images and (args.explain or args.force):
         raise PipelineError(
             "Expected --explain and --force without images: they are about the stage. Received: both. Leave one out."
         )
     if args.command == "config":
         print(dump_yaml(context.recipe), end="")
-        return {"recipe": context.recipe.name}
+        return {"recipe": context.recipe.name, "config": to_dict(context.recipe)}
     if args.command == "bundle":
         from pipeline.bundle import bundle
 
@@ -178,7 +187,9 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     for stage in STAGES:
         if stage.name == "infer":
             _say_verdict(context, outcomes[-1].manifest.result)
-            _benchmark(args)
+            result = _benchmark(args)
+            if result["exit"] != cli.DONE:
+                raise PipelineError(f"Expected the benchmark to end well. Received: {result['error']}")
             if not _can_serve(context):
                 continue
         outcomes.append(execute(stage, context, args.force))
@@ -247,15 +258,25 @@ def _more_images(result: Mapping[str, Any], most: int) -> str:
     return f"Bring more test images{there}{in_all}{limit}"
 
 
-def _benchmark(args: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--artifacts", str(args.artifacts)]
+def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    """The benchmark's JSON line. It is a process of its own, whose memory and threads nothing else has touched."""
+    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--artifacts", str(args.artifacts), "--json"]
     command += [part for override in args.overrides for part in ("--set", override)]
-    command += [f"--{name}" for name in ("force", "explain", "quiet", "verbose") if getattr(args, name)]
-    status = run_child(command)
+    flags = ("force", "explain", "no_wait", "quiet", "verbose")
+    command += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
+    status, said = run_child_for_output(command)
     if status == cli.INTERRUPTED:
         raise KeyboardInterrupt
-    if status:
-        raise PipelineError(f"Expected the benchmark to end well. Received: exit status {status}, see above.")
+    if status == cli.OUTPUT_CLOSED:
+        raise BrokenPipeError
+    text, _, line = said.rstrip("\n").rpartition("\n")
+    if text:
+        print(text, flush=True)
+    try:
+        result: dict[str, Any] = json.loads(line)
+    except ValueError:  # a crash, or a kill
+        raise PipelineError(f"Expected the benchmark to end well. Received: exit status {status}, see above.") from None
+    return result | {"command": "benchmark"}
 
 
 def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -279,17 +300,18 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     output = args.output or Path("predictions.csv")
     card = context.card()
     if changes := BY_NAME["train"].recipe_changes(context):
-        listed = "; ".join(changes[:5]) + ("; ..." if changes[5:] else "")
-        log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", listed)
+        said = listed(changes, separator="; ")
+        log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
     paths = find_images(args.images)
     at_once = min(batch_size, len(paths))
     choice = choose(context, args.backend, args.precision, args.allow_unverified, at_once)
-    log.info("%d images, answered by %s (%s, verdict: %s)", len(paths), choice.name, choice.backend, choice.verdict)
+    images = count(len(paths), "image")
+    log.info("%s, answered by %s (%s, verdict: %s)", images, choice.name, choice.backend, choice.verdict)
     with choice.open() as runner:
         rows = classify(paths, runner, card, batch_size, top_k)
         shown = _said(rows) if len(paths) <= SAID_IMAGES else rows
         counts = write_rows(shown, len(paths), row_columns(min(top_k, len(card.classes))), output)
-    log.info("%s: %d images, %d of them failed", output, counts["images"], counts["failed"])
+    log.info("%s: %s, %d of them failed", output, count(counts["images"], "image"), counts["failed"])
     exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
     return counts | {"output": str(output), "model": choice.name, "verdict": choice.verdict, "exit": exit_status}
 
@@ -309,8 +331,9 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     for stage in stages:
         if stage.name == "infer" and args.command == "run":
             if upstream is None:
-                _benchmark(args)
+                explained |= _benchmark(args).get("explain", {})
             else:
+                explained["benchmark"] = [f"depends on what {upstream} will write"]
                 print(f"benchmark would run: depends on what {upstream} will write", flush=True)
         if upstream is not None and read_manifest(context.folder(stage.name)) is None:
             reasons = ["it has not run"]
@@ -322,6 +345,15 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}", flush=True)
         upstream = upstream or (stage.name if reasons else None)
     return {"recipe": context.recipe.name, "explain": explained}
+
+
+def _warn_of_overrides_given_twice(overrides: Sequence[str]) -> None:
+    last: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in last and last[key] != value:
+            log.warning("--set %s is given twice, %s and %s: the last one counts", key, last[key], value)
+        last[key] = value
 
 
 def _warn_of_stale_inputs(stage: Stage, context: Context) -> None:

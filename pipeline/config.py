@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +18,7 @@ from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
 from pipeline.ranges import check_ranges
 from pipeline.recipe import Recipe
+from pipeline.usage import closest, meant
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
@@ -41,6 +41,7 @@ HINTS = {  # for keys that many give in another form
 PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take
+SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.default_factory is not dataclasses.MISSING)
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
@@ -54,19 +55,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
     """
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     tree.setdefault("name", path.stem)
     _resolve_paths(tree, path.resolve().parent)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip() or len(key) > LONGEST_KEY:
-            raise RecipeError(f"Expected --set section.key=value. Received: --set {shown(override)}.")
-        try:
-            value = parse_yaml(text)
-        except ValueError as error:
-            raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
-        branch: dict[str, Any] = {}
-        _assign(branch, key.strip().split("."), value)
+        branch = override_tree(override)
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
     try:
@@ -90,21 +83,26 @@ def dump_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
+def inline_yaml(value: str) -> str:
+    """A text as YAML in one line, quoted where it has to be."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
+
+
 def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
     """The sections that decide a stage's result, without permissions and paths (whose content is hashed instead)."""
     whole = to_dict(recipe)
     part = {name: whole[name] for name in sections}
     for dotted in PERMISSION_KEYS:
-        section, key = _parent(part, dotted)
+        section, key = section_of(part, dotted)
         section.pop(key, None)
     for dotted in PATH_KEYS:
-        section, key = _parent(part, dotted)
+        section, key = section_of(part, dotted)
         if not isinstance(section.get(key), list):  # names and numbers in the recipe itself do decide
             section.pop(key, None)
     return part
 
 
-def _parent(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+def section_of(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     """The section that holds a dotted key (an empty one where there is none), and the key in it."""
     *sections, key = dotted.split(".")
     node: Any = tree
@@ -113,13 +111,14 @@ def _parent(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     return (node if isinstance(node, dict) else {}), key
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a recipe's file, as they are written.
+
+    Raises:
+        RecipeError: no such file, not YAML, or no sections.
+    """
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f" Recipes there: {', '.join(known)}." if known else ""
-        close = difflib.get_close_matches(path.stem, known, 1)
-        hint += f" Did you mean {path.parent / close[0]}.yaml?" if close else ""
-        raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.{hint}")
+        raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.")
     try:
         with path.open("rb") as file:
             tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
@@ -128,6 +127,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
     return tree
+
+
+def override_tree(override: str) -> dict[str, Any]:
+    """What ``section.key=value`` says, as sections.
+
+    Raises:
+        RecipeError: no key, no equals sign, or no YAML behind it.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip() or len(key) > LONGEST_KEY:
+        raise RecipeError(f"Expected --set section.key=value. Received: --set {shown(override)}.")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
+    branch: dict[str, Any] = {}
+    _assign(branch, key.strip().split("."), value)
+    return branch
 
 
 def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -146,13 +163,23 @@ def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:
 
 def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
     for dotted in PATH_KEYS:
-        section, key = _parent(tree, dotted)
+        section, key = section_of(tree, dotted)
         value = section.get(key)
         if isinstance(value, str) and value != IMAGENET:
-            section[key] = _resolve(value, base, dotted)
+            section[key] = resolved(value, base, dotted)
 
 
-def _resolve(value: str, base: Path, where: str) -> str:
+def resolved(value: str, base: Path, where: str) -> str:
+    """A path that was written in a recipe or an override, in full.
+
+    Args:
+        value: as it was written.
+        base: the folder that it is relative to.
+        where: its key, for the message.
+
+    Raises:
+        RecipeError: no path that a file system takes.
+    """
     try:
         path = (base / Path(value).expanduser()).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody, a ring of links
@@ -176,7 +203,7 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
             if value == choice and type(value) is type(choice):
                 return choice
         choices = by_family() if where == "model.backbone" else ", ".join(map(str, args))
-        raise RecipeError(f"{where}: expected one of {choices}. Received: {shown(value)}.{_closest(value, args)}")
+        raise RecipeError(f"{where}: expected one of {choices}. Received: {shown(value)}.{meant(value, args)}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise RecipeError(f"{where}: expected a list. Received: {shown(value)}.")
@@ -228,17 +255,31 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     for key in value:
         if key not in fields:
             dotted = f"{where}.{key}" if where else str(key)
-            raise RecipeError(
-                f"Unknown key {shown(dotted)}.{_closest(key, list(fields))} Known here: {', '.join(fields)}."
-            )
+            near = meant(key, fields, 0.7) or _elsewhere(where, key, 0.8) or meant(key, fields)
+            hint = _elsewhere(where, key, 1.0) or near
+            raise RecipeError(f"Unknown key {shown(dotted)}.{hint} Known here: {', '.join(fields)}.")
     prefix = f"{where}." if where else ""
     given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
     return dataclasses.replace(default, **given)
 
 
-def _closest(value: Any, known: Sequence[Any]) -> str:
-    match = difflib.get_close_matches(str(value)[:LONGEST_KEY], [str(k) for k in known], 1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
+def _elsewhere(section: str, key: Any, cutoff: float) -> str:
+    """Keys as close to this name as that which stand in other sections; those below this one go first."""
+    every = list(_keys(Recipe, ""))
+    name = closest(key, {one.rpartition(".")[2] for one in every}, cutoff)
+    found = [one for one in every if name is not None and one.rpartition(".")[2] == name]
+    below = [one for one in found if one.startswith(f"{section}.")]
+    return f" Did you mean {' or '.join((below or found)[:4])}?" if found else ""
+
+
+def _keys(section: Any, prefix: str) -> Iterator[str]:
+    hints = get_type_hints(section)
+    for item in dataclasses.fields(section):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _keys(kind, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.model_file import ModelFile, layer_names
-from pipeline.original import layout_of
+from pipeline.model_file import ModelFile, layer_names, layers_of
+from pipeline.original import SMALLEST, layout_of
+from pipeline.words import listed
 
 Shape = tuple[int | None, ...]  # without the batch
 
@@ -25,6 +26,8 @@ _SAME = frozenset(
     """.split()  # noqa: SIM905
 )
 _PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
+
+_NAMING = frozenset(("argmax", "onehot"))
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,36 @@ class Ending:
 def ending(file: ModelFile) -> Ending:
     """What the first output of a model is."""
     if file.config is None:
-        given = list(_signature(file, "outputs").values())
+        given = list(signature(file, "outputs").values())
         return Ending(given[0][1] if given else None, None)
     return _ending(file.config)
+
+
+def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
+    """The layers that give a model's outputs, each with what it gives.
+
+    One layer that gives several of them, or that is called several times, says nothing of its own.
+    """
+    layers = {_name(layer): layer for layer in _layers(config)}
+    names = layer_names(_inner(config).get("output_layers"))
+    ends = []
+    for name in names:
+        layer = layers.get(name, {})
+        several = len(layer_names(_inner(layer).get("output_layers"))) > 1 or len(layer.get("inbound_nodes") or ()) > 1
+        plain = not several and names.count(name) == 1
+        ends.append((name, _of(layers, name, set()) if plain else Ending(None, None)))
+    return ends
+
+
+def before_naming(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
+    """The layer before a last one that names a class (argmax), with what it gives; empty where none does."""
+    layers = {_name(layer): layer for layer in _layers(config)}
+    name = next(iter(layer_names(_inner(config).get("output_layers"))), None)
+    seen: set[str] = set()
+    while name in layers and name not in seen and _names_a_class(layers[name]):
+        seen.add(name)
+        name = _source(layers, name)
+    return [(name, _of(layers, name, set()))] if seen and name is not None and name in layers else []
 
 
 def why_no_classifier(file: ModelFile) -> str | None:
@@ -61,16 +91,48 @@ def why_no_classifier(file: ModelFile) -> str | None:
     if file.config is None:
         signatures = file.facts.get("signatures", {})
         if "serving_default" not in signatures and len(signatures) != 1:
-            return f"no signature serving_default, but {', '.join(signatures) or 'none at all'}"
-        inputs, outputs = (list(_signature(file, side).values()) for side in ("inputs", "outputs"))
+            return f"no signature serving_default, but {listed(signatures) or 'none at all'}"
+        inputs, outputs = list(signature(file, "inputs").values()), list(signature(file, "outputs").items())
     else:
         inputs = list(_inputs(file.config))
-        outputs = [("", None)] * max(1, len(layer_names(_inner(file.config).get("output_layers"))))
+        outputs = [("", ("", None))] * max(1, len(layer_names(_inner(file.config).get("output_layers"))))
     if len(inputs) > 1:
         return f"it takes {len(inputs)} inputs, and an image classifier takes one image"
     if len(outputs) > 1:
-        return f"it gives {len(outputs)} outputs, and an image classifier gives one, (N, classes)"
-    return (_why_no_image(*inputs[0]) if inputs else None) or _why_no_classes(ending(file), inputs)
+        given = output_ends(file.config) if file.config is not None else [(n, Ending(s, None)) for n, (_, s) in outputs]
+        said = listed(f"{name} {_text(end.shape)}" if end.shape is not None else name for name, end in given)
+        return f"it gives {len(outputs)} outputs ({said}), and an image classifier gives one, (N, classes)"
+    return (
+        (_why_no_image(*inputs[0]) if inputs else None)
+        or (_why_no_layers(file.config) if file.config is not None else None)
+        or _why_no_classes(ending(file), inputs)
+    )
+
+
+def _why_no_layers(config: Mapping[str, Any]) -> str | None:
+    """What taking the model over refuses for its layers, as far as the file says it."""
+    if (first := next(iter(_layers(config)), None)) is not None and config.get("class_name") == "Sequential":
+        given = _inner(config).get("build_input_shape") or _batched(_inner(first)) or _recorded(first)
+        if given is None and not _layers(first):
+            return "it does not say what size of picture it takes. Call it once on a picture, and save it again"
+    name = next(iter(layer_names(_inner(config).get("output_layers"))), None)
+    for layer in _layers(config):
+        if _name(layer) == name and _names_a_class(layer):
+            kind = layer.get("class_name")
+            return f"it ends in {kind} {name!r}, which names a class and says nothing of the others"
+    for name, _, settings in layers_of(config):
+        if settings.get("stateful") is True:
+            return f"its layer {name} remembers the pictures before (stateful=True)"
+        dtype = settings.get("dtype")
+        if isinstance(dtype, dict) and str(dtype.get("class_name")).startswith("Quantized"):
+            return f"Keras quantized its layer {name} (model.quantize). Save the model before that step"
+    return None
+
+
+def _names_a_class(layer: Mapping[str, Any]) -> bool:
+    """Whether a layer is an argmax, or makes one class of it again."""
+    function = str(_inner(layer).get("function", "")).rpartition(".")[2]
+    return str(layer.get("class_name")).lower().replace("_", "") in _NAMING or function in ("argmax", "one_hot")
 
 
 def _why_no_image(kind: str, shape: Shape | None) -> str | None:
@@ -79,9 +141,12 @@ def _why_no_image(kind: str, shape: Shape | None) -> str | None:
     if shape is None:
         return None
     layout, what = layout_of(shape)
-    return (
-        None if layout is not None else f"it takes {what}, {_text(shape)}; images are due, (N, height, width, 3 or 1)"
-    )
+    if layout is None:
+        return f"it takes {what}, {_text(shape)}; images are due, (N, height, width, 3 or 1)"
+    sides = shape[1:] if layout == "first" else shape[:2]
+    if any(side is not None and side < SMALLEST for side in sides):
+        return f"it takes {_text(shape)}, which is too small for an image"
+    return None
 
 
 def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str | None:
@@ -93,7 +158,7 @@ def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str 
         same = taken is not None and len(shape) == 3 and shape[0] == taken[0] and shape[0] is not None
         what = "a picture or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
         return f"it gives {what}, {_text(shape)}, and an image classifier gives (N, classes)"
-    if shape[0] == 1 and end.activation == "linear":
+    if shape[0] == 1 and end.activation not in (None, "sigmoid", "hard_sigmoid"):
         return (
             "it gives one number without a sigmoid, as a regression does. If that is the logit of the second of two "
             "classes, say so in a recipe: model.output: logits"
@@ -210,8 +275,13 @@ def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape | None]]:
         yield dtype if isinstance(dtype, str) else "float32", _batched(settings)
 
 
-def _signature(file: ModelFile, side: str) -> dict[str, tuple[str, Shape | None]]:
-    """Kind and shape of what a SavedModel's signature takes or gives, from ``float32 (None, 32, 32, 3)``."""
+def signature(file: ModelFile, side: str) -> dict[str, tuple[str, Shape | None]]:
+    """Kind and shape of what a SavedModel's signature takes or gives, from ``float32 (None, 32, 32, 3)``.
+
+    Args:
+        file: a SavedModel.
+        side: "inputs" or "outputs".
+    """
     signatures = file.facts.get("signatures", {})
     chosen: dict[str, Any] = signatures.get("serving_default") or next(iter(signatures.values()), {})
     found: dict[str, tuple[str, Shape | None]] = {}

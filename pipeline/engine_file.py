@@ -11,7 +11,7 @@ from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
-from export.engine_check import check_engine, check_plan
+from export.engine_check import check_engine, check_plan, require_plan
 from export.errors import ExportError
 from export.records import to_json
 from export.sidecar import REBUILD, AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
@@ -23,15 +23,6 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
 from pipeline.stage import ARTIFACTS
 from pipeline.verdicts import Verdicts
-
-INSTEAD = {
-    ".json": "the sidecar of an engine; name the .plan beside it",
-    ".onnx": "an ONNX file, which runs on ONNX Runtime; `python -m pipeline build` makes engines of it",
-    ".keras": "a Keras model; `python -m pipeline inspect` describes it",
-    ".h5": "a Keras model; `python -m pipeline inspect` describes it",
-    ".engine": "an engine of another program, which has no sidecar that says what it is",
-    ".trt": "an engine of another program, which has no sidecar that says what it is",
-}
 
 
 def inspect_engine_file(plan: Path) -> dict[str, Any]:
@@ -125,17 +116,10 @@ def _root(plan: Path) -> Path | None:
 
 
 def _require_plan(plan: Path) -> None:
-    if plan.suffix == ".plan" and plan.is_file():
-        return
-    if not plan.exists():
-        built = sorted(path.name for path in plan.parent.glob("*.plan")) if plan.parent.is_dir() else []
-        received = f"{plan}, which does not exist." + (f" There are: {', '.join(built)}." if built else "")
-    elif plan.is_dir():
-        built = sorted(str(path) for path in plan.rglob("*.plan"))
-        received = f"{plan}, a folder" + (f" that holds {', '.join(built)}." if built else ".")
-    else:
-        received = f"{plan}, {INSTEAD.get(plan.suffix.lower(), 'which is none')}."
-    raise PipelineError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")
+    try:
+        require_plan(plan)
+    except ExportError as error:
+        raise PipelineError(_with_command(str(error), plan)) from error
 
 
 def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> tuple[str, bool]:

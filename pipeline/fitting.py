@@ -16,6 +16,7 @@ from pipeline.errors import ModelError
 from pipeline.models import Built
 from pipeline.progress import progress_bar
 from pipeline.recipe import Augment, Recipe, Train
+from pipeline.words import count
 
 if TYPE_CHECKING:
     import keras
@@ -89,8 +90,9 @@ def _run_phase(
     train, validation = sources
     batches = make_batches(train, settings.batch_size, settings.seed)
     log.info(
-        "%s phase: %d epochs, learning rate %g, %d trainable weights%s",
-        phase, options.epochs, options.learning_rate, len(model.trainable_weights),
+        "%s phase: %s, learning rate %g, %s%s",
+        phase, count(options.epochs, "epoch"), options.learning_rate,
+        count(len(model.trainable_weights), "trainable weight"),
         ", on features that are computed once" if isinstance(train, Features) else "",
     )  # fmt: skip
     model.fit(
@@ -139,12 +141,12 @@ def _on_features(
     cut = built.model.get_layer(built.head_input).output
     if len(cut.shape) != 2:
         return built.model, (train, validation)
-    count = len(train.labels) + (len(validation.labels) if validation is not None else 0)
-    needed = count * cut.shape[-1] * 4
+    images = len(train.labels) + (len(validation.labels) if validation is not None else 0)
+    needed = images * cut.shape[-1] * 4
     if needed > limit_mib * 2**20:
         log.info(
-            "the features of %d images take %d MiB, more than train.feature_cache_mib (%d): the frozen backbone runs "
-            "in every epoch", count, needed // 2**20, limit_mib,
+            "the features of %s take %d MiB, more than train.feature_cache_mib (%d): the frozen backbone runs "
+            "in every epoch", count(images, "image"), needed // 2**20, limit_mib,
         )  # fmt: skip
         return built.model, (train, validation)
     extractor = keras.Model(built.model.input, cut)
@@ -170,7 +172,7 @@ class _State:
         self._resumed = found is not None
         if found is not None:
             model.set_weights(found.arrays["model"])
-            log.info("resuming after %d epochs", len(found.history))
+            log.info("resuming after %s", count(len(found.history), "epoch"))
 
     @property
     def stopped(self) -> bool:

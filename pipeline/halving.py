@@ -21,6 +21,7 @@ from export.sensitivity import Budget, choose_layers
 from export.simulation import HeldOut, summary, words
 from pipeline.progress import progress_bar
 from pipeline.recipe import Quantize, Thresholds
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,8 @@ def halve(
             return Halved(halves[best], report)
     kept = keep(chosen.kept)
     log.info(
-        "  FP16 throughout: %s; kept in FP32, %d layers: %s",
-        *(words(found[best]), len(chosen.kept), words(chosen.comparison)),
+        "  FP16 throughout: %s; kept in FP32, %s: %s",
+        *(words(found[best]), count(len(chosen.kept), "layer"), words(chosen.comparison)),
     )
     report |= {"kept_fp32": kept, "kept": list(chosen.kept), "mixed": summary(chosen.comparison)}
     return Halved(make(kept.keys()), report)

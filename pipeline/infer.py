@@ -22,6 +22,7 @@ from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.serving import choose
 from pipeline.stage import Context
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"Expected an image or a folder of images. Received: {path}, which does not exist.")
     if not found:
-        listed = ", ".join(map(str, inputs))
-        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed}.")
+        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}.")
     return found
 
 
@@ -59,17 +59,23 @@ def _named_as_image(path: Path) -> bool:
 def _say_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -> None:
     filled = {parent for image in images for parent in image.parents}
     groups = {
-        "folders without an image": [p for p in below if p.is_dir() and not p.is_symlink() and p not in filled],
-        "links to folders, which are not followed": [p for p in below if p.is_dir() and p.is_symlink()],
-        "links that lead nowhere": [p for p in below if _named_as_image(p) and p.is_symlink() and not p.exists()],
-        "pipes and devices": [
+        ("folder without an image", "folders without an image"): [
+            p for p in below if p.is_dir() and not p.is_symlink() and p not in filled
+        ],
+        ("link to a folder, which is not followed", "links to folders, which are not followed"): [
+            p for p in below if p.is_dir() and p.is_symlink()
+        ],
+        ("link that leads nowhere", "links that lead nowhere"): [
+            p for p in below if _named_as_image(p) and p.is_symlink() and not p.exists()
+        ],
+        ("pipe or device", "pipes and devices"): [
             p for p in below if _named_as_image(p) and p.exists() and not (p.is_file() or p.is_dir())
         ],
     }
     for what, paths in groups.items():
         if paths:
-            named = ", ".join(p.relative_to(folder).as_posix() for p in paths[:3]) + (", ..." if paths[3:] else "")
-            log.warning("left out below %s: %d %s (%s)", folder, len(paths), what, named)
+            named = listed((p.relative_to(folder).as_posix() for p in paths), most=3)
+            log.warning("left out below %s: %s (%s)", folder, count(len(paths), *what), named)
 
 
 def classify(
@@ -149,9 +155,10 @@ def write_rows(
         if not (keep and images):
             partial.unlink(missing_ok=True)
         elif not _cut(partial, whole) or (images == total and isinstance(error, OSError)):
-            error.add_note(f"The disk did not confirm the {images:,} of {total:,} rows in {partial}: check them.")
+            written = f"{images:,} of {count(total, 'row')}"
+            error.add_note(f"The disk did not confirm the {written} in {partial}: check them.")
         else:
-            error.add_note(f"{images:,} of {total:,} rows are in {partial}.")
+            error.add_note(f"{images:,} of {count(total, 'row')} are in {partial}.")
         raise
     return {"images": images, "failed": failed}
 

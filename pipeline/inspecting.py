@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import itertools
+import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.config import inline_yaml
+from pipeline.cutting import cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
 from pipeline.model_facts import (
     arithmetic_inside,
@@ -19,7 +21,9 @@ from pipeline.model_facts import (
     preprocessing_inside,
 )
 from pipeline.model_file import ModelFile, read_model_file
+from pipeline.recipe_files import RECIPES
 from pipeline.training_mode import called_in_training
+from pipeline.words import listed
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
@@ -35,8 +39,13 @@ def inspect_model(path: Path) -> dict[str, Any]:
     print("\n".join(_lines(facts)))
     if facts["recipe"] is None:
         print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts['cannot_go']}.")
+        if cut := facts["cut"]:
+            instead = f" (or, with that name in its place, {listed(cut['others'])})" if cut["others"] else ""
+            print(f"\nto cut it to {cut['output']!r}{instead} run this in Python, and inspect {cut['saved']}:")
+            print(f"\n{cut['line']}")
         return facts
-    print(f"\nrecipe to start from (save it as configs/{_stem(path)}.yaml):\n")
+    recipe = _destination(path)
+    print(f"\nrecipe to start from: save it as {recipe}, then: python -m pipeline run -c {shlex.quote(str(recipe))}\n")
     print(facts["recipe"], end="")
     return facts
 
@@ -44,6 +53,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
 def describe(file: ModelFile) -> dict[str, Any]:
     """Plain values for the JSON line."""
     cannot = why_no_classifier(file)
+    cut = cut_to_one_output(file) if cannot and not any(not finding.allowable for finding in file.findings) else None
     return {
         "path": str(file.path),
         "kind": file.kind,
@@ -59,6 +69,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "unsafe": [asdict(finding) for finding in file.findings],
         "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
         "cannot_go": cannot,
+        "cut": asdict(cut) if cut else None,
         "recipe": None if cannot else _recipe(file),
     }
 
@@ -83,9 +94,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"  {'preprocessing':<14} {'; '.join(facts['preprocessing']) or 'none found inside'}",
     ]
     if called := facts["called_in_training"]:
-        listed = ", ".join(called[:3]) + (", ..." if called[3:] else "")
         lines.append(
-            f"  {'training=True':<14} in the calls of {len(called)} of its layers ({listed}); refused unless "
+            f"  {'training=True':<14} in the calls of {len(called)} of its layers ({listed(called)}); refused unless "
             "model.called_in_training says inference"
         )
     for finding in facts["unsafe"]:
@@ -95,18 +105,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _recipe(file: ModelFile) -> str:
-    """A recipe as YAML; what the file does not say is there to fill in, with the choices beside it."""
+    """A recipe as YAML; what the file does not say is there to fill in, with the choices beside it.
 
-    def text(value: str) -> str:
-        """As YAML in one line."""
-        return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
-
+    The path in it is right where the recipe is saved as its first line says.
+    """
+    text = inline_yaml
+    recipe = _destination(file.path)
     allow = [finding.name for finding in file.findings if finding.allowable]
     lines = [
-        f"name: {text(_stem(file.path))}",
+        f"# {recipe}",
         "data: {path: /path/to/images}  # a folder with a subfolder for each class",
         "model:",
-        f"  path: {text(str(file.path.resolve()))}",
+        f"  path: {text(_path_from(recipe.parent, file.path))}",
     ]
     inside = "; ".join(preprocessing_inside(file.config))
     if arithmetic_inside(file.config):
@@ -123,6 +133,8 @@ def _recipe(file: ModelFile) -> str:
     end = ending(file)
     if end.activation == "sigmoid" and end.shape is not None and end.shape != (1,):
         lines.append("  output: sigmoid  # if exactly one class is right for each image")
+    elif end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax"):
+        lines.append(f"  output: logits  # if the values of its {end.activation} are scores to rank classes by")
     if allow:
         lines.append(
             f"  allow: [{', '.join(text(name) for name in allow)}]  # lets it run; only if you trust its author"
@@ -133,5 +145,14 @@ def _recipe(file: ModelFile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _stem(path: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "model"
+def _destination(model: Path) -> Path:
+    """Where a recipe of a model is to be saved: a name that is free, among the recipes where they lie here."""
+    folder = RECIPES if RECIPES.is_dir() else Path()
+    names = (stem_of(model) + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    return next(path for name in names if not (path := folder / f"{name}.yaml").exists())
+
+
+def _path_from(folder: Path, model: Path) -> str:
+    """A model's path as a recipe in a folder names it: relative below the working directory, else in full."""
+    model = model.resolve()
+    return os.path.relpath(model, folder.resolve()) if model.is_relative_to(Path.cwd().resolve()) else str(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -81,6 +82,7 @@ class Manifest:
     seconds: float
     versions: Mapping[str, str]
     result: Mapping[str, Any]  # what the stage reports: accuracy, verdict, skipped images
+    finished: str = ""  # when it was written: UTC, ISO 8601, to the second; earlier versions did not say
     schema: int = SCHEMA
 
 
@@ -122,6 +124,7 @@ def write_manifest(
         seconds=round(seconds, 3),
         versions=tool_versions(),
         result=result,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     )
     write_json(folder / MANIFEST, to_json(manifest))
     return manifest

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import ModelError
+from pipeline.words import count, listed
 from pipeline.zip_files import copy_member
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     names = {member.filename for member in members}
     if "config.json" not in names:
         raise ModelError(
-            f"Expected a .keras archive, which holds config.json. Received: {path}, a zip of {len(names)} other files "
-            f"({', '.join(sorted(names)[:5])})."
+            f"Expected a .keras archive, which holds config.json. Received: {path}, a zip of "
+            f"{count(len(names), 'other file')} ({listed(sorted(names))})."
         )
     if outside := [n for n in names if n.startswith(("/", "\\")) or ".." in Path(n.replace("\\", "/")).parts]:
         raise ModelError(f"Expected members inside the archive. Received: {path} with {outside[0]!r}. Do not use it.")

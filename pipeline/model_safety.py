@@ -28,6 +28,7 @@ from pipeline.model_classes import (
     lives_in,
 )
 from pipeline.model_functions import only_computes
+from pipeline.words import listed
 
 _WHOLE_MODEL = ("compile_config", "training_config")
 # Values that Keras writes as dictionaries with a class name; nothing is looked up for them.
@@ -107,17 +108,16 @@ def refuse_unsafe(findings: Sequence[Finding], allow: Sequence[str], where: str)
         ModelError: something runs code and is not allowed, or cannot be allowed.
     """
     if final := [f for f in findings if not f.allowable]:
-        listed = "; ".join(f"{f.name}: {f.why}" for f in final[:4])
-        more = f" (and {len(final) - 4} more)" if len(final) > 4 else ""
+        named = listed((f"{f.name}: {f.why}" for f in final), most=4, separator="; ")
         raise ModelError(
-            f"Expected a model of Keras' own layers. Received: {where} with {listed}{more}. Its author can rebuild it "
+            f"Expected a model of Keras' own layers. Received: {where} with {named}. Its author can rebuild it "
             "from Keras' layers, or save it whole with model.export('folder') and name that folder as model.path."
         )
     if refused := [f for f in findings if f.name not in allow]:
         names = list(dict.fromkeys([*allow, *(f.name for f in refused)]))
-        listed = "; ".join(f"{f.name}: {f.why}" for f in refused[:4])
+        named = listed((f"{f.name}: {f.why}" for f in refused), most=4, separator="; ")
         raise ModelError(
-            f"Expected a model without code in it. Received: {where} with {_what(refused)} {listed}. "
+            f"Expected a model without code in it. Received: {where} with {_what(refused)} {named}. "
             f"If you trust its author: --set 'model.allow=[{', '.join(names)}]'."
         )
 

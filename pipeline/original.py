@@ -11,6 +11,7 @@ import numpy as np
 
 from export.preprocessing import PreprocessingSpec
 from pipeline.errors import ModelError
+from pipeline.words import listed
 
 if TYPE_CHECKING:
     import keras
@@ -74,7 +75,7 @@ def form_of(model: keras.Model, where: Path) -> Form:
             f"{type(model).__name__} without one. Call it once on an image, and save it again."
         )
     if len(inputs) > 1:
-        raise ModelError(f"Expected one input, an image. Received: {where} with {len(inputs)}: {listed(inputs)}.")
+        raise ModelError(f"Expected one input, an image. Received: {where} with {len(inputs)}: {tensor_names(inputs)}.")
     batch, *shape = inputs[0].shape
     found = f"{where} takes {tuple(inputs[0].shape)}"
     layout, why = layout_of(tuple(shape))
@@ -144,6 +145,6 @@ def _call(model: Any, values: np.ndarray) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(ops.cast(result, "float32")))
 
 
-def listed(tensors: Any) -> str:
+def tensor_names(tensors: Any) -> str:
     """Names and shapes of Keras tensors, for a message."""
-    return ", ".join(f"{t.name.split(':')[0]} {tuple(t.shape)}" for t in tensors)
+    return listed(f"{t.name.split(':')[0]} {tuple(t.shape)}" for t in tensors)

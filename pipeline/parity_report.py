@@ -157,6 +157,15 @@ def allowed(hops: Sequence[Hop]) -> str:
     return ""
 
 
+def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
+    """The files of comparisons that did not run, each once, by the reason."""
+    found: dict[str, list[str]] = {}
+    for hop in hops:
+        if hop.verdict == NOT_RUN and hop.candidate not in found.setdefault(hop.why, []):
+            found[hop.why].append(hop.candidate)
+    return found
+
+
 def by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:
     """The recipe's thresholds as a verdict records them."""
     return {"fp32": thresholds.fp32, "fp16": thresholds.fp16, "int8": thresholds.int8}

@@ -34,6 +34,7 @@ from pipeline.progress import progress_bar
 from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
 from pipeline.stage_records import CALIBRATION_SCHEMA
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,9 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     images = CalibrationImages(context, card)
     seen, statistics = collect_statistics(model, images.batches("calibration: ranges"), measured_tensors(model))
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
-    for node, why in unfit.items():
-        log.warning("  %s stays FP32: %s", node, why)
+    if unfit:
+        named = listed((f"{node}: {why}" for node, why in unfit.items()), separator="; ")
+        log.warning("  %s FP32: %s", count(len(unfit), "layer stays", "layers stay"), named)
     held_out = HeldOut.of(model, *images.held_out(), settings.batch_size)
     check_readable(seen + len(held_out), settings.min_images, "calibration", images.pixels)
     half = halve(model, statistics, unfit, held_out, settings, context.recipe.verify.thresholds.fp16)
@@ -73,6 +75,9 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     methods = METHODS if settings.method == "auto" else (settings.method,)
     found = {name: Scales.from_histograms(histograms, name, images=seen, key=key) for name in methods}
     scales = run.choose_method(found)
+    if dead := scales.smallest:
+        said = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
+        log.warning("  %s the smallest scale: %s", said, listed(dead))
     if settings.bias_correction:
         run.correct(collect_mean_maps(base.model, images.batches("calibration: biases"), scales))
     run.meet_budget(folder)
@@ -99,8 +104,9 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     write_json(folder / "calibration.json", report)
     write_json(folder / "images.json", images.table())
     log.info(
-        "  INT8: %s, %d of %d convolutions; %s on %d held-out images",
-        *(scales.method, *counts, words(run.result), len(held_out)),
+        "  INT8: %s, %d of %s; %s on %s",
+        *(scales.method, counts[0], count(counts[1], "convolution"), words(run.result)),
+        count(len(held_out), "held-out image"),
     )
     return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
 

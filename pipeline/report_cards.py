@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
 from pipeline.html import css_class, share, text
-from pipeline.layout import ONNX, engines
+from pipeline.layout import ONNX
 from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
-from pipeline.report_standing import engine_verdict
+from pipeline.words import count
 
 WORST_FIRST = (FAIL, NOT_VERIFIED, INCONCLUSIVE, NOT_RUN, PASS)
 ENGINES = {
@@ -32,12 +31,12 @@ class Card:
     verdict: str = ""
 
 
-def cards(parity: ParityReport, benchmark: BenchmarkReport | None, root: Path) -> str:
-    """The cards of a recipe's artifacts, as HTML."""
+def cards(parity: ParityReport, benchmark: BenchmarkReport | None, verdicts: Mapping[str, str]) -> str:
+    """The cards of a recipe's artifacts, as HTML; the verdicts are those on each engine as it is now, by file."""
     found = [
         _accuracy(parity),
         *(precision_card(precision, parity) for precision in ONNX),
-        _engines(root, parity),
+        _engines(verdicts),
         speed_card(benchmark.results, parity) if benchmark else None,
     ]
     return f'<div class="cards">{"".join(_html(card) for card in found if card is not None)}</div>'
@@ -52,7 +51,7 @@ def _accuracy(parity: ParityReport) -> Card | None:
     hop = next((hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.accuracy_reference is not None), None)
     if hop is None:
         return None
-    return Card(share(hop.accuracy_reference), f"Keras accuracy on {hop.images:,} test images")
+    return Card(share(hop.accuracy_reference), f"Keras accuracy on {count(hop.images, 'test image')}")
 
 
 def precision_card(precision: str, parity: ParityReport) -> Card | None:
@@ -64,7 +63,9 @@ def precision_card(precision: str, parity: ParityReport) -> Card | None:
     found = [hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.precision == precision]
     ran = [hop for hop in found if hop.verdict != NOT_RUN]
     if not ran:
-        return Card("not run", f"{precision.upper()}: none of its {_files(len(found))}", NOT_RUN) if found else None
+        return (
+            Card("not run", f"{precision.upper()}: none of its {count(len(found), 'file')}", NOT_RUN) if found else None
+        )
 
     def rank(hop: Hop) -> tuple[int, float]:
         agreement = -1.0 if hop.top1_agreement is None else hop.top1_agreement
@@ -72,7 +73,7 @@ def precision_card(precision: str, parity: ParityReport) -> Card | None:
 
     hop = min(ran, key=rank)
     worst = _worst_hop(hop, parity)
-    which = f" ({hop.candidate}, the worst of {_files(len(ran))})" if len(ran) > 1 else ""
+    which = f" ({hop.candidate}, the worst of {count(len(ran), 'file')})" if len(ran) > 1 else ""
     if not hop.compared:
         return Card("not compared", f"{precision.upper()} failed to run{which} - {hop.verdict}", hop.verdict)
     against = f", against {worst.reference}" if worst.verdict != hop.verdict else ""
@@ -86,26 +87,22 @@ def _worst_hop(hop: Hop, parity: ParityReport) -> Hop:
     return min([hop, *others], key=lambda one: WORST_FIRST.index(one.verdict))
 
 
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
-
-
-def _engines(root: Path, parity: ParityReport) -> Card | None:
-    plans = engines(root)
-    if not plans:
+def _engines(verdicts: Mapping[str, str]) -> Card | None:
+    if not verdicts:
         return None
-    verdicts = Counter(engine_verdict(root, plan, parity) for plan in plans)
-    counted = ", ".join(f"{verdicts[verdict]} {words}" for verdict, words in ENGINES.items() if verdicts[verdict])
-    what = "TensorRT engine" if len(plans) == 1 else "TensorRT engines"
-    return Card(str(len(plans)), f"{what}: {counted}", next(one for one in WORST_FIRST if verdicts[one]))
+    counts = Counter(verdicts.values())
+    counted = ", ".join(f"{counts[verdict]} {words}" for verdict, words in ENGINES.items() if counts[verdict])
+    what = "TensorRT engine" if len(verdicts) == 1 else "TensorRT engines"
+    return Card(f"{len(verdicts):,}", f"{what}: {counted}", next(one for one in WORST_FIRST if counts[one]))
 
 
 def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | None:
     """The fastest row against Keras, at the largest batch that both were timed at; None if there is no such batch.
 
-    A time of zero, where the clock was too coarse, has no ratio and does not count.
+    A time of zero, where the clock was too coarse, has no ratio and does not count, nor does a CPU's time with a file
+    that is meant for engines.
     """
-    timed = [row for row in results if row.p50_ms is not None and row.p50_ms > 0]
+    timed = [row for row in results if row.p50_ms is not None and row.p50_ms > 0 and not is_proxy(row)]
     keras = {row.batch: row for row in timed if row.backend == "keras"}
     others = [row for row in timed if row.backend != "keras" and row.batch in keras]
     if not others:
@@ -117,6 +114,11 @@ def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | 
     said = "" if verdict == PASS else f" - its verdict: {verdict}"
     words = f"Keras' speed: {fastest.backend} {fastest.name}, batch {batch}{said}"
     return Card(f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x", words, "" if verdict == PASS else verdict)
+
+
+def is_proxy(row: BenchmarkRow) -> bool:
+    """Whether a row times the arithmetic of an engine where it cannot be: FP16 and INT8 on ONNX Runtime."""
+    return row.backend == "onnxruntime" and row.precision != "fp32"
 
 
 def verdict_on_row(row: BenchmarkRow, parity: ParityReport) -> str:

@@ -16,7 +16,7 @@ from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import sha256_file
-from pipeline.html import section, text
+from pipeline.html import Section, text
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import read_manifest
 from pipeline.npz_files import read_arrays
@@ -72,8 +72,8 @@ def shown_images(root: Path) -> list[Path]:
     return [root / "infer" / row.cells["path"] for row in rows if row.cells["status"] == "ok"]
 
 
-def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> str:
-    """The section, as HTML.
+def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> Section:
+    """The section.
 
     Raises:
         PipelineError: ``predictions.csv`` or ``reference.npz`` is damaged.
@@ -81,7 +81,7 @@ def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> st
     path = root / PREDICTIONS
     manifest = read_manifest(root / "infer")
     if manifest is None or not path.is_file() or manifest.inputs.get(PARITY) != sha256_file(root / PARITY):
-        return section("Predictions", "None: a file that verification failed, or does not know, does not serve.", "")
+        return Section("Predictions", "None: a file that verification failed, or does not know, does not serve.")
     served = str(manifest.result.get("model", "a file that its record does not name"))
     verdict = next((hop.verdict for hop in parity.hops if hop.candidate == served and hop.verdict != PASS), PASS)
     doubt = "" if verdict == PASS else f" (verdict: {verdict})"
@@ -90,8 +90,9 @@ def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> st
     predictions = read_predictions(path, card.classes)
     truth = labels_by_pixels(root, card)
     figures = [_figure(one, root / "infer" / one.path, card, truth) for one in predictions]
-    words = f"A sample of test images, classified by <code>{text(served)}</code>{doubt}; a red frame is a wrong answer."
-    return section("Predictions", words, f'<div class="grid">{"".join(figures)}</div>')
+    sample = "A test image" if len(figures) == 1 else "A sample of test images"
+    words = f"{sample}, classified by <code>{text(served)}</code>{doubt}; a red frame and ✗ are a wrong answer."
+    return Section("Predictions", words, f'<div class="grid">{"".join(figures)}</div>')
 
 
 def labels_by_pixels(root: Path, card: ModelCard) -> dict[bytes, str | None]:
@@ -139,7 +140,7 @@ def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, 
     name = text(PurePath(one.path).name, LONGEST_NAME)
     if one.error or not one.name:
         return _without_picture(f"{name}: {text(one.error or 'not classified')}")
-    answer = f"<b>{text(one.name, LONGEST_NAME)}</b> {one.probability:.0%}"
+    answer = f'<b dir="auto">{text(one.name, LONGEST_NAME)}</b> {one.probability:.0%}'
     if not path.is_file():
         return _without_picture(f"{name}: {answer}; there is no such file here")
     try:
@@ -152,9 +153,10 @@ def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, 
     label = truth[key]
     wrong = label is not None and label != one.name
     kind = "" if label is None else "wrong" if wrong else "right"
-    caption = answer + (f"<br>is {text(label, LONGEST_NAME)}" if wrong else "")
+    caption = f'✗ {answer}<br>is <span dir="auto">{text(label, LONGEST_NAME)}</span>' if wrong else answer
+    seen = f"{name}, taken for {text(one.name, LONGEST_NAME)}"
     return (
-        f'<figure class="{kind}"><img src="data:image/png;base64,{_png(pixels)}" alt="{name}">'
+        f'<figure class="{kind}"><img src="data:image/png;base64,{_png(pixels)}" alt="{seen}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

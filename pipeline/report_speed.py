@@ -1,91 +1,122 @@
-"""The report's sections on engines and on speed."""
+"""The report's section on speed: what the benchmark measured, and apart from it what says nothing about engines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from export.errors import ExportError
-from export.sidecar import Sidecar, read_sidecar
-from pipeline import charts
+from pipeline.bars import Bar, bar_chart
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
-from pipeline.html import badge, chart, notes, number, section, size, table, text
-from pipeline.layout import engines
+from pipeline.html import Footnotes, Section, badge, details, notes, number, table, text
 from pipeline.manifest import read_manifest
-from pipeline.parity_report import ParityReport
-from pipeline.report_standing import engine_verdict, other_inputs
+from pipeline.parity_report import FAIL, ParityReport
+from pipeline.report_cards import is_proxy, verdict_on_row
+from pipeline.report_standing import other_inputs
+from pipeline.words import count, sentence
 
-ENGINES = (
-    *("engine", "TensorRT", "built for", "*batch min / opt / max", "convolutions", "*size", "*build time"),
-    "verdict",
+HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
+REFERENCE = "reference"  # what the others are held against
+REACH = 2.0  # times the longest bar, that a p90 may stretch the scale
+PROXIES = (
+    "A CPU runs the FP16 graph in FP32 and pairs of Q/DQ as they stand: these times say nothing about FP16 and INT8 "
+    "engines, neither good nor bad."
 )
-SPEEDS = ("backend", "precision", "*batch", "*p50 ms", "*p90 ms", "*p99 ms", "*images/s", "what it does not say")
 
 
-def engines_section(root: Path, parity: ParityReport) -> str:
-    """The engines that are there, as HTML; one whose sidecar is damaged is listed with the reason."""
-    rows, remarks = [], []
-    for plan in engines(root):
-        name = f"{plan.parent.name}/{plan.name}"
-        verdict = engine_verdict(root, plan, parity)
-        try:
-            sidecar = read_sidecar(plan)
-        except ExportError as error:
-            rows.append((text(name), *[""] * 6, badge(verdict, verdict)))
-            remarks.append(f"{name}: {error}")
-            continue
-        rows.append((text(name), *_facts(sidecar), badge(verdict, verdict)))
-        remarks += [f"{name}: {warning}." for warning in sidecar.warnings]
-    if not rows:
-        manifest = read_manifest(root / "build")
-        why = manifest.result.get("why_not", "") if manifest else ""
-        return section("Engines", f"None was built on this machine. {text(why)}", "")
-    words = "TensorRT engines, built from the ONNX files."
-    return section("Engines", words, table(ENGINES, rows) + notes(remarks))
-
-
-def _facts(sidecar: Sidecar) -> tuple[str, ...]:
-    profile = sidecar.profile
-    return (
-        text(f"{sidecar.flavour} {sidecar.tensorrt_version}"),
-        text(", ".join(sidecar.targets) or sidecar.gpu or sidecar.runs_on or ""),
-        f"{profile.min} / {profile.opt} / {profile.max}",
-        text(_convolutions(sidecar)),
-        size(sidecar.plan_bytes),
-        "" if sidecar.seconds is None else f"{sidecar.seconds:.1f} s",
-    )
-
-
-def _convolutions(sidecar: Sidecar) -> str:
-    """How many run in which type, or, where the engine was not loaded, how many were asked for in which."""
-    found = sidecar.found.convolutions if sidecar.found else {}
-    asked = sidecar.asked.convolutions if sidecar.asked else {}
-    listed = ", ".join(f"{count} {kind.upper()}" for kind, count in (found or asked).items())
-    return listed if found or not listed else f"{listed} asked for"
-
-
-def speed_section(benchmark: BenchmarkReport | None, root: Path, parity: ParityReport) -> str:
-    """What the benchmark measured, as HTML; rows that failed are in the table."""
+def speed_section(benchmark: BenchmarkReport | None, root: Path, parity: ParityReport) -> Section:
+    """What the benchmark measured; rows that failed are in the table."""
     if benchmark is None:
-        return section("Speed", "Not measured. Run python -m benchmarks.", "")
+        return Section("Speed", "Not measured. Run python -m benchmarks.")
     cpu, gpus = benchmark.machine.cpu, benchmark.machine.gpus
-    cores = "" if cpu.usable_cores is None else f", {cpu.usable_cores} cores"
-    words = f"{cpu.model or 'unknown CPU'}{cores}; {', '.join(gpu.name for gpu in gpus) or 'no NVIDIA GPU'}."
-    remarks = [f"{row.backend}: {row.includes}." for row in benchmark.results if row.includes]
+    cores = "" if cpu.usable_cores is None else f", {count(cpu.usable_cores, 'core')}"
+    machine = f"{cpu.model or 'unknown CPU'}{cores}; {', '.join(gpu.name for gpu in gpus) or 'no NVIDIA GPU'}."
+    words = f"{text(machine)} p50: half of the calls took less; p90: nine of ten."
+    remarks = []
     manifest = read_manifest(root / "benchmark")
     if manifest and (others := other_inputs(root, manifest.inputs, parity)):
-        remarks.insert(0, f"Measured with other bytes than are here now: {', '.join(others)}.")
-    rows = [_row(row) for row in benchmark.results]
-    return section("Speed", text(words), chart(charts.speed(benchmark.results)) + table(SPEEDS, rows) + notes(remarks))
+        remarks.append(f"Measured with other bytes than are here now: {', '.join(others)}.")
+    proxies = [row for row in benchmark.results if is_proxy(row)]
+    real = [row for row in benchmark.results if not is_proxy(row)]
+    body = notes(remarks) + speed_bars(real) + _table(real, parity, "speed")
+    if proxies:
+        summary = (
+            f"{count(len(proxies), 'time')} of a CPU that {'says' if len(proxies) == 1 else 'say'} nothing of engines"
+        )
+        body += details(summary, notes([PROXIES]) + _table(proxies, parity, "proxies"), "proxies")
+    return Section("Speed", words, body)
 
 
-def _row(row: BenchmarkRow) -> tuple[str, ...]:
-    first = (text(row.backend), text(row.name), str(row.batch))
+def speed_bars(results: Sequence[BenchmarkRow]) -> str:
+    """Latency at the smallest batch and throughput at the largest, one bar a row that has numbers."""
+    timed = [row for row in results if row.p50_ms is not None]
+    batches = sorted({row.batch for row in timed})
+    if not batches:
+        return ""
+    first, last = ([row for row in timed if row.batch == batch] for batch in (batches[0], batches[-1]))
+    latency = bar_chart(
+        f"Latency of a batch of {batches[0]}, ms (less is better)",
+        [
+            Bar(
+                label,
+                _length(row.p50_ms),
+                f"{_speed(row.p50_ms)} ms",
+                _kind(row),
+                row.p90_ms,
+                f"p90 {_speed(row.p90_ms)}",
+            )
+            for row, label in zip(first, _labels(first))
+        ],
+        "p90",
+        REACH,
+        "plot latency",
+    )
+    throughput = bar_chart(
+        f"Throughput in batches of {batches[-1]}, images/s (more is better)",
+        [
+            Bar(label, _length(row.images_per_second), _speed(row.images_per_second), _kind(row))
+            for row, label in zip(last, _labels(last))
+        ],
+    )
+    return f'<div class="pair">{latency}{throughput}</div>'
+
+
+def _length(value: float | None) -> float:
+    return max(0.0, value or 0.0)
+
+
+def _kind(row: BenchmarkRow) -> str:
+    return "keras" if row.backend == "keras" else row.precision
+
+
+def _labels(rows: Sequence[BenchmarkRow]) -> list[str]:
+    """What each row is; with its file where two would be called alike."""
+    labels = [f"{row.backend} {row.name}" for row in rows]
+    return [f"{label} ({row.file})" if labels.count(label) > 1 else label for label, row in zip(labels, rows)]
+
+
+def _speed(value: float | None) -> str:
+    if value is None:
+        return "too fast for the clock"
+    return f"{value:,.0f}" if 1000 <= value < 1e12 else f"{value:,.3g}"
+
+
+def _table(rows: Sequence[BenchmarkRow], parity: ParityReport, name: str) -> str:
+    if not rows:
+        return ""
+    remarks = Footnotes(name)
+    cells = [_row(row, parity, remarks) for row in rows]
+    return table(HEAD, cells) + remarks.html
+
+
+def _row(row: BenchmarkRow, parity: ParityReport, remarks: Footnotes) -> tuple[str, ...]:
+    verdict = REFERENCE if row.backend == "keras" else verdict_on_row(row, parity)
+    what = text(f"{row.backend} {row.name}")
+    includes = f"{row.backend}: {row.includes}." if row.includes else ""
     if row.error is not None:
-        return (*first, "", "", "", "", f"failed: {text(row.error)}")
+        marks = remarks.mark(sentence(f"failed: {row.error}"), includes)
+        return (badge(FAIL, "failed"), what + marks, str(row.batch), "", "", "", "")
+    alone = f"{row.compute.p50_ms:.3f} ms of it the engine alone." if row.compute else ""
+    caveat = sentence(row.caveat)
     p50, p90, p99 = (number(value, ".3f") for value in (row.p50_ms, row.p90_ms, row.p99_ms))
-    return (*first, p50, p90, p99, number(row.images_per_second, ",.1f"), text(_remarks(row)))
-
-
-def _remarks(row: BenchmarkRow) -> str:
-    alone = [f"{row.compute.p50_ms:.3f} ms of it the engine alone"] if row.compute else []
-    return "; ".join([*alone, *([row.caveat] if row.caveat else [])])
+    marks = remarks.mark(alone, caveat, includes)
+    return (badge(verdict, verdict), what + marks, str(row.batch), p50, p90, p99, number(row.images_per_second, ",.1f"))

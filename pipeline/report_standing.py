@@ -42,13 +42,6 @@ class Standing:
         """The verdict that the page shows."""
         return NOT_VERIFIED if self.broken else self.verdict
 
-    @property
-    def words(self) -> str:
-        """The verdict for people."""
-        if not self.broken:
-            return f"verdict: {self.verdict}"
-        return f"not verified as it is now (verdict {self.verdict}, but files were altered since)"
-
 
 def standing(root: Path, parity: ParityReport) -> Standing:
     """Compare what was judged, and what the page shows, with the files of a recipe's artifacts as they are."""
@@ -75,8 +68,12 @@ def standing(root: Path, parity: ParityReport) -> Standing:
     return Standing(parity.verdict, tuple(broken), tuple(remarks))
 
 
-def engine_verdict(root: Path, plan: Path, parity: ParityReport) -> str:
-    """The verdict on an engine and its sidecar as they are now."""
+def engine_verdicts(root: Path, parity: ParityReport) -> dict[str, str]:
+    """The verdict on each engine that is there, and its sidecar, as they are now; by file below the artifacts."""
+    return {plan.relative_to(root).as_posix(): _engine_verdict(root, plan, parity) for plan in engines(root)}
+
+
+def _engine_verdict(root: Path, plan: Path, parity: ParityReport) -> str:
     names = [path.relative_to(root).as_posix() for path in (plan, sidecar_path(plan)) if path.is_file()]
     return parity.verdict_of(names[0], {name: sha256_file(root / name) for name in names})
 

@@ -19,6 +19,7 @@ from pipeline.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
 from pipeline.model_safety import SAVED_MODEL, Finding, scan_node
 from pipeline.saved_comparison import difference, signature_answers
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.words import listed
 
 if TYPE_CHECKING:
     import keras
@@ -127,7 +128,7 @@ def load_saved_model(file: ModelFile) -> keras.Model:
     if name is None:
         raise ModelError(
             f"Expected a SavedModel with a signature serving_default. Received: {file.path} with "
-            f"{', '.join(signatures) or 'none'}. Save it with model.export(...).{problem}"
+            f"{listed(signatures) or 'none'}. Save it with model.export(...).{problem}"
         )
     return _graph_model(signatures[name], file.path, name)
 
@@ -305,4 +306,4 @@ def _tensor(info: Any) -> str:
 
 def _shapes(tensors: dict[str, Any]) -> str:
     found = sorted(tensors.items())
-    return ", ".join(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in found) or "nothing"
+    return listed(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in found) or "nothing"

@@ -21,6 +21,7 @@ from pipeline.runners.base import Runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.stage import Context
 from pipeline.verdicts import Verdicts
+from pipeline.words import listed
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def choose(
             choices += found
             passed_over += unusable
     if not choices:
-        missing = f" ({'; '.join(passed_over)})" if passed_over else ""
+        missing = f" ({listed(passed_over, separator='; ')})" if passed_over else ""
         raise PipelineError(
             f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
             f"none{missing}. Run `{context.command('run')}` first."
@@ -126,13 +127,12 @@ def choose(
         better = [c for c in choices if (c.backend != choices[0].backend, fit(c)) < ahead]
         passed_over += [c.why or f"{c.name}: {c.verdict}" for c in better if c not in serving]
         if passed_over:
-            log.warning("%s answers. Passed over: %s", best.name, "; ".join(dict.fromkeys(passed_over)))
+            log.warning("%s answers. Passed over: %s", best.name, listed(dict.fromkeys(passed_over), separator="; "))
         return best
     if allow_unverified:
         return min(choices, key=rank)
-    reasons = "; ".join(
-        dict.fromkeys([*passed_over, *(choice.why or f"{choice.name}: {choice.verdict}" for choice in choices)])
-    )
+    every = [*passed_over, *(choice.why or f"{choice.name}: {choice.verdict}" for choice in choices)]
+    reasons = listed(dict.fromkeys(every), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
     mend = f"{context.root / PARITY} says why" if failed else f"Run `{context.command('run')}`"
     raise PipelineError(

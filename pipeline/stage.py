@@ -33,10 +33,12 @@ from pipeline.manifest import (
 )
 from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
+from pipeline.recipe_files import where_else
 from pipeline.runners.options import RuntimeOptions
 from pipeline.samples import Found, Unreadable
 from pipeline.sources import read_source
 from pipeline.split_sizes import check_split_sizes, needed_images
+from pipeline.words import listed
 
 log = logging.getLogger(__name__)
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
@@ -74,16 +76,23 @@ class Context:
         own = self.recipe.runtime
         return replace(own, host_code=own.host_code or self.recipe.build.version_compatible)
 
-    def command(self, verb: str) -> str:
-        """The command line that runs a verb with this very Python, recipe, overrides and artifacts; safe to paste."""
-        python = Path(sys.executable)
-        if python.is_relative_to(Path.cwd()):
-            python = python.relative_to(Path.cwd())
-        words = [str(python), "-m", "pipeline", verb, "-c", str(self.recipe_path)]
-        words += [word for override in self.overrides for word in ("--set", override)]
-        if self.artifacts != ARTIFACTS:
-            words += ["--artifacts", str(self.artifacts)]
-        return shlex.join(words)
+    def command(self, verb: str, python: str | None = None) -> str:
+        """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste.
+
+        Args:
+            verb: of ``python -m pipeline``.
+            python: that runs it; None: this very one, for advice on this machine.
+        """
+        if python is None:
+            here = Path(sys.executable)
+            python = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+        return shlex.join([python, "-m", "pipeline", verb, "-c", str(self.recipe_path), *self.options])
+
+    @property
+    def options(self) -> list[str]:
+        """The options that repeat the overrides and the artifacts folder, as words of a command line."""
+        words = [word for override in self.overrides for word in ("--set", override)]
+        return words if self.artifacts == ARTIFACTS else [*words, "--artifacts", str(self.artifacts)]
 
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.
@@ -194,7 +203,8 @@ class Context:
         except DataMissingError as error:
             if key not in recorded:
                 raise
-            self.say_once(logging.WARNING, f"the images are not here; what the manifests say of them stands: {error}")
+            why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
+            self.say_once(logging.WARNING, f"the images are not here; what the manifests say of them stands: {why}")
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -204,7 +214,8 @@ class Context:
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
         if name in recorded:
-            self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands")
+            place = where_else(path, self.recipe_path, self.overrides)
+            self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands.{place}")
             return {name: recorded[name]}
         raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
 
@@ -281,9 +292,9 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
     if manifest is not None and not reasons:
         log.info("%-9s up to date", stage.name)
         if changes := version_changes(manifest):
-            log.info("%-9s made with other versions: %s (--force makes it anew)", "", ", ".join(changes))
+            log.info("%-9s made with other versions: %s (--force makes it anew)", "", listed(changes))
         return Outcome(stage.name, False, (), manifest)
-    log.info("%-9s runs: %s", stage.name, "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else ""))
+    log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
     if stage.prepare(context):
         key = stage.key(context, manifest)
     start = time.perf_counter()

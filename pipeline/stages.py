@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import building, exporting, quantizing
-from pipeline.config import IMAGENET
+from pipeline.config import IMAGENET, SECTIONS
 from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
@@ -239,6 +239,7 @@ STAGES = (
             "pipeline/stage_records.py",
             "export/placement_row.py",
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             *READ_CARD,
             "pipeline/models.py",
             "pipeline/backbones.py",
@@ -307,6 +308,7 @@ STAGES = (
             "pipeline/stage_records.py",
             *READ_CARD,
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             "export/quantize.py",
             "export/placement.py",
             "export/placement_row.py",
@@ -362,6 +364,7 @@ STAGES = (
         _verify_inputs,
         ("verify", "runtime", *DATA_KEYS),
         (
+            "pipeline/doubts.py",
             "pipeline/verify.py",
             "pipeline/split_sizes.py",
             "pipeline/answering.py",
@@ -403,13 +406,17 @@ STAGES = (
     Stage(
         "report",
         _report_inputs,
-        ("description", "verify.thresholds"),
+        ("description", *SECTIONS),  # it shows all that differs from the defaults
         (
             "pipeline/report.py",
             "pipeline/report_cards.py",
+            "pipeline/report_engines.py",
+            "pipeline/report_headline.py",
+            "pipeline/report_next.py",
             "pipeline/report_parity.py",
             "pipeline/report_predictions.py",
             "pipeline/report_quantization.py",
+            "pipeline/report_recipe.py",
             "pipeline/report_speed.py",
             "pipeline/report_standing.py",
             "pipeline/parity_report.py",
@@ -424,7 +431,9 @@ STAGES = (
             "pipeline/report.css",
             "pipeline/csv_rows.py",
             "pipeline/html.py",
+            "pipeline/bars.py",
             "pipeline/charts.py",
+            "pipeline/fonts.py",
             "pipeline/decode_spec.py",
             *DECODE,
         ),

@@ -86,7 +86,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
     if shown:
         grid, labels = pixels.all(shown, "sample images")
         if len(grid):
-            save_samples(grid, [images.classes[label] for label in labels], folder / "samples.png")
+            save_samples(grid, labels.tolist(), images.classes, folder / "samples.png")
     model.save(folder / "model.keras", include_optimizer=False)
     trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
     card = replace(card, parameters=int(model.count_params()), trainable_parameters=int(trainable))

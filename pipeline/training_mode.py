@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 from pipeline.model_file import ModelFile
+from pipeline.words import count, listed
 
 _NORMALISING = "BatchNormalization"
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
@@ -30,18 +31,19 @@ def taken_at_inference(file: ModelFile, choice: Literal["refuse", "inference"]) 
     if not called:
         return ()
     names = [name for name, _ in called]
-    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
+    named = listed(names)
     why = " and ".join(dict.fromkeys(reason for _, reason in called))
     if choice == "refuse":
         raise ModelError(
             f"Expected layers that answer as at inference. Received: {file.path}, with training=True in the calls of "
-            f"{len(names)} ({listed}). Keras 2 keeps to that, so that the answer for a picture depends on {why}, which "
-            "no engine can follow. To take these layers at inference, as Keras 3 does, with other answers than the "
-            "file's: --set model.called_in_training=inference"
+            f"{count(len(names), 'layer')} ({named}). Keras 2 keeps to that, so that the answer for a picture depends "
+            f"on {why}, which no engine can follow. To take these layers at inference, as Keras 3 does, with other "
+            "answers than the file's: --set model.called_in_training=inference"
         )
+    were = "was" if len(names) == 1 else "were"
     return (
-        f"The model does not answer as {file.path.name} does in Keras 2: {len(names)} of its layers ({listed}) were "
-        f"called with training=True, so that an answer depends on {why}. Here they answer as at inference, as "
+        f"The model does not answer as {file.path.name} does in Keras 2: {len(names):,} of its layers ({named}) {were} "
+        f"called with training=True, so that an answer depends on {why}. Here it answers as at inference, as "
         "model.called_in_training asks. Parity is to the model so taken, not to the file.",
     )
 

@@ -19,6 +19,7 @@ from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
 from pipeline.data import DataMissingError, Pixels, check_classes, check_readable
+from pipeline.doubts import doubts
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
@@ -26,7 +27,7 @@ from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, eng
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, ParityReport, allowed, write_parity
+from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.split_sizes import check_split_sizes, images_in_all
@@ -56,7 +57,7 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     candidates = list_candidates(context)
     answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
+    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
@@ -67,16 +68,6 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
         result["images_to_decide"] = max(hop.images_to_decide or 0 for hop in parity.hops)
         result |= _where_more_are(context, result["images_to_decide"])
     return result
-
-
-def _doubts(accuracy: float, classes: int) -> list[str]:
-    """What makes a verdict worth little, whatever it is."""
-    if accuracy >= 1.5 / classes:
-        return []
-    return [
-        f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among {classes} classes "
-        "gives. Check model.preprocessing, and that the class folders sort in the order of the model's outputs."
-    ]
 
 
 def _where_more_are(context: Context, wanted: int) -> dict[str, int]:
@@ -199,9 +190,9 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
 
 
 def parity_table(parity: ParityReport) -> str:
-    """The hops as a text table, for a terminal."""
+    """The hops as a text table, for a terminal; what did not run is a line a reason below it."""
     rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
-    for hop in parity.hops:
+    for hop in (hop for hop in parity.hops if hop.verdict != NOT_RUN):
         rows.append(
             (
                 hop.kind,
@@ -216,6 +207,9 @@ def parity_table(parity: ParityReport) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    lines += [
+        f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
+    ]
     said = allowed(parity.hops)
     return "\n".join([*lines, *([f"  {said}"] if said else []), f"  verdict: {parity.verdict}"])
 

@@ -1,14 +1,18 @@
-"""Numbers in sentences. Standard library only, Python 3.10 syntax."""
+"""Numbers, lists and sentences for people; the first two are those of ``export``, which imports nothing from here."""
 
 from __future__ import annotations
 
+from export.words import count, listed
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with what it counts: "1 image", "2 images", "1,234 images".
+__all__ = ["count", "listed", "sentence"]
+
+
+def sentence(words: str) -> str:
+    """A remark as a sentence: with a capital, unless it begins with the name of a file or the like, and a full stop.
 
     Args:
-        number: how many; zero is plural, as in "0 images".
-        noun: for exactly one.
-        plural: for any other number, where it is not the noun with an "s".
+        words: such as "a convolution is FP32"; "" stays "".
     """
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+    first = words.partition(" ")[0]
+    capital = f"{words[:1].upper()}{words[1:]}" if first.rstrip(",;:'").isalpha() else words
+    return capital if not words or words.endswith((".", "!", "?")) else f"{capital}."

@@ -18,7 +18,7 @@ import numpy as np
 
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
-from export.engine_check import check_engine
+from export.engine_check import check_engine, require_plan
 from export.errors import ExportError
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, Sidecar, read_sidecar
 from pipeline.errors import DeviceUnavailableError, RunnerError
@@ -64,9 +64,10 @@ class TensorRTRunner:
         self.plan_path = Path(plan_path)
         self.options = options or RuntimeOptions()
         try:
+            require_plan(self.plan_path)
             self._describe(read_sidecar(self.plan_path))
         except ExportError as error:
-            raise RunnerError(str(error)) from error
+            raise RunnerError(str(error)) from None  # the sentence says it all
         self._engine: OpenEngine | None = None
         self._busy = threading.Lock()
 
@@ -106,7 +107,7 @@ class TensorRTRunner:
                 check_engine(self.plan_path, trt, status.devices[device].compute_capability, status.cuda_version)
             )
         except ExportError as error:
-            raise RunnerError(str(error)) from error
+            raise RunnerError(str(error)) from None
         cuda = find_cuda(self.options.cuda)
         with cuda.scope(device):
             self._engine = OpenEngine(cuda, trt, self.plan_path, self.sidecar, self.options)

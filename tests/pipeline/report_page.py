@@ -1,15 +1,13 @@
-"""Reads a report as a person does: cards, tables, notes and pictures of a page, and the bars of a plot."""
+"""Reads a report as a person does: cards, tables with their footnotes, charts and pictures of a page."""
 
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 VOID = {"meta", "img", "br", "link", "input"}
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass
@@ -27,7 +25,7 @@ class Node:
                 yield from child.walk()
 
     def all(self, tag: str, kind: str = "") -> list[Node]:
-        return [n for n in self.walk() if n.tag == tag and (not kind or kind in n.attrs.get("class", "").split())]
+        return [n for n in self.walk() if n.tag == tag and (not kind or kind in n.kinds)]
 
     @property
     def text(self) -> str:
@@ -35,8 +33,28 @@ class Node:
         return re.sub(r"\s+", " ", " ".join(words)).strip()
 
     @property
+    def unmarked(self) -> str:
+        """The text without the numbers of footnotes."""
+        kept = [c for c in self.children if isinstance(c, str) or "marks" not in c.kinds]
+        return Node(self.tag, {}, kept).text
+
+    @property
     def kinds(self) -> set[str]:
         return set(self.attrs.get("class", "").split())
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of a chart; places in percent of its width."""
+
+    label: str
+    shown: str
+    more: str
+    kind: str
+    start: float | None  # None: no bar
+    end: float | None
+    mark: float | None
+    beyond: bool
 
 
 class Page(HTMLParser):
@@ -71,6 +89,10 @@ class Page(HTMLParser):
         return badge
 
     @property
+    def certainty(self) -> str:
+        return " ".join(node.text for node in self.root.all("header")[0].all("p", "certainty"))
+
+    @property
     def alerts(self) -> list[str]:
         return [node.text for node in self.root.all("p", "alert")]
 
@@ -85,84 +107,46 @@ class Page(HTMLParser):
         return found
 
     def rows(self, title: str, table: int = 0) -> list[dict[str, str]]:
-        """A table of a section, cells by the name of their column."""
+        """A table of a section, cells by the name of their column, without the numbers of footnotes."""
         node = self.section(title).all("table")[table]
-        head = [cell.text for cell in node.all("th")]
-        return [dict(zip(head, [c.text for c in r.all("td")], strict=True)) for r in node.all("tr") if r.all("td")]
+        head = [cell.unmarked for cell in node.all("th")]
+        return [dict(zip(head, [c.unmarked for c in r.all("td")], strict=True)) for r in node.all("tr") if r.all("td")]
+
+    def remarks(self, title: str, row: int, table: int = 0) -> list[str]:
+        """The footnotes that a row of a table refers to, in the order of their numbers there."""
+        rows = [node for node in self.section(title).all("table")[table].all("tr") if node.all("td")]
+        return [self.note(link.attrs["href"]) for link in rows[row].all("a")]
+
+    def note(self, link: str) -> str:
+        """The text of the one element that a link within the page leads to, without its arrow back."""
+        (found,) = [node for node in self.root.walk() if f"#{node.attrs.get('id')}" == link]
+        return found.text.removesuffix(" ↑")
+
+    def chart(self, words: str) -> list[Bar]:
+        """The rows of the one chart whose title holds these words."""
+        (found,) = [node for node in self.root.all("figure", "plot") if words in node.all("figcaption")[0].text]
+        return [_bar(item) for item in found.all("li")]
+
+    def legend(self, words: str) -> str:
+        """The legend of that chart; empty where it has none."""
+        (found,) = [node for node in self.root.all("figure", "plot") if words in node.all("figcaption")[0].text]
+        return " ".join(node.text for node in found.all("p", "legend"))
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A row of a plot: all lengths in the units of its axis."""
+def _bar(item: Node) -> Bar:
+    def percent(node: Node, name: str) -> float:
+        return float(re.search(rf"(?:^|;){name}:(-?[\d.]+)%", node.attrs["style"])[1])  # type: ignore[index]
 
-    label: str
-    length: float
-    text: str
-    color: str
-    marks: tuple[float, ...]  # the thresholds
-    reach: float | None  # where the thin line ends
-    inside: bool  # whether everything that is drawn lies within the axes
-
-
-def read_bars(svg: str) -> list[list[Bar]]:
-    """The rows of each pair of axes, from the top."""
-    tree = ElementTree.fromstring(svg)
-    axes = [g for g in tree.iter(f"{SVG}g") if re.fullmatch(r"axes_\d+", g.get("id", ""))]
-    return [_rows(one) for one in axes]
-
-
-def _rows(axes: ElementTree.Element) -> list[Bar]:
-    groups = {g.get("id", ""): g for g in axes.iter(f"{SVG}g")}
-    ticks = []
-    for name, group in groups.items():
-        if name.startswith("xtick_"):
-            label = next(group.iter(f"{SVG}text"))
-            ticks.append((float(label.get("x", "")), float((label.text or "").replace("\u2212", "-").replace(",", ""))))
-    (x0, v0), (x1, v1) = ticks[0], ticks[-1]
-
-    def value(x: float) -> float:
-        return v0 + (x - x0) * (v1 - v0) / (x1 - x0)
-
-    lines, bars, frame = [], [], (0.0, 0.0)
-    for name, group in groups.items():
-        path = group.find(f"{SVG}path")
-        if path is None or not name.startswith(("patch_", "line2d_")):
-            continue
-        points = [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path.get("d", ""))]
-        style = path.get("style", "")
-        if name.startswith("patch_") and (fill := re.search(r"fill: (#\w{6})", style)):
-            bars.append((points, fill[1]))
-        elif name.startswith("line2d_") and path.get("clip-path") and (stroke := re.search(r"stroke: (#\w{6})", style)):
-            lines.append((points, stroke[1]))
-        elif name.startswith("patch_") and not frame[1]:
-            frame = min(x for x, _ in points), max(x for x, _ in points)
-    texts = [t for t in axes.iter(f"{SVG}text") if "text-anchor: start" in t.get("style", "")]
-    rows: list[Bar] = []
-    above = 0.0
-    for name, group in groups.items():
-        if not name.startswith("ytick_"):
-            continue
-        y = float(next(group.iter(f"{SVG}use")).get("y", ""))
-        assert y > above, "the rows do not begin at the top"
-        above = y
-        (bar,) = [b for b in bars if abs(sum(p[1] for p in b[0]) / len(b[0]) - y) < 6]
-        here = [line for line in lines if abs((line[0][0][1] + line[0][-1][1]) / 2 - y) < 3 and len(line[0]) == 2]
-        marks = [line for line in here if line[0][0][0] == line[0][-1][0] and line[1] == "#c0392b"]
-        reach = [line for line in here if line[0][0][1] == line[0][-1][1] and line[1] == "#1d2733"]
-        words = [t.text or "" for t in texts if abs(float(t.get("y", "")) - y) < 6]
-        xs = [x for x, _ in bar[0]]
-        drawn = xs + [p[0] for line in here for p in line[0] if line[1] != "#e3e8ee"]
-        length = value(max(xs)) if value(max(xs)) > 1e-6 else value(min(xs))
-        label = "".join(next(group.iter(f"{SVG}text")).itertext())
-        rows.append(
-            Bar(
-                re.sub(r"\s+", " ", label),
-                length,
-                words[0].strip() if words else "",
-                bar[1],
-                tuple(value(line[0][0][0]) for line in marks),
-                value(reach[0][0][-1][0]) if reach else None,
-                all(frame[0] - 0.1 <= x <= frame[1] + 0.1 for x in drawn),
-            )
-        )
-    return rows
+    bars, marks = item.all("span", "bar"), item.all("span", "mark")
+    (value,) = item.all("span", "value")
+    start = percent(bars[0], "left") if bars else None
+    return Bar(
+        label=item.all("span", "label")[0].text,
+        shown=value.all("b")[0].text,
+        more=" ".join(node.text for node in value.all("small")),
+        kind=" ".join(bars[0].kinds - {"bar"}) if bars else "",
+        start=start,
+        end=None if start is None else start + percent(bars[0], "width"),
+        mark=percent(marks[0], "left") if marks else None,
+        beyond=bool(item.all("span", "beyond")),
+    )

@@ -150,7 +150,7 @@ def test_a_fault_shows_where_probabilities_are_saturated(monkeypatch, gain) -> N
 
     monkeypatch.setattr(adopting, "remade", faulty)
     monkeypatch.setattr(adopting, "_computes_in_half", lambda layer: layer.name == "conv")
-    with pytest.raises(ModelError, match=r"1 layers compute in float32.*off by"):
+    with pytest.raises(ModelError, match=r"1 layer computes in float32.*off by"):
         adopt(model, WHERE)
 
 

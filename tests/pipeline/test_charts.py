@@ -1,136 +1,37 @@
-"""What a person reads off the plots: each row has its own label, length, number, colour and threshold."""
+"""What a person reads off the plots that matplotlib draws, on the page and as PNG files."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline import charts
+from pipeline import charts, fonts, pictures
 from pipeline.stage_records import Epoch
-from tests.pipeline.report_artifacts import hop, not_compared, row
-from tests.pipeline.report_page import SVG, Bar, read_bars
 
-FP32, FP16, INT8 = (charts.COLORS[name] for name in ("fp32", "fp16", "int8"))
-LIMITS = {"fp32": None, "fp16": 50.0, "int8": 20.0}
-
-
-def rounded(bar: Bar) -> tuple[str, float, str, str]:
-    assert bar.inside, f"{bar} leaves the axes"
-    return bar.label, round(bar.length, 2), bar.text, bar.color
+EPOCHS = [
+    Epoch("head", 1, 4.0, 0.5, 6.0, 0.25),
+    Epoch("head", 2, 2.0, 0.75),
+    Epoch("fine_tune", 3, 1.0, 1.0, 3.0, 0.5),
+]
 
 
-def test_each_candidate_has_its_own_bar_and_threshold() -> None:
-    hops = [
-        hop("export/model.onnx", "fp32", sqnr_db=120.5),
-        hop("quantize/model.fp16.onnx", "fp16", sqnr_db=61.25),
-        hop("build/rtx/int8.plan", "int8", sqnr_db=31.0),
-        hop("build/rtx/int8-large.plan", "int8", "inconclusive", sqnr_db=29.5),
-        hop("build/tensorrt/int8.plan", "int8", "fail", sqnr_db=-4.0),
-        hop("quantize/model.int8-trt8.onnx", "int8", "not run"),
-    ]
-    (bars,) = read_bars(charts.parity_waterfall(hops, LIMITS))
-    assert [rounded(bar) for bar in bars] == [
-        ("FP32 model.onnx", 120.5, "120.5 dB", FP32),
-        ("FP16 model.fp16.onnx", 61.25, "61.2 dB", FP16),
-        ("INT8 rtx/int8.plan", 31.0, "31.0 dB", INT8),
-        ("INT8 rtx/int8-large.plan", 29.5, "29.5 dB", INT8),
-        ("INT8 tensorrt/int8.plan", -4.0, "-4.0 dB", INT8),
-    ]
-    assert [[round(mark, 2) for mark in bar.marks] for bar in bars] == [[], [50.0], [20.0], [20.0], [20.0]]
-
-
-def test_what_has_no_number_has_a_row_with_the_reason() -> None:
-    none = {"sqnr_db": None}
-    hops = [
-        hop("export/model.onnx", "fp32", max_abs=0.0, relative_error=0.0, **none),
-        hop("quantize/model.fp16.onnx", "fp16", "fail", finite=False, max_abs=None, relative_error=None, **none),
-        not_compared("build/rtx/int8.plan", "int8", "fail", "it died"),
-    ]
-    (bars,) = read_bars(charts.parity_waterfall(hops, LIMITS))
-    assert [rounded(bar) for bar in bars] == [
-        ("FP32 model.onnx", 0.0, "equal", FP32),
-        ("FP16 model.fp16.onnx", 0.0, "NaN or infinite", FP16),
-        ("INT8 rtx/int8.plan", 0.0, "failed to run", INT8),
-    ]
-    assert [bar.marks for bar in bars][1] == pytest.approx((50.0,), abs=0.01)
-
-
-def test_a_threshold_beyond_every_bar_is_drawn() -> None:
-    (bars,) = read_bars(charts.parity_waterfall([hop("quantize/model.fp16.onnx", "fp16", sqnr_db=3.0)], LIMITS))
-    assert bars[0].marks == pytest.approx((50.0,), abs=0.01)
-    assert bars[0].inside
-
-
-def test_nothing_ran() -> None:
-    assert charts.parity_waterfall([hop("build/rtx/int8.plan", "int8", "not run")], LIMITS) == ""
-    assert charts.speed([row("keras", "fp32", 1, None)]) == ""
-    assert charts.speed([]) == ""
-
-
-def test_speed_has_a_bar_for_each_row_of_its_batch() -> None:
-    rows = [
-        row("keras", "fp32", 1, 30.0, p90_ms=45.0),
-        row("onnxruntime", "fp16", 1, 1.25, p90_ms=20.0),
-        row("tensorrt", "int8", 1, 0.5, variant="latency"),
-        row("tensorrt", "int8", 4, 2.0),
-        row("keras", "fp32", 8, 40.0),
-        row("tensorrt", "int8", 8, 4.0),
-        row("tensorrt", "int8", 8, 2.5, file="tensorrt/int8.plan"),
-        row("tensorrt", "fp32", 8, None),
-    ]
-    svg = charts.speed(rows)
-    left, right = read_bars(svg)
-    grey = charts.COLORS["keras"]
-    assert [rounded(bar) for bar in left] == [
-        ("keras fp32", 30.0, "30", grey),
-        ("onnxruntime fp16", 1.25, "1.25", FP16),
-        ("tensorrt int8 latency", 0.5, "0.5", INT8),
-    ]
-    assert [round(bar.reach or 0, 2) for bar in left] == [45.0, 20.0, 0.75]
-    assert [rounded(bar) for bar in right] == [
-        ("keras fp32", 200.0, "200", grey),
-        ("tensorrt int8 (rtx/int8.plan)", 2000.0, "2,000", INT8),
-        ("tensorrt int8 (tensorrt/int8.plan)", 3200.0, "3,200", INT8),
-    ]
-    assert all(bar.reach is None for bar in right)
-    titles = re.findall(r">(batch \d+|latency[^<]*|throughput[^<]*)<", svg)
-    order = sorted(titles, key=svg.index)
-    assert order.index("latency, ms (line: to p90; less is better)") < order.index("batch 8")
-    assert {"batch 1", "batch 8", "throughput, images/s (more is better)"} <= set(titles)
-
-
-def test_times_that_the_clock_cannot_tell() -> None:
-    left, right = read_bars(charts.speed([row("keras", "fp32", 1, 0.0), row("onnxruntime", "fp32", 1, 0.0)]))
-    assert [bar.text for bar in left] == ["0", "0"]
-    assert [bar.text for bar in right] == ["too fast for the clock"] * 2
-    assert all(bar.length == pytest.approx(0, abs=1e-6) for bar in (*left, *right))
-
-
-def lines(svg: str, color: str) -> int:
-    """Points of the curve of a colour, over all axes."""
-    tree = ElementTree.fromstring(svg)
-    groups = [g for g in tree.iter(f"{SVG}g") if g.get("id", "").startswith("line2d_")]
-    return sum(1 for g in groups for use in g.iter(f"{SVG}use") if color in use.get("style", ""))
-
-
-def test_one_epoch_without_validation() -> None:
-    svg = charts.training_curves([Epoch("head", 1, 1.5, 0.25)])
-    assert "validation" not in svg
-    assert lines(svg, FP32) >= 2
+@pytest.fixture
+def loud() -> object:
+    """Every warning is an error, those about missing letters too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def test_curves_show_their_own_values() -> None:
-    epochs = [
-        Epoch("head", 1, 4.0, 0.5, 6.0, 0.25),
-        Epoch("head", 2, 2.0, 0.75),
-        Epoch("fine_tune", 3, 1.0, 1.0, 3.0, 0.5),
-    ]
-    figure = charts.training_figure(epochs)
+    figure = charts.training_figure(EPOCHS)
     curves = {
         (axis.get_title(loc="left"), line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
         for axis in figure.axes
@@ -142,48 +43,130 @@ def test_curves_show_their_own_values() -> None:
     assert curves["loss", "validation"] == ([1, 3], [6.0, 3.0])
     boundary = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert [list(line.get_xdata()) for line in boundary] == [[2.5, 2.5]]
+    assert "dotted: fine-tuning begins" in figure.axes[0].get_xlabel()
+
+
+def ticks(axis, which: str) -> list[float]:
+    low, high = getattr(axis, f"get_{which}lim")()
+    return [float(tick) for tick in getattr(axis, f"get_{which}ticks")() if low <= tick <= high]
+
+
+@pytest.mark.parametrize(("accuracy", "phase"), [(1.0, "head"), (0.0, "fine_tune"), (0.25, "head")])
+def test_one_epoch_has_one_tick_and_no_accuracy_beyond_all(accuracy: float, phase: str) -> None:
+    figure = charts.training_figure([Epoch(phase, 1, 0.0, accuracy)])
+    figure.draw_without_rendering()
+    assert [ticks(axis, "x") for axis in figure.axes] == [[1.0], [1.0]]
+    shares = ticks(figure.axes[0], "y")
+    assert len(shares) >= 2
+    assert 0 <= min(shares) <= max(shares) <= 1
+    assert "fine-tuning" not in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("count", [2, 7, 9, 40, 1000])
+def test_epochs_are_whole_numbers(count: int) -> None:
+    figure = charts.training_figure([Epoch("head", n + 1, 1.0, 0.5) for n in range(count)])
+    figure.draw_without_rendering()
+    shown = ticks(figure.axes[0], "x")
+    assert shown[0] == 1
+    assert 2 <= len(shown) <= charts.MOST_TICKS + 1
+    assert all(tick == int(tick) for tick in shown)
+
+
+def test_curves_of_the_page_are_two_and_in_its_colours() -> None:
+    drawn = charts.training_curves(EPOCHS)
+    names = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in drawn]
+    assert not names[0] & names[1], "a name stands once on a page"
+    for svg, ids, name in zip(drawn, names, ("accuracy", "loss")):
+        tree = ElementTree.fromstring(svg)
+        assert tree.attrib["role"] == "img"
+        assert tree.attrib["aria-label"].startswith(f"{name} by epoch: training ")
+        assert "width" not in tree.attrib, "the page says how wide"
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= ids
+        without_style = re.sub(r"var\(--(ink|muted|line|fp32|int8), #\w{6}\)", "", svg)
+        assert not re.findall(r"#[0-9a-fA-F]{6}", without_style), "a colour that a dark page does not change"
+        width = float(tree.attrib["viewBox"].split()[2])
+        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)]
+        assert sizes
+        assert min(sizes) * 334 / width >= 11, "on a phone"
+    assert drawn == charts.training_curves(EPOCHS)
+
+
+def test_one_epoch_without_validation() -> None:
+    assert all("validation" not in svg for svg in charts.training_curves([Epoch("head", 1, 1.5, 0.25)]))
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 5e-324])
+def test_numbers_that_no_plot_can_hold(value: float, loud: None) -> None:
+    charts.training_curves([Epoch("head", 1, value, value, value), Epoch("head", 10**39, -value, 1.0)])
+
+
+# --- layers, as a PNG ---
+
+
+def bars(figure) -> list[tuple[str, float, str]]:
+    (axis,) = figure.axes
+    labels = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert axis.yaxis_inverted(), "the rows do not begin at the top"
+    return [
+        (label, round(bar.get_width(), 2), note.get_text().strip())
+        for label, bar, note in zip(labels, axis.patches, axis.texts)
+    ]
 
 
 def test_each_layer_has_its_share_of_the_noise() -> None:
     layers = [("conv_1 (Conv)", 1.2, True), ("conv_2 (Conv)", 0.6, False), *((f"l{n}", 0.1, False) for n in range(2))]
-    (bars,) = read_bars(charts._svg(charts.sensitivity_figure(layers, most=2)))
-    assert [rounded(bar) for bar in bars] == [
-        ("conv_1 (Conv)", 60.0, "60.0 %", FP16),
-        ("conv_2 (Conv)", 30.0, "30.0 %", INT8),
-        ("2 others", 10.0, "10.0 %", INT8),
+    assert bars(charts.sensitivity_figure(layers, most=2)) == [
+        ("conv_1 (Conv)", 60.0, "60.0 %"),
+        ("conv_2 (Conv)", 30.0, "30.0 %"),
+        ("2 others", 10.0, "10.0 %"),
+    ]
+    assert bars(charts.sensitivity_figure([("a", math.inf, True), ("b", 1.0, False)])) == [
+        ("a", 0.0, "NaN or infinite"),
+        ("b", 100.0, "100.0 %"),
     ]
 
 
-def test_layers_that_make_no_noise_or_overflow() -> None:
-    (bars,) = read_bars(charts.sensitivity([("a", math.inf, True), ("b", 0.0, False)]))
-    assert [(bar.label, bar.text) for bar in bars] == [("a", "NaN or infinite"), ("b", "0.0 %")]
-    (bars,) = read_bars(charts.sensitivity([("a", math.inf, True), ("b", 1.0, False)]))
-    assert [bar.text for bar in bars] == ["NaN or infinite", "100.0 %"]
-
-
-def test_names_are_shown_as_they_are() -> None:
-    name = "$x^{ <b>$ 猫 \x01"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svg = charts.speed([replace(row("keras", "fp32", 1, 1.0), variant=name)])
-    (bars, _) = read_bars(svg)
-    assert bars[0].label == "keras fp32 $x^{ <b>$ 猫 \\x01"
-
-
 def test_of_a_long_name_the_end_is_shown() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (bars,) = read_bars(charts.sensitivity([(f"{'block_' * 60}conv_1 (Conv)", 1.0, False)]))
-    assert bars[0].label.endswith("block_conv_1 (Conv)")
-    assert len(bars[0].label) == 49
+    (bar,) = bars(charts.sensitivity_figure([(f"{'block_' * 60}conv_1 (Conv)", 1.0, False)]))
+    assert bar[0].endswith("block_conv_1 (Conv)")
+    assert len(bar[0]) == 49
 
 
-@pytest.mark.parametrize("value", [1e308, -1e308, 5e-324])
-def test_numbers_that_no_plot_can_hold(value: float) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (bars,) = read_bars(charts.parity_waterfall([hop("export/model.onnx", "fp32", sqnr_db=value)], {"fp32": value}))
-        fast = replace(row("keras", "fp32", 1, 2.0), p50_ms=value, p90_ms=value, images_per_second=value)
-        charts.speed([fast])
-        charts.training_curves([Epoch("head", 1, value, value, value), Epoch("head", 10**39, -value, 1.0)])
-    assert len(bars[0].text) < 16
+# --- names that not every font has ---
+
+NAMES = ("猫", "قطة", "नमस्ते", "👩\u200d🔬", "a\x01\nb", "$x^{$", "\U0001fae8", "\udcff", "ไทย", "𓀀")
+
+
+def test_a_picture_of_any_name_is_drawn_without_a_warning(
+    tmp_path: Path, loud: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.zeros((len(NAMES), 8, 8, 3), np.uint8)
+    with caplog.at_level(logging.WARNING):
+        pictures.save_samples(pixels, list(range(len(NAMES))), NAMES, tmp_path / "samples.png")
+        charts.sensitivity_figure([(name, 1.0, False) for name in NAMES]).savefig(tmp_path / "s.png")
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+    assert caplog.messages == []
+
+
+def test_a_name_that_no_font_has_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "_families", lambda: [])
+    fonts._family_with.cache_clear()
+    try:
+        assert fonts.drawable("猫", "class 2") == ("class 2", [fonts.FIRST])
+        assert fonts.drawable("b猫") == ("b\\u732b", [fonts.FIRST])
+        assert fonts.drawable("naïve Жук") == ("naïve Жук", [fonts.FIRST])
+    finally:
+        fonts._family_with.cache_clear()
+
+
+def test_letters_that_must_be_joined_are_told_otherwise() -> None:
+    for name in ("قطة", "שלום", "नमस्ते", "👩\u200d🔬", "line\nline"):
+        assert fonts.drawable(name, "class 1")[0] == "class 1"
+        assert fonts.drawable(name)[0].isascii()
+
+
+def test_a_font_of_boxes_is_none() -> None:
+    assert not [name for name in fonts._families() if "Last Resort" in name or "STIX" in name]
+    for name in NAMES:
+        shown, families = fonts.drawable(name, "class 0")
+        assert shown == "class 0" or all(any(fonts._has(one, letter) for one in families) for letter in shown)

@@ -313,13 +313,28 @@ def test_default_thresholds_meet_the_contract(toy: Path) -> None:
     assert recipe.verify.min_images >= 200
 
 
-def test_missing_file_names_what_is_there(write, tmp_path: Path) -> None:
-    write(BASE, "flowers.yaml")
-    message = refused(tmp_path / "flower.yaml")
-    assert "does not exist" in message
-    assert "Recipes there: flowers" in message
-    assert "Did you mean" in message
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "nowhere" / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("train.epochs=5", "train.head.epochs or train.fine_tune.epochs"),
+        ("epochs=5", "train.head.epochs or train.fine_tune.epochs"),
+        ("path=x", "data.path or model.path"),
+        ("batchsize=5", "train.batch_size or quantize.batch_size or verify.batch_size or infer.batch_size"),
+        ("model.min_images=5", "quantize.min_images or verify.min_images"),
+        ("modle.input_size=64", "'model'"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_found_in_its_own(toy: Path, override: str, match: str) -> None:
+    assert f"Did you mean {match}?" in refused(toy, override)
+
+
+def test_upper_case_is_no_other_word(toy: Path) -> None:
+    assert "Received: 'INT8'. Did you mean 'int8'?" in refused(toy, "build.precisions=[INT8]")
+    assert "Did you mean 'resnet50'?" in refused(toy, "model.backbone=ResNet50")
 
 
 @pytest.mark.parametrize("text", ["a: [", "? [1]\n: 2\n", "\x00"])
@@ -433,3 +448,41 @@ def test_classes_are_names_or_a_file(write, tmp_path: Path) -> None:
     file = load_recipe(write({"model": {"classes": "names.txt"}, "data": {"path": "a"}}))
     assert file.model.classes == str(tmp_path / "names.txt")
     assert "classes" not in recipe_slice(file, ["model"])["model"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("int8.top1_agreement", "99"),
+        ("int8.top1_agreement", "-1"),
+        ("fp16.accuracy_drop", "5"),
+        ("fp16.sqnr_db", "-5"),
+        ("fp32.relative_error", "-1"),
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused_by_its_key(key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {source: digits}")
+    with pytest.raises(
+        RecipeError, match=rf"verify\.thresholds\.{key}: expected (a share from )?0 to .*Received: {value}"
+    ):
+        load_recipe(path, [f"verify.thresholds.{key}={value}"])
+    load_recipe(path, ["verify.thresholds.int8={top1_agreement: null, sqnr_db: 0, accuracy_drop: 1}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {source: digits\nmodel: {backbone: resnet20}\n", "line 2, column 6: .*brackets"),
+        ("data:\n\tsource: digits\n", "line 2, column 1: .*indent with spaces"),
+        ("data:\n  source: digits\n path: x\n", "line 3, column 2: .*one column"),
+        ("data: {source: digits}\ndata: {source: digits}\n", "line 1, column 1: the key 'data' is given twice"),
+        ("description: from: here\n", "line 1, column 18: .*quote a value that holds a colon"),
+    ],
+)
+def test_a_slip_in_yaml_is_told_in_one_line_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=rf"Received: {said}") as error:
+        load_recipe(path)
+    assert "\n" not in str(error.value)

@@ -245,14 +245,14 @@ def test_a_library_that_is_not_here(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("build/tensorrt/int8.json", "the sidecar of an engine; name the .plan beside it"),
-        ("model.onnx", "an ONNX file"),
+        ("build/tensorrt/int8.json", "the sidecar of an engine. Name the .plan beside it."),
+        ("model.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are made of it:"),
         ("model.keras", "`python -m pipeline inspect` describes it"),
         ("model.engine", "an engine of another program"),
         ("picture.png", "picture.png, which is none"),
-        ("build/tensorrt", "a folder that holds artifacts/toy/build/tensorrt/int8.plan"),
-        ("build/tensorrt/int4.plan", "does not exist. There are: int8.plan"),
-        ("nowhere/int4.plan", "nowhere/int4.plan, which does not exist."),
+        ("build/tensorrt", "a folder that holds artifacts/toy/build/tensorrt/int8.plan. Name one of them."),
+        ("build/tensorrt/int4.plan", "does not exist. In artifacts/toy/build/tensorrt there are: int8.plan."),
+        ("nowhere/int4.plan", "nowhere/int4.plan, which does not exist. This builds one:\n  "),
     ],
 )
 def test_what_is_no_engine_is_said_to_be_something_else(
@@ -264,6 +264,8 @@ def test_what_is_no_engine_is_said_to_be_something_else(
     status, _, err = run(capsys, action, str(root / name))
     assert status == 2
     assert words in err
+    assert "Expected the sidecar" not in err
+    assert err.count("Expected ") == 1
 
 
 def test_a_plan_without_a_sidecar(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

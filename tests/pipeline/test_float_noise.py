@@ -84,7 +84,7 @@ def test_table_and_report_say_it_in_words() -> None:
     moves = "Keras itself moves by 1.0e-05 when each pixel does by a unit in the last place of float32"
     assert found.hops[0].certainty == f"relative error 2.90e-05, at most 4.00e-05 allowed, as {moves}"
     assert f"relative error of at most 4.0e-05 allowed in FP32: {moves}" in parity_table(found)
-    assert f"Relative error of at most 4.0e-05 allowed in FP32: {moves}." in parity_section(found)
+    assert f"Relative error of at most 4.0e-05 allowed in FP32: {moves}." in parity_section(found).html
     assert "allowed" not in parity_table(report(0.0, None))
     assert report(0.0, FloatNoise(1e-5, "float32")).hops[0].certainty == ""
 

@@ -87,11 +87,33 @@ def test_files_of_keras_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], na
 
 def test_the_recipe_is_one(modern, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     facts, _ = inspect(modern[0], capsys)
-    (tmp_path / "stub.yaml").write_text(facts["recipe"])
-    recipe = load_recipe(tmp_path / "stub.yaml")
+    (tmp_path / "modern.yaml").write_text(facts["recipe"])
+    recipe = load_recipe(tmp_path / "modern.yaml")
     assert recipe.name == "modern"
     assert recipe.model.path == str(modern[0].resolve())
     assert recipe.model.preprocessing == "auto"
+
+
+@pytest.mark.parametrize("where", ["configs", "."])
+@pytest.mark.parametrize("place", ["inside", "elsewhere"])
+def test_the_recipe_is_right_where_it_is_said_to_be_saved(
+    modern, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, place: str
+) -> None:
+    here = tmp_path / "here"
+    (here / where).mkdir(parents=True)
+    model = (here if place == "inside" else tmp_path) / "my: colleague's.keras"
+    modern[0].rename(model)
+    monkeypatch.chdir(here)
+    facts, text = inspect(Path(os.path.relpath(model)), capsys)
+    recipe = Path(where) / "my-colleague-s.yaml"
+    assert f"save it as {recipe}, then: python -m pipeline run -c {recipe}" in text
+    assert facts["recipe"].startswith(f"# {recipe}\n")
+    recipe.write_text(facts["recipe"])
+    loaded = load_recipe(recipe)
+    assert (loaded.name, loaded.model.path) == ("my-colleague-s", str(model))
+    assert (str(tmp_path) in facts["recipe"]) is (place == "elsewhere")
+    again, _ = inspect(model, capsys)
+    assert again["recipe"].startswith(f"# {recipe.with_stem('my-colleague-s-2')}\n"), "nothing is to be replaced"
 
 
 def test_no_framework_is_needed_for_files(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from pipeline.config import load_recipe
 from pipeline.errors import ModelError, RecipeError
 from pipeline.inspecting import describe, inspect_model
 from pipeline.model_file import read_model_file
+from pipeline.recipe import Model as ModelSection
+from pipeline.taking_over import take_over
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -36,6 +38,10 @@ def model(*after: Any, shape: tuple[int | None, ...] = (16, 16, 3), package: Any
 def facts(built: Any, path: Path) -> dict[str, Any]:
     built.export(str(path), verbose=False) if path.suffix == "" else built.save(path)
     return describe(read_model_file(path))
+
+
+def memory(x: Any) -> Any:
+    return layers.LSTM(4, stateful=True, name="memory")(layers.Reshape((16, 32))(x))
 
 
 def body(package: Any = keras) -> list[Any]:
@@ -92,8 +98,12 @@ def test_a_nested_head_and_a_signature(tmp_path: Path) -> None:
         (lambda: model(layers.Conv2D(64, 3, strides=2)), r"a feature map, \(N, .*, 64\)"),
         (lambda: model(*body(), layers.Dense(3), shape=(16, 16, 5)), r"takes 5 channels, \(N, 16, 16, 5\)"),
         (lambda: model(layers.Flatten(), layers.Dense(3), shape=(4, 16, 16, 3)), "videos or volumes"),
+        (lambda: model(*body(), layers.Dense(1, activation="relu")), "one number without a sigmoid"),
+        (lambda: model(*body(), layers.Dense(1, activation="softmax")), "one number without a sigmoid"),
+        (lambda: model(layers.Flatten(), layers.Dense(3), shape=(4, 4, 3)), r"\(N, 4, 4, 3\), which is too small"),
+        (lambda: keras.Model((x := keras.Input((16, 32, 1), 2)), layers.Dense(3)(memory(x))), "layer memory remembers"),
     ],
-    ids=["numbers", "regression", "denoiser", "backbone", "channels", "video"],
+    ids=["numbers", "regression", "denoiser", "backbone", "channels", "video", "relu", "one", "small", "memory"],
 )
 @pytest.mark.parametrize("kind", ["m.keras", "m.h5"])
 def test_what_cannot_go_gets_a_reason_and_no_recipe(
@@ -123,6 +133,95 @@ def test_two_inputs_or_outputs_cannot_go(tmp_path: Path) -> None:
     alone = layers.Flatten(name="flat_one")(one)
     ends = [layers.Dense(n, name=f"end{n}")(alone) for n in (2, 3)]
     assert "gives 2 outputs" in facts(keras.Model(one, ends), tmp_path / "out.keras")["cannot_go"]
+
+
+def two_ends(package: Any, form: str) -> Any:
+    part = package.layers
+    x = inputs = package.Input((16, 16, 3), name="pixels")
+    for layer in body(package):
+        x = layer(x)
+    box, kind = part.Dense(4, name="box")(x), part.Dense(3, activation="softmax", name="kind")(x)
+    return package.Model(inputs, {"b": box, "a": kind} if form == "dictionary" else [box, kind])
+
+
+def argmax(package: Any) -> Any:
+    scores = model(*body(package), package.layers.Dense(3, name="scores"), package=package)
+    if package is keras:
+        return keras.Model(scores.input, keras.ops.argmax(scores.output, axis=-1))
+    import tensorflow as tf
+
+    return tf_keras.Model(scores.input, tf.math.argmax(scores.output, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("built", "name", "output", "classes"),
+    [
+        (lambda: two_ends(keras, "list"), "two.keras", "kind", 3),
+        (lambda: two_ends(keras, "dictionary"), "its two.keras", "kind", 3),
+        (lambda: two_ends(tf_keras, "list"), "two.h5", "kind", 3),
+        (lambda: two_ends(keras, "dictionary"), "saved", "b", 4),
+        (lambda: argmax(keras), "argmax.keras", "scores", 3),
+        (lambda: argmax(tf_keras), "argmax.h5", "scores", 3),
+    ],
+)
+def test_the_line_that_cuts_a_model_gives_one_that_is_taken(
+    built: Any,
+    name: str,
+    output: str,
+    classes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    original = built()
+    found = facts(original, Path(name))
+    assert found["recipe"] is None
+    inspect_model(Path(name))
+    said = capsys.readouterr().out
+    line = said.rstrip().splitlines()[-1]
+    assert f"to cut it to {output!r}" in said
+    assert f" run this in Python, and inspect {found['cut']['saved']}:" in said
+    assert ("with that name in its place" in said) is ("argmax" not in name), "the other output fits as well"
+    assert line == found["cut"]["line"]
+    exec(line, {})  # as it is printed
+    whole = describe(read_model_file(Path(found["cut"]["saved"])))
+    assert (whole["cannot_go"], whole["classes"]) == (None, classes)
+    trusted = tuple(finding["name"] for finding in whole["unsafe"])
+    config = ModelSection(path=found["cut"]["saved"], preprocessing="unit", allow=trusted)
+    taken = take_over(config, ("a", "b", "c", "d")[:classes], "stretch")
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    logits = np.asarray(taken.model(pixels.astype(np.float32)))
+    assert logits.shape == (2, classes)
+    if "argmax" in name:
+        expected = np.asarray(original(pixels / np.float32(255)))
+        assert np.argmax(logits, axis=1).tolist() == expected.tolist()
+
+
+def test_what_no_line_can_cut_gets_none(tmp_path: Path) -> None:
+    x = keras.Input((16, 16, 3))
+    maps = [layers.Conv2D(n, 3, name=f"map{n}")(x) for n in (2, 3)]
+    found = facts(keras.Model(x, maps), tmp_path / "maps.keras")
+    assert "gives 2 outputs (map2 (N, " in found["cannot_go"]
+    assert found["cut"] is None
+    assert facts(model(*body(), layers.Dense(1)), tmp_path / "one.keras")["cut"] is None
+
+
+def test_a_model_that_keras_quantized_or_never_called_gets_no_recipe(tmp_path: Path) -> None:
+    quantized = model(*body(), layers.Dense(3, name="end"))
+    quantized.quantize("int8")
+    assert "Keras quantized its layer end" in facts(quantized, tmp_path / "q.keras")["cannot_go"]
+    uncalled = keras.Sequential([*body(), layers.Dense(3)])
+    assert "does not say what size of picture it takes" in facts(uncalled, tmp_path / "u.keras")["cannot_go"]
+    uncalled(np.zeros((1, 16, 16, 3), np.float32))
+    assert facts(uncalled, tmp_path / "c.keras")["cannot_go"] is None
+
+
+def test_an_end_that_is_neither_logits_nor_softmax_is_said_in_the_recipe(tmp_path: Path) -> None:
+    found = facts(model(*body(), layers.Dense(3, activation="tanh")), tmp_path / "m.keras")
+    assert yaml.safe_load(found["recipe"])["model"]["output"] == "logits"
+    config = ModelSection(path=str(tmp_path / "m.keras"), preprocessing="unit", output="logits")
+    assert take_over(config, ("a", "b", "c"), "stretch").card.output == "logits"
 
 
 def test_what_cannot_be_built_gets_no_recipe(tmp_path: Path) -> None:

@@ -392,11 +392,11 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     assert "called_in_training: refuse" in describe(read_model_file(tmp_path / "resnet50.h5"))["recipe"]
     config = Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit")
     with pytest.raises(
-        ModelError, match=r"calls of 1 \(bn\).*other pictures of its batch.*called_in_training=inference"
+        ModelError, match=r"calls of 1 layer \(bn\).*other pictures of its batch.*called_in_training=inference"
     ):
         take_over(config, ("a", "b", "c"), "stretch")
     taken = take_over(replace(config, called_in_training="inference"), ("a", "b", "c"), "stretch")
-    assert "1 of its layers (bn) were called with training=True" in taken.card.deviations[0]
+    assert "1 of its layers (bn) was called with training=True" in taken.card.deviations[0]
     taken.model.save(tmp_path / "model.keras")
     export_keras(taken.model, tmp_path / "m.onnx", preprocessing=taken.card.preprocessing, classes=taken.card.classes)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])

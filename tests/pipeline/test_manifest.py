@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_it_records_everything(done: Path) -> None:
     assert set(tree["outputs"]) == {"a.bin", "sub/b.bin"}
     assert tree["outputs"]["a.bin"]["bytes"] == 3
     assert read_manifest(done).stage == "verify"
+    written = datetime.fromisoformat(tree["finished"])
+    assert abs(datetime.now(UTC) - written) < timedelta(hours=1)
+
+
+def test_a_record_of_an_earlier_version_says_no_date(done: Path) -> None:
+    tree = json.loads((done / MANIFEST).read_text())
+    del tree["finished"]
+    (done / MANIFEST).write_text(json.dumps(tree))
+    assert read_manifest(done).finished == ""
 
 
 def test_up_to_date(done: Path) -> None:

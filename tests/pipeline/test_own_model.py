@@ -60,7 +60,7 @@ def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pyt
     options = ["-c", str(tmp_path / "colleague.yaml"), "--artifacts", str(tmp_path / "artifacts")]
     assert main(["train", *options]) == 2
     said = capsys.readouterr().err
-    assert "training=True in the calls of 2 (backbone, monte_carlo)" in said
+    assert "training=True in the calls of 2 layers (backbone, monte_carlo)" in said
     assert "depends on the other pictures of its batch and chance" in said
     options += ["--set", "model.called_in_training=inference"]
     for verb in ("train", "export", "quantize", "build", "verify", "infer", "report"):

@@ -606,3 +606,16 @@ def test_the_terminal_says_what_stands_in_the_place_of_a_number() -> None:
     assert " NaN or inf " in rows["quantize/model.fp16.onnx"]
     assert " 31.2 " in rows["quantize/model.int8.onnx"]
     assert not {"equal", "inf"} & set(rows["build/rtx/int8.plan"].split())
+
+
+def test_what_did_not_run_is_one_line_a_reason() -> None:
+    engines = ("build/rtx/fp16.plan", "build/rtx/int8.plan")
+    hops = [make_hop("export/model.onnx")]
+    hops += [make_hop(name, "not run", kind=kind, why="no GPU") for name in engines for kind in ("from_keras", "step")]
+    hops.append(make_hop("build/tensorrt/int8.plan", "not run", why=""))
+    table = parity_table(ParityReport("pass", {}, {}, tuple(hops))).splitlines()
+    assert [line for line in table if "not run" in line] == [
+        f"  not run: {', '.join(engines)}: no GPU",
+        "  not run: build/tensorrt/int8.plan: no reason is known",
+    ]
+    assert len(table) == 5, "a head, a comparison, two reasons, the verdict"

@@ -254,3 +254,22 @@ def test_fp16_is_left_as_it_is_where_no_layer_may_be_measured(chain: Chain) -> N
     assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
     report = read(chain.root / "quantize" / "calibration.json")["fp16"]
     assert (report["budget_met"], report["kept_fp32"]) == (False, {})
+
+
+def test_a_warning_about_many_tensors_is_one_line_with_five_names(
+    chain: Chain, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scales, "smallest", property(lambda scales: list(scales.scales)))
+    monkeypatch.setattr(
+        quantizing, "unfit_for_fp16", lambda model, limits: {f"node{number}": "too large" for number in range(47)}
+    )
+    capsys.readouterr()
+    assert chain.run("quantize", "--force") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    dead = [line for line in warnings if "the smallest scale" in line]
+    assert len(dead) == 1, "not once for each method that was tried"
+    assert dead[0].count(", ") == 4
+    assert dead[0].split()[-3:][0] == "and"
+    (unfit,) = [line for line in warnings if "FP32" in line and "too large" in line]
+    assert "47 layers stay FP32: node0: too large; " in unfit
+    assert unfit.endswith("and 42 more")

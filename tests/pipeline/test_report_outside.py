@@ -57,7 +57,7 @@ def test_predictions_and_what_is_wrong_with_them(artifacts: Artifacts) -> None:
     page = artifacts.write().page()
     shown = figures(page)
     assert shown[0] == ("cat 88%", {"right"})
-    assert shown[1] == ("owl 52% is dog", {"wrong"})
+    assert shown[1] == ("✗ owl 52% is dog", {"wrong"})
     assert shown[2] == ("broken.png: not an image <b>", {"missing"})
     assert shown[3] == ("gone.png: cat 25%; there is no such file here", {"missing"})
     assert shown[4][0].startswith("odd\\udcff<i>.png: dog")
@@ -217,7 +217,8 @@ def test_damaged_manifests_and_sidecars_leave_a_page(artifacts: Artifacts) -> No
     (root / "build/rtx/int8.json").write_text('{"schema": 2}')
     page = artifacts.page()
     assert page.section("Stages").text.count("its record is missing or damaged") == 7
-    assert "rtx/int8.plan: Expected 'flavour' of type text in" in page.section("Engines").text
+    (remark,) = page.remarks("Engines", 0)
+    assert remark.startswith("Expected 'flavour' of type text in")
     assert page.rows("Engines")[0]["verdict"] == "not verified"
     assert "None:" in page.section("Predictions").text
 
@@ -267,10 +268,19 @@ def _replace(path: Path, *texts: str) -> None:
     path.write_text(content)
 
 
+def test_a_name_does_not_turn_what_stands_beside_it(artifacts: Artifacts) -> None:
+    turning = "\u202egnp.tac\u2066"
+    artifacts.card = replace(artifacts.card, classes=("قطة", turning, "owl"))
+    artifacts.predictions = [("images/0.png", "ok", "قطة", 0.5, ""), ("images/1.png", "ok", turning, 0.5, "")]
+    page = artifacts.write().page()
+    assert [text for text, _ in figures(page)] == ["قطة 50%", "\\u202egnp.tac\\u2066 50%"]
+    assert {node.attrs["dir"] for node in page.section("Predictions").all("b")} == {"auto"}
+
+
 def test_a_page_with_a_lone_surrogate_is_written(artifacts: Artifacts, tmp_path: Path, monkeypatch) -> None:
     from pipeline.report import write_report
 
-    monkeypatch.setattr(charts, "speed", lambda results: "<svg>plot \udcff</svg>")
+    monkeypatch.setattr(charts, "training_curves", lambda history: ("<svg>plot \udcff</svg>",))
     context = artifacts.write().context
     write_report(replace_description(context, "odd \udcff"), tmp_path)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def test_warnings_of_the_verdict_stand_under_the_header(artifacts: Artifacts) ->
     page = artifacts.write().page()
     assert page.alerts == [doubt]
     main = page.root.all("main")[0]
-    assert [node.tag for node in main.children if not isinstance(node, str)][:2] == ["p", "div"]
+    assert [node.tag for node in main.children if not isinstance(node, str)][:3] == ["p", "div", "nav"]
 
 
 @pytest.mark.parametrize("name", ["train/model.keras", "verify/reference.npz", *ONNX[:3], PLAN, "build/rtx/int8.json"])
@@ -91,7 +91,7 @@ def test_an_engine_that_came_later_and_a_record_that_was_altered(artifacts: Arti
         "build/rtx/int8.plan was never verified.",
         "benchmark/benchmark.json was altered since the benchmark stage wrote it.",
     ]
-    assert page.badge.text == "verdict: pass"
+    assert page.badge.text == "pass: 3 ONNX files on 200 images; 1 engine never verified"
     assert page.card("engine")[1] == "TensorRT engine: 1 not verified"
     assert page.rows("Engines")[0]["engine"] == "rtx/int8.plan"
     assert "int8.json" in page.section("Engines").text
@@ -112,7 +112,7 @@ def test_a_stage_that_worked_on_another_file_says_so(artifacts: Artifacts) -> No
     assert page.alerts == [
         f"The quantize stage worked on another {name} than is here now." for name in (ONNX[0], "train/model.json")
     ]
-    assert page.badge.text == "verdict: pass"
+    assert page.badge.text == "pass: 3 ONNX files on 200 images; no engine was built"
 
 
 def test_a_candidate_without_bytes_is_no_pass(artifacts: Artifacts) -> None:

@@ -40,7 +40,10 @@ BORDERS = {
     "pipeline/progress.py": "draws bars",
     "pipeline/cli.py": "talks",
     "pipeline/commands.py": "talks",
+    "pipeline/usage.py": "reads a command line, or refuses it",
+    "pipeline/recipe_files.py": "finds the recipe, whose values enter the key by the stage's slice",
     "pipeline/tensorflow_start.py": "silences an import",
+    "export/words.py": "puts a number before its noun, and cuts long lists, for people",
     "pipeline/words.py": "puts a number before its noun, for people",
 }
 # What a stage runs by asking its context.

@@ -1,3 +1,4 @@
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,25 @@ def test_a_missing_sidecar_is_refused_by_the_constructor(tmp_path: Path) -> None
     sidecar_path(plan).unlink()
     with pytest.raises(RunnerError, match=r"sidecar .*x\.json.*--force"):
         TensorRTRunner(plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothere.plan", r"nothere.plan, which does not exist. In .* there are: x.plan."),
+        ("empty/nothere.plan", "which does not exist. This builds one: python -m pipeline build -c RECIPE --force."),
+        ("", r", a folder that holds .*x.plan. Name one of them."),
+        ("x.json", "the sidecar of an engine. Name the .plan beside it."),
+        ("m.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are made of it: python -m pipeline build"),
+        ("link.plan", "a link that leads nowhere."),
+    ],
+)
+def test_what_is_no_plan_is_one_sentence(tmp_path: Path, name: str, words: str) -> None:
+    make_plan(tmp_path / "x.plan")
+    (tmp_path / "m.onnx").touch()
+    (tmp_path / "link.plan").symlink_to(tmp_path / "gone.plan")
+    with pytest.raises(RunnerError, match=words) as caught:
+        TensorRTRunner(tmp_path / name)
+    assert "Expected the sidecar" not in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1, "nothing is chained to it"

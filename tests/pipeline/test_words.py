@@ -1,10 +1,10 @@
-"""Numbers in sentences."""
+"""Numbers, lists and sentences for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.words import count
+from pipeline.words import count, listed, sentence
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,29 @@ def test_a_plural_that_is_not_made_with_an_s() -> None:
         "1 of its files is",
         "2 of its files are",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("a convolution is FP32", "A convolution is FP32."),
+        ("no NVIDIA driver.", "No NVIDIA driver."),
+        ("inconclusive: too few", "Inconclusive: too few."),
+        ("model.int8.onnx: SQNR 3 dB", "model.int8.onnx: SQNR 3 dB."),
+        ("rtx/int8.plan died", "rtx/int8.plan died."),
+        ("99.0 % agree", "99.0 % agree."),
+        ("", ""),
+    ],
+)
+def test_a_remark_becomes_a_sentence(words: str, said: str) -> None:
+    assert sentence(words) == said
+
+
+def test_a_long_list_is_five_names_and_how_many_there_are_besides() -> None:
+    names = [f"conv{index}" for index in range(47)]
+    assert listed(names) == "conv0, conv1, conv2, conv3, conv4 and 42 more"
+    assert listed(names[:6]) == "conv0, conv1, conv2, conv3, conv4, conv5", "nothing is as short as its own name"
+    assert listed(names[:7]) == "conv0, conv1, conv2, conv3, conv4 and 2 more"
+    assert listed([]) == ""
+    assert listed(iter([1, 2, 3, 4]), most=2, separator="; ") == "1; 2 and 2 more"
+    assert listed(range(10_000), most=1) == "0 and 9,999 more"

@@ -40,13 +40,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 FULL_DISK = """
-import argparse, resource, sys
+import resource, sys
 from pathlib import Path
 from pipeline import cli
+from pipeline.usage import Parser
 from tests.pipeline.test_write_rows import COLUMNS, TOTAL, rows, write_rows
 output = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # no file grows beyond, and write() says so
-parser = argparse.ArgumentParser(parents=[cli.output_options()])
+parser = Parser(parents=[cli.output_options()])
 sys.exit(cli.run_command(parser, [], lambda args: write_rows(rows(), TOTAL, COLUMNS, output)))
 """
 

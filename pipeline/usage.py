@@ -1,0 +1,129 @@
+"""The words of a command line, read; what was mistyped becomes a sentence with the line that was meant.
+
+Standard library only: it is there before any package is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from pipeline.errors import PipelineError
+
+_OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "-o", "--output")
+
+
+class UsageError(PipelineError):
+    """A command line that cannot be read.
+
+    Attributes:
+        usage: how the verb is used, in argparse's form.
+    """
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+def closest(value: object, known: Iterable[object], cutoff: float = 0.5) -> str | None:
+    """The one of some names that was most likely meant, upper and lower case alike; None where none is close."""
+    names = {str(name).lower(): str(name) for name in known}
+    found = difflib.get_close_matches(str(value).lower()[:200], names, 1, cutoff)
+    return names[found[0]] if found else None
+
+
+def meant(value: object, known: Iterable[object], cutoff: float = 0.5) -> str:
+    """The same as a sentence that follows another one; empty where none is close."""
+    name = closest(value, known, cutoff)
+    return f" Did you mean {name!r}?" if name else ""
+
+
+def override(text: str) -> str:
+    """A ``--set section.key=value``, whole."""
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise argparse.ArgumentTypeError(
+            f"Expected --set section.key=value, without spaces around the =. Received: --set {shlex.quote(text)}."
+        )
+    return text
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ``UsageError`` with a sentence instead of ending the process."""
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Read a command line, without the program's name.
+
+        Raises:
+            UsageError: it cannot be read, with what was expected, what was received and what to write.
+        """
+        self._refuse_options_before_the_verb(words)
+        found, left = self.parse_known_args(words)
+        if left:
+            reader = self._verbs().get(getattr(found, "command", ""), self)
+            reader.error(_left_over(left, words, reader._option_string_actions))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse found, in our form."""
+        raise UsageError(_sentence(message, list(self._verbs())), self.format_usage())
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Called for every value; those that have choices are compared with them."""
+        if action.choices is None or value in action.choices:
+            return
+        known = list(action.choices)
+        what = "a verb" if isinstance(action, argparse._SubParsersAction) else f"{action.option_strings[-1]}"
+        self.error(f"Expected {what} of {', '.join(map(str, known))}. Received: {value}.{meant(value, known)}")
+
+    def _verbs(self) -> dict[str, Parser]:
+        actions = [one for one in self._actions if isinstance(one, argparse._SubParsersAction)]
+        return dict(actions[0].choices) if actions else {}
+
+    def _refuse_options_before_the_verb(self, words: Sequence[str]) -> None:
+        verbs = self._verbs()
+        if not verbs or not words or not words[0].startswith("-") or words[0] in self._option_string_actions:
+            return
+        for place, word in enumerate(words):
+            if word in verbs and words[place - 1] not in _OPTIONS_WITH_VALUES:
+                line = shlex.join([word, *words[:place], *words[place + 1 :]])
+                self.error(
+                    f"Expected the verb before its options. Received: {words[0]} first. Write: {self.prog} {line}"
+                )
+
+
+def _left_over(left: Sequence[str], words: Sequence[str], options: Iterable[str]) -> str:
+    """Why a word that nothing takes is none, and what was meant."""
+    word = left[0]
+    before = words[words.index(word) - 1] if word in words[1:] else ""
+    if before.endswith("=") or word.startswith("="):
+        return f"Expected KEY=VALUE without spaces around the =. Received: {before} {word}. Write: {before}{word}"
+    if not word.startswith("-"):
+        return f"Expected options and their values. Received: {word}, which belongs to none of them. Leave it out."
+    name, equals, value = word.partition("=")
+    if "." in name:
+        value = f"={value}" if equals else "=VALUE"
+        return f"Expected an option. Received: {word}. A key of the recipe is given by --set {name.lstrip('-')}{value}"
+    return (
+        f"Expected an option that this verb has. Received: {name}.{meant(name, options, cutoff=0.7)} "
+        "A key of the recipe is given by --set section.key=value."
+    )
+
+
+def _sentence(message: str, verbs: Sequence[str]) -> str:
+    if found := re.search(r"Expected .*", message, re.DOTALL):
+        return found[0]
+    if "required: VERB" in message:
+        return f"Expected a verb: {', '.join(verbs)}. Received: none. To do all there is: python -m pipeline run"
+    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
+        return f"Expected {found[1]} behind the verb. Received: nothing."
+    if found := re.fullmatch(r"argument (.*): expected (?:one argument|at least one argument)", message):
+        return f"Expected a value after {found[1]}. Received: none."
+    if found := re.fullmatch(r"argument (.*): invalid (\w+) value: (.*)", message):
+        kind = {"int": "a whole number", "float": "a number"}.get(found[2], f"a {found[2]}")
+        return f"Expected {kind} after {found[1]}. Received: {found[3]}."
+    return f"Expected another command line. Received: {message}."

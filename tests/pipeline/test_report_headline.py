@@ -1,0 +1,279 @@
+"""The first words of a page, for every kind of verdict, and the step that a reader takes next."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
+from pipeline.report_recipe import make, when
+from pipeline.stage import ARTIFACTS, Context
+from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
+
+OTHER_PLAN = "build/rtx/fp16.plan"
+SURE = "at least 97.3 % agreement with Keras, with 95 % confidence"
+
+
+def sure(artifacts: Artifacts) -> Artifacts:
+    """Comparisons with their intervals, of which the second is the weakest."""
+    lows = (0.99, 0.97399, 0.98)
+    artifacts.hops = [replace(one, agreement_interval=(low, 1.0)) for one, low in zip(artifacts.hops, lows)]
+    return artifacts
+
+
+def pill(artifacts: Artifacts) -> tuple[str, str, str]:
+    """Words, colour and what stands beside them."""
+    page = artifacts.write().page()
+    (kind,) = page.badge.kinds - {"badge"}
+    return page.badge.text, kind, page.certainty
+
+
+# --- the pill ---
+
+
+def test_onnx_files_pass_and_engines_were_not_run(artifacts: Artifacts) -> None:
+    artifacts.plans = [OTHER_PLAN, PLAN]
+    sure(artifacts).hops += [hop(name, Path(name).stem, "not run", why="no GPU") for name in artifacts.plans]
+    assert pill(artifacts) == ("pass: 3 ONNX files on 200 images; engines not run here", "pass", SURE)
+
+
+def test_engines_ran_too(artifacts: Artifacts) -> None:
+    artifacts.plans = [OTHER_PLAN, PLAN]
+    artifacts.hops += [hop(OTHER_PLAN, "fp16"), hop(PLAN, "int8")]
+    assert pill(artifacts) == ("pass: 3 ONNX files and 2 engines on 200 images", "pass", "")
+
+
+def test_one_engine_of_two_ran(artifacts: Artifacts) -> None:
+    artifacts.plans = [OTHER_PLAN, PLAN]
+    artifacts.hops += [hop(OTHER_PLAN, "fp16"), hop(PLAN, "int8", "not run")]
+    assert pill(artifacts)[0] == "pass: 3 ONNX files and 1 engine on 200 images; 1 engine not run here"
+
+
+def test_no_engine_and_one_image(artifacts: Artifacts) -> None:
+    artifacts.hops = [replace(one, images=1) for one in artifacts.hops]
+    assert pill(artifacts)[0] == "pass: 3 ONNX files on 1 image; no engine was built"
+
+
+def test_a_failure_is_named_with_what_it_missed(artifacts: Artifacts) -> None:
+    sure(artifacts).hops[2] = hop(ONNX[2], "int8", "fail")
+    assert pill(artifacts) == (
+        "fail: model.int8.onnx on 200 images; 2 ONNX files passed; no engine was built",
+        "fail",
+        "model.int8.onnx: SQNR 42.5 dB, at least 60.0 dB needed",
+    )
+
+
+def test_many_failures_are_counted(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    artifacts.hops = [hop(name, precision, "fail") for name, precision in zip(ONNX, ("fp32", "fp16", "int8"))]
+    artifacts.hops.append(hop(PLAN, "int8", "inconclusive"))
+    assert pill(artifacts)[0] == "fail: 3 ONNX files on 200 images; 1 engine inconclusive"
+
+
+def test_a_file_fails_by_its_worst_comparison(artifacts: Artifacts) -> None:
+    artifacts.hops.append(hop(ONNX[2], "int8", "fail", kind="step", reference=ONNX[1]))
+    assert pill(artifacts)[0].startswith("fail: model.int8.onnx on 200 images; 2 ONNX files passed")
+
+
+def test_inconclusive_says_what_would_decide(artifacts: Artifacts) -> None:
+    why = "inconclusive: top-1 agreement 0.9860, 0.9900 asked; about 2,377 images would decide"
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", why=why, images_to_decide=2377)
+    words, kind, beside = pill(artifacts)
+    assert words == "inconclusive: model.int8.onnx on 200 images; 2 ONNX files passed; no engine was built"
+    assert (kind, beside) == ("inconclusive", f"model.int8.onnx: {why}")
+
+
+def test_nothing_could_be_run(artifacts: Artifacts) -> None:
+    artifacts.hops = [hop(name, precision, "not run", why="no GPU") for name, precision in zip(ONNX, ("fp32", "fp16"))]
+    assert pill(artifacts) == ("fail: no file could be run here, so nothing is verified", "fail", "")
+    assert "Run it on a machine that can run the files" in artifacts.page().section("Next step").text
+
+
+def test_files_that_were_altered_since(artifacts: Artifacts) -> None:
+    sure(artifacts).write()
+    (artifacts.root / ONNX[0]).write_bytes(b"another")
+    page = artifacts.page()
+    assert page.badge.text == "not verified as it is now (verdict pass, but files were altered since)"
+    assert page.badge.kinds == {"badge", "notverified"}
+    assert page.certainty == ""
+    judged = {cells["file"]: cells["now"] for cells in page.rows("What was judged")}
+    assert judged[ONNX[0]] == "altered"
+    assert judged[ONNX[1]] == "as judged"
+    (artifacts.root / ONNX[1]).unlink()
+    judged = {cells["file"]: cells["now"] for cells in artifacts.page().rows("What was judged")}
+    assert judged[ONNX[1]] == "missing"
+
+
+# --- the date ---
+
+
+def test_the_date_is_that_of_the_verdict(artifacts: Artifacts) -> None:
+    root = artifacts.write().root
+    (moment,) = artifacts.page().root.all("p", "when")
+    assert moment.text == f"Verified on {when(read_manifest(root / 'verify'))}"
+    before = (artifacts.folder / "out/report.html").read_text()
+    artifacts.page()
+    assert (artifacts.folder / "out/report.html").read_text() == before, "it is not the time of rendering"
+
+
+@pytest.mark.parametrize(
+    ("finished", "shown"),
+    [
+        ("2026-11-29T12:05:09+00:00", "29 November 2026, 12:05 UTC"),
+        ("2026-11-29T01:05:09+02:00", "28 November 2026, 23:05 UTC"),
+        ("", ""),
+        ("<script>", ""),
+        ("0001-01-01T00:00:00+14:00", ""),
+    ],
+)
+def test_a_date_for_people(tmp_path: Path, finished: str, shown: str) -> None:
+    write_manifest(tmp_path, stage="verify", recipe="r", key=Key({}, {}, ""), seconds=0, result={})
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None
+    assert when(manifest).endswith("UTC")
+    assert when(replace(manifest, finished=finished)) == shown
+    assert when(None) == ""
+
+
+# --- the command ---
+
+
+def context(artifacts: Artifacts, path: str, *overrides: str, folder: Path = ARTIFACTS) -> Context:
+    return Context(artifacts.context.recipe, Path(path), folder, overrides)
+
+
+def test_the_command_is_the_one_that_the_readme_uses(artifacts: Artifacts) -> None:
+    assert make(context(artifacts, "configs/digits.yaml"), "run") == "make run"
+    assert make(context(artifacts, "configs/mine.yaml"), "bundle") == "RECIPE=mine make bundle"
+    elsewhere = make(context(artifacts, "my recipes/mine.yaml", "a.b=c d", folder=Path("out")), "run")
+    assert shlex.split(elsewhere) == [
+        *("python", "-m", "pipeline", "run", "-c", "my recipes/mine.yaml", "--set", "a.b=c d", "--artifacts", "out")
+    ]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("value", ["a b", "it's", '"x"', "$HOME", "$(shell id)", "`id`", "a\\b", "#1", "[1, 8]", ";ls"])
+def test_make_and_the_shell_hand_every_override_on_as_it_was_given(artifacts: Artifacts, value: str) -> None:
+    overrides = [f"data.path={value}", "train.seed=2"]
+    line = make(context(artifacts, "configs/mnist.yaml", *overrides), "run")
+    assert line.startswith("RECIPE=mnist ARGS=")
+    dry = f"{line.removesuffix(' run')} -n PY=python INSTALLED=/dev/null run"
+    said = subprocess.run(["sh", "-c", dry], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (ran,) = [row for row in said.splitlines() if "-m pipeline run" in row]
+    told = subprocess.run(["sh", "-c", f"printf '%s\\0' {ran}"], capture_output=True, text=True, check=True).stdout
+    assert told.split("\0")[4:-1] == [
+        *("-c", "configs/mnist.yaml", "--set", f"data.path={value}", "--set", "train.seed=2")
+    ]
+
+
+def test_the_page_says_the_recipe_and_what_differs(artifacts: Artifacts) -> None:
+    page = artifacts.write().page()
+    changed = {cells["key"]: (cells["here"], cells["default"]) for cells in page.rows("Recipe")}
+    assert changed["data.source"] == ("digits", "folder")
+    assert changed["verify.thresholds.fp32.relative_error"] == ("null", "auto")
+    assert "data.path" not in changed
+    assert f"{len(changed)} keys differ from the defaults" in page.section("Recipe").text
+    (command,) = [node.text for node in page.section("Recipe").all("code") if "pipeline run" in node.text]
+    assert shlex.split(command)[:5] == ["python", "-m", "pipeline", "run", "-c"]
+
+
+# --- the next step ---
+
+
+def step(artifacts: Artifacts) -> tuple[str, list[str]]:
+    """Its words and the words of its first command, without the folder of this test."""
+    node = artifacts.write().page().section("Next step")
+    command = shlex.split(node.all("code")[0].text)
+    folder = ["--artifacts", str(artifacts.folder / "artifacts")]
+    at = next((at for at in range(len(command)) if command[at : at + 2] == folder), len(command))
+    return node.text, command[:at] + command[at + 2 :]
+
+
+def verified_on_a_gpu(artifacts: Artifacts) -> None:
+    plain = artifacts.manifest
+
+    def manifest(stage: str, result: dict, inputs: dict[str, str] | None = None) -> None:
+        plain(stage, result, inputs)
+        if stage == "verify":
+            key = Key(inputs or {}, {}, "code", {"gpu": "Big GPU"})
+            folder = artifacts.root / stage
+            write_manifest(folder, stage=stage, recipe="hand", key=key, seconds=1, result=result)
+
+    artifacts.manifest = manifest  # type: ignore[method-assign]
+
+
+def test_what_no_engine_ran_goes_to_a_gpu(artifacts: Artifacts) -> None:
+    words, command = step(artifacts)
+    assert "Take it to a GPU" in words
+    assert command[3] == "bundle"
+    assert "unpack hand.bundle.tar" in words
+
+
+def test_on_a_gpu_engines_that_do_not_run_are_built_there(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    artifacts.hops.append(hop(PLAN, "int8", "not run", why="for another GPU"))
+    verified_on_a_gpu(artifacts)
+    words, command = step(artifacts)
+    assert "Build engines that this GPU runs" in words
+    assert (command[3], command[-1]) == ("build", "--force")
+
+
+def test_where_all_ran_and_passed_pictures_are_classified(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    artifacts.hops.append(hop(PLAN, "int8"))
+    verified_on_a_gpu(artifacts)
+    words, command = step(artifacts)
+    assert "Classify your own pictures" in words
+    assert command[3] == "infer"
+
+
+def test_an_engine_that_was_never_verified_is_verified(artifacts: Artifacts) -> None:
+    artifacts.write()
+    (artifacts.root / PLAN).parent.mkdir()
+    (artifacts.root / PLAN).write_bytes(b"new")
+    assert "Verify the engines that came since" in artifacts.page().section("Next step").text
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "override"),
+    [
+        (ONNX[0], "fp32", "verify.thresholds.fp32.relative_error=auto"),
+        (ONNX[1], "fp16", "quantize.max_kept_fp32=1"),
+        (ONNX[2], "int8", "quantize.max_kept=0.3"),
+    ],
+)
+def test_a_failure_asks_for_what_mends_it(artifacts: Artifacts, name: str, precision: str, override: str) -> None:
+    artifacts.hops = [hop(name, precision, "fail")]
+    words, command = step(artifacts)
+    assert command[-2:] == ["--set", override]
+    assert f"{Path(name).name}: SQNR 42.5 dB, at least 60.0 dB needed." in words
+
+
+def test_an_engine_that_failed_is_looked_at(artifacts: Artifacts) -> None:
+    plan = "build/rtx/int8-a; ls.plan"  # a name from outside is one word of the command
+    artifacts.plans = [plan]
+    artifacts.hops = [not_compared(plan, "int8", "fail", "it died")]
+    words, command = step(artifacts)
+    assert command == ["python", "-m", "pipeline", "engine", "check", str(artifacts.root / plan)]
+    assert "rtx/int8-a; ls.plan: it died." in words
+
+
+def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=2377)
+    words, command = step(artifacts)
+    assert "Bring about 2,377 test images, here were 200" in words
+    assert "takes at most 1,000" in words
+    assert command[-2:] == ["--set", "verify.max_images=2377"]
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=900)
+    assert "--set" not in step(artifacts)[1]
+
+
+def test_altered_files_are_judged_again(artifacts: Artifacts) -> None:
+    artifacts.write()
+    (artifacts.root / ONNX[0]).write_bytes(b"another")
+    assert "Judge the files as they are now" in artifacts.page().section("Next step").text

@@ -1,0 +1,210 @@
+"""Careless command lines: each gets one sentence with what to write, exit status 2, and its line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks_main
+from benchmarks import accuracy
+from pipeline import commands
+from pipeline.commands import build_parser, main
+from pipeline.manifest import ROOT
+from pipeline.usage import Parser, UsageError
+from tests.conftest import Chain
+
+VERBS = build_parser()._verbs()
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        build_parser().read(words)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),  # ... stands for any words
+    [
+        ("trian", "Expected a verb of run, train, ... Received: trian. Did you mean 'train'?"),
+        ("Run", "Received: Run. Did you mean 'run'?"),
+        ("", "Expected a verb: run, ... Received: none. To do all there is: python -m pipeline run"),
+        ("-c digits run --force", "Expected the verb before ... Write: python -m pipeline run -c digits --force"),
+        ("--set train.seed=2 -c train run", "Write: python -m pipeline run --set train.seed=2 -c train"),
+        ("config --set train.seed 5", "without spaces around the =. Received: --set train.seed."),
+        ("config --set data.path =x", "Received: --set data.path."),
+        ("config --set data.path= x", "Received: data.path= x. Write: data.path=x"),
+        ("config --set =5", "Expected --set section.key=value"),
+        ("config --set", "Expected a value after --set. Received: none."),
+        ("train --explian", "Expected an option that this verb has. Received: --explian. Did you mean '--explain'?"),
+        ("train --train.head.epochs=5", "A key of the recipe is given by --set train.head.epochs=5"),
+        ("train --train.head.epochs 5", "A key of the recipe is given by --set train.head.epochs=VALUE"),
+        ("train --epochs 5", "Received: --epochs. A key of the recipe is given by --set section.key=value."),
+        ("train photos", "Received: photos, which belongs to none of them. Leave it out."),
+        ("infer --top-k many", "Expected a whole number after --top-k. Received: 'many'."),
+        ("infer --precision INT4", "of auto, fp32, fp16, int8. Received: int4. Did you mean 'int8'?"),
+        ("inspect", "Expected model behind the verb. Received: nothing."),
+        ("engine", "Expected inspect|check behind the verb. Received: nothing."),
+        ("engine chekc x.plan", "Expected a verb of inspect, check. Received: chekc. Did you mean 'check'?"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_line_is_told_what_to_write(line: str, said: str) -> None:
+    start, _, end = said.partition(" ... ")
+    message = refused(*shlex.split(line))
+    assert start in message
+    assert end in message
+    assert "\n" not in message
+
+
+def test_precisions_may_be_in_capitals() -> None:
+    assert build_parser().read(["infer", "a.png", "--precision", "INT8"]).precision == "int8"
+
+
+@pytest.mark.parametrize("words", [["trian", "--json"], ["config", "--sett", "a=b", "--json"], ["--json", "config"]])
+def test_a_line_that_cannot_be_read_ends_in_json_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert (said["status"], said["exit"]) == ("bad input", 2)
+    assert captured.err.startswith("usage: python -m pipeline")
+    assert captured.err.endswith(f"error: {said['error']}\n")
+
+
+def test_a_key_given_twice_is_said_and_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [part for seed in (2, 3) for part in ("--set", f"train.seed={seed}")]
+    assert main(["config", *overrides, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "warning: --set train.seed is given twice, 2 and 3: the last one counts\n"
+    assert json.loads(captured.out.splitlines()[-1])["config"]["train"]["seed"] == 3
+
+
+# --- help ---
+
+
+def texts() -> dict[str, Parser]:
+    found = {"": build_parser(), "benchmarks": benchmarks_main.build_parser(), "accuracy": accuracy.build_parser()}
+    for name, parser in VERBS.items():
+        found[name] = parser
+        found |= {f"{name} {action}": inner for action, inner in parser._verbs().items()}
+    return found
+
+
+@pytest.mark.parametrize("name", list(texts()))
+def test_every_example_in_a_help_text_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = texts()[name].format_help().replace("\\\n", " ")
+    examples = [line.strip() for line in text.splitlines() if line.startswith("  python -m ")]
+    assert examples
+    for example in examples:
+        _, _, module, *words = shlex.split(example.partition("   ")[0])
+        modules = {"pipeline": commands, "benchmarks": benchmarks_main, "benchmarks.accuracy": accuracy}
+        args = modules[module].build_parser().read(words)
+        recipe = getattr(args, "config", None)
+        assert recipe is None or (ROOT / "configs" / f"{Path(recipe).stem}.yaml").is_file()
+
+
+# --- a reader that leaves ---
+
+
+def closed(*words: str, which: str, cwd: Path = ROOT) -> tuple[int, str]:
+    """Exit status and standard error of a command, one of whose streams nobody reads from the start."""
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | {which: write}
+    try:
+        done = subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=cwd, text=True, check=False, **streams)
+    finally:
+        os.close(write)
+    return done.returncode, done.stderr or ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes there break otherwise")
+@pytest.mark.parametrize("words", ["config -c digits", "config -c digits --json", "doctor", "trian --json"])
+def test_a_reader_that_leaves_ends_a_command_in_silence(words: str) -> None:
+    status, said = closed(*words.split(), which="stdout")
+    assert status == 141
+    assert said == "" or said.startswith("usage: ")
+    assert "Broken pipe" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes there break otherwise")
+def test_a_stage_stops_where_nobody_reads_what_it_says(finished_chain: Chain) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished_chain.root.rglob("*") if p.is_file()}
+    assert closed(*finished_chain.arguments("report", "--force"), which="stderr")[0] == 141
+    after = {p: p.stat().st_mtime_ns for p in finished_chain.root.rglob("*") if p.is_file()}
+    assert {p for p in after if ".lock" not in p.name} == {p for p in before if ".lock" not in p.name}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes there break otherwise")
+def test_the_benchmark_is_a_process_whose_reader_may_leave_too(finished_chain: Chain) -> None:
+    assert closed(*finished_chain.arguments("benchmark", "--explain"), which="stdout") == (141, "")
+    assert closed(*finished_chain.arguments("benchmark"), which="stderr")[0] == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_output_that_is_not_taken_is_an_error() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "config"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device.\n")
+
+
+# --- one line of JSON ---
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("{") for line in lines) == 1
+    return json.loads(lines[-1])
+
+
+def test_explain_says_it_as_json_too(finished_chain: Chain, capfd: pytest.CaptureFixture[str]) -> None:
+    assert finished_chain.run("run", "--explain", "--json") == 0
+    result = last_line(capfd)
+    assert list(result["explain"]) == [
+        "train", "export", "quantize", "build", "verify", "benchmark", "infer", "report",
+    ]  # fmt: skip
+    assert not any(result["explain"].values())
+    assert finished_chain.run("run", "--explain", "--json", "--force") == 0
+    explained = last_line(capfd)["explain"]
+    assert explained["benchmark"] == ["depends on what train will write"]
+
+
+def test_the_benchmark_is_a_verb(finished_chain: Chain, capfd: pytest.CaptureFixture[str]) -> None:
+    assert finished_chain.run("benchmark", "--json") == 0
+    result = last_line(capfd)
+    assert (result["command"], result["recipe"], result["status"]) == ("benchmark", "tiny", "up to date")
+    assert finished_chain.run("benchmark", "--set", "train.sed=1", "--json") == 2
+    captured = capfd.readouterr()
+    result = json.loads(captured.out)
+    assert (result["command"], result["exit"]) == ("benchmark", 2)
+    assert captured.err.count("Unknown key 'train.sed'") == 1, "the child says it, and nobody else"
+
+
+def test_a_warning_is_given_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(args: object) -> dict:
+        for number in (1, 1, 2, 1):
+            commands.log.warning("picture %d is dark", number)
+            commands.log.info("again")
+        return {}
+
+    monkeypatch.setattr(commands, "_dispatch", warn)
+    for _ in range(2):
+        assert main(["doctor"]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert [line for line in said if "dark" in line] == [
+            "warning: picture 1 is dark",
+            "warning: picture 2 is dark",
+        ]
+        assert said.count("again") == 4
