@@ -90,9 +90,13 @@ def build_parser() -> Parser:
     add("config", "print the recipe in force, defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(
-        "inspect", "what a model file is, and a recipe to start from; nothing of it runs", [output], "m.keras"
+        "inspect",
+        "what a model file is, and a recipe to start from; nothing of it runs",
+        [output],
+        "m.keras --recipe configs/m.yaml",
     )
     inspect.add_argument("model", type=Path, help=".keras or .h5 file, or SavedModel folder")
+    inspect.add_argument("--recipe", type=Path, metavar="FILE", help="write the recipe there; it must be a new file")
     _add_engine(verbs, output)
     bundle = add(
         "bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe], "-c digits"
@@ -146,7 +150,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "inspect":
         from pipeline.inspecting import inspect_model
 
-        return inspect_model(args.model)
+        return inspect_model(args.model, args.recipe)
     if args.command == "engine":
         from pipeline.engine_file import check_engine_file, inspect_engine_file
 

@@ -161,9 +161,9 @@ def check_ranges(recipe: Recipe) -> None:
         recipe.benchmark.batches,
     )
     for precision, limits in asdict(recipe.verify.thresholds).items():
-        for name, (low, high, expected) in THRESHOLDS.items():
+        for name, (least, most, expected) in THRESHOLDS.items():
             limit = limits[name]
-            fits = limit is None or isinstance(limit, str) or low <= limit <= high
+            fits = limit is None or isinstance(limit, str) or least <= limit <= most
             require(fits, f"verify.thresholds.{precision}.{name}", expected, limit)
     require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
     require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
