@@ -14,6 +14,7 @@ REQUIREMENTS := requirements.txt
 endif
 PY := $(VENV)/bin/python
 OPTIONS := -c "$(RECIPE)" $(ARGS)
+NAME := $(patsubst %.yaml,%,$(notdir $(RECIPE)))
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
@@ -110,13 +111,13 @@ test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
 	@$(PY) -m pytest -m gpu
 
 gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write benchmarks/results/
-	@$(PY) -m benchmarks.gpu_evidence "artifacts/$(patsubst %.yaml,%,$(notdir $(RECIPE)))" $(ARGS)
+	@$(PY) -m benchmarks.gpu_evidence "artifacts/$(NAME)" $(ARGS)
 
 contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version
 	@$(PY) -m tests.contract
 
-clean:  ## remove what can be made again; never trained models
-	@rm -rf $(foreach stage,export quantize build verify benchmark infer report,artifacts/*/$(stage))
+clean:  ## remove what can be made again of the recipe; never trained models
+	@rm -rf $(foreach stage,export quantize build verify benchmark infer report,"artifacts/$(NAME)/$(stage)")
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
-	@echo "kept: artifacts/*/train and the environments"
+	@echo "kept: artifacts/$(NAME)/train, other recipes, the environments"

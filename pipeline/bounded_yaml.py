@@ -79,8 +79,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        advice = "; a backslash in double quotes begins an escape: write / in paths, or single quotes"
-        raise ValueError(f"{error}{advice if 'escape' in str(error) else ''}") from error
+        raise ValueError(_where_and_why(error)) from error
     except (OverflowError, LookupError, AttributeError) as error:
         raise ValueError(f"a tag such as !!int on what is none ({error})") from error
 
@@ -89,6 +88,25 @@ def shown(value: Any) -> str:
     """A value for a message: whole where it is short."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:160]} ... ({count(len(text), 'character')})"
+
+
+ADVICE = {  # by what PyYAML says
+    "escape": "a backslash in double quotes begins an escape: write / in paths, or single quotes",
+    "cannot start any token": "indent with spaces; quote a value that begins with a sign",
+    "mapping values are not allowed": "quote a value that holds a colon; keys of one section begin in one column",
+    "expected ',' or": "a list or section in brackets has commas between its parts, and ends with its bracket",
+    "expected <block end>": "keys of one section begin in one column",
+    "could not find expected ':'": "a key ends with a colon and a space",
+}
+
+
+def _where_and_why(error: yaml.YAMLError) -> str:
+    """One line: line and column as an editor counts them, what was found there, and what helps."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return str(error)
+    advice = next((text for said, text in ADVICE.items() if said in problem), "")
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{f'; {advice}' if advice else ''}"
 
 
 def _error(found: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:

@@ -90,9 +90,13 @@ def build_parser() -> Parser:
     add("config", "print the recipe in force, defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(
-        "inspect", "what a model file is, and a recipe to start from; nothing of it runs", [output], "m.keras"
+        "inspect",
+        "what a model file is, and a recipe to start from; nothing of it runs",
+        [output],
+        "m.keras --recipe configs/m.yaml",
     )
     inspect.add_argument("model", type=Path, help=".keras or .h5 file, or SavedModel folder")
+    inspect.add_argument("--recipe", type=Path, metavar="FILE", help="write the recipe there; it must be a new file")
     _add_engine(verbs, output)
     bundle = add(
         "bundle", "put a recipe's artifacts into one archive, to take to another machine", [recipe], "-c digits"
@@ -146,7 +150,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "inspect":
         from pipeline.inspecting import inspect_model
 
-        return inspect_model(args.model)
+        return inspect_model(args.model, args.recipe)
     if args.command == "engine":
         from pipeline.engine_file import check_engine_file, inspect_engine_file
 
@@ -237,17 +241,25 @@ def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
     if result["verdict"] == FAIL:
         log.error("verdict: fail. See %s", context.root / PARITY)
     elif result["verdict"] == INCONCLUSIVE:
-        most, wanted = context.recipe.verify.max_images, result["images_to_decide"]
-        left = f" ({result['images_left']:,} more are there)" if "images_left" in result else ""
         log.warning(
-            "verdict: inconclusive: %s test images are too few to tell, about %s would%s. Bring more test images%s. "
-            "See %s",
+            "verdict: inconclusive: %s test images are too few to tell, about %s would. %s. See %s",
             f"{result['images']:,}",
-            f"{wanted:,}",
-            left,
-            f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else "",
+            f"{result['images_to_decide']:,}",
+            _more_images(result, context.recipe.verify.max_images),
             context.root / PARITY,
         )
+
+
+def _more_images(result: Mapping[str, Any], most: int) -> str:
+    """What to do for as many test images as decide; those that are there already come first."""
+    wanted = result["images_to_decide"]
+    left = result.get("images_left", 0)
+    if result["images"] + left >= wanted:
+        return f"They are there: raise verify.max_images (now {most:,}) to {wanted:,}"
+    there = f", besides {left:,} that verify.max_images leaves out" if left else ""
+    in_all = f" (about {result['images_in_all']:,} images in all give as many)" if "images_in_all" in result else ""
+    limit = f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else ""
+    return f"Bring more test images{there}{in_all}{limit}"
 
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:

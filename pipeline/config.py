@@ -42,6 +42,7 @@ HINTS = {  # for keys that many give in another form
 PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take
+SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.default_factory is not dataclasses.MISSING)
 IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 

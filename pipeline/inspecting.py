@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.config import inline_yaml
 from pipeline.cutting import cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
+from pipeline.errors import PipelineError
+from pipeline.files import write_atomic
 from pipeline.model_facts import (
     arithmetic_inside,
     input_shapes,
@@ -26,16 +28,23 @@ from pipeline.training_mode import called_in_training
 from pipeline.words import listed
 
 
-def inspect_model(path: Path) -> dict[str, Any]:
+def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
     """Print what a model file is; the result holds the same for the JSON line.
 
     Of a model that cannot be deployed it says why instead of a recipe, which is no failure: that was the question.
 
+    Args:
+        path: the model file, or the folder of a SavedModel.
+        recipe: where to write the recipe to start from. Defaults to None: it is printed.
+
     Raises:
         ModelError: not a model, damaged, or a file that is not safe to open at all.
+        PipelineError: the recipe's file is there already, or there is no recipe to write.
     """
+    if recipe is not None:
+        _check_new(recipe)
     file = read_model_file(path)
-    facts = describe(file)
+    facts = describe(file, recipe)
     print("\n".join(_lines(facts)))
     if facts["recipe"] is None:
         print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts['cannot_go']}.")
@@ -43,6 +52,15 @@ def inspect_model(path: Path) -> dict[str, Any]:
             instead = f" (or, with that name in its place, {listed(cut['others'])})" if cut["others"] else ""
             print(f"\nto cut it to {cut['output']!r}{instead} run this in Python, and inspect {cut['saved']}:")
             print(f"\n{cut['line']}")
+        if recipe is not None:
+            raise PipelineError(
+                f"Expected a model that can be deployed, for a recipe in {recipe}. Received: {path}, which cannot; "
+                "the lines above say why. Nothing was written."
+            )
+        return facts
+    if recipe is not None:
+        write_atomic(recipe, facts["recipe"])
+        print(f"\n{recipe}: a recipe to start from. Then: python -m pipeline run -c {shlex.quote(str(recipe))}")
         return facts
     recipe = _destination(path)
     print(f"\nrecipe to start from: save it as {recipe}, then: python -m pipeline run -c {shlex.quote(str(recipe))}\n")
@@ -50,8 +68,19 @@ def inspect_model(path: Path) -> dict[str, Any]:
     return facts
 
 
-def describe(file: ModelFile) -> dict[str, Any]:
-    """Plain values for the JSON line."""
+def _check_new(recipe: Path) -> None:
+    if recipe.exists() or not recipe.parent.is_dir() or recipe.suffix not in (".yaml", ".yml"):
+        what = "which is there already" if recipe.exists() else "which is no .yaml file in a folder that exists"
+        raise PipelineError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {what}. Name another.")
+
+
+def describe(file: ModelFile, recipe: Path | None = None) -> dict[str, Any]:
+    """Plain values for the JSON line.
+
+    Args:
+        file: what was read.
+        recipe: where its recipe will stand. Defaults to None: a free name among the recipes here.
+    """
     cannot = why_no_classifier(file)
     cut = cut_to_one_output(file) if cannot and not any(not finding.allowable for finding in file.findings) else None
     return {
@@ -70,7 +99,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
         "cannot_go": cannot,
         "cut": asdict(cut) if cut else None,
-        "recipe": None if cannot else _recipe(file),
+        "recipe": None if cannot else _recipe(file, recipe or _destination(file.path)),
     }
 
 
@@ -104,13 +133,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     return lines if facts["unsafe"] else [*lines, f"  {'unsafe':<14} nothing"]
 
 
-def _recipe(file: ModelFile) -> str:
+def _recipe(file: ModelFile, recipe: Path) -> str:
     """A recipe as YAML; what the file does not say is there to fill in, with the choices beside it.
 
     The path in it is right where the recipe is saved as its first line says.
     """
     text = inline_yaml
-    recipe = _destination(file.path)
     allow = [finding.name for finding in file.findings if finding.allowable]
     lines = [
         f"# {recipe}",

@@ -65,6 +65,8 @@ def _as_image_error(size: int) -> Iterator[None]:
         raise ImageError(str(error)) from error
     except MemoryError as error:
         raise ImageError("more than fits into the memory that is left") from error
+    except OSError as error:  # of a file in memory: what Pillow says of its content
+        raise ImageError(str(error) or "not readable") from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise ImageError(f"{type(error).__name__}: {error}") from error
 

@@ -47,6 +47,14 @@ def _named_profiles(recipe: Recipe) -> dict[str, Profile]:
     return {f"build.variants.{name}": profile for name, profile in recipe.build.variants.items()}
 
 
+THRESHOLDS = {  # from, to, in words
+    "relative_error": (0.0, 100.0, "0 to 100, as a share of the largest logit"),
+    "top1_agreement": (0.0, 1.0, "a share from 0 to 1 (0.99 is 99 %)"),
+    "sqnr_db": (0.0, 200.0, "0 to 200 dB"),
+    "accuracy_drop": (-1.0, 1.0, "a share from -1 to 1 (0.01 is one point)"),
+}
+
+
 def check_ranges(recipe: Recipe) -> None:
     """Refuse values that the types allow and no stage can use.
 
@@ -152,6 +160,11 @@ def check_ranges(recipe: Recipe) -> None:
         "sizes from 1",
         recipe.benchmark.batches,
     )
+    for precision, limits in asdict(recipe.verify.thresholds).items():
+        for name, (least, most, expected) in THRESHOLDS.items():
+            limit = limits[name]
+            fits = limit is None or isinstance(limit, str) or least <= limit <= most
+            require(fits, f"verify.thresholds.{precision}.{name}", expected, limit)
     require(recipe.export.top_k >= 0, "export.top_k", "0 (none) or more", recipe.export.top_k)
     require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
     require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)

@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import recipe_slice
+from pipeline.config import SECTIONS, recipe_slice
 from pipeline.html import Section, command, details, table, text
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.stage import ARTIFACTS, Context
 from pipeline.words import count
 
-SECTIONS = ("data", "model", "train", "export", "quantize", "build", "verify", "benchmark", "infer", "runtime")
 DEFAULT_RECIPE = "digits"  # of the Makefile
 
 
@@ -48,7 +47,7 @@ def make(context: Context, target: str, verify: Manifest | None = None) -> str:
         verify: the record of the verify stage: where it saw a GPU, the GPU's environment is named.
     """
     path, name = context.recipe_path, context.recipe_path.stem
-    words = [word for override in context.overrides for word in ("--set", override)]
+    words = context.options
     known = path == Path("configs") / f"{name}.yaml" and shlex.quote(name) == name and context.artifacts == ARTIFACTS
     if not known or any("\n" in word for word in words):
         return context.command(target, "python")

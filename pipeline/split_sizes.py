@@ -106,8 +106,14 @@ def _enough(images: ImageSet, split: str, needed: int) -> str:
     certain = _rounded_up(here + images_for(needed - len(images.splits[split]), share))
     return (
         f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} want about "
-        f"{_rounded_up(needed / share):,}, and {certain:,} to be nearly certain."
+        f"{images_in_all(images, split, needed):,}, and {certain:,} to be nearly certain."
     )
+
+
+def images_in_all(images: ImageSet, split: str, needed: int) -> int | None:
+    """About how many images give a split so many; None where it takes whole ready-made splits, or parts of several."""
+    shares = list(images.roles.sources(split).values())
+    return _rounded_up(needed / shares[0]) if len(shares) == 1 and shares[0] < 1 else None
 
 
 def _other_share(images: ImageSet, split: str, needed: int, minimum: Mapping[str, int]) -> float | None:

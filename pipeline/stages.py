@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import building, exporting, quantizing
-from pipeline.config import IMAGENET
+from pipeline.config import IMAGENET, SECTIONS
 from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
@@ -93,7 +93,6 @@ RUN_KERAS = (
     "export/preprocessing.py",
 )
 DATA_KEYS = ("data.max_bad_images",)
-SECTIONS = ("data", "model", "train", "export", "quantize", "build", "verify", "benchmark", "infer", "runtime")
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
 
@@ -365,6 +364,7 @@ STAGES = (
         _verify_inputs,
         ("verify", "runtime", *DATA_KEYS),
         (
+            "pipeline/doubts.py",
             "pipeline/verify.py",
             "pipeline/split_sizes.py",
             "pipeline/answering.py",

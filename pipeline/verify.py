@@ -19,6 +19,7 @@ from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.card import ModelCard
 from pipeline.data import DataMissingError, Pixels, check_classes, check_readable
+from pipeline.doubts import doubts
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
@@ -29,7 +30,7 @@ from pipeline.parity import Answer, Candidate, Reference, judge
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, write_parity
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
-from pipeline.split_sizes import check_split_sizes
+from pipeline.split_sizes import check_split_sizes, images_in_all
 from pipeline.stage import Context
 from pipeline.words import count
 
@@ -56,36 +57,28 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
     candidates = list_candidates(context)
     answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = [*card.deviations, *_doubts(accuracy, reference.logits.shape[1])]
+    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
     write_parity(folder / Path(PARITY).name, parity)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
-    if (left := _images_left(context)) > 0:
-        result["images_left"] = left
     if warnings:
         result["warnings"] = warnings
     if parity.verdict == INCONCLUSIVE:
         result["images_to_decide"] = max(hop.images_to_decide or 0 for hop in parity.hops)
+        result |= _where_more_are(context, result["images_to_decide"])
     return result
 
 
-def _doubts(accuracy: float, classes: int) -> list[str]:
-    """What makes a verdict worth little, whatever it is."""
-    if accuracy >= 1.5 / classes:
-        return []
-    return [
-        f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among {classes} classes "
-        "gives. Check model.preprocessing, and that the class folders sort in the order of the model's outputs."
-    ]
-
-
-def _images_left(context: Context) -> int:
-    """Test images beyond verify.max_images; 0 where the images are not on this machine."""
+def _where_more_are(context: Context, wanted: int) -> dict[str, int]:
+    """Test images that verify.max_images leaves out, and how many images in all would give as many as are wanted."""
     try:
-        return len(context.images.splits["test"]) - context.recipe.verify.max_images
+        images = context.images
     except DataMissingError:
-        return 0
+        return {}
+    left = len(images.splits["test"]) - context.recipe.verify.max_images
+    in_all = images_in_all(images, "test", wanted)
+    return ({"images_left": left} if left > 0 else {}) | ({"images_in_all": in_all} if in_all else {})
 
 
 def run_all(

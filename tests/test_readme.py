@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.commands import build_parser
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.recipe import Build, Recipe
+from pipeline.recipe_files import find_recipe
 from pipeline.runners.options import RuntimeOptions
 from tests import readme
 from tests.conftest import Chain
@@ -92,7 +93,8 @@ def check_python(words: list[str], checkout: Path) -> None:
     except SystemExit:
         pytest.fail(f"{module} {arguments}: {errors.getvalue()}")
     if getattr(parsed, "config", None) is not None:
-        load_recipe(checkout / parsed.config, parsed.overrides)
+        with contextlib.chdir(checkout):
+            load_recipe(find_recipe(parsed.config), parsed.overrides)
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:

@@ -448,3 +448,41 @@ def test_classes_are_names_or_a_file(write, tmp_path: Path) -> None:
     file = load_recipe(write({"model": {"classes": "names.txt"}, "data": {"path": "a"}}))
     assert file.model.classes == str(tmp_path / "names.txt")
     assert "classes" not in recipe_slice(file, ["model"])["model"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("int8.top1_agreement", "99"),
+        ("int8.top1_agreement", "-1"),
+        ("fp16.accuracy_drop", "5"),
+        ("fp16.sqnr_db", "-5"),
+        ("fp32.relative_error", "-1"),
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused_by_its_key(key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {source: digits}")
+    with pytest.raises(
+        RecipeError, match=rf"verify\.thresholds\.{key}: expected (a share from )?(0|-1) to .*Received: {value}"
+    ):
+        load_recipe(path, [f"verify.thresholds.{key}={value}"])
+    load_recipe(path, ["verify.thresholds.int8={top1_agreement: null, sqnr_db: 0, accuracy_drop: 1}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {source: digits\nmodel: {backbone: resnet20}\n", "line 2, column 6: .*brackets"),
+        ("data:\n\tsource: digits\n", "line 2, column 1: .*indent with spaces"),
+        ("data:\n  source: digits\n path: x\n", "line 3, column 2: .*one column"),
+        ("data: {source: digits}\ndata: {source: digits}\n", "line 1, column 1: the key 'data' is given twice"),
+        ("description: from: here\n", "line 1, column 18: .*quote a value that holds a colon"),
+    ],
+)
+def test_a_slip_in_yaml_is_told_in_one_line_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=rf"Received: {said}") as error:
+        load_recipe(path)
+    assert "\n" not in str(error.value)

@@ -17,6 +17,7 @@ import tf_keras
 import yaml
 from keras import layers
 
+from pipeline.commands import main
 from pipeline.config import load_recipe
 from pipeline.errors import ModelError, RecipeError
 from pipeline.inspecting import describe, inspect_model
@@ -355,3 +356,29 @@ def test_classes_are_found_behind_what_is_no_map(tmp_path: Path, name: str) -> N
     part = tf_keras.layers
     rows = [part.Reshape((16, 48)), part.Bidirectional(part.GRU(4)), part.Dense(5, activation="softmax")]
     assert facts(model(*rows, package=tf_keras), tmp_path / name)["classes"] == 5
+
+
+def test_a_recipe_is_written_to_a_new_file_and_names_the_model_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model(layers.GlobalAveragePooling2D(name="pool"), layers.Dense(3, name="out")).save(tmp_path / "m.keras")
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "m.keras", "--recipe", "configs/mine.yaml"]) == 0
+    text = Path("configs/mine.yaml").read_text()
+    assert text.startswith("# configs/mine.yaml\n")
+    assert yaml.safe_load(text)["model"]["path"] == "../m.keras"
+    assert "configs/mine.yaml: a recipe to start from" in capsys.readouterr().out
+    assert main(["inspect", "m.keras", "--recipe", "configs/mine.yaml"]) == 2
+    assert "Received: configs/mine.yaml, which is there already" in capsys.readouterr().err
+    assert Path("configs/mine.yaml").read_text() == text
+    assert main(["inspect", "m.keras", "--recipe", "configs"]) == 2
+
+
+def test_no_recipe_is_written_of_a_model_that_cannot_be_deployed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model(layers.Conv2D(3, 3, name="map")).save(tmp_path / "m.keras")
+    assert main(["inspect", str(tmp_path / "m.keras"), "--recipe", str(tmp_path / "r.yaml")]) == 2
+    assert "Nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "r.yaml").exists()

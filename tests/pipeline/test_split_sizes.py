@@ -21,7 +21,7 @@ from pipeline.recipe import Data, Divide, Shares, Splits
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
 from pipeline.stage import Context
-from pipeline.verify import _images_left
+from pipeline.verify import _where_more_are
 
 
 def labelled(**labels: list[int]) -> ImageSet:
@@ -157,11 +157,15 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     (tmp_path / "r.yaml").write_text("data: {source: digits}\nverify: {max_images: 60}")
     context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
-    left = _images_left(context)
-    assert left == len(context.images.splits["test"]) - 60 > 0
+    tests = len(context.images.splits["test"])
+    found = _where_more_are(context, 3838)
+    assert found == {"images_left": tests - 60, "images_in_all": 20_000}, "a fifth of them tests"
     result = {"verdict": INCONCLUSIVE, "images": 60, "images_to_decide": 3838}
-    _say_verdict(context, result | {"images_left": left})
-    assert f"about 3,838 would ({left:,} more are there). Bring more test images, and raise" in caplog.text
+    _say_verdict(context, result | found)
+    assert (
+        f"about 3,838 would. Bring more test images, besides {tests - 60:,} that verify.max_images leaves out "
+        "(about 20,000 images in all give as many), and raise verify.max_images (now 60) to as many. See"
+    ) in caplog.text
     caplog.clear()
-    _say_verdict(context, result)
-    assert "about 3,838 would. Bring more test images" in caplog.text
+    _say_verdict(context, {**result, "images_to_decide": 70, "images_left": 10})
+    assert "They are there: raise verify.max_images (now 60) to 70. See" in caplog.text
