@@ -17,9 +17,10 @@ import pytest
 from benchmarks import accuracy
 from benchmarks import command as benchmarks_main
 from pipeline import commands, starting
-from pipeline.commands import build_parser, main
+from pipeline.commands import main
 from pipeline.manifest import ROOT
 from pipeline.usage import Parser, UsageError
+from pipeline.verbs import build_parser
 from tests.conftest import Chain
 
 VERBS = build_parser()._verbs()
@@ -251,3 +252,31 @@ def test_the_versions_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (oldest, newest) = starting.OLDEST, starting.NEWEST
     assert project["requires-python"] == f">=3.{oldest[1]},<3.{newest[1] + 1}"
+
+
+def test_every_verb_ends_in_one_line_of_json(
+    finished_chain: Chain, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = next(finished_chain.images.rglob("*.png"))
+    archive, plan = str(tmp_path / "tiny.tar"), tmp_path / "nothere.plan"
+    lines = [
+        (finished_chain.arguments("config"), 0),
+        (finished_chain.arguments("config", "--set", "train.sed=1"), 2),
+        (["doctor"], 0),
+        (["inspect", str(finished_chain.root / "train" / "model.keras")], 0),
+        (["inspect", str(tmp_path / "nothere.keras")], 2),
+        (["engine", "inspect", str(plan)], 2),
+        (["engine", "check", str(plan)], 2),
+        (finished_chain.arguments("infer", str(photo), "-o", str(tmp_path / "out.csv")), 0),
+        (finished_chain.arguments("infer", "nothere.png"), 2),
+        (finished_chain.arguments("infer", "--explain"), 0),
+        (finished_chain.arguments("report"), 0),
+        (finished_chain.arguments("bundle", "-o", archive), 0),
+        (["unpack", archive, "--artifacts", str(tmp_path / "there")], 0),
+        (["unpack", archive, "--artifacts", str(tmp_path / "there")], 2),
+    ]
+    for words, status in lines:
+        assert main([*words, "--json"]) == status, words
+        result = last_line(capfd)
+        assert (result["command"], result["exit"]) == (words[0], status)
+        assert ("error" in result) is (status == 2)
