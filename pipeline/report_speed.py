@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.bars import Bar, bar_chart
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
-from pipeline.html import Footnotes, Section, badge, details, notes, number, table, text
+from pipeline.html import Footnotes, Section, badge, command, details, notes, number, table, text
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import FAIL, ParityReport
 from pipeline.report_cards import is_proxy, verdict_on_row
@@ -26,7 +26,7 @@ PROXIES = (
 def speed_section(benchmark: BenchmarkReport | None, root: Path, parity: ParityReport) -> Section:
     """What the benchmark measured; rows that failed are in the table."""
     if benchmark is None:
-        return Section("Speed", "Not measured. Run python -m benchmarks.")
+        return Section("Speed", f"Not measured. {command('python -m pipeline benchmark')} does it.")
     cpu, gpus = benchmark.machine.cpu, benchmark.machine.gpus
     cores = "" if cpu.usable_cores is None else f", {count(cpu.usable_cores, 'core')}"
     machine = f"{cpu.model or 'unknown CPU'}{cores}; {', '.join(gpu.name for gpu in gpus) or 'no NVIDIA GPU'}."

@@ -166,9 +166,7 @@ def test_make_and_the_shell_hand_every_override_on_as_it_was_given(artifacts: Ar
     said = subprocess.run(["sh", "-c", dry], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (ran,) = [row for row in said.splitlines() if "-m pipeline run" in row]
     told = subprocess.run(["sh", "-c", f"printf '%s\\0' {ran}"], capture_output=True, text=True, check=True).stdout
-    assert told.split("\0")[4:-1] == [
-        *("-c", "configs/mnist.yaml", "--set", f"data.path={value}", "--set", "train.seed=2")
-    ]
+    assert told.split("\0")[4:-1] == [*("-c", "mnist", "--set", f"data.path={value}", "--set", "train.seed=2")]
 
 
 def test_the_page_says_the_recipe_and_what_differs(artifacts: Artifacts) -> None:
