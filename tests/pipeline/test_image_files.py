@@ -58,7 +58,7 @@ def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.Log
     os.mkfifo(tmp_path / "pipe.png")
     image = sound(tmp_path / "sound.png")
     assert find_images([tmp_path]) == [image]
-    assert "1 pipes and devices (pipe.png)" in caplog.text
+    assert "1 pipe or device (pipe.png)" in caplog.text
 
 
 def test_files_of_gigabytes_fill_no_memory(tmp_path: Path) -> None:
