@@ -142,7 +142,9 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
     allow = [finding.name for finding in file.findings if finding.allowable]
     lines = [
         f"# {recipe}",
-        "data: {path: /path/to/images}  # a folder with a subfolder for each class",
+        "data:",
+        "  path: /path/to/images  # a folder with a subfolder for each class",
+        "  splits: {calibration: 0.5, test: 0.5}  # nothing is trained: half for INT8's scales, half for the verdict",
         "model:",
         f"  path: {text(_path_from(recipe.parent, file.path))}",
     ]

@@ -90,6 +90,11 @@ def _more_images(context: Context, parity: ParityReport, verify: Manifest | None
     wanted = max((hop.images_to_decide or 0 for hop in parity.hops), default=0)
     here, most = max(hop.images for hop in parity.hops), context.recipe.verify.max_images
     title = f"Bring about {count(wanted, 'test image')}, here were {here:,}" if wanted else "Bring more test images"
+    found = verify.result if verify is not None else {}
+    if here + found.get("images_left", 0) >= wanted > most:
+        title = f"Let about {count(wanted, 'test image')} count, here were {here:,} of them"
+    elif "images_in_all" in found:
+        title += f" (about {count(found['images_in_all'], 'image')} in all give as many)"
     if wanted > most:
         return title, _with(context, f"verify.max_images={wanted}"), f"The recipe takes at most {most:,}."
     return title, make(context, "run", verify), "What passed serves meanwhile."

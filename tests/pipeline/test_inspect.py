@@ -92,6 +92,7 @@ def test_the_recipe_is_one(modern, capsys: pytest.CaptureFixture[str], tmp_path:
     assert recipe.name == "modern"
     assert recipe.model.path == str(modern[0].resolve())
     assert recipe.model.preprocessing == "auto"
+    assert recipe.data.splits.calibration == recipe.data.splits.test == 0.5, "300 photos are enough for both minima"
 
 
 @pytest.mark.parametrize("where", ["configs", "."])

@@ -271,6 +271,17 @@ def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
     assert "--set" not in step(artifacts)[1]
 
 
+def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=2377)
+    artifacts.write()
+    for result, words in (
+        ({"images_left": 3000, "images_in_all": 12_000}, "Let about 2,377 test images count, here were 200 of them"),
+        ({"images_left": 10, "images_in_all": 12_000}, "here were 200 (about 12,000 images in all give as many)"),
+    ):
+        artifacts.manifest("verify", result)
+        assert words in artifacts.page().section("Next step").text
+
+
 def test_altered_files_are_judged_again(artifacts: Artifacts) -> None:
     artifacts.write()
     (artifacts.root / ONNX[0]).write_bytes(b"another")
