@@ -82,9 +82,9 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     for stage in STAGES:
         if stage.name == "infer":
             _say_verdict(context, outcomes[-1].manifest.result)
-            result = _benchmark(args)
-            if result["exit"] != cli.DONE:
-                raise PipelineError(f"Expected the benchmark to end well. Received: {result['error']}")
+            measured = _benchmark(args)
+            if measured["exit"] != cli.DONE:
+                raise PipelineError(f"Expected the benchmark to end well. Received: {measured['error']}")
             if not _can_serve(context):
                 continue
         outcomes.append(execute(stage, context, args.force))
@@ -92,7 +92,9 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     verdict = next(o.manifest.result["verdict"] for o in outcomes if o.stage == "verify")
     log.info("verdict   %s", verdict)
     log.info("report    %s", context.root / REPORT)
-    return _result(context, outcomes)
+    result = _result(context, outcomes)
+    result["stages"]["benchmark"] = {key: measured[key] for key in measured if key not in ("command", "recipe", "exit")}
+    return result
 
 
 def _can_serve(context: Context) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import children
-from pipeline.children import end_with_parent, run_child
+from pipeline.children import end_with_parent, run_child, run_child_for_output
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals and named pipes")
@@ -99,13 +99,22 @@ def test_the_benchmark_that_run_starts_ends_with_it(started, tmp_path: Path) -> 
         "import sys\n"
         "if 'benchmarks' in sys.orig_argv:\n"
         "    import os, time, pipeline.cli\n"
+        "    def write_pid():\n"
+        f"        with open({str(tmp_path / 'part')!r}, 'w') as file:\n"
+        "            file.write(str(os.getpid()))\n"
+        "        return file.name\n"
         "    def hold(*arguments):\n"
-        "        print(os.getpid(), flush=True)\n"
+        f"        os.replace(write_pid(), {str(tmp_path / 'pid')!r})\n"
         "        time.sleep(60)\n"
         "    pipeline.cli.make_context = hold\n"
     )
     parent = start(started, BENCHMARK, str(tmp_path), path=str(tmp_path))
-    child = int(parent.stdout.readline())
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists():  # what the child writes to standard output is its parent's
+        assert time.monotonic() < deadline, "the child did not start"
+        time.sleep(0.02)
+    child = int((tmp_path / "pid").read_text())
+    os.kill(child, 0)
     parent.kill()
     wait_for_end(child)
 
@@ -135,6 +144,13 @@ def test_ctrl_c_leaves_a_child_time_to_clear_up(started) -> None:
 def test_the_exit_status_is_the_childs(status: int) -> None:
     code = f"import sys; from pipeline.children import end_with_parent; end_with_parent(); sys.exit({status})"
     assert run_child([sys.executable, "-c", code]) == status
+
+
+def test_what_a_child_says_is_its_parents_to_read() -> None:
+    code = (
+        "import sys; from pipeline.children import end_with_parent; end_with_parent(); print('ä' * 10**6); sys.exit(3)"
+    )
+    assert run_child_for_output([sys.executable, "-X", "utf8", "-c", code]) == (3, "ä" * 10**6 + "\n")
 
 
 def test_a_command_that_nobody_started_so_reads_no_input(monkeypatch: pytest.MonkeyPatch) -> None:

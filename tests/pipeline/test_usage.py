@@ -189,6 +189,8 @@ def test_the_benchmark_is_a_verb(finished_chain: Chain, capfd: pytest.CaptureFix
     assert finished_chain.run("benchmark", "--json") == 0
     result = last_line(capfd)
     assert (result["command"], result["recipe"], result["status"]) == ("benchmark", "tiny", "up to date")
+    assert finished_chain.run("run", "--json") == 0
+    assert last_line(capfd)["stages"]["benchmark"] == {"status": "up to date", "rows": result["rows"]}
     assert finished_chain.run("benchmark", "--set", "train.sed=1", "--json") == 2
     captured = capfd.readouterr()
     result = json.loads(captured.out)
