@@ -31,7 +31,9 @@ def test_a_finished_model_trains_on_nothing() -> None:
     found = dealt(roles, images(1000))
     assert set(found) == {"calibration", "test"}
     assert found["test"] == pytest.approx(500, abs=50)
-    assert dealt(roles_of(Data(), {None}, trains=False), images(900))["test"] == pytest.approx(600, abs=50), "0.1 : 0.2"
+    given = Data(splits=Splits(0.5, 0.2, 0.1, 0.2))
+    assert dealt(roles_of(given, {None}, trains=False), images(900))["test"] == pytest.approx(600, abs=50), "0.1 : 0.2"
+    assert dealt(roles_of(Data(), {None}, trains=False), images(900))["test"] == pytest.approx(450, abs=50), "halves"
 
 
 def test_without_shares_for_either_half_calibrates() -> None:
