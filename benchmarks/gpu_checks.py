@@ -20,6 +20,7 @@ from pipeline.runners.cuda_resources import DeviceBuffer, PinnedBuffer, Stream
 from pipeline.runners.device_arrays import DeviceArray
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
+from pipeline.words import count
 
 DEVICE_SLACK, HOST_SLACK = 16 << 20, 64 << 20  # bytes that other work and allocators may take meanwhile
 ROUNDING = 1e-3  # of the largest logit; FP16 and INT8 sums that are split among threads differ by less
@@ -49,13 +50,15 @@ def equal_images_give_equal_rows(plan: Path, pixels: np.ndarray) -> str:
     """The same image N times gives N equal rows, at every batch size (it did not: NVIDIA/TensorRT#4813, #4853)."""
     with TensorRTRunner(plan) as runner:
         sizes, most = sizes_of(runner), 0.0
-        for count in sizes:
+        for number in sizes:
             for _ in range(3):  # without a graph, while one is made, with it
-                rows = runner.infer(np.repeat(pixels[:1], count, axis=0)).logits
+                rows = runner.infer(np.repeat(pixels[:1], number, axis=0)).logits
                 # Pieces of another size may go through other kernels: rows are equal within a piece.
-                for start in range(0, count, runner.max_batch):
+                for start in range(0, number, runner.max_batch):
                     piece = rows[start : start + runner.max_batch]
-                    most = max(most, _apart(f"{count} equal images", piece, np.repeat(piece[:1], len(piece), 0)))
+                    most = max(
+                        most, _apart(f"{count(number, 'equal image')}", piece, np.repeat(piece[:1], len(piece), 0))
+                    )
     return f"batches of {', '.join(map(str, sizes))}: {_described(most)}"
 
 
@@ -63,19 +66,19 @@ def rows_stay_with_their_images(plan: Path, pixels: np.ndarray) -> str:
     """Images in another order give the same rows in that order, and input that is split gives its pieces' rows."""
     with TensorRTRunner(plan, RuntimeOptions(graphs=False)) as runner:
         sizes, most = sizes_of(runner), 0.0
-        for count in sizes:
-            images = _images(pixels, count)
-            order = np.random.default_rng(count).permutation(count)
+        for number in sizes:
+            images = _images(pixels, number)
+            order = np.random.default_rng(number).permutation(number)
             rows = runner.infer(images).logits
-            if len(rows) != count:
-                raise CheckFailedError(f"{count} images gave {len(rows)} rows")
-            if count <= runner.max_batch:
+            if len(rows) != number:
+                raise CheckFailedError(f"{count(number, 'image')} gave {count(len(rows), 'row')}")
+            if number <= runner.max_batch:
                 expected, found = rows[order], runner.infer(images[order]).logits
             else:
-                pieces = range(0, count, runner.max_batch)
+                pieces = range(0, number, runner.max_batch)
                 found = np.concatenate([runner.infer(images[at : at + runner.max_batch]).logits for at in pieces])
                 expected = rows
-            most = max(most, _apart(f"{count} moved images", expected, found))
+            most = max(most, _apart(f"{count(number, 'moved image')}", expected, found))
     return f"batches of {', '.join(map(str, sizes))}: {_described(most)}"
 
 
@@ -87,11 +90,11 @@ def graphs_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
     ):
         profile = with_graphs.sidecar.profile
         sizes = sorted({profile.min, profile.opt, with_graphs.max_batch})
-        for count in sizes:
-            images = _images(pixels, count)
+        for number in sizes:
+            images = _images(pixels, number)
             expected = without.infer(images)
             for _ in range(4):
-                _same("a graph", count, expected, with_graphs.infer(images))
+                _same("a graph", number, expected, with_graphs.infer(images))
         made = with_graphs.graph_batches
     if made != tuple(sizes):
         raise CheckFailedError(f"expected graphs for the batches {sizes}, there are some for {list(made)}")
@@ -101,33 +104,33 @@ def graphs_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
 def options_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
     """Page-locked input, several contexts and the best classes alone give what the plain way gives."""
     with TensorRTRunner(plan) as runner, TensorRTRunner(plan, RuntimeOptions(contexts=2)) as two:
-        count = 3 * runner.max_batch + 1
-        images = _images(pixels, count)
+        number = 3 * runner.max_batch + 1
+        images = _images(pixels, number)
         expected = runner.infer(images)
-        pinned = runner.pinned_pixels(count)
+        pinned = runner.pinned_pixels(number)
         pinned[:] = images
-        _same("page-locked input", count, expected, runner.infer(pinned))
-        _same("two contexts", count, expected, two.infer(images))
+        _same("page-locked input", number, expected, runner.infer(pinned))
+        _same("two contexts", number, expected, two.infer(images))
         if not runner.graph_top_k:
-            return f"{count} images; the engine picks no best classes"
+            return f"{count(number, 'image')}; the engine picks no best classes"
         top, own = runner.top(images, runner.graph_top_k), top_of(expected.probabilities, runner.graph_top_k)
         if not np.allclose(top.probabilities, own.probabilities, rtol=1e-3, atol=1e-7):
             raise CheckFailedError("the best classes that the engine picks are not those of its probabilities")
-        return f"{count} images, best {runner.graph_top_k} classes"
+        return f"{count(number, 'image')}, best {runner.graph_top_k} classes"
 
 
 def two_runners_at_once(plan: Path, pixels: np.ndarray) -> str:
     """Two runners in two threads give what one gives alone."""
     with TensorRTRunner(plan) as first, TensorRTRunner(plan) as second:
-        count = first.max_batch + 1
-        images = _images(pixels, count)
+        number = first.max_batch + 1
+        images = _images(pixels, number)
         expected = first.infer(images)
         wrong: list[str] = []
 
         def work(runner: TensorRTRunner) -> None:
             try:
                 for _ in range(20):
-                    _same("a second runner", count, expected, runner.infer(images))
+                    _same("a second runner", number, expected, runner.infer(images))
                     runner.infer(images[:1])
             except Exception as error:  # it belongs to the thread; the check reports it
                 wrong.append(str(error))
@@ -139,7 +142,7 @@ def two_runners_at_once(plan: Path, pixels: np.ndarray) -> str:
             thread.join()
     if wrong:
         raise CheckFailedError(wrong[0])
-    return f"20 times {count} images each"
+    return f"20 times {count(number, 'image')} each"
 
 
 def pycuda_gives_the_same_bytes(plan: Path, pixels: np.ndarray) -> str:
@@ -147,28 +150,28 @@ def pycuda_gives_the_same_bytes(plan: Path, pixels: np.ndarray) -> str:
     if not _installed("pycuda"):
         raise CheckSkippedError("PyCUDA is not installed")
     with TensorRTRunner(plan, RuntimeOptions(cuda="bindings", graphs=False)) as runner:
-        count = runner.max_batch + 1
-        images = _images(pixels, count)
+        number = runner.max_batch + 1
+        images = _images(pixels, number)
         expected = runner.infer(images)
     with TensorRTRunner(plan, RuntimeOptions(cuda="pycuda")) as runner:
-        _same("PyCUDA", count, expected, runner.infer(images))
-    return f"{count} images"
+        _same("PyCUDA", number, expected, runner.infer(images))
+    return f"{count(number, 'image')}"
 
 
 def arrays_on_the_gpu(plan: Path, pixels: np.ndarray) -> str:
     """Images that lie on the GPU give the bytes that images in host memory give; also those of PyTorch and CuPy."""
     seen = []
     with TensorRTRunner(plan, RuntimeOptions(graphs=False)) as runner:
-        for count in (1, runner.max_batch, runner.max_batch + 3):
-            images = _images(pixels, count)
+        for number in (1, runner.max_batch, runner.max_batch + 3):
+            images = _images(pixels, number)
             expected = runner.infer(images)
-            _same("our own array", count, expected, _through_own_array(runner, images))
+            _same("our own array", number, expected, _through_own_array(runner, images))
         seen.append("ours")
         for name, through in (("torch", _through_torch), ("cupy", _through_cupy)):
             if _installed(name):
-                for count in (1, runner.max_batch, runner.max_batch + 3):
-                    images = _images(pixels, count)
-                    _same(name, count, runner.infer(images), through(runner, images))
+                for number in (1, runner.max_batch, runner.max_batch + 3):
+                    images = _images(pixels, number)
+                    _same(name, number, runner.infer(images), through(runner, images))
                 seen.append(name)
     return f"arrays: {', '.join(seen)}"
 
@@ -255,16 +258,16 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _images(pixels: np.ndarray, count: int) -> np.ndarray:
+def _images(pixels: np.ndarray, number: int) -> np.ndarray:
     """So many images, from the beginning again where there are fewer."""
-    return pixels[np.arange(count) % len(pixels)]
+    return pixels[np.arange(number) % len(pixels)]
 
 
-def _same(what: str, count: int, expected: Any, found: Any) -> None:
+def _same(what: str, number: int, expected: Any, found: Any) -> None:
     for name, before, after in zip(("logits", "probabilities"), expected, found):
         if before.tobytes() != after.tobytes():
             most = np.abs(before.astype(np.float64) - after).max()
-            raise CheckFailedError(f"{what}: {name} of {count} images differ by up to {most:.3g}")
+            raise CheckFailedError(f"{what}: {name} of {count(number, 'image')} differ by up to {most:.3g}")
 
 
 def _through_own_array(runner: TensorRTRunner, images: np.ndarray) -> list[np.ndarray]:

@@ -10,6 +10,8 @@ import math
 import os
 from typing import Any
 
+from export.words import count
+
 MOST_BYTES = 8 * 2**20  # the largest honest file, the architecture of a network of a thousand layers, takes 1 MB
 MOST_VALUES = 2**18  # an empty list takes 3 bytes in the file and 64 in memory: so 16 MiB at most, beside the text
 DEEPEST = 200  # a model nested in a model adds five
@@ -39,7 +41,7 @@ def parse_json(
         ValueError: not JSON, or out of bounds; the message says which.
     """
     if len(text) > most:
-        raise ValueError(f"{where}: {len(text):,} bytes, where at most {most:,} are read")
+        raise ValueError(f"{where}: {count(len(text), 'byte')}, where at most {most:,} are read")
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
@@ -48,7 +50,7 @@ def parse_json(
     groups = text.count("[") + text.count("{")
     values = text.count(",") + groups + 1
     if values > most_values or groups > MOST_VALUES:
-        raise ValueError(f"{where}: about {values:,} values, where at most {most_values:,} are read")
+        raise ValueError(f"{where}: about {count(values, 'value')}, where at most {most_values:,} are read")
     try:
         value = json.loads(
             text,
@@ -91,7 +93,7 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
 
 def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
+        raise ValueError(f"a number of {count(len(digits), 'digit')}")
     return int(digits)
 
 

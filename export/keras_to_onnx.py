@@ -231,7 +231,7 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
         raise ExportError(
             "Expected shapes that are constant but for the batch. "
-            f"Received: {free[0]!r}, of which they are not ({len(free)} such operations; replace that layer, "
+            f"Received: {free[0]!r}, of which they are not ({count(len(free), 'such operation')}; replace that layer, "
             "or give the model a fixed image size)."
         )
     return result

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import ExportError
+from export.words import count
 
 Triple = tuple[float, float, float]
 
@@ -59,12 +60,13 @@ class MeanImage:
     data: bytes
 
     def __post_init__(self) -> None:
-        count = 4
+        size = 4
         for side in self.shape:
-            count *= side
-        if min(self.shape) < 1 or len(self.data) != count:
+            size *= side
+        if min(self.shape) < 1 or len(self.data) != size:
             raise ExportError(
-                f"Expected the float32 values of a mean image of shape {self.shape}. Received: {len(self.data)} bytes."
+                f"Expected the float32 values of a mean image of shape {self.shape}. Received: "
+                f"{count(len(self.data), 'byte')}."
             )
 
     @classmethod

@@ -19,6 +19,7 @@ from export.placement import Kept, Placement, describe, placement_table, quantiz
 from export.precision import MINIMUM_OPSET, to_half
 from export.scales import Scales
 from export.weights import weight_scales
+from export.words import count
 
 __all__ = ["Kept", "Placement", "placement_table", "quantizable_tensors", "quantize"]
 
@@ -56,7 +57,7 @@ def quantize(
     missing = [edge.tensor for edge in edges if edge.tensor not in scales.scales]
     if missing:
         raise ExportError(
-            f"Expected a scale for each of {len(edges)} quantised inputs. Received: none for {missing[:3]} "
+            f"Expected a scale for each of {count(len(edges), 'quantised input')}. Received: none for {missing[:3]} "
             "(calibrate with this very model)."
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from export.bounded_json import parse_json
+from export.words import count
 
 T = TypeVar("T")
 MakeError = Callable[[str], Exception]
@@ -186,7 +187,7 @@ def _tuple(args: tuple[Any, ...], value: Any, key: str) -> Any:
         raise _mismatch(key, "a list", value)
     kinds = [args[0]] * len(value) if args[1:] == (Ellipsis,) else list(args)
     if len(kinds) != len(value):
-        raise _MismatchError(key, f"a list of {len(kinds)}", f"{len(value)} entries")
+        raise _MismatchError(key, f"a list of {len(kinds)}", f"{count(len(value), 'entry', 'entries')}")
     return tuple(_value(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value)))
 
 

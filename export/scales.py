@@ -13,6 +13,7 @@ import numpy as np
 from export.bounded_json import parse_json
 from export.calibration import Histogram
 from export.errors import ExportError
+from export.words import listed
 
 # The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
 MINIMUM_SCALE = 2.0**-14
@@ -99,7 +100,7 @@ class Scales:
         if key is not None and found.key != dict(key):
             stale = sorted(name for name in {*found.key, *key} if found.key.get(name) != key.get(name))
             raise ExportError(
-                f"Expected scales of this model and these images. Received: scales with another {', '.join(stale)} "
+                f"Expected scales of this model and these images. Received: scales with another {listed(stale)} "
                 "(calibrate again)."
             )
         return found

@@ -20,7 +20,7 @@ from export.graph import copy_model, op_counts
 from export.naming import keras_layer
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
-from export.words import listed
+from export.words import count, listed
 
 if TYPE_CHECKING:
     import keras
@@ -115,8 +115,9 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
             return np.asarray(source(inputs, training=False), dtype=np.float32)
     except Exception as error:  # whatever a layer raises
         raise ExportError(
-            f"Expected a model that takes a batch of any size. Received: {type(error).__name__} for {len(inputs)} "
-            f"pictures: {_first_line(error)} (a layer fixes the batch, for one a Reshape with a constant)."
+            f"Expected a model that takes a batch of any size. Received: {type(error).__name__} for "
+            f"{count(len(inputs), 'picture')}: {_first_line(error)} (a layer fixes the batch, for one a Reshape with "
+            "a constant)."
         ) from error
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.words import count
+
 MOST_BYTES = 2**18  # the longest recipe of this project has 3 kB
 MOST_VALUES = 10_000  # keys and values, an alias as many as it stands for; PyYAML reads some 20,000 a second
 DEEPEST = 20  # a recipe has five levels
@@ -50,7 +52,7 @@ class _Loader(yaml.SafeLoader):
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
         if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
-            raise _error(f"a number of {len(node.value):,} characters", node.start_mark)
+            raise _error(f"a number of {count(len(node.value), 'character')}", node.start_mark)
         if _UNUSABLE.search(node.value):
             raise _error("a character that neither a file name nor a text file can hold", node.start_mark)
         return node
@@ -73,7 +75,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: not YAML, or out of bounds; the message says which and where.
     """
     if len(text) > MOST_BYTES:
-        raise ValueError(f"{len(text):,} characters, where at most {MOST_BYTES:,} are read")
+        raise ValueError(f"{count(len(text), 'character')}, where at most {MOST_BYTES:,} are read")
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -85,7 +87,7 @@ def parse_yaml(text: str) -> Any:
 def shown(value: Any) -> str:
     """A value for a message: whole where it is short."""
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:160]} ... ({len(text):,} characters)"
+    return text if len(text) <= 200 else f"{text[:160]} ... ({count(len(text), 'character')})"
 
 
 ADVICE = {  # by what PyYAML says

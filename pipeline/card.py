@@ -17,6 +17,7 @@ from pipeline.errors import ModelError
 from pipeline.files import write_json
 from pipeline.layout import CARD
 from pipeline.recipe import Model
+from pipeline.words import count
 
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
@@ -62,7 +63,9 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"{len(self.classes)} classes, {len(set(self.classes))} of them different")
+            raise ValueError(
+                f"{count(len(self.classes), 'class', 'classes')}, {len(set(self.classes))} of them different"
+            )
 
     @property
     def size(self) -> tuple[int, int]:

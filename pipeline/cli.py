@@ -221,7 +221,7 @@ class _TqdmHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if self.closed or text in self._given:
+        if self.closed or (record.levelno == logging.WARNING and text in self._given):
             return
         if record.levelno == logging.WARNING:
             self._given.add(text)

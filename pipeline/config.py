@@ -19,6 +19,7 @@ from pipeline.errors import RecipeError
 from pipeline.ranges import check_ranges
 from pipeline.recipe import Recipe
 from pipeline.usage import closest, meant
+from pipeline.words import count
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
@@ -185,7 +186,9 @@ def resolved(value: str, base: Path, where: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody, a ring of links
         raise RecipeError(f"{where}: expected a path. Received: {shown(value)}: {error}.") from error
     if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise RecipeError(f"{where}: expected a path. Received: one of {len(value):,} characters: {shown(value)}.")
+        raise RecipeError(
+            f"{where}: expected a path. Received: one of {count(len(value), 'character')}: {shown(value)}."
+        )
     return str(path)
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.words import count
 
 LONGEST_LINE = 2**16  # characters
 
@@ -90,6 +91,6 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str, most: int = 100_0
     for index, cells in enumerate(lines[1:], 1):
         where = f"row {index} of {path}"
         if len(cells) != len(head):
-            raise PipelineError(f"Expected {len(head)} cells in {where}. Received: {len(cells)}. {remedy}")
+            raise PipelineError(f"Expected {count(len(head), 'cell')} in {where}. Received: {len(cells)}. {remedy}")
         rows.append(Row(dict(zip(head, cells)), where, remedy))
     return rows

@@ -55,7 +55,7 @@ def stem_of(path: Path) -> str:
 
 def _candidates(file: ModelFile) -> Iterator[tuple[str, Ending]]:
     if file.config is None:
-        found = [(name, Ending(shape, None)) for name, (_, shape) in signature(file, "outputs").items()]
+        found = [(name, Ending(shape, None)) for name, (_, shape) in sorted(signature(file, "outputs").items())]
         ends = found if len(found) > 1 else []
     else:
         found = output_ends(file.config)

@@ -20,12 +20,12 @@ from pipeline.errors import DataError, ImageError
 from pipeline.files import as_text, sha256_json
 from pipeline.folders import named, why_one_class
 from pipeline.progress import progress_bar
-from pipeline.readable import find_damaged, listed, too_many_unreadable
+from pipeline.readable import a_line_each, find_damaged, too_many_unreadable
 from pipeline.recipe import Data
 from pipeline.roles import DEPLOYED_WITH, Roles, roles_of
 from pipeline.samples import SPLITS, DataMissingError, Found, Sample, Unreadable
 from pipeline.sources import read_source
-from pipeline.words import count
+from pipeline.words import count, listed
 
 __all__ = [
     "SPLITS", "DataMissingError", "ImageSet", "Pixels", "Sample", "check_classes", "deal", "load_image_set",
@@ -81,10 +81,10 @@ class ImageSet:
         if new := [image for image in self.unreadable if image not in known]:
             more = "more " if known else ""
             number = count(len(new), f"{more}unreadable image")
-            yield logging.WARNING, f"left out {number}:\n{listed(new)}"
+            yield logging.WARNING, f"left out {number}:\n{a_line_each(new)}"
         if self.conflicts:
             number = count(len(self.conflicts), "picture that stands", "pictures that stand")
-            yield logging.WARNING, f"left out {number} in two classes: {_listed(self.conflicts)}"
+            yield logging.WARNING, f"left out {number} in two classes: {listed(self.conflicts, separator='; ')}"
 
     def labels(self, split: str) -> np.ndarray:
         """int64 labels of shape (N,)."""
@@ -149,7 +149,7 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
         crossing += sum(side != split for side, _ in dealt)
     if conflicts and config.duplicates_across_classes == "error":
         raise DataError(
-            f"Expected each picture in one class. Received: {_listed(conflicts)} are the same picture. "
+            f"Expected each picture in one class. Received: {listed(conflicts, separator='; ')} are the same picture. "
             "Remove what is wrong, or leave these pictures out: --set data.duplicates_across_classes=drop"
         )
     return ImageSet(
@@ -178,10 +178,6 @@ def _unreadable(found: Found, damaged: Mapping[str, str]) -> tuple[Unreadable, .
     return (*found.unreadable, *late)
 
 
-def _listed(items: Sequence[str], limit: int = 5) -> str:
-    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
-
-
 def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
     """Refuse data whose labels do not mean what the model's outputs do.
 
@@ -195,7 +191,8 @@ def check_classes(images: ImageSet, classes: Sequence[str]) -> None:
     if tuple(images.classes) != tuple(classes):
         differ = sorted(set(images.classes) ^ set(classes))[:5] or ["another order"]
         raise DataError(
-            f"Expected data of the model's {len(classes)} classes. Received: {len(images.classes)}; they differ in "
+            f"Expected data of the model's {count(len(classes), 'class', 'classes')}. Received: "
+            f"{len(images.classes)}; they differ in "
             f"{', '.join(differ)}. Train anew, or bring back the folders that the model was trained on."
         )
 

@@ -33,7 +33,7 @@ def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str
     elif accuracy < BETTER_THAN_CHANCE / len(card.classes):
         said.append(
             f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among "
-            f"{len(card.classes):,} classes gives. {_advice(card)}"
+            f"{count(len(card.classes), 'class', 'classes')} gives. {_advice(card)}"
         )
     if absent := [name for name, number in zip(card.classes, numbers) if not number]:
         classes = count(len(absent), "class", "classes")

@@ -21,6 +21,7 @@ from export.temporaries import temporary_path
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import replacing_folder
 from pipeline.progress import progress_bar
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def fetch(published: Published, instead: str) -> Path:
         if received != expected:
             raise DownloadError(
                 f"Expected {published.url} with {published.digest}. Received: {received} "
-                f"({part.stat().st_size:,} bytes). Try again, or bring the file: {instead}"
+                f"({count(part.stat().st_size, 'byte')}). Try again, or bring the file: {instead}"
             )
         os.replace(part, target)
     except (OSError, HTTPException, ValueError) as error:
@@ -170,6 +171,6 @@ def _stream(published: Published, part: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     if total is not None and received < total:
-        raise OSError(f"the connection ended after {received:,} of {total:,} bytes")
+        raise OSError(f"the connection ended after {received:,} of {count(total, 'byte')}")
     log.info("  %s bytes in %.1f s", f"{received:,}", time.perf_counter() - start)
     return digest.hexdigest()

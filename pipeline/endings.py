@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.model_file import ModelFile, layer_names, layers_of
 from pipeline.original import SMALLEST, layout_of
-from pipeline.words import listed
+from pipeline.words import count, listed
 
 Shape = tuple[int | None, ...]  # without the batch
 
@@ -97,11 +97,11 @@ def why_no_classifier(file: ModelFile) -> str | None:
         inputs = list(_inputs(file.config))
         outputs = [("", ("", None))] * max(1, len(layer_names(_inner(file.config).get("output_layers"))))
     if len(inputs) > 1:
-        return f"it takes {len(inputs)} inputs, and an image classifier takes one image"
+        return f"it takes {count(len(inputs), 'input')}, and an image classifier takes one image"
     if len(outputs) > 1:
         given = output_ends(file.config) if file.config is not None else [(n, Ending(s, None)) for n, (_, s) in outputs]
         said = listed(f"{name} {_text(end.shape)}" if end.shape is not None else name for name, end in given)
-        return f"it gives {len(outputs)} outputs ({said}), and an image classifier gives one, (N, classes)"
+        return f"it gives {count(len(outputs), 'output')} ({said}), and an image classifier gives one, (N, classes)"
     return (
         (_why_no_image(*inputs[0]) if inputs else None)
         or (_why_no_layers(file.config) if file.config is not None else None)

@@ -23,6 +23,7 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
 from pipeline.stage import ARTIFACTS
 from pipeline.verdicts import Verdicts
+from pipeline.words import listed
 
 
 def inspect_engine_file(plan: Path) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str
         "runs on": sidecar.runs_on,
         "batch": f"min {profile.min}, opt {profile.opt}, max {profile.max}",
         **{mode: "; ".join(listed) for mode, listed in tensors.items()},
-        "classes": f"{len(classes)}: {', '.join(classes[:8])}{', …' if classes[8:] else ''}" if classes else "unnamed",
+        "classes": f"{len(classes)}: {listed(classes, most=8)}" if classes else "unnamed",
         "preprocessing": _preprocessing(sidecar.preprocessing),
         "options": _options(sidecar.options),
         "size": f"{sidecar.plan_bytes / 1e6:.1f} MB, built in {sidecar.seconds} s",
@@ -194,7 +195,7 @@ def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str
     if layers:
         lines.append(f"\n  {'type':<8} {'kind':<22} {'Keras layers':<30} layer")
     for layer in layers:
-        keras = ", ".join(layer.layers[:3]) + (", …" if layer.layers[3:] else "")
+        keras = listed(layer.layers, most=3)
         lines.append(f"  {layer.precision:<8} {layer.kind:<22} {keras:<30} {layer.name}")
     return lines
 

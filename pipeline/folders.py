@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.preprocess import EXTENSIONS
 from pipeline.recipe import Data
-from pipeline.words import count
+from pipeline.words import count, listed
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 # Files that people and systems put beside images, and that nobody misses among them.
@@ -58,8 +58,8 @@ def why_groups(root: Path, classes: Collection[str]) -> str | None:
     if len(inside) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
         return None
     return (
-        f"each class folder of {root} ({', '.join(sorted(classes)[:3])} ...) holds the folders "
-        f"{', '.join(sorted(inside[0])[:3])} ...: if those are the classes, bring each one's images into one folder"
+        f"each class folder of {root} ({listed(sorted(classes), most=3)}) holds the folders "
+        f"{listed(sorted(inside[0]), most=3)}: if those are the classes, bring each one's images into one folder"
     )
 
 
@@ -127,7 +127,7 @@ def why_one_class(config: Data, classes: Sequence[str]) -> str:
     inside = [p.name for p in subfolders(root / classes[0]) if has_images(p)] if classes else []
     if len(inside) > 1:
         return (
-            f"{root / classes[0]} holds the folders {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}: "
+            f"{root / classes[0]} holds the folders {listed(inside)}: "
             f"if these are the classes, --set data.path={root / classes[0]}"
         )
     return f"{root} needs a folder for each class, and there is one; what the images are not is a class too."

@@ -17,6 +17,7 @@ from tensorflow.python.eager import context
 from pipeline.errors import ModelError
 from pipeline.graph_rewriting import own_functions
 from pipeline.model_guards import GRAPH_LIMIT
+from pipeline.words import count
 
 _WEIGHTED = (  # operations that weights enter, or that hold others
     "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Einsum",
@@ -130,7 +131,8 @@ def from_graph_def(definition: Any, feed: str, fetch: str, dtype_in: str, name: 
     if len(text) > GRAPH_LIMIT - 2**20:  # the layer would be saved, and no reader would take it again
         raise ModelError(
             f"Expected a SavedModel whose large constants are float32, which become weights. Received: one with "
-            f"{len(text):,} bytes beside those, where at most {GRAPH_LIMIT - 2**20:,} are kept. Export it in float32."
+            f"{count(len(text), 'byte')} beside those, where at most {GRAPH_LIMIT - 2**20:,} are kept. Export it in "
+            "float32."
         )
     layer = FrozenGraph(text, feed, fetch, {n: list(v.shape) for n, v in values.items()}, dtype_in, name=name)
     for key, value in values.items():

@@ -20,6 +20,7 @@ from export.wire_format import BYTES, DEEPEST, FIXED32, FIXED64, VARINT, fields
 from pipeline.errors import ModelError
 from pipeline.model_guards import RATIO
 from pipeline.setting_limits import LARGEST_TENSOR
+from pipeline.words import count
 
 MOST_BYTES = 2**31 - 1  # what protobuf reads
 MOST_STRUCTURE = 64 * 2**20  # bytes beside the values of constants
@@ -198,7 +199,7 @@ class _Walk:
             if self.promised > RATIO * self.held + LARGEST_TENSOR:
                 raise self.refused(
                     f"constants of at most {LARGEST_TENSOR:,} values more than it holds",
-                    f"{self.promised:,} values, the last of shape {self.sizes[:8]}",
+                    f"{count(self.promised, 'value')}, the last of shape {self.sizes[:8]}",
                 )
 
     def check_structure(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
+from pipeline.words import count
 
 LARGEST_FILE = 2**29  # 512 MiB: 179 megapixels of RGB without any compression
 _BYTES = Budget(LARGEST_FILE)  # of files that are in memory, in all threads together
@@ -62,7 +63,7 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not a regular file")
         if status.st_size > LARGEST_FILE:
-            raise ImageError(f"{status.st_size:,} bytes, more than the {LARGEST_FILE:,} allowed")
+            raise ImageError(f"{count(status.st_size, 'byte')}, more than the {LARGEST_FILE:,} allowed")
         yield file
 
 

@@ -17,6 +17,7 @@ from export.preprocessing import PreprocessingSpec
 from pipeline.errors import ModelError
 from pipeline.model_graph import run_graph
 from pipeline.original import form_of
+from pipeline.words import listed
 
 if TYPE_CHECKING:
     import keras
@@ -129,6 +130,7 @@ def refuse_unproven(where: Path, inside: tuple[str, ...]) -> None:
     """
     raise ModelError(
         f"model.preprocessing: expected caffe, tf, torch, unit or none, because what {where} does to pixels itself "
-        f"({'; '.join(inside)}) does not take 0..255 to a normalised range. Received: auto. Say what its training "
+        f"({listed(inside, separator='; ')}) does not take 0..255 to a normalised range. Received: auto. Say what its "
+        "training "
         "images went through before: 'unit' for x/255, 'none' for pixels as they are."
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import ModelError
 from pipeline.model_calls import MOST_CALLS
+from pipeline.words import count
 
 
 @contextlib.contextmanager
@@ -55,7 +56,8 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
                 if rounds > MOST_CALLS:
                     raise ModelError(
                         f"Expected a model that calls its layers at most {MOST_CALLS:,} times for an image. Received: "
-                        f"{where}, whose layer {layer.name} makes {rounds:,} calls in {steps:,} steps. It would hardly "
+                        f"{where}, whose layer {layer.name} makes {count(rounds, 'call')} in {count(steps, 'step')}. "
+                        "It would hardly "
                         "ever be built; do not use it."
                     )
                 known[id(layer)] = layer, rounds

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.words import count
 
 MOST_CALLS = 20_000  # for one image, each a few milliseconds to build; NASNetLarge makes 1,039
 _WRAPPED = ("layer", "forward_layer", "backward_layer", "cell", "cells", "layers")
@@ -58,5 +59,5 @@ def _layers(settings: Any) -> Iterator[Mapping[str, Any]]:
 def _too_many(where: str, what: str, calls: int) -> ModelError:
     return ModelError(
         f"Expected a model that calls its layers at most {MOST_CALLS:,} times for an image. Received: {where}, in "
-        f"{what}: {calls:,} calls. It would hardly ever be built; do not use it."
+        f"{what}: {count(calls, 'call')}. It would hardly ever be built; do not use it."
     )

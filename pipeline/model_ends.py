@@ -21,6 +21,7 @@ from pipeline.errors import ModelError
 from pipeline.model_graph import free_name
 from pipeline.original import answers
 from pipeline.same_answers import EXACT
+from pipeline.words import count
 
 if TYPE_CHECKING:
     import keras
@@ -116,7 +117,8 @@ def _one_unit(
         return Ended(_two_logarithms(model), "logits", (f"{change} the logits",)), _second
     if end.activation is None and _within_unit(said):
         raise ModelError(
-            f"model.output: expected to be told what one unit means, whose answers on {len(said)} pictures all lie "
+            f"model.output: expected to be told what one unit means, whose answers on {count(len(said), 'picture')} "
+            "all lie "
             f"between 0 and 1. Received: {output} for {where}, which ends with {end}. If it is the probability of the "
             "second of two classes, say so: --set model.output=sigmoid; a regression is no classifier."
         )
@@ -155,7 +157,8 @@ def _several(
         what = f"no logits: {'between 0 and 1' if _within_unit(said) else 'of one sum'}, by {end}"
         what = "probabilities: between 0 and 1, with the sum 1" if probabilities else what
         raise ModelError(
-            f"model.output: expected softmax or auto, because on {len(said)} pictures the answers of {where} are "
+            f"model.output: expected softmax or auto, because on {count(len(said), 'picture')} the answers of {where} "
+            "are "
             f"{what}. Received: logits. A second softmax would be put on them. Where softmax and auto are refused as "
             "well, end the model with the layer before."
         )
@@ -163,7 +166,8 @@ def _several(
         return Ended(model, "softmax"), _softmax
     if probabilities and not np.logical_and(said > 0, said < 1).any():
         raise ModelError(
-            f"Expected probabilities or logits. Received: {where}, whose answers on {len(said)} pictures are only 0 "
+            f"Expected probabilities or logits. Received: {where}, whose answers on {count(len(said), 'picture')} are "
+            "only 0 "
             f"and 1, by {end}: they name a class and say nothing of the others. End it before that step."
         )
     if probabilities:

@@ -24,6 +24,7 @@ from pipeline.model_guards import (
 )
 from pipeline.model_promises import check_promises
 from pipeline.model_safety import Finding, scan_config
+from pipeline.words import listed
 from pipeline.zip_files import open_zip, read_member
 
 ARCHIVE, HDF5, SAVED_MODEL_FOLDER = ".keras archive", "HDF5 file", "SavedModel folder"
@@ -214,7 +215,7 @@ def names_in(attributes: Any, key: str) -> list[Any]:
 
 
 def _top(file: Any) -> str:
-    return ", ".join(list(file)[:5]) or "it is empty"
+    return listed(file) or "it is empty"
 
 
 def _text(value: Any) -> str:

@@ -49,7 +49,9 @@ def check_hdf5(file: h5py.File, size: int, where: str) -> int:
                 "in other files. Do not use it; ask its author for a file saved by Keras."
             )
         if dataset.dtype.hasobject and dataset.size > MOST_TEXTS:
-            raise ModelError(f"Expected weights. Received: {where}, whose dataset {name} holds {dataset.size:,} texts.")
+            raise ModelError(
+                f"Expected weights. Received: {where}, whose dataset {name} holds {count(dataset.size, 'text')}."
+            )
         values += dataset.size
         # To read one value of a chunk, HDF5 unpacks it whole; it may be larger than the dataset.
         promised += max(dataset.size, math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
@@ -111,14 +113,14 @@ def _check_attributes(group: h5py.Group, where: str) -> None:
 
     for name in group.attrs:
         attribute = group.attrs.get_id(name)
-        kind, count = attribute.get_type(), math.prod(attribute.shape or ())
+        kind, size = attribute.get_type(), math.prod(attribute.shape or ())
         texts = isinstance(kind, h5py.h5t.TypeVlenID) or (
             isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
         )
-        if count * kind.get_size() > GRAPH_LIMIT or (texts and count > MOST_TEXTS):
+        if size * kind.get_size() > GRAPH_LIMIT or (texts and size > MOST_TEXTS):
             raise ModelError(
-                f"Expected a model's attributes. Received: {where}, whose attribute {name} holds {count:,} values of "
-                f"{kind.get_size():,} bytes. Do not use it."
+                f"Expected a model's attributes. Received: {where}, whose attribute {name} holds "
+                f"{count(size, 'value')} of {count(kind.get_size(), 'byte')}. Do not use it."
             )
 
 
@@ -159,6 +161,6 @@ def extract_weights(archive: zipfile.ZipFile) -> IO[bytes] | None:
 def _check_size(promised: int, size: int, where: str) -> None:
     if promised > RATIO * size + SMALL:
         raise ModelError(
-            f"Expected a file about as large as its weights. Received: {where}: {size:,} bytes that unpack to "
+            f"Expected a file about as large as its weights. Received: {where}: {count(size, 'byte')} that unpack to "
             f"{promised:,} or more. It would fill the memory; do not use it."
         )

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import ModelError
 from pipeline.model_calls import check_calls
 from pipeline.setting_limits import NO_SIZES, check_settings
+from pipeline.words import count
 
 # Keras makes a layer's weights before it looks for them in the file. So a file may ask for no more than it holds,
 # up to what harms nobody: weights that files do not hold, such as the state of a random generator.
@@ -43,7 +44,8 @@ def check_promises(config: Mapping[str, Any], held: int, where: str) -> None:
         promised += least
         if promised > held + SPARE_VALUES:
             raise ModelError(
-                f"Expected weights for every layer. Received: {where}, whose layer {label} asks for {least:,} values "
+                f"Expected weights for every layer. Received: {where}, whose layer {label} asks for "
+                f"{count(least, 'value')} "
                 f"or more, its layers up to there for {promised:,}; the file holds {held:,}. It would fill the "
                 "memory; do not use it."
             )

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.words import count, listed
 from pipeline.zip_files import open_zip
 
 # Photographs shrink by a half, MNIST's digits to a fifth, drawings and masks to a thirtieth; deflate's utmost is a
@@ -65,7 +66,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = 
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             chosen = list(members) if names is None else list(names)
             if lacking := [name for name in chosen if name not in members]:
-                raise ValueError(f"no {', '.join(lacking)}, but {', '.join(members)}"[:500])
+                raise ValueError(f"no {listed(lacking)}, but {listed(members)}"[:500])
             _check_sizes(archive, [members[name] for name in chosen], path)
             arrays: dict[str, np.ndarray] = {}
             for name in chosen:
@@ -109,7 +110,7 @@ def _check_sizes(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> 
             raise ValueError(f"{info.filename} is packed in another way than numpy's")
     promised, size = sum(info.file_size for info in infos), path.stat().st_size
     if promised > RATIO * size + SMALL:
-        raise ValueError(f"{size:,} bytes that unpack to {promised:,}. It would fill the memory; do not use it")
+        raise ValueError(f"{count(size, 'byte')} that unpack to {promised:,}. It would fill the memory; do not use it")
     for info in infos:
         with archive.open(info) as file:
             try:
@@ -127,7 +128,7 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     width = 2 if version == (1, 0) else 4
     length = int.from_bytes(start[8 : 8 + width], "little")
     if length > LONGEST_HEADER:
-        raise ValueError(f"a header of {length:,} bytes")
+        raise ValueError(f"a header of {count(length, 'byte')}")
     text = io.BytesIO(start[8:] + file.read(length + width - 4))
     read_header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(text)
@@ -138,7 +139,7 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     if dtype.itemsize == 0 or min(shape, default=0) < 0:
         raise ValueError(f"{dtype} of shape {shape}, no plain numbers or texts")
     if promised != held:
-        raise ValueError(f"its header promises {dtype} {shape}, {promised:,} bytes; it holds {held:,}")
+        raise ValueError(f"its header promises {dtype} {shape}, {count(promised, 'byte')}; it holds {held:,}")
     return shape
 
 

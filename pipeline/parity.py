@@ -36,6 +36,7 @@ from pipeline.parity_report import (
 )
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
+from pipeline.words import count
 
 Kind = Literal["from_keras", "step", "top_k"]
 Verdict = Literal["pass", "inconclusive", "fail", "not run"]
@@ -191,13 +192,13 @@ def _drop(comparison: Comparison, limit: float) -> Finding:
 
 
 def _measured(name: str, value: float, interval: tuple[float, float], images: int) -> str:
-    return f"{name} {value:.4f} (95 %: {interval[0]:.4f} to {interval[1]:.4f}) of {images} images"
+    return f"{name} {value:.4f} (95 %: {interval[0]:.4f} to {interval[1]:.4f}) of {count(images, 'image')}"
 
 
 def _missed(why: str, excluded: bool, images: int | None) -> Finding:
     if excluded:
         return Finding(FAIL, why)
-    enough = f"; about {images:,} images would decide" if images is not None else ""
+    enough = f"; about {count(images, 'image')} would decide" if images is not None else ""
     return Finding(INCONCLUSIVE, f"inconclusive: {why}{enough}", images)
 
 

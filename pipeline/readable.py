@@ -65,12 +65,12 @@ def too_many_unreadable(found: Sequence[Unreadable], most: int, total: int) -> D
     """The error that lists the images that cannot be read."""
     return DataError(
         f"Expected at most {count(most, 'unreadable image')} (data.max_bad_images). Received: {len(found):,} of "
-        f"{total:,}:\n{listed(found)}\nRemove or replace them, or leave them out: "
+        f"{total:,}:\n{a_line_each(found)}\nRemove or replace them, or leave them out: "
         f"--set data.max_bad_images={len(found)}"
     )
 
 
-def listed(found: Sequence[Unreadable]) -> str:
+def a_line_each(found: Sequence[Unreadable]) -> str:
     """A line an image, with the reason."""
     lines = [f"  {image.name}: {image.why}" for image in found[:MOST_NAMED]]
     more = len(found) - MOST_NAMED

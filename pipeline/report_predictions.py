@@ -23,6 +23,7 @@ from pipeline.npz_files import read_arrays
 from pipeline.parity_report import PASS, ParityReport
 from pipeline.preprocess import ImageError
 from pipeline.report_standing import other_inputs
+from pipeline.words import count
 
 THUMBNAILS = 24
 LONGEST_NAME = 60
@@ -106,7 +107,9 @@ def labels_by_pixels(root: Path, card: ModelCard) -> dict[bytes, str | None]:
     if not fits or not np.issubdtype(labels.dtype, np.integer):
         raise _damaged(root, f"pixels {pixels.dtype} {pixels.shape} and labels {labels.dtype} {labels.shape}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(card.classes):
-        raise _damaged(root, f"labels from {labels.min()} to {labels.max()} for {len(card.classes)} classes")
+        raise _damaged(
+            root, f"labels from {labels.min()} to {labels.max()} for {count(len(card.classes), 'class', 'classes')}"
+        )
     found: dict[bytes, str | None] = {}
     for image, label in zip(pixels, labels):
         name = card.classes[int(label)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from export.difference import relative_difference
 from pipeline.errors import ModelError
+from pipeline.words import count
 
 EXACT = 1e-4  # of the largest value; the same operations in another order differ by 1e-6
 HALF, BFLOAT16 = 3e-2, 0.2  # where one of the two computes in float16 and in bfloat16, of eight times the ulp
@@ -36,7 +37,8 @@ def refuse_other_answers(
     if found > tolerance:
         raise ModelError(
             f"Expected the same answers before and after this step: {step}. Received: {where}, off by "
-            f"{_share(found)} of the largest on {len(expected)} pictures. The model cannot be taken over as it is; "
+            f"{_share(found)} of the largest on {count(len(expected), 'picture')}. The model cannot be taken over as "
+            "it is; "
             "rebuild it without that part, or report the fault with the model's architecture."
         )
 

@@ -30,6 +30,7 @@ from pipeline.progress import in_threads, progress_bar
 from pipeline.recipe import Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, Unreadable, natural_order
 from pipeline.tables import class_names, read_tables
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,12 +124,12 @@ def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _named(config: Data, path: Path, count: int) -> list[str]:
+def _named(config: Data, path: Path, classes: int) -> list[str]:
     names = class_names(config, path.parent)
     if names is None:
-        return [str(i) for i in range(count)]
-    if len(names) < count:
-        raise DataError(f"data.classes: expected at least {count} names. Received: {len(names)}.")
+        return [str(i) for i in range(classes)]
+    if len(names) < classes:
+        raise DataError(f"data.classes: expected at least {count(classes, 'name')}. Received: {len(names)}.")
     return names
 
 
@@ -161,7 +162,7 @@ def _folder(config: Data, root: Path) -> Found:
     found = {label for _, label, _ in rows}
     classes = class_names(config, root) or natural_order(found)
     if unknown := sorted(found - set(classes)):
-        raise DataError(f"data.classes: expected a name for each class. Received: none for {', '.join(unknown[:5])}.")
+        raise DataError(f"data.classes: expected a name for each class. Received: none for {listed(unknown)}.")
     if not config.label_pattern and not parts and (odd := why_groups(root, found)):
         log.warning("%s", odd)
     numbers = {name: index for index, name in enumerate(classes)}
@@ -179,7 +180,7 @@ def _ready_folders(root: Path) -> dict[str, Path]:
     if others:
         raise DataError(
             f"Expected either splits ({', '.join(p.name for p in named)}) or classes below {root}. Received: both; "
-            f"{', '.join(others[:5])} is no split. Move it away, or set data.ready_splits=false for classes only."
+            f"{listed(others)} is no split. Move it away, or set data.ready_splits=false for classes only."
         )
     found: dict[str, Path] = {}
     for folder in named:

@@ -15,6 +15,7 @@ from pipeline.config import IMAGENET
 from pipeline.errors import DataError
 from pipeline.recipe import Columns, Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, natural_order
+from pipeline.words import count, listed
 
 LONGEST_LINE = 2**20  # characters
 
@@ -47,7 +48,7 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
         slashes = ", with / between folders" if any("\\" in path.name for path in missing) else ""
         raise DataError(
             f"Expected the images that {', '.join(t.name for t in tables)} lists. Received: {len(missing)} of "
-            f"{len(found)} do not exist, such as {', '.join(map(str, missing[:5]))}. "
+            f"{len(found)} do not exist, such as {listed(missing)}. "
             f"Paths are relative to the table's folder{slashes}."
         )
     labels = list(dict.fromkeys(label for _, label, _ in found))
@@ -58,8 +59,8 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
         numbers |= {str(index): index for index in range(len(classes))}
     if unknown := [label for label in labels if label not in numbers]:
         raise DataError(
-            f"Expected labels that are names or positions of the {len(classes)} classes. "
-            f"Received: {', '.join(map(repr, unknown[:5]))} in column {config.columns.label}."
+            f"Expected labels that are names or positions of the {count(len(classes), 'class', 'classes')}. "
+            f"Received: {listed(map(repr, unknown))} in column {config.columns.label}."
         )
     return [Row(image, numbers[label], ready) for image, label, ready in found], classes
 
@@ -95,7 +96,7 @@ def class_names(config: Data, folder: Path) -> list[str] | None:
     names = Counter(name for _, name in pairs)
     unique = [f"{name} ({key})" if key and names[name] > 1 else name for key, name in pairs]
     if twice := sorted(name for name, count in Counter(unique).items() if count > 1):
-        raise DataError(f"data.classes: expected each name once. Received: {', '.join(twice[:5])} twice in {path}.")
+        raise DataError(f"data.classes: expected each name once. Received: {listed(twice)} twice in {path}.")
     return unique
 
 

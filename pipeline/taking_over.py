@@ -25,6 +25,7 @@ from pipeline.original import form_of
 from pipeline.preprocess import Resize
 from pipeline.recipe import Model
 from pipeline.training_mode import taken_at_inference
+from pipeline.words import listed
 
 if TYPE_CHECKING:
     import keras
@@ -112,10 +113,9 @@ def _preprocessing(config: Model, file: ModelFile, model: keras.Model, size: tup
 def _check_classes(outputs: int, classes: tuple[str, ...], path: Path, *, named: bool) -> None:
     if outputs == len(classes):
         return
-    listed = ", ".join(classes[:8]) + (" ..." if len(classes) > 8 else "")
     source = "model.classes names" if named else "the data has"
     advice = "" if named else " If it knows more classes than the data shows, name them all in model.classes."
     raise ModelError(
         f"Expected a model with as many outputs as {'there are names' if named else 'the data has classes'}. "
-        f"Received: {path} with {outputs}; {source} {len(classes)} ({listed}).{advice}"
+        f"Received: {path} with {outputs}; {source} {len(classes)} ({listed(classes, most=8)}).{advice}"
     )

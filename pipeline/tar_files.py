@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.words import count
+
 MOST_MEMBERS = 10_000
 MOST_HEADER = 2**20  # bytes of all that stands before a member: long names, attributes, maps of holes
 
@@ -43,7 +45,9 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
                 file.left = MOST_HEADER
                 while member := archive.next():
                     if member.issparse() or member.offset_data + max(member.size, 0) > size or member.size < 0:
-                        raise tarfile.ReadError(f"{member.name} promises {member.size:,} bytes that are not there")
+                        raise tarfile.ReadError(
+                            f"{member.name} promises {count(member.size, 'byte')} that are not there"
+                        )
                     if member.name in names:
                         raise tarfile.ReadError(f"{member.name} is there twice")
                     names.add(member.name)

@@ -28,6 +28,7 @@ from pipeline.recipe import Recipe
 from pipeline.split_sizes import check_split_sizes, needed_images
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,11 @@ def _train_new(
         keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             built = build_classifier(recipe.model, len(images.classes))
-        log.info("training on %s%s", f"{len(gpus)} GPUs" if gpus else "the CPU", ", mixed precision" if mixed else "")
+        log.info(
+            "training on %s%s",
+            f"{count(len(gpus), 'GPU')}" if gpus else "the CPU",
+            ", mixed precision" if mixed else "",
+        )
         history = fit(recipe, built, images, pixels, checkpoint, strategy)
     finally:
         keras.config.set_dtype_policy(policy)

@@ -11,6 +11,7 @@ from pipeline.errors import ModelError
 from pipeline.loop_budget import loop_budget
 from pipeline.model_promises import SPARE_VALUES
 from pipeline.setting_limits import check_shape
+from pipeline.words import count
 
 BUILDS = 3  # a model of Keras 2 is built by Keras 3, which fails, by tf_keras, and once more by Keras 3
 LARGEST_INSIDE = 2**29  # values inside a layer, such as attention with 4,096 positions and 32 heads
@@ -50,7 +51,7 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
             if made + values > most:
                 raise ModelError(
                     f"Expected weights for every layer. Received: {where}, whose layer {layer.name} asks for "
-                    f"{values:,} values; the file holds {held:,}. It would fill the memory; do not use it."
+                    f"{count(values, 'value')}; the file holds {held:,}. It would fill the memory; do not use it."
                 )
             made += values
             return original(layer, *args, **options)

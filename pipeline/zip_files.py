@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from pipeline.words import count
+
 MOST_DIRECTORY = 2**20  # bytes of the table of contents, some 15,000 members; Python takes ten times as much for it
 PIECE = 2**20
 
@@ -70,7 +72,7 @@ def copy_member(archive: zipfile.ZipFile, name: str, target: IO[bytes], most: in
     if said.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
         raise zipfile.BadZipFile(f"{name} is packed in a way that is not read here")
     if said.file_size > most:
-        raise zipfile.BadZipFile(f"{name} unpacks to {said.file_size:,} bytes, where at most {most:,} are read")
+        raise zipfile.BadZipFile(f"{name} unpacks to {count(said.file_size, 'byte')}, where at most {most:,} are read")
     # zipfile cuts off what goes beyond the size that the archive says, after unpacking it; so it is told a larger one.
     info = copy.copy(said)
     info.file_size = said.file_size + 2 * PIECE
@@ -82,5 +84,5 @@ def copy_member(archive: zipfile.ZipFile, name: str, target: IO[bytes], most: in
                 break
             target.write(piece)
     if length != said.file_size:
-        more = "more than" if length > said.file_size else f"{length:,} bytes, not"
-        raise zipfile.BadZipFile(f"{name} holds {more} the {said.file_size:,} bytes that the archive says")
+        more = "more than" if length > said.file_size else f"{count(length, 'byte')}, not"
+        raise zipfile.BadZipFile(f"{name} holds {more} the {count(said.file_size, 'byte')} that the archive says")

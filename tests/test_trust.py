@@ -17,7 +17,7 @@ import yaml
 from keras import layers
 from PIL import Image
 
-from benchmarks.__main__ import main as benchmark
+from benchmarks.command import main as benchmark
 from pipeline.bundle import RECIPE
 from pipeline.card import read_card, write_card
 from pipeline.commands import main

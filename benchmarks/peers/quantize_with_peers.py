@@ -32,6 +32,7 @@ import onnx
 from benchmarks.peers.images import PeerError, PixelReader, read_images
 from benchmarks.peers.placement import placement
 from benchmarks.peers.tools import PEERS, TOOLS
+from export.words import count
 
 log = logging.getLogger("peers")
 
@@ -102,7 +103,8 @@ def run_peer(job: Job) -> dict[str, Any]:
             reader.progress.close()
         if reader.position < len(pixels):
             raise PeerError(
-                f"Expected {job.name} to calibrate on {len(pixels)} images. Received: it read {reader.position}. "
+                f"Expected {job.name} to calibrate on {count(len(pixels), 'image')}. Received: it read "
+                f"{reader.position}. "
                 "Its file says nothing about the method: look at its log."
             )
         sidecar = {
@@ -238,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         convolutions = sidecar["placement"]["int8"].get("Conv", {"int8": 0, "of": 0})
         log.info(
-            "  %s: %d of %d Conv in INT8, %d images, %.0f s, peak memory %s MiB",
-            *(f"{name}.onnx", convolutions["int8"], convolutions["of"], sidecar["images"]),
+            "  %s: %d of %d Conv in INT8, %s, %.0f s, peak memory %s MiB",
+            *(f"{name}.onnx", convolutions["int8"], convolutions["of"], count(sidecar["images"], "image")),
             *(sidecar["seconds"], sidecar["peak_rss_mib"]),
         )
         done[name] = {one: sidecar[one] for one in ("images", "seconds", "peak_rss_mib", "sha256")}

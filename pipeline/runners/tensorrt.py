@@ -28,6 +28,7 @@ from pipeline.runners.cuda_resources import Event
 from pipeline.runners.on_device import run_on_device
 from pipeline.runners.opened import OpenEngine, tensors_of
 from pipeline.runners.options import RuntimeOptions
+from pipeline.words import count
 
 
 class DeviceOutputs(NamedTuple):
@@ -95,7 +96,7 @@ class TensorRTRunner:
         status = driver_status()
         device = self.options.device
         if not status or not 0 <= device < len(status.devices):
-            had = status.reason or f"{len(status.devices)} GPU(s) and runtime.device {device}"
+            had = status.reason or f"{count(len(status.devices), 'GPU')} and runtime.device {device}"
             raise DeviceUnavailableError(
                 f"Expected an NVIDIA GPU to run {self.plan_path}. Received: {had}. "
                 "Run it on the GPU machine, or use the ONNX file on this one.",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scenarios as module
-from benchmarks.__main__ import table
+from benchmarks.command import table
 from benchmarks.scenarios import Options, Scenario, make_opener, run_scenarios, scenarios
 from export.driver import Device, DriverStatus
 from export.sidecar import sidecar_path, write_plan

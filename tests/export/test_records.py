@@ -74,7 +74,7 @@ def test_numbers_that_json_does_not_have_are_not_hidden() -> None:
         ({"name": "bad"}, "a consistent Outer in file.json. Received: no such name"),
         ({"kind": "c"}, "'kind' of type 'a' or 'b' in file.json. Received: 'c'"),
         ({"inner": []}, "'inner' of type an object in file.json. Received: a list"),
-        ({"inner": {"sizes": [1]}}, "'inner.sizes' of type a list of 2 in file.json. Received: 1 entries"),
+        ({"inner": {"sizes": [1]}}, "'inner.sizes' of type a list of 2 in file.json. Received: 1 entry"),
         ({"inner": {"sizes": [1, True]}}, r"'inner.sizes\[1\]' of type a whole number in file.json. Received: True"),
         ({"inner": {"sizes": [1, 2.0]}}, "a whole number in file.json. Received: 2.0"),
         ({"inner": {"sizes": [1, 2], "share": "x"}}, "'inner.share' of type a number in file.json. Received: 'x'"),

@@ -22,8 +22,8 @@ CHILD = """
 import os, sys, time
 from pipeline.children import end_with_parent
 end_with_parent()
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("cleared up", flush=True)

@@ -160,7 +160,7 @@ def argmax(package: Any) -> Any:
         (lambda: two_ends(keras, "list"), "two.keras", "kind", 3),
         (lambda: two_ends(keras, "dictionary"), "its two.keras", "kind", 3),
         (lambda: two_ends(tf_keras, "list"), "two.h5", "kind", 3),
-        (lambda: two_ends(keras, "dictionary"), "saved", "b", 4),
+        (lambda: two_ends(keras, "dictionary"), "saved", "a", 3),
         (lambda: argmax(keras), "argmax.keras", "scores", 3),
         (lambda: argmax(tf_keras), "argmax.h5", "scores", 3),
     ],

@@ -20,7 +20,7 @@ from pipeline.data import ImageSet, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes
-from pipeline.readable import find_damaged, listed, recorded_damage
+from pipeline.readable import a_line_each, find_damaged, recorded_damage
 from pipeline.recipe import Data
 from pipeline.roles import roles_of
 from pipeline.samples import SPLITS, Sample, Unreadable
@@ -91,7 +91,7 @@ def test_a_table_that_lists_what_is_no_image(photos: Path, tmp_path: Path) -> No
 
 
 def test_long_lists_are_cut() -> None:
-    text = listed([Unreadable(f"{i}.jpg", "the file is empty") for i in range(50)])
+    text = a_line_each([Unreadable(f"{i}.jpg", "the file is empty") for i in range(50)])
     assert text.count("the file is empty") == readable.MOST_NAMED
     assert text.endswith("\n  and 30 more")
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.__main__ import STAGE as BENCHMARK
+from benchmarks.command import STAGE as BENCHMARK
 from pipeline import manifest
 from pipeline.cli import make_context
 from pipeline.commands import build_parser

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import STAGE as BENCHMARK
+from benchmarks.command import STAGE as BENCHMARK
 from pipeline.manifest import ROOT
 from pipeline.stage import Stage
 from pipeline.stages import STAGES
@@ -40,6 +40,7 @@ BORDERS = {
     "pipeline/progress.py": "draws bars",
     "pipeline/cli.py": "talks",
     "pipeline/commands.py": "talks",
+    "pipeline/verbs.py": "names the verbs and their options",
     "pipeline/usage.py": "reads a command line, or refuses it",
     "pipeline/recipe_files.py": "finds the recipe, whose values enter the key by the stage's slice",
     "pipeline/tensorflow_start.py": "silences an import",

@@ -163,7 +163,7 @@ def test_cuda_failures_leave_nothing_allocated(tmp_path: Path, gpu: FakeTensorRT
         ({"cuda_version": "14.0"}, 0, RunnerError, r"CUDA 14.*13\.1"),
         ({"flavour": "rtx"}, 0, DeviceUnavailableError, "flavour rtx to run"),
         ({"flavour": "openvino"}, 0, RunnerError, "openvino"),
-        ({}, 2, DeviceUnavailableError, r"2 GPU\(s\) and runtime.device 2"),
+        ({}, 2, DeviceUnavailableError, r"2 GPUs and runtime.device 2"),
         ({"tensors": []}, 0, RunnerError, "Expected the tensors images"),
         ({"profile": {"min": 1, "opt": 2, "max": 8}}, 0, RunnerError, r"\(8, 4, 5, 3\).*\(4, 4, 5, 3\)"),
     ],

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__ as benchmarks_main
 from benchmarks import accuracy
-from pipeline import commands
-from pipeline.commands import build_parser, main
+from benchmarks import command as benchmarks_main
+from pipeline import commands, starting
+from pipeline.commands import main
 from pipeline.manifest import ROOT
 from pipeline.usage import Parser, UsageError
+from pipeline.verbs import build_parser
 from tests.conftest import Chain
 
 VERBS = build_parser()._verbs()
@@ -208,3 +212,71 @@ def test_a_warning_is_given_once(capsys: pytest.CaptureFixture[str], monkeypatch
             "warning: picture 2 is dark",
         ]
         assert said.count("again") == 4
+
+
+# --- another Python ---
+
+
+@pytest.mark.parametrize("module", ["pipeline", "benchmarks"])
+def test_a_python_without_the_packages_is_one_sentence(module: str) -> None:
+    python = [sys.executable, "-S", "-E"]  # without site-packages
+    done = subprocess.run([*python, "-m", module], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: Expected the packages of requirements.txt. Received: no \w+ in \S+. "
+        r"Run `make install` and use .venv/bin/python.\n",
+        done.stderr,
+    )
+
+
+@pytest.mark.parametrize("module", ["pipeline.commands", "benchmarks.command"])
+def test_a_python_that_is_too_old_is_one_sentence(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(starting.sys, "version_info", (3, 9, 18))
+    monkeypatch.setattr(starting.importlib, "import_module", lambda name: pytest.fail("it was imported"))
+    assert starting.start(module) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Expected Python 3.11 to 3.13. Received: Python 3.9, ")
+    assert said.endswith("Run `make install` and use .venv/bin/python.\n")
+
+
+@pytest.mark.parametrize("path", ["pipeline/__main__.py", "benchmarks/__main__.py", "pipeline/starting.py"])
+def test_an_old_python_can_read_what_says_so(path: str) -> None:
+    ast.parse((ROOT / path).read_text(), feature_version=(3, 7))
+    for package in ("pipeline", "benchmarks"):
+        ast.parse((ROOT / package / "__init__.py").read_text(), feature_version=(3, 7))
+
+
+def test_the_versions_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (oldest, newest) = starting.OLDEST, starting.NEWEST
+    assert project["requires-python"] == f">=3.{oldest[1]},<3.{newest[1] + 1}"
+
+
+def test_every_verb_ends_in_one_line_of_json(
+    finished_chain: Chain, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = next(finished_chain.images.rglob("*.png"))
+    archive, plan = str(tmp_path / "tiny.tar"), tmp_path / "nothere.plan"
+    lines = [
+        (finished_chain.arguments("config"), 0),
+        (finished_chain.arguments("config", "--set", "train.sed=1"), 2),
+        (["doctor"], 0),
+        (["inspect", str(finished_chain.root / "train" / "model.keras")], 0),
+        (["inspect", str(tmp_path / "nothere.keras")], 2),
+        (["engine", "inspect", str(plan)], 2),
+        (["engine", "check", str(plan)], 2),
+        (finished_chain.arguments("infer", str(photo), "-o", str(tmp_path / "out.csv")), 0),
+        (finished_chain.arguments("infer", "nothere.png"), 2),
+        (finished_chain.arguments("infer", "--explain"), 0),
+        (finished_chain.arguments("report"), 0),
+        (finished_chain.arguments("bundle", "-o", archive), 0),
+        (["unpack", archive, "--artifacts", str(tmp_path / "there")], 0),
+        (["unpack", archive, "--artifacts", str(tmp_path / "there")], 2),
+    ]
+    for words, status in lines:
+        assert main([*words, "--json"]) == status, words
+        result = last_line(capfd)
+        assert (result["command"], result["exit"]) == (words[0], status)
+        assert ("error" in result) is (status == 2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import scenarios as scenarios_module
-from benchmarks.__main__ import table
+from benchmarks.command import table
 from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError

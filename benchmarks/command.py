@@ -1,0 +1,159 @@
+"""``python -m benchmarks``: times what a recipe built."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
+from benchmarks.telemetry import commit, gpu_snapshot, machine
+from pipeline import cli
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
+from pipeline.children import end_with_parent
+from pipeline.environment import machine_environment
+from pipeline.errors import PipelineError
+from pipeline.files import recipe_lock
+from pipeline.layout import BENCHMARK, CARD
+from pipeline.progress import progress_bar
+from pipeline.stage import Context, Stage, execute, reasons_to_run
+from pipeline.stages import DECODE, MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
+from pipeline.usage import Parser
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  python -m benchmarks -c digits
+  python -m benchmarks --set 'benchmark.batches=[1,8,32]' --set benchmark.seconds=5 --force
+"""
+
+
+def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
+    """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe."""
+    settings = context.recipe.benchmark
+    largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
+    batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
+    wanted = scenarios(context.root, batches)
+    card = context.card()
+    options = Options(
+        seconds_each=settings.seconds, warmup_seconds=settings.warmup_seconds, min_samples=settings.min_samples
+    )
+    before = gpu_snapshot()
+    with progress_bar(
+        total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
+    ) as bar:
+        done: dict[str, int] = {}
+
+        def progress(name: str, percent: int, _: int) -> None:
+            bar.set_postfix_str(name)
+            bar.update(percent - done.get(name, 0))
+            done[name] = percent
+
+        opener = make_opener(card, allow=context.recipe.model.allow, options=context.runtime)
+        results = run_scenarios(wanted, opener, card.size, options, progress)
+    content = BenchmarkReport(
+        recipe=context.recipe.name,
+        model={"size": list(card.size), "classes": len(card.classes)},
+        machine=read_machine(machine()),
+        commit=commit(),
+        gpu_before=tuple(before),
+        gpu_after=tuple(gpu_snapshot()),
+        results=tuple(results),
+    )
+    write_benchmark(folder / Path(BENCHMARK).name, content)
+    log.info("%s", table(results))
+    failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
+    return {"rows": len(results), **({"failed": failed} if failed else {})}
+
+
+def table(results: Sequence[BenchmarkRow]) -> str:
+    """The results as text, with the speed relative to Keras at the same batch size."""
+    keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
+    columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
+    width = max(5, *(len(row.name) for row in results)) if results else 5
+    lines = [f"  {'backend':<12} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
+    for row in results:
+        head = f"  {row.backend:<12} {row.name:<{width}} {row.batch:>5} "
+        if row.error is not None or row.p50_ms is None:
+            lines.append(f"{head}failed: {row.error}")
+            continue
+        base = keras.get(row.batch)
+        ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
+        speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
+        lines.append(f"{head}{row.p50_ms:>9.3f} {row.p90_ms:>9.3f} {row.p99_ms:>9.3f} {speed:>9} {ratio:>8}")
+    alone = [
+        f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
+        "engine alone"
+        for row in results
+        if row.compute is not None
+    ]
+    notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
+    return "\n".join([*lines, *alone, *notes])
+
+
+def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+    return context.required("train", *MODEL) | onnx_inputs(context) | context.files("build", "*/*.plan", "*/*.json")
+
+
+def _environment() -> dict[str, Any]:
+    info = machine()
+    cpu = info["cpu"]
+    return machine_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
+
+
+STAGE = Stage(
+    "benchmark",
+    _inputs,
+    ("benchmark", "build.profile", "build.variants", "runtime"),
+    (
+        "benchmarks/command.py",
+        "benchmarks/scenarios.py",
+        "benchmarks/telemetry.py",
+        "benchmarks/timing.py",
+        "pipeline/benchmark_report.py",
+        "export/difference.py",
+        *READ_CARD,
+        *DECODE,
+        "pipeline/environment.py",
+        *RUN_ONNX,
+        *RUN_ENGINES,
+        *RUN_KERAS,
+    ),
+    run_benchmark,
+    _environment,
+)
+
+
+def build_parser() -> Parser:
+    """The parser."""
+    return Parser(
+        prog="python -m benchmarks",
+        description="Time a recipe's model: Keras, ONNX Runtime and TensorRT engines, in turns against each other.",
+        parents=[cli.recipe_options(), cli.stage_options()],
+        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    end_with_parent()
+    return cli.run_command(build_parser(), argv, _benchmark)
+
+
+def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    context = cli.make_context(args)
+    if args.explain:
+        reasons = ["--force"] if args.force else reasons_to_run(STAGE, context)
+        print(f"benchmark {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")
+        return {"recipe": context.recipe.name, "explain": {"benchmark": reasons}}
+    with recipe_lock(context.root, wait=not args.no_wait):
+        if (context.root / CARD).is_file():
+            context.card()  # a recipe that says other than the model is refused, up to date or not
+        outcome = execute(STAGE, context, args.force)
+    if outcome.ran and not outcome.manifest.result["rows"]:
+        raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")
+    status = "done" if outcome.ran else "up to date"
+    return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}
