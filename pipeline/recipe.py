@@ -27,7 +27,8 @@ PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 class Splits:
     """Shares of the images; each image's own hash decides where it goes. They need not sum to 1 exactly.
 
-    With a finished model nothing is trained: only calibration and test count, in their proportion.
+    With a finished model nothing is trained: only calibration and test count, in their proportion; unless it is given,
+    half and half.
     """
 
     train: float = 0.6

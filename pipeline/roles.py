@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pipeline.files import sha256_bytes
-from pipeline.recipe import Data
+from pipeline.recipe import Data, Splits
 from pipeline.samples import SPLITS, Sample
 
 TRAINED_WITH = ("train", "validation")
@@ -77,8 +77,10 @@ def _shares(some: Mapping[str, float]) -> dict[str, float]:
 
 
 def _deployed(config: Data) -> dict[str, float]:
+    """The recipe's proportion of calibration and test; halves where it says nothing, or nothing of those two."""
     shares = {name: getattr(config.splits, name) for name in DEPLOYED_WITH}
-    return shares if any(shares.values()) else dict.fromkeys(DEPLOYED_WITH, 0.5)
+    given = config.splits != Splits() and any(shares.values())
+    return shares if given else dict.fromkeys(DEPLOYED_WITH, 0.5)
 
 
 def _with_training(

@@ -117,11 +117,11 @@ def test_the_total_that_the_shares_want_counts_what_is_there() -> None:
 
 
 def test_another_share_that_would_do_does() -> None:
-    config = Data(splits=Splits(0.6, 0.1, 0.1, 0.2))
+    config = Data(splits=Splits(0.5, 0.2, 0.1, 0.2))
     minimum = {"calibration": 128, "test": 50}
     message = refused(image_set(300, config), minimum)
     value = float(re.findall(r"raise data\.splits\.calibration to ([\d.]+)", message)[0])
-    check_split_sizes(image_set(300, replace(config, splits=Splits(0.6, 0.1, value, 0.2))), minimum)
+    check_split_sizes(image_set(300, replace(config, splits=Splits(0.5, 0.2, value, 0.2))), minimum)
 
 
 @pytest.mark.parametrize("count", [150, 40])
