@@ -9,7 +9,7 @@ import argparse
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from pipeline.errors import PipelineError
@@ -88,22 +88,22 @@ class Parser(argparse.ArgumentParser):
         verbs = self._verbs()
         if not verbs or not words or not words[0].startswith("-") or words[0] in self._option_string_actions:
             return
-        for place, word in enumerate(words):
-            if word in verbs and words[place - 1] not in _OPTIONS_WITH_VALUES:
-                line = shlex.join([word, *words[:place], *words[place + 1 :]])
-                self.error(
-                    f"Expected the verb before its options. Received: {words[0]} first. Write: {self.prog} {line}"
-                )
+        found = [n for n, word in enumerate(words) if word in verbs and words[n - 1] not in _OPTIONS_WITH_VALUES]
+        rest = [word for n, word in enumerate(words) if n not in found[:1]]
+        line = shlex.join([words[found[0]] if found else "run", *rest])
+        what = "the verb before its options" if found else f"a verb ({', '.join(verbs)}) before its options"
+        self.error(f"Expected {what}. Received: {words[0]} first. Write: {self.prog} {line}")
 
 
-def _left_over(left: Sequence[str], words: Sequence[str], options: Iterable[str]) -> str:
+def _left_over(left: Sequence[str], words: Sequence[str], options: Collection[str]) -> str:
     """Why a word that nothing takes is none, and what was meant."""
     word = left[0]
     before = words[words.index(word) - 1] if word in words[1:] else ""
     if before.endswith("=") or word.startswith("="):
         return f"Expected KEY=VALUE without spaces around the =. Received: {before} {word}. Write: {before}{word}"
     if not word.startswith("-"):
-        return f"Expected options and their values. Received: {word}, which belongs to none of them. Leave it out."
+        recipe = f" If it is a recipe, write: -c {shlex.quote(word)}" if "-c" in options else " Leave it out."
+        return f"Expected options and their values. Received: {word}, which belongs to none of them.{recipe}"
     name, equals, value = word.partition("=")
     if "." in name:
         value = f"={value}" if equals else "=VALUE"

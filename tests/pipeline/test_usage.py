@@ -49,7 +49,10 @@ def refused(*words: str) -> str:
         ("train --train.head.epochs=5", "A key of the recipe is given by --set train.head.epochs=5"),
         ("train --train.head.epochs 5", "A key of the recipe is given by --set train.head.epochs=VALUE"),
         ("train --epochs 5", "Received: --epochs. A key of the recipe is given by --set section.key=value."),
-        ("train photos", "Received: photos, which belongs to none of them. Leave it out."),
+        ("train photos", "Received: photos, which belongs to none of them. If it is a recipe, write: -c photos"),
+        ("doctor photos", "Received: photos, which belongs to none of them. Leave it out."),
+        ("-c digits", "Expected a verb (run, ... Received: -c first. Write: python -m pipeline run -c digits"),
+        ("--force", "Received: --force first. Write: python -m pipeline run --force"),
         ("infer --top-k many", "Expected a whole number after --top-k. Received: 'many'."),
         ("infer --precision INT4", "of auto, fp32, fp16, int8. Received: int4. Did you mean 'int8'?"),
         ("inspect", "Expected model behind the verb. Received: nothing."),
@@ -282,3 +285,16 @@ def test_every_verb_ends_in_one_line_of_json(
         result = last_line(capfd)
         assert (result["command"], result["exit"]) == (words[0], status)
         assert ("error" in result) is (status == 2)
+
+
+def test_a_python_without_one_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dispatch(args: object) -> dict:
+        raise ModuleNotFoundError("No module named 'keras'", name="keras")
+
+    monkeypatch.setattr(commands, "_dispatch", dispatch)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert f"Expected the package keras. Received: {sys.executable}, which has none of that name." in said
+    assert "Traceback" not in said
