@@ -151,9 +151,9 @@ def _run(
         result = _failed(name, "interrupted", _with_notes("Interrupted.", error), INTERRUPTED)
     except ModuleNotFoundError as error:
         advice = (
-            f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make install` "
-            "(or `make install-gpu` on a GPU machine) installs all of them into an environment of their own, .venv; use "
-            "its Python. `python -m pipeline doctor` shows what is missing."
+            f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make "
+            "install` (or `make install-gpu` on a GPU machine) installs all of them into an environment of their own, "
+            ".venv; use its Python. `python -m pipeline doctor` shows what is missing."
         )
         result = _failed(name, "bad input", advice, BAD_INPUT)
     except OSError as error:
