@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -51,6 +52,8 @@ class Checkpoint:
     def __init__(self, folder: Path, key: str, seconds: float) -> None:
         self._folder, self._path, self._seconds = folder, folder / f"{key}.npz", seconds
         self._last = time.monotonic()
+        self._unwritten: Progress | None = None
+        self._kept = 0  # finished epochs of both phases, in the file
 
     def read(self) -> Progress | None:
         """The last state of this very training; None if there is none."""
@@ -63,17 +66,36 @@ class Checkpoint:
                     group: [file[f"{group}/{i}"] for i in range(count)] for group, count in meta["groups"].items()
                 }
             score = None if meta["score"] is None else (meta["score"][0], meta["score"][1])
+            self._kept = len(meta["history"])
             return Progress(meta["phase"], meta["epochs"], meta["history"], score, meta["waited"], arrays)
         except Exception as error:  # a damaged zip fails in many ways; then the training starts anew
             log.warning("%s is damaged, the training starts anew: %s", self._path, error)
             return None
 
-    @property
-    def due(self) -> bool:
-        """Whether enough time has passed since the last write."""
-        return time.monotonic() - self._last >= self._seconds
+    def put(self, progress: Progress) -> None:
+        """Remember the state after an epoch, and write it if enough time has passed since the last write."""
+        self._unwritten = progress
+        if time.monotonic() - self._last >= self._seconds:
+            self._write_what_is_not()
 
-    def write(self, progress: Progress) -> None:
+    def keep(self) -> str:
+        """Write the last state if it is not yet, because the training stops; returns what that is good for.
+
+        Returns:
+            A sentence: from where the same command goes on.
+        """
+        self._write_what_is_not()
+        if not self._kept:
+            self.read()  # an earlier training may have left one, and this one was stopped before it looked
+        if not self._kept:
+            return "No finished epoch was kept: the training starts anew."
+        return f"Run it again: the training resumes after epoch {self._kept:,}."
+
+    def _write_what_is_not(self) -> None:
+        if self._unwritten is not None and self._write(self._unwritten):
+            self._kept, self._unwritten = len(self._unwritten.history), None
+
+    def _write(self, progress: Progress) -> bool:
         """Write the state; atomic. A full disk costs the checkpoint, not the training."""
         meta = {
             "phase": progress.phase,
@@ -97,10 +119,14 @@ class Checkpoint:
             os.replace(part, self._path)
         except OSError as error:
             log.warning("no checkpoint was written: %s", error)
+            return False
         finally:
-            part.unlink(missing_ok=True)
-        self._last = time.monotonic()
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            self._last = time.monotonic()
+        return True
 
     def remove(self) -> None:
         """The training is done."""
+        self._unwritten = None
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -8,8 +8,9 @@ import subprocess
 import threading
 from collections.abc import Sequence
 
+from pipeline.stopping import INTERRUPTED, Terminated
+
 ENDS_WITH_PARENT = "PIPELINE_ENDS_WITH_PARENT"  # set for a command whose standard input closes when its parent is gone
-INTERRUPTED = 130
 GRACE_SECONDS = 2.0
 
 
@@ -35,9 +36,11 @@ def _run(command: Sequence[str], output: int | None) -> tuple[int, str]:
     try:
         said = process.stdout.read() if process.stdout else ""
         return process.wait(), said
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            process.terminate()  # Ctrl-C reaches the child as well, SIGTERM this process alone
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)  # Ctrl-C reaches the child too, which clears up
+            process.wait(GRACE_SECONDS)  # it clears up
         raise
     finally:
         process.kill()

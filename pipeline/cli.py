@@ -21,19 +21,21 @@ from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import ARTIFACTS, Context
+from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
 from pipeline.usage import Parser, UsageError, override
 
 log = logging.getLogger("pipeline")
 
 DONE, VERDICT_FAIL, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 NOT_FITTING = VERDICT_FAIL  # `engine check`
-INTERNAL_ERROR, INTERRUPTED = 70, 130
+INTERNAL_ERROR = 70
 OUTPUT_CLOSED = 141  # as a shell shows a program that SIGPIPE ends
 EXIT_STATUS = """exit status:
   0 done, and passed, or inconclusive, which a warning says
   1 done, and the verdict is fail; engine check: the engine does not fit this machine
   2 bad usage or bad input
-  3 done, but some inputs failed     130 interrupted     70 a bug of ours, with a traceback
+  3 done, but some inputs failed     70 a bug of ours, with a traceback
+  130 interrupted (Ctrl-C)     143 terminated (SIGTERM)
   141 who read the output (head, less) closed it"""
 
 
@@ -142,13 +144,15 @@ def _run(
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
     result: dict[str, Any]
     try:
-        result = {"command": name, "status": "done"} | command(args)
+        with terminated_as_interrupted():
+            result = {"command": name, "status": "done"} | command(args)
     except BrokenPipeError:
         raise
     except (PipelineError, ExportError) as error:
         result = _failed(name, "bad input", _with_notes(_with_place(str(error), args), error), BAD_INPUT)
     except KeyboardInterrupt as error:
-        result = _failed(name, "interrupted", _with_notes("Interrupted.", error), INTERRUPTED)
+        said = "Terminated." if isinstance(error, Terminated) else "Interrupted."
+        result = _failed(name, "interrupted", _with_notes(said, error), status_of(error))
     except ModuleNotFoundError as error:
         advice = (
             f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make "

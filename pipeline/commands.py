@@ -20,6 +20,7 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
+from pipeline.stopping import raise_as
 from pipeline.verbs import build_parser
 from pipeline.words import count, listed
 
@@ -164,8 +165,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     flags = ("force", "explain", "no_wait", "quiet", "verbose")
     command += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
     status, said = run_child_for_output(command)
-    if status == cli.INTERRUPTED:
-        raise KeyboardInterrupt
+    raise_as(status)
     if status == cli.OUTPUT_CLOSED:
         raise BrokenPipeError
     text, _, line = said.rstrip("\n").rpartition("\n")

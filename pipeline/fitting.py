@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,11 @@ def fit(
         ModelError: the loss became NaN or infinite.
     """
     settings, spec = recipe.train, built.preprocessing
+    if settings.head.epochs == settings.fine_tune.epochs == 0:
+        log.warning(
+            "train.head.epochs and train.fine_tune.epochs are both 0: nothing is trained, and the model's answers are "
+            "those of a head whose weights were drawn at random"
+        )
     augment = settings.augment if settings.augment != Augment() else None
     train: Source = Images(images.splits["train"], pixels, spec, "train images", augment, settings.seed)
     validation: Source | None = None
@@ -190,7 +196,7 @@ class _State:
                 variable.assign(value)
             for variable, value in zip(_random_states(self._whole), self.progress.arrays["random"]):
                 variable.assign(value)
-            self._resumed = False
+            self._resumed, self.progress.arrays = False, {}
             return
         self.progress.phase, self.progress.epochs, self.progress.waited = phase, 0, 0
 
@@ -228,15 +234,15 @@ class _State:
             if self.stopped:
                 log.info("no better epoch in %d: the %s phase ends early", self._patience, progress.phase)
                 model.stop_training = True
-        if self._checkpoint is not None and self._checkpoint.due:
-            progress.arrays = {
+        if self._checkpoint is not None:
+            arrays = {
                 "model": self._whole.get_weights(),
                 "best": self.best,
                 "optimizer": [np.asarray(v) for v in model.optimizer.variables],
                 "random": [np.asarray(v) for v in _random_states(self._whole)],
             }
-            self._checkpoint.write(progress)
-            progress.arrays = {}
+            # A copy, because the training goes on, and it may be written only when that is interrupted.
+            self._checkpoint.put(replace(progress, history=list(progress.history), arrays=arrays))
 
 
 def _random_states(model: keras.Model) -> list[Any]:

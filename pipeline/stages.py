@@ -108,7 +108,12 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
 
     key = sha256_json(asdict(BY_NAME["train"].key(context, None)))
     checkpoint = Checkpoint(context.root / ".checkpoint", key, context.recipe.train.checkpoint_seconds)
-    result = train(context.recipe, context.images, folder, checkpoint)
+    try:
+        result = train(context.recipe, context.images, folder, checkpoint)
+    except (KeyboardInterrupt, OSError) as error:
+        if context.recipe.model.path is None and context.recipe.model.head == "new":
+            error.add_note(checkpoint.keep())
+        raise
     checkpoint.remove()
     return result
 

@@ -29,6 +29,7 @@ except KeyboardInterrupt:
     print("cleared up", flush=True)
     sys.exit(130)
 """
+INDENTED_CHILD = CHILD.strip().replace("\n", "\n    ")
 PARENT = """
 import sys
 from pipeline.children import run_child
@@ -138,6 +139,17 @@ def test_ctrl_c_leaves_a_child_time_to_clear_up(started) -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=10)[0] == "cleared up\n"
     assert process.returncode == 0
+
+
+def test_sigterm_of_the_parent_alone_leaves_a_child_time_to_clear_up(started) -> None:
+    """As `docker stop` sends it: to the first process of a container."""
+    wrapped = (
+        "import sys\nfrom pipeline.stopping import terminated_as_interrupted\nwith terminated_as_interrupted():\n    {}"
+    )
+    parent = start(started, wrapped.format(PARENT.strip().replace("\n", "\n    ")), wrapped.format(INDENTED_CHILD))
+    parent.stdout.readline()
+    parent.send_signal(signal.SIGTERM)
+    assert parent.communicate(timeout=10)[0] == "cleared up\n"
 
 
 @pytest.mark.parametrize("status", [0, 2, 130])

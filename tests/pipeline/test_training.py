@@ -22,7 +22,9 @@ from pipeline.data import ImageSet, Pixels, Sample, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import read_json
+from pipeline.manifest import Key
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
+from pipeline.stage import Context
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.training import one_of_each, train
 from tests.conftest import make_colour_images
@@ -134,45 +136,92 @@ def test_frozen_batchnorm_statistics_do_not_move(images: ImageSet, tmp_path: Pat
     assert 0 < np.abs(moved).max() < 0.1, "the convolutions did learn"
 
 
-class Interrupted(Exception):
-    pass
-
-
-@pytest.mark.parametrize("stop_after", [1, 3])  # in the head phase, in the fine-tuning phase
+@pytest.mark.parametrize(
+    ("finished", "seconds"),
+    [(1, 0), (2, 3600), (3, 3600)],
+    ids=["head phase", "between the phases", "fine-tuning phase"],
+)
 def test_a_training_resumes_where_it_was_interrupted(
-    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int, seconds: float
 ) -> None:
+    """Ctrl-C in the second step of an epoch, also where no checkpoint was due before."""
     settings = replace(TRAIN, head=HeadPhase(2, 0.01), fine_tune=FineTunePhase(2))
     model = replace(MODEL, dropout=0.3)
     whole = run(settings, images, tmp_path / "whole", model)
-    write = Checkpoint.write
+    put, epochs = Checkpoint.put, []
 
-    def interrupt(self: Checkpoint, progress: Progress) -> None:
-        write(self, progress)
-        if len(progress.history) == stop_after:
-            raise Interrupted
+    def counted(self: Checkpoint, progress: Progress) -> None:
+        put(self, progress)
+        epochs.append(len(progress.history))
 
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 1 and len(epochs) == finished:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "put", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "write", interrupt)
-        with pytest.raises(Interrupted):
-            run(settings, images, tmp_path / "a", model, checkpoint=Checkpoint(tmp_path / "c", "key", 0))
+        patch.setattr(fitting, "_progress", lambda *_: Stop())
+        first = Checkpoint(tmp_path / "c", "key", seconds)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, images, tmp_path / "a", model, checkpoint=first)
+    assert (tmp_path / "c").exists() == (seconds == 0)
+    said = f"Run it again: the training resumes after epoch {finished}."
+    assert first.keep() == said
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["key.npz"]
-    epochs: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "write", lambda self, progress: epochs.append(len(progress.history)))
-        resumed = run(settings, images, tmp_path / "b", model, checkpoint=Checkpoint(tmp_path / "c", "key", 0))
-    assert epochs == list(range(stop_after + 1, 5))
+    second = Checkpoint(tmp_path / "c", "key", seconds)
+    assert second.keep() == said, "stopped before it looked: what the first one left still counts"
+    epochs.clear()
+    resumed = run(settings, images, tmp_path / "b", model, checkpoint=second)
+    assert epochs == list(range(finished + 1, 5))
     assert largest_difference(whole, resumed) < 1e-5
     history, expected = (read_json(tmp_path / name / "history.json") for name in ("b", "whole"))
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
 
 
+def test_nothing_is_promised_where_nothing_was_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    starts_anew = "No finished epoch was kept: the training starts anew."
+    assert Checkpoint(tmp_path / "c", "key", 3600).keep() == starts_anew
+    (tmp_path / "file").write_text("")
+    full = Checkpoint(tmp_path / "file", "key", 3600)
+    full.put(Progress("head", 1, [{"phase": "head", "epoch": 1, "loss": 1.0}]))
+    assert full.keep() == starts_anew
+    assert "no checkpoint was written" in caplog.text
+
+
+def test_an_interrupted_train_stage_says_from_where_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import stages
+
+    def interrupted(recipe: Recipe, images: object, folder: Path, checkpoint: Checkpoint) -> None:
+        checkpoint.put(Progress("head", 3, [{"phase": "head", "epoch": n, "loss": 1.0} for n in (1, 2, 3)]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.training.train", interrupted)
+    monkeypatch.setattr(stages.Stage, "key", lambda *_: Key({}, {}, ""))
+    for model, notes in (
+        (MODEL, ["Run it again: the training resumes after epoch 3."]),
+        (Model(path="m.keras"), None),
+    ):
+        context = Context(recipe(model=model), tmp_path / "toy.yaml", tmp_path)
+        context.__dict__["images"] = None
+        with pytest.raises(KeyboardInterrupt) as caught:
+            stages._train(context, tmp_path / "train")
+        assert getattr(caught.value, "__notes__", None) == notes
+
+
+def test_a_training_of_no_epoch_says_that_nothing_is_trained(
+    images: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(replace(TRAIN, head=HeadPhase(0), fine_tune=FineTunePhase(0)), images, tmp_path / "none")
+    assert "are both 0: nothing is trained" in caplog.text
+
+
 def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
     progress = Progress(
         "head", 1, [{"phase": "head", "epoch": 1, "loss": 1.0}], (0.5, -1.0), 0, {"model": [np.ones(2)]}
     )
-    Checkpoint(tmp_path, "one", 0).write(progress)
+    Checkpoint(tmp_path, "one", 0).put(progress)
     found = Checkpoint(tmp_path, "one", 0).read()
     assert found is not None
     assert (found.phase, found.epochs, found.history, found.score) == ("head", 1, progress.history, (0.5, -1.0))
@@ -180,7 +229,7 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_not_used(tmp_path: P
     assert Checkpoint(tmp_path, "other", 0).read() is None
     (tmp_path / "one.npz").write_bytes((tmp_path / "one.npz").read_bytes()[:60])
     assert Checkpoint(tmp_path, "one", 0).read() is None
-    Checkpoint(tmp_path, "other", 0).write(progress)
+    Checkpoint(tmp_path, "other", 0).put(progress)
     assert [p.name for p in tmp_path.iterdir()] == ["other.npz"], "what no recipe state can use goes"
 
 
