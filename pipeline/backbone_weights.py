@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +16,20 @@ from pipeline.backbones import by_family
 from pipeline.config import IMAGENET
 from pipeline.download import fetch
 from pipeline.errors import ModelError
+from pipeline.foreign_files import describe_file
 from pipeline.model_guards import check_weights_file
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import Model
 from pipeline.words import listed
+from pipeline.zip_files import open_zip
 
 if TYPE_CHECKING:
     import keras
 
 # Of ImageNet's channels; what Keras divides by once more in EfficientNet B0 to B7 (applications/efficientnet.py).
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
+
+_BLOCKS = "abcdef"  # ResNet50 has no more in a stage
 
 
 def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
@@ -71,11 +78,11 @@ def classic_name(layer: str) -> str:
     """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
     fixed = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}
     match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)
-    if match is None:
+    if match is None or int(match[2]) > len(_BLOCKS):
         return fixed.get(layer, layer)
     stage, block, part, kind = match.groups()
     branch = "branch1" if part == "0" else "branch2" + "abc"[int(part) - 1]
-    return f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_{branch}"
+    return f"{'res' if kind == 'conv' else 'bn'}{stage}{_BLOCKS[int(block) - 1]}_{branch}"
 
 
 def _finalize(model: keras.Model) -> None:
@@ -125,35 +132,106 @@ def _divide_once_more(model: keras.Model) -> None:
 
 
 def _load_file(model: keras.Model, path: Path, name: str) -> None:
-    if not path.is_file():
-        raise ModelError(f"model.weights: expected a file with {name} weights. Received: {path}, which does not exist.")
+    _refuse_what_holds_none(path, name)
     try:
         check_weights_file(path)
-        if path.name.endswith(".weights.h5"):
-            model.load_weights(path)
-            return
-        # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
         held = _layer_names(path)
-        missing = [layer.name for layer in model.layers if layer.weights and layer.name not in held]
-        renamed = {layer: classic_name(layer.name) for layer in model.layers if layer.weights}
-        if missing and all(old in held for old in renamed.values()):
-            _load_renamed(renamed, path)
-            return
-        # Where Keras counts, the same name may be another layer.
-        if (missing or _counts_layers(model)) and (counted := _by_order(model, held)):
-            _load_renamed(counted, path)
-            return
-        if not missing:
-            model.load_weights(path, by_name=True, skip_mismatch=False)
-    except Exception as error:  # h5py and Keras raise many types on a wrong file
+    except ModelError:
+        raise
+    except Exception as error:  # h5py raises many types on a damaged file
         raise ModelError(
-            f"model.weights: expected weights of {name}. Received: {path}, which does not fit: {error}"
+            f"model.weights: expected weights of {name}. Received: {path}, a damaged HDF5 file ({error}). "
+            "Copy it again."
         ) from error
+    if held is None:
+        _load_keras3(model, path, name)
+        return
+    # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
+    layers = [layer for layer in model.layers if layer.weights]
+    names = {layer: layer.name for layer in layers}
+    missing = [layer.name for layer in layers if layer.name not in held]
+    renamed = {layer: classic_name(layer.name) for layer in layers}
+    if missing and all(old in held for old in renamed.values()):
+        names, missing = renamed, []
+    # Where Keras counts, the same name may be another layer.
+    elif (missing or _counts_layers(model)) and (counted := _by_order(model, held)):
+        names, missing = counted, []
     if missing:
+        raise _of_another_network(path, name, f"lacks {len(missing):,} of its layers", missing)
+    values = _values(names, path)
+    unfit = [
+        layer.name
+        for layer in layers
+        if [tuple(weight.shape) for weight in _in_file_order(layer)] != [value.shape for value in values[layer]]
+    ]
+    if unfit:
+        raise _of_another_network(path, name, f"does not fit {len(unfit):,} of its layers", unfit)
+    for layer in layers:
+        for weight, value in zip(_in_file_order(layer), values[layer]):
+            weight.assign(value)
+    _finalize(model)
+
+
+def _in_file_order(layer: keras.Layer) -> list[Any]:
+    """A layer's weights as files of Keras 1 and 2 hold them."""
+    return [*layer.trainable_weights, *layer.non_trainable_weights]
+
+
+def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
+    if not path.name.endswith(".weights.h5"):
         raise ModelError(
-            f"model.weights: expected weights of {name}. Received: {path}, which lacks {len(missing):,} "
-            f"of its layers, such as {listed(missing, most=3)}."
+            f"model.weights: expected weights of {name}. Received: {path}, weights of Keras 3 under a name that "
+            f"Keras 3 does not take. Rename it to {path.stem}.weights.h5"
         )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each part that the file lacks, before it is refused for them
+            model.load_weights(path)
+    except Exception as error:  # Keras raises many types, and the message may hold the weights themselves
+        _, _, unfit = str(error).partition("List of objects that could not be loaded:")
+        layers = re.findall(r"<\w+ name=([^,>]+)", unfit)
+        if not layers:
+            layers = [layer.name for layer in model.layers if layer.weights]
+        raise _of_another_network(path, name, f"does not fit {len(layers):,} of its layers", layers) from error
+
+
+def _of_another_network(path: Path, name: str, how: str, layers: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"model.weights: expected weights of {name}. Received: {path}, weights of another network: it {how}, such as "
+        f"{listed(layers, most=3)}. Name the file of {name}, or the model.backbone that these weights are of."
+    )
+
+
+def _refuse_what_holds_none(path: Path, name: str) -> None:
+    """Refuse what is no HDF5 file, with what it is instead: names lie, so the content is asked."""
+    import h5py
+
+    if path.is_file() and h5py.is_hdf5(path):
+        return
+    if path.is_dir():
+        whole = (path / "saved_model.pb").is_file()
+        what = "a SavedModel, which is a whole model: use model.path for it" if whole else "a folder"
+    elif not path.exists():
+        what = "which does not exist"
+    elif not path.is_file():
+        what = "which is a device or a pipe"
+    elif _is_keras_archive(path):
+        what = "a whole model: use model.path for it"
+    else:
+        with path.open("rb") as file:
+            what = describe_file(path, file.read(64)).partition(". ")[0] or "no HDF5 file"
+    raise ModelError(
+        f"model.weights: expected weights of {name}, as a .weights.h5 of Keras 3 or an .h5 of Keras 1 or 2. "
+        f"Received: {path}, {what}."
+    )
+
+
+def _is_keras_archive(path: Path) -> bool:
+    try:
+        with open_zip(path) as archive:
+            return "config.json" in archive.namelist()
+    except (ModelError, zipfile.BadZipFile):
+        return False
 
 
 def _uncounted(name: str) -> str:
@@ -181,20 +259,23 @@ def _by_order(model: keras.Model, held: dict[str, bool]) -> dict[Any, str]:
     return dict(zip(layers, names))
 
 
-def _load_renamed(renamed: dict[Any, str], path: Path) -> None:
+def _values(names: Mapping[Any, str], path: Path) -> dict[Any, list[np.ndarray]]:
+    """What a file of Keras 1 or 2 holds for each layer, by the name that the layer has there."""
     import h5py
 
+    from pipeline.model_file import names_in
+
+    found: dict[Any, list[np.ndarray]] = {}
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
-        for layer, old in renamed.items():
-            names = [n.decode() if isinstance(n, bytes) else n for n in root[old].attrs["weight_names"]]
-            layer.set_weights([root[old][name][()] for name in names])
-            if hasattr(layer, "finalize_state"):
-                layer.finalize_state()
+        for layer, old in names.items():
+            held = [n.decode() if isinstance(n, bytes) else n for n in names_in(root[old].attrs, "weight_names")]
+            found[layer] = [root[old][name][()] for name in held]
+    return found
 
 
-def _layer_names(path: Path) -> dict[str, bool]:
-    """Layers in the order of the file, and whether each holds weights."""
+def _layer_names(path: Path) -> dict[str, bool] | None:
+    """Layers in the order of the file, and whether each holds weights; None where it is a file of Keras 3."""
     import h5py
 
     from pipeline.model_file import names_in
@@ -202,4 +283,6 @@ def _layer_names(path: Path) -> dict[str, bool]:
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         names = [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(root.attrs, "layer_names")]
-        return {name: bool(len(root[name].attrs.get("weight_names", ()))) for name in names or root if name in root}
+        if not names and root is file and "vars" in file:
+            return None
+        return {name: bool(names_in(root[name].attrs, "weight_names")) for name in names or root if name in root}

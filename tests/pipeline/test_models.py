@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -203,16 +205,62 @@ def test_weights_fit_another_input_size(weights: Path) -> None:
     ],
 )
 def test_weights_of_another_backbone_are_refused(weights: Path, backbone: str, name: str) -> None:
-    with pytest.raises(ModelError, match=rf"model\.weights: expected weights of {backbone}\. Received: .*{name}"):
+    with pytest.raises(ModelError, match=rf"model\.weights: expected weights of {backbone}[.,].*Received: .*{name}"):
         build_classifier(tiny(backbone=backbone, weights=str(weights / name)), 2)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n"])
-@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
-def test_a_file_without_weights(tmp_path: Path, content: bytes, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"hello", "no HDF5 file"),
+        (b"\x89HDF\r\n\x1a\n", r"a damaged HDF5 file \(.*Copy it again"),
+        (b"\x93NUMPY\x01", "an array of NumPy, not a model"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".npz"])
+def test_a_file_without_weights(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
     (tmp_path / f"x{suffix}").write_bytes(content)
-    with pytest.raises(ModelError, match="does not fit"):
+    if content == b"hello" and suffix == ".npz":
+        said = "arrays of NumPy"
+    with pytest.raises(ModelError, match=said):
         build_classifier(tiny(weights=str(tmp_path / f"x{suffix}")), 2)
+
+
+@pytest.mark.parametrize("name", ["thin.keras", "saved"])
+def test_a_whole_model_as_weights_is_sent_to_the_right_key(weights: Path, tmp_path: Path, name: str) -> None:
+    path = weights / name
+    if name == "saved":
+        path = tmp_path / name
+        path.mkdir()
+        (path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"a whole model: use model\.path for it"):
+        build_classifier(tiny(weights=str(path)), 2)
+    with pytest.raises(ModelError, match=r"Received: .*, a folder\."):
+        build_classifier(tiny(weights=str(tmp_path)), 2)
+
+
+@pytest.mark.parametrize("name", ["resnet20.weights.h5", "resnet20.h5"])
+def test_weights_of_another_network_are_one_sentence_with_three_layers(
+    weights: Path, name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Of layers that have the same names and other shapes; Keras prints the weights themselves."""
+    with pytest.raises(ModelError) as caught:
+        build_classifier(tiny(backbone="resnet18", weights=str(weights / name)), 2)
+    said = str(caught.value)
+    assert "weights of another network: it" in said
+    assert "\n" not in said
+    assert len(said) < 500
+    assert re.search(r"such as \w+, \w+, \w+ and \d+ more\. Name the file of resnet18", said)
+    assert not [one for one in recwarn if "Skipping" in str(one.message)]
+
+
+def test_weights_of_keras_3_under_another_name_are_told_by_their_content(weights: Path, tmp_path: Path) -> None:
+    shutil.copy(weights / "resnet20.weights.h5", tmp_path / "mine.h5")
+    shutil.copy(weights / "resnet20.h5", tmp_path / "mine.weights.h5")
+    with pytest.raises(ModelError, match=r"Rename it to mine\.weights\.h5"):
+        build_classifier(tiny(weights=str(tmp_path / "mine.h5")), 2)
+    build_classifier(tiny(weights=str(tmp_path / "mine.weights.h5")), 2)
 
 
 def test_no_file(tmp_path: Path) -> None:
