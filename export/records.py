@@ -58,9 +58,12 @@ def from_json(kind: type[T], tree: Any, where: str, *, error: MakeError, remedy:
     """
     schema = _schema(kind)
     if schema is not None:
-        received = tree.get("schema") if isinstance(tree, dict) else type(tree).__name__
+        received = tree.get("schema") if isinstance(tree, dict) else None
         if received != schema or isinstance(received, bool):
-            raise error(f"Expected the {what} of schema {schema} in {where}. Received: {received!r:.80}. {remedy}")
+            found = f"schema {received!r:.80}" if isinstance(tree, dict) else _mismatch("", "", tree).received
+            if isinstance(tree, dict) and "schema" not in tree:
+                found = "an object without the key 'schema'"
+            raise error(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
     try:
         record: T = _record(kind, tree, "")
     except _MismatchError as mismatch:

@@ -67,6 +67,15 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
     return {"built": built, "kept": kept}
 
 
+def bytes_per_weight(context: Context) -> int:
+    """What one weight of the model takes in all engines together."""
+    settings = context.recipe.build
+    if choose_tensorrt(settings.flavour)[0] is None:
+        return 0
+    widths = {"fp32": 4, "fp16": 2, "int8": 1}
+    return sum(widths[precision] for precision in settings.precisions) * len(settings.profiles)
+
+
 def build_options(settings: Build) -> BuildOptions:
     """The recipe's options of the build, those of the same name."""
     names = [field.name for field in fields(BuildOptions)]

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import tarfile
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from typing import Any
 
 from export.bounded_json import MOST_BYTES, parse_json
 from export.temporaries import temporary_path
+from pipeline.command_line import pipeline_command, recipe_options
 from pipeline.config import dump_yaml, load_recipe
+from pipeline.disk_space import require_space, with_place
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
 from pipeline.layout import CARD, is_written
@@ -64,7 +67,9 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
                 files[f"{folder.name}/{name}"] = path
             files[f"{folder.name}/{MANIFEST}"] = folder / MANIFEST
         if not files:
-            raise PipelineError(f"Expected finished stages below {context.root}. Received: none. Run the recipe first.")
+            raise PipelineError(
+                f"Expected finished stages below {context.root}. Received: none. Run `{context.command('run')}` first."
+            )
         if (context.root / CARD).is_file():
             context.card()  # a recipe that says other than the model is no recipe of it
             _say_other_recipe(context)
@@ -77,6 +82,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             "recipe_sha256": sha256_bytes(recipe.encode()),
             "files": {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()},
         }
+        require_space(output.parent, sum(path.stat().st_size for path in files.values()), str(output), "-o")
         temporary = temporary_path(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -87,12 +93,15 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
                     archive.add(path, arcname=name)
                     bar.update()
             os.replace(temporary, output)
+        except OSError as error:
+            with_place(error, output)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
     size = output.stat().st_size
     log.info(
-        "%s: %s, %.1f MB. There: python -m pipeline unpack %s",
-        *(output, count(len(files), "file"), size / 1e6, output.name),
+        "%s: %s, %.1f MB. There: make install-gpu && .venv-gpu/bin/python -m pipeline unpack %s",
+        *(output, count(len(files), "file"), size / 1e6, shlex.quote(output.name)),
     )
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
 
@@ -129,7 +138,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     code = code_in(root)
     for line in code:
         log.warning("code: %s", line)
-    log.info("next: python -m pipeline run -c %s --artifacts %s", root / RECIPE, artifacts)
+    log.info("next: %s", pipeline_command("run", "-c", root / RECIPE, *recipe_options((), artifacts)))
     return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
 
 

@@ -17,10 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from export.errors import ExportError
+from export.sidecar import REBUILD
+from pipeline.command_line import ARTIFACTS, command_of
 from pipeline.config import load_recipe
+from pipeline.disk_space import sentence
 from pipeline.errors import PipelineError
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
-from pipeline.stage import ARTIFACTS, Context
+from pipeline.stage import Context
 from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
 from pipeline.usage import Parser, UsageError, override
 
@@ -141,6 +144,7 @@ def _run(
         return BAD_INPUT
     _start_logging(handler, logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
     quiet_libraries()
+    handler.rebuild = command_of(args, "build", "--force") or REBUILD
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
     result: dict[str, Any]
     try:
@@ -149,7 +153,7 @@ def _run(
     except BrokenPipeError:
         raise
     except (PipelineError, ExportError) as error:
-        result = _failed(name, "bad input", _with_notes(_with_place(str(error), args), error), BAD_INPUT)
+        result = _failed(name, "bad input", _with_notes(_with_place(handler.said(str(error)), args), error), BAD_INPUT)
     except KeyboardInterrupt as error:
         said = "Terminated." if isinstance(error, Terminated) else "Interrupted."
         result = _failed(name, "interrupted", _with_notes(said, error), status_of(error))
@@ -162,8 +166,7 @@ def _run(
         result = _failed(name, "bad input", advice, BAD_INPUT)
     except OSError as error:
         log.debug("where it happened", exc_info=True)
-        where = f": {error.filename}" if error.filename else ""
-        result = _failed(name, "bad input", _with_notes(f"{error.strerror or error}{where}.", error), BAD_INPUT)
+        result = _failed(name, "bad input", _with_notes(sentence(error), error), BAD_INPUT)
     except Exception:
         log.exception("This is a bug of ours; please report it with the lines above and below.")
         result = _failed(name, "internal error", "see the traceback", INTERNAL_ERROR)
@@ -215,17 +218,22 @@ class _TqdmHandler(logging.Handler):
     A warning that was given before, word for word, is not given again.
 
     Attributes:
+        rebuild: the command that builds this recipe's engines, which takes the place of the general one.
         closed: who reads standard error closed it. The first line that finds out raises; what comes after it, while
             the command clears up, is not written.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.closed = False
+        self.closed, self.rebuild = False, REBUILD
         self._given: set[str] = set()
 
+    def said(self, message: str) -> str:
+        """A message of ``export`` or of a runner, which know nothing of recipes, with the command for this one."""
+        return message.replace(REBUILD, self.rebuild)
+
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        text = self.said(self.format(record))
         if self.closed or (record.levelno == logging.WARNING and text in self._given):
             return
         if record.levelno == logging.WARNING:

@@ -12,11 +12,13 @@ from typing import Any
 
 from pipeline import cli
 from pipeline.children import run_child_for_output
+from pipeline.command_line import ARTIFACTS
 from pipeline.config import dump_yaml, to_dict
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
-from pipeline.layout import CARD, PARITY, REPORT
+from pipeline.layout import CARD, KERAS, PARITY, REPORT
 from pipeline.manifest import read_manifest
+from pipeline.output_files import check_output
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
@@ -26,7 +28,7 @@ from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
-SAID_IMAGES = 10  # up to this many, infer logs each answer besides writing it
+SAID_IMAGES = 10  # up to this many, infer logs each answer besides writing it, and of any number so many failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "bundle":
         from pipeline.bundle import bundle
 
-        return bundle(context, args.output or Path(f"{context.recipe.name}.bundle.tar"))
+        name = f"{context.recipe.name}.bundle.tar"
+        output = args.output or Path(name)
+        check_output(output, "-o", name)
+        return bundle(context, output)
     if args.command == "infer" and args.images:
         return _infer_images(args, context)
     if args.command == "infer":
@@ -197,6 +202,7 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     if batch_size < 1 or top_k < 1:
         raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
     output = args.output or Path("predictions.csv")
+    check_output(output, "-o", "predictions.csv", (".csv", ".jsonl"))
     card = context.card()
     if changes := BY_NAME["train"].recipe_changes(context):
         said = listed(changes, separator="; ")
@@ -204,23 +210,38 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     paths = find_images(args.images)
     at_once = min(batch_size, len(paths))
     choice = choose(context, args.backend, args.precision, args.allow_unverified, at_once)
-    images = count(len(paths), "image")
-    log.info("%s, answered by %s (%s, verdict: %s)", images, choice.name, choice.backend, choice.verdict)
+    if not (context.root / KERAS).is_file():
+        log.info("%s is not here; %s, which was compared with it when it was verified, answers", KERAS, choice.name)
     with choice.open() as runner:
-        rows = classify(paths, runner, card, batch_size, top_k)
-        shown = _said(rows) if len(paths) <= SAID_IMAGES else rows
-        counts = write_rows(shown, len(paths), row_columns(min(top_k, len(card.classes))), output)
-    log.info("%s: %s, %d of them failed", output, count(counts["images"], "image"), counts["failed"])
+        rows = _said(classify(paths, runner, card, batch_size, top_k), all_of_them=len(paths) <= SAID_IMAGES)
+        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), output)
+    said = f"{output}: {count(counts['images'], 'image')}, {counts['failed']:,} of them failed"
+    if counts["failed"] < counts["images"]:
+        said += f", answered by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
+    log.info("%s", said)
     exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
     return counts | {"output": str(output), "model": choice.name, "verdict": choice.verdict, "exit": exit_status}
 
 
-def _said(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows, each one logged: who names a single photo wants to read its class at once."""
+def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:
+    """The rows; logged are the first that failed, with the reason, and of few images the answers too.
+
+    Who names a single photo wants to read at once which class it is, or why it has none.
+    """
+    failed = 0
     for row in rows:
-        if row["status"] == "ok":
+        if row["status"] != "ok":
+            failed += 1
+            if failed <= SAID_IMAGES:
+                log.error("%s: %s", row["path"], row["error"])
+        elif all_of_them:
             log.info("%s: %s (%.1f %%)", row["path"], row["class"], 100 * row["probability"])
         yield row
+    if failed > SAID_IMAGES:
+        log.error(
+            "%s; the reasons stand in the output",
+            count(failed - SAID_IMAGES, "more image failed", "more images failed"),
+        )
 
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:

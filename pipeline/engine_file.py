@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ from export.records import to_json
 from export.sidecar import REBUILD, AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
 from pipeline import cli
 from pipeline.bundle import RECIPE
+from pipeline.command_line import ARTIFACTS, pipeline_command
 from pipeline.config import load_recipe, to_dict
 from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
-from pipeline.stage import ARTIFACTS
 from pipeline.verdicts import Verdicts
 from pipeline.words import listed
 
@@ -79,19 +77,15 @@ def rebuild_command(plan: Path) -> str:
 
     Options that its recipe does not say, as ``--set`` gave them when it was built, are repeated.
     """
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    words = [str(python), "-m", "pipeline", "build"]
     root = _root(plan)
     if root is None:
-        return shlex.join([*words, "-c", "RECIPE", "--force"])
+        return pipeline_command("build", "-c", "RECIPE", "--force")
     named = Path("configs") / f"{root.name}.yaml"
     recipe = next((path for path in (named, root / RECIPE) if path.is_file()), Path("RECIPE"))
-    words += ["-c", str(recipe), "--force", *_overrides(recipe, root)]
+    words = ["build", "-c", str(recipe), "--force", *_overrides(recipe, root)]
     if root.parent.resolve() != ARTIFACTS.resolve():
         words += ["--artifacts", str(root.parent)]
-    return shlex.join(words)
+    return pipeline_command(*words)
 
 
 def _overrides(recipe: Path, root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -10,14 +11,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import read_json_file
 from export.sidecar import sha256_file as hash_file
 from export.temporaries import remove_leftovers, temporaries_of, temporary_path
+from pipeline.disk_space import with_place
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        with_place(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -164,37 +172,92 @@ def recover_folders(root: Path) -> None:
 def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock on a recipe's artifacts; a second process waits, and is told for whom.
 
+    What is up to date in a folder that cannot be written is used without the lock. A folder that is made for the lock
+    goes where nothing else came into it.
+
     Raises:
-        PipelineError: the lock is held and ``wait`` is false.
+        PipelineError: the lock is held and ``wait`` is false, or something is to be written and cannot be.
     """
     from filelock import FileLock, Timeout  # here, because GPU machines that lock nothing may lack it
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     if os.environ.get(LOCK_HELD) == str(path.resolve()):
         yield  # the command that started this one holds it
         return
     lock = FileLock(str(path))
     holder = folder / ".lock.json"
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    locked = True
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = _describe_holder(holder)
-        if not wait:
-            raise PipelineError(
-                f"{folder} is in use by {who}. Wait for it, or leave out --no-wait to queue behind it."
-            ) from None
-        log.warning("waiting: %s is in use by %s", folder, who)
-        lock.acquire()
-    try:
-        write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        try:
+            _acquire(lock, folder, timeout=0)
+            write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        except Timeout:
+            who = _describe_holder(holder)
+            if not wait:
+                raise PipelineError(
+                    f"{folder} is in use by {who}. Wait for it, or leave out --no-wait to queue behind it."
+                ) from None
+            log.warning("waiting: %s is in use by %s", folder, who)
+            _acquire(lock, folder)
+            write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        except OSError as error:
+            if not folder.is_dir() or error.errno not in _UNWRITABLE:
+                raise
+            log.info("%s cannot be written (%s): what is up to date there is used", folder, error.strerror)
+            locked = False
         os.environ[LOCK_HELD] = str(path.resolve())
-        recover_folders(folder)
+        if locked:
+            recover_folders(folder)
         yield
+    except OSError as error:
+        if _is_below(error.filename, folder, made) and (error.errno in _UNWRITABLE or not folder.is_dir()):
+            raise _cannot_write(folder, error) from error
+        raise
     finally:
         os.environ.pop(LOCK_HELD, None)
-        holder.unlink(missing_ok=True)
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
+            _remove_unused(made, path)
         lock.release()
+
+
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=timeout)
+            return
+        except FileNotFoundError:
+            continue  # who held it wrote nothing, and took the folder away
+
+
+def _remove_unused(made: Sequence[Path], lock: Path) -> None:
+    """Remove folders that were made for the lock, innermost first, where nothing but the lock is in them."""
+    if not made or [entry.name for entry in made[0].iterdir()] != [lock.name]:
+        return
+    with contextlib.suppress(OSError):
+        lock.unlink()
+        for folder in made:
+            folder.rmdir()
+
+
+def _is_below(name: Any, folder: Path, made: Sequence[Path]) -> bool:
+    return isinstance(name, str) and (Path(name) in made or folder in (Path(name), *Path(name).parents))
+
+
+def _cannot_write(folder: Path, error: OSError) -> PipelineError:
+    refused = PipelineError(
+        f"Expected a folder that can be written, for the results of this recipe. Received: {folder}: "
+        f"{error.strerror or error}. Name another with --artifacts."
+    )
+    for note in getattr(error, "__notes__", ()):
+        refused.add_note(note)
+    return refused
 
 
 def _describe_holder(holder: Path) -> str:

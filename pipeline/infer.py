@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.card import ModelCard
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import DataError, ImageError, PipelineError
+from pipeline.disk_space import with_place
+from pipeline.errors import DataError, ImageError
 from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
@@ -124,15 +125,13 @@ def write_rows(
         rows: what to write.
         total: how many there will be.
         columns: of CSV.
-        output: where to.
+        output: where to; JSON lines if it ends in ``.jsonl``.
         keep: the rows that were finished, where something ends this early; a note of the error says how many.
 
     Returns:
         {"images", "failed"}.
     """
     lines = output.suffix.lower() == ".jsonl"
-    if output.is_dir() or not (lines or output.suffix.lower() == ".csv"):
-        raise PipelineError(f"Expected a file that ends in .csv or .jsonl. Received: -o {output}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     images = failed = whole = 0
@@ -152,6 +151,8 @@ def write_rows(
             os.fsync(file.fileno())
         os.replace(partial, output)
     except BaseException as error:
+        if isinstance(error, OSError):
+            with_place(error, output)
         if not (keep and images):
             partial.unlink(missing_ok=True)
         elif not _cut(partial, whole) or (images == total and isinstance(error, OSError)):

@@ -92,7 +92,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return read_record(Manifest, path, error=PipelineError, remedy="The stage runs again.", what="manifest")
+        remedy = "Without it the result beside it does not count; `run` makes it anew."
+        return read_record(Manifest, path, error=PipelineError, remedy=remedy, what="manifest")
     except PipelineError as error:
         _warn_once(str(error))
         return None

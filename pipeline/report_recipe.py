@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.command_line import ARTIFACTS
 from pipeline.config import SECTIONS, recipe_slice
 from pipeline.html import Section, command, details, table, text
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
-from pipeline.stage import ARTIFACTS, Context
+from pipeline.stage import Context
 from pipeline.words import count
 
 DEFAULT_RECIPE = "digits"  # of the Makefile

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +13,11 @@ from typing import Any
 from pipeline.agreement import refuse_disagreement
 from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
+from pipeline.command_line import pipeline_command, recipe_options
 from pipeline.config import recipe_slice
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
+from pipeline.disk_space import require_space, saying_what_is_full
 from pipeline.errors import PipelineError
 from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
 from pipeline.layout import CARD
@@ -38,10 +38,9 @@ from pipeline.runners.options import RuntimeOptions
 from pipeline.samples import Found, Unreadable
 from pipeline.sources import read_source
 from pipeline.split_sizes import check_split_sizes, needed_images
-from pipeline.words import listed
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
-ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
 
 
 @dataclass
@@ -83,16 +82,12 @@ class Context:
             verb: of ``python -m pipeline``.
             python: that runs it; None: this very one, for advice on this machine.
         """
-        if python is None:
-            here = Path(sys.executable)
-            python = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
-        return shlex.join([python, "-m", "pipeline", verb, "-c", str(self.recipe_path), *self.options])
+        return pipeline_command(verb, "-c", self.recipe_path, *self.options, python=python)
 
     @property
     def options(self) -> list[str]:
         """The options that repeat the overrides and the artifacts folder, as words of a command line."""
-        words = [word for override in self.overrides for word in ("--set", override)]
-        return words if self.artifacts == ARTIFACTS else [*words, "--artifacts", str(self.artifacts)]
+        return recipe_options(self.overrides, self.artifacts)
 
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.
@@ -235,6 +230,7 @@ class Stage:
         run: does it, into an empty folder; returns what the manifest records.
         environment: facts about this machine that decide too.
         prepare: what is checked before it runs; returns whether its inputs are others now.
+        bytes_per_weight: of the model, in all that it writes; 0 where that is not known before it runs.
     """
 
     name: str
@@ -244,6 +240,7 @@ class Stage:
     run: Callable[[Context, Path], dict[str, Any]]
     environment: Callable[[], dict[str, Any]] = field(default=dict)
     prepare: Callable[[Context], bool] = lambda context: False
+    bytes_per_weight: Callable[[Context], int] = field(default=lambda _: 0)
 
     def key(self, context: Context, manifest: Manifest | None) -> Key:
         """What decides this stage's result now."""
@@ -295,12 +292,16 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
             log.info("%-9s made with other versions: %s (--force makes it anew)", "", listed(changes))
         return Outcome(stage.name, False, (), manifest)
     log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
+    if (weight := stage.bytes_per_weight(context)) and (parameters := _parameters(context)):
+        what = f"the files of {stage.name}, which hold {count(parameters, 'weight')}"
+        require_space(folder, weight * parameters, what)
     if stage.prepare(context):
         key = stage.key(context, manifest)
     start = time.perf_counter()
     try:
         with replacing_folder(folder) as temporary:
-            result = stage.run(context, temporary)
+            with saying_what_is_full(folder):
+                result = stage.run(context, temporary)
             seconds = time.perf_counter() - start
             manifest = write_manifest(
                 temporary, stage=stage.name, recipe=context.recipe.name, key=key, seconds=seconds, result=result
@@ -311,6 +312,13 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
         raise
     log.info("%-9s done in %.1f s", stage.name, seconds)
     return Outcome(stage.name, True, tuple(reasons), manifest)
+
+
+def _parameters(context: Context) -> int | None:
+    try:
+        return read_card(context.root / CARD).parameters
+    except PipelineError:
+        return None  # the stage says what is wrong with it
 
 
 def _dotted(tree: dict[str, Any], name: str) -> Any:

@@ -301,6 +301,7 @@ STAGES = (
             *LOAD_MODEL,
         ),
         exporting.export_model,
+        bytes_per_weight=lambda _: 4,  # FP32
     ),
     Stage(
         "quantize",
@@ -342,6 +343,9 @@ STAGES = (
             *READ_IMAGES,
         ),
         quantizing.quantize_model,
+        bytes_per_weight=lambda _: (
+            2 + 2 + 4
+        ),  # the FP16 graph, the INT8 graph over FP16, and over FP32 for TensorRT 8.6
     ),
     Stage(
         "build",
@@ -363,6 +367,7 @@ STAGES = (
         ),
         building.build_engines,
         machine_environment,
+        bytes_per_weight=building.bytes_per_weight,
     ),
     Stage(
         "verify",

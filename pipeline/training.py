@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.data import ImageSet, Pixels, Sample
 from pipeline.decode_spec import DecodeSpec
+from pipeline.disk_space import require_space
 from pipeline.errors import ImageError
 from pipeline.files import write_json
 from pipeline.fitting import fit
@@ -29,6 +30,9 @@ from pipeline.split_sizes import check_split_sizes, needed_images
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.words import count
+
+if TYPE_CHECKING:
+    import keras
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +72,15 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
     if recipe.model.path is not None:
         taken = take_over(recipe.model, images.classes, recipe.data.resize, partial(_some_pictures, images))
         model, card = taken.model, taken.card
+        _require_space(model, folder)
         pixels = Pixels(card.decode, recipe.data.max_bad_images)
     elif recipe.model.head == "published":
         built = build_classifier(recipe.model, len(images.classes))
         model = built.model
+        _require_space(model, folder)
         card = ModelCard(images.classes, built.preprocessing, decode, "softmax", source=source_of(recipe.model))
     else:
-        built, history = _train_new(recipe, images, pixels, checkpoint)
+        built, history = _train_new(recipe, images, pixels, folder, checkpoint)
         model, transfer = built.model, recipe.model.weights is not None
         card = ModelCard(
             images.classes, built.preprocessing, decode, "softmax", backbone=recipe.model.backbone, transfer=transfer
@@ -127,7 +133,7 @@ def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
 
 
 def _train_new(
-    recipe: Recipe, images: ImageSet, pixels: Pixels, checkpoint: Checkpoint | None
+    recipe: Recipe, images: ImageSet, pixels: Pixels, folder: Path, checkpoint: Checkpoint | None
 ) -> tuple[Built, list[dict[str, Any]]]:
     """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
     import keras
@@ -141,6 +147,7 @@ def _train_new(
         keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             built = build_classifier(recipe.model, len(images.classes))
+        _require_space(built.model, folder)  # before hours are spent
         log.info(
             "training on %s%s",
             f"{count(len(gpus), 'GPU')}" if gpus else "the CPU",
@@ -154,6 +161,11 @@ def _train_new(
         set_weights(plain.model, built.model.get_weights())
         built = plain
     return built, history
+
+
+def _require_space(model: keras.Model, folder: Path) -> None:
+    parameters = int(model.count_params())
+    require_space(folder, 4 * parameters, f"model.keras with its {count(parameters, 'weight')}")
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from export.driver import driver_status
+from pipeline.command_line import pipeline_command
 from pipeline.commands import main
 from pipeline.manifest import ROOT
 from tests.conftest import CLASSES, Chain
+from tests.pipeline.test_files import read_only
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -64,9 +66,31 @@ def test_infer_a_folder_with_bad_images(
         assert rows[name]["status"] == "error"
         assert rows[name]["error"]
         assert not rows[name]["class"]
-    summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    captured = capsys.readouterr()
+    said, summary = captured.err, json.loads(captured.out.strip().splitlines()[-1])
     assert (summary["images"], summary["failed"], summary["exit"]) == (7, 3, 3)
+    assert said.count("error: ") == 3
+    for name in ("cut.png", "empty.jpg", "text.jpg"):
+        assert f"error: {photos / name}: {rows[name]['error']}\n" in said
+    assert f"{out}: 7 images, 3 of them failed, answered by export/model.onnx (onnxruntime, verdict: pass)\n" in said
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_infer_says_ten_reasons_of_many_and_no_model_where_none_answered(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(14):
+        (tmp_path / "photos" / f"{number:02}.jpg").write_text("not an image")
+    out = tmp_path / "out.csv"
+    assert finished_chain.run("infer", str(tmp_path / "photos"), "-o", str(out)) == 3
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 11
+    assert "/09.jpg: " in said
+    assert "/10.jpg: " not in said
+    assert "error: 4 more images failed; the reasons stand in the output\n" in said
+    assert said.endswith(f"{out}: 14 images, 14 of them failed\n")
+    assert "answered by" not in said
 
 
 def test_infer_says_what_it_left_out(finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +143,10 @@ def test_infer_as_json_lines(finished_chain: Chain, tmp_path: Path, capsys: pyte
         (["nowhere.png"], "Expected an image or a folder of images"),
         ([str(ROOT / "configs")], "Expected images"),
         (["IMAGE", "--top-k", "0"], "at least 1"),
-        (["IMAGE", "-o", "/proc/nothing/out.csv"], "No such file or directory: /proc/nothing"),
+        (
+            ["IMAGE", "-o", "/proc/nothing/out.csv"],
+            "Received: /proc/nothing/out.csv: No such file or directory (in",
+        ),
     ],
 )
 def test_infer_refuses(
@@ -139,10 +166,13 @@ def test_infer_options_need_images(
 
 
 @pytest.mark.parametrize("name", ["folder", "out.xlsx"])
-def test_infer_into_what_is_no_table(finished_chain: Chain, tmp_path: Path, name: str) -> None:
+def test_infer_into_what_is_no_table(
+    finished_chain: Chain, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "folder").mkdir()
     photo = str(next(finished_chain.images.rglob("*.png")))
     assert finished_chain.run("infer", photo, "-o", str(tmp_path / name)) == 2
+    assert "answered" not in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
@@ -416,12 +446,82 @@ def test_a_stage_that_finds_the_disk_full_says_what_stays(
 
     monkeypatch.setattr(np, "savez", no_space)
     assert chain.run("verify", "--force") == 2
-    said = "error: No space left on device. Finished stages stay; verify keeps its former result.\n"
-    assert errors(capsys) == said
+    said = errors(capsys)
+    assert f"Expected space to write {chain.root / 'verify'}. Received: No space left on device (" in said
+    assert said.endswith(" Finished stages stay; verify keeps its former result.\n")
     shutil.rmtree(chain.root / "verify")
     assert chain.run("verify") == 2
-    assert errors(capsys) == said.replace("keeps its former result", "has no result yet")
+    assert errors(capsys).endswith(" Finished stages stay; verify has no result yet.\n")
     assert not (chain.root / "verify").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bundle"], ["report"], ["verify"], ["export"], ["infer"], ["run", "--set", "data.path=/nope"]]
+)
+def test_a_command_that_writes_nothing_leaves_no_folder(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    verb, *more = arguments
+    nowhere = tmp_path / "no" / "such"
+    assert main([verb, "-c", str(finished_chain.recipe), "--artifacts", str(nowhere), *more]) == 2
+    assert list(tmp_path.iterdir()) == []
+    assert "error: " in capsys.readouterr().err
+
+
+def test_run_in_a_folder_that_cannot_be_written_uses_what_is_up_to_date(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_only(monkeypatch, chain.root)
+    before = sorted(p.name for p in chain.root.iterdir())
+    assert chain.run("run") == 0
+    said = capsys.readouterr().err
+    assert "cannot be written (Read-only file system): what is up to date there is used\n" in said
+    assert "train     up to date" in said
+    assert chain.run("export", "--force") == 2
+    assert f"Received: {chain.root}: Read-only file system. Name another with --artifacts." in errors(capsys)
+    assert sorted(p.name for p in chain.root.iterdir()) == before
+
+
+def test_a_missing_sidecar_is_answered_with_the_command_for_this_recipe(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = chain.root / "build" / "tensorrt" / "fp16.plan"  # as from another machine, so that it is kept
+    for content, said in ((None, "Expected the sidecar"), ("{}", "Received: an object without the key 'schema'.")):
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.write_bytes(b"plan")
+        if content is not None:
+            plan.with_suffix(".json").write_text(content)
+        capsys.readouterr()
+        assert chain.run("build", "--force", "--set", "build.precisions=[fp32]") == 0
+        warned = capsys.readouterr().err
+        assert "left out an engine" in warned
+        assert said in warned
+        command = pipeline_command("build", "-c", chain.recipe, "--set", "build.precisions=[fp32]")
+        assert f"rebuild it: {command} --artifacts {chain.artifacts} --force." in warned
+
+
+def test_a_damaged_manifest_promises_nothing_that_the_verb_does_not_do(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (chain.root / "train" / "manifest.json").write_text("{")
+    photo = str(next((chain.images / "red").iterdir()))
+    assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 0
+    said = capsys.readouterr().err
+    assert "the result beside it does not count; `run` makes it anew." in said
+    assert "runs again" not in said
+
+
+def test_a_machine_that_only_serves_needs_no_keras_model_and_is_told(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = str(next((chain.images / "red").iterdir()))
+    (chain.root / "train" / "model.keras").unlink()
+    assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 0
+    said = "train/model.keras is not here; export/model.onnx, which was compared with it when it was verified, answers"
+    assert f"{said}\n" in capsys.readouterr().err
+    (chain.root / "train" / "model.keras").write_bytes(b"other")
+    assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 2
+    assert "train/model.keras was altered since it was verified" in capsys.readouterr().err
 
 
 def test_an_interrupt_of_what_is_no_stage_promises_nothing(

@@ -85,7 +85,7 @@ def test_numbers_that_json_does_not_have_are_not_hidden() -> None:
         ({"either": 1.5}, "'either' of type a whole number or text"),
         ({"on": 1}, "'on' of type true or false"),
         ({"extra": 1}, "the unknown key 'extra'. Make it again."),
-        ({"schema": 2}, "the record of schema 3 in file.json. Received: 2"),
+        ({"schema": 2}, "the record of schema 3 in file.json. Received: schema 2"),
         ({"schema": True}, "schema 3"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         (b'{"name": NaN}', "NaN"),
         (b"[" * 100_000, "r.json"),
         (b"\xff", "not UTF-8"),
-        (b"[]", "schema 3 .*Received: 'list'"),
+        (b"[]", "schema 3 .*Received: a list"),
     ],
 )
 def test_files_that_hold_no_record(tmp_path: Path, content: bytes | None, words: str) -> None:

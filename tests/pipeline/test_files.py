@@ -396,6 +396,86 @@ def test_commands_started_under_the_lock_pass_through_and_leave_it_held(tmp_path
     assert LOCK_HELD not in os.environ
 
 
+def test_a_folder_made_for_the_lock_alone_goes(tmp_path: Path, start) -> None:
+    with pytest.raises(PipelineError), recipe_lock(tmp_path / "a" / "toy"):
+        raise PipelineError("nothing to do")
+    assert list(tmp_path.iterdir()) == []
+    with recipe_lock(tmp_path / "a" / "toy"):
+        (tmp_path / "a" / "toy" / "result").write_text("")
+        (tmp_path / "a" / "other").mkdir()
+    assert (tmp_path / "a" / "toy" / "result").exists()
+    (tmp_path / "b").mkdir()
+    with recipe_lock(tmp_path / "b"):
+        pass
+    assert (tmp_path / "b").exists(), "it was there before"
+
+
+def test_who_waits_gets_the_lock_though_the_folder_goes(tmp_path: Path, start) -> None:
+    with recipe_lock(tmp_path / "toy"):
+        waiter = start(WAITER, tmp_path / "toy", "wait")
+        assert "in use by process" in waiter.stderr.readline()
+    assert waiter.communicate(timeout=30)[0] == "held\n"
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Refuse to write below a folder, as a disk mounted to be read does; permissions do not stop an administrator."""
+    make, open_, mkdir = os.open, Path.open, Path.mkdir
+
+    def refuse(path: object) -> None:
+        if Path(os.fsdecode(path)).is_relative_to(folder):  # type: ignore[arg-type]
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fsdecode(path))  # type: ignore[arg-type]
+
+    def opened(path: object, flags: int, *more: object, **named: object) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            refuse(path)
+        return make(path, flags, *more, **named)  # type: ignore[arg-type]
+
+    def written(self: Path, mode: str = "r", *more: object, **named: object) -> object:
+        if mode[0] != "r":
+            refuse(self)
+        return open_(self, mode, *more, **named)  # type: ignore[call-overload]
+
+    def made(self: Path, *more: object, **named: object) -> None:
+        if not self.exists():
+            refuse(self)
+        mkdir(self, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(Path, "open", written)
+    monkeypatch.setattr(Path, "mkdir", made)
+
+
+def test_a_folder_that_cannot_be_written_is_read_and_said_where_something_is_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "artifacts" / "toy"
+    folder.mkdir(parents=True)
+    read_only(monkeypatch, tmp_path / "artifacts")
+    caplog.set_level("INFO")
+    with recipe_lock(folder):
+        assert LOCK_HELD in os.environ, "the benchmark that `run` starts asks for nothing"
+    assert f"{folder} cannot be written (Read-only file system): what is up to date there is used" in caplog.text
+    assert LOCK_HELD not in os.environ
+    said = rf"Received: {folder}: Read-only file system\. Name another with --artifacts\."
+    with pytest.raises(PipelineError, match=said) as caught, recipe_lock(folder), replacing_folder(folder / "train"):
+        pass
+    with pytest.raises(PipelineError, match=r"Received: .*new: Read-only"), recipe_lock(tmp_path / "artifacts" / "new"):
+        pass
+    assert "for the results of this recipe" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["file", "file/toy"])
+def test_artifacts_that_are_a_file(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PipelineError, match="Expected a folder that can be written"), recipe_lock(tmp_path / place):
+        pass
+
+
+def test_errors_of_other_places_are_not_the_locks(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), recipe_lock(tmp_path / "toy"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/photo.jpg")
+
+
 def test_locks_of_two_recipes_are_independent(tmp_path: Path, start) -> None:
     with recipe_lock(tmp_path / "a"):
         assert start(WAITER, tmp_path / "b", "no").communicate(timeout=30)[0] == "held\n"

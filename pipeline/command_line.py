@@ -1,0 +1,37 @@
+"""Command lines to advise, as the person who reads them would type them. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
+
+
+def pipeline_command(*words: str | Path, python: str | None = None) -> str:
+    """``python -m pipeline`` and words, safe to paste.
+
+    Args:
+        words: a verb and its options.
+        python: that runs it. Defaults to None: this very one, as it is seen from where it runs.
+    """
+    if python is None:
+        here = Path(sys.executable)
+        python = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+    return shlex.join(map(str, (python, "-m", "pipeline", *words)))
+
+
+def recipe_options(overrides: Sequence[str], artifacts: Path) -> list[str]:
+    """The options that repeat the overrides of a recipe and the folder of artifacts."""
+    words = [word for override in overrides for word in ("--set", override)]
+    return words if artifacts == ARTIFACTS else [*words, "--artifacts", str(artifacts)]
+
+
+def command_of(args: argparse.Namespace, verb: str, *more: str) -> str | None:
+    """A verb with the recipe of a command line that was read; None where that has none."""
+    if not isinstance(getattr(args, "config", None), Path):
+        return None
+    return pipeline_command(verb, "-c", args.config, *recipe_options(args.overrides, args.artifacts), *more)

@@ -1,0 +1,112 @@
+"""Disks that are full: found before a stage starts where that can be known, and said with the place where not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.errors import ExportError
+from pipeline.errors import PipelineError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NEARLY_NOTHING = 2**20  # bytes; libraries report a full disk in many ways, and then less than this is left
+
+
+def require_space(folder: Path, needed: int, what: str, option: str = "--artifacts") -> None:
+    """Refuse to start where a disk does not hold what is to be written.
+
+    Args:
+        folder: where to; it need not be there yet.
+        needed: bytes, as few as it can be.
+        what: is written, for the message.
+        option: names another place. Defaults to "--artifacts".
+
+    Raises:
+        PipelineError: less is free.
+    """
+    free = _free(folder)
+    if free is not None and free < needed:
+        raise PipelineError(
+            f"Expected at least {_size(needed)} free in {_there(folder)} for {what}. Received: {_size(free)}. "
+            f"Free some, or name another place with {option}."
+        )
+
+
+@contextlib.contextmanager
+def saying_what_is_full(folder: Path) -> Iterator[None]:
+    """Make whatever a library raises where the disk is full the system's error, with the folder that was written.
+
+    HDF5, TensorFlow and numpy say it in as many ways, and some by a wrong number of bytes.
+
+    Raises:
+        OSError: instead of what was raised, if next to nothing is free. Errors of our own pass as they are.
+    """
+    try:
+        yield
+    except (PipelineError, ExportError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            with_place(error, folder)
+            raise
+        free = _free(folder)
+        if free is None or free >= _NEARLY_NOTHING:
+            raise
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        for note in getattr(error, "__notes__", ()):
+            full.add_note(note)
+        raise full from error
+
+
+def with_place(error: OSError, path: Path) -> None:
+    """Give an error of a full disk the path that was being written, where the system did not: ``write`` knows none."""
+    if error.errno in _FULL and error.filename is None:
+        error.filename = str(path)
+
+
+def sentence(error: OSError) -> str:
+    """What the system said, as a sentence; of a full disk with what is free and what to do."""
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno not in _FULL:
+        return f"{error.strerror or error}{where}."
+    what = f" to write {error.filename}" if error.filename else ""
+    places = [Path(str(error.filename))] if error.filename else []
+    temporary = Path(tempfile.gettempdir())
+    if not places or _device(places[0]) != _device(temporary):
+        places.append(temporary)  # libraries write there before they write here
+    free = [f"{_size(bytes_free)} free in {_there(p)}" for p in places if (bytes_free := _free(p)) is not None]
+    return (
+        f"Expected space{what}. Received: {error.strerror} ({', '.join(free)}). Free some, or write to another disk "
+        "(--artifacts, -o, TMPDIR), and run the same command again."
+    )
+
+
+def _there(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path("/"))
+
+
+def _free(path: Path) -> int | None:
+    try:
+        return shutil.disk_usage(_there(path)).free
+    except OSError:
+        return None
+
+
+def _device(path: Path) -> int | None:
+    try:
+        return os.stat(_there(path)).st_dev
+    except OSError:
+        return None
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,92 @@
+"""A path to write to is looked at before any work is done for it, in each command that takes one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy, backbones, gpu_evidence
+from pipeline import output_files
+from pipeline.commands import main
+from pipeline.errors import PipelineError
+from pipeline.output_files import check_folder, check_output
+from tests.conftest import Chain
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(PipelineError) as caught:
+        check_output(path, "-o", "predictions.csv", (".csv", ".jsonl"))
+    return str(caught.value)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("")
+    example = tmp_path / "predictions.csv"
+    assert refusal(tmp_path) == f"Expected a file after -o, such as {example}. Received: {tmp_path}, which is a folder."
+    assert refusal(Path("-")).endswith("Received: -; nothing of this goes to standard output.")
+    assert f"ends in .csv or .jsonl after -o, such as {tmp_path / 'x.csv'}" in refusal(tmp_path / "x.xlsx")
+    assert f"where {tmp_path / 'text'} is no folder" in refusal(tmp_path / "text" / "x.csv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes and /proc")
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.csv")
+    assert "a device or a pipe" in refusal(tmp_path / "x.csv")
+    if Path("/proc/self").is_dir():
+        assert "Expected a place that can be written after -o. Received: /proc/x.csv: " in refusal(Path("/proc/x.csv"))
+
+
+def test_a_folder_that_is_not_there_is_no_fault_and_is_not_made_yet(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b" / "x.CSV", "-o", "predictions.csv", (".csv",))
+    check_folder(tmp_path / "plans", "--plans")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_infer_makes_the_folder_of_its_output(finished_chain: Chain, tmp_path: Path) -> None:
+    photo = next((finished_chain.images / "red").iterdir())
+    assert finished_chain.run("infer", str(photo), "-o", str(tmp_path / "new" / "deep" / "x.csv")) == 0
+    assert (tmp_path / "new" / "deep" / "x.csv").is_file()
+
+
+def test_every_command_refuses_a_folder_before_it_works(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works(*_: object, **__: object) -> None:
+        raise AssertionError("it worked")
+
+    for name in (
+        "pipeline.stage.Context.card", "pipeline.files.sha256_file", "pipeline.serving.choose",
+        "benchmarks.accuracy.measure_accuracy", "benchmarks.gpu_evidence.read_reference",
+        "benchmarks.backbones.load_image_set",
+    ):  # fmt: skip
+        monkeypatch.setattr(name, works)
+    chain, folder = finished_chain, str(tmp_path)
+    gpu = ["artifacts/digits", "-o", folder]
+    for run in (
+        lambda: chain.run("infer", str(chain.images), "-o", folder),
+        lambda: chain.run("bundle", "-o", folder),
+        lambda: accuracy.main(chain.arguments("", "--output", folder)[1:]),
+        lambda: gpu_evidence.main(gpu),
+        lambda: backbones.main(["--data", str(chain.images), "--output", folder]),
+    ):
+        capsys.readouterr()
+        assert run() == 2
+        said = capsys.readouterr().err
+        assert f", such as {folder}" in said or "artifacts/digits" in said
+        assert f"Received: {folder}, which is a folder." in said
+        assert "answered" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_no_hidden_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(**_: object) -> None:
+        raise OSError(30, "Read-only file system", "/x/tmpabc")
+
+    monkeypatch.setattr(output_files.tempfile, "TemporaryFile", read_only)
+    said = refusal(tmp_path / "x.csv")
+    assert said.startswith(f"Expected a place that can be written after -o. Received: {tmp_path / 'x.csv'}: Read-only")
+    assert "tmpabc" not in said
+    assert main(["bundle", "-o", str(tmp_path / "x.tar")]) == 2
