@@ -36,6 +36,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.layout import INT8_TRT8, ONNX, REFERENCE
 from pipeline.npz_files import read_arrays
+from pipeline.output_files import check_output
 from pipeline.progress import progress_bar
 from pipeline.quantizing import CalibrationImages, calibration_key
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -63,7 +64,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     root = context.root
     for name in (*ONNX.values(), INT8_TRT8, REFERENCE):
         if not (root / name).is_file():
-            raise PipelineError(f"Expected {root / name}. Received: nothing there. Run the recipe up to verify first.")
+            raise PipelineError(f"Expected {root / name}, which does not exist. Run `{context.command('run')}` first.")
     for name, path in peers.items():
         if not path.is_file():
             raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
@@ -263,6 +264,7 @@ def _accuracy(args: argparse.Namespace) -> dict[str, Any]:
             raise PipelineError(f"Expected --peer NAME=FILE. Received: --peer {entry!r}.")
         peers[name] = Path(path)
     output = args.output or context.root / "accuracy.json"
+    check_output(output, "--output" if args.output else "--artifacts", "accuracy.json", (".json",))
     content = measure_accuracy(context, peers)
     write_json(output, content)
     log.info("%s", output)

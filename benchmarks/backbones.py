@@ -16,18 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from benchmarks.telemetry import commit, machine
+from pipeline import cli
 from pipeline.backbones import BACKBONES
 from pipeline.commands import main as pipeline
 from pipeline.config import load_recipe
 from pipeline.data import Pixels, load_image_set
 from pipeline.decode_spec import DecodeSpec
+from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, write_json
 from pipeline.layout import PARITY
 from pipeline.models import build_classifier
-from pipeline.recipe import Model
+from pipeline.output_files import check_output
+from pipeline.recipe import Data, Model, Splits
+from pipeline.stopping import raise_as
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.usage import Parser, meant
+from pipeline.words import count, listed
 
 if TYPE_CHECKING:
     import keras
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("benchmarks.backbones")
 
 SCHEMA = 1
+SPLITS = Splits(train=0.1)
+FEWEST = 8  # images that calibrate, and that judge
 # Mean of the drawn shifts. Around 0 half of all units are off, and rounding grows from layer to layer as it does in no
 # trained network. FP16 of ResNet-50: 46 dB with 0.5, 53 with 1, 60 with its published weights; of MobileNetV2: 28 with
 # 0, 46 with 1, 34 to 49 in files of trained ones.
@@ -66,20 +75,22 @@ def measure(name: str, data: Path, size: int, images: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recipe = folder / "recipe.yaml"
-        recipe.write_text(f"name: b\ndata: {{path: {data.resolve()}, splits: {{train: 0.1}}}}\n", encoding="utf-8")
+        asked = {"name": "b", "data": {"path": str(data.resolve()), "splits": {"train": SPLITS.train}}}
+        recipe.write_text(yaml.safe_dump(asked), encoding="utf-8")
         parameters = _make(name, size, recipe, folder / "model.keras")
         settings = {
             "model.path": folder / "model.keras",
             "model.preprocessing": BACKBONES[name].preprocessing,
-            "quantize.min_images": 8,
+            "quantize.min_images": FEWEST,
             "quantize.max_images": images,
-            "verify.min_images": 8,
+            "verify.min_images": FEWEST,
             "verify.max_images": images,
         }
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         row: dict[str, Any] = {"backbone": name, "input_size": size, "parameters": parameters}
         for verb in ("train", "export", "quantize", "verify"):
             status = pipeline([verb, "-c", str(recipe), "--artifacts", str(folder / "artifacts"), *sets])
+            raise_as(status)
             if status not in (0, 1):  # 1: a verdict that is no pass, which the row tells
                 return row | {"stopped_in": verb, "status": status}
         row |= _row(folder / "artifacts" / "b")
@@ -153,12 +164,13 @@ def _row(root: Path) -> dict[str, Any]:
     }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.backbones",
         description=__doc__,
-        epilog=EXAMPLES,
+        parents=[cli.output_options()],
+        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="photographs, a subfolder a class")
@@ -180,18 +192,50 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         int: exit status.
     """
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return cli.run_command(build_parser(), argv, _measure_all)
+
+
+def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
+    names = _checked(args)
     start_tensorflow()
     rows: dict[str, Any] = {}
-    if arguments.output is not None and arguments.output.is_file():
-        rows = {row["backbone"]: row for row in read_json(arguments.output)["rows"]}
-    for name in arguments.only.split(","):
-        rows[name] = {**measure(name, arguments.data, arguments.size, arguments.images), "commit": commit()}
+    if args.output is not None and args.output.is_file():
+        rows = {row["backbone"]: row for row in read_json(args.output)["rows"]}
+    for name in names:
+        rows[name] = {**measure(name, args.data, args.size, args.images), "commit": commit()}
         log.info("%s", rows[name])
-        if arguments.output is not None:
-            write_json(arguments.output, {"schema": SCHEMA, "machine": machine(), "rows": list(rows.values())})
-    return 0
+        if args.output is not None:
+            write_json(args.output, {"schema": SCHEMA, "machine": machine(), "rows": list(rows.values())})
+    stopped = [name for name in names if "stopped_in" in rows[name]]
+    if stopped == names:
+        raise PipelineError(f"Expected a backbone that comes through the chain. Received: {listed(names)}; see above.")
+    return {"rows": [rows[name] for name in names], "exit": cli.SOME_FAILED if stopped else cli.DONE}
+
+
+def _checked(args: argparse.Namespace) -> list[str]:
+    """The backbones to measure, once what each of them needs is known to be there."""
+    names = [name.strip() for name in args.only.split(",")]
+    for name in names:
+        if name not in BACKBONES:
+            raise PipelineError(f"--only: expected names of backbones. Received: {name!r}.{meant(name, BACKBONES)}")
+    if args.size < 1 or args.images < FEWEST:
+        raise PipelineError(
+            f"Expected --size of at least 1 and --images of at least {FEWEST}. Received: {args.size} and {args.images}."
+        )
+    if args.output is not None:
+        check_output(args.output, "--output", "backbones.json", (".json",))
+    if not args.data.is_dir():
+        what = "which is no folder" if args.data.exists() else "which does not exist"
+        raise DataError(f"--data: expected a folder with a subfolder for each class. Received: {args.data}, {what}.")
+    splits = load_image_set(Data(path=str(args.data), splits=SPLITS)).splits
+    few = {split: len(splits[split]) for split in ("calibration", "test") if len(splits[split]) < FEWEST}
+    if few:
+        found = " and ".join(f"{number} for {split}" for split, number in few.items())
+        raise DataError(
+            f"--data: expected at least {count(FEWEST, 'photograph')} for calibration and as many for test. Received: "
+            f"{args.data} with {sum(map(len, splits.values())):,} in all, which leaves {found}. Name a larger one."
+        )
+    return names
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from pipeline.float_noise import noise_of
 from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE, engine_source, plan_name
 from pipeline.manifest import as_recorded, read_manifest
 from pipeline.npz_files import read_arrays
+from pipeline.output_files import check_folder, check_output
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import FAIL, read_parity
 from pipeline.recipe import VerifyThresholds
@@ -265,28 +266,52 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_arguments(args: argparse.Namespace) -> Reference:
+    """Refuse what cannot be measured, before a GPU is looked for, so that a bundle can be checked where it is made.
+
+    Raises:
+        PipelineError: what was expected, and what to do.
+    """
+    known = set(ONNX)
+    if args.batch < 2 or args.cycles < 1 or args.seconds <= 0 or not set(args.precisions) <= known:
+        raise PipelineError(
+            f"Expected --batch of at least 2, --cycles of at least 1, --seconds above 0 and --precisions of "
+            f"{','.join(ONNX)}. Received: {args.batch}, {args.cycles}, {args.seconds:g}, {','.join(args.precisions)}."
+        )
+    if args.output is not None:
+        check_output(args.output, "-o", "evidence.json", (".json",))
+    if args.plans is not None:
+        check_folder(args.plans, "--plans")
+    if not args.artifacts.is_dir():
+        what = "which is a file: unpack a bundle first" if args.artifacts.exists() else "which does not exist"
+        near = sorted(p.name for p in args.artifacts.parent.glob("*/") if (p / REFERENCE).is_file())
+        there = f" In {args.artifacts.parent} there are: {', '.join(near)}." if near else ""
+        raise PipelineError(
+            f"Expected a folder of a recipe's artifacts, or of an unpacked bundle. Received: {args.artifacts}, {what}."
+            f"{there}"
+        )
+    absent = [
+        name
+        for name in (*(ONNX[precision] for precision in args.precisions), REFERENCE)
+        if not (args.artifacts / name).is_file()
+    ]
+    if absent:
+        raise PipelineError(
+            f"Expected a recipe's artifacts in {args.artifacts}. Received: no {', '.join(absent)}. Run the recipe, "
+            "verify included, and bring its artifacts here: python -m pipeline bundle, there."
+        )
+    return read_reference(args.artifacts)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Gather evidence; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.batch < 2 or args.cycles < 1 or args.seconds <= 0 or not set(args.precisions) <= set(ONNX):
-        parser.error(
-            f"Expected --batch of at least 2, --cycles of at least 1, --seconds above 0 and --precisions of "
-            f"{','.join(ONNX)}. Received: {args.batch}, {args.cycles}, {args.seconds:g}, {','.join(args.precisions)}."
-        )
-    try:  # before the GPU is looked for: so a bundle can be checked where it is made
-        reference = read_reference(args.artifacts)
+    try:
+        reference = _check_arguments(args)
     except PipelineError as error:
         log.error("%s", error)
-        return BAD_INPUT
-    absent = [
-        name for name in (ONNX[precision] for precision in args.precisions) if not (args.artifacts / name).is_file()
-    ]
-    if absent:
-        log.error(
-            "Expected the ONNX files in %s. Received: no %s. Run the recipe first.", args.artifacts, ", ".join(absent)
-        )
         return BAD_INPUT
     status = driver_status()
     trt = find_tensorrt(args.flavour) if status else None  # without a driver some versions crash when they are used

@@ -14,7 +14,7 @@ from benchmarks.gpu_timings import judge_targets
 from export.driver import DriverStatus
 from export.errors import ExportError
 from export.sidecar import read_sidecar
-from pipeline.layout import ONNX, PARITY
+from pipeline.layout import ONNX, PARITY, REFERENCE
 from pipeline.parity_report import read_parity, write_parity
 from pipeline.recipe import Thresholds
 from pipeline.runners import tensorrt as runner_module
@@ -144,8 +144,27 @@ def test_what_was_known_before_a_crash_is_kept(
 
 def test_artifacts_without_keras_answers(gpu: FakeTensorRT, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main([str(tmp_path), "-o", str(tmp_path / "x.json")]) == 2
-    assert "Expected Keras' answers in" in caplog.text
+    said = f"Expected a recipe's artifacts in {tmp_path}. Received: no export/model.onnx, "
+    assert said in caplog.text
+    assert "verify/reference.npz. Run the recipe" in caplog.text
     assert not (tmp_path / "x.json").exists()
+
+
+def test_artifacts_that_are_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "toy" / "verify").mkdir(parents=True)
+    (tmp_path / "toy" / REFERENCE).write_bytes(b"")
+    (tmp_path / "toy.tar").write_bytes(b"")
+    for name, why in (("nope", "which does not exist"), ("toy.tar", "which is a file: unpack a bundle first")):
+        caplog.clear()
+        assert main([str(tmp_path / name)]) == 2
+        assert f"Received: {tmp_path / name}, {why}. In {tmp_path} there are: toy." in caplog.text
+        assert "Errno" not in caplog.text
+
+
+def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (artifacts / REFERENCE).write_bytes(b"x")
+    assert main([str(artifacts)]) == 2
+    assert f"Expected Keras' answers in {artifacts / REFERENCE}." in caplog.text
 
 
 def test_a_bundle_that_is_not_whole_is_refused_before_the_gpu(
@@ -180,11 +199,20 @@ def test_without_a_gpu_every_target_is_open(
     assert all(line.endswith("not measured") for line in lines)
 
 
-def test_options_that_make_no_sense(artifacts: Path) -> None:
-    for options in (("--batch", "1"), ("--precisions", "int4"), ("--cycles", "0"), ("--seconds", "0")):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(artifacts), *options])
-        assert stopped.value.code == 2
+def test_options_that_make_no_sense(artifacts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    for *options, said in (
+        ("--batch", "1", "--batch of at least 2"),
+        ("--precisions", "int4", "--precisions of fp32,fp16,int8"),
+        ("--cycles", "0", "--cycles of at least 1"),
+        ("--seconds", "0", "--seconds above 0"),
+        ("--plans", str(tmp_path / "file"), f"where {tmp_path / 'file'} is no folder"),
+        ("-o", str(tmp_path), f"such as {tmp_path / 'evidence.json'}"),
+        ("-o", "x.txt", "ends in .json after -o, such as x.json"),
+    ):
+        caplog.clear()
+        assert main([str(artifacts), *options]) == 2
+        assert said in caplog.text
 
 
 def row(name: str, precision: str, measures: str, batch: int, speed: float, p99: float = 1.0) -> dict[str, Any]:
