@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline import cli
 from pipeline.children import run_child_for_output
-from pipeline.command_line import ARTIFACTS
 from pipeline.config import dump_yaml, to_dict
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock

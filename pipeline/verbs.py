@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, cli
-from pipeline.stage import ARTIFACTS
+from pipeline.command_line import ARTIFACTS
 from pipeline.usage import Parser
 
 EXAMPLES = """examples:
