@@ -71,18 +71,15 @@ def with_place(error: OSError, path: Path) -> None:
 
 def sentence(error: OSError) -> str:
     """What the system said, as a sentence; of a full disk with what is free and what to do."""
-    where = f": {error.filename}" if error.filename else ""
-    if error.errno not in _FULL:
-        return f"{error.strerror or error}{where}."
-    what = f" to write {error.filename}" if error.filename else ""
-    places = [Path(str(error.filename))] if error.filename else []
-    temporary = Path(tempfile.gettempdir())
-    if not places or _device(places[0]) != _device(temporary):
+    if error.errno not in _FULL or not error.filename:  # without a name it may be anywhere
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
+    places, temporary = [Path(str(error.filename))], Path(tempfile.gettempdir())
+    if _device(places[0]) != _device(temporary):
         places.append(temporary)  # libraries write there before they write here
     free = [f"{_size(bytes_free)} free in {_there(p)}" for p in places if (bytes_free := _free(p)) is not None]
     return (
-        f"Expected space{what}. Received: {error.strerror} ({', '.join(free)}). Free some, or write to another disk "
-        "(--artifacts, -o, TMPDIR), and run the same command again."
+        f"Expected space to write {error.filename}. Received: {error.strerror} ({', '.join(free)}). Free some, or "
+        "write to another disk (--artifacts, -o, TMPDIR), and run the same command again."
     )
 
 
