@@ -56,9 +56,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
             raise DataError(f"Expected an image or a folder of images. Received: {path}, which does not exist.")
     if not found:
         held = f", but {', '.join(others)}. Convert what are images" if others else ""
-        raise DataError(
-            f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}{held}."
-        )
+        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}{held}.")
     return _once(found)
 
 

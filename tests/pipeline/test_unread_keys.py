@@ -78,7 +78,10 @@ def test_a_training_that_does_not_take_place_is_named_in_one_line() -> None:
     (line,) = unread_by_finished(recipe)
     assert line == (
         "not used, because the model is finished (model.path) and nothing is trained: model.backbone, model.weights, "
-        "model.padding, model.pooling, train.head, train.fine_tune"
+        "model.padding, model.pooling, train.head, train.fine_tune, data.splits.train"
     )
+    shares = ["model.path=m.h5", "data.splits={train: 0.5, validation: 0}", "data.divide.train={train: 0.5, test: 0.5}"]
+    (line,) = unread_by_finished(load_recipe(CONFIGS / "photos.yaml", shares))
+    assert line.endswith(", data.splits.train, data.divide.train.train")
     (line,) = unread_by_finished(load_recipe(CONFIGS / "imagenet.yaml", ["train.seed=2", "model.dropout=0.1"]))
     assert line.endswith("(model.head: published) and nothing is trained: model.dropout, train.seed")
