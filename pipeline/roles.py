@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.files import sha256_bytes
 from pipeline.recipe import Data, Splits
@@ -24,10 +24,13 @@ class Roles:
         shares: for each ready-made split that images come in (None: in none of them), the shares of the splits.
             Where all are 0, its images are not used.
         salt: another salt, another split.
+        keys: of the recipe, that say the shares, such as "data.splits"; none of ready-made splits that stay what they
+            are.
     """
 
     shares: Mapping[str | None, Mapping[str, float]]
     salt: str = ""
+    keys: Mapping[str | None, str] = field(default_factory=dict)
 
     def split_of(self, sample: Sample) -> str | None:
         """The split that an image's own hash puts it in; None where nothing uses it."""
@@ -67,9 +70,13 @@ def roles_of(config: Data, present: Collection[str | None], trains: bool) -> Rol
     divided = {ready: _shares(vars(getattr(config.divide, ready))) for ready in given}
     decide = _with_training if trains else _without_training
     shares: dict[str | None, Mapping[str, float]] = dict(decide(config, given, divided).items())
+    by_splits = given & {"train"} if trains else given if len(given) == 1 else set()
+    keys: dict[str | None, str] = dict.fromkeys(by_splits, "data.splits")
+    keys |= {ready: f"data.divide.{ready}" for ready in given if any(divided[ready].values())}
     if None in present:
         shares[None] = _shares(vars(config.splits) if trains else _deployed(config))
-    return Roles(shares, config.salt)
+        keys[None] = "data.splits"
+    return Roles(shares, config.salt, keys)
 
 
 def _shares(some: Mapping[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from pipeline.data import SPLITS, ImageSet, deal
 from pipeline.errors import DataError
 from pipeline.parity_report import INCONCLUSIVE
 from pipeline.recipe import Data, Divide, Shares, Splits
+from pipeline.roles import Roles
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
 from pipeline.stage import Context
@@ -28,7 +29,8 @@ def labelled(**labels: list[int]) -> ImageSet:
     splits = {
         name: tuple(Sample(f"{name}{i}", y, f"{i}", bytes) for i, y in enumerate(ys)) for name, ys in labels.items()
     }
-    return ImageSet(("cat", "dog", "owl"), {name: splits.get(name, ()) for name in SPLITS}, 0)
+    by_shares = Roles({None: dict.fromkeys(SPLITS, 0.25)}, keys={None: "data.splits"})
+    return ImageSet(("cat", "dog", "owl"), {name: splits.get(name, ()) for name in SPLITS}, 0, roles=by_shares)
 
 
 def image_set(count: int, config: Data, ready: Collection[str | None] = (None,), trains: bool = False) -> ImageSet:
@@ -149,6 +151,54 @@ def test_a_part_of_a_ready_made_split_and_none(tmp_path: Path) -> None:
     message = refused(images, {"calibration": 128})
     assert "Calibration takes 10 % of the ready-made train images: 128 want about 1,300, and " in message
     assert "No image goes to validation." in refused(images, {"validation": 1})
+
+
+def copied(split: str) -> ImageSet:
+    """Ready-made splits train, test and another one that holds nothing but copies of the test images."""
+    images = {name: [random.Random(f"{name}{i}").randbytes(32).hex() for i in range(60)] for name in ("train", "test")}
+    named = [*images.items(), (split, images["test"])]
+    samples = [
+        Sample(f"{name}/{i}", i % 2, digest, bytes, ready=name)
+        for name, digests in named
+        for i, digest in enumerate(digests)
+    ]
+    return deal(Found(samples, ["cat", "dog"]), Data(), trains=True)
+
+
+def test_a_split_of_copies_is_told_why_it_is_empty_and_gets_no_advice_that_cannot_help() -> None:
+    message = refused(copied("validation"), {"train": 2, "validation": 1})
+    assert (
+        "Validation takes all of the ready-made validation images, but of those 60 are copies of images in another "
+        "split, which keeps them: 1 more is missing there."
+    ) in message
+    assert "Add images that no other split holds, or take their copies out of the others" in message
+    assert "data.splits.validation" not in message
+    assert "Not used: 60 copies, 60 of them in another split." in message
+
+
+def test_the_part_that_is_advised_gives_what_is_missing() -> None:
+    message = refused(copied("validation"), {"train": 2, "validation": 1})
+    (key, value) = re.findall(r"--set '(data\.divide\.train)=(.*)'", message)[0]
+    assert (key, value) == ("data.divide.train", "{train: 0.8, validation: 0.1}")
+    config = Data(divide=Divide(train=Shares(train=0.8, validation=0.1)))
+    check_split_sizes(image_set(60, config, ("train", "test"), trains=True), {"train": 2, "validation": 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "ready", "trains", "key"),
+    [
+        (Data(), (None,), True, "data.splits.test"),
+        (Data(), (None,), False, "data.splits.test"),
+        (Data(), ("train",), True, "data.splits.test"),
+        (Data(), ("train",), False, "data.splits.test"),
+        (Data(divide=Divide(train=Shares(train=0.9, test=0.1))), ("train",), True, "data.divide.train.test"),
+        (Data(), ("train", "test"), True, None),
+        (Data(), ("train", "test"), False, None),
+    ],
+)
+def test_only_a_key_that_helps_is_to_be_raised(config: Data, ready: tuple, trains: bool, key: str | None) -> None:
+    message = refused(image_set(60, config, ready, trains), {"test": 128})
+    assert re.findall(r"raise ([\w.]+\w)", message) == ([key] if key else [])
 
 
 def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
