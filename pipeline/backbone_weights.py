@@ -16,7 +16,7 @@ from pipeline.backbones import by_family
 from pipeline.config import IMAGENET
 from pipeline.download import fetch
 from pipeline.errors import ModelError
-from pipeline.foreign_files import describe_file
+from pipeline.foreign_files import HEAD, describe_file
 from pipeline.model_guards import check_weights_file
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import Model
@@ -219,7 +219,7 @@ def _refuse_what_holds_none(path: Path, name: str) -> None:
         what = "a whole model: use model.path for it"
     else:
         with path.open("rb") as file:
-            what = describe_file(path, file.read(64)).partition(". ")[0] or "no HDF5 file"
+            what = describe_file(path, file.read(HEAD)).partition(". ")[0] or "no HDF5 file"
     raise ModelError(
         f"model.weights: expected weights of {name}, as a .weights.h5 of Keras 3 or an .h5 of Keras 1 or 2. "
         f"Received: {path}, {what}."

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.config import inline_yaml
 from pipeline.cutting import cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
@@ -23,6 +25,7 @@ from pipeline.model_facts import (
     preprocessing_inside,
 )
 from pipeline.model_file import ModelFile, read_model_file
+from pipeline.output_files import check_folder
 from pipeline.recipe_files import RECIPES
 from pipeline.training_mode import called_in_training
 from pipeline.words import listed
@@ -60,18 +63,29 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
         return facts
     if recipe is not None:
         write_atomic(recipe, facts["recipe"])
-        print(f"\n{recipe}: a recipe to start from. Then: python -m pipeline run -c {shlex.quote(str(recipe))}")
+        print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts)}, then: {_run(recipe)}")
         return facts
     recipe = _destination(path)
-    print(f"\nrecipe to start from: save it as {recipe}, then: python -m pipeline run -c {shlex.quote(str(recipe))}\n")
+    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts)}, then: {_run(recipe)}\n")
     print(facts["recipe"], end="")
     return facts
+
+
+def _open_keys(facts: dict[str, Any]) -> str:
+    """The keys of the recipe that hold no value yet."""
+    given = yaml.safe_load(facts["recipe"])["model"]
+    return "data.path" + (" and model.preprocessing" if given["preprocessing"] != "auto" else "")
+
+
+def _run(recipe: Path) -> str:
+    return f"python -m pipeline run -c {shlex.quote(str(recipe))}"
 
 
 def _check_new(recipe: Path) -> None:
     if recipe.exists() or not recipe.parent.is_dir() or recipe.suffix not in (".yaml", ".yml"):
         what = "which is there already" if recipe.exists() else "which is no .yaml file in a folder that exists"
         raise PipelineError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {what}. Name another.")
+    check_folder(recipe.parent, "--recipe", recipe)
 
 
 def describe(file: ModelFile, recipe: Path | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zipfile
@@ -368,10 +369,20 @@ def test_a_recipe_is_written_to_a_new_file_and_names_the_model_from_there(
     text = Path("configs/mine.yaml").read_text()
     assert text.startswith("# configs/mine.yaml\n")
     assert yaml.safe_load(text)["model"]["path"] == "../m.keras"
-    assert "configs/mine.yaml: a recipe to start from" in capsys.readouterr().out
+    said = (
+        "configs/mine.yaml: a recipe to start from. Fill in data.path and model.preprocessing, then: python -m pipeline"
+    )
+    assert said in capsys.readouterr().out
     assert main(["inspect", "m.keras", "--recipe", "configs/mine.yaml"]) == 2
     assert "Received: configs/mine.yaml, which is there already" in capsys.readouterr().err
     assert Path("configs/mine.yaml").read_text() == text
+
+    def read_only(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pipeline.output_files.tempfile.TemporaryFile", read_only)
+    assert main(["inspect", "m.keras", "--recipe", "configs/other.yaml"]) == 2
+    assert "Received: configs/other.yaml: Read-only file system (in configs). Name another." in capsys.readouterr().err
     assert main(["inspect", "m.keras", "--recipe", "configs"]) == 2
 
 
