@@ -90,6 +90,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:160]} ... ({count(len(text), 'character')})"
 
 
+def inline_yaml(value: Any) -> str:
+    """A value as YAML in one line, quoted where it has to be."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
+
+
 ADVICE = {  # by what PyYAML says
     "escape": "a backslash in double quotes begins an escape: write / in paths, or single quotes",
     "cannot start any token": "indent with spaces; quote a value that begins with a sign",

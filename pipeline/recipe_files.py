@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PATH_KEYS, inline_yaml, override_tree, read_yaml, resolved, section_of
+from pipeline.bounded_yaml import inline_yaml
+from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.manifest import ROOT
 from pipeline.recipe import Recipe
