@@ -16,7 +16,7 @@ import yaml
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
 from pipeline.ranges import check_ranges
-from pipeline.recipe import Recipe
+from pipeline.recipe import IMAGENET, Recipe
 from pipeline.usage import closest, meant
 from pipeline.words import count
 from pipeline.wrong_values import TYPES, means_nothing, no_choice, no_list, nothing_is_null, wrong_type
@@ -44,7 +44,6 @@ LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take
 SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.default_factory is not dataclasses.MISSING)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
-IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -56,6 +55,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
+        ModelError: a backbone with settings that do not go with it.
     """
     tree = read_yaml(path)
     tree.setdefault("name", path.stem)

@@ -72,6 +72,8 @@ class ImageSet:
         whole = sum(sizes.values()) + sum(self.unused.values())
         trained = "; nothing is trained" if finished else ""
         yield logging.INFO, f"{count(whole, 'image')}: {', '.join([*dealt, *idle])}{trained}"
+        if not finished and (shares := self.roles.told()):
+            yield logging.WARNING, shares
         if self.duplicates:
             copies = count(self.duplicates, "copy", "copies")
             crossing = f", {self.crossing:,} of them in another split" if self.crossing else ""

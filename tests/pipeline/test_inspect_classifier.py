@@ -242,7 +242,7 @@ def test_what_cannot_be_built_gets_no_recipe(tmp_path: Path) -> None:
 def test_a_recipe_says_what_must_be_chosen(tmp_path: Path) -> None:
     found = facts(model(*body(), layers.Dense(3, activation="softmax")), tmp_path / "m.keras")
     (tmp_path / "r.yaml").write_text(found["recipe"])
-    with pytest.raises(RecipeError, match=r"model\.preprocessing: expected one of auto, caffe.*Received: 'CHOOSE'"):
+    with pytest.raises(RecipeError, match=r"model\.preprocessing: expected one of caffe, tf.*Received: CHOOSE, as"):
         load_recipe(tmp_path / "r.yaml")
     chosen = load_recipe(tmp_path / "r.yaml", ["model.preprocessing=unit"])
     assert chosen.model.preprocessing == "unit"
@@ -339,6 +339,46 @@ def test_a_zip_is_told_what_it_holds(tmp_path: Path, members: list[str], what: s
             archive.writestr(member, "x")
     with pytest.raises(ModelError, match=what):
         read_model_file(tmp_path / "m.zip")
+
+
+def convolution(activation: str | None) -> list[object]:
+    return [layers.Conv2D(4, 3, name="conv", activation=activation), layers.GlobalAveragePooling2D(name="pool")]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        convolution("relu"),
+        [*convolution("relu"), layers.LayerNormalization(name="norm")],
+        [keras.Sequential([keras.Input((16, 16, 3)), *convolution("relu")], name="backbone"), layers.Dropout(0.5)],
+        [layers.Conv2D(4, 3), layers.ReLU(), layers.GlobalMaxPooling2D(name="pool")],
+    ],
+    ids=["pooled", "normalised", "nested", "maximum"],
+)
+def test_a_backbone_without_a_head_gets_no_recipe(tmp_path: Path, rows: list[object]) -> None:
+    found = facts(model(*rows), tmp_path / "m.keras")
+    assert found["recipe"] is None
+    assert "Pooling2D 'pool', the features of a backbone" in found["cannot_go"]
+    assert "say so in a recipe: model.output: logits" in found["cannot_go"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        convolution(None),
+        [layers.Conv2D(4, 3), layers.Dropout(0.5), layers.GlobalAveragePooling2D()],
+        [*convolution("relu"), layers.Softmax()],
+        [*convolution("relu"), layers.Dense(4)],
+    ],
+    ids=["channel a class", "behind dropout", "softmax", "dense"],
+)
+def test_pooling_may_end_a_classifier(tmp_path: Path, rows: list[object]) -> None:
+    assert facts(model(*rows), tmp_path / "m.keras")["cannot_go"] is None
+
+
+def test_a_relu_of_its_own_at_the_end_is_asked_about(tmp_path: Path) -> None:
+    found = facts(model(layers.Flatten(), layers.Dense(4), layers.ReLU()), tmp_path / "m.keras")
+    assert "output: logits  # if the values of its relu are scores" in found["recipe"]
 
 
 def test_a_layer_that_is_called_twice_does_not_mislead(tmp_path: Path) -> None:
