@@ -234,6 +234,9 @@ def test_home_is_expanded(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train.fine_tune.learning_rate=0", "train.fine_tune.learning_rate"),
         ("train.head.learning_rate=.nan", "train.head.learning_rate"),
         ("quantize.min_images=0", "quantize.min_images"),
+        ("quantize.held_out=0", "quantize.held_out"),
+        ("train.augment.zoom=1", "train.augment.zoom"),
+        ("verify.max_images=49", "verify.max_images"),
         ("quantize.max_images=1", "quantize.max_images"),
         ("verify.max_images=10", "verify.max_images"),
         ("verify.batch_size=0", "verify.batch_size"),
@@ -486,3 +489,7 @@ def test_a_slip_in_yaml_is_told_in_one_line_with_its_place(text: str, said: str,
     with pytest.raises(RecipeError, match=rf"Received: {said}") as error:
         load_recipe(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_least_that_a_limit_may_be_is_named(toy: Path) -> None:
+    assert "at least verify.min_images (50). Received: 49" in refused(toy, "verify.max_images=49")

@@ -139,3 +139,11 @@ def test_files_that_are_not_taken_are_counted_by_their_ending(tmp_path: Path) ->
     images = load_image_set(Data(path=str(tmp_path)))
     (said,) = [line for _, line in images.told(finished=False) if "left out" in line]
     assert said == "left out: 3 .heic, 1 .txt, 1 file without an ending, 1 image in no class folder"
+
+
+def test_what_another_system_leaves_beside_images_is_none(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        pictures(tmp_path / name)
+        (tmp_path / name / "._1.png").write_bytes(b"resource fork")
+    images = load_image_set(Data(path=str(tmp_path)))
+    assert (images.unreadable, images.others) == ((), {})

@@ -19,8 +19,9 @@ from keras import layers
 
 from pipeline.commands import main
 from pipeline.config import load_recipe
+from pipeline.endings import Shape, _why_no_image
 from pipeline.errors import ModelError, RecipeError
-from pipeline.inspecting import describe, inspect_model
+from pipeline.inspecting import _lines, describe, inspect_model
 from pipeline.model_file import read_model_file
 from pipeline.recipe import Model as ModelSection
 from pipeline.taking_over import take_over
@@ -422,3 +423,27 @@ def test_no_recipe_is_written_of_a_model_that_cannot_be_deployed(
     assert main(["inspect", str(tmp_path / "m.keras"), "--recipe", str(tmp_path / "r.yaml")]) == 2
     assert "Nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "r.yaml").exists()
+
+
+def test_a_regression_beside_a_classifier_is_no_way_to_cut(tmp_path: Path) -> None:
+    built = model(layers.Flatten(name="flat"))
+    ends = [layers.Dense(5, name="kind"), layers.Dense(1, name="age"), layers.Dense(1, "sigmoid", name="old")]
+    keras.Model(built.inputs, [end(built.outputs[0]) for end in ends]).save(tmp_path / "m.keras")
+    cut = describe(read_model_file(tmp_path / "m.keras"))["cut"]
+    assert (cut["output"], cut["others"]) == ("old", ("kind",))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [((8, 8, 3), True), ((7, 8, 3), False), ((8, 7, 1), False), ((3, 16, 16), True), ((3, 16, 7), False)],
+)
+def test_the_smallest_picture(shape: Shape, fits: bool) -> None:
+    assert (_why_no_image("float32", shape) is None) == fits
+
+
+def test_the_frozen_parameters_are_counted(tmp_path: Path) -> None:
+    frozen = layers.Dense(6, name="frozen")
+    frozen.trainable = False
+    lines = _lines(facts(model(layers.Flatten(), frozen, layers.Dense(2)), tmp_path / "m.keras"))
+    (line,) = [line for line in lines if line.startswith("  parameters")]
+    assert line.endswith("4,628 (14 trainable, 4,614 not)")

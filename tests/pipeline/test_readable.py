@@ -65,6 +65,7 @@ def test_alike_broken_files_in_two_classes_are_unreadable(photos: Path, kind: st
     assert "at most 0 unreadable images (data.max_bad_images). Received: 8 of 88:" in message
     assert all(f"{name}/bad{index}.jpg: " in message for name in "ab" for index in range(4))
     assert "same picture" not in message
+    assert message.endswith("or leave them out: --set data.max_bad_images=8")
     images = load_image_set(Data(path=str(photos), max_bad_images=8))
     assert len(everything(images)) == 80
     assert images.unreadable[0].name.startswith("a/bad")
@@ -122,6 +123,10 @@ def test_how_long_it_takes_is_said_where_it_takes_long(
     monkeypatch.setattr(readable, "LONG", 0.0)
     find_damaged(samples, DecodeSpec((8, 8), "stretch"))
     assert "decoding all 80 images once to find damaged ones: about 0 s" in caplog.text
+    clock = iter((0.0, 20.0))
+    monkeypatch.setattr(readable.time, "perf_counter", lambda: next(clock))
+    find_damaged(samples, DecodeSpec((8, 8), "stretch"))
+    assert "about 3 minutes" in caplog.text, "70 more at 2 s each"
 
 
 @pytest.mark.parametrize("result", [{}, {"unreadable_images": 3}, {"unreadable_images": [3, {"name": "x"}]}])

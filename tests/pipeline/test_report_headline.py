@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.command_line import ARTIFACTS
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
+from pipeline.report_next import _with
 from pipeline.report_recipe import make, when
-from pipeline.stage import ARTIFACTS, Context
+from pipeline.stage import Context
 from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
 
 OTHER_PLAN = "build/rtx/fp16.plan"
@@ -150,6 +152,7 @@ def context(artifacts: Artifacts, path: str, *overrides: str, folder: Path = ART
 def test_the_command_is_the_one_that_the_readme_uses(artifacts: Artifacts) -> None:
     assert make(context(artifacts, "configs/digits.yaml"), "run") == "make run"
     assert make(context(artifacts, "configs/mine.yaml"), "bundle") == "RECIPE=mine make bundle"
+    assert make(context(artifacts, "configs/mine.yaml", folder=Path("out")), "run").endswith("--artifacts out")
     elsewhere = make(context(artifacts, "my recipes/mine.yaml", "a.b=c d", folder=Path("out")), "run")
     assert shlex.split(elsewhere) == [
         *("python", "-m", "pipeline", "run", "-c", "my recipes/mine.yaml", "--set", "a.b=c d", "--artifacts", "out")
@@ -269,6 +272,14 @@ def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
     assert command[-2:] == ["--set", "verify.max_images=2377"]
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=900)
     assert "--set" not in step(artifacts)[1]
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive")
+    assert "Bring more test images" in step(artifacts)[0]
+
+
+def test_the_advised_override_comes_last_because_the_last_one_counts(artifacts: Artifacts) -> None:
+    here = context(artifacts, "configs/mine.yaml", "verify.max_images=60")
+    line = _with(here, "verify.max_images=2377")
+    assert line.index("verify.max_images=60") < line.index("verify.max_images=2377")
 
 
 def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:

@@ -124,3 +124,16 @@ def test_shares_that_do_not_sum_to_one_are_said_to_be_in_proportion() -> None:
     assert told(train=0.33, validation=0.33, calibration=0.0, test=0.33) is None
     assert told(train=0.5, validation=0.0, calibration=0.1, test=0.2) is not None
     assert roles_of(Data(splits=Splits(train=0.8)), ["train"], trains=True).told() is None
+
+
+@pytest.mark.parametrize(
+    ("salt", "expected"),
+    [
+        ("", "calibration train validation calibration train train train train"),
+        ("x", "calibration train test train train train train train"),
+    ],
+)
+def test_an_image_stays_where_former_versions_put_it(salt: str, expected: str) -> None:
+    """Results that somebody has are of these splits: another rule would test with what was trained on."""
+    roles = roles_of(Data(salt=salt), [None], trains=True)
+    assert [roles.split_of(sample) for sample in images(8)] == expected.split()
