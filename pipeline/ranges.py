@@ -51,7 +51,7 @@ def _named_profiles(recipe: Recipe) -> dict[str, Profile]:
 THRESHOLDS = {  # from, to, in words
     "relative_error": (0.0, 100.0, "0 to 100, as a share of the largest logit"),
     "top1_agreement": (0.0, 1.0, "a share from 0 to 1 (0.99 is 99 %)"),
-    "sqnr_db": (0.0, 200.0, "0 to 200 dB"),
+    "sqnr_db": (0.0, 1000.0, "0 to 1000 dB"),
     "accuracy_drop": (-1.0, 1.0, "a share from -1 to 1 (0.01 is one point)"),
 }
 

@@ -114,7 +114,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ({"schema": 2}, "the model card of schema 3"),
         ({"allow": ["preprocess"]}, "the unknown key 'allow'"),
-        ({"classes": ["a"]}, "1 classes"),
+        ({"classes": ["a"]}, "1 class,"),
         ({"classes": ["a", "a"]}, "2 classes, 1 of them different"),
         ({"classes": "ab"}, "'classes' of type a list"),
         ({"output": "tanh"}, "'output' of type 'auto' or 'logits' or 'softmax' or 'sigmoid'"),
