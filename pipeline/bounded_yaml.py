@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Hashable
 from typing import Any
 
@@ -93,6 +94,11 @@ def shown(value: Any) -> str:
 def inline_yaml(value: Any) -> str:
     """A value as YAML in one line, quoted where it has to be."""
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
+
+
+def set_option(key: str, value: object) -> str:
+    """``--set key=value`` to be pasted into a shell: the value is what YAML reads again, whatever characters it has."""
+    return f"--set {shlex.quote(f'{key}={inline_yaml(str(value))}')}"
 
 
 ADVICE = {  # by what PyYAML says

@@ -186,6 +186,7 @@ def test_the_line_that_cuts_a_model_gives_one_that_is_taken(
     assert f" run this in Python, and inspect {found['cut']['saved']}:" in said
     assert ("with that name in its place" in said) is ("argmax" not in name), "the other output fits as well"
     assert line == found["cut"]["line"]
+    assert Path(found["cut"]["saved"]).suffix == Path(name).suffix
     exec(line, {})  # as it is printed
     whole = describe(read_model_file(Path(found["cut"]["saved"])))
     assert (whole["cannot_go"], whole["classes"]) == (None, classes)

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.command_line import ARTIFACTS
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
-from pipeline.report_next import _with
+from pipeline.report_next import with_override
 from pipeline.report_recipe import make, when
 from pipeline.stage import Context
 from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
@@ -278,7 +278,7 @@ def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
 
 def test_the_advised_override_comes_last_because_the_last_one_counts(artifacts: Artifacts) -> None:
     here = context(artifacts, "configs/mine.yaml", "verify.max_images=60")
-    line = _with(here, "verify.max_images=2377")
+    line = with_override(here, "verify.max_images=2377")
     assert line.index("verify.max_images=60") < line.index("verify.max_images=2377")
 
 
