@@ -75,9 +75,10 @@ def _what_is_missing(images: ImageSet, short: Mapping[str, int]) -> str:
 
 def _ways_out(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, int]) -> list[str]:
     said = [_enough(images, split, needed) for split, needed in short.items()]
-    keys = [f"data.splits.{split}" for split in short]
+    keys = [f"data.splits.{split}" for split in short if not _takes_all(images, split)]
     other = _other_share(images, *next(iter(short.items())), minimum) if len(short) == 1 else None
-    advice = f"Add images, or raise {' and '.join(keys)}" + (f" to {other:g}" if other else "")
+    raised = f", or raise {' and '.join(keys)}" if keys else ""
+    advice = f"Add images{raised}" + (f" to {other:g}" if other else "")
     for split, needed in short.items():
         received = len(images.splits[split])
         if split in MINIMA and received >= BY_LITTLE * needed:
@@ -87,6 +88,12 @@ def _ways_out(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, 
     if any(share < 1 for split in short for share in images.roles.sources(split).values()):
         said.append("Each image's own content decides where it goes, so the numbers vary.")
     return [*said, f"{advice}."]
+
+
+def _takes_all(images: ImageSet, split: str) -> bool:
+    """Whether a split takes whole ready-made splits, so that no share would give it more."""
+    shares = images.roles.sources(split).values()
+    return bool(shares) and all(share == 1 for share in shares)
 
 
 def _enough(images: ImageSet, split: str, needed: int) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import ARTIFACTS
+from pipeline.config import load_recipe
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
-from pipeline.report_next import with_override
+from pipeline.report_next import _after_a_failure, with_override
 from pipeline.report_recipe import make, when
 from pipeline.stage import Context
 from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
@@ -297,3 +298,23 @@ def test_altered_files_are_judged_again(artifacts: Artifacts) -> None:
     artifacts.write()
     (artifacts.root / ONNX[0]).write_bytes(b"another")
     assert "Judge the files as they are now" in artifacts.page().section("Next step").text
+
+
+@pytest.mark.parametrize(
+    ("precision", "override", "title", "ending"),
+    [
+        ("int8", "quantize.max_kept=1", "ask for less (verify.thresholds.int8)", "quantize.max_kept=1"),
+        ("fp16", "quantize.max_kept_fp32=1", "ask for less (verify.thresholds.fp16)", "quantize.max_kept_fp32=1"),
+        ("fp32", "verify.thresholds.fp32.relative_error=auto", "Export it again", "--force"),
+    ],
+)
+def test_what_is_so_already_is_not_advised(
+    tmp_path: Path, precision: str, override: str, title: str, ending: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {source: digits}\n")
+    here = Context(load_recipe(path, [override]), path, ARTIFACTS, [override])
+    found, line, _ = _after_a_failure(here, hop(ONNX[0], precision, "fail"), None)
+    assert title in found
+    assert shlex.split(line)[-1] == ending
+    assert shlex.split(line).count(override) == 1, "nothing is set to what it is already"

@@ -226,3 +226,10 @@ def test_pictures_that_no_split_takes_are_counted_once() -> None:
 def test_a_split_without_images_is_said_where_it_is_needed() -> None:
     (line,) = [line for _, line in labelled(train=[0, 1], calibration=[0]).told(finished=False)]
     assert line == "3 images: 2 train, 1 calibration, 0 test"
+
+
+def test_no_share_is_to_be_raised_where_a_split_takes_all_there_is() -> None:
+    message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"calibration": 40, "test": 60})
+    assert "Add images, or raise data.splits.calibration, or lower quantize.min_images" in message
+    message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"test": 60})
+    assert "30 more are missing there. Add images, or lower verify.min_images" in message
