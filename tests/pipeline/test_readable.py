@@ -114,7 +114,6 @@ def test_files_are_decoded_once_and_arrays_never(photos: Path) -> None:
 def test_how_long_it_takes_is_said_where_it_takes_long(
     photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     caplog.set_level(logging.INFO)
     samples = [Sample(p.name, 0, str(p), lambda p=p: p, p) for p in sorted(photos.rglob("*.jpg"))]
     find_damaged(samples, DecodeSpec((8, 8), "stretch"))
@@ -199,8 +198,7 @@ def test_they_are_left_out_of_every_stage_and_looked_for_once(photos: Path, deco
     assert first.ran
 
 
-def test_each_is_named_once(photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+def test_each_is_named_once(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     (photos / "a" / "cut.jpg").write_bytes(TRUNCATED)
     (photos / "a" / "empty.jpg").write_bytes(b"")
     chain = Chain(photos, max_bad_images=2)
@@ -239,9 +237,8 @@ def test_too_few_images_are_told_before_anything_is_decoded(photos: Path, decode
 
 
 def test_what_every_stage_would_say_is_said_once(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     caplog.set_level(logging.INFO)
     (photos / "a" / "copy.jpg").write_bytes((photos / "a" / "1.jpg").read_bytes())
     (photos / "a" / "x.heic").write_bytes(b"x")
