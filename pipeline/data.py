@@ -77,6 +77,8 @@ class ImageSet:
         whole = sum(sizes.values()) + sum(self.unused.values())
         trained = "; nothing is trained" if finished else ""
         yield logging.INFO, f"{count(whole, 'image')}: {', '.join([*dealt, *idle])}{trained}"
+        if not finished and (shares := self.roles.told()):
+            yield logging.WARNING, shares
         if self.duplicates:
             yield logging.INFO, f"left out {self.copies('of pictures that are there under another name')}"
         if self.others:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import inline_yaml
+from pipeline.bounded_yaml import inline_yaml
 from pipeline.cutting import cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
 from pipeline.errors import PipelineError
@@ -29,6 +29,7 @@ from pipeline.output_files import check_folder
 from pipeline.recipe_files import RECIPES
 from pipeline.training_mode import called_in_training
 from pipeline.words import listed
+from pipeline.wrong_values import CHOOSE
 
 
 def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
@@ -167,8 +168,8 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
         lines.append(f"  preprocessing: auto  # none, if this takes 0..255 to a normalised range: {text(inside)}")
     else:
         lines.append(
-            "  preprocessing: CHOOSE  # caffe, tf, torch, unit or none, as it was trained with; the file does not say"
-            + (f". none, if this normalises: {text(inside)}" if inside else "")
+            f"  preprocessing: {CHOOSE}  # caffe, tf, torch, unit or none, as it was trained with; the file does not "
+            "say" + (f". none, if this normalises: {text(inside)}" if inside else "")
         )
     if called_in_training(file):
         lines.append("  called_in_training: refuse  # inference: with other answers than the file's, see training=True")

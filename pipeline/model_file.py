@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def read_model_file(path: Path) -> ModelFile:
         if (path / "config.json").is_file() and (path / "model.weights.h5").is_file():
             raise ModelError(
                 f"model.path: expected a .keras archive. Received: {path}, the unpacked content of one. Zip it again: "
-                f"cd {path} && zip -0 -r ../model.keras ."
+                f"cd {shlex.quote(str(path))} && zip -0 -r ../model.keras ."
             )
         raise ModelError(
             f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (a folder without "

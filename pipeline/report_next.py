@@ -67,21 +67,29 @@ def _after_a_failure(context: Context, hop: Hop, verify: Manifest | None) -> tup
     if hop.backend == "tensorrt":
         plan = (context.root / hop.candidate).as_posix()
         return f"Look at what was built for {name}", shlex.join([*ENGINE_CHECK, plan]), said
-    if hop.precision == "int8":
-        more = min(1.0, 3 * context.recipe.quantize.max_kept or 0.1)
+    kept, kept_fp32 = context.recipe.quantize.max_kept, context.recipe.quantize.max_kept_fp32
+    if hop.precision == "int8" and kept < 1:
+        more = min(1.0, 3 * kept or 0.1)
         return (
             "Keep more layers in FP16",
-            f"{_with(context, f'quantize.max_kept={more:g}')}",
+            f"{with_override(context, f'quantize.max_kept={more:g}')}",
             (f"{said} More calibration images help too; section Layers says what each layer costs."),
         )
-    if hop.precision == "fp16":
-        return "Keep more layers in FP32", _with(context, "quantize.max_kept_fp32=1"), said
-    line = _with(context, "verify.thresholds.fp32.relative_error=auto")
+    if hop.precision == "fp16" and kept_fp32 < 1:
+        return "Keep more layers in FP32", with_override(context, "quantize.max_kept_fp32=1"), said
+    if hop.precision in ("int8", "fp16"):
+        asked = f"verify.thresholds.{hop.precision}"
+        title = f"Bring more calibration images, or ask for less ({asked})"
+        return title, make(context, "run", verify), f"{said} All layers may stay in more bits already."
+    if context.recipe.verify.thresholds.fp32.relative_error == "auto":
+        again = f"{context.command('export', 'python')} --force"
+        return "Export it again", again, f"{said} Where that fails too, the export is wrong: please report it."
+    line = with_override(context, "verify.thresholds.fp32.relative_error=auto")
     return "Let the model say how much rounding moves it", line, f"{said} Where that fails too, the export is wrong."
 
 
-def _with(context: Context, override: str) -> str:
-    """The whole chain with one more override."""
+def with_override(context: Context, override: str) -> str:
+    """The command line of the whole chain with one more override."""
     changed = Context(context.recipe, context.recipe_path, context.artifacts, [*context.overrides, override])
     return make(changed, "run")
 
@@ -96,5 +104,5 @@ def _more_images(context: Context, parity: ParityReport, verify: Manifest | None
     elif "images_in_all" in found:
         title += f" (about {count(found['images_in_all'], 'image')} in all give as many)"
     if wanted > most:
-        return title, _with(context, f"verify.max_images={wanted}"), f"The recipe takes at most {most:,}."
+        return title, with_override(context, f"verify.max_images={wanted}"), f"The recipe takes at most {most:,}."
     return title, make(context, "run", verify), "What passed serves meanwhile."

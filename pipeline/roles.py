@@ -13,6 +13,7 @@ TRAINED_WITH = ("train", "validation")
 DEPLOYED_WITH = ("calibration", "test")
 # Where a finished model's images come from, the first that is there: what its author kept apart tests it.
 TESTS = ("test", "validation", "train", "calibration")
+NEAR_ONE = 0.02  # thirds to two digits sum to 0.99
 CALIBRATES = ("calibration", "train", "validation", "test")
 
 
@@ -50,6 +51,20 @@ class Roles:
         return {
             ready: shares[split] / sum(shares.values()) for ready, shares in self.shares.items() if shares.get(split)
         }
+
+    def told(self) -> str | None:
+        """What is surprising about the shares of a recipe that trains: their sum, where defaults were forgotten."""
+        own = self.shares.get(None, {})
+        shares = {name: own[name] for name in reversed(SPLITS) if name in own}
+        total = sum(shares.values())
+        if not total or abs(total - 1) <= NEAR_ONE:
+            return None
+        given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        dealt = ", ".join(f"{name} {100 * share / total:.3g} %" for name, share in shares.items() if share)
+        return (
+            f"data.splits sum to {total:.4g} ({given}; one that is not given has its default), and are taken in "
+            f"proportion: {dealt}"
+        )
 
 
 def roles_of(config: Data, present: Collection[str | None], trains: bool) -> Roles:

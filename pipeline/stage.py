@@ -31,6 +31,7 @@ from pipeline.manifest import (
     why_stale,
     write_manifest,
 )
+from pipeline.model_settings import check_with_classes
 from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import where_else
@@ -148,6 +149,7 @@ class Context:
             DataError: too few images, or more unreadable ones than the recipe allows.
         """
         recipe, before = self.recipe, self.images
+        check_with_classes(recipe, len(before.classes))
         needed = needed_images(recipe, len(before.classes))
         check_split_sizes(before, needed)  # nobody should wait to be told what is known already
         decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.bounded_yaml import shown
+from pipeline.bounded_yaml import set_option, shown
 from pipeline.errors import RecipeError
 from pipeline.recipe import Data, Model, Recipe, Splits, Train
 
@@ -101,7 +101,7 @@ def _which_recipe(path: Path) -> str:
     from pipeline.folders import what_it_is  # it needs Pillow, and recipes are read without
 
     if path.is_dir() and not any(path.glob("*.csv")):
-        return f"a folder. The recipe photos takes one: -c configs/photos.yaml --set data.path={path}"
+        return f"a folder. The recipe photos takes one: -c configs/photos.yaml {set_option('data.path', path)}"
     if not path.exists():
         return f"{what_it_is(path)} The recipe photos takes a folder: -c configs/photos.yaml --set data.path=..."
     return what_it_is(path)

@@ -191,3 +191,17 @@ def test_what_the_line_says_is_found(place: Path) -> None:
     recipe.write_text(recipe.read_text().replace("mean: mean.npy", said.rpartition("preprocessing: ")[2]))
     assert load_recipe(recipe) != loaded
     assert Path(load_recipe(recipe).model.preprocessing.mean).is_file()  # type: ignore[union-attr, arg-type]
+
+
+def test_a_copy_elsewhere_that_kept_the_name_is_refused_too(place: Path) -> None:
+    copy = place / "mine" / "birds.yaml"
+    copy.parent.mkdir()
+    copy.write_text("name: digits\ndata: {source: digits}\n")
+    with pytest.raises(RecipeError, match=r"expected another than that of configs/digits\.yaml"):
+        refuse_a_taken_name(load_recipe(copy), copy, Path("artifacts"), [])
+
+
+def test_a_folder_that_was_named_is_not_taken_for_the_root(place: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_recipe(Path("nowhere/digits.yaml"))
+    assert "commands run from" not in str(caught.value)

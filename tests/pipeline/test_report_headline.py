@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.command_line import ARTIFACTS
+from pipeline.config import load_recipe
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
+from pipeline.report_next import _after_a_failure, with_override
 from pipeline.report_recipe import make, when
-from pipeline.stage import ARTIFACTS, Context
+from pipeline.stage import Context
 from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
 
 OTHER_PLAN = "build/rtx/fp16.plan"
@@ -150,6 +153,7 @@ def context(artifacts: Artifacts, path: str, *overrides: str, folder: Path = ART
 def test_the_command_is_the_one_that_the_readme_uses(artifacts: Artifacts) -> None:
     assert make(context(artifacts, "configs/digits.yaml"), "run") == "make run"
     assert make(context(artifacts, "configs/mine.yaml"), "bundle") == "RECIPE=mine make bundle"
+    assert make(context(artifacts, "configs/mine.yaml", folder=Path("out")), "run").endswith("--artifacts out")
     elsewhere = make(context(artifacts, "my recipes/mine.yaml", "a.b=c d", folder=Path("out")), "run")
     assert shlex.split(elsewhere) == [
         *("python", "-m", "pipeline", "run", "-c", "my recipes/mine.yaml", "--set", "a.b=c d", "--artifacts", "out")
@@ -269,6 +273,14 @@ def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
     assert command[-2:] == ["--set", "verify.max_images=2377"]
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=900)
     assert "--set" not in step(artifacts)[1]
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive")
+    assert "Bring more test images" in step(artifacts)[0]
+
+
+def test_the_advised_override_comes_last_because_the_last_one_counts(artifacts: Artifacts) -> None:
+    here = context(artifacts, "configs/mine.yaml", "verify.max_images=60")
+    line = with_override(here, "verify.max_images=2377")
+    assert line.index("verify.max_images=60") < line.index("verify.max_images=2377")
 
 
 def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:
@@ -286,3 +298,23 @@ def test_altered_files_are_judged_again(artifacts: Artifacts) -> None:
     artifacts.write()
     (artifacts.root / ONNX[0]).write_bytes(b"another")
     assert "Judge the files as they are now" in artifacts.page().section("Next step").text
+
+
+@pytest.mark.parametrize(
+    ("precision", "override", "title", "ending"),
+    [
+        ("int8", "quantize.max_kept=1", "ask for less (verify.thresholds.int8)", "quantize.max_kept=1"),
+        ("fp16", "quantize.max_kept_fp32=1", "ask for less (verify.thresholds.fp16)", "quantize.max_kept_fp32=1"),
+        ("fp32", "verify.thresholds.fp32.relative_error=auto", "Export it again", "--force"),
+    ],
+)
+def test_what_is_so_already_is_not_advised(
+    tmp_path: Path, precision: str, override: str, title: str, ending: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {source: digits}\n")
+    here = Context(load_recipe(path, [override]), path, ARTIFACTS, [override])
+    found, line, _ = _after_a_failure(here, hop(ONNX[0], precision, "fail"), None)
+    assert title in found
+    assert shlex.split(line)[-1] == ending
+    assert shlex.split(line).count(override) == 1, "nothing is set to what it is already"
