@@ -264,6 +264,11 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     for key in value:
         if key not in fields:
             dotted = f"{where}.{key}" if where else str(key)
+            name, colon, rest = str(key).partition(":")
+            if colon and rest and value[key] is None and name in fields:  # {train:0.8}, which YAML takes for a name
+                raise RecipeError(
+                    f"{where or 'recipe'}: expected a space behind each colon. Received: {key}. Write {name}: {rest}"
+                )
             near = meant(key, fields, 0.7) or _elsewhere(where, key, 0.8) or meant(key, fields)
             hint = _elsewhere(where, key, 1.0) or near
             raise RecipeError(f"Unknown key {shown(dotted)}.{hint} Known here: {', '.join(fields)}.")
