@@ -15,11 +15,21 @@ import yaml
 
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
-from pipeline.ranges import check_ranges
+from pipeline.ranges import RECIPE_NAME, check_ranges
 from pipeline.recipe import IMAGENET, Recipe
 from pipeline.usage import closest, meant
 from pipeline.words import count
-from pipeline.wrong_values import TYPES, means_nothing, no_choice, no_list, nothing_is_null, wrong_type
+from pipeline.wrong_values import (
+    TYPES,
+    file_name,
+    means_nothing,
+    missing_space,
+    no_choice,
+    no_list,
+    nothing_is_null,
+    other_split,
+    wrong_type,
+)
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
@@ -58,12 +68,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ModelError: a backbone with settings that do not go with it.
     """
     tree = read_yaml(path)
-    tree.setdefault("name", path.stem)
     _resolve_paths(tree, path.resolve().parent)
     for override in overrides:
         branch = override_tree(override)
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
+    if "name" not in tree and not RECIPE_NAME.fullmatch(path.stem):
+        raise file_name(path)
+    tree.setdefault("name", path.stem)
     try:
         recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
     except RecipeError as error:
@@ -118,8 +130,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.")
     try:
         with path.open("rb") as file:
-            tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
-    except ValueError as error:  # not UTF-8 is one too
+            data = file.read(MOST_BYTES + 1)
+        tree = parse_yaml(data.decode())
+    except UnicodeDecodeError as error:
+        what = "UTF-16 text" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "no UTF-8 text"
+        raise RecipeError(f"Expected YAML in {path}. Received: {what}. Save it as UTF-8.") from error
+    except ValueError as error:
         raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
@@ -178,6 +194,8 @@ def resolved(value: str, base: Path, where: str) -> str:
     Raises:
         RecipeError: no path that a file system takes.
     """
+    if not value.strip():
+        raise RecipeError(f"{where}: expected a path. Received: {shown(value)}, which is empty. Leave the line out.")
     try:
         path = (base / Path(value).expanduser()).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody, a ring of links
@@ -255,18 +273,23 @@ def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any)
 
 def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     """A section; keys that are not given keep what the section above says, not the type's own default."""
+    hints = get_type_hints(section)
+    fields = {f.name: f for f in dataclasses.fields(section)}
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {shown(value)}.")
-    hints = get_type_hints(section)
-    fields = {f.name: f for f in dataclasses.fields(section)}
+        slip = missing_space(where, value, fields)
+        raise slip or RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {shown(value)}.")
     for key in value:
         if key not in fields:
+            if slip := missing_space(where, key, fields):
+                raise slip
             dotted = f"{where}.{key}" if where else str(key)
             near = meant(key, fields, 0.7) or _elsewhere(where, key, 0.8) or meant(key, fields)
-            hint = _elsewhere(where, key, 1.0) or near
+            hint = other_split(key, fields) or _elsewhere(where, key, 1.0) or near
             raise RecipeError(f"Unknown key {shown(dotted)}.{hint} Known here: {', '.join(fields)}.")
+        if value[key] is None and get_origin(hints[key]) is Literal:
+            raise RecipeError(f"{where}.{key}: expected a value. Received: nothing (null). Leave the line out.")
     prefix = f"{where}." if where else ""
     given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
     return dataclasses.replace(default, **given)

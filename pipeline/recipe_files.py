@@ -94,7 +94,10 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     except (PipelineError, OSError):
         return ""
     for path in written:
-        here = Path(resolved(path.text, path.base, path.key))
+        try:
+            here = Path(resolved(path.text, path.base, path.key))
+        except RecipeError:  # no path at all, which is what the message says
+            continue
         there = Path(os.path.normpath(path.other / Path(path.text).expanduser()))  # links stay as they are named
         if str(here) not in message or here.exists() or not there.exists():
             continue

@@ -62,7 +62,7 @@ class Roles:
         given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         dealt = ", ".join(f"{name} {100 * share / total:.3g} %" for name, share in shares.items() if share)
         return (
-            f"data.splits sum to {total:.4g} ({given}; one that is not given has its default), and are taken in "
+            f"data.splits sum to {total:.4g} ({given}; one that is not given keeps its value), and are taken in "
             f"proportion: {dealt}"
         )
 

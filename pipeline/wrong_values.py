@@ -1,10 +1,12 @@
-"""Sentences about a value that a key of a recipe does not take, in words for who writes YAML and knows no Python."""
+"""Sentences about keys, values and names that a recipe does not take, for who writes YAML and knows no Python."""
 
 from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import by_family
@@ -82,6 +84,41 @@ def no_list(where: str, item: Any, value: Any) -> RecipeError:
         items = [_inline(part) if item is str else part for part in items]
     line = f"[{', '.join(items)}]"
     return RecipeError(f"{said} Write {line}; on a command line --set '{where}={line}'.")
+
+
+def missing_space(where: str, text: Any, keys: Collection[str]) -> RecipeError | None:
+    """The error where YAML took a key, its colon and its value for one word, as of ``{train:0.8}``; None elsewhere.
+
+    Args:
+        where: the section; "" for the recipe.
+        text: what stands where a key, or keys and values, are due.
+        keys: those that are known there.
+    """
+    name, colon, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not colon or not rest or name not in keys:
+        return None
+    return RecipeError(
+        f"{where or 'recipe'}: expected a space behind each colon. Received: {text[:200]}. Write {name}: {rest[:200]}."
+    )
+
+
+def other_split(key: Any, keys: Collection[str]) -> str:
+    """The split that goes by another name elsewhere, as a folder may: val, testing, calib; empty where none is."""
+    from pipeline.samples import SPLIT_NAMES  # it needs NumPy, and recipes are read without
+
+    name = SPLIT_NAMES.get(str(key).lower())
+    return f" Did you mean {name!r}?" if name in keys else ""
+
+
+def file_name(path: Path) -> RecipeError:
+    """The error for a recipe without ``name`` whose file's name names no folder, in terms of the file."""
+    plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+    fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("._-")[:100] or "mine"
+    return RecipeError(
+        "Expected a recipe's file with a name of up to 100 letters (a to z), digits, '.', '_' and '-', because it "
+        f"names a folder as well. Received: {path}. Rename the file, such as to {fitting}.yaml, or add this line to "
+        f"it: name: {fitting}"
+    )
 
 
 def _received(value: Any) -> str:

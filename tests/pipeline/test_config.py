@@ -70,6 +70,45 @@ def test_unknown_key_with_the_closest_match(write, tree: dict, key: str, match: 
     assert f"Did you mean {match!r}?" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "split"), [("val", "validation"), ("training", "train"), ("Testing", "test"), ("calib", "calibration")]
+)
+def test_a_split_by_another_of_its_names(toy: Path, name: str, split: str) -> None:
+    assert f"Did you mean {split!r}?" in refused(toy, f"data.splits={{{name}: 0.5}}")
+    assert f"Did you mean {split!r}?" in refused(toy, f"data.divide.{name}.train=0.5")
+
+
+@pytest.mark.parametrize(
+    "text", ["data: {path:/work/x}", "data: {path:/work/x, source: folder}", "data:\n  path:/work/x\n"]
+)
+def test_a_colon_without_its_space(write, text: str) -> None:
+    message = refused(write(text))
+    assert message == "data: expected a space behind each colon. Received: path:/work/x. Write path: /work/x."
+
+
+def test_null_where_a_choice_is_due_is_to_be_left_out(write) -> None:
+    message = refused(write({"data": {"path": "a"}, "model": {"path": "m.h5", "backbone": None}}))
+    assert message == "model.backbone: expected a value. Received: nothing (null). Leave the line out."
+
+
+@pytest.mark.parametrize("key", ["data.path", "model.path", "model.weights", "model.classes"])
+def test_a_path_that_is_empty_is_none(toy: Path, key: str) -> None:
+    assert refused(toy, f"{key}=''").startswith(f"{key}: expected a path. Received: '', which is empty. Leave")
+
+
+@pytest.mark.parametrize(
+    ("stem", "fitting"),
+    [("my recipe", "my-recipe"), ("Müller", "Muller"), ("日本", "mine"), ("-x", "x"), ("a" * 120, "a" * 100)],
+)
+def test_a_file_whose_name_names_no_folder(write, stem: str, fitting: str) -> None:
+    path = write({"data": {"source": "digits"}}, f"{stem}.yaml")
+    message = refused(path)
+    assert f"Received: {path}. Rename the file, such as to {fitting}.yaml, or add this line to it: name: " in message
+    path.write_text(f"{message.rpartition('it: ')[2]}\ndata: {{source: digits}}\n")
+    assert load_recipe(path).name == fitting
+    assert load_recipe(path, ["name=other"]).name == "other"
+
+
 def test_unknown_key_that_resembles_nothing_lists_what_is_known(write) -> None:
     message = refused(write(BASE | {"xyzzy": 1}))
     assert "Did you mean" not in message
@@ -347,8 +386,12 @@ def test_file_that_is_no_yaml(write, text: str) -> None:
 
 def test_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_bytes(b"\xff\xfe\xff\x00")
-    assert "Expected YAML" in refused(path)
+    path.write_bytes(b"\xff\xff\x00")
+    assert refused(path) == f"Expected YAML in {path}. Received: no UTF-8 text. Save it as UTF-8."
+    path.write_text("data: {source: digits}", encoding="utf-16")
+    assert refused(path) == f"Expected YAML in {path}. Received: UTF-16 text. Save it as UTF-8."
+    path.write_text("data: {source: digits}", encoding="utf-8-sig")
+    assert load_recipe(path).data.source == "digits"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "just text", "5"])

@@ -29,6 +29,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_path_that_is_none_is_answered_in_one_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("~nobody-of-that-name/x", "''"):
+        (place / "mine.yaml").write_text(f"data: {{path: {value}}}\n")
+        assert main(["config", "-c", "mine"]) == 2
+        assert capsys.readouterr().err.startswith("error: data.path: expected a path. Received: ")
+
+
 # --- by name ---
 
 
@@ -141,7 +148,7 @@ def test_every_path_is_looked_for_in_the_other_place(place: Path, key: str) -> N
     (place / "configs" / "its file").touch()
     override = [f"{key}=its file"]
     missing = f"Received: {place}/its file, which does not exist."
-    assert where_else(missing, recipe, override).endswith(f"Write: --set {key}=configs/its file")
+    assert where_else(missing, recipe, override).endswith(f"Write: --set '{key}=configs/its file'")
     assert where_else(missing, recipe, [*override, f"{key}=null"]) == "", "the last one counts"
 
 
