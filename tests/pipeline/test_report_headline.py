@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.command_line import ARTIFACTS
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
 from pipeline.report_recipe import make, when
-from pipeline.stage import ARTIFACTS, Context
+from pipeline.stage import Context
 from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
 
 OTHER_PLAN = "build/rtx/fp16.plan"
