@@ -160,7 +160,7 @@ def test_a_stage_stops_where_nobody_reads_what_it_says(finished_chain: Chain) ->
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes there break otherwise")
 def test_the_benchmark_is_a_process_whose_reader_may_leave_too(finished_chain: Chain) -> None:
-    assert closed(*finished_chain.arguments("benchmark", "--explain"), which="stdout") == (141, "")
+    assert closed(*finished_chain.arguments("benchmark", "--explain", "-q"), which="stdout") == (141, "")
     assert closed(*finished_chain.arguments("benchmark"), which="stderr")[0] == 141
 
 
