@@ -16,8 +16,9 @@ from export.sidecar import read_sidecar
 from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
 from pipeline.files import sha256_file
+from pipeline.layout import KERAS
 from pipeline.manifest import Manifest, as_recorded
-from pipeline.parity_report import FAIL, FROM_KERAS, PASS, STEP, TOP_K, Hop, ParityReport
+from pipeline.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport
 from pipeline.report_headline import short_name
 from pipeline.report_missed import UNUSABLE, missed, reached
 from pipeline.report_recipe import make, make_with
@@ -27,6 +28,7 @@ from pipeline.words import count, listed, sentence
 
 ENGINE_CHECK = ("python", "-m", "pipeline", "engine", "check")
 FASTEST_FIRST = ("int8", "fp16", "fp32")
+AT_MOST = ("relative_error", "accuracy_drop")  # the other thresholds say what is needed at least
 COSTS = ("op", "noise", "kept")  # columns of sensitivity.csv
 WORTH = 0.01  # share of the noise below which the quantize stage keeps no layer in FP16
 FAR_DB = 6.0  # noises of layers add up only about: an estimate that misses by less is tried
@@ -75,7 +77,8 @@ def after_failure(situation: Situation) -> Step:
     for hop in situation.parity.hops:
         if hop.verdict == FAIL:
             failed.setdefault(hop.candidate, hop)
-    hops = list(failed.values())
+    graphs = {hop.precision for hop in failed.values() if hop.backend != "tensorrt"}  # an engine fails with its graph
+    hops = [hop for hop in failed.values() if hop.backend != "tensorrt" or hop.precision not in graphs]
     first = [hop for hop in hops if hop.precision == "fp32" and hop.backend != "tensorrt"] or hops
     steps = [_after(situation, hop) for hop in first]
     return next((step for step in steps if step and step.mends), None) or steps[0] or _truth(situation, first)
@@ -123,6 +126,9 @@ def _engine(situation: Situation, hop: Hop, said: str) -> Step:
 def _not_compared(situation: Situation, hop: Hop, said: str) -> Step:
     """A file that gave no answers: it was damaged before it was judged, or nothing here runs it."""
     context = situation.context
+    if NO_LOGITS in hop.why:
+        line = shlex.join(["python", "-m", "pipeline", "inspect", (context.root / KERAS).as_posix()])
+        return Step("Look at the Keras model itself", line, f"{said} It gives {UNUSABLE}.", mends=False)
     if not as_recorded(context.root / hop.candidate):
         return Step("Make it anew", make(context, "run", situation.verify), f"{said} It isn't what its stage wrote.")
     more = f"{said} The file is as the {hop.candidate.partition('/')[0]} stage wrote it, so look at what runs it."
@@ -190,38 +196,53 @@ def _best_sqnr(situation: Situation, report: CalibrationReport) -> float | None:
 
 def _truth(situation: Situation, hops: Sequence[Hop]) -> Step:
     """What the files reached, and what to do with that."""
-    parity, context = situation.parity, situation.context
+    context = situation.context
     said = " ".join(_reached(situation, hop) for hop in hops)
-    served = _served(situation)
-    keys = [f"verify.thresholds.{hop.precision}.{one.key}" for hop in hops for one in missed(hop, parity)]
-    lower = f" If what was reached is enough for you, ask for that: {listed(keys)}." if keys else ""
-    if served:
+    lower = _reachable(situation, hops)
+    if served := _served(situation):
+        keys = listed(f"{key} (now {_in_force(context, key)})" for key in lower)
+        more = f"{said} If what was reached is enough for you, say so in {keys}." if lower else said
         line = f"{context.command('infer', 'python')} photos/ -o predictions.csv"
-        return Step(f"Serve {served}, which passed", line, f"{said}{lower}", mends=False)
-    lowered = [
-        f"verify.thresholds.{hop.precision}.{one.key}={one.value}" for hop in hops for one in missed(hop, parity)
-    ]
-    if lowered:
+        return Step(f"Serve {served}, which passed", line, more, mends=False)
+    if lower:
+        line = situation.changed(*(f"{key}={value}" for key, value in lower.items()))
         more = f"{said} No file passed. If that is too little for you, the model cannot be served as it is."
-        return Step("Ask for what was reached, if that is enough for you", situation.changed(*lowered), more, False)
+        return Step("Ask for what was reached, if that is enough for you", line, more, mends=False)
     return Step("No file of this model can be served", "", f"{said} Section Parity says which step loses it.", False)
+
+
+def _reachable(situation: Situation, hops: Sequence[Hop]) -> dict[str, str]:
+    """By key of the recipe, the thresholds that all these comparisons meet."""
+    found: dict[str, list[str]] = {}
+    for hop in hops:
+        for one in missed(hop, situation.parity):
+            found.setdefault(f"verify.thresholds.{hop.precision}.{one.key}", []).append(one.value)
+    easiest = {True: max, False: min}
+    return {key: easiest[key.endswith(AT_MOST)](values, key=float) for key, values in found.items()}
+
+
+def _in_force(context: Context, key: str) -> object:
+    value: object = context.recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _reached(situation: Situation, hop: Hop) -> str:
     """One file: what it does not reach, and what it does."""
     name = hop.precision.upper()
-    asked = listed(one.asked for one in missed(hop, situation.parity))
-    if not hop.finite:
-        return f"{name} gives {UNUSABLE} on this model."
-    if not asked:
+    found = missed(hop, situation.parity)
+    if hop.compared and not hop.finite:
+        return f"{name} gives {UNUSABLE} on this model.{_why_no_more(situation, hop)}"
+    if not found:
         return sentence(f"{short_name(hop.candidate)}: {hop.why}")
-    against = f" against {hop.reference}" if hop.kind == STEP else ""
-    words = (
-        f"{name} does not reach {asked} on this model{against}; reached on {count(hop.images, 'image')}: {reached(hop)}"
+    against = f", against {hop.reference}" if hop.kind == STEP else ""
+    others = [one.words for one in found if one.key in AT_MOST]
+    shown = listed([reached(hop), *others])
+    return (
+        f"{name} does not reach {listed(one.asked for one in found)} on this model. On "
+        f"{count(hop.images, 'image')}{against}: {shown}.{_why_no_more(situation, hop)}"
     )
-    if "relative_error" in {one.key for one in missed(hop, situation.parity)} and hop.relative_error is not None:
-        words += f", relative error {hop.relative_error:.1e}"
-    return f"{words}.{_why_no_more(situation, hop)}"
 
 
 def _why_no_more(situation: Situation, hop: Hop) -> str:
@@ -247,11 +268,9 @@ def _why_no_more(situation: Situation, hop: Hop) -> str:
 
 
 def _served(situation: Situation) -> str:
-    """The precisions of which a file passed, the fastest first, in words."""
+    """The precisions of which all that ran passed, the fastest first, in words."""
     verdicts: dict[str, set[str]] = {}
     for hop in situation.parity.hops:
-        verdicts.setdefault(hop.candidate, set()).add(hop.verdict)
-    passed = {
-        hop.precision for hop in situation.parity.hops if hop.kind == FROM_KERAS and verdicts[hop.candidate] == {PASS}
-    }
-    return " or ".join(name.upper() for name in FASTEST_FIRST if name in passed)
+        verdicts.setdefault(hop.precision, set()).add(hop.verdict)
+    passed = [name for name in FASTEST_FIRST if verdicts.get(name, set()) - {NOT_RUN} == {PASS}]
+    return " or ".join(name.upper() for name in passed)

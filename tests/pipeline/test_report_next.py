@@ -125,9 +125,9 @@ def test_int8_that_kept_all_it_may_says_what_it_reached(artifacts: Artifacts) ->
     words, command = step(artifacts)
     assert "Serve FP16 or FP32, which passed" in words
     assert command[3] == "infer"
-    assert "INT8 does not reach 20 dB SQNR on this model; reached on 200 images: SQNR 15.4 dB, 98.50% agree" in words
+    assert "INT8 does not reach 20 dB SQNR on this model. On 200 images: SQNR 15.4 dB, 98.50% agree" in words
     assert "3 of 20 convolutions compute in INT8, so hardly any of INT8's speed is left" in words
-    assert "verify.thresholds.int8.sqnr_db" in words
+    assert "verify.thresholds.int8.sqnr_db (now 20.0)" in words
 
 
 @pytest.mark.parametrize(
@@ -272,22 +272,28 @@ def followed(artifacts: Artifacts) -> list[str]:
 NAN = {"finite": False, "sqnr_db": None, "max_abs": None, "relative_error": None}
 
 
-@pytest.mark.parametrize("measured", [True, False])
-@pytest.mark.parametrize("met", [True, False])
-@pytest.mark.parametrize("sensitivity", ["auto", "never"])
+STATES = [
+    (*state, measured) for state in (("auto", False), ("never", False), ("auto", True)) for measured in (True, False)
+]
+
+
 @pytest.mark.parametrize(
-    ("number", "numbers"),
+    ("number", "numbers", "sensitivity", "met", "measured"),
     [
-        (0, {"sqnr_db": 120.0, "relative_error": 1e-4, "relative_limit": 1e-5}),
-        (0, {"sqnr_db": 90.0}),
-        (0, NAN),
-        (1, {"top1_agreement": 0.9}),
-        (1, {"sqnr_db": 20.0}),
-        (1, NAN),
-        (2, {"top1_agreement": 0.9}),
-        (2, {"sqnr_db": 15.0}),
-        (2, {"accuracy_drop": 0.2}),
-        (2, NAN),
+        (0, {"sqnr_db": 120.0, "relative_error": 1e-4, "relative_limit": 1e-5}, "auto", True, False),
+        (0, {"sqnr_db": 90.0}, "auto", True, False),
+        (0, NAN, "auto", True, False),
+        *(
+            (1, numbers, *state)
+            for numbers in ({"top1_agreement": 0.9}, {"sqnr_db": 20.0}, NAN)
+            for state in STATES[::2]
+        ),
+        *(
+            (2, numbers, *state)
+            for numbers in ({"top1_agreement": 0.9}, {"accuracy_drop": 0.2}, NAN)
+            for state in STATES
+        ),
+        *((2, {"sqnr_db": 15.0}, *state) for state in STATES),
     ],
 )
 def test_advice_that_was_followed_in_vain_is_not_given_again(
@@ -311,6 +317,23 @@ def test_what_gave_no_answers_has_an_end_too(artifacts: Artifacts, plan: bool) -
     else:
         artifacts.hops[0] = not_compared(ONNX[0], "fp32", "fail", "it died")
     assert len(followed(artifacts)) == 1
+
+
+def test_keras_own_nan_is_looked_for_in_the_model(artifacts: Artifacts) -> None:
+    why = "its reference train/model.keras did not give usable logits"
+    artifacts.hops = [not_compared(name, "fp32", "fail", why) for name in ONNX[:1]]
+    words, command = step(artifacts)
+    assert command[3:] == ["inspect", str(artifacts.root / "train/model.keras")]
+    assert "It gives NaN or infinite logits" in words
+
+
+def test_an_engine_fails_with_the_graph_that_it_was_made_from(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    fails(artifacts, 2)
+    artifacts.hops.append(hop(PLAN, "int8", "fail", sqnr_db=14.0))
+    words, command = step(artifacts)
+    assert command[3] == "infer"
+    assert words.count("INT8 does not reach") == 1
 
 
 # --- a model that knows nothing, and a chain that is not up to date ---
