@@ -95,9 +95,8 @@ def halve(
     report |= {"budget_met": chosen.met}
     if not chosen.met:
         log.warning(
-            "FP16 misses what verify.thresholds.fp16 asks for on held-out images (%s). To keep more convolutions in "
-            "FP32 raise quantize.max_kept_fp32 (now %g).",
-            *(budget, settings.max_kept_fp32),
+            "FP16 misses what verify.thresholds.fp16 asks for on held-out images (%s). %s",
+            *(budget, more_layers("quantize.max_kept_fp32", settings.max_kept_fp32, "FP32")),
         )
         if chosen.comparison.sqnr_db <= found[best].sqnr_db:
             return Halved(halves[best], report)
@@ -108,6 +107,13 @@ def halve(
     )
     report |= {"kept_fp32": kept, "kept": list(chosen.kept), "mixed": summary(chosen.comparison)}
     return Halved(make(kept.keys()), report)
+
+
+def more_layers(key: str, now: float, precision: str) -> str:
+    """How to keep more layers in a precision, as a sentence; that it is no way, where all may be kept already."""
+    if now < 1:
+        return f"To keep more convolutions in {precision} raise {key} (now {now:g})."
+    return f"All convolutions may stay in {precision} already ({key})."
 
 
 def _budget(limits: Thresholds, images: int) -> Budget:

@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_nothing_half_written(chain: Chain, monkeypatch: pyte
 
 
 def test_what_fp16_cannot_hold_stays_fp32_whatever_the_budget_keeps(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All layers are kept for a budget that none meets; the one that overflows FP16 must not become FP16 by that."""
     model = onnx.load(chain.root / "export" / "model.onnx")
@@ -184,6 +184,9 @@ def test_what_fp16_cannot_hold_stays_fp32_whatever_the_budget_keeps(
     more = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", "quantize.max_kept=1.0")
     settings = (*more, "verify.thresholds.int8.sqnr_db=300")
     assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
+    said = capsys.readouterr().err
+    assert "All convolutions may stay in FP16 already (quantize.max_kept)." in said
+    assert "raise quantize.max_kept" not in said
     folder = chain.root / "quantize"
     placed = {row["node"]: row for row in read(folder / "placement.json")}
     assert placed[convs[0]]["precision"] == "fp32"
