@@ -1,4 +1,7 @@
-"""What makes a verdict worth little, whatever it is: answers that know nothing, classes that no image is of."""
+"""What makes a verdict worth little, whatever it is: answers that know nothing, classes that no image is of.
+
+What was doubtful when the model was taken over comes first.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str
         labels: int (N,), its right class.
         card: of the model.
     """
-    said = []
+    said = list(card.doubts)
     numbers = np.bincount(labels, minlength=len(card.classes))
     accuracy, largest = float((answers == labels).mean()), int(numbers.argmax())
     always = numbers[largest] / len(labels)

@@ -10,11 +10,25 @@ import difflib
 import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.command_line import pipeline_command
 from pipeline.errors import PipelineError
 
+# Short names in the trade, which by their letters are closer to another thing, or to none.
+ALIASES = {
+    **dict.fromkeys(("trt", "nvinfer"), ("tensorrt",)),
+    **dict.fromkeys(("ort", "onnx", "onnxrt"), ("onnxruntime",)),
+    **dict.fromkeys(("tensorrt-rtx", "tensorrt_rtx", "trt-rtx", "trtrtx"), ("rtx",)),
+    **dict.fromkeys(("half", "float16", "f16"), ("fp16",)),
+    **dict.fromkeys(("single", "float", "float32", "f32"), ("fp32",)),
+    **dict.fromkeys(("i8", "byte"), ("int8",)),
+    **dict.fromkeys(("true", "yes", "on"), ("always",)),
+    **dict.fromkeys(("false", "no", "off"), ("never", "none")),
+}
 _OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "-o", "--output")
+_RECIPE_WORDS = ("--recipe", "--recipes", "-r", "recipe")  # how else people call -c, make's RECIPE= among them
 
 
 class UsageError(PipelineError):
@@ -30,9 +44,15 @@ class UsageError(PipelineError):
 
 
 def closest(value: object, known: Iterable[object], cutoff: float = 0.5) -> str | None:
-    """The one of some names that was most likely meant, upper and lower case alike; None where none is close."""
+    """The one of some names that was most likely meant, upper and lower case alike; None where none is close.
+
+    A name that is short for one of them (``trt``) goes before one of alike letters (``rtx``).
+    """
     names = {str(name).lower(): str(name) for name in known}
-    found = difflib.get_close_matches(str(value).lower()[:200], names, 1, cutoff)
+    word = str(value).lower()[:200]
+    found = [name for name in ALIASES.get(word, ()) if name in names]
+    if not found and not isinstance(value, bool):  # YAML's yes and no resemble nothing
+        found = difflib.get_close_matches(word, names, 1, cutoff)
     return names[found[0]] if found else None
 
 
@@ -40,6 +60,13 @@ def meant(value: object, known: Iterable[object], cutoff: float = 0.5) -> str:
     """The same as a sentence that follows another one; empty where none is close."""
     name = closest(value, known, cutoff)
     return f" Did you mean {name!r}?" if name else ""
+
+
+def recipe_file(text: str) -> Path:
+    """The value of ``-c``."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("Expected a recipe's file or name after -c. Received: an empty word.")
+    return Path(text)
 
 
 def override(text: str) -> str:
@@ -101,10 +128,14 @@ def _left_over(left: Sequence[str], words: Sequence[str], options: Collection[st
     before = words[words.index(word) - 1] if word in words[1:] else ""
     if before.endswith("=") or word.startswith("="):
         return f"Expected KEY=VALUE without spaces around the =. Received: {before} {word}. Write: {before}{word}"
-    if not word.startswith("-"):
-        recipe = f" If it is a recipe, write: -c {shlex.quote(word)}" if "-c" in options else " Leave it out."
-        return f"Expected options and their values. Received: {word}, which belongs to none of them.{recipe}"
     name, equals, value = word.partition("=")
+    if name.lower() in _RECIPE_WORDS and "-c" in options:
+        follows = left[1] if not equals and len(left) > 1 and not left[1].startswith("-") else ""
+        given = shlex.quote(value or follows or "RECIPE")
+        return f"Expected the recipe after -c. Received: {f'{word} {follows}'.strip()}. Write: -c {given}"
+    if not word.startswith("-"):
+        meaning = _bare_word(word, words, options)
+        return f"Expected options and their values. Received: {word}, which belongs to none of them. {meaning}"
     if "." in name:
         value = f"={value}" if equals else "=VALUE"
         return f"Expected an option. Received: {word}. A key of the recipe is given by --set {name.lstrip('-')}{value}"
@@ -112,6 +143,22 @@ def _left_over(left: Sequence[str], words: Sequence[str], options: Collection[st
         f"Expected an option that this verb has. Received: {name}.{meant(name, options, cutoff=0.7)} "
         "A key of the recipe is given by --set section.key=value."
     )
+
+
+def _bare_word(word: str, words: Sequence[str], options: Collection[str]) -> str:
+    """What a word without an option was most likely meant as."""
+    if "-c" not in options:
+        return "Leave it out."
+    name, equals, _ = word.partition("=")
+    if equals and re.fullmatch(r"[a-z]\w*(\.\w+)*", name):
+        return f"A key of the recipe is given by --set {shlex.quote(word)}"
+    path = Path(word)
+    is_recipe = path.suffix in (".yaml", ".yml") or Path(f"{word}.yaml").is_file()
+    if not is_recipe and ("/" in word or path.exists()):
+        at = next((n for n, one in enumerate(words[:-1]) if one in ("-c", "--config")), None)
+        recipe = [] if at is None else ["-c", words[at + 1]]
+        return f"To classify images, write: {pipeline_command('infer', *recipe, word)}"
+    return f"If it is a recipe, write: -c {shlex.quote(word)}"
 
 
 def _sentence(message: str, verbs: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from pipeline import quantizing
 from pipeline.config import load_recipe
 from pipeline.data import load_image_set
 from pipeline.files import sha256_file
+from pipeline.halving import missed
 from pipeline.quantizing import best_method
 from tests.conftest import Chain, copy_chain
 
@@ -175,7 +176,7 @@ def test_a_full_disk_leaves_nothing_half_written(chain: Chain, monkeypatch: pyte
 
 
 def test_what_fp16_cannot_hold_stays_fp32_whatever_the_budget_keeps(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All layers are kept for a budget that none meets; the one that overflows FP16 must not become FP16 by that."""
     model = onnx.load(chain.root / "export" / "model.onnx")
@@ -184,9 +185,6 @@ def test_what_fp16_cannot_hold_stays_fp32_whatever_the_budget_keeps(
     more = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", "quantize.max_kept=1.0")
     settings = (*more, "verify.thresholds.int8.sqnr_db=300")
     assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
-    said = capsys.readouterr().err
-    assert "All convolutions may stay in FP16 already (quantize.max_kept)." in said
-    assert "raise quantize.max_kept" not in said
     folder = chain.root / "quantize"
     placed = {row["node"]: row for row in read(folder / "placement.json")}
     assert placed[convs[0]]["precision"] == "fp32"
@@ -276,3 +274,14 @@ def test_a_warning_about_many_tensors_is_one_line_with_five_names(
     (unfit,) = [line for line in warnings if "FP32" in line and "too large" in line]
     assert "47 layers stay FP32: node0: too large; " in unfit
     assert unfit.endswith("and 42 more")
+
+
+def test_what_is_missed_is_told_with_what_can_still_be_raised() -> None:
+    assert missed("int8", "SQNR", "quantize.max_kept", 0.1) == (
+        "INT8 misses what verify.thresholds.int8 asks for on held-out images (SQNR). To keep more convolutions in FP16 "
+        "raise quantize.max_kept (now 0.1)."
+    )
+    said = missed("fp16", "SQNR", "quantize.max_kept_fp32", 1.0)
+    assert "FP16 misses" in said
+    assert "All convolutions may stay in FP32 already (quantize.max_kept_fp32): bring more calibration images" in said
+    assert "raise" not in said

@@ -145,7 +145,9 @@ def test_a_model_that_was_taken_over(artifacts: Artifacts) -> None:
     page = artifacts.write().page()
     words = "Taken over with changes that keep its answers: <b>theirs.h5; nothing was trained. <i>Dropout left out"
     assert words in page.section("Model").text
-    assert "Not measured" in page.section("Speed").text
+    assert "Not measured. python -m pipeline benchmark -c " in page.section("Speed").text
+    assert "hand.yaml" in page.section("Speed").text, "without its recipe the command measures another"
+    assert "hand.yaml --set quantize.sensitivity=always" in page.section("Layers").text
     assert "None was built on this machine. rtx: no wheel" in page.section("Engines").text
     assert "benchmark not run" in page.section("Stages").text
 
