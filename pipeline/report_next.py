@@ -47,15 +47,15 @@ def next_step(
     """
     situation = Situation(context, card, parity, verify)
     doubts = [warning for warning in parity.warnings if warning not in card.deviations]
-    knows_nothing = [doubt for doubt in doubts if doubt.startswith(ITSELF)]
+    of_model = [doubt for doubt in doubts if doubt in card.doubts or doubt.startswith(ITSELF)]
     behind = _behind(context)
     step: Step | None
     if stands.broken:
         step = Step("Judge the files as they are now", make(context, "run", verify), "What is up to date does not run.")
     elif behind:
         step = Step("Run what is not up to date", make(context, "run", verify), sentence(listed(behind, most=3)))
-    elif knows_nothing:
-        step = _better_model(situation, knows_nothing[0])
+    elif of_model:
+        step = _better_model(situation, of_model[0])
     elif any(hop.verdict == FAIL for hop in parity.hops):
         step = after_failure(situation)
     elif parity.verdict == FAIL:

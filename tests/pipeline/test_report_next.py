@@ -363,6 +363,12 @@ def test_a_trained_model_that_knows_nothing_is_trained_longer_until_only_images_
     assert "model.weights=imagenet" in step(artifacts)[1]
 
 
+def test_what_was_doubtful_when_the_model_was_taken_over_is_looked_at(artifacts: Artifacts) -> None:
+    artifacts.card = replace(artifacts.card, source="a.h5", doubts=("It normalises its input twice.",))
+    artifacts.warnings = artifacts.card.doubts
+    assert step(artifacts)[1] == ["python", "-m", "pipeline", "inspect", "model.keras"]
+
+
 def test_a_deviation_that_the_recipe_asked_for_is_no_doubt(artifacts: Artifacts) -> None:
     artifacts.card = replace(artifacts.card, source="a.h5", deviations=("Layers are taken as at inference.",))
     artifacts.warnings = artifacts.card.deviations
@@ -400,6 +406,8 @@ def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
     assert command[-2:] == ["--set", "verify.max_images=2377"]
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=900)
     assert "--set" not in step(artifacts)[1]
+    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive")
+    assert "Bring more test images" in step(artifacts)[0]
 
 
 def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:
