@@ -19,7 +19,6 @@ _RUN_BY_NEXT = ((8, 10), (10, 11))
 
 
 _INSTEAD = {
-    ".json": "the sidecar of an engine. Name the .plan beside it.",
     ".onnx": f"an ONNX file, which runs on ONNX Runtime. Engines are made of it: {REBUILD}.",
     ".keras": "a Keras model. `python -m pipeline inspect` describes it.",
     ".h5": "a Keras model. `python -m pipeline inspect` describes it.",
@@ -46,6 +45,8 @@ def require_plan(plan_path: str | os.PathLike[str]) -> None:
         received = f"{plan}, a folder" + (f" that holds {listed(held)}. Name one of them." if held else ".")
     elif not plan.exists():
         received = f"{plan}, a link that leads nowhere."
+    elif plan.suffix == ".json" and plan.with_suffix(".plan").is_file():
+        received = f"{plan}, the sidecar of an engine. Name the engine: {plan.with_suffix('.plan')}."
     else:
         received = f"{plan}, {_INSTEAD.get(plan.suffix.lower(), 'which is none.')}"
     raise ExportError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")

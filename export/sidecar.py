@@ -240,5 +240,8 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
     Raises:
         ExportError: it is missing, not JSON, of another schema, or lacks something; with the file and the key.
     """
+    path = sidecar_path(plan_path)
     remedy = f"A plan without a whole sidecar is not loaded; rebuild it: {REBUILD}."
-    return read_record(Sidecar, sidecar_path(plan_path), error=ExportError, remedy=remedy, what="sidecar")
+    if not path.is_file():
+        remedy = f"Copy it along: it lies beside the plan where that was built. Or rebuild it: {REBUILD}."
+    return read_record(Sidecar, path, error=ExportError, remedy=remedy, what="sidecar")

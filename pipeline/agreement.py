@@ -10,7 +10,7 @@ from pipeline.card import ModelCard, source_of
 from pipeline.class_names import class_names
 from pipeline.errors import PipelineError
 from pipeline.layout import CARD
-from pipeline.recipe import Preprocessing, Recipe
+from pipeline.recipe import Model, Preprocessing, Recipe
 
 
 def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
@@ -37,10 +37,10 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         "data.resize": (card.decode.resize, recipe.data.resize),
         "model.path": (_origin(card.source is not None), _origin(source_of(model) is not None)),
     }
-    if model.path is None:
+    if model.path is None or model.input_size != Model().input_size:  # a file has its size; the default asks for none
         pairs["model.input_size"] = ("x".join(map(str, card.size)), f"{model.input_size}x{model.input_size}")
-        if card.backbone is not None:
-            pairs["model.backbone"] = (card.backbone, model.backbone)
+    if model.path is None and card.backbone is not None:
+        pairs["model.backbone"] = (card.backbone, model.backbone)
     if isinstance(model.preprocessing, str) and model.preprocessing != "auto":
         pairs["model.preprocessing"] = (card.preprocessing.mode, model.preprocessing)
     elif isinstance(model.preprocessing, Preprocessing) and _mean_is_here(model.preprocessing):

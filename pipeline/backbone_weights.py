@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.backbones import by_family
-from pipeline.config import IMAGENET
 from pipeline.download import fetch
 from pipeline.errors import ModelError
-from pipeline.foreign_files import describe_file
+from pipeline.foreign_files import HEAD, describe_file
 from pipeline.model_guards import check_weights_file
+from pipeline.model_settings import check_published
 from pipeline.published_weights import imagenet_weights, published_backbones
-from pipeline.recipe import Model
+from pipeline.recipe import IMAGENET, Model
 from pipeline.words import listed
 from pipeline.zip_files import open_zip
 
@@ -52,20 +51,6 @@ def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
         published = _rescales_again(path, config.backbone)
     if published and re.fullmatch(r"efficientnetb\d", config.backbone):
         _divide_once_more(model)
-
-
-def check_published(backbone: str) -> None:
-    """Refuse ``model.weights: imagenet`` where nobody says what the right bytes are.
-
-    Raises:
-        ModelError: with the backbones that have published weights.
-    """
-    if backbone not in published_backbones():
-        raise ModelError(
-            f"model.weights: expected a file. Received: {IMAGENET} for {backbone}, for which Keras publishes no "
-            f"weights with a hash. ImageNet weights exist for {by_family(published_backbones())}. Name one of these as "
-            "model.backbone, or a file that you trust as model.weights."
-        )
 
 
 def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
@@ -219,7 +204,7 @@ def _refuse_what_holds_none(path: Path, name: str) -> None:
         what = "a whole model: use model.path for it"
     else:
         with path.open("rb") as file:
-            what = describe_file(path, file.read(64)).partition(". ")[0] or "no HDF5 file"
+            what = describe_file(path, file.read(HEAD)).partition(". ")[0] or "no HDF5 file"
     raise ModelError(
         f"model.weights: expected weights of {name}, as a .weights.h5 of Keras 3 or an .h5 of Keras 1 or 2. "
         f"Received: {path}, {what}."

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.words import listed
+
 LARGEST_INPUT = 600  # EfficientNet-B7's own
 
 
@@ -77,13 +79,17 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def by_family(names: list[str] | None = None) -> str:
+def by_family(names: list[str] | None = None, near: str | None = None) -> str:
     """Names for a message, one family after the other: ``ResNet: resnet18, resnet20; EfficientNet: ...``.
 
     Args:
         names: those to list. Defaults to None: all.
+        near: a backbone whose family is listed in full. Defaults to None: of each family three are named.
     """
+    whole = BACKBONES[near].family if near is not None else None
     families: dict[str, list[str]] = {}
     for name in BACKBONES if names is None else names:
         families.setdefault(BACKBONES[name].family, []).append(name)
-    return "; ".join(f"{family}: {', '.join(members)}" for family, members in families.items())
+    return "; ".join(
+        f"{family}: {listed(members, len(members) if family == whole else 3)}" for family, members in families.items()
+    )

@@ -13,7 +13,7 @@ from pipeline.files import write_json
 from pipeline.layout import Precision
 
 SCHEMA = 2
-REMEDY = "Run the benchmark again: python -m benchmarks."
+REMEDY = "Run the benchmark again: python -m benchmarks -c RECIPE."
 
 
 @dataclass(frozen=True)

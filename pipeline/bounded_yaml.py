@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Hashable
 from typing import Any
 
@@ -88,6 +89,16 @@ def shown(value: Any) -> str:
     """A value for a message: whole where it is short."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:160]} ... ({count(len(text), 'character')})"
+
+
+def inline_yaml(value: Any) -> str:
+    """A value as YAML in one line, quoted where it has to be."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
+
+
+def set_option(key: str, value: object) -> str:
+    """``--set key=value`` to be pasted into a shell: the value is what YAML reads again, whatever characters it has."""
+    return f"--set {shlex.quote(f'{key}={inline_yaml(str(value))}')}"
 
 
 ADVICE = {  # by what PyYAML says

@@ -20,8 +20,10 @@ from pipeline.config import dump_yaml, load_recipe
 from pipeline.disk_space import require_space, with_place
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
+from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.layout import CARD, is_written
 from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.output_files import check_folder
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
 from pipeline.ranges import RECIPE_NAME
@@ -117,8 +119,9 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     Raises:
         PipelineError: not such an archive, cut short, altered, or artifacts are there already.
     """
-    if not archive_path.is_file():
-        raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, which does not exist.")
+    check_folder(artifacts, "--artifacts")
+    if what := _why_no_archive(archive_path):
+        raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, {what}")
     try:
         with open_tar(archive_path) as archive:
             index = _read_index(archive, archive_path)
@@ -142,7 +145,28 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
 
 
+def _why_no_archive(path: Path) -> str:
+    """What lies at a path that is not even the beginning of a tar archive, and what to do; else empty."""
+    if path.is_dir():
+        return "which is a folder. Name the .tar file that `bundle` wrote; artifacts in a folder need no unpacking."
+    if not path.is_file():
+        return f"which {'is a device or a pipe' if path.exists() else 'does not exist'}."
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if is_tar(head):
+        return ""
+    if head.startswith(b"\x1f\x8b"):
+        return f"which is compressed. Write gunzip {shlex.quote(str(path))}, and name the .tar file that it leaves."
+    what = describe_file(path, head).partition(". ")[0] or "no tar archive"
+    return f"which is {what}. Name the file that `bundle` wrote. If this is the one: Copy it again."
+
+
 def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
+    if INDEX not in archive.getnames():
+        raise PipelineError(
+            f"Expected an archive made by `bundle`. Received: {path}, a tar archive of something else: it has no "
+            f"{INDEX}."
+        )
     member = archive.getmember(INDEX)
     file = archive.extractfile(member)
     index = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)

@@ -40,6 +40,7 @@ class ModelCard:
         written_by: such as "Keras 2.2.5", of that file.
         changes: what was changed of it, its answers unchanged.
         deviations: where its answers are not those of its file, because the recipe asked for it, as sentences.
+        doubts: what speaks against what the recipe asked for, its answers those of the file, as sentences.
         backbone: what was trained; None where nothing was.
         transfer: from pretrained weights.
         parameters: all of them.
@@ -55,6 +56,7 @@ class ModelCard:
     written_by: str | None = None
     changes: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     backbone: str | None = None
     transfer: bool = False
     parameters: int | None = None

@@ -12,6 +12,8 @@ from pipeline.errors import DataError, RecipeError
 from pipeline.files import as_text
 from pipeline.words import listed
 
+_EXPECTED = "model.classes: expected names, or a .txt or .json file."
+
 
 def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
     """The names that ``model.classes`` says: a list, or a file.
@@ -61,10 +63,14 @@ def _read(path: Path) -> tuple[str, ...]:
         if path.suffix.lower() != ".json":
             return tuple(line.strip() for line in data.decode().splitlines() if line.strip())
         tree = parse_json(data, path.name)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"model.classes: expected names, or a .txt or .json file. Received: {path}: {error}."
-        ) from error
+    except FileNotFoundError as error:
+        raise RecipeError(f"{_EXPECTED} Received: {path}, which does not exist.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{_EXPECTED} Received: {path}, which is no UTF-8 text. Save it as UTF-8.") from error
+    except OSError as error:
+        raise RecipeError(f"{_EXPECTED} Received: {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise RecipeError(f"{_EXPECTED} Received: {path}: {error}.") from error
     names: list[str] = []
     if isinstance(tree, dict) and all(isinstance(v, int) for v in tree.values()):
         names = sorted(tree, key=lambda name: tree[name])

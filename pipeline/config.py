@@ -13,13 +13,23 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from pipeline.backbones import by_family
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
-from pipeline.ranges import check_ranges
-from pipeline.recipe import Recipe
+from pipeline.ranges import RECIPE_NAME, check_ranges
+from pipeline.recipe import IMAGENET, Recipe
 from pipeline.usage import closest, meant
 from pipeline.words import count
+from pipeline.wrong_values import (
+    TYPES,
+    file_name,
+    means_nothing,
+    missing_space,
+    no_choice,
+    no_list,
+    nothing_is_null,
+    other_split,
+    wrong_type,
+)
 
 # Keys that hold a path. In a file they are relative to it, in --set to the working directory; what lies there enters
 # a stage's inputs by content, so the path itself decides nothing.
@@ -43,7 +53,7 @@ PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take
 SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.default_factory is not dataclasses.MISSING)
-IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -55,14 +65,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
+        ModelError: a backbone with settings that do not go with it.
     """
     tree = read_yaml(path)
-    tree.setdefault("name", path.stem)
     _resolve_paths(tree, path.resolve().parent)
     for override in overrides:
         branch = override_tree(override)
         _resolve_paths(branch, Path.cwd())
         _merge(tree, branch)
+    if "name" not in tree and not RECIPE_NAME.fullmatch(path.stem):
+        raise file_name(path)
+    tree.setdefault("name", path.stem)
     try:
         recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
     except RecipeError as error:
@@ -82,11 +95,6 @@ def to_dict(section: Any) -> dict[str, Any]:
 def dump_yaml(recipe: Recipe) -> str:
     """The recipe in force as YAML, defaults filled in. It loads again to an equal recipe."""
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
-
-
-def inline_yaml(value: str) -> str:
-    """A text as YAML in one line, quoted where it has to be."""
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).splitlines()[0]
 
 
 def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
@@ -122,8 +130,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.")
     try:
         with path.open("rb") as file:
-            tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
-    except ValueError as error:  # not UTF-8 is one too
+            data = file.read(MOST_BYTES + 1)
+        tree = parse_yaml(data.decode())
+    except UnicodeDecodeError as error:
+        what = "UTF-16 text" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "no UTF-8 text"
+        raise RecipeError(f"Expected YAML in {path}. Received: {what}. Save it as UTF-8.") from error
+    except ValueError as error:
         raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
@@ -166,8 +178,9 @@ def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
     for dotted in PATH_KEYS:
         section, key = section_of(tree, dotted)
         value = section.get(key)
-        if isinstance(value, str) and value != IMAGENET:
-            section[key] = resolved(value, base, dotted)
+        if not isinstance(value, str) or value == IMAGENET or (means_nothing(value) and not (base / value).exists()):
+            continue
+        section[key] = resolved(value, base, dotted)
 
 
 def resolved(value: str, base: Path, where: str) -> str:
@@ -181,6 +194,8 @@ def resolved(value: str, base: Path, where: str) -> str:
     Raises:
         RecipeError: no path that a file system takes.
     """
+    if not value.strip():
+        raise RecipeError(f"{where}: expected a path. Received: {shown(value)}, which is empty. Leave the line out.")
     try:
         path = (base / Path(value).expanduser()).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody, a ring of links
@@ -198,18 +213,20 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         return _convert_section(expected, value, where, default)
     origin, args = get_origin(expected), get_args(expected)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
+        if type(None) in args:
+            if value is None:
+                return None
+            if means_nothing(value):
+                raise nothing_is_null(where, value)
         return _convert_union([a for a in args if a is not type(None)], value, where, default)
     if origin is Literal:
         for choice in args:
             if value == choice and type(value) is type(choice):
                 return choice
-        choices = by_family() if where == "model.backbone" else ", ".join(map(str, args))
-        raise RecipeError(f"{where}: expected one of {choices}. Received: {shown(value)}.{meant(value, args)}")
+        raise no_choice(where, args, value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise RecipeError(f"{where}: expected a list. Received: {shown(value)}.")
+            raise no_list(where, args[0], value)
         if args[0] is str:  # YAML reads the class name 0 as a number
             value = [str(item) if type(item) is int else item for item in value]
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
@@ -219,11 +236,11 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         return {
             str(name): _convert(args[1], item, f"{where}.{name}", args[1]()) for name, item in (value or {}).items()
         }
-    if expected is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-3 as a string
+    if expected is float and isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[expected]
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
-        raise RecipeError(f"{where}: expected {expected.__name__}. Received: {shown(value)} ({type(value).__name__}).")
+        raise wrong_type(where, expected, value)
     if expected is float and not math.isfinite(float(value)):
         raise RecipeError(f"{where}: expected a finite number. Received: {shown(value)}.")
     return float(value) if expected is float else value
@@ -243,24 +260,36 @@ def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any)
         return _convert(lists[0], value, where)
     if isinstance(value, (list, tuple, dict)):
         raise RecipeError(f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {shown(value)}.")
-    words = [c for c in plain if get_origin(c) is Literal and isinstance(value, str) and value in get_args(c)]
-    return _convert((words or plain)[0], value, where)
+    if plain == [str] and lists and not isinstance(value, str):
+        raise no_list(where, get_args(lists[0])[0], value)
+    words = [c for c in plain if get_origin(c) is Literal]
+    numbers = [c for c in plain if c not in words]
+    if words and numbers and isinstance(value, str) and not _NUMBER.fullmatch(value):
+        if value in get_args(words[0]):
+            return value
+        raise no_choice(where, get_args(words[0]), value, TYPES[numbers[0]])
+    return _convert((numbers or words)[0], value, where)
 
 
 def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     """A section; keys that are not given keep what the section above says, not the type's own default."""
+    hints = get_type_hints(section)
+    fields = {f.name: f for f in dataclasses.fields(section)}
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {shown(value)}.")
-    hints = get_type_hints(section)
-    fields = {f.name: f for f in dataclasses.fields(section)}
+        slip = missing_space(where, value, fields)
+        raise slip or RecipeError(f"{where or 'recipe'}: expected keys and values. Received: {shown(value)}.")
     for key in value:
         if key not in fields:
+            if slip := missing_space(where, key, fields):
+                raise slip
             dotted = f"{where}.{key}" if where else str(key)
             near = meant(key, fields, 0.7) or _elsewhere(where, key, 0.8) or meant(key, fields)
-            hint = _elsewhere(where, key, 1.0) or near
+            hint = other_split(key, fields) or _elsewhere(where, key, 1.0) or near
             raise RecipeError(f"Unknown key {shown(dotted)}.{hint} Known here: {', '.join(fields)}.")
+        if value[key] is None and get_origin(hints[key]) is Literal:
+            raise RecipeError(f"{where}.{key}: expected a value. Received: nothing (null). Leave the line out.")
     prefix = f"{where}." if where else ""
     given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
     return dataclasses.replace(default, **given)

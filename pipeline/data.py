@@ -43,13 +43,18 @@ class ImageSet:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Sample, ...]]
     duplicates: int  # copies of a picture that were left out
-    crossing: int = 0  # those of them that stood in another split than the one that was kept
+    crossed: Mapping[str, int] = field(default_factory=dict)  # by the split that lost them, as another keeps the same
     conflicts: tuple[str, ...] = ()  # pictures left out because they stand in two classes
     unreadable: tuple[Unreadable, ...] = ()  # left out as well
     unused: Mapping[str | None, int] = field(default_factory=dict)  # images of ready-made splits that no split takes
     came_in: Mapping[str | None, int] = field(default_factory=dict)  # images by the ready-made split they are kept from
     others: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are no images, by their ending
     roles: Roles = field(default_factory=lambda: Roles({}))  # what put each image where it is
+
+    @property
+    def crossing(self) -> int:
+        """Copies that stood in another split than the one that was kept."""
+        return sum(self.crossed.values())
 
     def fingerprint(self, split: str) -> str:
         """sha256 over contents and labels of a split; names and times of files do not enter."""
@@ -72,10 +77,10 @@ class ImageSet:
         whole = sum(sizes.values()) + sum(self.unused.values())
         trained = "; nothing is trained" if finished else ""
         yield logging.INFO, f"{count(whole, 'image')}: {', '.join([*dealt, *idle])}{trained}"
+        if not finished and (shares := self.roles.told()):
+            yield logging.WARNING, shares
         if self.duplicates:
-            copies = count(self.duplicates, "copy", "copies")
-            crossing = f", {self.crossing:,} of them in another split" if self.crossing else ""
-            yield logging.INFO, f"left out {copies} of pictures that are there under another name{crossing}"
+            yield logging.INFO, f"left out {self.copies('of pictures that are there under another name')}"
         if self.others:
             yield logging.WARNING, f"left out: {named(self.others)}"
         if new := [image for image in self.unreadable if image not in known]:
@@ -85,6 +90,15 @@ class ImageSet:
         if self.conflicts:
             number = count(len(self.conflicts), "picture that stands", "pictures that stand")
             yield logging.WARNING, f"left out {number} in two classes: {listed(self.conflicts, separator='; ')}"
+
+    def copies(self, which: str = "") -> str:
+        """How many copies were left out, in words, and how many of them stood in another split.
+
+        Args:
+            which: what to say of all of them. Defaults to "".
+        """
+        said = " ".join(filter(None, [count(self.duplicates, "copy", "copies"), which]))
+        return said + (f", {self.crossing:,} of them in another split" if self.crossing else "")
 
     def labels(self, split: str) -> np.ndarray:
         """int64 labels of shape (N,)."""
@@ -133,7 +147,7 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
     chosen: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     unused: Counter[str | None] = Counter()
     conflicts: list[str] = []
-    duplicates = crossing = 0
+    duplicates, crossed = 0, Counter[str]()
     for digest in sorted(copies.keys() - damaged.keys()):
         group = copies[digest]
         if any(sample.label != group[0].label for sample in group):
@@ -146,7 +160,7 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
             continue
         split, kept = min(dealt, key=lambda pair: SPLITS.index(pair[0]))
         chosen[split].append(kept)
-        crossing += sum(side != split for side, _ in dealt)
+        crossed.update(side for side, _ in dealt if side != split)
     if conflicts and config.duplicates_across_classes == "error":
         raise DataError(
             f"Expected each picture in one class. Received: {listed(conflicts, separator='; ')} are the same picture. "
@@ -156,7 +170,7 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
         tuple(map(as_text, classes)),
         {split: tuple(samples) for split, samples in chosen.items()},
         duplicates=duplicates,
-        crossing=crossing,
+        crossed=crossed,
         conflicts=tuple(conflicts),
         unreadable=unreadable,
         unused=unused,

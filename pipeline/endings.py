@@ -28,6 +28,9 @@ _SAME = frozenset(
 _PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
 
 _NAMING = frozenset(("argmax", "onehot"))
+_ACTIVATIONS = frozenset(("ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "ThresholdedReLU"))
+_CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "Conv2DTranspose", "Convolution2D")
+_BEHIND_POOLING = _PASSING | {"BatchNormalization", "BatchNormalizationV1", "LayerNormalization"}
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def why_no_classifier(file: ModelFile) -> str | None:
         (_why_no_image(*inputs[0]) if inputs else None)
         or (_why_no_layers(file.config) if file.config is not None else None)
         or _why_no_classes(ending(file), inputs)
+        or (_why_features(file.config) if file.config is not None else None)
     )
 
 
@@ -166,6 +170,37 @@ def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str 
     return None
 
 
+def _why_features(config: Mapping[str, Any]) -> str | None:
+    """A backbone that ends in pooling gives features, unless a convolution before it gives a channel for each class."""
+    layers = {_name(layer): layer for layer in _layers(config)}
+    name = next(iter(layer_names(_inner(config).get("output_layers")) or list(layers)[-1:]), None)
+    name = _last_but(layers, name, _BEHIND_POOLING)
+    if name is None:
+        return None
+    kind = str(layers[name].get("class_name"))
+    if _layers(layers[name]):
+        return _why_features(layers[name])
+    if not (kind.startswith("Global") and "Pool" in kind):
+        return None
+    before = layers.get(_last_but(layers, _source(layers, name), _PASSING) or "", {})
+    if before.get("class_name") in _CONVOLUTIONS and _inner(before).get("activation") in (None, "linear"):
+        return None
+    return (
+        f"it ends in {kind} {name!r}, the features of a backbone, and not in a value for each class. Train a head "
+        "for it (a last Dense layer), or, if these are scores to rank classes by, say so in a recipe: model.output: "
+        "logits"
+    )
+
+
+def _last_but(layers: Mapping[str, Any], name: str | None, passed: frozenset[str]) -> str | None:
+    """The layer itself, or, where it is of a kind that is passed over, the one that it takes its input from."""
+    seen: set[str] = set()
+    while name is not None and name in layers and name not in seen and layers[name].get("class_name") in passed:
+        seen.add(name)
+        name = _source(layers, name)
+    return name if name in layers else None
+
+
 def _ending(config: Mapping[str, Any]) -> Ending:
     layers = {_name(layer): layer for layer in _layers(config)}
     names = layer_names(_inner(config).get("output_layers")) or list(layers)[-1:]
@@ -189,7 +224,7 @@ def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
     given = _recorded(layer) or before.shape
     own = settings.get("activation")
     activation = own if isinstance(own, str) else own.get("config") if isinstance(own, dict) else None
-    if kind in ("Softmax", "Sigmoid"):
+    if kind in _ACTIVATIONS:
         activation = kind.lower()
     if kind in _PASSING or (kind == "Activation" and activation == "linear"):
         activation = before.activation
@@ -207,7 +242,7 @@ def _shape(kind: str, settings: Mapping[str, Any], given: Shape | None) -> Shape
     if kind == "Reshape":
         target = settings.get("target_shape")
         return tuple(n if n != -1 else None for n in target) if isinstance(target, list) else None
-    if kind in ("Conv2D", "SeparableConv2D", "Conv2DTranspose", "Convolution2D"):
+    if kind in _CONVOLUTIONS:
         filters = settings.get("filters", settings.get("nb_filter"))
         kept = settings.get("padding") == "same" and settings.get("strides") in (1, [1, 1], (1, 1))
         sides = given[:2] if kept and given is not None and len(given) == 3 else (None, None)

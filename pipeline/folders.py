@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.bounded_yaml import set_option
 from pipeline.preprocess import EXTENSIONS
 from pipeline.recipe import Data
 from pipeline.words import count, listed
@@ -108,7 +109,7 @@ def why_no_images(config: Data, root: Path, others: Mapping[str, int]) -> str:
     if loose:
         advice = (
             f"{count(len(loose), 'image lies', 'images lie')} directly in it, without a class. If it is one class of "
-            f"several: --set data.path={root.parent}; a class in each name, as cat_001.jpg: "
+            f"several: {set_option('data.path', root.parent)}; a class in each name, as cat_001.jpg: "
             "--set data.label_pattern='^([a-z]+)_'; classes in a table: data.source=csv."
         )
     elif any(root.glob("*.csv")):
@@ -128,6 +129,6 @@ def why_one_class(config: Data, classes: Sequence[str]) -> str:
     if len(inside) > 1:
         return (
             f"{root / classes[0]} holds the folders {listed(inside)}: "
-            f"if these are the classes, --set data.path={root / classes[0]}"
+            f"if these are the classes, {set_option('data.path', root / classes[0])}"
         )
     return f"{root} needs a folder for each class, and there is one; what the images are not is a class too."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipeline.zip_files import open_zip
 _KERAS = "This takes the Keras model that it was made of"
 _TORCH = "PyTorch's. This takes Keras models only: build the network in Keras, and copy its weights layer by layer"
 _UNPACK = "Unpack it, and name what is inside"
+HEAD = 512  # bytes of a file's beginning that tell what it is: a tar archive says so behind the name of its first file
 # What a file begins with; before its name, because names lie.
 _HEADS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", f"a gzip archive. {_UNPACK}"),
@@ -50,12 +52,17 @@ _SUFFIXES = {
 }
 
 
+def is_tar(head: bytes) -> bool:
+    """Whether a file that begins so is an uncompressed tar archive."""
+    return head[257:262] == b"ustar"
+
+
 def describe_file(path: Path, head: bytes) -> str:
     """What a file is that holds no Keras model, and what to do, as a sentence's end without a stop.
 
     Args:
         path: the file.
-        head: its first bytes, 32 or more where it has them.
+        head: its first ``HEAD`` bytes.
 
     Returns:
         Empty where it is nothing that is known here.
@@ -64,6 +71,8 @@ def describe_file(path: Path, head: bytes) -> str:
         return "an empty file"
     if head[4:8] == b"TFL3":
         return _SUFFIXES[".tflite"]
+    if is_tar(head):
+        return f"a tar archive. If `bundle` made it: python -m pipeline unpack {shlex.quote(str(path))}; else unpack it"
     for start, what in _HEADS:
         if head.startswith(start):
             return what

@@ -94,11 +94,7 @@ def halve(
     chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _WORTH)
     report |= {"budget_met": chosen.met}
     if not chosen.met:
-        log.warning(
-            "FP16 misses what verify.thresholds.fp16 asks for on held-out images (%s). To keep more convolutions in "
-            "FP32 raise quantize.max_kept_fp32 (now %g).",
-            *(budget, settings.max_kept_fp32),
-        )
+        log.warning("%s", missed("fp16", str(budget), "quantize.max_kept_fp32", settings.max_kept_fp32))
         if chosen.comparison.sqnr_db <= found[best].sqnr_db:
             return Halved(halves[best], report)
     kept = keep(chosen.kept)
@@ -115,3 +111,22 @@ def _budget(limits: Thresholds, images: int) -> Budget:
     sqnr = None if limits.sqnr_db is None else limits.sqnr_db + margin
     error = limits.relative_error if isinstance(limits.relative_error, float) else None  # auto is about float32
     return Budget(limits.top1_agreement, limits.accuracy_drop, sqnr, error, certain=True)
+
+
+def missed(precision: str, budget: str, key: str, kept: float) -> str:
+    """What to do where a graph misses its budget on held-out images.
+
+    Args:
+        precision: "int8" or "fp16".
+        budget: in words.
+        key: of the share of convolutions that may stay in more bits.
+        kept: its value; at 1 there is nothing to raise.
+    """
+    more = {"int8": "FP16", "fp16": "FP32"}[precision]
+    way = (
+        f"To keep more convolutions in {more} raise {key} (now {kept:g})"
+        if kept < 1
+        else f"All convolutions may stay in {more} already ({key}): bring more calibration images, or ask for less"
+    )
+    asked = f"verify.thresholds.{precision}"
+    return f"{precision.upper()} misses what {asked} asks for on held-out images ({budget}). {way}."

@@ -18,6 +18,7 @@ from pipeline.card import ModelCard
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import with_place
 from pipeline.errors import DataError, ImageError
+from pipeline.folders import named, other_files
 from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
@@ -29,28 +30,42 @@ log = logging.getLogger(__name__)
 
 
 def find_images(inputs: Sequence[Path]) -> list[Path]:
-    """Files as they are named, folders with every image below them, sorted.
+    """Files as they are named, folders with every image below them, sorted; what is named twice is there once.
 
-    What a folder holds and nobody classifies is said: folders without an image, links to folders (they are not
-    followed, as they may lead in a circle), links that lead nowhere, pipes and devices.
+    What a folder holds and nobody classifies is said: files with other endings, folders without an image, links to
+    folders (they are not followed, as they may lead in a circle), links that lead nowhere, pipes and devices.
 
     Raises:
         DataError: a path that does not exist, or no image at all.
     """
     found: list[Path] = []
-    for path in inputs:
+    others: list[str] = []
+    for path in _once(inputs):
         if path.is_dir():
             below = sorted(path.rglob("*"))
             images = [p for p in below if _named_as_image(p) and p.is_file()]
             _say_left_out(path, below, images)
+            if left := named(other_files(path, set(images))):
+                others.append(left)
+                if images:
+                    log.warning("left out below %s: %s", path, left)
             found += images
         elif path.exists():
             found.append(path)
         else:
             raise DataError(f"Expected an image or a folder of images. Received: {path}, which does not exist.")
     if not found:
-        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}.")
-    return found
+        held = f", but {', '.join(others)}. Convert what are images" if others else ""
+        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}{held}.")
+    return _once(found)
+
+
+def _once(paths: Sequence[Path]) -> list[Path]:
+    """The paths in their order, without those that name a file or folder again; links are other files."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        first.setdefault(os.path.abspath(path), path)
+    return list(first.values())
 
 
 def _named_as_image(path: Path) -> bool:

@@ -60,6 +60,32 @@ def normalised_range(model: keras.Model, where: Path, free_size: int) -> tuple[f
         return None
 
 
+def normalised_twice(model: keras.Model, where: Path, free_size: int, spec: PreprocessingSpec) -> tuple[str, ...]:
+    """A sentence where a model that normalises its pixels itself is to get normalised ones, else none.
+
+    It is no error: who trained the model so has to deploy it so.
+
+    Args:
+        model: as it was loaded.
+        where: its file, for messages.
+        free_size: height and width for a model that takes any size.
+        spec: what is done to pixels before the model.
+
+    Raises:
+        ModelError: it is no image classifier.
+    """
+    untouched = spec.mean_image is None and set(spec.mean) == {0.0} and set(spec.scale) == {1.0}
+    proven = None if untouched else normalised_range(model, where, free_size)
+    if proven is None:
+        return ()
+    low, high = proven
+    return (
+        f"{where.name} normalises its input itself (0..255 become {low:.4g}..{high:.4g}), and gets pixels that "
+        f"model.preprocessing ({spec.mode}) has changed before. Unless it was trained so, its answers are worth "
+        "nothing: set model.preprocessing to none.",
+    )
+
+
 def judge_range(values: np.ndarray | None) -> tuple[float, float] | None:
     """The range of some values of the grey levels 0 to 255, where it proves that they were meant; None elsewhere."""
     if values is None or not np.isfinite(values).all():

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import inline_yaml
+import yaml
+
+from pipeline.bounded_yaml import inline_yaml
 from pipeline.cutting import cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
 from pipeline.errors import PipelineError
@@ -23,9 +25,11 @@ from pipeline.model_facts import (
     preprocessing_inside,
 )
 from pipeline.model_file import ModelFile, read_model_file
+from pipeline.output_files import check_folder
 from pipeline.recipe_files import RECIPES
 from pipeline.training_mode import called_in_training
 from pipeline.words import listed
+from pipeline.wrong_values import CHOOSE
 
 
 def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
@@ -60,18 +64,29 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
         return facts
     if recipe is not None:
         write_atomic(recipe, facts["recipe"])
-        print(f"\n{recipe}: a recipe to start from. Then: python -m pipeline run -c {shlex.quote(str(recipe))}")
+        print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts)}, then: {_run(recipe)}")
         return facts
     recipe = _destination(path)
-    print(f"\nrecipe to start from: save it as {recipe}, then: python -m pipeline run -c {shlex.quote(str(recipe))}\n")
+    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts)}, then: {_run(recipe)}\n")
     print(facts["recipe"], end="")
     return facts
+
+
+def _open_keys(facts: dict[str, Any]) -> str:
+    """The keys of the recipe that hold no value yet."""
+    given = yaml.safe_load(facts["recipe"])["model"]
+    return "data.path" + (" and model.preprocessing" if given["preprocessing"] != "auto" else "")
+
+
+def _run(recipe: Path) -> str:
+    return f"python -m pipeline run -c {shlex.quote(str(recipe))}"
 
 
 def _check_new(recipe: Path) -> None:
     if recipe.exists() or not recipe.parent.is_dir() or recipe.suffix not in (".yaml", ".yml"):
         what = "which is there already" if recipe.exists() else "which is no .yaml file in a folder that exists"
         raise PipelineError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {what}. Name another.")
+    check_folder(recipe.parent, "--recipe", recipe)
 
 
 def describe(file: ModelFile, recipe: Path | None = None) -> dict[str, Any]:
@@ -153,8 +168,8 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
         lines.append(f"  preprocessing: auto  # none, if this takes 0..255 to a normalised range: {text(inside)}")
     else:
         lines.append(
-            "  preprocessing: CHOOSE  # caffe, tf, torch, unit or none, as it was trained with; the file does not say"
-            + (f". none, if this normalises: {text(inside)}" if inside else "")
+            f"  preprocessing: {CHOOSE}  # caffe, tf, torch, unit or none, as it was trained with; the file does not "
+            "say" + (f". none, if this normalises: {text(inside)}" if inside else "")
         )
     if called_in_training(file):
         lines.append("  called_in_training: refuse  # inference: with other answers than the file's, see training=True")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from export.bounded_json import parse_json
 from pipeline.errors import ModelError
-from pipeline.foreign_files import describe_file, describe_zip
+from pipeline.foreign_files import HEAD, describe_file, describe_zip, is_tar
 from pipeline.model_guards import (
     CONFIG_LIMIT,
     GRAPH_LIMIT,
@@ -91,7 +92,7 @@ def read_model_file(path: Path) -> ModelFile:
         if (path / "config.json").is_file() and (path / "model.weights.h5").is_file():
             raise ModelError(
                 f"model.path: expected a .keras archive. Received: {path}, the unpacked content of one. Zip it again: "
-                f"cd {path} && zip -0 -r ../model.keras ."
+                f"cd {shlex.quote(str(path))} && zip -0 -r ../model.keras ."
             )
         raise ModelError(
             f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (a folder without "
@@ -102,12 +103,16 @@ def read_model_file(path: Path) -> ModelFile:
             f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (nothing there)."
         )
     with path.open("rb") as file:
-        head = file.read(32)
+        head = file.read(HEAD)
     try:
         archive = zipfile.is_zipfile(path)
-        if archive and not head.startswith(b"PK\x03\x04"):
+        if archive and not is_tar(head) and not head.startswith(b"PK\x03\x04"):
             # A zip may hide behind anything: what is checked here would not be what Keras then reads.
-            raise ModelError(f"Expected one format. Received: {path}, a zip archive behind something else ({head!r}).")
+            raise ModelError(
+                f"Expected one format. Received: {path}, a zip archive behind something else ({head[:32]!r})."
+            )
+        if is_tar(head):  # a bundle, which may end in an archive that is a model
+            raise ModelError(f"Expected a Keras model. Received: {path}, {describe_file(path, head)}.")
         if archive and (other := describe_zip(path)):
             raise ModelError(f"Expected a Keras model (.keras archive). Received: {path}, {other}.")
         if archive:

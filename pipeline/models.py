@@ -14,14 +14,12 @@ from pipeline.backbone_weights import load_weights
 from pipeline.backbones import BACKBONES
 from pipeline.blocks import resnet, resnet20
 from pipeline.errors import ModelError
+from pipeline.model_settings import check_model, check_published_head
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Model, Preprocessing
 
 if TYPE_CHECKING:
     import keras
-
-
-PUBLISHED_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,8 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
         ModelError: a model file is deployed and the recipe leaves its preprocessing open; a backbone that normalises
             inside would get pixels that are normalised already.
     """
+    check_model(config)
     if config.path is None and BACKBONES[config.backbone].normalises_inside:
-        if config.preprocessing not in ("auto", "none"):
-            raise ModelError(
-                f"model.preprocessing: expected auto or none, because {config.backbone} normalises 0..255 in its first "
-                f"layers. Received: {config.preprocessing}."
-            )
         return PreprocessingSpec.from_mode("none")
     if isinstance(config.preprocessing, Preprocessing):
         return own_preprocessing(config.preprocessing)
@@ -103,22 +97,8 @@ def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
 
     entry = BACKBONES[config.backbone]
     application, size = entry.application, config.input_size
-    if application is None or config.weights is None:
-        raise ModelError(
-            "model.head: published needs a backbone of keras.applications and its weights. Received: "
-            f"model.backbone {config.backbone}, model.weights {config.weights}. Set model.weights to imagenet or to "
-            "a file that holds the top too."
-        )
-    if classes != PUBLISHED_CLASSES:
-        raise ModelError(
-            f"model.head: published has {PUBLISHED_CLASSES} outputs. Received: {classes} classes. "
-            "Name all of them in data.classes (a file, or imagenet), or use model.head=new."
-        )
-    if entry.flat_top and size != entry.native:
-        raise ModelError(
-            f"model.input_size: expected {entry.native}, the only one that the published head of {config.backbone} "
-            f"takes. Received: {size}."
-        )
+    check_published_head(config, classes)
+    assert application is not None, "`check_model` refuses it"
     build = getattr(keras.applications, application)
     model = build(include_top=True, weights=None, input_shape=(size, size, 3), classes=classes)
     load_weights(model, config, top=True)

@@ -28,7 +28,7 @@ from pipeline import charts
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, Sample, check_classes, check_readable
 from pipeline.files import sha256_file, write_atomic, write_json
-from pipeline.halving import halve
+from pipeline.halving import halve, missed
 from pipeline.layout import ONNX
 from pipeline.progress import progress_bar
 from pipeline.split_sizes import check_split_sizes
@@ -232,11 +232,8 @@ class _Quantization:
             self.report |= {"kept": list(self.kept), "budget_met": selection.met, "mixed": summary(self.result)}
             log.info("  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), words(self.result))
             if not selection.met:
-                log.warning(
-                    "INT8 misses what verify.thresholds.int8 asks for on held-out images (%s). To keep "
-                    "more convolutions in FP16 raise quantize.max_kept (now %g); sensitivity.csv says what each costs.",
-                    *(self._budget, settings.max_kept),
-                )
+                said = missed("int8", str(self._budget), "quantize.max_kept", settings.max_kept)
+                log.warning("%s sensitivity.csv says what each costs.", said)
         _write_sensitivity(folder, costs, self.kept)
 
 

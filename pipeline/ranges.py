@@ -11,6 +11,7 @@ from export.sidecar import LARGEST_BATCH
 from pipeline.backbones import BACKBONES, LARGEST_INPUT
 from pipeline.bounded_yaml import shown
 from pipeline.errors import RecipeError
+from pipeline.model_settings import check_model
 from pipeline.pattern_work import takes_too_long
 from pipeline.recipe import Profile, Recipe
 from pipeline.unread_keys import refuse_unread
@@ -60,6 +61,7 @@ def check_ranges(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: with the key, what was expected and what was received.
+        ModelError: the same, of a backbone and what does not go with it.
     """
 
     def require(condition: bool, where: str, expected: str, received: Any) -> None:
@@ -169,3 +171,4 @@ def check_ranges(recipe: Recipe) -> None:
     require(recipe.infer.samples >= 0, "infer.samples", "0 or more", recipe.infer.samples)
     require(recipe.data.max_bad_images >= 0, "data.max_bad_images", "0 or more", recipe.data.max_bad_images)
     refuse_unread(recipe)
+    check_model(recipe.model)

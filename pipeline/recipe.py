@@ -20,6 +20,7 @@ BACKBONES = Literal[
     "convnexttiny", "convnextsmall", "convnextbase", "convnextlarge", "convnextxlarge",
     "inceptionv3", "inceptionresnetv2", "xception", "nasnetmobile", "nasnetlarge", "vgg16", "vgg19",
 ]  # fmt: skip
+IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 
 

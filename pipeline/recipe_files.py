@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PATH_KEYS, inline_yaml, override_tree, read_yaml, resolved, section_of
+from pipeline.bounded_yaml import inline_yaml, set_option
+from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.manifest import ROOT
 from pipeline.recipe import Recipe
@@ -93,13 +94,16 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     except (PipelineError, OSError):
         return ""
     for path in written:
-        here = Path(resolved(path.text, path.base, path.key))
+        try:
+            here = Path(resolved(path.text, path.base, path.key))
+        except RecipeError:  # no path at all, which is what the message says
+            continue
         there = Path(os.path.normpath(path.other / Path(path.text).expanduser()))  # links stay as they are named
         if str(here) not in message or here.exists() or not there.exists():
             continue
         section, _, key = path.key.rpartition(".")
         if path.by_option:
-            line = f"--set {path.key}={os.path.relpath(there)}"
+            line = set_option(path.key, os.path.relpath(there))
             return f" It exists beside the recipe; a path in --set is relative to the working directory. Write: {line}"
         line = f"{key}: {inline_yaml(os.path.relpath(there, path.base))}"
         return (

@@ -11,7 +11,10 @@ from pipeline.bars import Bar, bar_chart
 from pipeline.charts import share_text, shares
 from pipeline.csv_rows import read_rows
 from pipeline.html import Section, badge, command, details, notes, number, share, table, text
+from pipeline.manifest import read_manifest
 from pipeline.parity_report import PASS
+from pipeline.report_recipe import make_with
+from pipeline.stage import Context
 from pipeline.stage_records import CalibrationReport, Distances, read_calibration, read_placement
 from pipeline.words import count
 
@@ -20,16 +23,18 @@ REMEDY = "Run the quantize stage again."
 DRAWN = 15  # layers that have a bar; the others share one
 
 
-def quantization_sections(root: Path) -> list[Section]:
+def quantization_sections(context: Context) -> list[Section]:
     """The sections of a recipe's artifacts.
 
     Raises:
         PipelineError: a record of the quantize stage is missing or damaged.
     """
-    report = read_calibration(root / "quantize/calibration.json")
-    placement = read_placement(root / "quantize/placement.json")
-    layers = root / "quantize/sensitivity.csv"
-    return [_calibration(report), _sensitivity(layers, report), _placement(placement, report)]
+    folder = context.folder("quantize")
+    report = read_calibration(folder / "calibration.json")
+    placement = read_placement(folder / "placement.json")
+    measure = make_with(context, ["quantize.sensitivity=always"], "run", read_manifest(context.folder("verify")))
+    layers = _sensitivity(folder / "sensitivity.csv", report, measure)
+    return [_calibration(report), layers, _placement(placement, report)]
 
 
 def _calibration(report: CalibrationReport) -> Section:
@@ -66,10 +71,10 @@ def _row(title: str, found: Distances, used: bool) -> tuple[str, ...]:
     )
 
 
-def _sensitivity(path: Path, report: CalibrationReport) -> Section:
+def _sensitivity(path: Path, report: CalibrationReport, measure: str) -> Section:
     if not path.is_file():
         why = "INT8 throughout meets the budget. " if report.budget_met else ""
-        return Section("Layers", f"Not measured: {why}{command('--set quantize.sensitivity=always')} does it.")
+        return Section("Layers", f"Not measured: {why}{command(measure)} does it.")
     layers, rows, precisions = [], [], {}
     for row in read_rows(path, SENSITIVITY, REMEDY):
         layer, op, kept = (row.cells[name] for name in ("keras_layer", "op", "kept"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.bars import Bar, bar_chart
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
@@ -12,6 +11,7 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import FAIL, ParityReport
 from pipeline.report_cards import is_proxy, verdict_on_row
 from pipeline.report_standing import other_inputs
+from pipeline.stage import Context
 from pipeline.words import count, sentence
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
@@ -23,17 +23,17 @@ PROXIES = (
 )
 
 
-def speed_section(benchmark: BenchmarkReport | None, root: Path, parity: ParityReport) -> Section:
+def speed_section(benchmark: BenchmarkReport | None, context: Context, parity: ParityReport) -> Section:
     """What the benchmark measured; rows that failed are in the table."""
     if benchmark is None:
-        return Section("Speed", f"Not measured. {command('python -m pipeline benchmark')} does it.")
+        return Section("Speed", f"Not measured. {command(context.command('benchmark', 'python'))} does it.")
     cpu, gpus = benchmark.machine.cpu, benchmark.machine.gpus
     cores = "" if cpu.usable_cores is None else f", {count(cpu.usable_cores, 'core')}"
     machine = f"{cpu.model or 'unknown CPU'}{cores}; {', '.join(gpu.name for gpu in gpus) or 'no NVIDIA GPU'}."
     words = f"{text(machine)} p50: half of the calls took less; p90: nine of ten."
     remarks = []
-    manifest = read_manifest(root / "benchmark")
-    if manifest and (others := other_inputs(root, manifest.inputs, parity)):
+    manifest = read_manifest(context.root / "benchmark")
+    if manifest and (others := other_inputs(context.root, manifest.inputs, parity)):
         remarks.append(f"Measured with other bytes than are here now: {', '.join(others)}.")
     proxies = [row for row in benchmark.results if is_proxy(row)]
     real = [row for row in benchmark.results if not is_proxy(row)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.files import sha256_bytes
 from pipeline.recipe import Data, Splits
@@ -13,6 +13,7 @@ TRAINED_WITH = ("train", "validation")
 DEPLOYED_WITH = ("calibration", "test")
 # Where a finished model's images come from, the first that is there: what its author kept apart tests it.
 TESTS = ("test", "validation", "train", "calibration")
+NEAR_ONE = 0.02  # thirds to two digits sum to 0.99
 CALIBRATES = ("calibration", "train", "validation", "test")
 
 
@@ -24,10 +25,13 @@ class Roles:
         shares: for each ready-made split that images come in (None: in none of them), the shares of the splits.
             Where all are 0, its images are not used.
         salt: another salt, another split.
+        keys: of the recipe, that say the shares, such as "data.splits"; none of ready-made splits that stay what they
+            are.
     """
 
     shares: Mapping[str | None, Mapping[str, float]]
     salt: str = ""
+    keys: Mapping[str | None, str] = field(default_factory=dict)
 
     def split_of(self, sample: Sample) -> str | None:
         """The split that an image's own hash puts it in; None where nothing uses it."""
@@ -48,6 +52,20 @@ class Roles:
             ready: shares[split] / sum(shares.values()) for ready, shares in self.shares.items() if shares.get(split)
         }
 
+    def told(self) -> str | None:
+        """What is surprising about the shares of a recipe that trains: their sum, where defaults were forgotten."""
+        own = self.shares.get(None, {})
+        shares = {name: own[name] for name in reversed(SPLITS) if name in own}
+        total = sum(shares.values())
+        if not total or abs(total - 1) <= NEAR_ONE:
+            return None
+        given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        dealt = ", ".join(f"{name} {100 * share / total:.3g} %" for name, share in shares.items() if share)
+        return (
+            f"data.splits sum to {total:.4g} ({given}; one that is not given keeps its value), and are taken in "
+            f"proportion: {dealt}"
+        )
+
 
 def roles_of(config: Data, present: Collection[str | None], trains: bool) -> Roles:
     """Decide where the images of a recipe go.
@@ -67,9 +85,13 @@ def roles_of(config: Data, present: Collection[str | None], trains: bool) -> Rol
     divided = {ready: _shares(vars(getattr(config.divide, ready))) for ready in given}
     decide = _with_training if trains else _without_training
     shares: dict[str | None, Mapping[str, float]] = dict(decide(config, given, divided).items())
+    by_splits = given & {"train"} if trains else given if len(given) == 1 else set()
+    keys: dict[str | None, str] = dict.fromkeys(by_splits, "data.splits")
+    keys |= {ready: f"data.divide.{ready}" for ready in given if any(divided[ready].values())}
     if None in present:
         shares[None] = _shares(vars(config.splits) if trains else _deployed(config))
-    return Roles(shares, config.salt)
+        keys[None] = "data.splits"
+    return Roles(shares, config.salt, keys)
 
 
 def _shares(some: Mapping[str, float]) -> dict[str, float]:

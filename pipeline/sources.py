@@ -163,7 +163,7 @@ def _folder(config: Data, root: Path) -> Found:
     classes = class_names(config, root) or natural_order(found)
     if unknown := sorted(found - set(classes)):
         raise DataError(f"data.classes: expected a name for each class. Received: none for {listed(unknown)}.")
-    if not config.label_pattern and not parts and (odd := why_groups(root, found)):
+    if not config.label_pattern and (odd := why_groups(root, found)):
         log.warning("%s", odd)
     numbers = {name: index for index, name in enumerate(classes)}
     named = [(path, path.relative_to(root).as_posix(), numbers[label], ready) for path, label, ready in rows]

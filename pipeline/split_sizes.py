@@ -75,9 +75,14 @@ def _what_is_missing(images: ImageSet, short: Mapping[str, int]) -> str:
 
 def _ways_out(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, int]) -> list[str]:
     said = [_enough(images, split, needed) for split, needed in short.items()]
-    keys = [f"data.splits.{split}" for split in short]
+    keys = [key for split in short for key in _what_to_raise(images, split)]
     other = _other_share(images, *next(iter(short.items())), minimum) if len(short) == 1 else None
-    advice = f"Add images, or raise {' and '.join(keys)}" + (f" to {other:g}" if other else "")
+    advice = "Add images" + (f", or raise {' and '.join(keys)}" if keys else "") + (f" to {other:g}" if other else "")
+    if not keys and any(images.crossed.get(split) for split in short):
+        advice = "Add images that no other split holds, or take their copies out of the others"
+    if not keys and minimum.get("train") and "train" in images.roles.shares and "train" not in short:
+        part = ", ".join(f"{split}: 0.1" for split in short)
+        advice += f", or give a part of the training images: --set 'data.divide.train={{train: 0.8, {part}}}'"
     for split, needed in short.items():
         received = len(images.splits[split])
         if split in MINIMA and received >= BY_LITTLE * needed:
@@ -100,14 +105,22 @@ def _enough(images: ImageSet, split: str, needed: int) -> str:
     pool = "the images" if ready is None else f"the ready-made {ready} images"
     here = sum(images.came_in.get(name, 0) for name in ([ready] if ready else images.came_in))
     if share == 1:
-        return (
-            f"{split.capitalize()} takes all of {pool}: {needed - len(images.splits[split]):,} more are missing there."
-        )
+        lost, missing = images.crossed.get(split, 0), needed - len(images.splits[split])
+        copies = count(lost, "is a copy", "are copies")
+        why = f", but of those {copies} of images in another split, which keeps them" if lost else ""
+        return f"{split.capitalize()} takes all of {pool}{why}: {count(missing, 'more is', 'more are')} missing there."
     certain = _rounded_up(here + images_for(needed - len(images.splits[split]), share))
     return (
         f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} want about "
         f"{images_in_all(images, split, needed):,}, and {certain:,} to be nearly certain."
     )
+
+
+def _what_to_raise(images: ImageSet, split: str) -> list[str]:
+    """The keys that give a split more of the images that are there; none where it has all of them already."""
+    roles, sources = images.roles, images.roles.sources(split)
+    dealt = {ready for ready, share in sources.items() if share < 1} if sources else set(roles.keys)
+    return list(dict.fromkeys(f"{roles.keys[ready]}.{split}" for ready in dealt if ready in roles.keys))
 
 
 def images_in_all(images: ImageSet, split: str, needed: int) -> int | None:
@@ -134,7 +147,7 @@ def _other_share(images: ImageSet, split: str, needed: int, minimum: Mapping[str
 def _idle(images: ImageSet) -> str:
     """What is there and not used, which is the first place to look for more."""
     found = [f"{count(number, 'ready-made image')} of {ready}" for ready, number in images.unused.items()]
-    found += [count(images.duplicates, "copy", "copies")] if images.duplicates else []
+    found += [images.copies()] if images.duplicates else []
     found += [f"{count(len(images.conflicts), 'picture')} in two classes"] if images.conflicts else []
     found += [f"{len(images.unreadable):,} unreadable"] if images.unreadable else []
     found += [named(images.others)] if images.others else []

@@ -14,7 +14,7 @@ from pipeline.agreement import refuse_disagreement
 from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
 from pipeline.command_line import pipeline_command, recipe_options
-from pipeline.config import recipe_slice
+from pipeline.config import override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import require_space, saying_what_is_full
@@ -31,6 +31,7 @@ from pipeline.manifest import (
     why_stale,
     write_manifest,
 )
+from pipeline.model_settings import check_with_classes
 from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import where_else
@@ -148,6 +149,7 @@ class Context:
             DataError: too few images, or more unreadable ones than the recipe allows.
         """
         recipe, before = self.recipe, self.images
+        check_with_classes(recipe, len(before.classes))
         needed = needed_images(recipe, len(before.classes))
         check_split_sizes(before, needed)  # nobody should wait to be told what is known already
         decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
@@ -184,31 +186,41 @@ class Context:
     def split(self, name: str, recorded: Mapping[str, str]) -> dict[str, str]:
         """Fingerprint of a split. Where the data is not on this machine, the recorded one stands.
 
+        That is so of a path in the recipe, which may be another machine's; who names one with --set means this machine.
+
         Args:
             name: the split.
             recorded: inputs in the stage's former manifest.
 
         Raises:
-            DataMissingError: the data is not here and there is no former result.
+            DataMissingError: the data is not here and there is no former result, or --set names it.
         """
         key = f"data/{name}"
         try:
             classes = sha256_json(self.images.classes)
             return {key: self.images.fingerprint(name), "data/classes": classes}
         except DataMissingError as error:
-            if key not in recorded:
+            if key not in recorded or self._given_by_option("data.path", "data.classes"):
                 raise
             why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
             self.say_once(logging.WARNING, f"the images are not here; what the manifests say of them stands: {why}")
             return {name: recorded[name] for name in (key, "data/classes")}
 
+    def _given_by_option(self, *keys: str) -> bool:
+        trees = [override_tree(override) for override in self.overrides]
+        return any(key in section for tree in trees for section, key in (section_of(tree, dotted) for dotted in keys))
+
     def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
-        """sha256 of a file or folder outside the artifacts that the recipe names; recorded if it is not here."""
+        """sha256 of a file or folder outside the artifacts that the recipe names; recorded if it is not here.
+
+        Raises:
+            PipelineError: it is not here, and there is no record, or --set names it.
+        """
         if path is None:
             return {}
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
-        if name in recorded:
+        if name in recorded and not self._given_by_option(name):
             place = where_else(path, self.recipe_path, self.overrides)
             self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands.{place}")
             return {name: recorded[name]}

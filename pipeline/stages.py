@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import building, exporting, quantizing
-from pipeline.config import IMAGENET, SECTIONS
+from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
-from pipeline.recipe import Preprocessing
+from pipeline.recipe import IMAGENET, Preprocessing
 from pipeline.stage import Context, Stage
 from pipeline.unread_keys import unread_by_finished
 
@@ -247,6 +247,7 @@ STAGES = (
             "pipeline/fonts.py",
             *READ_CARD,
             "pipeline/models.py",
+            "pipeline/model_settings.py",
             "pipeline/backbones.py",
             "pipeline/backbone_weights.py",
             "pipeline/published_weights.py",
@@ -421,7 +422,9 @@ STAGES = (
             "pipeline/report.py",
             "pipeline/report_cards.py",
             "pipeline/report_engines.py",
+            "pipeline/report_failed.py",
             "pipeline/report_headline.py",
+            "pipeline/report_missed.py",
             "pipeline/report_next.py",
             "pipeline/report_parity.py",
             "pipeline/report_predictions.py",
@@ -429,6 +432,9 @@ STAGES = (
             "pipeline/report_recipe.py",
             "pipeline/report_speed.py",
             "pipeline/report_standing.py",
+            "pipeline/doubts.py",
+            "pipeline/published_weights.py",
+            "pipeline/download.py",
             "pipeline/parity_report.py",
             "pipeline/float_noise.py",
             "pipeline/benchmark_report.py",

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from export.bounded_json import parse_json, read_bounded
-from pipeline.config import IMAGENET
 from pipeline.errors import DataError
-from pipeline.recipe import Columns, Data
+from pipeline.recipe import IMAGENET, Columns, Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, natural_order
 from pipeline.words import count, listed
 

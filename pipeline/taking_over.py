@@ -15,7 +15,7 @@ from pipeline.adopting import adopt
 from pipeline.card import ModelCard, Output, source_of
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
-from pipeline.inside_preprocessing import normalised_range, refuse_unproven
+from pipeline.inside_preprocessing import normalised_range, normalised_twice, refuse_unproven
 from pipeline.legacy import became_single
 from pipeline.loading import load_model
 from pipeline.model_facts import preprocessing_inside
@@ -66,12 +66,15 @@ def take_over(
     model = load_model(path, config.allow, compare=True)
     form = form_of(model, path)
     size = form.height or config.input_size, form.width or config.input_size
+    if None not in (form.height, form.width):
+        _refuse_another_size(config.input_size, size, path)
     decode = DecodeSpec(size, resize)
     spec = _preprocessing(config, file, model, size)
     adopted = adopt(model, path, config.output, config.input_size, spec, photographs(decode))
     changes = (*became_single(file), *adopted.changes)
-    for deviation in deviations:
-        log.warning("%s", deviation)
+    doubts = normalised_twice(model, path, config.input_size, spec)
+    for line in (*deviations, *doubts):
+        log.warning("%s", line)
     for change in changes:
         log.info("  %s: %s", path.name, change)
     _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
@@ -84,8 +87,19 @@ def take_over(
         written_by=file.written_by,
         changes=changes,
         deviations=deviations,
+        doubts=doubts,
     )
     return Taken(adopted.model, card)
+
+
+def _refuse_another_size(asked: int, size: tuple[int, int], path: Path) -> None:
+    """Refuse a model.input_size that the file does not have; the default is what nobody asked for."""
+    if asked not in (Model().input_size, *(size[:1] if size[0] == size[1] else ())):
+        fitting = f", or say {size[0]}" if size[0] == size[1] else ""
+        raise ModelError(
+            f"model.input_size: expected the size that {path} has, {size[0]}x{size[1]}. Received: {asked}. "
+            f"Leave it out{fitting}."
+        )
 
 
 def _preprocessing(config: Model, file: ModelFile, model: keras.Model, size: tuple[int, int]) -> PreprocessingSpec:

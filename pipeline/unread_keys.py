@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.bounded_yaml import shown
+from pipeline.bounded_yaml import set_option, shown
 from pipeline.errors import RecipeError
-from pipeline.recipe import Data, Model, Recipe, Train
+from pipeline.recipe import Data, Model, Recipe, Splits, Train
 
 FILES = ("folder", "csv", "npz")
 READ_BY = {  # data.max_bad_images is not here: images in arrays are all readable, so it is true of any source
@@ -74,13 +74,24 @@ def refuse_unread(recipe: Recipe) -> None:
 
 def unread_by_finished(recipe: Recipe) -> Iterator[str]:
     """A line that names what was set about a training that does not take place."""
-    model = recipe.model
+    from pipeline.roles import TRAINED_WITH  # it needs NumPy, and recipes are read without
+
+    data, model = recipe.data, recipe.model
     if not model.finished:
         return
     keys = (*NEVER_BY_PATH, *NOT_TRAINED) if model.path is not None else NOT_TRAINED
     names = [f"model.{key}" for key in keys if getattr(model, key) != getattr(Model(), key)]
     changed, defaults = asdict(recipe.train), asdict(Train())
     names += [f"train.{key}" for key in changed if changed[key] != defaults[key]]
+    names += [
+        f"data.splits.{key}" for key in TRAINED_WITH if getattr(data.splits, key) not in (0, getattr(Splits(), key))
+    ]
+    names += [
+        f"data.divide.{ready}.{key}"
+        for ready, shares in vars(data.divide).items()
+        for key in TRAINED_WITH
+        if vars(shares)[key]
+    ]
     if names:
         why = "model.path" if model.path is not None else "model.head: published"
         yield f"not used, because the model is finished ({why}) and nothing is trained: {', '.join(names)}"
@@ -90,7 +101,7 @@ def _which_recipe(path: Path) -> str:
     from pipeline.folders import what_it_is  # it needs Pillow, and recipes are read without
 
     if path.is_dir() and not any(path.glob("*.csv")):
-        return f"a folder. The recipe photos takes one: -c configs/photos.yaml --set data.path={path}"
+        return f"a folder. The recipe photos takes one: -c configs/photos.yaml {set_option('data.path', path)}"
     if not path.exists():
         return f"{what_it_is(path)} The recipe photos takes a folder: -c configs/photos.yaml --set data.path=..."
     return what_it_is(path)

@@ -16,6 +16,17 @@ from typing import Any, NoReturn
 from pipeline.command_line import pipeline_command
 from pipeline.errors import PipelineError
 
+# Short names in the trade, which by their letters are closer to another thing, or to none.
+ALIASES = {
+    **dict.fromkeys(("trt", "nvinfer"), ("tensorrt",)),
+    **dict.fromkeys(("ort", "onnx", "onnxrt"), ("onnxruntime",)),
+    **dict.fromkeys(("tensorrt-rtx", "tensorrt_rtx", "trt-rtx", "trtrtx"), ("rtx",)),
+    **dict.fromkeys(("half", "float16", "f16"), ("fp16",)),
+    **dict.fromkeys(("single", "float", "float32", "f32"), ("fp32",)),
+    **dict.fromkeys(("i8", "byte"), ("int8",)),
+    **dict.fromkeys(("true", "yes", "on"), ("always",)),
+    **dict.fromkeys(("false", "no", "off"), ("never", "none")),
+}
 _OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "-o", "--output")
 _RECIPE_WORDS = ("--recipe", "--recipes", "-r", "recipe")  # how else people call -c, make's RECIPE= among them
 
@@ -33,9 +44,15 @@ class UsageError(PipelineError):
 
 
 def closest(value: object, known: Iterable[object], cutoff: float = 0.5) -> str | None:
-    """The one of some names that was most likely meant, upper and lower case alike; None where none is close."""
+    """The one of some names that was most likely meant, upper and lower case alike; None where none is close.
+
+    A name that is short for one of them (``trt``) goes before one of alike letters (``rtx``).
+    """
     names = {str(name).lower(): str(name) for name in known}
-    found = difflib.get_close_matches(str(value).lower()[:200], names, 1, cutoff)
+    word = str(value).lower()[:200]
+    found = [name for name in ALIASES.get(word, ()) if name in names]
+    if not found and not isinstance(value, bool):  # YAML's yes and no resemble nothing
+        found = difflib.get_close_matches(word, names, 1, cutoff)
     return names[found[0]] if found else None
 
 

@@ -212,3 +212,30 @@ def test_every_artifact_of_the_table_is_made(finished_chain: Chain) -> None:
             continue
         pattern = re.escape(name).replace(r"<flavour>/<precision>\[\-<variant>\]", r"\w+/\w+")
         assert any(re.search(rf"(^|/){pattern}$", one) for one in made), name
+
+
+# --- the reader of the README itself ---
+
+
+def test_what_a_shell_starts_is_recorded_with_what_make_reads(tmp_path: Path) -> None:
+    calls = readme.recorded(
+        "GPU=1 RECIPE=mine ARGS='--set a=b' make run\n.venv/bin/python -m pipeline doctor", tmp_path
+    )
+    assert calls == [
+        readme.Call("make", ("run",), "mine", "1", "--set a=b"),
+        readme.Call(".venv/bin/python", ("-m", "pipeline", "doctor"), None, None, None),
+    ]
+
+
+def test_commands_in_the_text_are_found_however_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["GPU=1 make run", "RECIPE=x make run", "make test", "python -m pipeline run", "mkdir x"]
+    monkeypatch.setattr(
+        readme, "text", lambda: " and ".join(f"`{line}`" for line in [*lines, "model.onnx", "make test"])
+    )
+    assert readme.inline_commands() == lines
+
+
+def test_a_block_names_its_file() -> None:
+    assert readme.Block("python", "# tools/x.py: what it is\n", 1).file == "tools/x.py"
+    assert readme.Block("yaml", "# configs/mine.yaml\n", 1).file == "configs/mine.yaml"
+    assert readme.Block("yaml", "data: {}  # x.yaml\n", 1).file is None

@@ -4,16 +4,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import command
 from benchmarks import scenarios as module
 from benchmarks.command import table
 from benchmarks.scenarios import Options, Scenario, make_opener, run_scenarios, scenarios
 from export.driver import Device, DriverStatus
 from export.sidecar import sidecar_path, write_plan
 from pipeline.errors import PipelineError, RunnerError
+from pipeline.recipe import Benchmark, Build, Profile, Recipe
 from pipeline.runners.base import Outputs
 from pipeline.runners.options import RuntimeOptions
+from pipeline.stage import Context
 from tests import tiny_onnx
 from tests.fake_engine import SIZE, install, make_plan, make_sidecar
+from tests.pipeline.report_artifacts import row as made_row
 
 QUICK = Options(seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
 
@@ -189,3 +193,32 @@ def test_openers() -> None:
         opener(scenario("keras", 1))
     with pytest.raises(RunnerError, match="'tpu'"):
         opener(scenario("tpu", 1))
+
+
+def test_the_table_says_how_many_times_as_fast_as_keras_at_the_same_batch() -> None:
+    rows = [
+        made_row("keras", "fp32", 1, 30.0),
+        made_row("onnxruntime", "fp32", 1, 10.0),
+        made_row("keras", "fp32", 8, 80.0),
+    ]
+    lines = table(
+        [*rows, made_row("onnxruntime", "fp32", 8, 160.0), made_row("onnxruntime", "fp16", 4, 1.0)]
+    ).splitlines()[1:]
+    assert [line.split()[-1] for line in lines] == ["1.00", "3.00", "1.00", "0.50", "4000.0"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [((), (1, 8, 32)), ((2, 4), (2, 4))])
+def test_batches_are_one_and_the_largest_of_each_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    class Asked(Exception): ...
+
+    def asked(_: Path, batches: tuple[int, ...]) -> list[Scenario]:
+        raise Asked(batches)
+
+    monkeypatch.setattr(command, "scenarios", asked)
+    variants = {"large": Profile(1, 8, 32), "small": Profile(1, 1, 8)}
+    recipe = Recipe("r", build=Build(variants=variants), benchmark=Benchmark(batches=given))
+    with pytest.raises(Asked) as caught:
+        command.run_benchmark(Context(recipe, tmp_path / "r.yaml", tmp_path), tmp_path)
+    assert caught.value.args == (expected,)

@@ -62,6 +62,14 @@ def test_a_finished_model_has_the_size_of_its_file() -> None:
         refuse_disagreement(finished, make_card(("a", "b"), (64, 64)), "train")
 
 
+def test_a_size_that_somebody_asked_for_is_no_other_than_the_file_has() -> None:
+    card = make_card(("a", "b"), (64, 64), source="m.keras")
+    finished = replace(RECIPE, model=Model(path="m.keras", input_size=64))
+    refuse_disagreement(finished, card, "train")
+    with pytest.raises(PipelineError, match=r"model\.input_size: expected 64x64.* Received: 96x96"):
+        refuse_disagreement(replace(finished, model=Model(path="m.keras", input_size=96)), card, "train")
+
+
 def test_a_finished_model_is_known_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "m.h5").write_bytes(b"one")
     (tmp_path / "toy.yaml").write_text("{data: {source: digits}, model: {path: m.h5, preprocessing: unit}}")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import logging
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
+from pipeline.model_file import read_model_file
 from pipeline.permissions import without_permissions
 from pipeline.stage import Context
 from tests.made_records import make_card
@@ -215,6 +218,34 @@ def test_truncated(archive: Path, there: Path, part: float) -> None:
 def test_what_is_no_archive(tmp_path: Path, there: Path, data: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     assert "Expected an archive made by `bundle`" in refused(tmp_path / "x.tar", there)
+
+
+def test_what_was_named_instead_of_an_archive_is_said(archive: Path, tmp_path: Path, there: Path) -> None:
+    (tmp_path / "README.md").write_text("# Read me\n" * 100)
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(archive.read_bytes()))
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        tar.add(tmp_path / "README.md", "README.md")
+    for name, words in {
+        ".": "which is a folder. Name the .tar file that `bundle` wrote",
+        "README.md": "which is no tar archive. Name the file that `bundle` wrote.",
+        "x.tar.gz": f"which is compressed. Write gunzip {tmp_path}/x.tar.gz, and name the .tar file that it leaves.",
+        "other.tar": "a tar archive of something else: it has no bundle.json.",
+    }.items():
+        assert words in refused(tmp_path / name, there)
+
+
+def test_a_place_that_is_no_folder(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("x")
+    assert "README.md is no folder" in refused(archive, tmp_path / "README.md" / "s")
+
+
+def test_inspect_names_the_verb_for_an_archive(archive: Path) -> None:
+    with pytest.raises(PipelineError, match=r"a tar archive\. If `bundle` made it: python -m pipeline unpack /"):
+        read_model_file(archive)
+    with zipfile.ZipFile(archive, "a") as behind:
+        behind.writestr("config.json", "{}")
+    with pytest.raises(PipelineError, match="a tar archive"):
+        read_model_file(archive)
 
 
 def test_missing(tmp_path: Path, there: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from pipeline import charts, fonts, pictures
 from pipeline.stage_records import Epoch
@@ -170,3 +171,9 @@ def test_a_font_of_boxes_is_none() -> None:
     for name in NAMES:
         shown, families = fonts.drawable(name, "class 0")
         assert shown == "class 0" or all(any(fonts._has(one, letter) for one in families) for letter in shown)
+
+
+def test_layers_that_stay_in_float_are_green_as_the_axis_says() -> None:
+    axis = charts.sensitivity_figure([("kept", 2.0, True), ("quantized", 1.0, False)]).axes[0]
+    assert [to_hex(bar.get_facecolor()) for bar in axis.patches] == [charts.COLORS["fp16"], charts.COLORS["int8"]]
+    assert "green: kept in float" in axis.get_xlabel()

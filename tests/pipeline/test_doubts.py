@@ -21,6 +21,11 @@ def test_a_model_that_tells_classes_apart_is_not_doubted() -> None:
     assert said([0] * 6 + [1] * 2 + [0] * 2) == []
 
 
+def test_what_was_doubtful_when_the_model_was_taken_over_is_said_first() -> None:
+    card = make_card(classes=CLASSES, source="m.h5", doubts=("It normalises twice.",))
+    assert doubts(np.array([0] * 6 + [1] * 2 + [0] * 2), LABELS, card) == ["It normalises twice."]
+
+
 def test_one_answer_to_everything_is_said_though_it_is_often_right() -> None:
     (line,) = said([0] * 10)
     assert line.startswith("Keras itself answers 'ant' to all 10 test images.")

@@ -245,8 +245,9 @@ def test_a_library_that_is_not_here(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("build/tensorrt/int8.json", "the sidecar of an engine. Name the .plan beside it."),
         ("model.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are made of it:"),
+        ("other.json", "other.json, which is none"),
+        ("build/tensorrt/int8.json", "int8.json, the sidecar of an engine. Name the engine: artifacts/toy/build"),
         ("model.keras", "`python -m pipeline inspect` describes it"),
         ("model.engine", "an engine of another program"),
         ("picture.png", "picture.png, which is none"),
@@ -259,7 +260,7 @@ def test_what_is_no_engine_is_said_to_be_something_else(
     root: Path, capsys: pytest.CaptureFixture[str], action: str, name: str, words: str
 ) -> None:
     classic(root)
-    for other in ("model.onnx", "model.keras", "model.engine", "picture.png"):
+    for other in ("model.onnx", "model.keras", "model.engine", "picture.png", "other.json"):
         (root / other).write_bytes(b"x")
     status, _, err = run(capsys, action, str(root / name))
     assert status == 2
@@ -274,6 +275,7 @@ def test_a_plan_without_a_sidecar(root: Path, capsys: pytest.CaptureFixture[str]
     status, _, err = run(capsys, "inspect", str(plan))
     assert status == 2
     assert "Expected the sidecar" in err
+    assert "Copy it along: it lies beside the plan where that was built. Or rebuild it:" in err
     assert "-c configs/toy.yaml --force" in err
     status, _, err = run(capsys, "check", str(plan))
     assert status == 2

@@ -118,7 +118,8 @@ def test_recipes_know_the_smallest_input_of_each(tmp_path: Path) -> None:
 
 def test_an_unknown_backbone_is_answered_by_family(tmp_path: Path) -> None:
     message = (
-        r"expected one of ResNet: resnet18, .*; EfficientNet: .*\. Received: 'efficientnet_b0'\. Did you mean 'eff"
+        r"expected a backbone\. Received: 'efficientnet_b0'\. Did you mean 'efficientnetb0'\? There are ResNet: "
+        r"resnet18, resnet20, resnet34 and 7 more; EfficientNet: .*, efficientnetb7; EfficientNetV2: .* and 4 more"
     )
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file(tmp_path, backbone="efficientnet_b0"))

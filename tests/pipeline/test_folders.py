@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.config import load_recipe
 from pipeline.data import DataMissingError, load_image_set
 from pipeline.errors import DataError, RecipeError
 from pipeline.recipe import Data
+from pipeline.unread_keys import _which_recipe
 
 _made = iter(range(10**6))
 
@@ -139,3 +142,29 @@ def test_files_that_are_not_taken_are_counted_by_their_ending(tmp_path: Path) ->
     images = load_image_set(Data(path=str(tmp_path)))
     (said,) = [line for _, line in images.told(finished=False) if "left out" in line]
     assert said == "left out: 3 .heic, 1 .txt, 1 file without an ending, 1 image in no class folder"
+
+
+def test_what_another_system_leaves_beside_images_is_none(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        pictures(tmp_path / name)
+        (tmp_path / name / "._1.png").write_bytes(b"resource fork")
+    images = load_image_set(Data(path=str(tmp_path)))
+    assert (images.unreadable, images.others) == ((), {})
+
+
+@pytest.mark.parametrize("name", ["my photos", "it's", "a: b", "#1", "$HOME", "[x]"])
+def test_the_advised_path_is_the_folder_whatever_its_name_is(tmp_path: Path, name: str) -> None:
+    inside = tmp_path / "deep" / name
+    for kind in ("cat", "dog"):
+        pictures(inside / kind)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {path: x}")
+
+    def followed(message: str) -> str | None:
+        """What the words behind --set, as a shell reads them, make of a recipe."""
+        words = shlex.split(re.findall(r"--set '?data\.path=.*?(?=; a class|$)", message)[0])
+        return load_recipe(recipe, [words[1]]).data.path
+
+    assert followed(told(tmp_path / "deep")) == str(inside)
+    assert followed(told(inside / "cat")) == str(inside)
+    assert followed(_which_recipe(inside)) == str(inside)

@@ -61,6 +61,26 @@ def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.Log
     assert "1 pipe or device (pipe.png)" in caplog.text
 
 
+def test_what_no_image_ending_has_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.infer.log.parent.propagate", True)
+    for name in ("IMG_1.HEIC", "notes.txt", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"Received: none in .*, but 1 \.heic, 1 \.txt\. Convert what are images\."):
+        find_images([tmp_path])
+    image = sound(tmp_path / "sound.png")
+    assert find_images([tmp_path]) == [image]
+    assert f"left out below {tmp_path}: 1 .heic, 1 .txt" in caplog.text
+
+
+def test_a_path_that_is_named_twice_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sound(tmp_path / "a.png"), sound(tmp_path / "inner" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_images([tmp_path, tmp_path / "inner", Path("a.png"), tmp_path]) == [first, second]
+    assert find_images([Path("inner/b.png"), Path("./inner/../inner"), Path("a.png")]) == [
+        Path("inner/b.png"), Path("a.png"),
+    ]  # fmt: skip
+
+
 def test_files_of_gigabytes_fill_no_memory(tmp_path: Path) -> None:
     large = sparse(tmp_path / "large.png", 6 * 2**30)
     held = sparse(tmp_path / "held.png", LARGEST_FILE // 4)

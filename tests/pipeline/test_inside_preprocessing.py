@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,7 +16,7 @@ from keras import layers
 from pipeline.errors import ModelError
 from pipeline.inside_preprocessing import judge_range, normalised_range
 from pipeline.loading import load_model
-from pipeline.recipe import Model
+from pipeline.recipe import Model, Preprocessing
 from pipeline.taking_over import take_over
 from tests.pipeline.small_models import SIZE, classifier, dense
 
@@ -69,6 +70,40 @@ def test_what_does_not_prove_it_is_asked_for(tmp_path) -> None:
     config = Model(path=str(tmp_path / "m.keras"))
     with pytest.raises(ModelError, match=r"model\.preprocessing: expected .*Rescaling twice.*0\.\.255.*Received: auto"):
         take_over(config, ("a", "b", "c"), "stretch")
+
+
+@pytest.mark.parametrize(
+    ("first", "preprocessing", "doubted"),
+    [
+        ([layers.Rescaling(1 / 255, name="unit")], "unit", True),
+        ([layers.Rescaling(1 / 255, name="unit")], Preprocessing(mean=(1.0, 2.0, 3.0)), True),
+        ([layers.Rescaling(1 / 255, name="unit")], "none", False),
+        ([layers.Rescaling(1 / 255, name="unit")], Preprocessing(channel_order="BGR"), False),
+        ([layers.Rescaling(1 / 255, name="unit")], "auto", False),
+        ([layers.Rescaling(2.0, -1, name="of_0_to_1")], "unit", False),
+        ([], "unit", False),
+    ],
+)  # fmt: skip
+def test_pixels_that_are_normalised_twice_are_doubted(
+    tmp_path, caplog, monkeypatch, first, preprocessing, doubted
+) -> None:
+    monkeypatch.setattr("pipeline.taking_over.log.parent.propagate", True)
+    classifier(dense(3), first=first).save(tmp_path / "m.keras")
+    config = Model(path=str(tmp_path / "m.keras"), preprocessing=preprocessing)
+    card = take_over(config, ("a", "b", "c"), "stretch").card
+    assert len(card.doubts) == doubted
+    for line in card.doubts:
+        assert "normalises its input itself (0..255 become 0..1)" in line
+        assert "set model.preprocessing to none" in line
+        assert line in [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_size_that_the_file_has_not_is_refused(tmp_path) -> None:
+    classifier(dense(3), shape=(64, 64, 3)).save(tmp_path / "m.keras")
+    config = Model(path=str(tmp_path / "m.keras"), preprocessing="none", input_size=96)
+    with pytest.raises(ModelError, match=r"model\.input_size: expected .* 64x64\. Received: 96\. .*, or say 64\."):
+        take_over(config, ("a", "b", "c"), "stretch")
+    assert take_over(replace(config, input_size=64), ("a", "b", "c"), "stretch").card.size == (64, 64)
 
 
 @pytest.mark.parametrize(

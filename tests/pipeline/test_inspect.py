@@ -107,7 +107,7 @@ def test_the_recipe_is_right_where_it_is_said_to_be_saved(
     monkeypatch.chdir(here)
     facts, text = inspect(Path(os.path.relpath(model)), capsys)
     recipe = Path(where) / "my-colleague-s.yaml"
-    assert f"save it as {recipe}, then: python -m pipeline run -c {recipe}" in text
+    assert f"save it as {recipe}, fill in data.path, then: python -m pipeline run -c {recipe}" in text
     assert facts["recipe"].startswith(f"# {recipe}\n")
     recipe.write_text(facts["recipe"])
     loaded = load_recipe(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zipfile
@@ -19,8 +20,9 @@ from keras import layers
 
 from pipeline.commands import main
 from pipeline.config import load_recipe
+from pipeline.endings import Shape, _why_no_image
 from pipeline.errors import ModelError, RecipeError
-from pipeline.inspecting import describe, inspect_model
+from pipeline.inspecting import _lines, describe, inspect_model
 from pipeline.model_file import read_model_file
 from pipeline.recipe import Model as ModelSection
 from pipeline.taking_over import take_over
@@ -185,6 +187,7 @@ def test_the_line_that_cuts_a_model_gives_one_that_is_taken(
     assert f" run this in Python, and inspect {found['cut']['saved']}:" in said
     assert ("with that name in its place" in said) is ("argmax" not in name), "the other output fits as well"
     assert line == found["cut"]["line"]
+    assert Path(found["cut"]["saved"]).suffix == Path(name).suffix
     exec(line, {})  # as it is printed
     whole = describe(read_model_file(Path(found["cut"]["saved"])))
     assert (whole["cannot_go"], whole["classes"]) == (None, classes)
@@ -242,7 +245,7 @@ def test_what_cannot_be_built_gets_no_recipe(tmp_path: Path) -> None:
 def test_a_recipe_says_what_must_be_chosen(tmp_path: Path) -> None:
     found = facts(model(*body(), layers.Dense(3, activation="softmax")), tmp_path / "m.keras")
     (tmp_path / "r.yaml").write_text(found["recipe"])
-    with pytest.raises(RecipeError, match=r"model\.preprocessing: expected one of auto, caffe.*Received: 'CHOOSE'"):
+    with pytest.raises(RecipeError, match=r"model\.preprocessing: expected one of caffe, tf.*Received: CHOOSE, as"):
         load_recipe(tmp_path / "r.yaml")
     chosen = load_recipe(tmp_path / "r.yaml", ["model.preprocessing=unit"])
     assert chosen.model.preprocessing == "unit"
@@ -341,6 +344,46 @@ def test_a_zip_is_told_what_it_holds(tmp_path: Path, members: list[str], what: s
         read_model_file(tmp_path / "m.zip")
 
 
+def convolution(activation: str | None) -> list[object]:
+    return [layers.Conv2D(4, 3, name="conv", activation=activation), layers.GlobalAveragePooling2D(name="pool")]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        convolution("relu"),
+        [*convolution("relu"), layers.LayerNormalization(name="norm")],
+        [keras.Sequential([keras.Input((16, 16, 3)), *convolution("relu")], name="backbone"), layers.Dropout(0.5)],
+        [layers.Conv2D(4, 3), layers.ReLU(), layers.GlobalMaxPooling2D(name="pool")],
+    ],
+    ids=["pooled", "normalised", "nested", "maximum"],
+)
+def test_a_backbone_without_a_head_gets_no_recipe(tmp_path: Path, rows: list[object]) -> None:
+    found = facts(model(*rows), tmp_path / "m.keras")
+    assert found["recipe"] is None
+    assert "Pooling2D 'pool', the features of a backbone" in found["cannot_go"]
+    assert "say so in a recipe: model.output: logits" in found["cannot_go"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        convolution(None),
+        [layers.Conv2D(4, 3), layers.Dropout(0.5), layers.GlobalAveragePooling2D()],
+        [*convolution("relu"), layers.Softmax()],
+        [*convolution("relu"), layers.Dense(4)],
+    ],
+    ids=["channel a class", "behind dropout", "softmax", "dense"],
+)
+def test_pooling_may_end_a_classifier(tmp_path: Path, rows: list[object]) -> None:
+    assert facts(model(*rows), tmp_path / "m.keras")["cannot_go"] is None
+
+
+def test_a_relu_of_its_own_at_the_end_is_asked_about(tmp_path: Path) -> None:
+    found = facts(model(layers.Flatten(), layers.Dense(4), layers.ReLU()), tmp_path / "m.keras")
+    assert "output: logits  # if the values of its relu are scores" in found["recipe"]
+
+
 def test_a_layer_that_is_called_twice_does_not_mislead(tmp_path: Path) -> None:
     inputs = keras.Input((16, 16, 3), name="pixels")
     gate = layers.Activation("sigmoid", name="gate")
@@ -368,10 +411,20 @@ def test_a_recipe_is_written_to_a_new_file_and_names_the_model_from_there(
     text = Path("configs/mine.yaml").read_text()
     assert text.startswith("# configs/mine.yaml\n")
     assert yaml.safe_load(text)["model"]["path"] == "../m.keras"
-    assert "configs/mine.yaml: a recipe to start from" in capsys.readouterr().out
+    said = (
+        "configs/mine.yaml: a recipe to start from. Fill in data.path and model.preprocessing, then: python -m pipeline"
+    )
+    assert said in capsys.readouterr().out
     assert main(["inspect", "m.keras", "--recipe", "configs/mine.yaml"]) == 2
     assert "Received: configs/mine.yaml, which is there already" in capsys.readouterr().err
     assert Path("configs/mine.yaml").read_text() == text
+
+    def read_only(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pipeline.output_files.tempfile.TemporaryFile", read_only)
+    assert main(["inspect", "m.keras", "--recipe", "configs/other.yaml"]) == 2
+    assert "Received: configs/other.yaml: Read-only file system (in configs). Name another." in capsys.readouterr().err
     assert main(["inspect", "m.keras", "--recipe", "configs"]) == 2
 
 
@@ -382,3 +435,27 @@ def test_no_recipe_is_written_of_a_model_that_cannot_be_deployed(
     assert main(["inspect", str(tmp_path / "m.keras"), "--recipe", str(tmp_path / "r.yaml")]) == 2
     assert "Nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "r.yaml").exists()
+
+
+def test_a_regression_beside_a_classifier_is_no_way_to_cut(tmp_path: Path) -> None:
+    built = model(layers.Flatten(name="flat"))
+    ends = [layers.Dense(5, name="kind"), layers.Dense(1, name="age"), layers.Dense(1, "sigmoid", name="old")]
+    keras.Model(built.inputs, [end(built.outputs[0]) for end in ends]).save(tmp_path / "m.keras")
+    cut = describe(read_model_file(tmp_path / "m.keras"))["cut"]
+    assert (cut["output"], cut["others"]) == ("old", ("kind",))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [((8, 8, 3), True), ((7, 8, 3), False), ((8, 7, 1), False), ((3, 16, 16), True), ((3, 16, 7), False)],
+)
+def test_the_smallest_picture(shape: Shape, fits: bool) -> None:
+    assert (_why_no_image("float32", shape) is None) == fits
+
+
+def test_the_frozen_parameters_are_counted(tmp_path: Path) -> None:
+    frozen = layers.Dense(6, name="frozen")
+    frozen.trainable = False
+    lines = _lines(facts(model(layers.Flatten(), frozen, layers.Dense(2)), tmp_path / "m.keras"))
+    (line,) = [line for line in lines if line.startswith("  parameters")]
+    assert line.endswith("4,628 (14 trainable, 4,614 not)")

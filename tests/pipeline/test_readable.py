@@ -65,6 +65,7 @@ def test_alike_broken_files_in_two_classes_are_unreadable(photos: Path, kind: st
     assert "at most 0 unreadable images (data.max_bad_images). Received: 8 of 88:" in message
     assert all(f"{name}/bad{index}.jpg: " in message for name in "ab" for index in range(4))
     assert "same picture" not in message
+    assert message.endswith("or leave them out: --set data.max_bad_images=8")
     images = load_image_set(Data(path=str(photos), max_bad_images=8))
     assert len(everything(images)) == 80
     assert images.unreadable[0].name.startswith("a/bad")
@@ -113,7 +114,6 @@ def test_files_are_decoded_once_and_arrays_never(photos: Path) -> None:
 def test_how_long_it_takes_is_said_where_it_takes_long(
     photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     caplog.set_level(logging.INFO)
     samples = [Sample(p.name, 0, str(p), lambda p=p: p, p) for p in sorted(photos.rglob("*.jpg"))]
     find_damaged(samples, DecodeSpec((8, 8), "stretch"))
@@ -122,6 +122,10 @@ def test_how_long_it_takes_is_said_where_it_takes_long(
     monkeypatch.setattr(readable, "LONG", 0.0)
     find_damaged(samples, DecodeSpec((8, 8), "stretch"))
     assert "decoding all 80 images once to find damaged ones: about 0 s" in caplog.text
+    clock = iter((0.0, 20.0))
+    monkeypatch.setattr(readable.time, "perf_counter", lambda: next(clock))
+    find_damaged(samples, DecodeSpec((8, 8), "stretch"))
+    assert "about 3 minutes" in caplog.text, "70 more at 2 s each"
 
 
 @pytest.mark.parametrize("result", [{}, {"unreadable_images": 3}, {"unreadable_images": [3, {"name": "x"}]}])
@@ -194,8 +198,7 @@ def test_they_are_left_out_of_every_stage_and_looked_for_once(photos: Path, deco
     assert first.ran
 
 
-def test_each_is_named_once(photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+def test_each_is_named_once(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     (photos / "a" / "cut.jpg").write_bytes(TRUNCATED)
     (photos / "a" / "empty.jpg").write_bytes(b"")
     chain = Chain(photos, max_bad_images=2)
@@ -234,9 +237,8 @@ def test_too_few_images_are_told_before_anything_is_decoded(photos: Path, decode
 
 
 def test_what_every_stage_would_say_is_said_once(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     caplog.set_level(logging.INFO)
     (photos / "a" / "copy.jpg").write_bytes((photos / "a" / "1.jpg").read_bytes())
     (photos / "a" / "x.heic").write_bytes(b"x")

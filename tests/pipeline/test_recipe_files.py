@@ -29,6 +29,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_path_that_is_none_is_answered_in_one_sentence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("~nobody-of-that-name/x", "''"):
+        (place / "mine.yaml").write_text(f"data: {{path: {value}}}\n")
+        assert main(["config", "-c", "mine"]) == 2
+        assert capsys.readouterr().err.startswith("error: data.path: expected a path. Received: ")
+
+
 # --- by name ---
 
 
@@ -141,7 +148,7 @@ def test_every_path_is_looked_for_in_the_other_place(place: Path, key: str) -> N
     (place / "configs" / "its file").touch()
     override = [f"{key}=its file"]
     missing = f"Received: {place}/its file, which does not exist."
-    assert where_else(missing, recipe, override).endswith(f"Write: --set {key}=configs/its file")
+    assert where_else(missing, recipe, override).endswith(f"Write: --set '{key}=configs/its file'")
     assert where_else(missing, recipe, [*override, f"{key}=null"]) == "", "the last one counts"
 
 
@@ -191,3 +198,17 @@ def test_what_the_line_says_is_found(place: Path) -> None:
     recipe.write_text(recipe.read_text().replace("mean: mean.npy", said.rpartition("preprocessing: ")[2]))
     assert load_recipe(recipe) != loaded
     assert Path(load_recipe(recipe).model.preprocessing.mean).is_file()  # type: ignore[union-attr, arg-type]
+
+
+def test_a_copy_elsewhere_that_kept_the_name_is_refused_too(place: Path) -> None:
+    copy = place / "mine" / "birds.yaml"
+    copy.parent.mkdir()
+    copy.write_text("name: digits\ndata: {source: digits}\n")
+    with pytest.raises(RecipeError, match=r"expected another than that of configs/digits\.yaml"):
+        refuse_a_taken_name(load_recipe(copy), copy, Path("artifacts"), [])
+
+
+def test_a_folder_that_was_named_is_not_taken_for_the_root(place: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_recipe(Path("nowhere/digits.yaml"))
+    assert "commands run from" not in str(caught.value)

@@ -110,3 +110,30 @@ def test_finished_models_on_the_shared_data(
     (said,) = [line for _, line in found.told(finished=True) if "trained" in line]
     assert said.startswith(f"{sum(expected) + sum(unused.values()):,} images: {expected[0]} calibration, ")
     assert said.endswith("; nothing is trained")
+
+
+def test_shares_that_do_not_sum_to_one_are_said_to_be_in_proportion() -> None:
+    def told(**shares: float) -> str | None:
+        return roles_of(Data(splits=Splits(**shares)), [None], trains=True).told()
+
+    said = told(train=0.8, test=0.2)  # validation and calibration were forgotten, and keep their defaults
+    assert said is not None
+    assert said.startswith("data.splits sum to 1.2 (train 0.8, calibration 0.1, validation 0.1, test 0.2; one that is")
+    assert said.endswith("in proportion: train 66.7 %, calibration 8.33 %, validation 8.33 %, test 16.7 %")
+    assert told() is None
+    assert told(train=0.33, validation=0.33, calibration=0.0, test=0.33) is None
+    assert told(train=0.5, validation=0.0, calibration=0.1, test=0.2) is not None
+    assert roles_of(Data(splits=Splits(train=0.8)), ["train"], trains=True).told() is None
+
+
+@pytest.mark.parametrize(
+    ("salt", "expected"),
+    [
+        ("", "calibration train validation calibration train train train train"),
+        ("x", "calibration train test train train train train train"),
+    ],
+)
+def test_an_image_stays_where_former_versions_put_it(salt: str, expected: str) -> None:
+    """Results that somebody has are of these splits: another rule would test with what was trained on."""
+    roles = roles_of(Data(salt=salt), [None], trains=True)
+    assert [roles.split_of(sample) for sample in images(8)] == expected.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from pipeline.errors import DataError, RecipeError
 from pipeline.preprocess import Resize, array_to_image, resize_image
 from pipeline.recipe import Columns, Data, Divide, Shares, Splits
 from pipeline.samples import natural_order
+from pipeline.sources import MOST_CLASSES, _check_arrays
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not on this machine")
@@ -457,3 +459,21 @@ def test_recipes_deal_the_shared_data(recipe: str, path: str, expected: dict[str
     configs = Path(__file__).resolve().parents[2] / "configs"
     config = load_recipe(configs / f"{recipe}.yaml", [f"data.path={SHARED / path}"]).data
     assert sizes(load_image_set(config)) == expected
+
+
+def test_a_list_of_classes_may_hold_more_than_there_are_and_not_less(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog", "dog", "cat")):
+        picture(tmp_path / "photos" / name / f"{number}.png", number)
+    classes = tmp_path / "names.json"
+    config = Data(path=str(tmp_path / "photos"), classes=str(classes))
+    classes.write_text(json.dumps(["dog", "owl", "cat"]))
+    assert load_image_set(config).classes == ("dog", "owl", "cat")
+    classes.write_text(json.dumps(["cat", "owl"]))
+    with pytest.raises(DataError, match=r"data\.classes: expected a name for each class\. Received: none for dog\."):
+        load_image_set(config)
+
+
+@pytest.mark.parametrize(("label", "fits"), [(MOST_CLASSES - 1, True), (MOST_CLASSES, False), (-1, False)])
+def test_the_largest_label_of_arrays(label: int, fits: bool) -> None:
+    with contextlib.nullcontext() if fits else pytest.raises(DataError, match=r"labels from 0 to at most 99,999"):
+        _check_arrays(Path("x.npz"), np.zeros((1, 4, 4), np.uint8), np.array([label]))

@@ -18,6 +18,7 @@ from pipeline.data import SPLITS, ImageSet, deal
 from pipeline.errors import DataError
 from pipeline.parity_report import INCONCLUSIVE
 from pipeline.recipe import Data, Divide, Shares, Splits
+from pipeline.roles import Roles
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
 from pipeline.stage import Context
@@ -28,7 +29,8 @@ def labelled(**labels: list[int]) -> ImageSet:
     splits = {
         name: tuple(Sample(f"{name}{i}", y, f"{i}", bytes) for i, y in enumerate(ys)) for name, ys in labels.items()
     }
-    return ImageSet(("cat", "dog", "owl"), {name: splits.get(name, ()) for name in SPLITS}, 0)
+    by_shares = Roles({None: dict.fromkeys(SPLITS, 0.25)}, keys={None: "data.splits"})
+    return ImageSet(("cat", "dog", "owl"), {name: splits.get(name, ()) for name in SPLITS}, 0, roles=by_shares)
 
 
 def image_set(count: int, config: Data, ready: Collection[str | None] = (None,), trains: bool = False) -> ImageSet:
@@ -151,6 +153,54 @@ def test_a_part_of_a_ready_made_split_and_none(tmp_path: Path) -> None:
     assert "No image goes to validation." in refused(images, {"validation": 1})
 
 
+def copied(split: str) -> ImageSet:
+    """Ready-made splits train, test and another one that holds nothing but copies of the test images."""
+    images = {name: [random.Random(f"{name}{i}").randbytes(32).hex() for i in range(60)] for name in ("train", "test")}
+    named = [*images.items(), (split, images["test"])]
+    samples = [
+        Sample(f"{name}/{i}", i % 2, digest, bytes, ready=name)
+        for name, digests in named
+        for i, digest in enumerate(digests)
+    ]
+    return deal(Found(samples, ["cat", "dog"]), Data(), trains=True)
+
+
+def test_a_split_of_copies_is_told_why_it_is_empty_and_gets_no_advice_that_cannot_help() -> None:
+    message = refused(copied("validation"), {"train": 2, "validation": 1})
+    assert (
+        "Validation takes all of the ready-made validation images, but of those 60 are copies of images in another "
+        "split, which keeps them: 1 more is missing there."
+    ) in message
+    assert "Add images that no other split holds, or take their copies out of the others" in message
+    assert "data.splits.validation" not in message
+    assert "Not used: 60 copies, 60 of them in another split." in message
+
+
+def test_the_part_that_is_advised_gives_what_is_missing() -> None:
+    message = refused(copied("validation"), {"train": 2, "validation": 1})
+    (key, value) = re.findall(r"--set '(data\.divide\.train)=(.*)'", message)[0]
+    assert (key, value) == ("data.divide.train", "{train: 0.8, validation: 0.1}")
+    config = Data(divide=Divide(train=Shares(train=0.8, validation=0.1)))
+    check_split_sizes(image_set(60, config, ("train", "test"), trains=True), {"train": 2, "validation": 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "ready", "trains", "key"),
+    [
+        (Data(), (None,), True, "data.splits.test"),
+        (Data(), (None,), False, "data.splits.test"),
+        (Data(), ("train",), True, "data.splits.test"),
+        (Data(), ("train",), False, "data.splits.test"),
+        (Data(divide=Divide(train=Shares(train=0.9, test=0.1))), ("train",), True, "data.divide.train.test"),
+        (Data(), ("train", "test"), True, None),
+        (Data(), ("train", "test"), False, None),
+    ],
+)
+def test_only_a_key_that_helps_is_to_be_raised(config: Data, ready: tuple, trains: bool, key: str | None) -> None:
+    message = refused(image_set(60, config, ready, trains), {"test": 128})
+    assert re.findall(r"raise ([\w.]+\w)", message) == ([key] if key else [])
+
+
 def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,3 +219,67 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     caplog.clear()
     _say_verdict(context, {**result, "images_to_decide": 70, "images_left": 10})
     assert "They are there: raise verify.max_images (now 60) to 70. See" in caplog.text
+
+
+def test_a_minimum_that_is_missed_by_little_may_be_lowered_to_what_is_there() -> None:
+    images = labelled(calibration=[0] * 75, test=[0] * 74)
+    assert "go on with --set quantize.min_images=75 (scales" in refused(images, {"calibration": 100})
+    message = refused(images, {"test": 100})
+    assert "or lower verify.min_images (the verdict" in message
+    assert "go on" not in message
+
+
+def test_a_share_that_would_starve_another_split_is_not_advised() -> None:
+    message = refused(image_set(200, Data(splits=Splits(0, 0, 0.9, 0.1))), {"calibration": 128, "test": 50})
+    assert "raise data.splits.test" in message
+    assert "raise data.splits.test to" not in message
+
+
+def test_a_split_that_takes_of_several_says_how_many_more() -> None:
+    config = Data(divide=Divide(train=Shares(test=0.5, train=0.5), validation=Shares(test=0.5, calibration=0.5)))
+    images = image_set(30, config, ready=("train", "validation"), trains=True)
+    assert f"Test wants {90 - len(images.splits['test'])} more." in refused(images, {"test": 90})
+
+
+def test_divided_splits_say_whether_there_is_validation(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("data: {path: x}")
+
+    def validation(*overrides: str) -> int:
+        return needed_images(load_recipe(tmp_path / "r.yaml", overrides), 2)["validation"]
+
+    assert validation("data.divide.train={train: 0.8, test: 0.2}") == 0
+    assert validation("data.divide.train={train: 0.8, validation: 0.2}") == 1
+    assert validation("data.splits.validation=0") == 0
+    assert validation("data.splits.validation=0", "train.early_stopping=2") == 1
+
+
+def ready_made(*places: str) -> ImageSet:
+    """One picture in several ready-made splits, among others; validation is not used."""
+    samples = [Sample(f"{ready}/copy{n}", 0, "f" * 64, bytes, ready=ready) for n, ready in enumerate(places)]
+    samples += [Sample("own", 1, "0" * 64, bytes, ready="test"), Sample("other", 1, "1" * 64, bytes, ready="train")]
+    return deal(Found(samples, ["cat", "dog"]), Data(), trains=False)
+
+
+def test_a_picture_in_two_ready_made_splits_tests() -> None:
+    images = ready_made("train", "test", "train")
+    assert [sample.name for sample in images.splits["test"]] == ["own", "test/copy1"]
+    assert [sample.name for sample in images.splits["calibration"]] == ["other"]
+    assert (images.duplicates, images.crossing) == (2, 2)
+    lines = [line for _, line in images.told(finished=True)]
+    assert "left out 2 copies of pictures that are there under another name, 2 of them in another split" in lines
+
+
+def test_pictures_that_no_split_takes_are_counted_once() -> None:
+    assert ready_made("validation", "validation").unused == {"validation": 1}
+
+
+def test_a_split_without_images_is_said_where_it_is_needed() -> None:
+    (line,) = [line for _, line in labelled(train=[0, 1], calibration=[0]).told(finished=False)]
+    assert line == "3 images: 2 train, 1 calibration, 0 test"
+
+
+def test_no_share_is_to_be_raised_where_a_split_takes_all_there_is() -> None:
+    message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"calibration": 40, "test": 60})
+    assert "Add images, or raise data.splits.calibration, or lower quantize.min_images" in message
+    message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"test": 60})
+    assert "30 more are missing there. Add images, or lower verify.min_images" in message

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -280,12 +281,18 @@ def test_artifacts_travel_to_a_machine_without_the_data(toy: Toy, photos: Path) 
     overrides = ("data.source=folder", f"data.path={photos}")
     recorded = toy.context(*overrides).split("test", {})
     assert set(recorded) == {"data/test", "data/classes"}
-    there = partial(toy.context, "data.source=folder", "data.path=/nowhere")
+    named = partial(toy.context, "data.source=folder", "data.path=/nowhere")
+
+    def there() -> Context:
+        return replace(named(), overrides=())  # as if the recipe's file said so
+
     assert there().split("test", recorded) == recorded
     with pytest.raises(DataMissingError, match="/nowhere"):
         there().split("test", {})
     with pytest.raises(DataMissingError):
         there().split("train", recorded)
+    with pytest.raises(DataMissingError, match="/nowhere"):
+        named().split("test", recorded)
 
 
 def test_an_external_file_is_known_by_content(toy: Toy, tmp_path: Path) -> None:
@@ -296,6 +303,9 @@ def test_an_external_file_is_known_by_content(toy: Toy, tmp_path: Path) -> None:
     weights.rename(tmp_path / "v.h5")
     assert context.external("model.weights", str(tmp_path / "v.h5"), {}) == first
     assert context.external("model.weights", str(weights), first) == first
+    named = toy.context(f"model.weights={weights}")
+    with pytest.raises(PipelineError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
+        named.external("model.weights", str(weights), first)
     assert context.external("model.weights", None, first) == {}
     with pytest.raises(PipelineError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
         context.external("model.weights", str(weights), {})

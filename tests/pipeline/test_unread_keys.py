@@ -54,6 +54,7 @@ def test_a_path_for_the_digits_names_the_recipe_that_fits(tmp_path: Path) -> Non
         ("photos", ["model.allow=[SavedModel]"], "model.allow"),
         ("photos", ["model.called_in_training=inference"], "model.called_in_training"),
         ("photos", ["model.padding=valid"], "model.padding"),
+        ("digits", ["model.padding=valid"], "model.padding"),
     ],
 )
 def test_keys_that_the_source_or_the_model_does_not_read(recipe: str, overrides: list[str], key: str) -> None:
@@ -78,7 +79,20 @@ def test_a_training_that_does_not_take_place_is_named_in_one_line() -> None:
     (line,) = unread_by_finished(recipe)
     assert line == (
         "not used, because the model is finished (model.path) and nothing is trained: model.backbone, model.weights, "
-        "model.padding, model.pooling, train.head, train.fine_tune"
+        "model.padding, model.pooling, train.head, train.fine_tune, data.splits.train"
     )
+    shares = ["model.path=m.h5", "data.splits={train: 0.5, validation: 0}", "data.divide.train={train: 0.5, test: 0.5}"]
+    (line,) = unread_by_finished(load_recipe(CONFIGS / "photos.yaml", shares))
+    assert line.endswith(", data.splits.train, data.divide.train.train")
     (line,) = unread_by_finished(load_recipe(CONFIGS / "imagenet.yaml", ["train.seed=2", "model.dropout=0.1"]))
     assert line.endswith("(model.head: published) and nothing is trained: model.dropout, train.seed")
+
+
+def test_a_head_is_named_among_what_a_model_file_does_not_use() -> None:
+    (line,) = unread_by_finished(load_recipe(CONFIGS / "imagenet.yaml", ["model.path=m.h5"]))
+    assert line.endswith("nothing is trained: model.weights, model.head")
+
+
+def test_what_could_be_fetched_may_be_here_in_another_form() -> None:
+    recipe = load_recipe(CONFIGS / "mnist.yaml", ["data.source=folder", "data.download=mnist", "data.path=x"])
+    assert recipe.data.path is not None

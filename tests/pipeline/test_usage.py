@@ -17,6 +17,7 @@ import pytest
 from benchmarks import accuracy
 from benchmarks import command as benchmarks_main
 from pipeline import commands, starting
+from pipeline.command_line import ARTIFACTS
 from pipeline.commands import main
 from pipeline.manifest import ROOT
 from pipeline.usage import Parser, UsageError
@@ -63,6 +64,7 @@ def refused(*words: str) -> str:
         ("export -c ''", "Expected a recipe's file or name after -c. Received: an empty word."),
         ("doctor photos", "Received: photos, which belongs to none of them. Leave it out."),
         ("-c digits", "Expected a verb (run, ... Received: -c first. Write: python -m pipeline run -c digits"),
+        ("-q infer report", "Write: python -m pipeline infer -q report"),
         ("--force", "Received: --force first. Write: python -m pipeline run --force"),
         ("infer --top-k many", "Expected a whole number after --top-k. Received: 'many'."),
         ("infer --precision INT4", "of auto, fp32, fp16, int8. Received: int4. Did you mean 'int8'?"),
@@ -79,6 +81,10 @@ def test_a_mistyped_line_is_told_what_to_write(line: str, said: str) -> None:
     assert "\n" not in message
 
 
+def test_what_is_bundled_here_is_unpacked_among_the_artifacts() -> None:
+    assert build_parser().read(["unpack", "digits.bundle.tar"]).artifacts == ARTIFACTS
+
+
 def test_precisions_may_be_in_capitals() -> None:
     assert build_parser().read(["infer", "a.png", "--precision", "INT8"]).precision == "int8"
 
@@ -89,6 +95,7 @@ def test_a_line_that_cannot_be_read_ends_in_json_too(words: list[str], capsys: p
     captured = capsys.readouterr()
     said = json.loads(captured.out)
     assert (said["status"], said["exit"]) == ("bad input", 2)
+    assert said["command"] == next(word for word in words if not word.startswith("-"))
     assert captured.err.startswith("usage: python -m pipeline")
     assert captured.err.endswith(f"error: {said['error']}\n")
 

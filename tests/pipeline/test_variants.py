@@ -71,7 +71,7 @@ def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
         ({"../a": {}}, "build.variants: expected names"),
         ({"a": {"max": 4}}, "build.variants.a: expected 1 <= min <= opt <= max.*'max': 4"),
         ({"a": {"maximum": 4}}, "Unknown key 'build.variants.a.maximum'.*max"),
-        ({"a": {"max": "many"}}, "build.variants.a.max: expected int"),
+        ({"a": {"max": "many"}}, "build.variants.a.max: expected a whole number"),
         ({"a": 8}, "build.variants.a: expected keys and values. Received: 8"),
         (["a"], "build.variants: expected names"),
     ],

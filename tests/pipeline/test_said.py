@@ -1,0 +1,97 @@
+"""What commands say besides their results: warnings once, stale inputs by their stage, why nothing was built."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import command as benchmark
+from pipeline import cli, commands
+from pipeline.config import load_recipe
+from pipeline.errors import PipelineError
+from pipeline.stage import Context
+from pipeline.stages import BY_NAME
+from pipeline.usage import Parser
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {source: digits}\n")
+    return Context(load_recipe(path), path, tmp_path / "artifacts")
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    return caplog
+
+
+def parser() -> Parser:
+    return Parser(prog="python -m trial", parents=[cli.output_options()])
+
+
+def test_a_stale_input_is_named_with_its_own_reason(
+    context: Context, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "read_manifest", lambda folder: None if folder.name == "quantize" else object())
+    monkeypatch.setattr(
+        commands, "reasons_to_run", lambda stage, _: [] if stage.name == "train" else [stage.name + "!"]
+    )
+    commands._warn_of_stale_inputs(BY_NAME["build"], context)
+    assert [message.partition(";")[0] for message in heard.messages] == [
+        "the result of export is not up to date (export!)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ran", "stage", "said"), [(False, "build", True), (True, "build", False), (False, "x", False)]
+)
+def test_why_nothing_is_built_is_said_again_where_the_stage_did_not_run(
+    heard: pytest.LogCaptureFixture, ran: bool, stage: str, said: bool
+) -> None:
+    outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(result={"why_not": "no wheel"}))
+    commands._say_what_was_not_built(outcome)
+    assert heard.messages == (["no engine is built here. no wheel"] if said else [])
+
+
+def test_a_warning_is_given_once_and_an_error_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    def talk(_: argparse.Namespace) -> dict[str, Any]:
+        for _ in range(2):
+            cli.log.warning("odd")
+            cli.log.error("bad")
+            cli.log.info("news")
+        return {}
+
+    assert cli.run_command(parser(), [], talk) == cli.DONE
+    assert capsys.readouterr().err.splitlines() == ["warning: odd", "error: bad", "news", "error: bad", "news"]
+
+
+def test_who_interrupts_reads_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: argparse.Namespace) -> dict[str, Any]:
+        error = KeyboardInterrupt()
+        error.add_note("3 rows are in x.partial.")
+        raise error
+
+    assert cli.run_command(parser(), [], stop) == 130
+    assert capsys.readouterr().err == "error: Interrupted. 3 rows are in x.partial.\n"
+
+
+@pytest.mark.parametrize(("ran", "rows", "fails"), [(True, 0, True), (True, 4, False), (False, 4, False)])
+def test_a_benchmark_of_nothing_is_no_success(
+    context: Context, monkeypatch: pytest.MonkeyPatch, ran: bool, rows: int, fails: bool
+) -> None:
+    outcome = SimpleNamespace(ran=ran, manifest=SimpleNamespace(result={"rows": rows}))
+    monkeypatch.setattr(benchmark, "execute", lambda *_: outcome)
+    line = ["-c", str(context.recipe_path), "--artifacts", str(context.artifacts)]
+    args = benchmark.build_parser().read(line)
+    if fails:
+        with pytest.raises(PipelineError, match=r"Expected something to time below .*Received: nothing\."):
+            benchmark._benchmark(args)
+    else:
+        assert benchmark._benchmark(args)["rows"] == rows
