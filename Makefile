@@ -3,9 +3,15 @@
 #   GPU=1 make run              the environment of requirements-gpu.txt
 #   ARGS="--set train.seed=2"   options for the command
 
-RECIPE ?= digits
+TARGETS := help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
+           lint test test-slow test-gpu gpu-evidence contract clean
+VARIABLES := RECIPE ARGS GPU PYTHON VENV
+
+ifeq ($(strip $(RECIPE)),)
+override RECIPE := digits
+endif
 ARGS ?=
-ifdef GPU
+ifneq ($(filter-out 0 no false,$(GPU)),)
 VENV ?= .venv-gpu
 REQUIREMENTS := requirements-gpu.txt
 else
@@ -14,13 +20,34 @@ REQUIREMENTS := requirements.txt
 endif
 PY := $(VENV)/bin/python
 OPTIONS := -c "$(RECIPE)" $(ARGS)
-NAME := $(patsubst %.yaml,%,$(notdir $(RECIPE)))
+NAME := $(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(RECIPE))))
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
+# --- refused before anything runs: words that would be passed over, and the default recipe worked on in their stead ---
+
+UNKNOWN := $(filter-out $(TARGETS) gpu-or-said $(PY) $(INSTALLED) $(TEST_TOOLS),$(MAKECMDGOALS))
+ifneq ($(UNKNOWN),)
+KNOWN := $(or $(filter $(TARGETS),$(MAKECMDGOALS)),run)
+$(error Expected targets of this Makefile (make help lists them). Received: $(UNKNOWN). \
+  If it is a recipe, write: RECIPE=$(firstword $(UNKNOWN)) make $(KNOWN))
+endif
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+LOWER_CASE := $(foreach name,recipe args gpu,$(if $(filter undefined,$(origin $(name))),,$(name)))
+MISNAMED := $(sort $(filter-out $(VARIABLES) PY INSTALLED SHELL MAKE%,$(filter-out -%,$(GIVEN))) $(LOWER_CASE))
+ifneq ($(MISNAMED),)
+$(error Expected the variables $(VARIABLES), in capitals. Received: $(MISNAMED). \
+  Write for instance: RECIPE=mine make run (a key of the recipe: ARGS="--set section.key=value"))
+endif
+ifneq ($(filter clean gpu-evidence,$(MAKECMDGOALS)),)
+ifeq ($(shell printf '%s\n' '$(subst ','\'',$(NAME))' | grep -Ex '[A-Za-z0-9_][A-Za-z0-9._-]*'),)
+$(error Expected RECIPE with a name of letters, digits, dots, underscores and hyphens, whose artifacts lie in \
+  artifacts/<name>. Received: $(RECIPE))
+endif
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-        lint test test-slow test-gpu gpu-evidence contract clean
+.PHONY: $(TARGETS) gpu-or-said
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -28,7 +55,18 @@ help:  ## this list
 
 # --- environment: made once; a second call installs nothing ---
 
-$(PY):
+# What shows a GPU: devices of the driver (of WSL, of Jetson), its library or its tool. `make install-gpu` does not ask.
+GPU_SIGNS := /dev/nvidia* /dev/dxg /dev/nvmap /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so*
+
+gpu-or-said:
+ifeq ($(REQUIREMENTS)$(filter install,$(MAKECMDGOALS)),requirements-gpu.txt)
+	@if [ -e $(INSTALLED) ] || ls -d $(GPU_SIGNS) 2>/dev/null | grep -q . || command -v nvidia-smi >/dev/null \
+	  || { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -qF libcuda.so; then exit 0; fi; \
+	echo "Expected an NVIDIA GPU and its driver for GPU=1. Received: no sign of one (/dev/nvidia*, nvidia-smi, libcuda.so)."; \
+	echo "Leave GPU=1 out, or, to install $(VENV) all the same: make install-gpu"; exit 2
+endif
+
+$(PY): | gpu-or-said
 	@found=""; for python in $(PYTHON) python3 python3.12 python3.13 python3.11; do \
 	  if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
 	  then found=$$python; break; fi; done; \
@@ -38,15 +76,19 @@ $(PY):
 	  echo "or name it: make PYTHON=/path/to/python3.12 run"; exit 2; fi; \
 	echo "creating $(VENV) with $$($$found --version)"; $$found -m venv $(VENV)
 
-$(INSTALLED): requirements-common.txt requirements-legacy.txt $(REQUIREMENTS) | $(PY)
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+OR_SAY = || { echo "Expected pip to install the packages of $(1). Received: its failure, above. Mend what it names (network," \
+  "disk space, a package that this system or its Python has none of) and run the same line again."; exit 2; }
+
+$(INSTALLED): requirements-common.txt requirements-legacy.txt $(REQUIREMENTS) | gpu-or-said $(PY)
 	@echo "installing $(REQUIREMENTS) into $(VENV) (about a minute, 2 GB; once)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-legacy.txt
+	@$(PIP) -r $(REQUIREMENTS) $(call OR_SAY,$(REQUIREMENTS))
+	@$(PIP) --no-deps -r requirements-legacy.txt $(call OR_SAY,requirements-legacy.txt)
 	@touch $@
 
 $(TEST_TOOLS): requirements-dev.txt $(INSTALLED)
 	@echo "installing requirements-dev.txt into $(VENV)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt $(call OR_SAY,requirements-dev.txt)
 	@touch $@
 
 install: $(INSTALLED)  ## the environment in .venv
@@ -55,6 +97,12 @@ install-gpu:  ## the environment for a GPU machine in .venv-gpu
 	@$(MAKE) --no-print-directory install GPU=1
 
 # --- the chain: a stage whose inputs did not change is skipped ---
+
+# What comes after the verdict is made where that is fail, too; the status tells at the end, as that of `run` does.
+define after_the_verdict
+@$(PY) -m pipeline verify $(OPTIONS); verdict=$$?; [ $$verdict -le 1 ] || exit $$verdict; \
+  $(1) || exit $$?; exit $$verdict
+endef
 
 run: $(INSTALLED)  ## the whole chain: train, export, quantize, build, verify, benchmark, infer, report
 	@$(PY) -m pipeline run $(OPTIONS)
@@ -77,14 +125,13 @@ verify: build  ## compare every file with Keras, give the verdict
 benchmark: build  ## latency and throughput
 	@$(PY) -m pipeline benchmark $(OPTIONS)
 
-accuracy: verify  ## every precision and calibration method on the test images
-	@$(PY) -m benchmarks.accuracy $(OPTIONS)
+accuracy: build  ## every precision and calibration method on the test images
+	$(call after_the_verdict,$(PY) -m benchmarks.accuracy $(OPTIONS))
 
-infer: verify  ## classify a sample of the test images
-	@$(PY) -m pipeline infer $(OPTIONS)
+infer: build  ## classify a sample of the test images
+	$(call after_the_verdict,$(PY) -m pipeline infer $(OPTIONS))
 
-report: infer benchmark  ## one HTML page with everything
-	@$(PY) -m pipeline report $(OPTIONS)
+report: run  ## one HTML page with everything, which wants the whole chain
 
 bundle: $(INSTALLED)  ## the artifacts as one archive, for another machine
 	@$(PY) -m pipeline bundle $(OPTIONS)
@@ -117,7 +164,11 @@ contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the
 	@$(PY) -m tests.contract
 
 clean:  ## remove what can be made again of the recipe; never trained models
-	@rm -rf $(foreach stage,export quantize build verify benchmark infer report,"artifacts/$(NAME)/$(stage)")
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
-	@echo "kept: artifacts/$(NAME)/train, other recipes, the environments"
+	@if [ ! -d "artifacts/$(NAME)" ]; then \
+	  echo "artifacts/$(NAME): nothing there to remove. Recipes with artifacts:" $(or $(notdir $(wildcard artifacts/*)),none); \
+	else \
+	  rm -rf $(foreach stage,export quantize build verify benchmark infer report,"artifacts/$(NAME)/$(stage)"); \
+	  echo "kept: artifacts/$(NAME)/train, other recipes, the environments"; \
+	fi

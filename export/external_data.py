@@ -43,7 +43,7 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
             external = _has_external(data, 0, len(data), "ModelProto", 0)
     except (OSError, ValueError, IndexError) as error:
         raise ExportError(
-            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Export or copy it again."
+            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Make it anew, or copy it again."
         ) from error
     if external:
         raise ExportError(

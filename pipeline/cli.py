@@ -25,7 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import Context
 from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
-from pipeline.usage import Parser, UsageError, override
+from pipeline.usage import Parser, UsageError, override, recipe_file
 
 log = logging.getLogger("pipeline")
 
@@ -48,7 +48,7 @@ def recipe_options() -> Parser:
     parser.add_argument(
         "-c",
         "--config",
-        type=Path,
+        type=recipe_file,
         default=Path("configs/digits.yaml"),
         metavar="RECIPE",
         help="its file, or its name in configs/; default: %(default)s",

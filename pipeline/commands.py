@@ -19,8 +19,10 @@ from pipeline.layout import CARD, KERAS, PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.output_files import check_output
 from pipeline.parity_report import FAIL, INCONCLUSIVE
-from pipeline.stage import Context, Outcome, Stage, execute, reasons_to_run
+from pipeline.refusals import refuse_in_advance
+from pipeline.stage import Context, Outcome, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
+from pipeline.staleness import refuse_stale_artifacts, warn_of_a_new_training, warn_of_damage, warn_of_stale_inputs
 from pipeline.stopping import raise_as
 from pipeline.verbs import build_parser
 from pipeline.words import count, listed
@@ -52,8 +54,6 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         from pipeline.bundle import unpack
 
         return unpack(args.archive, args.artifacts, force=args.force)
-    if args.command == "benchmark":
-        return _benchmark(args)
     context = cli.make_context(args)
     _warn_of_overrides_given_twice(args.overrides)
     if args.command == "infer" and args.images and (args.explain or args.force):
@@ -63,12 +63,18 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "config":
         print(dump_yaml(context.recipe), end="")
         return {"recipe": context.recipe.name, "config": to_dict(context.recipe)}
+    log.info("recipe %s (%s)", context.recipe.name, context.recipe_path)
+    if args.command == "benchmark":
+        if not args.explain:
+            warn_of_damage(context)
+        return _benchmark(args)
     if args.command == "bundle":
         from pipeline.bundle import bundle
 
         name = f"{context.recipe.name}.bundle.tar"
         output = args.output or Path(name)
         check_output(output, "-o", name)
+        refuse_stale_artifacts(context)
         return bundle(context, output)
     if args.command == "infer" and args.images:
         return _infer_images(args, context)
@@ -118,7 +124,9 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     stage = BY_NAME[args.command]
     if stage.name != "train" and (context.root / CARD).is_file():
         context.card()  # a recipe that says other than the model is refused, up to date or not
-    _warn_of_stale_inputs(stage, context)
+    if stage.name == "train":
+        warn_of_a_new_training(context)
+    warn_of_stale_inputs(stage, context)
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
         _say_verdict(context, outcome.manifest.result)
@@ -245,6 +253,8 @@ def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[st
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     stages = STAGES if args.command == "run" else (BY_NAME[args.command],)
+    if args.command not in ("run", "train") and (context.root / CARD).is_file():
+        context.card()
     explained: dict[str, list[str]] = {}
     upstream: str | None = None
     for stage in stages:
@@ -261,6 +271,11 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         else:
             reasons = ["--force"] if args.force else reasons_to_run(stage, context)
         explained[stage.name] = reasons
+        if reasons and upstream is None:
+            try:
+                refuse_in_advance(stage, context)
+            except PipelineError as error:
+                raise PipelineError(f"{stage.name} would be refused: {error}") from error
         print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}", flush=True)
         upstream = upstream or (stage.name if reasons else None)
     return {"recipe": context.recipe.name, "explain": explained}
@@ -273,13 +288,3 @@ def _warn_of_overrides_given_twice(overrides: Sequence[str]) -> None:
         if key in last and last[key] != value:
             log.warning("--set %s is given twice, %s and %s: the last one counts", key, last[key], value)
         last[key] = value
-
-
-def _warn_of_stale_inputs(stage: Stage, context: Context) -> None:
-    for earlier in STAGES[: STAGES.index(stage)]:
-        if read_manifest(context.folder(earlier.name)) is None:
-            continue  # the stage itself says what it misses
-        if reasons := reasons_to_run(earlier, context):
-            log.warning(
-                "the result of %s is not up to date (%s); `run` brings the whole chain up", earlier.name, reasons[0]
-            )

@@ -11,6 +11,7 @@ from pipeline.card import ModelCard
 from pipeline.words import count, listed
 
 BETTER_THAN_CHANCE = 1.5
+ITSELF = "Keras itself"  # the first words where the model's own answers are in doubt, whatever was exported
 
 
 def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str]:
@@ -27,15 +28,15 @@ def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str
     always = numbers[largest] / len(labels)
     if len(set(answers.tolist())) == 1 and always < 1:
         only = card.classes[int(answers[0])]
-        said.append(f"Keras itself answers {only!r} to all {count(len(labels), 'test image')}. {_advice(card)}")
+        said.append(f"{ITSELF} answers {only!r} to all {count(len(labels), 'test image')}. {_advice(card)}")
     elif accuracy <= always < 1:
         said.append(
-            f"Keras itself names {accuracy:.1%} of the test images right; {card.classes[largest]!r} for every one "
+            f"{ITSELF} names {accuracy:.1%} of the test images right; {card.classes[largest]!r} for every one "
             f"would be right for {always:.1%}. {_advice(card)}"
         )
     elif accuracy < BETTER_THAN_CHANCE / len(card.classes):
         said.append(
-            f"Keras itself names {accuracy:.1%} of the test images right, about what guessing among "
+            f"{ITSELF} names {accuracy:.1%} of the test images right, about what guessing among "
             f"{count(len(card.classes), 'class', 'classes')} gives. {_advice(card)}"
         )
     if absent := [name for name, number in zip(card.classes, numbers) if not number]:

@@ -25,6 +25,7 @@ from pipeline.parity_report import (
     FAIL,
     FROM_KERAS,
     INCONCLUSIVE,
+    NO_LOGITS,
     NOT_RUN,
     PASS,
     STEP,
@@ -236,7 +237,7 @@ def _hop(
     if reference.verdict == NOT_RUN:
         return replace(hop, verdict=NOT_RUN, why=f"its reference {reference_name} was not run: {reference.why}")
     if reference.logits is None or not np.isfinite(reference.logits).all():
-        return replace(hop, verdict=FAIL, why=f"its reference {reference_name} did not give usable logits")
+        return replace(hop, verdict=FAIL, why=f"its reference {reference_name} {NO_LOGITS}")
     if answer.logits.shape != reference.logits.shape:
         why = f"expected logits of shape {reference.logits.shape}, received {answer.logits.shape}"
         return replace(hop, verdict=FAIL, why=why)

@@ -26,6 +26,7 @@ NOT_VERIFIED: Final = "not verified"
 FROM_KERAS: Final = "from_keras"
 STEP: Final = "step"
 TOP_K: Final = "top_k"
+NO_LOGITS: Final = "did not give usable logits"  # of a reference, in why a comparison with it failed
 SCHEMA = 3
 REMEDY = "Run the recipe's verify stage again."
 

@@ -42,7 +42,7 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
     stands, engines, verify = standing(root, parity), engine_verdicts(root, parity), read_manifest(root / "verify")
     warnings = alerts([*parity.warnings, *stands.broken, *stands.remarks, *_other_thresholds(context, parity)])
     sections = [
-        next_step(context, stands, parity, engines, verify),
+        next_step(context, card, stands, parity, engines, verify),
         parity_section(parity),
         engines_section(root, engines),
         speed_section(benchmark, context, parity),

@@ -10,9 +10,11 @@ from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
 from pipeline.html import css_class, share, text
 from pipeline.layout import ONNX
 from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
+from pipeline.report_missed import reason
 from pipeline.words import count
 
 WORST_FIRST = (FAIL, NOT_VERIFIED, INCONCLUSIVE, NOT_RUN, PASS)
+LONGEST = 220  # characters of a card; the headline has the whole reason
 ENGINES = {
     PASS: "run and passed",
     INCONCLUSIVE: "run, inconclusive",
@@ -44,7 +46,7 @@ def cards(parity: ParityReport, benchmark: BenchmarkReport | None, verdicts: Map
 
 def _html(card: Card) -> str:
     kind = f"card {css_class(card.verdict)}".strip()
-    return f'<div class="{kind}"><b>{text(card.value)}</b><span>{text(card.words)}</span></div>'
+    return f'<div class="{kind}"><b>{text(card.value)}</b><span>{text(card.words, LONGEST)}</span></div>'
 
 
 def _accuracy(parity: ParityReport) -> Card | None:
@@ -75,9 +77,11 @@ def precision_card(precision: str, parity: ParityReport) -> Card | None:
     worst = _worst_hop(hop, parity)
     which = f" ({hop.candidate}, the worst of {count(len(ran), 'file')})" if len(ran) > 1 else ""
     if not hop.compared:
-        return Card("not compared", f"{precision.upper()} failed to run{which} - {hop.verdict}", hop.verdict)
+        words = f"{precision.upper()} failed to run{which} - {hop.verdict}: {hop.why}"
+        return Card("not compared", words, hop.verdict)
     against = f", against {worst.reference}" if worst.verdict != hop.verdict else ""
-    words = f"{precision.upper()} agrees with Keras{which} - {worst.verdict}{against}"
+    why = f": {said}" if (said := reason(worst, parity)) else ""
+    words = f"{precision.upper()} agrees with Keras{which} - {worst.verdict}{against}{why}"
     return Card(share(hop.top1_agreement), words, worst.verdict)
 
 

@@ -11,8 +11,9 @@ from pipeline.bars import Bar, bar_chart
 from pipeline.charts import share_text, shares
 from pipeline.csv_rows import read_rows
 from pipeline.html import Section, badge, command, details, notes, number, share, table, text
+from pipeline.manifest import read_manifest
 from pipeline.parity_report import PASS
-from pipeline.report_next import with_override
+from pipeline.report_recipe import make_with
 from pipeline.stage import Context
 from pipeline.stage_records import CalibrationReport, Distances, read_calibration, read_placement
 from pipeline.words import count
@@ -31,7 +32,7 @@ def quantization_sections(context: Context) -> list[Section]:
     folder = context.folder("quantize")
     report = read_calibration(folder / "calibration.json")
     placement = read_placement(folder / "placement.json")
-    measure = with_override(context, "quantize.sensitivity=always")
+    measure = make_with(context, ["quantize.sensitivity=always"], "run", read_manifest(context.folder("verify")))
     layers = _sensitivity(folder / "sensitivity.csv", report, measure)
     return [_calibration(report), layers, _placement(placement, report)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ def make(context: Context, target: str, verify: Manifest | None = None) -> str:
     # The shell takes the outer quotes off, make a dollar, and the shell that make starts the inner quotes.
     arguments = f"ARGS={shlex.quote(shlex.join(words).replace('$', '$$'))} " if words else ""
     return f"{gpu}{recipe}{arguments}make {target}"
+
+
+def make_with(context: Context, overrides: Sequence[str], target: str, verify: Manifest | None) -> str:
+    """`make` with other values of the recipe: an override that is there already is replaced, not repeated."""
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    kept = [one for one in context.overrides if one.partition("=")[0].strip() not in keys]
+    changed = Context(context.recipe, context.recipe_path, context.artifacts, [*kept, *overrides])
+    return make(changed, target, verify)
 
 
 def when(verify: Manifest | None) -> str:

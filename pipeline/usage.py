@@ -10,8 +10,10 @@ import difflib
 import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.command_line import pipeline_command
 from pipeline.errors import PipelineError
 
 # Short names in the trade, which by their letters are closer to another thing, or to none.
@@ -26,6 +28,7 @@ ALIASES = {
     **dict.fromkeys(("false", "no", "off"), ("never", "none")),
 }
 _OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "-o", "--output")
+_RECIPE_WORDS = ("--recipe", "--recipes", "-r", "recipe")  # how else people call -c, make's RECIPE= among them
 
 
 class UsageError(PipelineError):
@@ -57,6 +60,13 @@ def meant(value: object, known: Iterable[object], cutoff: float = 0.5) -> str:
     """The same as a sentence that follows another one; empty where none is close."""
     name = closest(value, known, cutoff)
     return f" Did you mean {name!r}?" if name else ""
+
+
+def recipe_file(text: str) -> Path:
+    """The value of ``-c``."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("Expected a recipe's file or name after -c. Received: an empty word.")
+    return Path(text)
 
 
 def override(text: str) -> str:
@@ -118,10 +128,14 @@ def _left_over(left: Sequence[str], words: Sequence[str], options: Collection[st
     before = words[words.index(word) - 1] if word in words[1:] else ""
     if before.endswith("=") or word.startswith("="):
         return f"Expected KEY=VALUE without spaces around the =. Received: {before} {word}. Write: {before}{word}"
-    if not word.startswith("-"):
-        recipe = f" If it is a recipe, write: -c {shlex.quote(word)}" if "-c" in options else " Leave it out."
-        return f"Expected options and their values. Received: {word}, which belongs to none of them.{recipe}"
     name, equals, value = word.partition("=")
+    if name.lower() in _RECIPE_WORDS and "-c" in options:
+        follows = left[1] if not equals and len(left) > 1 and not left[1].startswith("-") else ""
+        given = shlex.quote(value or follows or "RECIPE")
+        return f"Expected the recipe after -c. Received: {f'{word} {follows}'.strip()}. Write: -c {given}"
+    if not word.startswith("-"):
+        meaning = _bare_word(word, words, options)
+        return f"Expected options and their values. Received: {word}, which belongs to none of them. {meaning}"
     if "." in name:
         value = f"={value}" if equals else "=VALUE"
         return f"Expected an option. Received: {word}. A key of the recipe is given by --set {name.lstrip('-')}{value}"
@@ -129,6 +143,22 @@ def _left_over(left: Sequence[str], words: Sequence[str], options: Collection[st
         f"Expected an option that this verb has. Received: {name}.{meant(name, options, cutoff=0.7)} "
         "A key of the recipe is given by --set section.key=value."
     )
+
+
+def _bare_word(word: str, words: Sequence[str], options: Collection[str]) -> str:
+    """What a word without an option was most likely meant as."""
+    if "-c" not in options:
+        return "Leave it out."
+    name, equals, _ = word.partition("=")
+    if equals and re.fullmatch(r"[a-z]\w*(\.\w+)*", name):
+        return f"A key of the recipe is given by --set {shlex.quote(word)}"
+    path = Path(word)
+    is_recipe = path.suffix in (".yaml", ".yml") or Path(f"{word}.yaml").is_file()
+    if not is_recipe and ("/" in word or path.exists()):
+        at = next((n for n, one in enumerate(words[:-1]) if one in ("-c", "--config")), None)
+        recipe = [] if at is None else ["-c", words[at + 1]]
+        return f"To classify images, write: {pipeline_command('infer', *recipe, word)}"
+    return f"If it is a recipe, write: -c {shlex.quote(word)}"
 
 
 def _sentence(message: str, verbs: Sequence[str]) -> str:

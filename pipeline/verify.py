@@ -192,6 +192,7 @@ def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Ref
 def parity_table(parity: ParityReport) -> str:
     """The hops as a text table, for a terminal; what did not run is a line a reason below it."""
     rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
+    said: set[tuple[str, str]] = set()
     for hop in (hop for hop in parity.hops if hop.verdict != NOT_RUN):
         rows.append(
             (
@@ -202,7 +203,7 @@ def parity_table(parity: ParityReport) -> str:
                 _sqnr_text(hop),
                 "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
                 "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
-                _verdict_text(hop),
+                _verdict_text(hop, said),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
@@ -210,8 +211,8 @@ def parity_table(parity: ParityReport) -> str:
     lines += [
         f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
     ]
-    said = allowed(parity.hops)
-    return "\n".join([*lines, *([f"  {said}"] if said else []), f"  verdict: {parity.verdict}"])
+    permitted = allowed(parity.hops)
+    return "\n".join([*lines, *([f"  {permitted}"] if permitted else []), f"  verdict: {parity.verdict}"])
 
 
 def _sqnr_text(hop: Hop) -> str:
@@ -221,7 +222,12 @@ def _sqnr_text(hop: Hop) -> str:
     return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
 
 
-def _verdict_text(hop: Hop) -> str:
+def _verdict_text(hop: Hop, said: set[tuple[str, str]]) -> str:
+    """The verdict and why; what keeps a file from answering is said once, although each of its hops fails by it."""
+    if hop.verdict == FAIL and not hop.compared:
+        if (what := (hop.candidate, str(hop.why))) in said:
+            return f"{hop.verdict} (as above)"
+        said.add(what)
     if hop.verdict == INCONCLUSIVE:
         return str(hop.why)  # which begins with the word
     more = {PASS: hop.certainty, FAIL: hop.why}.get(hop.verdict)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
-from tests.readme import make_checkout
+import pytest
+
+from tests.readme import ROOT, make_checkout
 
 
 def test_clean_takes_what_can_be_made_again_of_one_recipe(tmp_path: Path) -> None:
@@ -18,3 +23,145 @@ def test_clean_takes_what_can_be_made_again_of_one_recipe(tmp_path: Path) -> Non
     assert "kept: artifacts/mine/train, other recipes" in done.stdout
     assert [path.name for path in (checkout / "artifacts/mine").iterdir()] == ["train"]
     assert len(list((checkout / "artifacts/digits").iterdir())) == 8
+
+
+def made(checkout: Path, *words: str, path: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A call of make, with variables in its environment."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = kept | {"PATH": path or os.environ["PATH"]} | variables
+    return subprocess.run(["make", *words], cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose Python writes down what it is started with; the verdict is fail."""
+    folder = make_checkout(tmp_path_factory.mktemp("make") / "checkout")
+    python = folder / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$3" >> calls\ncase "$3" in verify|run) exit 1;; esac\n')
+    return folder
+
+
+@pytest.fixture
+def calls(checkout: Path) -> Path:
+    (checkout / "calls").unlink(missing_ok=True)
+    return checkout / "calls"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "mine"], "Received: mine. If it is a recipe, write: RECIPE=mine make run"),
+        (["mine"], "Received: mine. If it is a recipe, write: RECIPE=mine make run"),
+        (["export", "recipe=mine"], "Received: recipe. Write for instance: RECIPE=mine make run"),
+        (
+            ["export", "RECEPE=mine"],
+            "Expected the variables RECIPE ARGS GPU PYTHON VENV, in capitals. Received: RECEPE",
+        ),
+        (["run", "args=--force", "gpu=1"], "Received: args gpu."),
+    ],
+)
+def test_words_that_would_be_passed_over_are_refused_before_anything_runs(
+    words: list[str], said: str, checkout: Path, calls: Path
+) -> None:
+    done = made(checkout, *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not calls.exists()
+
+
+def test_a_lower_case_variable_of_the_environment_is_refused_too(checkout: Path, calls: Path) -> None:
+    done = made(checkout, "export", recipe="mine")
+    assert (done.returncode, calls.exists()) == (2, False)
+    assert "Received: recipe." in done.stderr
+
+
+def test_an_empty_recipe_is_the_default(checkout: Path) -> None:
+    assert '-m pipeline train -c "digits"' in made(checkout, "-n", "train", RECIPE="").stdout
+
+
+@pytest.mark.parametrize("recipe", ["../..", "..", ".", "artifacts/", "x y", "a'b", "$$(touch bad)", "-rf", ".venv"])
+def test_clean_never_leaves_the_artifacts(recipe: str, checkout: Path) -> None:
+    for words in (["clean"], ["-n", "clean"]):
+        done = made(checkout, *words, f"RECIPE={recipe}")
+        assert done.returncode == 2
+        assert "Expected RECIPE with a name of letters" in done.stderr
+        assert "rm " not in done.stdout
+    assert (checkout / "export").is_dir()
+    assert not (checkout / "bad").exists()
+
+
+def test_clean_says_where_there_is_nothing(checkout: Path) -> None:
+    (checkout / "artifacts/mine/export").mkdir(parents=True, exist_ok=True)
+    done = made(checkout, "clean", "RECIPE=typo")
+    assert done.returncode == 0
+    assert done.stdout == "artifacts/typo: nothing there to remove. Recipes with artifacts: mine\n"
+
+
+@pytest.mark.parametrize("goal", ["infer", "accuracy", "report"])
+def test_what_follows_a_failed_verdict_is_made_and_the_status_tells(goal: str, checkout: Path, calls: Path) -> None:
+    done = made(checkout, goal)
+    assert done.returncode == 2, "make's own, of a command that ended with 1"
+    last = {"infer": "infer", "accuracy": "-c", "report": "run"}[
+        goal
+    ]  # accuracy is a module of its own, without a verb
+    assert calls.read_text().split()[-1] == last
+
+
+def test_a_verify_that_is_refused_ends_there(checkout: Path, calls: Path) -> None:
+    python = checkout / ".venv/bin/python"
+    before = python.read_text()
+    python.write_text(before.replace("verify|run) exit 1", "verify) exit 2"))
+    try:
+        assert made(checkout, "infer").returncode == 2
+    finally:
+        python.write_text(before)
+    assert calls.read_text().split()[-1] == "verify"
+
+
+def tools_without_nvidia(folder: Path) -> str:
+    """A PATH of the few programs that the check starts, with an ldconfig that knows no driver."""
+    folder.mkdir()
+    for name in ("sh", "make", "ls", "grep", "uname"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    script(folder / "ldconfig", "exit 0")
+    return str(folder)
+
+
+def script(path: Path, line: str) -> None:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("sign", [None, "device", "tool", "library"])
+def test_an_environment_for_a_gpu_is_installed_where_one_shows(sign: str | None, tmp_path: Path) -> None:
+    """The check alone: its target asks before there is a folder."""
+    for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
+        shutil.copy2(path, tmp_path)
+    path = tools_without_nvidia(tmp_path / "bin")
+    signs = str(tmp_path / "dev") + "/nvidia*"
+    if sign == "device":
+        (tmp_path / "dev").mkdir()
+        (tmp_path / "dev/nvidiactl").touch()
+    elif sign == "tool":
+        script(tmp_path / "bin/nvidia-smi", "exit 0")
+    elif sign == "library":
+        script(tmp_path / "bin/ldconfig", "echo '	libcuda.so.1 (libc6,x86-64) => /usr/lib/libcuda.so.1'")
+    makefile = (tmp_path / "Makefile").read_text()
+    replaced = re.sub(r"^GPU_SIGNS := .*$", f"GPU_SIGNS := {signs} {tmp_path}/none", makefile, flags=re.MULTILINE)
+    (tmp_path / "Makefile").write_text(replaced)
+    done = made(tmp_path, "gpu-or-said", GPU="1", path=path)
+    assert done.returncode == (2 if sign is None else 0), done.stdout + done.stderr
+    assert ("make install-gpu" in done.stdout) == (sign is None)
+    assert made(tmp_path, "gpu-or-said", GPU="0", path=path).returncode == 0
+
+
+def test_pip_that_fails_ends_in_a_sentence(tmp_path: Path) -> None:
+    for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
+        shutil.copy2(path, tmp_path)
+    (tmp_path / ".venv-gpu/bin").mkdir(parents=True)
+    script(tmp_path / ".venv-gpu/bin/python", "echo 'no such wheel' >&2; exit 1")
+    done = made(tmp_path, "install-gpu")
+    assert done.returncode == 2
+    assert "Expected pip to install the packages of requirements-gpu.txt. Received: its failure" in done.stdout
+    assert not (tmp_path / ".venv-gpu/.installed").exists()

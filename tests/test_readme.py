@@ -73,7 +73,8 @@ def made_by(call: Call, checkout: Path) -> list[list[str]]:
         check=False,
     )
     assert printed.returncode == 0, printed.stderr
-    found = [shlex.split(one) for one in printed.stdout.splitlines() if re.match(r"\S+python -m (pipeline|bench)", one)]
+    lines = re.findall(r"(?:^|; )(\S+python -m (?:pipeline|bench)[^;|\n]*)", printed.stdout, re.MULTILINE)
+    found = [shlex.split(one) for one in lines]
     asks = call.recipe is not None and call.arguments[0] not in NO_RECIPE
     assert found or not asks, f"make {call.arguments} starts nothing for recipe {call.recipe}"
     return [words[1:] for words in found]

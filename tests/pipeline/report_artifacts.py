@@ -29,10 +29,9 @@ from pipeline.benchmark_report import (
 from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
-from pipeline.files import write_json
+from pipeline.files import sha256_bytes, write_json
 from pipeline.manifest import Key, write_manifest
-from pipeline.parity_report import Hop, ParityReport, overall_verdict, write_parity
-from pipeline.recipe import Thresholds
+from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
 from pipeline.report import write_report
 from pipeline.stage import Context
 from pipeline.stage_records import (
@@ -136,7 +135,9 @@ class Artifacts:
     plans: list[str] = field(default_factory=list)
     predictions: list[tuple[Any, ...]] | None = None  # path, status, class, probability, error
     sensitivity: list[tuple[Any, ...]] | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)  # what calibration.json says otherwise
     description: str = ""
+    overrides: list[str] = field(default_factory=list)  # of --set
 
     @property
     def root(self) -> Path:
@@ -150,10 +151,10 @@ class Artifacts:
         tree["verify"] = {"thresholds": {precision: none | limits for precision, limits in ASKED.items()}}
         tree["data"]["resize"] = self.card.decode.resize
         recipe.write_text(yaml.safe_dump(tree))
-        loaded = load_recipe(recipe)  # whose sizes begin at 32
+        loaded = load_recipe(recipe, self.overrides)  # whose sizes begin at 32
         path = None if self.card.source is None else "model.keras"
         model = replace(loaded.model, input_size=SIZE, backbone=self.card.backbone or "resnet20", path=path)  # type: ignore[arg-type]
-        return Context(replace(loaded, model=model), recipe, self.folder / "artifacts")
+        return Context(replace(loaded, model=model), recipe, self.folder / "artifacts", self.overrides)
 
     def image(self, number: int) -> np.ndarray:
         """The pixels of a test image; its class is ``number % 3``."""
@@ -172,18 +173,22 @@ class Artifacts:
         write_json(root / "export/summary.json", {})
         self._quantize()
         for name in self.plans:
-            write_plan(root / name, b"plan of " + name.encode(), self.sidecar(name))
+            write_plan(root / name, plan_of(name), self.sidecar(name))
         self.manifest("train", {})
         for stage in ("export", "quantize", "build"):
             self.manifest(stage, {"why_not": "rtx: no wheel"} if stage == "build" else {})
-        self._verify()
-        self._infer()
+        self.judge()
         if self.rows is not None:
             self._benchmark(self.rows)
         return self
 
+    def judge(self) -> None:
+        """Verify the files as they are on disk now, and what follows from that."""
+        self._verify()
+        self._infer()
+
     def manifest(self, stage: str, result: dict[str, Any], inputs: dict[str, str] | None = None) -> None:
-        key = Key(inputs or {}, {}, "code")
+        key = Key(inputs or {}, BY_NAME[stage].recipe_part(self.context) if stage in BY_NAME else {}, "code")
         write_manifest(self.root / stage, stage=stage, recipe="hand", key=key, seconds=1.25, result=result)
 
     def digests(self, *names: str) -> dict[str, str]:
@@ -198,7 +203,7 @@ class Artifacts:
             targets=("SM86", "SM89"),
             precision=precision,
             onnx_sha256="0" * 64,
-            plan_sha256="1" * 64,
+            plan_sha256=sha256_bytes(plan_of(name)),
             plan_bytes=1_200_000,
             profile=BatchProfile(1, 4, 8),
             tensors=(),
@@ -209,8 +214,9 @@ class Artifacts:
             warnings=("a convolution is FP32",) if precision == "fp16" else (),
         )
 
-    def _quantize(self) -> None:
-        root = self.root / "quantize"
+    @property
+    def calibration_report(self) -> CalibrationReport:
+        """``quantize/calibration.json``."""
         rounding = Fp16Rounding("mean", nearest=distances(58.0), mean=distances(66.0, 0.995))
         report = CalibrationReport(
             fp16=Fp16Report(rounding, {"conv_9": "overflows"}),
@@ -227,7 +233,11 @@ class Artifacts:
             budget_met=True,
             bias_correction=BiasCorrection(False, distances(30.5), distances(29.5)),
         )
-        write_json(root / "calibration.json", to_json(report))
+        return replace(report, **self.calibration)
+
+    def _quantize(self) -> None:
+        root = self.root / "quantize"
+        write_json(root / "calibration.json", to_json(self.calibration_report))
         nodes = (Placement("a/Conv", "conv_1", "Conv", "int8", "input of a Conv"),)
         nodes += (Placement("b/MatMul", "dense", "MatMul", "fp16", "the classifier stays in float"),)
         write_json(root / "placement.json", [to_json(node) for node in nodes])
@@ -243,7 +253,7 @@ class Artifacts:
         subjects = self.digests("train/model.keras", "train/model.json", "verify/reference.npz", *ONNX[:3])
         for name in self.plans:
             subjects |= self.digests(name, sidecar_path(name).as_posix())
-        asked = {precision: Thresholds(**limits) for precision, limits in ASKED.items()}
+        asked = by_precision(self.context.recipe.verify.thresholds)
         hops = tuple(self.hops)
         write_parity(
             root / "verify/parity.json", ParityReport(overall_verdict(hops), subjects, asked, hops, self.warnings)
@@ -278,6 +288,10 @@ class Artifacts:
         folder.mkdir(exist_ok=True)
         write_report(self.context, folder)
         return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def plan_of(name: str) -> bytes:
+    return b"plan of " + name.encode()
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from export.sidecar import sidecar_path
+from pipeline.parity_report import ParityReport
+from pipeline.recipe import Thresholds
+from pipeline.report_missed import reason
 from tests.pipeline.report_artifacts import (
     LAYERS,
     ONNX,
@@ -161,11 +164,49 @@ def test_no_epoch_and_no_budget(artifacts: Artifacts) -> None:
 
 # --- cards ---
 
+NEEDED = "SQNR 42.5 dB, at least 60.0 dB needed"
+
+
+def test_a_card_of_full_agreement_that_fails_says_why(artifacts: Artifacts) -> None:
+    artifacts.hops[2] = hop(ONNX[2], "int8", "fail", top1_agreement=1.0, sqnr_db=19.96)
+    words = "INT8 agrees with Keras - fail: SQNR 19.9 dB, 20 asked"
+    assert artifacts.write().page().card("INT8") == ("100.00%", words, {"fail"})
+    artifacts.hops[2] = hop(ONNX[2], "int8", "fail", finite=False, top1_agreement=0.5, sqnr_db=None)
+    words = "INT8 agrees with Keras - fail: NaN or infinite logits"
+    assert artifacts.write().page().card("INT8") == ("50.00%", words, {"fail"})
+
+
+@pytest.mark.parametrize(
+    ("limits", "numbers", "words"),
+    [
+        (
+            {"top1_agreement": 0.999},
+            {"top1_agreement": 0.99896},
+            "99.89 % agreement, 99.9 % asked",
+        ),
+        (
+            {"accuracy_drop": 0.01},
+            {"accuracy_drop": 0.01301},
+            "accuracy drop 1.30 %, at most 1 % allowed",
+        ),
+        (
+            {"relative_error": 1e-5},
+            {"relative_error": 3.12e-4, "relative_limit": 1e-5},
+            "relative error 3.2e-04, at most 1.0e-05 allowed",
+        ),
+    ],
+)
+def test_rounding_never_makes_what_was_reached_meet_what_was_asked(limits: dict, numbers: dict, words: str) -> None:
+    one = hop(ONNX[2], "int8", "fail", **numbers)
+    parity = ParityReport("fail", {}, {"int8": Thresholds(**limits)}, (one,))
+    assert reason(one, parity) == words
+
 
 def test_a_precision_that_never_agrees_has_its_card(artifacts: Artifacts) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", "fail", top1_agreement=0.0, cosine=0.0, sqnr_db=-3.0)
     page = artifacts.write().page()
-    assert page.card("INT8") == ("0.00%", "INT8 agrees with Keras - fail", {"fail"})
+    words = "INT8 agrees with Keras - fail: SQNR -3.0 dB, 20 asked"
+    assert page.card("INT8") == ("0.00%", words, {"fail"})
     assert page.badge.kinds == {"badge", "fail"}
 
 
@@ -173,7 +214,8 @@ def test_a_precision_that_never_agrees_has_its_card(artifacts: Artifacts) -> Non
 def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdict: str) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", verdict, top1_agreement=0.612)
     page = artifacts.write().page()
-    assert page.card("INT8") == ("61.20%", f"INT8 agrees with Keras - {verdict}", {verdict})
+    why = "" if verdict == "pass" else ": SQNR 42.5 dB, at least 60.0 dB needed"
+    assert page.card("INT8") == ("61.20%", f"INT8 agrees with Keras - {verdict}{why}", {verdict})
     assert (page.badge.text.partition(":")[0], verdict in page.badge.kinds) == (verdict, True)
     assert page.rows("Parity")[2]["verdict"] == verdict
     assert page.section("Parity").all("td")[16].all("span", "badge")[0].kinds == {"badge", verdict}
@@ -187,7 +229,10 @@ def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdi
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
-        (not_compared(ONNX[2], "int8", "fail", "it died"), ("not compared", "INT8 failed to run - fail", {"fail"})),
+        (
+            not_compared(ONNX[2], "int8", "fail", "it died"),
+            ("not compared", "INT8 failed to run - fail: it died", {"fail"}),
+        ),
         (hop(ONNX[2], "int8", "not run"), ("not run", "INT8: none of its 1 file", {"notrun"})),
     ],
 )
@@ -216,7 +261,7 @@ def test_a_card_shows_the_worst_of_its_files(artifacts: Artifacts) -> None:
     ]
     page = artifacts.write().page()
     of = "build/rtx/int8.plan, the worst of 3 files"
-    assert page.card("INT8") == ("98.00%", f"INT8 agrees with Keras ({of}) - fail", {"fail"})
+    assert page.card("INT8") == ("98.00%", f"INT8 agrees with Keras ({of}) - fail: {NEEDED}", {"fail"})
     of = "build/rtx/fp16.plan, the worst of 2 files"
     assert page.card("FP16") == ("99.00%", f"FP16 agrees with Keras ({of}) - pass", {"pass"})
 
@@ -224,13 +269,13 @@ def test_a_card_shows_the_worst_of_its_files(artifacts: Artifacts) -> None:
 def test_a_file_that_died_is_worse_than_one_that_disagrees(artifacts: Artifacts) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", "fail", top1_agreement=0.0)
     artifacts.hops.append(not_compared(PLAN, "int8", "fail", "it died"))
-    words = f"INT8 failed to run ({PLAN}, the worst of 2 files) - fail"
+    words = f"INT8 failed to run ({PLAN}, the worst of 2 files) - fail: it died"
     assert artifacts.write().page().card("INT8") == ("not compared", words, {"fail"})
 
 
 def test_a_card_fails_with_any_comparison_of_its_file(artifacts: Artifacts) -> None:
     artifacts.hops.append(hop(ONNX[2], "int8", "fail", kind="step", reference=ONNX[1], top1_agreement=0.5))
-    words = f"INT8 agrees with Keras - fail, against {ONNX[1]}"
+    words = f"INT8 agrees with Keras - fail, against {ONNX[1]}: {NEEDED}"
     assert artifacts.write().page().card("INT8") == ("97.50%", words, {"fail"})
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import ARTIFACTS
-from pipeline.config import load_recipe
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
-from pipeline.report_next import _after_a_failure, with_override
 from pipeline.report_recipe import make, when
 from pipeline.stage import Context
-from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
+from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop
 
 OTHER_PLAN = "build/rtx/fp16.plan"
 SURE = "at least 97.3 % agreement with Keras, with 95 % confidence"
@@ -153,7 +151,6 @@ def context(artifacts: Artifacts, path: str, *overrides: str, folder: Path = ART
 def test_the_command_is_the_one_that_the_readme_uses(artifacts: Artifacts) -> None:
     assert make(context(artifacts, "configs/digits.yaml"), "run") == "make run"
     assert make(context(artifacts, "configs/mine.yaml"), "bundle") == "RECIPE=mine make bundle"
-    assert make(context(artifacts, "configs/mine.yaml", folder=Path("out")), "run").endswith("--artifacts out")
     elsewhere = make(context(artifacts, "my recipes/mine.yaml", "a.b=c d", folder=Path("out")), "run")
     assert shlex.split(elsewhere) == [
         *("python", "-m", "pipeline", "run", "-c", "my recipes/mine.yaml", "--set", "a.b=c d", "--artifacts", "out")
@@ -182,139 +179,3 @@ def test_the_page_says_the_recipe_and_what_differs(artifacts: Artifacts) -> None
     assert f"{len(changed)} keys differ from the defaults" in page.section("Recipe").text
     (command,) = [node.text for node in page.section("Recipe").all("code") if "pipeline run" in node.text]
     assert shlex.split(command)[:5] == ["python", "-m", "pipeline", "run", "-c"]
-
-
-# --- the next step ---
-
-
-def step(artifacts: Artifacts) -> tuple[str, list[str]]:
-    """Its words and the words of its first command, without the folder of this test."""
-    node = artifacts.write().page().section("Next step")
-    command = shlex.split(node.all("code")[0].text)
-    folder = ["--artifacts", str(artifacts.folder / "artifacts")]
-    at = next((at for at in range(len(command)) if command[at : at + 2] == folder), len(command))
-    return node.text, command[:at] + command[at + 2 :]
-
-
-def verified_on_a_gpu(artifacts: Artifacts) -> None:
-    plain = artifacts.manifest
-
-    def manifest(stage: str, result: dict, inputs: dict[str, str] | None = None) -> None:
-        plain(stage, result, inputs)
-        if stage == "verify":
-            key = Key(inputs or {}, {}, "code", {"gpu": "Big GPU"})
-            folder = artifacts.root / stage
-            write_manifest(folder, stage=stage, recipe="hand", key=key, seconds=1, result=result)
-
-    artifacts.manifest = manifest  # type: ignore[method-assign]
-
-
-def test_what_no_engine_ran_goes_to_a_gpu(artifacts: Artifacts) -> None:
-    words, command = step(artifacts)
-    assert "Take it to a GPU" in words
-    assert command[3] == "bundle"
-    assert "unpack hand.bundle.tar" in words
-
-
-def test_on_a_gpu_engines_that_do_not_run_are_built_there(artifacts: Artifacts) -> None:
-    artifacts.plans = [PLAN]
-    artifacts.hops.append(hop(PLAN, "int8", "not run", why="for another GPU"))
-    verified_on_a_gpu(artifacts)
-    words, command = step(artifacts)
-    assert "Build engines that this GPU runs" in words
-    assert (command[3], command[-1]) == ("build", "--force")
-
-
-def test_where_all_ran_and_passed_pictures_are_classified(artifacts: Artifacts) -> None:
-    artifacts.plans = [PLAN]
-    artifacts.hops.append(hop(PLAN, "int8"))
-    verified_on_a_gpu(artifacts)
-    words, command = step(artifacts)
-    assert "Classify your own pictures" in words
-    assert command[3] == "infer"
-
-
-def test_an_engine_that_was_never_verified_is_verified(artifacts: Artifacts) -> None:
-    artifacts.write()
-    (artifacts.root / PLAN).parent.mkdir()
-    (artifacts.root / PLAN).write_bytes(b"new")
-    assert "Verify the engines that came since" in artifacts.page().section("Next step").text
-
-
-@pytest.mark.parametrize(
-    ("name", "precision", "override"),
-    [
-        (ONNX[0], "fp32", "verify.thresholds.fp32.relative_error=auto"),
-        (ONNX[1], "fp16", "quantize.max_kept_fp32=1"),
-        (ONNX[2], "int8", "quantize.max_kept=0.3"),
-    ],
-)
-def test_a_failure_asks_for_what_mends_it(artifacts: Artifacts, name: str, precision: str, override: str) -> None:
-    artifacts.hops = [hop(name, precision, "fail")]
-    words, command = step(artifacts)
-    assert command[-2:] == ["--set", override]
-    assert f"{Path(name).name}: SQNR 42.5 dB, at least 60.0 dB needed." in words
-
-
-def test_an_engine_that_failed_is_looked_at(artifacts: Artifacts) -> None:
-    plan = "build/rtx/int8-a; ls.plan"  # a name from outside is one word of the command
-    artifacts.plans = [plan]
-    artifacts.hops = [not_compared(plan, "int8", "fail", "it died")]
-    words, command = step(artifacts)
-    assert command == ["python", "-m", "pipeline", "engine", "check", str(artifacts.root / plan)]
-    assert "rtx/int8-a; ls.plan: it died." in words
-
-
-def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
-    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=2377)
-    words, command = step(artifacts)
-    assert "Bring about 2,377 test images, here were 200" in words
-    assert "takes at most 1,000" in words
-    assert command[-2:] == ["--set", "verify.max_images=2377"]
-    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=900)
-    assert "--set" not in step(artifacts)[1]
-    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive")
-    assert "Bring more test images" in step(artifacts)[0]
-
-
-def test_the_advised_override_comes_last_because_the_last_one_counts(artifacts: Artifacts) -> None:
-    here = context(artifacts, "configs/mine.yaml", "verify.max_images=60")
-    line = with_override(here, "verify.max_images=2377")
-    assert line.index("verify.max_images=60") < line.index("verify.max_images=2377")
-
-
-def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:
-    artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=2377)
-    artifacts.write()
-    for result, words in (
-        ({"images_left": 3000, "images_in_all": 12_000}, "Let about 2,377 test images count, here were 200 of them"),
-        ({"images_left": 10, "images_in_all": 12_000}, "here were 200 (about 12,000 images in all give as many)"),
-    ):
-        artifacts.manifest("verify", result)
-        assert words in artifacts.page().section("Next step").text
-
-
-def test_altered_files_are_judged_again(artifacts: Artifacts) -> None:
-    artifacts.write()
-    (artifacts.root / ONNX[0]).write_bytes(b"another")
-    assert "Judge the files as they are now" in artifacts.page().section("Next step").text
-
-
-@pytest.mark.parametrize(
-    ("precision", "override", "title", "ending"),
-    [
-        ("int8", "quantize.max_kept=1", "ask for less (verify.thresholds.int8)", "quantize.max_kept=1"),
-        ("fp16", "quantize.max_kept_fp32=1", "ask for less (verify.thresholds.fp16)", "quantize.max_kept_fp32=1"),
-        ("fp32", "verify.thresholds.fp32.relative_error=auto", "Export it again", "--force"),
-    ],
-)
-def test_what_is_so_already_is_not_advised(
-    tmp_path: Path, precision: str, override: str, title: str, ending: str
-) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text("data: {source: digits}\n")
-    here = Context(load_recipe(path, [override]), path, ARTIFACTS, [override])
-    found, line, _ = _after_a_failure(here, hop(ONNX[0], precision, "fail"), None)
-    assert title in found
-    assert shlex.split(line)[-1] == ending
-    assert shlex.split(line).count(override) == 1, "nothing is set to what it is already"

@@ -51,6 +51,17 @@ def refused(*words: str) -> str:
         ("train --train.head.epochs 5", "A key of the recipe is given by --set train.head.epochs=VALUE"),
         ("train --epochs 5", "Received: --epochs. A key of the recipe is given by --set section.key=value."),
         ("train photos", "Received: photos, which belongs to none of them. If it is a recipe, write: -c photos"),
+        ("run mine", "If it is a recipe, write: -c mine"),
+        ("export configs/mine.yaml", "If it is a recipe, write: -c configs/mine.yaml"),
+        ("run train.head.epochs=3", "A key of the recipe is given by --set train.head.epochs=3"),
+        ("run --set train.seed=2 data.path='/a b'", "given by --set 'data.path=/a b'"),
+        ("run --recipe mine", "Expected the recipe after -c. Received: --recipe mine. Write: -c mine"),
+        ("run --recipe=mine", "Received: --recipe=mine. Write: -c mine"),
+        ("run RECIPE=mine", "Received: RECIPE=mine. Write: -c mine"),
+        ("run --recipe", "Received: --recipe. Write: -c RECIPE"),
+        ("train -c colleague /photos", "To classify images, write: ... -m pipeline infer -c colleague /photos"),
+        ("train tests", "To classify images, write: ... -m pipeline infer tests"),
+        ("export -c ''", "Expected a recipe's file or name after -c. Received: an empty word."),
         ("doctor photos", "Received: photos, which belongs to none of them. Leave it out."),
         ("-c digits", "Expected a verb (run, ... Received: -c first. Write: python -m pipeline run -c digits"),
         ("-q infer report", "Write: python -m pipeline infer -q report"),
@@ -156,7 +167,7 @@ def test_a_stage_stops_where_nobody_reads_what_it_says(finished_chain: Chain) ->
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes there break otherwise")
 def test_the_benchmark_is_a_process_whose_reader_may_leave_too(finished_chain: Chain) -> None:
-    assert closed(*finished_chain.arguments("benchmark", "--explain"), which="stdout") == (141, "")
+    assert closed(*finished_chain.arguments("benchmark", "--explain", "-q"), which="stdout") == (141, "")
     assert closed(*finished_chain.arguments("benchmark"), which="stderr")[0] == 141
 
 
