@@ -25,9 +25,12 @@ def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
         PipelineError: with the key, what the model has and what the recipe says.
     """
     for key, (has, says) in _differences(recipe, card).items():
+        anew = f"Leave it as it was, or train anew: `{retrain}`."
+        if recipe.model.path is not None and key == "model.input_size":
+            anew = f"Leave it out; of a file that takes any size, take it over anew: `{retrain}`."
         raise PipelineError(
             f"{key}: expected {has}, which the model was trained and is verified with ({CARD}). Received: {says}. "
-            f"Leave it as it was, or train anew: `{retrain}`."
+            f"{anew}"
         )
 
 

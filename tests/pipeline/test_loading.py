@@ -18,7 +18,7 @@ from keras import layers
 from export.keras_to_onnx import export_keras
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import adopt
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError, ModelError, RecipeError
 from pipeline.inspecting import describe
 from pipeline.loading import load_classifier, load_model
 from pipeline.model_file import read_model_file
@@ -355,6 +355,25 @@ def test_class_names_come_from_a_file(tmp_path, name, content) -> None:
 
     (tmp_path / name).write_text(content)
     assert class_names(str(tmp_path / name)) == ("owl", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "which does not exist."),
+        ("owl\nMüller\n".encode("utf-16"), "which is no UTF-8 text. Save it as UTF-8."),
+    ],
+)
+def test_class_names_that_cannot_be_read_are_said_in_words(tmp_path, content, said) -> None:
+    from pipeline.class_names import class_names
+
+    if content is not None:
+        (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"^model\.classes: expected ") as info:
+        class_names(str(tmp_path / "names.txt"))
+    assert said in str(info.value)
+    assert str(tmp_path / "names.txt") in str(info.value)
+    assert "Errno" not in str(info.value)
 
 
 def test_what_keras_3_reads_wrongly_is_taken_from_keras_2(brought, monkeypatch, caplog) -> None:
