@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -51,7 +50,6 @@ def test_one_level_of_folders_too_many(tmp_path: Path) -> None:
 def test_classes_inside_groups_are_doubted_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     for year in ("2023", "2024"):
         for name in ("cat", "dog"):
             pictures(tmp_path / year / name)

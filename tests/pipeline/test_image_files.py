@@ -54,7 +54,6 @@ def test_rows_of_what_is_no_image_file(tmp_path: Path) -> None:
 
 @needs_pipes
 def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.infer.log.parent.propagate", True)
     os.mkfifo(tmp_path / "pipe.png")
     image = sound(tmp_path / "sound.png")
     assert find_images([tmp_path]) == [image]
@@ -62,7 +61,6 @@ def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.Log
 
 
 def test_what_no_image_ending_has_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.infer.log.parent.propagate", True)
     for name in ("IMG_1.HEIC", "notes.txt", ".DS_Store", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"Received: none in .*, but 1 \.heic, 1 \.txt\. Convert what are images\."):

@@ -87,7 +87,6 @@ def test_what_does_not_prove_it_is_asked_for(tmp_path) -> None:
 def test_pixels_that_are_normalised_twice_are_doubted(
     tmp_path, caplog, monkeypatch, first, preprocessing, doubted
 ) -> None:
-    monkeypatch.setattr("pipeline.taking_over.log.parent.propagate", True)
     classifier(dense(3), first=first).save(tmp_path / "m.keras")
     config = Model(path=str(tmp_path / "m.keras"), preprocessing=preprocessing)
     card = take_over(config, ("a", "b", "c"), "stretch").card

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import command as benchmark
-from pipeline import cli, commands
+from pipeline import cli, commands, staleness
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.stage import Context
@@ -26,25 +25,20 @@ def context(tmp_path: Path) -> Context:
     return Context(load_recipe(path), path, tmp_path / "artifacts")
 
 
-@pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
-    return caplog
-
-
 def parser() -> Parser:
     return Parser(prog="python -m trial", parents=[cli.output_options()])
 
 
 def test_a_stale_input_is_named_with_its_own_reason(
-    context: Context, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    context: Context, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "read_manifest", lambda folder: None if folder.name == "quantize" else object())
+    monkeypatch.setattr(staleness, "read_manifest", lambda folder: None if folder.name == "quantize" else object())
+    monkeypatch.setattr(staleness, "warn_of_damage", lambda *_: False)
     monkeypatch.setattr(
-        commands, "reasons_to_run", lambda stage, _: [] if stage.name == "train" else [stage.name + "!"]
+        staleness, "reasons_to_run", lambda stage, _: [] if stage.name == "train" else [stage.name + "!"]
     )
-    commands._warn_of_stale_inputs(BY_NAME["build"], context)
-    assert [message.partition(";")[0] for message in heard.messages] == [
+    staleness.warn_of_stale_inputs(BY_NAME["build"], context)
+    assert [message.partition(";")[0] for message in caplog.messages] == [
         "the result of export is not up to date (export!)"
     ]
 
@@ -53,11 +47,11 @@ def test_a_stale_input_is_named_with_its_own_reason(
     ("ran", "stage", "said"), [(False, "build", True), (True, "build", False), (False, "x", False)]
 )
 def test_why_nothing_is_built_is_said_again_where_the_stage_did_not_run(
-    heard: pytest.LogCaptureFixture, ran: bool, stage: str, said: bool
+    caplog: pytest.LogCaptureFixture, ran: bool, stage: str, said: bool
 ) -> None:
     outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(result={"why_not": "no wheel"}))
     commands._say_what_was_not_built(outcome)
-    assert heard.messages == (["no engine is built here. no wheel"] if said else [])
+    assert caplog.messages == (["no engine is built here. no wheel"] if said else [])
 
 
 def test_a_warning_is_given_once_and_an_error_each_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections.abc import Collection
@@ -204,7 +203,6 @@ def test_only_a_key_that_helps_is_to_be_raised(config: Data, ready: tuple, train
 def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     (tmp_path / "r.yaml").write_text("data: {source: digits}\nverify: {max_images: 60}")
     context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
     tests = len(context.images.splits["test"])

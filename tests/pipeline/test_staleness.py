@@ -80,8 +80,16 @@ def test_what_a_machine_with_a_gpu_decides_refuses_no_archive(chain: Chain) -> N
     refuse_stale_artifacts(context_of(chain))
 
 
-def test_without_the_images_an_archive_may_be_packed_again(finished_chain: Chain) -> None:
-    refuse_stale_artifacts(context_of(finished_chain, f"data.path={finished_chain.images}/gone"))
+def without_images(chain: Chain) -> Chain:
+    """Its recipe names a folder that is not there, as on a machine that unpacked an archive."""
+    tree = yaml.safe_load(chain.recipe.read_text())
+    tree["data"]["path"] = f"{chain.images}/gone"
+    chain.recipe.write_text(yaml.safe_dump(tree))
+    return chain
+
+
+def test_without_the_images_an_archive_may_be_packed_again(chain: Chain) -> None:
+    refuse_stale_artifacts(context_of(without_images(chain)))
 
 
 # --- damage ---
@@ -149,8 +157,7 @@ def test_explain_refuses_what_the_run_refuses_at_once(
 
 
 def test_explain_refuses_a_quantization_without_images(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--set", f"data.path={chain.images}/gone", "--set", "quantize.method=mse")
-    error = explained(capsys, chain.arguments("quantize", *words))
+    error = explained(capsys, without_images(chain).arguments("quantize", "--set", "quantize.method=mse"))
     assert error.startswith("quantize would be refused: data.path: expected a folder")
 
 
