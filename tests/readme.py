@@ -82,7 +82,7 @@ def inline_commands() -> list[str]:
     """Commands in the running text and in tables, each once."""
     prose = re.sub(r"^```.*?^```$", "", text(), flags=re.MULTILINE | re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
-    return list(dict.fromkeys(span for span in spans if span.startswith(STARTS)))
+    return list(dict.fromkeys(span for span in spans if span.startswith(STARTS) and " " in span))
 
 
 def headings() -> list[str]:
