@@ -79,11 +79,11 @@ def test_a_split_by_another_of_its_names(toy: Path, name: str, split: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["data: {path:/work/x}", "data: {path:/work/x, source: folder}", "data:\n  path:/work/x\n"]
+    "text", ["data: {path:/data/x}", "data: {path:/data/x, source: folder}", "data:\n  path:/data/x\n"]
 )
 def test_a_colon_without_its_space(write, text: str) -> None:
     message = refused(write(text))
-    assert message == "data: expected a space behind each colon. Received: path:/work/x. Write path: /work/x."
+    assert message == "data: expected a space behind each colon. Received: path:/data/x. Write path: /data/x."
 
 
 def test_null_where_a_choice_is_due_is_to_be_left_out(write) -> None:
