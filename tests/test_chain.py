@@ -403,7 +403,7 @@ def test_a_verdict_of_another_version_is_refused_with_what_remakes_it(
     assert chain.run("infer", photo, "-o", str(tmp_path / "out.csv")) == 2
     said = "Expected the verdict of schema 3 in"
     assert said in (err := capsys.readouterr().err)
-    assert "Received: 2. Run the recipe's verify stage again." in err
+    assert "Received: schema 2. Run the recipe's verify stage again." in err
     assert chain.run("report") == 2
     assert said in capsys.readouterr().err
     assert chain.run("verify") == 0

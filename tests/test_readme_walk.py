@@ -31,7 +31,7 @@ CANNOT = {
     "RECIPE=photos": NETWORK,
     "RECIPE=imagenet": LONG,
     "RECIPE=signs": LONG,
-    "python -m benchmarks.backbones": LONG,
+    ".venv/bin/python -m benchmarks.backbones": LONG,
     ".venv/bin/python -m pipeline train -c configs/digits-backbone.yaml": LONG,
 }
 SCRIPTS = [block.text for block in readme.blocks("sh")] + readme.inline_commands()

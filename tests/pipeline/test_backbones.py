@@ -153,7 +153,7 @@ def test_imagenet_weights_exist_for_applications_only() -> None:
 
 def test_a_published_head_needs_its_thousand_classes() -> None:
     config = Model(backbone="resnet50", head="published", weights="imagenet")
-    with pytest.raises(ModelError, match=r"has 1000 outputs\. Received: 5 classes"):
+    with pytest.raises(ModelError, match=r"has 1,000 outputs\. Received: 5 classes"):
         build_classifier(config, 5)
     with pytest.raises(ModelError, match=r"needs a backbone of keras.applications"):
         build_classifier(replace(config, backbone="resnet18"), 1000)
