@@ -6,16 +6,21 @@ Standard library only, Python 3.10 syntax.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
 from export.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
+from export.versions import no_support, supporting
 from export.words import count, listed
 
 # Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
 _RUN_BY_NEXT = ((8, 10), (10, 11))
+# What builds an engine for a GPU that the flavour of this one does not support.
+REBUILD_CLASSIC = f"{REBUILD} --set build.flavour=tensorrt"
 
 
 _INSTEAD = {
@@ -25,6 +30,21 @@ _INSTEAD = {
     ".engine": "an engine of another program, without the sidecar that says what it is.",
     ".trt": "an engine of another program, without the sidecar that says what it is.",
 }
+
+
+_trying: list[bool] = []  # as many as there are of `trying_unsupported_gpus` at the moment
+
+
+class UnsupportedGpuError(ExportError):
+    """The plan's TensorRT does not support the GPU: no plan of its flavour runs there.
+
+    Attributes:
+        reason: the same in a few words, for tables.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def require_plan(plan_path: str | os.PathLike[str]) -> None:
@@ -98,6 +118,7 @@ def check_engine(
         Sidecar: what the plan is.
 
     Raises:
+        UnsupportedGpuError: this TensorRT does not support the GPU, see `trying_unsupported_gpus`.
         ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
             another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
     """
@@ -105,12 +126,47 @@ def check_engine(
     sidecar = check_plan(plan)
     if sidecar.flavour != trt.flavour:
         raise _refused(plan, f"flavour {sidecar.flavour}, which built it", f"flavour {trt.flavour} here")
+    if compute_capability is not None and not _trying and trt.supports(compute_capability) is False:
+        # Before the version: building it anew with this TensorRT would not help.
+        raise unsupported_gpu(plan, trt.flavour, trt.version, compute_capability, trt.generations())
     _check_version(plan, sidecar, trt)
     if compute_capability is not None:
         _check_compute_capability(plan, sidecar, compute_capability)
     if cuda_version is not None:
         _check_driver(plan, sidecar, cuda_version)
     return sidecar
+
+
+@contextmanager
+def trying_unsupported_gpus() -> Iterator[None]:
+    """Let plans pass, in all threads, whose TensorRT does not support the GPU: for hearing what the library says."""
+    _trying.append(True)
+    try:
+        yield
+    finally:
+        _trying.pop()
+
+
+def unsupported_gpu(
+    plan: Path, flavour: str, version: str, here: str, generations: Sequence[str] = ()
+) -> UnsupportedGpuError:
+    """Make the error of a plan whose TensorRT does not support the GPU.
+
+    Args:
+        plan: the plan.
+        flavour: of that TensorRT.
+        version: of it.
+        here: compute capability of the GPU.
+        generations: those that it supports, as "SM86". Defaults to none: it does not say.
+    """
+    reason = no_support(flavour, here)
+    known = listed((f"{name[2:-1]}.{name[-1]}" for name in generations), most=9)
+    remedy = f" Where that is installed, build it anew: {REBUILD_CLASSIC}." if supporting(here) else ""
+    return UnsupportedGpuError(
+        f"The engine {plan} is not loaded. {reason}. Expected a GPU that {flavour} {version} supports"
+        f"{f': compute capability {known}' if known else ''}. Received: compute capability {here} here.{remedy}",
+        reason,
+    )
 
 
 def _check_version(plan: Path, sidecar: Sidecar, trt: TensorRT) -> None:

@@ -9,14 +9,23 @@ from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
-from export.engine_check import check_engine, check_plan, require_plan
+from export.engine_check import (
+    REBUILD_CLASSIC,
+    UnsupportedGpuError,
+    check_engine,
+    check_plan,
+    require_plan,
+    unsupported_gpu,
+)
 from export.errors import ExportError
 from export.records import to_json
 from export.sidecar import REBUILD, AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
+from export.versions import supports
 from pipeline import cli
 from pipeline.bundle import RECIPE
 from pipeline.command_line import ARTIFACTS, pipeline_command
 from pipeline.config import load_recipe, to_dict
+from pipeline.environment import choose_tensorrt
 from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
@@ -62,43 +71,50 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
         sidecar = check_plan(plan)
     except ExportError as error:
         raise PipelineError(_with_command(str(error), plan)) from error
-    reason, rebuild = _why_not(plan, sidecar, driver)
+    reason, command = _why_not(plan, sidecar, driver)
     if not reason:
         device = driver.devices[0]
         print(f"{plan} fits this machine: {device.name}, compute capability {device.compute_capability}")
         return {"plan": str(plan), "fits": True, "reason": "", "rebuild": None, "exit": cli.DONE}
     print(f"{plan} does not fit this machine: {_with_command(reason, plan)}")
-    command = rebuild_command(plan) if rebuild else None
     return {"plan": str(plan), "fits": False, "reason": reason, "rebuild": command, "exit": cli.NOT_FITTING}
 
 
-def rebuild_command(plan: Path) -> str:
+def rebuild_command(plan: Path, flavour: str | None = None) -> str:
     """The command that builds an engine anew, with its recipe where the plan lies below ``artifacts/<recipe>/build``.
 
     Options that its recipe does not say, as ``--set`` gave them when it was built, are repeated.
+
+    Args:
+        plan: the engine.
+        flavour: TensorRT to build with instead of what the recipe says. Defaults to None: as the recipe says.
     """
     root = _root(plan)
+    instead = {"flavour": flavour} if flavour else {}
     if root is None:
-        return pipeline_command("build", "-c", "RECIPE", "--force")
+        return pipeline_command("build", "-c", "RECIPE", "--force", *_set(instead))
     named = Path("configs") / f"{root.name}.yaml"
     recipe = next((path for path in (named, root / RECIPE) if path.is_file()), Path("RECIPE"))
-    words = ["build", "-c", str(recipe), "--force", *_overrides(recipe, root)]
+    words = ["build", "-c", str(recipe), "--force", *_set({**_overrides(recipe, root), **instead})]
     if root.parent.resolve() != ARTIFACTS.resolve():
         words += ["--artifacts", str(root.parent)]
     return pipeline_command(*words)
 
 
-def _overrides(recipe: Path, root: Path) -> list[str]:
+def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
     manifest = read_manifest(root / "build")
     if manifest is None or not recipe.is_file():
-        return []
+        return {}
     try:
         says = to_dict(load_recipe(recipe).build)
     except PipelineError:  # it wants a path that its owner gives with --set
-        return []
+        return {}
     built = manifest.config.get("build", {})
-    changed = {key: value for key, value in built.items() if says.get(key, value) != value}
-    return [word for key, value in changed.items() for word in ("--set", f"build.{key}={json.dumps(value)}")]
+    return {key: value for key, value in built.items() if says.get(key, value) != value}
+
+
+def _set(values: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"build.{key}={json.dumps(value)}")]
 
 
 def _root(plan: Path) -> Path | None:
@@ -117,29 +133,40 @@ def _require_plan(plan: Path) -> None:
         raise PipelineError(_with_command(str(error), plan)) from error
 
 
-def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> tuple[str, bool]:
-    """Why an engine does not fit this machine, "" if it does; and whether building it anew here would help."""
+def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> tuple[str, str | None]:
+    """Why an engine does not fit this machine, "" if it does; and the command that builds one here that does."""
     flavour = sidecar.flavour
+    here = driver.devices[0].compute_capability if driver else None
     built_by = f"{flavour} {sidecar.tensorrt_version}"
     trt = find_tensorrt(flavour)
+    if trt is None and here is not None and supports(flavour, sidecar.tensorrt_version, here) is False:
+        return str(unsupported_gpu(plan, flavour, sidecar.tensorrt_version, here)), _classic_command(plan)
     if trt is None:
-        return f"Expected TensorRT {built_by}, which built it. Received: {why_missing().get(flavour, 'none')}.", False
+        return f"Expected TensorRT {built_by}, which built it. Received: {why_missing().get(flavour, 'none')}.", None
     try:
-        if not driver:
+        if here is None:
             check_engine(plan, trt)
             return (
                 f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
                 "Run it on the GPU machine; ONNX Runtime answers here.",
-                False,
+                None,
             )
-        check_engine(plan, trt, driver.devices[0].compute_capability, driver.cuda_version)
+        check_engine(plan, trt, here, driver.cuda_version)
+    except UnsupportedGpuError as error:
+        return str(error), _classic_command(plan)
     except ExportError as error:
-        return str(error), True
-    return "", False
+        return str(error), rebuild_command(plan)
+    return "", None
+
+
+def _classic_command(plan: Path) -> str | None:
+    """The command that builds an engine by classic TensorRT; None where that cannot build on this machine."""
+    return None if choose_tensorrt("tensorrt")[0] is None else rebuild_command(plan, "tensorrt")
 
 
 def _with_command(message: str, plan: Path) -> str:
     """The message with the exact command on a line of its own, safe to paste."""
+    message = message.replace(f" {REBUILD_CLASSIC}.", f"\n  {rebuild_command(plan, 'tensorrt')}")
     return message.replace(f" {REBUILD}.", f"\n  {rebuild_command(plan)}")
 
 
