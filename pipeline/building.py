@@ -41,7 +41,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
         if kept:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return {"built": {}, "kept": kept, "why_not": why}
-    not_here = why_not_here(trt)
+    not_here = why_not_here(trt, settings.targets)
     if not_here:
         log.warning("%s", not_here)
     options = build_options(settings)

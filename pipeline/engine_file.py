@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
 from export.engine_check import (
-    REBUILD_CLASSIC,
+    RefusedEngineError,
     UnsupportedGpuError,
     check_engine,
     check_plan,
+    overrides,
+    rebuild,
     require_plan,
     unsupported_gpu,
 )
 from export.errors import ExportError
 from export.records import to_json
-from export.sidecar import REBUILD, AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
+from export.sidecar import AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
 from export.versions import supports
 from pipeline import cli
 from pipeline.bundle import RECIPE
@@ -71,31 +73,31 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
         sidecar = check_plan(plan)
     except ExportError as error:
         raise PipelineError(_with_command(str(error), plan)) from error
-    reason, command = _why_not(plan, sidecar, driver)
-    if not reason:
+    refused = _why_not(plan, sidecar, driver)
+    if refused is None:
         device = driver.devices[0]
         print(f"{plan} fits this machine: {device.name}, compute capability {device.compute_capability}")
         return {"plan": str(plan), "fits": True, "reason": "", "rebuild": None, "exit": cli.DONE}
-    print(f"{plan} does not fit this machine: {_with_command(reason, plan)}")
-    return {"plan": str(plan), "fits": False, "reason": reason, "rebuild": command, "exit": cli.NOT_FITTING}
+    print(f"{plan} does not fit this machine: {_with_command(str(refused), plan, _settings(refused))}")
+    command = rebuild_command(plan, _settings(refused)) if _can_rebuild(refused) else None
+    return {"plan": str(plan), "fits": False, "reason": str(refused), "rebuild": command, "exit": cli.NOT_FITTING}
 
 
-def rebuild_command(plan: Path, flavour: str | None = None) -> str:
+def rebuild_command(plan: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The command that builds an engine anew, with its recipe where the plan lies below ``artifacts/<recipe>/build``.
 
     Options that its recipe does not say, as ``--set`` gave them when it was built, are repeated.
 
     Args:
         plan: the engine.
-        flavour: TensorRT to build with instead of what the recipe says. Defaults to None: as the recipe says.
+        settings: of the build section, instead of what the recipe says. Defaults to none.
     """
     root = _root(plan)
-    instead = {"flavour": flavour} if flavour else {}
     if root is None:
-        return pipeline_command("build", "-c", "RECIPE", "--force", *_set(instead))
+        return pipeline_command("build", "-c", "RECIPE", "--force", *_set(settings))
     named = Path("configs") / f"{root.name}.yaml"
     recipe = next((path for path in (named, root / RECIPE) if path.is_file()), Path("RECIPE"))
-    words = ["build", "-c", str(recipe), "--force", *_set({**_overrides(recipe, root), **instead})]
+    words = ["build", "-c", str(recipe), "--force", *_set({**_overrides(recipe, root), **settings})]
     if root.parent.resolve() != ARTIFACTS.resolve():
         words += ["--artifacts", str(root.parent)]
     return pipeline_command(*words)
@@ -114,7 +116,7 @@ def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
 
 
 def _set(values: Mapping[str, Any]) -> list[str]:
-    return [word for key, value in values.items() for word in ("--set", f"build.{key}={json.dumps(value)}")]
+    return [word for override in overrides(values) for word in ("--set", override)]
 
 
 def _root(plan: Path) -> Path | None:
@@ -133,41 +135,42 @@ def _require_plan(plan: Path) -> None:
         raise PipelineError(_with_command(str(error), plan)) from error
 
 
-def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> tuple[str, str | None]:
-    """Why an engine does not fit this machine, "" if it does; and the command that builds one here that does."""
-    flavour = sidecar.flavour
+def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ExportError | None:
+    """Why an engine does not fit this machine; None: it does."""
+    flavour, version = sidecar.flavour, sidecar.tensorrt_version
     here = driver.devices[0].compute_capability if driver else None
-    built_by = f"{flavour} {sidecar.tensorrt_version}"
     trt = find_tensorrt(flavour)
-    if trt is None and here is not None and supports(flavour, sidecar.tensorrt_version, here) is False:
-        return str(unsupported_gpu(plan, flavour, sidecar.tensorrt_version, here)), _classic_command(plan)
+    if trt is None and here is not None and supports(flavour, version, here) is False:
+        return unsupported_gpu(plan, sidecar, version, here)
     if trt is None:
-        return f"Expected TensorRT {built_by}, which built it. Received: {why_missing().get(flavour, 'none')}.", None
+        had = why_missing().get(flavour, "none")
+        return ExportError(f"Expected TensorRT {flavour} {version}, which built it. Received: {had}.")
     try:
-        if here is None:
-            check_engine(plan, trt)
-            return (
-                f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
-                "Run it on the GPU machine; ONNX Runtime answers here.",
-                None,
-            )
-        check_engine(plan, trt, here, driver.cuda_version)
-    except UnsupportedGpuError as error:
-        return str(error), _classic_command(plan)
+        check_engine(plan, trt, here, driver.cuda_version if driver else None)
     except ExportError as error:
-        return str(error), rebuild_command(plan)
-    return "", None
+        return error
+    if driver:
+        return None
+    return ExportError(
+        f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
+        "Run it on the GPU machine; ONNX Runtime answers here."
+    )
 
 
-def _classic_command(plan: Path) -> str | None:
-    """The command that builds an engine by classic TensorRT; None where that cannot build on this machine."""
-    return None if choose_tensorrt("tensorrt")[0] is None else rebuild_command(plan, "tensorrt")
+def _settings(refused: ExportError) -> Mapping[str, Any]:
+    return refused.settings if isinstance(refused, RefusedEngineError) else {}
 
 
-def _with_command(message: str, plan: Path) -> str:
+def _can_rebuild(refused: ExportError) -> bool:
+    """Whether building the engine anew on this machine helps."""
+    if isinstance(refused, UnsupportedGpuError):
+        return choose_tensorrt("tensorrt")[0] is not None
+    return isinstance(refused, RefusedEngineError)
+
+
+def _with_command(message: str, plan: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The message with the exact command on a line of its own, safe to paste."""
-    message = message.replace(f" {REBUILD_CLASSIC}.", f"\n  {rebuild_command(plan, 'tensorrt')}")
-    return message.replace(f" {REBUILD}.", f"\n  {rebuild_command(plan)}")
+    return message.replace(f" {rebuild(settings)}.", f"\n  {rebuild_command(plan, settings)}")
 
 
 def _printable(line: str) -> str:

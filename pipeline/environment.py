@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from export.capabilities import INSTALL, TensorRT, find_tensorrt, why_missing
-from export.driver import Device, driver_status
+from export.driver import AMPERE, Device, as_numbers, driver_status
 from export.versions import no_support, supports_advised
 
 
@@ -31,13 +31,22 @@ def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
     return None, "; ".join(reasons)
 
 
-def why_not_here(trt: TensorRT) -> str:
-    """Say that engines of a TensorRT run on no GPU of this machine, and why; "" where they may run on one."""
+def why_not_here(trt: TensorRT, targets: Sequence[str] = ()) -> str:
+    """Say that engines of a TensorRT run on no GPU of this machine, and why; "" where they may run on one.
+
+    Args:
+        trt: the library.
+        targets: GPUs to build for. Defaults to none: to those that TensorRT-RTX takes then, Turing (7.5) is none.
+    """
     devices = driver_status().devices
-    if not refuses_all(trt, devices):
-        return ""
-    why = _no_support(trt.flavour, devices[0])
-    return f"what {trt.flavour} {trt.version} builds here does not run on this machine. {why}"
+    what = f"what {trt.flavour} {trt.version} builds here does not run on this machine."
+    if refuses_all(trt, devices):
+        return f"{what} {_no_support(trt.flavour, devices[0])}"
+    if trt.targets and devices and not targets and all(as_numbers(one.compute_capability) < AMPERE for one in devices):
+        return (
+            f"{what} Its GPU has to be named as a target: --set 'build.targets=[\"{devices[0].compute_capability}\"]'"
+        )
+    return ""
 
 
 def refuses_all(trt: TensorRT, devices: Sequence[Device]) -> bool:

@@ -125,7 +125,7 @@ class TensorRTRunner:
         except ExportError as error:
             raise RunnerError(f"{error} The sidecar of {self.plan_path} names it.") from error
         if trt is None and supports(flavour, version, compute_capability) is False:  # installing it would not help
-            refused = unsupported_gpu(self.plan_path, flavour, version, compute_capability)
+            refused = unsupported_gpu(self.plan_path, self.sidecar, version, compute_capability)
             raise DeviceUnavailableError(str(refused), reason=refused.reason)
         if trt is None:
             why = why_missing().get(flavour, "none")

@@ -243,6 +243,20 @@ def test_a_library_that_is_not_here(
     assert "TensorRT tensorrt 10.13.0, which built it. Received: tensorrt is not installed" in out
 
 
+def test_another_target_is_built_besides(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings that built it would build the same again."""
+    on_a_gpu(monkeypatch, "1.7.1")
+    plan = classic(root, flavour="rtx", tensorrt_version="1.7.1", compute_capability=None, targets=["8.6"])
+    status, out, _ = run(capsys, "check", str(plan), "--json")
+    *human, last = out.strip().splitlines()
+    assert status == 1
+    assert "a GPU of compute capability 8.6. Received: 8.9 here" in "\n".join(human)
+    assert json.loads(last)["rebuild"] == human[-1].strip()
+    assert shlex.split(human[-1])[-2:] == ["--set", 'build.targets=["8.6", "8.9"]']
+
+
 @pytest.mark.parametrize("rtx_is_here", [True, False])
 @pytest.mark.parametrize("classic_is_here", [True, False])
 @pytest.mark.parametrize("built", ["1.7.1", "1.6.0"])
@@ -346,12 +360,12 @@ def test_the_command_takes_another_flavour_than_was_overridden(root: Path) -> No
     write_manifest(
         root / "build", stage="build", recipe="toy", key=Key({}, {"build": built}, "", {}), seconds=1.0, result={}
     )
-    made = shlex.split(rebuild_command(plan, "tensorrt"))
+    made = shlex.split(rebuild_command(plan, {"flavour": "tensorrt"}))
     overrides = [value for flag, value in pairwise(made) if flag == "--set"]
     again = load_recipe(Path("configs/toy.yaml"), overrides).build
     assert (again.flavour, again.tf32) == ("tensorrt", True)
     assert len(overrides) == 2
-    assert shlex.split(rebuild_command(Path("loose.plan"), "tensorrt"))[-1] == 'build.flavour="tensorrt"'
+    assert shlex.split(rebuild_command(Path("loose.plan"), {"flavour": "tensorrt"}))[-1] == 'build.flavour="tensorrt"'
 
 
 def test_the_command_finds_the_recipe_of_an_unpacked_bundle(root: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_runner_says_what_to_build_with(tmp_path: Path, monkeypatch: pytest.
     plan = make_plan(tmp_path / "x.plan", **RTX)
     with TensorRTRunner(plan) as runner:  # on the Ada beside it
         assert_answers(runner.infer(pixels(2)).logits, pixels(2))
-    with pytest.raises(DeviceUnavailableError, match=f"{INSTEAD}.*build.flavour=tensorrt") as caught:
+    with pytest.raises(DeviceUnavailableError, match=f"{INSTEAD}.*build.flavour=.tensorrt") as caught:
         TensorRTRunner(plan, RuntimeOptions(device=HOPPER)).__enter__()
     assert caught.value.reason == INSTEAD
 
@@ -130,7 +130,7 @@ def test_the_build_says_that_it_is_for_other_machines(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, gpus: list[str], said: bool
 ) -> None:
     machine(monkeypatch, gpus, rtx="1.7.1")
-    settings = SimpleNamespace(flavour="auto", precisions=(), profiles={})
+    settings = SimpleNamespace(flavour="auto", precisions=(), profiles={}, targets=())
     context: Any = SimpleNamespace(recipe=SimpleNamespace(build=settings), root=tmp_path)
     monkeypatch.setattr(building, "build_options", lambda settings: None)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
@@ -150,6 +150,21 @@ def test_no_install_is_advised_that_would_not_support_the_gpu(monkeypatch: pytes
     trt, _ = choose_tensorrt("rtx")
     assert trt is not None
     assert why_not_here(trt).endswith("build with TensorRT 10.0 to 10.4 (GPU 7.0, 7.0)")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "targets", "said"),
+    [(["7.5"], (), True), (["7.5"], ("7.5",), False), (["7.5", "8.9"], (), False), ([], (), False)],
+)
+def test_turing_has_to_be_a_target(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[str], targets: tuple[str, ...], said: bool
+) -> None:
+    machine(monkeypatch, gpus, rtx="1.7.1")
+    trt, _ = choose_tensorrt("rtx")
+    assert trt is not None
+    remedy = "has to be named as a target: --set 'build.targets=[\"7.5\"]'"
+    assert (remedy in why_not_here(trt, targets)) == said
+    assert bool(why_not_here(trt, targets)) == said
 
 
 # --- TensorRT 10.0: strategies of allocation, but memory is given as in 8.6 ---
