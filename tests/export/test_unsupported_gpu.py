@@ -16,6 +16,7 @@ from pipeline.config import load_recipe, to_dict
 from tests.fake_engine import make_plan
 
 RTX = {"flavour": "rtx", "tensorrt_version": "1.7.1", "compute_capability": None}
+AMPERE_PLUS = {"compute_capability": "8.9", "options": {"hardware_compatibility": "ampere_plus"}}
 
 
 def library(flavour: str, version: str, *generations: str) -> TensorRT:
@@ -62,13 +63,11 @@ def test_a_classic_version_older_than_the_gpu(tmp_path: Path, version: str, inst
     [
         ({**RTX, "targets": ["8.6"]}, "8.9", {"targets": ["8.6", "8.9"]}),
         (RTX, "7.5", {"targets": ["7.5"]}),  # the default targets leave Turing out
-        ({"compute_capability": "8.9", "options": {"hardware_compatibility": "ampere_plus"}}, "7.5", {
-            "hardware_compatibility": "none"
-        }),
+        (AMPERE_PLUS, "7.5", {"hardware_compatibility": "none"}),
         ({"compute_capability": "8.9"}, "8.6", {}),
     ],
-)  # fmt: skip
-def test_building_anew_with_the_same_settings_is_advised_where_it_helps(
+)
+def test_building_anew_is_advised_with_the_settings_that_make_a_difference(
     tmp_path: Path, changes: dict[str, Any], here: str, settings: dict[str, Any]
 ) -> None:
     plan = make_plan(tmp_path / "fp16.plan", **changes)
