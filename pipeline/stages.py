@@ -56,6 +56,7 @@ RUN_ENGINES = (
     "export/driver.py",
     "export/engine_check.py",
     "export/sidecar.py",
+    "export/versions.py",
 )
 LOAD_MODEL = (
     "pipeline/loading.py",
@@ -365,6 +366,7 @@ STAGES = (
             "export/inspection.py",
             "export/interrupts.py",
             "export/sidecar.py",
+            "export/versions.py",
         ),
         building.build_engines,
         machine_environment,
