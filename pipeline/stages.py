@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import building, exporting, quantizing
 from pipeline.config import SECTIONS
-from pipeline.environment import machine_environment
+from pipeline.environment import build_environment, machine_environment
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import IMAGENET, Preprocessing
@@ -367,7 +367,7 @@ STAGES = (
             "export/sidecar.py",
         ),
         building.build_engines,
-        machine_environment,
+        build_environment,
         bytes_per_weight=building.bytes_per_weight,
     ),
     Stage(
