@@ -7,6 +7,8 @@ on the CPU unless ``enable_fallback`` is 0. A run that fails on a GPU is done ag
 
 from __future__ import annotations
 
+import functools
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as real
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from export.driver import Device, DriverStatus
 from pipeline.runners import providers
@@ -24,7 +27,7 @@ GPU = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "9.0", 1 << 3
 NO_GPU = DriverStatus(False, "no NVIDIA driver (its library libcuda is not on this machine)")
 CPU = "CPUExecutionProvider"
 ACTIVE = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-# Also called "loading": what is printed of a library that is not there.
+# What is printed of a library that is not there.
 MISSING = "Failed to load libcublasLt.so.13: cannot open shared object file"
 
 
@@ -72,7 +75,7 @@ class FakeOnnxRuntime(types.ModuleType):
         if not self.active:
             print(MISSING)
 
-    def InferenceSession(self, *arguments: Any, **options: Any) -> FakeSession:  # noqa: N802
+    def InferenceSession(self, *arguments: Any, **options: Any) -> FakeSession:
         return FakeSession(self, *arguments, **options)
 
 
@@ -115,7 +118,7 @@ class FakeSession:
         on_gpu = self._got[0] != CPU
         if on_gpu and self._runtime.fails_in_runs:
             if not self._falls_back:
-                raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+                raise EPFail("CUDA failure 700: an illegal memory access was encountered")
             print("EP Error; falling back")
             self._got, on_gpu = [CPU], False
         found = self._session.run(names, feeds)
@@ -125,11 +128,9 @@ class FakeSession:
         return found
 
 
-def install(
-    monkeypatch: pytest.MonkeyPatch, runtime: FakeOnnxRuntime, driver: DriverStatus = GPU
-) -> FakeOnnxRuntime:
+def install(monkeypatch: pytest.MonkeyPatch, runtime: FakeOnnxRuntime, driver: DriverStatus = GPU) -> FakeOnnxRuntime:
     """Put a fake in the place of ONNX Runtime, for one test."""
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setattr(providers, "driver_status", lambda: driver)
-    monkeypatch.setattr(providers, "_ask", providers._ask.__wrapped__)
+    monkeypatch.setattr(providers, "_ask", functools.cache(providers._ask.__wrapped__))
     return runtime
