@@ -85,13 +85,14 @@ def test_every_file_runs_on_both_and_is_judged_on_both(context: Context, gpu: Fa
 def test_what_is_verified_on_cuda_is_what_serves_there(context: Context, gpu: FakeOnnxRuntime) -> None:
     from pipeline.runners.onnxruntime import OnnxRunner
 
-    for candidate in list_candidates(context):
-        if candidate.backend == CUDA:
-            with candidate.open():
-                pass
-            with OnnxRunner(context.root / candidate.name, precision=candidate.precision, device="cuda", gpu=1):
-                pass
-            assert gpu.opened[-1] == gpu.opened[-2]
+    on_cuda = [candidate for candidate in list_candidates(context) if candidate.backend == CUDA]
+    assert len(on_cuda) == len(ONNX)
+    for candidate in on_cuda:
+        with candidate.open():
+            pass
+        with OnnxRunner(context.root / candidate.name, precision=candidate.precision, device="cuda", gpu=1):
+            pass
+        assert gpu.opened[-1] == gpu.opened[-2]
 
 
 def test_only_the_cpu_computes_a_proxy(context: Context, gpu: FakeOnnxRuntime) -> None:
