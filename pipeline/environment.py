@@ -1,4 +1,4 @@
-"""Facts about this machine that decide a stage's result: which TensorRT, which GPU, what ONNX Runtime runs on."""
+"""Facts about this machine that decide a stage's result: which TensorRT, which GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
-from pipeline.runners.providers import BACKENDS, why_not
 
 
 def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
@@ -29,12 +28,6 @@ def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
 
 
 def machine_environment() -> dict[str, Any]:
-    """What runs models here: TensorRT, the GPU, and ONNX Runtime on CUDA, which is there only where it is active."""
-    active = {} if why_not("cuda") else {"onnxruntime": BACKENDS["cuda"]}
-    return build_environment() | active
-
-
-def build_environment() -> dict[str, Any]:
     """The TensorRT and the GPU of this machine, which decide what an engine is good for."""
     trt, _ = choose_tensorrt("auto")
     return {"tensorrt": f"{trt.flavour} {trt.version}" if trt else None, "gpu": describe_gpu()}

@@ -15,10 +15,11 @@ from typing import Any
 
 from pipeline import building, exporting, quantizing
 from pipeline.config import SECTIONS
-from pipeline.environment import build_environment, machine_environment
+from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import IMAGENET, Preprocessing
+from pipeline.runtime_environment import runtime_environment
 from pipeline.stage import Context, Stage
 from pipeline.unread_keys import unread_by_finished
 
@@ -367,7 +368,7 @@ STAGES = (
             "export/sidecar.py",
         ),
         building.build_engines,
-        build_environment,
+        machine_environment,
         bytes_per_weight=building.bytes_per_weight,
     ),
     Stage(
@@ -392,7 +393,7 @@ STAGES = (
             *RUN_KERAS,
         ),
         _verify,
-        machine_environment,
+        runtime_environment,
     ),
     Stage(
         "infer",
@@ -412,7 +413,7 @@ STAGES = (
             *RUN_ENGINES,
         ),
         _infer,
-        machine_environment,
+        runtime_environment,
     ),
     Stage(
         "report",
