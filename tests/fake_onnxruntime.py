@@ -29,6 +29,12 @@ CPU = "CPUExecutionProvider"
 ACTIVE = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 # What is printed of a library that is not there.
 MISSING = "Failed to load libcublasLt.so.13: cannot open shared object file"
+NO_TENSORRT = (
+    "/onnxruntime_src/onnxruntime/python/onnxruntime_pybind_state.cc:729 void onnxruntime::python::"
+    "RegisterTensorRTPluginsAsCustomOps(PySessionOptions&, const onnxruntime::ProviderOptions&) Please install "
+    "TensorRT libraries as mentioned in the GPU requirements page, make sure they're in the PATH or LD_LIBRARY_PATH, "
+    "and that your GPU is supported.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class FakeSession:
         self._got = [name for name in names if name in runtime.active or name == CPU]
         if ACTIVE[1] in names and ACTIVE[1] not in runtime.active:
             if not self._falls_back:
-                raise RuntimeError("RegisterTensorRTPluginsAsCustomOps Please install TensorRT libraries")
+                raise RuntimeError(NO_TENSORRT)
             print("*************** EP Error ***************")
             self._got = [name for name in self._got if name != ACTIVE[1]]
         self._got = list(dict.fromkeys([*self._got, CPU]))

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ PROVIDERS: dict[Device, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_PLACE = re.compile(r"^\S+\.cc:\d+ .*?\) (?=\w)")  # "/src/session.cc:729 void ort::f(int) "
 # y = x + x of one float, opset 17: the smallest model that a provider can be asked with.
 TINY = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -164,4 +166,6 @@ def _printed() -> Iterator[list[str]]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What ONNX Runtime says, without the place in its code and without a stop."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _PLACE.sub("", line).rstrip(". ")

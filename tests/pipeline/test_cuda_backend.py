@@ -25,6 +25,7 @@ from pipeline.stages import BY_NAME
 from pipeline.verdicts import Verdict, Verdicts
 from pipeline.verify import CUDA_NOTES, NOTES, list_candidates, parity_table, run_all
 from tests import tiny_onnx
+from tests.conftest import Chain
 from tests.fake_engine import make_plan
 from tests.fake_onnxruntime import NO_GPU, FakeOnnxRuntime, install
 from tests.made_records import make_hop, write_verdict
@@ -163,6 +164,16 @@ def test_verify_and_infer_run_again_when_cuda_appears_and_engines_are_not_built_
     assert after["verify"]["onnxruntime"] == CUDA
 
 
+def test_the_verb_verifies_on_cuda_once_it_is_there(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {one.backend for one in read_parity(chain.root / PARITY).hops} <= {"onnxruntime", "tensorrt"}
+    install(monkeypatch, FakeOnnxRuntime())
+    assert chain.run("verify") == 0
+    hops = read_parity(chain.root / PARITY).hops
+    on_cuda = {one.candidate: one.verdict for one in hops if one.backend == CUDA and one.kind == "from_keras"}
+    assert dict.fromkeys(ONNX.values(), "pass").items() <= on_cuda.items()
+    assert Verdicts(chain.root).on(chain.root / FP16, CUDA).verdict == "pass"
+
+
 # --- what may serve ---
 
 
@@ -222,6 +233,10 @@ def test_the_page_tells_which_backend_ran_a_file(artifacts: Artifacts) -> None:
     rows = page.rows("Parity")
     assert [cells["candidate"] for cells in rows[:3]] == list(ONNX.values())
     assert [cells["candidate"] for cells in rows[3:]] == [name + ON_CUDA for name in ONNX.values()]
+    bars = [bar.label for bar in page.chart("SQNR of the logits")]
+    assert (bars[1], bars[4]) == ("FP16 model.fp16.onnx", "FP16 model.fp16.onnx on CUDA")
+    assert page.remarks("Parity", 1) == [f"FP16: {NOTES['fp16']}."]
+    assert page.remarks("Parity", 4) == []
     assert page.badge.text == "pass: 3 ONNX files and 3 ONNX files on CUDA on 200 images; no engine was built"
 
 
