@@ -40,7 +40,7 @@ def answer(
     try:
         with candidate.open() as runner:
             if check is not None:
-                check(runner, candidate.name)
+                check(runner, candidate.run_name)
             parts, wrong = [], []
             for start in range(0, len(pixels), batch_size):
                 batch = pixels[start : start + batch_size]
@@ -54,7 +54,7 @@ def answer(
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
     except (PipelineError, ExportError) as error:
-        log.error("%s failed: %s", candidate.name, error)
+        log.error("%s failed: %s", candidate.run_name, error)
         return Answer(None, FAIL, str(error))
 
 

@@ -34,6 +34,7 @@ from pipeline.parity_report import (
     ParityReport,
     by_precision,
     overall_verdict,
+    run_name,
 )
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
@@ -48,11 +49,11 @@ class Candidate:
     """Something that claims to give the model's answers.
 
     Attributes:
-        name: file below the artifacts folder; it names the candidate in every report.
-        backend: "onnxruntime" or "tensorrt".
+        name: file below the artifacts folder.
+        backend: "onnxruntime", "onnxruntime-cuda" or "tensorrt".
         precision: "fp32", "fp16" or "int8"; decides which thresholds apply.
         sha256: of the file.
-        step_from: name of the candidate it was made from; None for the first (made from Keras).
+        step_from: run_name of the candidate it was made from; None for the first (made from Keras).
         open: makes the runner.
         note: what this backend does and does not prove.
         with_it: files that belong to it, such as an engine's sidecar, and their sha256.
@@ -66,6 +67,11 @@ class Candidate:
     open: Callable[[], Runner]
     note: str = ""
     with_it: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def run_name(self) -> str:
+        """What tells it from every other candidate, also from the same file on another backend."""
+        return run_name(self.name, self.backend)
 
 
 @dataclass(frozen=True)
@@ -117,14 +123,14 @@ def judge(
 
     Args:
         candidates: what claims to give the model's answers, each behind the one it was made from.
-        answers: of each candidate, by name.
+        answers: of each candidate, by run_name.
         reference: Keras' answers.
         thresholds: what is asked, by precision.
         warnings: what a reader must know besides the verdict.
     """
     hops: list[Hop] = []
     for candidate in candidates:
-        answer = answers[candidate.name]
+        answer = answers[candidate.run_name]
         limits: Thresholds = getattr(thresholds, candidate.precision)
         keras, labels, noise = Answer(reference.logits, PASS), reference.labels, reference.noise
         hops.append(_hop(FROM_KERAS, reference.name, keras, candidate, answer, labels, limits, noise))

@@ -26,6 +26,7 @@ NOT_VERIFIED: Final = "not verified"
 FROM_KERAS: Final = "from_keras"
 STEP: Final = "step"
 TOP_K: Final = "top_k"
+CUDA: Final = "onnxruntime-cuda"  # the backend that runs the same files as "onnxruntime", on a GPU
 NO_LOGITS: Final = "did not give usable logits"  # of a reference, in why a comparison with it failed
 SCHEMA = 3
 REMEDY = "Run the recipe's verify stage again."
@@ -40,7 +41,7 @@ class Hop:
             picks, against its own probabilities).
         reference: file that gave the expected answers, or what they are.
         candidate: file that was judged, relative to the artifacts folder.
-        backend: "onnxruntime" or "tensorrt".
+        backend: "onnxruntime", "onnxruntime-cuda" or "tensorrt".
         precision: "fp32", "fp16" or "int8".
         images: test images.
         verdict: on this hop.
@@ -92,6 +93,11 @@ class Hop:
     mcnemar: McNemar | None = None
 
     @property
+    def run_name(self) -> str:
+        """The candidate in words: the file, and what ran it where that has to be said."""
+        return run_name(self.candidate, self.backend)
+
+    @property
     def compared(self) -> bool:
         """Whether there are distances, which may be infinite."""
         return self.top1_agreement is not None
@@ -126,20 +132,29 @@ class ParityReport:
         if (expected := overall_verdict(self.hops)) != self.verdict:
             raise ValueError(f"the verdict {self.verdict!r} over hops whose verdict is {expected!r}")
 
-    def verdict_of(self, name: str, digests: Mapping[str, str]) -> str:
+    def verdict_of(self, name: str, digests: Mapping[str, str], backend: str | None = None) -> str:
         """The verdict on one file.
+
+        One file that two backends run has two verdicts: what passed on a CPU may fail in the GPU's own arithmetic.
 
         Args:
             name: the file, relative to the artifacts folder.
             digests: sha256 of the file, and of what belongs to it, by name.
+            backend: what is to run it. Defaults to None: the worst of all that ran it.
 
         Returns:
-            "pass", "inconclusive", "fail", "not run", or "not verified" if it is unknown or was changed since.
+            "pass", "inconclusive", "fail", "not run", or "not verified" if it is unknown, was not run by this
+            backend, or was changed since.
         """
         if name not in digests or any(self.subjects.get(key) != digest for key, digest in digests.items()):
             return NOT_VERIFIED
-        verdicts = {hop.verdict for hop in self.hops if hop.candidate == name}
+        verdicts = {hop.verdict for hop in self.hops if hop.candidate == name and backend in (None, hop.backend)}
         return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), NOT_VERIFIED)
+
+
+def run_name(name: str, backend: str) -> str:
+    """A file and what ran it, in words; no two runs have the same. The CPU's and TensorRT's need only the file."""
+    return f"{name} on CUDA" if backend == CUDA else name
 
 
 def overall_verdict(hops: Sequence[Hop]) -> Literal["pass", "inconclusive", "fail"]:
@@ -159,11 +174,11 @@ def allowed(hops: Sequence[Hop]) -> str:
 
 
 def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
-    """The files of comparisons that did not run, each once, by the reason."""
+    """What did not run, each once, by the reason."""
     found: dict[str, list[str]] = {}
     for hop in hops:
-        if hop.verdict == NOT_RUN and hop.candidate not in found.setdefault(hop.why, []):
-            found[hop.why].append(hop.candidate)
+        if hop.verdict == NOT_RUN and hop.run_name not in found.setdefault(hop.why, []):
+            found[hop.why].append(hop.run_name)
     return found
 
 

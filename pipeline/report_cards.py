@@ -59,14 +59,16 @@ def _accuracy(parity: ParityReport) -> Card | None:
 def precision_card(precision: str, parity: ParityReport) -> Card | None:
     """How a precision agrees with Keras; None if there is no file of it.
 
-    Where there are several files, it is the one with the worst verdict, and of those the one that agrees least: a card
-    never looks better than any of its files.
+    Where there are several files, or several backends ran one, it is the run with the worst verdict, and of those the
+    one that agrees least: a card never looks better than any of its runs.
     """
     found = [hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.precision == precision]
     ran = [hop for hop in found if hop.verdict != NOT_RUN]
     if not ran:
         return (
-            Card("not run", f"{precision.upper()}: none of its {count(len(found), 'file')}", NOT_RUN) if found else None
+            Card("not run", f"{precision.upper()}: none of its {count(_files(found), 'file')}", NOT_RUN)
+            if found
+            else None
         )
 
     def rank(hop: Hop) -> tuple[int, float]:
@@ -75,7 +77,8 @@ def precision_card(precision: str, parity: ParityReport) -> Card | None:
 
     hop = min(ran, key=rank)
     worst = _worst_hop(hop, parity)
-    which = f" ({hop.candidate}, the worst of {count(len(ran), 'file')})" if len(ran) > 1 else ""
+    runs = count(_files(ran), "file") + (f" in {count(len(ran), 'run')}" if len(ran) > _files(ran) else "")
+    which = f" ({hop.run_name}, the worst of {runs})" if len(ran) > 1 else ""
     if not hop.compared:
         words = f"{precision.upper()} failed to run{which} - {hop.verdict}: {hop.why}"
         return Card("not compared", words, hop.verdict)
@@ -85,9 +88,14 @@ def precision_card(precision: str, parity: ParityReport) -> Card | None:
     return Card(share(hop.top1_agreement), words, worst.verdict)
 
 
+def _files(hops: Sequence[Hop]) -> int:
+    """Of how many files, some of which two backends may have run."""
+    return len({hop.candidate for hop in hops})
+
+
 def _worst_hop(hop: Hop, parity: ParityReport) -> Hop:
     """Of all comparisons of a candidate that was compared with Keras, the one with the worst verdict."""
-    others = [one for one in parity.hops if one.candidate == hop.candidate and one.verdict != NOT_RUN]
+    others = [one for one in parity.hops if one.run_name == hop.run_name and one.verdict != NOT_RUN]
     return min([hop, *others], key=lambda one: WORST_FIRST.index(one.verdict))
 
 
@@ -126,7 +134,7 @@ def is_proxy(row: BenchmarkRow) -> bool:
 
 
 def verdict_on_row(row: BenchmarkRow, parity: ParityReport) -> str:
-    """The verdict on the file that a row of the benchmark ran."""
+    """The verdict on what a row of the benchmark ran: the file, on the same backend."""
     name = f"build/{row.file}" if row.backend == "tensorrt" else row.file
-    verdicts = {hop.verdict for hop in parity.hops if hop.candidate == name}
+    verdicts = {hop.verdict for hop in parity.hops if (hop.candidate, hop.backend) == (name, row.backend)}
     return next((one for one in (FAIL, INCONCLUSIVE, PASS, NOT_RUN) if one in verdicts), NOT_VERIFIED)

@@ -18,7 +18,7 @@ from pipeline.csv_rows import read_rows
 from pipeline.files import sha256_file
 from pipeline.layout import KERAS
 from pipeline.manifest import Manifest, as_recorded
-from pipeline.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport
+from pipeline.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport, run_name
 from pipeline.report_headline import short_name
 from pipeline.report_missed import UNUSABLE, missed, reached
 from pipeline.report_recipe import make, make_with
@@ -76,9 +76,10 @@ def after_failure(situation: Situation) -> Step:
     failed: dict[str, Hop] = {}
     for hop in situation.parity.hops:
         if hop.verdict == FAIL:
-            failed.setdefault(hop.candidate, hop)
-    graphs = {hop.precision for hop in failed.values() if hop.backend != "tensorrt"}  # an engine fails with its graph
-    hops = [hop for hop in failed.values() if hop.backend != "tensorrt" or hop.precision not in graphs]
+            failed.setdefault(hop.run_name, hop)
+    # What runs on a GPU fails with its graph.
+    graphs = {hop.precision for hop in failed.values() if hop.backend == "onnxruntime"}
+    hops = [hop for hop in failed.values() if hop.backend == "onnxruntime" or hop.precision not in graphs]
     first = [hop for hop in hops if hop.precision == "fp32" and hop.backend != "tensorrt"] or hops
     steps = [_after(situation, hop) for hop in first]
     return next((step for step in steps if step and step.mends), None) or steps[0] or _truth(situation, first)
@@ -86,7 +87,7 @@ def after_failure(situation: Situation) -> Step:
 
 def _after(situation: Situation, hop: Hop) -> Step | None:
     """What may mend a comparison, or tells more of it; None: nothing does."""
-    said = sentence(f"{short_name(hop.candidate)}: {hop.why}")
+    said = sentence(f"{short_name(hop.run_name)}: {hop.why}")
     context = situation.context
     if hop.kind == TOP_K and context.recipe.export.top_k:
         return Step("Let the host pick the best classes", situation.changed("export.top_k=0"), said)
@@ -230,12 +231,12 @@ def _in_force(context: Context, key: str) -> object:
 
 def _reached(situation: Situation, hop: Hop) -> str:
     """One file: what it does not reach, and what it does."""
-    name = hop.precision.upper()
+    name = run_name(hop.precision.upper(), hop.backend)
     found = missed(hop, situation.parity)
     if hop.compared and not hop.finite:
         return f"{name} gives {UNUSABLE} on this model.{_why_no_more(situation, hop)}"
     if not found:
-        return sentence(f"{short_name(hop.candidate)}: {hop.why}")
+        return sentence(f"{short_name(hop.run_name)}: {hop.why}")
     against = f", against {hop.reference}" if hop.kind == STEP else ""
     others = [one.words for one in found if one.key in AT_MOST]
     shown = listed([reached(hop), *others])

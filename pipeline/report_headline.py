@@ -7,9 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
+from pipeline.parity_report import (
+    CUDA,
+    FAIL,
+    FROM_KERAS,
+    INCONCLUSIVE,
+    NOT_RUN,
+    NOT_VERIFIED,
+    PASS,
+    Hop,
+    ParityReport,
+    run_name,
+)
 from pipeline.report_standing import Standing
 from pipeline.words import count
+
+Run = tuple[str, str]  # a file, and the backend that ran it
 
 NAMED = 2  # files that a sentence names; more are counted
 VERBS = {INCONCLUSIVE: "inconclusive", PASS: "passed"}
@@ -41,19 +54,19 @@ def headline(stands: Standing, parity: ParityReport, engines: Mapping[str, str])
     if stands.broken:
         words = f"not verified as it is now (verdict {stands.verdict}, but files were altered since)"
         return Headline(stands.shown, words, "")
-    verdicts = _by_candidate(parity.hops)
-    ran = {name: verdict for name, verdict in verdicts.items() if verdict != NOT_RUN}
+    verdicts = _by_run(parity.hops)
+    ran = {run: verdict for run, verdict in verdicts.items() if verdict != NOT_RUN}
     rest = _engines_apart(engines)
     if not ran:
         return Headline(FAIL, f"{FAIL}: no file could be run here, so nothing is verified", "")
     clauses: list[str] = []
     for verdict in (FAIL, INCONCLUSIVE, PASS):
-        names = [name for name, one in ran.items() if one == verdict]
-        if names and not clauses:
+        runs = [run for run, one in ran.items() if one == verdict]
+        if runs and not clauses:
             images = max((hop.images for hop in parity.hops), default=0)
-            clauses.append(f"{verdict}: {_things(names, verdict)} on {count(images, 'image')}")
-        elif names:
-            clauses.append(f"{_things(names, PASS)} {VERBS[verdict]}")
+            clauses.append(f"{verdict}: {_things(runs, verdict)} on {count(images, 'image')}")
+        elif runs:
+            clauses.append(f"{_things(runs, PASS)} {VERBS[verdict]}")
     return Headline(stands.shown, "; ".join([*clauses, *rest]), certainty(parity))
 
 
@@ -62,7 +75,7 @@ def certainty(parity: ParityReport) -> str:
     for verdict in (FAIL, INCONCLUSIVE):
         missed = [hop for hop in parity.hops if hop.verdict == verdict]
         if missed and parity.verdict == verdict:
-            return f"{short_name(missed[0].candidate)}: {missed[0].why}"
+            return f"{short_name(missed[0].run_name)}: {missed[0].why}"
     compared = [hop.agreement_interval for hop in parity.hops if hop.kind == FROM_KERAS and hop.agreement_interval]
     if not compared:
         return ""
@@ -72,29 +85,34 @@ def certainty(parity: ParityReport) -> str:
 
 
 def short_name(name: str) -> str:
-    """``rtx/int8.plan`` or ``model.int8.onnx``: what tells files apart, without the stage's folder."""
+    """``rtx/int8.plan`` or ``model.int8.onnx``: what tells files apart, without the stage's folder; run names too."""
     path = PurePosixPath(name)
     return path.relative_to("build").as_posix() if path.is_relative_to("build") else path.name
 
 
-def _by_candidate(hops: Sequence[Hop]) -> dict[str, str]:
-    """The worst verdict on each file; "not run" only where no comparison of it ran."""
-    verdicts: dict[str, set[str]] = {}
+def _by_run(hops: Sequence[Hop]) -> dict[Run, str]:
+    """The worst verdict on each file on each backend; "not run" only where no comparison of it ran."""
+    verdicts: dict[Run, set[str]] = {}
     for hop in hops:
-        verdicts.setdefault(hop.candidate, set()).add(hop.verdict)
+        verdicts.setdefault((hop.candidate, hop.backend), set()).add(hop.verdict)
     return {
-        name: next(one for one in (FAIL, INCONCLUSIVE, PASS, NOT_RUN) if one in found)
-        for name, found in verdicts.items()
+        run: next(one for one in (FAIL, INCONCLUSIVE, PASS, NOT_RUN) if one in found) for run, found in verdicts.items()
     }
 
 
-def _things(names: Sequence[str], verdict: str) -> str:
+def _things(runs: Sequence[Run], verdict: str) -> str:
     """Files as a reader counts them; those that miss something by name, where they are few."""
-    if verdict != PASS and len(names) <= NAMED:
-        return " and ".join(short_name(name) for name in names)
-    plans = sum(name.endswith(".plan") for name in names)
-    kinds = ((len(names) - plans, "ONNX file"), (plans, "engine"))
-    return " and ".join(count(number, noun) for number, noun in kinds if number)
+    if verdict != PASS and len(runs) <= NAMED:
+        return " and ".join(short_name(run_name(*run)) for run in runs)
+    plans = sum(name.endswith(".plan") for name, _ in runs)
+    on_cuda = sum(backend == CUDA for _, backend in runs)
+    kinds = (
+        (len(runs) - plans - on_cuda, "ONNX file", "ONNX files"),
+        (on_cuda, "ONNX file on CUDA", "ONNX files on CUDA"),
+        (plans, "engine", "engines"),
+    )
+    *others, last = [count(*kind) for kind in kinds if kind[0]]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _engines_apart(engines: Mapping[str, str]) -> list[str]:

@@ -56,7 +56,7 @@ def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> str:
         if hop.verdict != NOT_RUN:
             limit = limits.get(hop.precision)
             asked = "" if limit is None else f"asked: {limit:.4g}"
-            label = f"{hop.precision.upper()} {short_name(hop.candidate)}"
+            label = f"{hop.precision.upper()} {short_name(hop.run_name)}"
             rows.append(Bar(label, _length(hop), _sqnr(hop, " dB") or "failed to run", hop.precision, limit, asked))
     return bar_chart("SQNR of the logits against Keras, dB (more is closer)", rows, "smallest that the recipe allows")
 
@@ -73,7 +73,7 @@ def _row(hop: Hop, remarks: Footnotes) -> tuple[str, ...]:
     marks = remarks.mark(sentence(why), note)
     return (
         badge(hop.verdict, hop.verdict),
-        text(hop.candidate) + marks,
+        text(hop.run_name) + marks,
         text(hop.reference),
         _sqnr(hop),
         share(hop.top1_agreement),

@@ -20,7 +20,7 @@ from pipeline.html import Section, text
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import read_manifest
 from pipeline.npz_files import read_arrays
-from pipeline.parity_report import PASS, ParityReport
+from pipeline.parity_report import PASS, ParityReport, run_name
 from pipeline.preprocess import ImageError
 from pipeline.report_standing import other_inputs
 from pipeline.words import count
@@ -84,7 +84,9 @@ def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> Se
     if manifest is None or not path.is_file() or manifest.inputs.get(PARITY) != sha256_file(root / PARITY):
         return Section("Predictions", "None: a file that verification failed, or does not know, does not serve.")
     served = str(manifest.result.get("model", "a file that its record does not name"))
-    verdict = next((hop.verdict for hop in parity.hops if hop.candidate == served and hop.verdict != PASS), PASS)
+    backend = manifest.result.get("backend")  # an earlier version did not say
+    hops = [hop for hop in parity.hops if hop.candidate == served and backend in (None, hop.backend)]
+    verdict = next((hop.verdict for hop in hops if hop.verdict != PASS), PASS)
     doubt = "" if verdict == PASS else f" (verdict: {verdict})"
     if others := other_inputs(root, manifest.inputs, parity):
         doubt += f" before {text(', '.join(others))} changed"
@@ -92,7 +94,8 @@ def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> Se
     truth = labels_by_pixels(root, card)
     figures = [_figure(one, root / "infer" / one.path, card, truth) for one in predictions]
     sample = "A test image" if len(figures) == 1 else "A sample of test images"
-    words = f"{sample}, classified by <code>{text(served)}</code>{doubt}; a red frame and ✗ are a wrong answer."
+    named = text(run_name(served, str(backend)))
+    words = f"{sample}, classified by <code>{named}</code>{doubt}; a red frame and ✗ are a wrong answer."
     return Section("Predictions", words, f'<div class="grid">{"".join(figures)}</div>')
 
 

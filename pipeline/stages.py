@@ -19,6 +19,7 @@ from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import IMAGENET, Preprocessing
+from pipeline.runtime_environment import runtime_environment
 from pipeline.stage import Context, Stage
 from pipeline.unread_keys import unread_by_finished
 
@@ -394,7 +395,7 @@ STAGES = (
             *RUN_KERAS,
         ),
         _verify,
-        machine_environment,
+        runtime_environment,
     ),
     Stage(
         "infer",
@@ -414,7 +415,7 @@ STAGES = (
             *RUN_ENGINES,
         ),
         _infer,
-        machine_environment,
+        runtime_environment,
     ),
     Stage(
         "report",

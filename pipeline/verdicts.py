@@ -13,7 +13,7 @@ from export.sidecar import sidecar_path
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, KERAS, PARITY
 from pipeline.manifest import as_recorded, read_manifest
-from pipeline.parity_report import NOT_VERIFIED, ParityReport, by_precision, read_parity
+from pipeline.parity_report import NOT_VERIFIED, ParityReport, by_precision, read_parity, run_name
 from pipeline.recipe import VerifyThresholds
 
 
@@ -69,22 +69,28 @@ class Verdicts:
             return "the verdict was given by other thresholds than the recipe's verify.thresholds"
         return ""
 
-    def on(self, path: Path) -> Verdict:
-        """The verdict on a file below the artifacts, an engine's together with its sidecar's bytes."""
+    def on(self, path: Path, backend: str | None = None) -> Verdict:
+        """The verdict on a file below the artifacts, an engine's together with its sidecar's bytes.
+
+        Args:
+            path: the file.
+            backend: what is to run it: "onnxruntime", "onnxruntime-cuda" or "tensorrt". Defaults to None: the worst of
+                all that ran it.
+        """
         if self._doubt or self.report is None:
             return Verdict(NOT_VERIFIED, self._doubt)
         name = self._name(path)
         digests = {name: sha256_file(path)}
         if path.suffix == ".plan" and sidecar_path(path).is_file():
             digests[self._name(sidecar_path(path))] = sha256_file(sidecar_path(path))
-        verdict = self.report.verdict_of(name, digests)
+        verdict = self.report.verdict_of(name, digests, backend)
         if verdict != NOT_VERIFIED:
             return Verdict(verdict)
         altered = [key for key, digest in digests.items() if self.report.subjects.get(key, digest) != digest]
         if altered:
             verb = "were altered since they were" if altered[1:] else "was altered since it was"
             return Verdict(NOT_VERIFIED, f"{' and '.join(altered)} {verb} verified")
-        return Verdict(NOT_VERIFIED, f"{name} was never verified")
+        return Verdict(NOT_VERIFIED, f"{run_name(name, backend or '')} was never verified")
 
     def knows(self, name: str) -> bool:
         """Whether a file of that name was verified, whatever became of it."""

@@ -27,7 +27,18 @@ from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, eng
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
-from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, write_parity
+from pipeline.parity_report import (
+    CUDA,
+    FAIL,
+    INCONCLUSIVE,
+    NOT_RUN,
+    PASS,
+    Hop,
+    ParityReport,
+    allowed,
+    not_run,
+    write_parity,
+)
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
 from pipeline.split_sizes import check_split_sizes, images_in_all
@@ -40,6 +51,11 @@ NOTES = {
     "fp32": "",
     "fp16": "a proxy: a CPU runs the FP16 graph's arithmetic in FP32, only the weights and casts are FP16",
     "int8": "exact fake quantization: graph optimizations off; what fuses Q/DQ pairs on a CPU gives other answers",
+}
+CUDA_NOTES = {
+    "fp32": "",
+    "fp16": "",
+    "int8": "fake quantization: CUDA computes every Q/DQ pair as the file says, and what is between them in floats",
 }
 
 
@@ -90,30 +106,40 @@ def run_all(
     """Run every candidate over the test images, one after the other, with a progress bar."""
     answers = {}
     for candidate in candidates:
-        with progress_bar(total=len(reference.pixels), desc=f"  {candidate.name}", unit="img") as bar:
-            answers[candidate.name] = answer(candidate, reference.pixels, batch_size, bar.update, check)
+        with progress_bar(total=len(reference.pixels), desc=f"  {candidate.run_name}", unit="img") as bar:
+            answers[candidate.run_name] = answer(candidate, reference.pixels, batch_size, bar.update, check)
     return answers
 
 
 def list_candidates(context: Context) -> list[Candidate]:
-    """The ONNX files on ONNX Runtime, then every engine on TensorRT."""
+    """The ONNX files on ONNX Runtime, on CUDA too where that is active, then every engine on TensorRT."""
     from pipeline.runners.onnxruntime import OnnxRunner
+    from pipeline.runners.providers import why_not
     from pipeline.runners.tensorrt import TensorRTRunner
 
-    def onnx(name: str, precision: str, before: str | None) -> Candidate:
-        path = context.root / name
-        runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
-        return Candidate(name, "onnxruntime", precision, sha256_file(path), before, runner, NOTES[precision])
+    cuda_is_active = not why_not("cuda")
 
-    names = [None, *ONNX.values()]
-    found = [onnx(name, precision, before) for before, (precision, name) in zip(names, ONNX.items())]
+    def onnx(name: str, precision: str, before: str | None) -> list[Candidate]:
+        path = context.root / name
+        digest = sha256_file(path)
+        runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
+        runs = [Candidate(name, "onnxruntime", precision, digest, before, runner, NOTES[precision])]
+        if cuda_is_active:
+            # As it serves; held against the same file on the CPU as an engine is, so that the device alone differs.
+            runner = partial(OnnxRunner, path, precision=precision, device="cuda", gpu=context.runtime.device)
+            runs.append(Candidate(name, CUDA, precision, digest, runs[0].run_name, runner, CUDA_NOTES[precision]))
+        return runs
+
+    found: list[Candidate] = []
+    for before, (precision, name) in zip([None, *ONNX.values()], ONNX.items()):
+        found += onnx(name, precision, before)
     for plan in engines(context.root):
         name = plan.relative_to(context.root).as_posix()
         precision = plan_precision(plan)
         source = _source(context.root, plan)
         beside = sidecar_path(plan)
         if source not in (candidate.name for candidate in found):
-            found.append(onnx(source, precision, ONNX["fp32"]))
+            found += onnx(source, precision, ONNX["fp32"])
         found.append(
             Candidate(
                 name,
@@ -198,7 +224,7 @@ def parity_table(parity: ParityReport) -> str:
             (
                 hop.kind,
                 hop.reference,
-                hop.candidate,
+                hop.run_name,
                 "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
                 _sqnr_text(hop),
                 "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
@@ -225,7 +251,7 @@ def _sqnr_text(hop: Hop) -> str:
 def _verdict_text(hop: Hop, said: set[tuple[str, str]]) -> str:
     """The verdict and why; what keeps a file from answering is said once, although each of its hops fails by it."""
     if hop.verdict == FAIL and not hop.compared:
-        if (what := (hop.candidate, str(hop.why))) in said:
+        if (what := (hop.run_name, str(hop.why))) in said:
             return f"{hop.verdict} (as above)"
         said.add(what)
     if hop.verdict == INCONCLUSIVE:

@@ -1,10 +1,10 @@
-"""ONNX Runtime: runs exactly the graph that TensorRT will build, on any machine."""
+"""ONNX Runtime: runs exactly the graph that TensorRT will build, on any machine, and on a GPU by its own kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
+from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_session, why_not
 
 # Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
 DISABLED_OPTIMIZERS = ("Pad_Fusion",)
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRunner:
@@ -30,12 +30,13 @@ class OnnxRunner:
         fuse_int8: let ONNX Runtime put its own INT8 kernels in the place of Q/DQ pairs. For comparisons only: it forms
             a Conv's bias scale in the type of the scales, where FP16 underflows (on a ResNet-50 most answers get
             wrong), and the kernels saturate on a CPU without VNNI.
-        device: "cpu" or "cuda".
+        device: "cpu"; "cuda", where FP16 is FP16, and INT8 without graph optimizations, so that what is verified is
+            what serves; or "tensorrt", ONNX Runtime's own way to TensorRT, a peer to be timed: it builds an engine for
+            the first batch size that comes and another when a later one does not fit, and may compute FP32 in TF32.
+        gpu: index of the GPU.
         threads: 0 takes ONNX Runtime's default.
         max_batch: larger input is split.
     """
-
-    backend = "onnxruntime"
 
     def __init__(
         self,
@@ -44,16 +45,20 @@ class OnnxRunner:
         precision: str = "fp32",
         exact: bool = False,
         fuse_int8: bool = False,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: Device = "cpu",
+        gpu: int = 0,
         threads: int = 0,
         max_batch: int = 256,
     ) -> None:
         self.path = path
+        self.backend = BACKENDS[device]
         self.precision = precision
         self.max_batch = max_batch
-        self._exact = exact
+        # Folding the weights' scales away would leave TensorRT without them, and other sums than were verified.
+        self._exact = exact or (device != "cpu" and precision == "int8")
         self._fuse_int8 = fuse_int8
-        self._device = device
+        self._device: Device = device
+        self._gpu = gpu
         self._threads = threads
         self._session: Any = None
         self.graph_top_k = 0
@@ -63,11 +68,11 @@ class OnnxRunner:
     def __enter__(self) -> OnnxRunner:
         import onnxruntime as ort
 
-        provider = PROVIDERS[self._device]
-        if provider not in ort.get_available_providers():
+        if self._device != "cpu" and (why := why_not(self._device)):
             raise DeviceUnavailableError(
-                f"Expected ONNX Runtime with {provider}. Received: {ort.get_available_providers()}. "
-                "Install requirements-gpu.txt on a GPU machine."
+                f"Expected ONNX Runtime with {PROVIDERS[self._device]}. Received: {why}. "
+                "Install requirements-gpu.txt on a GPU machine.",
+                why,
             )
         try:
             refuse_external_data(self.path)
@@ -81,18 +86,20 @@ class OnnxRunner:
         if self._exact:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = ort.InferenceSession(
-                str(self.path), options, providers=[provider], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+            session = open_session(
+                str(self.path),
+                options,
+                self._device,
+                precision=self.precision,
+                index=self._gpu,
+                disabled_optimizers=list(DISABLED_OPTIMIZERS),
             )
+        except DeviceUnavailableError:
+            raise
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(
                 f"Expected an ONNX model that ONNX Runtime loads. Received: {self.path}: {error}"
             ) from error
-        if session.get_providers()[0] != provider:
-            raise DeviceUnavailableError(
-                f"Expected {provider}. Received: {session.get_providers()}; ONNX Runtime fell back because the device "
-                "or its libraries are missing."
-            )
         shapes = {output.name: output.shape for output in session.get_outputs()}
         if not set(OUTPUTS) <= shapes.keys():
             raise RunnerError(
