@@ -37,7 +37,12 @@ READ_IMAGES = (
     "pipeline/download.py",
     *DECODE,
 )
-RUN_ONNX = ("pipeline/runners/base.py", "pipeline/runners/onnxruntime.py", "export/external_data.py")
+RUN_ONNX = (
+    "pipeline/runners/base.py",
+    "pipeline/runners/onnxruntime.py",
+    "pipeline/runners/providers.py",
+    "export/external_data.py",
+)
 READ_CARD = ("pipeline/card.py", "pipeline/decode_spec.py")
 RUN_ENGINES = (
     "pipeline/runners/tensorrt.py",
