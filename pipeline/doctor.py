@@ -18,6 +18,7 @@ from export.driver import Device, DriverStatus, driver_status
 from export.versions import is_checked, no_support, supporting, supports_advised, unproven
 from pipeline.environment import refuses_all
 from pipeline.manifest import ROOT
+from pipeline.runners.providers import why_not
 
 SUPPORTED = ((3, 11), (3, 14))
 OK, WARN, BAD = "ok", "--", "!!"
@@ -37,6 +38,7 @@ def doctor() -> dict[str, Any]:
     driver = driver_status()
     tensorrt = {name: _tensorrt(name, driver) for name in ("tensorrt", "rtx")}
     stages = _stages(packages, bool(driver), tensorrt)
+    no_cuda = why_not("cuda") if driver else driver.reason
 
     print("machine")
     for name, value in machine.items():
@@ -51,6 +53,7 @@ def doctor() -> dict[str, Any]:
         print(f"  [{OK}] driver {driver.driver_version}, CUDA {driver.cuda_version}")
         for device in driver.devices:
             print(f"  [{OK}] {device.name}, compute capability {device.compute_capability}, {device.memory >> 20} MiB")
+        print(f"  [{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}")
     else:
         print(f"  [{WARN}] {driver.reason}")
     print("\nTensorRT")
@@ -77,6 +80,7 @@ def doctor() -> dict[str, Any]:
             "devices": [asdict(device) for device in driver.devices],
         },
         "tensorrt": tensorrt,
+        "onnxruntime_cuda": {"active": not no_cuda, "why_not": no_cuda},
         "stages": stages,
         "mend": mend,
         "exit": 2 if conflict or BAD in states else 0,

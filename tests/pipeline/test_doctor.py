@@ -83,6 +83,7 @@ class Machine:
     tensorrt: dict[str, _TensorRT] = field(default_factory=lambda: {"rtx": RTX})
     python: tuple[int, int] = (3, 12)
     jetpack: bool = False
+    no_cuda: str = "this ONNX Runtime has no CUDA"
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
         monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})
         monkeypatch.setattr(doctor, "JETPACK", tmp_path if machine.jetpack else tmp_path / "none")
+        monkeypatch.setattr(doctor, "why_not", {"cuda": machine.no_cuda}.__getitem__)
         python = SimpleNamespace(version_info=machine.python, executable="/py/python")
         monkeypatch.setattr(doctor, "sys", python)
         status = main(["doctor", "--json"])
@@ -226,6 +228,18 @@ def test_a_machine_with_gpus(ask) -> None:
             {"name": "Small GPU", "compute_capability": "8.9", "memory": 24 << 30},
         ],
     }
+
+
+def test_onnxruntime_on_cuda_is_asked_where_there_is_a_gpu(ask) -> None:
+    said = ask(Machine(driver=TWO_GPUS))
+    assert said.line("ONNX Runtime on CUDA:") == "[--] ONNX Runtime on CUDA: this ONNX Runtime has no CUDA"
+    assert said.result["onnxruntime_cuda"] == {"active": False, "why_not": "this ONNX Runtime has no CUDA"}
+    said = ask(Machine(driver=TWO_GPUS, no_cuda=""))
+    assert said.line("ONNX Runtime on CUDA") == "[ok] ONNX Runtime on CUDA"
+    assert said.result["onnxruntime_cuda"] == {"active": True, "why_not": ""}
+    said = ask(Machine(no_cuda=""))
+    assert said.result["onnxruntime_cuda"] == {"active": False, "why_not": NO_DRIVER.reason}
+    assert not any("CUDA" in line for line in said.lines if "ONNX Runtime on" in line)
 
 
 def test_a_gpu_without_tensorrt(ask) -> None:
