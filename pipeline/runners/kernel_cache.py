@@ -56,6 +56,7 @@ class KernelCache:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary.write_bytes(compiled)
             os.replace(temporary, self._path)
+            self._loaded = compiled
         except OSError as error:
             log.debug("compiled kernels are not kept: %s", error)
             with contextlib.suppress(OSError):
