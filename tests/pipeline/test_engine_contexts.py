@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutOfMemoryError, RunnerError
-from pipeline.runners import graphs
+from pipeline.runners import graphs, kernel_cache
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
 from tests.fake_contexts import ACTIVATION_BYTES, Specialization
@@ -186,3 +187,24 @@ def test_kernels_are_kept_as_soon_as_they_are_compiled(tmp_path: Path, monkeypat
     with TensorRTRunner(plan):  # a process that is killed from here on has lost nothing
         TensorRTRunner(plan).__enter__()
     assert gpu.kernels_loaded == [b"kernels of 1"]
+
+
+def test_two_runners_keep_their_kernels_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = rtx(monkeypatch)
+    plan = plan_for(tmp_path, "rtx", PROFILE)
+    replace, seen = os.replace, []
+
+    def slow(source: str, target: str) -> None:
+        """The first write is not over when the second one begins and ends."""
+        seen.append(Path(source))
+        if len(seen) == 1:
+            gpu.kernels = 2
+            with TensorRTRunner(plan):
+                pass
+        replace(source, target)
+
+    monkeypatch.setattr(kernel_cache.os, "replace", slow)
+    with TensorRTRunner(plan):
+        pass
+    assert len(set(seen)) == len(seen) >= 2
+    assert [path.read_bytes() for path in kernel_cache.cache_folder().iterdir()] == [b"kernels of 2"]
