@@ -70,6 +70,11 @@ class FakeEngine:
         own_graph = how.cuda_graph_strategy == GraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._context(own_graph, how.dynamic_shapes_kernel_specialization_strategy)
 
+    def create_engine_inspector(self) -> Any:
+        inspector = types.SimpleNamespace(execution_context=None)
+        inspector.get_engine_information = lambda form: self.gpu.information(inspector.execution_context)
+        return inspector
+
     def create_execution_context_without_device_memory(self) -> Any:
         return self._context(False, None)
 
@@ -126,6 +131,7 @@ class FakeTensorRT:
         size: tuple[int, int] = (4, 5),
         profile: tuple[int, ...] = (1, 2, 4),
         kind: str = "10",
+        version: str = "10.13.0",
     ) -> None:
         self.runtime, self.size, self.profile, self.kind = runtime, size, profile, kind
         self.fail = ""
@@ -143,6 +149,8 @@ class FakeTensorRT:
         self.top: tuple[str, ...] = ()
         self.validity = Validity.VALID
         self.refitted: list[str] = []
+        # What the engine inspector says, by the context that it was given.
+        self.information: Callable[[BaseContext | None], str] = lambda context: '{"Layers": []}'
         self.host_code_allowed = False
         self.logger: Any = None
         self.spoil: Callable[[dict[str, np.ndarray]], object] = lambda results: None  # makes an engine wrong
@@ -175,6 +183,7 @@ class FakeTensorRT:
         module: Any = types.SimpleNamespace(
             ILogger=_Logger,
             ProfilingVerbosity=Verbosity,
+            LayerInformationFormat=enum.IntEnum("LayerInformationFormat", ["ONELINE", "JSON"]),
             Runtime=Runtime,
             IExecutionContext=BaseContext,
             ICudaEngine=object,
@@ -190,7 +199,7 @@ class FakeTensorRT:
             module.DynamicShapesKernelSpecializationStrategy = Specialization
             module.IRuntimeConfig = _RuntimeConfig
             Runtime.get_engine_validity = lambda self, plan: (gpu.validity, 7)  # type: ignore[attr-defined]
-        self.trt = TensorRT(module, "rtx" if kind == "rtx" else "tensorrt", "10.13.0")
+        self.trt = TensorRT(module, "rtx" if kind == "rtx" else "tensorrt", version)
 
     def ok(self, call: str) -> bool:
         return self.fail != call or self.says(f"{call} said no")
