@@ -66,7 +66,7 @@ class FakeEngine:
             return self._context(False, Specialization.LAZY if self.gpu.kind == "rtx" else None)
         assert self.gpu.kind == "rtx"
         assert how.strategy == Strategy.USER_MANAGED
-        assert how.cache is not None
+        self.gpu.configs.append(how)
         own_graph = how.cuda_graph_strategy == GraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._context(own_graph, how.dynamic_shapes_kernel_specialization_strategy)
 
@@ -87,7 +87,7 @@ class FakeEngine:
         return made
 
     def create_runtime_config(self) -> Any:
-        return _RuntimeConfig(self.gpu)
+        return _RuntimeConfig(self.gpu) if self.gpu.ok("create_runtime_config") else None
 
 
 class _RuntimeConfig:
@@ -100,9 +100,11 @@ class _RuntimeConfig:
         self.gpu = gpu
 
     def create_runtime_cache(self) -> Any:
-        return _RuntimeCache(self.gpu)
+        return _RuntimeCache(self.gpu) if self.gpu.ok("create_runtime_cache") else None
 
     def set_runtime_cache(self, cache: Any) -> bool:
+        if not self.gpu.ok("set_runtime_cache"):
+            return False
         self.cache = cache
         return True
 
@@ -144,6 +146,7 @@ class FakeTensorRT:
         self.enough_for = 1 << 30  # images that the fake has memory for, whatever was allocated
         self.kernels = 1
         self.kernels_loaded: list[bytes] = []
+        self.configs: list[_RuntimeConfig] = []
         self.compiled: list[int] = []  # batch sizes that RTX compiled kernels of their own for
         self.contexts: list[BaseContext] = []
         self.top: tuple[str, ...] = ()

@@ -64,7 +64,7 @@ class EngineSession:
         if options.get("strip_weights"):
             self._refit(sidecar)
         if trt.jit:
-            self._kernels = KernelCache(self.engine.create_runtime_config(), str(sidecar.plan_sha256))
+            self._kernels = KernelCache(self._runtime_config(), str(sidecar.plan_sha256))
 
     def _check_validity(self, plan: bytes) -> None:
         validity, diagnostics = self._runtime.get_engine_validity(plan)
@@ -144,6 +144,12 @@ class EngineSession:
         made.nvtx_verbosity = trt.member("ProfilingVerbosity", "NONE")
         return made
 
+    def _runtime_config(self) -> Any:
+        config = self.engine.create_runtime_config()
+        if config is None:
+            raise self.failed("making a runtime configuration")
+        return config
+
     def _jit_config(self, own_kernels: bool, graph: bool) -> Any:
         """Configure TensorRT-RTX, which compiles kernels where it runs.
 
@@ -151,7 +157,7 @@ class EngineSession:
         sizes by one set of kernels; LAZY begins with that set and goes over to a size's own at some moment, so that
         answers change in their last bits from one request to the next. LAZY is never used: a context's answers stay.
         """
-        trt, config = self.trt, self.engine.create_runtime_config()
+        trt, config = self.trt, self._runtime_config()
         config.set_execution_context_allocation_strategy(
             trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
         )
@@ -159,7 +165,8 @@ class EngineSession:
             "DynamicShapesKernelSpecializationStrategy", "EAGER" if own_kernels else "NONE"
         )
         assert self._kernels is not None
-        config.set_runtime_cache(self._kernels.cache)
+        if self._kernels.cache is None or not config.set_runtime_cache(self._kernels.cache):
+            log.warning("%s: kernels are compiled at every start: %s", self.plan_path, self.logger.lines())
         if graph:
             config.cuda_graph_strategy = trt.member("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
         return config

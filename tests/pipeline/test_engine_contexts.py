@@ -144,6 +144,7 @@ def test_only_sizes_that_matter_are_compiled_for(tmp_path: Path, monkeypatch: py
         for count in (1, 4):
             runner.infer(pixels(count))
         assert gpu.compiled == [8, 1, 4], "sizes that the profile names"
+    assert all(config.cache is not None for config in gpu.configs)
     kernels = [context.kernels for context in gpu.contexts]
     assert kernels == [Specialization.EAGER, Specialization.NONE], "and never LAZY, which changes its answers"
 
@@ -208,3 +209,24 @@ def test_two_runners_keep_their_kernels_at_once(tmp_path: Path, monkeypatch: pyt
         pass
     assert len(set(seen)) == len(seen) >= 2
     assert [path.read_bytes() for path in kernel_cache.cache_folder().iterdir()] == [b"kernels of 2"]
+
+
+@pytest.mark.parametrize("call", ["create_runtime_cache", "set_runtime_cache"])
+def test_kernels_that_cannot_be_kept_are_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    gpu, plan = rtx(monkeypatch), plan_for(tmp_path, "rtx", PROFILE)
+    with TensorRTRunner(plan):
+        pass
+    gpu.fail = call
+    with TensorRTRunner(plan) as runner:
+        assert_answers(runner.infer(pixels(3)).logits, pixels(3))
+    assert f"kernels are compiled at every start: {call} said no" in caplog.text
+
+
+def test_rtx_that_makes_no_configuration_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = rtx(monkeypatch)
+    gpu.fail = "create_runtime_config"
+    with pytest.raises(RunnerError, match=r"making a runtime configuration.*create_runtime_config said no"):
+        TensorRTRunner(plan_for(tmp_path, "rtx", PROFILE)).__enter__()
+    assert gpu.runtime.live == 0
