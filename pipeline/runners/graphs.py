@@ -87,6 +87,7 @@ class Graphs:
                 context.close()
             return self._refuse(key, str(error), logging.WARNING)
         self._contexts[key] = context
+        self._session.keep_kernels()
         return True
 
     def _refuse(self, key: Key, why: str, level: int) -> bool:

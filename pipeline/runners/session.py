@@ -65,6 +65,8 @@ class EngineSession:
             self._refit(sidecar)
         if trt.jit:
             self._kernels = KernelCache(self._runtime_config(), str(sidecar.plan_sha256))
+            if self._kernels.cache is None:
+                self._compile_always()
 
     def _check_validity(self, plan: bytes) -> None:
         validity, diagnostics = self._runtime.get_engine_validity(plan)
@@ -153,7 +155,7 @@ class EngineSession:
     def _jit_config(self, own_kernels: bool, graph: bool) -> Any:
         """Configure TensorRT-RTX, which compiles kernels where it runs.
 
-        Its strategies: EAGER compiles a batch size's own kernels before it runs, which can take minutes; NONE runs all
+        Its strategies: EAGER compiles a batch size's own kernels before it runs, which takes its time; NONE runs all
         sizes by one set of kernels; LAZY begins with that set and goes over to a size's own at some moment, so that
         answers change in their last bits from one request to the next. LAZY is never used: a context's answers stay.
         """
@@ -165,11 +167,15 @@ class EngineSession:
             "DynamicShapesKernelSpecializationStrategy", "EAGER" if own_kernels else "NONE"
         )
         assert self._kernels is not None
-        if self._kernels.cache is None or not config.set_runtime_cache(self._kernels.cache):
-            log.warning("%s: kernels are compiled at every start: %s", self.plan_path, self.logger.lines())
+        if self._kernels.cache is not None and not config.set_runtime_cache(self._kernels.cache):
+            self._kernels.cache = None
+            self._compile_always()
         if graph:
             config.cuda_graph_strategy = trt.member("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
         return config
+
+    def _compile_always(self) -> None:
+        log.warning("%s: kernels are compiled at every start: %s", self.plan_path, self.logger.lines())
 
     def keep_kernels(self) -> None:
         """Write what TensorRT-RTX compiled so far, so that a process that is killed compiles it only once."""

@@ -185,9 +185,13 @@ def test_an_engine_of_one_size_has_one_context(tmp_path: Path, monkeypatch: pyte
 def test_kernels_are_kept_as_soon_as_they_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = rtx(monkeypatch)
     plan = plan_for(tmp_path, "rtx", PROFILE)
-    with TensorRTRunner(plan):  # a process that is killed from here on has lost nothing
+    with TensorRTRunner(plan) as runner:  # a process that is killed from here on has lost nothing
         TensorRTRunner(plan).__enter__()
-    assert gpu.kernels_loaded == [b"kernels of 1"]
+        gpu.kernels = 2
+        for _ in range(2):
+            runner.infer(pixels(3))
+        TensorRTRunner(plan).__enter__()
+    assert gpu.kernels_loaded == [b"kernels of 1", b"kernels of 2"]
 
 
 def test_two_runners_keep_their_kernels_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +225,7 @@ def test_kernels_that_cannot_be_kept_are_compiled_again(
     gpu.fail = call
     with TensorRTRunner(plan) as runner:
         assert_answers(runner.infer(pixels(3)).logits, pixels(3))
-    assert f"kernels are compiled at every start: {call} said no" in caplog.text
+    assert caplog.text.count(f"kernels are compiled at every start: {call} said no") == 1
 
 
 def test_rtx_that_makes_no_configuration_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
