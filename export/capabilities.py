@@ -279,6 +279,7 @@ def _make_logger(module: Any) -> Any:
             module.ILogger.__init__(self)
             self._errors: collections.deque[str] = collections.deque(maxlen=8)
             self._others: collections.deque[str] = collections.deque(maxlen=8)
+            self._listing: collections.deque[str] = collections.deque(maxlen=1)
             self.error: BaseException | None = None
 
         def log(self, severity: Any, msg: str) -> None:
@@ -290,6 +291,8 @@ def _make_logger(module: Any) -> Any:
         def _take(self, severity: Any, msg: str) -> None:
             level = levels.get(int(severity))
             if level is None:  # VERBOSE: thousands a build
+                if msg.startswith("Layers:\n"):
+                    self._listing.append(msg)
                 return
             log.log(logging.DEBUG if level < logging.ERROR else logging.INFO, "TensorRT: %s", msg)
             if level == logging.ERROR:
@@ -306,10 +309,15 @@ def _make_logger(module: Any) -> Any:
         def clear(self) -> None:
             self._errors.clear()
             self._others.clear()
+            self._listing.clear()
 
         def heard(self) -> bool:
             """Whether there was a warning or an error since the last `clear`."""
             return bool(self._errors or self._others)
+
+        def listing(self) -> str:
+            """Give the message that lists the layers of what was built since the last `clear`, or nothing."""
+            return "".join(self._listing)
 
         def lines(self, count: int = 4) -> str:
             """Give the last errors, or the last warnings where there were no errors."""

@@ -33,7 +33,7 @@ from export.capabilities import INSTALL, TensorRT
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
 from export.external_data import refuse_external_data
-from export.inspection import differences, inspect_engine
+from export.inspection import differences, inspect_engine, summarize_listing, unfused
 from export.interrupts import deferred_interrupt
 from export.sidecar import (
     INPUT,
@@ -118,6 +118,7 @@ def build_engine(
         logger.raise_pending()
         logger.clear()
         plan = builder.build_serialized_network(network, config)
+        listing = str(logger.listing())
         if monitor is not None and monitor.error is not None:
             raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
         logger.raise_pending()
@@ -133,7 +134,11 @@ def build_engine(
 
     data = memoryview(plan)
     found, why_not_found = _inspect(trt, data, driver, logger, asked, options, _best_shape(tensors[0]))
-    warnings = differences(asked, found)
+    if found is None:
+        found = summarize_listing(listing, asked)
+    elif found.reason is not None:
+        log.warning("%s: %s", plan_file.name, found.reason)
+    warnings = [*differences(asked, found), *unfused(found)]
     for warning in warnings:
         log.warning("%s: %s", plan_file.name, warning)
     metadata = {**_onnx_metadata(source), **(extra or {})}

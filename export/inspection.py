@@ -1,5 +1,7 @@
 """What is in an engine against what was asked for: the engine inspector's JSON, whose form differs between versions.
 
+Where an engine was not loaded, TensorRT-RTX's own listing of what it built says the same.
+
 Standard library only, Python 3.10 syntax.
 """
 
@@ -9,7 +11,7 @@ import collections
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from export.capabilities import TensorRT
@@ -38,6 +40,7 @@ class _Row:
     nodes: list[str]  # names of the ONNX nodes
     reformat: bool
     convolution: bool
+    output: str  # type of what it writes
 
 
 def inspect_engine(
@@ -51,14 +54,42 @@ def inspect_engine(
         asked: ONNX node of each convolution and the type that was asked of it.
         image: name and a full shape of the input. An engine for several batch sizes shows the types of its layers
             only for one of them. None: they are not asked for, as an engine without weights cannot run.
+
+    Returns:
+        FoundLayers: where such a size could not be set, without the types that depend on it, and with the reason.
     """
     inspector = engine.create_engine_inspector()
+    reason = None
     if image is not None:
-        context = engine.create_execution_context()
-        if context is not None and context.set_input_shape(image[0], tuple(image[1])):
+        context, words = _context_for(trt, engine, image)
+        if context is None:
+            reason = f"types that depend on the batch are not known: {words}"
+        else:
             inspector.execution_context = context
     answer = inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON"))
-    return summarize_layers(answer, asked)
+    found = summarize_layers(answer, asked)
+    return replace(found, reason=found.reason or reason)
+
+
+def _context_for(trt: TensorRT, engine: Any, image: tuple[str, Sequence[int]]) -> tuple[Any, str]:
+    """Make a context of one batch size, without memory, as it never runs; None and why where TensorRT refuses.
+
+    Engines that are built to get their memory from the caller refuse a context that allocates its own.
+    """
+    logger = trt.logger()
+    try:
+        if trt.allocation_strategies:
+            how = trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+            context = engine.create_execution_context(how)
+        else:
+            context = engine.create_execution_context_without_device_memory()
+        if context is None:
+            return None, f"no execution context was made: {logger.lines()}"
+        if not context.set_input_shape(image[0], tuple(image[1])):
+            return None, f"the shape {list(image[1])} was refused: {logger.lines()}"
+    except RuntimeError as error:
+        return None, f"no execution context was made: {error}"
+    return context, ""
 
 
 def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> FoundLayers:
@@ -83,12 +114,15 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
         return FoundLayers(None, f"the engine inspector's answer is not understood: {error!r}")
     convolutions = _find(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}
     types = {name: row.layer.precision if row else UNKNOWN for name, row in convolutions.items()}
+    outputs = [row.output for row in convolutions.values() if row and row.layer.precision == "int8"]
+    told = [kind for kind in outputs if kind != UNKNOWN]
     return FoundLayers(
         count=len(rows),
         by_kind=_counts(row.layer.kind for row in rows),
         by_precision=_counts(row.layer.precision for row in rows),
         convolutions=_counts(types.values()),
         convolution_layers=types,
+        int8_outputs=_counts(told) if told or not outputs else None,
         reformats=tuple(row.layer.name for row in rows if row.reformat),
         layers=tuple(row.layer for row in rows),
     )
@@ -121,6 +155,52 @@ def differences(asked: Mapping[str, str], found: FoundLayers | None) -> list[str
     return said
 
 
+def unfused(found: FoundLayers | None) -> list[str]:
+    """Say where INT8 convolutions write float, so that separate kernels have to make INT8 of it again.
+
+    The last convolution, before the head, has no INT8 to write, and a few others may go to where float is wanted: it is
+    said where fewer than half of the rest write INT8.
+    """
+    outputs = (found.int8_outputs if found else None) or {}
+    total = sum(outputs.values())
+    others = {kind: number for kind, number in outputs.items() if kind != "int8"}
+    if 2 * outputs.get("int8", 0) >= total - 1:
+        return []
+    kinds = " and ".join(kind.upper() for kind in others)
+    return [
+        f"{sum(others.values()):,} of {count(total, 'INT8 convolution')} write {kinds}: they are not fused with what "
+        "follows them, so expect INT8 slower than FP16, and measure both"
+    ]
+
+
+_LISTED = re.compile(
+    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>\w+), Inputs: \[(?P<Inputs>.*?)\], Constants: \[.*?\], "
+    r"Outputs: \[(?P<Outputs>.*?)\], TacticName: (?P<TacticName>.*?), StreamId: .*?\bMetadata: ?(?P<Metadata>.*)"
+)
+
+
+def summarize_listing(listing: str, asked: Mapping[str, str]) -> FoundLayers | None:
+    """Summarise what TensorRT-RTX lists in its log when it has built an engine, as it does where no GPU is.
+
+    Args:
+        listing: the message: "Layers:", a line for each layer, an empty line, and what does not matter here.
+        asked: ONNX node of each convolution and the type asked of it.
+
+    Returns:
+        FoundLayers | None: see `summarize_layers`; None where a line has another form than that of 1.7.
+    """
+    head, *lines = listing.partition("\n\n")[0].split("\n")
+    matches = [_LISTED.fullmatch(line) for line in lines]
+    if head != "Layers:" or not all(matches):
+        return None
+    layers = []
+    for layer in (match.groupdict() for match in matches if match):
+        tensors = {side: [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", layer[side])]
+                   for side in ("Inputs", "Outputs")}  # fmt: skip
+        layers.append({**layer, **tensors})
+    return summarize_layers(json.dumps({"Layers": layers}), asked)
+
+
 def _row(layer: Any) -> _Row:
     if not isinstance(layer, dict):  # names only: an engine without DETAILED verbosity
         layer = {"Name": layer}
@@ -140,8 +220,9 @@ def _row(layer: Any) -> _Row:
         nodes = [part.strip(" []{}") for part in re.split(r" \+ |\|\|", name)]
     keras = tuple(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
     does = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()
-    convolution = not reformat and ("conv" in does or "fprop" in does or "conv" in name.lower())
-    return _Row(Layer(name, keras, kind, precision), nodes, reformat, convolution)
+    named = any(word in does for word in ("conv", "fprop", "correlation")) or "conv" in name.lower()
+    output = _precision(layer.get("Outputs")) or UNKNOWN
+    return _Row(Layer(name, keras, kind, precision), nodes, reformat, named and not reformat, output)
 
 
 def _find(rows: Sequence[_Row], asked: Mapping[str, str]) -> dict[str, _Row | None]:

@@ -90,11 +90,13 @@ class FoundLayers:
 
     Attributes:
         count: layers; None where the inspector's answer could not be read.
-        reason: why not.
+        reason: why not, or why types that depend on the batch are missing.
         by_kind: kind to number.
         by_precision: type to number: "int8", "fp16", "fp32", ... or "unknown".
         convolutions: the same, of the convolutions alone.
         convolution_layers: ONNX node to type.
+        int8_outputs: of the convolutions that run in INT8: type that they write to number, without those that cannot
+            be told; None where none can. Fused ones write "int8".
         reformats: names of the layers that only change a format.
         layers: all of them.
     """
@@ -105,6 +107,7 @@ class FoundLayers:
     by_precision: Mapping[str, int] = field(default_factory=dict)
     convolutions: Mapping[str, int] = field(default_factory=dict)
     convolution_layers: Mapping[str, str] = field(default_factory=dict)
+    int8_outputs: Mapping[str, int] | None = None
     reformats: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
 
@@ -137,9 +140,9 @@ class Sidecar:
         seconds: the build took.
         network_layers: kind to number, as parsed.
         asked: types that were asked of the convolutions.
-        found: types that the engine has; None where it was not loaded.
+        found: types that the engine has; where it was not loaded, as the builder listed them, or None.
         layers_reason: why it was not.
-        warnings: where the engine differs from what was asked for.
+        warnings: where the engine differs from what was asked for, or is probably slow.
     """
 
     flavour: str

@@ -1,26 +1,30 @@
 """Names of files that are not whole yet, all of one form, so that what a killed process left can be told and removed.
 
-``.<name>.tmp-<process>`` lies beside the file that it becomes. It goes with the next write of that file, or with the
-next command that takes the lock on its folder, once its process is gone.
+``.<name>.tmp-<process>-<run>-<turn>`` lies beside the file that it becomes. No two writes share one, in whatever thread
+or process. It goes with the next write of that file, or with the next command that takes the lock on its folder, once
+its process is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-_NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)", re.DOTALL)
+_NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
+_RUN = secrets.token_hex(4)  # process numbers come again, in a container with every start
+_turns = itertools.count()
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes what becomes ``path``; what killed processes left of earlier writes goes."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    remove_leftovers(other for other in temporaries_of(path) if other != temporary)
-    return temporary
+    """Where one write puts what becomes ``path``; the caller removes it. What killed processes left of others goes."""
+    remove_leftovers(temporaries_of(path))
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{_RUN}-{next(_turns)}")
 
 
 def temporaries_of(path: Path) -> list[Path]:
@@ -34,10 +38,10 @@ def temporaries_of(path: Path) -> list[Path]:
 
 
 def remove_leftovers(found: Iterable[Path]) -> None:
-    """Remove temporary files and folders, except those of other processes that are alive."""
+    """Remove temporary files and folders, except those of processes that are alive, this one too."""
     for path in found:
         match = _NAME.fullmatch(path.name)
-        if match is None or _is_of_another(int(match["process"])):
+        if match is None or _is_alive(int(match["process"]), match["run"]):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -46,10 +50,10 @@ def remove_leftovers(found: Iterable[Path]) -> None:
                 path.unlink()
 
 
-def _is_of_another(process: int) -> bool:
-    """Whether another process of that number is alive; one of our own number left it before we were there."""
+def _is_alive(process: int, run: str | None) -> bool:
+    """Whether the process is alive; where the number is our own, another run of that number is not."""
     if process == os.getpid():
-        return False
+        return run == _RUN
     if os.name == "nt":
         return True  # a signal would end it
     try:

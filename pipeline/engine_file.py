@@ -32,7 +32,7 @@ from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
 from pipeline.verdicts import Verdicts
-from pipeline.words import listed
+from pipeline.words import count, listed
 
 
 def inspect_engine_file(plan: Path) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str
         "ONNX sha256": sidecar.onnx_sha256,
         "verdict": verdict,
         "asked": _counts(sidecar.asked),
-        "found": _counts(sidecar.found) or f"not known: {sidecar.layers_reason}",
+        "found": _found(sidecar),
     }
     lines = [str(plan), *(f"  {name:<14} {value}" for name, value in facts.items() if value)]
     lines += [f"  {'warning':<14} {text}" for text in [*([altered] if altered else []), *sidecar.warnings]]
@@ -246,6 +246,15 @@ def _options(options: Mapping[str, Any]) -> str:
     said = {key: value for key, value in options.items() if value not in (None, False, "none", []) and key != "flags"}
     said.pop("strongly_typed", None)
     return ", ".join(f"{key} {value}" for key, value in said.items()) or "defaults"
+
+
+def _found(sidecar: Sidecar) -> str:
+    text = _counts(sidecar.found)
+    if sidecar.found is None or not text:
+        return f"not known: {sidecar.layers_reason}"
+    if outputs := sidecar.found.int8_outputs:
+        text += f"; {outputs.get('int8', 0)} of {count(sum(outputs.values()), 'INT8 convolution')} writing INT8"
+    return f"{text} (as its builder listed them; {sidecar.layers_reason})" if sidecar.layers_reason else text
 
 
 def _counts(side: AskedLayers | FoundLayers | None) -> str:

@@ -65,9 +65,15 @@ def make_plan(path: Path, sizes: tuple[int, int, int] = (1, 2, 4), top: int = 0,
     return path
 
 
-def install(monkeypatch: pytest.MonkeyPatch, kind: str = "10", sizes: tuple[int, ...] = (1, 2, 4)) -> FakeTensorRT:
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str = "10",
+    sizes: tuple[int, ...] = (1, 2, 4),
+    size: tuple[int, int] = SIZE,
+    version: str = "10.13.0",
+) -> FakeTensorRT:
     """Put a fake GPU, CUDA and TensorRT in the place of the real ones."""
-    fake = FakeTensorRT(FakeRuntime(devices=2), SIZE, sizes, kind)
+    fake = FakeTensorRT(FakeRuntime(devices=2), size, sizes, kind, version)
     devices = (Device("Fake GPU", "8.9", 1 << 30), Device("Other GPU", "9.0", 1 << 30))
     status = DriverStatus(True, "", "580.95.05", "13.1", devices)
     for module in ("runtime", "driver_api"):

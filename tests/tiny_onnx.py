@@ -12,7 +12,9 @@ CLASSES = ("cat", "dog", "owl", "emu")
 SPEC = {"mode": "unit", "channel_order": "RGB", "mean": [0.0, 0.0, 0.0], "scale": [1 / 255, 1 / 255, 1 / 255]}
 
 
-def classifier(precision: str = "fp32", batch: object = "batch", channels: int = 8) -> onnx.ModelProto:
+def classifier(
+    precision: str = "fp32", batch: object = "batch", channels: int = 8, more_convolutions: int = 0
+) -> onnx.ModelProto:
     """uint8 NHWC images -> Cast, Transpose, Conv, Relu, GlobalAveragePool, Flatten, Gemm -> logits, probabilities."""
     kind = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
     dtype = np.float16 if precision == "fp16" else np.float32
@@ -27,22 +29,31 @@ def classifier(precision: str = "fp32", batch: object = "batch", channels: int =
         helper.make_node("Cast", ["images"], ["cast"], "cast", to=kind),
         helper.make_node("Transpose", ["cast"], ["nchw"], "transpose", perm=[0, 3, 1, 2]),
     ]
-    image, kernel = "nchw", "kernel"
-    if precision == "int8":
-        weights |= {"x_scale": np.float32(2.0), "x_zero": np.int8(0), "k_zero": np.zeros(channels, np.int8)}
-        weights["k_scale"] = np.abs(weights["kernel"]).max((1, 2, 3)).astype(np.float32) / 127
-        for source, scale, zero, axis in (
-            ("nchw", "x_scale", "x_zero", {}),
-            ("kernel", "k_scale", "k_zero", {"axis": 0}),
-        ):
-            inputs = [f"{source}_q", scale, zero]
-            nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero], [f"{source}_q"], **axis))
-            nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{source}_dq"], **axis))
-        image, kernel = "nchw_dq", "kernel_dq"
+    features = "nchw"
+    for turn in range(1 + more_convolutions):
+        after = str(turn or "")  # of the names
+        kernel, scale = f"kernel{after}", f"k_scale{after}"
+        if turn:
+            weights[kernel] = random.normal(0, 0.1, (channels, channels, 3, 3)).astype(dtype)
+        if precision == "int8":
+            weights |= {"x_scale": np.float32(2.0), "x_zero": np.int8(0), "k_zero": np.zeros(channels, np.int8)}
+            weights[scale] = np.abs(weights[kernel]).max((1, 2, 3)).astype(np.float32) / 127
+            for source, *parameters, axis in (
+                (features, "x_scale", "x_zero", {}),
+                (kernel, scale, "k_zero", {"axis": 0}),
+            ):
+                nodes.append(helper.make_node("QuantizeLinear", [source, *parameters], [f"{source}_q"], **axis))
+                inputs = [f"{source}_q", *parameters]
+                nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{source}_dq"], **axis))
+            features, kernel = f"{features}_dq", f"{kernel}_dq"
+        conv, relu = f"conv{after}", f"relu{after}"
+        nodes += [
+            helper.make_node("Conv", [features, kernel, "bias"], [conv], conv, pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [conv], [relu], relu),
+        ]
+        features = relu
     nodes += [
-        helper.make_node("Conv", [image, kernel, "bias"], ["conv"], "conv", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["conv"], ["relu"], "relu"),
-        helper.make_node("GlobalAveragePool", ["relu"], ["pool"], "pool"),
+        helper.make_node("GlobalAveragePool", [features], ["pool"], "pool"),
         helper.make_node("Flatten", ["pool"], ["flat"], "flatten"),
         helper.make_node("Gemm", ["flat", "dense", "dense_bias"], ["gemm"], "dense"),
         helper.make_node("Cast", ["gemm"], ["logits"], "logits", to=TensorProto.FLOAT),

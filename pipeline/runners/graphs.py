@@ -32,11 +32,15 @@ class Graphs:
         memory: activation memory, that of the lane.
         lane: where they run.
         ring: its first slot is what they work on.
-        enabled: whether to make any.
+        wanted: whether to make any.
+
+    Attributes:
+        refusals: batch sizes that came again and run without a graph although they are wanted, and why.
     """
 
-    def __init__(self, session: EngineSession, memory: DeviceBuffer, lane: Lane, ring: Ring, enabled: bool) -> None:
-        self._enabled = enabled
+    def __init__(self, session: EngineSession, memory: DeviceBuffer, lane: Lane, ring: Ring, wanted: bool) -> None:
+        self.refusals: dict[int, str] = {}
+        self._wanted = wanted
         self._session = session
         self._memory = memory
         self._lane = lane
@@ -58,7 +62,7 @@ class Graphs:
             bool: False where nothing was queued: the caller goes the way without a graph.
         """
         key = (batch, tuple(names))
-        if key not in self._contexts and not (self._enabled and self._make(key)):
+        if key not in self._contexts and not (self._wanted and self._make(key)):
             return False
         if key in self._graphs:
             self._graphs[key].launch(self._lane.stream)
@@ -68,20 +72,31 @@ class Graphs:
 
     def _make(self, key: Key) -> bool:
         self._asked[key] += 1
-        if self._asked[key] < _AFTER or key in self._refused or len(self._contexts) >= LIMIT:
+        if self._asked[key] < _AFTER or key in self._refused:
             return False
-        context = None
+        cuda, context = self._lane.stream.cuda, None
+        if not (cuda.graphs or self._session.trt.jit):
+            return self._refuse(key, f"{cuda.name} has none; runtime.cuda: bindings has", logging.INFO)
+        if len(self._contexts) >= LIMIT:
+            return self._refuse(key, f"there are {LIMIT} already, which is as many as are kept", logging.INFO)
         try:
-            context = self._session.context(graph=True)
+            context = self._session.context(self._lane.stream, graph=True)
             self._record(context, key)
         except RunnerError as error:
             if context is not None:
                 context.close()
-            self._refused.add(key)
-            log.warning("batches of %d run without a CUDA graph: %s", key[0], error)
-            return False
+            return self._refuse(key, str(error), logging.WARNING)
         self._contexts[key] = context
+        self._session.keep_kernels()
         return True
+
+    def _refuse(self, key: Key, why: str, level: int) -> bool:
+        """Note why a batch size gets no graph, and say it once."""
+        self._refused.add(key)
+        if key[0] not in self.refusals:
+            self.refusals[key[0]] = why
+            log.log(level, "batches of %d run without a CUDA graph: %s", key[0], why)
+        return False
 
     def _record(self, context: EngineContext, key: Key) -> None:
         stream = self._lane.stream

@@ -31,7 +31,7 @@ class KernelCache:
         plan_sha256: names the file.
 
     Attributes:
-        cache: what execution contexts are given.
+        cache: what execution contexts are given; None where TensorRT made none.
     """
 
     def __init__(self, config: Any, plan_sha256: str) -> None:
@@ -43,12 +43,12 @@ class KernelCache:
             kept = self._path.read_bytes()
         except OSError:
             return
-        if self.cache.deserialize(kept):
+        if self.cache is not None and self.cache.deserialize(kept):
             self._loaded = kept
 
     def keep(self) -> None:
         """Write what was compiled since, in one step; what cannot be written is compiled again another time."""
-        compiled = bytes(self.cache.serialize() or b"")
+        compiled = bytes(self.cache.serialize() or b"") if self.cache is not None else b""
         if not compiled or compiled == self._loaded:
             return
         temporary = temporary_path(self._path)
@@ -56,6 +56,7 @@ class KernelCache:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary.write_bytes(compiled)
             os.replace(temporary, self._path)
+            self._loaded = compiled
         except OSError as error:
             log.debug("compiled kernels are not kept: %s", error)
             with contextlib.suppress(OSError):

@@ -72,8 +72,7 @@ def _run_piece(
             addresses[name] = address
         else:
             aside.append((name, address, nbytes))
-    lane.context.prepare(batch, addresses)
-    lane.context.enqueue(lane.stream)
+    lane.run(batch, addresses)
     for name, address, nbytes in aside:
         slot.device[name].copy_to(address, nbytes, lane.stream)
 

@@ -21,9 +21,13 @@ from pipeline.runners.cuda_resources import DeviceBuffer, PinnedBuffer, Stream
 from pipeline.runners.graphs import Graphs
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.ring import Lane, Ring, Tensor
-from pipeline.runners.session import EngineSession
+from pipeline.runners.session import EngineContext, EngineSession
 
 log = logging.getLogger(__name__)
+
+
+class _WholeMemoryError(OutOfMemoryError):
+    """Memory that a smaller batch does not need less of."""
 
 
 class OpenEngine:
@@ -55,7 +59,7 @@ class OpenEngine:
         self.tensors = tensors_of(plan_path, sidecar)
         self.min_batch: int = sidecar.profile.min
         self.max_batch: int = sidecar.profile.max
-        self._largest = self.max_batch
+        self._profile = sidecar.profile
         self._plan_path = plan_path
         self._options = options
         self._pinned: list[PinnedBuffer] = []
@@ -77,7 +81,7 @@ class OpenEngine:
                 self._allocate(session, attempt)
             except OutOfMemoryError as error:
                 attempt.close()
-                self._halve(error)
+                self._halve(session, error)
             except BaseException:
                 attempt.close()
                 raise
@@ -85,47 +89,74 @@ class OpenEngine:
                 self._stack.push(attempt)
                 return
 
-    def _halve(self, error: OutOfMemoryError) -> None:
+    def _halve(self, session: EngineSession, error: OutOfMemoryError) -> None:
         smaller = max(self.max_batch // 2, self.min_batch)
-        if smaller == self.max_batch:
+        if smaller == self.max_batch or isinstance(error, _WholeMemoryError):
             raise error
         free, total = self.cuda.memory_info()
+        whole = f"; {session.activation_bytes / 2**20:.0f} MiB of activation memory stay, whatever the batch"
         log.warning(
-            "%s: the GPU has not the memory for batches of %d (%.0f of %.0f MiB are free); it runs batches of %d",
+            "%s: the GPU has not the memory for batches of %d (%.0f of %.0f MiB are free); it runs batches of %d%s",
             self._plan_path,
             self.max_batch,
             free / 2**20,
             total / 2**20,
             smaller,
+            "" if session.memory_follows_batch else whole,
         )
         self.max_batch = smaller
 
     def _allocate(self, session: EngineSession, stack: ExitStack) -> None:
         """Make contexts, streams and buffers for batches up to `max_batch`; they are released in reverse."""
-        lanes = []
-        memory = None
-        for _ in range(self._options.contexts):
-            context = session.context()
-            stack.callback(context.close)
-            whole = self.max_batch == self._largest
-            needed = session.activation_bytes if whole else context.bytes_for(self.max_batch)
-            own = stack.enter_context(DeviceBuffer(self.cuda, max(needed, 1)))
-            context.use_memory(own)
-            memory = memory or own
-            lanes.append(Lane(stack.enter_context(Stream(self.cuda)), context))
-        assert memory is not None
+        pairs = [self._make_lane(session, stack) for _ in range(self._options.contexts)]
+        lanes = [lane for lane, _ in pairs]
         tensors = list(self.tensors.values())
         self.ring = Ring(self.cuda, stack, tensors, self.max_batch, self.min_batch, lanes)
-        enabled = self._options.graphs and (self.cuda.graphs or session.trt.jit)
-        self.graphs = Graphs(session, memory, lanes[0], self.ring, enabled)
+        self.graphs = Graphs(session, pairs[0][1], lanes[0], self.ring, self._options.graphs)
         stack.callback(self._release)
         self._run_once(lanes)
+        session.keep_kernels()
+
+    def _make_lane(self, session: EngineSession, stack: ExitStack) -> tuple[Lane, DeviceBuffer]:
+        """Make a stream, its contexts and their activation memory.
+
+        On TensorRT-RTX the sizes that the profile names, and the largest that fits, get kernels of their own, with and
+        without a graph. All others share a set until they come again (see `Graphs`): a last piece of 7 images must not
+        wait for a compiler.
+        """
+        stream = stack.enter_context(Stream(self.cuda))
+        tuned = session.context(stream)
+        stack.callback(tuned.close)
+        memory = self._activations(session, tuned, stack)
+        tuned.use_memory(memory)
+        named = (self.min_batch, self._profile.opt, self.max_batch)
+        sizes = frozenset(size for size in named if size <= self.max_batch)
+        context = tuned
+        if session.trt.jit and len(sizes) <= self.max_batch - self.min_batch:  # there are others
+            context = session.context(stream, own_kernels=False)
+            stack.callback(context.close)
+            context.use_memory(memory)
+        return Lane(stream, context, tuned, sizes), memory
+
+    def _activations(self, session: EngineSession, context: EngineContext, stack: ExitStack) -> DeviceBuffer:
+        follows = session.memory_follows_batch
+        whole = self.max_batch == self._profile.max or not follows
+        needed = session.activation_bytes if whole else context.bytes_for(self.max_batch)
+        try:
+            return stack.enter_context(DeviceBuffer(self.cuda, max(needed, 1)))
+        except OutOfMemoryError as error:
+            if follows:
+                raise
+            raise _WholeMemoryError(
+                f"Expected {needed / 2**20:.0f} MiB of GPU memory for the activations of {self._plan_path}: "
+                f"{session.trt.flavour} {session.trt.version} wants them whole, however small the batch. "
+                f"Received: {error} Fewer runtime.contexts need less too."
+            ) from error
 
     def _run_once(self, lanes: Sequence[Lane]) -> None:
         """Run the largest batch: libraries load and compile kernels in the first run, and may lack memory for it."""
         for lane in lanes:
-            lane.context.prepare(self.max_batch, self.ring.slots[0].addresses)
-            lane.context.enqueue(lane.stream)
+            lane.run(self.max_batch, self.ring.slots[0].addresses)
             lane.stream.synchronize()
 
     def _release(self) -> None:

@@ -44,10 +44,25 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Lane:
-    """What work of one execution context goes through."""
+    """A stream and the execution contexts that run in it, one at a time, in the same activation memory.
+
+    Attributes:
+        stream: where they run.
+        context: runs any batch size.
+        tuned: runs those of ``sizes``; TensorRT-RTX by kernels of their own, the others by ``context`` itself.
+        sizes: batch sizes.
+    """
 
     stream: Stream
     context: EngineContext
+    tuned: EngineContext
+    sizes: frozenset[int]
+
+    def run(self, batch: int, addresses: Mapping[str, int]) -> None:
+        """Queue the computing of a batch whose tensors lie at these addresses."""
+        context = self.tuned if batch in self.sizes else self.context
+        context.prepare(batch, addresses)
+        context.enqueue(self.stream)
 
 
 class Slot:
@@ -154,8 +169,7 @@ class Ring:
             batch = self.upload(slot, piece, pinned, self._up)
             slot.uploaded.record(self._up)
             lane.stream.wait(slot.uploaded)
-            lane.context.prepare(batch, slot.addresses)
-            lane.context.enqueue(lane.stream)
+            lane.run(batch, slot.addresses)
             slot.computed.record(lane.stream)
             self._down.wait(slot.computed)
             self.download(slot, names, len(piece), self._down)

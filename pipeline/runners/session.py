@@ -64,7 +64,9 @@ class EngineSession:
         if options.get("strip_weights"):
             self._refit(sidecar)
         if trt.jit:
-            self._kernels = KernelCache(self.engine.create_runtime_config(), str(sidecar.plan_sha256))
+            self._kernels = KernelCache(self._runtime_config(), str(sidecar.plan_sha256))
+            if self._kernels.cache is None:
+                self._compile_always()
 
     def _check_validity(self, plan: bytes) -> None:
         validity, diagnostics = self._runtime.get_engine_validity(plan)
@@ -103,20 +105,37 @@ class EngineSession:
         size = self.engine.device_memory_size_v2 if self.trt.memory_size_v2 else self.engine.device_memory_size
         return int(size)
 
-    def context(self, graph: bool = False) -> EngineContext:
+    @property
+    def memory_follows_batch(self) -> bool:
+        """Whether smaller batches run in less than `activation_bytes`.
+
+        TensorRT 8.6 cannot say how much they need, and TensorRT-RTX takes nothing below the whole
+        (``set_device_memory``: "at least as large as" the engine's ``device_memory_size_v2``).
+        """
+        return self.trt.memory_for_shapes and not self.trt.jit
+
+    def context(self, stream: Stream, own_kernels: bool = True, graph: bool = False) -> EngineContext:
         """Make an execution context without memory.
 
         Args:
+            stream: where it is to run; waited for here.
+            own_kernels: TensorRT-RTX compiles kernels for each batch size that it runs, else for all at once. The
+                others ignore it. Defaults to True.
             graph: it is to run one batch size by a CUDA graph, again and again. Defaults to False.
         """
-        return EngineContext(self, self._make_context(graph))
+        made = self._make_context(own_kernels, graph)
+        # In TensorRT 8.6 only an engine's first context has the profile without asking.
+        if not made.set_optimization_profile_async(0, int(stream)):
+            raise self.failed("choosing the batch profile of an execution context")
+        stream.synchronize()  # it may copy, and what runs next need not run in this stream
+        return EngineContext(self, made)
 
-    def _make_context(self, graph: bool) -> Any:
+    def _make_context(self, own_kernels: bool, graph: bool) -> Any:
         trt = self.trt
         if not trt.allocation_strategies:
             made = self.engine.create_execution_context_without_device_memory()
         elif trt.jit:
-            made = self.engine.create_execution_context(self._jit_config(graph))
+            made = self.engine.create_execution_context(self._jit_config(own_kernels, graph))
         else:
             made = self.engine.create_execution_context(
                 trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
@@ -127,26 +146,46 @@ class EngineSession:
         made.nvtx_verbosity = trt.member("ProfilingVerbosity", "NONE")
         return made
 
-    def _jit_config(self, graph: bool) -> Any:
-        """Configure TensorRT-RTX: it compiles before it runs, so that the same kernels answer from the first run on."""
-        trt, config = self.trt, self.engine.create_runtime_config()
+    def _runtime_config(self) -> Any:
+        config = self.engine.create_runtime_config()
+        if config is None:
+            raise self.failed("making a runtime configuration")
+        return config
+
+    def _jit_config(self, own_kernels: bool, graph: bool) -> Any:
+        """Configure TensorRT-RTX, which compiles kernels where it runs.
+
+        Its strategies: EAGER compiles a batch size's own kernels before it runs, which takes its time; NONE runs all
+        sizes by one set of kernels; LAZY begins with that set and goes over to a size's own at some moment, so that
+        answers change in their last bits from one request to the next. LAZY is never used: a context's answers stay.
+        """
+        trt, config = self.trt, self._runtime_config()
         config.set_execution_context_allocation_strategy(
             trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
         )
         config.dynamic_shapes_kernel_specialization_strategy = trt.member(
-            "DynamicShapesKernelSpecializationStrategy", "EAGER"
+            "DynamicShapesKernelSpecializationStrategy", "EAGER" if own_kernels else "NONE"
         )
         assert self._kernels is not None
-        config.set_runtime_cache(self._kernels.cache)
+        if self._kernels.cache is not None and not config.set_runtime_cache(self._kernels.cache):
+            self._kernels.cache = None
+            self._compile_always()
         if graph:
             config.cuda_graph_strategy = trt.member("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
         return config
 
-    def close(self) -> None:
-        """Drop the engine, then the runtime; its contexts must be gone."""
+    def _compile_always(self) -> None:
+        log.warning("%s: kernels are compiled at every start: %s", self.plan_path, self.logger.lines())
+
+    def keep_kernels(self) -> None:
+        """Write what TensorRT-RTX compiled so far, so that a process that is killed compiles it only once."""
         if self.trt.jit and self._kernels is not None:
             self._kernels.keep()
-            self._kernels = None
+
+    def close(self) -> None:
+        """Drop the engine, then the runtime; its contexts must be gone."""
+        self.keep_kernels()
+        self._kernels = None
         self.engine = None
         self._runtime = None
 
@@ -172,7 +211,7 @@ class EngineContext:
 
     def bytes_for(self, batch: int) -> int:
         """Give the memory in bytes that a batch size needs; where the version cannot say, what every size needs."""
-        if not self._session.trt.memory_for_shapes:
+        if not self._session.memory_follows_batch:
             return self._session.activation_bytes
         self._set_batch(batch)
         return self._size_for_shapes(batch)
@@ -180,7 +219,7 @@ class EngineContext:
     def use_memory(self, memory: DeviceBuffer) -> None:
         """Take activation memory. Less than every batch size needs is used as far as it goes."""
         self._memory = memory
-        self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.trt.memory_for_shapes
+        self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.memory_follows_batch
         self._batch = None  # the sizes within the memory have to be laid out again
         if not self._by_shape:
             self._give_memory()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +71,7 @@ class TensorRTRunner:
         except ExportError as error:
             raise RunnerError(str(error)) from None  # the sentence says it all
         self._engine: OpenEngine | None = None
+        self._refusals: Mapping[int, str] = {}
         self._busy = threading.Lock()
 
     def _describe(self, sidecar: Sidecar) -> None:
@@ -115,6 +116,7 @@ class TensorRTRunner:
         cuda = find_cuda(self.options.cuda)
         with cuda.scope(device):
             self._engine = OpenEngine(cuda, trt, self.plan_path, self.sidecar, self.options)
+        self._refusals = self._engine.graphs.refusals
         self.max_batch = self._engine.max_batch
         return self
 
@@ -207,8 +209,7 @@ class TensorRTRunner:
         ring, lane, slot, count = engine.ring, engine.ring.lanes[0], engine.ring.slots[0], len(pixels)
         batch = ring.upload(slot, pixels, engine.is_pinned(pixels), lane.stream)
         if not engine.graphs.launch(batch, names):
-            lane.context.prepare(batch, slot.addresses)
-            lane.context.enqueue(lane.stream)
+            lane.run(batch, slot.addresses)
             ring.download(slot, names, count, lane.stream)
         lane.stream.synchronize()
         return [slot.host[name].array[:count] for name in names]
@@ -253,6 +254,15 @@ class TensorRTRunner:
         """The batch sizes that run by a CUDA graph by now."""
         return self._engine.graphs.batches if self._engine is not None else ()
 
+    @property
+    def graph_refusals(self) -> Mapping[int, str]:
+        """Batch sizes that came again and got no CUDA graph although ``options.graphs`` asks for them, and why.
+
+        Also after the runner is closed, until it is opened again. Pieces of larger input and `infer_device` never run
+        by graphs; they are not listed.
+        """
+        return dict(sorted(self._refusals.items()))
+
     def compute_ms(self, pixels: np.ndarray, repeats: int) -> list[float]:
         """Time the GPU's computing alone: no copies, the images lie on the device and the results stay there.
 
@@ -276,8 +286,7 @@ class TensorRTRunner:
 
             def compute() -> None:
                 if not engine.graphs.launch(batch, ()):
-                    lane.context.prepare(batch, slot.addresses)
-                    lane.context.enqueue(lane.stream)
+                    lane.run(batch, slot.addresses)
 
             for _ in range(3):  # the graph, if there is one, is made here
                 compute()

@@ -92,7 +92,8 @@ def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_dri
     assert made["options"]["tf32"] is False
     assert made["options"]["flags"] == ["REQUIRE_USER_ALLOCATION"]
     # Built without a GPU: nothing is said about one.
-    assert [made[key] for key in ("gpu", "driver_version", "compute_capability", "found")] == [None] * 4
+    assert [made[key] for key in ("gpu", "driver_version", "compute_capability")] == [None] * 3
+    assert made["found"]["convolutions"] == {precision: 1}, "as the builder lists it"
     assert made["warnings"] == []
     assert made["variant"] is None
     assert plan.parents[2] / made["onnx_file"] == tmp_path / f"{precision}.onnx"

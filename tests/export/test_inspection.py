@@ -1,7 +1,7 @@
 """The engine inspector's answer in the forms of TensorRT 8.6, 10 and 11, hand-made after NVIDIA's documentation."""
 
-import enum
 import json
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from export.inspection import differences, inspect_engine, summarize_layers
 from export.records import from_json, to_json
 from export.sidecar import BatchProfile, FoundLayers
 from tests import tiny_onnx
-from tests.fake_gpu import FakeDriver
+from tests.fake_cuda import FakeRuntime
+from tests.fake_gpu import FakeDriver, FakeTensorRT
 
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"
 HALF = "Channel major FP16 format where channel % 8 == 0"
@@ -169,43 +170,60 @@ def test_an_unreadable_inspector_is_a_reason(text: str) -> None:
     assert differences({"c/Conv": "int8"}, as_found(found)) == []
 
 
-class Engine:
+def loaded(kind: str, fail: str = "") -> tuple[FakeTensorRT, Any]:
     """An engine whose layers show their types only once a batch size is set."""
-
-    def __init__(self, memory: bool = True) -> None:
-        self.memory, self.shape = memory, None
-
-    def create_engine_inspector(self) -> Any:
-        self.inspector = types.SimpleNamespace(execution_context=None)
-        self.inspector.get_engine_information = lambda form: json.dumps(
-            {"Layers": [layer_8("b/Conv", "Conv", INT8 if self.inspector.execution_context else DYNAMIC, Outputs=[])]}
-        )
-        return self.inspector
-
-    def create_execution_context(self) -> Any:
-        if not self.memory:
-            return None
-        return types.SimpleNamespace(set_input_shape=lambda name, shape: (name, shape) == ("images", (4, 2, 2, 3)))
+    gpu = FakeTensorRT(FakeRuntime(), (2, 2), (1, 2, 4), kind)
+    engine = gpu.trt.module.Runtime(gpu.trt.logger()).deserialize_cuda_engine(b"plan")
+    gpu.information = lambda context: json.dumps(
+        {"Layers": [layer_8("b/Conv", "Conv", INT8 if context and context.batch else DYNAMIC, Outputs=[])]}
+    )
+    gpu.fail = fail
+    return gpu, engine
 
 
-class LayerInformationFormat(enum.IntEnum):
-    ONELINE, JSON = range(2)
+IMAGE = ("images", [4, 2, 2, 3])
+EVERY = pytest.mark.parametrize("kind", ["8", "10", "rtx"])
 
 
-TRT = TensorRT(types.SimpleNamespace(LayerInformationFormat=LayerInformationFormat), "tensorrt", "?")
+@EVERY
+def test_types_that_depend_on_the_batch_are_asked_for_one(kind: str) -> None:
+    gpu, engine = loaded(kind)
+    found = inspect_engine(gpu.trt, engine, {"b/Conv": "int8"}, IMAGE)
+    assert (found.convolution_layers, found.reason) == ({"b/Conv": "int8"}, None)
+    found = inspect_engine(gpu.trt, engine, {"b/Conv": "int8"}, None)
+    assert (found.convolution_layers, found.reason) == ({"b/Conv": "unknown"}, None), "nobody asked for them"
 
 
+def test_an_engine_with_memory_from_its_user_refuses_the_default_context() -> None:
+    gpu, engine = loaded("rtx")
+    assert engine.create_execution_context() is None
+    assert "USER_MANAGED" in gpu.logger.lines()
+
+
+@EVERY
 @pytest.mark.parametrize(
-    ("made", "image", "type_"),
+    ("fail", "image", "words"),
     [
-        (Engine(), ("images", [4, 2, 2, 3]), "int8"),
-        (Engine(), ("images", [5, 2, 2, 3]), "unknown"),
-        (Engine(), None, "unknown"),
-        (Engine(memory=False), ("images", [4, 2, 2, 3]), "unknown"),
+        ("create_execution_context", IMAGE, "no execution context was made: create_execution_context said no"),
+        ("set_input_shape", IMAGE, r"the shape \[4, 2, 2, 3\] was refused: set_input_shape said no"),
+        ("", ("images", [5, 2, 2, 3]), r"the shape \[5, 2, 2, 3\] was refused"),
     ],
 )
-def test_types_that_depend_on_the_batch_are_asked_for_one(made: Engine, image: Any, type_: str) -> None:
-    assert inspect_engine(TRT, made, {"b/Conv": "int8"}, image).convolution_layers == {"b/Conv": type_}
+def test_a_context_that_cannot_be_had_is_a_reason(kind: str, fail: str, image: Any, words: str) -> None:
+    gpu, engine = loaded(kind, fail)
+    found = inspect_engine(gpu.trt, engine, {"b/Conv": "int8"}, image)
+    assert (found.count, found.convolution_layers) == (1, {"b/Conv": "unknown"})
+    assert re.match(f"types that depend on the batch are not known: {words}", str(found.reason))
+
+
+def test_an_exception_of_the_bindings_is_a_reason() -> None:
+    gpu, engine = loaded("10")
+
+    def refuse(how: Any) -> Any:
+        raise RuntimeError("no allocation")
+
+    engine.create_execution_context = refuse
+    assert "no execution context was made: no allocation" in str(inspect_engine(gpu.trt, engine, {}, IMAGE).reason)
 
 
 # --- what is asked for, and the sidecar ---

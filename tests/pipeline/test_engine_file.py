@@ -62,6 +62,7 @@ def classic(root: Path, **changes: Any) -> Path:
     found = {
         "count": 3,
         "convolutions": {"int8": 1, "fp16": 1},
+        "int8_outputs": {"fp32": 1},
         "reformats": ["copy"],
         "layers": [
             {"name": "a/Conv + a_relu/Relu", "layers": ["a", "a_relu"], "kind": "CaskConvolution", "precision": "int8"}
@@ -127,7 +128,7 @@ def test_inspect_a_real_plan(real: Path, capsys: pytest.CaptureFixture[str]) -> 
         "quantize/model.fp16.onnx",
         "verdict        not verified",
         "asked          convolutions: 1 fp16",
-        "found          not known: the engine was not loaded here",
+        "found          convolutions: 1 fp16 (as its builder listed them; the engine was not loaded here: ",
     ):
         assert words in text, words
     result = json.loads(last)
@@ -146,6 +147,7 @@ def test_inspect_shows_what_was_found_and_the_warnings(root: Path, capsys: pytes
         "options        defaults",
         "asked          convolutions: 2 int8",
         "found          convolutions: 1 int8, 1 fp16; layers that only change a format: 1",
+        "change a format: 1; 0 of 1 INT8 convolution writing INT8",
         "warning        1 of 2 convolutions do not run in INT8: b (fp16)",
         "int8     CaskConvolution        a, a_relu                      a/Conv + a_relu/Relu",
     ):

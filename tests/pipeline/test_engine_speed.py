@@ -15,9 +15,10 @@ from pipeline.runners.base import top_of
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.ring import SLOTS, Ring
 from pipeline.runners.tensorrt import TensorRTRunner
+from tests.fake_contexts import ACTIVATION_BYTES
 from tests.fake_cuda import Code
 from tests.fake_engine import assert_answers, install, make_plan, pixels
-from tests.fake_gpu import ACTIVATION_BYTES, FakeTensorRT
+from tests.fake_gpu import FakeTensorRT
 
 SLOT_BYTES = 4 * (4 * 5 * 3 + 2 * 3 * 4)  # of a batch of 4: pixels, logits, probabilities
 
@@ -173,8 +174,9 @@ def test_a_profile_that_is_not_shared_gets_no_graph(
     with TensorRTRunner(plan) as runner:
         for _ in range(3):
             assert_answers(runner.infer(pixels(2)).logits, pixels(2))
-    assert "profile 0 has been chosen by another context" in caplog.text
-    with pytest.raises(RunnerError, match="profile 0 has been chosen"):
+        assert "Profile 0 has been chosen by another" in runner.graph_refusals[2]
+    assert caplog.text.count("Profile 0 has been chosen by another") == 1
+    with pytest.raises(RunnerError, match=r"choosing the batch profile.*Profile 0 has been chosen"):
         TensorRTRunner(plan, RuntimeOptions(contexts=2)).__enter__()
 
 
@@ -254,7 +256,7 @@ def test_rtx_makes_its_own_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with TensorRTRunner(make_plan(tmp_path / "x.plan", flavour="rtx")) as runner:
         for _ in range(4):
             assert_answers(runner.infer(pixels(3)).logits, pixels(3))
-    assert [context.own_graph for context in gpu.contexts] == [False, True]
+    assert [context.own_graph for context in gpu.contexts] == [False, False, True]
     assert "cudaStreamBeginCapture" not in gpu.runtime.calls
 
 

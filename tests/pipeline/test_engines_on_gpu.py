@@ -1,17 +1,22 @@
-"""Real engines on a real GPU (make test-gpu): right, whatever the batch and the way, and without a leak."""
+"""Real engines on a real GPU (make test-gpu): right, whatever the batch and the way, and without a leak.
 
+`test_engines_on_gpu_rehearsed` runs every test here on a fake GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu_checks import CHECKS, CheckSkippedError, cycles_leak_nothing
-from export.capabilities import find_tensorrt
+from export.capabilities import TensorRT, find_tensorrt
 from export.driver import driver_status
 from export.engine import build_engine
-from export.records import to_json
-from export.sidecar import BatchProfile
+from export.sidecar import BatchProfile, Sidecar
 from pipeline.errors import RunnerError
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -20,12 +25,28 @@ from tests import tiny_onnx
 pytestmark = pytest.mark.gpu
 
 PROFILE = BatchProfile(1, 8, 32)
+CYCLES = 1000
 # Of the largest logit; FP16 and INT8 engines are held to their own graphs, which ONNX Runtime computes in FP32.
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.05, "int8": 0.05}
 
 
+@dataclass(frozen=True)
+class Built:
+    """An engine, what it was built from, and its sidecar."""
+
+    plan: Path
+    source: Path
+    sidecar: Sidecar
+
+
+def build(folder: Path, precision: str, trt: TensorRT) -> Built:
+    source = tiny_onnx.write(folder / "model.onnx", precision)
+    plan = folder / "model.plan"
+    return Built(plan, source, build_engine(source, plan, precision=precision, profile=PROFILE, trt=trt))
+
+
 @pytest.fixture(scope="module")
-def trt() -> Any:
+def trt() -> TensorRT:
     if not (status := driver_status()):
         pytest.skip(status.reason)
     found = find_tensorrt()
@@ -35,50 +56,59 @@ def trt() -> Any:
 
 
 @pytest.fixture(scope="module", params=list(TOLERANCE))
-def engine(request: pytest.FixtureRequest, trt: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp(request.param)
-    source = tiny_onnx.write(folder / "model.onnx", request.param)
-    plan = folder / "model.plan"
-    sidecar = to_json(build_engine(source, plan, precision=request.param, profile=PROFILE, trt=trt))
-    return plan, source, sidecar
+def engine(request: pytest.FixtureRequest, trt: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(tmp_path_factory.mktemp(request.param), request.param, trt)
 
 
-def test_the_answers_are_those_of_onnxruntime(engine: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_the_answers_are_those_of_onnxruntime(engine: Built) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-    plan, source, sidecar = engine
-    session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
-    with TensorRTRunner(plan) as runner:
+    session = onnxruntime.InferenceSession(str(engine.source), providers=["CPUExecutionProvider"])
+    with TensorRTRunner(engine.plan) as runner:
         for count in (1, 2, 3, 7, 8, 9, 31, 32, 33, 65):
             images = tiny_onnx.pixels(count, seed=count)
             (expected,) = session.run(["logits"], {"images": images})
             found = runner.infer(images).logits
-            assert np.abs(found - expected).max() <= np.abs(expected).max() * TOLERANCE[sidecar["precision"]]
+            assert np.abs(found - expected).max() <= np.abs(expected).max() * TOLERANCE[engine.sidecar.precision]
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_checks(engine: tuple[Path, Path, dict[str, Any]], check: Any) -> None:
+def test_checks(engine: Built, check: Callable[[Path, np.ndarray], str]) -> None:
     try:
-        assert check(engine[0], tiny_onnx.pixels(16, seed=1))
+        assert check(engine.plan, tiny_onnx.pixels(16, seed=1))
     except CheckSkippedError as skipped:
         pytest.skip(str(skipped))
 
 
-def test_a_thousand_cycles_leak_nothing(engine: tuple[Path, Path, dict[str, Any]]) -> None:
-    if engine[2]["precision"] != "fp16":
+def test_every_batch_size_that_comes_again_has_a_graph(engine: Built) -> None:
+    with TensorRTRunner(engine.plan) as runner:
+        for count in (1, 8, 32) * 3:
+            runner.infer(tiny_onnx.pixels(count))
+        assert runner.graph_batches == (1, 8, 32), runner.graph_refusals
+        assert runner.graph_refusals == {}
+
+
+def test_a_thousand_cycles_leak_nothing(engine: Built) -> None:
+    if engine.sidecar.precision != "fp16":
         pytest.skip("one precision shows it: what is allocated does not depend on it")
-    assert cycles_leak_nothing(engine[0], tiny_onnx.pixels(16, seed=1))
+    assert cycles_leak_nothing(engine.plan, tiny_onnx.pixels(16, seed=1), CYCLES)
 
 
-def test_an_engine_says_what_it_holds(engine: tuple[Path, Path, dict[str, Any]]) -> None:
-    assert engine[2]["found"]["layers"], engine[2]["layers_reason"]
-    assert engine[2]["gpu"]
+def test_an_engine_says_what_it_holds(engine: Built) -> None:
+    found = engine.sidecar.found
+    assert found is not None, engine.sidecar.layers_reason
+    assert found.count, found.reason
+    assert found.reason is None
+    assert len(found.layers) == found.count
+    assert set(found.convolution_layers) == {"conv"}
+    assert engine.sidecar.layers_reason is None
+    assert engine.sidecar.gpu
 
 
-def test_computing_takes_time(engine: tuple[Path, Path, dict[str, Any]]) -> None:
-    with TensorRTRunner(engine[0]) as runner:
+def test_computing_takes_time(engine: Built) -> None:
+    with TensorRTRunner(engine.plan) as runner:
         assert min(runner.compute_ms(tiny_onnx.pixels(8), 5)) > 0
 
 
-def test_a_gpu_that_is_not_there(engine: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_gpu_that_is_not_there(engine: Built) -> None:
     with pytest.raises(RunnerError, match=r"runtime\.device 99"):
-        TensorRTRunner(engine[0], RuntimeOptions(device=99)).__enter__()
+        TensorRTRunner(engine.plan, RuntimeOptions(device=99)).__enter__()

@@ -131,7 +131,9 @@ class _FullFile:
 def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    (tmp_path / f".a.json.tmp-{os.getpid()}").symlink_to("/dev/full")
+    full = tmp_path / f".a.json.tmp-{os.getpid()}-0-0"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(files, "temporary_path", lambda path: full)
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, "new")
     assert content(tmp_path) == {"a.json": "old"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -81,10 +83,11 @@ def test_the_lock_removes_files_and_folders_at_any_depth_of_processes_that_are_g
         (root / name).mkdir(parents=True)
         (root / name / "kept").write_text("kept")
     for name in ("..lock.json", "train/.model.json", ".checkpoint/.k.npz", "build/rtx/.int8.plan", ".a\nb"):
-        (root / f"{name}.tmp-{gone}").write_text("half")
+        (root / f"{name}.tmp-{gone}-0123abcd-7").write_text("half")
     (root / f".verify.tmp-{gone}" / "deep").mkdir(parents=True)
-    (root / f"..unpacked.tmp-{gone}.tmp-{gone}").mkdir()
-    (root / f".own.tmp-{os.getpid()}").write_text("of an earlier process with our number")
+    (root / f"..unpacked.tmp-{gone}-0123abcd-0.tmp-{gone}-0123abcd-1").mkdir()
+    for run in ("", "-00000000-0"):
+        (root / f".own.tmp-{os.getpid()}{run}").write_text("of an earlier process with our number")
     (root / f".link.tmp-{gone}").symlink_to(outside)
     kept = [root / f".alive.tmp-{os.getppid()}", root / f"mine.tmp-{gone}", root / f".notes.tmp-{gone}x"]
     for path in kept:
@@ -107,13 +110,36 @@ def test_the_folder_of_a_process_that_is_alive_is_left_to_it(tmp_path: Path, gon
 def test_names(tmp_path: Path, gone: int) -> None:
     for final in ("a", ".lock.json", "a.tmp-7", "a\nb"):
         temporary = temporary_path(tmp_path / final)
-        assert temporary.name == f".{final}.tmp-{os.getpid()}"
+        assert temporary.name.startswith(f".{final}.tmp-{os.getpid()}-")
         temporary.write_text("")
         assert temporaries_of(tmp_path / final) == [temporary]
-        assert temporary_path(tmp_path / final).exists(), "our own is there until it is replaced"
+        assert temporary_path(tmp_path / final) != temporary, "each write has its own"
         remove_leftovers([temporary])
+        assert temporary.exists(), "whoever writes it in this process may not be done"
+        temporary.unlink()
     assert temporaries_of(tmp_path / "no" / "folder") == []
     assert names(tmp_path) == []
+
+
+def test_writes_of_one_file_at_once_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    path, errors, start = tmp_path / "a.json", [], threading.Barrier(8)
+
+    def write(index: int) -> None:
+        start.wait()
+        try:
+            for turn in range(20):
+                write_json(path, [index, turn] * 1000)
+        except OSError as error:  # another one replaced or removed what this one was writing
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(set(json.loads(path.read_text())[1::2])) == 1
+    assert names(tmp_path) == ["a.json"]
 
 
 # --- temporary files of libraries ---
