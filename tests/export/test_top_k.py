@@ -13,7 +13,7 @@ from export.engine import build_engine
 from export.errors import ExportError
 from export.graph import save_model
 from export.interface import append_top_k
-from export.precision import to_half
+from export.precision import TENSORRT8_OPSET, to_half
 from export.quantize import quantize
 from export.sidecar import OUTPUTS, TOP_OUTPUTS, BatchProfile
 from export.simulation import simulate
@@ -23,7 +23,7 @@ from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
 
 K = 3
-FILES = ("fp32", "fp16", "int8", "int8-trt8")
+FILES = ("fp32", "fp16", "int8", "fp16-trt8", "int8-trt8")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def files(v2):
             "fp32": (model, None),
             "fp16": (to_half(model), None),
             "int8": quantize(corrected, scales),
+            "fp16-trt8": (to_half(model, minimum_opset=TENSORRT8_OPSET), None),
             "int8-trt8": quantize(corrected, scales, base="fp32"),
         }
 
