@@ -17,6 +17,7 @@ from pipeline import building, exporting, quantizing
 from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
+from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.layout import TENSORRT8
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import IMAGENET, Preprocessing
@@ -212,6 +213,7 @@ def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, s
         | context.files("build", "*/*.plan", "*/*.json")
         | context.required("verify", "parity.json", "reference.npz")
         | context.files("benchmark", "benchmark.json")
+        | context.files(EVIDENCE, "*.json")
         | context.files("infer", "predictions.csv")
         | _shown_images(context, recorded)
         | {name: digest for stage in SHOWN_STAGES for name, digest in context.files(stage, MANIFEST).items()}

@@ -106,9 +106,10 @@ def test_the_models_for_tensorrt_8_are_the_same_at_opset_17(older: Chain, precis
 
 
 def weights(model: onnx.ModelProto) -> dict[tuple[str, bytes], int]:
-    """The type of each Conv's weights, by its name and values."""
+    """The type of the weights of each layer that has some, by its name and their values."""
     table = {tensor.name: tensor for tensor in model.graph.initializer}
-    read = ((node.name, table[node.input[1]]) for node in model.graph.node if node.input[1:] and node.input[1] in table)
+    nodes = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    read = [(node.name, table[node.input[1]]) for node in nodes if node.input[1] in table]
     return {(name, numpy_helper.to_array(tensor).tobytes()): tensor.data_type for name, tensor in read}
 
 
@@ -284,13 +285,14 @@ def test_where_fp16_misses_its_threshold_the_dearest_layers_stay_fp32(
     if met:
         assert report["kept"]
         assert report["mixed"]["sqnr_db"] >= best + asked
-    model = onnx.load(chain.root / "quantize" / "model.fp16.onnx")
-    assert weights(model) == weights(onnx.load(chain.root / "quantize" / "model.fp16-trt8.onnx"))
-    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    convs = [node for node in model.graph.node if node.op_type == "Conv"]
-    single = {node.name for node in convs if types[node.input[1]] == onnx.TensorProto.FLOAT}
-    assert single == {node.name for node in convs} & set(report["kept_fp32"])
-    assert bool(single) is met
+    assert bool(report["kept_fp32"]) is met
+    model, older = (onnx.load(chain.root / names["fp16"]) for names in (ONNX, TENSORRT8))
+    types = {name: kind for (name, _), kind in weights(model).items()}
+    single = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
+    assert single == types.keys() & set(report["kept_fp32"])
+    assert weights(older) == weights(model)
+    casts = [[(node.op_type, node.name) for node in one.graph.node] for one in (model, older)]
+    assert casts[0] == casts[1], "the same layers stay FP32"
     assert all("of the FP16 noise" in why for why in report["kept_fp32"].values())
 
 
