@@ -45,6 +45,18 @@ def files(v2):
     return made(v2.model), made(append_top_k(v2.model, "probabilities", K))
 
 
+def test_what_is_for_tensorrt_8_is_at_its_opset(files):
+    opsets = {name: graph.opset(model) for name, (model, _) in files[0].items()}
+    assert opsets == {"fp32": 17, "fp16": 19, "int8": 19, "fp16-trt8": 17, "int8-trt8": 17}
+    kinds = {tensor.data_type for tensor in files[0]["fp16-trt8"][0].graph.initializer}
+    assert TensorProto.FLOAT16 in kinds
+
+
+def test_scales_have_no_fp16_there(files):
+    with pytest.raises(ExportError, match="valid"):
+        to_half(files[0]["int8-trt8"][0], minimum_opset=TENSORRT8_OPSET)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_best_classes_are_those_of_the_probabilities(files, name):
     _, with_top = files
