@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
@@ -196,7 +196,7 @@ def _targets(targets: Sequence[Target]) -> str:
             badge(*names[target.met]),
             text(target.target + (f" ({target.why})" if target.why else "")),
             f"{target.limit:,g}",
-            number(target.measured, ",.4g"),
+            number(target.measured, ",.0f" if abs(target.measured or 0) >= 1000 else ".4g"),
         )
         for target in targets
     ]
@@ -217,14 +217,13 @@ def _failures(evidence: GpuEvidence) -> str:
 
 
 def _not_made(evidence: GpuEvidence) -> str:
-    def lines() -> Iterator[str]:
-        for step in evidence.steps:
-            if step.state == SKIPPED:
-                yield f"{step.name}: {step.why or 'no reason is known'}"
-            elif step.state in (RUNNING, PENDING):
-                yield f"{step.name}: {'the visit ended in it' if step.state == RUNNING else 'the visit ended before'}"
-
-    items = "".join(f"<li>{text(line, LONGEST)}</li>" for line in lines())
-    number_of = items.count("<li>")
+    """The steps that were left out, or that the visit did not come to, by the reason."""
+    reasons = {RUNNING: "the visit ended in it", PENDING: "the visit ended before"}
+    named: dict[str, list[str]] = {}
+    for step in evidence.steps:
+        if step.state in (SKIPPED, RUNNING, PENDING):
+            named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
+    items = "".join(f"<li>{text(', '.join(names))}: {text(why, LONGEST)}</li>" for why, names in named.items())
+    number_of = sum(map(len, named.values()))
     verb = "was" if number_of == 1 else "were"
     return details(f"{count(number_of, 'step')} {verb} not made", f"<ul>{items}</ul>") if items else ""

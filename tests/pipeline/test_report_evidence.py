@@ -79,6 +79,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
             Step("machine", "done", 0.1),
             Step("build fp16-throughput", "done", 60.0),
             Step("peers", "skipped", why="90 s expected, 20 s left"),
+            Step("cycles", "skipped", why="90 s expected, 20 s left"),
             Step("build fp32-latency", "error", why="out of <memory>"),
         ),
         engines={f"{one}-{variant}": engine(written.root, one, variant) for one, variant in built},
@@ -97,6 +98,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
         checks=(CheckRow("a", "fp16-latency", "pass", ""), CheckRow("rows", "int8-latency", "fail", "bits differ")),
         targets=(
             Target("int8 over fp16", 1.5, 1.2857, False),
+            Target("images a second", 60_000, 71_234.5, True),
             Target("end to end", 0.95, 0.9714, True),
             Target("p99", 0.35, None, None, "measured on another GPU"),
         ),
@@ -130,6 +132,7 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
         ("reference", "PyTorch graphs fp16", "", "", "", "", "40,000"),
     ]
     assert tuple(page.rows(TITLE)[0]) == columns
+    assert section.all("table")[0].kinds >= {"fold", "wide"}, "on a phone each row is a block"
     assert [page.remarks(TITLE, row) for row in range(4)] == [
         ["Images/s: many batches a call, overlapped."],
         [FEW],
@@ -141,14 +144,15 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     assert said(page) == ["Its engines were built from the ONNX files that are here."]
     assert "Checks: 1 passed, 1 failed." in section.text
     targets, left = section.all("details")
-    assert targets.all("summary")[0].text == "Targets: 1 met, 1 missed, 1 open"
+    assert targets.all("summary")[0].text == "Targets: 2 met, 1 missed, 1 open"
     assert [tuple(row.values()) for row in page.rows(TITLE, 1)] == [
         ("missed", "int8 over fp16", "1.5", "1.286"),
+        ("met", "images a second", "60,000", "71,234"),
         ("met", "end to end", "0.95", "0.9714"),
         ("open", "p99 (measured on another GPU)", "0.35", ""),
     ]
-    assert left.all("summary")[0].text == "1 step was not made"
-    assert [node.text for node in left.all("li")] == ["peers: 90 s expected, 20 s left"]
+    assert left.all("summary")[0].text == "2 steps were not made"
+    assert [node.text for node in left.all("li")] == ["peers, cycles: 90 s expected, 20 s left"]
     failures = [node.text for node in section.all("ul")[0].all("li")]
     assert failures == list(evidence.failures)
     assert "build fp32-latency: out of <memory>" in failures
