@@ -34,7 +34,7 @@ from pipeline import cli
 from pipeline.environment import choose_tensorrt
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file, write_json
-from pipeline.layout import INT8_TRT8, ONNX, REFERENCE
+from pipeline.layout import ONNX, REFERENCE, TENSORRT8
 from pipeline.npz_files import read_arrays
 from pipeline.output_files import check_output
 from pipeline.progress import progress_bar
@@ -62,7 +62,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
         ExportError: the scales in the artifacts are of another model, other images or another recipe.
     """
     root = context.root
-    for name in (*ONNX.values(), INT8_TRT8, REFERENCE):
+    for name in (*ONNX.values(), REFERENCE):
         if not (root / name).is_file():
             raise PipelineError(f"Expected {root / name}, which does not exist. Run `{context.command('run')}` first.")
     for name, path in peers.items():
@@ -107,12 +107,10 @@ def _described(path: Path) -> bool:
 def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path]]:
     kept = len(calibration["kept"])
     shipped = f"INT8 as shipped, {kept} layers in float" if kept else "INT8 as shipped, throughout"
-    return [
-        ("FP32", root / ONNX["fp32"]),
-        ("FP16", root / ONNX["fp16"]),
-        (shipped, root / ONNX["int8"]),
-        (f"{shipped}, for TensorRT 8.6", root / INT8_TRT8),
-    ]
+    titles = {"fp32": "FP32", "fp16": "FP16", "int8": shipped}
+    older = [(f"{titles[precision]}, for TensorRT 8.6", root / name) for precision, name in TENSORRT8.items()]
+    usual = [(titles[precision], root / name) for precision, name in ONNX.items()]
+    return usual + [(title, path) for title, path in older if path.is_file()]
 
 
 def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], dict[str, float]]:

@@ -28,6 +28,7 @@ FP16_MAX = 65504.0
 _BF16_MAX = 3.3895313892515355e38
 # From here on QuantizeLinear takes FP16 scales, and TensorRT 10 and later read the result.
 MINIMUM_OPSET = 19
+TENSORRT8_OPSET = 17  # what the parser of TensorRT 8.6 is for
 _BF16_OPSET = 22  # Conv and pools take BF16 from here on
 # What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
 _PREPROCESSING = (
@@ -56,7 +57,9 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return found
 
 
-def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = ()) -> onnx.ModelProto:
+def to_half(
+    model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = (), *, minimum_opset: int = MINIMUM_OPSET
+) -> onnx.ModelProto:
     """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
     Preprocessing stays FP32 until its result is cast right before the first Conv; Softmax, TopK and Log are FP32;
@@ -67,16 +70,19 @@ def to_half(model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = 
         model: float32, as `export.keras_to_onnx.export_keras` or `export.quantize` makes it.
         kind: ``"fp16"`` or ``"bf16"``. Defaults to ``"fp16"``. ONNX Runtime's CPU runs no BF16 Conv; TensorRT does.
         keep: Names of further nodes that stay FP32, see `unfit_for_fp16`.
+        minimum_opset: What an older model is taken to; `TENSORRT8_OPSET` is for a model without Q/DQ pairs, whose
+            scales have no FP16 there. Defaults to `MINIMUM_OPSET`.
 
     Raises:
-        ExportError: If a weight has no finite FP16 value and its node is not kept, named.
+        ExportError: If a weight has no finite FP16 value and its node is not kept, named; if the result is no valid
+            ONNX.
 
     Source: onnxruntime.transformers.float16.convert_float_to_float16 (onnxconverter_common's makes an invalid
     model of a uint8 input that is cast).
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else MINIMUM_OPSET))
+    base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else minimum_opset))
     base = _narrow_lowest(base, kind)
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in FP32_OPS or node.name in keep]

@@ -8,12 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from export.capabilities import TensorRT
 from export.engine import BuildOptions, build_engine
 from export.errors import ExportError
 from export.sidecar import BatchProfile, read_sidecar, sidecar_path
+from pipeline.command_line import pipeline_command, recipe_options
 from pipeline.environment import choose_tensorrt, why_not_here
+from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
-from pipeline.layout import engine_source, engines, plan_name
+from pipeline.layout import TENSORRT8, engine_source, engine_sources, engines, plan_name
 from pipeline.progress import progress_bar
 from pipeline.recipe import Build
 from pipeline.stage import Context
@@ -32,6 +35,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
 
     Raises:
         ExportError: TensorRT is there and refused.
+        PipelineError: TensorRT 8.6 is there, and its ONNX files are not.
     """
     settings = context.recipe.build
     trt, why = choose_tensorrt(settings.flavour)
@@ -41,6 +45,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
         if kept:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return {"built": {}, "kept": kept, "why_not": why}
+    _check_sources(context, trt)
     not_here = why_not_here(trt, settings.targets)
     if not_here:
         log.warning("%s", not_here)
@@ -70,6 +75,26 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
     return {"built": built, "kept": kept, **({"not_here": not_here} if not_here else {})}
 
 
+def _check_sources(context: Context, trt: TensorRT) -> None:
+    """Refuse to start where a file that an engine is to be built from was not asked of the quantize stage.
+
+    Raises:
+        PipelineError: with the key and the command that make it.
+    """
+    sources = (engine_source(precision, trt.strongly_typed) for precision in context.recipe.build.precisions)
+    missing = [name for name in sources if name in TENSORRT8.values() and not (context.root / name).is_file()]
+    if missing:
+        command = pipeline_command(
+            *("quantize", "-c", context.recipe_path),
+            *recipe_options([*context.overrides, "quantize.tensorrt8=true"], context.artifacts),
+        )
+        raise PipelineError(
+            f"Expected {' and '.join(missing)} to build with {trt.flavour} {trt.version}, whose ONNX parser is for "
+            "opset 17. Received: no such file. Set quantize.tensorrt8: true in the recipe, or --set it each time, and "
+            f"run `{command}` where the calibration images are."
+        )
+
+
 def bytes_per_weight(context: Context) -> int:
     """What one weight of the model takes in all engines together."""
     settings = context.recipe.build
@@ -96,7 +121,7 @@ def _keep_engines(context: Context, folder: Path, except_flavour: str | None) ->
         except ExportError as error:
             log.warning("left out an engine: %s", error)
             continue
-        sources = {engine_source(sidecar.precision, strongly_typed) for strongly_typed in (True, False)}
+        sources = engine_sources(context.root, sidecar.precision)
         if sidecar.onnx_sha256 not in {sha256_file(context.root / source) for source in sources}:
             continue
         target = folder / flavour

@@ -21,6 +21,7 @@ from pipeline.disk_space import require_space, with_place
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
 from pipeline.foreign_files import HEAD, describe_file, is_tar
+from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.layout import CARD, is_written
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.output_files import check_folder
@@ -47,6 +48,9 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
     with recipe_lock(context.root):
         files: dict[str, Path] = {}
         for folder in sorted(p for p in context.root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            if folder.name == EVIDENCE:
+                log.info("left out %s: it is of a GPU that was visited, no stage writes it", folder)
+                continue
             manifest = read_manifest(folder)
             if manifest is None:
                 log.warning("left out %s, which has no manifest", folder)

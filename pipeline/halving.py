@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -15,7 +16,7 @@ from export.half_emulation import emulate_half
 from export.half_sensitivity import half_units, measure_units
 from export.metrics import Comparison
 from export.placement import Kept
-from export.precision import to_half
+from export.precision import MINIMUM_OPSET, to_half
 from export.rounding import round_first_conv, round_weights
 from export.sensitivity import Budget, choose_layers
 from export.simulation import HeldOut, summary, words
@@ -33,10 +34,17 @@ _WORTH = 1e-6  # of the noise of all units: in FP16 it spreads over many, and a 
 
 @dataclass(frozen=True)
 class Halved:
-    """The FP16 graph, and what calibration.json says of it."""
+    """The FP16 graph, and what calibration.json says of it.
+
+    Attributes:
+        model: the graph.
+        report: for calibration.json.
+        at_opset: makes the same graph, with the same weights and the same layers in FP32, at another opset.
+    """
 
     model: onnx.ModelProto
     report: dict[str, Any]
+    at_opset: Callable[[int], onnx.ModelProto]
 
 
 def halve(
@@ -59,11 +67,15 @@ def halve(
         settings: whether layers may be measured, on how many images, and how many may be kept.
         limits: the recipe's thresholds for FP16.
     """
-    makers: dict[str, Callable[[Collection[str]], onnx.ModelProto]] = {
-        "nearest": lambda kept: to_half(round_first_conv(model, kept), keep=kept),
-        "mean": lambda kept: to_half(round_weights(model, statistics, kept), keep=kept),
+    roundings: dict[str, Callable[[Collection[str]], onnx.ModelProto]] = {
+        "nearest": lambda kept: round_first_conv(model, kept),
+        "mean": lambda kept: round_weights(model, statistics, kept),
     }
-    halves = {name: make(unfit.keys()) for name, make in makers.items()}
+
+    def half(name: str, kept: Collection[str], opset: int = MINIMUM_OPSET) -> onnx.ModelProto:
+        return to_half(roundings[name](kept), keep=kept, minimum_opset=opset)
+
+    halves = {name: half(name, unfit.keys()) for name in roundings}
     found = {name: held_out.judge(emulate_half(half)) for name, half in halves.items()}
     best = max(found, key=lambda name: found[name].sqnr_db)
     budget = _budget(limits, len(held_out))
@@ -73,9 +85,10 @@ def halve(
         "budget": str(budget),
         "budget_met": budget.met_by(found[best]),
     }
+    throughout = Halved(halves[best], report, partial(half, best, unfit.keys()))
     if report["budget_met"] or settings.sensitivity == "never":
-        return Halved(halves[best], report)
-    make, units = makers[best], half_units(model, unfit)
+        return throughout
+    make, units = partial(half, best), half_units(model, unfit)
     with progress_bar(desc="  sensitivity of FP16", unit="layer") as bar:
 
         def advance(done: int, layers: int) -> None:
@@ -96,14 +109,14 @@ def halve(
     if not chosen.met:
         log.warning("%s", missed("fp16", str(budget), "quantize.max_kept_fp32", settings.max_kept_fp32))
         if chosen.comparison.sqnr_db <= found[best].sqnr_db:
-            return Halved(halves[best], report)
+            return throughout
     kept = keep(chosen.kept)
     log.info(
         "  FP16 throughout: %s; kept in FP32, %s: %s",
         *(words(found[best]), count(len(chosen.kept), "layer"), words(chosen.comparison)),
     )
     report |= {"kept_fp32": kept, "kept": list(chosen.kept), "mixed": summary(chosen.comparison)}
-    return Halved(make(kept.keys()), report)
+    return Halved(make(kept.keys()), report, partial(half, best, kept.keys()))
 
 
 def _budget(limits: Thresholds, images: int) -> Budget:

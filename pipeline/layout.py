@@ -16,7 +16,11 @@ ONNX: Mapping[str, str] = {
     "fp16": "quantize/model.fp16.onnx",
     "int8": "quantize/model.int8.onnx",
 }
-INT8_TRT8 = "quantize/model.int8-trt8.onnx"  # FP32 where it is not INT8, for TensorRT 8.6
+# For TensorRT 8.6, whose parser is for opset 17; there only where the recipe says quantize.tensorrt8.
+TENSORRT8: Mapping[str, str] = {
+    "fp16": "quantize/model.fp16-trt8.onnx",
+    "int8": "quantize/model.int8-trt8.onnx",  # FP32 where it is not INT8
+}
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
 BENCHMARK = "benchmark/benchmark.json"
@@ -28,7 +32,7 @@ _ENGINE = r"(fp32|fp16|int8)(-[a-z0-9_]{1,100})?\.(plan|json)"
 _WRITTEN: Mapping[str, str] = {
     "train": r"model\.(keras|json)|history\.json|images\.json|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
-    "quantize": r"model\.(fp16|int8(-trt8)?)\.onnx|(scales|placement|calibration|images)\.json|sensitivity\.(csv|png)",
+    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|sensitivity\.(csv|png)",
     "build": rf"(tensorrt|rtx)/{_ENGINE}",
     "verify": r"parity\.json|reference\.npz",
     "benchmark": r"benchmark\.json",
@@ -48,8 +52,17 @@ def is_written(name: str) -> bool:
 
 
 def engine_source(precision: str, strongly_typed: bool) -> str:
-    """The ONNX file that an engine is built from; what is not strongly typed is TensorRT 8.6."""
-    return INT8_TRT8 if precision == "int8" and not strongly_typed else ONNX[precision]
+    """The ONNX file that an engine is built from; what is not strongly typed is TensorRT 8.6.
+
+    That of TensorRT 8.6 is there only where the recipe says ``quantize.tensorrt8``.
+    """
+    return ONNX[precision] if strongly_typed else TENSORRT8.get(precision, ONNX[precision])
+
+
+def engine_sources(root: Path, precision: str) -> list[str]:
+    """The ONNX files that are there of those that engines of a precision are built from, whatever TensorRT does it."""
+    names = dict.fromkeys(engine_source(precision, strongly_typed) for strongly_typed in (True, False))
+    return [name for name in names if (root / name).is_file()]
 
 
 def engines(root: Path) -> list[Path]:

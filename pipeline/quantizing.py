@@ -19,7 +19,7 @@ from export.equalization import Equalized, equalize
 from export.metrics import Comparison
 from export.onnx_file import load_model, save_model
 from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
-from export.precision import unfit_for_fp16
+from export.precision import TENSORRT8_OPSET, unfit_for_fp16
 from export.quantize import quantize
 from export.scales import METHODS, Scales
 from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
@@ -29,7 +29,7 @@ from pipeline.card import ModelCard
 from pipeline.data import Pixels, Sample, check_classes, check_readable
 from pipeline.files import sha256_file, write_atomic, write_json
 from pipeline.halving import halve, missed
-from pipeline.layout import ONNX
+from pipeline.layout import ONNX, TENSORRT8
 from pipeline.progress import progress_bar
 from pipeline.split_sizes import check_split_sizes
 from pipeline.stage import Context
@@ -42,10 +42,11 @@ _TIE_DB = 0.5  # SQNRs of two methods as close as this are equal, and agreement 
 
 
 def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
-    """Write the FP16 model, the INT8 models for TensorRT 10 and for 8.6, and how they came about.
+    """Write the FP16 and the INT8 model, and how they came about.
 
-    ``model.fp16.onnx``, ``model.int8.onnx``, ``model.int8-trt8.onnx``, ``scales.json``, ``placement.json``,
-    ``calibration.json``, ``images.json``; ``sensitivity.csv`` and ``.png`` where layers were measured.
+    ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``,
+    ``images.json``; ``sensitivity.csv`` and ``.png`` where layers were measured; where the recipe says
+    ``quantize.tensorrt8``, both models at opset 17 besides: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
 
     Raises:
         DataError: fewer calibration images than the recipe's minimum, or unreadable ones above its limit.
@@ -63,7 +64,9 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     held_out = HeldOut.of(model, *images.held_out(), settings.batch_size)
     check_readable(seen + len(held_out), settings.min_images, "calibration", images.pixels)
     half = halve(model, statistics, unfit, held_out, settings, context.recipe.verify.thresholds.fp16)
-    save_model(half.model, folder / "model.fp16.onnx")
+    save_model(half.model, _inside(folder, ONNX["fp16"]))
+    if settings.tensorrt8:
+        save_model(half.at_opset(TENSORRT8_OPSET), _inside(folder, TENSORRT8["fp16"]))
 
     base = Equalized(model, statistics, 0)
     if settings.equalize:
@@ -83,13 +86,15 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     run.meet_budget(folder)
 
     write_atomic(folder / "scales.json", scales.to_json())
-    for name, target in (("model.int8.onnx", "fp16"), ("model.int8-trt8.onnx", "fp32")):
-        quantized, placements = quantize(run.model(run.kept), scales, base=target, kept=run.kept)
-        save_model(quantized, folder / name)
-        if target == "fp16":
-            write_json(folder / "placement.json", [asdict(row) for row in placements])
-            log.debug("placement of INT8:\n%s", placement_table(placements))
-            counts = int8_convs(placements)
+    rounded = run.model(run.kept)
+    quantized, placements = quantize(rounded, scales, kept=run.kept)
+    save_model(quantized, _inside(folder, ONNX["int8"]))
+    if settings.tensorrt8:
+        older, _ = quantize(rounded, scales, base="fp32", kept=run.kept)
+        save_model(older, _inside(folder, TENSORRT8["int8"]))
+    write_json(folder / "placement.json", [asdict(row) for row in placements])
+    log.debug("placement of INT8:\n%s", placement_table(placements))
+    counts = int8_convs(placements)
     if not counts[1]:
         log.warning(
             "this model has no convolution: INT8 has a rule for little of it, the rest is FP16 (placement.json)"
@@ -109,6 +114,17 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
         count(len(held_out), "held-out image"),
     )
     return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
+
+
+def bytes_per_weight(context: Context) -> int:
+    """What one weight of the model takes in all files together, at least."""
+    usual, older = 2 + 2, 2 + 4  # FP16, and INT8 on FP16; for TensorRT 8.6 FP16, and INT8 on FP32
+    return usual + older if context.recipe.quantize.tensorrt8 else usual
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the stage in the folder that is being written."""
+    return folder / Path(name).name
 
 
 def calibration_key(context: Context, card: ModelCard) -> dict[str, Any]:

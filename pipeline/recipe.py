@@ -203,6 +203,7 @@ class Quantize:
     min_images: int = 128  # fewer calibration images than this are refused
     max_images: int = 512
     batch_size: int = 8  # all activations of a batch are in memory at once: ResNet-50 at 224x224 takes 82 MB an image
+    tensorrt8: bool = False  # also write what TensorRT 8.6 builds from, model.fp16-trt8.onnx and model.int8-trt8.onnx
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED, PASS, ParityReport, by_precision, read_parity
 from pipeline.report_cards import cards
 from pipeline.report_engines import engines_section
+from pipeline.report_evidence import evidence_sections
 from pipeline.report_headline import Headline, headline
 from pipeline.report_next import next_step
 from pipeline.report_parity import parity_section
@@ -46,6 +47,7 @@ def write_report(context: Context, folder: Path) -> dict[str, Any]:
         parity_section(parity),
         engines_section(root, engines),
         speed_section(benchmark, context, parity),
+        *evidence_sections(root),
         predictions_section(root, card, parity),
         _training(read_history(root / "train/history.json"), card),
         *quantization_sections(context),

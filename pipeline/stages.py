@@ -17,6 +17,8 @@ from pipeline import building, exporting, quantizing
 from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
 from pipeline.files import sha256_file, sha256_json
+from pipeline.gpu_evidence import FOLDER as EVIDENCE
+from pipeline.layout import TENSORRT8
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import IMAGENET, Preprocessing
 from pipeline.runtime_environment import runtime_environment
@@ -177,9 +179,11 @@ def _quantize_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str,
 
 
 def onnx_inputs(context: Context) -> dict[str, str]:
-    """The ONNX files."""
-    return context.required("export", "model.onnx") | context.required(
-        "quantize", "model.fp16.onnx", "model.int8.onnx", "model.int8-trt8.onnx"
+    """The ONNX files; those for TensorRT 8.6 where the recipe asked for them."""
+    return (
+        context.required("export", "model.onnx")
+        | context.required("quantize", "model.fp16.onnx", "model.int8.onnx")
+        | context.files("quantize", *(Path(name).name for name in TENSORRT8.values()))
     )
 
 
@@ -216,6 +220,7 @@ def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, s
         | context.files("build", "*/*.plan", "*/*.json")
         | context.required("verify", "parity.json", "reference.npz")
         | context.files("benchmark", "benchmark.json")
+        | context.files(EVIDENCE, "*.json")
         | context.files("infer", "predictions.csv")
         | _shown_images(context, recorded)
         | {name: digest for stage in SHOWN_STAGES for name, digest in context.files(stage, MANIFEST).items()}
@@ -351,9 +356,7 @@ STAGES = (
             *READ_IMAGES,
         ),
         quantizing.quantize_model,
-        bytes_per_weight=lambda _: (
-            2 + 2 + 4
-        ),  # the FP16 graph, the INT8 graph over FP16, and over FP32 for TensorRT 8.6
+        bytes_per_weight=quantizing.bytes_per_weight,
     ),
     Stage(
         "build",

@@ -23,7 +23,17 @@ from pipeline.doubts import doubts
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
-from pipeline.layout import CARD, INT8_TRT8, KERAS, ONNX, PARITY, REFERENCE, engines, plan_precision
+from pipeline.layout import (
+    CARD,
+    KERAS,
+    ONNX,
+    PARITY,
+    REFERENCE,
+    TENSORRT8,
+    engine_sources,
+    engines,
+    plan_precision,
+)
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference, judge
@@ -133,13 +143,14 @@ def list_candidates(context: Context) -> list[Candidate]:
     found: list[Candidate] = []
     for before, (precision, name) in zip([None, *ONNX.values()], ONNX.items()):
         found += onnx(name, precision, before)
+    for precision, name in TENSORRT8.items():
+        if (context.root / name).is_file():
+            found += onnx(name, precision, ONNX["fp32"])
     for plan in engines(context.root):
         name = plan.relative_to(context.root).as_posix()
         precision = plan_precision(plan)
         source = _source(context.root, plan)
         beside = sidecar_path(plan)
-        if source not in (candidate.name for candidate in found):
-            found += onnx(source, precision, ONNX["fp32"])
         found.append(
             Candidate(
                 name,
@@ -158,12 +169,13 @@ def list_candidates(context: Context) -> list[Candidate]:
 
 def _source(root: Path, plan: Path) -> str:
     """The ONNX file that an engine was built from; the usual one where the sidecar is damaged, as its runner says."""
-    usual = ONNX[plan_precision(plan)]
+    precision = plan_precision(plan)
     try:
         digest = read_sidecar(plan).onnx_sha256
     except ExportError:
-        return usual
-    return INT8_TRT8 if digest == sha256_file(root / INT8_TRT8) else usual
+        return ONNX[precision]
+    sources = engine_sources(root, precision)
+    return next((name for name in sources if sha256_file(root / name) == digest), ONNX[precision])
 
 
 def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Reference, dict[str, Any]]:

@@ -20,6 +20,7 @@ from export.driver import driver_status
 from export.interface import append_top_k
 from pipeline.config import load_recipe
 from pipeline.data import load_image_set
+from pipeline.layout import ONNX, TENSORRT8
 from tests.conftest import CLASSES, Chain
 
 STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer", "report")
@@ -51,7 +52,7 @@ def test_contract_files(finished_chain: Chain) -> None:
     root = finished_chain.root
     for name in (
         "train/model.keras", "export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx",
-        "quantize/model.int8-trt8.onnx", "quantize/scales.json", "quantize/calibration.json",
+        "quantize/scales.json", "quantize/calibration.json",
         "verify/parity.json", "verify/reference.npz", "benchmark/benchmark.json",
         "infer/predictions.csv", "report/report.html",
     ):  # fmt: skip
@@ -62,6 +63,7 @@ def test_contract_files(finished_chain: Chain) -> None:
         assert manifest["seconds"] > 0
         assert manifest["versions"]["numpy"] == np.__version__
         assert all(len(entry["sha256"]) == 64 for entry in manifest["outputs"].values())
+    assert not list(root.glob("quantize/*trt8*")), "they are made on request"
     assert not [p for p in root.iterdir() if ".tmp-" in p.name or p.name.endswith(".former")]
 
 
@@ -252,9 +254,9 @@ def test_the_graph_picks_the_best_classes(chain: Chain, capsys: pytest.CaptureFi
     assert "train     up to date" in plan
     assert "export    would run: recipe export.top_k: 0 -> 3" in plan
     for verb in ("export", "quantize", "build", "verify", "infer", "report"):
-        assert chain.run(verb, "--set", "export.top_k=3") == 0, verb
-    files = ("export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx")
-    for name in (*files, "quantize/model.int8-trt8.onnx"):
+        assert chain.run(verb, "--set", "export.top_k=3", "--set", "quantize.tensorrt8=true") == 0, verb
+    files = (*ONNX.values(), *TENSORRT8.values())
+    for name in files:
         assert tuple(output.name for output in onnx.load(chain.root / name).graph.output) == BEST, name
     for path in chain.root.glob("build/*/*.json"):
         outputs = {one["name"]: one for one in strict_json(path)["tensors"] if one["mode"] == "output"}

@@ -18,10 +18,14 @@ def test_clean_takes_what_can_be_made_again_of_one_recipe(tmp_path: Path) -> Non
     for name in ("digits", "mine"):
         for stage in ("train", "export", "quantize", "build", "verify", "benchmark", "infer", "report"):
             (checkout / "artifacts" / name / stage).mkdir(parents=True)
+    evidence = checkout / "artifacts/mine/evidence/h200.json"  # of another machine: nothing here makes it again
+    evidence.parent.mkdir()
+    evidence.touch()
     done = subprocess.run(["make", "clean", "RECIPE=configs/mine.yaml"], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "kept: artifacts/mine/train, other recipes" in done.stdout
-    assert [path.name for path in (checkout / "artifacts/mine").iterdir()] == ["train"]
+    assert sorted(path.name for path in (checkout / "artifacts/mine").iterdir()) == ["evidence", "train"]
+    assert evidence.is_file()
     assert len(list((checkout / "artifacts/digits").iterdir())) == 8
 
 

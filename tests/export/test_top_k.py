@@ -13,7 +13,7 @@ from export.engine import build_engine
 from export.errors import ExportError
 from export.graph import save_model
 from export.interface import append_top_k
-from export.precision import to_half
+from export.precision import TENSORRT8_OPSET, to_half
 from export.quantize import quantize
 from export.sidecar import OUTPUTS, TOP_OUTPUTS, BatchProfile
 from export.simulation import simulate
@@ -23,7 +23,7 @@ from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
 
 K = 3
-FILES = ("fp32", "fp16", "int8", "int8-trt8")
+FILES = ("fp32", "fp16", "int8", "fp16-trt8", "int8-trt8")
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,23 @@ def files(v2):
             "fp32": (model, None),
             "fp16": (to_half(model), None),
             "int8": quantize(corrected, scales),
+            "fp16-trt8": (to_half(model, minimum_opset=TENSORRT8_OPSET), None),
             "int8-trt8": quantize(corrected, scales, base="fp32"),
         }
 
     return made(v2.model), made(append_top_k(v2.model, "probabilities", K))
+
+
+def test_what_is_for_tensorrt_8_is_at_its_opset(files):
+    opsets = {name: graph.opset(model) for name, (model, _) in files[0].items()}
+    assert opsets == {"fp32": 17, "fp16": 19, "int8": 19, "fp16-trt8": 17, "int8-trt8": 17}
+    kinds = {tensor.data_type for tensor in files[0]["fp16-trt8"][0].graph.initializer}
+    assert TensorProto.FLOAT16 in kinds
+
+
+def test_scales_have_no_fp16_there(files):
+    with pytest.raises(ExportError, match="valid"):
+        to_half(files[0]["int8-trt8"][0], minimum_opset=TENSORRT8_OPSET)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -46,7 +46,10 @@ from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
 
 CLASSES = ("cat", "dog", "owl")
-ONNX = ("export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx", "quantize/model.int8-trt8.onnx")
+ONNX = (
+    *("export/model.onnx", "quantize/model.fp16.onnx", "quantize/model.int8.onnx"),
+    *("quantize/model.fp16-trt8.onnx", "quantize/model.int8-trt8.onnx"),
+)
 SIZE = 8
 PLAN = "build/rtx/int8.plan"
 LAYERS = [

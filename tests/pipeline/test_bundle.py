@@ -294,6 +294,23 @@ def test_a_file_that_no_stage_writes(archive: Path, there: Path, name: str, monk
     assert f"{archive} with {name}. Don't use it" in message
 
 
+def test_evidence_of_a_gpu_stays_where_it_is(
+    context: Context, tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not packed, without a warning, and what is there already survives an archive."""
+    warned: list[str] = []
+    monkeypatch.setattr(module.log, "warning", lambda form, *words: warned.append(form % words))
+    for root in (context.root, there / "toy"):
+        (root / "evidence").mkdir(parents=True)
+        (root / "evidence" / "h200.json").write_text(str(root))
+    bundle(context, tmp_path / "toy.tar")
+    with tarfile.open(tmp_path / "toy.tar") as tar:
+        assert not [name for name in tar.getnames() if "evidence" in name]
+    assert not [words for words in warned if "evidence" in words]
+    unpack(tmp_path / "toy.tar", there)
+    assert (there / "toy" / "evidence" / "h200.json").read_text() == str(there / "toy")
+
+
 def test_what_no_stage_writes_is_not_packed(context: Context, tmp_path: Path, there: Path, caplog, monkeypatch) -> None:
     monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     make_stage(context.root, "mine", {"x.py": b"mine"})

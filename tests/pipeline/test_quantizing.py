@@ -7,12 +7,14 @@ import errno
 import json
 import math
 import os
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from export.graph import op_counts, opset
@@ -24,12 +26,21 @@ from pipeline.config import load_recipe
 from pipeline.data import load_image_set
 from pipeline.files import sha256_file
 from pipeline.halving import missed
+from pipeline.layout import ONNX, TENSORRT8
 from pipeline.quantizing import best_method
 from tests.conftest import Chain, copy_chain
 
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def older(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """With the models for TensorRT 8.6."""
+    chain = copy_chain(finished_chain, tmp_path_factory.mktemp("older"))
+    assert chain.run("quantize", *QUICK, "--set", "quantize.tensorrt8=true") == 0
+    return chain
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +89,45 @@ def test_the_default_tries_every_method(finished_chain: Chain) -> None:
         assert report["budget_met"] is True
 
 
-def test_both_int8_models_are_there(finished_chain: Chain) -> None:
-    folder = finished_chain.root / "quantize"
-    newer, older = (onnx.load(folder / name) for name in ("model.int8.onnx", "model.int8-trt8.onnx"))
-    assert (opset(newer) >= 19, opset(older)) == (True, 17)
-    counts = [op_counts(model)["QuantizeLinear"] for model in (newer, older)]
-    assert counts[0] == counts[1] > 20
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_models_for_tensorrt_8_are_the_same_at_opset_17(older: Chain, precision: str) -> None:
+    newer, model = (onnx.load(older.root / names[precision]) for names in (ONNX, TENSORRT8))
+    assert (opset(newer) >= 19, opset(model)) == (True, 17)
+    assert opset(onnx.load(older.root / ONNX["fp32"])) == 17, "which 8.6 reads as well"
+    onnx.checker.check_model(model, full_check=True)
+    counts = [op_counts(one) for one in (newer, model)]
+    assert counts[0]["Conv"] == counts[1]["Conv"]
+    if precision == "int8":
+        assert counts[0]["QuantizeLinear"] == counts[1]["QuantizeLinear"] > 20
+        assert onnx.TensorProto.FLOAT16 not in weights(model).values()
+    else:
+        assert weights(newer) == weights(model)
+        assert onnx.TensorProto.FLOAT16 in weights(model).values()
+
+
+def weights(model: onnx.ModelProto) -> dict[tuple[str, bytes], int]:
+    """The type of the weights of each layer that has some, by its name and their values."""
+    table = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    read = [(node.name, table[node.input[1]]) for node in nodes if node.input[1] in table]
+    return {(name, numpy_helper.to_array(tensor).tobytes()): tensor.data_type for name, tensor in read}
+
+
+def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(older: Chain, tmp_path: Path) -> None:
+    key = (*QUICK, "--set", "quantize.tensorrt8=true")
+    for verb in ("build", "verify", "infer", "report"):
+        assert older.run(verb, *key) == 0, verb
+    names = set(TENSORRT8.values())
+    hops = read(older.root / "verify" / "parity.json")["hops"]
+    verdicts = {(hop["candidate"], hop["kind"], hop["verdict"]) for hop in hops if hop["candidate"] in names}
+    assert verdicts == {(name, kind, "pass") for name in names for kind in ("from_keras", "step")}
+    assert older.run("bundle", "-o", str(tmp_path / "tiny.tar"), *key) == 0
+    with tarfile.open(tmp_path / "tiny.tar") as archive:
+        assert names <= set(archive.getnames())
+    assert older.run("quantize", *QUICK) == 0
+    assert not list(older.root.glob("quantize/*trt8*")), "no stale file is left"
+    assert older.run("verify", *QUICK) == 0
+    assert not names & read(older.root / "verify" / "parity.json")["subjects"].keys()
 
 
 def test_scales_know_what_they_are_of(finished_chain: Chain) -> None:
@@ -233,7 +277,7 @@ def test_where_fp16_misses_its_threshold_the_dearest_layers_stay_fp32(
     limit = best + asked - margin  # more, the fewer images are held out
     budget = ("verify.thresholds.int8.top1_agreement=0", "verify.thresholds.int8.sqnr_db=0")
     more = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", f"quantize.max_kept_fp32={share}")
-    settings = (*more, *budget, f"verify.thresholds.fp16.sqnr_db={limit}")
+    settings = ("quantize.tensorrt8=true", *more, *budget, f"verify.thresholds.fp16.sqnr_db={limit}")
     assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
     report = read(chain.root / "quantize" / "calibration.json")["fp16"]
     assert report["budget"] == f"agreement of at least 99.90%, SQNR of at least {limit + margin:.1f} dB"
@@ -241,12 +285,16 @@ def test_where_fp16_misses_its_threshold_the_dearest_layers_stay_fp32(
     if met:
         assert report["kept"]
         assert report["mixed"]["sqnr_db"] >= best + asked
-    model = onnx.load(chain.root / "quantize" / "model.fp16.onnx")
-    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    convs = [node for node in model.graph.node if node.op_type == "Conv"]
-    single = {node.name for node in convs if types[node.input[1]] == onnx.TensorProto.FLOAT}
-    assert single == {node.name for node in convs} & set(report["kept_fp32"])
-    assert bool(single) is met
+    assert report["kept_fp32"], "what is no Conv may be kept, whatever the share"
+    model, older = (onnx.load(chain.root / names["fp16"]) for names in (ONNX, TENSORRT8))
+    types = {name: kind for (name, _), kind in weights(model).items()}
+    single = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
+    assert single == types.keys() & set(report["kept_fp32"])
+    if not met:
+        assert not single & {node.name for node in model.graph.node if node.op_type == "Conv"}
+    assert weights(older) == weights(model)
+    casts = [[(node.op_type, node.name) for node in one.graph.node] for one in (model, older)]
+    assert casts[0] == casts[1], "the same layers stay FP32"
     assert all("of the FP16 noise" in why for why in report["kept_fp32"].values())
 
 
