@@ -13,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import building, exporting, quantizing
+from pipeline import building, exporting
 from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
+from pipeline.errors import add_note
 from pipeline.files import sha256_file, sha256_json
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import IMAGENET, Preprocessing
@@ -112,10 +113,16 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
         result = train(context.recipe, context.images, folder, checkpoint)
     except (KeyboardInterrupt, OSError) as error:
         if context.recipe.model.path is None and context.recipe.model.head == "new":
-            error.add_note(checkpoint.keep())
+            add_note(error, checkpoint.keep())
         raise
     checkpoint.remove()
     return result
+
+
+def _quantize(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.quantizing import quantize_model  # which imports onnx: a machine that only runs a bundle has none
+
+    return quantize_model(context, folder)
 
 
 def _verify(context: Context, folder: Path) -> dict[str, Any]:
@@ -343,7 +350,7 @@ STAGES = (
             "export/preprocessing.py",
             *READ_IMAGES,
         ),
-        quantizing.quantize_model,
+        _quantize,
         bytes_per_weight=lambda _: (
             2 + 2 + 4
         ),  # the FP16 graph, the INT8 graph over FP16, and over FP32 for TensorRT 8.6
