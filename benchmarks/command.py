@@ -112,6 +112,7 @@ STAGE = Stage(
         "benchmarks/command.py",
         "benchmarks/installed.py",
         "benchmarks/scenarios.py",
+        "benchmarks/tegra.py",
         "benchmarks/telemetry.py",
         "benchmarks/timing.py",
         "pipeline/benchmark_report.py",
