@@ -264,6 +264,21 @@ def test_a_python_that_is_too_old_is_one_sentence(
     assert said.endswith("Run `make install` and use .venv/bin/python.\n")
 
 
+def test_a_python_for_bundles_alone_names_its_own_requirements(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+
+    monkeypatch.setattr(starting.sys, "version_info", (3, 10, 12))
+    monkeypatch.setattr(starting.importlib, "import_module", refuse)
+    assert starting.start("pipeline.commands") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Expected the packages of requirements-jetson.txt. Received: no yaml in ")
+    assert said.endswith(" -m pip install -r requirements-jetson.txt\n")
+    assert (ROOT / "requirements-jetson.txt").is_file()
+
+
 @pytest.mark.parametrize("path", ["pipeline/__main__.py", "benchmarks/__main__.py", "pipeline/starting.py"])
 def test_an_old_python_can_read_what_says_so(path: str) -> None:
     ast.parse((ROOT / path).read_text(), feature_version=(3, 7))
