@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from export.errors import ExportError
+from export.versions import supports
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ FLAVOURS: Mapping[str, tuple[str, ...]] = {
     "rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
 }
 INSTALL: Mapping[str, str] = {
-    "tensorrt": "pip install 'tensorrt>=10.12,<12' (needs an NVIDIA GPU)",
+    "tensorrt": "pip install 'tensorrt>=10.12,<12' (needs an NVIDIA GPU; a Jetson has JetPack's own)",
     "rtx": "pip install --no-deps tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116",
 }
 
@@ -159,6 +160,16 @@ class TensorRT:
         """The GPU generations that can be targets, as SM86."""
         members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", {})
         return [name for name in members if name.startswith("SM")]
+
+    def supports(self, compute_capability: str) -> bool | None:
+        """Whether the library supports a GPU; None: not known, it is to be tried.
+
+        TensorRT-RTX names the generations that it knows; the others tell none, see `export.versions`.
+        """
+        named = self.generations()
+        if named:
+            return f"SM{compute_capability.replace('.', '')}" in named
+        return supports(self.flavour, self.version, compute_capability)
 
     def has(self, enum: str, name: str) -> bool:
         """Whether the enumeration ``enum`` exists in this library and has a member ``name``."""

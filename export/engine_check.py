@@ -5,18 +5,24 @@ Standard library only, Python 3.10 syntax.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
 from export.errors import ExportError
 from export.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
+from export.versions import no_support, supporting
 from export.words import count, listed
 
 # Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
 _RUN_BY_NEXT = ((8, 10), (10, 11))
-
 
 _INSTEAD = {
     ".onnx": f"an ONNX file, which runs on ONNX Runtime. Engines are made of it: {REBUILD}.",
@@ -25,6 +31,43 @@ _INSTEAD = {
     ".engine": "an engine of another program, without the sidecar that says what it is.",
     ".trt": "an engine of another program, without the sidecar that says what it is.",
 }
+
+
+_trying: list[bool] = []  # as many as there are of `trying_unsupported_gpus` at the moment
+
+
+class RefusedEngineError(ExportError):
+    """A plan that this machine must not load.
+
+    Attributes:
+        settings: of the recipe's build section, without which the same engine would be built anew; often none.
+    """
+
+    def __init__(self, message: str, settings: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+
+class UnsupportedGpuError(RefusedEngineError):
+    """The plan's TensorRT does not support the GPU: no plan of its flavour runs there.
+
+    Attributes:
+        reason: the same in a few words, for tables.
+    """
+
+    def __init__(self, message: str, settings: Mapping[str, Any], reason: str) -> None:
+        super().__init__(message, settings)
+        self.reason = reason
+
+
+def rebuild(settings: Mapping[str, Any]) -> str:
+    """The command that builds an engine anew with other settings of the recipe's build section."""
+    return REBUILD + "".join(f" --set {shlex.quote(word)}" for word in overrides(settings))
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Settings of the build section as ``--set`` takes them."""
+    return [f"build.{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def require_plan(plan_path: str | os.PathLike[str]) -> None:
@@ -98,6 +141,7 @@ def check_engine(
         Sidecar: what the plan is.
 
     Raises:
+        UnsupportedGpuError: this TensorRT does not support the GPU, see `trying_unsupported_gpus`.
         ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
             another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
     """
@@ -105,12 +149,49 @@ def check_engine(
     sidecar = check_plan(plan)
     if sidecar.flavour != trt.flavour:
         raise _refused(plan, f"flavour {sidecar.flavour}, which built it", f"flavour {trt.flavour} here")
+    if compute_capability is not None and not _trying and trt.supports(compute_capability) is False:
+        # Before the version: building it anew with this TensorRT would not help.
+        raise unsupported_gpu(plan, sidecar, trt.version, compute_capability, trt.generations())
     _check_version(plan, sidecar, trt)
     if compute_capability is not None:
         _check_compute_capability(plan, sidecar, compute_capability)
     if cuda_version is not None:
         _check_driver(plan, sidecar, cuda_version)
     return sidecar
+
+
+@contextmanager
+def trying_unsupported_gpus() -> Iterator[None]:
+    """Let plans pass, in all threads, whose TensorRT does not support the GPU: for hearing what the library says."""
+    _trying.append(True)
+    try:
+        yield
+    finally:
+        _trying.pop()
+
+
+def unsupported_gpu(
+    plan: Path, sidecar: Sidecar, version: str, here: str, generations: Sequence[str] = ()
+) -> UnsupportedGpuError:
+    """Make the error of a plan whose TensorRT does not support the GPU.
+
+    Args:
+        plan: the plan.
+        sidecar: what it is.
+        version: of that TensorRT.
+        here: compute capability of the GPU.
+        generations: those that it supports, as "SM86". Defaults to none: it does not say.
+    """
+    reason = no_support(sidecar.flavour, here)
+    known = listed((f"{name[2:-1]}.{name[-1]}" for name in generations), most=9)
+    settings = {"flavour": "tensorrt", **({"targets": []} if sidecar.targets else {})}  # classic takes no targets
+    remedy = f" Where that is installed, build it anew: {rebuild(settings)}." if supporting(here) else ""
+    return UnsupportedGpuError(
+        f"The engine {plan} is not loaded. {reason}. Expected a GPU that {sidecar.flavour} {version} supports"
+        f"{f': compute capability {known}' if known else ''}. Received: compute capability {here} here.{remedy}",
+        settings,
+        reason,
+    )
 
 
 def _check_version(plan: Path, sidecar: Sidecar, trt: TensorRT) -> None:
@@ -132,12 +213,14 @@ def _check_compute_capability(plan: Path, sidecar: Sidecar, here: str) -> None:
     targets, built = sidecar.targets, sidecar.compute_capability
     if targets:
         if here not in targets:
-            raise _refused(plan, f"a GPU of compute capability {' or '.join(map(str, targets))}", f"{here} here")
+            expected = f"a GPU of compute capability {' or '.join(map(str, targets))}"
+            raise _refused(plan, expected, f"{here} here", {"targets": [*targets, here]})
         return
     ampere_plus = sidecar.options.get("hardware_compatibility") == "ampere_plus"
     if ampere_plus or built is None:  # none: TensorRT-RTX for its default targets
         if as_numbers(here) < AMPERE:
-            raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here")
+            settings = {"hardware_compatibility": "none"} if ampere_plus else {"targets": [here]}
+            raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here", settings)
     elif built != here:
         raise _refused(plan, f"a GPU of compute capability {built}, where it was built", f"{here} here")
 
@@ -152,7 +235,10 @@ def _check_driver(plan: Path, sidecar: Sidecar, here: str) -> None:
         )
 
 
-def _refused(plan: Path, expected: str, received: str) -> ExportError:
-    return ExportError(
-        f"The engine {plan} is not loaded. Expected {expected}. Received: {received}. Rebuild it: {REBUILD}."
+def _refused(
+    plan: Path, expected: str, received: str, settings: Mapping[str, Any] = MappingProxyType({})
+) -> RefusedEngineError:
+    return RefusedEngineError(
+        f"The engine {plan} is not loaded. Expected {expected}. Received: {received}. Rebuild it: {rebuild(settings)}.",
+        settings,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from export.engine import BuildOptions, build_engine
 from export.errors import ExportError
 from export.sidecar import BatchProfile, read_sidecar, sidecar_path
-from pipeline.environment import choose_tensorrt
+from pipeline.environment import choose_tensorrt, why_not_here
 from pipeline.files import sha256_file
 from pipeline.layout import engine_source, engines, plan_name
 from pipeline.progress import progress_bar
@@ -41,6 +41,9 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
         if kept:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return {"built": {}, "kept": kept, "why_not": why}
+    not_here = why_not_here(trt, settings.targets)
+    if not_here:
+        log.warning("%s", not_here)
     options = build_options(settings)
     wanted = [(precision, *named) for precision in settings.precisions for named in settings.profiles.items()]
     built: dict[str, Any] = {}
@@ -64,7 +67,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
             )
         built[name] = {"bytes": sidecar.plan_bytes, "seconds": sidecar.seconds}
         log.info("  %s.plan: %.1f MB in %.1f s", name, sidecar.plan_bytes / 1e6, sidecar.seconds)
-    return {"built": built, "kept": kept}
+    return {"built": built, "kept": kept, **({"not_here": not_here} if not_here else {})}
 
 
 def bytes_per_weight(context: Context) -> int:

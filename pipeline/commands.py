@@ -137,9 +137,13 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
 
 
 def _say_what_was_not_built(outcome: Outcome) -> None:
-    """Say again why there are no engines where the stage is up to date and says nothing itself."""
-    if outcome.stage == "build" and not outcome.ran and "why_not" in outcome.manifest.result:
+    """Say again why there are no engines, or none for this machine, where the stage is up to date and silent."""
+    if outcome.stage != "build" or outcome.ran:
+        return
+    if "why_not" in outcome.manifest.result:
         log.warning("no engine is built here. %s", outcome.manifest.result["why_not"])
+    if "not_here" in outcome.manifest.result:
+        log.warning("%s", outcome.manifest.result["not_here"])
 
 
 def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
-from export.driver import driver_status
+from export.driver import Device, DriverStatus, driver_status
+from export.versions import is_checked, no_support, supporting, supports_advised, unproven
+from pipeline.environment import refuses_all
 from pipeline.manifest import ROOT
 
 SUPPORTED = ((3, 11), (3, 14))
 OK, WARN, BAD = "ok", "--", "!!"
+JETPACK = Path("/etc/nv_tegra_release")  # on every Jetson
 
 
 def doctor() -> dict[str, Any]:
@@ -32,7 +35,7 @@ def doctor() -> dict[str, Any]:
     packages = _packages(ROOT / requirements) | _packages(ROOT / "requirements-legacy.txt")
     conflict = gpu_requirements and _installed("onnxruntime") is not None
     driver = driver_status()
-    tensorrt = {name: _tensorrt(name) for name in ("tensorrt", "rtx")}
+    tensorrt = {name: _tensorrt(name, driver) for name in ("tensorrt", "rtx")}
     stages = _stages(packages, bool(driver), tensorrt)
 
     print("machine")
@@ -52,11 +55,13 @@ def doctor() -> dict[str, Any]:
         print(f"  [{WARN}] {driver.reason}")
     print("\nTensorRT")
     for name, entry in tensorrt.items():
-        print(f"  [{OK if entry['version'] else WARN}] {name:<10} {entry['version'] or entry['why']}")
+        print(f"  [{OK if entry['version'] else WARN}] {name:<10} {_standing(entry)}")
+        for line in entry["unsupported"]:
+            print(f"  [{WARN}] {name:<10} {line}")
     print("\nstages")
     for name, entry in stages.items():
         print(f"  [{entry['state']}] {name:<10} {entry['text']}")
-    mend = _mend(packages, conflict, stages, bool(driver), requirements)
+    mend = _mend(packages, conflict, stages, driver, requirements)
     if mend:
         print("\nto mend\n" + "\n".join(f"  {line}" for line in mend))
     states = [entry["state"] for entry in (*packages.values(), *stages.values())]
@@ -121,6 +126,8 @@ def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
             continue
         here = _installed(requirement.name)
         fits = here is not None and requirement.specifier.contains(here, prereleases=True)
+        if requirement.name == "tensorrt" and here is not None:
+            fits = fits or is_checked("tensorrt", here)  # older than what is advised, as JetPack's own
         state = OK if fits else WARN if here else BAD
         found[requirement.name] = {"here": here, "pinned": str(requirement.specifier), "state": state}
     return found
@@ -133,11 +140,32 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _tensorrt(flavour: str) -> dict[str, Any]:
+def _tensorrt(flavour: str, driver: DriverStatus) -> dict[str, Any]:
+    """What is known of a flavour; whether it builds here, and whether what it builds runs here."""
     trt = find_tensorrt(flavour)
     if trt is None:
-        return {"version": None, "why": why_missing().get(flavour, "not installed"), "builds_without_gpu": False}
-    return {"version": trt.version, "why": "", "builds_without_gpu": trt.builds_without_gpu}
+        nothing = {"builds_without_gpu": False, "unproven": "", "unsupported": [], "runs": False, "builds": False}
+        return {"version": None, "why": why_missing().get(flavour, "not installed"), **nothing}
+    alone = trt.builds_without_gpu
+    first = driver.devices[:1]
+    return {
+        "version": trt.version,
+        "why": "",
+        "builds_without_gpu": alone,
+        "unproven": unproven(flavour, trt.version),
+        "unsupported": [
+            f"{one.name}, compute capability {one.compute_capability}: {no_support(flavour, one.compute_capability)}"
+            for one in driver.devices
+            if trt.supports(one.compute_capability) is False
+        ],
+        "runs": bool(driver) and not refuses_all(trt, driver.devices),
+        "builds": alone or (bool(driver) and not refuses_all(trt, first)),
+    }
+
+
+def _standing(tensorrt: dict[str, Any]) -> str:
+    unproven = tensorrt["unproven"]
+    return (tensorrt["version"] or tensorrt["why"]) + (f", {unproven}" if unproven else "")
 
 
 def _stages(
@@ -153,19 +181,24 @@ def _stages(
         return entry(BAD, "needs " + " and ".join(name for name in names if not has(name)))
 
     found = [name for name, known in tensorrt.items() if known["version"]]
-    builders = [name for name in found if driver or tensorrt[name]["builds_without_gpu"]]
+    runs = [name for name in found if tensorrt[name]["runs"]]
+    builders = [name for name in found if tensorrt[name]["builds"]]
     cuda = _installed("cuda-bindings") or _installed("pycuda")
-    missing = "a GPU" if not driver else "TensorRT" if not found else "" if cuda else "cuda-bindings"
+    lacking = "a TensorRT that supports this GPU" if found else "TensorRT"
+    missing = "a GPU" if not driver else lacking if not runs else "" if cuda else "cuda-bindings"
     engines = f"; engines need {missing}" if missing else ", engines"
     on_gpu = (
         "on the GPU, if TensorFlow finds the CUDA libraries" if driver and "tensorflow" in packages else "on the CPU"
     )
+    build = entry(OK, f"with {builders[0]}") if builders else entry(WARN, "no engine can be built here")
+    if builders and driver and builders[0] not in runs:
+        build = entry(WARN, f"with {builders[0]}, which does not support this GPU: for others")
     keras, runtime = ("tensorflow", "keras"), ("onnx", "onnxruntime")
     return {
         "train": entry(OK, on_gpu) if has(*keras) else needs(*keras),
         "export": entry(OK, "") if has(*keras, "tf2onnx") else needs(*keras, "tf2onnx"),
         "quantize": entry(OK, "") if has(*runtime) else needs(*runtime),
-        "build": entry(OK, f"with {builders[0]}") if builders else entry(WARN, "no engine can be built here"),
+        "build": build,
         "verify": entry(OK, f"Keras, ONNX files{engines}") if has(*runtime) else needs(*runtime),
         "benchmark": entry(OK, f"Keras, ONNX Runtime{engines}") if has(*runtime) else needs(*runtime),
         "infer": entry(OK, "with ONNX Runtime" if missing else "with TensorRT") if has(*runtime) else needs(*runtime),
@@ -177,7 +210,7 @@ def _mend(
     packages: dict[str, dict[str, Any]],
     conflict: bool,
     stages: dict[str, dict[str, str]],
-    driver: bool,
+    driver: DriverStatus,
     requirements: str,
 ) -> list[str]:
     lines = []
@@ -189,11 +222,23 @@ def _mend(
     if conflict or any(entry["state"] != OK for entry in packages.values()):
         lines.append(f"{pip} install -r {requirements} && {pip} install --no-deps -r requirements-legacy.txt")
     if stages["build"]["state"] == WARN and driver:
-        lines.append("make install-gpu        (brings TensorRT for this GPU)")
+        lines.append(_tensorrt_for(driver.devices[0]))
     elif stages["build"]["state"] == WARN:
         lines.append("build on Linux x86-64, where requirements.txt brings TensorRT-RTX, or on a GPU machine:")
         lines.append("  python -m pipeline bundle   here, then   make install-gpu && python -m pipeline unpack   there")
     return lines
+
+
+def _tensorrt_for(gpu: Device) -> str:
+    """What brings the TensorRT that a GPU needs."""
+    if JETPACK.exists():
+        return "sudo apt install python3-libnvinfer        (JetPack's TensorRT; this Python must see system packages)"
+    wanted = supporting(gpu.compute_capability)
+    if not wanted:
+        return f"no TensorRT that is known supports {gpu.name}: ONNX Runtime runs the ONNX files"
+    if not supports_advised(gpu.compute_capability):
+        return f"install {wanted}: later ones do not support {gpu.name}"
+    return "make install-gpu        (brings TensorRT for this GPU)"
 
 
 def _python() -> str:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
-from export.engine_check import check_engine, check_plan, require_plan
+from export.engine_check import (
+    RefusedEngineError,
+    UnsupportedGpuError,
+    check_engine,
+    check_plan,
+    overrides,
+    rebuild,
+    require_plan,
+    unsupported_gpu,
+)
 from export.errors import ExportError
 from export.records import to_json
-from export.sidecar import REBUILD, AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
+from export.sidecar import AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
+from export.versions import supports
 from pipeline import cli
 from pipeline.bundle import RECIPE
 from pipeline.command_line import ARTIFACTS, pipeline_command
 from pipeline.config import load_recipe, to_dict
+from pipeline.environment import choose_tensorrt
 from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
@@ -62,43 +73,50 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
         sidecar = check_plan(plan)
     except ExportError as error:
         raise PipelineError(_with_command(str(error), plan)) from error
-    reason, rebuild = _why_not(plan, sidecar, driver)
-    if not reason:
+    refused = _why_not(plan, sidecar, driver)
+    if refused is None:
         device = driver.devices[0]
         print(f"{plan} fits this machine: {device.name}, compute capability {device.compute_capability}")
         return {"plan": str(plan), "fits": True, "reason": "", "rebuild": None, "exit": cli.DONE}
-    print(f"{plan} does not fit this machine: {_with_command(reason, plan)}")
-    command = rebuild_command(plan) if rebuild else None
-    return {"plan": str(plan), "fits": False, "reason": reason, "rebuild": command, "exit": cli.NOT_FITTING}
+    print(f"{plan} does not fit this machine: {_with_command(str(refused), plan, _settings(refused))}")
+    command = rebuild_command(plan, _settings(refused)) if _can_rebuild(refused) else None
+    return {"plan": str(plan), "fits": False, "reason": str(refused), "rebuild": command, "exit": cli.NOT_FITTING}
 
 
-def rebuild_command(plan: Path) -> str:
+def rebuild_command(plan: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The command that builds an engine anew, with its recipe where the plan lies below ``artifacts/<recipe>/build``.
 
     Options that its recipe does not say, as ``--set`` gave them when it was built, are repeated.
+
+    Args:
+        plan: the engine.
+        settings: of the build section, instead of what the recipe says. Defaults to none.
     """
     root = _root(plan)
     if root is None:
-        return pipeline_command("build", "-c", "RECIPE", "--force")
+        return pipeline_command("build", "-c", "RECIPE", "--force", *_set(settings))
     named = Path("configs") / f"{root.name}.yaml"
     recipe = next((path for path in (named, root / RECIPE) if path.is_file()), Path("RECIPE"))
-    words = ["build", "-c", str(recipe), "--force", *_overrides(recipe, root)]
+    words = ["build", "-c", str(recipe), "--force", *_set({**_overrides(recipe, root), **settings})]
     if root.parent.resolve() != ARTIFACTS.resolve():
         words += ["--artifacts", str(root.parent)]
     return pipeline_command(*words)
 
 
-def _overrides(recipe: Path, root: Path) -> list[str]:
+def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
     manifest = read_manifest(root / "build")
     if manifest is None or not recipe.is_file():
-        return []
+        return {}
     try:
         says = to_dict(load_recipe(recipe).build)
     except PipelineError:  # it wants a path that its owner gives with --set
-        return []
+        return {}
     built = manifest.config.get("build", {})
-    changed = {key: value for key, value in built.items() if says.get(key, value) != value}
-    return [word for key, value in changed.items() for word in ("--set", f"build.{key}={json.dumps(value)}")]
+    return {key: value for key, value in built.items() if says.get(key, value) != value}
+
+
+def _set(values: Mapping[str, Any]) -> list[str]:
+    return [word for override in overrides(values) for word in ("--set", override)]
 
 
 def _root(plan: Path) -> Path | None:
@@ -117,30 +135,42 @@ def _require_plan(plan: Path) -> None:
         raise PipelineError(_with_command(str(error), plan)) from error
 
 
-def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> tuple[str, bool]:
-    """Why an engine does not fit this machine, "" if it does; and whether building it anew here would help."""
-    flavour = sidecar.flavour
-    built_by = f"{flavour} {sidecar.tensorrt_version}"
+def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ExportError | None:
+    """Why an engine does not fit this machine; None: it does."""
+    flavour, version = sidecar.flavour, sidecar.tensorrt_version
+    here = driver.devices[0].compute_capability if driver else None
     trt = find_tensorrt(flavour)
+    if trt is None and here is not None and supports(flavour, version, here) is False:
+        return unsupported_gpu(plan, sidecar, version, here)
     if trt is None:
-        return f"Expected TensorRT {built_by}, which built it. Received: {why_missing().get(flavour, 'none')}.", False
+        had = why_missing().get(flavour, "none")
+        return ExportError(f"Expected TensorRT {flavour} {version}, which built it. Received: {had}.")
     try:
-        if not driver:
-            check_engine(plan, trt)
-            return (
-                f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
-                "Run it on the GPU machine; ONNX Runtime answers here.",
-                False,
-            )
-        check_engine(plan, trt, driver.devices[0].compute_capability, driver.cuda_version)
+        check_engine(plan, trt, here, driver.cuda_version if driver else None)
     except ExportError as error:
-        return str(error), True
-    return "", False
+        return error
+    if driver:
+        return None
+    return ExportError(
+        f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
+        "Run it on the GPU machine; ONNX Runtime answers here."
+    )
 
 
-def _with_command(message: str, plan: Path) -> str:
+def _settings(refused: ExportError) -> Mapping[str, Any]:
+    return refused.settings if isinstance(refused, RefusedEngineError) else {}
+
+
+def _can_rebuild(refused: ExportError) -> bool:
+    """Whether building the engine anew on this machine helps."""
+    if isinstance(refused, UnsupportedGpuError):
+        return choose_tensorrt("tensorrt")[0] is not None
+    return isinstance(refused, RefusedEngineError)
+
+
+def _with_command(message: str, plan: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The message with the exact command on a line of its own, safe to paste."""
-    return message.replace(f" {REBUILD}.", f"\n  {rebuild_command(plan)}")
+    return message.replace(f" {rebuild(settings)}.", f"\n  {rebuild_command(plan, settings)}")
 
 
 def _printable(line: str) -> str:

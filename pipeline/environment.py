@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from export.capabilities import TensorRT, find_tensorrt, why_missing
-from export.driver import driver_status
+from export.capabilities import INSTALL, TensorRT, find_tensorrt, why_missing
+from export.driver import AMPERE, Device, as_numbers, driver_status
+from export.versions import no_support, supports_advised
 
 
 def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
     """The TensorRT to build with here, or None and why.
 
-    ``auto`` takes the full TensorRT where it is installed and a GPU is there, else TensorRT-RTX.
+    ``auto`` takes the full TensorRT where it is installed and supports the GPU that is there, else TensorRT-RTX.
     """
     driver = driver_status()
     wanted = ("tensorrt", "rtx") if flavour == "auto" else (flavour,)
@@ -22,9 +24,40 @@ def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
             reasons.append(f"{name}: {why_missing().get(name, 'not installed')}")
         elif not trt.builds_without_gpu and not driver.available:
             reasons.append(f"{name} {trt.version} builds on a GPU only, and there is {driver.reason}")
+        elif not trt.builds_without_gpu and trt.supports(driver.devices[0].compute_capability) is False:
+            reasons.append(f"{name} {trt.version}: {_no_support(name, driver.devices[0])}")
         else:
             return trt, ""
     return None, "; ".join(reasons)
+
+
+def why_not_here(trt: TensorRT, targets: Sequence[str] = ()) -> str:
+    """Say that engines of a TensorRT run on no GPU of this machine, and why; "" where they may run on one.
+
+    Args:
+        trt: the library.
+        targets: GPUs to build for. Defaults to none: to those that TensorRT-RTX takes then, Turing (7.5) is none.
+    """
+    devices = driver_status().devices
+    what = f"what {trt.flavour} {trt.version} builds here does not run on this machine."
+    if refuses_all(trt, devices):
+        return f"{what} {_no_support(trt.flavour, devices[0])}"
+    if trt.targets and devices and not targets and all(as_numbers(one.compute_capability) < AMPERE for one in devices):
+        return (
+            f"{what} Its GPU has to be named as a target: --set 'build.targets=[\"{devices[0].compute_capability}\"]'"
+        )
+    return ""
+
+
+def refuses_all(trt: TensorRT, devices: Sequence[Device]) -> bool:
+    """Whether a TensorRT supports none of the GPUs, of which there is one or more."""
+    return bool(devices) and all(trt.supports(one.compute_capability) is False for one in devices)
+
+
+def _no_support(flavour: str, device: Device) -> str:
+    """Say what a TensorRT does not support, and what to install where that is known."""
+    said = f"{no_support(flavour, device.compute_capability)} ({device.name}, {device.compute_capability})"
+    return f"{said}: {INSTALL['tensorrt']}" if supports_advised(device.compute_capability) else said
 
 
 def machine_environment() -> dict[str, Any]:

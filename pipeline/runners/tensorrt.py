@@ -18,9 +18,10 @@ import numpy as np
 
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
-from export.engine_check import check_engine, require_plan
+from export.engine_check import UnsupportedGpuError, check_engine, require_plan, unsupported_gpu
 from export.errors import ExportError
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, Sidecar, read_sidecar
+from export.versions import supports
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
 from pipeline.runners.cuda import find_cuda
@@ -88,7 +89,8 @@ class TensorRTRunner:
         """Load the engine and allocate.
 
         Raises:
-            DeviceUnavailableError: no driver, no such GPU, or no TensorRT of the engine's flavour.
+            DeviceUnavailableError: no driver, no such GPU, no TensorRT of the engine's flavour, or one that does not
+                support the GPU.
             OutOfMemoryError: not even the engine's smallest batch fits.
             RunnerError: cuda-bindings is missing, the engine is refused (see `check_engine`), or it failed.
         """
@@ -102,11 +104,12 @@ class TensorRTRunner:
                 "Run it on the GPU machine, or use the ONNX file on this one.",
                 reason=had,
             )
-        trt = self._library()
+        here = status.devices[device].compute_capability
+        trt = self._library(here)
         try:
-            self._describe(
-                check_engine(self.plan_path, trt, status.devices[device].compute_capability, status.cuda_version)
-            )
+            self._describe(check_engine(self.plan_path, trt, here, status.cuda_version))
+        except UnsupportedGpuError as error:
+            raise DeviceUnavailableError(str(error), reason=error.reason) from None
         except ExportError as error:
             raise RunnerError(str(error)) from None
         cuda = find_cuda(self.options.cuda)
@@ -115,12 +118,15 @@ class TensorRTRunner:
         self.max_batch = self._engine.max_batch
         return self
 
-    def _library(self) -> TensorRT:
-        flavour = self.sidecar.flavour
+    def _library(self, compute_capability: str) -> TensorRT:
+        flavour, version = self.sidecar.flavour, self.sidecar.tensorrt_version
         try:
             trt = find_tensorrt(flavour)
         except ExportError as error:
             raise RunnerError(f"{error} The sidecar of {self.plan_path} names it.") from error
+        if trt is None and supports(flavour, version, compute_capability) is False:  # installing it would not help
+            refused = unsupported_gpu(self.plan_path, self.sidecar, version, compute_capability)
+            raise DeviceUnavailableError(str(refused), reason=refused.reason)
         if trt is None:
             why = why_missing().get(flavour, "none")
             raise DeviceUnavailableError(

@@ -41,6 +41,18 @@ class Bindings:
 ALL = (
     Bindings("8.6.0", "tensorrt==8.6.0", "tensorrt", (3, 10), 819),  # libraries and bindings in one
     Bindings("8.6.1", "tensorrt_bindings==8.6.1", newest_python=(3, 11)),
+    Bindings("10.0", "tensorrt_cu12_bindings==10.0.1"),
+    Bindings("10.1", "tensorrt_cu12_bindings==10.1.0"),
+    Bindings("10.2", "tensorrt_cu12_bindings==10.2.0.post1"),
+    Bindings("10.3", "tensorrt_cu12_bindings==10.3.0"),
+    Bindings("10.4", "tensorrt_cu12_bindings==10.4.0"),
+    Bindings("10.5", "tensorrt_cu12_bindings==10.5.0"),
+    Bindings("10.6", "tensorrt_cu12_bindings==10.6.0.post2"),
+    Bindings("10.7", "tensorrt_cu12_bindings==10.7.0.post1"),
+    Bindings("10.8", "tensorrt_cu12_bindings==10.8.0.43"),
+    Bindings("10.9", "tensorrt_cu12_bindings==10.9.0.34"),
+    Bindings("10.10", "tensorrt_cu12_bindings==10.10.0.31"),
+    Bindings("10.11", "tensorrt_cu12_bindings==10.11.0.33"),
     Bindings("10.12", "tensorrt_cu12_bindings==10.12.0.36"),
     Bindings("10.13", "tensorrt_cu12_bindings==10.13.3.9.post1"),
     Bindings("10.14", "tensorrt_cu12_bindings==10.14.1.48.post1"),

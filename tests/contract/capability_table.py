@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 V8 = frozenset({"8.6.0", "8.6.1"})
-V10 = frozenset({"10.12", "10.13", "10.14", "10.15", "10.16"})
+V10 = frozenset(f"10.{minor}" for minor in range(17))
 V11 = frozenset({"11.0", "11.1", "11.2", "11.3", "11.4"})
 RTX = frozenset({"rtx1.7.1"})
 CLASSIC = V8 | V10 | V11
 STRONG = V10 | V11 | RTX
 ALL = CLASSIC | RTX
+
+
+def later(minor: int) -> frozenset[str]:
+    """The strongly typed versions without those of 10 before a minor one."""
+    return STRONG - {f"10.{earlier}" for earlier in range(minor)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ CAPABILITIES = {
         ALL, ("HardwareCompatibilityLevel.AMPERE_PLUS", "IBuilderConfig.hardware_compatibility_level")
     ),
     "hardware_compatibility: same_compute_capability": Capability(
-        STRONG, ("HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",)
+        later(9), ("HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",)
     ),
     "strips_weights": Capability(STRONG, ("BuilderFlag.STRIP_PLAN", "BuilderFlag.REFIT_IDENTICAL")),
     "strips_weights_without_gpu": Capability(CLASSIC, without=TARGETS),
@@ -64,7 +69,7 @@ CAPABILITIES = {
     "engine_host_code_allowed": Capability(ALL, ("Runtime.engine_host_code_allowed",)),
     "engine_validity": Capability(RTX, ("Runtime.get_engine_validity", "EngineValidity")),
     "runtime_config": Capability(
-        STRONG,
+        later(11),
         ("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
     ),
     "jit": Capability(
@@ -85,9 +90,9 @@ CAPABILITIES = {
     # memory of an execution context in our hands
     "allocation_strategies": Capability(STRONG, ("ExecutionContextAllocationStrategy.USER_MANAGED",)),
     "memory_for_shapes": Capability(STRONG, ("IExecutionContext.update_device_memory_size_for_shapes",)),
-    "memory_with_size": Capability(STRONG, ("IExecutionContext.set_device_memory",)),
+    "memory_with_size": Capability(later(1), ("IExecutionContext.set_device_memory",)),
     "memory_size_v2": Capability(
-        STRONG, ("ICudaEngine.device_memory_size_v2", "ICudaEngine.get_device_memory_size_for_profile_v2")
+        later(1), ("ICudaEngine.device_memory_size_v2", "ICudaEngine.get_device_memory_size_for_profile_v2")
     ),
     "device_memory_size_for_profile": Capability(V10, ("ICudaEngine.get_device_memory_size_for_profile",)),
     "without_device_memory": Capability(

@@ -144,6 +144,16 @@ def test_a_capability_that_nobody_consults_any_more_is_seen() -> None:
     assert faults("if trt.progress_monitor else None", "if True else None", "10.12") == []
 
 
+def test_what_came_with_10_1_is_seen_in_10_0() -> None:
+    path, old = "pipeline/runners/session.py", "trt.memory_with_size"
+    assert old in SOURCES[path]
+    changed = {**SOURCES, path: SOURCES[path].replace(old, "trt.memory_for_shapes")}
+    result = analyse(changed, TABLE.returns)
+    [fault] = check.wrong_uses(result, LIBRARIES["10.0"])
+    assert "IExecutionContext.set_device_memory used in pipeline/runners/session.py" in fault
+    assert check.wrong_uses(result, LIBRARIES["10.1"]) == []
+
+
 def test_a_capability_that_lies_is_seen() -> None:
     wrong = names.Library("11.0", {**LIBRARIES["11.0"].names, "BuilderFlag.STRIP_PLAN": False})
     [fault] = check.wrong_capabilities(wrong)

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 
 from export.capabilities import TensorRT
+from export.versions import CHECKED, is_checked
 from tests.contract import check, names
 from tests.contract.bindings import ALL, ROOT, read_installed
 from tests.contract.capability_table import CAPABILITIES
@@ -51,6 +52,19 @@ def test_capabilities_are_where_the_table_says(library: names.Library) -> None:
 
 def test_the_capability_table_names_versions_that_exist() -> None:
     assert {version for row in CAPABILITIES.values() for version in row.versions} <= set(LIBRARIES)
+
+
+def test_versions_count_as_checked_if_they_are_in_the_table() -> None:
+    """What `doctor` says of a version rests on it."""
+    said = {
+        version: is_checked("rtx" if "rtx" in version else "tensorrt", f"{version.removeprefix('rtx')}.0")
+        for version in LIBRARIES
+    }
+    assert all(said.values()), said
+    minors = [(row[0][0], minor) for row in CHECKED["tensorrt"] for minor in range(row[0][1], row[1][1])]
+    assert {f"{major}.{minor}" for major, minor in minors} == {
+        ".".join(version.split(".")[:2]) for version in LIBRARIES if "rtx" not in version
+    }
 
 
 def test_the_installed_rtx_is_as_the_table_says(wanted: Result) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from export.driver import Device, DriverStatus
+from export.versions import supports
 from pipeline import doctor
 from pipeline.commands import main
 
@@ -38,9 +39,18 @@ TWO_GPUS = DriverStatus(
 )
 
 
+HOPPER, ORIN, VOLTA = (
+    DriverStatus(True, "", "580.95", "13.0", (Device(f"A {capability}", capability, 8 << 30),))
+    for capability in ("9.0", "8.7", "7.0")
+)
+
+
 class _TensorRT:
     def __init__(self, version: str, alone: bool) -> None:
         self.version, self.builds_without_gpu = version, alone
+
+    def supports(self, compute_capability: str) -> bool | None:
+        return supports("rtx" if self.builds_without_gpu else "tensorrt", self.version, compute_capability)
 
 
 RTX, FULL = _TensorRT("1.7.1", True), _TensorRT("10.13.0", False)
@@ -72,6 +82,7 @@ class Machine:
     driver: DriverStatus = NO_DRIVER
     tensorrt: dict[str, _TensorRT] = field(default_factory=lambda: {"rtx": RTX})
     python: tuple[int, int] = (3, 12)
+    jetpack: bool = False
 
 
 @pytest.fixture
@@ -86,6 +97,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         monkeypatch.setattr(doctor, "driver_status", lambda: machine.driver)
         monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
         monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})
+        monkeypatch.setattr(doctor, "JETPACK", tmp_path if machine.jetpack else tmp_path / "none")
         python = SimpleNamespace(version_info=machine.python, executable="/py/python")
         monkeypatch.setattr(doctor, "sys", python)
         status = main(["doctor", "--json"])
@@ -127,7 +139,14 @@ def test_all_is_fine(ask) -> None:
     assert said.result["driver"] == {
         **{"available": False, "reason": NO_DRIVER.reason, "version": None, "cuda": None, "devices": []}
     }
-    assert said.result["tensorrt"]["rtx"] == {"version": "1.7.1", "why": "", "builds_without_gpu": True}
+    assert said.result["tensorrt"]["rtx"] == {
+        **{"version": "1.7.1", "why": "", "builds_without_gpu": True, "unproven": "", "unsupported": []},
+        **{"builds": True, "runs": False},
+    }
+    assert said.result["tensorrt"]["tensorrt"] == {
+        **{"version": None, "why": "it needs a GPU", "builds_without_gpu": False, "unproven": "", "unsupported": []},
+        **{"builds": False, "runs": False},
+    }
     assert said.result["conflict"] is False
 
 
@@ -186,7 +205,8 @@ def test_a_machine_with_gpus(ask) -> None:
     said = ask(Machine(GPU, TWO_GPUS, {"tensorrt": FULL}))
     assert (said.status, said.mend) == (0, [])
     assert "packages against requirements-gpu.txt" in said.lines
-    assert "  [ok] tensorrt   10.13.0" in said.lines
+    (found,) = [line for line in said.lines if line.startswith("  [ok] tensorrt   10.13.0")]
+    assert found.endswith("10.13.0, unproven: names checked against the bindings; never built here")
     assert "  [ok] driver 580.95, CUDA 13.0" in said.lines
     assert "  [ok] Big GPU, compute capability 9.0, 144384 MiB" in said.lines
     assert "  [ok] Small GPU, compute capability 8.9, 24576 MiB" in said.lines
@@ -226,6 +246,67 @@ def test_a_gpu_and_tensorrt_without_the_cuda_bindings(ask) -> None:
     assert said.mend == [install("requirements-gpu.txt")]
     said = ask(Machine(packages | {"pycuda": "2026.1"}, TWO_GPUS, {"tensorrt": FULL}))
     assert said.line("verify") == "[ok] verify Keras, ONNX files, engines"
+
+
+def test_rtx_on_a_hopper_builds_for_others_alone(ask) -> None:
+    said = ask(Machine(CPU, HOPPER, {"rtx": RTX}))
+    instead = "A 9.0, compute capability 9.0: TensorRT-RTX does not support this GPU; build with TensorRT"
+    assert "  [ok] rtx        1.7.1" in said.lines
+    assert f"  [--] rtx        {instead}" in said.lines
+    assert said.line("build") == "[--] build with rtx, which does not support this GPU: for others"
+    assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need a TensorRT that supports this GPU"
+    assert said.line("infer") == "[ok] infer with ONNX Runtime"
+    assert said.mend == ["  make install-gpu        (brings TensorRT for this GPU)"]
+    assert said.result["tensorrt"]["rtx"]["unsupported"] == [instead]
+    assert said.status == 0
+
+
+def test_the_gpu_that_is_supported_counts(ask) -> None:
+    """TensorRT-RTX runs on the second one, with runtime.device 1."""
+    said = ask(Machine(CPU, TWO_GPUS, {"rtx": RTX}))
+    assert any(line.startswith("  [--] rtx        Big GPU") for line in said.lines)
+    assert not any("Small GPU, compute capability 8.9: " in line for line in said.lines)
+    assert said.line("build") == "[ok] build with rtx"
+    assert said.line("infer") == "[ok] infer with TensorRT"
+
+
+def test_both_flavours_on_a_hopper(ask) -> None:
+    said = ask(Machine(GPU, HOPPER, {"tensorrt": FULL, "rtx": RTX}))
+    assert said.line("build") == "[ok] build with tensorrt"
+    assert said.line("verify") == "[ok] verify Keras, ONNX files, engines"
+    assert said.mend == []
+
+
+def test_jetpack_brings_its_own_tensorrt(ask) -> None:
+    """10.3, older than what pip is told to install."""
+    said = ask(Machine(GPU | {"tensorrt": "10.3.0"}, ORIN, {"tensorrt": _TensorRT("10.3.0", False)}, jetpack=True))
+    assert said.result["packages"]["tensorrt"]["state"] == "ok"
+    (found,) = [line for line in said.lines if line.startswith("  [ok] tensorrt   10.3.0")]
+    assert "never built here; its strong typing is complete from 10.12 only" in found
+    assert said.result["tensorrt"]["tensorrt"]["unproven"] in found
+    assert said.line("build") == "[ok] build with tensorrt"
+    assert said.mend == []
+    said = ask(Machine(GPU, ORIN, {}, jetpack=True))
+    (advice,) = said.mend
+    assert "apt install python3-libnvinfer" in advice
+
+
+@pytest.mark.parametrize(("version", "state"), [("8.6.1", "ok"), ("10.0.1", "ok"), ("8.5.3", "--"), ("12.0", "--")])
+def test_versions_that_were_looked_at_need_no_mending(ask, version: str, state: str) -> None:
+    said = ask(Machine(GPU | {"tensorrt": version}, HOPPER, {"tensorrt": _TensorRT(version, False)}))
+    assert said.result["packages"]["tensorrt"]["state"] == state
+    assert bool(said.mend) == (state == "--")
+
+
+def test_a_gpu_that_is_too_old_for_what_is_advised(ask) -> None:
+    said = ask(Machine(GPU, VOLTA, {"tensorrt": FULL}))
+    assert said.line("build") == "[--] build no engine can be built here"
+    assert any(line.endswith("TensorRT does not support this GPU; build with TensorRT 10.0 to 10.4")
+               for line in said.lines)  # fmt: skip
+    assert said.mend == ["  install TensorRT 10.0 to 10.4: later ones do not support A 7.0"]
+    older = DriverStatus(True, "", "390", "9.0", (Device("A 3.5", "3.5", 8 << 30),))
+    said = ask(Machine(GPU, older, {"tensorrt": FULL}))
+    assert said.mend == ["  no TensorRT that is known supports A 3.5: ONNX Runtime runs the ONNX files"]
 
 
 def test_tensorrt_that_needs_a_gpu_builds_nothing_without(ask) -> None:

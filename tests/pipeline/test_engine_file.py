@@ -4,6 +4,7 @@ import json
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from export.capabilities import TensorRT, find_tensorrt
 from export.driver import Device, DriverStatus
 from export.engine import build_engine
 from export.sidecar import SCHEMA, BatchProfile, sha256_file, write_plan
-from pipeline import engine_file
+from pipeline import engine_file, environment
 from pipeline.commands import main
 from pipeline.config import load_recipe
 from pipeline.engine_file import rebuild_command
@@ -23,6 +24,7 @@ from tests.fake_engine import make_sidecar
 from tests.made_records import make_hop, write_verdict
 
 HERE = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))
+HOPPER = DriverStatus(True, "", "580.95", "13.0", (Device("Fake Hopper", "9.0", 1 << 30),))
 NO_GPU = DriverStatus(False, "no NVIDIA driver")
 
 
@@ -241,6 +243,55 @@ def test_a_library_that_is_not_here(
     assert "TensorRT tensorrt 10.13.0, which built it. Received: tensorrt is not installed" in out
 
 
+def test_another_target_is_built_besides(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings that built it would build the same again."""
+    on_a_gpu(monkeypatch, "1.7.1")
+    plan = classic(root, flavour="rtx", tensorrt_version="1.7.1", compute_capability=None, targets=["8.6"])
+    status, out, _ = run(capsys, "check", str(plan), "--json")
+    *human, last = out.strip().splitlines()
+    assert status == 1
+    assert "a GPU of compute capability 8.6. Received: 8.9 here" in "\n".join(human)
+    assert json.loads(last)["rebuild"] == human[-1].strip()
+    assert shlex.split(human[-1])[-2:] == ["--set", 'build.targets=["8.6", "8.9"]']
+
+
+@pytest.mark.parametrize("rtx_is_here", [True, False])
+@pytest.mark.parametrize("classic_is_here", [True, False])
+@pytest.mark.parametrize("built", ["1.7.1", "1.6.0"])
+def test_rtx_on_a_gpu_that_it_does_not_support(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rtx_is_here: bool,
+    classic_is_here: bool,
+    built: str,
+) -> None:
+    """Building it anew as it was built would not help, nor would installing what built it."""
+    here = {"rtx": "1.7.1"} if rtx_is_here else {}
+    here |= {"tensorrt": "10.13.0"} if classic_is_here else {}
+
+    def find(flavour: str) -> TensorRT | None:
+        module = SimpleNamespace(IBuilderConfig=object)
+        return TensorRT(module, flavour, here[flavour]) if flavour in here else None
+
+    for module in (engine_file, environment):
+        monkeypatch.setattr(module, "driver_status", lambda: HOPPER)
+        monkeypatch.setattr(module, "find_tensorrt", find)
+    plan = classic(root, flavour="rtx", tensorrt_version=built, compute_capability=None)
+    status, out, _ = run(capsys, "check", str(plan), "--json")
+    *human, last = out.strip().splitlines()
+    text, result = "\n".join(human), json.loads(last)
+    assert status == result["exit"] == 1
+    assert "TensorRT-RTX does not support this GPU; build with TensorRT. " in text
+    assert "Received: compute capability 9.0 here." in text
+    assert "pip install" not in text
+    command = human[-1].strip()
+    assert shlex.split(command)[-3:] == ["--force", "--set", 'build.flavour="tensorrt"']
+    assert result["rebuild"] == (command if classic_is_here else None)
+
+
 @pytest.mark.parametrize("action", ["inspect", "check"])
 @pytest.mark.parametrize(
     ("name", "words"),
@@ -301,6 +352,20 @@ def test_the_command_repeats_what_was_overridden(root: Path) -> None:
     assert again.tf32
     assert again.profiles["one"].max == 1
     assert len(overrides) == 2
+
+
+def test_the_command_takes_another_flavour_than_was_overridden(root: Path) -> None:
+    plan = classic(root)
+    built = {"flavour": "rtx", "tf32": True}
+    write_manifest(
+        root / "build", stage="build", recipe="toy", key=Key({}, {"build": built}, "", {}), seconds=1.0, result={}
+    )
+    made = shlex.split(rebuild_command(plan, {"flavour": "tensorrt"}))
+    overrides = [value for flag, value in pairwise(made) if flag == "--set"]
+    again = load_recipe(Path("configs/toy.yaml"), overrides).build
+    assert (again.flavour, again.tf32) == ("tensorrt", True)
+    assert len(overrides) == 2
+    assert shlex.split(rebuild_command(Path("loose.plan"), {"flavour": "tensorrt"}))[-1] == 'build.flavour="tensorrt"'
 
 
 def test_the_command_finds_the_recipe_of_an_unpacked_bundle(root: Path) -> None:
