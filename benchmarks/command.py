@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.installed import installed
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
@@ -35,7 +36,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
     settings = context.recipe.benchmark
     largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
     batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
-    wanted = scenarios(context.root, batches)
+    wanted = installed(scenarios(context.root, batches))
     card = context.card()
     options = Options(
         seconds_each=settings.seconds, warmup_seconds=settings.warmup_seconds, min_samples=settings.min_samples
@@ -109,7 +110,9 @@ STAGE = Stage(
     ("benchmark", "build.profile", "build.variants", "runtime"),
     (
         "benchmarks/command.py",
+        "benchmarks/installed.py",
         "benchmarks/scenarios.py",
+        "benchmarks/tegra.py",
         "benchmarks/telemetry.py",
         "benchmarks/timing.py",
         "pipeline/benchmark_report.py",

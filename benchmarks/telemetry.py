@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks.tegra import ROOT as FILE_SYSTEM
+from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,18 +98,23 @@ def resident_bytes() -> int:
         return 0
 
 
-def gpu_snapshot() -> list[dict[str, Any]]:
+def gpu_snapshot(root: Path = FILE_SYSTEM) -> list[dict[str, Any]]:
     """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
+
+    Args:
+        root: of the file system, whose /sys is read where NVML lists no GPU. Defaults to "/".
 
     Returns:
         list[dict]: one a GPU: ``sm_clock_mhz``, ``memory_clock_mhz``, ``temperature_c``, ``power_w``,
         ``gpu_load_percent``, ``memory_used_bytes``, ``throttle_reasons`` (NVML's bit mask). What a GPU does not tell
-        is None. Empty without nvidia-ml-py or a driver.
+        is None. A Jetson, which has no NVML, tells what it does in /sys, see `benchmarks.tegra`. Empty elsewhere
+        without nvidia-ml-py or a driver.
     """
     with _nvml() as nvml:
-        if nvml is None:
-            return []
-        return [_snapshot(nvml, handle) for handle in _handles(nvml)]
+        found = [_snapshot(nvml, handle) for handle in _handles(nvml)] if nvml is not None else []
+    if not found and (tegra := tegra_snapshot(root)):
+        found = [tegra]
+    return found
 
 
 def _snapshot(nvml: ModuleType, handle: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ machines that hold little else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import mmap
 import os
 import time
 from collections import Counter
@@ -45,10 +47,12 @@ from export.sidecar import (
     sha256_file,
     write_plan,
 )
+from export.wire_format import BYTES, fields
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "int8")
+METADATA_PROPS = 14  # of ModelProto in ``onnx.proto3``: pairs of a key (1) and a value (2)
 
 
 class EngineDeviceError(ExportError):
@@ -276,18 +280,23 @@ def _names(classes: Any) -> tuple[str, ...] | None:
 
 
 def _onnx_metadata(source: Path) -> dict[str, Any]:
-    """Read the metadata of an ONNX file, values as JSON where they are; nothing without the onnx package."""
-    try:
-        import onnx
-    except ImportError:
-        return {}
-    properties = onnx.load(source, load_external_data=False).metadata_props
+    """Read the metadata of an ONNX file, values as JSON where they are, off its bytes: a GPU machine may have no onnx.
+
+    Raises:
+        ExportError: no ONNX file.
+    """
     found: dict[str, Any] = {}
-    for one in properties:
-        try:
-            found[one.key] = parse_json(one.value, one.key)
-        except ValueError:
-            found[one.key] = one.value
+    try:
+        with source.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for field, kind, begin, end in fields(data, 0, len(data)):
+                if (field, kind) == (METADATA_PROPS, BYTES):
+                    pair = {at: data[start:stop].decode() for at, _, start, stop in fields(data, begin, end)}
+                    found[pair.get(1, "")] = pair.get(2, "")
+    except (OSError, ValueError, IndexError) as error:
+        raise ExportError(f"Expected an ONNX file. Received: {source}: {error}. Export the model again.") from error
+    for key, text in found.items():
+        with contextlib.suppress(ValueError):
+            found[key] = parse_json(text, key)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 import zipfile
@@ -14,6 +13,7 @@ import numpy as np
 
 from pipeline.download import fetch
 from pipeline.errors import ModelError
+from pipeline.files import digest_of
 from pipeline.foreign_files import HEAD, describe_file
 from pipeline.model_guards import check_weights_file
 from pipeline.model_settings import check_published
@@ -90,7 +90,7 @@ def _rescales_again(path: Path, backbone: str) -> bool:
     if backbone not in published_backbones():
         return False
     with path.open("rb") as file:
-        digest = f"md5:{hashlib.file_digest(file, 'md5').hexdigest()}"
+        digest = f"md5:{digest_of(file, 'md5')}"
     if digest in {imagenet_weights(backbone, top).digest for top in (True, False)}:
         return True
     with h5py.File(path, "r") as file:

@@ -21,7 +21,7 @@ from export.sidecar import REBUILD
 from pipeline.command_line import ARTIFACTS, command_of
 from pipeline.config import load_recipe
 from pipeline.disk_space import sentence
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, notes
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import Context
 from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
@@ -167,9 +167,9 @@ def _run(
     except OSError as error:
         log.debug("where it happened", exc_info=True)
         result = _failed(name, "bad input", _with_notes(sentence(error), error), BAD_INPUT)
-    except Exception:
+    except Exception as error:
         log.exception("This is a bug of ours; please report it with the lines above and below.")
-        result = _failed(name, "internal error", "see the traceback", INTERNAL_ERROR)
+        result = _failed(name, "internal error", _with_notes("See the traceback.", error), INTERNAL_ERROR)
     result.setdefault("exit", DONE)
     if args.json:
         print(_json_line(result), flush=True)
@@ -187,7 +187,7 @@ def quiet_libraries() -> None:
 
 def _with_notes(message: str, error: BaseException) -> str:
     """A message, and what whoever saw the error pass by knows of what is left."""
-    return " ".join([message, *getattr(error, "__notes__", ())])
+    return " ".join([message, *notes(error)])
 
 
 def _with_place(message: str, args: argparse.Namespace) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import ExportError
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, add_note, notes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NEARLY_NOTHING = 2**20  # bytes; libraries report a full disk in many ways, and then less than this is left
@@ -58,8 +58,8 @@ def saying_what_is_full(folder: Path) -> Iterator[None]:
         if free is None or free >= _NEARLY_NOTHING:
             raise
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        for note in getattr(error, "__notes__", ()):
-            full.add_note(note)
+        for note in notes(error):
+            add_note(full, note)
         raise full from error
 
 

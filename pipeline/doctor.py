@@ -19,6 +19,7 @@ from export.versions import is_checked, no_support, supporting, supports_advised
 from pipeline.environment import refuses_all
 from pipeline.manifest import ROOT
 from pipeline.runners.providers import why_not
+from pipeline.starting import OLDEST_FOR_A_BUNDLE
 
 SUPPORTED = ((3, 11), (3, 14))
 OK, WARN, BAD = "ok", "--", "!!"
@@ -32,12 +33,18 @@ def doctor() -> dict[str, Any]:
     """
     gpu_requirements = _installed("onnxruntime-gpu") is not None
     requirements = "requirements-gpu.txt" if gpu_requirements else "requirements.txt"
+    if _for_a_bundle():
+        requirements = "requirements-jetson.txt"
     machine = _machine()
-    packages = _packages(ROOT / requirements) | _packages(ROOT / "requirements-legacy.txt")
+    packages = _packages(ROOT / requirements)
+    if not _for_a_bundle():
+        packages |= _packages(ROOT / "requirements-legacy.txt")
     conflict = gpu_requirements and _installed("onnxruntime") is not None
     driver = driver_status()
     tensorrt = {name: _tensorrt(name, driver) for name in ("tensorrt", "rtx")}
     stages = _stages(packages, bool(driver), tensorrt)
+    if _for_a_bundle():
+        stages |= _bundle_stages(bool(driver), tensorrt)
     no_cuda = why_not("cuda") if driver else driver.reason
 
     print("machine")
@@ -50,7 +57,7 @@ def doctor() -> dict[str, Any]:
         print(f"  [{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other")
     print("\nGPU")
     if driver:
-        print(f"  [{OK}] driver {driver.driver_version}, CUDA {driver.cuda_version}")
+        print(f"  [{OK}] driver {driver.driver_version or 'of a version it does not tell'}, CUDA {driver.cuda_version}")
         for device in driver.devices:
             print(f"  [{OK}] {device.name}, compute capability {device.compute_capability}, {device.memory >> 20} MiB")
         print(f"  [{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}")
@@ -89,6 +96,8 @@ def doctor() -> dict[str, Any]:
 
 def _machine() -> dict[str, str]:
     note = "" if _python_fits() else f"  (expected {_pythons()})"
+    if _for_a_bundle():
+        note = f"  (for what runs a bundle; training and exporting need {_pythons()})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version() + note,
@@ -100,6 +109,11 @@ def _machine() -> dict[str, str]:
 
 def _python_fits() -> bool:
     return SUPPORTED[0] <= sys.version_info[:2] < SUPPORTED[1]
+
+
+def _for_a_bundle() -> bool:
+    """Whether this Python is for running bundles alone, as JetPack's is."""
+    return OLDEST_FOR_A_BUNDLE <= sys.version_info[:2] < SUPPORTED[0]
 
 
 def _pythons() -> str:
@@ -187,9 +201,7 @@ def _stages(
     found = [name for name, known in tensorrt.items() if known["version"]]
     runs = [name for name in found if tensorrt[name]["runs"]]
     builders = [name for name in found if tensorrt[name]["builds"]]
-    cuda = _installed("cuda-bindings") or _installed("pycuda")
-    lacking = "a TensorRT that supports this GPU" if found else "TensorRT"
-    missing = "a GPU" if not driver else lacking if not runs else "" if cuda else "cuda-bindings"
+    missing = _engines_need(driver, tensorrt)
     engines = f"; engines need {missing}" if missing else ", engines"
     on_gpu = (
         "on the GPU, if TensorFlow finds the CUDA libraries" if driver and "tensorflow" in packages else "on the CPU"
@@ -210,6 +222,24 @@ def _stages(
     }
 
 
+def _engines_need(driver: bool, tensorrt: dict[str, dict[str, Any]]) -> str:
+    """What an engine needs to run and this machine has not; "" if it has all."""
+    found = [known for known in tensorrt.values() if known["version"]]
+    lacking = "a TensorRT that supports this GPU" if found else "TensorRT"
+    cuda = _installed("cuda-bindings") or _installed("pycuda")
+    runs = any(known["runs"] for known in found)
+    return "a GPU" if not driver else lacking if not runs else "" if cuda else "cuda-bindings"
+
+
+def _bundle_stages(driver: bool, tensorrt: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """The stages but `build` on a machine that runs bundles alone: it has engines, and neither Keras nor ONNX files."""
+    missing = _engines_need(driver, tensorrt)
+    engines = {"state": WARN, "text": f"engines need {missing}"} if missing else {"state": OK, "text": "engines"}
+    elsewhere = {"state": WARN, "text": "not here; a bundle brings what it made elsewhere"}
+    on_engines = dict.fromkeys(("verify", "benchmark", "infer"), engines)
+    return dict.fromkeys(("train", "export", "quantize", "report"), elsewhere) | on_engines
+
+
 def _mend(
     packages: dict[str, dict[str, Any]],
     conflict: bool,
@@ -219,12 +249,13 @@ def _mend(
 ) -> list[str]:
     lines = []
     pip = f"{_python()} -m pip"
-    if not _python_fits():
+    if not _python_fits() and not _for_a_bundle():
         lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {_pythons()})")
     if conflict:
         lines.append(f"{pip} uninstall -y onnxruntime onnxruntime-gpu, and then")
     if conflict or any(entry["state"] != OK for entry in packages.values()):
-        lines.append(f"{pip} install -r {requirements} && {pip} install --no-deps -r requirements-legacy.txt")
+        legacy = "" if _for_a_bundle() else f" && {pip} install --no-deps -r requirements-legacy.txt"
+        lines.append(f"{pip} install -r {requirements}{legacy}")
     if stages["build"]["state"] == WARN and driver:
         lines.append(_tensorrt_for(driver.devices[0]))
     elif stages["build"]["state"] == WARN:

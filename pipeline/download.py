@@ -19,7 +19,7 @@ from pathlib import Path
 
 from export.temporaries import temporary_path
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import replacing_folder
+from pipeline.files import digest_of, replacing_folder
 from pipeline.progress import progress_bar
 from pipeline.words import count
 
@@ -97,7 +97,7 @@ def fetch(published: Published, instead: str) -> Path:
     if target.is_file():
         algorithm, _, expected = published.digest.partition(":")
         with target.open("rb") as file:
-            if hashlib.file_digest(file, algorithm).hexdigest() == expected:
+            if digest_of(file, algorithm) == expected:
                 return target
         log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
     log.info("fetching %s", published.url)

@@ -189,7 +189,7 @@ def _verdict(plan: Path) -> str:
 def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str]:
     profile = sidecar.profile
     if sidecar.gpu:
-        built_on = f"{sidecar.gpu}, driver {sidecar.driver_version}, CUDA {sidecar.cuda_version}"
+        built_on = f"{sidecar.gpu}, driver {sidecar.driver_version or 'not told'}, CUDA {sidecar.cuda_version}"
     else:
         built_on = "a machine without a GPU"
     variant = f", variant {sidecar.variant}" if sidecar.variant else ""

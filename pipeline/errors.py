@@ -16,6 +16,19 @@ def cause(error: BaseException) -> str:
     return next((line for line in lines if not _AROUND.match(line)), lines[0]).strip()[:300]
 
 
+def add_note(error: BaseException, text: str) -> None:
+    """Add to an error that passes by what is left, for the command to say: ``BaseException.add_note`` of Python 3.11.
+
+    Python 3.10 does not print notes in a traceback, so who reports an error says its ``notes``.
+    """
+    vars(error).setdefault("__notes__", []).append(text)
+
+
+def notes(error: BaseException) -> tuple[str, ...]:
+    """What ``add_note`` added, in that order."""
+    return tuple(getattr(error, "__notes__", ()))
+
+
 class PipelineError(Exception):
     """Something a person can mend: bad input, a missing file, a missing device. The command exits with status 2."""
 

@@ -13,13 +13,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from export.bounded_json import read_json_file
 from export.sidecar import sha256_file as hash_file
 from export.temporaries import remove_leftovers, temporaries_of, temporary_path
 from pipeline.disk_space import with_place
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, add_note, notes
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -47,6 +47,19 @@ def sha256_file(path: Path) -> str:
     if key not in _hashes:
         _hashes[key] = hash_file(path)
     return _hashes[key]
+
+
+def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
+    """Hex digest of the rest of an open file, read in pieces; ``hashlib.file_digest`` is of Python 3.11.
+
+    Args:
+        file: open for reading bytes.
+        algorithm: a name that ``hashlib`` knows. Defaults to "sha256".
+    """
+    digest = hashlib.new(algorithm)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def sha256_path(path: Path) -> str:
@@ -255,8 +268,8 @@ def _cannot_write(folder: Path, error: OSError) -> PipelineError:
         f"Expected a folder that can be written, for the results of this recipe. Received: {folder}: "
         f"{error.strerror or error}. Name another with --artifacts."
     )
-    for note in getattr(error, "__notes__", ()):
-        refused.add_note(note)
+    for note in notes(error):
+        add_note(refused, note)
     return refused
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
+from pipeline.files import digest_of
 from pipeline.words import count
 
 LARGEST_FILE = 2**29  # 512 MiB: 179 megapixels of RGB without any compression
@@ -40,7 +40,7 @@ def hash_image_file(path: Path) -> str:
         ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
     """
     with _opened(path) as file, _as_image_error():
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(file)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.card import ModelCard
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import with_place
-from pipeline.errors import DataError, ImageError
+from pipeline.errors import DataError, ImageError, add_note
 from pipeline.folders import named, other_files
 from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
@@ -172,9 +172,9 @@ def write_rows(
             partial.unlink(missing_ok=True)
         elif not _cut(partial, whole) or (images == total and isinstance(error, OSError)):
             written = f"{images:,} of {count(total, 'row')}"
-            error.add_note(f"The disk did not confirm the {written} in {partial}: check them.")
+            add_note(error, f"The disk did not confirm the {written} in {partial}: check them.")
         else:
-            error.add_note(f"{images:,} of {count(total, 'row')} are in {partial}.")
+            add_note(error, f"{images:,} of {count(total, 'row')} are in {partial}.")
         raise
     return {"images": images, "failed": failed}
 

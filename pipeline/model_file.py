@@ -119,7 +119,7 @@ def read_model_file(path: Path) -> ModelFile:
             return _read_archive(path)
         if head.startswith(HDF5_SIGNATURE):
             return _read_hdf5(path)
-    except ModelError:
+    except (ModelError, ModuleNotFoundError):  # without h5py nothing is known of the file, and it is not damaged
         raise
     except Exception as error:  # a damaged file fails in many ways
         raise ModelError(f"Expected a whole Keras file. Received: {path}, damaged: {error}") from error

@@ -241,7 +241,7 @@ def _hop(
     if answer.logits is None:
         return hop
     if reference.verdict == NOT_RUN:
-        return replace(hop, verdict=NOT_RUN, why=f"its reference {reference_name} was not run: {reference.why}")
+        return replace(hop, verdict=NOT_RUN, why=f"the reference was not run: {reference.why}")
     if reference.logits is None or not np.isfinite(reference.logits).all():
         return replace(hop, verdict=FAIL, why=f"its reference {reference_name} {NO_LOGITS}")
     if answer.logits.shape != reference.logits.shape:

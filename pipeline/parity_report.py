@@ -103,6 +103,14 @@ class Hop:
         return self.top1_agreement is not None
 
     @property
+    def lacks_reference(self) -> bool:
+        """Whether what the candidate is held against was not run here, so that the hop says nothing of the candidate.
+
+        A candidate that was not run itself has a ``from_keras`` hop that says so.
+        """
+        return self.verdict == NOT_RUN and self.kind != FROM_KERAS
+
+    @property
     def equal(self) -> bool:
         """Whether candidate and reference gave the very same logits."""
         return self.compared and self.sqnr_db is None and self.max_abs == 0
@@ -148,7 +156,8 @@ class ParityReport:
         """
         if name not in digests or any(self.subjects.get(key) != digest for key, digest in digests.items()):
             return NOT_VERIFIED
-        verdicts = {hop.verdict for hop in self.hops if hop.candidate == name and backend in (None, hop.backend)}
+        runs = [hop for hop in self.hops if hop.candidate == name and backend in (None, hop.backend)]
+        verdicts = {hop.verdict for hop in runs if not hop.lacks_reference}
         return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), NOT_VERIFIED)
 
 
@@ -174,11 +183,14 @@ def allowed(hops: Sequence[Hop]) -> str:
 
 
 def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
-    """What did not run, each once, by the reason."""
+    """The files of comparisons that did not run, each once, by the reason; one that ran itself with its reference."""
     found: dict[str, list[str]] = {}
+    idle = {hop.run_name for hop in hops if hop.verdict == NOT_RUN and hop.kind == FROM_KERAS}
     for hop in hops:
-        if hop.verdict == NOT_RUN and hop.run_name not in found.setdefault(hop.why, []):
-            found[hop.why].append(hop.run_name)
+        if hop.verdict == NOT_RUN:
+            name = hop.run_name if hop.run_name in idle else f"{hop.run_name} against {hop.reference}"
+            if name not in found.setdefault(hop.why, []):
+                found[hop.why].append(name)
     return found
 
 

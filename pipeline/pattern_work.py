@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import re._parser  # its tree is not public, and only there are the repetitions
+import sys
 from collections.abc import Iterable
 from typing import Any
+
+# The parser's tree is not public, and only there are the repetitions.
+if sys.version_info >= (3, 11):
+    import re._parser as parser
+else:
+    import sre_parse as parser
 
 LONGEST_NAME = 255  # characters of a file's name
 MOST_WAYS = 8 * LONGEST_NAME**4  # a free start and three repetitions, or four behind a "^"; seconds at the very worst
@@ -19,7 +25,8 @@ def takes_too_long(pattern: str) -> bool:
     Raises:
         re.error, OverflowError, RecursionError: it is no regular expression.
     """
-    tree = list(re._parser.parse(pattern))
+    parsed: Any = parser.parse(pattern)
+    tree = list(parsed)
     anchored = bool(tree) and str(tree[0][1]) in ("AT_BEGINNING", "AT_BEGINNING_STRING")
     return _ways(tree) * (1 if anchored else LONGEST_NAME) > MOST_WAYS
 

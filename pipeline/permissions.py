@@ -60,6 +60,9 @@ def code_in(root: Path) -> list[str]:
         except ModelError as error:
             said.append(f"{KERAS} cannot be told: {error}")
             findings = ()
+        except ModuleNotFoundError as error:
+            said.append(f"{KERAS} was not looked into: {error.name} is not installed, and nothing here opens it")
+            findings = ()
         for finding in findings:
             way = f"refused unless you say --set 'model.allow=[{finding.name}]'" if finding.allowable else "refused"
             said.append(f"{KERAS} holds {finding.kind} {finding.name}: {finding.why} ({way})")

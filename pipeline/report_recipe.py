@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def when(verify: Manifest | None) -> str:
     """When the verdict was given, for people; "" where its record does not say."""
     try:
         moment = datetime.fromisoformat(verify.finished if verify else "")
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment
+        moment = moment.astimezone(timezone.utc) if moment.tzinfo else moment
     except (ValueError, OverflowError):
         return ""
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"

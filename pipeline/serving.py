@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.layout import ONNX, PARITY, engines, plan_precision
 from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS
 from pipeline.runners.base import Runner
+from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.runners.options import RuntimeOptions
 from pipeline.stage import Context
 from pipeline.verdicts import Verdicts
@@ -100,6 +101,8 @@ def choose(
     passed_over: list[str] = []
     for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
         if name == "tensorrt" and not driver:
+            continue
+        if backend == "auto" and name == "onnxruntime" and not onnxruntime_is_installed():
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             found, unusable = _files(context, name, wanted, verdicts)

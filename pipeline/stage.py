@@ -18,7 +18,7 @@ from pipeline.config import override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import require_space, saying_what_is_full
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, add_note
 from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
 from pipeline.layout import CARD
 from pipeline.manifest import (
@@ -320,7 +320,7 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
             )
     except (OSError, KeyboardInterrupt) as error:
         left = "keeps its former result" if folder.is_dir() else "has no result yet"
-        error.add_note(f"Finished stages stay; {stage.name} {left}.")
+        add_note(error, f"Finished stages stay; {stage.name} {left}.")
         raise
     log.info("%-9s done in %.1f s", stage.name, seconds)
     return Outcome(stage.name, True, tuple(reasons), manifest)

@@ -13,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import building, exporting, quantizing
+from pipeline import building, exporting
 from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
+from pipeline.errors import add_note
 from pipeline.files import sha256_file, sha256_json
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.layout import TENSORRT8
@@ -121,10 +122,22 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
         result = train(context.recipe, context.images, folder, checkpoint)
     except (KeyboardInterrupt, OSError) as error:
         if context.recipe.model.path is None and context.recipe.model.head == "new":
-            error.add_note(checkpoint.keep())
+            add_note(error, checkpoint.keep())
         raise
     checkpoint.remove()
     return result
+
+
+def _quantize(context: Context, folder: Path) -> dict[str, Any]:
+    from pipeline.quantizing import quantize_model  # which imports onnx: a machine that only runs a bundle has none
+
+    return quantize_model(context, folder)
+
+
+def _quantized_bytes_per_weight(context: Context) -> int:
+    from pipeline.quantizing import bytes_per_weight
+
+    return bytes_per_weight(context)
 
 
 def _verify(context: Context, folder: Path) -> dict[str, Any]:
@@ -355,8 +368,8 @@ STAGES = (
             "export/preprocessing.py",
             *READ_IMAGES,
         ),
-        quantizing.quantize_model,
-        bytes_per_weight=quantizing.bytes_per_weight,
+        _quantize,
+        bytes_per_weight=_quantized_bytes_per_weight,
     ),
     Stage(
         "build",

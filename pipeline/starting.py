@@ -7,6 +7,7 @@ import importlib
 import sys
 
 OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST_FOR_A_BUNDLE = (3, 10)  # unpack, build, verify, infer and benchmark, as JetPack 6 has no newer one
 
 
 def start(module: str) -> int:
@@ -14,16 +15,26 @@ def start(module: str) -> int:
 
     Before any package is there, and on a Python that is too old, a sentence comes instead of a traceback.
     """
-    if sys.version_info < OLDEST:
+    here, for_a_bundle = sys.version_info[:2], sys.version_info < OLDEST
+    make = "Run `make install` and use .venv/bin/python."
+    if here < OLDEST_FOR_A_BUNDLE:
         return _refused(
-            "Expected Python {}.{} to {}.{}. Received: Python {}.{}, {}.".format(
-                *OLDEST, *NEWEST, *sys.version_info[:2], sys.executable
+            "Expected Python {}.{} to {}.{}, or {}.{} to run a bundle. Received: Python {}.{}, {}. {}".format(
+                *OLDEST, *NEWEST, *OLDEST_FOR_A_BUNDLE, *here, sys.executable, make
             )
         )
     try:
         main = importlib.import_module(module).main
     except ModuleNotFoundError as error:
-        return _refused(f"Expected the packages of requirements.txt. Received: no {error.name} in {sys.executable}.")
+        file = "requirements-jetson.txt" if for_a_bundle else "requirements.txt"
+        return _refused(
+            "Expected the packages of {}. Received: no {} in {}. {}".format(
+                file,
+                error.name,
+                sys.executable,
+                f"Install them: {sys.executable} -m pip install -r {file}" if for_a_bundle else make,
+            )
+        )
     except KeyboardInterrupt:
         sys.stderr.write("error: Interrupted.\n")
         return 130
@@ -31,5 +42,5 @@ def start(module: str) -> int:
 
 
 def _refused(message: str) -> int:
-    sys.stderr.write(f"error: {message} Run `make install` and use .venv/bin/python.\n")
+    sys.stderr.write(f"error: {message}\n")
     return 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,7 @@ class OnnxRunner:
         self.metadata: dict[str, Any] = {}
 
     def __enter__(self) -> OnnxRunner:
+        require_onnxruntime(self.path)
         import onnxruntime as ort
 
         if self._device != "cpu" and (why := why_not(self._device)):
@@ -139,6 +142,26 @@ class OnnxRunner:
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def is_installed() -> bool:
+    """Whether ONNX Runtime is installed here; a machine that only runs engines has none."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def require_onnxruntime(path: Path) -> None:
+    """Refuse to open a file where ONNX Runtime is not installed.
+
+    Raises:
+        DeviceUnavailableError: it is not, so that nothing was run.
+    """
+    if not is_installed():
+        reason = "ONNX Runtime is not installed"
+        raise DeviceUnavailableError(
+            f"Expected ONNX Runtime to run {path}. Received: none, {reason} in {sys.executable}. Install it there: "
+            "pip install onnxruntime. Or run an engine.",
+            reason,
+        )
 
 
 def _json(text: str) -> Any:

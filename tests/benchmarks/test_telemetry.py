@@ -124,3 +124,95 @@ def test_without_the_package_or_the_driver_there_is_no_snapshot(monkeypatch: pyt
     broken.nvmlInit = refuse  # type: ignore[attr-defined]
     use(monkeypatch, broken, 0)
     assert gpu_snapshot() == []
+
+
+# --- a Jetson, which has no NVML ---
+
+NOTHING = dict.fromkeys(
+    ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w", "gpu_load_percent", "memory_used_bytes",
+     "throttle_reasons", "power_rail")
+)  # fmt: skip
+HWMON = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4"
+
+
+def jetson(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+def rail(hwmon: str, channel: int, label: str, millivolts: str, milliamperes: str) -> dict[str, str]:
+    values = {f"in{channel}_label": label, f"in{channel}_input": millivolts, f"curr{channel}_input": milliamperes}
+    return {f"{hwmon}/{name}": value for name, value in values.items()}
+
+
+ORIN = {
+    "sys/class/devfreq/17000000.gpu/cur_freq": "1300500000",
+    "sys/class/devfreq/15340000.vic/cur_freq": "729600000",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+    "sys/class/thermal/thermal_zone0/temp": "51250",
+    "sys/class/thermal/thermal_zone1/type": "gpu-thermal",
+    "sys/class/thermal/thermal_zone1/temp": "48718",
+    **rail(HWMON, 1, "VDD_IN", "19000", "700"),
+    **rail(HWMON, 2, "VDD_GPU_SOC", "18976", "250"),
+    "sys/devices/platform/gpu.0/load": "873",
+}
+
+
+def test_a_jetson_tells_in_sys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, None, 1)
+    assert gpu_snapshot(jetson(tmp_path, ORIN)) == [
+        {
+            **NOTHING,
+            "sm_clock_mhz": 1300,
+            "temperature_c": 49,
+            "power_w": 4.744,
+            "gpu_load_percent": 87,
+            "power_rail": "VDD_GPU_SOC",
+        }
+    ]
+
+
+def test_an_older_jetpack_has_other_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, None, 1)
+    root = jetson(
+        tmp_path,
+        {
+            "sys/class/devfreq/17000000.ga10b/cur_freq": "306000000",
+            "sys/class/thermal/thermal_zone3/type": "GPU-therm",
+            "sys/class/thermal/thermal_zone3/temp": "40500",
+            "sys/devices/gpu.0/load": "0",
+            **rail(HWMON, 1, "VDD_IN", "5000", "1200"),
+        },
+    )
+    told = {"sm_clock_mhz": 306, "temperature_c": 40, "power_w": 6.0, "power_rail": "VDD_IN", "gpu_load_percent": 0}
+    assert gpu_snapshot(root) == [{**NOTHING, **told}]
+
+
+def test_a_jetson_that_tells_little_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, None, 1)
+    root = jetson(
+        tmp_path,
+        {
+            "sys/class/devfreq/17000000.gpu/cur_freq": "not a number",
+            "sys/class/thermal/thermal_zone0/type": "gpu-thermal",  # asleep: no temp
+            **rail(HWMON, 1, "VDD_CPU", "5000", "1200"),
+            **rail(HWMON, 2, "VDD_GPU_SOC", "5000", ""),
+        },
+    )
+    assert gpu_snapshot(root) == [NOTHING]
+
+
+def test_other_machines_with_a_devfreq_are_no_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, None, 0)
+    mali = {**ORIN, "sys/class/devfreq/fb000000.gpu/cur_freq": "800000000"}
+    del mali["sys/class/devfreq/17000000.gpu/cur_freq"]
+    assert gpu_snapshot(jetson(tmp_path, mali)) == []
+
+
+def test_nvml_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, nvml(), 1)
+    (found,) = gpu_snapshot(jetson(tmp_path, ORIN))
+    assert found["sm_clock_mhz"] == 1980
+    assert "power_rail" not in found

@@ -1,7 +1,5 @@
 """What runs on a GPU machine with CPython 3.10, numpy and TensorRT has to import there and use no newer Python."""
 
-import ast
-import builtins
 import json
 import subprocess
 import sys
@@ -13,6 +11,7 @@ import pytest
 from export.capabilities import find_tensorrt, why_missing
 from export.sidecar import read_sidecar
 from tests.contract.bindings import ROOT, Unavailable, find_python
+from tests.contract.python310 import library_names, newer_names, path_of, source_of, syntax_errors
 from tests.tiny_onnx import classifier
 
 # What is started there; the modules of ours that these import count with them.
@@ -63,13 +62,6 @@ trt = find_tensorrt("rtx")
 for source in sys.argv[2:]:
     build_engine(source, source + ".plan", precision="int8", profile=BatchProfile(1, 2, 4), trt=trt)
 """
-# Where there is no 3.10 to ask, at least what one is tempted to use.
-NEWER = {
-    "asyncio.TaskGroup", "asyncio.timeout", "contextlib.chdir", "datetime.UTC", "enum.StrEnum", "hashlib.file_digest",
-    "itertools.batched", "math.cbrt", "operator.call", "typing.Never", "typing.NotRequired", "typing.Self",
-    "typing.assert_never", "typing.override", "tomllib.load", "tomllib.loads", "warnings.deprecated",
-    "builtins.ExceptionGroup", "builtins.BaseExceptionGroup",
-}  # fmt: skip
 
 
 def import_in(python: str, modules: tuple[str, ...], names: list[list[str]]) -> tuple[list[str], list[str]]:
@@ -79,28 +71,6 @@ def import_in(python: str, modules: tuple[str, ...], names: list[list[str]]) -> 
     assert done.returncode == 0, done.stderr
     loaded, absent = json.loads(done.stdout)
     return loaded, absent
-
-
-def path_of(module: str) -> Path:
-    path = ROOT / module.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def library_names(source: str) -> set[tuple[str, str]]:
-    """The names that a file takes from modules of the standard library and from the builtins."""
-    tree = ast.parse(source)
-    modules, found = {}, set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.asname or alias.name: alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {(node.module, alias.name) for alias in node.names}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            found.add((modules[node.value.id], node.attr))
-        elif isinstance(node, ast.Name) and hasattr(builtins, node.id):
-            found.add(("builtins", node.id))
-    return {(module, name) for module, name in found if module.split(".")[0] in sys.stdlib_module_names}
 
 
 @pytest.fixture(scope="module")
@@ -127,23 +97,6 @@ def test_an_engine_is_built_with_numpy_alone(tmp_path: Path) -> None:
     assert read_sidecar(tmp_path / "int8.onnx.plan").plan_bytes > 0
 
 
-def syntax_errors(*files: Path) -> str:
-    """What is no Python 3.10; ruff knows more of that than `ast` does, such as quotes within an f-string."""
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--isolated",
-        "--no-cache",
-        "--select=F",
-        "--target-version=py310",
-    ]
-    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    return done.stdout if done.returncode else ""
-
-
 def test_their_syntax_is_that_of_python_3_10(loaded: list[str], tmp_path: Path) -> None:
     assert syntax_errors(*map(path_of, loaded)) == ""
     newer = tmp_path / "newer.py"
@@ -155,8 +108,8 @@ def test_their_syntax_is_that_of_python_3_10(loaded: list[str], tmp_path: Path) 
 
 def test_they_use_nothing_of_a_newer_standard_library(loaded: list[str]) -> None:
     for module in loaded:
-        names = {".".join(pair) for pair in library_names(path_of(module).read_text(encoding="utf-8"))}
-        assert not names & NEWER, f"{module} uses {', '.join(sorted(names & NEWER))}, newer than Python 3.10"
+        names = newer_names(source_of(module))
+        assert not names, f"{module} uses {', '.join(sorted(names))}, newer than Python 3.10"
 
 
 def test_python_3_10_imports_them_and_has_every_name(loaded: list[str]) -> None:
@@ -164,7 +117,7 @@ def test_python_3_10_imports_them_and_has_every_name(loaded: list[str]) -> None:
         python = str(find_python((3, 10)))
     except Unavailable as error:
         pytest.skip(str(error))
-    names = {pair for module in loaded for pair in library_names(path_of(module).read_text(encoding="utf-8"))}
+    names = {pair for module in loaded for pair in library_names(source_of(module))}
     assert len(names) > 50
     there, absent = import_in(python, STARTS, sorted(map(list, names)))
     assert there == loaded

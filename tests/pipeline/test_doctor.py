@@ -25,6 +25,7 @@ FILES = {
     "requirements-gpu.txt": "-r requirements-common.txt\ntensorflow==2.0\nonnxruntime-gpu==1.5\n"
     "tensorrt>=10.12,<12\ncuda-bindings>=12.9,<14\n",
     "requirements-legacy.txt": "tf_keras==2.0\n",
+    "requirements-jetson.txt": "numpy==2.2\ncuda-bindings==12.9  # for CUDA 12\n",
 }
 CPU = {
     **{"keras": "3.0", "tf2onnx": "1.0", "onnx": "1.0", "matplotlib": "3.0", "tensorflow-cpu": "2.0"},
@@ -339,7 +340,7 @@ def test_a_driver_that_does_not_start(ask) -> None:
 
 
 @pytest.mark.parametrize(
-    ("python", "fits"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False), ((4, 0), False)]
+    ("python", "fits"), [((3, 9), False), ((3, 11), True), ((3, 13), True), ((3, 14), False), ((4, 0), False)]
 )
 def test_a_python_that_was_not_tried(ask, python: tuple[int, int], fits: bool) -> None:
     said = ask(Machine(python=python))
@@ -359,3 +360,34 @@ def test_the_machine_is_described(ask) -> None:
     assert machine["disk free"].endswith(" GB")
     words = [line.split() for line in said.lines]
     assert all([*name.split(), *value.split()] in words for name, value in machine.items())
+
+
+# --- a machine that runs bundles alone ---
+
+JETSON = {"numpy": "2.2", "cuda-bindings": "12.9"}
+
+
+def test_a_python_for_bundles_alone_is_held_against_its_own_requirements(ask) -> None:
+    """JetPack 6 has Python 3.10 and a driver that tells no version."""
+    orin = DriverStatus(True, "", None, "12.6", (Device("Orin", "8.7", 30 << 30),))
+    jetpack = {"tensorrt": _TensorRT("10.3.0", False)}
+    said = ask(Machine(packages=dict(JETSON), driver=orin, tensorrt=jetpack, python=(3, 10), jetpack=True))
+    assert (said.status, said.mend) == (0, [])
+    assert "packages against requirements-jetson.txt" in said.lines
+    assert set(said.result["packages"]) == set(JETSON)
+    assert "  [ok] driver of a version it does not tell, CUDA 12.6" in said.lines
+    assert said.result["machine"]["python"].endswith(
+        "(for what runs a bundle; training and exporting need 3.11 to 3.13)"
+    )
+    assert said.line("build") == "[ok] build with tensorrt"
+    for stage in ("verify", "benchmark", "infer"):
+        assert said.line(stage) == f"[ok] {stage} engines"
+    for stage in ("train", "export", "quantize", "report"):
+        assert said.line(stage) == f"[--] {stage} not here; a bundle brings what it made elsewhere"
+
+
+def test_what_such_a_machine_lacks(ask) -> None:
+    said = ask(Machine(packages={"numpy": "2.2"}, driver=ORIN, tensorrt={}, python=(3, 10), jetpack=True))
+    assert said.line("infer") == "[--] infer engines need TensorRT"
+    assert said.mend[0] == f"  {PIP} install -r requirements-jetson.txt"
+    assert said.mend[1].startswith("  sudo apt install python3-libnvinfer")

@@ -260,8 +260,23 @@ def test_a_python_that_is_too_old_is_one_sentence(
     monkeypatch.setattr(starting.importlib, "import_module", lambda name: pytest.fail("it was imported"))
     assert starting.start(module) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: Expected Python 3.11 to 3.13. Received: Python 3.9, ")
+    assert said.startswith("error: Expected Python 3.11 to 3.13, or 3.10 to run a bundle. Received: Python 3.9, ")
     assert said.endswith("Run `make install` and use .venv/bin/python.\n")
+
+
+def test_a_python_for_bundles_alone_names_its_own_requirements(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+
+    monkeypatch.setattr(starting.sys, "version_info", (3, 10, 12))
+    monkeypatch.setattr(starting.importlib, "import_module", refuse)
+    assert starting.start("pipeline.commands") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Expected the packages of requirements-jetson.txt. Received: no yaml in ")
+    assert said.endswith(" -m pip install -r requirements-jetson.txt\n")
+    assert (ROOT / "requirements-jetson.txt").is_file()
 
 
 @pytest.mark.parametrize("path", ["pipeline/__main__.py", "benchmarks/__main__.py", "pipeline/starting.py"])
@@ -273,7 +288,7 @@ def test_an_old_python_can_read_what_says_so(path: str) -> None:
 
 def test_the_versions_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (oldest, newest) = starting.OLDEST, starting.NEWEST
+    (oldest, newest) = starting.OLDEST_FOR_A_BUNDLE, starting.NEWEST
     assert project["requires-python"] == f">=3.{oldest[1]},<3.{newest[1] + 1}"
 
 
