@@ -446,6 +446,8 @@ STAGES = (
             "pipeline/report.py",
             "pipeline/report_cards.py",
             "pipeline/report_engines.py",
+            "pipeline/report_evidence.py",
+            "pipeline/gpu_evidence.py",
             "pipeline/report_failed.py",
             "pipeline/report_headline.py",
             "pipeline/report_missed.py",
