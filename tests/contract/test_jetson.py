@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
+from tests.contract.names import read_table
 from tests.contract.python310 import NEWER, newer_names, path_of, source_of, syntax_errors
 from tests.contract.test_portable import import_in
 
@@ -230,6 +232,26 @@ def python310() -> str:
         return str(find_python((3, 10)))
     except Unavailable as error:
         pytest.skip(str(error))
+
+
+# --- the stand-in ---
+
+
+def test_the_stand_in_has_no_name_that_tensorrt_10_3_lacks() -> None:
+    """What is held against it are the names that our code uses, read off the bindings of 10.3."""
+    library = next(one for one in read_table().libraries if one.version == "10.3")
+    tree = ast.parse((ROOT / "tests" / "orin" / "tensorrt.py").read_text(encoding="utf-8"))
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+            for part in node.body:
+                targets = part.targets if isinstance(part, ast.Assign) else ()
+                own = [part.name] if isinstance(part, ast.FunctionDef) else [getattr(one, "id", "") for one in targets]
+                names |= {f"{node.name}.{name}" for name in own}
+    known = {name: library.has(name) for name in names}
+    assert sum(has is True for has in known.values()) > 20
+    assert [name for name, has in known.items() if has is False] == []
 
 
 # --- the packages ---

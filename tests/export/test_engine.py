@@ -549,3 +549,25 @@ def test_the_names_are_those_that_the_export_gives() -> None:
     assert given["input_name"].default == build_steps.INPUT
     assert (given["logits_name"].default, given["probabilities_name"].default) == build_steps.OUTPUTS
     assert given["top_names"].default == sidecar.TOP_OUTPUTS
+
+
+# --- the metadata of an ONNX file, read without the onnx package ---
+
+
+def test_metadata_is_what_onnx_reads(tmp_path: Path) -> None:
+    path = tiny_onnx.write(tmp_path / "fp16.onnx", "fp16")
+    model = onnx.load(path)
+    for key, value in {"text": "no JSON", "number": "7", "empty": "", "umlaut": '{"ü": [1, 2]}'}.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    read = engine._onnx_metadata(path)
+    assert read.keys() == {one.key for one in model.metadata_props}
+    assert (read["text"], read["number"], read["empty"], read["umlaut"]) == ("no JSON", 7, "", {"ü": [1, 2]})
+    assert read["classes"] == list(tiny_onnx.CLASSES)
+
+
+def test_a_file_cut_short_in_its_metadata_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(tiny_onnx.write(tmp_path / "fp16.onnx", "fp16").read_bytes()[:-3])
+    with pytest.raises(ExportError, match="Expected an ONNX file"):
+        engine._onnx_metadata(path)

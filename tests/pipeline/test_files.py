@@ -17,9 +17,10 @@ from PIL import Image
 
 from pipeline import files
 from pipeline.data import load_image_set
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, add_note, notes
 from pipeline.files import (
     LOCK_HELD,
+    digest_of,
     read_json,
     recipe_lock,
     recover_folder,
@@ -523,3 +524,25 @@ def test_images_in_folders_whose_names_are_no_text(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "out")
     assert manifest.result == {"skipped": {NO_TEXT: "x"}}
     assert why_stale(tmp_path / "out", manifest, key) == []
+
+
+# --- what Python 3.11 brought ---
+
+
+@pytest.mark.parametrize("size", [0, 3, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_a_digest_in_pieces_is_that_of_the_whole(tmp_path: Path, size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    (tmp_path / "x").write_bytes(data)
+    for algorithm in ("sha256", "md5"):
+        with (tmp_path / "x").open("rb") as file:
+            assert digest_of(file, algorithm) == hashlib.new(algorithm, data).hexdigest()
+
+
+def test_notes_are_those_that_python_prints() -> None:
+    error = OSError(errno.ENOSPC, "full")
+    assert notes(error) == ()
+    add_note(error, "one")
+    error.add_note("two")
+    add_note(error, "three")
+    assert notes(error) == ("one", "two", "three")
+    assert error.__notes__ == ["one", "two", "three"]
