@@ -13,7 +13,7 @@ import yaml
 from pipeline import environment
 from pipeline.config import load_recipe
 from pipeline.files import sha256_file
-from pipeline.layout import CARD, INT8_TRT8, ONNX, PARITY
+from pipeline.layout import CARD, ONNX, PARITY, TENSORRT8
 from pipeline.manifest import Key, write_manifest
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import CUDA, Hop, ParityReport, by_precision, overall_verdict, read_parity, write_parity
@@ -128,13 +128,13 @@ def test_where_cuda_is_not_active_the_cpu_alone_is_asked(
 
 
 def test_the_file_of_a_tensorrt_8_engine_runs_on_both(context: Context, gpu: FakeOnnxRuntime) -> None:
-    tiny_onnx.write(context.root / INT8_TRT8, "int8", channels=4)
+    tiny_onnx.write(context.root / TENSORRT8["int8"], "int8", channels=4)
     make_plan(
-        context.root / "build/tensorrt/int8.plan", precision="int8", onnx_sha256=sha256_file(context.root / INT8_TRT8)
+        context.root / "build/tensorrt/int8.plan", precision="int8", onnx_sha256=sha256_file(context.root / TENSORRT8["int8"])
     )
     names = [(one.name, one.backend) for one in list_candidates(context)]
-    assert names[-3:] == [(INT8_TRT8, "onnxruntime"), (INT8_TRT8, CUDA), ("build/tensorrt/int8.plan", "tensorrt")]
-    assert list_candidates(context)[-1].step_from == INT8_TRT8
+    assert names[-3:] == [(TENSORRT8["int8"], "onnxruntime"), (INT8_TRT8, CUDA), ("build/tensorrt/int8.plan", "tensorrt")]
+    assert list_candidates(context)[-1].step_from == TENSORRT8["int8"]
 
 
 def test_a_runner_of_another_model_is_named_with_what_ran_it(context: Context, gpu: FakeOnnxRuntime) -> None:

@@ -23,8 +23,9 @@ from pipeline.runners import tensorrt as runner_module
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
 from tests import fake_gpu
+from tests.fake_contexts import ACTIVATION_BYTES, BaseContext
 from tests.fake_engine import assert_answers, install, make_plan, pixels
-from tests.fake_gpu import ACTIVATION_BYTES, FakeEngine
+from tests.fake_gpu import FakeEngine
 
 HOPPER = 1  # the fake's second GPU is one
 RTX = {"flavour": "rtx", "tensorrt_version": "10.13.0", "compute_capability": None}
@@ -174,7 +175,7 @@ def test_turing_has_to_be_a_target(
 # --- TensorRT 10.0: strategies of allocation, but memory is given as in 8.6 ---
 
 
-class _Context10(fake_gpu._Context):
+class _Context10(BaseContext):
     """That of 10.0: it divides memory for shapes, and is not told its size."""
 
     def __setattr__(self, name: str, value: Any) -> None:
