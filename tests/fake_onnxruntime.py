@@ -8,6 +8,7 @@ on the CPU unless ``enable_fallback`` is 0. A run that fails on a GPU is done ag
 from __future__ import annotations
 
 import functools
+import importlib.machinery
 import sys
 import types
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class FakeOnnxRuntime(types.ModuleType):
 
     def __init__(self, listed: tuple[str, ...] = ACTIVE, active: tuple[str, ...] = ACTIVE) -> None:
         super().__init__("onnxruntime")
+        self.__spec__ = importlib.machinery.ModuleSpec("onnxruntime", None)
         self.listed, self.active = listed, active
         self.opened: list[Opened] = []
         self.preloaded = 0

@@ -130,10 +130,16 @@ def test_where_cuda_is_not_active_the_cpu_alone_is_asked(
 def test_the_file_of_a_tensorrt_8_engine_runs_on_both(context: Context, gpu: FakeOnnxRuntime) -> None:
     tiny_onnx.write(context.root / TENSORRT8["int8"], "int8", channels=4)
     make_plan(
-        context.root / "build/tensorrt/int8.plan", precision="int8", onnx_sha256=sha256_file(context.root / TENSORRT8["int8"])
+        context.root / "build/tensorrt/int8.plan",
+        precision="int8",
+        onnx_sha256=sha256_file(context.root / TENSORRT8["int8"]),
     )
     names = [(one.name, one.backend) for one in list_candidates(context)]
-    assert names[-3:] == [(TENSORRT8["int8"], "onnxruntime"), (INT8_TRT8, CUDA), ("build/tensorrt/int8.plan", "tensorrt")]
+    assert names[-3:] == [
+        (TENSORRT8["int8"], "onnxruntime"),
+        (TENSORRT8["int8"], CUDA),
+        ("build/tensorrt/int8.plan", "tensorrt"),
+    ]
     assert list_candidates(context)[-1].step_from == TENSORRT8["int8"]
 
 

@@ -26,7 +26,9 @@ from pipeline.verify import list_candidates
 from tests.fake_engine import make_plan
 
 PRECISIONS = ("fp32", "fp16", "int8")
-WEAK = types.SimpleNamespace(NetworkDefinitionCreationFlag=types.SimpleNamespace(EXPLICIT_BATCH=0))
+WEAK = types.SimpleNamespace(
+    NetworkDefinitionCreationFlag=types.SimpleNamespace(EXPLICIT_BATCH=0), IBuilderConfig=object
+)
 
 
 def context(folder: Path, *overrides: str, older: bool, **build: Any) -> Context:
