@@ -230,6 +230,14 @@ class Serves:
     runtime: Mapping[str, Any]
     contests: tuple[Contest, ...]
 
+    def beats_others(self, backend: str) -> bool:
+        """Whether anything on a backend was decidedly faster than anything on another."""
+        for contest in self.contests:
+            own = {one.file for one in contest.contenders if one.backend == backend}
+            if any(pair.faster in own and not {pair.first, pair.second} <= own for pair in contest.pairs):
+                return True
+        return False
+
     def deciding(self) -> dict[str, Any] | None:
         """What of it can change which file answers, without the numbers, which differ at every run of the benchmark.
 

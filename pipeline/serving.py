@@ -120,6 +120,8 @@ def choose(
     choices: list[Choice] = []
     passed_over: list[str] = []
     for name in BACKENDS if backend == "auto" else (backend,):
+        if name == "onnxruntime-cuda" and backend == "auto" and not _may_answer(name, context, choices):
+            continue
         if _why_not(name, driver):
             continue
         if backend == "auto" and name == "onnxruntime" and not onnxruntime_is_installed():
@@ -170,6 +172,17 @@ def _why_not(backend: str, driver: DriverStatus) -> str:
     if not driver:
         return driver.reason
     return why_not("cuda") if backend == "onnxruntime-cuda" else ""
+
+
+def _may_answer(backend: str, context: Context, before: Sequence[Choice]) -> bool:
+    """Whether a later backend can take the place of what passed on earlier ones.
+
+    Asking ONNX Runtime for CUDA loads its libraries and takes memory of the GPU, which an engine should not pay for.
+    """
+    if not any(choice.verdict == PASS for choice in before):
+        return True
+    serves, _ = read_serves(context.root)
+    return serves is not None and serves.beats_others(backend)
 
 
 def _measured_fastest(context: Context, serving: Sequence[Choice], driver: DriverStatus, size: int) -> Choice:

@@ -43,7 +43,8 @@ class Here:
         self.devices: tuple[Device, ...] = (GPU,)
         self.why_not_cuda = "no provider"
         monkeypatch.setattr(serving, "driver_status", self._driver)
-        monkeypatch.setattr(serving, "why_not", lambda device: self.why_not_cuda)
+        self.asked = 0  # for ONNX Runtime's CUDA provider
+        monkeypatch.setattr(serving, "why_not", self._why_not)
         self.recipe = folder / "toy.yaml"
         self.recipe.write_text(yaml.safe_dump({"data": {"source": "digits"}}))
         self.folder = folder
@@ -57,6 +58,11 @@ class Here:
 
     def _driver(self) -> DriverStatus:
         return DriverStatus(bool(self.devices), "" if self.devices else "no NVIDIA driver", devices=self.devices)
+
+    def _why_not(self, device: str) -> str:
+        assert device == "cuda"
+        self.asked += 1
+        return self.why_not_cuda
 
     def context(self, *overrides: str) -> Context:
         return Context(load_recipe(self.recipe, overrides), self.recipe, self.folder / "artifacts", overrides)
@@ -305,6 +311,23 @@ def test_onnxruntime_on_cuda_is_the_fallback_and_competes(here: Here, caplog: py
     here.devices = ()
     with pytest.raises(PipelineError, match=r"an NVIDIA GPU for --backend onnxruntime-cuda.*no NVIDIA driver"):
         choose(here.context(), backend="onnxruntime-cuda")
+
+
+def test_cuda_is_asked_for_only_where_it_may_answer(here: Here) -> None:
+    """Asking loads libraries and takes memory of the GPU that the engine is to have."""
+    here.why_not_cuda = ""
+    choose(here.context())
+    here.measure({INT8: 1.3, FP16: 1.0, ONNX["fp16"]: 2.0, ONNX["fp32"]: 3.0})
+    assert choose(here.context()).name == FP16
+    assert here.asked == 0
+    here.measure({INT8: 1.3, FP16: 1.0, ONNX["fp16"]: 1.1})  # should the FP16 engine fail one day, it answers
+    assert choose(here.context()).name == FP16
+    assert here.asked > 0
+    here.asked = 0
+    here.verify(int8="inconclusive", fp16="fail", fp32="fail")
+    here.write(None)
+    assert choose(here.context()).name == INT8
+    assert here.asked > 0
 
 
 def test_it_is_opened_on_the_gpu_of_the_recipe() -> None:
