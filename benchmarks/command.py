@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
@@ -32,7 +33,10 @@ EXAMPLES = """examples:
 
 
 def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
-    """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe."""
+    """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe.
+
+    And which of the files that the GPU ran is fastest at each.
+    """
     settings = context.recipe.benchmark
     largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
     batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
@@ -62,9 +66,10 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
         gpu_before=tuple(before),
         gpu_after=tuple(gpu_snapshot()),
         results=tuple(results),
+        serves=find_serves(context.root, results, context.runtime),
     )
     write_benchmark(folder / Path(BENCHMARK).name, content)
-    log.info("%s", table(results))
+    log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))
     failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
     return {"rows": len(results), **({"failed": failed} if failed else {})}
 
@@ -74,9 +79,10 @@ def table(results: Sequence[BenchmarkRow]) -> str:
     keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
     columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
     width = max(5, *(len(row.name) for row in results)) if results else 5
-    lines = [f"  {'backend':<12} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
+    left = max(12, *(len(row.backend) for row in results)) if results else 12
+    lines = [f"  {'backend':<{left}} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
     for row in results:
-        head = f"  {row.backend:<12} {row.name:<{width}} {row.batch:>5} "
+        head = f"  {row.backend:<{left}} {row.name:<{width}} {row.batch:>5} "
         if row.error is not None or row.p50_ms is None:
             lines.append(f"{head}failed: {row.error}")
             continue
@@ -90,8 +96,11 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         for row in results
         if row.compute is not None
     ]
+    refused = [
+        f"  {row.name} on {row.backend}, batch {row.batch}: {row.refused_graph}" for row in results if row.refused_graph
+    ]
     notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
-    return "\n".join([*lines, *alone, *notes])
+    return "\n".join([*lines, *alone, *refused, *notes])
 
 
 def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -110,12 +119,16 @@ STAGE = Stage(
     ("benchmark", "build.profile", "build.variants", "runtime"),
     (
         "benchmarks/command.py",
+        "benchmarks/comparison.py",
+        "benchmarks/contests.py",
         "benchmarks/installed.py",
         "benchmarks/scenarios.py",
         "benchmarks/tegra.py",
         "benchmarks/telemetry.py",
         "benchmarks/timing.py",
         "pipeline/benchmark_report.py",
+        "pipeline/default_order.py",
+        "pipeline/measured.py",
         "export/difference.py",
         *READ_CARD,
         *DECODE,

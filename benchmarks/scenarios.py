@@ -8,19 +8,20 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.timing import Progress, in_turns, measure, summarize
+from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
-from pipeline.benchmark_report import BenchmarkRow, Compute
+from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.layout import KERAS, ONNX, plan_variant
 from pipeline.runners.base import Runner
 from pipeline.runners.options import RuntimeOptions
+from pipeline.runners.providers import BACKENDS, Device, why_not
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard
@@ -31,22 +32,31 @@ HOST_TO_HOST = "host to host: uint8 pixels in host memory to logits in host memo
 INCLUDES: Mapping[str, str] = {
     "keras": f"{HOST_TO_HOST}; preprocessing in numpy and Keras' predict_on_batch",
     "onnxruntime": f"{HOST_TO_HOST}; preprocessing in the graph; ONNX Runtime on the CPU",
+    "onnxruntime-cuda": f"{HOST_TO_HOST}; preprocessing in the graph; ONNX Runtime on the GPU, by its CUDA provider; "
+    "both copies over the bus",
+    "onnxruntime-tensorrt": f"{HOST_TO_HOST}; preprocessing in the graph; a peer, which is not verified and does not "
+    "serve: ONNX Runtime on the GPU, by its TensorRT provider; both copies over the bus",
     "tensorrt": f"{HOST_TO_HOST}; preprocessing in the engine; both copies over the bus, through pinned memory",
 }
 COMPUTE = "the engine alone, by CUDA events: pixels and results on the GPU, no copy over the bus"
 REPEATS = 20  # of the engine alone, in one turn
-_ONNX_CAVEATS: Mapping[str, str] = {
-    "fp32": "",
-    "fp16": "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
-    "int8": "Q/DQ pairs are computed as they stand, in float: this says nothing about INT8 engines, which fuse them",
+_QDQ = "Q/DQ pairs are computed as they stand, in float: this says nothing about INT8 engines, which fuse them"
+_ONNX_CAVEATS: Mapping[str, Mapping[str, str]] = {
+    "onnxruntime": {
+        "fp16": "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
+        "int8": _QDQ,
+    },
+    "onnxruntime-cuda": {"int8": _QDQ},
+    "onnxruntime-tensorrt": {},
 }
+_DEVICES: Mapping[str, Device] = {backend: device for device, backend in BACKENDS.items()}
 
 
 @dataclass(frozen=True)
 class Scenario:
     """One thing to time."""
 
-    backend: str  # "keras", "onnxruntime" or "tensorrt"
+    backend: str  # one of `INCLUDES`
     precision: str  # "fp32", "fp16" or "int8"
     batch: int  # images a call
     path: Path  # model.keras, an ONNX file or a plan
@@ -71,11 +81,12 @@ def scenarios(
     batches: Sequence[int],
     *,
     precisions: Sequence[str] = ("fp32", "fp16", "int8"),
-    backends: Sequence[str] = ("keras", "onnxruntime", "tensorrt"),
+    backends: Sequence[str] = tuple(INCLUDES),
 ) -> list[Scenario]:
     """Find what can be timed here.
 
-    Engines are listed only where there is a driver; one whose sidecar cannot be read is left out with a warning.
+    Engines are listed only where there is a driver; one whose sidecar cannot be read is left out with a warning. ONNX
+    files are listed on ONNX Runtime's CUDA and TensorRT providers where these are really active.
 
     Args:
         artifacts_dir: a recipe's artifacts, with ``train/``, ``export/``, ``quantize/`` and ``build/``.
@@ -93,21 +104,27 @@ def scenarios(
         raise PipelineError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
     found: list[Scenario] = []
     engines = _engines(artifacts_dir) if "tensorrt" in backends else []
+    runtimes = [name for name in _DEVICES if name in backends and _is_active(_DEVICES[name])]
     for batch in dict.fromkeys(batches):
         model = artifacts_dir / KERAS
         if "keras" in backends and "fp32" in precisions and model.is_file():
             found.append(Scenario("keras", "fp32", batch, model, INCLUDES["keras"]))
-        for precision, name in ONNX.items():
-            path = artifacts_dir / name
-            if "onnxruntime" in backends and precision in precisions and path.is_file():
-                caveat = _ONNX_CAVEATS[precision]
-                found.append(Scenario("onnxruntime", precision, batch, path, INCLUDES["onnxruntime"], caveat))
+        onnx = [(precision, artifacts_dir / name) for precision, name in ONNX.items() if precision in precisions]
+        for backend in runtimes:
+            for precision, path in onnx:
+                if path.is_file():
+                    caveat = _ONNX_CAVEATS[backend].get(precision, "")
+                    found.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
         for path, sidecar in engines:
             if sidecar.precision in precisions and _worth_timing(path, sidecar, batch, batches):
                 caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
                 one = Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
                 found.append(one)
     return found
+
+
+def _is_active(device: Device) -> bool:
+    return device == "cpu" or not why_not(device)
 
 
 def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
@@ -165,11 +182,17 @@ def make_opener(
                 raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
             batch = max(64, scenario.batch)
             return KerasRunner(scenario.path, card.preprocessing, output=card.output, allow=allow, max_batch=batch)
-        if scenario.backend == "onnxruntime":
+        if scenario.backend in _DEVICES:
             from pipeline.runners.onnxruntime import OnnxRunner
 
-            batch = max(256, scenario.batch)
-            return OnnxRunner(scenario.path, precision=scenario.precision, threads=threads, max_batch=batch)
+            return OnnxRunner(
+                scenario.path,
+                precision=scenario.precision,
+                device=_DEVICES[scenario.backend],
+                gpu=options.device if options else 0,
+                threads=threads,
+                max_batch=max(256, scenario.batch),
+            )
         if scenario.backend == "tensorrt":
             from pipeline.runners.tensorrt import TensorRTRunner
 
@@ -228,6 +251,7 @@ def _run_batch(
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
         computes: dict[str, Callable[[], Sequence[float]]] = {}
+        graphs: dict[str, Callable[[], str]] = {}
         for name, one in named.items():
             try:
                 runner = stack.enter_context(open_runner(one))
@@ -237,6 +261,8 @@ def _run_batch(
                 calls[name] = partial(runner.infer, pixels)
                 if one.backend == "tensorrt" and _fits(one.path, len(pixels)):
                     computes[name] = partial(runner.compute_ms, pixels, REPEATS)  # type: ignore[attr-defined]
+                if one.backend == "tensorrt":
+                    graphs[name] = partial(_graph, runner, len(pixels))
         samples = measure(
             calls,
             seconds_each=options.seconds_each,
@@ -246,8 +272,9 @@ def _run_batch(
             progress=progress,
             on_error=failed,
         )
+        found = {name: graph() for name, graph in graphs.items()}  # of what was timed, which computing alone may not be
         alone = in_turns({name: call for name, call in computes.items() if name in samples}, on_error=failed)
-    rows = {one: _row(one, samples.get(name), errors.get(name)) for name, one in named.items()}
+    rows = {one: _row(one, samples.get(name), errors.get(name), found.get(name, "")) for name, one in named.items()}
     for name, one in named.items():
         if name in alone and rows[one].error is None:
             rows[one] = replace(rows[one], compute=Compute(COMPUTE, **summarize(alone[name], one.batch)))
@@ -259,15 +286,24 @@ def _fits(plan: Path, batch: int) -> bool:
     return bool(profile.min <= batch <= profile.max)
 
 
+def _graph(runner: Any, batch: int) -> str:
+    """What became of the CUDA graph of a batch: see `BenchmarkRow.graph`."""
+    runs_as = max(batch, runner.sidecar.profile.min)
+    if why := runner.graph_refusals.get(runs_as):
+        return f"{NO_GRAPH}{why}"
+    return GRAPH if runs_as in runner.graph_batches else ""
+
+
 def _name(scenario: Scenario) -> str:
     # Two engines of one precision differ in their folder, the flavour, or in their variant.
     which = f"{scenario.precision}-{scenario.variant}" if scenario.variant else scenario.precision
     return f"{scenario.backend} {which} ({scenario.path.parent.name}) batch {scenario.batch}"
 
 
-def _row(scenario: Scenario, samples: list[float] | None, error: str | None) -> BenchmarkRow:
+def _row(scenario: Scenario, samples: Samples | None, error: str | None, graph: str) -> BenchmarkRow:
     described = {key: value for key, value in asdict(scenario).items() if key != "path"}
-    described["file"] = f"{scenario.path.parent.name}/{scenario.path.name}"
+    described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
     if samples is None:
         return BenchmarkRow(**described, error=error or "it gave no sample")
-    return BenchmarkRow(**described, samples_ms=tuple(samples), **summarize(samples, scenario.batch))
+    turns = tuple(samples.turns)
+    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=turns, **summarize(samples, scenario.batch))

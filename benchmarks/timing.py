@@ -7,13 +7,46 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 
 PERCENTILE_METHOD: Literal["linear"] = "linear"  # interpolation between order statistics, numpy's default
 Progress = Callable[[str, int, int], None]
+
+
+class Samples(list[float]):
+    """Milliseconds of each call, in the order of measuring, and how many of them each turn gave.
+
+    The turns of candidates that were timed together belong to the same rounds: turn i of one and turn i of another
+    saw the machine in the same state, so that they can be compared by pairs (see `benchmarks.comparison`).
+
+    Args:
+        values: milliseconds.
+        turns: how many of them each turn gave, in order; together all of them. Defaults to none, for no values.
+
+    Raises:
+        ValueError: the turns do not add up to the values, or one of them is empty.
+    """
+
+    def __init__(self, values: Iterable[float] = (), turns: Iterable[int] = ()) -> None:
+        super().__init__(values)
+        self.turns = list(turns)
+        if sum(self.turns) != len(self) or any(count < 1 for count in self.turns):
+            raise ValueError(f"Expected turns of 1 or more that add up to {len(self)}. Received: {self.turns}.")
+
+    def by_turn(self) -> list[list[float]]:
+        """The samples of each turn."""
+        ends = list(accumulate(self.turns))
+        return [self[end - count : end] for count, end in zip(self.turns, ends)]
+
+    def add_turn(self, values: Sequence[float]) -> None:
+        """Append what one turn gave; nothing is no turn."""
+        if values:
+            self.extend(values)
+            self.turns.append(len(values))
 
 
 def measure(
@@ -27,7 +60,7 @@ def measure(
     progress: Progress | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> dict[str, list[float]]:
+) -> dict[str, Samples]:
     """Time calls of the candidates in turns.
 
     A round gives every candidate one turn of about ``seconds_each / rounds`` and at least one call; every other round
@@ -47,7 +80,7 @@ def measure(
         clock: nanoseconds, monotonic. Defaults to ``time.perf_counter_ns``.
 
     Returns:
-        dict[str, list[float]]: name to samples in milliseconds, in the order of measuring.
+        dict[str, Samples]: name to samples in milliseconds, in the order of measuring, with their turns.
 
     Raises:
         ValueError: a number that makes no sense.
@@ -57,7 +90,7 @@ def measure(
             "Expected seconds_each and warmup_seconds >= 0, 1 <= min_samples <= max_samples and rounds >= 1. "
             f"Received: {seconds_each}, {warmup_seconds}, {min_samples}, {max_samples}, {rounds}."
         )
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    samples = {name: Samples() for name in candidates}
     spent: dict[str, int] = dict.fromkeys(candidates, 0)
     budget = int(seconds_each * 1e9)
     turn_length = budget // rounds
@@ -81,10 +114,13 @@ def measure(
     while waiting := [name for name in samples if not done(name)]:
         for name in waiting if forward else reversed(waiting):
             try:
-                spent[name] += _turn(candidates[name], samples[name], turn_length, max_samples, clock)
+                left = max_samples - len(samples[name])
+                values, took = _turn(candidates[name], turn_length, left, clock)
             except Exception as error:
                 drop(name, error)
                 continue
+            samples[name].add_turn(values)
+            spent[name] += took
             if progress is not None:
                 part = min(len(samples[name]) / min_samples, spent[name] / budget if budget else 1.0)
                 progress(name, 100 if done(name) else min(99, int(100 * part)), 100)
@@ -99,26 +135,25 @@ def _warm_up(call: Callable[[], object], budget: int, clock: Callable[[], int]) 
         call()
 
 
-def _turn(
-    call: Callable[[], object], into: list[float], length: int, max_samples: int, clock: Callable[[], int]
-) -> int:
-    """Call until ``length`` nanoseconds have gone, at least once; return the nanoseconds spent in calls."""
+def _turn(call: Callable[[], object], length: int, most: int, clock: Callable[[], int]) -> tuple[list[float], int]:
+    """Call until ``length`` nanoseconds have gone, at least once; return the samples and the nanoseconds in calls."""
+    values: list[float] = []
     spent = 0
     while True:
         start = clock()
         call()
         took = clock() - start
-        into.append(took / 1e6)
+        values.append(took / 1e6)
         spent += took
-        if spent >= length or len(into) >= max_samples or (took <= 0 and length == 0):
-            return spent
+        if spent >= length or len(values) >= most or (took <= 0 and length == 0):
+            return values, spent
 
 
 def in_turns(
     candidates: Mapping[str, Callable[[], Sequence[float]]],
     turns: int = 10,
     on_error: Callable[[str, Exception], None] | None = None,
-) -> dict[str, list[float]]:
+) -> dict[str, Samples]:
     """Collect times that the candidates take themselves, in turns (A B, B A, A B, …).
 
     Args:
@@ -128,13 +163,13 @@ def in_turns(
             through.
 
     Returns:
-        dict[str, list[float]]: name to samples in milliseconds.
+        dict[str, Samples]: name to samples in milliseconds, with their turns.
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    samples = {name: Samples() for name in candidates}
     for turn in range(turns):
         for name in list(samples) if turn % 2 == 0 else list(reversed(samples)):
             try:
-                samples[name] += candidates[name]()
+                samples[name].add_turn(candidates[name]())
             except Exception as error:
                 if on_error is None:
                     raise
@@ -143,7 +178,7 @@ def in_turns(
     return samples
 
 
-def summarize(samples_ms: list[float], batch: int) -> dict[str, Any]:
+def summarize(samples_ms: Sequence[float], batch: int) -> dict[str, Any]:
     """Reduce samples to the numbers of a report.
 
     Percentiles interpolate linearly between the samples (``PERCENTILE_METHOD``). With fewer than 100 samples the

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from export.records import from_json, read_record, to_json
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
-from pipeline.layout import Precision
+from pipeline.files import sha256_file, write_json
+from pipeline.layout import BENCHMARK, Precision
+from pipeline.manifest import as_recorded
+from pipeline.measured import Serves
 
-SCHEMA = 2
+SCHEMA = 3
+PEER = "onnxruntime-tensorrt"  # it is timed beside ours, not verified, and does not serve
+GRAPH = "graph"
+NO_GRAPH = "no graph: "
 REMEDY = "Run the benchmark again: python -m benchmarks -c RECIPE."
 
 
@@ -48,7 +54,8 @@ class BenchmarkRow:
     """One thing that was timed; times in milliseconds, None where it failed.
 
     Attributes:
-        backend: "keras", "onnxruntime" or "tensorrt".
+        backend: "keras", "onnxruntime" (on the CPU), "onnxruntime-cuda", "tensorrt", or the peer
+            "onnxruntime-tensorrt", ONNX Runtime's own use of TensorRT.
         precision: "fp32", "fp16" or "int8".
         batch: images a call.
         includes: what a sample covers.
@@ -56,20 +63,26 @@ class BenchmarkRow:
         variant: which engine of this precision, where there are several.
         file: that was run.
         error: why there are no numbers.
+        graph: of an engine: "graph" where a CUDA graph ran it, "no graph: " and why where one was asked for and could
+            not be made, "" where none was asked for, or the batch runs in pieces.
         samples_ms: each call, in the order of measuring.
+        turns: how many of them each turn gave, in order; turns of equal number, of rows of one batch size, were taken
+            in the same round.
         n: how many; and the numbers of `Compute`, copies included.
         compute: of an engine that takes the batch at once: its GPU's part.
     """
 
-    backend: Literal["keras", "onnxruntime", "tensorrt"]
+    backend: Literal["keras", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
     precision: Precision
     batch: int
     includes: str
     caveat: str
     variant: str
     file: str
+    graph: str = ""
     error: str | None = None
     samples_ms: tuple[float, ...] | None = None
+    turns: tuple[int, ...] | None = None
     n: int | None = None
     p50_ms: float | None = None
     p90_ms: float | None = None
@@ -83,11 +96,25 @@ class BenchmarkRow:
     def __post_init__(self) -> None:
         if (self.error is None) == (self.samples_ms is None) or (self.p50_ms is None) == (self.error is None):
             raise ValueError("a row with an error and numbers, or with neither")
+        if sum(self.turns or ()) != len(self.samples_ms or ()) or any(count < 1 for count in self.turns or ()):
+            raise ValueError("turns that do not add up to the samples")
+        if self.graph not in ("", GRAPH) and not self.graph.startswith(NO_GRAPH):
+            raise ValueError(f"the graph {self.graph!r:.40}")
 
     @property
     def name(self) -> str:
         """The precision, with the variant where there is one."""
         return f"{self.precision} {self.variant}" if self.variant else self.precision
+
+    @property
+    def artifact(self) -> str:
+        """The file that was run, below the artifacts."""
+        return f"build/{self.file}" if self.backend == "tensorrt" else self.file
+
+    @property
+    def refused_graph(self) -> str:
+        """Why there was no CUDA graph although one was asked for; "" elsewhere."""
+        return self.graph if self.graph.startswith(NO_GRAPH) else ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; what does not apply is left out."""
@@ -142,6 +169,7 @@ class BenchmarkReport:
         gpu_before: clocks, temperature and load of the GPUs before.
         gpu_after: and after.
         results: a row a backend, precision, variant and batch.
+        serves: which file is fastest at each batch size, of those that a GPU ran; None without any.
         schema: of this file.
     """
 
@@ -152,6 +180,7 @@ class BenchmarkReport:
     gpu_before: tuple[Mapping[str, Any], ...]
     gpu_after: tuple[Mapping[str, Any], ...]
     results: tuple[BenchmarkRow, ...]
+    serves: Serves | None = None
     schema: int = SCHEMA
 
 
@@ -169,8 +198,35 @@ def read_benchmark(path: Path) -> BenchmarkReport:
     return read_record(BenchmarkReport, path, error=PipelineError, remedy=REMEDY, what="benchmark")
 
 
+def read_serves(root: Path) -> tuple[Serves | None, str]:
+    """What the benchmark of a recipe says of the fastest file.
+
+    Args:
+        root: ``artifacts/<recipe>``.
+
+    Returns:
+        tuple: None where there is nothing that counts; and why, "" where there is no benchmark.
+    """
+    path = root / BENCHMARK
+    if not path.is_file():
+        return None, ""
+    if not as_recorded(path):
+        return None, f"{BENCHMARK} is not what the benchmark wrote. {REMEDY}"
+    return _read_serves(path, sha256_file(path))
+
+
+@lru_cache(maxsize=8)
+def _read_serves(path: Path, _: str) -> tuple[Serves | None, str]:
+    """The same, of a file by its digest: with all its samples it takes half a second to read."""
+    try:
+        return read_benchmark(path).serves, ""
+    except PipelineError as error:
+        return None, str(error)
+
+
 def write_benchmark(path: Path, report: BenchmarkReport) -> None:
     """Write a benchmark."""
     given = {field.name: getattr(report, field.name) for field in fields(report)}
-    tree = {key: to_json(value) if key == "machine" else value for key, value in given.items()}
+    plain = {"machine", "serves"} if report.serves else {"machine"}
+    tree = {key: to_json(value) if key in plain else value for key, value in given.items()}
     write_json(path, tree | {"results": [row.to_json() for row in report.results]})

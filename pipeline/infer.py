@@ -201,7 +201,9 @@ def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
         rows = classify(paths, runner, card, settings.batch_size, settings.top_k)
         shown = ({**row, "path": _relative(Path(row["path"]), folder)} for row in rows)
         counts = write_rows(shown, len(paths), columns, folder / "predictions.csv", keep=False)
-    return counts | {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
+    served = {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
+    won = {"measured_faster_than": choice.won.pair.second, "at_batch": choice.won.batch} if choice.won else {}
+    return counts | served | won
 
 
 def sample_images(context: Context, folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
+from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
 from pipeline.html import css_class, share, text
 from pipeline.layout import ONNX
 from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
@@ -112,9 +112,10 @@ def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | 
     """The fastest row against Keras, at the largest batch that both were timed at; None if there is no such batch.
 
     A time of zero, where the clock was too coarse, has no ratio and does not count, nor does a CPU's time with a file
-    that is meant for engines.
+    that is meant for engines, nor a peer's, which does not serve.
     """
-    timed = [row for row in results if row.p50_ms is not None and row.p50_ms > 0 and not is_proxy(row)]
+    timed = [row for row in results if row.p50_ms is not None and row.p50_ms > 0]
+    timed = [row for row in timed if row.backend != PEER and not is_proxy(row)]
     keras = {row.batch: row for row in timed if row.backend == "keras"}
     others = [row for row in timed if row.backend != "keras" and row.batch in keras]
     if not others:
@@ -129,7 +130,7 @@ def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | 
 
 
 def is_proxy(row: BenchmarkRow) -> bool:
-    """Whether a row times the arithmetic of an engine where it cannot be: FP16 and INT8 on ONNX Runtime."""
+    """Whether a row times the arithmetic of an engine where it cannot be: FP16 and INT8 on a CPU."""
     return row.backend == "onnxruntime" and row.precision != "fp32"
 
 

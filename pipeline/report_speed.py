@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.bars import Bar, bar_chart
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow
+from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
+from pipeline.default_order import ON_GPU
 from pipeline.html import Footnotes, Section, badge, command, details, notes, number, table, text
 from pipeline.manifest import read_manifest
-from pipeline.parity_report import FAIL, ParityReport
+from pipeline.parity_report import FAIL, ParityReport, run_name
 from pipeline.report_cards import is_proxy, verdict_on_row
 from pipeline.report_standing import other_inputs
 from pipeline.stage import Context
@@ -16,6 +17,7 @@ from pipeline.words import count, sentence
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
 REFERENCE = "reference"  # what the others are held against
+UNJUDGED = {"keras": REFERENCE, PEER: "peer"}  # rows that no verdict is asked of
 REACH = 2.0  # times the longest bar, that a p90 may stretch the scale
 PROXIES = (
     "A CPU runs the FP16 graph in FP32 and pairs of Q/DQ as they stand: these times say nothing about FP16 and INT8 "
@@ -31,6 +33,8 @@ def speed_section(benchmark: BenchmarkReport | None, context: Context, parity: P
     cores = "" if cpu.usable_cores is None else f", {count(cpu.usable_cores, 'core')}"
     machine = f"{cpu.model or 'unknown CPU'}{cores}; {', '.join(gpu.name for gpu in gpus) or 'no NVIDIA GPU'}."
     words = f"{text(machine)} p50: half of the calls took less; p90: nine of ten."
+    if serving := serving_words(benchmark, context):
+        words += f" {text(serving)}"
     remarks = []
     manifest = read_manifest(context.root / "benchmark")
     if manifest and (others := other_inputs(context.root, manifest.inputs, parity)):
@@ -44,6 +48,28 @@ def speed_section(benchmark: BenchmarkReport | None, context: Context, parity: P
         )
         body += details(summary, notes([PROXIES]) + _table(proxies, parity, "proxies"), "proxies")
     return Section("Speed", words, body)
+
+
+def serving_words(benchmark: BenchmarkReport, context: Context) -> str:
+    """What answered when the stage infer last ran, and why that file; "" where it has not run."""
+    manifest = read_manifest(context.root / "infer")
+    served, backend = (manifest.result.get(key) for key in ("model", "backend")) if manifest else (None, None)
+    if manifest is None or not isinstance(served, str):
+        return ""
+    name = run_name(served, str(backend))
+    rival, batch = manifest.result.get("measured_faster_than"), manifest.result.get("at_batch")
+    contests = benchmark.serves.contests if benchmark.serves else ()
+    contest = next((one for one in contests if one.batch == batch), None)
+    known = {one.file: run_name(one.file, one.backend) for one in contest.contenders} if contest else {}
+    if contest and served in known and rival in known:
+        words = contest.pair(served, str(rival)).words
+        return f"{name} answers: measured {words} as fast as {known[rival]}, the first by default, at batch {batch}."
+    if rival is not None:
+        return f"{name} answers: it was measured to be faster than {rival}, in an earlier benchmark."
+    if backend in ON_GPU:
+        return f"{name} answers: it comes first by default, and nothing that may serve was measured decidedly faster."
+    on_cpu = f"{name} answers: it comes first of what may serve on a CPU, whatever was measured."
+    return on_cpu if backend == "onnxruntime" else ""
 
 
 def speed_bars(results: Sequence[BenchmarkRow]) -> str:
@@ -109,14 +135,14 @@ def _table(rows: Sequence[BenchmarkRow], parity: ParityReport, name: str) -> str
 
 
 def _row(row: BenchmarkRow, parity: ParityReport, remarks: Footnotes) -> tuple[str, ...]:
-    verdict = REFERENCE if row.backend == "keras" else verdict_on_row(row, parity)
+    verdict = UNJUDGED.get(row.backend) or verdict_on_row(row, parity)
     what = text(f"{row.backend} {row.name}")
     includes = f"{row.backend}: {row.includes}." if row.includes else ""
     if row.error is not None:
         marks = remarks.mark(sentence(f"failed: {row.error}"), includes)
         return (badge(FAIL, "failed"), what + marks, str(row.batch), "", "", "", "")
     alone = f"{row.compute.p50_ms:.3f} ms of it the engine alone." if row.compute else ""
-    caveat = sentence(row.caveat)
+    caveat, refused = sentence(row.caveat), sentence(row.refused_graph)
     p50, p90, p99 = (number(value, ".3f") for value in (row.p50_ms, row.p90_ms, row.p99_ms))
-    marks = remarks.mark(alone, caveat, includes)
+    marks = remarks.mark(alone, refused, caveat, includes)
     return (badge(verdict, verdict), what + marks, str(row.batch), p50, p90, p99, number(row.images_per_second, ",.1f"))

@@ -1,33 +1,45 @@
-"""Which file answers: decided by the verdict of the verify stage, then by the batch sizes an engine was built for.
+"""Which file answers: decided by the verdict of the verify stage, then by what was measured on this GPU.
 
 One that failed, or was never verified, does not serve unless the caller allows it by name. One that too few images
-leave open serves where none passed, with a warning.
+leave open serves where none passed, with a warning. Where nothing was measured the default order decides, and on a CPU
+it always does.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from export.driver import driver_status
+from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar
+from pipeline.benchmark_report import read_serves
+from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, Sizes, fit, misfit
 from pipeline.errors import PipelineError
 from pipeline.layout import ONNX, PARITY, engines, plan_precision
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS
+from pipeline.measured import (
+    Contender,
+    Nearest,
+    Serves,
+    engine_contender,
+    fastest,
+    nearest,
+    onnx_contender,
+    runtime_part,
+)
+from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, run_name
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.runners.options import RuntimeOptions
+from pipeline.runners.providers import why_not
 from pipeline.stage import Context
 from pipeline.verdicts import Verdicts
 from pipeline.words import listed
 
 log = logging.getLogger(__name__)
-
-# On a GPU the fastest engine that passed; on a CPU FP32, because FP16 and Q/DQ graphs are not faster there.
-PREFERENCE = {"tensorrt": ("int8", "fp16", "fp32"), "onnxruntime": ("fp32", "fp16", "int8")}
 
 
 @dataclass(frozen=True)
@@ -39,33 +51,37 @@ class Choice:
     backend: str
     precision: str
     verdict: str
-    profile: tuple[int, int, int] | None = None  # min, opt and max of an engine's batch; None: any batch
+    profile: Sizes | None = None  # min, opt and max of an engine's batch; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     why: str = ""  # where it is "not verified"
+    won: Nearest | None = None  # where it was measured to be faster than what comes first by default
+
+    @property
+    def run_name(self) -> str:
+        """The file, and what runs it where that has to be said."""
+        return run_name(self.name, self.backend)
 
     def misfit(self, batch_size: int) -> tuple[int, float]:
-        """How badly batches of this size fit, the smaller the better: runs a batch, then distance from the best size.
+        """How badly batches of this size fit, the smaller the better: see `pipeline.default_order.misfit`."""
+        return misfit(self.profile, batch_size)
 
-        An engine runs in pieces what is larger than its largest batch, and fills up what is smaller than its smallest.
-        """
-        if self.profile is None:
-            return 1, 0.0
-        smallest, best, largest = self.profile
-        piece = max(min(batch_size, largest), smallest)
-        return math.ceil(batch_size / largest), abs(math.log(piece / best)) + math.log(piece / min(piece, batch_size))
+    def fit(self, batch_size: int) -> tuple[int, int, int, float]:
+        """Where it stands by default, the smallest first."""
+        return fit(self.backend, self.precision, self.profile, batch_size)
 
     def open(self) -> Runner:
         """The runner for it; says so where it serves without having passed."""
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
-            log.warning("%s serves although its verdict is: %s%s", self.name, self.verdict, why)
+            log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
         if self.backend == "tensorrt":
             from pipeline.runners.tensorrt import TensorRTRunner
 
             return TensorRTRunner(self.path, self.runtime)
         from pipeline.runners.onnxruntime import OnnxRunner
 
-        return OnnxRunner(self.path, precision=self.precision)
+        device: Literal["cpu", "cuda"] = "cuda" if self.backend == "onnxruntime-cuda" else "cpu"
+        return OnnxRunner(self.path, precision=self.precision, device=device, gpu=self.runtime.device)
 
 
 def choose(
@@ -75,15 +91,17 @@ def choose(
     allow_unverified: bool = False,
     batch_size: int | None = None,
 ) -> Choice:
-    """The best file that may serve here: TensorRT if there is a GPU, else ONNX Runtime.
+    """The best file that may serve here: on a GPU the fastest by measurement, else ONNX Runtime on the CPU.
 
-    On one backend, one that passed comes before one whose verdict is inconclusive; of those, engines that take a batch
-    in the fewest runs, of these the fastest precision, and of this the engine tuned closest to the batch size. What
-    would have come first and may not serve is named in one warning.
+    By default a backend comes before the next one (`BACKENDS`); on one backend, one that passed comes before one whose
+    verdict is inconclusive; of those, engines that take a batch in the fewest runs, of these the preferred precision,
+    and of this the engine tuned closest to the batch size. Where a GPU answers, one that was measured on this GPU to be
+    decidedly faster takes its place (`pipeline.measured`), if its verdict is no worse and it needs no more runs.
+    What would have come first and may not serve is named in one warning.
 
     Args:
         context: the recipe and its artifacts.
-        backend: "tensorrt", "onnxruntime", or "auto" for the first that is here.
+        backend: "tensorrt", "onnxruntime-cuda", "onnxruntime" (the CPU), or "auto" for whatever is here.
         precision: "fp32", "fp16", "int8", or "auto" for the fastest.
         allow_unverified: take the best fit where nothing passed.
         batch_size: images that will come at once. Defaults to None: the recipe's ``infer.batch_size``.
@@ -92,15 +110,19 @@ def choose(
         PipelineError: none fits, or the verify stage failed it or does not know it.
     """
     driver = driver_status()
-    if backend == "tensorrt" and not driver:
+    lacking = _why_not(backend, driver)
+    if backend != "auto" and lacking:
+        what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
         raise PipelineError(
-            f"Expected an NVIDIA GPU for --backend tensorrt. Received: {driver.reason}. Use --backend onnxruntime here."
+            f"Expected {what} for --backend {backend}. Received: {lacking}. Use --backend onnxruntime here."
         )
     verdicts = Verdicts(context.root, context.recipe.verify.thresholds)
     choices: list[Choice] = []
     passed_over: list[str] = []
-    for name in ("tensorrt", "onnxruntime") if backend == "auto" else (backend,):
-        if name == "tensorrt" and not driver:
+    for name in BACKENDS if backend == "auto" else (backend,):
+        if name == "onnxruntime-cuda" and backend == "auto" and not _may_answer(name, context, choices):
+            continue
+        if _why_not(name, driver):
             continue
         if backend == "auto" and name == "onnxruntime" and not onnxruntime_is_installed():
             continue
@@ -116,25 +138,24 @@ def choose(
         )
     size = context.recipe.infer.batch_size if batch_size is None else batch_size
 
-    def fit(choice: Choice) -> tuple[int, int, float]:
-        runs, distance = choice.misfit(size)
-        return runs, PREFERENCE[choice.backend].index(choice.precision), distance
+    def rank(choice: Choice) -> tuple[int, bool, int, int, float]:
+        place, runs, preferred, distance = choice.fit(size)
+        return place, choice.verdict != PASS, runs, preferred, distance
 
-    def rank(choice: Choice) -> tuple[bool, bool, int, int, float]:
-        return choice.backend != choices[0].backend, choice.verdict != PASS, *fit(choice)
-
-    serving = [choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)]
+    serving = sorted((choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)), key=rank)
     if serving:
-        best = min(serving, key=rank)
-        ahead = (best.backend != choices[0].backend, fit(best))
-        better = [c for c in choices if (c.backend != choices[0].backend, fit(c)) < ahead]
-        passed_over += [c.why or f"{c.name}: {c.verdict}" for c in better if c not in serving]
+        first = serving[0]
+        better = [choice for choice in choices if choice not in serving and choice.fit(size) < first.fit(size)]
+        passed_over += [choice.why or f"{choice.run_name}: {choice.verdict}" for choice in better]
+        best = _measured_fastest(context, serving, driver, size)
         if passed_over:
-            log.warning("%s answers. Passed over: %s", best.name, listed(dict.fromkeys(passed_over), separator="; "))
+            log.warning(
+                "%s answers. Passed over: %s", best.run_name, listed(dict.fromkeys(passed_over), separator="; ")
+            )
         return best
     if allow_unverified:
         return min(choices, key=rank)
-    every = [*passed_over, *(choice.why or f"{choice.name}: {choice.verdict}" for choice in choices)]
+    every = [*passed_over, *(choice.why or f"{choice.run_name}: {choice.verdict}" for choice in choices)]
     reasons = listed(dict.fromkeys(every), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
     mend = f"{context.root / PARITY} says why" if failed else f"Run `{context.command('run')}`"
@@ -144,15 +165,101 @@ def choose(
     )
 
 
+def _why_not(backend: str, driver: DriverStatus) -> str:
+    """Why a backend cannot run here; "" where it can, or may."""
+    if backend not in ON_GPU:
+        return ""
+    if not driver:
+        return driver.reason
+    return why_not("cuda") if backend == "onnxruntime-cuda" else ""
+
+
+def _may_answer(backend: str, context: Context, before: Sequence[Choice]) -> bool:
+    """Whether a later backend can take the place of what passed on earlier ones.
+
+    Asking ONNX Runtime for CUDA loads its libraries and takes memory of the GPU, which an engine should not pay for.
+    """
+    if not any(choice.verdict == PASS for choice in before):
+        return True
+    serves, _ = read_serves(context.root)
+    return serves is not None and serves.beats_others(backend)
+
+
+def _measured_fastest(context: Context, serving: Sequence[Choice], driver: DriverStatus, size: int) -> Choice:
+    """The first of those that may serve, or the one that was measured to be faster than it on this GPU."""
+    first = serving[0]
+    if first.backend not in ON_GPU:
+        return first
+    rivals = [
+        choice
+        for choice in serving
+        if choice.backend in ON_GPU
+        and choice.verdict in (PASS, first.verdict)
+        and choice.misfit(size)[0] <= first.misfit(size)[0]
+    ]
+    serves, doubt = read_serves(context.root)
+    if serves is None:
+        if doubt:
+            context.say_once(logging.WARNING, f"what was measured does not count: {doubt}")
+        return first
+    if why := _elsewhere(serves, driver, context.runtime):
+        log.debug("what was measured does not count: %s", why)
+        return first
+    here = {choice.name: _contender(context.root, choice) for choice in rivals}
+    _say_others(serves, here)
+
+    def compared(name: str, other: str) -> Nearest | None:
+        return nearest(serves.contests, here[name], here[other], size)
+
+    def faster(name: str, other: str) -> bool:
+        comparison = compared(name, other)
+        return comparison is not None and comparison.pair.faster == name
+
+    name = fastest([choice.name for choice in rivals], faster)
+    if name == first.name or (won := compared(name, first.name)) is None:
+        return first
+    best = replace(next(choice for choice in rivals if choice.name == name), won=won)
+    words = f"measured {won.pair.words} as fast as {first.run_name} at batch {won.batch} on this GPU"
+    context.say_once(logging.INFO, f"{best.run_name} answers: {words}")
+    return best
+
+
+def _elsewhere(serves: Serves, driver: DriverStatus, runtime: RuntimeOptions) -> str:
+    """Why a measurement is not one of this GPU, run as it will be; "" if it is."""
+    if not 0 <= runtime.device < len(driver.devices):
+        return f"there is no GPU {runtime.device}"
+    gpu = driver.devices[runtime.device]
+    then, now = (serves.gpu, serves.compute_capability), (gpu.name, gpu.compute_capability)
+    if then != now:
+        return f"it is of {' '.join(then)}, and here is {' '.join(now)}"
+    if (options := runtime_part(runtime)) != dict(serves.runtime):
+        return f"engines ran with runtime {dict(serves.runtime)}, and will with {options}"
+    return ""
+
+
+def _contender(root: Path, choice: Choice) -> Contender:
+    if choice.backend == "tensorrt":
+        return engine_contender(root, choice.path)
+    return onnx_contender(root, choice.path, choice.precision)
+
+
+def _say_others(serves: Serves, here: dict[str, Contender]) -> None:
+    """Say which measured files are others than those here, so that what was measured of them does not count."""
+    for then in {one.file: one for contest in serves.contests for one in contest.contenders}.values():
+        now = here.get(then.file)
+        if now is not None and (others := then.differences(now)):
+            log.debug("what was measured of %s does not count, it is another now: %s", then.file, listed(others))
+
+
 def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -> tuple[list[Choice], list[str]]:
     """The files of a precision that can be run, and what the others lack."""
     runtime = context.runtime
-    if backend == "onnxruntime":
+    if backend != "tensorrt":
         name = ONNX[precision]
         path = context.root / name
         if not path.is_file():
             return [], [f"{name} is missing"] if verdicts.knows(name) else []
-        found = verdicts.on(path)
+        found = verdicts.on(path, backend)
         return [Choice(name, path, backend, precision, found.verdict, None, runtime, found.why)], []
     choices, unusable = [], []
     for plan in engines(context.root):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import building, exporting
+from pipeline.benchmark_report import read_serves
 from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
 from pipeline.errors import add_note
@@ -219,8 +220,16 @@ def _infer_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, st
         | onnx_inputs(context)
         | context.files("build", "*/*.plan", "*/*.json")
         | context.required("verify", "parity.json")
+        | _serves_input(context)
         | context.split("test", recorded)
     )
+
+
+def _serves_input(context: Context) -> dict[str, str]:
+    """What of the benchmark can change which file answers: times differ at every run, which is faster seldom does."""
+    serves, _ = read_serves(context.root)
+    deciding = serves.deciding() if serves else None
+    return {"benchmark/serves": sha256_json(deciding)} if deciding else {}
 
 
 def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:

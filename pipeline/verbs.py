@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import __version__, cli
 from pipeline.command_line import ARTIFACTS
+from pipeline.default_order import BACKENDS
 from pipeline.usage import Parser
 
 EXAMPLES = """examples:
@@ -66,7 +67,7 @@ def build_parser() -> Parser:
     infer = add("infer", HELP["infer"], [recipe, stage], "-c digits photos/ -o predictions.csv")
     infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
     infer.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default: predictions.csv")
-    infer.add_argument("--backend", choices=["auto", "tensorrt", "onnxruntime"], default="auto", type=str.lower)
+    infer.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", type=str.lower)
     infer.add_argument("--precision", choices=["auto", "fp32", "fp16", "int8"], default="auto", type=str.lower)
     infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
     infer.add_argument("--top-k", type=int, metavar="K", help="classes a row; default: the recipe's")

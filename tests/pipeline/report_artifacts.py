@@ -31,6 +31,7 @@ from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import sha256_bytes, write_json
 from pipeline.manifest import Key, write_manifest
+from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
 from pipeline.report import write_report
 from pipeline.stage import Context
@@ -93,7 +94,15 @@ def row(backend: str, precision: str, batch: int, p50: float | None, **more: Any
     if p50 is None:
         given["error"] = "out of memory"
     else:
-        given |= {"samples_ms": (p50,), "n": 1, "p50_ms": p50, "p90_ms": p50 * 1.5, "p99_ms": p50 * 2, "mean_ms": p50}
+        given |= {
+            "samples_ms": (p50,),
+            "turns": (1,),
+            "n": 1,
+            "p50_ms": p50,
+            "p90_ms": p50 * 1.5,
+            "p99_ms": p50 * 2,
+            "mean_ms": p50,
+        }
         given["images_per_second"] = 1000 * batch / p50 if p50 else None
     return BenchmarkRow(backend=backend, precision=precision, batch=batch, **given | more)  # type: ignore[arg-type]
 
@@ -121,6 +130,8 @@ class Artifacts:
     rows: list[BenchmarkRow] | None = field(
         default_factory=lambda: [row("keras", "fp32", 4, 12.0), row("onnxruntime", "fp32", 4, 6.0)]
     )
+    serves: Serves | None = None  # what the benchmark says of the fastest
+    served: dict[str, Any] = field(default_factory=lambda: {"model": "export/model.onnx"})  # what infer says
     history: Sequence[Epoch] = (
         Epoch("head", 1, 0.9, 0.5, 1.1, 0.4, 0.01),
         Epoch("fine_tune", 2, 0.3, 0.75, 0.6, 0.65, 0.001),
@@ -267,7 +278,7 @@ class Artifacts:
         machine = Machine(
             Cpu("Fast CPU", 4, 2, ()), None, "Linux", "3.11", {}, "580.1", "13.0", (Gpu("Big GPU", "9.0", 1 << 30),)
         )
-        report = BenchmarkReport("hand", {}, machine, None, (), (), tuple(rows))
+        report = BenchmarkReport("hand", {}, machine, None, (), (), tuple(rows), self.serves)
         write_benchmark(self.root / "benchmark/benchmark.json", report)
         self.manifest("benchmark", {}, self.digests("train/model.keras", *ONNX))
 
@@ -279,7 +290,7 @@ class Artifacts:
             Image.fromarray(self.image(number)).save(self.root / f"infer/images/{number}.png")
         write_csv(self.root / "infer/predictions.csv", ("path", "status", "class", "probability", "error"), rows)
         inputs = self.digests("verify/parity.json", "export/model.onnx", "train/model.json")
-        self.manifest("infer", {"model": "export/model.onnx", "images": len(rows)}, inputs)
+        self.manifest("infer", self.served | {"images": len(rows)}, inputs)
 
     def inputs(self) -> dict[str, str]:
         """What the stage says that it reads."""
