@@ -197,6 +197,21 @@ def test_what_needs_them_says_so(orin: Orin) -> None:
     assert (status, "Expected the package matplotlib" in said["error"]) == (2, True)
 
 
+def test_evidence_from_the_gpu_asks_for_numpy_alone(orin: Orin, tmp_path: Path) -> None:
+    bare = Orin(orin.python, tmp_path, orin.bundle, (), {})
+    (tmp_path / "loaded").mkdir()
+    assert bare.start("-m", "benchmarks.gpu_evidence", "--help").returncode == 0
+    assert {"numpy", "benchmarks.telemetry"} <= bare.loaded()
+    assert not {name.split(".")[0] for name in bare.loaded()} & {
+        "PIL",
+        "yaml",
+        "filelock",
+        "packaging",
+        "tqdm",
+        *ABSENT,
+    }
+
+
 # --- Python 3.10 ---
 
 
