@@ -434,6 +434,9 @@ STAGES = (
         (
             "pipeline/infer.py",
             "pipeline/serving.py",
+            "pipeline/default_order.py",
+            "pipeline/measured.py",
+            "pipeline/benchmark_report.py",
             "pipeline/verdicts.py",
             "pipeline/parity_report.py",
             "pipeline/float_noise.py",
@@ -473,6 +476,8 @@ STAGES = (
             "pipeline/parity_report.py",
             "pipeline/float_noise.py",
             "pipeline/benchmark_report.py",
+            "pipeline/default_order.py",
+            "pipeline/measured.py",
             "pipeline/stage_records.py",
             "export/placement_row.py",
             "export/sidecar.py",
