@@ -1,0 +1,302 @@
+"""What a visit to a GPU showed, as a file: engines, parity, timings, checks, targets, and which steps were made.
+
+The file is written after every step, so that whatever ends a visit leaves a whole record of what was known by then.
+Standard library only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from export.records import read_record, to_json
+from export.sidecar import BatchProfile
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+from pipeline.layout import Precision
+from pipeline.parity_report import Hop, overall_verdict
+from pipeline.recipe import Thresholds
+
+SCHEMA = 2
+FOLDER = "evidence"  # below a recipe's artifacts
+PENDING: Final = "pending"
+RUNNING: Final = "running"
+DONE: Final = "done"
+SKIPPED: Final = "skipped"
+ERROR: Final = "error"
+ENGINE, WITHOUT_GRAPHS = "engine", "engine without graphs"  # names of timed rows; PyTorch's are "PyTorch <mode>"
+
+StepState = Literal["pending", "running", "done", "skipped", "error"]
+Variant = Literal["throughput", "latency"]
+Measures = Literal["compute", "infer", "stream", "stream pinned"]
+REMEDY = "Run python -m benchmarks.gpu_evidence on the GPU machine again."
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a visit.
+
+    Attributes:
+        name: such as "build fp16-throughput".
+        state: "running" in a file whose visit has ended: it ended in this step.
+        seconds: it took; None before it ended.
+        expected_seconds: what it was expected to take when its turn came; None before.
+        why: it was skipped, or failed, in the library's own words.
+    """
+
+    name: str
+    state: StepState = PENDING
+    seconds: float | None = None
+    expected_seconds: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that everything ran on, and its driver."""
+
+    name: str
+    compute_capability: str
+    driver_version: str | None
+    cuda_version: str | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that the engines are of.
+
+    Attributes:
+        name: of the recipe, as its folder is named.
+        keras_sha256: of the Keras model whose answers the engines are held against.
+        size: height and width of its images.
+        classes: how many it tells apart.
+        test_images: how many answers of Keras there are.
+    """
+
+    name: str
+    keras_sha256: str
+    size: tuple[int, int]
+    classes: int
+    test_images: int
+
+
+@dataclass(frozen=True)
+class EngineEvidence:
+    """An engine that was built in the visit.
+
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        variant: "throughput" (up to the largest batch) or "latency" (a batch of 1).
+        profile: its batch sizes.
+        flavour: "tensorrt" or "rtx".
+        tensorrt_version: of the library that built it.
+        onnx_sha256: of the file that it was built from.
+        plan_sha256: of the plan.
+        plan_bytes: size of the plan.
+        seconds: the build took.
+        options: how it was built, see `export.build_options.described`.
+        network_layers: kind to number, as parsed.
+        asked_convolutions: type to number, as asked for.
+        convolutions: type to number, as the engine has them; None where the library did not tell.
+        warnings: where the engine differs from what was asked for.
+        refused: why this project does not load it on this GPU; "" where it does.
+        library: what the library itself says of an engine that is refused.
+    """
+
+    precision: Precision
+    variant: Variant
+    profile: BatchProfile
+    flavour: str
+    tensorrt_version: str
+    onnx_sha256: str
+    plan_sha256: str
+    plan_bytes: int
+    seconds: float | None
+    options: Mapping[str, Any]
+    network_layers: Mapping[str, int]
+    asked_convolutions: Mapping[str, int]
+    convolutions: Mapping[str, int] | None
+    warnings: tuple[str, ...] = ()
+    refused: str = ""
+    library: str = ""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The engines' answers against Keras'; a hop's candidate is the name of an engine.
+
+    Raises:
+        ValueError: the verdict is not that of the hops.
+    """
+
+    verdict: Literal["pass", "inconclusive", "fail"]
+    thresholds: Mapping[str, Thresholds]
+    hops: tuple[Hop, ...]
+
+    def __post_init__(self) -> None:
+        if (expected := overall_verdict(self.hops)) != self.verdict:
+            raise ValueError(f"the verdict {self.verdict!r} over hops whose verdict is {expected!r}")
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """One thing that was timed at one batch size.
+
+    Attributes:
+        name: "engine", "engine without graphs", or "PyTorch <mode>".
+        precision: what it computes in.
+        variant: of the engine; that of the engine beside it for PyTorch.
+        batch: images a batch.
+        batches: that one call holds.
+        measures: "compute" (no copies), "infer" (host to host), "stream" (many batches a call, overlapped), "stream
+            pinned" (the same from page-locked memory).
+        includes: what of the way from pixels to answers the time holds, in words.
+        graphs: whether a CUDA graph launched it; None where that is no question, as of streams.
+        beside: in turns with what it was timed, where that is PyTorch; "" else: with the other engines.
+        n: calls that were timed.
+        p50_ms: median of a call, in milliseconds; None with an error, as all that follow.
+        p90_ms: of ten calls nine took at most as long.
+        p99_ms: of a hundred 99 did.
+        mean_ms: over the calls.
+        images_per_second: of the median call.
+        p99_is_near_max: the calls were fewer than a hundred.
+        error: why there are no times; "" where there are.
+
+    Raises:
+        ValueError: times and an error, or neither.
+    """
+
+    name: str
+    precision: Precision
+    variant: Variant
+    batch: int
+    batches: int
+    measures: Measures
+    includes: str
+    graphs: bool | None = None
+    beside: str = ""
+    n: int = 0
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    mean_ms: float | None = None
+    images_per_second: float | None = None
+    p99_is_near_max: bool | None = None
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.p50_ms is None) != bool(self.error):
+            raise ValueError("a timed row has either times or an error")
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """What a check of `benchmarks.gpu_checks` saw of an engine; "error": the check itself could not be made."""
+
+    check: str
+    engine: str
+    result: Literal["pass", "fail", "skipped", "error"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that the project wants to reach.
+
+    Attributes:
+        target: what is measured, where and in which unit.
+        limit: to reach, or not to exceed.
+        measured: None where it was not.
+        met: None where it is open.
+        why: it is open.
+    """
+
+    target: str
+    limit: float
+    measured: float | None
+    met: bool | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class GpuEvidence:
+    """All that one visit showed.
+
+    Attributes:
+        date: when it began, UTC, to the minute.
+        commit: of this code; None where nobody knows.
+        state: how it ended; "running" in a file that nobody writes any more: it was killed.
+        gpu: what it ran on.
+        flavour: "tensorrt" or "rtx".
+        tensorrt_version: of the library.
+        machine: see `benchmarks.telemetry.machine`.
+        model: what the engines are of.
+        asked: the options of the command.
+        steps: in the order in which they were planned.
+        engines: by name, ``<precision>-<variant>``.
+        parity: None before there is a comparison.
+        timings: every row.
+        checks: every check.
+        targets: as far as they could be judged.
+        snapshots: step to clocks, power and temperature right after it, see `benchmarks.telemetry.gpu_snapshot`.
+        schema: of this file.
+
+    Raises:
+        ValueError: two steps of one name.
+    """
+
+    date: str
+    commit: str | None
+    state: Literal["running", "finished", "interrupted", "cut short"]
+    gpu: Gpu
+    flavour: str
+    tensorrt_version: str
+    machine: Mapping[str, Any]
+    model: Model
+    asked: Mapping[str, Any]
+    steps: tuple[Step, ...] = ()
+    engines: Mapping[str, EngineEvidence] = field(default_factory=dict)
+    parity: Parity | None = None
+    timings: tuple[TimedRow, ...] = ()
+    checks: tuple[CheckRow, ...] = ()
+    targets: tuple[Target, ...] = ()
+    snapshots: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        names = [step.name for step in self.steps]
+        if len(set(names)) != len(names):
+            raise ValueError("two steps of one name")
+
+    def step(self, name: str) -> Step:
+        """The step of a name."""
+        return next(step for step in self.steps if step.name == name)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is wrong, a sentence each: failed steps, checks and comparisons, and rows without their numbers."""
+        hops = self.parity.hops if self.parity else ()
+        return (
+            *(f"{one.name}: {one.why}" for one in self.steps if one.state == ERROR),
+            *(f"{name} is not loaded here: {one.refused}" for name, one in self.engines.items() if one.refused),
+            *(f"{one.candidate} against Keras: {one.why}" for one in hops if one.verdict == "fail"),
+            *(f"{one.engine}, {one.check}: {one.detail}" for one in self.checks if one.result in ("fail", "error")),
+            *(f"{one.name}, {one.precision}, batch {one.batch}, {one.measures}: {one.error}" for one in self.timings
+              if one.error),
+        )  # fmt: skip
+
+
+def read_gpu_evidence(path: Path) -> GpuEvidence:
+    """Read what a visit showed.
+
+    Raises:
+        PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
+    """
+    return read_record(GpuEvidence, path, error=PipelineError, remedy=REMEDY, what="evidence from a GPU")
+
+
+def write_gpu_evidence(path: Path, evidence: GpuEvidence) -> None:
+    """Write it, atomically."""
+    write_json(path, to_json(evidence))

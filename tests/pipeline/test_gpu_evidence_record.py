@@ -1,0 +1,85 @@
+"""What a visit to a GPU showed, as a file: read as it was written, and refused where it is at odds with itself."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export.records import to_json
+from export.sidecar import BatchProfile
+from pipeline.errors import PipelineError
+from pipeline.gpu_evidence import (
+    CheckRow,
+    EngineEvidence,
+    Gpu,
+    GpuEvidence,
+    Model,
+    Parity,
+    Step,
+    Target,
+    TimedRow,
+    read_gpu_evidence,
+    write_gpu_evidence,
+)
+from pipeline.parity_report import by_precision
+from pipeline.recipe import VerifyThresholds
+from tests.made_records import make_hop
+
+ROW = TimedRow("engine", "fp16", "throughput", 256, 1, "infer", "host to host", True, n=200, p50_ms=2.0, p90_ms=2.1,
+               p99_ms=2.4, mean_ms=2.0, images_per_second=128_000, p99_is_near_max=False)  # fmt: skip
+EVIDENCE = GpuEvidence(
+    date="2026-11-29T16:24Z",
+    commit="abc",
+    state="finished",
+    gpu=Gpu("NVIDIA H200", "9.0", "580.95.05", "13.0"),
+    flavour="tensorrt",
+    tensorrt_version="8.6.0",
+    machine={"cpu": {"cores": 16}},
+    model=Model("imagenet", "0" * 64, (224, 224), 1000, 192),
+    asked={"minutes": 8.0},
+    steps=(Step("machine", "done", 0.1, 1.0), Step("build fp16-throughput", "error", 3.0, 60.0, "no memory")),
+    engines={
+        "fp16-throughput": EngineEvidence(
+            "fp16", "throughput", BatchProfile(1, 256, 256), "tensorrt", "8.6.0", "1" * 64, "2" * 64, 4, 61.5, {},
+            {"CONVOLUTION": 53}, {"fp16": 53}, None, ("slow",), "Expected another GPU.", "it loads it",
+        )
+    },
+    parity=Parity("fail", by_precision(VerifyThresholds()), (make_hop("fp16-throughput", "fail", why="too far"),)),
+    timings=(ROW, replace(ROW, name="PyTorch graphs", n=0, p50_ms=None, error="out of memory")),
+    checks=(CheckRow("graphs", "fp16-throughput", "fail", "bits differ"), CheckRow("x", "y", "skipped", "none here")),
+    targets=(Target("speed", 1.5, 1.6, True),),
+    snapshots={"machine": ({"sm_clock_mhz": 1980},)},
+)  # fmt: skip
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_gpu_evidence(tmp_path / "h200.json", EVIDENCE)
+    assert read_gpu_evidence(tmp_path / "h200.json") == EVIDENCE
+
+
+def test_everything_that_is_wrong_is_a_failure() -> None:
+    assert EVIDENCE.failures == (
+        "build fp16-throughput: no memory",
+        "fp16-throughput is not loaded here: Expected another GPU.",
+        "fp16-throughput against Keras: too far",
+        "fp16-throughput, graphs: bits differ",
+        "PyTorch graphs, fp16, batch 256, infer: out of memory",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("schema", 1, "Expected the evidence from a GPU of schema 2"),
+        ("steps", [{"name": "a"}, {"name": "a"}], "two steps of one name"),
+        ("state", "half", "'state' of type 'running' or 'finished'"),
+        ("parity", {"verdict": "pass", "thresholds": {}, "hops": []}, "'pass' over hops whose verdict is 'fail'"),
+        ("timings", [to_json(ROW), {**to_json(ROW), "error": "x"}], "either times or an error"),
+        ("timings", [{**to_json(ROW), "p50_ms": None}], "either times or an error"),
+    ],
+)
+def test_a_damaged_file_is_refused(key: str, value: object, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({**to_json(EVIDENCE), key: value}))
+    with pytest.raises(PipelineError, match=said):
+        read_gpu_evidence(tmp_path / "x.json")
