@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -246,6 +246,11 @@ class TensorRTRunner:
     def graph_batches(self) -> tuple[int, ...]:
         """The batch sizes that run by a CUDA graph by now."""
         return self._engine.graphs.batches if self._engine is not None else ()
+
+    @property
+    def graph_refusals(self) -> Mapping[int, str]:
+        """Batch size to why it runs without a CUDA graph though it was asked to."""
+        return {}
 
     def compute_ms(self, pixels: np.ndarray, repeats: int) -> list[float]:
         """Time the GPU's computing alone: no copies, the images lie on the device and the results stay there.
