@@ -115,13 +115,16 @@ class Record:
             timer.cancel()
 
     def _cut_short(self, leave: Callable[[int], object]) -> None:
+        held = self._lock.acquire(timeout=_PATIENCE)  # who has it may hang as well, in a write
         try:
-            if self._lock.acquire(timeout=_PATIENCE):  # who has it may hang as well, in a write
+            if held:
                 hung = ", ".join(one.name for one in self.evidence.steps if one.state == RUNNING) or "none"
                 log.error("the time is up by %.0f s and the step %s does not end: cut short", MARGIN, hung)
                 self.close("cut short")
         finally:
             leave(CUT_SHORT)
+            if held:  # where it is not ended at once
+                self._lock.release()
 
 
 def tidy(tree: Any) -> Any:
