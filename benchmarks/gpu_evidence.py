@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu_options import Options, check_artifacts, read_options
+from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_steps import make_steps
 from benchmarks.gpu_targets import judge_targets, target_table
@@ -155,8 +155,9 @@ def _refuse_missing_sources(options: Options, trt: TensorRT) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Gather evidence; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = build_parser().parse_args(argv)
     try:
-        options = read_options(argv)
+        options = read_options(args)
         check_artifacts(options)
         reference = read_reference(options.artifacts)
     except PipelineError as error:

@@ -48,7 +48,7 @@ def _facts(evidence: GpuEvidence) -> str:
     rows = [
         ("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}"),
         ("driver", f"{gpu.driver_version or 'unknown'}, CUDA {gpu.cuda_version or 'unknown'}"),
-        ("clocks and power", _clocks(evidence)),
+        ("clocks and power, read after the steps", _clocks(evidence)),
         ("processor", _processor(machine)),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
         ("images", f"{model.test_images} test images with Keras' answers"),

@@ -95,13 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_options(argv: Sequence[str] | None) -> Options:
-    """Read the command line.
+def read_options(args: argparse.Namespace) -> Options:
+    """Take what `build_parser` parsed.
 
     Raises:
         PipelineError: what was expected, what was received, what to do.
     """
-    args = build_parser().parse_args(argv)
     if args.output is not None:
         check_output(args.output, "-o", "evidence.json", (".json",))
     if args.plans is not None:

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_evidence import main
-from benchmarks.gpu_options import read_options
+from benchmarks.gpu_options import Options, build_parser, read_options
 from pipeline.errors import PipelineError
 from tests.benchmarks.visits import make_artifacts
+
+
+def taken(words: list[str]) -> Options:
+    return read_options(build_parser().parse_args(words))
 
 
 @pytest.mark.parametrize(
@@ -54,14 +58,14 @@ def test_places_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_what_is_not_said(tmp_path: Path) -> None:
-    options = read_options([str(tmp_path)])
+    options = taken([str(tmp_path)])
     assert (options.precisions, options.named) == (("fp32", "fp16", "int8"), False)
     assert (options.variants, options.peers) == (("throughput", "latency"), ("eager", "graphs", "compile"))
     assert (options.batch, options.minutes, options.level, options.checks) == (256, None, None, "all")
 
 
 def test_lists_are_put_in_order_and_said_once(tmp_path: Path) -> None:
-    options = read_options([str(tmp_path), "--precisions", "int8,fp16,int8", "--peers", "none"])
+    options = taken([str(tmp_path), "--precisions", "int8,fp16,int8", "--peers", "none"])
     assert (options.precisions, options.named, options.peers) == (("fp16", "int8"), True, ())
     assert str(tmp_path) not in str(options.described())
 
@@ -79,4 +83,4 @@ def test_an_unknown_choice_ends_with_2(capsys: pytest.CaptureFixture[str]) -> No
     assert ended.value.code == 2
     assert "'none', 'quick', 'all'" in capsys.readouterr().err
     with pytest.raises(PipelineError):
-        read_options(["x", "--precisions", ""])
+        taken(["x", "--precisions", ""])

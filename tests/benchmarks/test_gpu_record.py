@@ -66,7 +66,7 @@ def test_the_page_of_a_visit_with_everything() -> None:
     for line in (
         "# imagenet on NVIDIA H200, TensorRT 8.6.0",
         "| driver | 580.95.05, CUDA 13.0 |",
-        "| clocks and power | SM 1980 MHz |",
+        "| clocks and power, read after the steps | SM 1980 MHz |",
         "| model | imagenet, 224×224, 1,000 classes |",
         "| date | 2026-11-29 16:24 UTC |",
         "| engine | FP16 | 256 | host to host | yes | 2 | 2.1 | 2.4 | 128,000 |",
