@@ -152,12 +152,15 @@ test: lint  ## lint, then every test that needs no GPU and no long time
 test-slow: $(TEST_TOOLS)  ## the long tests
 	@$(PY) -m pytest -m slow
 
+# Named, so that the others, which need TensorFlow and more, are not even imported.
+GPU_TESTS := tests/pipeline/test_engines_on_gpu.py tests/pipeline/test_cuda.py tests/benchmarks/test_pytorch_runner.py
+
 test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
 	@$(PY) -c "import sys; from export.driver import driver_status as ask; here = ask(); \
 	  sys.exit(0 if here else f'Expected an NVIDIA GPU. Received: {here.reason}.')"
-	@$(PY) -m pytest -m gpu
+	@$(PY) -m pytest -m gpu $(GPU_TESTS)
 
-gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write benchmarks/results/
+gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engines, write artifacts/<recipe>/evidence/
 	@$(PY) -m benchmarks.gpu_evidence "artifacts/$(NAME)" $(ARGS)
 
 contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version

@@ -1,6 +1,7 @@
-"""Times engines on a GPU in turns against each other and against PyTorch, and holds them against the project's targets.
+"""Times engines on a GPU in turns against each other, and PyTorch in turns against the engine beside it.
 
-Python 3.10 syntax, numpy alone; PyTorch where it is installed.
+What one call here times is one row or several that were measured in turns; they are known together. Python 3.10
+syntax, numpy alone; PyTorch where it is installed.
 """
 
 from __future__ import annotations
@@ -16,176 +17,223 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import in_turns, measure, summarize
+from export.errors import ExportError
+from pipeline.errors import PipelineError
+from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, Measures, TimedRow, Variant
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
 # Batches that one streamed call holds: the first upload and the last download overlap with nothing, so there should be
-# many; each runner has as many in page-locked memory, which should leave room for others.
+# many; they lie in ordinary memory once for all engines, and in page-locked memory for one engine at a time.
 MOST_STREAMED, STREAMED_BYTES = 32, 1 << 30
+WARM_UP = 0.5  # seconds before a row is measured, and no longer than it is measured
 REPEATS = 20  # of computing alone, in one turn
-INCLUDES: Mapping[str, str] = {
+PEER_MODES = ("eager", "graphs", "compile")
+INCLUDES: Mapping[Measures, str] = {
     "infer": "host to host, one batch a call: uint8 pixels in ordinary memory to logits and probabilities there",
     "stream": "host to host, as many batches a call as ``batches`` says, overlapped: uint8 pixels in ordinary "
     "memory to logits and probabilities there",
     "stream pinned": "as stream, from page-locked memory that the runner gave",
     "compute": "the engine or model alone, by CUDA events: pixels and results on the GPU, no copy over the bus",
 }
-PEER_MODES = ("graphs", "compile")
+_NUMBERS = ("n", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "images_per_second", "p99_is_near_max")
 
 
-def time_batch(
-    plans: Mapping[str, Path], pixels: np.ndarray, batch: int, seconds: float, model: Path | None, stream: bool
-) -> list[dict[str, Any]]:
-    """Time every engine at a batch size, with CUDA graphs and without, and PyTorch in FP16 on the same weights.
+def words_of(error: BaseException) -> str:
+    """What an error says; with its kind, unless it is one of ours, which are sentences."""
+    ours = isinstance(error, (PipelineError, ExportError))
+    return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def time_engines(
+    plans: Mapping[str, Path], pixels: np.ndarray, variant: Variant, batch: int, measures: Measures, seconds: float
+) -> list[TimedRow]:
+    """Time engines at a batch size.
+
+    Calls from host to host are timed with CUDA graphs and without. "stream pinned" opens one engine after the other,
+    so that page-locked memory is held once; everything else is measured in turns.
 
     Args:
         plans: precision to engine.
         pixels: uint8, (N, height, width, 3); repeated where a batch holds more.
+        variant: of the engines.
         batch: images.
-        seconds: measured time for each candidate.
-        model: the FP32 ONNX file, for PyTorch. None: without it.
-        stream: whether to time several batches a call, too, where the batch is the engine's largest.
+        measures: what of the way is timed.
+        seconds: measured time for each row; "compute" takes a fixed number of calls.
 
     Returns:
-        list[dict]: ``name``, ``precision``, ``batch``, ``measures``, ``includes`` and what
-        `benchmarks.timing.summarize` gives, or ``error``.
+        list[TimedRow]: one for each engine and way of launching, or why it has no times.
     """
-    images = pixels[np.arange(batch) % len(pixels)]
-    batches = min(MOST_STREAMED, max(4, STREAMED_BYTES // images.nbytes))
-    many = pixels[np.arange(batches * batch) % len(pixels)] if stream else images
-    walls: dict[tuple[str, str, str], Callable[[], object]] = {}
-    computes: dict[tuple[str, str, str], Callable[[], Sequence[float]]] = {}
-    errors: dict[tuple[str, str, str], str] = {}
+    if measures == "stream pinned" and len(plans) > 1:
+        each = [time_engines({key: plan}, pixels, variant, batch, measures, seconds) for key, plan in plans.items()]
+        return [row for rows in each for row in rows]
+    batches = _streamed(pixels, batch) if measures.startswith("stream") else 1
+    # Page-locked memory is filled from the few images themselves.
+    images = pixels if measures == "stream pinned" else pixels[np.arange(batch * batches) % len(pixels)]
+    turns = _Turns(by_events=measures == "compute")
     with ExitStack() as stack:
         for precision, plan in plans.items():
-            for name, options in (
-                ("engine", RuntimeOptions()),
-                ("engine without graphs", RuntimeOptions(graphs=False)),
-            ):
+            for graphs in (True, False) if measures == "infer" else (True,):
+                row = {
+                    "name": ENGINE if graphs else WITHOUT_GRAPHS,
+                    "precision": precision,
+                    "variant": variant,
+                    "batch": batch,
+                    "batches": batches,
+                    "measures": measures,
+                    "graphs": None if measures.startswith("stream") else graphs,
+                }
                 try:
-                    runner = stack.enter_context(TensorRTRunner(plan, options))
+                    runner = stack.enter_context(TensorRTRunner(plan, RuntimeOptions(graphs=graphs)))
+                    if runner.max_batch != batch:  # the parts of a call would be other batches
+                        turns.refuse(row, f"it runs batches of {runner.max_batch} at most here")
+                        continue
+                    call = _call(runner, images, measures, batch * batches)
                 except Exception as error:  # the others are to be timed all the same
-                    errors[name, precision, "infer"] = f"{type(error).__name__}: {error}"
+                    turns.refuse(row, words_of(error))
                     continue
-                if runner.max_batch < batch:
-                    errors[name, precision, "infer"] = f"it runs batches of {runner.max_batch} at most here"
-                    continue
-                walls[name, precision, "infer"] = partial(runner.infer, images)
-                if name == "engine":
-                    computes[name, precision, "compute"] = partial(runner.compute_ms, images, REPEATS)
-                    if stream and runner.max_batch == batch:  # else the parts of a stream are other batches
-                        pinned = runner.pinned_pixels(len(many))
-                        pinned[:] = many
-                        walls[name, precision, "stream"] = partial(runner.infer, many)
-                        walls[name, precision, "stream pinned"] = partial(runner.infer, pinned)
-        if model is not None:
-            _add_peers(stack, model, images, walls, computes, errors)
-        samples = _measure(walls, computes, seconds, errors)
+                turns.add(row, call, partial(why_without_graph, runner, batch) if row["graphs"] else _no_doubt)
+        return turns.run(seconds)
+
+
+def time_peer(
+    mode: str, model: Path, plan: Path | None, pixels: np.ndarray, variant: Variant, batch: int, seconds: float
+) -> list[TimedRow]:
+    """Time PyTorch in FP16 on the same weights, in turns with the FP16 engine.
+
+    Args:
+        mode: of `PEER_MODES`.
+        model: the FP32 ONNX file.
+        plan: the FP16 engine; None: PyTorch alone.
+        pixels: uint8, (N, height, width, 3).
+        variant: of the engine.
+        batch: images.
+        seconds: measured time for each row, host to host.
+
+    Returns:
+        list[TimedRow]: computing alone, and host to host.
+
+    Raises:
+        Exception: whatever PyTorch raises when it is opened, compiles or captures.
+    """
+    from benchmarks.peers.pytorch_runner import PyTorchRunner
+
+    images = pixels[np.arange(batch) % len(pixels)]
     rows = []
-    for key in [*walls, *computes, *(key for key in errors if key not in walls and key not in computes)]:
-        name, precision, measures = key
-        held = batches if measures.startswith("stream") else 1
-        row = {"name": name, "precision": precision, "batch": batch, "batches": held, "measures": measures}
-        row["includes"] = INCLUDES[measures]
-        rows.append(row | (summarize(samples[key], batch * held) if key in samples else {"error": errors[key]}))
+    with ExitStack() as stack:
+        peer = stack.enter_context(PyTorchRunner(model, "fp16", mode, max_batch=batch))  # type: ignore[arg-type]
+        peer.infer(images)  # captures or compiles, outside of the measured time
+        runner = stack.enter_context(TensorRTRunner(plan)) if plan is not None else None
+        measured: tuple[Measures, ...] = ("compute", "infer")
+        for measures in measured:
+            turns = _Turns(by_events=measures == "compute")
+            row = {
+                "precision": "fp16",
+                "variant": variant,
+                "batch": batch,
+                "batches": 1,
+                "measures": measures,
+                "beside": mode,
+            }
+            call = partial(peer.compute_ms, batch, REPEATS) if measures == "compute" else partial(peer.infer, images)
+            turns.add({**row, "name": f"PyTorch {mode}", "graphs": mode != "eager" or None}, call, _no_doubt)
+            if runner is not None:
+                beside = {**row, "name": ENGINE, "graphs": True}
+                turns.add(beside, _call(runner, images, measures, batch), partial(why_without_graph, runner, batch))
+            rows += turns.run(seconds)
     return rows
 
 
-def _add_peers(
-    stack: ExitStack, model: Path, images: np.ndarray, walls: dict[Any, Any], computes: dict[Any, Any], errors: Any
-) -> None:
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
-        log.warning("PyTorch is not timed: torch or onnx is not installed")
-        return
-    from benchmarks.peers.pytorch_runner import PyTorchRunner
-
-    for mode in PEER_MODES:
-        name = f"PyTorch {mode}"
-        try:
-            peer = stack.enter_context(PyTorchRunner(model, "fp16", mode, max_batch=len(images)))  # type: ignore[arg-type]
-            peer.infer(images)  # captures or compiles, outside of the measured time
-        except Exception as error:  # whatever PyTorch raises: the engines are to be timed all the same
-            log.warning("%s failed: %s", name, error)
-            errors[name, "fp16", "infer"] = f"{type(error).__name__}: {error}"
-            continue
-        walls[name, "fp16", "infer"] = partial(peer.infer, images)
-        computes[name, "fp16", "compute"] = partial(peer.compute_ms, len(images), REPEATS)
+def why_without_peers(model: Path) -> str:
+    """Why PyTorch cannot be timed here; "" where it can be tried."""
+    missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    return "" if model.is_file() else f"it needs {model.parent.name}/{model.name}, which is not there"
 
 
-def _measure(
-    walls: Mapping[Any, Callable[[], object]],
-    computes: Mapping[Any, Callable[[], Sequence[float]]],
-    seconds: float,
-    errors: dict[Any, str],
-) -> dict[Any, list[float]]:
-    def failed(key: Any, error: Exception) -> None:
-        log.warning("%s failed: %s", " ".join(key), error)
-        errors[key] = f"{type(error).__name__}: {error}"
-
-    samples: dict[Any, list[float]] = {}
-    samples.update(measure(walls, seconds_each=seconds, min_samples=10, on_error=failed))
-    samples.update(in_turns(computes, on_error=failed))
-    return samples
+def why_without_graph(runner: TensorRTRunner, batch: int) -> str:
+    """Why a batch that was asked to run by a CUDA graph does not; "" where it does."""
+    if (why := runner.graph_refusals.get(batch)) is not None:
+        return f"no CUDA graph was made for batches of {batch}: {why}"
+    made = batch in runner.graph_batches
+    return "" if made else f"no CUDA graph was made for batches of {batch}, and nobody said why"
 
 
-def judge_targets(rows: Sequence[Mapping[str, Any]], gpu: str | None, resnet50: bool) -> list[dict[str, Any]]:
-    """Hold the rows against the project's targets.
+def _no_doubt() -> str:
+    return ""
+
+
+def _streamed(pixels: np.ndarray, batch: int) -> int:
+    return int(min(MOST_STREAMED, max(4, STREAMED_BYTES // (batch * pixels[0].nbytes))))
+
+
+def _call(runner: TensorRTRunner, images: np.ndarray, measures: Measures, count: int) -> Callable[[], Any]:
+    if measures == "compute":
+        return partial(runner.compute_ms, images, REPEATS)
+    if measures == "stream pinned":
+        pinned = runner.pinned_pixels(count)
+        np.take(images, np.arange(count), axis=0, out=pinned, mode="wrap")
+        return partial(runner.infer, pinned)
+    return partial(runner.infer, images)
+
+
+class _Turns:
+    """Rows to be, each with a call that is timed in turns with the others', or with the reason why it has none.
 
     Args:
-        rows: of `time_batch`; none: nothing was measured.
-        gpu: name of the GPU; the absolute targets are for an H200.
-        resnet50: whether the model is a ResNet-50 at 224x224, which the absolute throughput is for.
-
-    Returns:
-        list[dict]: ``target``, ``limit``, ``measured`` (None: not measured), ``met`` (None: open) and ``why``.
+        by_events: the calls measure themselves and return milliseconds.
     """
-    largest = max((row["batch"] for row in rows), default=0)
-    smallest = min((row["batch"] for row in rows), default=0)
-    h200 = gpu is not None and "H200" in gpu
 
-    def value(name: str, precision: str, measures: str, batch: int, key: str = "images_per_second") -> float | None:
-        for row in rows:
-            if (row["name"], row["precision"], row["measures"], row["batch"]) == (name, precision, measures, batch):
-                return row.get(key)
-        return None
+    def __init__(self, by_events: bool) -> None:
+        self._by_events = by_events
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._calls: dict[str, Callable[[], Any]] = {}
+        self._doubts: dict[str, Callable[[], str]] = {}
+        self._errors: dict[str, str] = {}
 
-    def ratio(over: float | None, under: float | None) -> float | None:
-        return round(over / under, 4) if over and under else None
+    def _key(self, row: dict[str, Any]) -> str:
+        key = f"{row['name']} {row['precision']} {row['measures']}"
+        self._rows[key] = row
+        return key
 
-    found = []
-    for precision in ("fp32", "fp16", "int8"):
-        share = ratio(value("engine", precision, "stream", largest), value("engine", precision, "compute", largest))
-        name = f"{precision}: images a second from ordinary host memory, over those of computing alone, largest batch"
-        found.append(_target(name, 0.95, share))
-    p99 = value("engine", "int8", "infer", smallest, "p99_ms") if smallest == 1 else None
-    found.append(_target("int8: p99 of one image, host to host, ms, on an H200", 0.35, p99, h200, at_most=True))
-    throughput = value("engine", "int8", "stream", largest)
-    found.append(
-        _target(
-            "int8: images a second, host to host, ResNet-50 at 224x224 on an H200",
-            60_000,
-            throughput,
-            h200 and resnet50,
+    def add(self, row: dict[str, Any], call: Callable[[], Any], doubt: Callable[[], str]) -> None:
+        """Take a row; ``doubt`` says afterwards why its times are not what the row says they are."""
+        key = self._key(row)
+        self._calls[key], self._doubts[key] = call, doubt
+
+    def refuse(self, row: dict[str, Any], why: str) -> None:
+        """Take a row that has no times."""
+        self._failed(self._key(row), why)
+
+    def _failed(self, key: str, why: str) -> None:
+        log.warning("%s: %s", key, why)
+        self._errors[key] = why
+
+    def run(self, seconds: float) -> list[TimedRow]:
+        """Time all calls; give all rows, in the order in which they came."""
+
+        def failed(key: str, error: Exception) -> None:
+            self._failed(key, words_of(error))
+
+        samples: Mapping[str, Sequence[float]] = (
+            in_turns(self._calls, on_error=failed)
+            if self._by_events
+            else measure(
+                self._calls, seconds_each=seconds, warmup_seconds=min(WARM_UP, seconds), min_samples=10, on_error=failed
+            )
         )
-    )
-    over_fp16 = ratio(throughput, value("engine", "fp16", "stream", largest))
-    found.append(_target("int8 over fp16: images a second, host to host, largest batch", 1.5, over_fp16))
-    engine = value("engine", "fp16", "compute", largest)
-    for mode, limit in zip(PEER_MODES, (1.3, 1.15)):
-        peer = value(f"PyTorch {mode}", "fp16", "compute", largest)
-        found.append(_target(f"fp16 over PyTorch {mode}: computing alone, largest batch", limit, ratio(engine, peer)))
-    return found
+        for key in samples:
+            if why := self._doubts[key]():
+                self._failed(key, why)
+        return [self._row(key, samples) for key in self._rows]
 
-
-def _target(
-    name: str, limit: float, measured: float | None, applies: bool = True, at_most: bool = False
-) -> dict[str, Any]:
-    if measured is None:
-        met, why = None, "not measured"
-    elif not applies:
-        met, why = None, "measured on another GPU or model than the target is for"
-    else:
-        met, why = (measured <= limit if at_most else measured >= limit), ""
-    return {"target": name, "limit": limit, "measured": measured, "met": met, "why": why}
+    def _row(self, key: str, samples: Mapping[str, Sequence[float]]) -> TimedRow:
+        row = self._rows[key]
+        row["includes"] = INCLUDES[row["measures"]]
+        if key in self._errors:
+            return TimedRow(**row, error=self._errors[key])
+        numbers = summarize(list(samples[key]), row["batch"] * row["batches"])
+        return TimedRow(**row, **{name: numbers[name] for name in _NUMBERS})

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,38 @@ def test_pip_that_fails_ends_in_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Expected pip to install the packages of requirements-gpu.txt. Received: its failure" in done.stdout
     assert not (tmp_path / ".venv-gpu/.installed").exists()
+
+
+def gpu_tests() -> list[str]:
+    (line,) = re.findall(r"^GPU_TESTS := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    return str(line).split()
+
+
+def test_test_gpu_names_every_file_that_has_such_tests() -> None:
+    marked = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^(?:pytestmark = |@)pytest\.mark\.gpu$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    assert sorted(gpu_tests()) == sorted(marked)
+    assert "-m pytest -m gpu $(GPU_TESTS)" in (ROOT / "Makefile").read_text()
+
+
+# What a GPU machine may well lack; pytest imports every file that it is given.
+WITHOUT = """
+import sys
+class Refuser:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuser())
+import pytest
+sys.exit(pytest.main(["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+
+
+def test_the_tests_for_a_gpu_are_collected_without_tensorflow_and_onnx() -> None:
+    command = [sys.executable, "-c", WITHOUT, *gpu_tests()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/pipeline/test_cuda.py::" in done.stdout

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.peers.onnx_to_torch import Precision, load_onnx
-from benchmarks.peers.torch_device import Slot, import_torch, settings, versions
+from benchmarks.peers.torch_device import Slot, import_torch, settings, tf32_allowed, versions
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, check_pixels
 
@@ -146,14 +146,15 @@ class PyTorchRunner:
     def describe(self) -> dict[str, Any]:
         """What a reader must know of an open runner: mode, precision, settings as PyTorch reports them, versions."""
         torch = self._opened()
+        matmul, cudnn = tf32_allowed(torch)
         return {
             "mode": self.mode,
             "how": MODES[self.mode],
             "precision": self.precision,
             "memory_format": "channels_last",
             "warmup_calls": WARMUP_CALLS,
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-            "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+            "tf32_matmul": matmul,
+            "tf32_cudnn": cudnn,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "device": torch.cuda.get_device_name() if self._cuda else "cpu",
             "versions": versions(),

@@ -49,14 +49,68 @@ def versions() -> dict[str, str | None]:
 
 @contextmanager
 def settings(torch: Any, tf32: bool) -> Iterator[None]:
-    """Set what decides PyTorch's speed and is global to the process; put it back afterwards."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark)
+    """Set what decides PyTorch's speed and is global to the process; put it back afterwards.
+
+    PyTorch 2.9 brought new switches for TF32. Who reads the old ones after the new ones were set may get a
+    RuntimeError, so the old ones are touched only where the new ones do not exist.
+    """
+    cudnn = torch.backends.cudnn
+    benchmark, cudnn.benchmark = cudnn.benchmark, True
     try:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, True
+        with _new_switches(torch, tf32) if _has_new_switches(torch) else _old_switches(torch, tf32):
+            yield
+    finally:
+        cudnn.benchmark = benchmark
+
+
+def tf32_allowed(torch: Any) -> tuple[bool, bool]:
+    """Whether products and convolutions may use TF32 now."""
+    backends = torch.backends
+    if _has_new_switches(torch):
+        return backends.cuda.matmul.fp32_precision == "tf32", backends.cudnn.conv.fp32_precision == "tf32"
+    return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+
+
+def _has_new_switches(torch: Any) -> bool:
+    matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
+    return hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision")
+
+
+@contextmanager
+def _new_switches(torch: Any, tf32: bool) -> Iterator[None]:
+    """Set ``fp32_precision`` of products, convolutions and recurrent layers, which have to agree.
+
+    ``set_float32_matmul_precision`` has a state of its own, which torch.compile reads and refuses where it says other
+    than the switch of products (pytorch/pytorch#166387): it is set alongside, and put back where it could be read.
+    """
+    cudnn = torch.backends.cudnn
+    switches = [torch.backends.cuda.matmul, *(one for one in (cudnn.conv, getattr(cudnn, "rnn", None)) if one)]
+    before = [one.fp32_precision for one in switches]
+    try:
+        matmul: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # somebody mixed old and new switches before
+        matmul = None
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        for one in switches:
+            one.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        for one, value in zip(switches, before):
+            one.fp32_precision = value
+
+
+@contextmanager
+def _old_switches(torch: Any, tf32: bool) -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 class Slot:

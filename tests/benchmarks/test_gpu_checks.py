@@ -34,6 +34,7 @@ def test_every_check_is_listed() -> None:
         if inspect.isfunction(one) and list(inspect.signature(one).parameters)[:2] == ["plan", "pixels"]
     }
     assert checks == {*CHECKS, gpu_checks.cycles_leak_nothing}
+    assert set(gpu_checks.QUICK) < set(CHECKS)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -70,6 +71,13 @@ def test_cycles_are_counted(plan: Path, gpu: FakeTensorRT, monkeypatch: pytest.M
         gpu_checks.cycles_leak_nothing(plan, pixels(3), cycles=5)
     with pytest.raises(CheckFailedError, match=r"24\.0 MiB"):
         gpu_checks.an_error_releases_everything(plan, pixels(3))
+
+
+def test_cycles_end_when_their_seconds_are_up(plan: Path, gpu: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(0, 1000, 10))  # each look at the clock is ten later
+    monkeypatch.setattr(gpu_checks.time, "monotonic", lambda: float(next(seconds)))
+    assert gpu_checks.cycles_leak_nothing(plan, pixels(3), cycles=1000, seconds=60).startswith("4 cycles took")
+    assert gpu_checks.cycles_leak_nothing(plan, pixels(3), cycles=1000, seconds=1).startswith("1 cycle took")
 
 
 def in_row(row: int, when: Any = lambda count: True) -> Any:

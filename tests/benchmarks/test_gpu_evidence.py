@@ -1,6 +1,10 @@
-"""The evidence command on the fake GPU, and what it says without one."""
+"""The evidence command on the fake GPU."""
 
+import contextlib
+import io
 import json
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,109 +12,123 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_evidence, gpu_timings
+from benchmarks import gpu_checks, gpu_timings, gpu_visit
 from benchmarks.gpu_evidence import main
-from benchmarks.gpu_timings import judge_targets
-from export.driver import DriverStatus
 from export.errors import ExportError
-from export.sidecar import read_sidecar
-from pipeline.layout import ONNX, PARITY, REFERENCE
+from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
+from pipeline.layout import ONNX, PARITY, engine_source
 from pipeline.parity_report import read_parity, write_parity
 from pipeline.recipe import Thresholds
-from pipeline.runners import tensorrt as runner_module
-from tests.fake_engine import SIZE, install, make_plan, pixels
+from pipeline.runners.tensorrt import TensorRTRunner
+from tests.benchmarks.visits import COUNT, QUICK, SHORT, install_visit, make_artifacts
+from tests.fake_engine import SIZE
 from tests.fake_gpu import FakeTensorRT
 from tests.made_records import make_hop, write_verdict
-
-COUNT = 60
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    fake = install(monkeypatch)
-    monkeypatch.setattr(gpu_checks, "_WARM_UP", 1)
-    monkeypatch.setattr(gpu_evidence, "driver_status", runner_module.driver_status)
-    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: fake.trt)
-    for module in (gpu_checks, gpu_timings):
-        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if "." not in name else name)
-
-    def build(source: Path, plan: Path, *, precision: str, profile: Any, **_: Any) -> dict[str, Any]:
-        fake.profile = (profile.min, profile.opt, profile.max)
-        if precision == "fp32":
-            raise ExportError("Expected a graph. Received: none.")
-        described = {
-            "asked": {"precision": precision, "convolutions": {}, "layers": {"conv": precision}},
-            "found": None,
-            "warnings": [],
-            "seconds": 0.1,
-        }
-        make_plan(plan, fake.profile, precision=precision, network_layers={"CONVOLUTION": 53}, **described)
-        return read_sidecar(plan)
-
-    monkeypatch.setattr(gpu_evidence, "build_engine", build)
-    # One fake stands for all engines: its profile is that of the plan that is opened.
-    enter = runner_module.TensorRTRunner.__enter__
-
-    def open_engine(runner: Any) -> Any:
-        profile = runner.sidecar.profile
-        fake.profile = (profile.min, profile.opt, profile.max)
-        return enter(runner)
-
-    monkeypatch.setattr(runner_module.TensorRTRunner, "__enter__", open_engine)
-    return fake
+    return install_visit(monkeypatch)
 
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Path:
-    images = pixels(COUNT)
-    logits = images.mean((1, 2)).astype(np.float32)
-    (tmp_path / "model" / "verify").mkdir(parents=True)
-    np.savez(
-        tmp_path / "model" / "verify" / "reference.npz",
-        pixels=images,
-        labels=logits.argmax(1),
-        logits=logits,
-        meta=np.frombuffer(json.dumps({"model_sha256": "0" * 64}).encode(), np.uint8),
-    )
-    for name in ONNX.values():
-        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "model" / name).write_bytes(b"onnx")
-    return tmp_path / "model"
+    return make_artifacts(tmp_path / "model")
 
 
-def run(artifacts: Path, *options: str) -> tuple[int, dict[str, Any]]:
+def run(artifacts: Path, *options: str) -> tuple[int, GpuEvidence]:
+    """A visit without checks."""
     output = artifacts / "evidence.json"
-    short = ("--batch", "4", "--seconds", "0.01", "--cycles", "2")
-    status = main([str(artifacts), "-o", str(output), *short, *options])
-    return status, json.loads(output.read_text())
+    status = main([str(artifacts), "-o", str(output), *SHORT, *options])
+    return status, read_gpu_evidence(output)
 
 
-def test_everything_is_gathered(gpu: FakeTensorRT, artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, evidence = run(artifacts, "--precisions", "fp16,int8", "--commit", "abc")
-    assert status == 0
-    assert evidence["commit"] == "abc"
-    assert evidence["tensorrt"] == {"flavour": "tensorrt", "version": "10.13.0"}
-    assert evidence["model"] == {"name": "model", "size": list(SIZE), "classes": 3, "test_images": COUNT}
-    names = ["fp16-throughput", "fp16-latency", "int8-throughput", "int8-latency"]
-    assert list(evidence["engines"]) == names
-    assert [one["profile"]["max"] for one in evidence["engines"].values()] == [4, 1, 4, 1]
-    assert evidence["engines"]["fp16-latency"]["asked"] == {"precision": "fp16", "convolutions": {}}
-    assert evidence["parity"]["verdict"] == "pass"
-    checks = {(row["check"], row["engine"]) for row in evidence["checks"]}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, GpuEvidence, Path, str]:
+    """The exit status, the record, its file and what was printed of a visit with everything."""
+    artifacts = make_artifacts(tmp_path_factory.mktemp("whole") / "model")
+    output, printed = artifacts / "evidence.json", io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+        install_visit(monkeypatch)
+        status = main([str(artifacts), "-o", str(output), *QUICK, "--commit", "abc"])
+    return status, read_gpu_evidence(output), output, printed.getvalue()
+
+
+def states(evidence: GpuEvidence) -> dict[str, str]:
+    return {step.name: step.state for step in evidence.steps}
+
+
+def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> None:
+    status, evidence, path, printed = whole
+    assert (evidence.state, evidence.commit) == ("finished", "abc")
+    assert (evidence.flavour, evidence.tensorrt_version) == ("tensorrt", "10.13.0")
+    assert (evidence.gpu.name, evidence.gpu.driver_version) == ("Fake GPU", "580.95.05")
+    model = evidence.model
+    assert (model.name, model.size, model.classes, model.test_images) == ("model", SIZE, 3, COUNT)
+    assert evidence.machine["python"]
+    names = ["fp16-throughput", "int8-throughput", "fp16-latency", "int8-latency"]
+    assert list(evidence.engines) == names
+    assert [one.profile.max for one in evidence.engines.values()] == [4, 4, 1, 1]
+    assert evidence.engines["int8-latency"].asked_convolutions == {"int8": 53}
+    assert evidence.parity is not None
+    assert [hop.candidate for hop in evidence.parity.hops] == names
+    checks = {(row.check, row.engine) for row in evidence.checks}
     assert len(checks) == len(names) * len(gpu_checks.CHECKS) + 1
-    assert {row["result"] for row in evidence["checks"]} == {"pass", "skipped"}
-    timed = {(row["name"], row["precision"], row["measures"], row["batch"]) for row in evidence["timings"]}
-    assert ("engine", "int8", "stream pinned", 4) in timed
+    assert {row.result for row in evidence.checks} == {"pass", "skipped"}
+    timed = {(row.name, row.precision, row.measures, row.batch) for row in evidence.timings}
+    assert {("engine", precision, "stream pinned", 4) for precision in ("fp16", "int8")} <= timed
     assert ("engine", "fp16", "compute", 1) in timed
     assert ("engine without graphs", "fp16", "infer", 1) in timed
-    assert not any("error" in row for row in evidence["timings"])
-    targets = {one["target"]: one for one in evidence["targets"]}
-    assert targets["int8 over fp16: images a second, host to host, largest batch"]["met"] in (True, False)
-    why = targets["int8: images a second, host to host, ResNet-50 at 224x224 on an H200"]["why"]
-    assert why.startswith("measured on another GPU or model")
-    output = capsys.readouterr().out.splitlines()
-    assert json.loads(output[-1])["failed"] == 0
-    assert any("not measured" in line for line in output)  # PyTorch
+    made = [name for name, state in states(evidence).items() if name.startswith("time ") and state == "done"]
+    assert list(evidence.snapshots) == ["machine", *made]
+    targets = {one.target: one for one in evidence.targets}
+    assert targets["int8 over fp16: images a second, host to host, largest batch"].met in (True, False)
+    lines = printed.splitlines()
+    assert status == 1  # FP32 cannot be built on the fake
+    assert evidence.failures == tuple(
+        f"build fp32-{variant}: Expected a graph in model.onnx. Received: none."
+        for variant in ("throughput", "latency")
+    )
+    assert json.loads(lines[-1]) == {"output": str(path), "parity": "pass", "failed": 2}
+    assert any("not measured" in line for line in lines)  # PyTorch
+
+
+def test_what_is_worth_most_comes_first(whole: tuple[int, GpuEvidence, Path, str]) -> None:
+    names = list(states(whole[1]))
+    assert names[:10] == [
+        "machine",
+        "build fp16-throughput",
+        "build int8-throughput",
+        "parity fp16-throughput",
+        "parity int8-throughput",
+        "time throughput compute fp16+int8",
+        "time throughput infer fp16+int8",
+        "time throughput stream fp16+int8",
+        "time throughput stream pinned fp16",
+        "time throughput stream pinned int8",
+    ]
+    later = ("build fp16-latency", "time latency infer", "build fp32", "check ", "leak cycles", "PyTorch eager")
+    order = [next(at for at, name in enumerate(names) if name.startswith(one)) for one in later]
+    assert order == sorted(order)
+    assert names[-2:] == ["PyTorch compile, batch 4", "PyTorch compile, batch 1"]
+
+
+def test_the_page_beside_it_says_the_same(whole: tuple[int, GpuEvidence, Path, str]) -> None:
+    _, evidence, path, _ = whole
+    page = path.with_suffix(".md").read_text()
+    assert page.startswith("# model on Fake GPU, TensorRT 10.13.0\n")
+    for said in (
+        "| GPU | Fake GPU, compute capability 8.9 |",
+        "| INT8 | throughput | 1 to 4 | 0.1 | 0.0 | 53 INT8 asked for |",
+        "| fp16-latency | pass | 100.00% | equal | 0 |",
+        "- build fp32-latency: Expected a graph in model.onnx. Received: none.",
+        "- there is no engine fp32-throughput that runs here: parity fp32-throughput;",
+        "- torch not installed: PyTorch eager, batch 4;",
+    ):
+        assert said in page
+    row = next(row for row in evidence.timings if (row.precision, row.measures) == ("int8", "compute"))
+    assert f"| engine | INT8 | 4 | computing alone, no copies | yes | {row.p50_ms:.4g} |" in page
+    assert str(path.parent) not in page + path.read_text()
 
 
 def test_what_fails_is_written_and_counted(gpu: FakeTensorRT, artifacts: Path) -> None:
@@ -119,61 +137,173 @@ def test_what_fails_is_written_and_counted(gpu: FakeTensorRT, artifacts: Path) -
             results["logits"][2] += 100
 
     gpu.spoil = spoil
-    status, evidence = run(artifacts)
+    status, evidence = run(artifacts, "--precisions", "int8", "--checks", "quick", "--cycles", "1")
     assert status == 1
-    assert "Expected a graph" in evidence["engines"]["fp32-throughput"]["error"]
-    assert evidence["parity"]["verdict"] == "fail"
-    failed = {(row["check"], row["engine"]) for row in evidence["checks"] if row["result"] == "fail"}
+    assert evidence.parity is not None
+    assert evidence.parity.verdict == "fail"
+    failed = {(row.check, row.engine) for row in evidence.checks if row.result == "fail"}
     assert ("equal_images_give_equal_rows", "int8-throughput") in failed
     assert ("equal_images_give_equal_rows", "int8-latency") not in failed
 
 
-def test_what_was_known_before_a_crash_is_kept(
-    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("build_engine", MemoryError()),
+        ("judge", ValueError("odd")),
+        ("time_engines", OSError(5, "Input/output error")),
+        ("gpu_snapshot", AttributeError("x")),
+    ],
+)
+def test_whatever_a_step_raises_the_next_one_is_made(
+    place: str, error: Exception, gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: Any, **__: Any) -> Any:
+    original, calls = getattr(gpu_visit, place), []
+
+    def once(*args: Any, **more: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise error
+        return original(*args, **more)
+
+    monkeypatch.setattr(gpu_visit, place, once)
+    status, evidence = run(artifacts, "--precisions", "fp16,int8", "--peers", "none")
+    failed = [step for step in evidence.steps if step.state == "error"]
+    assert (status, evidence.state, len(failed)) == (1, "finished", 1)
+    assert failed[0].why == f"{type(error).__name__}: {error}"
+    assert sum(step.state == "done" for step in evidence.steps) >= 10
+
+
+def test_an_interrupt_is_written(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu_evidence, "time_batch", crash)
-    with pytest.raises(KeyboardInterrupt):
-        run(artifacts)
-    evidence = json.loads((artifacts / "evidence.json").read_text())
-    assert evidence["parity"]["verdict"] == "pass"
-    assert evidence["checks"]
+    monkeypatch.setattr(gpu_visit, "time_engines", interrupt)
+    status, evidence = run(artifacts)
+    assert (status, evidence.state) == (130, "interrupted")
+    assert evidence.step("time throughput compute fp16+int8").why == "interrupted"
+    assert evidence.step("PyTorch eager, batch 4").state == "pending"
+    assert evidence.parity is not None
 
 
-def test_artifacts_without_keras_answers(gpu: FakeTensorRT, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main([str(tmp_path), "-o", str(tmp_path / "x.json")]) == 2
-    said = f"Expected a recipe's artifacts in {tmp_path}. Received: no export/model.onnx, "
-    assert said in caplog.text
-    assert "verify/reference.npz. Run the recipe" in caplog.text
-    assert not (tmp_path / "x.json").exists()
-
-
-def test_artifacts_that_are_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "toy" / "verify").mkdir(parents=True)
-    (tmp_path / "toy" / REFERENCE).write_bytes(b"")
-    (tmp_path / "toy.tar").write_bytes(b"")
-    for name, why in (("nope", "which does not exist"), ("toy.tar", "which is a file: unpack a bundle first")):
-        caplog.clear()
-        assert main([str(tmp_path / name)]) == 2
-        assert f"Received: {tmp_path / name}, {why}. In {tmp_path} there are: toy." in caplog.text
-        assert "Errno" not in caplog.text
-
-
-def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (artifacts / REFERENCE).write_bytes(b"x")
-    assert main([str(artifacts)]) == 2
-    assert f"Expected Keras' answers in {artifacts / REFERENCE}." in caplog.text
-
-
-def test_a_bundle_that_is_not_whole_is_refused_before_the_gpu(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_graph_that_was_not_made_is_an_error_and_no_slower_number(
+    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
-    (artifacts / ONNX["int8"]).unlink()
-    assert main([str(artifacts)]) == 2
-    assert "no quantize/model.int8.onnx" in caplog.text
+    gpu.fail = "capture"
+    output, words = artifacts / "x.json", "no CUDA graph was made for batches of 1"
+    plain = [str(artifacts), "-o", str(output), *SHORT, "--precisions", "fp16"]
+    assert main(plain) == 1
+    rows = {(row.name, row.measures): row for row in read_gpu_evidence(output).timings}
+    assert rows["engine", "infer"].error.startswith(words)
+    assert rows["engine", "compute"].error.startswith(words)
+    assert rows["engine without graphs", "infer"].p50_ms is not None
+    monkeypatch.setattr(TensorRTRunner, "graph_refusals", {1: "it says no"})
+    gpu.fail = ""
+    assert main(plain) == 1
+    rows = {(row.name, row.measures): row for row in read_gpu_evidence(artifacts / "x-2.json").timings}
+    assert rows["engine", "infer"].error == f"{words}: it says no"
+
+
+def test_page_locked_memory_is_held_for_one_engine_at_a_time(
+    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, most = [0], [0]
+    enter, leave, pinned = TensorRTRunner.__enter__, TensorRTRunner.__exit__, TensorRTRunner.pinned_pixels
+    own: dict[int, int] = {}
+
+    def pin(runner: TensorRTRunner, count: int) -> np.ndarray:
+        own[id(runner)] = own.get(id(runner), 0) + count
+        held[0] += count
+        most[0] = max(most[0], held[0])
+        return pinned(runner, count)
+
+    def close(runner: TensorRTRunner, *exc: object) -> None:
+        held[0] -= own.pop(id(runner), 0)
+        leave(runner, *exc)
+
+    monkeypatch.setattr(TensorRTRunner, "pinned_pixels", pin)
+    monkeypatch.setattr(TensorRTRunner, "__exit__", close)
+    assert TensorRTRunner.__enter__ is enter
+    run(artifacts, "--precisions", "fp16,int8")
+    assert most == [4 * gpu_timings.MOST_STREAMED]
+
+
+def test_an_engine_that_we_refuse_is_asked_of_the_library(
+    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ExportError("TensorRT-RTX does not support this GPU.")
+
+    monkeypatch.setattr(gpu_visit, "check_engine", refuse)
+    gpu.fail = "deserialize_cuda_engine"
+    status, evidence = run(artifacts, "--precisions", "fp16", "--variants", "throughput")
+    engine = evidence.engines["fp16-throughput"]
+    assert (status, engine.refused) == (1, "TensorRT-RTX does not support this GPU.")
+    assert "deserialize_cuda_engine said no" in engine.library
+    assert evidence.step("parity fp16-throughput").why == "there is no engine fp16-throughput that runs here"
+    assert "the library: " in (artifacts / "evidence.md").read_text()
+    gpu.fail = ""
+    status = main([str(artifacts), "-o", str(artifacts / "evidence.json"), *SHORT, "--precisions", "fp16"])
+    assert read_gpu_evidence(artifacts / "evidence-2.json").engines["fp16-latency"].library == "it loads the engine"
+
+
+def test_peers_take_turns_with_the_engine(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Peer:
+        def __init__(self, path: Path, precision: str, mode: str, max_batch: int) -> None:
+            self.mode = mode
+
+        def __enter__(self) -> "Peer":
+            if self.mode == "compile":
+                raise RuntimeError("no Triton")
+            return self
+
+        def __exit__(self, *exc: object) -> None: ...
+
+        def infer(self, images: np.ndarray) -> None: ...
+
+        def compute_ms(self, batch: int, repeats: int) -> list[float]:
+            return [4.0] * repeats
+
+    fake = types.SimpleNamespace(PyTorchRunner=Peer)
+    monkeypatch.setitem(sys.modules, "benchmarks.peers.pytorch_runner", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "")
+    status, evidence = run(artifacts, "--precisions", "fp16")
+    assert status == 1
+    assert evidence.step("PyTorch compile, batch 4").why == "RuntimeError: no Triton"
+    rows = {(row.name, row.beside, row.batch, row.measures) for row in evidence.timings if row.beside}
+    assert rows == {
+        (name, mode, batch, measures)
+        for mode in ("eager", "graphs")
+        for name in ("engine", f"PyTorch {mode}")
+        for batch in (1, 4)
+        for measures in ("compute", "infer")
+    }
+    targets = {one.target.partition(":")[0]: one for one in evidence.targets}
+    assert targets["fp16 over PyTorch graphs"].measured == 2.0  # the fake engine takes 2 ms
+    assert targets["fp16 over PyTorch compile"].measured is None
+
+
+def test_default_precisions_are_those_that_are_there(gpu: FakeTensorRT, artifacts: Path) -> None:
+    (artifacts / ONNX["fp32"]).unlink()
+    status, evidence = run(artifacts)
+    assert status == 0
+    assert evidence.step("build fp32-throughput").why == "export/model.onnx is not in the folder"
+    assert not any("time" in name and "fp32" in name for name in states(evidence))
+    (artifacts / engine_source("int8", False)).unlink()
+    named = [str(artifacts), "-o", str(artifacts / "y.json"), "--precisions", "int8"]
+    assert main(named) == 2  # by name, for this TensorRT
+    assert not (artifacts / "y.json").exists()
+
+
+def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        assert main([str(artifacts), *SHORT, "--variants", "throughput", "--precisions", "fp16"]) == 0
+    folder = artifacts / "evidence"
+    stem = "fake-gpu-tensorrt-10.13.0"
+    assert {path.name for path in folder.iterdir()} == {
+        f"{stem}{number}.{kind}" for number in ("", "-2", "-3") for kind in ("json", "md")
+    }
+    assert f"{stem}.json is that of an earlier visit and is kept; this one's is {stem}-3.json" in caplog.text
 
 
 def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:
@@ -183,75 +313,7 @@ def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:
     write_parity(artifacts / PARITY, replace(report, thresholds=asked))
     status, evidence = run(artifacts, "--precisions", "fp16,int8")
     assert status == 1
-    verdicts = {hop["candidate"]: hop["verdict"] for hop in evidence["parity"]["hops"]}
+    assert evidence.parity is not None
+    verdicts = {hop.candidate: hop.verdict for hop in evidence.parity.hops}
     assert (verdicts["fp16-throughput"], verdicts["int8-throughput"]) == ("pass", "fail")
-    assert evidence["parity"]["thresholds"]["int8"]["relative_error"] == -1.0
-
-
-def test_without_a_gpu_every_target_is_open(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
-    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: pytest.fail("TensorRT was touched"))
-    assert main([str(artifacts)]) == 3
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(judge_targets([], None, False)) == 8
-    assert all(line.endswith("not measured") for line in lines)
-
-
-def test_options_that_make_no_sense(artifacts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("")
-    for *options, said in (
-        ("--batch", "1", "--batch of at least 2"),
-        ("--precisions", "int4", "--precisions of fp32,fp16,int8"),
-        ("--cycles", "0", "--cycles of at least 1"),
-        ("--seconds", "0", "--seconds above 0"),
-        ("--plans", str(tmp_path / "file"), f"where {tmp_path / 'file'} is no folder"),
-        ("-o", str(tmp_path), f"such as {tmp_path / 'evidence.json'}"),
-        ("-o", "x.txt", "ends in .json after -o, such as x.json"),
-    ):
-        caplog.clear()
-        assert main([str(artifacts), *options]) == 2
-        assert said in caplog.text
-
-
-def row(name: str, precision: str, measures: str, batch: int, speed: float, p99: float = 1.0) -> dict[str, Any]:
-    return {
-        "name": name,
-        "precision": precision,
-        "measures": measures,
-        "batch": batch,
-        "images_per_second": speed,
-        "p99_ms": p99,
-    }
-
-
-def test_targets_are_judged() -> None:
-    rows = [
-        row("engine", "fp16", "compute", 256, 30_000),
-        row("engine", "fp16", "stream", 256, 28_500),
-        row("engine", "int8", "compute", 256, 70_000),
-        row("engine", "int8", "stream", 256, 61_000),
-        row("engine", "int8", "infer", 1, 3_000, p99=0.34),
-        row("PyTorch graphs", "fp16", "compute", 256, 20_000),
-        row("PyTorch compile", "fp16", "compute", 256, 29_000),
-    ]
-    judged = judge_targets(rows, "NVIDIA H200", resnet50=True)
-    assert [(one["measured"], one["met"]) for one in judged] == [
-        (None, None),
-        (0.95, True),
-        (0.8714, False),
-        (0.34, True),
-        (61_000, True),
-        (2.1404, True),
-        (1.5, True),
-        (1.0345, False),
-    ]
-    elsewhere = judge_targets(rows, "NVIDIA L4", resnet50=True)
-    assert [one["met"] for one in elsewhere] == [None, True, False, None, None, True, True, False]
-    assert judge_targets(rows, "NVIDIA H200", resnet50=False)[4]["met"] is None
-
-
-def test_the_file_is_named_after_gpu_and_tensorrt(gpu: FakeTensorRT) -> None:
-    path = gpu_evidence.evidence_path("NVIDIA H200", gpu.trt)
-    assert path.as_posix().endswith("benchmarks/results/h200-tensorrt-10.13.0.json")
+    assert evidence.parity.thresholds["int8"].relative_error == -1.0

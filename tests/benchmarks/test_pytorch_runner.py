@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is in the peer's environment, not in the project's")
+pytest.importorskip("onnx", reason="the models of these tests are made with onnx")
 
 from benchmarks.peers import pytorch  # noqa: E402
 from benchmarks.peers.onnx_to_torch import load_onnx  # noqa: E402
 from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner  # noqa: E402
+from benchmarks.peers.torch_device import tf32_allowed  # noqa: E402
 from benchmarks.timing import measure  # noqa: E402
 from pipeline.errors import DeviceUnavailableError, RunnerError  # noqa: E402
 from pipeline.runners.base import softmax  # noqa: E402
@@ -64,14 +66,13 @@ def test_runners_take_turns_with_others(model: Path) -> None:
 
 
 def test_settings_are_set_reported_and_put_back(model: Path) -> None:
-    backends = torch.backends
-    before = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.cudnn.benchmark)
+    before = (tf32_allowed(torch), torch.backends.cudnn.benchmark)
     for tf32 in (True, False):
         with on_cpu(model, tf32=tf32) as runner:
             described = runner.describe()
         assert (described["tf32_matmul"], described["tf32_cudnn"], described["cudnn_benchmark"]) == (tf32, tf32, True)
         assert described["versions"]["torch"] == torch.__version__
-        assert (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.cudnn.benchmark) == before
+        assert (tf32_allowed(torch), torch.backends.cudnn.benchmark) == before
 
 
 def test_wrong_pixels_are_refused(model: Path) -> None:

@@ -20,6 +20,9 @@ from export.sidecar import BatchProfile, Sidecar
 from pipeline.errors import RunnerError
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
+
+pytest.importorskip("onnx", reason="the models of these tests are made with onnx")
+
 from tests import tiny_onnx
 
 pytestmark = pytest.mark.gpu

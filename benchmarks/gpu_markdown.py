@@ -1,0 +1,212 @@
+"""What a visit to a GPU showed, as a page of Markdown tables. Python 3.10 syntax, standard library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.gpu_targets import said
+from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, EngineEvidence, GpuEvidence, TimedRow
+from pipeline.parity_report import Hop
+from pipeline.words import count
+
+WHAT: Mapping[str, str] = {
+    "compute": "computing alone, no copies",
+    "infer": "host to host",
+    "stream": "host to host, streamed",
+    "stream pinned": "host to host, streamed from page-locked memory",
+}
+_STATES = {
+    "running": "The visit is under way, or it was ended from outside: what follows is what was known by then.",
+    "interrupted": "The visit was interrupted from the keyboard.",
+    "cut short": "A step did not end and the visit was cut short.",
+    "finished": "",
+}
+
+
+def as_markdown(evidence: GpuEvidence) -> str:
+    """The whole record as Markdown, most wanted first."""
+    version = f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
+    parts = [
+        f"# {evidence.model.name} on {evidence.gpu.name}, {version}",
+        _STATES[evidence.state],
+        _facts(evidence),
+        _section("Speed", _speed(evidence.timings)),
+        _section("Answers against Keras'", _parity(evidence)),
+        _section("Engines", _engines(evidence.engines)),
+        _section("Targets", _targets(evidence)),
+        _section("Checks", _checks(evidence)),
+        _section("Failed", _bullets(evidence.failures)),
+        _section("Not made", _not_made(evidence)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(evidence: GpuEvidence) -> str:
+    gpu, model, machine = evidence.gpu, evidence.model, evidence.machine
+    height, width = model.size
+    rows = [
+        ("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}"),
+        ("driver", f"{gpu.driver_version or 'unknown'}, CUDA {gpu.cuda_version or 'unknown'}"),
+        ("clocks and power, read after the steps", _clocks(evidence)),
+        ("processor", _processor(machine)),
+        ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
+        ("images", f"{model.test_images} test images with Keras' answers"),
+        ("date", evidence.date.replace("T", " ").replace("Z", " UTC")),
+        ("commit", evidence.commit or "unknown"),
+    ]
+    return table(("what", "here"), rows)
+
+
+def _processor(machine: Mapping[str, Any]) -> str:
+    cpu = machine.get("cpu") or {}
+    return f"{cpu.get('model', 'unknown')}, {cpu.get('usable_cores', '?')} cores, Python {machine.get('python', '?')}"
+
+
+def _clocks(evidence: GpuEvidence) -> str:
+    """The range of what was read after the steps, of the first GPU."""
+    read = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
+    said = []
+    for key, name, unit in (
+        ("sm_clock_mhz", "SM", "MHz"),
+        ("memory_clock_mhz", "memory", "MHz"),
+        ("power_w", "power", "W"),
+        ("temperature_c", "temperature", "°C"),
+    ):
+        values = [one[key] for one in read if isinstance(one.get(key), (int, float))]
+        if values:
+            low, high = min(values), max(values)
+            said.append(f"{name} {low:.0f}{'' if round(low) == round(high) else f' to {high:.0f}'} {unit}")
+    return ", ".join(said) or "not read: nvidia-ml-py is not installed"
+
+
+def _speed(rows: Sequence[TimedRow]) -> str:
+    """Rows with times; those without are among the failures."""
+    shown = [
+        (
+            f"{row.name}{f' (beside PyTorch {row.beside})' if row.beside and row.name == 'engine' else ''}",
+            row.precision.upper(),
+            str(row.batch),
+            WHAT[row.measures],
+            {True: "yes", False: "no", None: "–"}[row.graphs],
+            _number(row.p50_ms),
+            _number(row.p90_ms),
+            f"{_number(row.p99_ms)}{'*' if row.p99_is_near_max else ''}",
+            f"{row.images_per_second:,.0f}" if row.images_per_second else "–",
+        )
+        for row in rows
+        if not row.error
+    ]
+    head = ("what", "type", "batch", "measured", "CUDA graph", "p50 ms", "p90 ms", "p99 ms", "images/s")
+    few = any(row.p99_is_near_max and not row.error for row in rows)
+    note = "\n\n\\* fewer than 100 calls were timed: about the slowest of them." if few else ""
+    return table(head, shown, right=(2, 5, 6, 7, 8)) + note if shown else ""
+
+
+def _parity(evidence: GpuEvidence) -> str:
+    if evidence.parity is None:
+        return ""
+    rows = [(*_hop(hop), _cell(hop.why)) for hop in evidence.parity.hops]
+    head = ("engine", "verdict", "agreement", "SQNR dB", "largest relative error", "why")
+    return f"Over all: {evidence.parity.verdict}.\n\n" + table(head, rows, right=(2, 3, 4))
+
+
+def _hop(hop: Hop) -> tuple[str, ...]:
+    if not hop.compared:
+        return hop.candidate, hop.verdict, "–", "–", "–"
+    assert hop.top1_agreement is not None
+    noise = "equal" if hop.equal else _number(hop.sqnr_db)
+    error = "–" if hop.relative_error is None else f"{hop.relative_error:.2g}"
+    return hop.candidate, hop.verdict, f"{hop.top1_agreement:.2%}", noise, error
+
+
+def _engines(engines: Mapping[str, EngineEvidence]) -> str:
+    rows = [
+        (
+            one.precision.upper(),
+            one.variant,
+            f"{one.profile.min} to {one.profile.max}",
+            "–" if one.seconds is None else f"{one.seconds:.1f}",
+            f"{one.plan_bytes / 2**20:.1f}",
+            _by_type(one),
+            _cell("; ".join((*one.warnings, *_refusal(one)))),
+        )
+        for one in engines.values()
+    ]
+    head = ("type", "variant", "batch", "build s", "MiB", "convolutions", "warnings")
+    return table(head, rows, right=(3, 4)) if rows else ""
+
+
+def _by_type(engine: EngineEvidence) -> str:
+    found = engine.convolutions
+    listed = ", ".join(f"{number} {kind.upper()}" for kind, number in (found or engine.asked_convolutions).items())
+    return listed if found or not listed else f"{listed} asked for"
+
+
+def _refusal(engine: EngineEvidence) -> tuple[str, ...]:
+    return (f"not loaded here: {engine.refused}", f"the library: {engine.library}") if engine.refused else ()
+
+
+def _targets(evidence: GpuEvidence) -> str:
+    rows = [
+        (one.target, f"{one.limit:g}", "–" if one.measured is None else f"{one.measured:g}", said(one))
+        for one in evidence.targets
+    ]
+    return table(("target", "limit", "measured", "result"), rows, right=(1, 2))
+
+
+def _checks(evidence: GpuEvidence) -> str:
+    if not evidence.checks:
+        return ""
+    results = [one.result for one in evidence.checks]
+    counted = ", ".join(
+        f"{results.count(result)} {word}"
+        for result, word in (("pass", "passed"), ("fail", "failed"), ("error", "not made for an error"),
+                             ("skipped", "skipped"))
+        if result in results
+    )  # fmt: skip
+    wrong = [one for one in evidence.checks if one.result in ("fail", "error")]
+    rows = [(one.engine, one.check.replace("_", " "), one.result, _cell(one.detail)) for one in wrong]
+    return f"{counted}." + ("\n\n" + table(("engine", "check", "result", "what was seen"), rows) if rows else "")
+
+
+def _not_made(evidence: GpuEvidence) -> str:
+    """Steps by the reason why they were not made, or not to the end."""
+    ended = evidence.state != RUNNING
+    by_reason: dict[str, list[str]] = {}
+    for one in evidence.steps:
+        if one.state == SKIPPED:
+            by_reason.setdefault(one.why, []).append(one.name)
+        elif one.state == RUNNING:
+            by_reason.setdefault("it did not end" if ended else "it is under way", []).append(one.name)
+        elif one.state == PENDING:
+            why = "the visit ended before" if ended else "its turn has not come"
+            by_reason.setdefault(why, []).append(one.name)
+    return _bullets(f"{why}: {'; '.join(names)}" for why, names in by_reason.items())
+
+
+def _section(title: str, content: str) -> str:
+    return f"## {title}\n\n{content}" if content else ""
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {_line(one)}" for one in lines)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A Markdown table; the columns ``right`` are numbers."""
+    rule = ["--:" if index in right else "---" for index in range(len(head))]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (head, rule, *rows))
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("\\|", "|").replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    """The text in one line; what a page would take for a tag is not one."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

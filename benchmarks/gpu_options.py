@@ -1,0 +1,190 @@
+"""The options of ``python -m benchmarks.gpu_evidence``: read, and refused where they make no sense together.
+
+Python 3.10 syntax, standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from benchmarks.gpu_timings import PEER_MODES
+from pipeline.errors import PipelineError
+from pipeline.gpu_evidence import FOLDER, Variant
+from pipeline.layout import ONNX, REFERENCE, Precision, engine_source
+from pipeline.output_files import check_folder, check_output
+
+VARIANTS: tuple[Variant, ...] = ("throughput", "latency")
+Checks = Literal["none", "quick", "all"]
+CHECKS = ("none", "quick", "all")
+BATCH, CYCLES, CYCLE_SECONDS = 256, 1000, 60.0
+EXAMPLES = """examples:
+  python -m benchmarks.gpu_evidence artifacts/imagenet
+  mkdir imagenet && tar xf imagenet.bundle.tar -C imagenet
+  python -m benchmarks.gpu_evidence imagenet --minutes 8 --level 2
+  python -m benchmarks.gpu_evidence imagenet --variants latency --precisions int8 --checks none --peers none
+
+order, what is worth most first: FP16 and INT8 at the largest batch (build, answers against Keras', times), the same at
+a batch of 1 with CUDA graphs, then FP32, checks, leak cycles, PyTorch. What no longer fits into --minutes is skipped
+and named. Everything is written after every step, as JSON and as Markdown.
+
+exit status:
+  0 nothing that was made failed     1 a step, a check or the comparison with Keras failed     2 bad input
+  3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for; see the help of the command."""
+
+    artifacts: Path
+    output: Path | None
+    flavour: str | None
+    precisions: tuple[Precision, ...]
+    named: bool  # the precisions were named, and are not just those that there could be
+    variants: tuple[Variant, ...]
+    targets: tuple[str, ...]
+    batch: int
+    seconds: float
+    minutes: float | None
+    level: int | None
+    checks: Checks
+    cycles: int
+    cycle_seconds: float
+    peers: tuple[str, ...]
+    plans: Path | None
+    commit: str | None
+
+    def described(self) -> dict[str, Any]:
+        """What of it a reader of the results must know: no paths."""
+        names = (
+            "minutes", "level", "variants", "precisions", "checks", "peers", "seconds", "batch", "cycles",
+            "cycle_seconds", "targets",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_evidence",
+        description="Build, check, compare with Keras and time a model's engines on this GPU, and write what was seen.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("artifacts", type=Path, metavar="FOLDER", help="a recipe's artifacts, or an unpacked bundle")
+    add("-o", "--output", type=Path, help=f"default: FOLDER/{FOLDER}/<gpu>-<flavour>-<version>.json")
+    add("--minutes", type=float, help="in which it is to be done (default: as long as it takes)")
+    add("--level", type=int, help="builder_optimization_level, 0 to 5; lower ones build quicker (default: TensorRT's)")
+    add("--variants", help=f"of {','.join(VARIANTS)} (default: both)")
+    add("--precisions", help=f"of {','.join(ONNX)} (default: those whose ONNX files are there)")
+    add("--checks", choices=CHECKS, default="all", help="none: no leak cycles either (default: %(default)s)")
+    add("--peers", help=f"none, or PyTorch's ways of {','.join(PEER_MODES)} (default: all of them)")
+    add("--seconds", type=float, default=3.0, help="measured a timed row (default: %(default)s)")
+    add("--batch", type=int, help=f"largest batch of the throughput engines (default: {BATCH})")
+    add("--cycles", type=int, help=f"of the leak check at most (default: {CYCLES})")
+    add("--cycle-seconds", type=float, help=f"that the leak check takes at most (default: {CYCLE_SECONDS:g})")
+    add("--flavour", choices=("tensorrt", "rtx"), help="default: the first that is installed")
+    add("--targets", help="rtx: such as current or SM89")
+    add("--plans", type=Path, help="folder to keep the engines in (default: a temporary one)")
+    add("--commit", help="of this code, where there is no repository")
+    return parser
+
+
+def read_options(args: argparse.Namespace) -> Options:
+    """Take what `build_parser` parsed.
+
+    Raises:
+        PipelineError: what was expected, what was received, what to do.
+    """
+    if args.output is not None:
+        check_output(args.output, "-o", "evidence.json", (".json",))
+    if args.plans is not None:
+        check_folder(args.plans, "--plans")
+    _refuse_contradictions(args)
+    options = Options(
+        artifacts=args.artifacts,
+        output=args.output,
+        flavour=args.flavour,
+        precisions=cast("tuple[Precision, ...]", _listed(args.precisions, "--precisions", tuple(ONNX))),
+        named=args.precisions is not None,
+        variants=cast("tuple[Variant, ...]", _listed(args.variants, "--variants", VARIANTS)),
+        targets=tuple(args.targets.split(",")) if args.targets else (),
+        batch=BATCH if args.batch is None else args.batch,
+        seconds=args.seconds,
+        minutes=args.minutes,
+        level=args.level,
+        checks=args.checks,
+        cycles=CYCLES if args.cycles is None else args.cycles,
+        cycle_seconds=CYCLE_SECONDS if args.cycle_seconds is None else args.cycle_seconds,
+        peers=() if args.peers == "none" else _listed(args.peers, "--peers", PEER_MODES, "none, or "),
+        plans=args.plans,
+        commit=args.commit,
+    )
+    for name, value, fits, expected in (
+        ("--batch", options.batch, options.batch >= 2, "of at least 2 (a batch of 1 is the variant latency)"),
+        ("--cycles", options.cycles, options.cycles >= 1, "of at least 1"),
+        ("--cycle-seconds", options.cycle_seconds, options.cycle_seconds > 0, "above 0"),
+        ("--seconds", options.seconds, 0 < options.seconds < float("inf"), "above 0"),
+        ("--minutes", options.minutes, options.minutes is None or 0 < options.minutes < 1e5, "above 0"),
+        ("--level", options.level, options.level is None or 0 <= options.level <= 5, "from 0 to 5"),
+    ):
+        if not fits:
+            raise PipelineError(f"Expected {name} {expected}. Received: {value}. Correct it.")
+    return options
+
+
+def _listed(text: str | None, option: str, known: Sequence[str], before: str = "") -> tuple[str, ...]:
+    if text is None:
+        return tuple(known)
+    given = tuple(dict.fromkeys(text.split(",")))
+    if wrong := [one for one in given if one not in known]:
+        raise PipelineError(
+            f"Expected {option} of {before}{','.join(known)}, separated by commas. Received: {text}, where "
+            f"{wrong[0]!r} is none. Correct it."
+        )
+    return tuple(one for one in known if one in given)
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    cycles = "--cycles" if args.cycles is not None else "--cycle-seconds" if args.cycle_seconds is not None else ""
+    for fits, expected, received in (
+        (args.checks != "none" or not cycles, "checks for the leak cycles", f"--checks none and {cycles}"),
+        (not args.targets or args.flavour != "tensorrt", "--targets of rtx alone, as TensorRT builds for the GPU here",
+         f"--targets {args.targets} and --flavour tensorrt"),
+        (args.batch is None or args.variants != "latency", "--batch for the variant throughput",
+         f"--batch {args.batch} and --variants latency, whose batch is 1"),
+    ):  # fmt: skip
+        if not fits:
+            raise PipelineError(f"Expected {expected}. Received: {received}. Leave one of them out.")
+
+
+def check_artifacts(options: Options) -> None:
+    """Refuse a folder that nothing can be measured with, before a GPU is looked for: where it is made, it is mended.
+
+    Raises:
+        PipelineError: what was expected, and what to do.
+    """
+    folder = options.artifacts
+    if not folder.is_dir():
+        what = "which is a file: unpack a bundle first" if folder.exists() else "which does not exist"
+        near = sorted(p.name for p in folder.parent.glob("*/") if (p / REFERENCE).is_file())
+        there = f" In {folder.parent} there are: {', '.join(near)}." if near else ""
+        raise PipelineError(
+            f"Expected a folder of a recipe's artifacts, or of an unpacked bundle. Received: {folder}, {what}.{there}"
+        )
+    wanted = {one: [engine_source(one, strong) for strong in (True, False)] for one in options.precisions}
+    absent = [files[0] for files in wanted.values() if not any((folder / name).is_file() for name in files)]
+    missing = absent if options.named or len(absent) == len(wanted) else []
+    missing += [] if (folder / REFERENCE).is_file() else [REFERENCE]
+    if missing:
+        raise PipelineError(
+            f"Expected a recipe's artifacts in {folder}. Received: no {', '.join(missing)}. Run the recipe, "
+            "verify included, and bring its artifacts here: python -m pipeline bundle, there."
+        )
+    if options.output is None:
+        check_folder(folder / FOLDER, "-o (which is the folder of artifacts unless it is given)")

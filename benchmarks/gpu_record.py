@@ -1,0 +1,151 @@
+"""Keeps the record of a visit on disk: whole after every change, with nothing in it that names a machine or a path.
+
+Python 3.10 syntax, standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import platform
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.gpu_markdown import as_markdown
+from benchmarks.gpu_targets import judge_targets
+from export.records import to_json
+from pipeline.errors import PipelineError
+from pipeline.files import write_atomic, write_json
+from pipeline.gpu_evidence import RUNNING, EngineEvidence, GpuEvidence, Step
+
+log = logging.getLogger("benchmarks.gpu")
+
+RESNET50_CONVOLUTIONS = 53
+CUT_SHORT = 4  # the exit status
+MARGIN = 30.0  # seconds beyond the time asked for, after which a step counts as hung
+# An absolute path of two names or more; what follows a letter, a dot or a slash is none (images/s, http://a/b).
+_PATH = re.compile(r"""(?<![\w./])(?:/[^\s/:,;'"()|]+)+(/[^\s/:,;'"()|]+)""")
+_PATIENCE = 10.0  # seconds that the watchdog waits for a change under way
+
+
+class Record:
+    """What is known of a visit. Every change is written at once, as JSON and beside it as Markdown.
+
+    Args:
+        path: of the JSON file.
+        evidence: what is known at the beginning.
+    """
+
+    def __init__(self, path: Path, evidence: GpuEvidence) -> None:
+        self.path = path
+        self.evidence = evidence
+        self._lock = threading.RLock()
+        self._lost: OSError | None = None
+        self.change()
+
+    def change(self, **fields: Any) -> None:
+        """Replace fields of the evidence, judge the targets anew, and write everything."""
+        with self._lock:
+            known = replace(self.evidence, **fields)
+            model, engines = known.model, known.engines.values()
+            resnet50 = model.size == (224, 224) and any(map(_is_resnet50, engines))
+            targets = judge_targets(known.timings, known.parity, known.gpu.name, resnet50)
+            self.evidence = replace(known, targets=targets)
+            try:
+                self._write()
+                self._lost = None
+            except OSError as error:  # a full disk may have room again; what was known is in the file before
+                log.error("%s cannot be written: %s", self.path, error.strerror or error)
+                self._lost = error
+
+    def _write(self) -> None:
+        write_json(self.path, tidy(to_json(self.evidence)))
+        write_atomic(self.path.with_suffix(".md"), _without_names(as_markdown(self.evidence)))
+
+    def plan(self, names: Sequence[str] | dict[str, Any]) -> None:
+        """Write all steps, as pending."""
+        self.change(steps=tuple(Step(name) for name in names))
+
+    def step(self, name: str, **fields: Any) -> None:
+        """Replace fields of a step."""
+        steps = (replace(one, **fields) if one.name == name else one for one in self.evidence.steps)
+        self.change(steps=tuple(steps))
+
+    def add(self, field: Literal["timings", "checks"], *rows: Any) -> None:
+        """Put rows behind those of a field."""
+        self.change(**{field: (*getattr(self.evidence, field), *rows)})
+
+    def close(self, state: Literal["finished", "interrupted", "cut short"]) -> None:
+        """Write how the visit ended.
+
+        Raises:
+            PipelineError: the disk did not take it.
+        """
+        self.change(state=state)
+        if self._lost is not None:
+            raise PipelineError(
+                f"Expected to write {self.path}. Received: {self._lost.strerror or self._lost}. "
+                "Free space there, or name another place with -o."
+            ) from self._lost
+
+    @contextlib.contextmanager
+    def watched(self, seconds: float | None, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
+        """End the process when a step hangs: nothing within can stop a library that does not return.
+
+        Args:
+            seconds: the time asked for; `MARGIN` beyond it the record says in which step it was cut short. None: no
+                limit.
+            leave: ends the process at once. Defaults to ``os._exit``.
+        """
+        if seconds is None:
+            yield
+            return
+        timer = threading.Timer(seconds + MARGIN, self._cut_short, (leave,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _cut_short(self, leave: Callable[[int], object]) -> None:
+        held = self._lock.acquire(timeout=_PATIENCE)  # who has it may hang as well, in a write
+        try:
+            if held:
+                hung = ", ".join(one.name for one in self.evidence.steps if one.state == RUNNING) or "none"
+                log.error("the time is up by %.0f s and the step %s does not end: cut short", MARGIN, hung)
+                self.close("cut short")
+        finally:
+            leave(CUT_SHORT)
+            if held:  # where it is not ended at once
+                self._lock.release()
+
+
+def tidy(tree: Any) -> Any:
+    """JSON without what names this machine (its name, paths) and without numbers that JSON has not."""
+    if isinstance(tree, dict):
+        return {key: tidy(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [tidy(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return _without_names(tree) if isinstance(tree, str) else tree
+
+
+def _without_names(text: str) -> str:
+    """The text with the last name of every absolute path alone, and without the name of the machine."""
+    text = _PATH.sub(lambda match: match[1][1:], text)
+    host = platform.node().partition(".")[0]
+    if host.isalpha() or len(host) < 4:  # a word, which may well mean something else
+        return text
+    return re.sub(rf"\b{re.escape(host)}\b[\w.-]*", "this machine", text)
+
+
+def _is_resnet50(engine: EngineEvidence) -> bool:
+    return engine.network_layers.get("CONVOLUTION") == RESNET50_CONVOLUTIONS

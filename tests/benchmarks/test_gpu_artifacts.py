@@ -1,0 +1,64 @@
+"""The evidence command where there is nothing to measure: artifacts that lack something, a machine without a GPU."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_evidence
+from benchmarks.gpu_evidence import main
+from benchmarks.gpu_targets import judge_targets
+from export.driver import DriverStatus
+from pipeline.layout import REFERENCE, engine_source
+from tests.benchmarks.visits import make_artifacts
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    return make_artifacts(tmp_path / "model")
+
+
+def test_artifacts_without_keras_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main([str(tmp_path), "-o", str(tmp_path / "x.json")]) == 2
+    said = f"Expected a recipe's artifacts in {tmp_path}. Received: no export/model.onnx, "
+    assert said in caplog.text
+    assert "verify/reference.npz. Run the recipe" in caplog.text
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_artifacts_that_are_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "toy" / "verify").mkdir(parents=True)
+    (tmp_path / "toy" / REFERENCE).write_bytes(b"")
+    (tmp_path / "toy.tar").write_bytes(b"")
+    for name, why in (("nope", "which does not exist"), ("toy.tar", "which is a file: unpack a bundle first")):
+        caplog.clear()
+        assert main([str(tmp_path / name)]) == 2
+        assert f"Received: {tmp_path / name}, {why}. In {tmp_path} there are: toy." in caplog.text
+        assert "Errno" not in caplog.text
+
+
+def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (artifacts / REFERENCE).write_bytes(b"x")
+    assert main([str(artifacts)]) == 2
+    assert f"Expected Keras' answers in {artifacts / REFERENCE}." in caplog.text
+
+
+def test_a_bundle_without_what_was_named_is_refused_before_the_gpu(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
+    for strong in (True, False):
+        (artifacts / engine_source("int8", strong)).unlink(missing_ok=True)
+    assert main([str(artifacts), "--precisions", "fp16,int8"]) == 2
+    assert "Received: no quantize/model.int8.onnx." in caplog.text
+
+
+def test_without_a_gpu_every_target_is_open(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
+    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: pytest.fail("TensorRT was touched"))
+    assert main([str(artifacts)]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(judge_targets((), None, None, False)) == 10
+    assert all(line.endswith("not measured") for line in lines)
+    assert not (artifacts / "evidence").exists()

@@ -1,0 +1,86 @@
+"""The options of the evidence command: what makes no sense is refused before a GPU is looked for."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_evidence import main
+from benchmarks.gpu_options import Options, build_parser, read_options
+from pipeline.errors import PipelineError
+from tests.benchmarks.visits import make_artifacts
+
+
+def taken(words: list[str]) -> Options:
+    return read_options(build_parser().parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--batch", "1"), "Expected --batch of at least 2 (a batch of 1 is the variant latency). Received: 1."),
+        (("--precisions", "int4"), "Expected --precisions of fp32,fp16,int8, separated by commas. Received: int4,"),
+        (("--precisions", "fp16,"), "where '' is none"),
+        (("--variants", "fast"), "Expected --variants of throughput,latency"),
+        (("--peers", "jit"), "Expected --peers of none, or eager,graphs,compile"),
+        (("--peers", "none,graphs"), "where 'none' is none"),
+        (("--cycles", "0"), "--cycles of at least 1"),
+        (("--cycle-seconds", "0"), "--cycle-seconds above 0"),
+        (("--seconds", "0"), "--seconds above 0"),
+        (("--seconds", "nan"), "--seconds above 0"),
+        (("--minutes", "-1"), "--minutes above 0"),
+        (("--level", "6"), "--level from 0 to 5"),
+        (("--checks", "none", "--cycles", "3"), "Received: --checks none and --cycles. Leave one of them out."),
+        (("--checks", "none", "--cycle-seconds", "3"), "Received: --checks none and --cycle-seconds."),
+        (("--flavour", "tensorrt", "--targets", "SM89"), "Received: --targets SM89 and --flavour tensorrt."),
+        (("--variants", "latency", "--batch", "8"), "--batch 8 and --variants latency, whose batch is 1"),
+    ],
+)
+def test_options_that_make_no_sense(
+    options: tuple[str, ...], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([str(tmp_path), *options]) == 2
+    assert said in caplog.text
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifacts = make_artifacts(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    (artifacts / "evidence").write_text("")
+    for *options, said in (
+        ("--plans", str(tmp_path / "file"), f"where {tmp_path / 'file'} is no folder"),
+        ("-o", str(tmp_path), f"such as {tmp_path / 'evidence.json'}"),
+        ("-o", "x.txt", "ends in .json after -o, such as x.json"),
+        ("Expected a place in a folder after -o (which is the folder of artifacts unless it is given)",),
+    ):
+        caplog.clear()
+        assert main([str(artifacts), *options]) == 2
+        assert said in caplog.text
+
+
+def test_what_is_not_said(tmp_path: Path) -> None:
+    options = taken([str(tmp_path)])
+    assert (options.precisions, options.named) == (("fp32", "fp16", "int8"), False)
+    assert (options.variants, options.peers) == (("throughput", "latency"), ("eager", "graphs", "compile"))
+    assert (options.batch, options.minutes, options.level, options.checks) == (256, None, None, "all")
+
+
+def test_lists_are_put_in_order_and_said_once(tmp_path: Path) -> None:
+    options = taken([str(tmp_path), "--precisions", "int8,fp16,int8", "--peers", "none"])
+    assert (options.precisions, options.named, options.peers) == (("fp16", "int8"), True, ())
+    assert str(tmp_path) not in str(options.described())
+
+
+def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "gpu_evidence imagenet --minutes 8 --level 2" in capsys.readouterr().out
+
+
+def test_an_unknown_choice_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["x", "--checks", "some"])
+    assert ended.value.code == 2
+    assert "'none', 'quick', 'all'" in capsys.readouterr().err
+    with pytest.raises(PipelineError):
+        taken(["x", "--precisions", ""])

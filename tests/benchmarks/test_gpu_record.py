@@ -1,0 +1,98 @@
+"""The record on disk: nothing in it names a machine or a path, and a page of it can be read."""
+
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_markdown import as_markdown
+from benchmarks.gpu_record import Record, tidy
+from pipeline.gpu_evidence import CheckRow, read_gpu_evidence
+from tests.pipeline.test_gpu_evidence_record import EVIDENCE
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Expected /tmp/a-b/x/fp16.plan to stay.", "Expected fp16.plan to stay."),
+        ("with '/home/somebody/imagenet'", "with 'imagenet'"),
+        ("open:/root/x/y.onnx: no", "open:y.onnx: no"),
+        ("[/_src/optimizer/common/tactic.cpp::timer:12]", "[tactic.cpp::timer:12]"),
+        ("2,000 images/s, 3 / 4, a/b/c, 1 GB/s", "2,000 images/s, 3 / 4, a/b/c, 1 GB/s"),
+        ("resnet50/conv1_conv/Conv2D and https://a.b/c/d", "resnet50/conv1_conv/Conv2D and https://a.b/c/d"),
+    ],
+)
+def test_paths_become_names(text: str, expected: str) -> None:
+    assert tidy({"why": [text]}) == {"why": [expected]}
+
+
+def test_the_name_of_the_machine_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "gpu-node-17.example.org")
+    assert tidy("on gpu-node-17.example.org, gpu-node-17") == "on this machine, this machine"
+    monkeypatch.setattr(platform, "node", lambda: "engine")
+    assert tidy("the engine runs") == "the engine runs"
+
+
+def test_what_is_written_has_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "node42")
+    record = Record(tmp_path / "x.json", EVIDENCE)
+    record.step("machine", state="error", why="no /etc/somewhere/file on node42")
+    record.add("checks", CheckRow("x", "fp16-throughput", "error", f"OSError: {tmp_path}/engine.plan"))
+    for path in (tmp_path / "x.json", tmp_path / "x.md"):
+        assert "no file on this machine" in path.read_text()
+        assert "OSError: engine.plan" in path.read_text()
+        assert "node42" not in path.read_text()
+        assert str(tmp_path) not in path.read_text()
+
+
+def test_numbers_that_json_has_not_do_not_end_a_visit(tmp_path: Path) -> None:
+    record = Record(tmp_path / "x.json", EVIDENCE)
+    record.change(machine={"speed": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text())["machine"] == {"speed": None}
+
+
+def test_targets_are_judged_at_every_write(tmp_path: Path) -> None:
+    record = Record(tmp_path / "x.json", replace(EVIDENCE, timings=(), targets=()))
+    assert read_gpu_evidence(record.path).targets[1].measured is None
+    row = replace(EVIDENCE.timings[0], measures="stream")
+    record.add("timings", row, replace(row, measures="compute", images_per_second=160_000))
+    assert read_gpu_evidence(record.path).targets[1].measured == 0.8
+
+
+def test_the_page_of_a_visit_with_everything() -> None:
+    page = as_markdown(EVIDENCE)
+    for line in (
+        "# imagenet on NVIDIA H200, TensorRT 8.6.0",
+        "| driver | 580.95.05, CUDA 13.0 |",
+        "| clocks and power, read after the steps | SM 1980 MHz |",
+        "| model | imagenet, 224×224, 1,000 classes |",
+        "| date | 2026-11-29 16:24 UTC |",
+        "| engine | FP16 | 256 | host to host | yes | 2 | 2.1 | 2.4 | 128,000 |",
+        "Over all: fail.",
+        "| fp16-throughput | fail | 100.00% | 40 | 0.01 | too far |",
+        "| FP16 | throughput | 1 to 256 | 61.5 | 0.0 | 53 FP16 asked for | "
+        "slow; not loaded here: Expected another GPU.; the library: it loads it |",
+        "| speed | 1.5 | 1.6 | met |",
+        "1 failed, 1 skipped.",
+        "| fp16-throughput | graphs | fail | bits differ |",
+        "- PyTorch graphs, fp16, batch 256, infer: out of memory",
+    ):
+        assert line in page.splitlines(), line
+
+
+def test_a_table_stays_a_table() -> None:
+    why = "a | b\nc <script>"
+    page = as_markdown(replace(EVIDENCE, checks=(CheckRow("graphs", "fp16-latency", "fail", why),)))
+    assert "| fp16-latency | graphs | fail | a \\| b c &lt;script> |" in page
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "cut short"])
+def test_a_page_says_how_the_visit_ended(state: str) -> None:
+    page = as_markdown(replace(EVIDENCE, state=state))  # type: ignore[arg-type]
+    assert ("under way" in page, "interrupted" in page, "cut short" in page) == (
+        state == "running",
+        state == "interrupted",
+        state == "cut short",
+    )

@@ -1,0 +1,137 @@
+"""Steps by worth and seconds: which are made, which no longer fit, and what the first ones teach about the next."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_record import CUT_SHORT, Record
+from benchmarks.gpu_steps import Estimates, Planned, make_steps, with_reason
+from pipeline.errors import PipelineError
+from pipeline.gpu_evidence import read_gpu_evidence
+from tests.pipeline.test_gpu_evidence_record import EVIDENCE
+
+
+class Clock:
+    """Seconds that pass when a step works."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.worked: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, name: str, seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            self.worked.append(name)
+            self.now += seconds
+
+        return work
+
+    def step(self, name: str, guess: float, takes: float, kind: str = "", leads_to: tuple[str, ...] = ()) -> Planned:
+        return Planned(name, kind or name, guess, self.work(name, takes), leads_to=leads_to)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(tmp_path / "x.json", EVIDENCE)
+
+
+def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) -> None:
+    clock = Clock()
+    steps = [clock.step("a", 50, 50), clock.step("b", 100, 1), clock.step("c", 40, 20), clock.step("d", 40, 1)]
+    make_steps(steps, record, 100, clock)
+    assert clock.worked == ["a", "c"]
+    kept = {step.name: step for step in read_gpu_evidence(record.path).steps}
+    assert [kept[name].state for name in "abcd"] == ["done", "skipped", "done", "skipped"]
+    assert kept["b"].why == "its about 100 s no longer fit into the 50 s left"
+    assert (kept["c"].expected_seconds, kept["c"].seconds) == (40, 20)
+
+
+def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
+    clock = Clock()
+    steps = [clock.step(name, 90, 10, "build") for name in ("fp16", "int8", "fp32")]
+    make_steps(steps, record, 95, clock)
+    assert clock.worked == ["fp16", "int8", "fp32"]
+    assert record.evidence.step("fp32").expected_seconds == 10
+    slow = Clock()
+    make_steps([slow.step(name, 10, 60, "build") for name in ("fp16", "int8")], record, 100, slow)
+    assert slow.worked == ["fp16"]
+    assert record.evidence.step("int8").why == "its about 60 s no longer fit into the 40 s left"
+
+
+def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
+    clock = Clock()
+    steps = [
+        clock.step("build fp16", 40, 40, "build", ("time",)),
+        clock.step("build int8", 40, 40, "build", ("time",)),
+        clock.step("time", 30, 30),
+    ]
+    make_steps(steps, record, 100, clock)
+    assert clock.worked == ["build fp16", "time"]
+    said = "its with time, which it is made for, about 70 s no longer fit into the 60 s left"
+    assert record.evidence.step("build int8").why == said
+
+
+def test_without_a_limit_everything_is_made(record: Record) -> None:
+    clock = Clock()
+    make_steps([clock.step("a", 1e6, 1e6), with_reason(clock.step("b", 1, 1), "no file")], record, None, clock)
+    assert clock.worked == ["a"]
+    assert (record.evidence.step("b").state, record.evidence.step("b").why) == ("skipped", "no file")
+
+
+def test_estimates_are_the_mean_of_what_was_seen() -> None:
+    clock, estimates = Clock(), Estimates()
+    small, large = clock.step("s", 10, 0, "k"), clock.step("l", 100, 0, "k")
+    estimates.learn(small, 5)
+    estimates.learn(large, 150)
+    assert estimates.expect(large) == 100
+    assert estimates.expect(clock.step("other", 7, 0)) == 7
+
+
+def test_the_step_under_way_is_written_before_it_is_made(record: Record) -> None:
+    seen = []
+    step = Planned("a", "a", 1, lambda: seen.append(read_gpu_evidence(record.path).step("a").state))
+    make_steps([step], record, None)
+    assert seen == ["running"]
+
+
+def test_a_step_that_hangs_is_cut_short(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu_record.MARGIN", 0.05)
+    ended = threading.Event()
+    left: list[int] = []
+    states: list[object] = []
+
+    def leave(status: int) -> None:
+        left.append(status)
+        kept = read_gpu_evidence(record.path)
+        states.extend((kept.state, kept.step("hangs").state))
+        ended.set()
+
+    with record.watched(0.0, leave):
+        make_steps([Planned("hangs", "x", 0.0, lambda: states.append(ended.wait(20)))], record, 1.0)
+    assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
+
+
+def test_a_visit_that_ends_in_time_is_not_watched_any_more(record: Record) -> None:
+    with record.watched(1000.0, lambda status: pytest.fail("it left")):
+        assert any(isinstance(one, threading.Timer) for one in threading.enumerate())
+    for one in threading.enumerate():
+        if isinstance(one, threading.Timer):
+            one.join(5)
+    assert not any(isinstance(one, threading.Timer) for one in threading.enumerate())
+
+
+def test_a_disk_that_takes_nothing_ends_in_a_sentence(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr("benchmarks.gpu_record.write_json", full)
+        record.change(commit="lost")  # the visit goes on
+        with pytest.raises(PipelineError, match=r"No space left on device\. Free space there, or name another place"):
+            record.close("finished")
+    record.close("finished")
+    assert read_gpu_evidence(record.path).commit == "lost"
