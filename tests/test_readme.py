@@ -84,6 +84,9 @@ def check_python(words: list[str], checkout: Path) -> None:
     """``python -m MODULE OPTIONS`` is refused by no parser, and the recipe that it names loads."""
     assert words[0] == "-m", words
     module, arguments = words[1], words[2:]
+    if module in ("pip", "venv"):
+        assert all((checkout / one).is_file() for one in arguments if one.endswith(".txt")), words
+        return
     if not arguments and module == "pipeline":
         return  # the program's name, in a sentence
     parser = parser_of(module)

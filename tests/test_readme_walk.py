@@ -26,6 +26,7 @@ CANNOT = {
     "pip install": GPU,
     "mkdir mine && tar": GPU,
     "python -m benchmarks.gpu_evidence": GPU,
+    "python3.10 -m venv": "is walked on Python 3.10 in tests/contract/test_jetson.py",
     "RECIPE=flowers": NETWORK,
     "RECIPE=mnist": NETWORK,
     "RECIPE=photos": NETWORK,
