@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu_targets import said
-from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, EngineEvidence, GpuEvidence, TimedRow
+from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, EngineEvidence, GpuEvidence, Model, TimedRow
 from pipeline.parity_report import Hop
 from pipeline.words import count
 
@@ -51,11 +51,16 @@ def _facts(evidence: GpuEvidence) -> str:
         ("clocks and power, read after the steps", _clocks(evidence)),
         ("processor", _processor(machine)),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
-        ("images", f"{model.test_images} test images with Keras' answers"),
+        ("images", _images(model)),
         ("date", evidence.date.replace("T", " ").replace("Z", " UTC")),
         ("commit", evidence.commit or "unknown"),
     ]
     return table(("what", "here"), rows)
+
+
+def _images(model: Model) -> str:
+    other = "" if model.as_verified else ", which are not the file that the verify stage wrote"
+    return f"{count(model.test_images, 'test image')} with Keras' answers{other}"
 
 
 def _processor(machine: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Python 3.10 syntax, standard library alone.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import FOLDER, Variant
 from pipeline.layout import ONNX, REFERENCE, Precision, engine_source
 from pipeline.output_files import check_folder, check_output
+
+log = logging.getLogger("benchmarks.gpu")
 
 VARIANTS: tuple[Variant, ...] = ("throughput", "latency")
 Checks = Literal["none", "quick", "all"]
@@ -151,16 +154,17 @@ def _listed(text: str | None, option: str, known: Sequence[str], before: str = "
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
+    """Refuse what cannot be done; say what has no effect, because a visit is too short to be stopped by it."""
+    if args.targets and args.flavour == "tensorrt":
+        raise PipelineError(
+            f"Expected --targets of rtx alone, as TensorRT builds for the GPU here. Received: --targets {args.targets} "
+            "and --flavour tensorrt. Leave one of them out."
+        )
     cycles = "--cycles" if args.cycles is not None else "--cycle-seconds" if args.cycle_seconds is not None else ""
-    for fits, expected, received in (
-        (args.checks != "none" or not cycles, "checks for the leak cycles", f"--checks none and {cycles}"),
-        (not args.targets or args.flavour != "tensorrt", "--targets of rtx alone, as TensorRT builds for the GPU here",
-         f"--targets {args.targets} and --flavour tensorrt"),
-        (args.batch is None or args.variants != "latency", "--batch for the variant throughput",
-         f"--batch {args.batch} and --variants latency, whose batch is 1"),
-    ):  # fmt: skip
-        if not fits:
-            raise PipelineError(f"Expected {expected}. Received: {received}. Leave one of them out.")
+    if args.checks == "none" and cycles:
+        log.warning("%s has no effect with --checks none", cycles)
+    if args.batch is not None and args.variants == "latency":
+        log.warning("--batch %d has no effect with --variants latency, whose batch is 1", args.batch)
 
 
 def check_artifacts(options: Options) -> None:

@@ -73,6 +73,7 @@ class Model:
         size: height and width of its images.
         classes: how many it tells apart.
         test_images: how many answers of Keras there are.
+        as_verified: whether those are the very file that the verify stage wrote.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Model:
     size: tuple[int, int]
     classes: int
     test_images: int
+    as_verified: bool
 
 
 @dataclass(frozen=True)

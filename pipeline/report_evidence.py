@@ -116,6 +116,9 @@ def _belongs(
         )
     elif evidence.engines and not said:
         said.append("Its engines were built from the ONNX files that are here.")
+    if not evidence.model.as_verified:
+        images = count(evidence.model.test_images, "test image")
+        said.append(f"Keras' answers on {images} came from another file than the verify stage wrote.")
     return tuple(said)
 
 

@@ -13,7 +13,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "export", "benchmarks", "tests")
-RECORDED = ("make", "python", "python3", "python3.10", "pip", "tar", "mkdir", ".venv/bin/python", ".venv-gpu/bin/python")
+RECORDED = (
+    "make",
+    "python",
+    "python3",
+    "python3.10",
+    "pip",
+    "tar",
+    "mkdir",
+    ".venv/bin/python",
+    ".venv-gpu/bin/python",
+)
 STARTS = (
     "make ",
     "RECIPE=",

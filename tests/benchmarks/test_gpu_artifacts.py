@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu_evidence
 from benchmarks.gpu_evidence import main
 from benchmarks.gpu_targets import judge_targets
 from export.driver import DriverStatus
+from pipeline.gpu_evidence import read_gpu_evidence
 from pipeline.layout import REFERENCE, engine_source
-from tests.benchmarks.visits import make_artifacts
+from pipeline.manifest import Key, write_manifest
+from tests.benchmarks.visits import COUNT, SHORT, install_visit, make_artifacts
 
 
 @pytest.fixture
@@ -40,6 +43,30 @@ def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.
     (artifacts / REFERENCE).write_bytes(b"x")
     assert main([str(artifacts)]) == 2
     assert f"Expected Keras' answers in {artifacts / REFERENCE}." in caplog.text
+
+
+@pytest.mark.parametrize("change", ["nothing", "fewer", "no manifest"])
+def test_answers_that_verify_did_not_write_are_taken_and_said(
+    artifacts: Path, change: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A visit may bring fewer images, to travel lighter."""
+    path = artifacts / REFERENCE
+    if change != "no manifest":
+        write_manifest(path.parent, stage="verify", recipe="toy", key=Key({}, {}, ""), seconds=1.0, result={})
+    if change == "fewer":
+        with np.load(path) as held:
+            fewer = {name: held[name] if name == "meta" else held[name][:3] for name in held.files}
+        np.savez(path, **fewer)
+    install_visit(monkeypatch)
+    output = artifacts / "evidence.json"
+    assert main([str(artifacts), "-o", str(output), *SHORT, "--variants", "throughput"]) in (0, 1)
+    model = read_gpu_evidence(output).model
+    verified = change == "nothing"
+    assert (model.as_verified, model.test_images) == (verified, 3 if change == "fewer" else COUNT)
+    warned = "verify/reference.npz is not the file that the verify stage wrote; the evidence says so"
+    assert (warned in caplog.text) is not verified
+    page = output.with_suffix(".md").read_text()
+    assert ("which are not the file that the verify stage wrote" in page) is not verified
 
 
 def test_a_bundle_without_what_was_named_is_refused_before_the_gpu(

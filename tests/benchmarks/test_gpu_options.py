@@ -29,10 +29,7 @@ def taken(words: list[str]) -> Options:
         (("--seconds", "nan"), "--seconds above 0"),
         (("--minutes", "-1"), "--minutes above 0"),
         (("--level", "6"), "--level from 0 to 5"),
-        (("--checks", "none", "--cycles", "3"), "Received: --checks none and --cycles. Leave one of them out."),
-        (("--checks", "none", "--cycle-seconds", "3"), "Received: --checks none and --cycle-seconds."),
         (("--flavour", "tensorrt", "--targets", "SM89"), "Received: --targets SM89 and --flavour tensorrt."),
-        (("--variants", "latency", "--batch", "8"), "--batch 8 and --variants latency, whose batch is 1"),
     ],
 )
 def test_options_that_make_no_sense(
@@ -40,6 +37,25 @@ def test_options_that_make_no_sense(
 ) -> None:
     assert main([str(tmp_path), *options]) == 2
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--checks", "none", "--cycles", "3"), ["--cycles has no effect with --checks none"]),
+        (("--checks", "none", "--cycle-seconds", "3"), ["--cycle-seconds has no effect with --checks none"]),
+        (
+            ("--variants", "latency", "--batch", "8"),
+            ["--batch 8 has no effect with --variants latency, whose batch is 1"],
+        ),
+        (("--checks", "quick", "--cycles", "3", "--batch", "8"), []),
+    ],
+)
+def test_options_without_an_effect_stop_no_visit(
+    options: tuple[str, ...], said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_options(build_parser().parse_args([str(tmp_path), *options]))
+    assert caplog.messages == said
 
 
 def test_places_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -73,7 +73,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
         flavour="tensorrt",
         tensorrt_version="8.6.0",
         machine={},
-        model=Model("hand", sha256_file(written.root / KERAS), (8, 8), 3, 200),
+        model=Model("hand", sha256_file(written.root / KERAS), (8, 8), 3, 200, True),
         asked={},
         steps=(
             Step("machine", "done", 0.1),
@@ -189,6 +189,14 @@ def test_evidence_of_another_model_says_so(written: Artifacts, evidence: GpuEvid
         "The answers were held against another Keras model than is here.",
         "Measured with other files than are here now. The numbers say nothing of the model on this page.",
     ]
+
+
+def test_answers_that_verify_did_not_write_are_said(written: Artifacts, evidence: GpuEvidence) -> None:
+    save(written, evidence)
+    before = said(written.page())
+    save(written, replace(evidence, model=replace(evidence.model, as_verified=False)))
+    more = "Keras' answers on 200 test images came from another file than the verify stage wrote."
+    assert said(written.page()) == [*before, more]
 
 
 def test_an_engine_of_a_strongly_typed_library_is_of_the_usual_file(written: Artifacts, evidence: GpuEvidence) -> None:
