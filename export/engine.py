@@ -44,6 +44,7 @@ from export.sidecar import (
     FoundLayers,
     Sidecar,
     TensorInfo,
+    home_of,
     sha256_file,
     write_plan,
 )
@@ -150,7 +151,7 @@ def build_engine(
         flavour=trt.flavour,
         tensorrt_version=trt.version,
         **_machine(trt, driver, wanted),
-        onnx_file=Path(os.path.relpath(source.resolve(), plan_file.resolve().parents[2])).as_posix(),
+        onnx_file=Path(os.path.relpath(source.resolve(), home_of(plan_file))).as_posix(),
         onnx_sha256=onnx_sha256,
         plan_sha256=_sha256(data),
         plan_bytes=data.nbytes,

@@ -21,7 +21,7 @@ from export.errors import ExportError
 from export.interrupts import Interrupt
 from export.keras_to_onnx import export_keras
 from export.records import to_json
-from export.sidecar import BatchProfile, read_sidecar, sha256_file, sidecar_path
+from export.sidecar import BatchProfile, home_of, read_sidecar, sha256_file, sidecar_path
 from tests import tiny_onnx
 from tests.fake_engine import make_sidecar
 from tests.fake_gpu import FakeDriver
@@ -61,6 +61,14 @@ def left(folder: Path) -> list[str]:
 def test_profile_refuses(sizes: tuple[Any, ...]) -> None:
     with pytest.raises(ExportError, match="1 <= min <= opt <= max"):
         BatchProfile(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "home"),
+    [("/a/build/rtx/fp16.plan", "/a"), ("/tmp/plans/fp16.plan", "/"), ("/plans/fp16.plan", "/"), ("/fp16.plan", "/")],
+)
+def test_a_plan_may_lie_right_below_the_root(plan: str, home: str) -> None:
+    assert home_of(Path(plan)) == Path(home)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
