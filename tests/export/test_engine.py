@@ -448,6 +448,8 @@ def test_rtx_for_its_default_targets_needs_ampere(tmp_path: Path, rtx: TensorRT,
 class Config:
     """Records what is set; has the methods that every version has."""
 
+    takes_sources = True
+
     def __init__(self) -> None:
         self.on = {"TF32"}
         self.sources, self.preview = None, {}
@@ -458,8 +460,10 @@ class Config:
     def clear_flag(self, flag: Any) -> None:
         self.on.discard(flag.name)
 
-    def set_tactic_sources(self, sources: int) -> None:
-        self.sources = sources
+    def set_tactic_sources(self, sources: int) -> bool:
+        if self.takes_sources:
+            self.sources = sources
+        return self.takes_sources
 
     def set_preview_feature(self, feature: Any, on: bool) -> None:
         self.preview[feature.name] = on
@@ -504,6 +508,13 @@ def test_precision_flags_only_where_typing_is_weak(major: int, precision: str, f
     assert config.on == {*flags, *(["TF32"] * tf32)}
     assert config.profiling_verbosity.name == "DETAILED"  # type: ignore[attr-defined]
     assert (config.preview, config.sources) == ((dict.fromkeys(PREVIEW, True), 24) if major == 8 else ({}, None))
+
+
+def test_tactic_sources_that_are_refused_are_an_error() -> None:
+    config = Config()
+    config.takes_sources = False
+    with pytest.raises(ExportError, match="it refuses the tactic sources 24"):
+        configure(version(8), None, config, "fp32", BuildOptions(), ())
 
 
 @pytest.mark.parametrize(("major", "bits"), [(8, 1), (10, 2), (11, 1)])
