@@ -262,13 +262,16 @@ def _inspect(
     if not driver:
         return None, f"the engine was not loaded here: {driver.reason}"
     logger.clear()
-    runtime = trt.module.Runtime(logger)
-    if options.version_compatible:
-        runtime.engine_host_code_allowed = True  # the plan brings its runtime, and it was built here just now
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-    return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+    try:
+        runtime = trt.module.Runtime(logger)
+        if options.version_compatible:
+            runtime.engine_host_code_allowed = True  # the plan brings its runtime, and it was built here just now
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
+        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+    except Exception as error:  # of the library, or of an answer of another form: an engine took minutes to build
+        return None, f"the engine's layers cannot be listed here: {type(error).__name__}: {error}"
 
 
 def _best_shape(images: TensorInfo) -> Sequence[int]:
