@@ -93,6 +93,23 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert any("not measured" in line for line in lines)  # PyTorch
 
 
+@pytest.mark.parametrize("kind", ["8", "rtx"])
+def test_every_tensorrt_is_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    gpu = install_visit(monkeypatch, kind)
+    artifacts = make_artifacts(tmp_path / "model")
+    output = artifacts / "evidence.json"
+    status = main([str(artifacts), "-o", str(output), *QUICK, "--precisions", "fp16,int8"])
+    evidence = read_gpu_evidence(output)
+    assert (status, evidence.failures) == (0, ())
+    assert evidence.flavour == gpu.trt.flavour
+    launched = [row for row in evidence.timings if row.graphs]
+    assert {(row.variant, row.measures) for row in launched} == {
+        (variant, measures) for variant in ("throughput", "latency") for measures in ("compute", "infer")
+    }
+    assert {row.result for row in evidence.checks} == {"pass", "skipped"}
+    assert gpu.runtime.live == 0
+
+
 def test_what_is_worth_most_comes_first(whole: tuple[int, GpuEvidence, Path, str]) -> None:
     names = list(states(whole[1]))
     assert names[:10] == [
