@@ -27,7 +27,8 @@ from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
 from pipeline.runners.cuda import find_cuda
-from pipeline.runners.session import EngineSession
+from pipeline.runners.opened import OpenEngine
+from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
@@ -229,11 +230,12 @@ class Visit:
     def _library_on(self, plan: Path, sidecar: Sidecar) -> str:
         """What the library itself says of an engine that this project does not load: built here, just now."""
         try:
-            with find_cuda().scope(0):
-                EngineSession(self.trt, plan, sidecar).close()
+            cuda = find_cuda()
+            with cuda.scope(0):
+                OpenEngine(cuda, self.trt, plan, sidecar, RuntimeOptions()).close()
         except Exception as error:  # its words are what is wanted
             return words_of(error)
-        return "it loads the engine"
+        return "it loads the engine and runs it"
 
     def _compare(self, precision: Precision, variant: Variant) -> None:
         name = f"{precision}-{variant}"

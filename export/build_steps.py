@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.build_options import BuildOptions
-from export.capabilities import TensorRT
+from export.capabilities import INSTALL, TensorRT
 from export.errors import ExportError
 from export.inspection import ANY
 from export.interrupts import Interrupt
@@ -204,7 +204,11 @@ def _keep_out_external_tactics(trt: TensorRT, config: Any) -> None:
     sources = 0
     for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"):
         sources |= 1 << int(trt.member("TacticSource", name))
-    config.set_tactic_sources(sources)
+    if not config.set_tactic_sources(sources):
+        raise ExportError(
+            f"Expected {trt.flavour} {trt.version} to build without cuDNN and cuBLAS. Received: it refuses the "
+            f"tactic sources {sources}. Install another TensorRT: {INSTALL['tensorrt']}."
+        )
 
 
 def _share_profiles(trt: TensorRT, config: Any) -> None:

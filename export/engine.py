@@ -44,6 +44,7 @@ from export.sidecar import (
     FoundLayers,
     Sidecar,
     TensorInfo,
+    home_of,
     sha256_file,
     write_plan,
 )
@@ -150,7 +151,7 @@ def build_engine(
         flavour=trt.flavour,
         tensorrt_version=trt.version,
         **_machine(trt, driver, wanted),
-        onnx_file=Path(os.path.relpath(source.resolve(), plan_file.resolve().parents[2])).as_posix(),
+        onnx_file=Path(os.path.relpath(source.resolve(), home_of(plan_file))).as_posix(),
         onnx_sha256=onnx_sha256,
         plan_sha256=_sha256(data),
         plan_bytes=data.nbytes,
@@ -261,13 +262,16 @@ def _inspect(
     if not driver:
         return None, f"the engine was not loaded here: {driver.reason}"
     logger.clear()
-    runtime = trt.module.Runtime(logger)
-    if options.version_compatible:
-        runtime.engine_host_code_allowed = True  # the plan brings its runtime, and it was built here just now
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-    return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+    try:
+        runtime = trt.module.Runtime(logger)
+        if options.version_compatible:
+            runtime.engine_host_code_allowed = True  # the plan brings its runtime, and it was built here just now
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
+        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+    except Exception as error:  # of the library, or of an answer of another form: an engine took minutes to build
+        return None, f"the engine's layers cannot be listed here: {type(error).__name__}: {error}"
 
 
 def _best_shape(images: TensorInfo) -> Sequence[int]:

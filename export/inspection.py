@@ -109,7 +109,8 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
         cannot be read, why not.
     """
     try:
-        rows = [_row(layer) for layer in json.loads(information)["Layers"]]
+        # Not strictly: what stands between the nodes in "Metadata" is a control character.
+        rows = [_row(layer) for layer in json.loads(information, strict=False)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
         return FoundLayers(None, f"the engine inspector's answer is not understood: {error!r}")
     convolutions = _find(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}

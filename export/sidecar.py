@@ -179,6 +179,12 @@ def sidecar_path(plan_path: str | os.PathLike[str]) -> Path:
     return Path(plan_path).with_suffix(".json")
 
 
+def home_of(plan_path: Path) -> Path:
+    """Give the folder two above a plan's, which is that of a recipe's artifacts; the root where it lies no deeper."""
+    above = plan_path.resolve().parents
+    return above[min(2, len(above) - 1)]
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
     digest = hashlib.sha256()

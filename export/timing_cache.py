@@ -68,10 +68,14 @@ def _say_left_out(why: str) -> None:
 def save(cache: Any, path: str | os.PathLike[str]) -> None:
     """Write a timing cache back, whole or not at all; a refusal is a warning."""
     file = Path(path)
+    timed = cache.serialize()
+    if timed is None:
+        log.warning("the timing cache %s is not kept: TensorRT gave nothing to keep", file)
+        return
     temporary = temporary_path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(memoryview(cache.serialize()))
+        temporary.write_bytes(memoryview(timed))
         os.replace(temporary, file)
     except OSError as error:
         log.warning("the timing cache %s is not kept: %s", file, error.strerror or error)

@@ -62,7 +62,7 @@ class BaseContext:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._changed()
-        assert index == 0
+        assert (index, type(stream)) == (0, int)
         assert stream not in self.gpu.runtime.capturing
         if not self.gpu.ok("set_optimization_profile_async"):
             return False
@@ -78,6 +78,7 @@ class BaseContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._changed()
+        assert type(address) is int
         assert address % 256 == 0
         self.addresses[name] = address
         return self.gpu.ok("set_tensor_address")
@@ -85,6 +86,7 @@ class BaseContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._changed()
         assert (name, shape[1:]) == ("images", (*self.gpu.size, 3))
+        assert all(isinstance(size, (int, np.integer)) for size in shape)
         if self.profile is None:
             return self.gpu.says("No optimization profile has been chosen for this context.")
         self.batch, self.laid_out = shape[0], False
@@ -96,6 +98,7 @@ class BaseContext:
         if self.batch > self.gpu.enough_for:
             return self.gpu.says("Error Code 2: OutOfMemory (Requested size was 1 bytes.)")
         runtime = self.gpu.runtime
+        assert type(stream) is int
         assert self.nvtx_verbosity == Verbosity.NONE
         self.captured = stream in runtime.capturing
         if self.captured and self.gpu.fail == "capture":
@@ -147,6 +150,8 @@ class FakeContext(BaseContext):
 
     def set_device_memory(self, address: int, size: int) -> None:
         self._changed()
+        assert (type(address), type(size)) == (int, int)
+        assert address % 256 == 0
         largest = self.gpu.profile[2] * ACTIVATION_BYTES
         if self.gpu.kind == "rtx" and size < largest:  # it says so and goes on, as nothing is returned
             self.gpu.says(f"set_device_memory: {size} bytes are less than the {largest} of device_memory_size_v2")
@@ -170,6 +175,8 @@ class FakeContext8(BaseContext):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "device_memory":
+            assert type(value) is int
+            assert value % 256 == 0
             self.memory = (value, self.gpu.profile[2] * ACTIVATION_BYTES)
         else:
             super().__setattr__(name, value)

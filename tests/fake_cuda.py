@@ -8,6 +8,7 @@ bytes, and page-locked memory that is written too early changes what is uploaded
 
 import ctypes
 import enum
+import threading
 import types
 from collections import deque
 from collections.abc import Callable
@@ -54,6 +55,7 @@ class FakeRuntime(types.ModuleType):
         self.queues: dict[int, deque[tuple[int, Work]]] = {}
         self.events: dict[int, tuple[int, int] | None] = {}  # event to (stream, ticket)
         self.capturing: dict[int, list[Work]] = {}
+        self._capturers: dict[int, int] = {}  # stream to the thread that captures it
         self.graphs: dict[int, list[Work]] = {}
         self.on_other_device: set[int] = set()
         self.waited_for: list[int | None] = []
@@ -105,6 +107,7 @@ class FakeRuntime(types.ModuleType):
         return self.fail.get(name, Code.cudaSuccess)
 
     def _allocate(self, name: str, where: str, size: int) -> tuple[Any, ...]:
+        self._outside_of_captures(name)
         if code := self._code(name):
             return code, None
         if where == "device" and self.device_bytes + size > self.total:
@@ -116,10 +119,15 @@ class FakeRuntime(types.ModuleType):
         return Code.cudaSuccess, start
 
     def _free(self, name: str, where: str, address: int) -> tuple[Any, ...]:
+        self._outside_of_captures(name)
         assert not any(self.queues.values()), "memory is freed while the GPU may still use it"
         assert self.memory.pop(int(address))[0] == where
         self.written.discard(int(address))
         return (self._code(name),)
+
+    def _outside_of_captures(self, name: str) -> None:
+        """What CUDA refuses in a thread that captures, in the mode ThreadLocal."""
+        assert threading.get_ident() not in self._capturers.values(), f"{name} while this thread captures a graph"
 
     def _make(self, name: str, what: str) -> tuple[Any, ...]:
         if code := self._code(name):
@@ -245,13 +253,15 @@ class FakeRuntime(types.ModuleType):
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any, ...]:
         self.capturing[stream] = []
+        self._capturers[stream] = threading.get_ident()
         return (self._code("cudaStreamBeginCapture"),)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
         work = self.capturing.pop(stream)
+        assert self._capturers.pop(stream) == threading.get_ident(), "another thread ends a capture"
         code, handle = self._make("cudaStreamEndCapture", "recorded graph")
         if handle is None:
-            return code, 0
+            return code, None
         self.graphs[handle] = work
         return code, handle
 

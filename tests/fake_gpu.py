@@ -55,9 +55,11 @@ class FakeEngine:
         return (-1, 2) if name.startswith("top_") else (-1, self.gpu.classes)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert (name, profile) == ("images", 0)
         return [(batch, *self.gpu.size, 3) for batch in self.gpu.profile]
 
     def create_execution_context(self, how: Any = Strategy.STATIC) -> Any:
+        assert self.gpu.kind != "8", "in 8.6 it takes no strategy, and allocates memory of its own"
         if not isinstance(how, _RuntimeConfig):
             # Our builds for TensorRT-RTX are made with REQUIRE_USER_ALLOCATION.
             if self.gpu.kind == "rtx" and how != Strategy.USER_MANAGED:
@@ -76,6 +78,7 @@ class FakeEngine:
         return inspector
 
     def create_execution_context_without_device_memory(self) -> Any:
+        assert self.gpu.kind == "8", "gone from 11, and from TensorRT-RTX"
         return self._context(False, None)
 
     def _context(self, own_graph: bool, kernels: Specialization | None) -> Any:
@@ -167,7 +170,8 @@ class FakeTensorRT:
                 assert name == "engine_host_code_allowed"
                 gpu.host_code_allowed = value
 
-            def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            def deserialize_cuda_engine(self, plan: Any) -> Any:
+                memoryview(plan)  # a path, say, is refused by a TypeError
                 return FakeEngine(gpu) if gpu.ok("deserialize_cuda_engine") else None
 
         class Refitter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.machinery
+import re
 import sys
 import types
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from pipeline.runners import providers
 GPU = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "9.0", 1 << 34),))
 NO_GPU = DriverStatus(False, "no NVIDIA driver (its library libcuda is not on this machine)")
 CPU = "CPUExecutionProvider"
+_SWITCH = re.compile("trt_.*_enable")
 ACTIVE = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 # What is printed of a library that is not there.
 MISSING = "Failed to load libcublasLt.so.13: cannot open shared object file"
@@ -103,6 +105,10 @@ class FakeSession:
         asked = [one if isinstance(one, tuple) else (one, {}) for one in providers]
         assert all(isinstance(value, str) for _, given in asked for value in given.values()), "options are text"
         names = [name for name, _ in asked]
+        switches = [(key, value) for _, given in asked for key, value in given.items() if _SWITCH.fullmatch(key)]
+        for key, value in switches:
+            if value not in ("True", "true", "False", "false"):
+                raise RuntimeError(f"[ERROR] [TensorRT] The value for the key '{key}' should be 'True' or 'False'.")
         self._got = [name for name in names if name in runtime.active or name == CPU]
         if ACTIVE[1] in names and ACTIVE[1] not in runtime.active:
             if not self._falls_back:

@@ -131,7 +131,7 @@ def provider_options(device: Device, precision: str, index: int) -> list[tuple[s
 
 
 def _flag(on: bool) -> str:
-    return "1" if on else "0"
+    return "True" if on else "False"  # ONNX Runtime's Python refuses 1 and 0 of TensorRT's switches
 
 
 def _load_libraries(ort: Any, device: Device) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import TensorRT
-from export.sidecar import INPUT, REBUILD, Sidecar, sha256_file
+from export.sidecar import INPUT, REBUILD, Sidecar, home_of, sha256_file
 from pipeline.errors import OutOfMemoryError, RunnerError
 from pipeline.runners.cuda import SMALLER
 from pipeline.runners.cuda_resources import DeviceBuffer, Stream
@@ -81,7 +81,7 @@ class EngineSession:
 
     def _refit(self, sidecar: Sidecar) -> None:
         """Give a stripped engine its weights, from the ONNX file that it was built from."""
-        source = self.plan_path.resolve().parents[2] / str(sidecar.onnx_file)
+        source = home_of(self.plan_path) / str(sidecar.onnx_file)
         if not source.is_file() or sha256_file(source) != sidecar.onnx_sha256:
             had = "another file" if source.is_file() else "no such file"
             raise RunnerError(

@@ -93,6 +93,23 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert any("not measured" in line for line in lines)  # PyTorch
 
 
+@pytest.mark.parametrize("kind", ["8", "rtx"])
+def test_every_tensorrt_is_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    gpu = install_visit(monkeypatch, kind)
+    artifacts = make_artifacts(tmp_path / "model")
+    output = artifacts / "evidence.json"
+    status = main([str(artifacts), "-o", str(output), *QUICK, "--precisions", "fp16,int8"])
+    evidence = read_gpu_evidence(output)
+    assert (status, evidence.failures) == (0, ())
+    assert evidence.flavour == gpu.trt.flavour
+    launched = [row for row in evidence.timings if row.graphs]
+    assert {(row.variant, row.measures) for row in launched} == {
+        (variant, measures) for variant in ("throughput", "latency") for measures in ("compute", "infer")
+    }
+    assert {row.result for row in evidence.checks} == {"pass", "skipped"}
+    assert gpu.runtime.live == 0
+
+
 def test_what_is_worth_most_comes_first(whole: tuple[int, GpuEvidence, Path, str]) -> None:
     names = list(states(whole[1]))
     assert names[:10] == [
@@ -242,9 +259,14 @@ def test_an_engine_that_we_refuse_is_asked_of_the_library(
     assert "deserialize_cuda_engine said no" in engine.library
     assert evidence.step("parity fp16-throughput").why == "there is no engine fp16-throughput that runs here"
     assert "the library: " in (artifacts / "evidence.md").read_text()
-    gpu.fail = ""
-    status = main([str(artifacts), "-o", str(artifacts / "evidence.json"), *SHORT, "--precisions", "fp16"])
-    assert read_gpu_evidence(artifacts / "evidence-2.json").engines["fp16-latency"].library == "it loads the engine"
+    for number, (fail, words) in enumerate(
+        [("execute_async_v3", "execute_async_v3 said no"), ("", "it loads the engine and runs it")], start=2
+    ):
+        gpu.fail = fail
+        main([str(artifacts), "-o", str(artifacts / "evidence.json"), *SHORT, "--precisions", "fp16"])
+        evidence = read_gpu_evidence(artifacts / f"evidence-{number}.json")
+        assert words in evidence.engines["fp16-latency"].library
+    assert gpu.runtime.live == 0
 
 
 def test_peers_take_turns_with_the_engine(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,9 @@ SHORT = ("--batch", "4", "--seconds", "0.001", "--checks", "none")
 QUICK = (*SHORT[:-2], "--cycles", "2")
 
 
-def install_visit(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+def install_visit(monkeypatch: pytest.MonkeyPatch, kind: str = "10") -> FakeTensorRT:
     """The fake GPU where the command looks for one. FP32 cannot be built; PyTorch is not there."""
-    fake = install(monkeypatch)
+    fake = install(monkeypatch, kind)
     monkeypatch.setattr(files.os, "fsync", lambda descriptor: None)  # for a crash of the whole machine; it costs much
     monkeypatch.setattr(gpu_checks, "_WARM_UP", 1)
     monkeypatch.setattr(gpu_checks, "_installed", lambda name: False)
@@ -52,6 +52,7 @@ def install_visit(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
             "asked": {"precision": precision, "convolutions": {precision: 53}, "layers": {"conv": precision}},
             "found": None,
             "seconds": 0.1,
+            "flavour": fake.trt.flavour,
         }
         make_plan(
             plan, fake.profile, precision=precision, variant=variant, network_layers={"CONVOLUTION": 53}, **described

@@ -280,6 +280,13 @@ def test_a_cache_that_cannot_be_kept_costs_a_warning(tmp_path: Path, caplog: pyt
     assert "is not kept" in caplog.text
 
 
+def test_a_cache_that_tensorrt_does_not_give_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="export"):
+        timing_cache.save(types.SimpleNamespace(serialize=lambda: None), tmp_path / "timing.cache")
+    assert "is not kept: TensorRT gave nothing to keep" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rtx_leaves_the_timing_cache_out_and_says_so(
     tmp_path: Path, rtx: TensorRT, no_driver: None, caplog: pytest.LogCaptureFixture
 ) -> None:

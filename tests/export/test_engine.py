@@ -21,7 +21,7 @@ from export.errors import ExportError
 from export.interrupts import Interrupt
 from export.keras_to_onnx import export_keras
 from export.records import to_json
-from export.sidecar import BatchProfile, read_sidecar, sha256_file, sidecar_path
+from export.sidecar import BatchProfile, home_of, read_sidecar, sha256_file, sidecar_path
 from tests import tiny_onnx
 from tests.fake_engine import make_sidecar
 from tests.fake_gpu import FakeDriver
@@ -61,6 +61,14 @@ def left(folder: Path) -> list[str]:
 def test_profile_refuses(sizes: tuple[Any, ...]) -> None:
     with pytest.raises(ExportError, match="1 <= min <= opt <= max"):
         BatchProfile(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "home"),
+    [("/a/build/rtx/fp16.plan", "/a"), ("/tmp/plans/fp16.plan", "/"), ("/plans/fp16.plan", "/"), ("/fp16.plan", "/")],
+)
+def test_a_plan_may_lie_right_below_the_root(plan: str, home: str) -> None:
+    assert home_of(Path(plan)) == Path(home)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -440,6 +448,8 @@ def test_rtx_for_its_default_targets_needs_ampere(tmp_path: Path, rtx: TensorRT,
 class Config:
     """Records what is set; has the methods that every version has."""
 
+    takes_sources = True
+
     def __init__(self) -> None:
         self.on = {"TF32"}
         self.sources, self.preview = None, {}
@@ -450,8 +460,10 @@ class Config:
     def clear_flag(self, flag: Any) -> None:
         self.on.discard(flag.name)
 
-    def set_tactic_sources(self, sources: int) -> None:
-        self.sources = sources
+    def set_tactic_sources(self, sources: int) -> bool:
+        if self.takes_sources:
+            self.sources = sources
+        return self.takes_sources
 
     def set_preview_feature(self, feature: Any, on: bool) -> None:
         self.preview[feature.name] = on
@@ -496,6 +508,13 @@ def test_precision_flags_only_where_typing_is_weak(major: int, precision: str, f
     assert config.on == {*flags, *(["TF32"] * tf32)}
     assert config.profiling_verbosity.name == "DETAILED"  # type: ignore[attr-defined]
     assert (config.preview, config.sources) == ((dict.fromkeys(PREVIEW, True), 24) if major == 8 else ({}, None))
+
+
+def test_tactic_sources_that_are_refused_are_an_error() -> None:
+    config = Config()
+    config.takes_sources = False
+    with pytest.raises(ExportError, match="it refuses the tactic sources 24"):
+        configure(version(8), None, config, "fp32", BuildOptions(), ())
 
 
 @pytest.mark.parametrize(("major", "bits"), [(8, 1), (10, 2), (11, 1)])

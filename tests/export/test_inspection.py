@@ -170,6 +170,13 @@ def test_an_unreadable_inspector_is_a_reason(text: str) -> None:
     assert differences({"c/Conv": "int8"}, as_found(found)) == []
 
 
+def test_control_characters_between_nodes_are_read() -> None:
+    """TensorRT puts them between the nodes in the metadata; whether as JSON wants them is up to the version."""
+    information = json.dumps({"Layers": V10}).replace("\\u001e", "\x1e").replace("\\u001f", "\x1f")
+    assert "\x1e" in information
+    assert summarize_layers(information) == summarize_layers(json.dumps({"Layers": V10}))
+
+
 def loaded(kind: str, fail: str = "") -> tuple[FakeTensorRT, Any]:
     """An engine whose layers show their types only once a batch size is set."""
     gpu = FakeTensorRT(FakeRuntime(), (2, 2), (1, 2, 4), kind)
@@ -227,6 +234,28 @@ def test_an_exception_of_the_bindings_is_a_reason() -> None:
 
 
 # --- what is asked for, and the sidecar ---
+
+
+@pytest.mark.parametrize("call", ["deserialize_cuda_engine", "get_engine_information"])
+def test_an_engine_is_not_lost_because_its_layers_cannot_be_listed(
+    tmp_path: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, call)
+
+    runtime = FakeTensorRT(FakeRuntime(), kind="rtx").trt.module.Runtime
+    if call == "get_engine_information":
+        monkeypatch.setattr(engine, "inspect_engine", fail)
+    else:
+        monkeypatch.setattr(runtime, call, fail)
+    monkeypatch.setattr(rtx.module, "Runtime", runtime)
+    monkeypatch.setattr(engine, "driver_status", lambda: driver._ask(FakeDriver()))
+    source = tiny_onnx.write(tmp_path / "fp16.onnx", "fp16")
+    plan = tmp_path / "a" / "fp16.plan"
+    made = build_engine(source, plan, precision="fp16", profile=BatchProfile(1, 8, 32), trt=rtx)
+    assert plan.stat().st_size == made.plan_bytes
+    assert made.layers_reason is not None
+    assert made.layers_reason.startswith("the engine's layers cannot be listed here: UnicodeDecodeError: ")
 
 
 @pytest.fixture

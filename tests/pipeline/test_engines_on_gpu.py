@@ -17,6 +17,7 @@ from export.capabilities import TensorRT, find_tensorrt
 from export.driver import driver_status
 from export.engine import build_engine
 from export.sidecar import BatchProfile, Sidecar
+from export.versions import no_support
 from pipeline.errors import RunnerError
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -55,6 +56,9 @@ def trt() -> TensorRT:
     found = find_tensorrt()
     if found is None:
         pytest.skip("no TensorRT is installed")
+    here = status.devices[0].compute_capability
+    if found.supports(here) is False:
+        pytest.skip(no_support(found.flavour, here))
     return found
 
 

@@ -90,6 +90,23 @@ def test_it_passes_on_a_right_engine(built: on_gpu.Built, gpu: FakeTensorRT, nam
     assert gpu.runtime.live == 0
 
 
+@pytest.mark.parametrize(("capability", "why"), [("9.0", "TensorRT-RTX does not support this GPU"), ("8.9", "")])
+def test_a_gpu_that_the_library_does_not_support_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, capability: str, why: str
+) -> None:
+    if (rtx := find_tensorrt("rtx")) is None:
+        pytest.skip(why_missing()["rtx"])
+    status = DriverStatus(True, "", "580.95.05", "13.1", (Device("Fake GPU", capability, 1 << 30),))
+    monkeypatch.setattr(on_gpu, "driver_status", lambda: status)
+    monkeypatch.setattr(on_gpu, "find_tensorrt", lambda: rtx)
+    find = inspect.unwrap(on_gpu.trt)
+    if not why:
+        assert find() is rtx
+        return
+    with pytest.raises(pytest.skip.Exception, match=why):
+        find()
+
+
 def test_it_notices_wrong_answers(built: on_gpu.Built, gpu: FakeTensorRT) -> None:
     right = gpu.answer
     gpu.answer = lambda images: right(images)[::-1]

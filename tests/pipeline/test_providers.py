@@ -124,12 +124,14 @@ def test_cuda_computes_fp32_in_fp32_on_the_gpu_asked_for(monkeypatch: pytest.Mon
     assert fake.opened[-1].asked == (("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}),)
 
 
-@pytest.mark.parametrize(("precision", "fp16", "int8"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8", "1", "1")])
-def test_tensorrt_may_use_the_types_of_the_file_and_keeps_nothing(precision: str, fp16: str, int8: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "fp16", "int8"), [("fp32", False, False), ("fp16", True, False), ("int8", True, True)]
+)
+def test_tensorrt_may_use_the_types_of_the_file_and_keeps_nothing(precision: str, fp16: bool, int8: bool) -> None:
     (name, options), (then, _) = provider_options("tensorrt", precision, 0)
     assert (name, then) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == (fp16, int8)
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "0"
+    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == (str(fp16), str(int8))
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "False"
 
 
 def test_on_a_gpu_int8_alone_is_computed_as_the_file_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
