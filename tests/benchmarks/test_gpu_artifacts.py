@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu_evidence
@@ -9,7 +10,7 @@ from benchmarks.gpu_evidence import main
 from benchmarks.gpu_targets import judge_targets
 from export.driver import DriverStatus
 from pipeline.layout import REFERENCE, engine_source
-from tests.benchmarks.visits import make_artifacts
+from tests.benchmarks.visits import COUNT, make_artifacts
 
 
 @pytest.fixture
@@ -40,6 +41,34 @@ def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.
     (artifacts / REFERENCE).write_bytes(b"x")
     assert main([str(artifacts)]) == 2
     assert f"Expected Keras' answers in {artifacts / REFERENCE}." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("pixels", np.zeros((0, 4, 5, 3), np.uint8)),
+        ("pixels", np.zeros((COUNT, 4, 5, 1), np.uint8)),
+        ("pixels", np.zeros((COUNT, 4, 5, 3), np.float32)),
+        ("pixels", np.zeros(COUNT, np.uint8)),
+        ("labels", np.zeros(COUNT)),
+        ("labels", np.zeros(3, np.int64)),
+        ("logits", np.zeros(COUNT, np.float32)),
+        ("logits", np.zeros((COUNT, 0), np.float32)),
+        ("logits", np.zeros((COUNT - 1, 3), np.float32)),
+        ("logits", np.zeros((COUNT, 3), np.int64)),
+        ("meta", np.frombuffer(b'{"model_sha256": 5}', np.uint8)),
+        ("meta", np.frombuffer(b"[]", np.uint8)),
+    ],
+)
+def test_answers_that_do_not_go_together_are_refused_before_the_gpu(
+    name: str, other: np.ndarray, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
+    with np.load(artifacts / REFERENCE) as held:
+        arrays = {**held, name: other}
+    np.savez(artifacts / REFERENCE, **arrays)
+    assert main([str(artifacts)]) == 2
+    assert f"Expected Keras' answers in {artifacts / REFERENCE}. Received: " in caplog.text
 
 
 def test_a_bundle_without_what_was_named_is_refused_before_the_gpu(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu_checks, gpu_timings, gpu_visit
-from benchmarks.gpu_evidence import main
+from benchmarks.gpu_evidence import evidence_path, main
+from benchmarks.gpu_options import build_parser, read_options
 from export.errors import ExportError
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
 from pipeline.layout import ONNX, PARITY, engine_source
@@ -304,6 +305,13 @@ def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: py
         f"{stem}{number}.{kind}" for number in ("", "-2", "-3") for kind in ("json", "md")
     }
     assert f"{stem}.json is that of an earlier visit and is kept; this one's is {stem}-3.json" in caplog.text
+
+
+def test_two_visits_at_once_write_two_files(gpu: FakeTensorRT, artifacts: Path) -> None:
+    args = build_parser().parse_args([str(artifacts), "-o", str(artifacts / "new" / "x.json")])
+    paths = [evidence_path(read_options(args), "Fake GPU", gpu.trt) for _ in range(3)]  # none has written anything yet
+    assert [path.name for path in paths] == ["x.json", "x-2.json", "x-3.json"]
+    assert not any(path.exists() for path in paths)
 
 
 def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:
