@@ -53,6 +53,14 @@ def test_numbers_that_json_has_not_do_not_end_a_visit(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text())["machine"] == {"speed": None}
 
 
+def test_what_a_library_says_of_odd_clocks_and_in_odd_letters_is_written(tmp_path: Path) -> None:
+    record = Record(tmp_path / "x.json", EVIDENCE)
+    record.change(commit="a\udcff", snapshots={"machine": ({"sm_clock_mhz": float("nan"), "power_w": 300.0},)})
+    kept = read_gpu_evidence(record.path)
+    assert (kept.commit, kept.snapshots["machine"][0]["sm_clock_mhz"]) == ("a\\udcff", None)
+    assert "| power 300 W |" in record.path.with_suffix(".md").read_text()
+
+
 def test_targets_are_judged_at_every_write(tmp_path: Path) -> None:
     record = Record(tmp_path / "x.json", replace(EVIDENCE, timings=(), targets=()))
     assert read_gpu_evidence(record.path).targets[1].measured is None
