@@ -209,6 +209,28 @@ def test_a_damaged_file_is_one_remark(written: Artifacts, evidence: GpuEvidence,
     assert len(page.rows(TITLE)) == 5, "the other file is shown all the same"
 
 
+def test_a_page_stays_of_a_size_whatever_the_files_say(written: Artifacts, evidence: GpuEvidence) -> None:
+    long = "<b>" * 10_000
+    engines = {long: replace(evidence.engines["fp16-latency"], warnings=(long,) * 200, refused=long, library=long)}
+    gpu = Gpu(long, long, long, long)
+    peer = timed("fp16", "throughput", 256, "compute", 5, name=f"PyTorch {long}")
+    targets = (Target(long, 1.0, 1e300, True, long),)
+    steps = tuple(Step(long + str(number), "skipped", why=long) for number in range(9))
+    told = replace(evidence, gpu=gpu, commit=long, engines=engines, timings=(peer,), targets=targets, steps=steps)
+    for number in range(25):
+        save(written, replace(told, date=f"2026-11-{number:02}"), f"{number}.json")
+        (written.root / "evidence" / f"damaged-{number}.json").write_text("x")
+    page = written.page()
+    section = page.section(TITLE)
+    assert len(section.text) < 20 * 20_000
+    assert [node.text.count("…") for node in section.all("h3")] == [1] * 20, "the last ones are shown"
+    assert "2026-11-24" in section.text
+    assert "2026-11-04" not in section.text
+    assert "These are the last 20; the others are in evidence/." in section.text
+    assert "5 more files are left out as damaged." in said(page)
+    assert section.all("b") == []
+
+
 def test_a_visit_that_was_ended_says_where(written: Artifacts, evidence: GpuEvidence) -> None:
     steps = (*evidence.steps, Step("build int8-latency", "running"), Step("checks"))
     save(written, replace(evidence, state="running", steps=steps, engines={}, parity=None, timings=(), targets=()))
