@@ -40,6 +40,9 @@ class Record:
     Args:
         path: of the JSON file.
         evidence: what is known at the beginning.
+
+    Raises:
+        PipelineError: the disk does not take it: the visit would be for nothing.
     """
 
     def __init__(self, path: Path, evidence: GpuEvidence) -> None:
@@ -48,6 +51,7 @@ class Record:
         self._lock = threading.RLock()
         self._lost: OSError | None = None
         self.change()
+        self._refuse_loss()
 
     def change(self, **fields: Any) -> None:
         """Replace fields of the evidence, judge the targets anew, and write everything.
@@ -88,9 +92,14 @@ class Record:
         """Write how the visit ended.
 
         Raises:
-            PipelineError: the disk did not take it.
+            PipelineError: the disk did not take it; then the page is in the log.
         """
         self.change(state=state)
+        if self._lost is not None:
+            log.error("%s", _without_names(as_markdown(self.evidence)))
+        self._refuse_loss()
+
+    def _refuse_loss(self) -> None:
         if self._lost is not None:
             raise PipelineError(
                 f"Expected to write {self.path}. Received: {self._lost.strerror or self._lost}. "

@@ -149,7 +149,9 @@ def test_a_visit_that_ends_in_time_is_not_watched_any_more(record: Record) -> No
     assert not any(isinstance(one, threading.Timer) for one in threading.enumerate())
 
 
-def test_a_disk_that_takes_nothing_ends_in_a_sentence(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_nothing_ends_in_a_sentence(
+    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -158,5 +160,8 @@ def test_a_disk_that_takes_nothing_ends_in_a_sentence(record: Record, monkeypatc
         record.change(commit="lost")  # the visit goes on
         with pytest.raises(PipelineError, match=r"No space left on device\. Free space there, or name another place"):
             record.close("finished")
+        assert "# imagenet on NVIDIA H200, TensorRT 8.6.0" in caplog.text, "what was measured is not lost"
+        with pytest.raises(PipelineError, match="No space left on device"):
+            Record(record.path.with_name("y.json"), EVIDENCE)  # before any time of the GPU is spent
     record.close("finished")
     assert read_gpu_evidence(record.path).commit == "lost"
