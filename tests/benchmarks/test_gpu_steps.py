@@ -48,6 +48,10 @@ def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) ->
     assert [kept[name].state for name in "abcd"] == ["done", "skipped", "done", "skipped"]
     assert kept["b"].why == "its about 100 s no longer fit into the 50 s left"
     assert (kept["c"].expected_seconds, kept["c"].seconds) == (40, 20)
+    assert (kept["b"].expected_seconds, kept["b"].seconds) == (100, None)
+    exact = Clock()
+    make_steps([exact.step("a", 60, 60), exact.step("b", 40, 1)], record, 100, exact)
+    assert exact.worked == ["a", "b"], "what fits to the second is made"
 
 
 def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
