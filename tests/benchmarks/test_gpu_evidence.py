@@ -83,6 +83,7 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert ("engine without graphs", "fp16", "infer", 1) in timed
     made = [name for name, state in states(evidence).items() if name.startswith("time ") and state == "done"]
     assert list(evidence.snapshots) == ["machine", *made]
+    assert evidence.step("build fp16-throughput").expected_seconds == 90, "at TensorRT's own level"
     targets = {one.target: one for one in evidence.targets}
     assert targets["int8 over fp16: images a second, host to host, largest batch"].met in (True, False)
     lines = printed.splitlines()

@@ -73,6 +73,7 @@ def test_what_is_not_said(tmp_path: Path) -> None:
     assert (options.precisions, options.named) == (("fp32", "fp16", "int8"), False)
     assert (options.variants, options.peers) == (("throughput", "latency"), ("eager", "graphs", "compile"))
     assert (options.batch, options.minutes, options.level, options.checks) == (256, None, None, "all")
+    assert (options.seconds, options.cycles, options.cycle_seconds) == (3, 1000, 60)
 
 
 def test_lists_are_put_in_order_and_said_once(tmp_path: Path) -> None:
