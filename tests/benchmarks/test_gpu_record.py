@@ -107,6 +107,12 @@ def test_the_page_of_a_visit_with_everything() -> None:
         assert line in page.splitlines(), line
 
 
+def test_sizes_are_in_mebibytes() -> None:
+    engine = replace(EVIDENCE.engines["fp16-throughput"], plan_bytes=48 * 2**20)
+    page = as_markdown(replace(EVIDENCE, engines={"fp16-throughput": engine}))
+    assert "| FP16 | throughput | 1 to 256 | 61.5 | 48.0 |" in page
+
+
 def test_a_table_stays_a_table() -> None:
     why = "a | b\nc <script>"
     page = as_markdown(replace(EVIDENCE, checks=(CheckRow("graphs", "fp16-latency", "fail", why),)))

@@ -158,6 +158,29 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     assert "build fp32-latency: out of <memory>" in failures
 
 
+def test_a_batch_of_1_is_no_throughput(written: Artifacts, evidence: GpuEvidence) -> None:
+    rows = (timed("fp16", "latency", 1, "infer", 410), timed("fp16", "latency", 1, "compute", 500))
+    save(written, replace(evidence, timings=rows))
+    row = next(row for row in written.page().rows(TITLE) if row["engine"] == "fp16-latency")
+    assert row == {"verdict": "pass", "engine": "fp16-latency", "agreement": "98.50%", "p50, ms": "0.410",
+                   "p99, ms": "1.230"}  # fmt: skip
+
+
+def test_rows_without_times_and_other_ways_give_no_number(written: Artifacts, evidence: GpuEvidence) -> None:
+    lost = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "mean_ms", "images_per_second"))
+    rows = (
+        timed("fp16", "throughput", 256, "stream", 0, **lost, error="no memory"),
+        timed("fp16", "throughput", 256, "infer", 50_000),
+        timed("fp16", "throughput", 256, "infer", 30_000, name="PyTorch eager", beside="eager"),
+        timed("fp16", "throughput", 256, "compute", 0, name="PyTorch compile", beside="compile", **lost, error="x"),
+    )
+    save(written, replace(evidence, timings=rows))
+    page = written.page()
+    shown = {row["engine"]: row.get("images/s") for row in page.rows(TITLE)}
+    assert shown == {**dict.fromkeys(evidence.engines, ""), "fp16-throughput": "50,000"}
+    assert page.remarks(TITLE, 0) == ["Not timed: no memory.", "Images/s: one batch a call."]
+
+
 def test_without_evidence_there_is_no_section(written: Artifacts) -> None:
     (written.root / "evidence").mkdir()
     (written.root / "evidence" / "notes.md").write_text("nothing")
