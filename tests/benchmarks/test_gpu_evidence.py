@@ -309,6 +309,12 @@ def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: py
     assert f"{stem}.json is that of an earlier visit and is kept; this one's is {stem}-3.json" in caplog.text
 
 
+def test_a_visit_too_short_for_any_engine_is_no_success(gpu: FakeTensorRT, artifacts: Path) -> None:
+    status, evidence = run(artifacts, "--minutes", "1e-9")
+    assert (status, evidence.state, evidence.failures) == (1, "finished", ())
+    assert set(states(evidence).values()) == {"skipped"}
+
+
 def test_what_was_asked_for_reaches_the_steps(
     gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

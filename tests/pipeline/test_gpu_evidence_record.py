@@ -66,6 +66,9 @@ def test_everything_that_is_wrong_is_a_failure() -> None:
         "fp16-throughput, graphs: bits differ",
         "PyTorch graphs, fp16, batch 256, infer: out of memory",
     )
+    checks = [CheckRow("rows", "fp16-latency", result, "x") for result in ("pass", "fail", "skipped", "error")]  # type: ignore[arg-type]
+    told = replace(EVIDENCE, steps=(), engines={}, parity=None, timings=(), checks=tuple(checks))
+    assert told.failures == ("fp16-latency, rows: x",) * 2, "a check that could not be made is none that passed"
 
 
 @pytest.mark.parametrize(
