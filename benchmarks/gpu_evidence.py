@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_steps import make_steps
@@ -52,7 +54,10 @@ def read_reference(artifacts: Path) -> Reference:
     try:
         held = read_arrays(path, ("meta", "pixels", "labels", "logits"))
         meta = parse_json(held["meta"].tobytes(), "meta")
-        return Reference(KERAS, meta["model_sha256"], held["pixels"], held["labels"], held["logits"], noise_of(meta))
+        _refuse_other_arrays(held["pixels"], held["labels"], held["logits"])
+        if not isinstance(sha256 := meta["model_sha256"], str):
+            raise ValueError(f"the model's sha256 is {sha256!r:.80}")
+        return Reference(KERAS, sha256, held["pixels"], held["labels"], held["logits"], noise_of(meta))
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise PipelineError(
             f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "
@@ -67,6 +72,18 @@ def as_verified(artifacts: Path) -> bool:
     """
     path = artifacts / REFERENCE
     return read_manifest(path.parent) is not None and as_recorded(path)
+
+
+def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+    """Refuse what no verify stage writes before a GPU spends its time on it."""
+    images = len(pixels) if pixels.ndim == 4 else 0
+    fits = images > 0 and pixels.shape[3] == 3 and pixels.dtype == np.uint8
+    fits &= labels.shape == (images,) and np.issubdtype(labels.dtype, np.integer)
+    fits &= logits.ndim == 2 and len(logits) == images and logits.size > 0 and np.issubdtype(logits.dtype, np.floating)
+    if not fits:
+        shapes = ", ".join(f"{name} {one.dtype} {one.shape}" for name, one in
+                           (("pixels", pixels), ("labels", labels), ("logits", logits)))  # fmt: skip
+        raise ValueError(f"images, classes and answers that do not go together: {shapes}")
 
 
 def read_thresholds(artifacts: Path) -> VerifyThresholds:
@@ -85,12 +102,27 @@ def evidence_path(options: Options, gpu: str, trt: TensorRT) -> Path:
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
     wanted = options.output or options.artifacts / FOLDER / f"{slug}-{trt.flavour}-{trt.version}.json"
     path, number = wanted, 1
-    while path.exists() or path.with_suffix(".md").exists():
-        number += 1
-        path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while path.exists() or not _is_ours(path.with_suffix(".md")):
+            number += 1
+            path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+    except OSError as error:
+        raise PipelineError(
+            f"Expected a place for {path}. Received: {error.strerror or error}. Name another with -o."
+        ) from error
     if path != wanted:
         log.warning("%s is that of an earlier visit and is kept; this one's is %s", wanted.name, path.name)
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Take a name by an empty page, unless it is taken: of two visits at once each has its own."""
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        return False
+    return True
 
 
 def first_evidence(options: Options, reference: Reference, status: DriverStatus, trt: TensorRT) -> GpuEvidence:

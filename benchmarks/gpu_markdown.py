@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def _clocks(evidence: GpuEvidence) -> str:
         ("power_w", "power", "W"),
         ("temperature_c", "temperature", "°C"),
     ):
-        values = [one[key] for one in read if isinstance(one.get(key), (int, float))]
+        values = [one[key] for one in read if isinstance(one.get(key), (int, float)) and math.isfinite(one[key])]
         if values:
             low, high = min(values), max(values)
             said.append(f"{name} {low:.0f}{'' if round(low) == round(high) else f' to {high:.0f}'} {unit}")

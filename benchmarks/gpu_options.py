@@ -24,6 +24,7 @@ VARIANTS: tuple[Variant, ...] = ("throughput", "latency")
 Checks = Literal["none", "quick", "all"]
 CHECKS = ("none", "quick", "all")
 BATCH, CYCLES, CYCLE_SECONDS = 256, 1000, 60.0
+MOST_BATCH, MOST_CYCLES = 1 << 16, 10**6
 EXAMPLES = """examples:
   python -m benchmarks.gpu_evidence artifacts/imagenet
   mkdir imagenet && tar xf imagenet.bundle.tar -C imagenet
@@ -129,13 +130,15 @@ def read_options(args: argparse.Namespace) -> Options:
         commit=args.commit,
     )
     for name, value, fits, expected in (
-        ("--batch", options.batch, options.batch >= 2, "of at least 2 (a batch of 1 is the variant latency)"),
-        ("--cycles", options.cycles, options.cycles >= 1, "of at least 1"),
-        ("--cycle-seconds", options.cycle_seconds, options.cycle_seconds > 0, "above 0"),
-        ("--seconds", options.seconds, 0 < options.seconds < float("inf"), "above 0"),
-        ("--minutes", options.minutes, options.minutes is None or 0 < options.minutes < 1e5, "above 0"),
+        ("--batch", options.batch, 2 <= options.batch <= MOST_BATCH,
+         f"of at least 2 (a batch of 1 is the variant latency), and of {MOST_BATCH:,} at most"),
+        ("--cycles", options.cycles, 1 <= options.cycles <= MOST_CYCLES, f"from 1 to {MOST_CYCLES:,}"),
+        ("--cycle-seconds", options.cycle_seconds, 0 < options.cycle_seconds < 1e6, "above 0 and below 1,000,000"),
+        ("--seconds", options.seconds, 0 < options.seconds < 1e6, "above 0 and below 1,000,000"),
+        ("--minutes", options.minutes, options.minutes is None or 0 < options.minutes < 1e5,
+         "above 0 and below 100,000"),
         ("--level", options.level, options.level is None or 0 <= options.level <= 5, "from 0 to 5"),
-    ):
+    ):  # fmt: skip
         if not fits:
             raise PipelineError(f"Expected {name} {expected}. Received: {value}. Correct it.")
     return options

@@ -21,7 +21,7 @@ from benchmarks.gpu_markdown import as_markdown
 from benchmarks.gpu_targets import judge_targets
 from export.records import to_json
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomic, write_json
+from pipeline.files import as_json, as_text, write_atomic
 from pipeline.gpu_evidence import RUNNING, EngineEvidence, GpuEvidence, Step
 
 log = logging.getLogger("benchmarks.gpu")
@@ -40,6 +40,9 @@ class Record:
     Args:
         path: of the JSON file.
         evidence: what is known at the beginning.
+
+    Raises:
+        PipelineError: the disk does not take it: the visit would be for nothing.
     """
 
     def __init__(self, path: Path, evidence: GpuEvidence) -> None:
@@ -48,25 +51,29 @@ class Record:
         self._lock = threading.RLock()
         self._lost: OSError | None = None
         self.change()
+        self._refuse_loss()
 
     def change(self, **fields: Any) -> None:
-        """Replace fields of the evidence, judge the targets anew, and write everything."""
+        """Replace fields of the evidence, judge the targets anew, and write everything.
+
+        Raises:
+            TypeError, ValueError, AttributeError: a value that cannot be written; the record stays what it was.
+        """
         with self._lock:
             known = replace(self.evidence, **fields)
             model, engines = known.model, known.engines.values()
             resnet50 = model.size == (224, 224) and any(map(_is_resnet50, engines))
             targets = judge_targets(known.timings, known.parity, known.gpu.name, resnet50)
-            self.evidence = replace(known, targets=targets)
+            known = replace(known, targets=targets)
+            data, page = as_json(tidy(to_json(known))), _without_names(as_markdown(known))
+            self.evidence = known
             try:
-                self._write()
+                write_atomic(self.path, data)
+                write_atomic(self.path.with_suffix(".md"), page)
                 self._lost = None
             except OSError as error:  # a full disk may have room again; what was known is in the file before
                 log.error("%s cannot be written: %s", self.path, error.strerror or error)
                 self._lost = error
-
-    def _write(self) -> None:
-        write_json(self.path, tidy(to_json(self.evidence)))
-        write_atomic(self.path.with_suffix(".md"), _without_names(as_markdown(self.evidence)))
 
     def plan(self, names: Sequence[str] | dict[str, Any]) -> None:
         """Write all steps, as pending."""
@@ -85,9 +92,14 @@ class Record:
         """Write how the visit ended.
 
         Raises:
-            PipelineError: the disk did not take it.
+            PipelineError: the disk did not take it; then the page is in the log.
         """
         self.change(state=state)
+        if self._lost is not None:
+            log.error("%s", _without_names(as_markdown(self.evidence)))
+        self._refuse_loss()
+
+    def _refuse_loss(self) -> None:
         if self._lost is not None:
             raise PipelineError(
                 f"Expected to write {self.path}. Received: {self._lost.strerror or self._lost}. "
@@ -128,7 +140,7 @@ class Record:
 
 
 def tidy(tree: Any) -> Any:
-    """JSON without what names this machine (its name, paths) and without numbers that JSON has not."""
+    """JSON without what names this machine (its name, paths), and without numbers and letters that JSON has not."""
     if isinstance(tree, dict):
         return {key: tidy(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -140,7 +152,7 @@ def tidy(tree: Any) -> Any:
 
 def _without_names(text: str) -> str:
     """The text with the last name of every absolute path alone, and without the name of the machine."""
-    text = _PATH.sub(lambda match: match[1][1:], text)
+    text = _PATH.sub(lambda match: match[1][1:], as_text(text))
     host = platform.node().partition(".")[0]
     if host.isalpha() or len(host) < 4:  # a word, which may well mean something else
         return text

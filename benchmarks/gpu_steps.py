@@ -83,7 +83,11 @@ def make_steps(
     for step in steps:
         expected = round(estimates.expect(step), 1)
         left = None if seconds is None else seconds - (clock() - began)
-        if why := step.why_not() or _too_long(step, by_name, estimates, left):
+        try:
+            why = step.why_not() or _too_long(step, by_name, estimates, left)
+        except Exception as error:  # asking may load a library
+            why = words_of(error)
+        if why:
             log.warning("%s is skipped: %s", step.name, why)
             record.step(step.name, state=SKIPPED, expected_seconds=expected, why=why)
             continue
@@ -95,7 +99,7 @@ def make_steps(
         except KeyboardInterrupt:
             record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why="interrupted")
             raise
-        except Exception as error:  # whatever a library raises: the other steps are to be made all the same
+        except (Exception, SystemExit) as error:  # whatever a library raises: the other steps are to be made as well
             log.error("%s failed: %s", step.name, error)
             record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why=words_of(error))
         else:

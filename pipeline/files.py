@@ -96,9 +96,14 @@ def _encoded(text: str) -> bytes:
     return text.encode(errors="backslashreplace")  # as JSON escapes, so that JSON stays JSON
 
 
+def as_json(value: Any) -> str:
+    """Plain values as JSON. NaN and infinity are refused, because other readers of JSON refuse them too."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. NaN and infinity are refused, because other readers of JSON refuse them too."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON atomically; see `as_json`."""
+    write_atomic(path, as_json(value))
 
 
 def read_json(path: Path) -> Any:

@@ -20,6 +20,8 @@ from pipeline.parity_report import Hop, overall_verdict
 from pipeline.recipe import Thresholds
 
 SCHEMA = 2
+MOST = 500  # of each kind in a record; a visit with everything has a hundred steps
+LARGEST = 1e12  # of the numbers of a timed row; none comes near it
 FOLDER = "evidence"  # below a recipe's artifacts
 PENDING: Final = "pending"
 RUNNING: Final = "running"
@@ -167,7 +169,7 @@ class TimedRow:
         error: why there are no times; "" where there are.
 
     Raises:
-        ValueError: times and an error, or neither.
+        ValueError: times and an error, or neither; or numbers that no clock and no counter gives.
     """
 
     name: str
@@ -191,6 +193,11 @@ class TimedRow:
     def __post_init__(self) -> None:
         if (self.p50_ms is None) != bool(self.error):
             raise ValueError("a timed row has either times or an error")
+        numbers = (self.n, self.p50_ms, self.p90_ms, self.p99_ms, self.mean_ms, self.images_per_second)
+        if not all(1 <= one <= LARGEST for one in (self.batch, self.batches)):
+            raise ValueError(f"a timed row of {self.batches} times {self.batch} images")
+        if wrong := [one for one in numbers if one is not None and not 0 <= one <= LARGEST]:
+            raise ValueError(f"a timed row with the number {wrong[0]:g}")
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,9 @@ class Target:
         measured: None where it was not.
         met: None where it is open.
         why: it is open.
+
+    Raises:
+        ValueError: judged without a number.
     """
 
     target: str
@@ -220,6 +230,10 @@ class Target:
     measured: float | None
     met: bool | None
     why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.met is not None and self.measured is None:
+            raise ValueError(f"the target {self.target[:80]!r} is judged, and nothing was measured")
 
 
 @dataclass(frozen=True)
@@ -246,7 +260,7 @@ class GpuEvidence:
         schema: of this file.
 
     Raises:
-        ValueError: two steps of one name.
+        ValueError: two steps of one name, or more of a kind than a visit can have.
     """
 
     date: str
@@ -271,6 +285,11 @@ class GpuEvidence:
         names = [step.name for step in self.steps]
         if len(set(names)) != len(names):
             raise ValueError("two steps of one name")
+        kinds = {name: len(getattr(self, name)) for name in ("steps", "engines", "timings", "checks", "targets")}
+        kinds |= {"snapshots": len(self.snapshots), "comparisons": len(self.parity.hops) if self.parity else 0}
+        for kind, number in kinds.items():
+            if number > MOST:
+                raise ValueError(f"{number:,} {kind}, where a visit has at most {MOST}")
 
     def step(self, name: str) -> Step:
         """The step of a name."""

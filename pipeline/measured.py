@@ -175,6 +175,8 @@ class Contest:
         wanted = {frozenset((one, other)) for one in files for other in files if one != other}
         if len(set(files)) != len(files) or couples != wanted or len(couples) != len(self.pairs):
             raise ValueError("pairs that are not every two of its contenders, once")
+        if self.batch < 1:
+            raise ValueError(f"a batch of {self.batch}")
         if not all(one.runs_at_once(self.batch) for one in self.contenders):
             raise ValueError("a contender that runs the batch in pieces")
         if self.serves != fastest(files, self.decided):

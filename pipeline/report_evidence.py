@@ -10,6 +10,7 @@ from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import (
     ENGINE,
     FOLDER,
+    LARGEST,
     PENDING,
     RUNNING,
     SKIPPED,
@@ -28,6 +29,8 @@ from pipeline.words import count, listed, sentence
 
 TITLE = "Evidence from a GPU"
 LONGEST = 400  # characters of a library's words; the file has them all
+SHOWN = 20  # visits, the last ones
+REMARKS = 10  # of an engine
 STATES: Mapping[str, str] = {
     "running": "The visit was ended from outside: this is what was known by then.",
     "interrupted": "The visit was interrupted: this is what was known by then.",
@@ -60,11 +63,16 @@ def evidence_sections(root: Path) -> list[Section]:
     if not shown and not damaged:
         return []
     digests = {name: digest for name in (KERAS, *_sources(root)) if (digest := digest_now(root, name))}
-    newest = sorted(shown, key=lambda one: one[1].date, reverse=True)
+    newest = sorted(shown, key=lambda one: one[1].date, reverse=True)[:SHOWN]
     parts = [_visit(name, one, digests, root, index) for index, (name, one) in enumerate(newest, 1)]
     words = (
         f"{count(len(shown), 'visit')} to a GPU, apart from what ran here: each measured and judged its own engines."
     )
+    if len(shown) > SHOWN:
+        words += f" These are the last {SHOWN}; the others are in {FOLDER}/."
+    damaged, more = damaged[:SHOWN], len(damaged[SHOWN:])
+    if more:
+        damaged.append(f"{count(more, 'more file is', 'more files are')} left out as damaged.")
     return [Section(TITLE, words, notes(damaged) + "".join(parts))]
 
 
@@ -85,7 +93,8 @@ def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], root: P
     )
     others = {key: one for key, one in evidence.engines.items() if not _is_here(one, digests, root)}
     return (
-        f"<h3>{text(gpu.name)}, {text(library)}</h3><p>{text('; '.join(facts))}.</p>"
+        f"<h3>{text(gpu.name, LONGEST)}, {text(library, LONGEST)}</h3>"
+        f"<p>{'; '.join(text(fact, LONGEST) for fact in facts)}.</p>"
         + notes([line for line in (STATES[evidence.state], *_belongs(evidence, others, digests)) if line])
         + _engines(evidence, others, f"evidence-{index}")
         + _targets(evidence.targets)
@@ -109,7 +118,7 @@ def _belongs(
         said.append("The answers were held against another Keras model than is here.")
     if others:
         every = len(others) == len(evidence.engines)
-        which, whose = ("", "The") if every else (f": {listed(others)}", "Their")
+        which, whose = ("", "The") if every else (f": {listed(name[:LONGEST] for name in others)}", "Their")
         said.append(
             f"Measured with other files than are here now{which}. {whose} numbers say nothing of the model on this "
             "page."
@@ -157,14 +166,14 @@ def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool, remarks
     marks = remarks.mark(
         sentence(why[:LONGEST]),
         f"Not loaded here: {engine.refused} The library: {engine.library}"[:LONGEST] if engine.refused else "",
-        *(sentence(warning) for warning in engine.warnings),
-        *(sentence(f"not timed: {row.error}"[:LONGEST]) for row in own if row.error),
+        *(sentence(warning[:LONGEST]) for warning in engine.warnings[:REMARKS]),
+        *[sentence(f"not timed: {row.error}"[:LONGEST]) for row in own if row.error][:REMARKS],
         f"Images/s: {WAYS[ends.measures]}." if ends else "",
         f"p99: of {one.n:,} calls, so it is about the slowest of them." if one and few else "",
     )
     return (
         badge(NOT_VERIFIED, f"{verdict}, of another file") if other else badge(verdict, verdict),
-        text(name) + marks,
+        text(name, LONGEST) + marks,
         share(next((hop.top1_agreement for hop in hops if hop.compared), None)),
         number(one.p50_ms if one else None, ".3f"),
         number(one.p99_ms if one else None, ".3f"),
@@ -185,7 +194,7 @@ def _tells(row: TimedRow, largest: int) -> bool:
 
 def _peer(row: TimedRow) -> tuple[str, ...]:
     speed = number(row.images_per_second, ",.0f")
-    return (badge(REFERENCE, REFERENCE), text(f"{row.name} {row.precision}"), "", "", "", "", speed)
+    return (badge(REFERENCE, REFERENCE), text(f"{row.name} {row.precision}", LONGEST), "", "", "", "", speed)
 
 
 def _targets(targets: Sequence[Target]) -> str:
@@ -197,9 +206,9 @@ def _targets(targets: Sequence[Target]) -> str:
     rows = [
         (
             badge(*names[target.met]),
-            text(target.target + (f" ({target.why})" if target.why else "")),
+            text(target.target + (f" ({target.why})" if target.why else ""), LONGEST),
             f"{target.limit:,g}",
-            number(target.measured, ",.0f" if abs(target.measured or 0) >= 1000 else ".4g"),
+            number(target.measured, ",.0f" if 1000 <= abs(target.measured or 0) < LARGEST else ".4g"),
         )
         for target in targets
     ]
@@ -225,7 +234,7 @@ def _not_made(evidence: GpuEvidence) -> str:
     named: dict[str, list[str]] = {}
     for step in evidence.steps:
         if step.state in (SKIPPED, RUNNING, PENDING):
-            named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
+            named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name[:LONGEST])
     items = "".join(f"<li>{text(', '.join(names))}: {text(why, LONGEST)}</li>" for why, names in named.items())
     number_of = sum(map(len, named.values()))
     verb = "was" if number_of == 1 else "were"

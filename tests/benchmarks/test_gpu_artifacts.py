@@ -69,6 +69,34 @@ def test_answers_that_verify_did_not_write_are_taken_and_said(
     assert ("which are not the file that the verify stage wrote" in page) is not verified
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("pixels", np.zeros((0, 4, 5, 3), np.uint8)),
+        ("pixels", np.zeros((COUNT, 4, 5, 1), np.uint8)),
+        ("pixels", np.zeros((COUNT, 4, 5, 3), np.float32)),
+        ("pixels", np.zeros(COUNT, np.uint8)),
+        ("labels", np.zeros(COUNT)),
+        ("labels", np.zeros(3, np.int64)),
+        ("logits", np.zeros(COUNT, np.float32)),
+        ("logits", np.zeros((COUNT, 0), np.float32)),
+        ("logits", np.zeros((COUNT - 1, 3), np.float32)),
+        ("logits", np.zeros((COUNT, 3), np.int64)),
+        ("meta", np.frombuffer(b'{"model_sha256": 5}', np.uint8)),
+        ("meta", np.frombuffer(b"[]", np.uint8)),
+    ],
+)
+def test_answers_that_do_not_go_together_are_refused_before_the_gpu(
+    name: str, other: np.ndarray, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
+    with np.load(artifacts / REFERENCE) as held:
+        arrays = {**held, name: other}
+    np.savez(artifacts / REFERENCE, **arrays)
+    assert main([str(artifacts)]) == 2
+    assert f"Expected Keras' answers in {artifacts / REFERENCE}. Received: " in caplog.text
+
+
 def test_a_bundle_without_what_was_named_is_refused_before_the_gpu(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

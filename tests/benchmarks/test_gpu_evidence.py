@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu_checks, gpu_timings, gpu_visit
-from benchmarks.gpu_evidence import main
+from benchmarks.gpu_evidence import evidence_path, main
+from benchmarks.gpu_options import build_parser, read_options
 from export.errors import ExportError
+from export.sidecar import BatchProfile
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
 from pipeline.layout import ONNX, PARITY, engine_source
 from pipeline.parity_report import read_parity, write_parity
@@ -81,6 +83,7 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert ("engine without graphs", "fp16", "infer", 1) in timed
     made = [name for name, state in states(evidence).items() if name.startswith("time ") and state == "done"]
     assert list(evidence.snapshots) == ["machine", *made]
+    assert evidence.step("build fp16-throughput").expected_seconds == 90, "at TensorRT's own level"
     targets = {one.target: one for one in evidence.targets}
     assert targets["int8 over fp16: images a second, host to host, largest batch"].met in (True, False)
     lines = printed.splitlines()
@@ -326,6 +329,73 @@ def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: py
         f"{stem}{number}.{kind}" for number in ("", "-2", "-3") for kind in ("json", "md")
     }
     assert f"{stem}.json is that of an earlier visit and is kept; this one's is {stem}-3.json" in caplog.text
+
+
+def test_a_visit_too_short_for_any_engine_is_no_success(gpu: FakeTensorRT, artifacts: Path) -> None:
+    status, evidence = run(artifacts, "--minutes", "1e-9")
+    assert (status, evidence.state, evidence.failures) == (1, "finished", ())
+    assert set(states(evidence).values()) == {"skipped"}
+
+
+def test_what_was_asked_for_reaches_the_steps(
+    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: dict[str, Any] = {}
+    timed: dict[tuple[str, str], tuple[Any, ...]] = {}
+    cycles: list[tuple[Any, ...]] = []
+    peers: list[tuple[Any, ...]] = []
+    build, time_engines = gpu_visit.build_engine, gpu_visit.time_engines
+
+    def note_build(source: Path, plan: Path, **more: Any) -> Any:
+        built[plan.name] = (more["profile"], more["options"])
+        sidecar = build(source, plan, **more)
+        return replace(sidecar, plan_bytes=9 if "int8" in plan.name else 8)
+
+    def note_times(plans: Any, images: np.ndarray, *more: Any) -> Any:
+        timed[more[0], more[2]] = (sorted(plan.name for plan in plans.values()), len(images), *more)
+        return time_engines(plans, images, *more)
+
+    def cycles_leak_nothing(plan: Path, images: np.ndarray, *more: Any) -> str:
+        cycles.append((plan.name, len(images), *more))
+        return "none"
+
+    def note_peer(mode: str, model: Path, plan: Path, images: np.ndarray, *more: Any) -> list[Any]:
+        peers.append((mode, model, plan.name, len(images), *more))
+        return []
+
+    monkeypatch.setattr(gpu_visit, "build_engine", note_build)
+    monkeypatch.setattr(gpu_visit, "time_engines", note_times)
+    monkeypatch.setattr(gpu_visit, "cycles_leak_nothing", cycles_leak_nothing)
+    monkeypatch.setattr(gpu_visit, "time_peer", note_peer)
+    monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "")
+    monkeypatch.setattr(gpu_visit, "QUICK", ())
+    monkeypatch.setattr(type(gpu.trt), "timing_cache", True)
+    plans = artifacts.parent / "plans"
+    asked = ("--level", "2", "--targets", "SM89", "--checks", "quick", "--cycles", "7", "--cycle-seconds", "5")
+    _, evidence = run(artifacts, "--precisions", "fp16,int8", "--peers", "eager", "--plans", str(plans), *asked)
+    names = {one: [f"{kind}-{one}.plan" for kind in ("fp16", "int8")] for one in ("throughput", "latency")}
+    assert {plan: profile for plan, (profile, _) in built.items()} == {
+        **dict.fromkeys(names["throughput"], BatchProfile(1, 4, 4)),
+        **dict.fromkeys(names["latency"], BatchProfile(1, 1, 1)),
+    }
+    for _, options in built.values():
+        assert (options.optimization_level, options.targets) == (2, ("SM89",))
+        assert options.timing_cache == plans / "timing.cache"
+    assert evidence.step("build fp16-throughput").expected_seconds == gpu_visit.BUILD_BY_LEVEL[2] == 40
+    assert timed["throughput", "infer"] == (names["throughput"], COUNT, "throughput", 4, "infer", 0.001)
+    assert timed["latency", "compute"] == (names["latency"], COUNT, "latency", 1, "compute", 0.001)
+    assert cycles == [("fp16-throughput.plan", COUNT, 7, 5.0)], "the smallest engine is the quickest"
+    assert peers == [
+        ("eager", artifacts / ONNX["fp32"], f"fp16-{variant}.plan", COUNT, variant, batch, 0.001)
+        for variant, batch in (("throughput", 4), ("latency", 1))
+    ]
+
+
+def test_two_visits_at_once_write_two_files(gpu: FakeTensorRT, artifacts: Path) -> None:
+    args = build_parser().parse_args([str(artifacts), "-o", str(artifacts / "new" / "x.json")])
+    paths = [evidence_path(read_options(args), "Fake GPU", gpu.trt) for _ in range(3)]  # none has written anything yet
+    assert [path.name for path in paths] == ["x.json", "x-2.json", "x-3.json"]
+    assert not any(path.exists() for path in paths)
 
 
 def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:

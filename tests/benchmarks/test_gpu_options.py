@@ -17,13 +17,24 @@ def taken(words: list[str]) -> Options:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--batch", "1"), "Expected --batch of at least 2 (a batch of 1 is the variant latency). Received: 1."),
+        (
+            ("--batch", "1"),
+            "Expected --batch of at least 2 (a batch of 1 is the variant latency), and of 65,536 at most. Received: 1.",
+        ),
+        (("--batch", "-4"), "Received: -4."),
+        (("--batch", "9" * 60), "and of 65,536 at most. Received: 999"),
+        (("--cycles", "9" * 60), "Expected --cycles from 1 to 1,000,000. Received: 999"),
+        (("--cycle-seconds", "inf"), "Expected --cycle-seconds above 0 and below 1,000,000. Received: inf."),
+        (("--cycle-seconds", "nan"), "--cycle-seconds above 0"),
+        (("--seconds", "1e300"), "Expected --seconds above 0 and below 1,000,000. Received: 1e+300."),
+        (("--minutes", "0"), "--minutes above 0"),
+        (("--minutes", "inf"), "--minutes above 0 and below 100,000"),
         (("--precisions", "int4"), "Expected --precisions of fp32,fp16,int8, separated by commas. Received: int4,"),
         (("--precisions", "fp16,"), "where '' is none"),
         (("--variants", "fast"), "Expected --variants of throughput,latency"),
         (("--peers", "jit"), "Expected --peers of none, or eager,graphs,compile"),
         (("--peers", "none,graphs"), "where 'none' is none"),
-        (("--cycles", "0"), "--cycles of at least 1"),
+        (("--cycles", "0"), "--cycles from 1"),
         (("--cycle-seconds", "0"), "--cycle-seconds above 0"),
         (("--seconds", "0"), "--seconds above 0"),
         (("--seconds", "nan"), "--seconds above 0"),
@@ -78,6 +89,7 @@ def test_what_is_not_said(tmp_path: Path) -> None:
     assert (options.precisions, options.named) == (("fp32", "fp16", "int8"), False)
     assert (options.variants, options.peers) == (("throughput", "latency"), ("eager", "graphs", "compile"))
     assert (options.batch, options.minutes, options.level, options.checks) == (256, None, None, "all")
+    assert (options.seconds, options.cycles, options.cycle_seconds) == (3, 1000, 60)
 
 
 def test_lists_are_put_in_order_and_said_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.gpu_markdown import as_markdown
 from benchmarks.gpu_record import Record, tidy
 from pipeline.gpu_evidence import CheckRow, read_gpu_evidence
-from tests.pipeline.test_gpu_evidence_record import EVIDENCE
+from tests.pipeline.test_gpu_evidence_record import EVIDENCE, ROW
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,8 @@ def test_the_name_of_the_machine_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tidy("on gpu-node-17.example.org, gpu-node-17") == "on this machine, this machine"
     monkeypatch.setattr(platform, "node", lambda: "engine")
     assert tidy("the engine runs") == "the engine runs"
+    monkeypatch.setattr(platform, "node", lambda: "m-1")
+    assert tidy("m-1 of m-12") == "m-1 of m-12", "short names mean something else"
 
 
 def test_what_is_written_has_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +51,31 @@ def test_what_is_written_has_neither(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_numbers_that_json_has_not_do_not_end_a_visit(tmp_path: Path) -> None:
     record = Record(tmp_path / "x.json", EVIDENCE)
-    record.change(machine={"speed": float("nan")})
-    assert json.loads((tmp_path / "x.json").read_text())["machine"] == {"speed": None}
+    record.change(machine={"speed": float("nan"), "most": float("inf"), "least": float("-inf")})
+    written = json.loads((tmp_path / "x.json").read_text())["machine"]
+    assert written == {"speed": None, "most": None, "least": None}
+
+
+def test_what_a_library_says_of_odd_clocks_and_in_odd_letters_is_written(tmp_path: Path) -> None:
+    record = Record(tmp_path / "x.json", EVIDENCE)
+    record.change(commit="a\udcff", snapshots={"machine": ({"sm_clock_mhz": float("nan"), "power_w": 300.0},)})
+    kept = read_gpu_evidence(record.path)
+    assert (kept.commit, kept.snapshots["machine"][0]["sm_clock_mhz"]) == ("a\\udcff", None)
+    assert "| power 300 W |" in record.path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("size", "convolutions", "met"), [((224, 224), 53, True), ((224, 224), 54, None), ((64, 64), 53, None)]
+)
+def test_absolute_targets_are_for_a_resnet50_alone(
+    size: tuple[int, int], convolutions: int, met: bool | None, tmp_path: Path
+) -> None:
+    engine = replace(EVIDENCE.engines["fp16-throughput"], network_layers={"CONVOLUTION": convolutions, "POOLING": 53})
+    model = replace(EVIDENCE.model, size=size)
+    record = Record(tmp_path / "x.json", replace(EVIDENCE, model=model, engines={"fp16-throughput": engine}))
+    record.add("timings", replace(ROW, precision="int8", measures="stream", images_per_second=70_000))
+    target = next(one for one in record.evidence.targets if one.target.startswith("int8: images a second, host to"))
+    assert (target.measured, target.met) == (70_000, met)
 
 
 def test_targets_are_judged_at_every_write(tmp_path: Path) -> None:
@@ -80,6 +105,12 @@ def test_the_page_of_a_visit_with_everything() -> None:
         "- PyTorch graphs, fp16, batch 256, infer: out of memory",
     ):
         assert line in page.splitlines(), line
+
+
+def test_sizes_are_in_mebibytes() -> None:
+    engine = replace(EVIDENCE.engines["fp16-throughput"], plan_bytes=48 * 2**20)
+    page = as_markdown(replace(EVIDENCE, engines={"fp16-throughput": engine}))
+    assert "| FP16 | throughput | 1 to 256 | 61.5 | 48.0 |" in page
 
 
 def test_a_table_stays_a_table() -> None:

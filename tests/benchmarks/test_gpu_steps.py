@@ -48,6 +48,10 @@ def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) ->
     assert [kept[name].state for name in "abcd"] == ["done", "skipped", "done", "skipped"]
     assert kept["b"].why == "its about 100 s no longer fit into the 50 s left"
     assert (kept["c"].expected_seconds, kept["c"].seconds) == (40, 20)
+    assert (kept["b"].expected_seconds, kept["b"].seconds) == (100, None)
+    exact = Clock()
+    make_steps([exact.step("a", 60, 60), exact.step("b", 40, 1)], record, 100, exact)
+    assert exact.worked == ["a", "b"], "what fits to the second is made"
 
 
 def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
@@ -115,6 +119,31 @@ def test_a_step_that_hangs_is_cut_short(record: Record, monkeypatch: pytest.Monk
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
 
 
+def test_a_step_that_cannot_be_asked_or_that_leaves_does_not_end_the_visit(record: Record) -> None:
+    def broken() -> str:
+        raise ValueError("torch.__spec__ is None")
+
+    def leaves() -> None:
+        raise SystemExit(7)
+
+    clock = Clock()
+    steps = [
+        Planned("a", "a", 1, clock.work("a", 1), broken),
+        Planned("b", "b", 1, leaves),
+        Planned("c", "c", 1, lambda: record.change(machine={"features": {"avx2"}})),  # JSON has no sets
+        Planned("d", "d", 1, lambda: record.change(machine={"cpu": "text"})),  # the page wants an object
+        clock.step("e", 1, 1),
+    ]
+    make_steps(steps, record, None, clock)
+    assert clock.worked == ["e"]
+    kept = {step.name: (step.state, step.why) for step in read_gpu_evidence(record.path).steps}
+    assert kept["a"] == ("skipped", "ValueError: torch.__spec__ is None")
+    assert kept["b"] == ("error", "SystemExit: 7")
+    assert kept["c"] == ("error", "TypeError: Object of type set is not JSON serializable")
+    assert kept["d"][0] == "error"
+    assert kept["e"] == ("done", "")
+
+
 def test_a_visit_that_ends_in_time_is_not_watched_any_more(record: Record) -> None:
     with record.watched(1000.0, lambda status: pytest.fail("it left")):
         assert any(isinstance(one, threading.Timer) for one in threading.enumerate())
@@ -124,14 +153,19 @@ def test_a_visit_that_ends_in_time_is_not_watched_any_more(record: Record) -> No
     assert not any(isinstance(one, threading.Timer) for one in threading.enumerate())
 
 
-def test_a_disk_that_takes_nothing_ends_in_a_sentence(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_nothing_ends_in_a_sentence(
+    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr("benchmarks.gpu_record.write_json", full)
+        context.setattr("benchmarks.gpu_record.write_atomic", full)
         record.change(commit="lost")  # the visit goes on
         with pytest.raises(PipelineError, match=r"No space left on device\. Free space there, or name another place"):
             record.close("finished")
+        assert "# imagenet on NVIDIA H200, TensorRT 8.6.0" in caplog.text, "what was measured is not lost"
+        with pytest.raises(PipelineError, match="No space left on device"):
+            Record(record.path.with_name("y.json"), EVIDENCE)  # before any time of the GPU is spent
     record.close("finished")
     assert read_gpu_evidence(record.path).commit == "lost"

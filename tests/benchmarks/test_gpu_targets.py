@@ -69,6 +69,14 @@ def test_a_p99_of_few_calls_is_open() -> None:
     assert (target.measured, target.met, target.why) == (0.34, None, "99 calls were timed, too few for a p99")
 
 
+def test_a_limit_that_is_met_exactly_is_met() -> None:
+    def met(p99: float) -> bool | None:
+        rows = [replace(one, p99_ms=p99) if one.batch == 1 else one for one in ROWS]
+        return judge_targets(rows, None, "NVIDIA H200", resnet50=True)[3].met
+
+    assert [met(p99) for p99 in (0.3499, 0.35, 0.3501)] == [True, True, False]
+
+
 def test_a_row_with_an_error_was_not_measured() -> None:
     rows = [replace(one, p50_ms=None, error="no graph") if one.batch == 1 else one for one in ROWS]
     assert judge_targets(rows, None, "NVIDIA H200", resnet50=True)[3].why == "not measured"

@@ -3,10 +3,11 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu_timings
-from benchmarks.gpu_timings import time_engines, why_without_peers
+from benchmarks.gpu_timings import _streamed, time_engines, why_without_peers
 from pipeline.gpu_evidence import Measures, TimedRow
 from pipeline.runners.tensorrt import TensorRTRunner
 from tests.fake_engine import install, make_plan, pixels
@@ -40,7 +41,10 @@ def test_every_row_says_what_it_is(
     assert [row.graphs for row in rows] == graphs
     assert {row.precision for row in rows} == {"fp16", "int8"}
     assert {(row.batch, row.batches, row.measures, row.error) for row in rows} == {(4, batches, measures, "")}
-    assert all(row.n >= 10 and row.p50_ms and row.images_per_second for row in rows)
+    assert all(row.n >= 10 and row.p50_ms for row in rows)
+    for row in rows:
+        assert row.p50_ms is not None
+        assert row.images_per_second == pytest.approx(4 * batches * 1000 / row.p50_ms, rel=1e-3), "milliseconds a call"
     assert gpu.runtime.live == 0
 
 
@@ -77,8 +81,14 @@ def test_an_engine_that_fails_leaves_the_others(plans: dict[str, Path], gpu: Fak
 
 
 def test_another_batch_than_asked_for_is_said(plans: dict[str, Path], gpu: FakeTensorRT) -> None:
-    (row,) = timed({"fp16": plans["fp16"]}, "compute", batch=8)
-    assert row.error == "it runs batches of 4 at most here"
+    for batch in (3, 8):
+        (row,) = timed({"fp16": plans["fp16"]}, "compute", batch=batch)
+        assert row.error == "it runs batches of 4 at most here"
+
+
+def test_a_streamed_call_holds_many_batches_within_a_gibibyte() -> None:
+    photo = np.zeros((1, 224, 224, 3), np.uint8)
+    assert [_streamed(photo, batch) for batch in (1, 64, 256, 1024, 4096)] == [32, 32, 27, 6, 4]
 
 
 def test_a_refused_graph_does_not_touch_streams(

@@ -130,6 +130,22 @@ def test_where_nothing_was_measured_the_default_order_holds(here: Here, caplog: 
     assert caplog.text == ""
 
 
+def test_by_default_what_passed_comes_before_what_is_open_and_fewer_runs_before_precision(here: Here) -> None:
+    here.verify(int8="inconclusive")
+    assert choose(here.context()).name == FP16
+    here.build(FP16, (1, 4, 8))
+    here.verify()
+    assert [choose(here.context(), precision=one, batch_size=32).name for one in ("fp16", "auto")] == [FP16, INT8]
+    here.build(INT8, (1, 4, 8))
+    here.verify(int8="inconclusive")
+    assert choose(here.context(), batch_size=32).name == FP32
+    here.verify(fp32="inconclusive")
+    assert choose(here.context(), batch_size=32).name == INT8, "it passed, and takes four runs"
+    here.build(FP16)
+    here.verify()
+    assert choose(here.context(), batch_size=32).name == FP16
+
+
 def test_what_was_measured_to_be_faster_answers_and_one_line_says_so(
     here: Here, caplog: pytest.LogCaptureFixture
 ) -> None:

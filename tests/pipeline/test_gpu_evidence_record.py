@@ -66,6 +66,9 @@ def test_everything_that_is_wrong_is_a_failure() -> None:
         "fp16-throughput, graphs: bits differ",
         "PyTorch graphs, fp16, batch 256, infer: out of memory",
     )
+    checks = [CheckRow("rows", "fp16-latency", result, "x") for result in ("pass", "fail", "skipped", "error")]  # type: ignore[arg-type]
+    told = replace(EVIDENCE, steps=(), engines={}, parity=None, timings=(), checks=tuple(checks))
+    assert told.failures == ("fp16-latency, rows: x",) * 2, "a check that could not be made is none that passed"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,13 @@ def test_everything_that_is_wrong_is_a_failure() -> None:
         ("parity", {"verdict": "pass", "thresholds": {}, "hops": []}, "'pass' over hops whose verdict is 'fail'"),
         ("timings", [to_json(ROW), {**to_json(ROW), "error": "x"}], "either times or an error"),
         ("timings", [{**to_json(ROW), "p50_ms": None}], "either times or an error"),
+        ("timings", [{**to_json(ROW), "batch": 0}], "a timed row of 1 times 0 images"),
+        ("timings", [{**to_json(ROW), "batches": -2}], "a timed row of -2 times 256 images"),
+        ("timings", [{**to_json(ROW), "p99_ms": -2.0}], "a timed row with the number -2"),
+        ("timings", [{**to_json(ROW), "images_per_second": 1e300}], r"a timed row with the number 1e\+300"),
+        ("timings", [to_json(ROW)] * 501, "501 timings, where a visit has at most 500"),
+        ("steps", [{"name": str(number)} for number in range(501)], "501 steps, where"),
+        ("targets", [{"target": "x", "limit": 1.0, "measured": None, "met": True}], "'x' is judged, and nothing was"),
     ],
 )
 def test_a_damaged_file_is_refused(key: str, value: object, said: str, tmp_path: Path) -> None:

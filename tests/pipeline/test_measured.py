@@ -69,6 +69,8 @@ def test_numbers_that_do_not_go_together_are_refused(ratio: float | None, interv
         ({"cb"}, "a"),  # what is not faster than the first does not take its place
         ({"ba", "cb"}, "b"),
         ({"ab", "ac"}, "a"),
+        ({"ba", "cb", "ac"}, "b"),  # each beats the next: c does not beat the first
+        ({"ca", "ab", "bc"}, "c"),
     ],
 )
 def test_the_first_answers_unless_another_is_decidedly_faster(wins: set[str], best: str) -> None:
@@ -99,10 +101,12 @@ def test_a_contest_says_what_serves() -> None:
         {"pairs": (Pair(A, B, 20, 0.7, (0.6, 0.8)),) * 2},
         {"contenders": (contender(A), contender(A))},
         {"batch": 65},
+        {"batch": 0},
+        {"batch": -8},
     ],
 )
 def test_a_contest_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"pair|pieces"):
+    with pytest.raises(ValueError, match=r"pair|pieces|a batch of"):
         replace(contest(8, 1.3), **change)
 
 

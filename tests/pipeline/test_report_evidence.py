@@ -158,6 +158,29 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     assert "build fp32-latency: out of <memory>" in failures
 
 
+def test_a_batch_of_1_is_no_throughput(written: Artifacts, evidence: GpuEvidence) -> None:
+    rows = (timed("fp16", "latency", 1, "infer", 410), timed("fp16", "latency", 1, "compute", 500))
+    save(written, replace(evidence, timings=rows))
+    row = next(row for row in written.page().rows(TITLE) if row["engine"] == "fp16-latency")
+    assert row == {"verdict": "pass", "engine": "fp16-latency", "agreement": "98.50%", "p50, ms": "0.410",
+                   "p99, ms": "1.230"}  # fmt: skip
+
+
+def test_rows_without_times_and_other_ways_give_no_number(written: Artifacts, evidence: GpuEvidence) -> None:
+    lost = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "mean_ms", "images_per_second"))
+    rows = (
+        timed("fp16", "throughput", 256, "stream", 0, **lost, error="no memory"),
+        timed("fp16", "throughput", 256, "infer", 50_000),
+        timed("fp16", "throughput", 256, "infer", 30_000, name="PyTorch eager", beside="eager"),
+        timed("fp16", "throughput", 256, "compute", 0, name="PyTorch compile", beside="compile", **lost, error="x"),
+    )
+    save(written, replace(evidence, timings=rows))
+    page = written.page()
+    shown = {row["engine"]: row.get("images/s") for row in page.rows(TITLE)}
+    assert shown == {**dict.fromkeys(evidence.engines, ""), "fp16-throughput": "50,000"}
+    assert page.remarks(TITLE, 0) == ["Not timed: no memory.", "Images/s: one batch a call."]
+
+
 def test_without_evidence_there_is_no_section(written: Artifacts) -> None:
     (written.root / "evidence").mkdir()
     (written.root / "evidence" / "notes.md").write_text("nothing")
@@ -215,6 +238,29 @@ def test_a_damaged_file_is_one_remark(written: Artifacts, evidence: GpuEvidence,
     assert len(damaged) == 1
     assert damaged[0].startswith("evidence/damaged.json is left out. Expected")
     assert len(page.rows(TITLE)) == 5, "the other file is shown all the same"
+
+
+def test_a_page_stays_of_a_size_whatever_the_files_say(written: Artifacts, evidence: GpuEvidence) -> None:
+    long = "<b>" * 1000
+    engines = {long: replace(evidence.engines["fp16-latency"], warnings=(long,) * 200, refused=long, library=long)}
+    gpu = Gpu(long, long, long, long)
+    peer = timed("fp16", "throughput", 256, "compute", 5, name=f"PyTorch {long}")
+    targets = (Target(long, 1.0, 1e300, True, long),)
+    steps = tuple(Step(long + str(number), "skipped", why=long) for number in range(9))
+    told = replace(evidence, gpu=gpu, commit=long, engines=engines, timings=(peer,), targets=targets, steps=steps)
+    for number in range(25):
+        save(written, replace(told, date=f"2026-11-{number:02}"), f"{number}.json")
+        (written.root / "evidence" / f"damaged-{number}.json").write_text("x")
+    page = written.page()
+    section = page.section(TITLE)
+    assert len(section.text) < 20 * 20_000
+    assert {row["measured"] for row in page.rows(TITLE, 1)} == {"1e+300"}
+    assert [node.text.count("…") for node in section.all("h3")] == [1] * 20, "the last ones are shown"
+    assert "2026-11-24" in section.text
+    assert "2026-11-04" not in section.text
+    assert "These are the last 20; the others are in evidence/." in section.text
+    assert "5 more files are left out as damaged." in said(page)
+    assert section.all("b") == []
 
 
 def test_a_visit_that_was_ended_says_where(written: Artifacts, evidence: GpuEvidence) -> None:

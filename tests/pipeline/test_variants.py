@@ -205,6 +205,7 @@ def test_misfit_counts_runs_first() -> None:
     assert of(1, 8, 16).misfit(33)[0] == 3
     assert of(1, 8, 16).misfit(8) == (1, 0.0)
     assert of(8, 8, 16).misfit(2) > of(1, 4, 16).misfit(2), "filling up is waste"
+    assert of(1, 8, 16).misfit(4) > of(1, 4, 16).misfit(4), "tuned for more is as far as tuned for less"
     assert Choice("", Path(), "onnxruntime", "fp32", "pass").misfit(10**6) == (1, 0.0)
 
 
