@@ -111,8 +111,8 @@ def _too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimate
     needed = expected + (estimates.expect(behind) if behind else 0.0)
     if needed <= left:
         return ""
-    purpose = f" with {behind.name}, which it is made for," if behind else ""
-    return f"its{purpose} about {needed:.0f} s no longer fit into the {max(left, 0):.0f} s left"
+    purpose = f" with {behind.name}, which it is made for" if behind else ""
+    return f"it takes about {needed:.0f} s{purpose}; {max(left, 0):.0f} s are left"
 
 
 def _say_plan(steps: Sequence[Planned], seconds: float | None) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.evidence_words import NAMES, STATES, clocks, library, not_made, short_commit, shortened
 from pipeline.gpu_evidence import (
     ENGINE,
     FOLDER,
-    PENDING,
-    RUNNING,
-    SKIPPED,
     EngineEvidence,
     GpuEvidence,
     Target,
@@ -28,12 +26,6 @@ from pipeline.words import count, listed, sentence
 
 TITLE = "Evidence from a GPU"
 LONGEST = 400  # characters of a library's words; the file has them all
-STATES: Mapping[str, str] = {
-    "running": "The visit was ended from outside: this is what was known by then.",
-    "interrupted": "The visit was interrupted: this is what was known by then.",
-    "cut short": "A step did not end and the visit was cut short: this is what was known by then.",
-    "finished": "",
-}
 ONE_IMAGE = "Of one image, from uint8 pixels in host memory to logits in host memory, launched by a CUDA graph."
 WAYS: Mapping[str, str] = {
     "stream": "many batches a call, overlapped",
@@ -63,7 +55,10 @@ def evidence_sections(root: Path) -> list[Section]:
     newest = sorted(shown, key=lambda one: one[1].date, reverse=True)
     parts = [_visit(name, one, digests, root, index) for index, (name, one) in enumerate(newest, 1)]
     words = (
-        f"{count(len(shown), 'visit')} to a GPU, apart from what ran here: each measured and judged its own engines."
+        f"{count(len(shown), 'visit')} to a GPU, apart from what ran here: each measured and judged its own engines. "
+        f"{NAMES}"
+        if shown
+        else ""
     )
     return [Section(TITLE, words, notes(damaged) + "".join(parts))]
 
@@ -74,18 +69,18 @@ def _sources(root: Path) -> list[str]:
 
 def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], root: Path, index: int) -> str:
     gpu = evidence.gpu
-    library = f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
     facts = (
         f"driver {gpu.driver_version or 'unknown'}",
         f"CUDA {gpu.cuda_version or 'unknown'}",
         f"compute capability {gpu.compute_capability}",
+        *([f"after the steps {read}"] if (read := clocks(evidence)) else []),
         evidence.date.replace("T", " ").replace("Z", " UTC"),
-        f"commit {evidence.commit or 'unknown'}",
+        f"commit {short_commit(evidence)}",
         name,
     )
     others = {key: one for key, one in evidence.engines.items() if not _is_here(one, digests, root)}
     return (
-        f"<h3>{text(gpu.name)}, {text(library)}</h3><p>{text('; '.join(facts))}.</p>"
+        f"<h3>{text(gpu.name)}, {text(library(evidence))}</h3><p>{text('; '.join(facts))}.</p>"
         + notes([line for line in (STATES[evidence.state], *_belongs(evidence, others, digests)) if line])
         + _engines(evidence, others, f"evidence-{index}")
         + _targets(evidence.targets)
@@ -129,11 +124,11 @@ def _engines(evidence: GpuEvidence, others: Mapping[str, EngineEvidence], table_
         return ""
     head = (
         *("verdict", "engine", "*agreement"),
-        f"*p50, ms{remarks.mark(ONE_IMAGE)}",
-        "*p99, ms",
-        f"*images/s{remarks.mark(f'Host to host, in batches of {largest:,}.')}",
-        f"*engine alone, images/s{remarks.mark(ALONE)}",
+        *("*p50, ms", "*p99, ms", "*images/s", "*engine alone, images/s"),
     )
+    about = {3: ONE_IMAGE, 5: f"Host to host, in batches of {largest:,}.", 6: ALONE}
+    shown = {column: words for column, words in about.items() if any(row[column] for row in rows)}
+    head = tuple(name + remarks.mark(shown.get(column, "")) for column, name in enumerate(head))
     return table(head, rows) + remarks.html
 
 
@@ -218,12 +213,8 @@ def _failures(evidence: GpuEvidence) -> str:
 
 def _not_made(evidence: GpuEvidence) -> str:
     """The steps that were left out, or that the visit did not come to, by the reason."""
-    reasons = {RUNNING: "the visit ended in it", PENDING: "the visit ended before"}
-    named: dict[str, list[str]] = {}
-    for step in evidence.steps:
-        if step.state in (SKIPPED, RUNNING, PENDING):
-            named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
-    items = "".join(f"<li>{text(', '.join(names))}: {text(why, LONGEST)}</li>" for why, names in named.items())
+    named = not_made(evidence)
+    items = "".join(f"<li>{text(shortened(names))}: {text(why, LONGEST)}</li>" for why, names in named.items())
     number_of = sum(map(len, named.values()))
     verb = "was" if number_of == 1 else "were"
     return details(f"{count(number_of, 'step')} {verb} not made", f"<ul>{items}</ul>") if items else ""

@@ -122,7 +122,8 @@ def test_the_page_beside_it_says_the_same(whole: tuple[int, GpuEvidence, Path, s
         "| INT8 | throughput | 1 to 4 | 0.1 | 0.0 | 53 INT8 asked for |",
         "| fp16-latency | pass | 100.00% | equal | 0 |",
         "- build fp32-latency: Expected a graph in model.onnx. Received: none.",
-        "- there is no engine fp32-throughput that runs here: parity fp32-throughput;",
+        "- there is no engine fp32-throughput that runs here: parity fp32-throughput; time throughput compute fp32;",
+        "; time throughput stream pinned fp32 and 8 more\n",
         "- torch not installed: PyTorch eager, batch 4;",
     ):
         assert said in page

@@ -46,7 +46,7 @@ def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) ->
     assert clock.worked == ["a", "c"]
     kept = {step.name: step for step in read_gpu_evidence(record.path).steps}
     assert [kept[name].state for name in "abcd"] == ["done", "skipped", "done", "skipped"]
-    assert kept["b"].why == "its about 100 s no longer fit into the 50 s left"
+    assert kept["b"].why == "it takes about 100 s; 50 s are left"
     assert (kept["c"].expected_seconds, kept["c"].seconds) == (40, 20)
 
 
@@ -59,7 +59,7 @@ def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
     slow = Clock()
     make_steps([slow.step(name, 10, 60, "build") for name in ("fp16", "int8")], record, 100, slow)
     assert slow.worked == ["fp16"]
-    assert record.evidence.step("int8").why == "its about 60 s no longer fit into the 40 s left"
+    assert record.evidence.step("int8").why == "it takes about 60 s; 40 s are left"
 
 
 def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
@@ -71,7 +71,7 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
     ]
     make_steps(steps, record, 100, clock)
     assert clock.worked == ["build fp16", "time"]
-    said = "its with time, which it is made for, about 70 s no longer fit into the 60 s left"
+    said = "it takes about 70 s with time, which it is made for; 60 s are left"
     assert record.evidence.step("build int8").why == said
 
 
