@@ -122,13 +122,13 @@ def _engines(evidence: GpuEvidence, others: Mapping[str, EngineEvidence], table_
     rows += [_peer(row) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
     if not rows:
         return ""
-    head = (
+    names = (
         *("verdict", "engine", "*agreement"),
         *("*p50, ms", "*p99, ms", "*images/s", "*engine alone, images/s"),
     )
     about = {3: ONE_IMAGE, 5: f"Host to host, in batches of {largest:,}.", 6: ALONE}
     shown = {column: words for column, words in about.items() if any(row[column] for row in rows)}
-    head = tuple(name + remarks.mark(shown.get(column, "")) for column, name in enumerate(head))
+    head = tuple(name + remarks.mark(shown.get(column, "")) for column, name in enumerate(names))
     return table(head, rows) + remarks.html
 
 
