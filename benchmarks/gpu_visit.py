@@ -273,7 +273,7 @@ class Visit:
             row = CheckRow(check, engine, "fail", str(failed))
         except Exception as error:  # whatever a library raises: the other checks are to be made all the same
             row = CheckRow(check, engine, "error", words_of(error))
-        log.info("%s, %s: %s (%s)", engine, check, row.result, row.detail)
+        log.info("%s, %s: %s (%s)", engine, check.replace("_", " "), row.result, row.detail)
         self.record.add("checks", row)
 
     def _peer(self, mode: str, model: Path, variant: Variant, batch: int) -> None:

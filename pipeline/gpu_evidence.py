@@ -288,7 +288,8 @@ class GpuEvidence:
             *(f"{listed(names)} {'is' if len(names) == 1 else 'are'} not loaded here: {why}"
               for why, names in refused.items()),
             *(f"{one.candidate} against Keras: {one.why}" for one in hops if one.verdict == "fail"),
-            *(f"{one.engine}, {one.check}: {one.detail}" for one in self.checks if one.result in ("fail", "error")),
+            *(f"{one.engine}, {one.check.replace('_', ' ')}: {one.detail}" for one in self.checks
+              if one.result in ("fail", "error")),
             *(f"{one.name}, {one.precision}, batch {one.batch}, {one.measures}: {one.error}" for one in self.timings
               if one.error),
         )  # fmt: skip

@@ -89,7 +89,7 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
         f"build fp32-{variant}: Expected a graph in model.onnx. Received: none."
         for variant in ("throughput", "latency")
     )
-    assert json.loads(lines[-1]) == {"output": str(path), "parity": "pass", "failed": 2}
+    assert json.loads(lines[-1]) == {"output": str(path), "state": "finished", "parity": "pass", "failed": 2}
     assert any("not measured" in line for line in lines)  # PyTorch
 
 
@@ -132,7 +132,9 @@ def test_the_page_beside_it_says_the_same(whole: tuple[int, GpuEvidence, Path, s
     assert str(path.parent) not in page + path.read_text()
 
 
-def test_what_fails_is_written_and_counted(gpu: FakeTensorRT, artifacts: Path) -> None:
+def test_what_fails_is_written_and_counted(
+    gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def spoil(results: dict[str, np.ndarray]) -> None:
         if len(results["logits"]) > 2:
             results["logits"][2] += 100
@@ -145,6 +147,9 @@ def test_what_fails_is_written_and_counted(gpu: FakeTensorRT, artifacts: Path) -
     failed = {(row.check, row.engine) for row in evidence.checks if row.result == "fail"}
     assert ("equal_images_give_equal_rows", "int8-throughput") in failed
     assert ("equal_images_give_equal_rows", "int8-latency") not in failed
+    last = [record.getMessage() for record in caplog.records][-len(evidence.failures) :]
+    assert last == [f"failed: {failure}" for failure in evidence.failures], "a long run ends with what is wrong"
+    assert any("int8-throughput, equal images give equal rows: " in line for line in last)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,13 @@ def test_whatever_a_step_raises_the_next_one_is_made(
     assert sum(step.state == "done" for step in evidence.steps) >= 10
 
 
-def test_an_interrupt_is_written(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_written(
+    gpu: FakeTensorRT,
+    artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -183,6 +194,9 @@ def test_an_interrupt_is_written(gpu: FakeTensorRT, artifacts: Path, monkeypatch
     status, evidence = run(artifacts)
     assert (status, evidence.state) == (130, "interrupted")
     assert evidence.step("time throughput compute fp16+int8").why == "interrupted"
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["output"], told["state"]) == (str(artifacts / "evidence.json"), "interrupted")
+    assert f"what was known is in {told['output']}" in caplog.text
     assert evidence.step("PyTorch eager, batch 4").state == "pending"
     assert evidence.parity is not None
 

@@ -98,7 +98,20 @@ def test_the_step_under_way_is_written_before_it_is_made(record: Record) -> None
     assert seen == ["running"]
 
 
-def test_a_step_that_hangs_is_cut_short(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_says_how_many_there_are(record: Record, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "benchmarks.gpu")
+    clock = Clock()
+    make_steps([clock.step("a", 20, 20), clock.step("b", 5, 5)], record, 60, clock)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 steps, about 1 minute by a first guess, and at most 1: what no longer fits is skipped",
+        "1/2 a, about 20 s of 60 s left",
+        "2/2 b, about 5 s of 40 s left",
+    ]
+
+
+def test_a_step_that_hangs_is_cut_short(
+    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("benchmarks.gpu_record.MARGIN", 0.05)
     ended = threading.Event()
     left: list[int] = []
@@ -113,6 +126,7 @@ def test_a_step_that_hangs_is_cut_short(record: Record, monkeypatch: pytest.Monk
     with record.watched(0.0, leave):
         make_steps([Planned("hangs", "x", 0.0, lambda: states.append(ended.wait(20)))], record, 1.0)
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
+    assert f"the step hangs does not end: cut short, what was known is in {record.path}" in caplog.text
 
 
 def test_a_visit_that_ends_in_time_is_not_watched_any_more(record: Record) -> None:
