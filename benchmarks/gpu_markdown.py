@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu_targets import said
-from pipeline.evidence_words import NAMES, STATES, clocks, library, not_made, short_commit, shortened
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, TimedRow
 from pipeline.parity_report import Hop
 from pipeline.words import count
@@ -85,7 +85,8 @@ def _speed(rows: Sequence[TimedRow]) -> str:
     head = ("what", "type", "batch", "measured", "CUDA graph", "p50, ms", "p90, ms", "p99, ms", "images/s")
     few = any(row.p99_is_near_max and not row.error for row in rows)
     note = "\n\n\\* fewer than 100 calls were timed: about the slowest of them." if few else ""
-    return f"{_LEGEND}\n\n{table(head, shown, right=(2, 5, 6, 7, 8))}{note}" if shown else ""
+    peers = "".join(f"\n\n{words}" for name, words in PEERS.items() if any(row[0] == name for row in shown))
+    return f"{_LEGEND}\n\n{table(head, shown, right=(2, 5, 6, 7, 8))}{note}{peers}" if shown else ""
 
 
 def _what(row: TimedRow) -> str:

@@ -14,6 +14,11 @@ STATES: Mapping[str, str] = {
     "cut short": "A step did not end and the visit was cut short: this is what was known by then.",
     "finished": "",
 }
+PEERS: Mapping[str, str] = {
+    "PyTorch eager": "PyTorch eager: channels last, one kernel launched after another.",
+    "PyTorch graphs": "PyTorch graphs: channels last, launched by a CUDA graph.",
+    "PyTorch compile": "PyTorch compile: channels last, by torch.compile.",
+}
 _READ = (
     ("sm_clock_mhz", "GPU clock", "MHz"),
     ("memory_clock_mhz", "memory clock", "MHz"),

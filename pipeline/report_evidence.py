@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.evidence_words import NAMES, STATES, clocks, library, not_made, short_commit, shortened
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
 from pipeline.gpu_evidence import (
     ENGINE,
     FOLDER,
@@ -119,7 +119,7 @@ def _engines(evidence: GpuEvidence, others: Mapping[str, EngineEvidence], table_
     remarks = Footnotes(table_name)
     largest = max((row.batch for row in evidence.timings), default=0)
     rows = [_engine(name, evidence, largest, name in others, remarks) for name in evidence.engines]
-    rows += [_peer(row) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
+    rows += [_peer(row, remarks) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
     if not rows:
         return ""
     names = (
@@ -175,9 +175,17 @@ def _tells(row: TimedRow, largest: int) -> bool:
     return row.batch == largest and row.measures == "compute" and not row.error
 
 
-def _peer(row: TimedRow) -> tuple[str, ...]:
+def _peer(row: TimedRow, remarks: Footnotes) -> tuple[str, ...]:
     speed = number(row.images_per_second, ",.0f")
-    return (badge(REFERENCE, REFERENCE), text(f"{row.name} {row.precision}"), "", "", "", "", speed)
+    return (
+        badge(REFERENCE, REFERENCE),
+        text(f"{row.name} {row.precision}") + remarks.mark(PEERS.get(row.name, "")),
+        "",
+        "",
+        "",
+        "",
+        speed,
+    )
 
 
 def _targets(targets: Sequence[Target]) -> str:

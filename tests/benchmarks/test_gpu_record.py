@@ -120,3 +120,6 @@ def test_what_ran_is_said_once() -> None:
     assert "| engine | FP16 | 256 | host to host | no |" in page
     assert "| engine (in turns with PyTorch graphs) | FP16 |" in page
     assert "| PyTorch graphs | FP16 |" in page
+    assert [line for line in page.splitlines() if line.startswith("PyTorch")] == [
+        "PyTorch graphs: channels last, launched by a CUDA graph."
+    ]

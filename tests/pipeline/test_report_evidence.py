@@ -140,11 +140,12 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     ]
     assert tuple(page.rows(TITLE)[0]) == columns
     assert section.all("table")[0].kinds >= {"fold", "wide"}, "on a phone each row is a block"
-    assert [page.remarks(TITLE, row) for row in range(4)] == [
+    assert [page.remarks(TITLE, row) for row in range(5)] == [
         ["Images/s: many batches a call, overlapped."],
         [FEW],
         ["SQNR 12.0 dB, at least 20.0 dB needed.", "Images/s: one batch a call."],
         ["Not timed: no graph: refused."],
+        ["PyTorch graphs: channels last, launched by a CUDA graph."],
     ]
     heads = {cell.unmarked: page.note(cell.all("a")[0].attrs["href"]) for cell in section.all("th") if cell.all("a")}
     assert heads["images/s"] == "Host to host, in batches of 256."
