@@ -147,8 +147,14 @@ def _refuse_missing_sources(options: Options, trt: TensorRT) -> None:
     if absent and (options.named or len(absent) == len(wanted)):
         raise PipelineError(
             f"Expected {', '.join(absent)} in {options.artifacts}, for {trt.flavour} {trt.version}. Received: no such "
-            "file. Name other precisions, or bring what the recipe's quantize stage makes for this TensorRT."
+            f"file. {_remedy(trt)}, and bring its artifacts here, or name other precisions."
         )
+
+
+def _remedy(trt: TensorRT) -> str:
+    """What makes the ONNX files for this TensorRT."""
+    key = "" if trt.strongly_typed else ", with quantize.tensorrt8: true"
+    return f"Run the recipe, verify included{key}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_timings, gpu_visit
+from benchmarks import gpu_checks, gpu_evidence, gpu_timings, gpu_visit
 from benchmarks.gpu_evidence import main
+from export.capabilities import TensorRT
 from export.errors import ExportError
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
 from pipeline.layout import ONNX, PARITY, engine_source
@@ -308,6 +309,21 @@ def test_default_precisions_are_those_that_are_there(gpu: FakeTensorRT, artifact
     named = [str(artifacts), "-o", str(artifacts / "y.json"), "--precisions", "int8"]
     assert main(named) == 2  # by name, for this TensorRT
     assert not (artifacts / "y.json").exists()
+
+
+def test_without_the_files_for_8_6_the_key_that_makes_them_is_named(
+    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = TensorRT(gpu.trt.module, "tensorrt", "8.6.0")
+    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: older)
+    for precision in ("fp16", "int8"):
+        (artifacts / engine_source(precision, False)).unlink()
+    key = "quantize.tensorrt8: true"
+    assert main([str(artifacts), *SHORT, "--precisions", "fp16"]) == 2
+    assert f"no such file. Run the recipe, verify included, with {key}, and bring its artifacts here" in caplog.text
+    _, evidence = run(artifacts)
+    why = f"quantize/model.int8-trt8.onnx is not in the folder; the recipe makes it with {key}"
+    assert evidence.step("build int8-throughput").why == why
 
 
 def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
