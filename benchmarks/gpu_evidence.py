@@ -197,6 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if evidence.state == "interrupted":
         log.error("interrupted; what was known is in %s", record.path)
         return INTERRUPTED
+    if not evidence.engines:
+        log.error(
+            "Expected an engine at least. Received: none, so nothing was measured. Why is in %s; where time was too "
+            "short, give it more --minutes or a lower --level.",
+            record.path,
+        )
     return FAILED if failed or not evidence.engines else DONE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu_targets import said
+from benchmarks.gpu_targets import rounded, said
 from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, TimedRow
 from pipeline.parity_report import Hop
@@ -151,14 +151,10 @@ def _refusal(engine: EngineEvidence) -> tuple[str, ...]:
 
 def _targets(evidence: GpuEvidence) -> str:
     rows = [
-        (one.target, _rounded(one.limit), "–" if one.measured is None else _rounded(one.measured), said(one))
+        (one.target, rounded(one.limit), "–" if one.measured is None else rounded(one.measured), said(one))
         for one in evidence.targets
     ]
     return table(("target", "limit", "measured", "result"), rows, right=(1, 2))
-
-
-def _rounded(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _checks(evidence: GpuEvidence) -> str:

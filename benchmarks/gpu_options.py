@@ -32,8 +32,8 @@ a batch of 1 with CUDA graphs, then FP32, checks, leak cycles, PyTorch. What no 
 and named. Everything is written after every step, as JSON and as Markdown.
 
 exit status:
-  0 nothing that was made failed     1 a step, a check or the comparison with Keras failed     2 bad input
-  3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted
+  0 nothing that was made failed     1 a step, a check or the comparison with Keras failed, or there is no engine
+  2 bad input     3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted
 The last line of what is printed is JSON: output (the file), state, parity (the verdict), failed (how many things)."""
 
 

@@ -96,9 +96,14 @@ def target_table(targets: Sequence[Target]) -> str:
     """The targets as lines of text."""
     lines = []
     for one in targets:
-        measured = "" if one.measured is None else f"{one.measured:g}, "
-        lines.append(f"  {one.target}: {measured}target {one.limit:g}: {said(one)}")
+        measured = "" if one.measured is None else f"{rounded(one.measured)}, "
+        lines.append(f"  {one.target}: {measured}target {rounded(one.limit)}: {said(one)}")
     return "\n".join(lines)
+
+
+def rounded(value: float) -> str:
+    """A number as people read it."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def said(target: Target) -> str:

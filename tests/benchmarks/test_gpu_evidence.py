@@ -326,6 +326,16 @@ def test_without_the_files_for_8_6_the_key_that_makes_them_is_named(
     assert evidence.step("build int8-throughput").why == why
 
 
+def test_a_visit_too_short_for_an_engine_says_what_to_do(
+    gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, evidence = run(artifacts, "--minutes", "0.5")
+    assert (status, evidence.state, evidence.engines, evidence.failures) == (1, "finished", {}, ())
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("Expected an engine at least. Received: none, so nothing was measured.")
+    assert last.endswith("give it more --minutes or a lower --level.")
+
+
 def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         assert main([str(artifacts), *SHORT, "--variants", "throughput", "--precisions", "fp16"]) == 0
