@@ -152,7 +152,7 @@ def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool, remarks
         *(sentence(warning) for warning in engine.warnings),
         *(sentence(f"not timed: {row.error}"[:LONGEST]) for row in own if row.error),
         f"Images/s: {WAYS[ends.measures]}." if ends else "",
-        f"p99: of {one.n:,} calls, so it is about the slowest of them." if one and few else "",
+        f"p99: of {count(one.n, 'call')}, so it is about the slowest of them." if one and few else "",
     )
     return (
         badge(NOT_VERIFIED, f"{verdict}, of another file") if other else badge(verdict, verdict),
