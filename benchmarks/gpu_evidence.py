@@ -160,16 +160,15 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
         trt: the library.
 
     Returns:
-        Record: finished.
+        Record: finished, or interrupted from the keyboard.
 
     Raises:
         PipelineError: a damaged verdict, or the disk did not take the results.
-        KeyboardInterrupt: recorded.
     """
     thresholds = read_thresholds(options.artifacts)
     path = evidence_path(options, status.devices[0].name, trt)
     record = Record(path, first_evidence(options, reference, status, trt))
-    log.info("writing to %s after every step", path)
+    log.info("writing to %s, and to %s beside it, after every step", path, path.with_suffix(".md").name)
     if not record.evidence.model.as_verified:
         log.warning("%s is not the file that the verify stage wrote; the evidence says so", REFERENCE)
     seconds = None if options.minutes is None else options.minutes * 60
@@ -178,8 +177,8 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
             make_steps(Visit(options, reference, thresholds, trt, plans, record).steps(), record, seconds)
     except KeyboardInterrupt:
         record.close("interrupted")
-        raise
-    record.close("finished")
+    else:
+        record.close("finished")
     return record
 
 
@@ -190,8 +189,14 @@ def _refuse_missing_sources(options: Options, trt: TensorRT) -> None:
     if absent and (options.named or len(absent) == len(wanted)):
         raise PipelineError(
             f"Expected {', '.join(absent)} in {options.artifacts}, for {trt.flavour} {trt.version}. Received: no such "
-            "file. Name other precisions, or bring what the recipe's quantize stage makes for this TensorRT."
+            f"file. {_remedy(trt)}, and bring its artifacts here, or name other precisions."
         )
+
+
+def _remedy(trt: TensorRT) -> str:
+    """What makes the ONNX files for this TensorRT."""
+    key = "" if trt.strongly_typed else ", with quantize.tensorrt8: true"
+    return f"Run the recipe, verify included{key}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,7 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     trt = find_tensorrt(options.flavour) if status else None  # without a driver some versions crash when they are used
     if trt is None:
         why = status.reason if not status else "; ".join(why_missing().values())
-        log.error("Expected an NVIDIA GPU and TensorRT. Received: %s. Nothing was measured.", why)
+        log.error(
+            "Expected an NVIDIA GPU and TensorRT. Received: %s. Nothing was measured: run it where both are.", why
+        )
         print(target_table(judge_targets((), None, None, False)))
         return NO_GPU
     try:
@@ -220,13 +227,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return BAD_INPUT
     except KeyboardInterrupt:
-        log.error("interrupted; what was known is written")
+        log.error("interrupted before the first step")
         return INTERRUPTED
     evidence = record.evidence
+    for failure in evidence.failures:
+        log.error("failed: %s", failure)
     print(target_table(evidence.targets))
     verdict = evidence.parity.verdict if evidence.parity else None
     failed = len(evidence.failures)
-    print(json.dumps({"output": str(record.path), "parity": verdict, "failed": failed}))
+    print(json.dumps({"output": str(record.path), "state": evidence.state, "parity": verdict, "failed": failed}))
+    if evidence.state == "interrupted":
+        log.error("interrupted; what was known is in %s", record.path)
+        return INTERRUPTED
+    if not evidence.engines:
+        log.error(
+            "Expected an engine at least. Received: none, so nothing was measured. Why is in %s; where time was too "
+            "short, give it more --minutes or a lower --level.",
+            record.path,
+        )
     return FAILED if failed or not evidence.engines else DONE
 
 

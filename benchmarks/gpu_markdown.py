@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu_targets import said
-from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, EngineEvidence, GpuEvidence, Model, TimedRow
+from benchmarks.gpu_targets import rounded, said
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
+from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, Model, TimedRow
 from pipeline.parity_report import Hop
 from pipeline.words import count
 
@@ -17,20 +17,18 @@ WHAT: Mapping[str, str] = {
     "stream": "host to host, streamed",
     "stream pinned": "host to host, streamed from page-locked memory",
 }
-_STATES = {
-    "running": "The visit is under way, or it was ended from outside: what follows is what was known by then.",
-    "interrupted": "The visit was interrupted from the keyboard.",
-    "cut short": "A step did not end and the visit was cut short.",
-    "finished": "",
-}
+
+_LEGEND = (
+    "Host to host: from uint8 pixels in host memory to logits and probabilities there. p50: half of the calls "
+    "took less; p90: nine of ten; p99: 99 of a hundred."
+)
 
 
 def as_markdown(evidence: GpuEvidence) -> str:
     """The whole record as Markdown, most wanted first."""
-    version = f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
     parts = [
-        f"# {evidence.model.name} on {evidence.gpu.name}, {version}",
-        _STATES[evidence.state],
+        f"# {evidence.model.name} on {evidence.gpu.name}, {library(evidence)}",
+        STATES[evidence.state],
         _facts(evidence),
         _section("Speed", _speed(evidence.timings)),
         _section("Answers against Keras'", _parity(evidence)),
@@ -49,12 +47,15 @@ def _facts(evidence: GpuEvidence) -> str:
     rows = [
         ("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}"),
         ("driver", f"{gpu.driver_version or 'unknown'}, CUDA {gpu.cuda_version or 'unknown'}"),
-        ("clocks and power, read after the steps", _clocks(evidence)),
+        (
+            "clocks and power, read after the steps",
+            clocks(evidence) or "not read: nvidia-ml-py or nvidia-smi would tell them",
+        ),
         ("processor", _processor(machine)),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
         ("images", _images(model)),
         ("date", evidence.date.replace("T", " ").replace("Z", " UTC")),
-        ("commit", evidence.commit or "unknown"),
+        ("commit", short_commit(evidence)),
     ]
     return table(("what", "here"), rows)
 
@@ -69,31 +70,14 @@ def _processor(machine: Mapping[str, Any]) -> str:
     return f"{cpu.get('model', 'unknown')}, {cpu.get('usable_cores', '?')} cores, Python {machine.get('python', '?')}"
 
 
-def _clocks(evidence: GpuEvidence) -> str:
-    """The range of what was read after the steps, of the first GPU."""
-    read = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
-    said = []
-    for key, name, unit in (
-        ("sm_clock_mhz", "SM", "MHz"),
-        ("memory_clock_mhz", "memory", "MHz"),
-        ("power_w", "power", "W"),
-        ("temperature_c", "temperature", "°C"),
-    ):
-        values = [one[key] for one in read if isinstance(one.get(key), (int, float)) and math.isfinite(one[key])]
-        if values:
-            low, high = min(values), max(values)
-            said.append(f"{name} {low:.0f}{'' if round(low) == round(high) else f' to {high:.0f}'} {unit}")
-    return ", ".join(said) or "not read: nvidia-ml-py is not installed"
-
-
 def _speed(rows: Sequence[TimedRow]) -> str:
     """Rows with times; those without are among the failures."""
     shown = [
         (
-            f"{row.name}{f' (beside PyTorch {row.beside})' if row.beside and row.name == 'engine' else ''}",
+            _what(row),
             row.precision.upper(),
             str(row.batch),
-            WHAT[row.measures],
+            _measured(row),
             {True: "yes", False: "no", None: "–"}[row.graphs],
             _number(row.p50_ms),
             _number(row.p90_ms),
@@ -103,17 +87,34 @@ def _speed(rows: Sequence[TimedRow]) -> str:
         for row in rows
         if not row.error
     ]
-    head = ("what", "type", "batch", "measured", "CUDA graph", "p50 ms", "p90 ms", "p99 ms", "images/s")
+    head = ("what", "type", "batch", "measured", "CUDA graph", "p50, ms", "p90, ms", "p99, ms", "images/s")
     few = any(row.p99_is_near_max and not row.error for row in rows)
     note = "\n\n\\* fewer than 100 calls were timed: about the slowest of them." if few else ""
-    return table(head, shown, right=(2, 5, 6, 7, 8)) + note if shown else ""
+    peers = "".join(f"\n\n{words}" for name, words in PEERS.items() if any(row[0] == name for row in shown))
+    return f"{_LEGEND}\n\n{table(head, shown, right=(2, 5, 6, 7, 8))}{note}{peers}" if shown else ""
+
+
+def _what(row: TimedRow) -> str:
+    """What ran; whether by a CUDA graph is in a column of its own."""
+    if row.name not in (ENGINE, WITHOUT_GRAPHS):
+        return row.name
+    return f"{ENGINE} (in turns with PyTorch {row.beside})" if row.beside else ENGINE
+
+
+def _measured(row: TimedRow) -> str:
+    """What the times are of; a stream's are of all the batches that one call holds."""
+    return (
+        f"{WHAT[row.measures]}, {count(row.batches, 'batch', 'batches')} a call"
+        if row.batches > 1
+        else WHAT[row.measures]
+    )
 
 
 def _parity(evidence: GpuEvidence) -> str:
     if evidence.parity is None:
         return ""
     rows = [(*_hop(hop), _cell(hop.why)) for hop in evidence.parity.hops]
-    head = ("engine", "verdict", "agreement", "SQNR dB", "largest relative error", "why")
+    head = ("engine", "verdict", "agreement", "SQNR, dB", "largest relative error", "why")
     return f"Over all: {evidence.parity.verdict}.\n\n" + table(head, rows, right=(2, 3, 4))
 
 
@@ -131,7 +132,7 @@ def _engines(engines: Mapping[str, EngineEvidence]) -> str:
         (
             one.precision.upper(),
             one.variant,
-            f"{one.profile.min} to {one.profile.max}",
+            str(one.profile.max) if one.profile.min == one.profile.max else f"{one.profile.min} to {one.profile.max}",
             "–" if one.seconds is None else f"{one.seconds:.1f}",
             f"{one.plan_bytes / 2**20:.1f}",
             _by_type(one),
@@ -139,8 +140,8 @@ def _engines(engines: Mapping[str, EngineEvidence]) -> str:
         )
         for one in engines.values()
     ]
-    head = ("type", "variant", "batch", "build s", "MiB", "convolutions", "warnings")
-    return table(head, rows, right=(3, 4)) if rows else ""
+    head = ("type", "variant", "batch", "build, s", "plan, MiB", "convolutions", "warnings")
+    return f"{NAMES}\n\n{table(head, rows, right=(3, 4))}" if rows else ""
 
 
 def _by_type(engine: EngineEvidence) -> str:
@@ -155,7 +156,7 @@ def _refusal(engine: EngineEvidence) -> tuple[str, ...]:
 
 def _targets(evidence: GpuEvidence) -> str:
     rows = [
-        (one.target, f"{one.limit:g}", "–" if one.measured is None else f"{one.measured:g}", said(one))
+        (one.target, rounded(one.limit), "–" if one.measured is None else rounded(one.measured), said(one))
         for one in evidence.targets
     ]
     return table(("target", "limit", "measured", "result"), rows, right=(1, 2))
@@ -177,18 +178,7 @@ def _checks(evidence: GpuEvidence) -> str:
 
 
 def _not_made(evidence: GpuEvidence) -> str:
-    """Steps by the reason why they were not made, or not to the end."""
-    ended = evidence.state != RUNNING
-    by_reason: dict[str, list[str]] = {}
-    for one in evidence.steps:
-        if one.state == SKIPPED:
-            by_reason.setdefault(one.why, []).append(one.name)
-        elif one.state == RUNNING:
-            by_reason.setdefault("it did not end" if ended else "it is under way", []).append(one.name)
-        elif one.state == PENDING:
-            why = "the visit ended before" if ended else "its turn has not come"
-            by_reason.setdefault(why, []).append(one.name)
-    return _bullets(f"{why}: {'; '.join(names)}" for why, names in by_reason.items())
+    return _bullets(f"{why}: {shortened(names)}" for why, names in not_made(evidence).items())
 
 
 def _section(title: str, content: str) -> str:

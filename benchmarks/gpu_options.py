@@ -36,8 +36,9 @@ a batch of 1 with CUDA graphs, then FP32, checks, leak cycles, PyTorch. What no 
 and named. Everything is written after every step, as JSON and as Markdown.
 
 exit status:
-  0 nothing that was made failed     1 a step, a check or the comparison with Keras failed     2 bad input
-  3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted"""
+  0 nothing that was made failed     1 a step, a check or the comparison with Keras failed, or there is no engine
+  2 bad input     3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted
+The last line of what is printed is JSON: output (the file), state, parity (the verdict), failed (how many things)."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,29 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("artifacts", type=Path, metavar="FOLDER", help="a recipe's artifacts, or an unpacked bundle")
     add("-o", "--output", type=Path, help=f"default: FOLDER/{FOLDER}/<gpu>-<flavour>-<version>.json")
-    add("--minutes", type=float, help="in which it is to be done (default: as long as it takes)")
-    add("--level", type=int, help="builder_optimization_level, 0 to 5; lower ones build quicker (default: TensorRT's)")
-    add("--variants", help=f"of {','.join(VARIANTS)} (default: both)")
-    add("--precisions", help=f"of {','.join(ONNX)} (default: those whose ONNX files are there)")
-    add("--checks", choices=CHECKS, default="all", help="none: no leak cycles either (default: %(default)s)")
-    add("--peers", help=f"none, or PyTorch's ways of {','.join(PEER_MODES)} (default: all of them)")
-    add("--seconds", type=float, default=3.0, help="measured a timed row (default: %(default)s)")
+    add("--minutes", type=float, help="that all of it may take (default: as long as it takes)")
+    add(
+        "--level",
+        type=int,
+        help="TensorRT's builder_optimization_level, 0 to 5: lower builds quicker (default: its own)",
+    )
+    add("--variants", help="throughput (large batches), latency (one image), or both with a comma (default: both)")
+    add("--precisions", help=f"some of {','.join(ONNX)} (default: those whose ONNX files are there)")
+    add(
+        "--checks",
+        choices=CHECKS,
+        default="all",
+        help="of the engines; none: no leak cycles either (default: %(default)s)",
+    )
+    add("--peers", help=f"PyTorch beside the engines: none, or some of {','.join(PEER_MODES)} (default: all)")
+    add("--seconds", type=float, default=3.0, help="that each number is measured for (default: %(default)s)")
     add("--batch", type=int, help=f"largest batch of the throughput engines (default: {BATCH})")
-    add("--cycles", type=int, help=f"of the leak check at most (default: {CYCLES})")
+    add("--cycles", type=int, help=f"of opening and closing an engine, in the leak check, at most (default: {CYCLES})")
     add("--cycle-seconds", type=float, help=f"that the leak check takes at most (default: {CYCLE_SECONDS:g})")
     add("--flavour", choices=("tensorrt", "rtx"), help="default: the first that is installed")
-    add("--targets", help="rtx: such as current or SM89")
+    add("--targets", help="of rtx alone: the GPUs to build for, such as current or SM89")
     add("--plans", type=Path, help="folder to keep the engines in (default: a temporary one)")
-    add("--commit", help="of this code, where there is no repository")
+    add("--commit", help="that this code is of, where there is no repository to ask")
     return parser
 
 

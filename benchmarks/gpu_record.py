@@ -131,8 +131,9 @@ class Record:
         try:
             if held:
                 hung = ", ".join(one.name for one in self.evidence.steps if one.state == RUNNING) or "none"
-                log.error("the time is up by %.0f s and the step %s does not end: cut short", MARGIN, hung)
                 self.close("cut short")
+                words = "the time is up by %.0f s and the step %s does not end: cut short, what was known is in %s"
+                log.error(words, MARGIN, hung, self.path)
         finally:
             leave(CUT_SHORT)
             if held:  # where it is not ended at once

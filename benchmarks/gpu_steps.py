@@ -80,7 +80,7 @@ def make_steps(
     began, estimates, by_name = clock(), Estimates(), {step.name: step for step in steps}
     record.plan(by_name)
     _say_plan(steps, seconds)
-    for step in steps:
+    for number, step in enumerate(steps, 1):
         expected = round(estimates.expect(step), 1)
         left = None if seconds is None else seconds - (clock() - began)
         try:
@@ -91,7 +91,8 @@ def make_steps(
             log.warning("%s is skipped: %s", step.name, why)
             record.step(step.name, state=SKIPPED, expected_seconds=expected, why=why)
             continue
-        log.info("%s, about %.0f s%s", step.name, expected, "" if left is None else f" of {left:.0f} s left")
+        within = "" if left is None else f" of {left:.0f} s left"
+        log.info("%d/%d %s, about %.0f s%s", number, len(steps), step.name, expected, within)
         record.step(step.name, state=RUNNING, expected_seconds=expected)
         started = clock()
         try:
@@ -115,14 +116,16 @@ def _too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimate
     needed = expected + (estimates.expect(behind) if behind else 0.0)
     if needed <= left:
         return ""
-    purpose = f" with {behind.name}, which it is made for," if behind else ""
-    return f"its{purpose} about {needed:.0f} s no longer fit into the {max(left, 0):.0f} s left"
+    purpose = f" with {behind.name}, which it is made for" if behind else ""
+    return f"it takes about {needed:.0f} s{purpose}; {max(left, 0):.0f} s are left"
 
 
 def _say_plan(steps: Sequence[Planned], seconds: float | None) -> None:
     total = sum(step.seconds for step in steps)
-    limit = "" if seconds is None else f", in {seconds / 60:g} minutes at most: what no longer fits is skipped"
-    log.info("%s, first guess %.0f minutes%s", count(len(steps), "step"), total / 60, limit)
+    limit = "" if seconds is None else f", and at most {seconds / 60:g}: what no longer fits is skipped"
+    log.info(
+        "%s, about %s by a first guess%s", count(len(steps), "step"), count(round(total / 60) or 1, "minute"), limit
+    )
 
 
 def with_reason(step: Planned, why: str) -> Planned:

@@ -49,7 +49,9 @@ def judge_targets(
     for precision in ("fp32", "fp16", "int8"):
         name = f"{precision}: images a second from ordinary host memory, over those of the engine alone, largest batch"
         found.append(_target(name, 0.95, ratio(find(precision, "stream"), find(precision, "compute"))))
-    name = "int8: p99 of one image, host to host, by a CUDA graph, ms, ResNet-50 at 224x224 on an H100 or H200"
+    name = (
+        "int8: p99 of one image, host to host, by a CUDA graph, in ms, at most, ResNet-50 at 224x224 on an H100 or H200"
+    )
     one = find("int8", "infer", 1)
     few = "" if one is None or one.n >= FEWEST_FOR_P99 else f"{one.n} calls were timed, too few for a p99"
     applies = hopper and resnet50
@@ -94,9 +96,14 @@ def target_table(targets: Sequence[Target]) -> str:
     """The targets as lines of text."""
     lines = []
     for one in targets:
-        measured = "" if one.measured is None else f"{one.measured:g}, "
-        lines.append(f"  {one.target}: {measured}target {one.limit:g}: {said(one)}")
+        measured = "" if one.measured is None else f"{rounded(one.measured)}, "
+        lines.append(f"  {one.target}: {measured}target {rounded(one.limit)}: {said(one)}")
     return "\n".join(lines)
+
+
+def rounded(value: float) -> str:
+    """A number as people read it."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def said(target: Target) -> str:

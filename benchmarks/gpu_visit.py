@@ -22,7 +22,7 @@ from export.errors import ExportError
 from export.sidecar import BatchProfile, Sidecar
 from pipeline.answering import answer
 from pipeline.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.layout import ONNX, Precision, engine_source, plan_name
+from pipeline.layout import ONNX, TENSORRT8, Precision, engine_source, plan_name
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
@@ -95,7 +95,7 @@ class Visit:
                 leads_to=tuple(step.name for step in times[:1]),
             )
             if precision in absent:
-                builds.append(with_reason(build, f"{self._source_name(precision)} is not in the folder"))
+                builds.append(with_reason(build, self._why_absent(precision)))
                 continue
             builds.append(build)
             compare = partial(self._compare, precision, variant)
@@ -157,6 +157,11 @@ class Visit:
 
     def _source(self, precision: str) -> Path:
         return self.options.artifacts / self._source_name(precision)
+
+    def _why_absent(self, precision: str) -> str:
+        name = self._source_name(precision)
+        made = "; the recipe makes it with quantize.tensorrt8: true" if name in TENSORRT8.values() else ""
+        return f"{name} is not in the folder{made}"
 
     def _plan(self, name: str) -> Path:
         precision, _, variant = name.partition("-")
@@ -275,7 +280,7 @@ class Visit:
             row = CheckRow(check, engine, "fail", str(failed))
         except Exception as error:  # whatever a library raises: the other checks are to be made all the same
             row = CheckRow(check, engine, "error", words_of(error))
-        log.info("%s, %s: %s (%s)", engine, check, row.result, row.detail)
+        log.info("%s, %s: %s (%s)", engine, check.replace("_", " "), row.result, row.detail)
         self.record.add("checks", row)
 
     def _peer(self, mode: str, model: Path, variant: Variant, batch: int) -> None:

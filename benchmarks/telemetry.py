@@ -6,7 +6,8 @@ import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,16 @@ PACKAGES = (
     "pycuda",
     "nvidia-ml-py",
 )
+# What nvidia-smi calls what a snapshot holds; throttle reasons have other names from version to version.
+SMI = {
+    "sm_clock_mhz": "clocks.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "temperature_c": "temperature.gpu",
+    "power_w": "power.draw",
+    "gpu_load_percent": "utilization.gpu",
+    "memory_used_mib": "memory.used",
+}
+SMI_PATIENCE = 10.0  # seconds
 # Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
 
@@ -107,14 +118,32 @@ def gpu_snapshot(root: Path = FILE_SYSTEM) -> list[dict[str, Any]]:
     Returns:
         list[dict]: one a GPU: ``sm_clock_mhz``, ``memory_clock_mhz``, ``temperature_c``, ``power_w``,
         ``gpu_load_percent``, ``memory_used_bytes``, ``throttle_reasons`` (NVML's bit mask). What a GPU does not tell
-        is None. A Jetson, which has no NVML, tells what it does in /sys, see `benchmarks.tegra`. Empty elsewhere
-        without nvidia-ml-py or a driver.
+        is None. A Jetson, which has no NVML, tells what it does in /sys, see `benchmarks.tegra`. Elsewhere without
+        nvidia-ml-py the driver's nvidia-smi is asked. Empty without either, or without a driver.
     """
     with _nvml() as nvml:
         found = [_snapshot(nvml, handle) for handle in _handles(nvml)] if nvml is not None else []
     if not found and (tegra := tegra_snapshot(root)):
         found = [tegra]
-    return found
+    return found or (_nvidia_smi() if driver_status() else [])
+
+
+def _nvidia_smi() -> list[dict[str, Any]]:
+    """Ask the tool that comes with the driver; empty where it is not there or fails."""
+    query = [f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True, timeout=SMI_PATIENCE)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return []
+    return [_smi_snapshot(line.split(",")) for line in told.stdout.splitlines() if line.count(",") == len(SMI) - 1]
+
+
+def _smi_snapshot(values: Sequence[str]) -> dict[str, Any]:
+    """What it told of a GPU; what is no number, as "[N/A]", is None."""
+    kinds: dict[str, Callable[[str], float]] = {"power_w": float}
+    read = {key: _ask(partial(kinds.get(key, int), value)) for key, value in zip(SMI, values)}
+    used = read.pop("memory_used_mib")
+    return {**read, "memory_used_bytes": None if used is None else used << 20, "throttle_reasons": None}
 
 
 def _snapshot(nvml: ModuleType, handle: Any) -> dict[str, Any]:

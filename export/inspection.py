@@ -170,7 +170,8 @@ def unfused(found: FoundLayers | None) -> list[str]:
     kinds = " and ".join(kind.upper() for kind in others)
     return [
         f"{sum(others.values()):,} of {count(total, 'INT8 convolution')} write {kinds}: they are not fused with what "
-        "follows them, so expect INT8 slower than FP16, and measure both"
+        "follows them, so expect INT8 slower than FP16. This is about speed alone; the benchmark on a GPU tells "
+        "which is faster"
     ]
 
 

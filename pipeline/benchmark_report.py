@@ -114,7 +114,8 @@ class BenchmarkRow:
     @property
     def refused_graph(self) -> str:
         """Why there was no CUDA graph although one was asked for; "" elsewhere."""
-        return self.graph if self.graph.startswith(NO_GRAPH) else ""
+        why = self.graph.removeprefix(NO_GRAPH)
+        return f"launched without a CUDA graph: {why}" if why != self.graph else ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; what does not apply is left out."""

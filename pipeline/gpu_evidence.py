@@ -18,6 +18,7 @@ from pipeline.files import write_json
 from pipeline.layout import Precision
 from pipeline.parity_report import Hop, overall_verdict
 from pipeline.recipe import Thresholds
+from pipeline.words import listed
 
 SCHEMA = 2
 MOST = 500  # of each kind in a record; a visit with everything has a hundred steps
@@ -299,11 +300,17 @@ class GpuEvidence:
     def failures(self) -> tuple[str, ...]:
         """What is wrong, a sentence each: failed steps, checks and comparisons, and rows without their numbers."""
         hops = self.parity.hops if self.parity else ()
+        refused: dict[str, list[str]] = {}
+        for name, one in self.engines.items():
+            if one.refused:
+                refused.setdefault(one.refused, []).append(name)
         return (
             *(f"{one.name}: {one.why}" for one in self.steps if one.state == ERROR),
-            *(f"{name} is not loaded here: {one.refused}" for name, one in self.engines.items() if one.refused),
+            *(f"{listed(names)} {'is' if len(names) == 1 else 'are'} not loaded here: {why}"
+              for why, names in refused.items()),
             *(f"{one.candidate} against Keras: {one.why}" for one in hops if one.verdict == "fail"),
-            *(f"{one.engine}, {one.check}: {one.detail}" for one in self.checks if one.result in ("fail", "error")),
+            *(f"{one.engine}, {one.check.replace('_', ' ')}: {one.detail}" for one in self.checks
+              if one.result in ("fail", "error")),
             *(f"{one.name}, {one.precision}, batch {one.batch}, {one.measures}: {one.error}" for one in self.timings
               if one.error),
         )  # fmt: skip

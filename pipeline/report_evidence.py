@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
 from pipeline.gpu_evidence import (
     ENGINE,
     FOLDER,
     LARGEST,
-    PENDING,
-    RUNNING,
-    SKIPPED,
     EngineEvidence,
     GpuEvidence,
     Target,
@@ -31,12 +29,6 @@ TITLE = "Evidence from a GPU"
 LONGEST = 400  # characters of a library's words; the file has them all
 SHOWN = 20  # visits, the last ones
 REMARKS = 10  # of an engine
-STATES: Mapping[str, str] = {
-    "running": "The visit was ended from outside: this is what was known by then.",
-    "interrupted": "The visit was interrupted: this is what was known by then.",
-    "cut short": "A step did not end and the visit was cut short: this is what was known by then.",
-    "finished": "",
-}
 ONE_IMAGE = "Of one image, from uint8 pixels in host memory to logits in host memory, launched by a CUDA graph."
 WAYS: Mapping[str, str] = {
     "stream": "many batches a call, overlapped",
@@ -66,7 +58,10 @@ def evidence_sections(root: Path) -> list[Section]:
     newest = sorted(shown, key=lambda one: one[1].date, reverse=True)[:SHOWN]
     parts = [_visit(name, one, digests, root, index) for index, (name, one) in enumerate(newest, 1)]
     words = (
-        f"{count(len(shown), 'visit')} to a GPU, apart from what ran here: each measured and judged its own engines."
+        f"{count(len(shown), 'visit')} to a GPU, apart from what ran here: each measured and judged its own engines. "
+        f"{NAMES}"
+        if shown
+        else ""
     )
     if len(shown) > SHOWN:
         words += f" These are the last {SHOWN}; the others are in {FOLDER}/."
@@ -82,18 +77,18 @@ def _sources(root: Path) -> list[str]:
 
 def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], root: Path, index: int) -> str:
     gpu = evidence.gpu
-    library = f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
     facts = (
         f"driver {gpu.driver_version or 'unknown'}",
         f"CUDA {gpu.cuda_version or 'unknown'}",
         f"compute capability {gpu.compute_capability}",
+        *([f"after the steps {read}"] if (read := clocks(evidence)) else []),
         evidence.date.replace("T", " ").replace("Z", " UTC"),
-        f"commit {evidence.commit or 'unknown'}",
+        f"commit {short_commit(evidence)}",
         name,
     )
     others = {key: one for key, one in evidence.engines.items() if not _is_here(one, digests, root)}
     return (
-        f"<h3>{text(gpu.name, LONGEST)}, {text(library, LONGEST)}</h3>"
+        f"<h3>{text(gpu.name, LONGEST)}, {text(library(evidence), LONGEST)}</h3>"
         f"<p>{'; '.join(text(fact, LONGEST) for fact in facts)}.</p>"
         + notes([line for line in (STATES[evidence.state], *_belongs(evidence, others, digests)) if line])
         + _engines(evidence, others, f"evidence-{index}")
@@ -136,16 +131,16 @@ def _engines(evidence: GpuEvidence, others: Mapping[str, EngineEvidence], table_
     remarks = Footnotes(table_name)
     largest = max((row.batch for row in evidence.timings), default=0)
     rows = [_engine(name, evidence, largest, name in others, remarks) for name in evidence.engines]
-    rows += [_peer(row) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
+    rows += [_peer(row, remarks) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
     if not rows:
         return ""
-    head = (
+    names = (
         *("verdict", "engine", "*agreement"),
-        f"*p50, ms{remarks.mark(ONE_IMAGE)}",
-        "*p99, ms",
-        f"*images/s{remarks.mark(f'Host to host, in batches of {largest:,}.')}",
-        f"*engine alone, images/s{remarks.mark(ALONE)}",
+        *("*p50, ms", "*p99, ms", "*images/s", "*engine alone, images/s"),
     )
+    about = {3: ONE_IMAGE, 5: f"Host to host, in batches of {largest:,}.", 6: ALONE}
+    shown = {column: words for column, words in about.items() if any(row[column] for row in rows)}
+    head = tuple(name + remarks.mark(shown.get(column, "")) for column, name in enumerate(names))
     return table(head, rows) + remarks.html
 
 
@@ -169,7 +164,7 @@ def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool, remarks
         *(sentence(warning[:LONGEST]) for warning in engine.warnings[:REMARKS]),
         *[sentence(f"not timed: {row.error}"[:LONGEST]) for row in own if row.error][:REMARKS],
         f"Images/s: {WAYS[ends.measures]}." if ends else "",
-        f"p99: of {one.n:,} calls, so it is about the slowest of them." if one and few else "",
+        f"p99: of {count(one.n, 'call')}, so it is about the slowest of them." if one and few else "",
     )
     return (
         badge(NOT_VERIFIED, f"{verdict}, of another file") if other else badge(verdict, verdict),
@@ -192,9 +187,17 @@ def _tells(row: TimedRow, largest: int) -> bool:
     return row.batch == largest and row.measures == "compute" and not row.error
 
 
-def _peer(row: TimedRow) -> tuple[str, ...]:
+def _peer(row: TimedRow, remarks: Footnotes) -> tuple[str, ...]:
     speed = number(row.images_per_second, ",.0f")
-    return (badge(REFERENCE, REFERENCE), text(f"{row.name} {row.precision}", LONGEST), "", "", "", "", speed)
+    return (
+        badge(REFERENCE, REFERENCE),
+        text(f"{row.name} {row.precision}", LONGEST) + remarks.mark(PEERS.get(row.name, "")),
+        "",
+        "",
+        "",
+        "",
+        speed,
+    )
 
 
 def _targets(targets: Sequence[Target]) -> str:
@@ -230,12 +233,11 @@ def _failures(evidence: GpuEvidence) -> str:
 
 def _not_made(evidence: GpuEvidence) -> str:
     """The steps that were left out, or that the visit did not come to, by the reason."""
-    reasons = {RUNNING: "the visit ended in it", PENDING: "the visit ended before"}
-    named: dict[str, list[str]] = {}
-    for step in evidence.steps:
-        if step.state in (SKIPPED, RUNNING, PENDING):
-            named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name[:LONGEST])
-    items = "".join(f"<li>{text(', '.join(names))}: {text(why, LONGEST)}</li>" for why, names in named.items())
+    named = not_made(evidence)
+    items = "".join(
+        f"<li>{text(shortened([name[:LONGEST] for name in names]))}: {text(why, LONGEST)}</li>"
+        for why, names in named.items()
+    )
     number_of = sum(map(len, named.values()))
     verb = "was" if number_of == 1 else "were"
     return details(f"{count(number_of, 'step')} {verb} not made", f"<ul>{items}</ul>") if items else ""

@@ -56,19 +56,19 @@ def serving_words(benchmark: BenchmarkReport, context: Context) -> str:
     served, backend = (manifest.result.get(key) for key in ("model", "backend")) if manifest else (None, None)
     if manifest is None or not isinstance(served, str):
         return ""
-    name = run_name(served, str(backend))
+    by = f"Images are classified by {run_name(served, str(backend))}"
     rival, batch = manifest.result.get("measured_faster_than"), manifest.result.get("at_batch")
     contests = benchmark.serves.contests if benchmark.serves else ()
     contest = next((one for one in contests if one.batch == batch), None)
     known = {one.file: run_name(one.file, one.backend) for one in contest.contenders} if contest else {}
     if contest and served in known and rival in known:
         words = contest.pair(served, str(rival)).words
-        return f"{name} answers: measured {words} as fast as {known[rival]}, the first by default, at batch {batch}."
+        return f"{by}: measured {words} as fast as {known[rival]}, the first by default, at batch {batch}."
     if rival is not None:
-        return f"{name} answers: it was measured to be faster than {rival}, in an earlier benchmark."
+        return f"{by}: it was measured to be faster than {rival}, in an earlier benchmark."
     if backend in ON_GPU:
-        return f"{name} answers: it comes first by default, and nothing that may serve was measured decidedly faster."
-    on_cpu = f"{name} answers: it comes first of what may serve on a CPU, whatever was measured."
+        return f"{by}: it comes first by default, and nothing that may serve was measured decidedly faster."
+    on_cpu = f"{by}: on a CPU it comes first of what may serve, whatever was measured."
     return on_cpu if backend == "onnxruntime" else ""
 
 

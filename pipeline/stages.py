@@ -460,6 +460,7 @@ STAGES = (
             "pipeline/report_engines.py",
             "pipeline/report_evidence.py",
             "pipeline/gpu_evidence.py",
+            "pipeline/evidence_words.py",
             "pipeline/report_failed.py",
             "pipeline/report_headline.py",
             "pipeline/report_missed.py",

@@ -205,7 +205,7 @@ def test_a_graph_that_could_not_be_made_stands_in_the_row(tmp_path: Path, monkey
     assert refused.graph.startswith("no graph: ")
     assert "cudaErrorStreamCaptureUnsupported" in refused.graph
     assert refused.samples_ms is not None
-    assert f"fp16 on tensorrt, batch 2: {refused.graph}" in table([refused])
+    assert f"batch 2: launched without a CUDA graph: {refused.graph.removeprefix('no graph: ')}" in table([refused])
     pycuda = run(2, cuda="pycuda")
     assert pycuda.graph == "no graph: PyCUDA has none; runtime.cuda: bindings has"
 

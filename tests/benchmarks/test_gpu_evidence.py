@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_timings, gpu_visit
+from benchmarks import gpu_checks, gpu_evidence, gpu_timings, gpu_visit
 from benchmarks.gpu_evidence import evidence_path, main
 from benchmarks.gpu_options import build_parser, read_options
+from export.capabilities import TensorRT
 from export.errors import ExportError
 from export.sidecar import BatchProfile
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
@@ -92,7 +93,7 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
         f"build fp32-{variant}: Expected a graph in model.onnx. Received: none."
         for variant in ("throughput", "latency")
     )
-    assert json.loads(lines[-1]) == {"output": str(path), "parity": "pass", "failed": 2}
+    assert json.loads(lines[-1]) == {"output": str(path), "state": "finished", "parity": "pass", "failed": 2}
     assert any("not measured" in line for line in lines)  # PyTorch
 
 
@@ -142,7 +143,8 @@ def test_the_page_beside_it_says_the_same(whole: tuple[int, GpuEvidence, Path, s
         "| INT8 | throughput | 1 to 4 | 0.1 | 0.0 | 53 INT8 asked for |",
         "| fp16-latency | pass | 100.00% | equal | 0 |",
         "- build fp32-latency: Expected a graph in model.onnx. Received: none.",
-        "- there is no engine fp32-throughput that runs here: parity fp32-throughput;",
+        "- there is no engine fp32-throughput that runs here: parity fp32-throughput; time throughput compute fp32;",
+        "; time throughput stream pinned fp32 and 8 more\n",
         "- torch not installed: PyTorch eager, batch 4;",
     ):
         assert said in page
@@ -151,7 +153,9 @@ def test_the_page_beside_it_says_the_same(whole: tuple[int, GpuEvidence, Path, s
     assert str(path.parent) not in page + path.read_text()
 
 
-def test_what_fails_is_written_and_counted(gpu: FakeTensorRT, artifacts: Path) -> None:
+def test_what_fails_is_written_and_counted(
+    gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def spoil(results: dict[str, np.ndarray]) -> None:
         if len(results["logits"]) > 2:
             results["logits"][2] += 100
@@ -164,6 +168,9 @@ def test_what_fails_is_written_and_counted(gpu: FakeTensorRT, artifacts: Path) -
     failed = {(row.check, row.engine) for row in evidence.checks if row.result == "fail"}
     assert ("equal_images_give_equal_rows", "int8-throughput") in failed
     assert ("equal_images_give_equal_rows", "int8-latency") not in failed
+    last = [record.getMessage() for record in caplog.records][-len(evidence.failures) :]
+    assert last == [f"failed: {failure}" for failure in evidence.failures], "a long run ends with what is wrong"
+    assert any("int8-throughput, equal images give equal rows: " in line for line in last)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,13 @@ def test_whatever_a_step_raises_the_next_one_is_made(
     assert sum(step.state == "done" for step in evidence.steps) >= 10
 
 
-def test_an_interrupt_is_written(gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_written(
+    gpu: FakeTensorRT,
+    artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -202,6 +215,9 @@ def test_an_interrupt_is_written(gpu: FakeTensorRT, artifacts: Path, monkeypatch
     status, evidence = run(artifacts)
     assert (status, evidence.state) == (130, "interrupted")
     assert evidence.step("time throughput compute fp16+int8").why == "interrupted"
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["output"], told["state"]) == (str(artifacts / "evidence.json"), "interrupted")
+    assert f"what was known is in {told['output']}" in caplog.text
     assert evidence.step("PyTorch eager, batch 4").state == "pending"
     assert evidence.parity is not None
 
@@ -318,6 +334,31 @@ def test_default_precisions_are_those_that_are_there(gpu: FakeTensorRT, artifact
     named = [str(artifacts), "-o", str(artifacts / "y.json"), "--precisions", "int8"]
     assert main(named) == 2  # by name, for this TensorRT
     assert not (artifacts / "y.json").exists()
+
+
+def test_without_the_files_for_8_6_the_key_that_makes_them_is_named(
+    gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = TensorRT(gpu.trt.module, "tensorrt", "8.6.0")
+    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: older)
+    for precision in ("fp16", "int8"):
+        (artifacts / engine_source(precision, False)).unlink()
+    key = "quantize.tensorrt8: true"
+    assert main([str(artifacts), *SHORT, "--precisions", "fp16"]) == 2
+    assert f"no such file. Run the recipe, verify included, with {key}, and bring its artifacts here" in caplog.text
+    _, evidence = run(artifacts)
+    why = f"quantize/model.int8-trt8.onnx is not in the folder; the recipe makes it with {key}"
+    assert evidence.step("build int8-throughput").why == why
+
+
+def test_a_visit_too_short_for_an_engine_says_what_to_do(
+    gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, evidence = run(artifacts, "--minutes", "0.5")
+    assert (status, evidence.state, evidence.engines, evidence.failures) == (1, "finished", {}, ())
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("Expected an engine at least. Received: none, so nothing was measured.")
+    assert last.endswith("give it more --minutes or a lower --level.")
 
 
 def test_an_earlier_visit_is_kept(gpu: FakeTensorRT, artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:

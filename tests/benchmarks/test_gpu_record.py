@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.gpu_markdown import as_markdown
 from benchmarks.gpu_record import Record, tidy
-from pipeline.gpu_evidence import CheckRow, read_gpu_evidence
+from export.sidecar import BatchProfile
+from pipeline.gpu_evidence import CheckRow, Target, read_gpu_evidence
 from tests.pipeline.test_gpu_evidence_record import EVIDENCE, ROW
 
 
@@ -91,7 +92,7 @@ def test_the_page_of_a_visit_with_everything() -> None:
     for line in (
         "# imagenet on NVIDIA H200, TensorRT 8.6.0",
         "| driver | 580.95.05, CUDA 13.0 |",
-        "| clocks and power, read after the steps | SM 1980 MHz |",
+        "| clocks and power, read after the steps | GPU clock 1,980 MHz |",
         "| model | imagenet, 224×224, 1,000 classes |",
         "| date | 2026-11-29 16:24 UTC |",
         "| engine | FP16 | 256 | host to host | yes | 2 | 2.1 | 2.4 | 128,000 |",
@@ -127,3 +128,29 @@ def test_a_page_says_how_the_visit_ended(state: str) -> None:
         state == "interrupted",
         state == "cut short",
     )
+
+
+def test_numbers_on_the_page_say_what_they_are_of() -> None:
+    """A streamed call holds many batches, so that its milliseconds are not those of the batch beside them."""
+    row = replace(EVIDENCE.timings[0], measures="stream", batches=16)
+    engine = replace(next(iter(EVIDENCE.engines.values())), profile=BatchProfile(1, 1, 1))
+    targets = (Target("images a second", 60_000, 71_234.5, True),)
+    page = as_markdown(replace(EVIDENCE, timings=(row,), engines={"fp16-latency": engine}, targets=targets))
+    assert "| 256 | host to host, streamed, 16 batches a call |" in page
+    assert "| throughput | 1 | 61.5 |" in page
+    assert "| images a second | 60,000 | 71,234 | met |" in page
+    assert "called by its type and what it is for" in page
+    assert "p50: half of the calls took less" in page
+
+
+def test_what_ran_is_said_once() -> None:
+    row = EVIDENCE.timings[0]
+    beside = replace(row, measures="compute", beside="graphs")
+    rows = (replace(row, name="engine without graphs", graphs=False), beside, replace(beside, name="PyTorch graphs"))
+    page = as_markdown(replace(EVIDENCE, timings=rows))
+    assert "| engine | FP16 | 256 | host to host | no |" in page
+    assert "| engine (in turns with PyTorch graphs) | FP16 |" in page
+    assert "| PyTorch graphs | FP16 |" in page
+    assert [line for line in page.splitlines() if line.startswith("PyTorch")] == [
+        "PyTorch graphs: channels last, launched by a CUDA graph."
+    ]

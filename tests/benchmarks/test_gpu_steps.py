@@ -46,7 +46,7 @@ def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) ->
     assert clock.worked == ["a", "c"]
     kept = {step.name: step for step in read_gpu_evidence(record.path).steps}
     assert [kept[name].state for name in "abcd"] == ["done", "skipped", "done", "skipped"]
-    assert kept["b"].why == "its about 100 s no longer fit into the 50 s left"
+    assert kept["b"].why == "it takes about 100 s; 50 s are left"
     assert (kept["c"].expected_seconds, kept["c"].seconds) == (40, 20)
     assert (kept["b"].expected_seconds, kept["b"].seconds) == (100, None)
     exact = Clock()
@@ -63,7 +63,7 @@ def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
     slow = Clock()
     make_steps([slow.step(name, 10, 60, "build") for name in ("fp16", "int8")], record, 100, slow)
     assert slow.worked == ["fp16"]
-    assert record.evidence.step("int8").why == "its about 60 s no longer fit into the 40 s left"
+    assert record.evidence.step("int8").why == "it takes about 60 s; 40 s are left"
 
 
 def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
@@ -75,7 +75,7 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
     ]
     make_steps(steps, record, 100, clock)
     assert clock.worked == ["build fp16", "time"]
-    said = "its with time, which it is made for, about 70 s no longer fit into the 60 s left"
+    said = "it takes about 70 s with time, which it is made for; 60 s are left"
     assert record.evidence.step("build int8").why == said
 
 
@@ -102,7 +102,20 @@ def test_the_step_under_way_is_written_before_it_is_made(record: Record) -> None
     assert seen == ["running"]
 
 
-def test_a_step_that_hangs_is_cut_short(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_says_how_many_there_are(record: Record, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "benchmarks.gpu")
+    clock = Clock()
+    make_steps([clock.step("a", 20, 20), clock.step("b", 5, 5)], record, 60, clock)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 steps, about 1 minute by a first guess, and at most 1: what no longer fits is skipped",
+        "1/2 a, about 20 s of 60 s left",
+        "2/2 b, about 5 s of 40 s left",
+    ]
+
+
+def test_a_step_that_hangs_is_cut_short(
+    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("benchmarks.gpu_record.MARGIN", 0.05)
     ended = threading.Event()
     left: list[int] = []
@@ -117,6 +130,7 @@ def test_a_step_that_hangs_is_cut_short(record: Record, monkeypatch: pytest.Monk
     with record.watched(0.0, leave):
         make_steps([Planned("hangs", "x", 0.0, lambda: states.append(ended.wait(20)))], record, 1.0)
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
+    assert f"the step hangs does not end: cut short, what was known is in {record.path}" in caplog.text
 
 
 def test_a_step_that_cannot_be_asked_or_that_leaves_does_not_end_the_visit(record: Record) -> None:

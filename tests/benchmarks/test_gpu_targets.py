@@ -95,5 +95,6 @@ def test_parity_is_the_share_of_engines() -> None:
 
 def test_targets_as_text() -> None:
     text = target_table(judge_targets(ROWS, parity("pass"), "NVIDIA L4", resnet50=True))
-    assert "  int8 over fp16: images a second, the engines alone, largest batch: 2.3333, target 1.5: met" in text
+    assert "  int8 over fp16: images a second, the engines alone, largest batch: 2.333, target 1.5: met" in text
+    assert ": 61,000, target 60,000: " in text
     assert text.splitlines()[0].endswith("target 0.95: not measured")

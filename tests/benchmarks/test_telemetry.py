@@ -126,6 +126,47 @@ def test_without_the_package_or_the_driver_there_is_no_snapshot(monkeypatch: pyt
     assert gpu_snapshot() == []
 
 
+# --- nvidia-smi, where nvidia-ml-py is not installed ---
+
+
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_without_nvml_the_drivers_own_tool_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, None, 2)
+    asked = tmp_path / "asked"
+    answer = "1980, 3201, 58, 612.34, 99, 2048\\n345, 3201, [N/A], [Not Supported], 0, 0"
+    smi(tmp_path, monkeypatch, f"echo \"$*\" > {asked}; printf '{answer}\\n'")
+    first, second = gpu_snapshot(tmp_path)
+    assert first == {
+        "sm_clock_mhz": 1980,
+        "memory_clock_mhz": 3201,
+        "temperature_c": 58,
+        "power_w": 612.34,
+        "gpu_load_percent": 99,
+        "memory_used_bytes": 2 << 30,
+        "throttle_reasons": None,
+    }
+    assert (second["sm_clock_mhz"], second["temperature_c"], second["power_w"]) == (345, None, None)
+    fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used"
+    assert asked.read_text() == f"--query-gpu={fields} --format=csv,noheader,nounits\n"
+    use(monkeypatch, None, 0)
+    assert gpu_snapshot(tmp_path) == [], "without a driver it is not asked"
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 6", "echo 'No devices were found'", "printf '\\377, 1, 2, 3, 4, 5'", "exec sleep 5"]
+)
+def test_a_tool_that_fails_tells_nothing(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, None, 1)
+    monkeypatch.setattr(telemetry, "SMI_PATIENCE", 0.5)
+    smi(tmp_path, monkeypatch, script)
+    assert gpu_snapshot(tmp_path) == []
+
+
 # --- a Jetson, which has no NVML ---
 
 NOTHING = dict.fromkeys(

@@ -1,8 +1,10 @@
 """What a visit to a GPU showed, as a file: read as it was written, and refused where it is at odds with itself."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -25,6 +27,7 @@ from pipeline.gpu_evidence import (
 from pipeline.parity_report import by_precision
 from pipeline.recipe import VerifyThresholds
 from tests.made_records import make_hop
+from tests.readme import ROOT
 
 ROW = TimedRow("engine", "fp16", "throughput", 256, 1, "infer", "host to host", True, n=200, p50_ms=2.0, p90_ms=2.1,
                p99_ms=2.4, mean_ms=2.0, images_per_second=128_000, p99_is_near_max=False)  # fmt: skip
@@ -93,3 +96,12 @@ def test_a_damaged_file_is_refused(key: str, value: object, said: str, tmp_path:
     (tmp_path / "x.json").write_text(json.dumps({**to_json(EVIDENCE), key: value}))
     with pytest.raises(PipelineError, match=said):
         read_gpu_evidence(tmp_path / "x.json")
+
+
+def test_the_keys_of_the_file_are_described_beside_the_results() -> None:
+    """Who reads a file of a GPU that is not at hand finds each key in ``benchmarks/results/README.md``."""
+    page = (ROOT / "benchmarks/results/README.md").read_text(encoding="utf-8")
+    described = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert {field.name for field in fields(GpuEvidence)} - {"date", "schema"} <= described
+    states = get_args(get_type_hints(GpuEvidence)["state"])
+    assert all(f"`{state}`" in page for state in states)

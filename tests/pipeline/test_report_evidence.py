@@ -67,7 +67,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
     )
     return GpuEvidence(
         date="2026-11-29T16:24Z",
-        commit="abc1234",
+        commit="abc1234def0123456789",
         state="finished",
         gpu=Gpu("NVIDIA H200", "9.0", "580.95.05", "13.0"),
         flavour="tensorrt",
@@ -102,6 +102,11 @@ def evidence(written: Artifacts) -> GpuEvidence:
             Target("end to end", 0.95, 0.9714, True),
             Target("p99", 0.35, None, None, "measured on another GPU"),
         ),
+        snapshots={
+            "machine": ({"sm_clock_mhz": 345, "power_w": 76.4, "memory_clock_mhz": 3201},),
+            "time": ({"sm_clock_mhz": 1980, "power_w": 612.3, "memory_clock_mhz": 3201, "temperature_c": None},),
+            "cycles": (),
+        },
     )
 
 
@@ -121,8 +126,10 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     page = written.page()
     section = page.section(TITLE)
     assert [node.text for node in section.all("h3")] == ["NVIDIA H200, TensorRT 8.6.0"]
-    facts = "driver 580.95.05; CUDA 13.0; compute capability 9.0; 2026-11-29 16:24 UTC; commit abc1234"
-    assert f"{facts}; evidence/h200-tensorrt-8.6.0.json." in section.text
+    facts = "driver 580.95.05; CUDA 13.0; compute capability 9.0; "
+    facts += "after the steps GPU clock 345 to 1,980 MHz, memory clock 3,201 MHz, power 76 to 612 W; "
+    facts += "2026-11-29 16:24 UTC; commit abc1234def; evidence/h200-tensorrt-8.6.0.json."
+    assert facts in section.text
     columns = ("verdict", "engine", "agreement", "p50, ms", "p99, ms", "images/s", "engine alone, images/s")
     assert [tuple(row.values()) for row in page.rows(TITLE)] == [
         ("pass", "fp16-throughput", "99.50%", "", "", "68,000", "70,000"),
@@ -133,11 +140,12 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     ]
     assert tuple(page.rows(TITLE)[0]) == columns
     assert section.all("table")[0].kinds >= {"fold", "wide"}, "on a phone each row is a block"
-    assert [page.remarks(TITLE, row) for row in range(4)] == [
+    assert [page.remarks(TITLE, row) for row in range(5)] == [
         ["Images/s: many batches a call, overlapped."],
         [FEW],
         ["SQNR 12.0 dB, at least 20.0 dB needed.", "Images/s: one batch a call."],
         ["Not timed: no graph: refused."],
+        ["PyTorch graphs: channels last, launched by a CUDA graph."],
     ]
     heads = {cell.unmarked: page.note(cell.all("a")[0].attrs["href"]) for cell in section.all("th") if cell.all("a")}
     assert heads["images/s"] == "Host to host, in batches of 256."
@@ -152,7 +160,7 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
         ("open", "p99 (measured on another GPU)", "0.35", ""),
     ]
     assert left.all("summary")[0].text == "2 steps were not made"
-    assert [node.text for node in left.all("li")] == ["peers, cycles: 90 s expected, 20 s left"]
+    assert [node.text for node in left.all("li")] == ["peers; cycles: 90 s expected, 20 s left"]
     failures = [node.text for node in section.all("ul")[0].all("li")]
     assert failures == list(evidence.failures)
     assert "build fp32-latency: out of <memory>" in failures
@@ -179,6 +187,36 @@ def test_rows_without_times_and_other_ways_give_no_number(written: Artifacts, ev
     shown = {row["engine"]: row.get("images/s") for row in page.rows(TITLE)}
     assert shown == {**dict.fromkeys(evidence.engines, ""), "fp16-throughput": "50,000"}
     assert page.remarks(TITLE, 0) == ["Not timed: no memory.", "Images/s: one batch a call."]
+
+
+def test_engines_without_times_have_no_notes_on_times(written: Artifacts, evidence: GpuEvidence) -> None:
+    """Each note is on a column that is there, and the way back from it leads somewhere."""
+    refused = {name: replace(one, refused="Not this GPU.", library="no") for name, one in evidence.engines.items()}
+    save(written, replace(evidence, engines=refused, parity=None, timings=(), steps=(), checks=()))
+    section = written.page().section(TITLE)
+    assert [node.text for node in section.all("ol")[0].all("li")] == [
+        "Not loaded here: Not this GPU. The library: no ↑"
+    ]
+    names = {node.attrs["id"] for node in section.walk() if "id" in node.attrs}
+    assert {node.attrs["href"].removeprefix("#") for node in section.all("a")} <= names
+    failures = [node.text for node in section.all("ul")[0].all("li")]
+    assert failures == [f"{', '.join(evidence.engines)} are not loaded here: Not this GPU."], "said once"
+
+
+def test_of_many_steps_that_were_not_made_some_are_named(written: Artifacts, evidence: GpuEvidence) -> None:
+    steps = tuple(Step(f"PyTorch eager, batch {batch}", "skipped", why="no torch") for batch in range(1, 21))
+    save(written, replace(evidence, steps=steps))
+    left = written.page().section(TITLE).all("details")[1]
+    assert left.all("summary")[0].text == "20 steps were not made"
+    named = "; ".join(step.name for step in steps[:5])
+    assert [node.text for node in left.all("li")] == [f"{named} and 15 more: no torch"]
+
+
+def test_without_a_file_that_can_be_read_no_visit_is_counted(written: Artifacts, evidence: GpuEvidence) -> None:
+    save(written, evidence).write_bytes(b"{")
+    section = written.page().section(TITLE)
+    assert "0 visits" not in section.text
+    assert len(said(written.page())) == 1
 
 
 def test_without_evidence_there_is_no_section(written: Artifacts) -> None:
@@ -268,11 +306,11 @@ def test_a_visit_that_was_ended_says_where(written: Artifacts, evidence: GpuEvid
     save(written, replace(evidence, state="running", steps=steps, engines={}, parity=None, timings=(), targets=()))
     page = written.page()
     section = page.section(TITLE)
-    assert said(page) == ["The visit was ended from outside: this is what was known by then."]
+    assert said(page) == ["The visit is under way, or was ended from outside: this is what was known by then."]
     assert section.all("table") == []
     assert [node.text for node in section.all("details")[0].all("li")][1:] == [
-        "build int8-latency: the visit ended in it",
-        "checks: the visit ended before",
+        "build int8-latency: it is under way, or the visit was ended in it",
+        "checks: its turn has not come, or the visit was ended before",
     ]
 
 

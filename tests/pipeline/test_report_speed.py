@@ -28,27 +28,27 @@ def serves(second: str = FP16, backend: Any = "tensorrt") -> Serves:
         (
             {"model": FP16, "backend": "tensorrt", "measured_faster_than": INT8, "at_batch": 32},
             serves(),
-            f"{FP16} answers: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the first by default, at batch 32.",
+            f"by {FP16}: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the first by default, at batch 32.",
         ),
         (
             {"model": ONNX[1], "backend": "onnxruntime-cuda", "measured_faster_than": INT8, "at_batch": 32},
             serves(ONNX[1], "onnxruntime-cuda"),
-            f"{ONNX[1]} on CUDA answers: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the first by default",
+            f"classified by {ONNX[1]} on CUDA: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the first by default",
         ),
         (
             {"model": FP16, "backend": "tensorrt", "measured_faster_than": INT8, "at_batch": 8},
             serves(),
-            f"{FP16} answers: it was measured to be faster than {INT8}, in an earlier benchmark.",
+            f"classified by {FP16}: it was measured to be faster than {INT8}, in an earlier benchmark.",
         ),
         (
             {"model": INT8, "backend": "tensorrt"},
             serves(),
-            f"{INT8} answers: it comes first by default, and nothing that may serve was measured decidedly faster.",
+            f"by {INT8}: it comes first by default, and nothing that may serve was measured decidedly faster.",
         ),
         (
             {"model": ONNX[0], "backend": "onnxruntime"},
             None,
-            f"{ONNX[0]} answers: it comes first of what may serve on a CPU, whatever was measured.",
+            f"classified by {ONNX[0]}: on a CPU it comes first of what may serve, whatever was measured.",
         ),
     ],
 )
@@ -60,14 +60,14 @@ def test_the_page_says_what_serves_and_why(
 
 
 def test_where_infer_has_not_said_nothing_is_claimed(artifacts: Artifacts) -> None:
-    assert "answers" not in artifacts.write().page().section("Speed").text
+    assert "classified by" not in artifacts.write().page().section("Speed").text
 
 
 def test_a_graph_that_was_refused_is_a_remark(artifacts: Artifacts) -> None:
     graph = "no graph: there are 8 already"
     artifacts.rows = [row("tensorrt", "fp16", 1, 2.0, graph=graph), row("tensorrt", "int8", 1, 1.0, graph="graph")]
     page = artifacts.write().page()
-    assert page.remarks("Speed", 0)[0] == "No graph: there are 8 already."
+    assert page.remarks("Speed", 0)[0] == "Launched without a CUDA graph: there are 8 already."
     assert page.remarks("Speed", 1) == ["tensorrt: host to host."]
 
 
