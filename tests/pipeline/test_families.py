@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_efficientnets_published_weights_divide_once_more(
     if way == "imagenet":
         monkeypatch.setattr(backbone_weights, "fetch", lambda *_: path)
     if way == "the published file":
-        digest = f"md5:{backbone_weights.hashlib.md5(path.read_bytes()).hexdigest()}"
+        digest = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
         monkeypatch.setattr(
             backbone_weights, "imagenet_weights", lambda name, top: replace(imagenet_weights(name, top), digest=digest)
         )

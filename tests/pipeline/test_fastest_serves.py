@@ -120,7 +120,8 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Here:
+    caplog.set_level(logging.WARNING, "pipeline")  # a command that ran before may have left another
     return Here(tmp_path, monkeypatch)
 
 
@@ -149,7 +150,7 @@ def test_by_default_what_passed_comes_before_what_is_open_and_fewer_runs_before_
 def test_what_was_measured_to_be_faster_answers_and_one_line_says_so(
     here: Here, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "pipeline")
     here.measure({INT8: 1.31, FP16: 1.0, FP32: 2.0})
     context = here.context()
     choice = choose(context, batch_size=32)
@@ -174,7 +175,7 @@ def test_what_was_measured_to_be_faster_answers_and_one_line_says_so(
 def test_else_the_default_order_holds(
     here: Here, caplog: pytest.LogCaptureFixture, times: dict[str, float], spread: float
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "pipeline")
     here.measure(times, spread=spread)
     choice = choose(here.context())
     assert (choice.name, choice.won) == (INT8, None)
@@ -241,7 +242,7 @@ def test_evidence_of_another_source_is_passed_over_and_said(
     here.measure({INT8: 1.3, FP16: 1.0})
     here.build(name, **change)
     here.verify()
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "pipeline")
     assert choose(here.context()).name == INT8
     assert f"what was measured of {name} does not count, it is another now: {what}" in caplog.messages
 
@@ -262,7 +263,7 @@ def test_evidence_of_another_gpu_or_runtime_is_passed_over_and_said(
 ) -> None:
     here.measure({INT8: 1.3, FP16: 1.0})
     here.devices = devices
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "pipeline")
     assert choose(here.context(*overrides)).name == INT8
     assert why in caplog.text
     here.devices = (Device("Other GPU", "9.0", 1), GPU)
@@ -306,7 +307,7 @@ def test_onnxruntime_on_cuda_is_the_fallback_and_competes(here: Here, caplog: py
     here.why_not_cuda = ""
     assert choose(here.context()).name == INT8
     here.measure({INT8: 1.3, ONNX["fp16"]: 1.0})
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "pipeline")
     choice = choose(here.context(), batch_size=32)
     assert (choice.name, choice.backend) == (ONNX["fp16"], "onnxruntime-cuda")
     assert f"{ONNX['fp16']} on CUDA answers: measured 1.3x" in caplog.text

@@ -16,6 +16,7 @@ from export.keras_to_onnx import export_keras
 from export.logits import logits_model
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
+from pipeline import model_ends
 from pipeline.adopting import adopt
 from pipeline.errors import ModelError
 from pipeline.loading import load_model
@@ -133,6 +134,11 @@ REFUSED = {
     "one unit of softmax": (lambda x: dense(1, "softmax")(x), "one unit and 'softmax'"),
     "tanh": (lambda x: dense(1, "tanh")(x), "one unit and 'tanh'"),
 }
+
+
+@pytest.mark.parametrize(("says", "always"), [(1.0, True), (0.99999994, True), (1.0000001, True), (0.9999, False)])
+def test_a_softmax_over_one_unit_is_told_by_its_answers_on_every_processor(says: float, always: bool) -> None:
+    assert model_ends._always_one(np.full((8, 1), says, np.float32)) == always
 
 
 @pytest.mark.parametrize(("end", "found"), REFUSED.values(), ids=REFUSED.keys())
