@@ -1,8 +1,8 @@
 """Which file answers: decided by the verdict of the verify stage, then by what was measured on this GPU.
 
 One that failed, or was never verified, does not serve unless the caller allows it by name. One that too few images
-leave open serves where none passed, with a warning. Where nothing was measured the default order decides, and on a CPU
-it always does.
+leave open serves where none on its backend passed, with a warning. Where nothing was measured the default order
+decides, and on a CPU it always does.
 """
 
 from __future__ import annotations
