@@ -43,6 +43,9 @@ MEASURES: dict[Variant, tuple[Measures, ...]] = {
 BUILD_BY_LEVEL = (10.0, 20.0, 40.0, 90.0, 150.0, 300.0)
 DEFAULT_LEVEL = 3
 BUILD_RTX, OPEN, CHECK, PARITY = 10.0, 2.0, 5.0, 5.0
+# Smaller and larger models build in proportion to their ONNX files, within limits: the layers count too.
+RESNET50_BYTES: dict[Precision, float] = {"fp32": 102e6, "fp16": 51e6, "int8": 51e6}
+LEAST, MOST = 0.1, 4.0
 PEERS = {"eager": 10.0, "graphs": 15.0, "compile": 120.0}
 
 
@@ -91,7 +94,7 @@ class Visit:
         for precision in precisions:
             name = f"{precision}-{variant}"
             build = Planned(
-                *(f"build {name}", "build", self._build_seconds(), partial(self._build, precision, variant)),
+                *(f"build {name}", "build", self._build_seconds(precision), partial(self._build, precision, variant)),
                 leads_to=tuple(step.name for step in times[:1]),
             )
             if precision in absent:
@@ -167,9 +170,12 @@ class Visit:
         precision, _, variant = name.partition("-")
         return self.plans / plan_name(precision, variant)
 
-    def _build_seconds(self) -> float:
+    def _build_seconds(self, precision: Precision) -> float:
         level = DEFAULT_LEVEL if self.options.level is None else self.options.level
-        return BUILD_RTX if self.trt.flavour == "rtx" else BUILD_BY_LEVEL[level]
+        seconds = BUILD_RTX if self.trt.flavour == "rtx" else BUILD_BY_LEVEL[level]
+        source = self._source(precision)
+        share = source.stat().st_size / RESNET50_BYTES[precision] if source.is_file() else 1.0
+        return seconds * min(max(share, LEAST), MOST)
 
     def _usable(self, names: Sequence[str]) -> list[str]:
         engines = self.record.evidence.engines
