@@ -23,7 +23,6 @@ CANNOT = {
     "make bundle                       # on the laptop": "runs in two checkouts, in a test of its own",
     "GPU=1 make test-gpu": GPU,
     "make test-gpu": GPU,
-    "pip install": GPU,
     "mkdir mine && tar": GPU,
     "python -m benchmarks.gpu_evidence": GPU,
     "python3.10 -m venv": "is walked on Python 3.10 in tests/contract/test_jetson.py",
