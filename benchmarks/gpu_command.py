@@ -1,9 +1,9 @@
 """Proves and measures a model's engines on the GPU of this machine, from artifacts that came from another one.
 
 Needs numpy, TensorRT and cuda-bindings, no network, Python 3.10 or later; PyTorch is timed beside them where it is.
-`gpu_evidence` starts it. The options are in `gpu_options`, what is read of the folder in `gpu_folder`, the steps in
-`gpu_visit`, their order and their seconds in `gpu_steps`. What is known is written after every step (`gpu_record`), so
-that a crash of a driver or a library loses nothing.
+`gpu_evidence` starts it. The options are in `gpu_options`, what is read of the folder in `gpu_folder`, the steps' order
+in `gpu_plan`, what they do in `gpu_visit`, what fits into the time in `gpu_steps`. What is known is written after every
+step (`gpu_record`), so that a crash of a driver or a library loses nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 
 from benchmarks.gpu_folder import altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options
+from benchmarks.gpu_plan import MAIN
 from benchmarks.gpu_record import Record, last_line
 from benchmarks.gpu_steps import make_steps
 from benchmarks.gpu_targets import target_table
-from benchmarks.gpu_visit import MAIN, Visit
+from benchmarks.gpu_visit import Visit
 from benchmarks.telemetry import commit
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status

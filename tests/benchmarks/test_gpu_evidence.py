@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_command, gpu_timings, gpu_visit
+from benchmarks import gpu_checks, gpu_command, gpu_plan, gpu_timings, gpu_visit
 from benchmarks.gpu_command import evidence_path, main
 from benchmarks.gpu_options import build_parser, read_options
 from export.capabilities import TensorRT
@@ -419,7 +419,7 @@ def test_what_was_asked_for_reaches_the_steps(
     monkeypatch.setattr(gpu_visit, "cycles_leak_nothing", cycles_leak_nothing)
     monkeypatch.setattr(gpu_visit, "time_peer", note_peer)
     monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "")
-    monkeypatch.setattr(gpu_visit, "QUICK", ())
+    monkeypatch.setattr(gpu_plan, "QUICK", ())
     monkeypatch.setattr(type(gpu.trt), "timing_cache", True)
     plans = artifacts.parent / "plans"
     asked = ("--level", "2", "--targets", "SM89", "--checks", "quick", "--cycles", "7", "--cycle-seconds", "5")
@@ -432,7 +432,7 @@ def test_what_was_asked_for_reaches_the_steps(
     for _, options in built.values():
         assert (options.optimization_level, options.targets) == (2, ("SM89",))
         assert options.timing_cache == plans / "timing.cache"
-    assert evidence.step("build fp16-throughput").expected_seconds == gpu_visit.BUILD_BY_LEVEL[2] * gpu_visit.LEAST == 4
+    assert evidence.step("build fp16-throughput").expected_seconds == gpu_plan.BUILD_BY_LEVEL[2] * gpu_plan.LEAST == 4
     assert timed["throughput", "infer"] == (names["throughput"], COUNT, "throughput", 4, "infer", 0.001)
     assert timed["latency", "compute"] == (names["latency"], COUNT, "latency", 1, "compute", 0.001)
     assert cycles == [("fp16-throughput.plan", COUNT, 7, 5.0)], "the smallest engine is the quickest"
