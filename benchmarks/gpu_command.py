@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gpu_dry_run import foresee
 from benchmarks.gpu_folder import altered_files, as_verified, has_verdict, read_reference, read_thresholds
-from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options
-from benchmarks.gpu_plan import MAIN
+from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options, refuse_missing_sources
 from benchmarks.gpu_record import Record, last_line
 from benchmarks.gpu_steps import make_steps
 from benchmarks.gpu_targets import target_table
@@ -147,25 +147,6 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
     return record
 
 
-def _refuse_missing_sources(options: Options, trt: TensorRT) -> None:
-    """Refuse precisions that were named and have no file for this TensorRT; unnamed, FP32 alone is no visit's worth."""
-    sources = {precision: engine_source(precision, trt.strongly_typed) for precision in options.precisions}
-    absent = {precision: name for precision, name in sources.items() if not (options.artifacts / name).is_file()}
-    alone = not options.named and "fp32" not in absent and all(one in absent for one in MAIN)
-    if absent and (options.named or alone or len(absent) == len(sources)):
-        go_on = "--precisions fp32 to go on without them" if alone else "name other precisions"
-        raise PipelineError(
-            f"Expected {', '.join(absent.values())} in {options.artifacts}, for {trt.flavour} {trt.version}. Received: "
-            f"no such file. {_remedy(trt)}, and bring its artifacts here, or {go_on}."
-        )
-
-
-def _remedy(trt: TensorRT) -> str:
-    """What makes the ONNX files for this TensorRT."""
-    key = "" if trt.strongly_typed else ", with quantize.tensorrt8: true"
-    return f"Run the recipe, verify included{key}"
-
-
 def _visit(options: Options) -> Record:
     """Look for the GPU, and gather.
 
@@ -182,7 +163,7 @@ def _visit(options: Options) -> Record:
         raise NothingHereError(
             f"Expected an NVIDIA GPU and TensorRT. Received: {why}. Nothing was measured: run it where both are."
         )
-    _refuse_missing_sources(options, trt)
+    refuse_missing_sources(options, f"{trt.flavour} {trt.version}", trt.strongly_typed)
     with tempfile.TemporaryDirectory() as temporary:
         return gather(options, reference, options.plans or Path(temporary), status, trt)
 
@@ -191,7 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Gather evidence; returns the exit status, which is in the last line that is printed as well."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        record = _visit(read_options(build_parser().read(sys.argv[1:] if argv is None else argv)))
+        options = read_options(build_parser().read(sys.argv[1:] if argv is None else argv))
+        if options.dry_run:
+            print("\n".join(foresee(options)))
+            print(last_line(None, DONE, ""))
+            return DONE
+        record = _visit(options)
     except NothingHereError as error:
         return _refused(NO_GPU, str(error))
     except (PipelineError, ExportError) as error:

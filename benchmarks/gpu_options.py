@@ -25,11 +25,13 @@ log = logging.getLogger("benchmarks.gpu")
 VARIANTS: tuple[Variant, ...] = ("throughput", "latency")
 Checks = Literal["none", "quick", "all"]
 CHECKS = ("none", "quick", "all")
+MAIN: tuple[Precision, ...] = ("fp16", "int8")  # what the targets are about; FP32 comes behind them
 BATCH, CYCLES, CYCLE_SECONDS = 256, 1000, 60.0
 MOST_BATCH, MOST_CYCLES = 1 << 16, 10**6
 EXAMPLES = """examples:
   python -m benchmarks.gpu_evidence artifacts/imagenet
   mkdir imagenet && tar xf imagenet.bundle.tar -C imagenet
+  python -m benchmarks.gpu_evidence imagenet --minutes 8 --level 2 --dry-run
   python -m benchmarks.gpu_evidence imagenet --minutes 8 --level 2
   python -m benchmarks.gpu_evidence imagenet --variants latency --precisions int8 --checks none --peers none
 
@@ -88,6 +90,7 @@ class Options:
     peers: tuple[str, ...]
     plans: Path | None
     commit: str | None
+    dry_run: bool
 
     def described(self) -> dict[str, Any]:
         """What of it a reader of the results must know: no paths."""
@@ -109,6 +112,7 @@ def build_parser() -> VisitParser:
     )
     add = parser.add_argument
     add("artifacts", type=Path, metavar="FOLDER", help="a recipe's artifacts, or an unpacked bundle")
+    add("--dry-run", action="store_true", help="check the folder and say what would be done; no GPU is needed")
     add("-o", "--output", type=Path, help=f"default: FOLDER/{FOLDER}/<gpu>-<flavour>-<version>.json")
     add("--minutes", type=float, help="that all of it may take (default: as long as it takes)")
     add(
@@ -165,6 +169,7 @@ def read_options(args: argparse.Namespace) -> Options:
         peers=() if args.peers == "none" else _listed(args.peers, "--peers", PEER_MODES, "none alone, or "),
         plans=args.plans,
         commit=args.commit,
+        dry_run=args.dry_run,
     )
     for name, value, fits, expected in (
         ("--batch", options.batch, 2 <= options.batch <= MOST_BATCH,
@@ -238,3 +243,31 @@ def check_artifacts(options: Options) -> None:
         raise PipelineError(f"Expected a recipe's artifacts in {here}. Received: no {', '.join(missing)}. {remedy}")
     if options.output is None:
         check_folder(folder / FOLDER, "-o (which is the folder of artifacts unless it is given)")
+
+
+def refuse_missing_sources(options: Options, library: str, strongly_typed: bool) -> None:
+    """Refuse precisions that were named and have no file for this TensorRT; unnamed, FP32 alone is no visit's worth.
+
+    Args:
+        options: what was asked for.
+        library: which TensorRT, for the message.
+        strongly_typed: whether it is; what is not is TensorRT 8.6.
+
+    Raises:
+        PipelineError: what is absent, and what makes it.
+    """
+    sources = {precision: engine_source(precision, strongly_typed) for precision in options.precisions}
+    absent = {precision: name for precision, name in sources.items() if not (options.artifacts / name).is_file()}
+    alone = not options.named and "fp32" not in absent and all(one in absent for one in MAIN)
+    if absent and (options.named or alone or len(absent) == len(sources)):
+        go_on = "--precisions fp32 to go on without them" if alone else "name other precisions"
+        raise PipelineError(
+            f"Expected {', '.join(absent.values())} in {options.artifacts}, for {library}. Received: "
+            f"no such file. {_remedy(strongly_typed)}, and bring its artifacts here, or {go_on}."
+        )
+
+
+def _remedy(strongly_typed: bool) -> str:
+    """What makes the ONNX files for this TensorRT."""
+    key = "" if strongly_typed else ", with quantize.tensorrt8: true"
+    return f"Run the recipe, verify included{key}"

@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu_checks import CHECKS, QUICK, Check
-from benchmarks.gpu_options import Options
+from benchmarks.gpu_options import MAIN, Options
 from benchmarks.gpu_steps import Planned, with_reason
 from benchmarks.gpu_timings import WARM_UP
 from pipeline.gpu_evidence import Measures, Variant
 from pipeline.layout import ONNX, TENSORRT8, Precision, engine_source
 
-MAIN: tuple[Precision, ...] = ("fp16", "int8")  # what the targets are about; FP32 comes behind them
 MEASURES: dict[Variant, tuple[Measures, ...]] = {
     "throughput": ("compute", "infer", "stream", "stream pinned"),
     "latency": ("infer", "compute"),
