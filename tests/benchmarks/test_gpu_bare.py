@@ -102,3 +102,7 @@ def test_from_a_bundle_with_numpy_and_cuda_bindings(version: str, finished_chain
         archive.extractall(tmp_path / "tiny", filter="data")
     command = [python, "-m", "benchmarks.gpu_evidence", str(tmp_path / "tiny"), "--minutes", "8"]
     assert_ends_at_the_driver(command, 5.0, PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  files: as the bundle recorded them\n" in done.stdout
+    assert "  thresholds: of the recipe\n" in done.stdout
