@@ -54,6 +54,7 @@ def _facts(evidence: GpuEvidence) -> str:
         ("processor", _processor(machine)),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
         ("images", _images(model)),
+        *((("altered", f"not as the bundle recorded: {', '.join(model.altered)}"),) if model.altered else ()),
         ("date", evidence.date.replace("T", " ").replace("Z", " UTC")),
         ("commit", short_commit(evidence)),
     ]
@@ -115,7 +116,9 @@ def _parity(evidence: GpuEvidence) -> str:
         return ""
     rows = [(*_hop(hop), _cell(hop.why)) for hop in evidence.parity.hops]
     head = ("engine", "verdict", "agreement", "SQNR, dB", "largest relative error", "why")
-    return f"Over all: {evidence.parity.verdict}.\n\n" + table(head, rows, right=(2, 3, 4))
+    own = evidence.model.own_thresholds
+    by = "" if own else " Judged by the default thresholds, as the folder has no verdict."
+    return f"Over all: {evidence.parity.verdict}.{by}\n\n" + table(head, rows, right=(2, 3, 4))
 
 
 def _hop(hop: Hop) -> tuple[str, ...]:

@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 from benchmarks.gpu_timings import PEER_MODES
 from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import FOLDER, Variant
 from pipeline.layout import ONNX, REFERENCE, Precision, engine_source
 from pipeline.output_files import check_folder, check_output
+from pipeline.usage import Parser, meant
 
 log = logging.getLogger("benchmarks.gpu")
 
 VARIANTS: tuple[Variant, ...] = ("throughput", "latency")
 Checks = Literal["none", "quick", "all"]
 CHECKS = ("none", "quick", "all")
+MAIN: tuple[Precision, ...] = ("fp16", "int8")  # what the targets are about; FP32 comes behind them
 BATCH, CYCLES, CYCLE_SECONDS = 256, 1000, 60.0
 MOST_BATCH, MOST_CYCLES = 1 << 16, 10**6
 EXAMPLES = """examples:
   python -m benchmarks.gpu_evidence artifacts/imagenet
   mkdir imagenet && tar xf imagenet.bundle.tar -C imagenet
+  python -m benchmarks.gpu_evidence imagenet --minutes 8 --level 2 --dry-run
   python -m benchmarks.gpu_evidence imagenet --minutes 8 --level 2
   python -m benchmarks.gpu_evidence imagenet --variants latency --precisions int8 --checks none --peers none
 
@@ -38,7 +42,31 @@ and named. Everything is written after every step, as JSON and as Markdown.
 exit status:
   0 nothing that was made failed     1 a step, a check or the comparison with Keras failed, or there is no engine
   2 bad input     3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted
-The last line of what is printed is JSON: output (the file), state, parity (the verdict), failed (how many things)."""
+The last line on stdout is JSON, however it ends: output (the file, or null), exit (the status), error (the first, or
+empty); after a visit also state, parity (the verdict), failed (how many things)."""
+
+
+class VisitParser(Parser):
+    """Refuses in a sentence what cannot be read; an option is written whole."""
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Read a command line, without the program's name.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        found, left = self.parse_known_args(words)
+        if left:
+            name = left[0].partition("=")[0]
+            near = meant(name, self._option_string_actions, cutoff=0.7) if name.startswith("-") else ""
+            self.error(f"Expected one folder, and options of this command. Received: {left[0]} too.{near} See --help.")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse found, in our form."""
+        if message.endswith("required: FOLDER"):
+            message = "Expected a folder of artifacts. Received: none. Write: python -m benchmarks.gpu_evidence FOLDER"
+        super().error(message)
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,7 @@ class Options:
     peers: tuple[str, ...]
     plans: Path | None
     commit: str | None
+    dry_run: bool
 
     def described(self) -> dict[str, Any]:
         """What of it a reader of the results must know: no paths."""
@@ -72,16 +101,18 @@ class Options:
         return {name: getattr(self, name) for name in names}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> VisitParser:
     """The parser."""
-    parser = argparse.ArgumentParser(
+    parser = VisitParser(
         prog="python -m benchmarks.gpu_evidence",
         description="Build, check, compare with Keras and time a model's engines on this GPU, and write what was seen.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("artifacts", type=Path, metavar="FOLDER", help="a recipe's artifacts, or an unpacked bundle")
+    add("--dry-run", action="store_true", help="check the folder and say what would be done; no GPU is needed")
     add("-o", "--output", type=Path, help=f"default: FOLDER/{FOLDER}/<gpu>-<flavour>-<version>.json")
     add("--minutes", type=float, help="that all of it may take (default: as long as it takes)")
     add(
@@ -135,9 +166,10 @@ def read_options(args: argparse.Namespace) -> Options:
         checks=args.checks,
         cycles=CYCLES if args.cycles is None else args.cycles,
         cycle_seconds=CYCLE_SECONDS if args.cycle_seconds is None else args.cycle_seconds,
-        peers=() if args.peers == "none" else _listed(args.peers, "--peers", PEER_MODES, "none, or "),
+        peers=() if args.peers == "none" else _listed(args.peers, "--peers", PEER_MODES, "none alone, or "),
         plans=args.plans,
         commit=args.commit,
+        dry_run=args.dry_run,
     )
     for name, value, fits, expected in (
         ("--batch", options.batch, 2 <= options.batch <= MOST_BATCH,
@@ -161,7 +193,7 @@ def _listed(text: str | None, option: str, known: Sequence[str], before: str = "
     if wrong := [one for one in given if one not in known]:
         raise PipelineError(
             f"Expected {option} of {before}{','.join(known)}, separated by commas. Received: {text}, where "
-            f"{wrong[0]!r} is none. Correct it."
+            f"{wrong[0]!r} is not one of them.{meant(wrong[0], known) or ' Correct it.'}"
         )
     return tuple(one for one in known if one in given)
 
@@ -188,20 +220,54 @@ def check_artifacts(options: Options) -> None:
     """
     folder = options.artifacts
     if not folder.is_dir():
-        what = "which is a file: unpack a bundle first" if folder.exists() else "which does not exist"
+        what = "which is a file." if folder.exists() else "which does not exist."
+        line = f" A bundle is unpacked first: mkdir mine && tar xf {shlex.quote(str(folder))} -C mine"
         near = sorted(p.name for p in folder.parent.glob("*/") if (p / REFERENCE).is_file())
-        there = f" In {folder.parent} there are: {', '.join(near)}." if near else ""
+        there = f" In {folder.parent.resolve()} there are: {', '.join(near)}." if near else ""
         raise PipelineError(
-            f"Expected a folder of a recipe's artifacts, or of an unpacked bundle. Received: {folder}, {what}.{there}"
+            f"Expected a folder of a recipe's artifacts, or of an unpacked bundle. Received: {folder}, {what}{there}"
+            f"{line if folder.exists() else ''}"
         )
     wanted = {one: [engine_source(one, strong) for strong in (True, False)] for one in options.precisions}
     absent = [files[0] for files in wanted.values() if not any((folder / name).is_file() for name in files)]
     missing = absent if options.named or len(absent) == len(wanted) else []
     missing += [] if (folder / REFERENCE).is_file() else [REFERENCE]
     if missing:
-        raise PipelineError(
-            f"Expected a recipe's artifacts in {folder}. Received: no {', '.join(missing)}. Run the recipe, "
-            "verify included, and bring its artifacts here: python -m pipeline bundle, there."
+        here = folder.resolve()
+        above = (here.parent / REFERENCE).is_file()
+        remedy = (
+            f"It is a folder within one: name {here.parent}."
+            if above
+            else "Run the recipe, verify included, and bring its artifacts here: python -m pipeline bundle, there."
         )
+        raise PipelineError(f"Expected a recipe's artifacts in {here}. Received: no {', '.join(missing)}. {remedy}")
     if options.output is None:
         check_folder(folder / FOLDER, "-o (which is the folder of artifacts unless it is given)")
+
+
+def refuse_missing_sources(options: Options, library: str, strongly_typed: bool) -> None:
+    """Refuse precisions that were named and have no file for this TensorRT; unnamed, FP32 alone is no visit's worth.
+
+    Args:
+        options: what was asked for.
+        library: which TensorRT, for the message.
+        strongly_typed: whether it is; what is not is TensorRT 8.6.
+
+    Raises:
+        PipelineError: what is absent, and what makes it.
+    """
+    sources = {precision: engine_source(precision, strongly_typed) for precision in options.precisions}
+    absent = {precision: name for precision, name in sources.items() if not (options.artifacts / name).is_file()}
+    alone = not options.named and "fp32" not in absent and all(one in absent for one in MAIN)
+    if absent and (options.named or alone or len(absent) == len(sources)):
+        go_on = "--precisions fp32 to go on without them" if alone else "name other precisions"
+        raise PipelineError(
+            f"Expected {', '.join(absent.values())} in {options.artifacts}, for {library}. Received: "
+            f"no such file. {_remedy(strongly_typed)}, and bring its artifacts here, or {go_on}."
+        )
+
+
+def _remedy(strongly_typed: bool) -> str:
+    """What makes the ONNX files for this TensorRT."""
+    key = "" if strongly_typed else ", with quantize.tensorrt8: true"
+    return f"Run the recipe, verify included{key}"

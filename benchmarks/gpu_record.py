@@ -6,6 +6,7 @@ Python 3.10 syntax, standard library alone.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -134,10 +135,28 @@ class Record:
                 self.close("cut short")
                 words = "the time is up by %.0f s and the step %s does not end: cut short, what was known is in %s"
                 log.error(words, MARGIN, hung, self.path)
+                print(last_line(self, CUT_SHORT, words % (MARGIN, hung, self.path)), flush=True)
         finally:
             leave(CUT_SHORT)
             if held:  # where it is not ended at once
                 self._lock.release()
+
+
+def last_line(record: Record | None, status: int, error: str) -> str:
+    """What the command prints last, however it ends: one line of JSON.
+
+    Args:
+        record: of the visit; None where none began.
+        status: the exit status.
+        error: what went wrong first; "" where nothing did.
+    """
+    told: dict[str, Any] = {"output": None}
+    if record is not None:
+        evidence = record.evidence
+        verdict = evidence.parity.verdict if evidence.parity else None
+        told = {"output": str(record.path), "state": evidence.state, "parity": verdict}
+        told["failed"] = len(evidence.failures)
+    return json.dumps({**told, "exit": status, "error": error})
 
 
 def tidy(tree: Any) -> Any:

@@ -84,7 +84,7 @@ def make_steps(
         expected = round(estimates.expect(step), 1)
         left = None if seconds is None else seconds - (clock() - began)
         try:
-            why = step.why_not() or _too_long(step, by_name, estimates, left)
+            why = step.why_not() or too_long(step, by_name, estimates, left)
         except Exception as error:  # asking may load a library
             why = words_of(error)
         if why:
@@ -108,7 +108,8 @@ def make_steps(
             record.step(step.name, state=DONE, seconds=round(clock() - started, 3))
 
 
-def _too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimates, left: float | None) -> str:
+def too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimates, left: float | None) -> str:
+    """Why a step no longer fits into the seconds that are left; "" where it does, and where there is no limit."""
     if left is None:
         return ""
     expected = estimates.expect(step)

@@ -1,4 +1,4 @@
-"""What a visit to a GPU does, step by step, most worth first. Python 3.10 syntax, numpy alone."""
+"""What the steps of a visit to a GPU do. Python 3.10 syntax, numpy alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu_checks import CHECKS, QUICK, Check, CheckFailedError, CheckSkippedError, cycles_leak_nothing
+from benchmarks.gpu_checks import Check, CheckFailedError, CheckSkippedError, cycles_leak_nothing
 from benchmarks.gpu_options import Options
+from benchmarks.gpu_plan import Plan
 from benchmarks.gpu_record import Record
-from benchmarks.gpu_steps import Planned, with_reason
-from benchmarks.gpu_timings import WARM_UP, time_engines, time_peer, why_without_peers, words_of
+from benchmarks.gpu_timings import time_engines, time_peer, why_without_peers, words_of
 from benchmarks.telemetry import gpu_snapshot, machine
 from export.build_options import BuildOptions
 from export.capabilities import TensorRT
@@ -22,7 +22,7 @@ from export.errors import ExportError
 from export.sidecar import BatchProfile, Sidecar
 from pipeline.answering import answer
 from pipeline.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.layout import ONNX, TENSORRT8, Precision, engine_source, plan_name
+from pipeline.layout import Precision, plan_name
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
@@ -33,24 +33,9 @@ from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
-MAIN: tuple[Precision, ...] = ("fp16", "int8")  # what the targets are about; FP32 comes behind them
-MEASURES: dict[Variant, tuple[Measures, ...]] = {
-    "throughput": ("compute", "infer", "stream", "stream pinned"),
-    "latency": ("infer", "compute"),
-}
-# Guesses for a ResNet-50, in seconds; they are corrected by what is measured. TensorRT times kernels on the GPU while
-# it builds, the more of them the higher the level; TensorRT-RTX compiles when an engine is opened.
-BUILD_BY_LEVEL = (10.0, 20.0, 40.0, 90.0, 150.0, 300.0)
-DEFAULT_LEVEL = 3
-BUILD_RTX, OPEN, CHECK, PARITY = 10.0, 2.0, 5.0, 5.0
-# Smaller and larger models build in proportion to their ONNX files, within limits: the layers count too.
-RESNET50_BYTES: dict[Precision, float] = {"fp32": 102e6, "fp16": 51e6, "int8": 51e6}
-LEAST, MOST = 0.1, 4.0
-PEERS = {"eager": 10.0, "graphs": 15.0, "compile": 120.0}
 
-
-class Visit:
-    """The steps of a visit, and what they share.
+class Visit(Plan):
+    """What the steps of a visit do, and what they share.
 
     Args:
         options: what was asked for.
@@ -70,120 +55,20 @@ class Visit:
         plans: Path,
         record: Record,
     ) -> None:
-        self.options, self.reference, self.thresholds = options, reference, thresholds
+        super().__init__(options, trt.flavour, trt.strongly_typed)
+        self.reference, self.thresholds = reference, thresholds
         self.trt, self.plans, self.record = trt, plans, record
-
-    def steps(self) -> list[Planned]:
-        """All steps, in the order of their worth."""
-        options = self.options
-        steps = [Planned("machine", "machine", 1.0, self._machine)]
-        groups: list[tuple[Variant, tuple[Precision, ...]]] = [
-            *((variant, tuple(one for one in MAIN if one in options.precisions)) for variant in options.variants),
-            *((variant, tuple(one for one in options.precisions if one not in MAIN)) for variant in options.variants),
-        ]
-        for variant, precisions in groups:
-            steps += self._group(variant, precisions)
-        return [*steps, *self._checks(), *self._peers()]
-
-    def _group(self, variant: Variant, precisions: tuple[Precision, ...]) -> list[Planned]:
-        """Build engines of a variant, compare them with Keras, and time them in turns."""
-        there = tuple(one for one in precisions if self._source(one).is_file())
-        absent = [one for one in precisions if one not in there]
-        times = [step for measures in MEASURES[variant] for step in self._times(variant, there, measures)]
-        builds, parities = [], []
-        for precision in precisions:
-            name = f"{precision}-{variant}"
-            build = Planned(
-                *(f"build {name}", "build", self._build_seconds(precision), partial(self._build, precision, variant)),
-                leads_to=tuple(step.name for step in times[:1]),
-            )
-            if precision in absent:
-                builds.append(with_reason(build, self._why_absent(precision)))
-                continue
-            builds.append(build)
-            compare = partial(self._compare, precision, variant)
-            parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(self._why_not, [name])))
-        return [*builds, *parities, *times]
-
-    def _times(self, variant: Variant, precisions: tuple[Precision, ...], measures: Measures) -> list[Planned]:
-        """One step, in which the engines take turns; of page-locked memory one for each engine."""
-        alone = measures == "stream pinned"
-        steps = []
-        for group in [(one,) for one in precisions] if alone else [precisions] if precisions else []:
-            rows = len(group) * (2 if measures == "infer" else 1)
-            work = partial(self._time, variant, group, measures)
-            names = [f"{one}-{variant}" for one in group]
-            # Calls that measure themselves are a fixed number, about as long.
-            seconds = rows * (OPEN + WARM_UP + self.options.seconds)
-            name = f"time {variant} {measures} {'+'.join(group)}"
-            steps.append(Planned(name, f"time {measures}", seconds, work, partial(self._why_not, names)))
-        return steps
-
-    def _checks(self) -> list[Planned]:
-        options = self.options
-        if options.checks == "none":
-            return []
-        engines = [
-            f"{precision}-{variant}"
-            for precision in (*MAIN, "fp32")
-            for variant in options.variants
-            if precision in options.precisions and self._source(precision).is_file()
-        ]
-        steps = []
-        for check in QUICK if options.checks == "quick" else CHECKS:
-            name = check.__name__.replace("_", " ")
-            steps += [
-                Planned(f"check {one}: {name}", f"check {name}", CHECK, partial(self._check, check, one),
-                        partial(self._why_not, [one]))
-                for one in engines
-            ]  # fmt: skip
-        cycles = Planned("leak cycles", "cycles", options.cycle_seconds, self._cycle, partial(self._why_not, engines))
-        return [*steps, cycles] if engines else steps
-
-    def _peers(self) -> list[Planned]:
-        options = self.options
-        model = options.artifacts / ONNX["fp32"]
-        return [
-            Planned(
-                *(f"PyTorch {mode}, batch {batch}", f"PyTorch {mode}", PEERS[mode] + 4 * options.seconds),
-                *(partial(self._peer, mode, model, variant, batch), partial(why_without_peers, model)),
-            )
-            for mode in options.peers
-            for variant, batch in ((one, self._batch(one)) for one in options.variants)
-        ]
-
-    def _batch(self, variant: Variant) -> int:
-        return self.options.batch if variant == "throughput" else 1
-
-    def _source_name(self, precision: str) -> str:
-        return engine_source(precision, self.trt.strongly_typed)
-
-    def _source(self, precision: str) -> Path:
-        return self.options.artifacts / self._source_name(precision)
-
-    def _why_absent(self, precision: str) -> str:
-        name = self._source_name(precision)
-        made = "; the recipe makes it with quantize.tensorrt8: true" if name in TENSORRT8.values() else ""
-        return f"{name} is not in the folder{made}"
 
     def _plan(self, name: str) -> Path:
         precision, _, variant = name.partition("-")
         return self.plans / plan_name(precision, variant)
 
-    def _build_seconds(self, precision: Precision) -> float:
-        level = DEFAULT_LEVEL if self.options.level is None else self.options.level
-        seconds = BUILD_RTX if self.trt.flavour == "rtx" else BUILD_BY_LEVEL[level]
-        source = self._source(precision)
-        share = source.stat().st_size / RESNET50_BYTES[precision] if source.is_file() else 1.0
-        return seconds * min(max(share, LEAST), MOST)
-
     def _usable(self, names: Sequence[str]) -> list[str]:
         engines = self.record.evidence.engines
         return [name for name in names if name in engines and not engines[name].refused]
 
-    def _why_not(self, names: Sequence[str]) -> str:
-        """Why none of these engines can be used; "" where one can."""
-        return "" if self._usable(names) else f"there is no engine {' or '.join(names)} that runs here"
+    def _why_no_peer(self, model: Path) -> str:
+        return why_without_peers(model)
 
     def _machine(self) -> None:
         self.record.change(machine=machine())

@@ -77,6 +77,8 @@ class Model:
         classes: how many it tells apart.
         test_images: how many answers of Keras there are.
         as_verified: whether those are the very file that the verify stage wrote.
+        altered: files that are not as the bundle that brought them recorded.
+        own_thresholds: whether the verdict of its verify stage was there, whose thresholds judge; else the defaults do.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Model:
     classes: int
     test_images: int
     as_verified: bool
+    altered: tuple[str, ...] = ()
+    own_thresholds: bool = True
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,10 @@ def _belongs(
     if not evidence.model.as_verified:
         images = count(evidence.model.test_images, "test image")
         said.append(f"Keras' answers on {images} came from another file than the verify stage wrote.")
+    if evidence.model.altered:
+        said.append(f"Not as the bundle recorded: {listed(name[:LONGEST] for name in evidence.model.altered)}.")
+    if evidence.parity and not evidence.model.own_thresholds:
+        said.append("Judged by the default thresholds, as the folder had no verdict.")
     return tuple(said)
 
 

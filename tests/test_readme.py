@@ -104,8 +104,8 @@ def check_python(words: list[str], checkout: Path) -> None:
 def parser_of(module: str) -> argparse.ArgumentParser:
     if module == "pipeline":
         return build_parser()
-    name = f"{module}.__main__" if module == "benchmarks" else module
-    parser: argparse.ArgumentParser = import_module(name).build_parser()
+    started = {"benchmarks": "benchmarks.__main__", "benchmarks.gpu_evidence": "benchmarks.gpu_options"}
+    parser: argparse.ArgumentParser = import_module(started.get(module, module)).build_parser()
     return parser
 
 

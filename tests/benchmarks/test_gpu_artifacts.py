@@ -1,18 +1,22 @@
 """The evidence command where there is nothing to measure: artifacts that lack something, a machine without a GPU."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu_evidence
-from benchmarks.gpu_evidence import main
-from benchmarks.gpu_targets import judge_targets
+from benchmarks import gpu_command
+from benchmarks.gpu_command import main
+from benchmarks.gpu_folder import INDEX
 from export.driver import DriverStatus
+from pipeline import bundle
+from pipeline.files import sha256_file
 from pipeline.gpu_evidence import read_gpu_evidence
-from pipeline.layout import REFERENCE, engine_source
+from pipeline.layout import ONNX, REFERENCE, engine_source
 from pipeline.manifest import Key, write_manifest
 from tests.benchmarks.visits import COUNT, SHORT, install_visit, make_artifacts
+from tests.made_records import make_hop, write_verdict
 
 
 @pytest.fixture
@@ -32,17 +36,88 @@ def test_artifacts_that_are_no_folder(tmp_path: Path, caplog: pytest.LogCaptureF
     (tmp_path / "toy" / "verify").mkdir(parents=True)
     (tmp_path / "toy" / REFERENCE).write_bytes(b"")
     (tmp_path / "toy.tar").write_bytes(b"")
-    for name, why in (("nope", "which does not exist"), ("toy.tar", "which is a file: unpack a bundle first")):
+    line = f" A bundle is unpacked first: mkdir mine && tar xf {tmp_path / 'toy.tar'} -C mine"
+    for name, why, after in (("nope", "which does not exist", ""), ("toy.tar", "which is a file", line)):
         caplog.clear()
         assert main([str(tmp_path / name)]) == 2
-        assert f"Received: {tmp_path / name}, {why}. In {tmp_path} there are: toy." in caplog.text
+        assert f"Received: {tmp_path / name}, {why}. In {tmp_path} there are: toy.{after}\n" in caplog.text
         assert "Errno" not in caplog.text
 
 
 def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
     (artifacts / REFERENCE).write_bytes(b"x")
     assert main([str(artifacts)]) == 2
-    assert f"Expected Keras' answers in {artifacts / REFERENCE}." in caplog.text
+    said = "Received: File is not a zip file. Copy it again, or write it anew."
+    assert caplog.messages == [f"Expected Keras' answers in {artifacts / REFERENCE}. {said}"]
+
+
+def test_a_folder_is_named_whole(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["."]) == 2
+    assert f"Expected a recipe's artifacts in {tmp_path}. Received: no " in caplog.text
+    monkeypatch.chdir(artifacts / "verify")
+    for name in (".", str(artifacts / "verify")):
+        caplog.clear()
+        assert main([name]) == 2
+        assert caplog.messages[-1].endswith(f"It is a folder within one: name {artifacts}.")
+
+
+def index_of(artifacts: Path, **others: str) -> None:
+    """A bundle's index of the folder as it is, but for the sha256 of ``others``."""
+    files = {str(path.relative_to(artifacts)): sha256_file(path) for path in artifacts.glob("*/*")}
+    entries = {name: {"sha256": others.get(name, sha256), "bytes": 1} for name, sha256 in files.items()}
+    (artifacts / INDEX).write_text(json.dumps({"schema": 1, "files": entries}))
+
+
+@pytest.mark.parametrize("changed", [(), ("fp16",), ("int8", REFERENCE)], ids=str)
+def test_files_that_the_bundle_recorded_otherwise_are_used_and_said(
+    artifacts: Path, changed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tar compares nothing."""
+    strong = install_visit(monkeypatch).trt.strongly_typed
+    altered = tuple(name if name == REFERENCE else engine_source(name, strong) for name in changed)
+    not_used = engine_source("int8", not strong)
+    index_of(artifacts, **dict.fromkeys((*altered, not_used), "f" * 64))
+    output = artifacts / "evidence.json"
+    assert main([str(artifacts), "-o", str(output), *SHORT, "--precisions", "fp16,int8", "--minutes", "1e-9"]) == 1
+    assert read_gpu_evidence(output).model.altered == altered
+    listed = ", ".join(altered)
+    page = output.with_suffix(".md").read_text()
+    assert (f"| altered | not as the bundle recorded: {listed} |" in page) is bool(altered)
+    said = f"{listed}: not as the bundle recorded, and used all the same; the evidence says so"
+    assert [line for line in caplog.messages if "not as the bundle" in line] == ([said] if altered else [])
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"files": {"verify/reference.npz": 5}}'])
+def test_a_damaged_index_is_refused(
+    artifacts: Path, index: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (artifacts / INDEX).write_text(index)
+    install_visit(monkeypatch)
+    assert main([str(artifacts), *SHORT]) == 2
+    assert f"Expected a bundle's index in {artifacts / INDEX}, and the files that it lists. Received: " in caplog.text
+
+
+def test_the_index_is_the_bundles() -> None:
+    assert INDEX == bundle.INDEX
+
+
+@pytest.mark.parametrize("verdict", [True, False])
+def test_default_thresholds_are_said(
+    artifacts: Path, verdict: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if verdict:
+        write_verdict(artifacts, make_hop(ONNX["int8"]))
+    install_visit(monkeypatch)
+    output = artifacts / "evidence.json"
+    main([str(artifacts), "-o", str(output), *SHORT, "--precisions", "fp16", "--variants", "latency"])
+    assert read_gpu_evidence(output).model.own_thresholds is verdict
+    said = "the folder has no verdict (verify/parity.json), so the default thresholds judge; the evidence says so"
+    assert caplog.messages.count(said) == (not verdict)
+    words = "Over all: pass. Judged by the default thresholds, as the folder has no verdict.\n"
+    assert (words in output.with_suffix(".md").read_text()) is not verdict
 
 
 @pytest.mark.parametrize("change", ["nothing", "fewer", "no manifest"])
@@ -89,7 +164,7 @@ def test_answers_that_verify_did_not_write_are_taken_and_said(
 def test_answers_that_do_not_go_together_are_refused_before_the_gpu(
     name: str, other: np.ndarray, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
+    monkeypatch.setattr(gpu_command, "driver_status", lambda: pytest.fail("the GPU was looked for"))
     with np.load(artifacts / REFERENCE) as held:
         arrays = {**held, name: other}
     np.savez(artifacts / REFERENCE, **arrays)
@@ -100,20 +175,42 @@ def test_answers_that_do_not_go_together_are_refused_before_the_gpu(
 def test_a_bundle_without_what_was_named_is_refused_before_the_gpu(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: pytest.fail("the GPU was looked for"))
+    monkeypatch.setattr(gpu_command, "driver_status", lambda: pytest.fail("the GPU was looked for"))
     for strong in (True, False):
         (artifacts / engine_source("int8", strong)).unlink(missing_ok=True)
     assert main([str(artifacts), "--precisions", "fp16,int8"]) == 2
     assert "Received: no quantize/model.int8.onnx." in caplog.text
 
 
-def test_without_a_gpu_every_target_is_open(
+def test_without_a_gpu_the_last_line_says_so(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_evidence, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
-    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: pytest.fail("TensorRT was touched"))
+    monkeypatch.setattr(gpu_command, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
+    monkeypatch.setattr(gpu_command, "find_tensorrt", lambda flavour: pytest.fail("TensorRT was touched"))
     assert main([str(artifacts)]) == 3
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(judge_targets((), None, None, False)) == 10
-    assert all(line.endswith("not measured") for line in lines)
+    why = (
+        "Expected an NVIDIA GPU and TensorRT. Received: no NVIDIA driver. Nothing was measured: run it where both are."
+    )
+    assert json.loads(capsys.readouterr().out) == {"output": None, "exit": 3, "error": why}
     assert not (artifacts / "evidence").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["nope"], ["nope", "--level", "x"], ["nope", "--prec", "fp16"]], ids=str)
+def test_a_refusal_ends_with_json_too(
+    words: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(words) == 2
+    assert json.loads(capsys.readouterr().out) == {"output": None, "exit": 2, "error": caplog.messages[-1]}
+    assert caplog.messages[-1].startswith("Expected ")
+
+
+def test_an_interrupt_before_the_first_step_ends_with_json(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> DriverStatus:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_command, "driver_status", interrupt)
+    assert main([str(artifacts)]) == 130
+    told = {"output": None, "exit": 130, "error": "Interrupted before the first step."}
+    assert json.loads(capsys.readouterr().out) == told

@@ -1,5 +1,7 @@
 """The evidence command on a machine that holds next to nothing: it ends at the missing driver, and quickly."""
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +32,9 @@ def assert_ends_at_the_driver(command: list[str], limit: float, **more: str) -> 
     took = time.monotonic() - began
     assert done.returncode == 3, done.stderr
     assert SAID in done.stderr
-    assert done.stdout.count("not measured") == 10
+    told = json.loads(done.stdout)
+    assert (told["output"], told["exit"]) == (None, 3)
+    assert SAID in told["error"]
     assert took < limit
 
 
@@ -54,6 +58,36 @@ def interpreter(version: str) -> str:
     pytest.skip(f"no Python {version} with venv here")
 
 
+START = ROOT / "benchmarks" / "gpu_evidence.py"
+
+
+def start_with(before: str) -> tuple[int, dict[str, object], str]:
+    """Start the command's help after a few lines of Python; the status, the last line and what was said."""
+    code = f"import runpy, sys\n{before}\nsys.argv[1:] = ['--help']\n"
+    code += "runpy.run_module('benchmarks.gpu_evidence', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("sys.modules['numpy'] = None", "Received: no numpy in "),
+        ("sys.modules['pipeline.recipe'] = None", "Received: no pipeline.recipe. Copy them again."),
+        ("sys.version_info = (3, 8, 1)", "Expected Python 3.10 or later. Received: Python 3.8, "),
+    ],
+)
+def test_where_it_cannot_start_it_says_why(before: str, said: str) -> None:
+    status, told, errors = start_with(before)
+    assert (status, told["output"], told["exit"]) == (2, None, 2)
+    assert said in str(told["error"])
+    assert errors == f"{told['error']}\n"
+
+
+def test_an_old_python_can_read_the_start() -> None:
+    ast.parse(START.read_text(), feature_version=(3, 6))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.10", "3.12"])
 def test_from_a_bundle_with_numpy_and_cuda_bindings(version: str, finished_chain: Chain, tmp_path: Path) -> None:
@@ -68,3 +102,7 @@ def test_from_a_bundle_with_numpy_and_cuda_bindings(version: str, finished_chain
         archive.extractall(tmp_path / "tiny", filter="data")
     command = [python, "-m", "benchmarks.gpu_evidence", str(tmp_path / "tiny"), "--minutes", "8"]
     assert_ends_at_the_driver(command, 5.0, PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  files: as the bundle recorded them\n" in done.stdout
+    assert "  thresholds: of the recipe\n" in done.stdout

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_evidence, gpu_timings, gpu_visit
-from benchmarks.gpu_evidence import evidence_path, main
+from benchmarks import gpu_checks, gpu_command, gpu_plan, gpu_timings, gpu_visit
+from benchmarks.gpu_command import evidence_path, main
 from benchmarks.gpu_options import build_parser, read_options
 from export.capabilities import TensorRT
 from export.errors import ExportError
@@ -93,7 +93,9 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
         f"build fp32-{variant}: Expected a graph in model.onnx. Received: none."
         for variant in ("throughput", "latency")
     )
-    assert json.loads(lines[-1]) == {"output": str(path), "state": "finished", "parity": "pass", "failed": 2}
+    told = json.loads(lines[-1])
+    assert told.pop("error").startswith("build fp32-throughput: Expected a graph in ")
+    assert told == {"output": str(path), "state": "finished", "parity": "pass", "failed": 2, "exit": 1}
     assert any("not measured" in line for line in lines)  # PyTorch
 
 
@@ -216,7 +218,7 @@ def test_an_interrupt_is_written(
     assert (status, evidence.state) == (130, "interrupted")
     assert evidence.step("time throughput compute fp16+int8").why == "interrupted"
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["output"], told["state"]) == (str(artifacts / "evidence.json"), "interrupted")
+    assert (told["output"], told["state"], told["exit"]) == (str(artifacts / "evidence.json"), "interrupted", 130)
     assert f"what was known is in {told['output']}" in caplog.text
     assert evidence.step("PyTorch eager, batch 4").state == "pending"
     assert evidence.parity is not None
@@ -340,12 +342,20 @@ def test_without_the_files_for_8_6_the_key_that_makes_them_is_named(
     gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     older = TensorRT(gpu.trt.module, "tensorrt", "8.6.0")
-    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: older)
+    monkeypatch.setattr(gpu_command, "find_tensorrt", lambda flavour: older)
     for precision in ("fp16", "int8"):
         (artifacts / engine_source(precision, False)).unlink()
     key = "quantize.tensorrt8: true"
     assert main([str(artifacts), *SHORT, "--precisions", "fp16"]) == 2
-    assert f"no such file. Run the recipe, verify included, with {key}, and bring its artifacts here" in caplog.text
+    remedy = f"no such file. Run the recipe, verify included, with {key}, and bring its artifacts here, or"
+    assert f"{remedy} name other precisions." in caplog.text
+    caplog.clear()
+    assert main([str(artifacts), *SHORT]) == 2, "FP32 alone is no visit's worth, unless it is asked for"
+    assert f"{remedy} --precisions fp32 to go on without them." in caplog.text
+    assert not (artifacts / "evidence").exists()
+    assert main([str(artifacts), "-o", str(artifacts / "fp32.json"), *SHORT, "--precisions", "fp32"]) == 1
+    assert read_gpu_evidence(artifacts / "fp32.json").state == "finished", "the fake builds none"
+    (artifacts / engine_source("fp16", False)).write_bytes(b"onnx")
     _, evidence = run(artifacts)
     why = f"quantize/model.int8-trt8.onnx is not in the folder; the recipe makes it with {key}"
     assert evidence.step("build int8-throughput").why == why
@@ -409,7 +419,7 @@ def test_what_was_asked_for_reaches_the_steps(
     monkeypatch.setattr(gpu_visit, "cycles_leak_nothing", cycles_leak_nothing)
     monkeypatch.setattr(gpu_visit, "time_peer", note_peer)
     monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "")
-    monkeypatch.setattr(gpu_visit, "QUICK", ())
+    monkeypatch.setattr(gpu_plan, "QUICK", ())
     monkeypatch.setattr(type(gpu.trt), "timing_cache", True)
     plans = artifacts.parent / "plans"
     asked = ("--level", "2", "--targets", "SM89", "--checks", "quick", "--cycles", "7", "--cycle-seconds", "5")
@@ -422,7 +432,7 @@ def test_what_was_asked_for_reaches_the_steps(
     for _, options in built.values():
         assert (options.optimization_level, options.targets) == (2, ("SM89",))
         assert options.timing_cache == plans / "timing.cache"
-    assert evidence.step("build fp16-throughput").expected_seconds == gpu_visit.BUILD_BY_LEVEL[2] * gpu_visit.LEAST == 4
+    assert evidence.step("build fp16-throughput").expected_seconds == gpu_plan.BUILD_BY_LEVEL[2] * gpu_plan.LEAST == 4
     assert timed["throughput", "infer"] == (names["throughput"], COUNT, "throughput", 4, "infer", 0.001)
     assert timed["latency", "compute"] == (names["latency"], COUNT, "latency", 1, "compute", 0.001)
     assert cycles == [("fp16-throughput.plan", COUNT, 7, 5.0)], "the smallest engine is the quickest"

@@ -1,5 +1,6 @@
 """Steps by worth and seconds: which are made, which no longer fit, and what the first ones teach about the next."""
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,10 @@ def test_each_step_says_how_many_there_are(record: Record, caplog: pytest.LogCap
 
 
 def test_a_step_that_hangs_is_cut_short(
-    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("benchmarks.gpu_record.MARGIN", 0.05)
     ended = threading.Event()
@@ -131,6 +135,9 @@ def test_a_step_that_hangs_is_cut_short(
         make_steps([Planned("hangs", "x", 0.0, lambda: states.append(ended.wait(20)))], record, 1.0)
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
     assert f"the step hangs does not end: cut short, what was known is in {record.path}" in caplog.text
+    told = json.loads(capsys.readouterr().out)
+    assert (told["output"], told["state"], told["exit"]) == (str(record.path), "cut short", CUT_SHORT)
+    assert told["error"] in caplog.text
 
 
 def test_a_step_that_cannot_be_asked_or_that_leaves_does_not_end_the_visit(record: Record) -> None:

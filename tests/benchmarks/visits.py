@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_evidence, gpu_visit
-from benchmarks.gpu_evidence import main
+from benchmarks import gpu_checks, gpu_command, gpu_visit
+from benchmarks.gpu_command import main
 from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline import files
@@ -40,9 +40,9 @@ def install_visit(monkeypatch: pytest.MonkeyPatch, kind: str = "10") -> FakeTens
     monkeypatch.setattr(gpu_checks, "_WARM_UP", 1)
     monkeypatch.setattr(gpu_checks, "_installed", lambda name: False)
     monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "torch not installed")
-    for module in (gpu_evidence, gpu_visit):
+    for module in (gpu_command, gpu_visit):
         monkeypatch.setattr(module, "driver_status", runner_module.driver_status)
-    monkeypatch.setattr(gpu_evidence, "find_tensorrt", lambda flavour: fake.trt)
+    monkeypatch.setattr(gpu_command, "find_tensorrt", lambda flavour: fake.trt)
 
     def build(source: Path, plan: Path, *, precision: str, profile: Any, variant: str, **_: Any) -> Sidecar:
         fake.profile = (profile.min, profile.opt, profile.max)

@@ -23,6 +23,7 @@ STARTS = (
     "pipeline.runners.tensorrt",
     "benchmarks.timing",
     "benchmarks.gpu_evidence",
+    "benchmarks.gpu_command",
 )
 # Nothing is imported but the standard library, numpy and TensorRT. Where there is no numpy, as in a bare 3.10,
 # something stands in for it.

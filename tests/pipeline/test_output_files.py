@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, backbones, gpu_evidence
+from benchmarks import accuracy, backbones, gpu_command
 from pipeline import output_files
 from pipeline.commands import main
 from pipeline.errors import PipelineError
@@ -59,7 +59,7 @@ def test_every_command_refuses_a_folder_before_it_works(
 
     for name in (
         "pipeline.stage.Context.card", "pipeline.files.sha256_file", "pipeline.serving.choose",
-        "benchmarks.accuracy.measure_accuracy", "benchmarks.gpu_evidence.read_reference",
+        "benchmarks.accuracy.measure_accuracy", "benchmarks.gpu_command.read_reference",
         "benchmarks.backbones.load_image_set",
     ):  # fmt: skip
         monkeypatch.setattr(name, works)
@@ -69,7 +69,7 @@ def test_every_command_refuses_a_folder_before_it_works(
         lambda: chain.run("infer", str(chain.images), "-o", folder),
         lambda: chain.run("bundle", "-o", folder),
         lambda: accuracy.main(chain.arguments("", "--output", folder)[1:]),
-        lambda: gpu_evidence.main(gpu),
+        lambda: gpu_command.main(gpu),
         lambda: backbones.main(["--data", str(chain.images), "--output", folder]),
     ):
         capsys.readouterr()

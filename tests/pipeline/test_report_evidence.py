@@ -260,6 +260,17 @@ def test_answers_that_verify_did_not_write_are_said(written: Artifacts, evidence
     assert said(written.page()) == [*before, more]
 
 
+def test_what_was_altered_and_default_thresholds_are_said(written: Artifacts, evidence: GpuEvidence) -> None:
+    save(written, evidence)
+    before = said(written.page())
+    save(written, replace(evidence, model=replace(evidence.model, altered=("a.onnx", "b.npz"), own_thresholds=False)))
+    assert said(written.page()) == [
+        *before,
+        "Not as the bundle recorded: a.onnx, b.npz.",
+        "Judged by the default thresholds, as the folder had no verdict.",
+    ]
+
+
 def test_an_engine_of_a_strongly_typed_library_is_of_the_usual_file(written: Artifacts, evidence: GpuEvidence) -> None:
     digest = sha256_file(written.root / ONNX["fp16"])
     engines = {"fp16-latency": replace(evidence.engines["fp16-latency"], onnx_sha256=digest)}
