@@ -73,7 +73,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
 
         name = f"{context.recipe.name}.bundle.tar"
         output = args.output or Path(name)
-        check_output(output, "-o", name)
+        check_output(output, "-o", name, (".tar",))
         if (context.root / CARD).is_file():
             context.card()  # what the recipe says otherwise comes before what is stale by it
         refuse_stale_artifacts(context)
