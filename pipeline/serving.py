@@ -31,6 +31,7 @@ from pipeline.measured import (
     runtime_part,
 )
 from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, run_name
+from pipeline.runnable import files_to_run, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.runners.options import RuntimeOptions
@@ -107,14 +108,18 @@ def choose(
         batch_size: images that will come at once. Defaults to None: the recipe's ``infer.batch_size``.
 
     Raises:
-        PipelineError: none fits, or the verify stage failed it or does not know it.
+        PipelineError: none fits, nothing here runs any, or the verify stage failed it or does not know it.
     """
     driver = driver_status()
     lacking = _why_not(backend, driver)
     if backend != "auto" and lacking:
         what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
+        instead = " Use --backend onnxruntime here." if onnxruntime_is_installed() else ""
+        raise PipelineError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
+    if backend == "auto" and (idle := why_nothing_runs(context.root, driver)):
         raise PipelineError(
-            f"Expected {what} for --backend {backend}. Received: {lacking}. Use --backend onnxruntime here."
+            f"Expected something here that runs {files_to_run(context.root)}. Received: {idle}. Install what runs "
+            "them, or classify where they run."
         )
     verdicts = Verdicts(context.root, context.recipe.verify.thresholds)
     choices: list[Choice] = []
