@@ -25,7 +25,7 @@ def why_nothing_runs(root: Path, driver: DriverStatus) -> str:
     files, plans = _onnx_files(root), engines(root)
     if files and onnxruntime_is_installed():
         return ""
-    reasons = [_why_not(plan, driver) for plan in plans]
+    reasons = [why_not_opened(plan, driver) for plan in plans]
     if "" in reasons:
         return ""
     if driver and plans and find_tensorrt("tensorrt") is None:  # which runs its own engines, and builds them here
@@ -33,18 +33,13 @@ def why_nothing_runs(root: Path, driver: DriverStatus) -> str:
     return listed(dict.fromkeys([*reasons, *(["no ONNX Runtime"] if files else [])]), separator="; ")
 
 
-def files_to_run(root: Path) -> str:
-    """How many of a recipe's files there are to be run, and where: "the 3 engines and 3 ONNX files below …"."""
-    counted = {"engine": len(engines(root)), "ONNX file": len(_onnx_files(root))}
-    return f"the {' and '.join(count(number, noun) for noun, number in counted.items() if number)} below {root}"
+def why_not_opened(plan: Path, driver: DriverStatus) -> str:
+    """Why nothing here opens an engine; "" where something may.
 
-
-def _onnx_files(root: Path) -> list[str]:
-    return [name for name in (*ONNX.values(), *TENSORRT8.values()) if (root / name).is_file()]
-
-
-def _why_not(plan: Path, driver: DriverStatus) -> str:
-    """Why an engine does not run here, as far as that is seen without opening it."""
+    Args:
+        plan: the engine.
+        driver: of this machine.
+    """
     if not driver:
         return driver.reason
     try:
@@ -58,8 +53,18 @@ def _why_not(plan: Path, driver: DriverStatus) -> str:
     return no_support(flavour, here) if unsupported else _missing(flavour)
 
 
+def files_to_run(root: Path) -> str:
+    """How many of a recipe's files there are to be run, and where: "the 3 engines and 3 ONNX files below …"."""
+    counted = {"engine": len(engines(root)), "ONNX file": len(_onnx_files(root))}
+    return f"the {' and '.join(count(number, noun) for noun, number in counted.items() if number)} below {root}"
+
+
+def _onnx_files(root: Path) -> list[str]:
+    return [name for name in (*ONNX.values(), *TENSORRT8.values()) if (root / name).is_file()]
+
+
 def _missing(flavour: str) -> str:
     what = "TensorRT" if flavour == "tensorrt" else f"TensorRT of the flavour {flavour}"
     hidden = flavour == "tensorrt" and sys.prefix != sys.base_prefix
     jetpack = "; an environment made with --system-site-packages sees that" if hidden else ""
-    return f"no {what} ({why_missing()[flavour]}{jetpack})"
+    return f"no {what} ({why_missing().get(flavour, 'not installed')}{jetpack})"

@@ -30,8 +30,8 @@ from pipeline.measured import (
     onnx_contender,
     runtime_part,
 )
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, run_name
-from pipeline.runnable import files_to_run, why_nothing_runs
+from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
+from pipeline.runnable import files_to_run, why_not_opened, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.runners.options import RuntimeOptions
@@ -54,7 +54,8 @@ class Choice:
     verdict: str
     profile: Sizes | None = None  # min, opt and max of an engine's batch; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-    why: str = ""  # where it is "not verified"
+    why: str = ""  # where it is "not verified", or nothing here opens it
+    opens: bool = True  # as far as that is seen before
     won: Nearest | None = None  # where it was measured to be faster than what comes first by default
 
     @property
@@ -133,6 +134,8 @@ def choose(
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             found, unusable = _files(context, name, wanted, verdicts)
+            if backend == "auto" and name == "tensorrt":
+                found = [_as_here(choice, driver) for choice in found]
             choices += found
             passed_over += unusable
     if not choices:
@@ -159,7 +162,7 @@ def choose(
             )
         return best
     if allow_unverified:
-        return min(choices, key=rank)
+        return min(choices, key=lambda choice: (not choice.opens, rank(choice)))
     every = [*passed_over, *(choice.why or f"{choice.run_name}: {choice.verdict}" for choice in choices)]
     reasons = listed(dict.fromkeys(every), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
@@ -177,6 +180,12 @@ def _why_not(backend: str, driver: DriverStatus) -> str:
     if not driver:
         return driver.reason
     return why_not("cuda") if backend == "onnxruntime-cuda" else ""
+
+
+def _as_here(choice: Choice, driver: DriverStatus) -> Choice:
+    """An engine as this machine has it: whatever its verdict elsewhere, it does not serve where nothing opens it."""
+    why = why_not_opened(choice.path, driver)
+    return replace(choice, verdict=NOT_RUN, why=f"engines: {why}", opens=False) if why else choice
 
 
 def _may_answer(backend: str, context: Context, before: Sequence[Choice]) -> bool:

@@ -12,7 +12,7 @@ from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError
 from export.sidecar import write_plan
-from pipeline import building, serving
+from pipeline import building, runnable, serving
 from pipeline.building import build_engines, build_options
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
@@ -156,9 +156,9 @@ def judged(made: Context, **verdicts: str) -> Context:
 
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU, and a TensorRT that is not asked for."""
+    """A GPU, and a TensorRT that is not asked anything."""
     monkeypatch.setattr(serving, "driver_status", lambda: GPU)
-    monkeypatch.setattr(serving, "why_nothing_runs", lambda *_: "")
+    monkeypatch.setattr(runnable, "find_tensorrt", lambda _: object())
 
 
 @pytest.mark.parametrize(
