@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import runnable, serving
-from pipeline.runners import onnxruntime
+from export.driver import DriverStatus
+from pipeline import commands, runnable, serving, verify
+from pipeline.runners import onnxruntime, tensorrt
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
 from tests.contract.names import read_table
@@ -229,10 +230,12 @@ def test_a_verdict_of_another_machine_is_called_so(
     monkeypatch.setattr(runnable, "onnxruntime_is_installed", lambda: False)
     monkeypatch.setattr(onnxruntime, "is_installed", lambda: False)
     monkeypatch.setattr(serving, "onnxruntime_is_installed", lambda: False)
+    for module in (commands, serving, verify, tensorrt):
+        monkeypatch.setattr(module, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
     capsys.readouterr()
     assert chain.run("verify", "--json") == 0
     said = capsys.readouterr().err
-    assert "the verdict is that of another machine; nothing of it can be run here: no " in said
+    assert "the verdict is that of another machine; nothing of it can be run here: no NVIDIA driver; no " in said
     assert said.count("no ONNX Runtime") == 1
     parity = (chain.root / "verify" / "parity.json").read_bytes()
 
