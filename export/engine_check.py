@@ -33,11 +33,15 @@ _INSTEAD = {
 }
 
 
+_MAKERS = {
+    "tensorrt": "TensorRT builds one, on a GPU machine",
+    "rtx": "TensorRT-RTX builds one",
+}
 _trying: list[bool] = []  # as many as there are of `trying_unsupported_gpus` at the moment
 
 
 class RefusedEngineError(ExportError):
-    """A plan that this machine must not load.
+    """A plan that this machine must not load, or does not have.
 
     Attributes:
         settings: of the recipe's build section, without which the same engine would be built anew; often none.
@@ -74,15 +78,20 @@ def require_plan(plan_path: str | os.PathLike[str]) -> None:
     """Refuse what is no plan, before anything is said of its sidecar.
 
     Raises:
-        ExportError: there is none of that path, with those that there are and what builds one; or it is something else.
+        RefusedEngineError: there is none of that path, with those that there are and what builds one; or it is
+            something else.
     """
     plan = Path(plan_path)
     if plan.suffix == ".plan" and plan.is_file():
         return
+    settings: dict[str, Any] = {}
     if not os.path.lexists(plan):
         there = sorted(path.name for path in plan.parent.glob("*.plan") if path.is_file())
         received = f"{plan}, which does not exist."
-        received += f" In {plan.parent} there are: {listed(there)}." if there else f" This builds one: {REBUILD}."
+        if (flavour := plan.parent.name) in _MAKERS and not there:
+            settings = {"flavour": flavour}  # what builds here may be another
+        maker = _MAKERS.get(flavour, "This builds one")
+        received += f" In {plan.parent} there are: {listed(there)}." if there else f" {maker}: {rebuild(settings)}."
     elif plan.is_dir():
         held = sorted(str(path) for path in plan.rglob("*.plan"))
         received = f"{plan}, a folder" + (f" that holds {listed(held)}. Name one of them." if held else ".")
@@ -92,7 +101,9 @@ def require_plan(plan_path: str | os.PathLike[str]) -> None:
         received = f"{plan}, the sidecar of an engine. Name the engine: {plan.with_suffix('.plan')}."
     else:
         received = f"{plan}, {_INSTEAD.get(plan.suffix.lower(), 'which is none.')}"
-    raise ExportError(f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}")
+    raise RefusedEngineError(
+        f"Expected an engine, such as artifacts/digits/build/rtx/fp16.plan. Received: {received}", settings
+    )
 
 
 def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:

@@ -15,14 +15,14 @@ from typing import Any
 
 from export.bounded_json import MOST_BYTES, parse_json
 from export.temporaries import temporary_path
-from pipeline.command_line import pipeline_command, recipe_options
+from pipeline.command_line import pipeline_command, recipe_options, unpack_command
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.disk_space import require_space, with_place
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
 from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
-from pipeline.layout import CARD, is_written
+from pipeline.layout import CARD, ONNX, TENSORRT8, is_written
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.output_files import check_folder
 from pipeline.permissions import code_in, without_permissions
@@ -106,9 +106,11 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             temporary.unlink(missing_ok=True)
     size = output.stat().st_size
     log.info(
-        "%s: %s, %.1f MB. There: make install-gpu && .venv-gpu/bin/python -m pipeline unpack %s",
-        *(output, count(len(files), "file"), size / 1e6, shlex.quote(output.name)),
+        "%s: %s, %.1f MB. There: %s",
+        *(output, count(len(files), "file"), size / 1e6, unpack_command(output)),
     )
+    if serves := _tensorrt_served(files):
+        log.info("%s", serves)
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
 
 
@@ -244,6 +246,16 @@ def _say_other_recipe(context: Context) -> None:
             "the archive's recipe says other than what its stages ran by, so that they run again: %s",
             listed(changes, separator="; "),
         )
+
+
+def _tensorrt_served(files: Mapping[str, Path]) -> str:
+    """Which TensorRT builds FP16 and INT8 engines from the ONNX files of an archive; "" where they are not in it."""
+    if not {ONNX["fp16"], ONNX["int8"]} <= files.keys():
+        return ""
+    newer = "its ONNX files serve FP16 and INT8 for TensorRT 10 and later"
+    if not set(TENSORRT8.values()) <= files.keys():
+        return f"{newer}; for 8.6 add --set quantize.tensorrt8=true to `run`, and to `bundle` then"
+    return f'{newer}, and for 8.6. On 8.6 and on a Jetson the way is another: README, "A GPU machine"'
 
 
 def _say_left_out(taken: Mapping[str, Any]) -> None:

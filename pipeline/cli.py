@@ -37,7 +37,8 @@ EXIT_STATUS = """exit status:
   0 done, and passed, or inconclusive, which a warning says
   1 done, and the verdict is fail; engine check: the engine does not fit this machine
   2 bad usage or bad input
-  3 done, but some inputs failed     70 a bug of ours, with a traceback
+  3 done, but some inputs failed; run: done, but nothing is classified
+  70 a bug of ours, with a traceback
   130 interrupted (Ctrl-C)     143 terminated (SIGTERM)
   141 who read the output (head, less) closed it"""
 

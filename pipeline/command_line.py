@@ -24,6 +24,12 @@ def pipeline_command(*words: str | Path, python: str | None = None) -> str:
     return shlex.join(map(str, (python, "-m", "pipeline", *words)))
 
 
+def unpack_command(archive: str | Path) -> str:
+    """What unpacks an archive of `bundle` on a GPU machine, in an environment with TensorRT."""
+    there = pipeline_command("unpack", Path(archive).name, python=".venv-gpu/bin/python")
+    return f"make install-gpu && {there}"
+
+
 def recipe_options(overrides: Sequence[str], artifacts: Path) -> list[str]:
     """The options that repeat the overrides of a recipe and the folder of artifacts."""
     words = [word for override in overrides for word in ("--set", override)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.driver import driver_status
 from pipeline import cli
 from pipeline.children import run_child_for_output
 from pipeline.config import dump_yaml, to_dict
@@ -73,7 +74,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
 
         name = f"{context.recipe.name}.bundle.tar"
         output = args.output or Path(name)
-        check_output(output, "-o", name)
+        check_output(output, "-o", name, (".tar",))
         if (context.root / CARD).is_file():
             context.card()  # what the recipe says otherwise comes before what is stale by it
         refuse_stale_artifacts(context)
@@ -92,13 +93,15 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     outcomes: list[Outcome] = []
+    serves = True
     for stage in STAGES:
         if stage.name == "infer":
             _say_verdict(context, outcomes[-1].manifest.result)
             measured = _benchmark(args)
             if measured["exit"] != cli.DONE:
                 raise PipelineError(f"Expected the benchmark to end well. Received: {measured['error']}")
-            if not _can_serve(context):
+            serves = _can_serve(context)
+            if not serves:
                 continue
         outcomes.append(execute(stage, context, args.force))
         _say_what_was_not_built(outcomes[-1])
@@ -106,6 +109,8 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     log.info("verdict   %s", verdict)
     log.info("report    %s", context.root / REPORT)
     result = _result(context, outcomes)
+    if not serves and result["exit"] == cli.DONE:
+        result["exit"] = cli.SOME_FAILED
     result["stages"]["benchmark"] = {key: measured[key] for key in measured if key not in ("command", "recipe", "exit")}
     return result
 
@@ -132,6 +137,7 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
         _say_verdict(context, outcome.manifest.result)
+        _say_whose_verdict(context, outcome)
     _say_what_was_not_built(outcome)
     return _result(context, [outcome])
 
@@ -160,6 +166,14 @@ def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
             _more_images(result, context.recipe.verify.max_images),
             context.root / PARITY,
         )
+
+
+def _say_whose_verdict(context: Context, outcome: Outcome) -> None:
+    """Say where nothing was run, and nothing could be: an unpacked verdict is up to date like one given here."""
+    from pipeline.runnable import why_nothing_runs
+
+    if not outcome.ran and (why := why_nothing_runs(context.root, driver_status())):
+        log.warning("the verdict is that of another machine; nothing of it can be run here: %s", why)
 
 
 def _more_images(result: Mapping[str, Any], most: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import Device, DriverStatus, driver_status
 from export.versions import is_checked, no_support, supporting, supports_advised, unproven
+from pipeline.command_line import unpack_command
 from pipeline.environment import refuses_all
 from pipeline.manifest import ROOT
 from pipeline.runners.providers import why_not
@@ -260,7 +261,7 @@ def _mend(
         lines.append(_tensorrt_for(driver.devices[0]))
     elif stages["build"]["state"] == WARN:
         lines.append("build on Linux x86-64, where requirements.txt brings TensorRT-RTX, or on a GPU machine:")
-        lines.append("  python -m pipeline bundle   here, then   make install-gpu && python -m pipeline unpack   there")
+        lines.append(f"  python -m pipeline bundle   here, then   {unpack_command('RECIPE.bundle.tar')}   there")
     return lines
 
 

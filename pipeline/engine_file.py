@@ -131,8 +131,8 @@ def _root(plan: Path) -> Path | None:
 def _require_plan(plan: Path) -> None:
     try:
         require_plan(plan)
-    except ExportError as error:
-        raise PipelineError(_with_command(str(error), plan)) from error
+    except RefusedEngineError as error:
+        raise PipelineError(_with_command(str(error), plan, error.settings)) from error
 
 
 def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ExportError | None:

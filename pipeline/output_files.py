@@ -30,7 +30,9 @@ def check_output(path: Path, option: str, example: str, endings: Sequence[str] =
             f"Expected a file after {option}, such as {path / example}. Received: {path}, which is a folder."
         )
     if endings and path.suffix.lower() not in endings:
-        wanted = f"ends in {' or '.join(endings)} after {option}, such as {path.with_suffix(endings[0])}"
+        shorter = path.with_suffix("")  # of my.tar.gz my.tar, which is no my.tar.tar
+        fit = shorter if shorter.suffix.lower() in endings else path.with_suffix(endings[0])
+        wanted = f"ends in {' or '.join(endings)} after {option}, such as {fit}"
         raise PipelineError(f"Expected a file that {wanted}. Received: {path}.")
     if path.exists() and not path.is_file():
         raise PipelineError(

@@ -108,6 +108,11 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     )
     write_json(folder / "calibration.json", report)
     write_json(folder / "images.json", images.table())
+    if settings.tensorrt8:
+        newer, for_8 = (
+            listed(Path(files[precision]).name for precision in ("fp16", "int8")) for files in (ONNX, TENSORRT8)
+        )
+        log.info("  wrote %s; for TensorRT 8.6 %s", newer, for_8)
     log.info(
         "  INT8: %s, %d of %s; %s on %s",
         *(scales.method, counts[0], count(counts[1], "convolution"), words(run.result)),

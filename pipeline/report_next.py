@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from pipeline.card import ModelCard
+from pipeline.command_line import unpack_command
 from pipeline.config import IMAGENET
 from pipeline.doubts import ITSELF
 from pipeline.html import Section, command, text
@@ -137,10 +138,10 @@ def _build_here(situation: Situation, engines: Mapping[str, str], gpu: str) -> S
 
 
 def _to_a_gpu(context: Context) -> Section:
-    archive = shlex.quote(f"{context.recipe.name}.bundle.tar")
+    unpacking = unpack_command(f"{context.recipe.name}.bundle.tar")
     there = (
-        "It takes all that is needed along. There, unpack it (<code>python -m pipeline unpack "
-        f"{text(archive)}</code>) and run the command that this prints: it builds, verifies and times the engines."
+        f"It takes all that is needed along. There, unpack it (<code>{text(unpacking)}</code>) and run the command "
+        "that this prints: it builds, verifies and times the engines."
     )
     return Section("Next step", f"Take it to a GPU: {command(make(context, 'bundle'))}. {there}")
 

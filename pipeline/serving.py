@@ -30,7 +30,8 @@ from pipeline.measured import (
     onnx_contender,
     runtime_part,
 )
-from pipeline.parity_report import FAIL, INCONCLUSIVE, PASS, run_name
+from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
+from pipeline.runnable import files_to_run, why_not_opened, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.runners.options import RuntimeOptions
@@ -53,7 +54,8 @@ class Choice:
     verdict: str
     profile: Sizes | None = None  # min, opt and max of an engine's batch; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-    why: str = ""  # where it is "not verified"
+    why: str = ""  # where it is "not verified", or nothing here opens it
+    opens: bool = True  # as far as that is seen before
     won: Nearest | None = None  # where it was measured to be faster than what comes first by default
 
     @property
@@ -107,14 +109,18 @@ def choose(
         batch_size: images that will come at once. Defaults to None: the recipe's ``infer.batch_size``.
 
     Raises:
-        PipelineError: none fits, or the verify stage failed it or does not know it.
+        PipelineError: none fits, nothing here runs any, or the verify stage failed it or does not know it.
     """
     driver = driver_status()
     lacking = _why_not(backend, driver)
     if backend != "auto" and lacking:
         what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
+        instead = " Use --backend onnxruntime here." if onnxruntime_is_installed() else ""
+        raise PipelineError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
+    if backend == "auto" and (idle := why_nothing_runs(context.root, driver)):
         raise PipelineError(
-            f"Expected {what} for --backend {backend}. Received: {lacking}. Use --backend onnxruntime here."
+            f"Expected something here that runs {files_to_run(context.root)}. Received: {idle}. Install what runs "
+            "them, or classify where they run."
         )
     verdicts = Verdicts(context.root, context.recipe.verify.thresholds)
     choices: list[Choice] = []
@@ -128,6 +134,8 @@ def choose(
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
             found, unusable = _files(context, name, wanted, verdicts)
+            if backend == "auto" and name == "tensorrt":
+                found = [_as_here(choice, driver) for choice in found]
             choices += found
             passed_over += unusable
     if not choices:
@@ -154,7 +162,7 @@ def choose(
             )
         return best
     if allow_unverified:
-        return min(choices, key=rank)
+        return min(choices, key=lambda choice: (not choice.opens, rank(choice)))
     every = [*passed_over, *(choice.why or f"{choice.run_name}: {choice.verdict}" for choice in choices)]
     reasons = listed(dict.fromkeys(every), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
@@ -172,6 +180,12 @@ def _why_not(backend: str, driver: DriverStatus) -> str:
     if not driver:
         return driver.reason
     return why_not("cuda") if backend == "onnxruntime-cuda" else ""
+
+
+def _as_here(choice: Choice, driver: DriverStatus) -> Choice:
+    """An engine as this machine has it: whatever its verdict elsewhere, it does not serve where nothing opens it."""
+    why = why_not_opened(choice.path, driver)
+    return replace(choice, verdict=NOT_RUN, why=f"engines: {why}", opens=False) if why else choice
 
 
 def _may_answer(backend: str, context: Context, before: Sequence[Choice]) -> bool:

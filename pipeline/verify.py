@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from export.bounded_json import parse_json
+from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
@@ -50,10 +51,11 @@ from pipeline.parity_report import (
     write_parity,
 )
 from pipeline.progress import progress_bar
+from pipeline.runnable import files_to_run, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.split_sizes import check_split_sizes, images_in_all
 from pipeline.stage import Context
-from pipeline.words import count
+from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +78,19 @@ def verify_model(context: Context, folder: Path) -> dict[str, Any]:
 
     Raises:
         DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
-        PipelineError: neither Keras nor a fitting ``reference.npz`` is here.
+        PipelineError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
     """
     card = context.card()
     reference, skipped = make_reference(context, card, folder)
     candidates = list_candidates(context)
     answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
+    if all(answer.verdict == NOT_RUN for answer in answers.values()):
+        idle = why_nothing_runs(context.root, driver_status())
+        idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
+        raise PipelineError(
+            f"Expected something here that runs {files_to_run(context.root)}. Received: nothing: {idle}. Nothing is "
+            "judged, and a former verdict stands. Install what runs them, or verify where they run."
+        )
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
     warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
     parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)

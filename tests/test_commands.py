@@ -309,7 +309,9 @@ def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) ->
 
 def test_bundle_to_another_machine(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = tmp_path / "tiny.tar"
+    capsys.readouterr()
     assert chain.run("bundle", "-o", str(archive)) == 0
+    assert "for TensorRT 10 and later; for 8.6 add --set quantize.tensorrt8=true to" in capsys.readouterr().err
     there = tmp_path / "there"
     assert main(["unpack", str(archive), "--artifacts", str(there)]) == 0
     shutil.rmtree(chain.images)  # the data stays behind

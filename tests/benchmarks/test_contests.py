@@ -19,7 +19,7 @@ from benchmarks.comparison import compare
 from benchmarks.contests import contest_lines, find_serves
 from benchmarks.timing import Samples
 from export.driver import Device, DriverStatus
-from pipeline import serving
+from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, read_benchmark
 from pipeline.config import load_recipe
 from pipeline.files import sha256_file
@@ -68,7 +68,8 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     runtime = fake_onnxruntime.FakeOnnxRuntime(active=("CUDAExecutionProvider",))
     runtime.__spec__ = onnxruntime.__spec__  # by which it is found to be installed
     fake_onnxruntime.install(monkeypatch, runtime, GPU)
-    monkeypatch.setattr(installed, "find_tensorrt", lambda flavour: flavour == "tensorrt")
+    for module in (installed, runnable):
+        monkeypatch.setattr(module, "find_tensorrt", lambda flavour: flavour == "tensorrt")
     for module in (contests, scenarios, serving):
         monkeypatch.setattr(module, "driver_status", lambda: GPU)
     clock = Clock()

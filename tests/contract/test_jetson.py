@@ -10,16 +10,20 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from export.driver import DriverStatus
+from pipeline import commands, runnable, serving, verify
+from pipeline.runners import onnxruntime, tensorrt
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
 from tests.contract.names import read_table
@@ -42,6 +46,7 @@ class Orin:
         bundle: an archive of the tiny recipe, made elsewhere.
         photos: some of its test images.
         classes: what answered there said of each, by file name.
+        without: a package that it lacks besides. Defaults to None: none.
     """
 
     python: str
@@ -49,6 +54,7 @@ class Orin:
     bundle: Path
     photos: tuple[Path, ...]
     classes: dict[str, str]
+    without: str | None = None
 
     @property
     def root(self) -> Path:
@@ -64,6 +70,7 @@ class Orin:
         return self.call(name, "-c", self.root / "recipe.yaml", "--artifacts", self.root.parent, *more)
 
     def start(self, *words: object) -> subprocess.CompletedProcess[str]:
+        without = {} if self.without is None else {"ORIN_WITHOUT": self.without}
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -71,6 +78,7 @@ class Orin:
             "PYTHONDONTWRITEBYTECODE": "1",
             "ORIN_REFERENCE": str(self.root / "verify" / "reference.npz"),
             "ORIN_LOADED": str(self.folder / "loaded"),
+            **without,
         }
         command = [self.python, *map(str, words)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -195,6 +203,54 @@ def test_what_needs_them_says_so(orin: Orin) -> None:
     assert "Traceback" not in errors
     status, said, errors = orin.verb("report")
     assert (status, "Expected the package matplotlib" in said["error"]) == (2, True)
+
+
+def test_where_the_environment_sees_no_tensorrt(orin: Orin, tmp_path: Path) -> None:
+    """It was made without --system-site-packages: nothing of a bundle that was verified runs there."""
+    shutil.copytree(orin.folder, tmp_path / "orin", ignore=shutil.ignore_patterns("elsewhere"))
+    blind = replace(orin, folder=tmp_path / "orin", without="tensorrt")
+    waiting = f"the 6 engines and 3 ONNX files below {blind.root}"
+    lacking = ("no TensorRT (tensorrt is not installed. Install it: ", "--system-site-packages", "; no ONNX Runtime")
+    parity = (blind.root / "verify" / "parity.json").read_bytes()
+    status, said, errors = blind.verb("infer", *orin.photos, "-o", tmp_path / "x.csv")
+    assert status == 2
+    assert said["error"].startswith(f"Expected something here that runs {waiting}. Received: no TensorRT"), errors
+    assert all(words in said["error"] for words in lacking)
+
+    status, said, errors = blind.verb("verify", "--force")
+    assert status == 2
+    assert said["error"].startswith(f"Expected something here that runs {waiting}. Received: nothing: no TensorRT")
+    assert "a former verdict stands" in said["error"]
+    assert (blind.root / "verify" / "parity.json").read_bytes() == parity
+
+
+def test_a_verdict_of_another_machine_is_called_so(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runnable, "onnxruntime_is_installed", lambda: False)
+    monkeypatch.setattr(onnxruntime, "is_installed", lambda: False)
+    monkeypatch.setattr(serving, "onnxruntime_is_installed", lambda: False)
+    for module in (commands, serving, verify, tensorrt):
+        monkeypatch.setattr(module, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
+    capsys.readouterr()
+    assert chain.run("verify", "--json") == 0
+    said = capsys.readouterr().err
+    assert "the verdict is that of another machine; nothing of it can be run here: no NVIDIA driver; no " in said
+    assert said.count("no ONNX Runtime") == 1
+    parity = (chain.root / "verify" / "parity.json").read_bytes()
+
+    assert chain.run("run", "--json") == 3
+    printed = capsys.readouterr()
+    assert "nothing is classified: Expected something here that runs the " in printed.err
+    result = json.loads(printed.out.strip().splitlines()[-1])
+    assert (result["exit"], result["verdict"]) == (3, "pass")
+
+    assert chain.run("verify", "--force") == 2
+    assert "Received: nothing: no " in capsys.readouterr().err
+    assert (chain.root / "verify" / "parity.json").read_bytes() == parity
+    photo = next((chain.images / "red").iterdir())
+    assert chain.run("infer", str(photo), "--backend", "tensorrt") == 2
+    assert "Use --backend onnxruntime" not in capsys.readouterr().err
 
 
 def test_evidence_from_the_gpu_asks_for_numpy_alone(orin: Orin, tmp_path: Path) -> None:

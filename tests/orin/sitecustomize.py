@@ -2,7 +2,8 @@
 
 There is nothing but the standard library, what `requirements-jetson.txt` names, and the TensorRT and CUDA beside this
 file; a driver lists one GPU of compute capability 8.7, and there is no NVML. Only Linux's /sys and /proc stay those of
-the machine it runs on. ``ORIN_LOADED`` names a folder, where each process leaves the names of the modules it loaded.
+the machine it runs on. ``ORIN_WITHOUT`` names a package that is not there either. ``ORIN_LOADED`` names a folder,
+where each process leaves the names of the modules it loaded.
 """
 
 import atexit
@@ -14,7 +15,8 @@ from typing import Any
 
 OURS = ("export", "pipeline", "benchmarks", "tests")
 # What the packages are imported as, and what they are called.
-IMPORTED = ("numpy", "PIL", "yaml", "filelock", "packaging", "tqdm", "cuda", "tensorrt")
+IMPORTED = {"numpy", "PIL", "yaml", "filelock", "packaging", "tqdm", "cuda", "tensorrt"}
+IMPORTED -= {os.environ.get("ORIN_WITHOUT")}
 INSTALLED = ("numpy", "pillow", "pyyaml", "filelock", "packaging", "tqdm")
 
 

@@ -186,7 +186,7 @@ def test_everything_is_missing(ask) -> None:
     assert said.line("build") == "[--] build no engine can be built here"
     assert said.mend[0] == install("requirements.txt")
     assert "pipeline bundle" in said.mend[2]
-    assert "make install-gpu && python -m pipeline unpack" in said.mend[2]
+    assert "make install-gpu && .venv-gpu/bin/python -m pipeline unpack RECIPE.bundle.tar" in said.mend[2]
 
 
 def test_another_version_is_said_and_mended_but_no_failure(ask) -> None:

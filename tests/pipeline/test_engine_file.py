@@ -307,6 +307,9 @@ def test_rtx_on_a_gpu_that_it_does_not_support(
         ("build/tensorrt", "a folder that holds artifacts/toy/build/tensorrt/int8.plan. Name one of them."),
         ("build/tensorrt/int4.plan", "does not exist. In artifacts/toy/build/tensorrt there are: int8.plan."),
         ("nowhere/int4.plan", "nowhere/int4.plan, which does not exist. This builds one:\n  "),
+        ("x/tensorrt/a.plan", "TensorRT builds one, on a GPU machine:\n  "),
+        ("x/tensorrt/a.plan", "--set 'build.flavour=\"tensorrt\"'"),
+        ("build/rtx/int4.plan", "TensorRT-RTX builds one:\n  "),
     ],
 )
 def test_what_is_no_engine_is_said_to_be_something_else(

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export.driver import Device, DriverStatus
-from pipeline import serving
+from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, Cpu, Machine, read_serves, write_benchmark
 from pipeline.config import load_recipe
 from pipeline.default_order import fit
@@ -43,6 +43,8 @@ class Here:
         self.devices: tuple[Device, ...] = (GPU,)
         self.why_not_cuda = "no provider"
         monkeypatch.setattr(serving, "driver_status", self._driver)
+        self.tensorrt = {"rtx", "tensorrt"}
+        monkeypatch.setattr(runnable, "find_tensorrt", lambda flavour: flavour if flavour in self.tensorrt else None)
         self.asked = 0  # for ONNX Runtime's CUDA provider
         monkeypatch.setattr(serving, "why_not", self._why_not)
         self.recipe = folder / "toy.yaml"
@@ -129,6 +131,25 @@ def test_where_nothing_was_measured_the_default_order_holds(here: Here, caplog: 
     assert choose(here.context()).name == INT8
     assert here.inputs() == {}
     assert caplog.text == ""
+
+
+def test_engines_that_no_tensorrt_here_opens_leave_it_to_the_onnx_files(
+    here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.tensorrt = {"tensorrt"}
+    assert choose(here.context()).name == ONNX["fp32"]
+    (record,) = caplog.records
+    assert record.getMessage().count("engines: no TensorRT of the flavour rtx") == 1
+    assert choose(here.context(), backend="tensorrt").name == INT8  # asked for: opening it says what is missing
+    caplog.clear()
+    classic = "build/tensorrt/int8.plan"
+    here.build(classic, flavour="tensorrt", tensorrt_version="10.13.0")
+    here.verify()
+    assert choose(here.context()).name == classic
+    assert caplog.text == ""
+    write_verdict(here.root, *(make_hop(name, "fail") for name in (INT8, *ONNX.values())))
+    here.tensorrt = set()
+    assert choose(here.context(), allow_unverified=True).backend == "onnxruntime"
 
 
 def test_by_default_what_passed_comes_before_what_is_open_and_fewer_runs_before_precision(here: Here) -> None:

@@ -31,6 +31,16 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text"]
 
 
+@pytest.mark.parametrize(("name", "such_as"), [("my.zip", "my.tar"), ("my.tar.gz", "my.tar"), ("my", "my.tar")])
+def test_a_bundle_is_a_tar_and_is_called_so(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, such_as: str
+) -> None:
+    assert finished_chain.run("bundle", "-o", str(tmp_path / name)) == 2
+    said = f"ends in .tar after -o, such as {tmp_path / such_as}. Received: {tmp_path / name}."
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs pipes and /proc")
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.csv")

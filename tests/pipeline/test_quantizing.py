@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import io
 import json
 import math
 import os
@@ -39,7 +41,11 @@ def read(path: Path) -> dict:
 def older(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """With the models for TensorRT 8.6."""
     chain = copy_chain(finished_chain, tmp_path_factory.mktemp("older"))
-    assert chain.run("quantize", *QUICK, "--set", "quantize.tensorrt8=true") == 0
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert chain.run("quantize", *QUICK, "--set", "quantize.tensorrt8=true") == 0
+    line = "wrote model.fp16.onnx, model.int8.onnx; for TensorRT 8.6 model.fp16-trt8.onnx, model.int8-trt8.onnx\n"
+    assert said.getvalue().count(line) == 1
     return chain
 
 
@@ -113,7 +119,9 @@ def weights(model: onnx.ModelProto) -> dict[tuple[str, bytes], int]:
     return {(name, numpy_helper.to_array(tensor).tobytes()): tensor.data_type for name, tensor in read}
 
 
-def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(older: Chain, tmp_path: Path) -> None:
+def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(
+    older: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     key = (*QUICK, "--set", "quantize.tensorrt8=true")
     for verb in ("build", "verify", "infer", "report"):
         assert older.run(verb, *key) == 0, verb
@@ -121,7 +129,11 @@ def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(older: Chain
     hops = read(older.root / "verify" / "parity.json")["hops"]
     verdicts = {(hop["candidate"], hop["kind"], hop["verdict"]) for hop in hops if hop["candidate"] in names}
     assert verdicts == {(name, kind, "pass") for name in names for kind in ("from_keras", "step")}
+    capsys.readouterr()
     assert older.run("bundle", "-o", str(tmp_path / "tiny.tar"), *key) == 0
+    said = capsys.readouterr().err
+    assert "There: make install-gpu && .venv-gpu/bin/python -m pipeline unpack tiny.tar\n" in said
+    assert "FP16 and INT8 for TensorRT 10 and later, and for 8.6. On 8.6 and on a Jetson the way is another" in said
     with tarfile.open(tmp_path / "tiny.tar") as archive:
         assert names <= set(archive.getnames())
     assert older.run("quantize", *QUICK) == 0

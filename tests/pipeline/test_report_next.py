@@ -45,7 +45,7 @@ def test_what_no_engine_ran_goes_to_a_gpu(artifacts: Artifacts) -> None:
     words, command = step(artifacts)
     assert "Take it to a GPU" in words
     assert command[3] == "bundle"
-    assert "unpack hand.bundle.tar" in words
+    assert "make install-gpu && .venv-gpu/bin/python -m pipeline unpack hand.bundle.tar" in words
 
 
 def test_on_a_gpu_engines_that_do_not_run_are_built_there(artifacts: Artifacts) -> None:

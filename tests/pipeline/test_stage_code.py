@@ -36,6 +36,7 @@ BORDERS = {
     "pipeline/disk_space.py": "refuses, or says that a disk is full",
     "pipeline/files.py": "moves and hashes bytes",
     "pipeline/output_files.py": "refuses a path",
+    "pipeline/runnable.py": "says why nothing runs, and then nothing is written",
     "pipeline/manifest.py": "records results and compares keys",
     "pipeline/stage.py": "runs stages; what it reads for them is in BY_CONTEXT",
     "pipeline/stages.py": "the lists themselves",

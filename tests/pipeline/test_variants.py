@@ -12,7 +12,7 @@ from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError
 from export.sidecar import write_plan
-from pipeline import building, serving
+from pipeline import building, runnable, serving
 from pipeline.building import build_engines, build_options
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
@@ -155,6 +155,12 @@ def judged(made: Context, **verdicts: str) -> Context:
     return made
 
 
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU, and a TensorRT that is not asked anything."""
+    monkeypatch.setattr(serving, "driver_status", lambda: GPU)
+    monkeypatch.setattr(runnable, "find_tensorrt", lambda _: object())
+
+
 @pytest.mark.parametrize(
     ("verdicts", "batch", "served"),
     [
@@ -172,7 +178,7 @@ def judged(made: Context, **verdicts: str) -> Context:
 def test_the_engine_that_fits_the_batch_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: dict[str, str], batch: int | None, served: str
 ) -> None:
-    monkeypatch.setattr(serving, "driver_status", lambda: GPU)
+    with_gpu(monkeypatch)
     made = judged(context(tmp_path, {}), **verdicts)
     assert choose(made, batch_size=batch).path.stem == served
 
@@ -180,7 +186,7 @@ def test_the_engine_that_fits_the_batch_serves(
 def test_an_engine_without_its_sidecar_does_not_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serving, "driver_status", lambda: GPU)
+    with_gpu(monkeypatch)
     made = judged(context(tmp_path, {}), int8="pass", fp16="pass")
     (made.root / "build" / "tensorrt" / "int8.json").unlink()
     assert choose(made).precision == "fp16"
@@ -191,7 +197,7 @@ def test_an_engine_without_its_sidecar_does_not_serve(
 
 
 def test_unverified_engines_are_taken_by_fit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "driver_status", lambda: GPU)
+    with_gpu(monkeypatch)
     made = judged(context(tmp_path, {}), **{"int8-latency": "fail", "int8-throughput": "fail"})
     assert choose(made, allow_unverified=True, batch_size=64).path.stem == "int8-throughput"
     assert choose(made, allow_unverified=True, batch_size=1).path.stem == "int8-latency"

@@ -1,0 +1,70 @@
+"""What runs a recipe's files on this machine: asked where nothing does, so that the true reason is said."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from export.capabilities import FLAVOURS, find_tensorrt, why_missing
+from export.driver import DriverStatus
+from export.errors import ExportError
+from export.sidecar import read_sidecar
+from export.versions import no_support, supports
+from pipeline.layout import ONNX, TENSORRT8, engines
+from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
+from pipeline.words import count, listed
+
+
+def why_nothing_runs(root: Path, driver: DriverStatus) -> str:
+    """Why none of a recipe's files can be run on this machine; "" where one may be, or where there is none.
+
+    Args:
+        root: ``artifacts/<recipe>``.
+        driver: of this machine.
+    """
+    files, plans = _onnx_files(root), engines(root)
+    if files and onnxruntime_is_installed():
+        return ""
+    reasons = [why_not_opened(plan, driver) for plan in plans]
+    if "" in reasons:
+        return ""
+    if driver and plans and find_tensorrt("tensorrt") is None:  # which runs its own engines, and builds them here
+        reasons.insert(0, _missing("tensorrt"))
+    return listed(dict.fromkeys([*reasons, *(["no ONNX Runtime"] if files else [])]), separator="; ")
+
+
+def why_not_opened(plan: Path, driver: DriverStatus) -> str:
+    """Why nothing here opens an engine; "" where something may.
+
+    Args:
+        plan: the engine.
+        driver: of this machine.
+    """
+    if not driver:
+        return driver.reason
+    try:
+        sidecar = read_sidecar(plan)
+    except ExportError:
+        return ""  # what is wrong with it is said where it is opened
+    flavour, here = sidecar.flavour, driver.devices[0].compute_capability
+    if flavour not in FLAVOURS or find_tensorrt(flavour) is not None:
+        return ""
+    unsupported = supports(flavour, sidecar.tensorrt_version, here) is False
+    return no_support(flavour, here) if unsupported else _missing(flavour)
+
+
+def files_to_run(root: Path) -> str:
+    """How many of a recipe's files there are to be run, and where: "the 3 engines and 3 ONNX files below …"."""
+    counted = {"engine": len(engines(root)), "ONNX file": len(_onnx_files(root))}
+    return f"the {' and '.join(count(number, noun) for noun, number in counted.items() if number)} below {root}"
+
+
+def _onnx_files(root: Path) -> list[str]:
+    return [name for name in (*ONNX.values(), *TENSORRT8.values()) if (root / name).is_file()]
+
+
+def _missing(flavour: str) -> str:
+    what = "TensorRT" if flavour == "tensorrt" else f"TensorRT of the flavour {flavour}"
+    hidden = flavour == "tensorrt" and sys.prefix != sys.base_prefix
+    jetpack = "; an environment made with --system-site-packages sees that" if hidden else ""
+    return f"no {what} ({why_missing().get(flavour, 'not installed')}{jetpack})"
