@@ -20,7 +20,10 @@ REQUIREMENTS := requirements.txt
 endif
 PY := $(VENV)/bin/python
 OPTIONS := -c "$(RECIPE)" $(ARGS)
-NAME := $(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(RECIPE))))
+# An unpacked archive brings its recipe as artifacts/<name>/recipe.yaml: there the folder names it.
+FOLDER := $(notdir $(patsubst %/,%,$(dir $(RECIPE))))
+UNPACKED := $(filter artifacts/$(FOLDER)/recipe.yaml %/artifacts/$(FOLDER)/recipe.yaml,$(RECIPE))
+NAME := $(if $(UNPACKED),$(FOLDER),$(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(RECIPE)))))
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
@@ -57,13 +60,19 @@ help:  ## this list
 
 # What shows a GPU: devices of the driver (of WSL, of Jetson), its library or its tool. `make install-gpu` does not ask.
 GPU_SIGNS := /dev/nvidia* /dev/dxg /dev/nvmap /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so*
+define gpu_or
+if ls -d $(GPU_SIGNS) 2>/dev/null | grep -q . || command -v nvidia-smi >/dev/null \
+  || { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -qF libcuda.so; then exit 0; fi; \
+echo "Expected an NVIDIA GPU and its driver for $(1). Received: no sign of one (/dev/nvidia*, nvidia-smi, libcuda.so)."; \
+echo "$(2)"; exit 2
+endef
 
 gpu-or-said:
-ifeq ($(REQUIREMENTS)$(filter install,$(MAKECMDGOALS)),requirements-gpu.txt)
-	@if [ -e $(INSTALLED) ] || ls -d $(GPU_SIGNS) 2>/dev/null | grep -q . || command -v nvidia-smi >/dev/null \
-	  || { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -qF libcuda.so; then exit 0; fi; \
-	echo "Expected an NVIDIA GPU and its driver for GPU=1. Received: no sign of one (/dev/nvidia*, nvidia-smi, libcuda.so)."; \
-	echo "Leave GPU=1 out, or, to install $(VENV) all the same: make install-gpu"; exit 2
+ifneq ($(filter test-gpu,$(MAKECMDGOALS)),)
+	@$(call gpu_or,test-gpu,Run it on a machine that has one; the tests that need none: make test)
+else ifeq ($(REQUIREMENTS)$(filter install,$(MAKECMDGOALS)),requirements-gpu.txt)
+	@[ ! -e $(INSTALLED) ] || exit 0; \
+	$(call gpu_or,GPU=1,Leave GPU=1 out; to install $(VENV) all the same: make install-gpu)
 endif
 
 $(PY): | gpu-or-said
@@ -78,15 +87,32 @@ $(PY): | gpu-or-said
 
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 OR_SAY = || { echo "Expected pip to install the packages of $(1). Received: its failure, above. Mend what it names (network," \
-  "disk space, a package that this system or its Python has none of) and run the same line again."; exit 2; }
+  "disk space, a package that this system or its Python has none of) and run the same line again." $(2); exit 2; }
+ifeq ($(REQUIREMENTS),requirements-gpu.txt)
+SIZE := several GB
+NVIDIAS := "The package tensorrt fetches its libraries from NVIDIA's own package index, which this machine has to reach."
+else
+SIZE := about a minute, 2 GB
+endif
+
+# What a Python that runs bundles alone does instead of a target; it was made by hand, so that nothing is put into it.
+ON_BUNDLES := $(firstword $(filter build verify benchmark infer bundle,$(MAKECMDGOALS)))
+INSTEAD = $(if $(filter gpu-evidence,$(MAKECMDGOALS)),benchmarks.gpu_evidence artifacts/$(NAME),pipeline $(if \
+  $(ON_BUNDLES),$(ON_BUNDLES) -c $(RECIPE),doctor))
 
 $(INSTALLED): requirements-common.txt requirements-legacy.txt $(REQUIREMENTS) | gpu-or-said $(PY)
-	@echo "installing $(REQUIREMENTS) into $(VENV) (about a minute, 2 GB; once)"
-	@$(PIP) -r $(REQUIREMENTS) $(call OR_SAY,$(REQUIREMENTS))
+	@old="$$($(PY) -c 'import sys; sys.version_info < (3, 11) and print("%d.%d" % sys.version_info[:2])' 2>/dev/null)"; \
+	case "$$old" in "") exit 0;; \
+	3.10) echo "Expected Python 3.11, 3.12 or 3.13 in $(VENV). Received: 3.10, which runs bundles alone; nothing was installed."; \
+	  echo "Write instead: $(PY) -m $(INSTEAD)";; \
+	*) echo "Expected Python 3.11, 3.12 or 3.13 in $(VENV). Received: $$old; nothing was installed."; \
+	  echo "Make another environment: make install VENV=.venv-new";; esac; exit 2
+	@echo "installing $(REQUIREMENTS) into $(VENV) ($(SIZE); once)"
+	@$(PIP) -r $(REQUIREMENTS) $(call OR_SAY,$(REQUIREMENTS),$(NVIDIAS))
 	@$(PIP) --no-deps -r requirements-legacy.txt $(call OR_SAY,requirements-legacy.txt)
 	@touch $@
 
-$(TEST_TOOLS): requirements-dev.txt $(INSTALLED)
+$(TEST_TOOLS): requirements-dev.txt $(INSTALLED) | gpu-or-said
 	@echo "installing requirements-dev.txt into $(VENV)"
 	@$(PIP) -r requirements-dev.txt $(call OR_SAY,requirements-dev.txt)
 	@touch $@

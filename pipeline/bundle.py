@@ -28,6 +28,7 @@ from pipeline.output_files import check_folder
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
 from pipeline.ranges import RECIPE_NAME
+from pipeline.recipe_files import UNPACKED
 from pipeline.stage import Context
 from pipeline.tar_files import open_tar
 from pipeline.words import count, listed
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 INDEX = "bundle.json"
-RECIPE = "recipe.yaml"
+RECIPE = UNPACKED
 
 
 def bundle(context: Context, output: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def make_context(args: argparse.Namespace) -> Context:
     Raises:
         RecipeError: the recipe is not there or not valid, or its artifacts are another recipe's.
     """
-    args.config = find_recipe(args.config)
+    args.config = find_recipe(args.config, args.artifacts)
     recipe = load_recipe(args.config, args.overrides)
     refuse_a_taken_name(recipe, args.config, args.artifacts, args.overrides)
     return Context(recipe, args.config, args.artifacts, args.overrides)

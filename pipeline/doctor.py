@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import shutil
 import sys
 from dataclasses import asdict
@@ -14,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
-from export.driver import Device, DriverStatus, driver_status
-from export.versions import is_checked, no_support, supporting, supports_advised, unproven
-from pipeline.command_line import unpack_command
+from export.driver import DriverStatus, driver_status
+from export.versions import is_checked, no_support, unproven
 from pipeline.environment import refuses_all
 from pipeline.manifest import ROOT
+from pipeline.mending import driver_lines, newer_than_driver, python_line, tensorrt_lines
 from pipeline.runners.providers import why_not
 from pipeline.starting import OLDEST_FOR_A_BUNDLE
 
 SUPPORTED = ((3, 11), (3, 14))
 OK, WARN, BAD = "ok", "--", "!!"
-JETPACK = Path("/etc/nv_tegra_release")  # on every Jetson
 
 
 def doctor() -> dict[str, Any]:
@@ -47,6 +45,7 @@ def doctor() -> dict[str, Any]:
     if _for_a_bundle():
         stages |= _bundle_stages(bool(driver), tensorrt)
     no_cuda = why_not("cuda") if driver else driver.reason
+    newer = newer_than_driver(driver, _installed)
 
     print("machine")
     for name, value in machine.items():
@@ -59,6 +58,8 @@ def doctor() -> dict[str, Any]:
     print("\nGPU")
     if driver:
         print(f"  [{OK}] driver {driver.driver_version or 'of a version it does not tell'}, CUDA {driver.cuda_version}")
+        for package, cuda in newer.items():
+            print(f"  [{WARN}] {package} is for CUDA {cuda}, this driver for CUDA {driver.cuda_version} at most")
         for device in driver.devices:
             print(f"  [{OK}] {device.name}, compute capability {device.compute_capability}, {device.memory >> 20} MiB")
         print(f"  [{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}")
@@ -72,7 +73,7 @@ def doctor() -> dict[str, Any]:
     print("\nstages")
     for name, entry in stages.items():
         print(f"  [{entry['state']}] {name:<10} {entry['text']}")
-    mend = _mend(packages, conflict, stages, driver, requirements)
+    mend = _mend(packages, conflict, stages, driver, requirements, newer)
     if mend:
         print("\nto mend\n" + "\n".join(f"  {line}" for line in mend))
     states = [entry["state"] for entry in (*packages.values(), *stages.values())]
@@ -85,6 +86,7 @@ def doctor() -> dict[str, Any]:
             "reason": driver.reason,
             "version": driver.driver_version,
             "cuda": driver.cuda_version,
+            "too_old_for": list(newer),
             "devices": [asdict(device) for device in driver.devices],
         },
         "tensorrt": tensorrt,
@@ -144,6 +146,8 @@ def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
         here = _installed(requirement.name)
+        if requirement.name == "tensorrt" and here is None:
+            here = _installed("tensorrt-cu12") or _installed("tensorrt-cu13")  # what it stands for
         fits = here is not None and requirement.specifier.contains(here, prereleases=True)
         if requirement.name == "tensorrt" and here is not None:
             fits = fits or is_checked("tensorrt", here)  # older than what is advised, as JetPack's own
@@ -247,9 +251,10 @@ def _mend(
     stages: dict[str, dict[str, str]],
     driver: DriverStatus,
     requirements: str,
+    newer: dict[str, int],
 ) -> list[str]:
     lines = []
-    pip = f"{_python()} -m pip"
+    pip = f"{python_line()} -m pip"
     if not _python_fits() and not _for_a_bundle():
         lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {_pythons()})")
     if conflict:
@@ -257,27 +262,6 @@ def _mend(
     if conflict or any(entry["state"] != OK for entry in packages.values()):
         legacy = "" if _for_a_bundle() else f" && {pip} install --no-deps -r requirements-legacy.txt"
         lines.append(f"{pip} install -r {requirements}{legacy}")
-    if stages["build"]["state"] == WARN and driver:
-        lines.append(_tensorrt_for(driver.devices[0]))
-    elif stages["build"]["state"] == WARN:
-        lines.append("build on Linux x86-64, where requirements.txt brings TensorRT-RTX, or on a GPU machine:")
-        lines.append(f"  python -m pipeline bundle   here, then   {unpack_command('RECIPE.bundle.tar')}   there")
-    return lines
-
-
-def _tensorrt_for(gpu: Device) -> str:
-    """What brings the TensorRT that a GPU needs."""
-    if JETPACK.exists():
-        return "sudo apt install python3-libnvinfer        (JetPack's TensorRT; this Python must see system packages)"
-    wanted = supporting(gpu.compute_capability)
-    if not wanted:
-        return f"no TensorRT that is known supports {gpu.name}: ONNX Runtime runs the ONNX files"
-    if not supports_advised(gpu.compute_capability):
-        return f"install {wanted}: later ones do not support {gpu.name}"
-    return "make install-gpu        (brings TensorRT for this GPU)"
-
-
-def _python() -> str:
-    """This interpreter, as it is typed here."""
-    python = Path(sys.executable)
-    return shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))
+    if stages["build"]["state"] == WARN:
+        lines += tensorrt_lines(driver, _for_a_bundle())
+    return lines + driver_lines(driver, newer)

@@ -12,17 +12,24 @@ from pipeline.bounded_yaml import inline_yaml, set_option
 from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.manifest import ROOT
+from pipeline.ranges import RECIPE_NAME
 from pipeline.recipe import Recipe
 from pipeline.usage import closest
 from pipeline.words import listed
 
 RECIPES = Path("configs")
+UNPACKED = "recipe.yaml"  # an unpacked archive brings it, beside the stages in artifacts/<name>
 
 
-def find_recipe(given: Path) -> Path:
+def find_recipe(given: Path, artifacts: Path) -> Path:
     """The file of a recipe that is named by its path, with or without ``.yaml``, or by its name alone.
 
-    A file of exactly that path goes before ``configs/<name>.yaml``.
+    A file of exactly that path goes before ``configs/<name>.yaml``, and that before the one that an unpacked archive
+    brought.
+
+    Args:
+        given: as it was typed.
+        artifacts: folder of all recipes' artifacts.
 
     Raises:
         RecipeError: there is none, with those that there are.
@@ -32,6 +39,9 @@ def find_recipe(given: Path) -> Path:
         for name in (given.name, f"{given.name}.yaml", f"{given.name}.yml"):
             if (path := folder / name).is_file():
                 return path
+    unpacked = artifacts / given.name / UNPACKED
+    if given.parent == Path() and RECIPE_NAME.fullmatch(given.name) and unpacked.is_file():
+        return unpacked
     folder = next((folder for folder in reversed(places) if folder.is_dir()), given.parent)
     known = sorted(path.stem for path in folder.glob("*.yaml")) if folder.is_dir() else []
     hint = f" Recipes in {folder}: {listed(known, most=12)}." if known else ""

@@ -159,6 +159,9 @@ def test_an_environment_for_a_gpu_is_installed_where_one_shows(sign: str | None,
     assert done.returncode == (2 if sign is None else 0), done.stdout + done.stderr
     assert ("make install-gpu" in done.stdout) == (sign is None)
     assert made(tmp_path, "gpu-or-said", GPU="0", path=path).returncode == 0
+    tests = made(tmp_path, "gpu-or-said", "test-gpu", path=path)  # its own Python is asked where one shows
+    assert ("Expected an NVIDIA GPU and its driver for test-gpu" in tests.stdout) == (sign is None)
+    assert ("Expected Python" in tests.stdout) == (sign is not None), "the environment comes second"
 
 
 def test_pip_that_fails_ends_in_a_sentence(tmp_path: Path) -> None:
@@ -169,6 +172,7 @@ def test_pip_that_fails_ends_in_a_sentence(tmp_path: Path) -> None:
     done = made(tmp_path, "install-gpu")
     assert done.returncode == 2
     assert "Expected pip to install the packages of requirements-gpu.txt. Received: its failure" in done.stdout
+    assert "NVIDIA's own package index, which this machine has to reach." in done.stdout
     assert not (tmp_path / ".venv-gpu/.installed").exists()
 
 
@@ -205,3 +209,64 @@ def test_the_tests_for_a_gpu_are_collected_without_tensorflow_and_onnx() -> None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tests/pipeline/test_cuda.py::" in done.stdout
+
+
+def bare_environment(folder: Path, python: str, name: str = ".venv") -> Path:
+    """A Makefile beside an environment that was made by hand; returns what its pip is told to install."""
+    for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
+        shutil.copy2(path, folder)
+    (folder / name / "bin").mkdir(parents=True)
+    script(folder / name / "bin/python", f'case "$1" in -c) {python};; *) echo "$@" >> {folder}/installed;; esac')
+    return folder / "installed"
+
+
+@pytest.mark.parametrize(
+    ("goal", "instead"),
+    [
+        ("doctor", "pipeline doctor"),
+        ("run", "pipeline doctor"),
+        ("build", "pipeline build -c artifacts/mine/recipe.yaml"),
+        ("bundle", "pipeline bundle -c artifacts/mine/recipe.yaml"),
+        ("gpu-evidence", "benchmarks.gpu_evidence artifacts/mine"),
+    ],
+)
+def test_an_environment_for_bundles_alone_is_left_as_it_is(goal: str, instead: str, tmp_path: Path) -> None:
+    installed = bare_environment(tmp_path, "echo 3.10")
+    done = made(tmp_path, goal, RECIPE="artifacts/mine/recipe.yaml")
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
+        "Expected Python 3.11, 3.12 or 3.13 in .venv. Received: 3.10, which runs bundles alone; nothing was installed.",
+        f"Write instead: .venv/bin/python -m {instead}",
+    ]
+    assert not installed.exists()
+
+
+def test_an_environment_of_a_python_that_runs_nothing_is_left_too(tmp_path: Path) -> None:
+    installed = bare_environment(tmp_path, "echo 3.9")
+    done = made(tmp_path, "run")
+    assert (done.returncode, installed.exists()) == (2, False)
+    assert done.stdout.endswith("Make another environment: make install VENV=.venv-new\n")
+
+
+@pytest.mark.parametrize(
+    ("goal", "name", "size"),
+    [("install", ".venv", "about a minute, 2 GB; once"), ("install-gpu", ".venv-gpu", "several GB; once")],
+)
+def test_what_an_environment_takes_is_said_of_each(goal: str, name: str, size: str, tmp_path: Path) -> None:
+    installed = bare_environment(tmp_path, "exit 0", name)
+    done = made(tmp_path, goal)
+    assert done.returncode == 0, done.stderr
+    assert f"into {name} ({size})" in done.stdout
+    assert "-r requirements" in installed.read_text()
+
+
+@pytest.mark.parametrize(
+    "recipe", ["artifacts/mine/recipe.yaml", "/a/b/artifacts/mine/recipe.yaml", "configs/mine.yaml"]
+)
+def test_the_recipe_of_an_unpacked_archive_is_named_by_its_folder(recipe: str, checkout: Path) -> None:
+    assert '"artifacts/mine" ' in made(checkout, "-n", "gpu-evidence", RECIPE=recipe).stdout
+    assert 'rm -rf "artifacts/mine/export"' in made(checkout, "-n", "clean", RECIPE=recipe).stdout
+
+
+def test_a_recipe_that_is_so_called_keeps_its_name(checkout: Path) -> None:
+    assert '"artifacts/recipe" ' in made(checkout, "-n", "gpu-evidence", RECIPE="configs/recipe.yaml").stdout

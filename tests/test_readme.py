@@ -98,7 +98,7 @@ def check_python(words: list[str], checkout: Path) -> None:
         pytest.fail(f"{module} {arguments}: {errors.getvalue()}")
     if getattr(parsed, "config", None) is not None:
         with contextlib.chdir(checkout):
-            load_recipe(find_recipe(parsed.config), parsed.overrides)
+            load_recipe(find_recipe(parsed.config, parsed.artifacts), parsed.overrides)
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import pytest
 
 from export.driver import Device, DriverStatus
 from export.versions import supports
-from pipeline import doctor
+from pipeline import doctor, mending
 from pipeline.commands import main
 
 COMMON = "keras==3.0\ntf2onnx==1.0  # a comment\nonnx==1.0\nmatplotlib==3.0\n\n# nothing\n"
@@ -99,10 +99,11 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         monkeypatch.setattr(doctor, "driver_status", lambda: machine.driver)
         monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
         monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})
-        monkeypatch.setattr(doctor, "JETPACK", tmp_path if machine.jetpack else tmp_path / "none")
+        monkeypatch.setattr(mending, "JETPACK", tmp_path if machine.jetpack else tmp_path / "none")
         monkeypatch.setattr(doctor, "why_not", {"cuda": machine.no_cuda}.__getitem__)
         python = SimpleNamespace(version_info=machine.python, executable="/py/python")
         monkeypatch.setattr(doctor, "sys", python)
+        monkeypatch.setattr(mending, "sys", python)
         status = main(["doctor", "--json"])
         *lines, last = capsys.readouterr().out.splitlines()
         return Said(lines, json.loads(last), status)
@@ -140,7 +141,14 @@ def test_all_is_fine(ask) -> None:
         "[ok] report",
     ]
     assert said.result["driver"] == {
-        **{"available": False, "reason": NO_DRIVER.reason, "version": None, "cuda": None, "devices": []}
+        **{
+            "available": False,
+            "reason": NO_DRIVER.reason,
+            "version": None,
+            "cuda": None,
+            "too_old_for": [],
+            "devices": [],
+        }
     }
     assert said.result["tensorrt"]["rtx"] == {
         **{"version": "1.7.1", "why": "", "builds_without_gpu": True, "unproven": "", "unsupported": []},
@@ -185,8 +193,10 @@ def test_everything_is_missing(ask) -> None:
     assert said.line("rtx") == "[--] rtx no wheel"
     assert said.line("build") == "[--] build no engine can be built here"
     assert said.mend[0] == install("requirements.txt")
-    assert "pipeline bundle" in said.mend[2]
-    assert "make install-gpu && .venv-gpu/bin/python -m pipeline unpack RECIPE.bundle.tar" in said.mend[2]
+    assert said.mend[2:] == [
+        "    /py/python -m pipeline bundle -c RECIPE   here, then there:",
+        "    make install-gpu && .venv-gpu/bin/python -m pipeline unpack RECIPE.bundle.tar",
+    ]
 
 
 def test_another_version_is_said_and_mended_but_no_failure(ask) -> None:
@@ -224,6 +234,7 @@ def test_a_machine_with_gpus(ask) -> None:
         "reason": "",
         "version": "580.95",
         "cuda": "13.0",
+        "too_old_for": [],
         "devices": [
             {"name": "Big GPU", "compute_capability": "9.0", "memory": 141 << 30},
             {"name": "Small GPU", "compute_capability": "8.9", "memory": 24 << 30},
@@ -391,3 +402,93 @@ def test_what_such_a_machine_lacks(ask) -> None:
     assert said.line("infer") == "[--] infer engines need TensorRT"
     assert said.mend[0] == f"  {PIP} install -r requirements-jetson.txt"
     assert said.mend[1].startswith("  sudo apt install python3-libnvinfer")
+    assert said.mend[2].endswith("python3.10 -m venv --system-site-packages .venv")
+
+
+BLACKWELL = DriverStatus(True, "", "580.95", "13.0", (Device("A 12.0", "12.0", 8 << 30),))
+
+
+@pytest.mark.parametrize(
+    ("driver", "line"),
+    [
+        (HOPPER, "tensorrt==8.6.0 'nvidia-cudnn-cu12<9'        (TensorRT 8.6, on x86-64)"),
+        (
+            NO_DRIVER,
+            "tensorrt==8.6.0 'nvidia-cudnn-cu12<9'        "
+            "(TensorRT 8.6, on x86-64; it needs an NVIDIA GPU and its driver)",
+        ),
+        (BLACKWELL, "'tensorrt>=10.12,<12'        (for A 12.0)"),
+    ],
+)
+def test_what_brings_tensorrt_to_a_python_for_bundles(ask, driver: DriverStatus, line: str) -> None:
+    """`make install-gpu` wants a newer Python, and a bundle is not made there."""
+    said = ask(Machine(packages=dict(JETSON), driver=driver, tensorrt={}, python=(3, 10)))
+    assert said.mend == [f"  {PIP} install {line}"]
+
+
+# --- a driver that is older than the packages ---
+
+
+def of_cuda(version: str, capability: str = "9.0") -> DriverStatus:
+    return DriverStatus(True, "", "550.54", version, (Device("A GPU", capability, 8 << 30),))
+
+
+NEWER = "  install a newer NVIDIA driver, one for CUDA 13        (nvidia-smi says which CUDA)"
+BINDINGS = f"{PIP} install 'cuda-bindings==12.9.*'"
+
+
+def test_packages_for_a_newer_cuda_than_the_drivers(ask) -> None:
+    said = ask(Machine(GPU, of_cuda("12.4"), {"tensorrt": FULL}))
+    assert "  [--] cuda-bindings 13.0 is for CUDA 13, this driver for CUDA 12.4 at most" in said.lines
+    assert said.result["driver"]["too_old_for"] == ["cuda-bindings 13.0"]
+    assert said.mend == [NEWER, f"  or, to run engines with this one: {BINDINGS}"]
+    assert said.status == 0
+
+    packages = GPU | {"tensorrt": "11.4.0", "tensorrt-cu13": "11.4.0", "onnxruntime-gpu": "1.31.1"}
+    said = ask(Machine(packages, of_cuda("12.4"), {"tensorrt": FULL}))
+    packages_too_new = ["cuda-bindings 13.0", "tensorrt-cu13 11.4.0", "tensorrt 11.4.0", "onnxruntime-gpu 1.31.1"]
+    assert said.result["driver"]["too_old_for"] == packages_too_new
+    assert (
+        f"-m pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs tensorrt-cu13-bindings && {BINDINGS}"
+        in (said.mend[-1])
+    )
+    assert said.mend[-1].endswith(" 'tensorrt-cu12>=10.12,<11'")
+
+
+@pytest.mark.parametrize("cuda", ["13.0", "13.2", "14.0", None])
+def test_a_driver_that_is_new_enough(ask, cuda: str | None) -> None:
+    said = ask(Machine(GPU, DriverStatus(True, "", "580", cuda, HOPPER.devices), {"tensorrt": FULL}))
+    assert (said.mend, said.result["driver"]["too_old_for"]) == ([], [])
+
+
+def test_packages_for_the_drivers_cuda_are_fine_and_none_is_claimed_to_be_newer(ask) -> None:
+    """Up to 1.26 onnxruntime-gpu is for CUDA 12; which of TensorRT 10 is for which, its number does not tell."""
+    packages = GPU | {"cuda-bindings": "12.9.1", "onnxruntime-gpu": "1.26.0", "tensorrt": "10.13"}
+    assert ask(Machine(packages, of_cuda("12.8"), {"tensorrt": FULL})).result["driver"]["too_old_for"] == []
+
+
+def test_a_gpu_or_a_driver_that_is_too_old_for_the_other_line(ask) -> None:
+    said = ask(Machine(GPU, of_cuda("11.8"), {"tensorrt": FULL}))
+    assert said.mend == [NEWER]
+
+
+def test_with_tensorrt_rtx_the_driver_alone_mends(ask) -> None:
+    """What is pinned beside it is for CUDA 13, too."""
+    said = ask(Machine(CPU | {"tensorrt-rtx-cu13-libs": "1.7.1.116"}, of_cuda("12.4", "8.9")))
+    assert said.result["driver"]["too_old_for"] == ["cuda-bindings 13.0", "tensorrt-rtx-cu13-libs 1.7.1.116"]
+    assert said.mend == [NEWER]
+
+
+def test_the_driver_of_a_jetson_comes_with_its_system(ask) -> None:
+    packages = JETSON | {"cuda-bindings": "13.0"}
+    jetpack = {"tensorrt": _TensorRT("10.3.0", False)}
+    said = ask(Machine(packages, of_cuda("12.6", "8.7"), jetpack, python=(3, 10), jetpack=True))
+    assert said.mend[-1] == f"  {BINDINGS}"
+    assert NEWER not in said.mend
+
+
+def test_tensorrt_of_one_cuda_stands_for_tensorrt(ask) -> None:
+    packages = {name: version for name, version in GPU.items() if name != "tensorrt"} | {"tensorrt-cu12": "10.13"}
+    said = ask(Machine(packages, TWO_GPUS, {"tensorrt": FULL}))
+    assert said.result["packages"]["tensorrt"]["state"] == "ok"
+    assert said.mend == []

@@ -17,6 +17,7 @@ from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from tests.conftest import Chain
 
 DIGITS = ROOT / "configs" / "digits.yaml"
+ARTIFACTS = Path("artifacts")
 
 
 @pytest.fixture
@@ -41,18 +42,18 @@ def test_a_path_that_is_none_is_answered_in_one_sentence(place: Path, capsys: py
 
 @pytest.mark.parametrize("given", ["digits", "digits.yaml", "configs/digits", "configs/digits.yaml"])
 def test_a_recipe_is_known_by_its_name(place: Path, given: str) -> None:
-    assert find_recipe(Path(given)) == Path("configs/digits.yaml")
+    assert find_recipe(Path(given), ARTIFACTS) == Path("configs/digits.yaml")
     assert main(["config", "-c", given, "--json"]) == 0
 
 
 def test_a_file_of_that_name_goes_first(place: Path) -> None:
     (place / "digits").mkdir()
-    assert find_recipe(Path("digits")) == Path("configs/digits.yaml"), "a folder is no recipe"
+    assert find_recipe(Path("digits"), ARTIFACTS) == Path("configs/digits.yaml"), "a folder is no recipe"
     (place / "digits.yaml").write_text("data: {source: digits}\n")
-    assert find_recipe(Path("digits")) == Path("digits.yaml")
+    assert find_recipe(Path("digits"), ARTIFACTS) == Path("digits.yaml")
     (place / "mine").write_text("data: {source: digits}\n")
-    assert find_recipe(Path("mine")) == Path("mine")
-    assert find_recipe(place / "configs" / "flowers") == place / "configs" / "flowers.yaml"
+    assert find_recipe(Path("mine"), ARTIFACTS) == Path("mine")
+    assert find_recipe(place / "configs" / "flowers", ARTIFACTS) == place / "configs" / "flowers.yaml"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_file_of_that_name_goes_first(place: Path) -> None:
 )
 def test_a_recipe_that_is_none_names_those_that_are(place: Path, given: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        find_recipe(Path(given))
+        find_recipe(Path(given), ARTIFACTS)
     assert said in str(caught.value)
     assert main(["config", "-c", given]) == 2
 
@@ -76,8 +77,26 @@ def test_a_recipe_that_is_none_names_those_that_are(place: Path, given: str, sai
 def test_from_another_folder_the_root_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="commands run from the repository's root") as caught:
-        find_recipe(Path(given))
+        find_recipe(Path(given), ARTIFACTS)
     assert f"(cd {ROOT})" in str(caught.value)
+
+
+def test_an_unpacked_recipe_is_known_by_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one that is looked for; and only names are looked for there."""
+    for name in ("mine", "digits"):
+        (place / "artifacts" / name).mkdir(parents=True)
+        (place / "artifacts" / name / "recipe.yaml").write_text(f"name: {name}\ndata: {{source: digits}}\n")
+    assert find_recipe(Path("mine"), ARTIFACTS) == Path("artifacts/mine/recipe.yaml")
+    assert find_recipe(Path("digits"), ARTIFACTS) == Path("configs/digits.yaml")
+    assert main(["run", "-c", "mine", "--explain"]) == 0
+    assert "recipe mine (artifacts/mine/recipe.yaml)" in capsys.readouterr().err
+    (place / "artifacts").rename(place / "elsewhere")
+    assert main(["config", "-c", "mine"]) == 2
+    assert main(["config", "-c", "mine", "--artifacts", "elsewhere"]) == 0
+    (place / "recipe.yaml").write_text("data: {source: digits}\n")
+    for given in ("..", "configs/mine"):
+        with pytest.raises(RecipeError):
+            find_recipe(Path(given), Path("elsewhere"))
 
 
 def test_make_takes_the_name_of_a_recipe_or_its_path() -> None:
@@ -210,5 +229,5 @@ def test_a_copy_elsewhere_that_kept_the_name_is_refused_too(place: Path) -> None
 
 def test_a_folder_that_was_named_is_not_taken_for_the_root(place: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        find_recipe(Path("nowhere/digits.yaml"))
+        find_recipe(Path("nowhere/digits.yaml"), ARTIFACTS)
     assert "commands run from" not in str(caught.value)
