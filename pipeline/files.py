@@ -246,12 +246,15 @@ _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=timeout)
             return
         except FileNotFoundError:
             continue  # who held it wrote nothing, and took the folder away
+        except FileExistsError:  # it was there when it was to be made, and went before that was looked at
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
 
 
 def _remove_unused(made: Sequence[Path], lock: Path) -> None:

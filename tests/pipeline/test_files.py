@@ -420,6 +420,26 @@ def test_who_waits_gets_the_lock_though_the_folder_goes(tmp_path: Path, start) -
     assert waiter.communicate(timeout=30)[0] == "held\n"
 
 
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, left = os.mkdir, [1]
+
+    def goes(path: object, *more: object, **named: object) -> None:
+        if Path(os.fsdecode(path)).name == "toy" and left.pop():  # type: ignore[arg-type]
+            left.append(0)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(path))  # type: ignore[arg-type]
+        left.append(0)
+        make(path, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "mkdir", goes)
+    with recipe_lock(tmp_path / "toy"):
+        assert (tmp_path / "toy" / ".lock").is_file()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(PipelineError, match="File exists"), recipe_lock(tmp_path / name):
+            pass
+
+
 def read_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Refuse to write below a folder, as a disk mounted to be read does; permissions do not stop an administrator."""
     make, open_, mkdir = os.open, Path.open, Path.mkdir
