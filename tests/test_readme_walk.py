@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_the_readme_from_top_to_bottom(script: str, checkout: Path) -> None:
     if "--recipe" in script:
         check_inspect(script, checkout)
         return
-    script = script.replace("make test     # lint, type check and all tests\n", "")  # the suite is running
+    script = re.sub(r"^make test .*\n", "", script, flags=re.MULTILINE)  # the suite is running
     done = run(script, checkout)
     allowed = (0, VERDICT_IS_FAIL) if any(name in script for name in UNTRAINED) else (0,)
     if "engine check" in script:
