@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
@@ -41,3 +42,32 @@ def command_of(args: argparse.Namespace, verb: str, *more: str) -> str | None:
     if not isinstance(getattr(args, "config", None), Path):
         return None
     return pipeline_command(verb, "-c", args.config, *recipe_options(args.overrides, args.artifacts), *more)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What repeats a recipe on a command line.
+
+    Attributes:
+        recipe_path: the recipe's file.
+        artifacts: folder of all recipes' artifacts.
+        overrides: the ``section.key=value`` strings that were laid over the file.
+    """
+
+    recipe_path: Path
+    artifacts: Path = ARTIFACTS
+    overrides: Sequence[str] = ()
+
+    def command(self, verb: str, python: str | None = None) -> str:
+        """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste.
+
+        Args:
+            verb: of ``python -m pipeline``.
+            python: that runs it. Defaults to None: this very one, for advice on this machine.
+        """
+        return pipeline_command(verb, "-c", self.recipe_path, *self.options, python=python)
+
+    @property
+    def options(self) -> list[str]:
+        """The options that repeat the overrides and the artifacts folder, as words of a command line."""
+        return recipe_options(self.overrides, self.artifacts)

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.agreement import refuse_disagreement
 from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
-from pipeline.command_line import pipeline_command, recipe_options
+from pipeline.command_line import Invocation
 from pipeline.config import override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
@@ -76,19 +76,19 @@ class Context:
         own = self.recipe.runtime
         return replace(own, host_code=own.host_code or self.recipe.build.version_compatible)
 
-    def command(self, verb: str, python: str | None = None) -> str:
-        """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste.
+    @property
+    def invocation(self) -> Invocation:
+        """What repeats this recipe on a command line."""
+        return Invocation(self.recipe_path, self.artifacts, tuple(self.overrides))
 
-        Args:
-            verb: of ``python -m pipeline``.
-            python: that runs it; None: this very one, for advice on this machine.
-        """
-        return pipeline_command(verb, "-c", self.recipe_path, *self.options, python=python)
+    def command(self, verb: str, python: str | None = None) -> str:
+        """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste."""
+        return self.invocation.command(verb, python)
 
     @property
     def options(self) -> list[str]:
         """The options that repeat the overrides and the artifacts folder, as words of a command line."""
-        return recipe_options(self.overrides, self.artifacts)
+        return self.invocation.options
 
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.
