@@ -20,6 +20,7 @@ def open_session(
     exact: bool = False,
     fuse_int8: bool = False,
     memory_pattern: bool = True,
+    spinning: bool = True,
     threads: int = 0,
     log_severity: int = 3,
 ) -> Any:
@@ -32,6 +33,8 @@ def open_session(
         fuse_int8: Let ONNX Runtime put its own INT8 kernels in the place of Q/DQ pairs; they saturate on some CPUs.
             Defaults to False: pairs are computed as the file says.
         memory_pattern: Plan the memory of all activations at once. Defaults to True.
+        spinning: Threads without work wait in a loop: an answer comes a little sooner, and cores are busy that others
+            could use. Defaults to True.
         threads: Of one operator; 0 takes ONNX Runtime's default. Defaults to 0.
         log_severity: From which on ONNX Runtime writes on standard error: 3 errors, 4 what ends the process. Defaults
             to 3.
@@ -42,6 +45,8 @@ def open_session(
     options.log_severity_level = log_severity
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = memory_pattern
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not fuse_int8:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if exact:
