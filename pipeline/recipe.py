@@ -89,9 +89,9 @@ class Divide:
 class Columns:
     """Names of a CSV file's columns."""
 
-    image: str = "path"
-    label: str = "label"
-    split: Annotated[str, "not needed"] = "split"
+    image: Annotated[str, "csv: the column with the paths of the images"] = "path"
+    label: Annotated[str, "with their classes"] = "label"
+    split: Annotated[str, "with their ready-made splits; it may be missing"] = "split"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Preprocessing:
         0.0,
         0.0,
     )
-    scale: tuple[float, ...] | float = 1.0
+    scale: Annotated[tuple[float, ...] | float, "one number, or three"] = 1.0
     mean_of: Annotated[Literal["pixels", "scaled"], "scaled: pixels * scale - mean, a mean of scaled pixels"] = "pixels"
 
 
@@ -192,7 +192,7 @@ class HeadPhase:
     """First phase: the backbone is frozen, only the head learns."""
 
     epochs: Annotated[Whole, "the backbone is frozen, only the head learns"] = 5
-    learning_rate: AboveZero = 1e-3
+    learning_rate: Annotated[AboveZero, "of Adam"] = 1e-3
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class FineTunePhase:
     """Second phase: everything learns, at a small rate."""
 
     epochs: Annotated[Whole, "everything learns, at a small rate"] = 5
-    learning_rate: AboveZero = 1e-4
+    learning_rate: Annotated[AboveZero, "of Adam"] = 1e-4
     freeze_batchnorm: Annotated[bool, "keep the pretrained BatchNorm statistics; false when training from scratch"] = (
         True
     )
@@ -219,7 +219,7 @@ class Augment:
 class Train:
     """Two-phase transfer learning."""
 
-    batch_size: BatchSize = 32
+    batch_size: Annotated[BatchSize, "images in a step"] = 32
     head: HeadPhase = field(default_factory=HeadPhase)
     fine_tune: FineTunePhase = field(default_factory=FineTunePhase)
     schedule: Annotated[Literal["cosine", "constant"], "cosine: each phase's rate falls to 0 along a half wave"] = (
@@ -239,7 +239,9 @@ class Train:
     checkpoint_seconds: Annotated[
         float, at_least(0, "0 or more"), "the state to resume from is written at most so often"
     ] = 60.0
-    seed: Annotated[int, within(0, 2**32 - 1, "0 to 2**32 - 1")] = 1
+    seed: Annotated[
+        int, within(0, 2**32 - 1, "0 to 2**32 - 1"), "of new weights and of the order and changes of images"
+    ] = 1
     save_backbone: Annotated[bool, "also write the backbone's weights, for another recipe to start from"] = False
 
 
@@ -290,7 +292,7 @@ class Quantize:
         "share of the calibration images that gives no scales but judges them",
     ] = 0.25
     min_images: Annotated[Positive, "fewer calibration images than this are refused"] = 128
-    max_images: int = 512
+    max_images: Annotated[int, "no more calibration images than this are used"] = 512
     batch_size: Annotated[
         BatchSize,
         "all activations of a batch are in memory at once: ResNet-50 at 224x224 takes 82 MB an image",
@@ -409,8 +411,8 @@ class Verify:
     """Parity, hop by hop, on test images that selected nothing."""
 
     min_images: Annotated[Positive, "fewer test images than this are refused"] = 50
-    max_images: int = 1000
-    batch_size: BatchSize = 32
+    max_images: Annotated[int, "no more test images than this are used"] = 1000
+    batch_size: Annotated[BatchSize, "images that are compared at once"] = 32
     thresholds: VerifyThresholds = field(default_factory=VerifyThresholds)
 
 
@@ -424,8 +426,8 @@ class Benchmark:
         "none: 1 and the largest of each profile",
     ] = ()
     seconds: Annotated[Seconds, "measured time for each backend, precision and batch"] = 1.5
-    warmup_seconds: Seconds = 0.3
-    min_samples: Positive = 20
+    warmup_seconds: Annotated[Seconds, "before them, not measured"] = 0.3
+    min_samples: Annotated[Positive, "measured at least, however long they take"] = 20
 
 
 @dataclass(frozen=True)
@@ -433,7 +435,7 @@ class Infer:
     """Batch inference."""
 
     samples: Annotated[Whole, "test images that are classified where none are named"] = 48
-    batch_size: BatchSize = 32
+    batch_size: Annotated[BatchSize, "images that are classified at once"] = 32
     top_k: Annotated[Positive, "best classes in each row"] = 3
 
 
