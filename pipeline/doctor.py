@@ -188,7 +188,7 @@ def _tensorrt(flavour: str, driver: DriverStatus) -> dict[str, Any]:
 
 def _standing(tensorrt: dict[str, Any]) -> str:
     unproven = tensorrt["unproven"]
-    return (tensorrt["version"] or tensorrt["why"]) + (f", {unproven}" if unproven else "")
+    return f"{tensorrt['version'] or tensorrt['why']}" + (f", {unproven}" if unproven else "")
 
 
 def _stages(
