@@ -7,21 +7,17 @@ The addresses and hashes are those in the sources of Keras 3.15 (``applications/
 
 from __future__ import annotations
 
-import hashlib
+import io
 import logging
 import os
 import tarfile
-import time
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
-from export.temporaries import temporary_path
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import digest_of, replacing_folder
+from pipeline.files import replacing_folder
 from pipeline.progress import progress_bar
-from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -94,30 +90,15 @@ def fetch(published: Published, instead: str) -> Path:
         DownloadError: no network, the server refuses, or the bytes are not the published ones.
     """
     target = keras_home() / published.folder / published.name
-    if target.is_file():
-        algorithm, _, expected = published.digest.partition(":")
-        with target.open("rb") as file:
-            if digest_of(file, algorithm) == expected:
-                return target
-        log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
-    log.info("fetching %s", published.url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = temporary_path(target)
     try:
-        received = _stream(published, part)
-        expected = published.digest.partition(":")[2]
-        if received != expected:
-            raise DownloadError(
-                f"Expected {published.url} with {published.digest}. Received: {received} "
-                f"({count(part.stat().st_size, 'byte')}). Try again, or bring the file: {instead}"
-            )
-        os.replace(part, target)
-    except (OSError, HTTPException, ValueError) as error:
+        import pooch
+
+        pooch.get_logger().setLevel(logging.WARNING)  # what it does is said here, in the form of this project
+        pooch.retrieve(published.url, published.digest, target.name, target.parent, downloader=_Download(target))
+    except (ImportError, OSError, ValueError) as error:  # ValueError: other bytes than the published ones
         raise DownloadError(
             f"Expected to download {published.url}. Received: {error}. Without a network, bring the file: {instead}"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 
@@ -137,40 +118,44 @@ def fetch_dataset(name: str) -> Path:
     archive = fetch(published, "--set data.path=/path/to/folder, with a subfolder for each class")
     log.info("unpacking %s", archive)
     try:
-        with replacing_folder(folder) as temporary:
-            with tarfile.open(archive) as packed:
-                packed.extractall(temporary, filter="data")
-            inner = [p for p in temporary.iterdir() if p.is_dir()]
-            if len(inner) == 1:  # the archive's own top folder
-                top = inner[0].rename(temporary / ".top")
-                for path in list(top.iterdir()):
-                    path.rename(temporary / path.name)
-                top.rmdir()
+        with replacing_folder(folder) as temporary, tarfile.open(archive) as packed:
+            packed.extractall(temporary, filter=_below_the_top)
     except tarfile.TarError as error:
         raise DataError(f"Expected a tar archive. Received: {archive}: {error}. Delete it and try again.") from error
     return folder
 
 
-def _stream(published: Published, part: Path) -> str:
-    """Write the answer to ``part``, hashing on the way; the hex digest."""
-    algorithm = published.digest.partition(":")[0]
-    digest = hashlib.new(algorithm)
-    request = urllib.request.Request(published.url, headers={"User-Agent": "keras-resnet-to-tensorrt"})
-    start = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer, part.open("wb") as file:
-        length = answer.headers.get("Content-Length")
-        total = int(length) if length else None
-        with progress_bar(total=total, desc=f"  {published.name}", unit="B", unit_scale=True) as bar:
-            while block := answer.read(BLOCK):
-                if file.tell() + len(block) > MOST_BYTES:
-                    raise OSError(f"more than {MOST_BYTES:,} bytes, which is none of the published files")
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
-        received = file.tell()
-        file.flush()
-        os.fsync(file.fileno())
-    if total is not None and received < total:
-        raise OSError(f"the connection ended after {received:,} of {count(total, 'byte')}")
-    log.info("  %s bytes in %.1f s", f"{received:,}", time.perf_counter() - start)
-    return digest.hexdigest()
+def _below_the_top(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """What is in the archive's own top folder, under its name there."""
+    _, _, name = member.name.partition("/")
+    return tarfile.data_filter(member.replace(name=name), folder) if name else None
+
+
+class _Download:
+    """Writes what a server answers into a temporary file of pooch's, which checks its hash and puts it in its place."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __call__(self, url: str, part: str, _: object) -> None:
+        from pooch import HTTPDownloader
+
+        if self._target.exists():
+            log.warning("%s is damaged (its hash is not the published one) and is fetched again", self._target)
+        log.info("fetching %s", url)
+        os.remove(part)  # only its owner could read what pooch makes, and Keras' folder may be shared
+        with (
+            progress_bar(total=MOST_BYTES, desc=f"  {self._target.name}", unit="B", unit_scale=True) as bar,
+            _BoundedFile(part, "w") as file,
+        ):
+            headers = {"Accept-Encoding": "identity"}  # the hash is that of the file as it lies there
+            HTTPDownloader(bar, BLOCK, timeout=TIMEOUT_SECONDS, headers=headers)(url, file, None)
+
+
+class _BoundedFile(io.FileIO):
+    """A file that takes no more bytes than the largest published one has."""
+
+    def write(self, block: Any) -> int:
+        if self.tell() + len(block) > MOST_BYTES:
+            raise OSError(f"more than {MOST_BYTES:,} bytes, which is none of the published files")
+        return super().write(block)
