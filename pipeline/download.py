@@ -12,11 +12,12 @@ import logging
 import os
 import tarfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export.files import put_folder, temporary_folder
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import replacing_folder
 from pipeline.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ def fetch(published: Published, instead: str) -> Path:
         import pooch
 
         pooch.get_logger().setLevel(logging.WARNING)  # what it does is said here, in the form of this project
-        pooch.retrieve(published.url, published.digest, target.name, target.parent, downloader=_Download(target))
+        download = partial(_download, target)
+        pooch.retrieve(published.url, published.digest, target.name, target.parent, downloader=download)
     except (ImportError, OSError, ValueError) as error:  # ValueError: other bytes than the published ones
         raise DownloadError(
             f"Expected to download {published.url}. Received: {error}. Without a network, bring the file: {instead}"
@@ -118,38 +120,30 @@ def fetch_dataset(name: str) -> Path:
     archive = fetch(published, "--set data.path=/path/to/folder, with a subfolder for each class")
     log.info("unpacking %s", archive)
     try:
-        with replacing_folder(folder) as temporary, tarfile.open(archive) as packed:
-            packed.extractall(temporary, filter=_below_the_top)
+        with temporary_folder(folder) as temporary:
+            with tarfile.open(archive) as packed:
+                packed.extractall(temporary, filter="data")
+            inner = [p for p in temporary.iterdir() if p.is_dir()]
+            put_folder(inner[0] if len(inner) == 1 else temporary, folder)  # without the archive's own top folder
     except tarfile.TarError as error:
         raise DataError(f"Expected a tar archive. Received: {archive}: {error}. Delete it and try again.") from error
     return folder
 
 
-def _below_the_top(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """What is in the archive's own top folder, under its name there."""
-    _, _, name = member.name.partition("/")
-    return tarfile.data_filter(member.replace(name=name), folder) if name else None
+def _download(target: Path, url: str, part: str, _: object) -> None:
+    """Write what a server answers into a temporary file of pooch's, which checks it and puts it in its place."""
+    from pooch import HTTPDownloader
 
-
-class _Download:
-    """Writes what a server answers into a temporary file of pooch's, which checks its hash and puts it in its place."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __call__(self, url: str, part: str, _: object) -> None:
-        from pooch import HTTPDownloader
-
-        if self._target.exists():
-            log.warning("%s is damaged (its hash is not the published one) and is fetched again", self._target)
-        log.info("fetching %s", url)
-        os.remove(part)  # only its owner could read what pooch makes, and Keras' folder may be shared
-        with (
-            progress_bar(total=MOST_BYTES, desc=f"  {self._target.name}", unit="B", unit_scale=True) as bar,
-            _BoundedFile(part, "w") as file,
-        ):
-            headers = {"Accept-Encoding": "identity"}  # the hash is that of the file as it lies there
-            HTTPDownloader(bar, BLOCK, timeout=TIMEOUT_SECONDS, headers=headers)(url, file, None)
+    if target.exists():
+        log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
+    log.info("fetching %s", url)
+    os.remove(part)  # only its owner could read what pooch makes, and Keras' folder may be shared
+    with (
+        progress_bar(total=MOST_BYTES, desc=f"  {target.name}", unit="B", unit_scale=True) as bar,
+        _BoundedFile(part, "w") as file,
+    ):
+        headers = {"Accept-Encoding": "identity"}  # the hash is that of the file as it lies there
+        HTTPDownloader(bar, BLOCK, timeout=TIMEOUT_SECONDS, headers=headers)(url, file, None)
 
 
 class _BoundedFile(io.FileIO):
