@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from export.bounded_json import parse_json
-from export.errors import ExportError
 from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
@@ -72,10 +71,7 @@ class OnnxRunner:
                 "Install requirements-gpu.txt on a GPU machine.",
                 why,
             )
-        try:
-            refuse_external_data(self.path)
-        except ExportError as error:
-            raise RunnerError(str(error)) from error
+        refuse_external_data(self.path)
         try:
             session = open_on(
                 self._device,
