@@ -13,7 +13,7 @@ from benchmarks.installed import installed
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, write_benchmark
 from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
@@ -62,10 +62,10 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
     content = BenchmarkReport(
         recipe=settings.name,
         model={"size": list(card.size), "classes": len(card.classes)},
-        machine=read_machine(machine()),
+        machine=machine(),
         commit=commit(),
-        gpu_before=tuple(before),
-        gpu_after=tuple(gpu_snapshot()),
+        gpu_before=before,
+        gpu_after=gpu_snapshot(),
         results=tuple(results),
         serves=find_serves(inputs.root, results, settings.runtime),
     )
@@ -105,9 +105,8 @@ def table(results: Sequence[BenchmarkRow]) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    info = machine()
-    cpu = info["cpu"]
-    return machine_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
+    cpu = machine().cpu
+    return machine_environment() | {"cpu": f"{cpu.model}, {cpu.usable_cores} cores"}
 
 
 STAGE = Stage(

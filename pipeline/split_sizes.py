@@ -182,5 +182,5 @@ def images_for(needed: int, share: float) -> int:
 
 def _rounded_up(number: float) -> int:
     """To two digits."""
-    step = 10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1))
     return math.ceil(round(number / step, 6)) * step

@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from export.build_options import BuildOptions
 from export.capabilities import TensorRT
-from export.engine import BuildOptions, build_engine
+from export.engine import build_engine
 from export.errors import ExportError
 from export.sidecar import BatchProfile, read_sidecar, sidecar_path
 from pipeline.command_line import COMMAND, CommandNeededError

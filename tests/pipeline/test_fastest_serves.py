@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
-from pipeline.benchmark_report import BenchmarkReport, Cpu, Machine, read_serves, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, read_serves, write_benchmark
 from pipeline.config import load_recipe
 from pipeline.default_order import fit
 from pipeline.errors import PipelineError
 from pipeline.layout import BENCHMARK, ONNX
+from pipeline.machine import Cpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Contender, Pair, Serves, engine_contender, make_contest, onnx_contender, runtime_part
 from pipeline.serving import Choice

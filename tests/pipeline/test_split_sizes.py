@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from pipeline.commands import _say_verdict
 from pipeline.config import load_recipe
@@ -93,6 +96,12 @@ def test_the_advised_number_of_images_is_enough_nearly_always(needed: int, share
     source, trials = random.Random(7), 1000
     enough = sum(sum(source.random() < share for _ in range(advised)) >= needed for _ in range(trials))
     assert enough / trials == pytest.approx(0.99, abs=0.012)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2000), st.floats(0.001, 0.999), st.integers(0, 400))
+def test_chances_are_those_of_another_implementation(images: int, share: float, needed: int) -> None:
+    assert chance(images, share, needed) == pytest.approx(stats.binom.sf(needed - 1, images, share), abs=1e-9)
 
 
 def test_a_certain_share_needs_no_more_than_the_minimum() -> None:
