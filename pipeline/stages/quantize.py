@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +16,28 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Quantized:
+    """What the manifest records.
+
+    Attributes:
+        calibration_images: that were read, those held out among them.
+        method: of the scales.
+        skipped_images: unreadable ones, by name, and why.
+    """
+
+    calibration_images: int
+    method: str
+    skipped_images: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
     """Write the models, and how they came about; see `pipeline.quantizing.quantize_model`."""
     from pipeline.quantizing import quantize_model
 
     card = partial(read_card, inputs.path(CARD))
     context: Any = SimpleNamespace(recipe=settings, root=inputs.root, images=inputs.images, card=card)
-    return quantize_model(context, out)
+    return Quantized(**quantize_model(context, out))
 
 
 def bytes_per_weight(recipe: Recipe) -> int:
@@ -34,5 +51,6 @@ STAGE = Stage(
     inputs=(Required(CARD), Required(ONNX["fp32"]), Split("calibration", minimum="quantize.min_images")),
     keys=("quantize", "verify.thresholds.fp16", "verify.thresholds.int8", "data.max_bad_images"),
     run=run,
+    result=Quantized,
     bytes_per_weight=bytes_per_weight,
 )

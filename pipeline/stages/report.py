@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.artifacts import Artifacts
 from pipeline.config import SECTIONS
@@ -20,12 +20,19 @@ from pipeline.stages.declared import ENGINES
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reported:
+    """What the manifest records: the verdict that the page shows."""
+
+    verdict_shown: str
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
     """Write ``report.html``; see `pipeline.report.write_report`."""
     from pipeline.report import write_report
 
     asked = inputs.invocation
-    return write_report(Context(settings, asked.recipe_path, asked.artifacts, asked.overrides), out)
+    return Reported(**write_report(Context(settings, asked.recipe_path, asked.artifacts, asked.overrides), out))
 
 
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -55,4 +62,5 @@ STAGE = Stage(
     ),
     keys=("name", "description", *SECTIONS),  # it shows all that differs from the defaults
     run=run,
+    result=Reported,
 )

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 from export.driver import DriverStatus
-from pipeline import commands, runnable, serving, verify
+from pipeline import commands, runnable, serving
 from pipeline.runners import onnxruntime, tensorrt
+from pipeline.stages import verify
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
 from tests.contract.names import read_table
