@@ -442,8 +442,9 @@ def test_a_regression_beside_a_classifier_is_no_way_to_cut(tmp_path: Path) -> No
     built = model(layers.Flatten(name="flat"))
     ends = [layers.Dense(5, name="kind"), layers.Dense(1, name="age"), layers.Dense(1, "sigmoid", name="old")]
     keras.Model(built.inputs, [end(built.outputs[0]) for end in ends]).save(tmp_path / "m.keras")
-    cut = to_json(describe(read_model_file(tmp_path / "m.keras")))["cut"]
-    assert (cut["output"], cut["others"]) == ("old", ("kind",))
+    cut = describe(read_model_file(tmp_path / "m.keras")).cut
+    assert cut is not None
+    assert (cut.output, cut.others) == ("old", ("kind",))
 
 
 @pytest.mark.parametrize(
