@@ -76,7 +76,8 @@ def next_step(
 
 def _behind(context: Context) -> list[str]:
     """Stages whose results are not of this recipe, or of what other stages wrote since; nothing is hashed."""
-    from pipeline.stages import SHOWN_STAGES, STAGES
+    from pipeline.stages import STAGES
+    from pipeline.stages.report import SHOWN_STAGES
 
     stages = [stage for stage in STAGES if stage.name in SHOWN_STAGES]
     records = {stage.name: read_manifest(context.folder(stage.name)) for stage in stages}

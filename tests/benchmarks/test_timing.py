@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats.mstats import mquantiles
 
 from benchmarks.timing import measure, summarize
 
@@ -141,6 +142,14 @@ def test_summary_against_numpy() -> None:
         assert getattr(found, key) == pytest.approx(expected, rel=6e-4)
     assert found.p99_is_near_max is False
     assert found.percentile_method == "linear"
+
+
+@pytest.mark.parametrize("number", [1, 2, 19, 100, 137])
+def test_percentiles_are_those_of_another_implementation(number: int) -> None:
+    samples = np.random.default_rng(number).lognormal(size=number)
+    expected = mquantiles(samples, (0.5, 0.9, 0.99), alphap=1, betap=1)  # interpolates linearly, R's type 7
+    found = summarize(list(samples), batch=1)
+    assert [found[f"p{share}_ms"] for share in (50, 90, 99)] == pytest.approx(expected, rel=1e-3)
 
 
 def test_summary_of_known_numbers() -> None:

@@ -292,7 +292,7 @@ class Artifacts:
 
     def inputs(self) -> dict[str, str]:
         """What the stage says that it reads."""
-        return BY_NAME["report"].inputs(self.context, {})
+        return BY_NAME["report"].digests(self.context, {})
 
     def page(self) -> Page:
         """The page as it is written now."""
