@@ -92,7 +92,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     return {
         "schema": SCHEMA,
         "recipe": context.recipe.name,
-        "machine": machine(),
+        "machine": to_json(machine()),
         "commit": commit(),
         "model_sha256": sha256_file(root / ONNX["fp32"]),
         "test_images": len(labels),

@@ -40,7 +40,7 @@ class ChannelStatistics:
     @property
     def largest(self) -> np.ndarray:
         """Largest absolute value of each channel, (C,)."""
-        return np.maximum(np.abs(self.low), np.abs(self.high))
+        return np.asarray(np.maximum(np.abs(self.low), np.abs(self.high)))
 
     @property
     def limit(self) -> float:

@@ -179,12 +179,6 @@ def missed(precision: str, budget: str, key: str, kept: float) -> str:
     return f"{precision.upper()} misses what {asked} asks for on held-out images ({budget}). {way}."
 
 
-def bytes_per_weight(context: Context) -> int:
-    """What one weight of the model takes in all files together, at least."""
-    usual, older = 2 + 2, 2 + 4  # FP16, and INT8 on FP16; for TensorRT 8.6 FP16, and INT8 on FP32
-    return usual + older if context.recipe.quantize.tensorrt8 else usual
-
-
 class CalibrationImages:
     """The calibration images: those that give scales, once for each pass, and those held out, which judge them.
 

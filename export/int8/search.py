@@ -20,7 +20,8 @@ from export.int8.fp16 import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
 from export.int8.report import BiasCorrection, CalibrationReport, Distances
 from export.metrics import Comparison
-from export.placement import Kept, Placement, int8_convs, measured_tensors, placement_table, quantizable_tensors
+from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
+from export.placement_row import Placement
 from export.precision import unfit_for_fp16
 from export.quantize import quantize
 from export.scales import METHODS, Scales
