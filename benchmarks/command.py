@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
-from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
+from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
@@ -56,7 +57,7 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        opener = make_opener(card, allow=context.recipe.model.allow, options=context.runtime)
+        opener = partial(open_scenario, runtime=context.runtime, card=card, allow=context.recipe.model.allow)
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
         recipe=context.recipe.name,

@@ -27,9 +27,9 @@ from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
 from pipeline.runners.cuda import find_cuda
+from pipeline.runners.open import open_runner
 from pipeline.runners.opened import OpenEngine
 from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
@@ -137,7 +137,7 @@ class Visit(Plan):
         name = f"{precision}-{variant}"
         plan, known = self._plan(name), self.record.evidence
         sha256 = known.engines[name].plan_sha256
-        candidate = Candidate(name, "tensorrt", precision, sha256, None, lambda: TensorRTRunner(plan))
+        candidate = Candidate(name, "tensorrt", precision, sha256, None, partial(open_runner, plan, "tensorrt"))
         answers = {name: answer(candidate, self.reference.pixels, 32, lambda images: None)}
         judged = judge([candidate], answers, self.reference, self.thresholds)
         hops = (*(known.parity.hops if known.parity else ()), *judged.hops)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
@@ -34,6 +33,7 @@ from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
 from pipeline.runnable import files_to_run, why_not_opened, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
+from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.providers import why_not
 from pipeline.stage import Context
@@ -76,14 +76,7 @@ class Choice:
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
-        if self.backend == "tensorrt":
-            from pipeline.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(self.path, self.runtime)
-        from pipeline.runners.onnxruntime import OnnxRunner
-
-        device: Literal["cpu", "cuda"] = "cuda" if self.backend == "onnxruntime-cuda" else "cpu"
-        return OnnxRunner(self.path, precision=self.precision, device=device, gpu=self.runtime.device)
+        return open_runner(self.path, self.backend, self.precision, self.runtime)
 
 
 def choose(

@@ -53,6 +53,7 @@ from pipeline.parity_report import (
 from pipeline.progress import progress_bar
 from pipeline.runnable import files_to_run, why_nothing_runs
 from pipeline.runners.base import Runner
+from pipeline.runners.open import open_keras, open_runner
 from pipeline.split_sizes import check_split_sizes, images_in_all
 from pipeline.stage import Context
 from pipeline.words import count, listed
@@ -132,20 +133,18 @@ def run_all(
 
 def list_candidates(context: Context) -> list[Candidate]:
     """The ONNX files on ONNX Runtime, on CUDA too where that is active, then every engine on TensorRT."""
-    from pipeline.runners.onnxruntime import OnnxRunner
     from pipeline.runners.providers import why_not
-    from pipeline.runners.tensorrt import TensorRTRunner
 
     cuda_is_active = not why_not("cuda")
 
     def onnx(name: str, precision: str, before: str | None) -> list[Candidate]:
         path = context.root / name
         digest = sha256_file(path)
-        runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
+        runner = partial(open_runner, path, "onnxruntime", precision, exact=precision == "int8")
         runs = [Candidate(name, "onnxruntime", precision, digest, before, runner, NOTES[precision])]
         if cuda_is_active:
             # As it serves; held against the same file on the CPU as an engine is, so that the device alone differs.
-            runner = partial(OnnxRunner, path, precision=precision, device="cuda", gpu=context.runtime.device)
+            runner = partial(open_runner, path, CUDA, precision, context.runtime)
             runs.append(Candidate(name, CUDA, precision, digest, runs[0].run_name, runner, CUDA_NOTES[precision]))
         return runs
 
@@ -167,7 +166,7 @@ def list_candidates(context: Context) -> list[Candidate]:
                 precision,
                 sha256_file(plan),
                 source,
-                partial(TensorRTRunner, plan, context.runtime),
+                partial(open_runner, plan, "tensorrt", precision, context.runtime),
                 with_it={f"{plan.parent.relative_to(context.root).as_posix()}/{beside.name}": sha256_file(beside)}
                 if beside.is_file()
                 else {},
@@ -285,12 +284,10 @@ def _ask_keras(
     context: Context, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
 ) -> tuple[np.ndarray, FloatNoise]:
     """Keras' logits, unless they are known, and how far rounding alone moves them."""
-    from pipeline.runners.keras import KerasRunner
-
     model, batch_size = context.root / KERAS, context.recipe.verify.batch_size
     allow = context.recipe.model.allow
     try:
-        runner = KerasRunner(model, card.preprocessing, output=card.output, allow=allow, max_batch=batch_size)
+        runner = open_keras(model, card, allow, batch_size)
         with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
             card.check_runner(runner, KERAS)
             if logits is None:

@@ -15,14 +15,14 @@ from export.errors import ExportError
 from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.runners.base import Outputs, Top, check_pixels, top_of
+from pipeline.runners.base import GraphRunner, check_pixels, pieces
 from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_session, why_not
 
 # Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
 DISABLED_OPTIMIZERS = ("Pad_Fusion",)
 
 
-class OnnxRunner:
+class OnnxRunner(GraphRunner):
     """Runs an exported ONNX file.
 
     Args:
@@ -36,7 +36,6 @@ class OnnxRunner:
             what serves; or "tensorrt", ONNX Runtime's own way to TensorRT, a peer to be timed: it builds an engine for
             the first batch size that comes and another when a later one does not fit, and may compute FP32 in TF32.
         gpu: index of the GPU.
-        threads: 0 takes ONNX Runtime's default.
         max_batch: larger input is split.
     """
 
@@ -49,7 +48,6 @@ class OnnxRunner:
         fuse_int8: bool = False,
         device: Device = "cpu",
         gpu: int = 0,
-        threads: int = 0,
         max_batch: int = 256,
     ) -> None:
         self.path = path
@@ -61,7 +59,6 @@ class OnnxRunner:
         self._fuse_int8 = fuse_int8
         self._device: Device = device
         self._gpu = gpu
-        self._threads = threads
         self._session: Any = None
         self.graph_top_k = 0
         self.classes = 0
@@ -83,7 +80,6 @@ class OnnxRunner:
             raise RunnerError(str(error)) from error
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
         if not self._fuse_int8:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self._exact:
@@ -118,27 +114,13 @@ class OnnxRunner:
     def __exit__(self, *exc: object) -> None:
         self._session = None
 
-    def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC pixels."""
-        return Outputs(*self._run(OUTPUTS, pixels))
-
-    def top(self, pixels: np.ndarray, k: int) -> Top:
-        """The best k classes of each image; from the graph where the file has as many in it (`export.top_k`)."""
-        if 1 <= k <= self.graph_top_k:
-            probabilities, classes = self._run(TOP_OUTPUTS, pixels)
-            return Top(probabilities[:, :k], classes[:, :k])
-        return top_of(self.infer(pixels).probabilities, k)
-
-    def _run(self, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
+    def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         if self._session is None:
             raise RunnerError("Expected an open runner: use it in a with block.")
         source = self._session.get_inputs()[0]
         check_pixels(pixels, (source.shape[1], source.shape[2]))
         try:
-            parts = [
-                self._session.run(names, {source.name: pixels[i : i + self.max_batch]})
-                for i in range(0, len(pixels), self.max_batch)
-            ]
+            parts = [self._session.run(names, {source.name: piece}) for piece in pieces(pixels, self.max_batch)]
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
