@@ -5,21 +5,18 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.bounded_json import parse_json
-from export.errors import ExportError
 from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import GraphRunner, check_pixels, pieces
-from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_session, why_not
-
-# Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
-DISABLED_OPTIMIZERS = ("Pad_Fusion",)
+from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_on, why_not
 
 
 class OnnxRunner(GraphRunner):
@@ -54,11 +51,17 @@ class OnnxRunner(GraphRunner):
         self.backend = BACKENDS[device]
         self.precision = precision
         self.max_batch = max_batch
-        # Folding the weights' scales away would leave TensorRT without them, and other sums than were verified.
-        self._exact = exact or (device != "cpu" and precision == "int8")
-        self._fuse_int8 = fuse_int8
         self._device: Device = device
-        self._gpu = gpu
+        self._open = partial(
+            open_on,
+            device,
+            str(path),
+            precision=precision,
+            index=gpu,
+            # Folding the weights' scales away would leave TensorRT without them, and other sums than were verified.
+            exact=exact or (device != "cpu" and precision == "int8"),
+            fuse_int8=fuse_int8,
+        )
         self._session: Any = None
         self.graph_top_k = 0
         self.classes = 0
@@ -66,33 +69,15 @@ class OnnxRunner(GraphRunner):
 
     def __enter__(self) -> OnnxRunner:
         require_onnxruntime(self.path)
-        import onnxruntime as ort
-
         if self._device != "cpu" and (why := why_not(self._device)):
             raise DeviceUnavailableError(
                 f"Expected ONNX Runtime with {PROVIDERS[self._device]}. Received: {why}. "
                 "Install requirements-gpu.txt on a GPU machine.",
                 why,
             )
+        refuse_external_data(self.path)
         try:
-            refuse_external_data(self.path)
-        except ExportError as error:
-            raise RunnerError(str(error)) from error
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if not self._fuse_int8:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if self._exact:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = open_session(
-                str(self.path),
-                options,
-                self._device,
-                precision=self.precision,
-                index=self._gpu,
-                disabled_optimizers=list(DISABLED_OPTIMIZERS),
-            )
+            session = self._open()
         except DeviceUnavailableError:
             raise
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
