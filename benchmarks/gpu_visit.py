@@ -19,10 +19,10 @@ from export.driver import driver_status
 from export.engine import build_engine
 from export.engine_check import check_engine
 from export.errors import ExportError
-from export.sidecar import BatchProfile, Sidecar
+from export.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.answering import answer
 from pipeline.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.layout import Precision, plan_name
+from pipeline.layout import plan_name
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds

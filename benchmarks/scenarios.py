@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
-from export.sidecar import Sidecar, read_sidecar
+from export.sidecar import PRECISIONS, Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
 from pipeline.errors import PipelineError
 from pipeline.layout import KERAS, ONNX, engines, plan_variant
@@ -80,7 +80,7 @@ def scenarios(
     artifacts_dir: Path,
     batches: Sequence[int],
     *,
-    precisions: Sequence[str] = ("fp32", "fp16", "int8"),
+    precisions: Sequence[str] = PRECISIONS,
     backends: Sequence[str] = tuple(INCLUDES),
 ) -> list[Scenario]:
     """Find what can be timed here.
@@ -129,7 +129,7 @@ def _is_active(device: Device) -> bool:
 
 def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
     """Whether an engine is for this batch size: a variant is for those of its profile, if it takes any of them."""
-    fitting = [size for size in batches if sidecar.profile.min <= size <= sidecar.profile.max]
+    fitting = [size for size in batches if sidecar.profile.takes(size)]
     return plan_variant(plan) is None or not fitting or batch in fitting
 
 
@@ -246,8 +246,7 @@ def _run_batch(
 
 
 def _fits(plan: Path, batch: int) -> bool:
-    profile = read_sidecar(plan).profile
-    return bool(profile.min <= batch <= profile.max)
+    return read_sidecar(plan).profile.takes(batch)
 
 
 def _graph(runner: Any, batch: int) -> str:

@@ -39,6 +39,7 @@ from export.inspection import differences, inspect_engine, summarize_listing, un
 from export.interrupts import deferred_interrupt
 from export.sidecar import (
     INPUT,
+    PRECISIONS,
     AskedLayers,
     BatchProfile,
     FoundLayers,
@@ -52,7 +53,6 @@ from export.wire_format import BYTES, fields
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16", "int8")
 METADATA_PROPS = 14  # of ModelProto in ``onnx.proto3``: pairs of a key (1) and a value (2)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from export.errors import ExportError
 from export.records import read_record, to_json
@@ -24,6 +24,8 @@ TOP_OUTPUTS = ("top_probabilities", "top_classes")  # float32 and int32, (N, k),
 REBUILD = "python -m pipeline build -c RECIPE --force"
 
 
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)  # in the order of every list and table
 LARGEST_BATCH = 65_536  # more is a slip of the keyboard
 
 
@@ -44,6 +46,10 @@ class BatchProfile:
                 f"Expected batch sizes 1 <= min <= opt <= max <= {LARGEST_BATCH:,}. "
                 f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
             )
+
+    def takes(self, batch: int) -> bool:
+        """Whether a batch runs as it is: neither in pieces nor filled up."""
+        return self.min <= batch <= self.max
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
-from export.sidecar import read_sidecar
+from export.sidecar import BatchProfile, read_sidecar
 from pipeline.benchmark_report import read_serves
-from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, Sizes, fit, misfit
+from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, fit, misfit
 from pipeline.errors import PipelineError
 from pipeline.layout import ONNX, PARITY, engines, plan_precision
 from pipeline.measured import (
@@ -52,7 +52,7 @@ class Choice:
     backend: str
     precision: str
     verdict: str
-    profile: Sizes | None = None  # min, opt and max of an engine's batch; None: any batch
+    profile: BatchProfile | None = None  # of an engine; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     why: str = ""  # where it is "not verified", or nothing here opens it
     opens: bool = True  # as far as that is seen before
@@ -278,6 +278,5 @@ def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -
             unusable.append(str(error))
             continue
         found, name = verdicts.on(plan), plan.relative_to(context.root).as_posix()
-        sizes = (profile.min, profile.opt, profile.max)
-        choices.append(Choice(name, plan, backend, precision, found.verdict, sizes, runtime, found.why))
+        choices.append(Choice(name, plan, backend, precision, found.verdict, profile, runtime, found.why))
     return choices, unusable

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class PyTorchRunner:
         max_batch: int = 256,
         tf32: bool = True,
     ) -> None:
-        if precision not in ("fp32", "fp16") or mode not in MODES or max_batch < 1:
+        if precision not in get_args(Precision) or mode not in MODES or max_batch < 1:
             raise RunnerError(
                 f"Expected precision fp32 or fp16, a mode of {', '.join(MODES)} and max_batch >= 1. "
                 f"Received: {precision!r}, {mode!r}, {max_batch}."

@@ -81,6 +81,14 @@ def test_an_engine_without_a_sidecar_is_left_out(
     assert "fp32.json" in caplog.text
 
 
+def test_an_engine_that_no_stage_built_is_left_out(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, True)
+    for path in sorted((artifacts / "build" / "rtx").glob("fp32.*")):
+        path.with_stem("best").write_bytes(path.read_bytes())
+    found = scenarios(artifacts, [4], backends=["tensorrt"])
+    assert "best.plan" not in {one.path.name for one in found}
+
+
 def test_filters_and_missing_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, False)
     (artifacts / "quantize" / "model.int8.onnx").unlink()
