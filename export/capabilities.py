@@ -47,11 +47,6 @@ class TensorRT:
         return self.has("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
 
     @property
-    def always_strong(self) -> bool:
-        """Whether the types always come from the ONNX file, because the builder's FP16 flag is gone."""
-        return self.strongly_typed and not self.has("BuilderFlag", "FP16")
-
-    @property
     def builds_without_gpu(self) -> bool:
         """Whether engines can be built on a machine without a GPU: TensorRT-RTX compiles ahead of time."""
         return self.targets

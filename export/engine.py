@@ -8,6 +8,7 @@ machines that hold little else.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import mmap
 import os
@@ -44,7 +45,6 @@ from export.sidecar import (
     BatchProfile,
     FoundLayers,
     Sidecar,
-    TensorInfo,
     home_of,
     sha256_file,
     write_plan,
@@ -138,7 +138,7 @@ def build_engine(
     seconds = time.monotonic() - started
 
     data = memoryview(plan)
-    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, _best_shape(tensors[0]))
+    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, (profile.opt, *tensors[0].shape[1:]))
     if found is None:
         found = summarize_listing(listing, asked)
     elif found.reason is not None:
@@ -153,7 +153,7 @@ def build_engine(
         **_machine(trt, driver, wanted),
         onnx_file=Path(os.path.relpath(source.resolve(), home_of(plan_file))).as_posix(),
         onnx_sha256=onnx_sha256,
-        plan_sha256=_sha256(data),
+        plan_sha256=hashlib.sha256(data).hexdigest(),
         plan_bytes=data.nbytes,
         precision=precision,
         variant=variant,
@@ -256,7 +256,7 @@ def _inspect(
     logger: Any,
     asked: Mapping[str, str],
     options: BuildOptions,
-    shape: Sequence[int],
+    image: Sequence[int],
 ) -> tuple[FoundLayers | None, str | None]:
     """Summarise the engine's layers where it can be loaded here; else None and why not."""
     if not driver:
@@ -269,14 +269,9 @@ def _inspect(
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, image)), None
     except Exception as error:  # of the library, or of an answer of another form: an engine took minutes to build
         return None, f"the engine's layers cannot be listed here: {type(error).__name__}: {error}"
-
-
-def _best_shape(images: TensorInfo) -> Sequence[int]:
-    """Give the input's shape at the batch size that the engine is tuned for."""
-    return (images.profile or {}).get("opt", images.shape)
 
 
 def _names(classes: Any) -> tuple[str, ...] | None:
@@ -302,9 +297,3 @@ def _onnx_metadata(source: Path) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             found[key] = parse_json(text, key)
     return found
-
-
-def _sha256(data: memoryview) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.onnx_to_torch import Precision
 from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
-from benchmarks.peers.torch_device import versions
+from benchmarks.peers.torch_device import Precision, versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import in_turns, measure, summarize
 from pipeline.errors import PipelineError, RunnerError

@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks.peers.onnx_to_torch import Precision, load_onnx
-from benchmarks.peers.torch_device import Slot, import_torch, settings, tf32_allowed, versions
+from benchmarks.peers.torch_device import Precision, Slot, import_torch, settings, tf32_allowed, versions
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, check_pixels
 
@@ -110,6 +109,8 @@ class PyTorchRunner:
             stack.close()
 
     def _open(self, torch: Any) -> None:
+        from benchmarks.peers.onnx_to_torch import load_onnx
+
         module = load_onnx(self.path, self.precision)  # type: ignore[arg-type]
         names = module.output_names
         if missing := [name for name in OUTPUTS if name not in names]:

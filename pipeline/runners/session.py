@@ -179,7 +179,7 @@ class EngineSession:
 
     def keep_kernels(self) -> None:
         """Write what TensorRT-RTX compiled so far, so that a process that is killed compiles it only once."""
-        if self.trt.jit and self._kernels is not None:
+        if self._kernels is not None:
             self._kernels.keep()
 
     def close(self) -> None:
@@ -210,9 +210,7 @@ class EngineContext:
         self._addresses: dict[str, int] = {}
 
     def bytes_for(self, batch: int) -> int:
-        """Give the memory in bytes that a batch size needs; where the version cannot say, what every size needs."""
-        if not self._session.memory_follows_batch:
-            return self._session.activation_bytes
+        """Give the memory in bytes that a batch size needs, where `EngineSession.memory_follows_batch`."""
         self._set_batch(batch)
         return self._size_for_shapes(batch)
 

@@ -153,7 +153,7 @@ class TensorRTRunner(GraphRunner):
                 try:
                     yield engine
                 except BaseException:
-                    engine.settle()
+                    engine.ring.settle()
                     raise
         finally:
             self._busy.release()

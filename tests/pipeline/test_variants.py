@@ -11,7 +11,7 @@ from benchmarks.command import table
 from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError
-from export.sidecar import write_plan
+from export.sidecar import BatchProfile, write_plan
 from pipeline import building, runnable, serving
 from pipeline.building import build_engines, build_options
 from pipeline.config import load_recipe
@@ -204,8 +204,8 @@ def test_unverified_engines_are_taken_by_fit_too(tmp_path: Path, monkeypatch: py
 
 
 def test_misfit_counts_runs_first() -> None:
-    def of(*profile: int) -> Choice:
-        return Choice("", Path(), "tensorrt", "int8", "pass", (profile[0], profile[1], profile[2]))
+    def of(*sizes: int) -> Choice:
+        return Choice("", Path(), "tensorrt", "int8", "pass", BatchProfile(*sizes))
 
     assert of(1, 1, 1).misfit(32)[0] == 32
     assert of(1, 8, 16).misfit(33)[0] == 3
