@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.gpu_dry_run import foresee
 from benchmarks.gpu_folder import altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options, refuse_missing_sources
+from benchmarks.gpu_plan import Plan
 from benchmarks.gpu_record import Record, last_line
 from benchmarks.gpu_steps import make_steps
 from benchmarks.gpu_targets import target_table
@@ -138,7 +139,8 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
     seconds = None if options.minutes is None else options.minutes * 60
     try:
         with record.watched(seconds):
-            make_steps(Visit(options, reference, thresholds, trt, plans, record).steps(), record, seconds)
+            plan = Plan(options, trt.flavour, trt.strongly_typed)
+            make_steps(plan.steps(Visit(plan, reference, thresholds, trt, plans, record)), record, seconds)
     except KeyboardInterrupt:
         record.close("interrupted")
     else:

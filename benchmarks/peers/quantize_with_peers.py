@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from benchmarks.peers.images import PixelReader, read_images
 from benchmarks.peers.placement import placement
 from benchmarks.peers.tools import PEERS, TOOLS
 from export.errors import ProjectError
+from export.files import put_file, temporary_folder, write_atomic
 from export.words import count
 
 log = logging.getLogger("peers")
@@ -82,9 +82,8 @@ def run_peer(job: Job) -> dict[str, Any]:
     except Exception as error:
         raise ProjectError(f"Expected an ONNX model. Received: {job.model} ({error}). Name another file.") from error
     name, pixels = read_images(job.images, model, job.limit, job.seed)
-    with tempfile.TemporaryDirectory(prefix=f".{job.name}.", dir=job.out) as scratch:
-        # A copy: the tools write beside the model that they read.
-        source, made = Path(scratch) / "model.onnx", Path(scratch) / "int8.onnx"
+    with temporary_folder(job.out / job.name) as scratch:
+        source, made = scratch / "model.onnx", scratch / "int8.onnx"  # a copy: the tools write beside what they read
         onnx.save(model, source)
         del model
         reader = PixelReader(name, pixels, job.batch, job.name)
@@ -126,12 +125,10 @@ def run_peer(job: Job) -> dict[str, Any]:
             "placement": placement(result),
             "versions": _versions(),
         }
-        text = Path(scratch) / "int8.json"
-        text.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
         # The sidecar goes last: where it is, its model is whole.
         (job.out / f"{job.name}.json").unlink(missing_ok=True)
-        os.replace(made, job.out / f"{job.name}.onnx")
-        os.replace(text, job.out / f"{job.name}.json")
+        put_file(made, job.out / f"{job.name}.onnx")
+        write_atomic(job.out / f"{job.name}.json", json.dumps(sidecar, indent=2) + "\n")
     return sidecar
 
 
