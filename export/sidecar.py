@@ -27,6 +27,12 @@ REBUILD = "python -m pipeline build -c RECIPE --force"
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)  # in the order of every list and table
 LARGEST_BATCH = 65_536  # more is a slip of the keyboard
+BATCH_RULE = f"1 <= min <= opt <= max <= {LARGEST_BATCH:,}"
+
+
+def keeps_batch_rule(smallest: int, best: int, largest: int) -> bool:
+    """Whether these can be the batch sizes of an engine, see `BATCH_RULE`."""
+    return 1 <= smallest <= best <= largest <= LARGEST_BATCH
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,11 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         sizes = (self.min, self.opt, self.max)
-        if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes) or not (
-            1 <= self.min <= self.opt <= self.max <= LARGEST_BATCH
-        ):
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if not (whole and keeps_batch_rule(*sizes)):
             raise ExportError(
-                f"Expected batch sizes 1 <= min <= opt <= max <= {LARGEST_BATCH:,}. "
-                f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
+                f"Expected batch sizes {BATCH_RULE}. Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. "
+                "Correct the recipe's profile."
             )
 
     def takes(self, batch: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from export.capabilities import TensorRT
 from export.engine import BuildOptions, build_engine
 from export.errors import ExportError
-from export.sidecar import BatchProfile, read_sidecar, sidecar_path
+from export.sidecar import read_sidecar, sidecar_path
 from pipeline.command_line import pipeline_command, recipe_options
 from pipeline.environment import choose_tensorrt, why_not_here
 from pipeline.errors import PipelineError
@@ -64,7 +64,7 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
                 context.root / engine_source(precision, trt.strongly_typed),
                 plan,
                 precision=precision,
-                profile=BatchProfile(profile.min, profile.opt, profile.max),
+                profile=profile,
                 trt=trt,
                 options=options,
                 variant=variant,

@@ -18,7 +18,6 @@ from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.files import sha256_file
 from pipeline.layout import engines, plan_name, plan_precision, plan_variant
-from pipeline.recipe import Profile
 from pipeline.serving import Choice, choose
 from pipeline.stage import Context
 from tests import tiny_onnx
@@ -51,16 +50,18 @@ def test_names() -> None:
 
 def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
     plain = context(tmp_path, {"profile": {"max": 16}}).recipe.build
-    assert plain.profiles == {None: Profile(1, 8, 16)}
+    assert plain.profiles == {None: BatchProfile(1, 8, 16)}
     given = context(tmp_path, {"variants": TWO}).recipe.build
-    assert given.profiles == {"latency": Profile(1, 1, 1), "throughput": Profile(1, 64, 256)}
+    assert given.profiles == {"latency": BatchProfile(1, 1, 1), "throughput": BatchProfile(1, 64, 256)}
     more = context(tmp_path, {"variants": TWO}, "build.variants.throughput.max=512", "build.variants.one={opt: 1}")
     assert more.recipe.build.profiles == {
-        "latency": Profile(1, 1, 1),
-        "throughput": Profile(1, 64, 512),
-        "one": Profile(1, 1, 32),
+        "latency": BatchProfile(1, 1, 1),
+        "throughput": BatchProfile(1, 64, 512),
+        "one": BatchProfile(1, 1, 32),
     }
-    assert context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build.profiles == {None: Profile()}
+    assert context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build.profiles == {
+        None: BatchProfile(1, 8, 32)
+    }
 
 
 @pytest.mark.parametrize(
