@@ -59,9 +59,8 @@ def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
         "throughput": BatchProfile(1, 64, 512),
         "one": BatchProfile(1, 1, 32),
     }
-    assert context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build.profiles == {
-        None: BatchProfile(1, 8, 32)
-    }
+    none = context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build
+    assert none.profiles == {None: BatchProfile(1, 8, 32)}
 
 
 @pytest.mark.parametrize(
