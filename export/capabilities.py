@@ -151,6 +151,13 @@ class TensorRT:
         """Whether the number of the builder's threads can be chosen."""
         return hasattr(self.module.Builder, "max_threads")
 
+    def context_without_memory(self, engine: Any) -> Any:
+        """Make an execution context that gets its memory from the caller; None where TensorRT refuses."""
+        if self.allocation_strategies:
+            how = self.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+            return engine.create_execution_context(how)
+        return engine.create_execution_context_without_device_memory()
+
     def generations(self) -> list[str]:
         """The GPU generations that can be targets, as SM86."""
         members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", {})

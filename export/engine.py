@@ -128,9 +128,14 @@ def build_engine(
             raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
         logger.raise_pending()
     if plan is None:
+        advice = "Change the graph or the options that it names."
+        if options.version_compatible:
+            advice = (
+                "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
+            )
         raise ExportError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
-            f"Received: {logger.lines()}. {_advice(options)}"
+            f"Received: {logger.lines()}. {advice}"
         )
     if cache is not None and options.timing_cache is not None:
         timing_cache.save(cache, options.timing_cache)
@@ -188,12 +193,6 @@ def _check_request(source: Path, plan: Path, precision: str) -> None:
     if not source.is_file():
         raise ExportError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
     refuse_external_data(source)
-
-
-def _advice(options: BuildOptions) -> str:
-    if options.version_compatible:
-        return "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
-    return "Change the graph or the options that it names."
 
 
 def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str]) -> None:
