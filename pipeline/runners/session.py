@@ -175,7 +175,7 @@ class EngineSession:
 
     def keep_kernels(self) -> None:
         """Write what TensorRT-RTX compiled so far, so that a process that is killed compiles it only once."""
-        if self._kernels is not None:
+        if self.trt.jit and self._kernels is not None:
             self._kernels.keep()
 
     def close(self) -> None:
