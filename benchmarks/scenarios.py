@@ -161,9 +161,19 @@ def open_scenario(
     card: ModelCard | None = None,
     allow: Sequence[str] = (),
 ) -> Runner:
-    """Make the runner of a scenario, which takes its batch at once; see `pipeline.runners.open.open_runner`."""
-    one = scenario
-    return open_runner(one.path, one.backend, one.precision, runtime, at_once=one.batch, card=card, allow=allow)
+    """Make the runner of a scenario, which takes its batch at once; see `pipeline.runners.open.open_runner`.
+
+    Args:
+        scenario: what is to be timed.
+        runtime: how engines are run. Defaults to None: `RuntimeOptions()`.
+        card: what a Keras model needs besides its file.
+        allow: what of a Keras model may run code, by name. Defaults to nothing.
+    """
+    if scenario.backend == "keras":
+        from pipeline.runners.keras import open_keras
+
+        return open_keras(scenario.path, card, allow, max(64, scenario.batch))
+    return open_runner(scenario.path, scenario.backend, scenario.precision, runtime, at_once=scenario.batch)
 
 
 def run_scenarios(
@@ -241,7 +251,8 @@ def _run_batch(
     rows = {one: _row(one, samples.get(name), errors.get(name), found.get(name, "")) for name, one in named.items()}
     for name, one in named.items():
         if name in alone and rows[one].error is None:
-            rows[one] = replace(rows[one], compute=Compute(COMPUTE, **summarize(alone[name], one.batch)))
+            numbers = asdict(summarize(alone[name], one.batch))
+            rows[one] = replace(rows[one], compute=Compute(**numbers, includes=COMPUTE))
     return rows
 
 
@@ -268,5 +279,5 @@ def _row(scenario: Scenario, samples: Samples | None, error: str | None, graph: 
     described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
     if samples is None:
         return BenchmarkRow(**described, error=error or "it gave no sample")
-    turns = tuple(samples.turns)
-    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=turns, **summarize(samples, scenario.batch))
+    numbers = asdict(summarize(samples, scenario.batch))
+    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=tuple(samples.turns), **numbers)

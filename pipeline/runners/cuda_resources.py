@@ -9,7 +9,7 @@ import ctypes
 import gc
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from pipeline.errors import RunnerError
 from pipeline.runners.cuda import CudaApi
 
 log = logging.getLogger(__name__)
+
+
+_Self = TypeVar("_Self", bound="_Owner")
 
 
 class _Owner:
@@ -35,7 +38,7 @@ class _Owner:
         self._handle = handle
         self._release = release
 
-    def __enter__(self) -> Any:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -17,6 +17,8 @@ from pipeline.runners.base import Outputs, Top, check_pixels, pieces, softmax, t
 if TYPE_CHECKING:
     import keras
 
+    from pipeline.card import ModelCard
+
 
 class KerasRunner:
     """Runs a Keras classifier on uint8 pixels; logits in float32.
@@ -96,3 +98,20 @@ class KerasRunner:
     def top(self, pixels: np.ndarray, k: int) -> Top:
         """The best k classes of each image."""
         return top_of(self.infer(pixels).probabilities, k)
+
+
+def open_keras(path: Path, card: ModelCard | None, allow: Sequence[str], max_batch: int) -> KerasRunner:
+    """Make the runner of a Keras model; it is loaded when its with block begins.
+
+    Args:
+        path: the model file.
+        card: what the model needs besides it.
+        allow: what of the model may run code, by name.
+        max_batch: larger input is split.
+
+    Raises:
+        RunnerError: there is no card.
+    """
+    if card is None:
+        raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
+    return KerasRunner(path, card.preprocessing, output=card.output, allow=allow, max_batch=max_batch)

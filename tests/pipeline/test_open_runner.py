@@ -7,11 +7,12 @@ import pytest
 
 from export.preprocessing import PreprocessingSpec
 from pipeline.errors import RunnerError
-from pipeline.runners.keras import KerasRunner
+from pipeline.runners.keras import open_keras
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.runners.open import BACKENDS, open_runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
+from pipeline.source_code import closure
 from tests import fake_onnxruntime, tiny_onnx
 from tests.fake_engine import make_plan
 
@@ -27,7 +28,7 @@ class Card:
 def test_each_backend_has_its_runner(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "x.plan")
     for backend in BACKENDS:
-        runner = open_runner(plan, backend, card=Card())  # type: ignore[arg-type]
+        runner = open_runner(plan, backend)
         assert runner.backend == backend
 
 
@@ -40,9 +41,19 @@ def test_what_each_is_opened_with(tmp_path: Path) -> None:
     assert isinstance(onnx, OnnxRunner)
     assert (onnx.precision, onnx.max_batch) == ("int8", 300)
     assert open_runner(plan, "onnxruntime").max_batch == 256
-    keras = open_runner(plan, "keras", card=Card(), at_once=65)  # type: ignore[arg-type]
-    assert isinstance(keras, KerasRunner)
-    assert keras.max_batch == 65
+
+
+def test_a_keras_model_needs_its_card() -> None:
+    runner = open_keras(Path("model.keras"), Card(), ("Lambda",), 65)  # type: ignore[arg-type]
+    assert (runner.preprocessing, runner.max_batch) == (Card().preprocessing, 65)
+    with pytest.raises(RunnerError, match="card of the Keras model"):
+        open_keras(Path("model.keras"), None, (), 1)
+
+
+def test_who_opens_exported_files_imports_nothing_that_reads_keras_files() -> None:
+    found = closure("pipeline.runners.open", Path(__file__).parents[2])
+    assert "pipeline/runners/onnxruntime.py" in found
+    assert not {"pipeline/runners/keras.py", "pipeline/loading.py"} & found.keys()
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -55,8 +66,6 @@ def test_an_exact_run_is_one_without_graph_optimizations(
         assert runtime.opened[-1].optimized is not exact
 
 
-def test_what_cannot_be_opened_is_refused() -> None:
-    with pytest.raises(RunnerError, match="card of the Keras model"):
-        open_runner(Path("model.keras"), "keras")
+def test_another_backend_is_refused() -> None:
     with pytest.raises(RunnerError, match="'tpu'"):
         open_runner(Path("x"), "tpu")
