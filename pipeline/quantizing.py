@@ -24,7 +24,6 @@ from export.quantize import quantize
 from export.scales import METHODS, Scales
 from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
 from export.simulation import HeldOut, summary, words
-from pipeline import charts
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, Sample, check_classes, check_readable
 from pipeline.files import sha256_file, write_atomic, write_json
@@ -267,5 +266,3 @@ def _write_sensitivity(folder: Path, costs: Sequence[LayerCost], kept: Mapping[s
         numbers = (f"{cost.top1_agreement:.4f}", f"{cost.accuracy_drop:.4f}")
         writer.writerow((*row, *numbers, kept[cost.node].precision if cost.node in kept else "int8"))
     write_atomic(folder / "sensitivity.csv", buffer.getvalue())
-    rows = [(f"{cost.keras_layer} ({cost.op})", cost.noise, cost.node in kept) for cost in costs]
-    charts.sensitivity_figure(rows).savefig(folder / "sensitivity.png", dpi=120)

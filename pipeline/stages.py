@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import building, exporting
+from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_serves
 from pipeline.config import SECTIONS
 from pipeline.environment import machine_environment
@@ -154,9 +155,10 @@ def _infer(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _report(context: Context, folder: Path) -> dict[str, Any]:
-    from pipeline.report import write_report
+    from pipeline.report import READS, write_report
 
-    return write_report(context, folder)
+    context.card()  # which refuses a model file that is another by now
+    return write_report(Artifacts(context.root, READS), context.recipe, context.invocation, folder)
 
 
 def _train_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -235,7 +237,7 @@ def _serves_input(context: Context) -> dict[str, str]:
 def _report_inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
     return (
         context.required("train", "model.json", "history.json")
-        | context.files("train", "model.keras")
+        | context.files("train", "model.keras", "samples.npz")
         | context.files("export", "model.onnx")
         | context.required("quantize", "placement.json", "calibration.json")
         | context.files("quantize", "*.onnx", "sensitivity.csv")
@@ -278,7 +280,6 @@ STAGES = (
             "pipeline/stage_records.py",
             "export/placement_row.py",
             "pipeline/charts.py",
-            "pipeline/fonts.py",
             *READ_CARD,
             "pipeline/models.py",
             "pipeline/model_settings.py",
@@ -349,7 +350,6 @@ STAGES = (
             "pipeline/stage_records.py",
             *READ_CARD,
             "pipeline/charts.py",
-            "pipeline/fonts.py",
             "export/quantize.py",
             "export/placement.py",
             "export/placement_row.py",
@@ -490,7 +490,6 @@ STAGES = (
             "pipeline/html.py",
             "pipeline/bars.py",
             "pipeline/charts.py",
-            "pipeline/fonts.py",
             "pipeline/decode_spec.py",
             *DECODE,
         ),

@@ -24,7 +24,6 @@ from pipeline.errors import ImageError
 from pipeline.files import write_json
 from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
-from pipeline.pictures import GRID_IMAGES, save_curves, save_samples
 from pipeline.recipe import Recipe
 from pipeline.split_sizes import check_split_sizes, needed_images
 from pipeline.taking_over import take_over
@@ -36,15 +35,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 6  # images in the report
 _COMPARED_ON = 4  # pictures of the data, before and after a finished model is taken over
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Train (or take over) the model of a recipe.
 
-    Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``curves.png``, ``samples.png``,
-    ``images.json`` (what was trained and validated on) and, if the recipe asks for it, ``backbone.weights.h5`` into
-    ``folder``.
+    Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``samples.npz`` (some images
+    for the report), ``images.json`` (what was trained and validated on) and, if the recipe asks for it,
+    ``backbone.weights.h5`` into ``folder``.
 
     Args:
         recipe: what to do.
@@ -87,13 +87,11 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         )
         if recipe.train.save_backbone:
             built.backbone.save_weights(folder / "backbone.weights.h5")
-        if history:  # no epoch at all, as somebody asks for who only wants to see the chain run
-            save_curves(history, folder / "curves.png")
-    shown = list(islice(one_of_each(images.splits["train"]), GRID_IMAGES))
+    shown = list(islice(one_of_each(images.splits["train"]), _SHOWN))
     if shown:
         grid, labels = pixels.all(shown, "sample images")
         if len(grid):
-            save_samples(grid, labels.tolist(), images.classes, folder / "samples.png")
+            np.savez(folder / "samples.npz", pixels=grid, labels=np.asarray(labels, np.int64))
     model.save(folder / "model.keras", include_optimizer=False)
     trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
     card = replace(card, parameters=int(model.count_params()), trainable_parameters=int(trainable))

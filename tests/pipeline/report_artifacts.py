@@ -17,6 +17,7 @@ from export.preprocessing import PreprocessingSpec
 from export.records import to_json
 from export.sidecar import AskedLayers, BatchProfile, FoundLayers, Sidecar, sha256_file, sidecar_path, write_plan
 from export.statistics import McNemar
+from pipeline import artifacts
 from pipeline.benchmark_report import (
     BenchmarkReport,
     BenchmarkRow,
@@ -33,7 +34,8 @@ from pipeline.files import sha256_bytes, write_json
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
-from pipeline.report import write_report
+from pipeline.recipe import Recipe
+from pipeline.report import READS, write_report
 from pipeline.stage import Context
 from pipeline.stage_records import (
     BiasCorrection,
@@ -146,6 +148,7 @@ class Artifacts:
             parameters=273_652,
         )
     )
+    samples: Sequence[int] | None = None  # labels of samples.npz; None: an earlier version, which wrote none
     plans: list[str] = field(default_factory=list)
     predictions: list[tuple[Any, ...]] | None = None  # path, status, class, probability, error
     sensitivity: list[tuple[Any, ...]] | None = None
@@ -182,6 +185,9 @@ class Artifacts:
         (root / "train/model.keras").write_bytes(b"keras")
         write_card(root / "train/model.json", self.card)
         write_json(root / "train/history.json", [to_json(epoch) for epoch in self.history])
+        if self.samples is not None:
+            pixels = np.stack([self.image(number) for number in range(len(self.samples))])
+            np.savez(root / "train/samples.npz", pixels=pixels, labels=np.array(self.samples))
         for name in ONNX:
             (root / name).write_bytes(300 * name.encode())
         write_json(root / "export/summary.json", {})
@@ -296,11 +302,12 @@ class Artifacts:
         """What the stage says that it reads."""
         return BY_NAME["report"].inputs(self.context, {})
 
-    def page(self) -> Page:
-        """The page as it is written now."""
+    def page(self, recipe: Recipe | None = None) -> Page:
+        """The page as it is written now, of this recipe or another."""
         folder = self.folder / "out"
         folder.mkdir(exist_ok=True)
-        write_report(self.context, folder)
+        context = self.context
+        write_report(artifacts.Artifacts(self.root, READS), recipe or context.recipe, context.invocation, folder)
         return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 

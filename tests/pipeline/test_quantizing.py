@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from PIL import Image
 
 from export.graph import op_counts, opset
 from export.metrics import compare
@@ -190,8 +189,8 @@ def test_every_layer_is_in_the_table(measured: Chain) -> None:
     assert placed <= {row["node"] for row in rows}
     assert sum(row["op"] == "Conv" for row in rows) == read(folder / "calibration.json")["convolutions"]
     assert {row["kept"] for row in rows} == {"int8"}
-    assert np.asarray(Image.open(folder / "sensitivity.png")).std() > 1
     assert "sensitivity.csv" in read(folder / "manifest.json")["outputs"]
+    assert not list(folder.glob("*.png")), "the report draws it"
 
 
 def test_too_few_images_name_the_key(chain: Chain, capfd: pytest.CaptureFixture[str]) -> None:
