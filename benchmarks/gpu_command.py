@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.gpu_dry_run import foresee
 from benchmarks.gpu_folder import altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options, refuse_missing_sources
+from benchmarks.gpu_plan import Plan
 from benchmarks.gpu_record import Record, last_line
 from benchmarks.gpu_steps import make_steps
 from benchmarks.gpu_targets import target_table
@@ -26,8 +27,7 @@ from benchmarks.gpu_visit import Visit
 from benchmarks.telemetry import commit
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
-from export.errors import ExportError
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.gpu_evidence import FOLDER, Gpu, GpuEvidence, Model
 from pipeline.layout import ONNX, PARITY, REFERENCE, engine_source
 from pipeline.parity import Reference
@@ -38,7 +38,7 @@ log = logging.getLogger("benchmarks.gpu")
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-class NothingHereError(PipelineError):
+class NothingHereError(ProjectError):
     """A machine without an NVIDIA GPU, or without TensorRT."""
 
 
@@ -53,7 +53,7 @@ def evidence_path(options: Options, gpu: str, trt: TensorRT) -> Path:
             number += 1
             path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
     except OSError as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a place for {path}. Received: {error.strerror or error}. Name another with -o."
         ) from error
     if path != wanted:
@@ -129,7 +129,7 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
         Record: finished, or interrupted from the keyboard.
 
     Raises:
-        PipelineError: a damaged verdict, or the disk did not take the results.
+        ProjectError: a damaged verdict, or the disk did not take the results.
     """
     thresholds = read_thresholds(options.artifacts)
     path = evidence_path(options, status.devices[0].name, trt)
@@ -139,7 +139,8 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
     seconds = None if options.minutes is None else options.minutes * 60
     try:
         with record.watched(seconds):
-            make_steps(Visit(options, reference, thresholds, trt, plans, record).steps(), record, seconds)
+            plan = Plan(options, trt.flavour, trt.strongly_typed)
+            make_steps(plan.steps(Visit(plan, reference, thresholds, trt, plans, record)), record, seconds)
     except KeyboardInterrupt:
         record.close("interrupted")
     else:
@@ -152,7 +153,7 @@ def _visit(options: Options) -> Record:
 
     Raises:
         NothingHereError: no GPU, or no TensorRT.
-        PipelineError, ExportError: bad input.
+        ProjectError: bad input.
     """
     check_artifacts(options)
     reference = read_reference(options.artifacts)
@@ -180,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = _visit(options)
     except NothingHereError as error:
         return _refused(NO_GPU, str(error))
-    except (PipelineError, ExportError) as error:
+    except ProjectError as error:
         return _refused(BAD_INPUT, str(error))
     except KeyboardInterrupt:
         return _refused(INTERRUPTED, "Interrupted before the first step.")

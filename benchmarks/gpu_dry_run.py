@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu_folder import INDEX, altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import MAIN, Options, check_artifacts, refuse_missing_sources
@@ -16,26 +17,38 @@ from pipeline.words import count
 STRONG, RTX, OLDER = "TensorRT 10 and later", "TensorRT-RTX", "TensorRT 8.6"
 
 
-class DryRun(Plan):
-    """A visit that is foreseen by the first guesses; neither a library nor a driver is asked."""
+class DryRun:
+    """What is foreseen of the steps by first guesses; neither a library nor a driver is asked, and nothing is done.
 
-    def foresee(self) -> list[tuple[Planned, str]]:
+    Attributes:
+        why: why a step would be left out, by its name; "" where it would be made.
+    """
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+
+    def foresee(self, plan: Plan) -> list[tuple[Planned, str]]:
         """Every step, and why it would be left out; "" where it would be made."""
-        steps, minutes = self.steps(), self.options.minutes
+        steps, minutes = plan.steps(self), plan.options.minutes
         by_name, estimates = {step.name: step for step in steps}, Estimates()
         left = None if minutes is None else minutes * 60
-        self._why: dict[str, str] = {}
         for step in steps:
-            self._why[step.name] = step.why_not() or too_long(step, by_name, estimates, left)
-            if left is not None and not self._why[step.name]:
+            self.why[step.name] = step.why_not() or too_long(step, by_name, estimates, left)
+            if left is not None and not self.why[step.name]:
                 left -= step.seconds
-        return [(step, self._why[step.name]) for step in steps]
+        return [(step, self.why[step.name]) for step in steps]
 
-    def _usable(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if not self._why[f"build {name}"]]
+    def usable(self, names: Sequence[str]) -> list[str]:
+        """Those that would be built."""
+        return [name for name in names if not self.why[f"build {name}"]]
 
-    def _why_no_peer(self, model: Path) -> str:
+    def why_no_peer(self, model: Path) -> str:
+        """Whether PyTorch is there is seen where the GPU is."""
         return "" if model.is_file() else f"it needs {model.parent.name}/{model.name}, which is not there"
+
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    look = build = compare = time = check = cycle = peer = _nothing
 
 
 def foresee(options: Options) -> list[str]:
@@ -82,8 +95,9 @@ def _served_words(options: Options, strongly_typed: bool) -> str:
 
 def _plan_lines(options: Options, library: str, strongly_typed: bool) -> list[str]:
     flavour = "rtx" if library == RTX else "tensorrt"
-    foreseen = DryRun(options, flavour, strongly_typed).foresee()
-    unlimited = DryRun(replace(options, minutes=None), flavour, strongly_typed).foresee()
+    plan = Plan(options, flavour, strongly_typed)
+    foreseen = DryRun().foresee(plan)
+    unlimited = DryRun().foresee(replace(plan, options=replace(options, minutes=None)))
     whole = [step.seconds for step, why in unlimited if not why]
     fits = sum(not why for _, why in foreseen)
     limit = "" if options.minutes is None else f"; into the {options.minutes:g} asked for fit {fits}"

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from benchmarks.gpu_markdown import as_markdown
 from benchmarks.gpu_targets import judge_targets
+from export.files import write_atomic
 from export.records import to_json
 from pipeline.errors import PipelineError
-from pipeline.files import as_json, as_text, write_atomic
+from pipeline.files import as_json, as_text
 from pipeline.gpu_evidence import RUNNING, EngineEvidence, GpuEvidence, Step
 
 log = logging.getLogger("benchmarks.gpu")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu_checks import Check, CheckFailedError, CheckSkippedError, cycles_leak_nothing
-from benchmarks.gpu_options import Options
 from benchmarks.gpu_plan import Plan
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_timings import time_engines, time_peer, why_without_peers, words_of
@@ -34,11 +34,12 @@ from pipeline.runners.tensorrt import TensorRTRunner
 log = logging.getLogger("benchmarks.gpu")
 
 
-class Visit(Plan):
+@dataclass(frozen=True)
+class Visit:
     """What the steps of a visit do, and what they share.
 
-    Args:
-        options: what was asked for.
+    Attributes:
+        plan: which steps there are.
         reference: Keras' answers.
         thresholds: of the recipe.
         trt: the library.
@@ -46,31 +47,28 @@ class Visit(Plan):
         record: where everything that is seen is written.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        reference: Reference,
-        thresholds: VerifyThresholds,
-        trt: TensorRT,
-        plans: Path,
-        record: Record,
-    ) -> None:
-        super().__init__(options, trt.flavour, trt.strongly_typed)
-        self.reference, self.thresholds = reference, thresholds
-        self.trt, self.plans, self.record = trt, plans, record
+    plan: Plan
+    reference: Reference
+    thresholds: VerifyThresholds
+    trt: TensorRT
+    plans: Path
+    record: Record
 
-    def _plan(self, name: str) -> Path:
+    def _engine(self, name: str) -> Path:
         precision, _, variant = name.partition("-")
         return self.plans / plan_name(precision, variant)
 
-    def _usable(self, names: Sequence[str]) -> list[str]:
+    def usable(self, names: Sequence[str]) -> list[str]:
+        """Those that were built and that this project loads here."""
         engines = self.record.evidence.engines
         return [name for name in names if name in engines and not engines[name].refused]
 
-    def _why_no_peer(self, model: Path) -> str:
+    def why_no_peer(self, model: Path) -> str:
+        """Why PyTorch cannot be timed; "" where it can be tried."""
         return why_without_peers(model)
 
-    def _machine(self) -> None:
+    def look(self) -> None:
+        """Describe the machine."""
         self.record.change(machine=machine())
         self._snapshot("machine")
 
@@ -78,19 +76,20 @@ class Visit(Plan):
         """Read clocks and power right after a step."""
         self.record.change(snapshots={**self.record.evidence.snapshots, step: tuple(gpu_snapshot())})
 
-    def _build(self, precision: Precision, variant: Variant) -> None:
-        name, batch = f"{precision}-{variant}", self._batch(variant)
-        plan = self._plan(name)
+    def build(self, precision: Precision, variant: Variant) -> None:
+        """Build an engine, and see whether it is one that is loaded here."""
+        name, batch = f"{precision}-{variant}", self.plan.batch(variant)
+        plan = self._engine(name)
         sidecar = build_engine(
-            self._source(precision),
+            self.plan.source(precision),
             plan,
             precision=precision,
             profile=BatchProfile(1, batch, batch),
             trt=self.trt,
             options=BuildOptions(
                 timing_cache=self.plans / "timing.cache" if self.trt.timing_cache else None,
-                targets=self.options.targets,
-                optimization_level=self.options.level,
+                targets=self.plan.options.targets,
+                optimization_level=self.plan.options.level,
             ),
             variant=variant,
         )
@@ -133,9 +132,10 @@ class Visit(Plan):
             return words_of(error)
         return "it loads the engine and runs it"
 
-    def _compare(self, precision: Precision, variant: Variant) -> None:
+    def compare(self, precision: Precision, variant: Variant) -> None:
+        """Compare an engine's answers with Keras'."""
         name = f"{precision}-{variant}"
-        plan, known = self._plan(name), self.record.evidence
+        plan, known = self._engine(name), self.record.evidence
         sha256 = known.engines[name].plan_sha256
         candidate = Candidate(name, "tensorrt", precision, sha256, None, lambda: TensorRTRunner(plan))
         answers = {name: answer(candidate, self.reference.pixels, 32, lambda images: None)}
@@ -144,22 +144,25 @@ class Visit(Plan):
         self.record.change(parity=Parity(overall_verdict(hops), by_precision(self.thresholds), hops))
         log.info("%s against Keras: %s", name, judged.verdict)
 
-    def _time(self, variant: Variant, precisions: Sequence[str], measures: Measures) -> None:
-        usable = self._usable([f"{one}-{variant}" for one in precisions])
-        plans = {name.partition("-")[0]: self._plan(name) for name in usable}
-        batch = self._batch(variant)
-        rows = time_engines(plans, self.reference.pixels, variant, batch, measures, self.options.seconds)
+    def time(self, variant: Variant, precisions: Sequence[str], measures: Measures) -> None:
+        """Time those of some engines that run here, in turns."""
+        usable = self.usable([f"{one}-{variant}" for one in precisions])
+        plans = {name.partition("-")[0]: self._engine(name) for name in usable}
+        batch = self.plan.batch(variant)
+        rows = time_engines(plans, self.reference.pixels, variant, batch, measures, self.plan.options.seconds)
         self.record.add("timings", *rows)
         self._snapshot(f"time {variant} {measures} {'+'.join(precisions)}")
 
-    def _check(self, check: Check, name: str) -> None:
-        self._add_check(check.__name__, name, partial(check, self._plan(name), self.reference.pixels))
+    def check(self, check: Check, engine: str) -> None:
+        """Look for what only a GPU shows of an engine."""
+        self._add_check(check.__name__, engine, partial(check, self._engine(engine), self.reference.pixels))
 
-    def _cycle(self) -> None:
-        built = {name: self.record.evidence.engines[name] for name in self._usable(list(self.record.evidence.engines))}
+    def cycle(self) -> None:
+        """Open and close the smallest engine again and again."""
+        built = {name: self.record.evidence.engines[name] for name in self.usable(list(self.record.evidence.engines))}
         smallest = min(built, key=lambda name: built[name].plan_bytes)
-        cycles, seconds = self.options.cycles, self.options.cycle_seconds
-        check = partial(cycles_leak_nothing, self._plan(smallest), self.reference.pixels, cycles, seconds)
+        cycles, seconds = self.plan.options.cycles, self.plan.options.cycle_seconds
+        check = partial(cycles_leak_nothing, self._engine(smallest), self.reference.pixels, cycles, seconds)
         self._add_check(cycles_leak_nothing.__name__, smallest, check)
 
     def _add_check(self, check: str, engine: str, work: Callable[[], str]) -> None:
@@ -174,8 +177,9 @@ class Visit(Plan):
         log.info("%s, %s: %s (%s)", engine, check.replace("_", " "), row.result, row.detail)
         self.record.add("checks", row)
 
-    def _peer(self, mode: str, model: Path, variant: Variant, batch: int) -> None:
-        plan = self._plan(f"fp16-{variant}") if self._usable([f"fp16-{variant}"]) else None
-        rows = time_peer(mode, model, plan, self.reference.pixels, variant, batch, self.options.seconds)
+    def peer(self, mode: str, model: Path, variant: Variant, batch: int) -> None:
+        """Time PyTorch beside the FP16 engine."""
+        plan = self._engine(f"fp16-{variant}") if self.usable([f"fp16-{variant}"]) else None
+        rows = time_peer(mode, model, plan, self.reference.pixels, variant, batch, self.plan.options.seconds)
         self.record.add("timings", *rows)
         self._snapshot(f"PyTorch {mode}, batch {batch}")

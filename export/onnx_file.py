@@ -9,7 +9,7 @@ import onnx
 
 from export.errors import ExportError
 from export.external_data import refuse_external_data
-from export.temporaries import temporary_path
+from export.files import write_atomic
 
 
 def check_model(model: onnx.ModelProto) -> None:
@@ -25,22 +25,13 @@ def check_model(model: onnx.ModelProto) -> None:
 
 
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
-    """Writes a model atomically: a temporary file in the same folder, fsync, rename.
+    """Writes a model atomically.
 
     Returns:
         The path written.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(target)
-    try:
-        with temporary.open("wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(target, model.SerializeToString(deterministic=True))
     return target
 
 

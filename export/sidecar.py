@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import ExportError
+from export.files import replacing_files
 from export.records import read_record, to_json
-from export.temporaries import temporary_path
 
 SCHEMA = 2
 INPUT = "images"  # uint8, (N, height, width, 3)
@@ -206,41 +206,16 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
         ExportError: the disk refused; nothing half-written is left.
     """
     target = sidecar_path(plan_path)
-    temporary = [temporary_path(path) for path in (plan_path, target)]
-    text = (json.dumps(to_json(sidecar), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    plan_replaced = False
+    text = json.dumps(to_json(sidecar), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        plan_path.parent.mkdir(parents=True, exist_ok=True)
-        for path, data in zip(temporary, (plan, text)):
-            with open(path, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary[0], plan_path)
-        plan_replaced = True
-        os.replace(temporary[1], target)
-        _sync_folder(plan_path.parent)
+        with replacing_files(plan_path, target) as (new_plan, new_sidecar):
+            new_plan.write_bytes(plan)
+            new_sidecar.write_bytes(text.encode())
     except OSError as error:
-        if plan_replaced:  # a plan without its own sidecar must not stay
-            plan_path.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
         raise ExportError(
             f"Expected to write {plan_path.name} and {target.name} in {plan_path.parent}. Received: {error}. "
             "Free space there or correct the permissions, then build again."
         ) from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
@@ -253,4 +228,4 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
     remedy = f"A plan without a whole sidecar is not loaded; rebuild it: {REBUILD}."
     if not path.is_file():
         remedy = f"Copy it along: it lies beside the plan where that was built. Or rebuild it: {REBUILD}."
-    return read_record(Sidecar, path, error=ExportError, remedy=remedy, what="sidecar")
+    return read_record(Sidecar, path, remedy=remedy, what="sidecar")

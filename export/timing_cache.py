@@ -6,7 +6,6 @@ disk that refuses it costs time, not the engine. Python 3.10 syntax, the standar
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.capabilities import TensorRT
-from export.temporaries import temporary_path
+from export.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +71,7 @@ def save(cache: Any, path: str | os.PathLike[str]) -> None:
     if timed is None:
         log.warning("the timing cache %s is not kept: TensorRT gave nothing to keep", file)
         return
-    temporary = temporary_path(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(memoryview(timed))
-        os.replace(temporary, file)
+        write_atomic(file, memoryview(timed))
     except OSError as error:
         log.warning("the timing cache %s is not kept: %s", file, error.strerror or error)
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -5,29 +5,27 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import shlex
-import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from export.bounded_json import MOST_BYTES, parse_json
-from export.temporaries import temporary_path
+from export.files import put_folder, replacing_file, temporary_folder, write_atomic
 from pipeline.command_line import pipeline_command, recipe_options, unpack_command
 from pipeline.config import dump_yaml, load_recipe
-from pipeline.disk_space import require_space, with_place
+from pipeline.disk_space import require_space
 from pipeline.errors import PipelineError
-from pipeline.files import recipe_lock, replacing_folder, sha256_bytes, sha256_file, write_atomic
+from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.layout import CARD, ONNX, TENSORRT8, is_written
+from pipeline.limits import RECIPE_NAME
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.output_files import check_folder
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
-from pipeline.ranges import RECIPE_NAME
 from pipeline.recipe_files import UNPACKED
 from pipeline.stage import Context
 from pipeline.tar_files import open_tar
@@ -90,21 +88,16 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             "files": {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()},
         }
         require_space(output.parent, sum(path.stat().st_size for path in files.values()), str(output), "-o")
-        temporary = temporary_path(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with tarfile.open(temporary, "w") as archive, progress_bar(total=len(files), desc="  bundle") as bar:
-                _add_text(archive, INDEX, json.dumps(index, indent=2))
-                _add_text(archive, RECIPE, recipe)
-                for name, path in files.items():
-                    archive.add(path, arcname=name)
-                    bar.update()
-            os.replace(temporary, output)
-        except OSError as error:
-            with_place(error, output)
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing_file(output) as temporary,
+            tarfile.open(temporary, "w") as archive,
+            progress_bar(total=len(files), desc="  bundle") as bar,
+        ):
+            _add_text(archive, INDEX, json.dumps(index, indent=2))
+            _add_text(archive, RECIPE, recipe)
+            for name, path in files.items():
+                archive.add(path, arcname=name)
+                bar.update()
     size = output.stat().st_size
     log.info(
         "%s: %s, %.1f MB. There: %s",
@@ -197,32 +190,26 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
 
 
 def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> None:
-    staging = temporary_path(root / "unpacked")  # so that it goes, whatever a kill leaves of it
-    with replacing_folder(staging) as temporary:
+    with temporary_folder(root / "unpacked") as staging:  # it goes, whatever a kill leaves of it
         for name, expected in progress_bar(index["files"].items(), desc="  unpack"):
             member = archive.getmember(name)
             file = archive.extractfile(member)  # None for links and devices, which are refused so
             if file is None or member.size != expected["bytes"]:
                 raise ValueError(f"{name} is not the file that the index lists")
-            target = temporary / name
+            target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 while piece := file.read(1 << 20):
                     out.write(piece)
             if sha256_file(target) != expected["sha256"]:
                 raise ValueError(f"{name} does not have the sha256 that the index lists")
-    file = archive.extractfile(archive.getmember(RECIPE))
-    recipe = file.read(1 << 20) if file else b""
-    try:
+        file = archive.extractfile(archive.getmember(RECIPE))
+        recipe = file.read(1 << 20) if file else b""
         if sha256_bytes(recipe) != index["recipe_sha256"]:
             raise ValueError(f"{RECIPE} does not have the sha256 that the index lists")
         write_atomic(root / RECIPE, _receivers(recipe, index["recipe"], staging))
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
-            with replacing_folder(root / folder.name) as temporary:
-                temporary.rmdir()
-                os.rename(folder, temporary)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            put_folder(folder, root / folder.name)
 
 
 def _receivers(recipe: bytes, name: str, folder: Path) -> str:

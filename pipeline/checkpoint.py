@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.temporaries import temporary_path
+from export.files import replacing_file
 
 log = logging.getLogger(__name__)
 
@@ -106,23 +104,16 @@ class Checkpoint:
             "groups": {group: len(arrays) for group, arrays in progress.arrays.items()},
         }
         flat = {f"{group}/{i}": a for group, arrays in progress.arrays.items() for i, a in enumerate(arrays)}
-        part = temporary_path(self._path)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for other in self._folder.iterdir():
-                if other != self._path:  # of another recipe state, or cut short
-                    other.unlink(missing_ok=True)
-            with part.open("wb") as file:
+            with replacing_file(self._path) as part, part.open("wb") as file:
+                for other in self._folder.iterdir():
+                    if other not in (self._path, part):  # of another recipe state, or cut short
+                        other.unlink(missing_ok=True)
                 np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **flat)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self._path)
         except OSError as error:
             log.warning("no checkpoint was written: %s", error)
             return False
         finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
             self._last = time.monotonic()
         return True
 

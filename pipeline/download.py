@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from export.temporaries import temporary_path
+from export.files import put_folder, replacing_file, temporary_folder
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import digest_of, replacing_folder
+from pipeline.files import digest_of
 from pipeline.progress import progress_bar
 from pipeline.words import count
 
@@ -101,23 +101,19 @@ def fetch(published: Published, instead: str) -> Path:
                 return target
         log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
     log.info("fetching %s", published.url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = temporary_path(target)
     try:
-        received = _stream(published, part)
-        expected = published.digest.partition(":")[2]
-        if received != expected:
-            raise DownloadError(
-                f"Expected {published.url} with {published.digest}. Received: {received} "
-                f"({count(part.stat().st_size, 'byte')}). Try again, or bring the file: {instead}"
-            )
-        os.replace(part, target)
+        with replacing_file(target) as part:
+            received = _stream(published, part)
+            expected = published.digest.partition(":")[2]
+            if received != expected:
+                raise DownloadError(
+                    f"Expected {published.url} with {published.digest}. Received: {received} "
+                    f"({count(part.stat().st_size, 'byte')}). Try again, or bring the file: {instead}"
+                )
     except (OSError, HTTPException, ValueError) as error:
         raise DownloadError(
             f"Expected to download {published.url}. Received: {error}. Without a network, bring the file: {instead}"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 
@@ -137,15 +133,11 @@ def fetch_dataset(name: str) -> Path:
     archive = fetch(published, "--set data.path=/path/to/folder, with a subfolder for each class")
     log.info("unpacking %s", archive)
     try:
-        with replacing_folder(folder) as temporary:
+        with temporary_folder(folder) as temporary:
             with tarfile.open(archive) as packed:
                 packed.extractall(temporary, filter="data")
             inner = [p for p in temporary.iterdir() if p.is_dir()]
-            if len(inner) == 1:  # the archive's own top folder
-                top = inner[0].rename(temporary / ".top")
-                for path in list(top.iterdir()):
-                    path.rename(temporary / path.name)
-                top.rmdir()
+            put_folder(inner[0] if len(inner) == 1 else temporary, folder)  # without the archive's own top folder
     except tarfile.TarError as error:
         raise DataError(f"Expected a tar archive. Received: {archive}: {error}. Delete it and try again.") from error
     return folder
@@ -168,8 +160,6 @@ def _stream(published: Published, part: Path) -> str:
                 digest.update(block)
                 bar.update(len(block))
         received = file.tell()
-        file.flush()
-        os.fsync(file.fileno())
     if total is not None and received < total:
         raise OSError(f"the connection ended after {received:,} of {count(total, 'byte')}")
     log.info("  %s bytes in %.1f s", f"{received:,}", time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: hashing, atomic writes, folders that appear at once, and the lock on a recipe."""
+"""Files of a recipe: their digests, JSON, the temporary ones of libraries, and the lock on the recipe's folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from export.bounded_json import read_json_file
+from export.files import recover_folders, temporary_folder, write_atomic
 from export.sidecar import sha256_file as hash_file
-from export.temporaries import remove_leftovers, temporaries_of, temporary_path
-from pipeline.disk_space import with_place
 from pipeline.errors import PipelineError, add_note, notes
 
 if TYPE_CHECKING:
@@ -70,23 +68,6 @@ def sha256_path(path: Path) -> str:
     return sha256_json([[p.relative_to(path).as_posix(), sha256_file(p)] for p in files])
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader, a full disk or a kill sees the former content or the new one, nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(_encoded(data) if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with_place(error, path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def as_text(name: str) -> str:
     r"""A name that libraries take: a byte of a file name that is no UTF-8 (a lone surrogate) becomes ``\udcff``."""
     return _encoded(name).decode()
@@ -130,60 +111,12 @@ def own_temporary_files() -> Iterator[Path]:
     removed by the next one that comes here. Every thread's temporary files go there meanwhile.
     """
     former = tempfile.tempdir
-    ending = f".tmp-{os.getpid()}"
-    everyones = Path(tempfile.gettempdir())
-    remove_leftovers(p for p in everyones.glob(".pipeline-*.tmp-*") if not p.name.endswith(ending))
-    with tempfile.TemporaryDirectory(suffix=ending, prefix=".pipeline-", ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir = folder
+    with temporary_folder(Path(tempfile.gettempdir()) / "pipeline", mode=0o700) as folder:
+        tempfile.tempdir = str(folder)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             tempfile.tempdir = former
-
-
-@contextlib.contextmanager
-def replacing_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``final`` when the block ends without an error.
-
-    Whatever ends the block early, ``final`` keeps its former content and the temporary folder goes.
-    """
-    recover_folder(final)
-    if final.exists() and not final.is_dir():
-        raise PipelineError(f"Expected a folder at {final}. Received: a file. Move it away.")
-    temporary = temporary_path(final)
-    former = _former(final)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if final.exists():
-            os.rename(final, former)
-        os.rename(temporary, final)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        recover_folder(final)
-
-
-def recover_folder(final: Path) -> None:
-    """Clear what a killed process left: unfinished folders go, a former result that was set aside comes back."""
-    former = _former(final)
-    if former.exists():
-        if final.is_dir():
-            shutil.rmtree(former, ignore_errors=True)
-        elif not final.exists():
-            os.rename(former, final)
-    remove_leftovers(temporaries_of(final))
-
-
-def _former(final: Path) -> Path:
-    return final.with_name(f".{final.name}.former")
-
-
-def recover_folders(root: Path) -> None:
-    """Clear what killed processes left below ``root``; its lock is held."""
-    for former in root.glob(".*.former"):
-        recover_folder(root / former.name[1:].removesuffix(".former"))
-    remove_leftovers(root.rglob(".*.tmp-*"))
 
 
 @contextlib.contextmanager
@@ -196,7 +129,7 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         PipelineError: the lock is held and ``wait`` is false, or something is to be written and cannot be.
     """
-    from filelock import FileLock, Timeout  # here, because GPU machines that lock nothing may lack it
+    from filelock import FileLock  # here, because GPU machines that lock nothing may lack it
 
     path = folder / ".lock"
     if os.environ.get(LOCK_HELD) == str(path.resolve()):
@@ -208,17 +141,7 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     locked = True
     try:
         try:
-            _acquire(lock, folder, timeout=0)
-            write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-        except Timeout:
-            who = _describe_holder(holder)
-            if not wait:
-                raise PipelineError(
-                    f"{folder} is in use by {who}. Wait for it, or leave out --no-wait to queue behind it."
-                ) from None
-            log.warning("waiting: %s is in use by %s", folder, who)
-            _acquire(lock, folder)
-            write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+            _take(lock, folder, holder, wait)
         except OSError as error:
             if not folder.is_dir() or error.errno not in _UNWRITABLE:
                 raise
@@ -242,6 +165,23 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _take(lock: FileLock, folder: Path, holder: Path, wait: bool) -> None:
+    """Take the lock, from whoever has it as soon as that is done, and write who has it now."""
+    from filelock import Timeout
+
+    try:
+        _acquire(lock, folder, timeout=0)
+    except Timeout:
+        who = _describe_holder(holder)
+        if not wait:
+            raise PipelineError(
+                f"{folder} is in use by {who}. Wait for it, or leave out --no-wait to queue behind it."
+            ) from None
+        log.warning("waiting: %s is in use by %s", folder, who)
+        _acquire(lock, folder)
+    write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
 
 
 def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:

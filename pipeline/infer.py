@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from export.files import put_file, sync, with_place
 from pipeline.card import ModelCard
 from pipeline.decode_spec import DecodeSpec
-from pipeline.disk_space import with_place
 from pipeline.errors import DataError, ImageError, add_note
 from pipeline.folders import named, other_files
 from pipeline.preprocess import EXTENSIONS
@@ -162,9 +162,7 @@ def write_rows(
                 whole, images = os.fstat(file.fileno()).st_size, images + 1
                 failed += row["status"] != "ok"
                 bar.update()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, output)
+        put_file(partial, output)
     except BaseException as error:
         if isinstance(error, OSError):
             with_place(error, output)
@@ -184,7 +182,7 @@ def _cut(path: Path, size: int) -> bool:
     try:
         with path.open("rb+") as file:
             file.truncate(size)
-            os.fsync(file.fileno())
+        sync(path)
     except OSError:
         return False
     return True

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from export.files import write_atomic
 from pipeline.bounded_yaml import inline_yaml
 from pipeline.cutting import cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomic
 from pipeline.model_facts import (
     arithmetic_inside,
     input_shapes,

@@ -16,6 +16,7 @@ import onnx
 from export.calibration import collect_histograms, collect_statistics
 from export.correction import MeanMaps, collect_mean_maps, correct_biases
 from export.equalization import Equalized, equalize
+from export.files import write_atomic
 from export.metrics import Comparison
 from export.onnx_file import load_model, save_model
 from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
@@ -26,7 +27,7 @@ from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
 from export.simulation import HeldOut, summary, words
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, Sample, check_classes, check_readable
-from pipeline.files import sha256_file, write_atomic, write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.halving import halve, missed
 from pipeline.layout import ONNX, TENSORRT8
 from pipeline.progress import progress_bar

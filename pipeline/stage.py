@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from export.files import recover_folder, replacing_folder
 from pipeline.agreement import refuse_disagreement
 from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
@@ -19,7 +20,7 @@ from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import require_space, saying_what_is_full
 from pipeline.errors import PipelineError, add_note
-from pipeline.files import recover_folder, replacing_folder, sha256_file, sha256_json, sha256_path
+from pipeline.files import sha256_file, sha256_json, sha256_path
 from pipeline.layout import CARD
 from pipeline.manifest import (
     Key,

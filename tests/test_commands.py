@@ -532,7 +532,7 @@ def test_an_interrupt_of_what_is_no_stage_promises_nothing(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.bundle.os.replace", interrupt)
+    monkeypatch.setattr("os.replace", interrupt)
     assert chain.run("bundle", "-o", str(tmp_path / "x.tar")) == 130
     assert errors(capsys) == "error: Interrupted.\n"
     assert [p for p in tmp_path.iterdir() if "x.tar" in p.name] == []

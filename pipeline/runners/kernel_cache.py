@@ -6,13 +6,12 @@ elsewhere. TensorRT-RTX itself refuses those of another GPU, driver or version. 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from export.temporaries import temporary_path
+from export.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +50,9 @@ class KernelCache:
         compiled = bytes(self.cache.serialize() or b"") if self.cache is not None else b""
         if not compiled or compiled == self._loaded:
             return
-        temporary = temporary_path(self._path)
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary.write_bytes(compiled)
-            os.replace(temporary, self._path)
+            write_atomic(self._path, compiled)
             self._loaded = compiled
         except OSError as error:
             log.debug("compiled kernels are not kept: %s", error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.files import with_place
 from pipeline import disk_space
 from pipeline.card import read_card
-from pipeline.disk_space import require_space, saying_what_is_full, sentence, with_place
+from pipeline.disk_space import require_space, saying_what_is_full, sentence
 from pipeline.errors import PipelineError
 from pipeline.layout import CARD
 from tests.conftest import Chain
@@ -111,7 +112,7 @@ def test_a_disk_that_fills_up_names_the_output(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pipeline.bundle.tarfile.TarFile.add" if verb == "bundle" else "pipeline.infer.os.fsync", full)
+    monkeypatch.setattr("tarfile.TarFile.add" if verb == "bundle" else "os.fsync", full)
     output = tmp_path / ("x.tar" if verb == "bundle" else "x.csv")
     photo = next((finished_chain.images / "red").iterdir())
     assert finished_chain.run(verb, *([str(photo)] if verb == "infer" else []), "-o", str(output)) == 2

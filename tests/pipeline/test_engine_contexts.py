@@ -208,7 +208,7 @@ def test_two_runners_keep_their_kernels_at_once(tmp_path: Path, monkeypatch: pyt
                 pass
         replace(source, target)
 
-    monkeypatch.setattr(kernel_cache.os, "replace", slow)
+    monkeypatch.setattr(os, "replace", slow)
     with TensorRTRunner(plan):
         pass
     assert len(set(seen)) == len(seen) >= 2

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import files
+from export.files import recover_folder, replacing_folder, write_atomic
 from pipeline.data import load_image_set
 from pipeline.errors import PipelineError, add_note, notes
 from pipeline.files import (
@@ -23,11 +23,8 @@ from pipeline.files import (
     digest_of,
     read_json,
     recipe_lock,
-    recover_folder,
-    replacing_folder,
     sha256_file,
     sha256_json,
-    write_atomic,
     write_json,
 )
 from pipeline.manifest import Key, read_manifest, why_stale, write_manifest
@@ -103,7 +100,7 @@ def test_full_disk_leaves_the_old_content_and_no_temporary_file(
 
         monkeypatch.setattr(Path, "open", opened)
     else:
-        monkeypatch.setattr(files.os, step, full)
+        monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space left") as info:
         write_atomic(path, "new" * 1000)
     assert info.value.errno == errno.ENOSPC
@@ -134,7 +131,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_text("old")
     full = tmp_path / f".a.json.tmp-{os.getpid()}-0-0"
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(files, "temporary_path", lambda path: full)
+    monkeypatch.setattr("export.files.temporary_path", lambda path: full)
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, "new")
     assert content(tmp_path) == {"a.json": "old"}
@@ -240,7 +237,7 @@ def test_a_rename_that_fails_keeps_the_former(
             raise error("no")
         real(source, target)
 
-    monkeypatch.setattr(files.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(error), replacing_folder(final) as temporary:
         fill(temporary, "new")
     assert len(calls) >= failing
@@ -276,16 +273,16 @@ def test_recovery_where_nothing_is(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import files
+from export import files
 final, point = Path(sys.argv[1]), sys.argv[2]
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-rename, rmtree, calls = os.rename, files.shutil.rmtree, []
+rename, calls = os.rename, []
 def counted(source, target):
     calls.append(1)
     rename(source, target)
     if point == f"rename {len(calls)}":
         die()
-files.os.rename = counted
+os.rename = counted
 with files.replacing_folder(final) as temporary:
     (temporary / "a.txt").write_text("new")
     if point == "inside":

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from export.temporaries import remove_leftovers, temporaries_of, temporary_path
+from export.files import remove_leftovers, replacing_folder, temporaries_of, temporary_path, write_atomic
 from pipeline.errors import ModelError
-from pipeline.files import own_temporary_files, recipe_lock, replacing_folder, write_atomic, write_json
+from pipeline.files import own_temporary_files, recipe_lock, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,13 +154,15 @@ def everyones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_own_temporary_files_go_however_the_block_ends(everyones: Path, gone: int) -> None:
-    (everyones / f".pipeline-x.tmp-{gone}" / "archive").mkdir(parents=True)
-    (everyones / f".pipeline-y.tmp-{os.getppid()}").mkdir()
+    (everyones / f".pipeline.tmp-{gone}-0123abcd-0" / "archive").mkdir(parents=True)
+    alive = everyones / f".pipeline.tmp-{os.getppid()}-0123abcd-0"
+    alive.mkdir()
     (everyones / "others").mkdir()
 
     def work() -> None:
         with own_temporary_files() as folder:
             assert Path(tempfile.mkdtemp()).parent == folder
+            assert folder.stat().st_mode & 0o777 == 0o700
             with own_temporary_files():
                 tempfile.mkdtemp()
             tempfile.mkdtemp()
@@ -168,7 +170,7 @@ def test_own_temporary_files_go_however_the_block_ends(everyones: Path, gone: in
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert names(everyones) == [f".pipeline-y.tmp-{os.getppid()}", "others"]
+    assert names(everyones) == [alive.name, "others"]
     assert tempfile.gettempdir() == str(everyones)
 
 

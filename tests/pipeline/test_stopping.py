@@ -23,7 +23,8 @@ STAGE = """
 import sys, time
 from pathlib import Path
 from pipeline import cli
-from pipeline.files import recipe_lock, replacing_folder
+from export.files import replacing_folder
+from pipeline.files import recipe_lock
 from pipeline.usage import Parser
 def command(args):
     with recipe_lock(Path(sys.argv[1])), replacing_folder(Path(sys.argv[1]) / "train"):
