@@ -128,6 +128,11 @@ class Table:
         return list(self.notes).index(note) + 1
 
 
+def section(title: str, template: str, **values: object) -> Section:
+    """A part of a page by its template; see `render`."""
+    return Section(title, render(template, **values))
+
+
 def _cell(content: str | Cell) -> Cell:
     return Cell(content) if isinstance(content, str) else content
 

@@ -13,7 +13,7 @@ from pipeline.benchmark_report import read_benchmark
 from pipeline.card import ModelCard, read_card
 from pipeline.command_line import Invocation
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
-from pipeline.html import Cell, Section, Table, badge, render, size
+from pipeline.html import Cell, Section, Table, badge, render, section, size
 from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE, REPORT
 from pipeline.parity_report import NOT_VERIFIED, PASS, ParityReport, by_precision, read_parity
 from pipeline.pictures import data_uri, read_labelled
@@ -105,14 +105,14 @@ def _chain(artifacts: Artifacts) -> Section:
         else:
             there = (artifacts.root / stage).is_dir()
             stages[stage] = "its record is missing or damaged" if there else "not run"
-    return Section("Stages", render("stages.html.j2", stages=stages))
+    return section("Stages", "stages.html.j2", stages=stages)
 
 
 def _training(artifacts: Artifacts, card: ModelCard) -> Section:
     history: Sequence[Epoch] = read_history(artifacts.path(HISTORY))
     curves = charts.training_curves(history) if history and card.source is None else ()
     values = {"card": card, "epochs": len(history), "curves": curves, "images": _sample_images(artifacts, card)}
-    return Section("Training" if card.source is None else "Model", render("training.html.j2", **values))
+    return section("Training" if card.source is None else "Model", "training.html.j2", **values)
 
 
 def _sample_images(artifacts: Artifacts, card: ModelCard) -> list[tuple[str, str]]:
@@ -135,9 +135,9 @@ def _judged(artifacts: Artifacts, parity: ParityReport) -> Section:
         for tool, version in (manifest.versions if manifest else {}).items():
             versions.setdefault(tool, set()).add(version)
     tools = [(tool, ", ".join(sorted(found))) for tool, found in sorted(versions.items())]
-    html = render(
+    return section(
+        "What was judged",
         "judged.html.j2",
         subjects=Table(("now", "file", "sha256"), subjects),
         versions=Table(("tool", "version"), tools, titled=False),
     )
-    return Section("What was judged", html)

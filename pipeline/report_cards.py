@@ -10,6 +10,7 @@ from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
 from pipeline.html import share
 from pipeline.layout import ONNX
 from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
+from pipeline.report_headline import by_run
 from pipeline.report_missed import reason
 from pipeline.words import count
 
@@ -131,5 +132,4 @@ def is_proxy(row: BenchmarkRow) -> bool:
 def verdict_on_row(row: BenchmarkRow, parity: ParityReport) -> str:
     """The verdict on what a row of the benchmark ran: the file, on the same backend."""
     name = f"build/{row.file}" if row.backend == "tensorrt" else row.file
-    verdicts = {hop.verdict for hop in parity.hops if (hop.candidate, hop.backend) == (name, row.backend)}
-    return next((one for one in (FAIL, INCONCLUSIVE, PASS, NOT_RUN) if one in verdicts), NOT_VERIFIED)
+    return by_run(parity.hops).get((name, row.backend), NOT_VERIFIED)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.artifacts import Artifacts
-from pipeline.html import Cell, Section, Table, badge, render, size
+from pipeline.html import Cell, Section, Table, badge, section, size
 from pipeline.report_standing import read_stage
 from pipeline.words import sentence
 
@@ -25,7 +25,7 @@ def engines_section(artifacts: Artifacts, verdicts: Mapping[str, str]) -> Sectio
     manifest = read_stage(artifacts, "build")
     rows = [(badge(verdict), *_facts(artifacts, name)) for name, verdict in verdicts.items()]
     why_not = manifest.result.get("why_not", "") if manifest else ""
-    return Section("Engines", render("engines.html.j2", engines=Table(HEAD, rows, "engines"), why_not=why_not))
+    return section("Engines", "engines.html.j2", engines=Table(HEAD, rows, "engines"), why_not=why_not)
 
 
 def _facts(artifacts: Artifacts, name: str) -> tuple[str | Cell, ...]:

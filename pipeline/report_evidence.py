@@ -20,7 +20,7 @@ from pipeline.gpu_evidence import (
     TimedRow,
     read_gpu_evidence,
 )
-from pipeline.html import Cell, Section, Table, badge, cut, number, render, share
+from pipeline.html import Cell, Section, Table, badge, cut, number, section, share
 from pipeline.layout import KERAS, ONNX, TENSORRT8, engine_source
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop
 from pipeline.report_speed import REFERENCE
@@ -91,7 +91,7 @@ def evidence_sections(artifacts: Artifacts) -> list[Section]:
     digests = {name: digest for name in sources if (digest := digest_now(artifacts, name))}
     visits = [_visit(name, one, digests, f"evidence-{index}") for index, (name, one) in enumerate(newest, 1)]
     values = {"number": len(read), "names": NAMES, "folder": FOLDER, "damaged": damaged, "visits": visits}
-    return [Section(TITLE, render("evidence.html.j2", **values))]
+    return [section(TITLE, "evidence.html.j2", **values)]
 
 
 def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: str) -> Visit:

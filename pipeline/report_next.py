@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pipeline.command_line import unpack_command
 from pipeline.config import IMAGENET
 from pipeline.doubts import ITSELF
-from pipeline.html import Section, render
+from pipeline.html import Section, section
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED
 from pipeline.published_weights import published_backbones
 from pipeline.report_failed import Situation, Step, after_failure
@@ -35,7 +35,7 @@ def next_step(situation: Situation, stands: Standing, engines: Mapping[str, str]
     if step is None:
         step = Step("Take it to a GPU", make(situation.invocation, "bundle"))
         unpack = unpack_command(f"{situation.recipe.name}.bundle.tar")
-    return Section("Next step", render("next.html.j2", step=step, unpack=unpack))
+    return section("Next step", "next.html.j2", step=step, unpack=unpack)
 
 
 def _step(situation: Situation, stands: Standing, engines: Mapping[str, str]) -> Step | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from export.statistics import McNemar
 from pipeline.bars import Bar, Chart
-from pipeline.html import Cell, Section, Table, badge, number, render, share
+from pipeline.html import Cell, Section, Table, badge, number, section, share
 from pipeline.layout import ONNX
 from pipeline.parity_report import FROM_KERAS, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run
 from pipeline.report_headline import short_name
@@ -27,14 +27,14 @@ def parity_section(parity: ParityReport) -> Section:
         Cell("*lost / gained", remarks=[CHANGED]),
         Cell("*rel. error", remarks=[sentence(allowed(parity.hops))]),
     )
-    html = render(
+    return section(
+        "Parity",
         "parity.html.j2",
         images=max((hop.images for hop in parity.hops), default=0),
         chart=sqnr_bars([hop for hop in parity.hops if hop.kind == FROM_KERAS], limits),
         hops=Table(head, [_row(hop) for hop in parity.hops if hop.verdict != NOT_RUN], "parity"),
         apart=not_run(parity.hops),
     )
-    return Section("Parity", html)
 
 
 def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> Chart:

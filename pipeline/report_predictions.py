@@ -13,7 +13,7 @@ from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
 from pipeline.errors import PipelineError
-from pipeline.html import Section, render
+from pipeline.html import Section, section
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
 from pipeline.parity_report import PASS, ParityReport, run_name
 from pipeline.pictures import data_uri, read_labelled
@@ -97,20 +97,20 @@ def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityRep
     manifest = read_stage(artifacts, "infer")
     judged = manifest is not None and manifest.inputs.get(PARITY) == digest_now(artifacts, PARITY)
     if manifest is None or not judged or not artifacts.has(PREDICTIONS):
-        return Section("Predictions", render("no_predictions.html.j2"))
+        return section("Predictions", "no_predictions.html.j2")
     served = str(manifest.result.get("model", "a file that its record does not name"))
     backend = manifest.result.get("backend")  # an earlier version did not say
     hops = [hop for hop in parity.hops if hop.candidate == served and backend in (None, hop.backend)]
     predictions = read_predictions(artifacts.path(PREDICTIONS), card.classes)
     truth = labels_by_pixels(artifacts, card)
-    html = render(
+    return section(
+        "Predictions",
         "predictions.html.j2",
         served=run_name(served, str(backend)),
         verdict=next((hop.verdict for hop in hops if hop.verdict != PASS), PASS),
         others=other_inputs(artifacts, manifest.inputs, parity),
         figures=[_figure(one, artifacts.root / "infer" / one.path, card, truth) for one in predictions],
     )
-    return Section("Predictions", html)
 
 
 def labels_by_pixels(artifacts: Artifacts, card: ModelCard) -> dict[bytes, str | None]:

@@ -11,7 +11,7 @@ from pipeline.artifacts import Artifacts
 from pipeline.bars import Bar, Chart
 from pipeline.command_line import Invocation
 from pipeline.csv_rows import read_rows
-from pipeline.html import Cell, Section, Table, badge, number, render, share
+from pipeline.html import Cell, Section, Table, badge, number, section, share
 from pipeline.parity_report import PASS
 from pipeline.report_recipe import make_with
 from pipeline.report_standing import read_stage
@@ -47,7 +47,7 @@ def _calibration(report: CalibrationReport) -> Section:
     if report.fp16.mixed:
         rows.append(_row(f"FP16, layers kept in FP32: {len(report.fp16.kept):,}", report.fp16.mixed, True))
     tried = Table(("chosen", "what was tried", "*SQNR, dB", "*agreement", "*accuracy drop"), rows)
-    return Section("Quantization", render("quantization.html.j2", report=report, tried=tried))
+    return section("Quantization", "quantization.html.j2", report=report, tried=tried)
 
 
 def _row(title: str, found: Distances, used: bool) -> tuple[str | Cell, ...]:
@@ -63,7 +63,7 @@ def _row(title: str, found: Distances, used: bool) -> tuple[str | Cell, ...]:
 def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) -> Section:
     if not artifacts.has("quantize/sensitivity.csv"):
         values = {"layers": None, "measure": measure, "budget_met": report.budget_met}
-        return Section("Layers", render("layers.html.j2", **values))
+        return section("Layers", "layers.html.j2", **values)
     layers, rows = [], []
     for row in read_rows(artifacts.path("quantize/sensitivity.csv"), SENSITIVITY, REMEDY):
         layer, op, kept = (row.cells[name] for name in ("keras_layer", "op", "kept"))
@@ -74,13 +74,13 @@ def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) 
         drop = row.number("accuracy_drop", low=-1.0, high=1.0)
         rows.append((kept.upper(), layer, op, f"{sqnr:.2f}", share(agreement), f"{drop:.2%}"))
     head = ("stays", "layer", "operator", "*SQNR alone, dB", "*agreement", "*accuracy drop")
-    html = render(
+    return section(
+        "Layers",
         "layers.html.j2",
         layers=Table(head, rows),
         chart=noise_bars(layers, DRAWN),
         any_kept=any(kept != "int8" for *_, kept in layers),
     )
-    return Section("Layers", html)
 
 
 def noise_bars(layers: Sequence[tuple[str, float, str]], most: int) -> Chart:
@@ -106,7 +106,8 @@ def noise_bars(layers: Sequence[tuple[str, float, str]], most: int) -> Chart:
 
 def _placement(rows: Sequence[Placement], report: CalibrationReport) -> Section:
     counts = Counter(row.precision for row in rows)
-    html = render(
+    return section(
+        "INT8 placement",
         "placement.html.j2",
         summary=", ".join(f"{number:,} {precision.upper()}" for precision, number in sorted(counts.items())),
         in_fp32=[f"FP32: {node}, {why}." for node, why in report.fp16.kept_fp32.items()],
@@ -115,4 +116,3 @@ def _placement(rows: Sequence[Placement], report: CalibrationReport) -> Section:
             [(row.precision, row.keras_layer, row.op, row.why) for row in rows],
         ),
     )
-    return Section("INT8 placement", html)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.command_line import ARTIFACTS, Invocation
 from pipeline.config import SECTIONS, recipe_slice
-from pipeline.html import Cell, Section, Table, render
+from pipeline.html import Cell, Section, Table, section
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.words import count
@@ -28,14 +28,14 @@ def recipe_section(recipe: Recipe, invocation: Invocation, verify: Manifest | No
         for name in sorted(asked.keys() | usual.keys())
         if asked.get(name) != usual.get(name)
     ]
-    html = render(
+    return section(
+        "Recipe",
         "recipe.html.j2",
         name=recipe.name,
         file=invocation.recipe_path.name,
         command=make(invocation, "run", verify),
         changed=Table(("key", "here", "default"), changed, titled=False),
     )
-    return Section("Recipe", html)
 
 
 def make(invocation: Invocation, target: str, verify: Manifest | None = None) -> str:

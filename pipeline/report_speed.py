@@ -9,7 +9,7 @@ from pipeline.bars import Bar, Chart
 from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
 from pipeline.command_line import Invocation
 from pipeline.default_order import ON_GPU
-from pipeline.html import Cell, Section, Table, badge, number, render
+from pipeline.html import Cell, Section, Table, badge, number, section
 from pipeline.parity_report import FAIL, ParityReport, run_name
 from pipeline.report_cards import is_proxy, verdict_on_row
 from pipeline.report_standing import other_inputs, read_stage
@@ -27,12 +27,13 @@ def speed_section(
     """What the benchmark measured; rows that failed are in the table."""
     if benchmark is None:
         command = invocation.command("benchmark", "python")
-        return Section("Speed", render("not_timed.html.j2", command=command))
+        return section("Speed", "not_timed.html.j2", command=command)
     cpu, gpus = benchmark.machine.cpu, benchmark.machine.gpus
     cores = "" if cpu.usable_cores is None else f", {count(cpu.usable_cores, 'core')}"
     manifest = read_stage(artifacts, "benchmark")
     real = [row for row in benchmark.results if not is_proxy(row)]
-    html = render(
+    return section(
+        "Speed",
         "speed.html.j2",
         machine=f"{cpu.model or 'unknown CPU'}{cores}; {', '.join(gpu.name for gpu in gpus) or 'no NVIDIA GPU'}.",
         serving=serving_words(benchmark, artifacts),
@@ -41,7 +42,6 @@ def speed_section(
         timed=Table(HEAD, [_row(row, parity) for row in real], "speed"),
         proxies=Table(HEAD, [_row(row, parity) for row in benchmark.results if is_proxy(row)], "proxies"),
     )
-    return Section("Speed", html)
 
 
 def serving_words(benchmark: BenchmarkReport, artifacts: Artifacts) -> str:

@@ -404,7 +404,7 @@ def test_what_a_recipe_says_no_more_is_told_from_the_record_alone(artifacts: Art
     folder = artifacts.root / "export"
     write_manifest(folder, stage="export", recipe="hand", key=Key({}, config, ""), seconds=1, result={})
     words = artifacts.page().section("Next step").text
-    assert "export was run with other values: export.once: is gone." in words
+    assert "Export was run with other values: export.once: is gone." in words
 
 
 def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
