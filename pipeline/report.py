@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, charts
-from pipeline.agreement import refuse_disagreement
 from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_benchmark
 from pipeline.card import ModelCard, read_card
 from pipeline.command_line import Invocation
-from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.html import Cell, Section, Table, badge, render, section, size
-from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE, REPORT
+from pipeline.layout import BENCHMARK, CARD, PARITY, REPORT
 from pipeline.parity_report import NOT_VERIFIED, PASS, ParityReport, by_precision, read_parity
 from pipeline.pictures import data_uri, read_labelled
 from pipeline.recipe import Recipe
@@ -29,23 +27,17 @@ from pipeline.report_predictions import predictions_section
 from pipeline.report_quantization import quantization_sections
 from pipeline.report_recipe import recipe_section, when
 from pipeline.report_speed import speed_section
-from pipeline.report_standing import STAGES, digest_now, engine_verdicts, read_stage, standing
+from pipeline.report_standing import SHOWN_STAGES, digest_now, engine_verdicts, read_stage, standing
 from pipeline.stage_records import Epoch, read_history
 
 HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
-READS = (
-    *(CARD, KERAS, HISTORY, SAMPLES, ONNX["fp32"], "quantize/*.onnx", "quantize/sensitivity.csv"),
-    *("quantize/calibration.json", "quantize/placement.json"),
-    *("build/*/*.plan", "build/*/*.json", PARITY, REFERENCE, BENCHMARK, f"{EVIDENCE}/*.json", PREDICTIONS),
-    *(f"{stage}/manifest.json" for stage in STAGES),
-)  # and the images that `PREDICTIONS` names
 
 
 def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> dict[str, Any]:
     """Write ``report.html``: no file, script or font from elsewhere, so it can be mailed.
 
     Args:
-        artifacts: the files of ``READS``.
+        artifacts: what the stage declares.
         recipe: in force.
         invocation: what repeats it, for advice.
         out: folder of the page.
@@ -55,10 +47,8 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
 
     Raises:
         PipelineError: a file that it shows is missing or damaged; with the file and the key.
-        PipelineError: the recipe says otherwise than the model's card.
     """
     card, parity = read_card(artifacts.path(CARD)), read_parity(artifacts.path(PARITY))
-    refuse_disagreement(recipe, card, invocation.command("train"))
     benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None
     stands, engines = standing(artifacts, parity), engine_verdicts(artifacts, parity)
     verify = read_stage(artifacts, "verify")
@@ -98,7 +88,7 @@ def _other_thresholds(recipe: Recipe, parity: ParityReport) -> list[str]:
 
 def _chain(artifacts: Artifacts) -> Section:
     stages = {}
-    for stage in STAGES:
+    for stage in SHOWN_STAGES:
         if manifest := read_stage(artifacts, stage):
             written = sum(entry.bytes for entry in manifest.outputs.values())
             stages[stage] = f"{manifest.seconds:.1f} s, {size(written)}"
@@ -130,7 +120,7 @@ def _judged(artifacts: Artifacts, parity: ParityReport) -> Section:
         shown = badge(PASS, "as judged") if now == digest else badge(NOT_VERIFIED, "altered" if now else "missing")
         subjects.append((shown, name, Cell(digest, code=True)))
     versions: dict[str, set[str]] = {}
-    for stage in STAGES:
+    for stage in SHOWN_STAGES:
         manifest = read_stage(artifacts, stage)
         for tool, version in (manifest.versions if manifest else {}).items():
             versions.setdefault(tool, set()).add(version)

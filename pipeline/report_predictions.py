@@ -12,12 +12,11 @@ import numpy as np
 from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
-from pipeline.errors import PipelineError
+from pipeline.errors import ImageError, PipelineError
 from pipeline.html import Section, section
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
 from pipeline.parity_report import PASS, ParityReport, run_name
 from pipeline.pictures import data_uri, read_labelled
-from pipeline.preprocess import ImageError
 from pipeline.report_standing import digest_now, other_inputs, read_stage
 
 THUMBNAILS = 24

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from export.sidecar import sidecar_path
 from pipeline.artifacts import Artifacts, UndeclaredError
-from pipeline.config import SECTIONS, recipe_slice, section_of
+from pipeline.config import recipe_slice, section_of
 from pipeline.files import sha256_file
 from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE, engines
 from pipeline.manifest import MANIFEST, Manifest, config_changes, read_manifest
 from pipeline.parity_report import NOT_VERIFIED, ParityReport
 from pipeline.recipe import Recipe
 
-STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")  # whose results a page shows
+SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")  # whose results a page shows
 SHOWN = (
     "train/history.json",
     "quantize/calibration.json",
@@ -118,7 +118,7 @@ def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
     The records alone are asked, and nothing is hashed: images and Keras need not be on this machine.
     """
     # What a benchmark measured belongs to the machine, and `run` does not measure.
-    records = {stage: read_stage(artifacts, stage) for stage in STAGES if stage != "benchmark"}
+    records = {stage: read_stage(artifacts, stage) for stage in SHOWN_STAGES if stage != "benchmark"}
     found = []
     for stage, record in records.items():
         if record is None:
@@ -138,7 +138,7 @@ def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
 
 def _recipe_changes(record: Manifest, recipe: Recipe) -> list[str]:
     """What the recipe says now, and did not when a stage ran, of the keys that the stage recorded."""
-    whole = recipe_slice(recipe, SECTIONS)
+    whole = recipe_slice(recipe, [one.name for one in fields(recipe)])
     places = {name: section_of(whole, name) for name in record.config}
     return config_changes(record, {name: section[key] for name, (section, key) in places.items() if key in section})
 

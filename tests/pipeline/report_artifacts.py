@@ -17,25 +17,21 @@ from export.preprocessing import PreprocessingSpec
 from export.records import to_json
 from export.sidecar import AskedLayers, BatchProfile, FoundLayers, Sidecar, sha256_file, sidecar_path, write_plan
 from export.statistics import McNemar
-from pipeline import artifacts
 from pipeline.benchmark_report import (
     BenchmarkReport,
     BenchmarkRow,
     Compute,
-    Cpu,
-    Gpu,
-    Machine,
     write_benchmark,
 )
 from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import sha256_bytes, write_json
+from pipeline.machine import Cpu, Gpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
 from pipeline.recipe import Recipe
-from pipeline.report import READS, write_report
 from pipeline.stage import Context
 from pipeline.stage_records import (
     BiasCorrection,
@@ -47,6 +43,7 @@ from pipeline.stage_records import (
 )
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
+from tests.stage_parts import run_stage
 
 CLASSES = ("cat", "dog", "owl")
 ONNX = (
@@ -300,14 +297,14 @@ class Artifacts:
 
     def inputs(self) -> dict[str, str]:
         """What the stage says that it reads."""
-        return BY_NAME["report"].inputs(self.context, {})
+        return BY_NAME["report"].digests(self.context, {})
 
     def page(self, recipe: Recipe | None = None) -> Page:
         """The page as it is written now, of this recipe or another."""
         folder = self.folder / "out"
         folder.mkdir(exist_ok=True)
-        context = self.context
-        write_report(artifacts.Artifacts(self.root, READS), recipe or context.recipe, context.invocation, folder)
+        context = self.context if recipe is None else replace(self.context, recipe=recipe)
+        run_stage(BY_NAME["report"], context, folder)
         return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -321,4 +318,4 @@ def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 
 def compute(p50: float) -> Compute:
-    return Compute("the engine", 3, p50, p50, p50, p50, None, True, "linear")
+    return Compute(3, p50, p50, p50, p50, None, True, "linear", includes="the engine")
