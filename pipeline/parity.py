@@ -18,9 +18,9 @@ from typing import cast
 import numpy as np
 
 from export.metrics import Comparison, compare
+from export.sidecar import Precision
 from export.statistics import images_to_decide, images_to_decide_drop
 from pipeline.float_noise import AUTO, FLOOR, FloatNoise
-from pipeline.layout import Precision
 from pipeline.parity_report import (
     FAIL,
     FROM_KERAS,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from export.records import read_record, to_json
+from export.sidecar import Precision
 from export.statistics import McNemar
 from pipeline.files import write_json
 from pipeline.float_noise import FloatNoise
-from pipeline.layout import Precision
 from pipeline.recipe import Thresholds, VerifyThresholds
 
 PASS: Final = "pass"
