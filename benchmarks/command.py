@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS
+from pipeline.machine import describe_cpu
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage, execute, reasons_to_run
@@ -106,8 +107,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    cpu = machine().cpu
-    return machine_environment() | {"cpu": f"{cpu.model}, {cpu.usable_cores} cores"}
+    return machine_environment() | {"cpu": str(describe_cpu())}
 
 
 STAGE = Stage(
