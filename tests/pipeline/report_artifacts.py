@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding
 from export.placement_row import Placement
 from export.preprocessing import PreprocessingSpec
 from export.records import to_json
@@ -33,14 +34,7 @@ from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
 from pipeline.recipe import Recipe
 from pipeline.stage import Context
-from pipeline.stage_records import (
-    BiasCorrection,
-    CalibrationReport,
-    Distances,
-    Epoch,
-    Fp16Report,
-    Fp16Rounding,
-)
+from pipeline.stage_records import Epoch
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
 from tests.stage_parts import run_stage

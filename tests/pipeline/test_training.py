@@ -154,14 +154,23 @@ def test_a_training_resumes_where_it_was_interrupted(
         put(self, progress)
         epochs.append(len(progress.history))
 
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if batch == 1 and len(epochs) == finished:
+    class Bar:
+        steps = 0
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self) -> None:
+            self.steps += len(epochs) == finished
+            if self.steps == 2:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "put", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_progress", lambda *_: Stop())
+        patch.setattr(fitting, "progress_bar", lambda **_: Bar())
         first = Checkpoint(tmp_path / "c", "key", seconds)
         with pytest.raises(KeyboardInterrupt):
             run(settings, images, tmp_path / "a", model, checkpoint=first)
