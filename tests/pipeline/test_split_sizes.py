@@ -18,13 +18,15 @@ from pipeline.commands import _say_verdict
 from pipeline.config import load_recipe
 from pipeline.data import SPLITS, ImageSet, deal
 from pipeline.errors import DataError
+from pipeline.manifest import Key
 from pipeline.parity_report import INCONCLUSIVE
 from pipeline.recipe import Data, Divide, Shares, Splits
 from pipeline.roles import Roles
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
 from pipeline.stage import Context
-from pipeline.verify import _where_more_are
+from pipeline.stages import BY_NAME
+from pipeline.verify import where_more_are
 
 
 def labelled(**labels: list[int]) -> ImageSet:
@@ -215,7 +217,8 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     (tmp_path / "r.yaml").write_text("data: {source: digits}\nverify: {max_images: 60}")
     context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
     tests = len(context.images.splits["test"])
-    found = _where_more_are(context, 3838)
+    inputs = BY_NAME["verify"].hand_over(context, Key({}, {}, ""))
+    found = where_more_are(inputs, 60, 3838)
     assert found == {"images_left": tests - 60, "images_in_all": 20_000}, "a fifth of them tests"
     result = {"verdict": INCONCLUSIVE, "images": 60, "images_to_decide": 3838}
     _say_verdict(context, result | found)
