@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from pipeline.card import read_card
 from pipeline.inputs import Inputs, Required, Split
@@ -33,11 +30,13 @@ class Quantized:
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
     """Write the models, and how they came about; see `pipeline.quantizing.quantize_model`."""
-    from pipeline.quantizing import quantize_model
+    from pipeline.quantizing import CalibrationImages, quantize_model
 
-    card = partial(read_card, inputs.path(CARD))
-    context: Any = SimpleNamespace(recipe=settings, root=inputs.root, images=inputs.images, card=card)
-    return Quantized(**quantize_model(context, out))
+    card, thresholds = read_card(inputs.path(CARD)), settings.verify.thresholds
+    images = CalibrationImages(inputs.images, card, settings.quantize, settings.data.max_bad_images)
+    return quantize_model(
+        inputs.path(ONNX["fp32"]), images, settings.quantize, fp16=thresholds.fp16, int8=thresholds.int8, out=out
+    )
 
 
 def bytes_per_weight(recipe: Recipe) -> int:
