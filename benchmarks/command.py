@@ -14,7 +14,7 @@ from benchmarks.installed import installed
 from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
@@ -63,7 +63,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
         recipe=settings.name,
-        model={"size": list(card.size), "classes": len(card.classes)},
+        model=TimedModel(card.size, len(card.classes)),
         machine=machine(),
         commit=commit(),
         gpu_before=before,

@@ -29,7 +29,6 @@ from pipeline.layout import ONNX, TENSORRT8
 from pipeline.progress import progress_bar
 from pipeline.recipe import Quantize, Thresholds
 from pipeline.split_sizes import check_split_sizes
-from pipeline.stage import Context
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -52,18 +51,7 @@ class Quantized:
     skipped_images: Mapping[str, str] = field(default_factory=dict)
 
 
-def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
-    """Run the stage on what a recipe's context holds, see `quantize_onnx`."""
-    recipe = context.recipe
-    images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
-    thresholds = recipe.verify.thresholds
-    result = quantize_onnx(
-        context.root / ONNX["fp32"], images, recipe.quantize, fp16=thresholds.fp16, int8=thresholds.int8, out=folder
-    )
-    return {key: value for key, value in asdict(result).items() if value != {}}
-
-
-def quantize_onnx(
+def quantize_model(
     path: Path,
     images: CalibrationImages,
     settings: Quantize,
