@@ -153,9 +153,11 @@ def override_tree(override: str) -> dict[str, Any]:
         value = parse_yaml(text)
     except ValueError as error:
         raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
-    for name in reversed(key.strip().split(".")):
-        value = {name: value}
-    return value
+    *sections, last = key.strip().split(".")
+    branch = {last: value}
+    for name in reversed(sections):
+        branch = {name: branch}
+    return branch
 
 
 def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:
