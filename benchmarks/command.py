@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
-from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
+from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
@@ -21,6 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS
+from pipeline.machine import describe_cpu
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage, execute, reasons_to_run
@@ -57,11 +59,11 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        opener = make_opener(card, allow=settings.model.allow, options=settings.runtime)
+        opener = partial(open_scenario, runtime=settings.runtime, card=card, allow=settings.model.allow)
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
         recipe=settings.name,
-        model={"size": list(card.size), "classes": len(card.classes)},
+        model=TimedModel(card.size, len(card.classes)),
         machine=machine(),
         commit=commit(),
         gpu_before=before,
@@ -105,8 +107,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    cpu = machine().cpu
-    return machine_environment() | {"cpu": f"{cpu.model}, {cpu.usable_cores} cores"}
+    return machine_environment() | {"cpu": str(describe_cpu())}
 
 
 STAGE = Stage(

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.tegra import ROOT as FILE_SYSTEM
 from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
-from pipeline.machine import Cpu, Gpu, GpuSnapshot, Machine
+from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,21 +47,13 @@ SMI = {
     "memory_used_mib": "memory.used",
 }
 SMI_PATIENCE = 10.0  # seconds
-# Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
 
 
 def machine() -> Machine:
     """Describe the machine: processor, memory, system, packages, GPUs. No host name, no user name, no paths."""
-    info = _cpuinfo()
     status = driver_status()
     return Machine(
-        cpu=Cpu(
-            model=info.get("model name") or platform.processor() or platform.machine(),
-            cores=os.cpu_count(),
-            usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            features=tuple(name for name in CPU_FEATURES if name in _flags(info)),
-        ),
+        cpu=describe_cpu(),
         memory_bytes=_memory(),
         os=_system(),
         python=platform.python_version(),
@@ -193,25 +185,6 @@ def _ask(question: Callable[..., Any]) -> Any:
         return question()
     except Exception:  # pynvml raises a class of its own for each code
         return None
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Read the first processor of /proc/cpuinfo; empty elsewhere."""
-    found: dict[str, str] = {}
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, colon, value = line.partition(":")
-                if not colon and found:
-                    break
-                found[key.strip()] = value.strip()
-    except OSError:
-        pass
-    return found
-
-
-def _flags(info: dict[str, str]) -> set[str]:
-    return set((info.get("flags") or info.get("Features") or "").split())
 
 
 def _memory() -> int | None:

@@ -154,10 +154,10 @@ def override_tree(override: str) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
     *sections, last = key.strip().split(".")
-    branch = {last: value}
+    tree: dict[str, Any] = {last: value}
     for name in reversed(sections):
-        branch = {name: branch}
-    return branch
+        tree = {name: tree}
+    return tree
 
 
 def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:

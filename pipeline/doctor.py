@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from export.records import to_json
 from export.versions import is_checked, no_support, unproven
 from pipeline.doctor_findings import BAD, OK, WARN, Driver, Findings, Library, OnnxRuntimeCuda, Package, StageFinding
 from pipeline.environment import refuses_all
+from pipeline.machine import describe_cpu
 from pipeline.manifest import ROOT
 from pipeline.mending import driver_lines, newer_than_driver, python_line, tensorrt_lines
 from pipeline.runners.providers import why_not
@@ -109,11 +108,10 @@ def _machine() -> dict[str, str]:
     note = "" if _python_fits() else f"  (expected {_pythons()})"
     if _for_a_bundle():
         note = f"  (for what runs a bundle; training and exporting need {_pythons()})"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version() + note,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": f"{_cpu_model()}, {cores} cores",
+        "cpu": str(describe_cpu()),
         "disk free": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
     }
 
@@ -130,14 +128,6 @@ def _for_a_bundle() -> bool:
 def _pythons() -> str:
     (major, first), (_, end) = SUPPORTED
     return f"{major}.{first} to {major}.{end - 1}"
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown"
 
 
 def _packages(requirements: Path) -> dict[str, Package]:

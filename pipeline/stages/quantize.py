@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pipeline.card import read_card
@@ -16,11 +15,14 @@ from pipeline.stage import Stage
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
     """Write the models, and how they came about; see `pipeline.quantizing.quantize_model`."""
-    from pipeline.quantizing import quantize_model
+    from pipeline.quantizing import CalibrationImages, quantize_model
 
-    card = partial(read_card, inputs.path(CARD))
-    context: Any = SimpleNamespace(recipe=settings, root=inputs.root, images=inputs.images, card=card)
-    return quantize_model(context, out)
+    card, thresholds = read_card(inputs.path(CARD)), settings.verify.thresholds
+    images = CalibrationImages(inputs.images, card, settings.quantize, settings.data.max_bad_images)
+    result = quantize_model(
+        inputs.path(ONNX["fp32"]), images, settings.quantize, fp16=thresholds.fp16, int8=thresholds.int8, out=out
+    )
+    return {name: value for name, value in asdict(result).items() if value != {}}
 
 
 def bytes_per_weight(recipe: Recipe) -> int:
