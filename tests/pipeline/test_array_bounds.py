@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.class_names import class_names
+from pipeline.archive_files import read_member
+from pipeline.class_names import class_names, data_class_names
 from pipeline.errors import DataError, RecipeError
 from pipeline.npz_files import array_names, read_array, read_arrays
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Data, Preprocessing
 from pipeline.sources import read_source
-from pipeline.tables import class_names as data_class_names
-from pipeline.zip_files import read_member
 from tests.bounded import attempts, write_bomb
 
 
