@@ -27,8 +27,7 @@ from benchmarks.gpu_visit import Visit
 from benchmarks.telemetry import commit
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
-from export.errors import ExportError
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.gpu_evidence import FOLDER, Gpu, GpuEvidence, Model
 from pipeline.layout import ONNX, PARITY, REFERENCE, engine_source
 from pipeline.parity import Reference
@@ -39,7 +38,7 @@ log = logging.getLogger("benchmarks.gpu")
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-class NothingHereError(PipelineError):
+class NothingHereError(ProjectError):
     """A machine without an NVIDIA GPU, or without TensorRT."""
 
 
@@ -54,7 +53,7 @@ def evidence_path(options: Options, gpu: str, trt: TensorRT) -> Path:
             number += 1
             path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
     except OSError as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a place for {path}. Received: {error.strerror or error}. Name another with -o."
         ) from error
     if path != wanted:
@@ -130,7 +129,7 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
         Record: finished, or interrupted from the keyboard.
 
     Raises:
-        PipelineError: a damaged verdict, or the disk did not take the results.
+        ProjectError: a damaged verdict, or the disk did not take the results.
     """
     thresholds = read_thresholds(options.artifacts)
     path = evidence_path(options, status.devices[0].name, trt)
@@ -154,7 +153,7 @@ def _visit(options: Options) -> Record:
 
     Raises:
         NothingHereError: no GPU, or no TensorRT.
-        PipelineError, ExportError: bad input.
+        ProjectError: bad input.
     """
     check_artifacts(options)
     reference = read_reference(options.artifacts)
@@ -182,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = _visit(options)
     except NothingHereError as error:
         return _refused(NO_GPU, str(error))
-    except (PipelineError, ExportError) as error:
+    except ProjectError as error:
         return _refused(BAD_INPUT, str(error))
     except KeyboardInterrupt:
         return _refused(INTERRUPTED, "Interrupted before the first step.")

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import in_turns, measure, summarize
-from export.errors import ExportError
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, Measures, TimedRow, Variant
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -43,7 +42,7 @@ _NUMBERS = ("n", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "images_per_second", "
 
 def words_of(error: BaseException) -> str:
     """What an error says; with its kind, unless it is one of ours, which are sentences."""
-    ours = isinstance(error, (PipelineError, ExportError))
+    ours = isinstance(error, ProjectError)
     return str(error) if ours else f"{type(error).__name__}: {error}"
 
 

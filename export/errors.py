@@ -1,5 +1,11 @@
-"""The one base error of the export package."""
+"""The one base error of the project."""
 
 
-class ExportError(Exception):
-    """A model could not be transformed. The message says what was expected, what was received and what to do."""
+class ProjectError(Exception):
+    """Something a person can mend: bad input, a missing file, a missing device, a model that cannot be transformed.
+
+    The message says what was expected, what was received and what to do. The command exits with status 2.
+    """
+
+
+ExportError = ProjectError

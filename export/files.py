@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from export.errors import ExportError
+from export.errors import ProjectError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
@@ -101,7 +101,7 @@ def put_folder(finished: Path, final: Path) -> None:
     """Bring a finished folder to the disk, and put it in the place of ``final``, which lies on the same one.
 
     Raises:
-        ExportError: a file is there.
+        ProjectError: a file is there.
     """
     _refuse_file(final)
     former = _former(final)
@@ -209,7 +209,7 @@ def _former(final: Path) -> Path:
 
 def _refuse_file(final: Path) -> None:
     if final.exists() and not final.is_dir():
-        raise ExportError(f"Expected a folder at {final}. Received: a file. Move it away.")
+        raise ProjectError(f"Expected a folder at {final}. Received: a file. Move it away.")
 
 
 def _is_alive(process: int, run: str | None) -> bool:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from export.bounded_json import parse_json
+from export.errors import ProjectError
 from export.words import count
 
 T = TypeVar("T")
-MakeError = Callable[[str], Exception]
 # The largest record is a benchmark with its raw samples: 10,000 at most of each row. A float takes 32 bytes in memory.
 LARGEST_FILE, MOST_VALUES = 16 * 2**20, 10**6
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
@@ -41,7 +41,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return tree
 
 
-def from_json(kind: type[T], tree: Any, where: str, *, error: MakeError, remedy: str, what: str = "record") -> T:
+def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = "record") -> T:
     """Return the record that a JSON tree holds.
 
     Args:
@@ -49,12 +49,11 @@ def from_json(kind: type[T], tree: Any, where: str, *, error: MakeError, remedy:
             ``schema`` must have its default.
         tree: what the JSON holds.
         where: the file, for the message.
-        error: makes the exception from a message.
         remedy: the last sentence of the message: what to do.
         what: what the file is, for the message. Defaults to "record".
 
     Raises:
-        error: a key is missing, unknown, or of another type; with the file and the key.
+        ProjectError: a key is missing, unknown, or of another type; with the file and the key.
     """
     schema = _schema(kind)
     if schema is not None:
@@ -63,30 +62,32 @@ def from_json(kind: type[T], tree: Any, where: str, *, error: MakeError, remedy:
             found = f"schema {received!r:.80}" if isinstance(tree, dict) else _mismatch("", "", tree).received
             if isinstance(tree, dict) and "schema" not in tree:
                 found = "an object without the key 'schema'"
-            raise error(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
+            raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
     try:
         record: T = _record(kind, tree, "")
     except _MismatchError as mismatch:
         key = f"'{mismatch.key}' of type {mismatch.expected}" if mismatch.key else mismatch.expected
-        raise error(f"Expected {key} in {where}. Received: {mismatch.received}. {remedy}") from None
+        raise ProjectError(f"Expected {key} in {where}. Received: {mismatch.received}. {remedy}") from None
     return record
 
 
-def read_record(kind: type[T], path: Path, *, error: MakeError, remedy: str, what: str = "record") -> T:
+def read_record(kind: type[T], path: Path, *, remedy: str, what: str = "record") -> T:
     """Read the record in a JSON file; the arguments are those of `from_json`.
 
     Raises:
-        error: the file is missing, too large, not JSON, or not this record.
+        ProjectError: the file is missing, too large, not JSON, or not this record.
     """
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
         tree = parse_json(data, path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
     except OSError as problem:
-        raise error(f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}") from problem
+        raise ProjectError(
+            f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}"
+        ) from problem
     except ValueError as problem:
-        raise error(f"Expected JSON in {path}. Received: {problem}. {remedy}") from problem
-    return from_json(kind, tree, str(path), error=error, remedy=remedy, what=what)
+        raise ProjectError(f"Expected JSON in {path}. Received: {problem}. {remedy}") from problem
+    return from_json(kind, tree, str(path), remedy=remedy, what=what)
 
 
 @cache

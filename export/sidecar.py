@@ -228,4 +228,4 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
     remedy = f"A plan without a whole sidecar is not loaded; rebuild it: {REBUILD}."
     if not path.is_file():
         remedy = f"Copy it along: it lies beside the plan where that was built. Or rebuild it: {REBUILD}."
-    return read_record(Sidecar, path, error=ExportError, remedy=remedy, what="sidecar")
+    return read_record(Sidecar, path, remedy=remedy, what="sidecar")

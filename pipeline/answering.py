@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from pipeline.best_classes import wrong_images
-from pipeline.errors import DeviceUnavailableError, PipelineError
+from pipeline.errors import DeviceUnavailableError
 from pipeline.parity import Answer, Candidate, Finding
 from pipeline.parity_report import FAIL, NOT_RUN, PASS
 from pipeline.runners.base import Runner
@@ -53,7 +53,7 @@ def answer(
             return Answer(np.concatenate(parts), PASS, top=top)
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
-    except (PipelineError, ExportError) as error:
+    except ProjectError as error:
         log.error("%s failed: %s", candidate.run_name, error)
         return Answer(None, FAIL, str(error))
 

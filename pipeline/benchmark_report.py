@@ -187,7 +187,7 @@ class BenchmarkReport:
 
 def read_machine(tree: Mapping[str, Any]) -> Machine:
     """The machine that `benchmarks.telemetry.machine` described."""
-    return from_json(Machine, dict(tree), "this machine's description", error=PipelineError, remedy="Report it.")
+    return from_json(Machine, dict(tree), "this machine's description", remedy="Report it.")
 
 
 def read_benchmark(path: Path) -> BenchmarkReport:
@@ -196,7 +196,7 @@ def read_benchmark(path: Path) -> BenchmarkReport:
     Raises:
         PipelineError: missing, damaged, or of another schema; with the file and the key.
     """
-    return read_record(BenchmarkReport, path, error=PipelineError, remedy=REMEDY, what="benchmark")
+    return read_record(BenchmarkReport, path, remedy=REMEDY, what="benchmark")
 
 
 def read_serves(root: Path) -> tuple[Serves | None, str]:

@@ -108,7 +108,7 @@ def read_card(path: Path | str) -> ModelCard:
     Raises:
         ModelError: missing, damaged, or of another version; with the file and the key.
     """
-    return read_record(ModelCard, Path(path), error=ModelError, remedy=REMEDY, what="model card")
+    return read_record(ModelCard, Path(path), remedy=REMEDY, what="model card")
 
 
 def write_card(path: Path, card: ModelCard) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import REBUILD
 from pipeline.command_line import ARTIFACTS, command_of
 from pipeline.config import load_recipe
 from pipeline.disk_space import sentence
-from pipeline.errors import PipelineError, notes
+from pipeline.errors import notes
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import Context
 from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
@@ -153,7 +153,7 @@ def _run(
             result = {"command": name, "status": "done"} | command(args)
     except BrokenPipeError:
         raise
-    except (PipelineError, ExportError) as error:
+    except ProjectError as error:
         result = _failed(name, "bad input", _with_notes(_with_place(handler.said(str(error)), args), error), BAD_INPUT)
     except KeyboardInterrupt as error:
         said = "Terminated." if isinstance(error, Terminated) else "Interrupted."

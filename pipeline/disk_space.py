@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.files import FULL, with_place
-from pipeline.errors import PipelineError, add_note, notes
+from pipeline.errors import add_note, notes
 
 _NEARLY_NOTHING = 2**20  # bytes; libraries report a full disk in many ways, and then less than this is left
 
@@ -27,11 +27,11 @@ def require_space(folder: Path, needed: int, what: str, option: str = "--artifac
         option: names another place. Defaults to "--artifacts".
 
     Raises:
-        PipelineError: less is free.
+        ProjectError: less is free.
     """
     free = _free(folder)
     if free is not None and free < needed:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected at least {_size(needed)} free in {_there(folder)} for {what}. Received: {_size(free)}. "
             f"Free some, or name another place with {option}."
         )
@@ -48,7 +48,7 @@ def saying_what_is_full(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (PipelineError, ExportError):
+    except ProjectError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -19,7 +19,7 @@ from export.engine_check import (
     require_plan,
     unsupported_gpu,
 )
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.records import to_json
 from export.sidecar import AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
 from export.versions import supports
@@ -28,7 +28,6 @@ from pipeline.bundle import RECIPE
 from pipeline.command_line import ARTIFACTS, pipeline_command
 from pipeline.config import load_recipe, to_dict
 from pipeline.environment import choose_tensorrt
-from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import NOT_VERIFIED
 from pipeline.verdicts import Verdicts
@@ -39,17 +38,17 @@ def inspect_engine_file(plan: Path) -> dict[str, Any]:
     """Print what an engine is, from its sidecar; the result holds the same for the JSON line.
 
     Raises:
-        PipelineError: no engine, or its sidecar is missing or malformed.
+        ProjectError: no engine, or its sidecar is missing or malformed.
     """
     _require_plan(plan)
     try:
         sidecar = read_sidecar(plan)
-    except ExportError as error:
-        raise PipelineError(_with_command(str(error), plan)) from error
+    except ProjectError as error:
+        raise ProjectError(_with_command(str(error), plan)) from error
     try:
         check_plan(plan)
         altered = ""
-    except ExportError as error:
+    except ProjectError as error:
         altered = _with_command(str(error), plan)
     verdict = _verdict(plan)
     print("\n".join(map(_printable, _lines(plan, sidecar, altered, verdict))))
@@ -65,14 +64,14 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
         dict: ``fits``, ``reason``, ``rebuild`` (a command, where rebuilding here would help) and the exit status.
 
     Raises:
-        PipelineError: no engine, or one that was damaged or altered.
+        ProjectError: no engine, or one that was damaged or altered.
     """
     _require_plan(plan)
     driver = driver_status()
     try:
         sidecar = check_plan(plan)
-    except ExportError as error:
-        raise PipelineError(_with_command(str(error), plan)) from error
+    except ProjectError as error:
+        raise ProjectError(_with_command(str(error), plan)) from error
     refused = _why_not(plan, sidecar, driver)
     if refused is None:
         device = driver.devices[0]
@@ -109,7 +108,7 @@ def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
         return {}
     try:
         says = to_dict(load_recipe(recipe).build)
-    except PipelineError:  # it wants a path that its owner gives with --set
+    except ProjectError:  # it wants a path that its owner gives with --set
         return {}
     built = manifest.config.get("build", {})
     return {key: value for key, value in built.items() if says.get(key, value) != value}
@@ -132,10 +131,10 @@ def _require_plan(plan: Path) -> None:
     try:
         require_plan(plan)
     except RefusedEngineError as error:
-        raise PipelineError(_with_command(str(error), plan, error.settings)) from error
+        raise ProjectError(_with_command(str(error), plan, error.settings)) from error
 
 
-def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ExportError | None:
+def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ProjectError | None:
     """Why an engine does not fit this machine; None: it does."""
     flavour, version = sidecar.flavour, sidecar.tensorrt_version
     here = driver.devices[0].compute_capability if driver else None
@@ -144,24 +143,24 @@ def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ExportError 
         return unsupported_gpu(plan, sidecar, version, here)
     if trt is None:
         had = why_missing().get(flavour, "none")
-        return ExportError(f"Expected TensorRT {flavour} {version}, which built it. Received: {had}.")
+        return ProjectError(f"Expected TensorRT {flavour} {version}, which built it. Received: {had}.")
     try:
         check_engine(plan, trt, here, driver.cuda_version if driver else None)
-    except ExportError as error:
+    except ProjectError as error:
         return error
     if driver:
         return None
-    return ExportError(
+    return ProjectError(
         f"Expected an NVIDIA GPU: {sidecar.runs_on}. Received: {driver.reason}. "
         "Run it on the GPU machine; ONNX Runtime answers here."
     )
 
 
-def _settings(refused: ExportError) -> Mapping[str, Any]:
+def _settings(refused: ProjectError) -> Mapping[str, Any]:
     return refused.settings if isinstance(refused, RefusedEngineError) else {}
 
 
-def _can_rebuild(refused: ExportError) -> bool:
+def _can_rebuild(refused: ProjectError) -> bool:
     """Whether building the engine anew on this machine helps."""
     if isinstance(refused, UnsupportedGpuError):
         return choose_tensorrt("tensorrt")[0] is not None

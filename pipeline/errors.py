@@ -2,6 +2,8 @@
 
 import re
 
+from export.errors import ProjectError
+
 _AROUND = re.compile(
     r"Exception encountered|Graph execution error|Detected at node|Arguments received|<stack traces|\s*$"
 )
@@ -29,15 +31,14 @@ def notes(error: BaseException) -> tuple[str, ...]:
     return tuple(getattr(error, "__notes__", ()))
 
 
-class PipelineError(Exception):
-    """Something a person can mend: bad input, a missing file, a missing device. The command exits with status 2."""
+PipelineError = ProjectError
 
 
-class RecipeError(PipelineError):
+class RecipeError(ProjectError):
     """A recipe or an override that is not valid."""
 
 
-class DataError(PipelineError):
+class DataError(ProjectError):
     """Images or labels that cannot be used."""
 
 
@@ -45,11 +46,11 @@ class ImageError(DataError):
     """An image that cannot be read or decoded. The message holds the reason, not the path."""
 
 
-class ModelError(PipelineError):
+class ModelError(ProjectError):
     """A Keras model that cannot be built, loaded or deployed."""
 
 
-class RunnerError(PipelineError):
+class RunnerError(ProjectError):
     """A backend could not be opened or failed while it ran."""
 
 

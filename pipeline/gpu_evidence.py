@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 
 from export.records import read_record, to_json
 from export.sidecar import BatchProfile
-from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.layout import Precision
 from pipeline.parity_report import Hop, overall_verdict
@@ -326,7 +325,7 @@ def read_gpu_evidence(path: Path) -> GpuEvidence:
     Raises:
         PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
     """
-    return read_record(GpuEvidence, path, error=PipelineError, remedy=REMEDY, what="evidence from a GPU")
+    return read_record(GpuEvidence, path, remedy=REMEDY, what="evidence from a GPU")
 
 
 def write_gpu_evidence(path: Path, evidence: GpuEvidence) -> None:

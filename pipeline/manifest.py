@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         remedy = "Without it the result beside it does not count; `run` makes it anew."
-        return read_record(Manifest, path, error=PipelineError, remedy=remedy, what="manifest")
+        return read_record(Manifest, path, remedy=remedy, what="manifest")
     except PipelineError as error:
         _warn_once(str(error))
         return None

@@ -12,7 +12,6 @@ from typing import Final, Literal
 
 from export.records import read_record, to_json
 from export.statistics import McNemar
-from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.float_noise import FloatNoise
 from pipeline.layout import Precision
@@ -205,7 +204,7 @@ def read_parity(path: Path) -> ParityReport:
     Raises:
         PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
     """
-    return read_record(ParityReport, path, error=PipelineError, remedy=REMEDY, what="verdict")
+    return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
 
 
 def write_parity(path: Path, report: ParityReport) -> None:

@@ -132,7 +132,7 @@ def read_calibration(path: Path) -> CalibrationReport:
         PipelineError: missing or damaged; with the file and the key.
     """
     remedy = "Run the quantize stage again."
-    return read_record(CalibrationReport, path, error=PipelineError, remedy=remedy, what="calibration report")
+    return read_record(CalibrationReport, path, remedy=remedy, what="calibration report")
 
 
 def read_placement(path: Path) -> tuple[Placement, ...]:
@@ -154,6 +154,5 @@ def _rows(kind: Any, path: Path, what: str, remedy: str) -> list[Any]:
     if not isinstance(rows, list):
         raise PipelineError(f"Expected a list in {path}. Received: {type(rows).__name__}. {remedy}")
     return [
-        from_json(kind, row, f"{path}, entry {number}", error=PipelineError, remedy=remedy, what=what)
-        for number, row in enumerate(rows)
+        from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
     ]

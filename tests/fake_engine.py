@@ -9,7 +9,6 @@ import pytest
 
 from export.capabilities import find_tensorrt
 from export.driver import Device, DriverStatus
-from export.errors import ExportError
 from export.records import from_json
 from export.sidecar import SCHEMA, Sidecar, sha256_file, write_plan
 from pipeline.runners import cuda_bindings, cuda_pycuda, kernel_cache
@@ -38,7 +37,7 @@ def make_sidecar(**fields: Any) -> Sidecar:
         "options": {},
         **fields,
     }
-    return from_json(Sidecar, given, "a test", error=ExportError, remedy="Mend the test.")
+    return from_json(Sidecar, given, "a test", remedy="Mend the test.")
 
 
 def make_plan(path: Path, sizes: tuple[int, int, int] = (1, 2, 4), top: int = 0, **changes: Any) -> Path:

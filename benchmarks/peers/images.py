@@ -8,9 +8,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
-
-class PeerError(Exception):
-    """What a user can act on: expected, received, what to do."""
+from export.errors import ProjectError
 
 
 class PixelReader:
@@ -75,12 +73,14 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
         tuple: the name of the model's input, array (n, ...) of its type.
 
     Raises:
-        PeerError: the file or its array do not fit the model.
+        ProjectError: the file or its array do not fit the model.
     """
     constants = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in constants]
     if len(inputs) != 1:
-        raise PeerError(f"Expected a model with one input. Received: {[one.name for one in inputs]}. Export it again.")
+        raise ProjectError(
+            f"Expected a model with one input. Received: {[one.name for one in inputs]}. Export it again."
+        )
     kind = inputs[0].type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     shape = [one.dim_value if one.HasField("dim_value") else None for one in kind.shape.dim]
@@ -88,13 +88,13 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
         with np.load(path, allow_pickle=False) as arrays:
             pixels = arrays["pixels"]
     except (OSError, ValueError, KeyError) as error:
-        raise PeerError(
+        raise ProjectError(
             f"Expected an .npz file with the array 'pixels'. Received: {path} ({error}). "
             "Write it with numpy.savez(path, pixels=array)."
         ) from error
     fits = pixels.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape[1:], pixels.shape[1:]))
     if pixels.dtype != dtype or not fits or not len(pixels):
-        raise PeerError(
+        raise ProjectError(
             f"Expected pixels of type {dtype} and shape (images, {', '.join(map(str, shape[1:]))}) for the input "
             f"{inputs[0].name!r}. Received: {pixels.dtype} {pixels.shape} in {path}. "
             "Save the images as the model reads them."

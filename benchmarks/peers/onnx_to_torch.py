@@ -17,7 +17,6 @@ from onnx import TensorProto, numpy_helper
 
 from benchmarks.peers.torch_device import import_torch
 from benchmarks.peers.torch_operators import HANDLERS
-from export.errors import ExportError
 from export.graph import attribute, constants, consumers, load_model, producers
 from export.precision import preprocessing_nodes
 from pipeline.errors import RunnerError
@@ -41,15 +40,11 @@ def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Modul
         attributes: ``output_names``, ``output_widths`` (of the last dimension), ``input_size`` (height, width).
 
     Raises:
-        RunnerError: the file is none of ours, or holds an operator or attribute that is not known here.
+        ProjectError: the file is none of ours, or holds an operator or attribute that is not known here.
         DeviceUnavailableError: PyTorch is not installed.
     """
     import_torch()
-    try:
-        model = load_model(path)
-    except ExportError as error:
-        raise RunnerError(str(error)) from error
-    return Converter(model, str(path), precision).convert()
+    return Converter(load_model(path), str(path), precision).convert()
 
 
 class Converter:

@@ -28,9 +28,10 @@ from typing import Any
 
 import onnx
 
-from benchmarks.peers.images import PeerError, PixelReader, read_images
+from benchmarks.peers.images import PixelReader, read_images
 from benchmarks.peers.placement import placement
 from benchmarks.peers.tools import PEERS, TOOLS
+from export.errors import ProjectError
 from export.files import put_file, temporary_folder, write_atomic
 from export.words import count
 
@@ -73,13 +74,13 @@ def run_peer(job: Job) -> dict[str, Any]:
         dict: what the sidecar holds.
 
     Raises:
-        PeerError: an input does not fit, or the tool failed.
+        ProjectError: an input does not fit, or the tool failed.
     """
     peer = PEERS[job.name]
     try:
         model = onnx.load(job.model)
     except Exception as error:
-        raise PeerError(f"Expected an ONNX model. Received: {job.model} ({error}). Name another file.") from error
+        raise ProjectError(f"Expected an ONNX model. Received: {job.model} ({error}). Name another file.") from error
     name, pixels = read_images(job.images, model, job.limit, job.seed)
     with temporary_folder(job.out / job.name) as scratch:
         source, made = scratch / "model.onnx", scratch / "int8.onnx"  # a copy: the tools write beside what they read
@@ -93,15 +94,15 @@ def run_peer(job: Job) -> dict[str, Any]:
             result = onnx.load(made)
             onnx.checker.check_model(result)
         except ImportError as error:
-            raise PeerError(
+            raise ProjectError(
                 f"Expected the packages of requirements.txt. Received: {error}. Install them, see README.md."
             ) from error
         except Exception as error:
-            raise PeerError(f"{job.name} failed: {type(error).__name__}: {error}") from error
+            raise ProjectError(f"{job.name} failed: {type(error).__name__}: {error}") from error
         finally:
             reader.progress.close()
         if reader.position < len(pixels):
-            raise PeerError(
+            raise ProjectError(
                 f"Expected {job.name} to calibrate on {count(len(pixels), 'image')}. Received: it read "
                 f"{reader.position}. "
                 "Its file says nothing about the method: look at its log."
@@ -224,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with own_process() as pool:
                 sidecar = pool.submit(run_peer, job).result()
-        except (PeerError, OSError) as error:
+        except (ProjectError, OSError) as error:
             failed[name] = str(error)
         except KeyboardInterrupt:
             log.error("  interrupted; what was made before is whole")

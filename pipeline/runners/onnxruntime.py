@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from export.bounded_json import parse_json
-from export.errors import ExportError
 from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
@@ -77,10 +76,7 @@ class OnnxRunner:
                 "Install requirements-gpu.txt on a GPU machine.",
                 why,
             )
-        try:
-            refuse_external_data(self.path)
-        except ExportError as error:
-            raise RunnerError(str(error)) from error
+        refuse_external_data(self.path)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads

@@ -19,7 +19,7 @@ import numpy as np
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
 from export.engine_check import UnsupportedGpuError, check_engine, require_plan, unsupported_gpu
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, Sidecar, read_sidecar
 from export.versions import supports
 from pipeline.errors import DeviceUnavailableError, RunnerError
@@ -57,7 +57,7 @@ class TensorRTRunner:
         metadata: what the ONNX file that it was built from said of itself.
 
     Raises:
-        RunnerError: the sidecar is missing or malformed.
+        ProjectError: the sidecar is missing or malformed.
     """
 
     backend = "tensorrt"
@@ -65,11 +65,8 @@ class TensorRTRunner:
     def __init__(self, plan_path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.plan_path = Path(plan_path)
         self.options = options or RuntimeOptions()
-        try:
-            require_plan(self.plan_path)
-            self._describe(read_sidecar(self.plan_path))
-        except ExportError as error:
-            raise RunnerError(str(error)) from None  # the sentence says it all
+        require_plan(self.plan_path)
+        self._describe(read_sidecar(self.plan_path))
         self._engine: OpenEngine | None = None
         self._refusals: Mapping[int, str] = {}
         self._busy = threading.Lock()
@@ -93,7 +90,8 @@ class TensorRTRunner:
             DeviceUnavailableError: no driver, no such GPU, no TensorRT of the engine's flavour, or one that does not
                 support the GPU.
             OutOfMemoryError: not even the engine's smallest batch fits.
-            RunnerError: cuda-bindings is missing, the engine is refused (see `check_engine`), or it failed.
+            RefusedEngineError: see `check_engine`.
+            RunnerError: cuda-bindings is missing, or the engine failed.
         """
         # The driver comes first: some TensorRT versions crash the process without one.
         status = driver_status()
@@ -111,8 +109,6 @@ class TensorRTRunner:
             self._describe(check_engine(self.plan_path, trt, here, status.cuda_version))
         except UnsupportedGpuError as error:
             raise DeviceUnavailableError(str(error), reason=error.reason) from None
-        except ExportError as error:
-            raise RunnerError(str(error)) from None
         cuda = find_cuda(self.options.cuda)
         with cuda.scope(device):
             self._engine = OpenEngine(cuda, trt, self.plan_path, self.sidecar, self.options)
@@ -124,7 +120,7 @@ class TensorRTRunner:
         flavour, version = self.sidecar.flavour, self.sidecar.tensorrt_version
         try:
             trt = find_tensorrt(flavour)
-        except ExportError as error:
+        except ProjectError as error:
             raise RunnerError(f"{error} The sidecar of {self.plan_path} names it.") from error
         if trt is None and supports(flavour, version, compute_capability) is False:  # installing it would not help
             refused = unsupported_gpu(self.plan_path, self.sidecar, version, compute_capability)

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is in the peer's environmen
 
 from benchmarks.peers.onnx_to_torch import load_onnx  # noqa: E402
 from benchmarks.peers.torch_operators import HANDLERS  # noqa: E402
+from export.errors import ProjectError  # noqa: E402
 from pipeline.errors import RunnerError  # noqa: E402
 from tests import tiny_onnx  # noqa: E402
 from tests.benchmarks import torch_graphs as graphs  # noqa: E402
@@ -179,5 +180,5 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunnerError, match=r"no\.onnx"):
+    with pytest.raises(ProjectError, match=r"no\.onnx"):
         load_onnx(tmp_path / "no.onnx")

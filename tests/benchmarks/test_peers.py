@@ -7,10 +7,11 @@ import onnx
 import pytest
 
 from benchmarks.peers import quantize_with_peers as module
-from benchmarks.peers.images import PeerError, PixelReader, read_images
+from benchmarks.peers.images import PixelReader, read_images
 from benchmarks.peers.placement import placement
 from benchmarks.peers.quantize_with_peers import Job, run_peer
 from benchmarks.peers.tools import stride
+from export.errors import ProjectError
 from tests import tiny_onnx
 
 
@@ -87,13 +88,13 @@ def test_the_choice_of_images_is_seeded(tmp_path: Path) -> None:
 )
 def test_images_that_do_not_fit_the_model_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     path = save_pixels(tmp_path / "pixels.npz", pixels)
-    with pytest.raises(PeerError, match="Expected pixels of type uint8"):
+    with pytest.raises(ProjectError, match="Expected pixels of type uint8"):
         read_images(path, tiny_onnx.classifier(), 4, 0)
 
 
 def test_a_file_without_pixels_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", other=np.zeros(1))
-    with pytest.raises(PeerError, match="the array 'pixels'"):
+    with pytest.raises(ProjectError, match="the array 'pixels'"):
         read_images(tmp_path / "other.npz", tiny_onnx.classifier(), 4, 0)
 
 
@@ -114,7 +115,7 @@ def test_a_peer_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> N
 
     as_tool(monkeypatch, fail)
     todo = job(tmp_path)
-    with pytest.raises(PeerError, match="ValueError: no scale"):
+    with pytest.raises(ProjectError, match="ValueError: no scale"):
         run_peer(todo)
     assert list(todo.out.iterdir()) == []
 
@@ -127,7 +128,7 @@ def test_a_peer_that_did_not_read_the_images_is_refused(tmp_path: Path, monkeypa
 
     as_tool(monkeypatch, ignore)
     todo = job(tmp_path)
-    with pytest.raises(PeerError, match="calibrate on 4 images"):
+    with pytest.raises(ProjectError, match="calibrate on 4 images"):
         run_peer(todo)
     assert list(todo.out.iterdir()) == []
 

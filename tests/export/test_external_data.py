@@ -13,7 +13,6 @@ from onnx import TensorProto, helper
 from export.errors import ExportError
 from export.external_data import DATA_LOCATION, EXTERNAL, EXTERNAL_DATA, PATHS, refuse_external_data
 from export.onnx_file import load_model
-from pipeline.errors import RunnerError
 from pipeline.runners.onnxruntime import OnnxRunner
 from tests import tiny_onnx
 
@@ -82,7 +81,7 @@ def test_weights_in_another_file_are_refused_wherever_they_are(
 
 def test_a_runner_refuses_it_too(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(np.zeros(4, np.float32).tobytes())
-    with pytest.raises(RunnerError, match="holds its own weights"):
+    with pytest.raises(ExportError, match="holds its own weights"):
         OnnxRunner(write(tmp_path / "m.onnx", initializer)).__enter__()
 
 

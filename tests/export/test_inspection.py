@@ -12,7 +12,6 @@ from export import driver, engine
 from export.build_steps import convolution_types, network_flags, parse
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.engine import build_engine
-from export.errors import ExportError
 from export.inspection import differences, inspect_engine, summarize_layers
 from export.records import from_json, to_json
 from export.sidecar import BatchProfile, FoundLayers
@@ -88,7 +87,7 @@ def summary(layers: list[Any], asked: dict[str, str] | None = None, **more: Any)
 
 
 def as_found(found: dict[str, Any]) -> FoundLayers:
-    return from_json(FoundLayers, found, "a test", error=ExportError, remedy="")
+    return from_json(FoundLayers, found, "a test", remedy="")
 
 
 def test_the_form_of_8_6() -> None:

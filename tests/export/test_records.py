@@ -48,7 +48,7 @@ WHOLE: dict[str, Any] = {
 
 
 def read(tree: Any) -> Outer:
-    return from_json(Outer, tree, "file.json", error=ExportError, remedy="Make it again.")
+    return from_json(Outer, tree, "file.json", remedy="Make it again.")
 
 
 def test_what_is_written_is_read_again() -> None:
@@ -116,7 +116,7 @@ def test_files_that_hold_no_record(tmp_path: Path, content: bytes | None, words:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ExportError, match=words):
-        read_record(Outer, path, error=ExportError, remedy="Make it again.", what="thing")
+        read_record(Outer, path, remedy="Make it again.", what="thing")
 
 
 JSON = st.recursive(

@@ -452,7 +452,7 @@ def test_what_belongs_to_a_file_is_bound_too(parity: dict) -> None:
 
 
 def as_report(parity: dict) -> ParityReport:
-    return from_json(ParityReport, parity, "a test", error=PipelineError, remedy="")
+    return from_json(ParityReport, parity, "a test", remedy="")
 
 
 def test_a_verdict_at_odds_with_its_hops_is_refused(parity: dict) -> None:

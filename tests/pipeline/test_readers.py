@@ -12,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import read_sidecar
 from pipeline.benchmark_report import read_benchmark
-from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import read_parity
 from pipeline.stage_records import read_calibration, read_history, read_placement
@@ -68,7 +67,7 @@ def attempt(path: Path, read: Callable[[Path], object]) -> None:
     message = path.name
     try:
         read(path)
-    except (PipelineError, ExportError) as error:
+    except ProjectError as error:
         message = str(error)
     assert path.name in message
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from export import driver
+from export.engine_check import RefusedEngineError
+from export.errors import ProjectError
 from export.sidecar import sidecar_path
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners import cuda_bindings
@@ -156,11 +158,11 @@ def test_cuda_failures_leave_nothing_allocated(tmp_path: Path, gpu: FakeTensorRT
 @pytest.mark.parametrize(
     ("changes", "device", "kind", "words"),
     [
-        ({"compute_capability": "8.6"}, 0, RunnerError, r"8\.6, where it was built. Received: 8\.9 here"),
-        ({}, 1, RunnerError, r"8\.9, where it was built. Received: 9\.0 here"),
-        ({"tensorrt_version": "8.6.0"}, 0, RunnerError, r"TensorRT 8\.6\.0, which built it"),
-        ({"plan_sha256": "0" * 64}, 0, RunnerError, "sha256"),
-        ({"cuda_version": "14.0"}, 0, RunnerError, r"CUDA 14.*13\.1"),
+        ({"compute_capability": "8.6"}, 0, RefusedEngineError, r"8\.6, where it was built. Received: 8\.9 here"),
+        ({}, 1, RefusedEngineError, r"8\.9, where it was built. Received: 9\.0 here"),
+        ({"tensorrt_version": "8.6.0"}, 0, RefusedEngineError, r"TensorRT 8\.6\.0, which built it"),
+        ({"plan_sha256": "0" * 64}, 0, RefusedEngineError, "sha256"),
+        ({"cuda_version": "14.0"}, 0, RefusedEngineError, r"CUDA 14.*13\.1"),
         ({"flavour": "rtx"}, 0, DeviceUnavailableError, "flavour rtx to run"),
         ({"flavour": "openvino"}, 0, RunnerError, "openvino"),
         ({}, 2, DeviceUnavailableError, r"2 GPUs and runtime.device 2"),
@@ -171,7 +173,7 @@ def test_cuda_failures_leave_nothing_allocated(tmp_path: Path, gpu: FakeTensorRT
 def test_what_does_not_fit_is_refused_before_it_is_loaded(
     tmp_path: Path, gpu: FakeTensorRT, changes: dict[str, Any], device: int, kind: type[Exception], words: str
 ) -> None:
-    with pytest.raises(RunnerError, match=words) as caught:
+    with pytest.raises(ProjectError, match=words) as caught:
         TensorRTRunner(make_plan(tmp_path / "x.plan", **changes), RuntimeOptions(device=device)).__enter__()
     assert type(caught.value) is kind
     assert gpu.runtime.live == 0
@@ -180,7 +182,7 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(
 def test_a_missing_sidecar_is_refused_by_the_constructor(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "x.plan")
     sidecar_path(plan).unlink()
-    with pytest.raises(RunnerError, match=r"sidecar .*x\.json.*--force"):
+    with pytest.raises(ProjectError, match=r"sidecar .*x\.json.*--force"):
         TensorRTRunner(plan)
 
 
@@ -199,7 +201,7 @@ def test_what_is_no_plan_is_one_sentence(tmp_path: Path, name: str, words: str) 
     make_plan(tmp_path / "x.plan")
     (tmp_path / "m.onnx").touch()
     (tmp_path / "link.plan").symlink_to(tmp_path / "gone.plan")
-    with pytest.raises(RunnerError, match=words) as caught:
+    with pytest.raises(ProjectError, match=words) as caught:
         TensorRTRunner(tmp_path / name)
     assert "Expected the sidecar" not in str(caught.value)
     shown = "".join(traceback.format_exception(caught.value))
