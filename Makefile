@@ -4,7 +4,7 @@
 #   ARGS="--set train.seed=2"   options for the command
 
 TARGETS := help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-           lint test test-slow test-gpu gpu-evidence contract clean
+           lint test test-slow test-gpu gpu-evidence contract key-tables clean
 VARIABLES := RECIPE ARGS GPU PYTHON VENV
 
 ifeq ($(strip $(RECIPE)),)
@@ -191,6 +191,9 @@ gpu-evidence: $(INSTALLED)  ## on a GPU: build, check and time the recipe's engi
 
 contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the bindings of every version
 	@$(PY) -m tests.contract
+
+key-tables: $(TEST_TOOLS)  ## the tables of a recipe's keys in README.md and docs/recipe.md
+	@$(PY) -m tests.key_tables
 
 clean:  ## remove what can be made again of the recipe; never trained models
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

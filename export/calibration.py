@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import copy_model, load_model, tensor_shapes
+from export.ort_session import open_session
 
 BINS = 2048
 _PARTS = ("ReduceMin", "ReduceMax", "ReduceMean")
@@ -200,17 +201,10 @@ def run_batches(
     Raises:
         ExportError: If a batch has another type or shape than the model takes.
     """
-    import onnxruntime
-
     source = probe.graph.input[0].name
     shape = tensor_shapes(probe)[source]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # a plan of all activations at once costs more memory than it saves time
-    # Files of earlier versions have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
-    session = onnxruntime.InferenceSession(
-        probe.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
-    )
+    # A plan of all activations at once costs more memory than it saves time.
+    session = open_session(probe.SerializeToString(), memory_pattern=False)
     for batch in batches:
         if batch.dtype != np.uint8 or batch.ndim != 4 or not len(batch) or batch.shape[1:] != shape[1:]:
             raise ExportError(

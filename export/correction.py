@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.calibration import run_batches
 from export.errors import ExportError
 from export.graph import constants, consumers, copy_model, producers
+from export.ort_session import open_session
 from export.placement import quantizable_tensors, quantized_edges
 from export.scales import INT8_MAX, Scales
 from export.weights import fake_quantize_weight
@@ -140,8 +141,6 @@ def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto
 
 def _convolve(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Returns the node's convolution of x with another weight, without a bias; float32."""
-    import onnxruntime
-
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:], alone.output[:]
@@ -154,5 +153,5 @@ def _convolve(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray) -> np.nda
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * x.ndim)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(proto.SerializeToString())
     return np.asarray(session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0])

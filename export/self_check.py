@@ -18,6 +18,7 @@ from export.difference import relative_difference
 from export.errors import ExportError
 from export.graph import copy_model, op_counts
 from export.naming import keras_layer
+from export.ort_session import open_session
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
 from export.words import count, listed
@@ -133,10 +134,6 @@ def _session(model: onnx.ModelProto, outputs: list[str] | None = None) -> Any:
     Raises:
         ExportError: If ONNX Runtime does not take the model, or does not run it.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it would log is in the error
     source = model.graph.input[0].name
 
     @contextlib.contextmanager
@@ -150,9 +147,7 @@ def _session(model: onnx.ModelProto, outputs: list[str] | None = None) -> Any:
             ) from error
 
     with refused():
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
-        )
+        session = open_session(model.SerializeToString(), log_severity=4)  # what it would log is in the error
 
     def run(pixels: np.ndarray) -> Any:
         with refused():

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from export.metrics import Comparison, compare
+from export.ort_session import open_session
 
 
 def simulate(
@@ -25,14 +26,7 @@ def simulate(
         batch_size: How many are run at once. Defaults to 8.
         progress: Called after each batch with the images done so far. Defaults to None.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["Pad_Fusion"]
-    )
+    session = open_session(model.SerializeToString())
     source, logits = model.graph.input[0].name, model.graph.output[0].name
     parts = []
     for start in range(0, len(pixels), batch_size):

@@ -21,11 +21,11 @@ from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.layout import CARD, ONNX, TENSORRT8, is_written
+from pipeline.limits import RECIPE_NAME
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.output_files import check_folder
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
-from pipeline.ranges import RECIPE_NAME
 from pipeline.recipe_files import UNPACKED
 from pipeline.stage import Context
 from pipeline.tar_files import open_tar

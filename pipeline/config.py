@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
-from pipeline.ranges import RECIPE_NAME, check_ranges
+from pipeline.limits import RECIPE_NAME, Limit
 from pipeline.recipe import IMAGENET, Recipe
+from pipeline.recipe_rules import check_rules
 from pipeline.usage import closest, meant
 from pipeline.words import count
 from pipeline.wrong_values import (
@@ -53,6 +55,7 @@ PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take
 SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.default_factory is not dataclasses.MISSING)
+_hints = functools.cache(get_type_hints)  # evaluated once a section
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
 
 
@@ -83,7 +86,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if hint is None:
             raise
         raise RecipeError(f"{error} {hint}") from error
-    check_ranges(recipe)
+    check_rules(recipe)
     return recipe
 
 
@@ -208,10 +211,14 @@ def resolved(value: str, base: Path, where: str) -> str:
 
 
 def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
-    """The value as the type that the field declares, or a RecipeError that says where and what."""
+    """The value as the type of the field, within its limits, or a RecipeError that says where and what."""
     if dataclasses.is_dataclass(expected):
         return _convert_section(expected, value, where, default)
     origin, args = get_origin(expected), get_args(expected)
+    if origin is Annotated:
+        value = _convert(args[0], value, where, default)
+        _check_limits([note for note in args[1:] if isinstance(note, Limit)], value, where)
+        return value
     if origin in (Union, types.UnionType):
         if type(None) in args:
             if value is None:
@@ -234,7 +241,8 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         if not isinstance(value, Mapping | None):
             raise RecipeError(f"{where}: expected names, each with keys and values. Received: {shown(value)}.")
         return {
-            str(name): _convert(args[1], item, f"{where}.{name}", args[1]()) for name, item in (value or {}).items()
+            _convert(args[0], str(name), where): _convert(args[1], item, f"{where}.{name}", args[1]())
+            for name, item in (value or {}).items()
         }
     if expected is float and isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
@@ -244,6 +252,13 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     if expected is float and not math.isfinite(float(value)):
         raise RecipeError(f"{where}: expected a finite number. Received: {shown(value)}.")
     return float(value) if expected is float else value
+
+
+def _check_limits(limits: Sequence[Limit], value: Any, where: str) -> None:
+    for limit in limits:
+        if value is not None and not limit.holds(value):
+            received = to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
+            raise RecipeError(f"{where}: expected {limit.expected}. Received: {shown(received)}.")
 
 
 def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any) -> Any:
@@ -273,8 +288,7 @@ def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any)
 
 def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     """A section; keys that are not given keep what the section above says, not the type's own default."""
-    hints = get_type_hints(section)
-    fields = {f.name: f for f in dataclasses.fields(section)}
+    hints, fields = _hints(section, include_extras=True), _hints(section)
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -288,7 +302,7 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
             near = meant(key, fields, 0.7) or _elsewhere(where, key, 0.8) or meant(key, fields)
             hint = other_split(key, fields) or _elsewhere(where, key, 1.0) or near
             raise RecipeError(f"Unknown key {shown(dotted)}.{hint} Known here: {', '.join(fields)}.")
-        if value[key] is None and get_origin(hints[key]) is Literal:
+        if value[key] is None and get_origin(fields[key]) is Literal:
             raise RecipeError(f"{where}.{key}: expected a value. Received: nothing (null). Leave the line out.")
     prefix = f"{where}." if where else ""
     given = {key: _convert(hints[key], item, f"{prefix}{key}", getattr(default, key)) for key, item in value.items()}
@@ -305,13 +319,11 @@ def _elsewhere(section: str, key: Any, cutoff: float) -> str:
 
 
 def _keys(section: Any, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(section)
-    for item in dataclasses.fields(section):
-        kind = hints[item.name]
+    for name, kind in _hints(section).items():
         if dataclasses.is_dataclass(kind):
-            yield from _keys(kind, f"{prefix}{item.name}.")
+            yield from _keys(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{item.name}"
+            yield f"{prefix}{name}"
 
 
 def _plain(value: Any) -> Any:

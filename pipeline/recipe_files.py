@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.bounded_yaml import inline_yaml, set_option
 from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
 from pipeline.errors import PipelineError, RecipeError
+from pipeline.limits import RECIPE_NAME
 from pipeline.manifest import ROOT
-from pipeline.ranges import RECIPE_NAME
 from pipeline.recipe import Recipe
 from pipeline.usage import closest
 from pipeline.words import listed

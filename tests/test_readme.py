@@ -8,7 +8,7 @@ import io
 import re
 import shlex
 import subprocess
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pipeline.config import dump_yaml, load_recipe
 from pipeline.recipe import Build, Recipe
 from pipeline.recipe_files import find_recipe
 from pipeline.runners.options import RuntimeOptions
-from tests import readme
+from tests import key_tables, readme
 from tests.conftest import Chain
 from tests.fake_engine import install, make_plan
 from tests.readme import Block, Call
@@ -151,6 +151,29 @@ def test_a_table_of_keys_has_every_key_with_its_default(section: str, kind: type
             assert yaml.safe_load(literal[1]) == plain[name], name
         else:
             assert not plain[name], f"{name}: the table says {default}, the code {plain[name]}"
+
+
+@pytest.mark.parametrize("page", key_tables.PAGES)
+def test_tables_of_keys_are_those_of_the_fields(page: str) -> None:
+    written = (readme.ROOT / page).read_text(encoding="utf-8")
+    assert written == key_tables.with_tables(written), "write them anew: make key-tables"
+
+
+def test_the_page_of_keys_has_every_section_and_says_what_each_key_is() -> None:
+    page = (readme.ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    sections = [field.name for field in fields(Recipe) if is_dataclass(getattr(Recipe("x"), field.name))]
+    assert re.findall(r"^<!-- keys of (\w+) -->$", page, re.MULTILINE) == ["recipe", *sections]
+    assert re.findall(r"^\| `.+\|  \|$", page, re.MULTILINE) == []
+
+
+def test_a_table_of_keys_follows_its_fields() -> None:
+    old = "before\n<!-- keys of export -->\nold\n<!-- end of keys -->\nafter\n"
+    row = "| `top_k` | `0` | 0 (none) or more | best classes that the graph itself picks"
+    new = key_tables.with_tables(old)
+    assert new.startswith("before\n<!-- keys of export -->\n| key | default | takes | what |\n")
+    assert row in new
+    assert "old" not in new
+    assert new.endswith("\n<!-- end of keys -->\nafter\n")
 
 
 def test_the_table_of_recipes_has_every_recipe_but_the_one_that_makes_weights() -> None:

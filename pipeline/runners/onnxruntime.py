@@ -15,10 +15,7 @@ from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, Top, check_pixels, top_of
-from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_session, why_not
-
-# Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
-DISABLED_OPTIMIZERS = ("Pad_Fusion",)
+from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_on, why_not
 
 
 class OnnxRunner:
@@ -68,8 +65,6 @@ class OnnxRunner:
 
     def __enter__(self) -> OnnxRunner:
         require_onnxruntime(self.path)
-        import onnxruntime as ort
-
         if self._device != "cpu" and (why := why_not(self._device)):
             raise DeviceUnavailableError(
                 f"Expected ONNX Runtime with {PROVIDERS[self._device]}. Received: {why}. "
@@ -77,21 +72,15 @@ class OnnxRunner:
                 why,
             )
         refuse_external_data(self.path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
-        if not self._fuse_int8:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if self._exact:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = open_session(
-                str(self.path),
-                options,
+            session = open_on(
                 self._device,
+                str(self.path),
                 precision=self.precision,
                 index=self._gpu,
-                disabled_optimizers=list(DISABLED_OPTIMIZERS),
+                exact=self._exact,
+                fuse_int8=self._fuse_int8,
+                threads=self._threads,
             )
         except DeviceUnavailableError:
             raise

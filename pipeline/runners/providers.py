@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from export.capabilities import find_tensorrt
 from export.driver import driver_status
+from export.ort_session import open_session
 from pipeline.errors import DeviceUnavailableError
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,8 @@ def _ask(device: Literal["cuda", "tensorrt"]) -> str:
     provider = PROVIDERS[device]
     if provider not in (listed := ort.get_available_providers()):
         return f"this ONNX Runtime has no {provider}, only {', '.join(listed)}; install requirements-gpu.txt"
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = open_session(TINY, options, device, precision="fp32")
+        session = open_on(device, TINY, precision="fp32", log_severity=4)
     except DeviceUnavailableError as error:
         return error.reason
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
@@ -74,30 +73,21 @@ def _ask(device: Literal["cuda", "tensorrt"]) -> str:
     return ""
 
 
-def open_session(
-    model: str | bytes, options: Any, device: Device, *, precision: str, index: int = 0, **more: Any
-) -> Any:
-    """Open an ``InferenceSession`` that runs on the device asked for and nowhere else.
+def open_on(device: Device, model: str | bytes, *, precision: str, index: int = 0, **options: Any) -> Any:
+    """Open a session that runs on the device asked for and nowhere else.
 
     Args:
-        model: path of an ONNX file, or its bytes.
-        options: ``SessionOptions``.
         device: what is to run it; what CUDA or TensorRT lack, the CPU computes.
+        model: path of an ONNX file, or its bytes.
         precision: what the file is: "fp32", "fp16" or "int8".
         index: of the GPU. Defaults to 0.
-        **more: handed to ``InferenceSession``.
+        **options: handed to `export.ort_session.open_session`.
 
     Raises:
         DeviceUnavailableError: ONNX Runtime fell back to another provider.
     """
-    import onnxruntime as ort
-
-    said: list[str] = []
-    if device != "cpu":
-        said = _load_libraries(ort, device)
-    providers = provider_options(device, precision, index)
-    # Without the last argument a failure, at the opening or in any later run, would be computed on the CPU instead.
-    session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0, **more)
+    said = [] if device == "cpu" else _load_libraries(device)
+    session = open_session(model, providers=provider_options(device, precision, index), **options)
     active = session.get_providers()
     if active[0] != PROVIDERS[device]:
         reason = f"{PROVIDERS[device]} does not load, ONNX Runtime fell back to {active[0]}"
@@ -134,12 +124,14 @@ def _flag(on: bool) -> str:
     return "True" if on else "False"  # ONNX Runtime's Python refuses 1 and 0 of TensorRT's switches
 
 
-def _load_libraries(ort: Any, device: Device) -> list[str]:
+def _load_libraries(device: Device) -> list[str]:
     """Load what the provider links from the installed packages, where the system's loader does not look.
 
     Returns:
         list[str]: what could not be loaded, a line each.
     """
+    import onnxruntime as ort
+
     if device == "tensorrt":
         find_tensorrt("tensorrt")  # its import loads libnvinfer and libnvonnxparser
     if not hasattr(ort, "preload_dlls"):  # before ONNX Runtime 1.21

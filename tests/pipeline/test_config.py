@@ -411,7 +411,7 @@ def test_dump_loads_again(path: Path, tmp_path: Path) -> None:
     assert load_recipe(copy) == recipe
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     description=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20),
     salt=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8),

@@ -1,0 +1,57 @@
+"""The one place that opens an ONNX Runtime session, so that every run of a graph is of the graph that the file holds.
+
+Python 3.10 syntax; onnxruntime is imported inside the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CPU = "CPUExecutionProvider"
+# Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
+_WRONG_OPTIMIZERS = ["Pad_Fusion"]
+
+
+def open_session(
+    model: str | bytes,
+    *,
+    providers: Sequence[tuple[str, Mapping[str, str]]] = ((CPU, {}),),
+    exact: bool = False,
+    fuse_int8: bool = False,
+    memory_pattern: bool = True,
+    spinning: bool = True,
+    threads: int = 0,
+    log_severity: int = 3,
+) -> Any:
+    """Returns an ``InferenceSession``; a failure in it, at the opening or in a run, is an error.
+
+    Args:
+        model: Path of an ONNX file, or its bytes.
+        providers: Execution providers, the first one first, each with its options. Defaults to the CPU.
+        exact: No graph optimizations at all. Defaults to False.
+        fuse_int8: Let ONNX Runtime put its own INT8 kernels in the place of Q/DQ pairs; they saturate on some CPUs.
+            Defaults to False: pairs are computed as the file says.
+        memory_pattern: Plan the memory of all activations at once. Defaults to True.
+        spinning: Threads without work wait in a loop: an answer comes a little sooner, and cores are busy that others
+            could use. Defaults to True.
+        threads: Of one operator; 0 takes ONNX Runtime's default. Defaults to 0.
+        log_severity: From which on ONNX Runtime writes on standard error: 3 errors, 4 what ends the process. Defaults
+            to 3.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = log_severity
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = memory_pattern
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fuse_int8:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if exact:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Without enable_fallback=0 a failure on a GPU would be computed on the CPU instead.
+    return onnxruntime.InferenceSession(
+        model, options, providers=list(providers), enable_fallback=0, disabled_optimizers=_WRONG_OPTIMIZERS
+    )
