@@ -55,7 +55,7 @@ from pipeline.runnable import files_to_run, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.split_sizes import check_split_sizes, images_in_all
 from pipeline.stage import Context
-from pipeline.words import count, listed
+from pipeline.words import aligned, count, listed
 
 log = logging.getLogger(__name__)
 
@@ -253,8 +253,7 @@ def parity_table(parity: ParityReport) -> str:
                 _verdict_text(hop, said),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(7)]
-    lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    lines = aligned(rows)
     lines += [
         f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
     ]
