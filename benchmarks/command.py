@@ -12,6 +12,7 @@ from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
+from export.machine import describe_cpu
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
 from pipeline.children import end_with_parent
@@ -106,9 +107,7 @@ def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 def _environment() -> dict[str, Any]:
-    info = machine()
-    cpu = info["cpu"]
-    return machine_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
+    return machine_environment() | {"cpu": describe_cpu()}
 
 
 STAGE = Stage(

@@ -8,7 +8,6 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from benchmarks.tegra import ROOT as FILE_SYSTEM
 from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
+from export.machine import cpu, memory_bytes, system, versions_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +45,6 @@ SMI = {
     "memory_used_mib": "memory.used",
 }
 SMI_PATIENCE = 10.0  # seconds
-# Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
 
 
 def machine() -> dict[str, Any]:
@@ -58,23 +56,17 @@ def machine() -> dict[str, Any]:
         ``compute_capability``, ``memory_bytes`` and, with nvidia-ml-py, ``power_limit_w`` and the PCIe link).
         What cannot be found out is None.
     """
-    info = _cpuinfo()
     status = driver_status()
     gpus = [
         {"name": one.name, "compute_capability": one.compute_capability, "memory_bytes": one.memory}
         for one in status.devices
     ]
     return {
-        "cpu": {
-            "model": info.get("model name") or platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "features": [name for name in CPU_FEATURES if name in _flags(info)],
-        },
-        "memory_bytes": _memory(),
-        "os": _system(),
+        "cpu": cpu(),
+        "memory_bytes": memory_bytes(),
+        "os": system(),
         "python": platform.python_version(),
-        "packages": _packages(),
+        "packages": versions_of(PACKAGES),
         "driver_version": status.driver_version,
         "cuda_version": status.cuda_version,
         "gpus": _with_nvml(gpus),
@@ -205,47 +197,3 @@ def _ask(question: Callable[..., Any]) -> Any:
         return question()
     except Exception:  # pynvml raises a class of its own for each code
         return None
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Read the first processor of /proc/cpuinfo; empty elsewhere."""
-    found: dict[str, str] = {}
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, colon, value = line.partition(":")
-                if not colon and found:
-                    break
-                found[key.strip()] = value.strip()
-    except OSError:
-        pass
-    return found
-
-
-def _flags(info: dict[str, str]) -> set[str]:
-    return set((info.get("flags") or info.get("Features") or "").split())
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _system() -> str:
-    try:
-        name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        name = ""
-    release = platform.release().partition("-")[0]  # what follows may name who built it
-    kernel = f"{platform.system()} {release} {platform.machine()}"
-    return f"{name} ({kernel})" if name else kernel
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

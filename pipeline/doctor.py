@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import platform
-import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -14,6 +11,8 @@ from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
+from export.machine import describe_cpu
+from export.machine import version_of as _installed
 from export.versions import is_checked, no_support, unproven
 from pipeline.environment import refuses_all
 from pipeline.manifest import ROOT
@@ -101,11 +100,10 @@ def _machine() -> dict[str, str]:
     note = "" if _python_fits() else f"  (expected {_pythons()})"
     if _for_a_bundle():
         note = f"  (for what runs a bundle; training and exporting need {_pythons()})"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version() + note,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": f"{_cpu_model()}, {cores} cores",
+        "cpu": describe_cpu(),
         "disk free": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
     }
 
@@ -122,14 +120,6 @@ def _for_a_bundle() -> bool:
 def _pythons() -> str:
     (major, first), (_, end) = SUPPORTED
     return f"{major}.{first} to {major}.{end - 1}"
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown"
 
 
 def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
@@ -154,13 +144,6 @@ def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
         state = OK if fits else WARN if here else BAD
         found[requirement.name] = {"here": here, "pinned": str(requirement.specifier), "state": state}
     return found
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _tensorrt(flavour: str, driver: DriverStatus) -> dict[str, Any]:

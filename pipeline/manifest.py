@@ -6,7 +6,6 @@ still what it wrote. Versions of tools are recorded; a difference is reported, n
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 import time
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from export.machine import versions_of
 from export.records import read_record, to_json
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_bytes, sha256_file, write_json
@@ -180,13 +180,7 @@ def code_hash(modules: Sequence[str]) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Installed versions of the tools that can change a result, without importing them."""
-    versions = {"python": platform.python_version()}
-    for tool in TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
