@@ -28,6 +28,7 @@ from export.metrics import compare
 from export.onnx_file import load_model, save_model
 from export.placement import measured_tensors, quantizable_tensors
 from export.quantize import quantize
+from export.records import to_json
 from export.scales import METHODS, Scales
 from export.sidecar import BatchProfile
 from pipeline import cli
@@ -86,7 +87,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     return {
         "schema": SCHEMA,
         "recipe": context.recipe.name,
-        "machine": machine(),
+        "machine": to_json(machine()),
         "commit": commit(),
         "model_sha256": sha256_file(root / ONNX["fp32"]),
         "test_images": len(labels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
 from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
-from export.machine import describe_cpu
 from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, write_benchmark
+from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
-from pipeline.layout import BENCHMARK, CARD
+from pipeline.inputs import Inputs, Required
+from pipeline.layout import BENCHMARK, CARD, KERAS
+from pipeline.machine import describe_cpu
 from pipeline.progress import progress_bar
-from pipeline.stage import Context, Stage, execute, reasons_to_run
-from pipeline.stages import DECODE, MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
+from pipeline.recipe import Recipe
+from pipeline.stage import Stage, execute, reasons_to_run
+from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.usage import Parser
 from pipeline.words import aligned
 
@@ -34,19 +37,17 @@ EXAMPLES = """examples:
 """
 
 
-def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
+def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
     """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe.
 
     And which of the files that the GPU ran is fastest at each.
     """
-    settings = context.recipe.benchmark
-    largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
-    batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
-    wanted = installed(scenarios(context.root, batches))
-    card = context.card()
-    options = Options(
-        seconds_each=settings.seconds, warmup_seconds=settings.warmup_seconds, min_samples=settings.min_samples
-    )
+    asked = settings.benchmark
+    largest = sorted(profile.max for profile in settings.build.profiles.values())
+    batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
+    wanted = installed(scenarios(inputs.root, batches))
+    card = read_card(inputs.path(CARD))
+    options = Options(seconds_each=asked.seconds, warmup_seconds=asked.warmup_seconds, min_samples=asked.min_samples)
     before = gpu_snapshot()
     with progress_bar(
         total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
@@ -58,19 +59,19 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        opener = make_opener(card, allow=context.recipe.model.allow, options=context.runtime)
+        opener = make_opener(card, allow=settings.model.allow, options=settings.runtime)
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
-        recipe=context.recipe.name,
+        recipe=settings.name,
         model={"size": list(card.size), "classes": len(card.classes)},
-        machine=read_machine(machine()),
+        machine=machine(),
         commit=commit(),
-        gpu_before=tuple(before),
-        gpu_after=tuple(gpu_snapshot()),
+        gpu_before=before,
+        gpu_after=gpu_snapshot(),
         results=tuple(results),
-        serves=find_serves(context.root, results, context.runtime),
+        serves=find_serves(inputs.root, results, settings.runtime),
     )
-    write_benchmark(folder / Path(BENCHMARK).name, content)
+    write_benchmark(out / Path(BENCHMARK).name, content)
     log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))
     failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
     return {"rows": len(results), **({"failed": failed} if failed else {})}
@@ -102,40 +103,16 @@ def table(results: Sequence[BenchmarkRow]) -> str:
     return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
-def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-    return context.required("train", *MODEL) | onnx_inputs(context) | context.files("build", "*/*.plan", "*/*.json")
-
-
 def _environment() -> dict[str, Any]:
     return machine_environment() | {"cpu": describe_cpu()}
 
 
 STAGE = Stage(
     "benchmark",
-    _inputs,
-    ("benchmark", "build.profile", "build.variants", "runtime"),
-    (
-        "benchmarks/command.py",
-        "benchmarks/comparison.py",
-        "benchmarks/contests.py",
-        "benchmarks/installed.py",
-        "benchmarks/scenarios.py",
-        "benchmarks/tegra.py",
-        "benchmarks/telemetry.py",
-        "benchmarks/timing.py",
-        "pipeline/benchmark_report.py",
-        "pipeline/default_order.py",
-        "pipeline/measured.py",
-        "export/difference.py",
-        *READ_CARD,
-        *DECODE,
-        "pipeline/environment.py",
-        *RUN_ONNX,
-        *RUN_ENGINES,
-        *RUN_KERAS,
-    ),
-    run_benchmark,
-    _environment,
+    inputs=(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
+    keys=("name", "benchmark", "build.profile", "build.variants", "runtime", "model.allow"),
+    run=run_benchmark,
+    environment=_environment,
 )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from benchmarks.gpu_targets import rounded, said
 from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, Model, TimedRow
+from pipeline.machine import Machine
 from pipeline.parity_report import Hop
 from pipeline.words import count
 
@@ -66,9 +66,9 @@ def _images(model: Model) -> str:
     return f"{count(model.test_images, 'test image')} with Keras' answers{other}"
 
 
-def _processor(machine: Mapping[str, Any]) -> str:
-    cpu = machine.get("cpu") or {}
-    return f"{cpu.get('model', 'unknown')}, {cpu.get('usable_cores', '?')} cores, Python {machine.get('python', '?')}"
+def _processor(machine: Machine) -> str:
+    cpu = machine.cpu
+    return f"{cpu.model or 'unknown'}, {cpu.usable_cores or '?'} cores, Python {machine.python or '?'}"
 
 
 def _speed(rows: Sequence[TimedRow]) -> str:

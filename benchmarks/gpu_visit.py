@@ -74,7 +74,7 @@ class Visit:
 
     def _snapshot(self, step: str) -> None:
         """Read clocks and power right after a step."""
-        self.record.change(snapshots={**self.record.evidence.snapshots, step: tuple(gpu_snapshot())})
+        self.record.change(snapshots={**self.record.evidence.snapshots, step: gpu_snapshot()})
 
     def build(self, precision: Precision, variant: Variant) -> None:
         """Build an engine, and see whether it is one that is loaded here."""

@@ -277,7 +277,8 @@ def _run_batch(
     rows = {one: _row(one, samples.get(name), errors.get(name), found.get(name, "")) for name, one in named.items()}
     for name, one in named.items():
         if name in alone and rows[one].error is None:
-            rows[one] = replace(rows[one], compute=Compute(COMPUTE, **summarize(alone[name], one.batch)))
+            numbers = asdict(summarize(alone[name], one.batch))
+            rows[one] = replace(rows[one], compute=Compute(**numbers, includes=COMPUTE))
     return rows
 
 
@@ -305,5 +306,5 @@ def _row(scenario: Scenario, samples: Samples | None, error: str | None, graph: 
     described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
     if samples is None:
         return BenchmarkRow(**described, error=error or "it gave no sample")
-    turns = tuple(samples.turns)
-    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=turns, **summarize(samples, scenario.batch))
+    numbers = asdict(summarize(samples, scenario.batch))
+    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=tuple(samples.turns), **numbers)

@@ -230,7 +230,7 @@ def make_monitor(trt: TensorRT, progress: Progress | None, interrupt: Interrupt)
     """Make a progress monitor; without a listener too, so that Ctrl-C stops a build within a step."""
     base: Any = trt.module.IProgressMonitor
 
-    class Monitor(base):
+    class Monitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
             base.__init__(self)
             self.error: BaseException | None = None

@@ -272,7 +272,7 @@ def _make_logger(module: Any) -> Any:
         int(severity.INFO): logging.DEBUG,
     }
 
-    class Logger(module.ILogger):
+    class Logger(module.ILogger):  # type: ignore[misc]
         """Passes TensorRT's messages on to `logging` and keeps the last ones for error messages."""
 
         def __init__(self) -> None:

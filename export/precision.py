@@ -36,7 +36,7 @@ _PREPROCESSING = (
 )  # fmt: skip
 FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
 _CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
-_CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_CAST_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
 _LOST = 1e-3  # of a weight's norm: rounding to normal FP16 loses 2e-4, what loses more fell to denormals
 _HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,8 @@ from onnx import helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import check_model, constants, convert_opset, copy_model, op_counts, opset, topological_sort
-from export.placement import Kept, Placement, describe, placement_table, quantizable_tensors, quantized_edges
+from export.placement import Kept, describe, placement_table, quantizable_tensors, quantized_edges
+from export.placement_row import Placement
 from export.precision import MINIMUM_OPSET, to_half
 from export.scales import Scales
 from export.weights import weight_scales
@@ -103,7 +105,7 @@ def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: i
     scale_name, zero_name = f"{stem}/scale", f"{stem}/zero_point"
     graph.initializer.extend([numpy_helper.from_array(scale, scale_name), numpy_helper.from_array(zero, zero_name)])
     quantized, dequantized = f"{stem}/quantized", f"{stem}/dequantized"
-    extra = {} if axis is None else {"axis": axis}
+    extra: dict[str, Any] = {} if axis is None else {"axis": axis}
     graph.node.extend(
         [
             helper.make_node(

@@ -77,17 +77,30 @@ def read_record(kind: type[T], path: Path, *, remedy: str, what: str = "record")
     Raises:
         ProjectError: the file is missing, too large, not JSON, or not this record.
     """
+    return from_json(kind, _read(path, remedy, what), str(path), remedy=remedy, what=what)
+
+
+def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[T, ...]:
+    """Read a JSON file that is a list of records; as `read_record`, which see."""
+    rows = _read(path, remedy, what)
+    if not isinstance(rows, list):
+        raise ProjectError(f"Expected a list in {path}. Received: {_mismatch('', '', rows).received}. {remedy}")
+    return tuple(
+        from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
+    )
+
+
+def _read(path: Path, remedy: str, what: str) -> Any:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
-        tree = parse_json(data, path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
+        return parse_json(data, path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
     except OSError as problem:
         raise ProjectError(
             f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}"
         ) from problem
     except ValueError as problem:
         raise ProjectError(f"Expected JSON in {path}. Received: {problem}. {remedy}") from problem
-    return from_json(kind, tree, str(path), remedy=remedy, what=what)
 
 
 @cache

@@ -21,6 +21,7 @@ INT8_MAX = 127
 METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
 _LEVELS = 128  # of a non-negative value in INT8
 _STEP = 8  # bins between two candidates of entropy and mse
+_ROUNDING = 1e-9  # of a divergence that comes of cumulative sums
 
 
 @dataclass(frozen=True)
@@ -150,20 +151,41 @@ def _least_divergence(histogram: Histogram) -> float:
     """
     counts = histogram.counts.astype(np.float64)
     counts[0] = 0.0
-    best, best_bins = math.inf, len(counts)
-    for bins in range(_LEVELS, len(counts) + 1, _STEP):
-        wanted = counts[:bins].copy()
-        wanted[-1] += counts[bins:].sum()
-        level = np.arange(bins) * _LEVELS // bins
-        filled = counts[:bins] > 0
-        mass = np.bincount(level, counts[:bins], _LEVELS)
-        shared = np.bincount(level, filled, _LEVELS)
-        given = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
-        seen = wanted > 0
-        if not given.any() or (given[seen] == 0).any():
-            continue  # clipped values where the levels have none: infinitely far
-        p, q = wanted[seen] / wanted.sum(), given[seen] / given.sum()
-        divergence = float(np.sum(p * np.log(p / q)))
-        if divergence < best:
-            best, best_bins = divergence, bins
-    return best_bins * histogram.width
+    candidates = np.arange(_LEVELS, len(counts) + 1, _STEP)
+    estimates = _estimated_divergences(counts, candidates)
+    close = candidates[estimates <= estimates.min() + _ROUNDING] if np.isfinite(estimates).any() else [len(counts)]
+    return min(close, key=lambda bins: _divergence(counts, int(bins))) * histogram.width
+
+
+def _divergence(counts: np.ndarray, bins: int) -> float:
+    """Returns how far what 128 levels make of the first `bins` bins is from all counts, the rest clipped to the last."""
+    wanted = counts[:bins].copy()
+    wanted[-1] += counts[bins:].sum()
+    level = np.arange(bins) * _LEVELS // bins
+    filled = counts[:bins] > 0
+    mass = np.bincount(level, counts[:bins], _LEVELS)
+    shared = np.bincount(level, filled, _LEVELS)
+    given = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
+    seen = wanted > 0
+    p, q = wanted[seen] / wanted.sum(), given[seen] / given.sum()
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Returns `_divergence` of each candidate up to rounding, from cumulative sums, all at once.
+
+    Infinite where values would be clipped to a bin for which the levels have none.
+    """
+    filled = counts > 0
+    log = np.log(np.where(filled, counts, 1.0))
+    below, number, entropy = (np.concatenate([[0.0], np.cumsum(x)]) for x in (counts, filled, counts * log))
+    edges = -(np.arange(_LEVELS + 1) * -candidates[:, None] // _LEVELS)  # where each level begins: rounded up
+    mass, shared = np.diff(below[edges], axis=1), np.diff(number[edges], axis=1)
+    given = np.log(np.where(mass > 0, mass, 1.0) / np.maximum(shared, 1.0))  # of each bin of a level
+    last, clipped = counts[candidates - 1], below[-1] - below[candidates]
+    whole = last + clipped
+    wanted = entropy[candidates - 1] + whole * np.log(np.where(whole > 0, whole, 1.0))
+    far = (below[candidates] == 0) | ((last == 0) & (clipped > 0))
+    inside = np.where(far, 1.0, below[candidates])
+    difference = wanted - (mass * given).sum(axis=1) - clipped * given[:, -1]
+    return np.where(far, np.inf, difference / below[-1] + np.log(inside / below[-1]))

@@ -12,6 +12,7 @@ from typing import Any
 
 from export.driver import driver_status
 from pipeline import cli
+from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
 from pipeline.config import dump_yaml, to_dict
 from pipeline.errors import PipelineError
@@ -120,7 +121,8 @@ def _can_serve(context: Context) -> bool:
     from pipeline.serving import choose
 
     try:
-        choose(context)
+        with context.invocation.completing_errors():
+            choose(Artifacts(context.root), context.settings)
     except PipelineError as error:
         log.error("nothing is classified: %s", error)
         return False
@@ -236,7 +238,10 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
     paths = find_images(args.images)
     at_once = min(batch_size, len(paths))
-    choice = choose(context, args.backend, args.precision, args.allow_unverified, at_once)
+    with context.invocation.completing_errors():
+        choice = choose(
+            Artifacts(context.root), context.settings, args.backend, args.precision, args.allow_unverified, at_once
+        )
     if not (context.root / KERAS).is_file():
         log.info("%s is not here; %s, which was compared with it when it was verified, answers", KERAS, choice.name)
     with choice.open() as runner:

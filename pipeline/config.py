@@ -80,7 +80,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise file_name(path)
     tree.setdefault("name", path.stem)
     try:
-        recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
+        recipe: Recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
     except RecipeError as error:
         hint = HINTS.get(str(error).partition(":")[0])
         if hint is None:
@@ -92,7 +92,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def to_dict(section: Any) -> dict[str, Any]:
     """A recipe or a section of it as plain values (tuples become lists)."""
-    return _plain(dataclasses.asdict(section))
+    return {name: _plain(value) for name, value in dataclasses.asdict(section).items()}
 
 
 def dump_yaml(recipe: Recipe) -> str:

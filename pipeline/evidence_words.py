@@ -44,7 +44,8 @@ def clocks(evidence: GpuEvidence) -> str:
     read = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
     said = []
     for key, name, unit in _READ:
-        values = [one[key] for one in read if isinstance(one.get(key), (int, float)) and math.isfinite(one[key])]
+        told = [getattr(one, key) for one in read]
+        values = [value for value in told if value is not None and math.isfinite(value)]
         if values:
             low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
             said.append(f"{name} {low if low == high else f'{low} to {high}'} {unit}")

@@ -210,7 +210,7 @@ class _State:
 
         state = self
 
-        class _Record(keras.callbacks.Callback):
+        class _Record(keras.callbacks.Callback):  # type: ignore[misc]
             def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
                 values = {name: float(number) for name, number in (logs or {}).items()}
                 if not all(map(math.isfinite, values.values())):
@@ -253,7 +253,7 @@ def _progress(description: str, epochs: int, steps: int) -> Any:
     """One progress bar over a phase, and a line an epoch, on standard error."""
     import keras
 
-    class _Progress(keras.callbacks.Callback):
+    class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_begin(self, logs: Any = None) -> None:
             self.bar = progress_bar(total=epochs * steps, desc=description, unit="step")
 

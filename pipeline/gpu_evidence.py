@@ -15,6 +15,7 @@ from export.records import read_record, to_json
 from export.sidecar import BatchProfile
 from pipeline.files import write_json
 from pipeline.layout import Precision
+from pipeline.machine import GpuSnapshot, Machine
 from pipeline.parity_report import Hop, overall_verdict
 from pipeline.recipe import Thresholds
 from pipeline.words import listed
@@ -251,7 +252,7 @@ class GpuEvidence:
         gpu: what it ran on.
         flavour: "tensorrt" or "rtx".
         tensorrt_version: of the library.
-        machine: see `benchmarks.telemetry.machine`.
+        machine: that the GPU is in; with nothing in it before it was described.
         model: what the engines are of.
         asked: the options of the command.
         steps: in the order in which they were planned.
@@ -260,7 +261,7 @@ class GpuEvidence:
         timings: every row.
         checks: every check.
         targets: as far as they could be judged.
-        snapshots: step to clocks, power and temperature right after it, see `benchmarks.telemetry.gpu_snapshot`.
+        snapshots: step to clocks, power and temperature right after it.
         schema: of this file.
 
     Raises:
@@ -273,7 +274,7 @@ class GpuEvidence:
     gpu: Gpu
     flavour: str
     tensorrt_version: str
-    machine: Mapping[str, Any]
+    machine: Machine
     model: Model
     asked: Mapping[str, Any]
     steps: tuple[Step, ...] = ()
@@ -282,7 +283,7 @@ class GpuEvidence:
     timings: tuple[TimedRow, ...] = ()
     checks: tuple[CheckRow, ...] = ()
     targets: tuple[Target, ...] = ()
-    snapshots: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    snapshots: Mapping[str, tuple[GpuSnapshot, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ REPORT = "report/report.html"
 _ENGINE = r"(fp32|fp16|int8)(-[a-z0-9_]{1,100})?\.(plan|json)"
 # Every file that a stage writes, by the stage; its manifest.json besides. What else an archive holds is not ours.
 _WRITTEN: Mapping[str, str] = {
-    "train": r"model\.(keras|json)|history\.json|images\.json|(curves|samples)\.png|backbone\.weights\.h5",
+    "train": r"model\.(keras|json)|history\.json|images\.json|samples\.npz|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
     "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|sensitivity\.(csv|png)",
     "build": rf"(tensorrt|rtx)/{_ENGINE}",

@@ -178,7 +178,7 @@ def in_single(config: Any) -> Any:
     return changed
 
 
-def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
+def _rebuild(original: Any, made: dict[int, Callable[..., Any]]) -> keras.Model:
     import keras
     import tf_keras
 
@@ -217,7 +217,7 @@ def str_to_int(key: Any) -> int:
     return int(key)
 
 
-def _call(node: Any, known: dict[int, Any], made: dict[int, Any]) -> None:
+def _call(node: Any, known: dict[int, Any], made: dict[int, Callable[..., Any]]) -> None:
     """Call the counterpart of a node's layer on the counterparts of its inputs, and note what comes out."""
     import tensorflow as tf
 
@@ -272,7 +272,7 @@ def _input(tensor: Any) -> Any:
     return keras.Input(shape[1:], batch_size=shape[0], dtype=dtype, name=name and plain_name(name.split(":")[0]))
 
 
-def _convert(layer: Any, made: dict[int, Any]) -> Callable[..., Any]:
+def _convert(layer: Any, made: dict[int, Callable[..., Any]]) -> Callable[..., Any]:
     """The Keras 3 counterpart of a tf_keras layer, once for each, with its weights."""
     import tf_keras
 

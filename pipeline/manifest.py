@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from export.machine import versions_of
 from export.records import read_record, to_json
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_bytes, sha256_file, write_json
-from pipeline.source_code import source_digest
+from pipeline.files import sha256_file, write_json
+from pipeline.machine import versions_of
+from pipeline.source_code import code_digest
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +173,9 @@ def version_changes(manifest: Manifest) -> list[str]:
     ]
 
 
-def code_hash(modules: Sequence[str]) -> str:
-    """sha256 over what source files do, given relative to the repository: see ``pipeline.source_code``."""
-    return sha256_bytes("\0".join(source_digest(ROOT / module) for module in sorted(modules)).encode())
+def code_hash(module: str) -> str:
+    """sha256 over what a module and those that it imports do: see ``pipeline.source_code``."""
+    return code_digest(module, ROOT)
 
 
 def tool_versions() -> dict[str, str]:

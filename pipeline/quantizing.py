@@ -122,12 +122,6 @@ def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
     return {"calibration_images": seen + len(held_out), "method": scales.method, **images.pixels.result()}
 
 
-def bytes_per_weight(context: Context) -> int:
-    """What one weight of the model takes in all files together, at least."""
-    usual, older = 2 + 2, 2 + 4  # FP16, and INT8 on FP16; for TensorRT 8.6 FP16, and INT8 on FP32
-    return usual + older if context.recipe.quantize.tensorrt8 else usual
-
-
 def _inside(folder: Path, name: str) -> Path:
     """A file of the stage in the folder that is being written."""
     return folder / Path(name).name

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from pipeline.card import ModelCard
 from pipeline.command_line import unpack_command
-from pipeline.config import IMAGENET
 from pipeline.doubts import ITSELF
 from pipeline.html import Section, command, text
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, ParityReport
 from pipeline.published_weights import published_backbones
+from pipeline.recipe import IMAGENET
 from pipeline.report_failed import Situation, Step, after_failure
 from pipeline.report_recipe import make, make_with
 from pipeline.report_standing import Standing
@@ -76,7 +76,8 @@ def next_step(
 
 def _behind(context: Context) -> list[str]:
     """Stages whose results are not of this recipe, or of what other stages wrote since; nothing is hashed."""
-    from pipeline.stages import SHOWN_STAGES, STAGES
+    from pipeline.stages import STAGES
+    from pipeline.stages.report import SHOWN_STAGES
 
     stages = [stage for stage in STAGES if stage.name in SHOWN_STAGES]
     records = {stage.name: read_manifest(context.folder(stage.name)) for stage in stages}

@@ -14,14 +14,13 @@ from PIL import Image
 
 from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError, ImageError, PipelineError
 from pipeline.files import sha256_file
 from pipeline.html import Section, text
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import read_manifest
 from pipeline.npz_files import read_arrays
 from pipeline.parity_report import PASS, ParityReport, run_name
-from pipeline.preprocess import ImageError
 from pipeline.report_standing import other_inputs
 from pipeline.words import count
 

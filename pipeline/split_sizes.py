@@ -56,8 +56,9 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
     short = {split: needed for split, needed in minimum.items() if len(images.splits[split]) < needed}
     if short:
         raise DataError(" ".join([_what_is_missing(images, short), *_ways_out(images, short, minimum), _idle(images)]))
-    missing = sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]})
-    if missing and minimum.get("train"):  # a finished model is not trained
+    if not minimum.get("train"):  # a finished model is not trained
+        return
+    if missing := sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]}):
         names = ", ".join(images.classes[i] for i in missing)
         raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
 
@@ -181,5 +182,5 @@ def images_for(needed: int, share: float) -> int:
 
 def _rounded_up(number: float) -> int:
     """To two digits."""
-    step = 10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1))
     return math.ceil(round(number / step, 6)) * step

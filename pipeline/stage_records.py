@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from export.bounded_json import read_json_file
 from export.placement_row import Placement
-from export.records import from_json, read_record
-from pipeline.errors import PipelineError
+from export.records import read_record, read_records
 
 CALIBRATION_SCHEMA = 1
 Rounding = Literal["nearest", "mean"]
@@ -122,7 +120,7 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
     Raises:
         PipelineError: missing or damaged; with the file and the key.
     """
-    return tuple(_rows(Epoch, path, "training history", "Run the train stage again."))
+    return read_records(Epoch, path, remedy="Run the train stage again.", what="training history")
 
 
 def read_calibration(path: Path) -> CalibrationReport:
@@ -141,18 +139,4 @@ def read_placement(path: Path) -> tuple[Placement, ...]:
     Raises:
         PipelineError: missing or damaged; with the file and the key.
     """
-    return tuple(_rows(Placement, path, "placement", "Run the quantize stage again."))
-
-
-def _rows(kind: Any, path: Path, what: str, remedy: str) -> list[Any]:
-    try:
-        rows = read_json_file(path)
-    except OSError as error:
-        raise PipelineError(f"Expected the {what} {path}. Received: {error.strerror or error}. {remedy}") from error
-    except ValueError as error:
-        raise PipelineError(f"Expected JSON in {path}. Received: {error}. {remedy}") from error
-    if not isinstance(rows, list):
-        raise PipelineError(f"Expected a list in {path}. Received: {type(rows).__name__}. {remedy}")
-    return [
-        from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
-    ]
+    return read_records(Placement, path, remedy="Run the quantize stage again.", what="placement")

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
 from benchmarks.peers.torch_device import versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import in_turns, measure, summarize
+from export.records import to_json
 from export.words import aligned
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.files import write_json
@@ -135,7 +136,7 @@ def time_batch(
         for kind, measured in samples.items():
             if mode in measured:
                 what = {"measures": kind, "includes": INCLUDES[kind], **described[mode]}
-                rows.append({**head, **what, "samples_ms": measured[mode], **summarize(measured[mode], batch)})
+                rows.append({**head, **what, "samples_ms": measured[mode], **asdict(summarize(measured[mode], batch))})
         if mode in errors:
             rows.append({**head, "error": errors[mode]})
     return rows
@@ -225,11 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "schema": SCHEMA,
                 "model": f"{args.model.resolve().parent.name}/{args.model.name}",
                 "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
-                "machine": machine(),
+                "machine": to_json(machine()),
                 "versions": versions(),
                 "commit": commit(),
-                "gpu_before": before,
-                "gpu_after": gpu_snapshot(),
+                "gpu_before": [to_json(gpu) for gpu in before],
+                "gpu_after": [to_json(gpu) for gpu in gpu_snapshot()],
                 "results": rows,
             }
             args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,9 @@ from benchmarks.peers.placement import placement
 from benchmarks.peers.tools import PEERS, TOOLS
 from export.errors import ProjectError
 from export.files import put_file, temporary_folder, write_atomic
-from export.machine import versions_of
 from export.sidecar import sha256_file
 from export.words import count
+from pipeline.machine import versions_of
 
 log = logging.getLogger("peers")
 

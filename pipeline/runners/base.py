@@ -102,7 +102,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, computed in float64, returned as float32."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exp = np.exp(shifted)
-    return (exp / exp.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(exp / exp.sum(axis=-1, keepdims=True), np.float32)
 
 
 def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None = None) -> None:

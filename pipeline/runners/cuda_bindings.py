@@ -6,6 +6,7 @@ use too. Python 3.10 syntax.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -30,20 +31,17 @@ def runtime() -> ModuleType:
         RunnerError: cuda-bindings is not installed, or too old to have it.
     """
     try:
-        import cuda.bindings.runtime as module
+        return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise RunnerError(
             f"Expected the package cuda-bindings, 12.9.1 or later. Received: {error}. "
             "Install it: pip install -r requirements-gpu.txt."
         ) from error
-    return module
 
 
 def driver_api() -> ModuleType:
     """Return ``cuda.bindings.driver``."""
-    import cuda.bindings.driver as module
-
-    return module
+    return importlib.import_module("cuda.bindings.driver")
 
 
 def check(result: tuple[Any, ...], doing: str) -> Any:

@@ -7,6 +7,7 @@ device's primary context is, which TensorRT, PyTorch and CuPy share. Python 3.10
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -27,7 +28,7 @@ def driver() -> ModuleType:
         RunnerError: PyCUDA is not installed, or there is no driver, without which it cannot be imported.
     """
     try:
-        import pycuda.driver as module
+        module = importlib.import_module("pycuda.driver")
     except ImportError as error:
         raise RunnerError(
             f"Expected the package pycuda and an NVIDIA driver. Received: {error}. "

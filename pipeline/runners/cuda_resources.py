@@ -9,7 +9,7 @@ import ctypes
 import gc
 import logging
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from pipeline.errors import RunnerError
 from pipeline.runners.cuda import CudaApi
 
 log = logging.getLogger(__name__)
+
+
+_Self = TypeVar("_Self", bound="_Owner")
 
 
 class _Owner(ABC):
@@ -28,7 +31,7 @@ class _Owner(ABC):
         self.cuda = cuda
         self._handle = handle
 
-    def __enter__(self) -> Any:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -28,12 +28,12 @@ from pipeline.runners.base import Outputs
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
-from pipeline.serving import choose
 from pipeline.stage import Context, execute
 from tests import fake_engine, fake_onnxruntime, tiny_onnx
 from tests.fake_cuda import Code
 from tests.made_records import make_card, make_hop, write_verdict
 from tests.pipeline.report_artifacts import row
+from tests.stage_parts import choose
 
 GPU = DriverStatus(True, "", "580", "13.0", (Device("Fake GPU", "8.9", 1 << 30), Device("Other", "9.0", 1 << 30)))
 FP16, INT8, SMALL = "build/tensorrt/fp16.plan", "build/tensorrt/int8.plan", "build/tensorrt/fp16-small.plan"
@@ -117,6 +117,7 @@ def test_the_fastest_measured_serves(context: Context, caplog: pytest.LogCapture
     caplog.clear()
     choice = choose(context, batch_size=4)
     assert choice.name == FP16
+    choice.open()
     (message,) = caplog.messages
     assert message.startswith(f"{FP16} answers: measured ")
     caplog.clear()

@@ -186,7 +186,7 @@ def orin(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Ori
 
 def test_the_verbs_of_a_bundle(orin: Orin) -> None:
     loaded = orin.loaded()
-    assert {"pipeline.verify", "pipeline.building", "benchmarks.command", "pipeline.runners.tensorrt"} <= loaded
+    assert {"pipeline.verify", "pipeline.stages.build", "benchmarks.command", "pipeline.runners.tensorrt"} <= loaded
 
 
 def test_other_packages_are_not_there(orin: Orin) -> None:

@@ -21,15 +21,13 @@ from pipeline.benchmark_report import (
     BenchmarkReport,
     BenchmarkRow,
     Compute,
-    Cpu,
-    Gpu,
-    Machine,
     write_benchmark,
 )
 from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import sha256_bytes, write_json
+from pipeline.machine import Cpu, Gpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
@@ -294,7 +292,7 @@ class Artifacts:
 
     def inputs(self) -> dict[str, str]:
         """What the stage says that it reads."""
-        return BY_NAME["report"].inputs(self.context, {})
+        return BY_NAME["report"].digests(self.context, {})
 
     def page(self) -> Page:
         """The page as it is written now."""
@@ -314,4 +312,4 @@ def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 
 def compute(p50: float) -> Compute:
-    return Compute("the engine", 3, p50, p50, p50, p50, None, True, "linear")
+    return Compute(3, p50, p50, p50, p50, None, True, "linear", includes="the engine")

@@ -18,16 +18,16 @@ from pipeline import batches, fitting, models
 from pipeline.batches import Images, augment_image, make_batches
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
-from pipeline.data import ImageSet, Pixels, Sample, load_image_set
+from pipeline.data import SPLITS, ImageSet, Pixels, Sample, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import read_json
-from pipeline.manifest import Key
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
 from pipeline.stage import Context
+from pipeline.stages.train import STAGE, one_of_each, train
 from pipeline.tensorflow_start import start_tensorflow
-from pipeline.training import one_of_each, train
 from tests.conftest import make_colour_images
+from tests.stage_parts import run_stage
 
 SMALL, LARGE = (Pixels(DecodeSpec((side, side), "stretch"), 0) for side in (32, 64))
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,22 +191,21 @@ def test_nothing_is_promised_where_nothing_was_kept(tmp_path: Path, caplog: pyte
 
 
 def test_an_interrupted_train_stage_says_from_where_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import stages
-
     def interrupted(recipe: Recipe, images: object, folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.put(Progress("head", 3, [{"phase": "head", "epoch": n, "loss": 1.0} for n in (1, 2, 3)]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.training.train", interrupted)
-    monkeypatch.setattr(stages.Stage, "key", lambda *_: Key({}, {}, ""))
+    monkeypatch.setattr("pipeline.stages.train.train", interrupted)
+    none: tuple[Sample, ...] = ()
+    nothing = ImageSet(("a", "b"), dict.fromkeys(SPLITS, none), 0)
     for model, notes in (
         (MODEL, ["Run it again: the training resumes after epoch 3."]),
         (Model(path="m.keras"), None),
     ):
         context = Context(recipe(model=model), tmp_path / "toy.yaml", tmp_path)
-        context.__dict__["images"] = None
+        context.__dict__["images"] = nothing
         with pytest.raises(KeyboardInterrupt) as caught:
-            stages._train(context, tmp_path / "train")
+            run_stage(STAGE, context, tmp_path / "train")
         assert getattr(caught.value, "__notes__", None) == notes
 
 
@@ -353,6 +352,7 @@ from pipeline.data import Pixels, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.models import build_classifier
 from pipeline.recipe import Data, Splits
+from tests.stage_parts import run_stage
 from tests.conftest import make_colour_images
 from tests.pipeline.test_training import TRAIN, MODEL, recipe
 from dataclasses import replace

@@ -12,16 +12,17 @@ import pytest
 from export.capabilities import TensorRT
 from export.driver import Device, DriverStatus
 from export.engine_check import trying_unsupported_gpus
-from pipeline import building, environment
+from pipeline import environment
 from pipeline.answering import Candidate, answer
-from pipeline.building import build_engines
 from pipeline.commands import _say_what_was_not_built
 from pipeline.environment import choose_tensorrt, why_not_here
 from pipeline.errors import DeviceUnavailableError
+from pipeline.inputs import Inputs
 from pipeline.parity_report import NOT_RUN
 from pipeline.runners import tensorrt as runner_module
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
+from pipeline.stages import build as building
 from tests import fake_gpu
 from tests.fake_contexts import ACTIVATION_BYTES, BaseContext
 from tests.fake_engine import assert_answers, install, make_plan, pixels
@@ -125,10 +126,9 @@ def test_what_does_not_support_the_gpu_builds_nothing_for_it(
 
 def build_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path, targets: tuple[str, ...] = ()) -> dict[str, Any]:
     """What the build stage makes of a recipe without precisions."""
-    settings = SimpleNamespace(flavour="auto", precisions=(), profiles={}, targets=targets)
-    context: Any = SimpleNamespace(recipe=SimpleNamespace(build=settings), root=folder)
+    settings: Any = SimpleNamespace(build=SimpleNamespace(flavour="auto", precisions=(), profiles={}, targets=targets))
     monkeypatch.setattr(building, "build_options", lambda settings: None)
-    return build_engines(context, folder)
+    return building.run(Inputs(folder), settings, folder)
 
 
 @pytest.mark.parametrize(

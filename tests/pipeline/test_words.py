@@ -53,7 +53,7 @@ def test_columns_begin_or_end_alike_and_a_remark_takes_the_rest_of_its_line() ->
     rows = [
         ("what", "batch", "ms"),
         ("a longer name", "8", "10.5"),
-        ("b", "128", "a remark that is long"),
+        ("b", "128", "a long remark"),
         ("c", "why"),
     ]
     assert aligned(rows[:2], right=(1, 2)) == ["  what           batch    ms", "  a longer name      8  10.5"]

@@ -20,13 +20,13 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data import ImageSet, Pixels, Sample
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import require_space
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, add_note
 from pipeline.files import write_json
 from pipeline.fitting import fit
+from pipeline.inputs import Consulted, Inputs, Outside, Split
 from pipeline.models import Built, build_classifier
-from pipeline.pictures import GRID_IMAGES, save_curves, save_samples
 from pipeline.recipe import Recipe
-from pipeline.split_sizes import check_split_sizes, needed_images
+from pipeline.stage import Stage
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.words import count
@@ -36,20 +36,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = ".checkpoint"
+_SHOWN = 6  # images, for the report
 _COMPARED_ON = 4  # pictures of the data, before and after a finished model is taken over
 
 
-def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+    """Train the model, from where an interrupted training of the very same inputs stopped, or take it over."""
+    checkpoint = Checkpoint(inputs.path(CHECKPOINT), inputs.key, settings.train.checkpoint_seconds)
+    try:
+        result = train(settings, inputs.images, out, checkpoint)
+    except (KeyboardInterrupt, OSError) as error:
+        if not settings.model.finished:
+            add_note(error, checkpoint.keep())
+        raise
+    checkpoint.remove()
+    return result
+
+
+def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Train (or take over) the model of a recipe.
 
-    Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``curves.png``, ``samples.png``,
-    ``images.json`` (what was trained and validated on) and, if the recipe asks for it, ``backbone.weights.h5`` into
-    ``folder``.
+    Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``samples.npz`` (some of the images, for the
+    report), ``images.json`` (what was trained and validated on) and, if the recipe asks for it,
+    ``backbone.weights.h5`` into ``out``.
 
     Args:
-        recipe: what to do.
+        settings: what to do.
         images: the splits.
-        folder: where to write.
+        out: where to write.
         checkpoint: where an interrupted training goes on from. Defaults to None: it starts anew.
 
     Returns:
@@ -59,47 +74,41 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Checkpoint
         DataError: unreadable images above the recipe's limit.
         ModelError: the model cannot be built, or the training diverged.
     """
-    check_split_sizes(images, needed_images(recipe, len(images.classes)))
     start_tensorflow()
     import keras
     import tensorflow as tf
 
-    keras.utils.set_random_seed(recipe.train.seed)
+    keras.utils.set_random_seed(settings.train.seed)
     tf.config.experimental.enable_op_determinism()
-    decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
-    pixels = Pixels(decode, recipe.data.max_bad_images)
+    decode = DecodeSpec((settings.model.input_size, settings.model.input_size), settings.data.resize)
+    pixels = Pixels(decode, settings.data.max_bad_images)
     history: list[dict[str, Any]] = []
-    if recipe.model.path is not None:
-        taken = take_over(recipe.model, images.classes, recipe.data.resize, partial(_some_pictures, images))
+    if settings.model.path is not None:
+        taken = take_over(settings.model, images.classes, settings.data.resize, partial(_some_pictures, images))
         model, card = taken.model, taken.card
-        _require_space(model, folder)
-        pixels = Pixels(card.decode, recipe.data.max_bad_images)
-    elif recipe.model.head == "published":
-        built = build_classifier(recipe.model, len(images.classes))
+        _require_space(model, out)
+        pixels = Pixels(card.decode, settings.data.max_bad_images)
+    elif settings.model.head == "published":
+        built = build_classifier(settings.model, len(images.classes))
         model = built.model
-        _require_space(model, folder)
-        card = ModelCard(images.classes, built.preprocessing, decode, "softmax", source=source_of(recipe.model))
+        _require_space(model, out)
+        card = ModelCard(images.classes, built.preprocessing, decode, "softmax", source=source_of(settings.model))
     else:
-        built, history = _train_new(recipe, images, pixels, folder, checkpoint)
-        model, transfer = built.model, recipe.model.weights is not None
+        built, history = _train_new(settings, images, pixels, out, checkpoint)
+        model, transfer = built.model, settings.model.weights is not None
         card = ModelCard(
-            images.classes, built.preprocessing, decode, "softmax", backbone=recipe.model.backbone, transfer=transfer
+            images.classes, built.preprocessing, decode, "softmax", backbone=settings.model.backbone, transfer=transfer
         )
-        if recipe.train.save_backbone:
-            built.backbone.save_weights(folder / "backbone.weights.h5")
-        if history:  # no epoch at all, as somebody asks for who only wants to see the chain run
-            save_curves(history, folder / "curves.png")
-    shown = list(islice(one_of_each(images.splits["train"]), GRID_IMAGES))
-    if shown:
-        grid, labels = pixels.all(shown, "sample images")
-        if len(grid):
-            save_samples(grid, labels.tolist(), images.classes, folder / "samples.png")
-    model.save(folder / "model.keras", include_optimizer=False)
+        if settings.train.save_backbone:
+            built.backbone.save_weights(out / "backbone.weights.h5")
+    shown, labels = pixels.all(list(islice(one_of_each(images.splits["train"]), _SHOWN)), "sample images")
+    np.savez(out / "samples.npz", pixels=shown, labels=labels)
+    model.save(out / "model.keras", include_optimizer=False)
     trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
     card = replace(card, parameters=int(model.count_params()), trainable_parameters=int(trainable))
-    write_card(folder / "model.json", card)
-    write_json(folder / "history.json", history)
-    write_json(folder / "images.json", {split: images.table(split) for split in ("train", "validation")})
+    write_card(out / "model.json", card)
+    write_json(out / "history.json", history)
+    write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
     return {
         **_facts(card),
         **pixels.result(),
@@ -133,42 +142,55 @@ def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
 
 
 def _train_new(
-    recipe: Recipe, images: ImageSet, pixels: Pixels, folder: Path, checkpoint: Checkpoint | None
+    settings: Recipe, images: ImageSet, pixels: Pixels, out: Path, checkpoint: Checkpoint | None
 ) -> tuple[Built, list[dict[str, Any]]]:
     """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
     import keras
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    mixed = {"always": True, "never": False}.get(recipe.train.mixed_precision, bool(gpus))
+    mixed = {"always": True, "never": False}.get(settings.train.mixed_precision, bool(gpus))
     strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else None
     policy = keras.config.dtype_policy()
     try:
         keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
-            built = build_classifier(recipe.model, len(images.classes))
-        _require_space(built.model, folder)  # before hours are spent
+            built = build_classifier(settings.model, len(images.classes))
+        _require_space(built.model, out)  # before hours are spent
         log.info(
             "training on %s%s",
             f"{count(len(gpus), 'GPU')}" if gpus else "the CPU",
             ", mixed precision" if mixed else "",
         )
-        history = fit(recipe, built, images, pixels, checkpoint, strategy)
+        history = fit(settings, built, images, pixels, checkpoint, strategy)
     finally:
         keras.config.set_dtype_policy(policy)
     if mixed or strategy is not None:  # the same weights in a plain float32 model, which is what gets exported
-        plain = build_classifier(replace(recipe.model, weights=None), len(images.classes))
+        plain = build_classifier(replace(settings.model, weights=None), len(images.classes))
         set_weights(plain.model, built.model.get_weights())
         built = plain
     return built, history
 
 
-def _require_space(model: keras.Model, folder: Path) -> None:
+def _require_space(model: keras.Model, out: Path) -> None:
     parameters = int(model.count_params())
-    require_space(folder, 4 * parameters, f"model.keras with its {count(parameters, 'weight')}")
+    require_space(out, 4 * parameters, f"model.keras with its {count(parameters, 'weight')}")
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:
     """What the manifest records of a card."""
     named = ("source", "written_by", "changes", "backbone", "transfer", "parameters", "trainable_parameters")
     return {name: getattr(card, name) for name in named if getattr(card, name) not in (None, ())}
+
+
+STAGE = Stage(
+    "train",
+    inputs=(
+        *(Split("train"), Split("validation"), Split("calibration", decides=False), Split("test", decides=False)),
+        *(Outside("model.path"), Outside("model.weights"), Outside("model.preprocessing.mean")),
+        Consulted(CHECKPOINT),
+    ),
+    keys=("data", "model", "train"),
+    run=run,
+    takes_new_images=True,
+)

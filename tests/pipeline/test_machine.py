@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import command, telemetry
-from export import machine
-from pipeline import doctor
+from pipeline import doctor, machine
 
 CPUINFO = "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 amx_int8\n\nprocessor\t: 1\nmodel name\t: Another\n"
 
@@ -30,9 +29,9 @@ def info(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_first_processor_is_described_alike_everywhere(info: None) -> None:
     described = machine.cpu()
-    assert (described["model"], described["usable_cores"]) == ("A CPU", 2)
-    assert described["features"] == ["avx2", "amx_int8"]
-    assert telemetry.machine()["cpu"] == described
+    assert (described.model, described.usable_cores) == ("A CPU", 2)
+    assert described.features == ("avx2", "amx_int8")
+    assert telemetry.machine().cpu == described
     assert command.STAGE.environment()["cpu"] == doctor._machine()["cpu"] == machine.describe_cpu() == "A CPU, 2 cores"
 
 

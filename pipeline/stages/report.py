@@ -1,0 +1,58 @@
+"""The report stage: one self-contained HTML page of what the other stages wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Artifacts
+from pipeline.config import SECTIONS
+from pipeline.files import sha256_file
+from pipeline.gpu_evidence import FOLDER as EVIDENCE
+from pipeline.inputs import CommandLine, Derived, Inputs, Optional, Required
+from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE
+from pipeline.manifest import MANIFEST
+from pipeline.recipe import Recipe
+from pipeline.stage import Context, Stage
+from pipeline.stages.declared import ENGINES
+
+SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+    """Write ``report.html``; see `pipeline.report.write_report`."""
+    from pipeline.report import write_report
+
+    asked = inputs.invocation
+    return write_report(Context(settings, asked.recipe_path, asked.artifacts, asked.overrides), out)
+
+
+def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
+    """The images that the page shows; of one that is not on this machine, the recorded digest stands."""
+    from pipeline.report_predictions import shown_images
+
+    digests = {}
+    for number, path in enumerate(shown_images(artifacts.root)):
+        name = f"infer/image {number}"
+        if path.is_file():
+            digests[name] = sha256_file(path)
+        elif name in recorded:
+            digests[name] = recorded[name]
+    return digests
+
+
+STAGE = Stage(
+    "report",
+    inputs=(
+        *(Required(CARD), Required("train/history.json"), Optional(KERAS), Optional("train/samples.npz")),
+        *(Optional(ONNX["fp32"]), Optional("quantize/*.onnx"), Optional("quantize/sensitivity.csv")),
+        *(Required("quantize/placement.json"), Required("quantize/calibration.json")),
+        *(*ENGINES, Required(PARITY), Required(REFERENCE), Optional(BENCHMARK), Optional(f"{EVIDENCE}/*.json")),
+        *(Optional(PREDICTIONS), Derived((PREDICTIONS, "infer/images/*"), _shown_images)),
+        *(Optional(f"{stage}/{MANIFEST}") for stage in SHOWN_STAGES),
+        CommandLine(),
+    ),
+    keys=("name", "description", *SECTIONS),  # it shows all that differs from the defaults
+    run=run,
+)
