@@ -158,7 +158,7 @@ def _least_divergence(histogram: Histogram) -> float:
 
 
 def _divergence(counts: np.ndarray, bins: int) -> float:
-    """Returns how far what 128 levels make of the first `bins` bins is from all counts, the rest clipped to the last."""
+    """How far what 128 levels make of the first `bins` bins is from all counts, the rest clipped to the last."""
     wanted = counts[:bins].copy()
     wanted[-1] += counts[bins:].sum()
     level = np.arange(bins) * _LEVELS // bins
