@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -17,6 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from export.errors import ProjectError
 
@@ -180,6 +182,19 @@ def remove_leftovers(found: Iterable[Path]) -> None:
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
+    """Hex digest of the rest of an open file, read in pieces; ``hashlib.file_digest`` is of Python 3.11.
+
+    Args:
+        file: open for reading bytes.
+        algorithm: a name that ``hashlib`` knows. Defaults to "sha256".
+    """
+    digest = hashlib.new(algorithm)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
