@@ -173,7 +173,7 @@ lint: $(TEST_TOOLS)  ## ruff and mypy
 	@$(PY) -m mypy
 
 test: lint  ## lint, then every test that needs no GPU and no long time
-	@$(PY) -m pytest -m "not slow and not gpu"
+	@$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadscope
 
 test-slow: $(TEST_TOOLS)  ## the long tests
 	@$(PY) -m pytest -m slow

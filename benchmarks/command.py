@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
-from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
+from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, write_benchmark
@@ -59,7 +60,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        opener = make_opener(card, allow=settings.model.allow, options=settings.runtime)
+        opener = partial(open_scenario, runtime=settings.runtime, card=card, allow=settings.model.allow)
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
         recipe=settings.name,
@@ -104,7 +105,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    return machine_environment() | {"cpu": describe_cpu()}
+    return machine_environment() | {"cpu": str(describe_cpu())}
 
 
 STAGE = Stage(

@@ -15,13 +15,14 @@ import numpy as np
 from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
-from export.sidecar import Sidecar, read_sidecar
+from export.sidecar import PRECISIONS, Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
-from pipeline.errors import PipelineError, RunnerError
-from pipeline.layout import KERAS, ONNX, plan_variant
+from pipeline.errors import PipelineError
+from pipeline.layout import KERAS, ONNX, engines, plan_variant
 from pipeline.runners.base import Runner
+from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.providers import BACKENDS, Device, why_not
+from pipeline.runners.providers import DEVICES, Device, why_not
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard
@@ -49,7 +50,6 @@ _ONNX_CAVEATS: Mapping[str, Mapping[str, str]] = {
     "onnxruntime-cuda": {"int8": _QDQ},
     "onnxruntime-tensorrt": {},
 }
-_DEVICES: Mapping[str, Device] = {backend: device for device, backend in BACKENDS.items()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def scenarios(
     artifacts_dir: Path,
     batches: Sequence[int],
     *,
-    precisions: Sequence[str] = ("fp32", "fp16", "int8"),
+    precisions: Sequence[str] = PRECISIONS,
     backends: Sequence[str] = tuple(INCLUDES),
 ) -> list[Scenario]:
     """Find what can be timed here.
@@ -103,8 +103,8 @@ def scenarios(
     if not batches or min(batches) < 1:
         raise PipelineError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
     found: list[Scenario] = []
-    engines = _engines(artifacts_dir) if "tensorrt" in backends else []
-    runtimes = [name for name in _DEVICES if name in backends and _is_active(_DEVICES[name])]
+    plans = _engines(artifacts_dir) if "tensorrt" in backends else []
+    runtimes = [name for name in DEVICES if name in backends and _is_active(DEVICES[name])]
     for batch in dict.fromkeys(batches):
         model = artifacts_dir / KERAS
         if "keras" in backends and "fp32" in precisions and model.is_file():
@@ -115,7 +115,7 @@ def scenarios(
                 if path.is_file():
                     caveat = _ONNX_CAVEATS[backend].get(precision, "")
                     found.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
-        for path, sidecar in engines:
+        for path, sidecar in plans:
             if sidecar.precision in precisions and _worth_timing(path, sidecar, batch, batches):
                 caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
                 one = Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
@@ -129,21 +129,18 @@ def _is_active(device: Device) -> bool:
 
 def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
     """Whether an engine is for this batch size: a variant is for those of its profile, if it takes any of them."""
-    fitting = [size for size in batches if sidecar.profile.min <= size <= sidecar.profile.max]
+    fitting = [size for size in batches if sidecar.profile.takes(size)]
     return plan_variant(plan) is None or not fitting or batch in fitting
 
 
 def _engines(artifacts_dir: Path) -> list[tuple[Path, Sidecar]]:
-    if not driver_status():
-        return []
-    engines = []
-    for path in sorted((artifacts_dir / "build").glob("*/*.plan")):
+    found = []
+    for path in engines(artifacts_dir) if driver_status() else ():
         try:
-            engines.append((path, read_sidecar(path)))
+            found.append((path, read_sidecar(path)))
         except ExportError as error:
             log.warning("not timed: %s", error)
-    order = {"fp32": 0, "fp16": 1, "int8": 2}
-    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1].precision, 3), one[0].name))
+    return found
 
 
 def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
@@ -158,48 +155,25 @@ def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
     return "; ".join(notes)
 
 
-def make_opener(
+def open_scenario(
+    scenario: Scenario,
+    runtime: RuntimeOptions | None = None,
     card: ModelCard | None = None,
-    *,
     allow: Sequence[str] = (),
-    threads: int = 0,
-    options: RuntimeOptions | None = None,
-) -> Callable[[Scenario], Runner]:
-    """Make the function that turns a scenario into a runner.
+) -> Runner:
+    """Make the runner of a scenario, which takes its batch at once; see `pipeline.runners.open.open_runner`.
 
     Args:
-        card: what the Keras model needs besides its file. Defaults to None: Keras scenarios fail.
-        allow: what of the Keras model may run code, by name. Defaults to nothing.
-        threads: of ONNX Runtime. Defaults to 0: its own choice.
-        options: how engines are run. Defaults to None: `RuntimeOptions()`.
+        scenario: what is to be timed.
+        runtime: how engines are run. Defaults to None: `RuntimeOptions()`.
+        card: what a Keras model needs besides its file.
+        allow: what of a Keras model may run code, by name. Defaults to nothing.
     """
+    if scenario.backend == "keras":
+        from pipeline.runners.keras import open_keras
 
-    def open_runner(scenario: Scenario) -> Runner:
-        if scenario.backend == "keras":
-            from pipeline.runners.keras import KerasRunner
-
-            if card is None:
-                raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
-            batch = max(64, scenario.batch)
-            return KerasRunner(scenario.path, card.preprocessing, output=card.output, allow=allow, max_batch=batch)
-        if scenario.backend in _DEVICES:
-            from pipeline.runners.onnxruntime import OnnxRunner
-
-            return OnnxRunner(
-                scenario.path,
-                precision=scenario.precision,
-                device=_DEVICES[scenario.backend],
-                gpu=options.device if options else 0,
-                threads=threads,
-                max_batch=max(256, scenario.batch),
-            )
-        if scenario.backend == "tensorrt":
-            from pipeline.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(scenario.path, options)
-        raise RunnerError(f"Expected a backend of {', '.join(INCLUDES)}. Received: {scenario.backend!r}.")
-
-    return open_runner
+        return open_keras(scenario.path, card, allow, max(64, scenario.batch))
+    return open_runner(scenario.path, scenario.backend, scenario.precision, runtime, at_once=scenario.batch)
 
 
 def run_scenarios(
@@ -283,8 +257,7 @@ def _run_batch(
 
 
 def _fits(plan: Path, batch: int) -> bool:
-    profile = read_sidecar(plan).profile
-    return bool(profile.min <= batch <= profile.max)
+    return read_sidecar(plan).profile.takes(batch)
 
 
 def _graph(runner: Any, batch: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.tegra import ROOT as FILE_SYSTEM
 from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
-from pipeline.machine import Gpu, GpuSnapshot, Machine, cpu, memory_bytes, system, versions_of
+from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu, memory_bytes, system, versions_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +52,7 @@ def machine() -> Machine:
     """Describe the machine: processor, memory, system, packages, GPUs. No host name, no user name, no paths."""
     status = driver_status()
     return Machine(
-        cpu=cpu(),
+        cpu=describe_cpu(),
         memory_bytes=memory_bytes(),
         os=system(),
         python=platform.python_version(),

@@ -13,11 +13,13 @@ import numpy as np
 from export.bounded_json import parse_json
 from export.calibration import Histogram
 from export.errors import ExportError
+from export.records import from_json, to_json
 from export.words import listed
 
 # The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
 MINIMUM_SCALE = 2.0**-14
 INT8_MAX = 127
+REMEDY = "Run the quantize stage again."
 METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
 _LEVELS = 128  # of a non-negative value in INT8
 _STEP = 8  # bins between two candidates of entropy and mse
@@ -34,12 +36,14 @@ class Scales:
         images: How many calibration images were seen.
         key: What the scales are true of: sha256 of the model and of the images, preprocessing, and what else
             decides them. Scales of another key are stale.
+        schema: Of the file.
     """
 
     scales: dict[str, float]
     method: str
     images: int
     key: dict[str, Any] = field(default_factory=dict)
+    schema: int = 1
 
     def __post_init__(self) -> None:
         for name, value in self.scales.items():
@@ -72,8 +76,7 @@ class Scales:
 
     def to_json(self) -> str:
         """Returns the scales as JSON text; float32 values survive exactly."""
-        data = {"method": self.method, "images": self.images, "key": self.key, "scales": self.scales}
-        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+        return json.dumps(to_json(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, key: Mapping[str, Any] | None = None) -> Scales:
@@ -87,22 +90,15 @@ class Scales:
             ExportError: If the text is no such JSON, or its key is another one.
         """
         try:
-            data = parse_json(text, "scales.json")
-            found = cls(
-                scales={str(name): float(value) for name, value in data["scales"].items()},
-                method=str(data["method"]),
-                images=int(data["images"]),
-                key=dict(data["key"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ExportError(
-                f"Expected the JSON of calibrated scales. Received: {type(error).__name__}: {error} (calibrate again)."
-            ) from error
+            tree = parse_json(text, "scales.json")
+        except ValueError as error:
+            raise ExportError(f"Expected the JSON of calibrated scales. Received: {error}. {REMEDY}") from error
+        found = from_json(cls, tree, "scales.json", remedy=REMEDY, what="calibrated scales")
         if key is not None and found.key != dict(key):
             stale = sorted(name for name in {*found.key, *key} if found.key.get(name) != key.get(name))
             raise ExportError(
-                f"Expected scales of this model and these images. Received: scales with another {listed(stale)} "
-                "(calibrate again)."
+                f"Expected scales of this model and these images. Received: scales with another {listed(stale)}. "
+                f"{REMEDY}"
             )
         return found
 

@@ -61,15 +61,6 @@ class HeldOut:
         return HeldOut(self.pixels[:count], self.labels[:count], self.reference[:count], self.batch_size)
 
 
-def summary(comparison: Comparison) -> dict[str, float | int | None]:
-    """Returns what a table shows of a comparison on held-out images."""
-    return {
-        "sqnr_db": comparison.to_dict()["sqnr_db"],
-        "top1_agreement": comparison.top1_agreement,
-        "accuracy_drop": comparison.accuracy_drop,
-    }
-
-
 def words(comparison: Comparison) -> str:
     """Returns what a line of a log says of a comparison on held-out images."""
     return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.records import read_record, to_json
+from export.sidecar import Precision
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
-from pipeline.layout import BENCHMARK, Precision
+from pipeline.layout import BENCHMARK
 from pipeline.machine import GpuSnapshot, Machine
 from pipeline.manifest import as_recorded
 from pipeline.measured import Serves

@@ -111,7 +111,7 @@ def _machine() -> dict[str, str]:
     return {
         "python": platform.python_version() + note,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": describe_cpu(),
+        "cpu": str(describe_cpu()),
         "disk free": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
     }
 

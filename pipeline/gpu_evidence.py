@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from export.records import read_record, to_json
-from export.sidecar import BatchProfile
+from export.sidecar import BatchProfile, Precision
 from pipeline.files import write_json
-from pipeline.layout import Precision
 from pipeline.machine import GpuSnapshot, Machine
-from pipeline.parity_report import Hop, overall_verdict
+from pipeline.parity_report import Hop, Overall, overall_verdict
 from pipeline.recipe import Thresholds
 from pipeline.words import listed
 
@@ -140,7 +139,7 @@ class Parity:
         ValueError: the verdict is not that of the hops.
     """
 
-    verdict: Literal["pass", "inconclusive", "fail"]
+    verdict: Overall
     thresholds: Mapping[str, Thresholds]
     hops: tuple[Hop, ...]
 

@@ -17,12 +17,22 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx51
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor."""
+    """A processor.
+
+    Attributes:
+        model: as it names itself.
+        cores: logical ones.
+        usable_cores: that this process may use.
+        features: those of `CPU_FEATURES` that it has.
+    """
 
     model: str | None = None
     cores: int | None = None
     usable_cores: int | None = None
     features: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.usable_cores} cores"
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,8 @@ class GpuSnapshot:
     power_rail: str | None = None
 
 
-def cpu() -> Cpu:
-    """Describe the processor."""
+def describe_cpu() -> Cpu:
+    """Describe the processor of this machine."""
     info = _cpuinfo()
     flags = (info.get("flags") or info.get("Features") or "").split()
     return Cpu(
@@ -97,12 +107,6 @@ def cpu() -> Cpu:
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         features=tuple(name for name in CPU_FEATURES if name in flags),
     )
-
-
-def describe_cpu() -> str:
-    """Model and usable cores, for people."""
-    found = cpu()
-    return f"{found.model}, {found.usable_cores} cores"
 
 
 def memory_bytes() -> int | None:

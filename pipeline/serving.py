@@ -11,15 +11,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
-from export.sidecar import read_sidecar
+from export.sidecar import BatchProfile, read_sidecar
 from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_serves
 from pipeline.command_line import COMMAND, CommandNeededError
-from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, Sizes, fit, misfit
+from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, fit, misfit
 from pipeline.errors import PipelineError
 from pipeline.layout import ONNX, PARITY, engines, plan_precision
 from pipeline.measured import (
@@ -37,6 +36,7 @@ from pipeline.recipe import Recipe
 from pipeline.runnable import files_to_run, why_not_opened, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
+from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.providers import why_not
 from pipeline.verdicts import Verdicts
@@ -54,7 +54,7 @@ class Choice:
     backend: str
     precision: str
     verdict: str
-    profile: Sizes | None = None  # min, opt and max of an engine's batch; None: any batch
+    profile: BatchProfile | None = None  # of an engine; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     why: str = ""  # where it is "not verified", or nothing here opens it
     opens: bool = True  # as far as that is seen before
@@ -82,14 +82,7 @@ class Choice:
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
-        if self.backend == "tensorrt":
-            from pipeline.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(self.path, self.runtime)
-        from pipeline.runners.onnxruntime import OnnxRunner
-
-        device: Literal["cpu", "cuda"] = "cuda" if self.backend == "onnxruntime-cuda" else "cpu"
-        return OnnxRunner(self.path, precision=self.precision, device=device, gpu=self.runtime.device)
+        return open_runner(self.path, self.backend, self.precision, self.runtime)
 
 
 def choose(
@@ -295,6 +288,5 @@ def _files(
             unusable.append(str(error))
             continue
         found, name = verdicts.on(plan), plan.relative_to(artifacts.root).as_posix()
-        sizes = (profile.min, profile.opt, profile.max)
-        choices.append(Choice(name, plan, backend, precision, found.verdict, sizes, runtime, found.why))
+        choices.append(Choice(name, plan, backend, precision, found.verdict, profile, runtime, found.why))
     return choices, unusable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -171,13 +172,10 @@ def chance(images: int, share: float, needed: int) -> float:
 
 def images_for(needed: int, share: float) -> int:
     """The least number of images of which a split with this share gets what it needs, nearly certainly."""
-    low, high = needed - 1, max(1, needed)
-    while chance(high, share, needed) < NEARLY_CERTAIN:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if chance(middle, share, needed) >= NEARLY_CERTAIN else (middle, high)
-    return high
+    most = max(1, needed)
+    while chance(most, share, needed) < NEARLY_CERTAIN:
+        most *= 2
+    return bisect_left(range(most), NEARLY_CERTAIN, lo=needed, key=lambda images: chance(images, share, needed))
 
 
 def _rounded_up(number: float) -> int:

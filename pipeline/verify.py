@@ -56,6 +56,7 @@ from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
 from pipeline.runnable import files_to_run, why_nothing_runs
 from pipeline.runners.base import Runner
+from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.split_sizes import images_in_all
 from pipeline.words import aligned, count, listed
@@ -135,20 +136,18 @@ def run_all(
 
 def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candidate]:
     """The ONNX files on ONNX Runtime, on CUDA too where that is active, then every engine on TensorRT."""
-    from pipeline.runners.onnxruntime import OnnxRunner
     from pipeline.runners.providers import why_not
-    from pipeline.runners.tensorrt import TensorRTRunner
 
     cuda_is_active = not why_not("cuda")
 
     def onnx(name: str, precision: str, before: str | None) -> list[Candidate]:
         path = artifacts.path(name)
         digest = sha256_file(path)
-        runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
+        runner = partial(open_runner, path, "onnxruntime", precision, exact=precision == "int8")
         runs = [Candidate(name, "onnxruntime", precision, digest, before, runner, NOTES[precision])]
         if cuda_is_active:
             # As it serves; held against the same file on the CPU as an engine is, so that the device alone differs.
-            runner = partial(OnnxRunner, path, precision=precision, device="cuda", gpu=runtime.device)
+            runner = partial(open_runner, path, CUDA, precision, runtime)
             runs.append(Candidate(name, CUDA, precision, digest, runs[0].run_name, runner, CUDA_NOTES[precision]))
         return runs
 
@@ -170,7 +169,7 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
                 precision,
                 sha256_file(plan),
                 source,
-                partial(TensorRTRunner, plan, runtime),
+                partial(open_runner, plan, "tensorrt", precision, runtime),
                 with_it={f"{plan.parent.relative_to(artifacts.root).as_posix()}/{beside.name}": sha256_file(beside)}
                 if beside.is_file()
                 else {},
@@ -282,11 +281,11 @@ def _ask_keras(
     inputs: Inputs, settings: Recipe, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
 ) -> tuple[np.ndarray, FloatNoise]:
     """Keras' logits, unless they are known, and how far rounding alone moves them."""
-    from pipeline.runners.keras import KerasRunner
+    from pipeline.runners.keras import open_keras
 
     model, batch_size, allow = inputs.path(KERAS), settings.verify.batch_size, settings.model.allow
     try:
-        runner = KerasRunner(model, card.preprocessing, output=card.output, allow=allow, max_batch=batch_size)
+        runner = open_keras(model, card, allow, batch_size)
         with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
             card.check_runner(runner, KERAS)
             if logits is None:

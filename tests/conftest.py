@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from dataclasses import dataclass
@@ -15,6 +16,16 @@ from PIL import Image
 # A shell starts what it puts in the background with Ctrl-C ignored, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+WORKER_BYTES = 2 * 2**30  # of a process that has TensorFlow loaded
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """``-n auto``: a process for each core that this one may use, as far as the memory goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // WORKER_BYTES))
+
 
 CLASSES = ("blue", "green", "red", "yellow")
 TINTS = {"blue": (60, 80, 200), "green": (60, 180, 70), "red": (200, 60, 50), "yellow": (210, 190, 60)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,8 +41,10 @@ class Specialization(enum.IntEnum):
     NONE = 2
 
 
-class BaseContext:
-    """The methods that every version has."""
+class FakeContext:
+    """An execution context with the methods of all versions."""
+
+    nvtx_verbosity = Verbosity.DETAILED
 
     def __init__(self, engine: FakeEngine, own_graph: bool, kernels: Specialization | None) -> None:
         self.engine, self.own_graph, self.kernels = engine, own_graph, kernels
@@ -55,7 +57,6 @@ class BaseContext:
         self.batch = 0
         self.memory: tuple[int, int] | None = None
         self.captured = self.laid_out = False
-        self.nvtx_verbosity = Verbosity.DETAILED
 
     def _changed(self) -> None:
         assert not self.captured, "a context is changed that a graph refers to"
@@ -144,10 +145,6 @@ class BaseContext:
             target = self.gpu.runtime.block(addresses[name], "device", value.nbytes)
             ctypes.memmove(target, value.ctypes.data, value.nbytes)
 
-
-class FakeContext(BaseContext):
-    """10.x and later."""
-
     def set_device_memory(self, address: int, size: int) -> None:
         self._changed()
         assert (type(address), type(size)) == (int, int)
@@ -169,14 +166,13 @@ class FakeContext(BaseContext):
         self.laid_out = True
         return self.batch * ACTIVATION_BYTES
 
+    @property
+    def device_memory(self) -> int:
+        return self.memory[0] if self.memory else 0
 
-class FakeContext8(BaseContext):
-    """TensorRT 8.6: the size of the memory is taken on trust."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "device_memory":
-            assert type(value) is int
-            assert value % 256 == 0
-            self.memory = (value, self.gpu.profile[2] * ACTIVATION_BYTES)
-        else:
-            super().__setattr__(name, value)
+    @device_memory.setter
+    def device_memory(self, address: int) -> None:
+        """The size of the memory is taken on trust: what was laid out, or what every size needs."""
+        assert type(address) is int
+        assert address % 256 == 0
+        self.memory = (address, (self.batch if self.laid_out else self.gpu.profile[2]) * ACTIVATION_BYTES)

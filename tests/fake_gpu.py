@@ -1,18 +1,17 @@
 """A driver and a TensorRT that exist in host memory, on top of the CUDA of `tests.fake_cuda`."""
 
 import enum
-import types
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from export.capabilities import TensorRT
+from tests import fake_builder
 from tests.fake_contexts import (
     ACTIVATION_BYTES,
-    BaseContext,
     FakeContext,
-    FakeContext8,
     GraphStrategy,
     Specialization,
     Strategy,
@@ -20,9 +19,10 @@ from tests.fake_contexts import (
     Verbosity,
 )
 from tests.fake_cuda import FakeRuntime
+from tests.fake_names import Module
 
 
-class _Logger:
+class ILogger:
     class Severity(enum.IntEnum):
         INTERNAL_ERROR = 0
         ERROR = 1
@@ -30,24 +30,28 @@ class _Logger:
         INFO = 3
         VERBOSE = 4
 
-
-class _EngineV2:
-    """What `export.capabilities` looks for in the class."""
-
-    device_memory_size_v2 = 0
+    def log(self, severity: Any, msg: str) -> None: ...
 
 
 class FakeEngine:
     """What TensorRT loads; its contexts answer."""
 
-    def __init__(self, gpu: "FakeTensorRT") -> None:
-        self.gpu = gpu
-        self.contexts: list[BaseContext] = []
-        setattr(
-            self,
-            "device_memory_size" if gpu.kind == "8" else "device_memory_size_v2",
-            gpu.profile[2] * ACTIVATION_BYTES,
-        )
+    _gpu: "FakeTensorRT"
+
+    def __init__(self, plan: bytes) -> None:
+        self.gpu = self._gpu
+        self.contexts: list[FakeContext] = []
+        self._built: dict[str, Any] = {}
+        if plan.startswith(b"{"):  # of the fake builder
+            self._built = json.loads(plan)
+            self.gpu.size, self.gpu.profile = tuple(self._built["size"]), tuple(self._built["batches"])
+            self.gpu.classes = self._built["classes"]
+
+    @property
+    def device_memory_size(self) -> int:
+        return self.gpu.profile[2] * ACTIVATION_BYTES
+
+    device_memory_size_v2 = device_memory_size
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name == "images":
@@ -60,22 +64,20 @@ class FakeEngine:
 
     def create_execution_context(self, how: Any = Strategy.STATIC) -> Any:
         assert self.gpu.kind != "8", "in 8.6 it takes no strategy, and allocates memory of its own"
-        if not isinstance(how, _RuntimeConfig):
+        if not isinstance(how, RuntimeConfig):
             # Our builds for TensorRT-RTX are made with REQUIRE_USER_ALLOCATION.
             if self.gpu.kind == "rtx" and how != Strategy.USER_MANAGED:
                 self.gpu.says("the engine requires user allocation: the strategy has to be USER_MANAGED")
                 return None
             return self._context(False, Specialization.LAZY if self.gpu.kind == "rtx" else None)
         assert self.gpu.kind == "rtx"
-        assert how.strategy == Strategy.USER_MANAGED
+        assert how._strategy == Strategy.USER_MANAGED
         self.gpu.configs.append(how)
         own_graph = how.cuda_graph_strategy == GraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._context(own_graph, how.dynamic_shapes_kernel_specialization_strategy)
 
     def create_engine_inspector(self) -> Any:
-        inspector = types.SimpleNamespace(execution_context=None)
-        inspector.get_engine_information = lambda form: self.gpu.information(inspector.execution_context)
-        return inspector
+        return self.gpu.module.EngineInspector(self._built)
 
     def create_execution_context_without_device_memory(self) -> Any:
         assert self.gpu.kind == "8", "gone from 11, and from TensorRT-RTX"
@@ -84,51 +86,138 @@ class FakeEngine:
     def _context(self, own_graph: bool, kernels: Specialization | None) -> Any:
         if not self.gpu.ok("create_execution_context"):
             return None
-        made = (FakeContext8 if self.gpu.kind == "8" else FakeContext)(self, own_graph, kernels)
+        made = self.gpu.module.IExecutionContext(self, own_graph, kernels)
         for contexts in (self.contexts, self.gpu.contexts):
             contexts.append(made)
         return made
 
     def create_runtime_config(self) -> Any:
-        return _RuntimeConfig(self.gpu) if self.gpu.ok("create_runtime_config") else None
+        return self.gpu.module.IRuntimeConfig() if self.gpu.ok("create_runtime_config") else None
 
 
-class _RuntimeConfig:
-    strategy: Any = None
+class EngineInspector:
+    """Types depend on the batch: without a context that has one, they are not known."""
+
+    _gpu: "FakeTensorRT"
+    execution_context: Any = None
+
+    def __init__(self, built: dict[str, Any]) -> None:
+        self._built = built
+
+    def get_engine_information(self, form: Any) -> str:
+        assert form.name == "JSON"
+        if self._gpu.information is not None:
+            return self._gpu.information(self.execution_context)
+        if not self._built:
+            return '{"Layers": []}'
+        known = self.execution_context is not None and self.execution_context.batch
+        tensor = {"Name": "x", "Format/Datatype": self._built["type"] if known else "N/A due to dynamic shapes"}
+        layer = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [tensor], "Outputs": [tensor]}
+        return json.dumps({"Layers": [{**layer, "Metadata": "[ONNX Layer: conv]"}]})
+
+
+class RuntimeConfig:
+    _gpu: "FakeTensorRT"
     cuda_graph_strategy: Any = None
     dynamic_shapes_kernel_specialization_strategy: Any = Specialization.LAZY
-    cache: Any = None
-
-    def __init__(self, gpu: "FakeTensorRT") -> None:
-        self.gpu = gpu
+    _strategy: Any = None
+    _cache: Any = None
 
     def create_runtime_cache(self) -> Any:
-        return _RuntimeCache(self.gpu) if self.gpu.ok("create_runtime_cache") else None
+        return self._gpu.module.IRuntimeCache() if self._gpu.ok("create_runtime_cache") else None
 
     def set_runtime_cache(self, cache: Any) -> bool:
-        if not self.gpu.ok("set_runtime_cache"):
+        if not self._gpu.ok("set_runtime_cache"):
             return False
-        self.cache = cache
+        self._cache = cache
         return True
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
-        self.strategy = strategy
+        self._strategy = strategy
 
 
-class _RuntimeCache:
-    def __init__(self, gpu: "FakeTensorRT") -> None:
-        self.gpu = gpu
+class RuntimeCache:
+    _gpu: "FakeTensorRT"
 
     def deserialize(self, blob: bytes) -> bool:
-        self.gpu.kernels_loaded.append(blob)
+        self._gpu.kernels_loaded.append(blob)
         return blob.startswith(b"kernels")
 
     def serialize(self) -> bytes:
-        return b"kernels of " + str(self.gpu.kernels).encode()
+        return b"kernels of " + str(self._gpu.kernels).encode()
+
+
+class Runtime:
+    _gpu: "FakeTensorRT"
+
+    def __init__(self, logger: Any) -> None:
+        self._gpu.logger = logger
+
+    @property
+    def engine_host_code_allowed(self) -> bool:
+        return self._gpu.host_code_allowed
+
+    @engine_host_code_allowed.setter
+    def engine_host_code_allowed(self, value: bool) -> None:
+        self._gpu.host_code_allowed = value
+
+    def deserialize_cuda_engine(self, plan: Any) -> Any:
+        content = bytes(memoryview(plan))  # a path, say, is refused by a TypeError
+        return self._gpu.module.ICudaEngine(content) if self._gpu.ok("deserialize_cuda_engine") else None
+
+    def get_engine_validity(self, plan: Any) -> tuple[Validity, int]:
+        return self._gpu.validity, 7
+
+
+class Refitter:
+    _gpu: "FakeTensorRT"
+
+    def __init__(self, engine: Any, logger: Any) -> None: ...
+
+    def refit_cuda_engine(self) -> bool:
+        return self._gpu.ok("refit_cuda_engine")
+
+
+class OnnxParserRefitter:
+    _gpu: "FakeTensorRT"
+
+    def __init__(self, refitter: Any, logger: Any) -> None: ...
+
+    def refit_from_file(self, path: str) -> bool:
+        self._gpu.refitted.append(path)
+        return self._gpu.ok("refit_from_file")
+
+
+FAKES: dict[str, Any] = {
+    **fake_builder.FAKES,
+    "CudaGraphStrategy": GraphStrategy,
+    "DynamicShapesKernelSpecializationStrategy": Specialization,
+    "EngineInspector": EngineInspector,
+    "EngineValidity": Validity,
+    "ExecutionContextAllocationStrategy": Strategy,
+    "ICudaEngine": FakeEngine,
+    "IExecutionContext": FakeContext,
+    "ILogger": ILogger,
+    "IRuntimeCache": RuntimeCache,
+    "IRuntimeConfig": RuntimeConfig,
+    "LayerInformationFormat": enum.IntEnum("LayerInformationFormat", ["ONELINE", "JSON"]),
+    "OnnxParserRefitter": OnnxParserRefitter,
+    "ProfilingVerbosity": Verbosity,
+    "Refitter": Refitter,
+    "Runtime": Runtime,
+}
 
 
 class FakeTensorRT:
-    """Holds the module (`trt`) and what it did; `kind` is "10", "8" or "rtx"."""
+    """Holds the library (`trt`) and what it did.
+
+    Args:
+        runtime: the CUDA that it runs on.
+        size: of the images, in pixels.
+        profile: the smallest, best and largest batch.
+        kind: "10" (10 and 11), "8" or "rtx".
+        version: what it calls itself. Of the kind "10" it has the names of that version.
+    """
 
     def __init__(
         self,
@@ -149,70 +238,32 @@ class FakeTensorRT:
         self.enough_for = 1 << 30  # images that the fake has memory for, whatever was allocated
         self.kernels = 1
         self.kernels_loaded: list[bytes] = []
-        self.configs: list[_RuntimeConfig] = []
+        self.configs: list[RuntimeConfig] = []
         self.compiled: list[int] = []  # batch sizes that RTX compiled kernels of their own for
-        self.contexts: list[BaseContext] = []
+        self.contexts: list[FakeContext] = []
         self.top: tuple[str, ...] = ()
         self.validity = Validity.VALID
         self.refitted: list[str] = []
-        # What the engine inspector says, by the context that it was given.
-        self.information: Callable[[BaseContext | None], str] = lambda context: '{"Layers": []}'
+        # What the engine inspector says, by the context that it was given. None: what the fake builder built.
+        self.information: Callable[[FakeContext | None], str] | None = None
         self.host_code_allowed = False
         self.logger: Any = None
         self.spoil: Callable[[dict[str, np.ndarray]], object] = lambda results: None  # makes an engine wrong
-        gpu = self
+        names = {"rtx": "rtx1.7.1", "8": "8.6.1"}.get(kind) or ".".join(version.split(".")[:2])
+        self.module: Any = Module(names, FAKES, _gpu=self)
+        self.module.__version__ = version
+        self.trt = TensorRT(self.module, "rtx" if kind == "rtx" else "tensorrt", version)
 
-        class Runtime:
-            def __init__(self, logger: Any) -> None:
-                gpu.logger = logger
-
-            def __setattr__(self, name: str, value: Any) -> None:
-                assert name == "engine_host_code_allowed"
-                gpu.host_code_allowed = value
-
-            def deserialize_cuda_engine(self, plan: Any) -> Any:
-                memoryview(plan)  # a path, say, is refused by a TypeError
-                return FakeEngine(gpu) if gpu.ok("deserialize_cuda_engine") else None
-
-        class Refitter:
-            def __init__(self, engine: Any, logger: Any) -> None: ...
-
-            def refit_cuda_engine(self) -> bool:
-                return gpu.ok("refit_cuda_engine")
-
-        class OnnxParserRefitter:
-            def __init__(self, refitter: Any, logger: Any) -> None: ...
-
-            def refit_from_file(self, path: str) -> bool:
-                gpu.refitted.append(path)
-                return gpu.ok("refit_from_file")
-
-        module: Any = types.SimpleNamespace(
-            ILogger=_Logger,
-            ProfilingVerbosity=Verbosity,
-            LayerInformationFormat=enum.IntEnum("LayerInformationFormat", ["ONELINE", "JSON"]),
-            Runtime=Runtime,
-            IExecutionContext=BaseContext,
-            ICudaEngine=object,
-            IBuilderConfig=object,
-            Refitter=Refitter,
-        )
-        if kind != "8":
-            module.IExecutionContext, module.ICudaEngine = FakeContext, _EngineV2
-            module.ExecutionContextAllocationStrategy = Strategy
-            module.OnnxParserRefitter = OnnxParserRefitter
-        if kind == "rtx":
-            module.CudaGraphStrategy, module.EngineValidity = GraphStrategy, Validity
-            module.DynamicShapesKernelSpecializationStrategy = Specialization
-            module.IRuntimeConfig = _RuntimeConfig
-            Runtime.get_engine_validity = lambda self, plan: (gpu.validity, 7)  # type: ignore[attr-defined]
-        self.trt = TensorRT(module, "rtx" if kind == "rtx" else "tensorrt", version)
+    @property
+    def strong(self) -> bool:
+        """Whether networks take their types from the ONNX file."""
+        return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     def ok(self, call: str) -> bool:
         return self.fail != call or self.says(f"{call} said no")
 
     def says(self, words: str) -> bool:
-        self.logger.log(_Logger.Severity.ERROR, words)
+        self.logger.log(self.module.ILogger.Severity.ERROR, words)
         return False
 
 

@@ -7,7 +7,6 @@ beside any other runner in `benchmarks.timing.measure`, or in `in_turns` for tim
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import sys
@@ -20,15 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.onnx_to_torch import Precision
 from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
-from benchmarks.peers.torch_device import versions
+from benchmarks.peers.torch_device import Precision, versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import in_turns, measure, summarize
 from export.records import to_json
 from export.words import aligned
 from pipeline.errors import PipelineError, RunnerError
-from pipeline.files import write_json
+from pipeline.files import sha256_file, write_json
 
 log = logging.getLogger("peers")
 
@@ -225,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content = {
                 "schema": SCHEMA,
                 "model": f"{args.model.resolve().parent.name}/{args.model.name}",
-                "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
+                "model_sha256": sha256_file(args.model),
                 "machine": to_json(machine()),
                 "versions": versions(),
                 "commit": commit(),

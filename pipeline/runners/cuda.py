@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -122,30 +123,19 @@ class CudaApi(ABC):
     def wait_for_foreign_stream(self, number: int | None) -> None:
         """Wait for another library's stream, given as its number, or for the whole device (None)."""
 
-    def begin_capture(self, stream: Any) -> None:
-        """Record what this thread puts into the stream, instead of running it."""
-        raise self._no_graphs()
-
-    def end_capture(self, stream: Any) -> Any:
-        """End the recording; give a graph that can be launched."""
-        raise self._no_graphs()
-
-    def abort_capture(self, stream: Any) -> None:
-        """End a recording that failed, whatever state it is in."""
-        raise self._no_graphs()
+    def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
+        """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
+        raise RunnerError(
+            f"Expected CUDA graphs. Received: {self.name}, which has none. Choose runtime.cuda: bindings."
+        )
 
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""
-        raise self._no_graphs()
+        raise NotImplementedError  # who captures none has none to launch
 
     def graph_destroy(self, graph: Any) -> None:
         """Give a graph back."""
-        raise self._no_graphs()
-
-    def _no_graphs(self) -> RunnerError:
-        return RunnerError(
-            f"Expected CUDA graphs. Received: {self.name}, which has none. Choose runtime.cuda: bindings."
-        )
+        raise NotImplementedError
 
 
 def find_cuda(name: str = "auto") -> CudaApi:

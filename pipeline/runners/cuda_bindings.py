@@ -7,7 +7,7 @@ use too. Python 3.10 syntax.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -195,21 +195,23 @@ class CudaBindings(CudaApi):
         else:
             check(self._rt.cudaStreamSynchronize(number), "waiting for another library's stream")
 
-    def begin_capture(self, stream: Any) -> None:
-        """Record what this thread puts into the stream, instead of running it."""
+    def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
+        """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
         # Of this thread: what other threads allocate meanwhile is no concern of this graph.
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(self._rt.cudaStreamBeginCapture(stream, mode), "beginning a graph")
-
-    def end_capture(self, stream: Any) -> Any:
-        """End the recording; give a graph that can be launched."""
+        try:
+            enqueue()
+        except BaseException:
+            self._abort_capture(stream)
+            raise
         graph = check(self._rt.cudaStreamEndCapture(stream), "recording a graph")
         try:
             return check(self._rt.cudaGraphInstantiate(graph, 0), "preparing a graph")
         finally:
             self._rt.cudaGraphDestroy(graph)  # a failure would show again at the next call; the graph must not be lost
 
-    def abort_capture(self, stream: Any) -> None:
+    def _abort_capture(self, stream: Any) -> None:
         """End a recording that failed, whatever state it is in."""
         code, graph = self._rt.cudaStreamEndCapture(stream)
         if int(code) == 0 and int(graph) != 0:

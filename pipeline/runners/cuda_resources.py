@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,14 +22,21 @@ log = logging.getLogger(__name__)
 _Self = TypeVar("_Self", bound="_Owner")
 
 
-class _Owner(ABC):
-    """Something that CUDA gave and that has to be given back; a context manager, closed once."""
+class _Owner:
+    """Something that CUDA gave and that has to be given back; a context manager, closed once.
 
-    _what = "resource"
+    Args:
+        cuda: who gave it.
+        handle: what it gave.
+        release: gives it back.
+    """
 
-    def __init__(self, cuda: CudaApi, handle: Any) -> None:
+    _what: str
+
+    def __init__(self, cuda: CudaApi, handle: Any, release: Callable[[Any], None]) -> None:
         self.cuda = cuda
         self._handle = handle
+        self._release = release
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -54,9 +61,6 @@ class _Owner(ABC):
         except RunnerError as error:
             log.warning("%s", error)
 
-    @abstractmethod
-    def _release(self, handle: Any) -> None: ...
-
 
 class Stream(_Owner):
     """A CUDA stream that does not wait for the default stream."""
@@ -64,7 +68,7 @@ class Stream(_Owner):
     _what = "stream"
 
     def __init__(self, cuda: CudaApi) -> None:
-        super().__init__(cuda, cuda.stream_create())
+        super().__init__(cuda, cuda.stream_create(), cuda.stream_destroy)
 
     def __int__(self) -> int:
         """Give the handle as the number that TensorRT takes."""
@@ -78,9 +82,6 @@ class Stream(_Owner):
         """Let what is put into the stream from now on wait for an event."""
         self.cuda.stream_wait_event(self.handle, event.handle)
 
-    def _release(self, handle: Any) -> None:
-        self.cuda.stream_destroy(handle)
-
 
 class Event(_Owner):
     """A point in a stream; with a time, if asked for."""
@@ -88,7 +89,7 @@ class Event(_Owner):
     _what = "event"
 
     def __init__(self, cuda: CudaApi, timed: bool = False) -> None:
-        super().__init__(cuda, cuda.event_create(timed))
+        super().__init__(cuda, cuda.event_create(timed), cuda.event_destroy)
 
     def record(self, stream: Stream) -> None:
         """Put the event behind what is in the stream now."""
@@ -102,9 +103,6 @@ class Event(_Owner):
         """Give the time from ``since`` to this event in milliseconds; both must have happened."""
         return self.cuda.event_elapsed_ms(since.handle, self.handle)
 
-    def _release(self, handle: Any) -> None:
-        self.cuda.event_destroy(handle)
-
 
 class Graph(_Owner):
     """Work of a stream that was recorded and is launched with one call.
@@ -117,17 +115,11 @@ class Graph(_Owner):
 
     _what = "graph"
 
-    def __init__(self, cuda: CudaApi, stream: Stream, enqueue: Any) -> None:
+    def __init__(self, cuda: CudaApi, stream: Stream, enqueue: Callable[[], object]) -> None:
         collects = gc.isenabled()
         gc.disable()  # a finaliser of another library that calls CUDA in this thread would spoil the recording
         try:
-            cuda.begin_capture(stream.handle)
-            try:
-                enqueue()
-            except BaseException:
-                cuda.abort_capture(stream.handle)
-                raise
-            super().__init__(cuda, cuda.end_capture(stream.handle))
+            super().__init__(cuda, cuda.capture(stream.handle, enqueue), cuda.graph_destroy)
         finally:
             if collects:
                 gc.enable()
@@ -135,9 +127,6 @@ class Graph(_Owner):
     def launch(self, stream: Stream) -> None:
         """Queue the work."""
         self.cuda.graph_launch(self.handle, stream.handle)
-
-    def _release(self, handle: Any) -> None:
-        self.cuda.graph_destroy(handle)
 
 
 class PinnedBuffer(_Owner):
@@ -153,7 +142,7 @@ class PinnedBuffer(_Owner):
         kind = np.dtype(dtype)
         count = int(np.prod(shape))
         self.nbytes = count * kind.itemsize
-        super().__init__(cuda, cuda.host_alloc(self.nbytes))
+        super().__init__(cuda, cuda.host_alloc(self.nbytes), cuda.free_host)
         raw = (ctypes.c_uint8 * self.nbytes).from_address(self.handle)
         self.array: np.ndarray = np.frombuffer(raw, dtype=kind, count=count).reshape(shape)
 
@@ -161,9 +150,6 @@ class PinnedBuffer(_Owner):
         """Give the memory back and empty the view."""
         self.array = np.empty((0,), self.array.dtype)
         super().close()
-
-    def _release(self, handle: Any) -> None:
-        self.cuda.free_host(handle)
 
 
 class DeviceBuffer(_Owner):
@@ -173,7 +159,7 @@ class DeviceBuffer(_Owner):
 
     def __init__(self, cuda: CudaApi, nbytes: int) -> None:
         self.nbytes = nbytes
-        super().__init__(cuda, cuda.malloc(nbytes))
+        super().__init__(cuda, cuda.malloc(nbytes), cuda.free)
 
     def __int__(self) -> int:
         """Give the address."""
@@ -202,6 +188,3 @@ class DeviceBuffer(_Owner):
     def _fits(self, nbytes: int) -> None:
         if not 0 <= nbytes <= self.nbytes:
             raise RunnerError(f"Expected at most {self.nbytes} bytes to copy. Received: {nbytes}.")
-
-    def _release(self, handle: Any) -> None:
-        self.cuda.free(handle)

@@ -132,14 +132,10 @@ class EngineSession:
 
     def _make_context(self, own_kernels: bool, graph: bool) -> Any:
         trt = self.trt
-        if not trt.allocation_strategies:
-            made = self.engine.create_execution_context_without_device_memory()
-        elif trt.jit:
+        if trt.jit:
             made = self.engine.create_execution_context(self._jit_config(own_kernels, graph))
         else:
-            made = self.engine.create_execution_context(
-                trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-            )
+            made = trt.context_without_memory(self.engine)
         if made is None:
             raise self.failed("creating an execution context")
         # Engines are built to name their layers, which costs time at every run unless it is turned off.
@@ -210,9 +206,7 @@ class EngineContext:
         self._addresses: dict[str, int] = {}
 
     def bytes_for(self, batch: int) -> int:
-        """Give the memory in bytes that a batch size needs; where the version cannot say, what every size needs."""
-        if not self._session.memory_follows_batch:
-            return self._session.activation_bytes
+        """Give the memory in bytes that a batch size needs, where `EngineSession.memory_follows_batch`."""
         self._set_batch(batch)
         return self._size_for_shapes(batch)
 

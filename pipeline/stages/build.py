@@ -13,7 +13,7 @@ from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.engine import build_engine
 from export.errors import ExportError
-from export.sidecar import BatchProfile, read_sidecar, sidecar_path
+from export.sidecar import read_sidecar, sidecar_path
 from pipeline.command_line import COMMAND, CommandNeededError
 from pipeline.environment import choose_tensorrt, machine_environment, why_not_here
 from pipeline.files import sha256_file
@@ -67,7 +67,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
                 inputs.path(engine_source(precision, trt.strongly_typed)),
                 plan,
                 precision=precision,
-                profile=BatchProfile(profile.min, profile.opt, profile.max),
+                profile=profile,
                 trt=trt,
                 options=options,
                 variant=variant,

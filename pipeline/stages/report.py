@@ -14,18 +14,16 @@ from pipeline.inputs import CommandLine, Derived, Inputs, Optional, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import MANIFEST
 from pipeline.recipe import Recipe
-from pipeline.stage import Context, Stage
+from pipeline.report_standing import SHOWN_STAGES
+from pipeline.stage import Stage
 from pipeline.stages.declared import ENGINES
-
-SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
     """Write ``report.html``; see `pipeline.report.write_report`."""
     from pipeline.report import write_report
 
-    asked = inputs.invocation
-    return write_report(Context(settings, asked.recipe_path, asked.artifacts, asked.overrides), out)
+    return write_report(inputs, settings, inputs.invocation, out)
 
 
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:

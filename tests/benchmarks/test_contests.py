@@ -194,7 +194,7 @@ def test_a_graph_that_could_not_be_made_stands_in_the_row(tmp_path: Path, monkey
 
     def run(batch: int, **options: Any) -> Any:
         wanted = [scenarios.Scenario("tensorrt", "fp16", batch, plan, "all")]
-        opener = scenarios.make_opener(options=RuntimeOptions(**options))
+        opener = partial(scenarios.open_scenario, runtime=RuntimeOptions(**options))
         (found,) = scenarios.run_scenarios(wanted, opener, fake_engine.SIZE, quick)
         return found
 
@@ -253,7 +253,7 @@ def test_peers_and_cuda_are_listed_where_they_are_active(tmp_path: Path, monkeyp
 def test_they_are_opened_on_their_device_and_the_recipes_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(OnnxRunner, "__init__", lambda self, path, **given: opened.append(SimpleNamespace(**given)))
-    opener = scenarios.make_opener(options=RuntimeOptions(device=1))
+    opener = partial(scenarios.open_scenario, runtime=RuntimeOptions(device=1))
     for backend in ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"):
         opener(scenarios.Scenario(backend, "fp16", 300, Path("x.onnx"), ""))
     assert [(one.device, one.gpu, one.max_batch) for one in opened] == [

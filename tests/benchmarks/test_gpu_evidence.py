@@ -15,7 +15,6 @@ import pytest
 from benchmarks import gpu_checks, gpu_command, gpu_plan, gpu_timings, gpu_visit
 from benchmarks.gpu_command import evidence_path, main
 from benchmarks.gpu_options import build_parser, read_options
-from export.capabilities import TensorRT
 from export.errors import ExportError
 from export.sidecar import BatchProfile
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
@@ -332,7 +331,7 @@ def test_default_precisions_are_those_that_are_there(gpu: FakeTensorRT, artifact
     assert status == 0
     assert evidence.step("build fp32-throughput").why == "export/model.onnx is not in the folder"
     assert not any("time" in name and "fp32" in name for name in states(evidence))
-    (artifacts / engine_source("int8", False)).unlink()
+    (artifacts / engine_source("int8", gpu.trt.strongly_typed)).unlink()
     named = [str(artifacts), "-o", str(artifacts / "y.json"), "--precisions", "int8"]
     assert main(named) == 2  # by name, for this TensorRT
     assert not (artifacts / "y.json").exists()
@@ -341,7 +340,7 @@ def test_default_precisions_are_those_that_are_there(gpu: FakeTensorRT, artifact
 def test_without_the_files_for_8_6_the_key_that_makes_them_is_named(
     gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    older = TensorRT(gpu.trt.module, "tensorrt", "8.6.0")
+    older = FakeTensorRT(gpu.runtime, kind="8", version="8.6.0").trt
     monkeypatch.setattr(gpu_command, "find_tensorrt", lambda flavour: older)
     for precision in ("fp16", "int8"):
         (artifacts / engine_source(precision, False)).unlink()

@@ -1,26 +1,23 @@
-"""``make contract``: fetch the bindings of every TensorRT, and write down which names that our code wants they have."""
+"""``make contract``: fetch the bindings of every TensorRT, and write down which names of the fakes they have."""
 
 from __future__ import annotations
 
 import sys
 
 from tests.contract.bindings import ALL, ROOT, Unavailable, read
-from tests.contract.check import names_needed
-from tests.contract.flow import analyse, read_sources
-from tests.contract.names import TABLE, Table, read_table, table_of, write_table
+from tests.contract.capability_table import names_needed
+from tests.contract.names import TABLE, write_table
 
 
 def main() -> int:
     apis = {}
     for bindings in ALL:
         try:
-            apis[bindings.version] = read(bindings)["api"]
+            apis[bindings.version] = set(read(bindings)["names"])
         except Unavailable as error:
             print(f"TensorRT {bindings.version} keeps its answers: {error}", file=sys.stderr)
-    table = table_of(apis)
-    old = read_table() if TABLE.exists() else Table([], {})
-    names = names_needed(analyse(read_sources(ROOT), {**old.returns, **table.returns}))
-    write_table(table, names, old)
+    names = names_needed()
+    write_table(apis, names)
     print(f"{TABLE.relative_to(ROOT)}: {len(names)} names, {', '.join(apis)} read")
     return 0
 

@@ -68,7 +68,7 @@ ALL = (
 
 
 def read(bindings: Bindings) -> dict[str, Any]:
-    """Fetch and read one version: "version", "api" and "capabilities" of `read_bindings.py`.
+    """Fetch and read one version: "version", "names" and "capabilities" of `read_bindings.py`.
 
     Raises:
         Unavailable: no network, no compiler, no Python that the wheel is for, another platform.

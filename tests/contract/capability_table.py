@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from tests.contract.names import Answers
+from tests.fake_gpu import FAKES
+from tests.fake_names import names_of
 
 V8 = frozenset({"8.6.0", "8.6.1"})
 V10 = frozenset(f"10.{minor}" for minor in range(17))
@@ -33,9 +38,6 @@ TARGETS = ("ComputeCapability", "IBuilderConfig.set_compute_capability", "IBuild
 CAPABILITIES = {
     # precision
     "strongly_typed": Capability(STRONG, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",)),
-    "always_strong": Capability(
-        V11 | RTX, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",), without=("BuilderFlag.FP16",)
-    ),
     "precision_flags": Capability(V8 | V10, ("BuilderFlag.FP16", "BuilderFlag.INT8")),
     "explicit_batch": Capability(V8 | V10, ("NetworkDefinitionCreationFlag.EXPLICIT_BATCH",)),
     # building
@@ -100,3 +102,40 @@ CAPABILITIES = {
     ),
     "device_memory_address": Capability(ALL, ("IExecutionContext.device_memory",)),
 }
+
+
+def names_needed() -> set[str]:
+    """The names that have to be in ``names.txt``: of the fakes and of the capabilities."""
+    needed = {name for fake in FAKES for name in names_of(fake, FAKES[fake])}
+    for capability in CAPABILITIES.values():
+        needed |= {*capability.names, *capability.without}
+    return needed
+
+
+def wrong_capabilities(version: str, answers: Answers) -> list[str]:
+    """Rows of the capability table that a TensorRT with these names contradicts."""
+    found = []
+    for name, row in CAPABILITIES.items():
+        if None in (answers[one] for one in (*row.names, *row.without)):
+            continue
+        wrong = [f"no {one}" for one in row.names if not answers[one]] + [one for one in row.without if answers[one]]
+        if (not wrong) != (version in row.versions):
+            found.append(
+                f"Expected TensorRT {version} {'with' if wrong else 'without'} {name}, as "
+                f"tests/contract/capability_table.py says. Received: {', '.join(wrong) or 'every one of its names'}."
+            )
+    return found
+
+
+def wrong_answers(version: str, answers: dict[str, object], properties: Iterable[str]) -> list[str]:
+    """Properties of export.capabilities.TensorRT that say something else than the capability table."""
+    found = []
+    for name in properties:
+        if name not in CAPABILITIES:
+            found.append(f"Expected the capability {name} in tests/contract/capability_table.py. Received: no row.")
+        elif bool(answers[name]) != (version in CAPABILITIES[name].versions):
+            found.append(
+                f"Expected trt.{name} to be {not answers[name]} with TensorRT {version}, as "
+                f"tests/contract/capability_table.py says. Received: {answers[name]}."
+            )
+    return found

@@ -7,44 +7,27 @@ ROOT holds `export/`, MODULE is imported, FOLDERs go in front of `sys.path`. Sta
 
 import importlib
 import json
-import re
 import sys
 
-# What pybind11 calls some classes whose Python names it did not know yet.
-ALIASES = {"IParserError": "ParserError"}
 
-
-def returned(doc):
-    """Name what a method or property gives, by the signatures that pybind11 writes in front of its docstring."""
-    found = re.findall(r"^(?:\d+\. )?\w*\(.*?\) -> (.+)$", doc or "", re.MULTILINE)
-    names = {re.split(r"[.:]+", one.strip())[-1] for one in found}
-    return sorted(ALIASES.get(name, name) for name in names)
-
-
-def read_class(cls, name, api):
-    """Note what a class has, and the classes within it."""
-    own = api[name] = {}
+def names_of(cls, name):
+    """List a class and its attributes by full names, with the classes within it."""
+    found = [name]
     for attribute in dir(cls):
-        if attribute.startswith("_"):
-            continue
-        value = getattr(cls, attribute)
-        if isinstance(value, type):
-            read_class(value, name + "." + attribute, api)
-        doc = value.fget.__doc__ if isinstance(value, property) else getattr(value, "__doc__", None)
-        own[attribute] = returned(doc) if isinstance(value, property) or callable(value) else []
+        if not attribute.startswith("_"):
+            value, full = getattr(cls, attribute), name + "." + attribute
+            found += names_of(value, full) if isinstance(value, type) else [full]
+    return found
 
 
 def read_module(module):
-    """Give class name to attribute to what it returns, of TensorRT's classes alone."""
-    api = {}
+    """List the names of TensorRT's own classes."""
+    found = []
     for name in dir(module):
         value = getattr(module, name)
         if not name.startswith("_") and isinstance(value, type) and value.__module__.startswith("tensorrt"):
-            read_class(value, name, api)
-    for attributes in api.values():
-        for attribute, types in attributes.items():
-            attributes[attribute] = [one for one in types if one in api]
-    return api
+            found += names_of(value, name)
+    return found
 
 
 def main():
@@ -56,7 +39,7 @@ def main():
 
     trt = TensorRT(module, "rtx" if "rtx" in name else "tensorrt", module.__version__)
     capabilities = {name: getattr(trt, name) for name, value in vars(TensorRT).items() if isinstance(value, property)}
-    print(json.dumps({"version": module.__version__, "api": read_module(module), "capabilities": capabilities}))
+    print(json.dumps({"version": module.__version__, "names": read_module(module), "capabilities": capabilities}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The same, against the real bindings of every version; they are fetched once, and `make contract` shares them."""
+"""The table against the real bindings of every version; they are fetched once, and `make contract` shares them."""
 
 import pytest
 
-from tests.contract import check, names
-from tests.contract.bindings import ALL, ROOT, Bindings, Unavailable, read
-from tests.contract.flow import analyse, read_sources
-from tests.contract.test_names import LIBRARIES, PROPERTIES
+from tests.contract.bindings import ALL, Bindings, Unavailable, read
+from tests.contract.capability_table import wrong_answers, wrong_capabilities
+from tests.contract.test_names import PROPERTIES, TABLE
 
 pytestmark = pytest.mark.slow
 
@@ -17,12 +16,8 @@ def test_the_real_bindings(bindings: Bindings) -> None:
     except Unavailable as error:
         pytest.skip(str(error))
     assert f"{found['version']}.".startswith(f"{bindings.version.removeprefix('rtx')}.")
-    table = names.table_of({bindings.version: found["api"]})
-    [library] = table.libraries
-    wanted = analyse(read_sources(ROOT), table.returns)
-    assert check.wrong_uses(wanted, library) == []
-    assert check.wrong_capabilities(library) == []
-    assert check.wrong_answers(bindings.version, found["capabilities"], PROPERTIES) == []
-    column = LIBRARIES[bindings.version].names
-    stale = {name: had for name, had in column.items() if had is not None and had != library.has(name)}
+    real, column = set(found["names"]), TABLE[bindings.version]
+    assert wrong_capabilities(bindings.version, {name: name in real for name in column}) == []
+    assert wrong_answers(bindings.version, found["capabilities"], PROPERTIES) == []
+    stale = {name: had for name, had in column.items() if had is not None and had != (name in real)}
     assert not stale, f"tests/contract/names.txt says otherwise of TensorRT {bindings.version}; make contract: {stale}"

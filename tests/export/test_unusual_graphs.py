@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.calibration import collect_histograms, collect_statistics
-from export.correction import collect_mean_maps, correct_biases
+from export.correction import bias_errors, collect_mean_maps, correct_biases
 from export.equalization import equalize
 from export.folding import fold_affine
 from export.graph import constants
@@ -114,7 +114,8 @@ def quantised(model, batches):
     base = equalize(model, statistics)
     limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
     scales = Scales.from_histograms(collect_histograms(base.model, batches, limits), "minmax", images=seen)
-    corrected, _ = correct_biases(base.model, collect_mean_maps(base.model, batches, scales))
+    errors = bias_errors(base.model, collect_mean_maps(base.model, batches, scales))
+    corrected, _ = correct_biases(base.model, errors)
     quantize(corrected, scales, base="fp32")
     return half, *quantize(corrected, scales)
 

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding
 from export.placement_row import Placement
 from export.preprocessing import PreprocessingSpec
 from export.records import to_json
@@ -31,18 +32,12 @@ from pipeline.machine import Cpu, Gpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
-from pipeline.report import write_report
+from pipeline.recipe import Recipe
 from pipeline.stage import Context
-from pipeline.stage_records import (
-    BiasCorrection,
-    CalibrationReport,
-    Distances,
-    Epoch,
-    Fp16Report,
-    Fp16Rounding,
-)
+from pipeline.stage_records import Epoch
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
+from tests.stage_parts import run_stage
 
 CLASSES = ("cat", "dog", "owl")
 ONNX = (
@@ -144,6 +139,7 @@ class Artifacts:
             parameters=273_652,
         )
     )
+    samples: Sequence[int] | None = None  # labels of samples.npz; None: an earlier version, which wrote none
     plans: list[str] = field(default_factory=list)
     predictions: list[tuple[Any, ...]] | None = None  # path, status, class, probability, error
     sensitivity: list[tuple[Any, ...]] | None = None
@@ -180,6 +176,9 @@ class Artifacts:
         (root / "train/model.keras").write_bytes(b"keras")
         write_card(root / "train/model.json", self.card)
         write_json(root / "train/history.json", [to_json(epoch) for epoch in self.history])
+        if self.samples is not None:
+            pixels = np.stack([self.image(number) for number in range(len(self.samples))])
+            np.savez(root / "train/samples.npz", pixels=pixels, labels=np.array(self.samples))
         for name in ONNX:
             (root / name).write_bytes(300 * name.encode())
         write_json(root / "export/summary.json", {})
@@ -294,11 +293,12 @@ class Artifacts:
         """What the stage says that it reads."""
         return BY_NAME["report"].digests(self.context, {})
 
-    def page(self) -> Page:
-        """The page as it is written now."""
+    def page(self, recipe: Recipe | None = None) -> Page:
+        """The page as it is written now, of this recipe or another."""
         folder = self.folder / "out"
         folder.mkdir(exist_ok=True)
-        write_report(self.context, folder)
+        context = self.context if recipe is None else replace(self.context, recipe=recipe)
+        run_stage(BY_NAME["report"], context, folder)
         return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 

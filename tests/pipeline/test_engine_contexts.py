@@ -144,7 +144,7 @@ def test_only_sizes_that_matter_are_compiled_for(tmp_path: Path, monkeypatch: py
         for count in (1, 4):
             runner.infer(pixels(count))
         assert gpu.compiled == [8, 1, 4], "sizes that the profile names"
-    assert all(config.cache is not None for config in gpu.configs)
+    assert all(config._cache is not None for config in gpu.configs)
     kernels = [context.kernels for context in gpu.contexts]
     assert kernels == [Specialization.EAGER, Specialization.NONE], "and never LAZY, which changes its answers"
 

@@ -94,7 +94,7 @@ class Here:
         for batch in batches or (32,):
             found = [self.contender(name) for name in times]
             found = [one for one in found if one.runs_at_once(batch)]
-            found.sort(key=lambda one: (*fit(one.backend, one.precision, one.profile, batch), one.file))
+            found.sort(key=lambda one: (*fit(one.backend, one.precision, one.batches, batch), one.file))
             pairs = []
             for place, first in enumerate(found):
                 for second in found[place + 1 :]:

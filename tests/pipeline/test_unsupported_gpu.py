@@ -23,10 +23,7 @@ from pipeline.runners import tensorrt as runner_module
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
 from pipeline.stages import build as building
-from tests import fake_gpu
-from tests.fake_contexts import ACTIVATION_BYTES, BaseContext
 from tests.fake_engine import assert_answers, install, make_plan, pixels
-from tests.fake_gpu import FakeEngine
 
 HOPPER = 1  # the fake's second GPU is one
 RTX = {"flavour": "rtx", "tensorrt_version": "10.13.0", "compute_capability": None}
@@ -175,30 +172,13 @@ def test_turing_has_to_be_a_target(
 # --- TensorRT 10.0: strategies of allocation, but memory is given as in 8.6 ---
 
 
-class _Context10(BaseContext):
-    """That of 10.0: it divides memory for shapes, and is not told its size."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "device_memory":
-            self.memory = (value, self.gpu.profile[2] * ACTIVATION_BYTES)
-        else:
-            super().__setattr__(name, value)
-
-    def update_device_memory_size_for_shapes(self) -> int:
-        self.laid_out = True
-        return self.batch * ACTIVATION_BYTES
-
-
 def test_tensorrt_10_0_gives_memory_without_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = install(monkeypatch)
-    monkeypatch.setattr(fake_gpu, "FakeContext", _Context10)
-    monkeypatch.setattr(FakeEngine, "device_memory_size", property(lambda self: 4 * ACTIVATION_BYTES), raising=False)
-    fake.trt.module.IExecutionContext, fake.trt.module.ICudaEngine = _Context10, object
+    fake = install(monkeypatch, version="10.0.1")
     assert fake.trt.allocation_strategies
     assert fake.trt.memory_for_shapes
     assert not fake.trt.memory_with_size
     assert not fake.trt.memory_size_v2
-    with TensorRTRunner(make_plan(tmp_path / "x.plan")) as runner:
+    with TensorRTRunner(make_plan(tmp_path / "x.plan", tensorrt_version="10.0.1")) as runner:
         for count in (1, 3, 4, 9):
             assert_answers(runner.infer(pixels(count)).logits, pixels(count))
     assert fake.runtime.live == 0

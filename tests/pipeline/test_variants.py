@@ -11,13 +11,12 @@ from benchmarks.command import table
 from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError
-from export.sidecar import write_plan
+from export.sidecar import BatchProfile, write_plan
 from pipeline import runnable, serving
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.files import sha256_file
 from pipeline.layout import engines, plan_name, plan_precision, plan_variant
-from pipeline.recipe import Profile
 from pipeline.serving import Choice
 from pipeline.stage import Context
 from pipeline.stages import build as building
@@ -53,16 +52,17 @@ def test_names() -> None:
 
 def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
     plain = context(tmp_path, {"profile": {"max": 16}}).recipe.build
-    assert plain.profiles == {None: Profile(1, 8, 16)}
+    assert plain.profiles == {None: BatchProfile(1, 8, 16)}
     given = context(tmp_path, {"variants": TWO}).recipe.build
-    assert given.profiles == {"latency": Profile(1, 1, 1), "throughput": Profile(1, 64, 256)}
+    assert given.profiles == {"latency": BatchProfile(1, 1, 1), "throughput": BatchProfile(1, 64, 256)}
     more = context(tmp_path, {"variants": TWO}, "build.variants.throughput.max=512", "build.variants.one={opt: 1}")
     assert more.recipe.build.profiles == {
-        "latency": Profile(1, 1, 1),
-        "throughput": Profile(1, 64, 512),
-        "one": Profile(1, 1, 32),
+        "latency": BatchProfile(1, 1, 1),
+        "throughput": BatchProfile(1, 64, 512),
+        "one": BatchProfile(1, 1, 32),
     }
-    assert context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build.profiles == {None: Profile()}
+    none = context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build
+    assert none.profiles == {None: BatchProfile(1, 8, 32)}
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_unverified_engines_are_taken_by_fit_too(tmp_path: Path, monkeypatch: py
 
 
 def test_misfit_counts_runs_first() -> None:
-    def of(*profile: int) -> Choice:
-        return Choice("", Path(), "tensorrt", "int8", "pass", (profile[0], profile[1], profile[2]))
+    def of(*sizes: int) -> Choice:
+        return Choice("", Path(), "tensorrt", "int8", "pass", BatchProfile(*sizes))
 
     assert of(1, 1, 1).misfit(32)[0] == 32
     assert of(1, 8, 16).misfit(33)[0] == 3
