@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.files import digest_of
 from pipeline.download import fetch
 from pipeline.errors import ModelError
-from pipeline.files import digest_of
 from pipeline.foreign_files import HEAD, describe_file
 from pipeline.model_guards import check_weights_file
 from pipeline.model_settings import check_published
