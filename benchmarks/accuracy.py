@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from benchmarks.peers.placement import placement
 from benchmarks.telemetry import commit, machine, peak_memory_mib
-from export.calibration import collect_histograms, collect_statistics
-from export.correction import collect_mean_maps, correct_biases
+from export.calibration import collect_statistics
 from export.engine import build_engine
-from export.equalization import equalize
+from export.int8.report import CalibrationReport
+from export.int8.search import Calibrated, calibrate
 from export.metrics import compare
 from export.onnx_file import load_model, save_model
-from export.placement import measured_tensors, quantizable_tensors
+from export.placement import measured_tensors
 from export.quantize import quantize
+from export.records import to_json
 from export.scales import METHODS, Scales
 from export.sidecar import BatchProfile
 from pipeline import cli
@@ -38,9 +41,10 @@ from pipeline.layout import ONNX, REFERENCE, TENSORRT8
 from pipeline.npz_files import read_arrays
 from pipeline.output_files import check_output
 from pipeline.progress import progress_bar
-from pipeline.quantizing import CalibrationImages, calibration_key
+from pipeline.quantizing import CalibrationImages
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.stage import Context
+from pipeline.stage_records import read_calibration
 from pipeline.usage import Parser
 
 log = logging.getLogger("benchmarks.accuracy")
@@ -68,14 +72,16 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     for name, path in peers.items():
         if not path.is_file():
             raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
-    key = calibration_key(context, context.card())
+    recipe = context.recipe
+    images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
+    key = images.key(root / ONNX["fp32"])
     Scales.from_json((root / "quantize/scales.json").read_text(encoding="utf-8"), key)  # of these images, this model
     held = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
     pixels, labels, keras = held["pixels"], held["labels"], held["logits"]
-    calibration = read_json(root / "quantize/calibration.json")
+    calibration = read_calibration(root / "quantize/calibration.json")
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]
-        made, seconds = _by_method(context, Path(temporary))
+        made, seconds = _by_method(root / ONNX["fp32"], images, calibration.method, Path(temporary))
         peak = peak_memory_mib()  # before the candidates run: decoding, all passes, quantising
         rows = []
         for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
@@ -86,12 +92,12 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     return {
         "schema": SCHEMA,
         "recipe": context.recipe.name,
-        "machine": machine(),
+        "machine": to_json(machine()),
         "commit": commit(),
         "model_sha256": sha256_file(root / ONNX["fp32"]),
         "test_images": len(labels),
         "classes": int(keras.shape[1]),
-        "calibration": calibration,
+        "calibration": to_json(calibration),
         "seconds": seconds,
         "peak_memory_mib": peak,
         "peers": {name: read_json(path.with_suffix(".json")) for name, path in peers.items() if _described(path)},
@@ -104,8 +110,8 @@ def _described(path: Path) -> bool:
     return path.with_suffix(".json").is_file()
 
 
-def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    kept = len(calibration["kept"])
+def _shipped(root: Path, calibration: CalibrationReport) -> list[tuple[str, Path]]:
+    kept = len(calibration.kept)
     shipped = f"INT8 as shipped, {kept} layers in float" if kept else "INT8 as shipped, throughout"
     titles = {"fp32": "FP32", "fp16": "FP16", "int8": shipped}
     older = [(f"{titles[precision]}, for TensorRT 8.6", root / name) for precision, name in TENSORRT8.items()]
@@ -113,10 +119,11 @@ def _shipped(root: Path, calibration: Mapping[str, Any]) -> list[tuple[str, Path
     return usual + [(title, path) for title, path in older if path.is_file()]
 
 
-def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], dict[str, float]]:
+def _by_method(
+    source: Path, images: CalibrationImages, shipped: str, folder: Path
+) -> tuple[list[tuple[str, Path]], dict[str, float]]:
     """INT8 throughout by each method, equalized, and by some of them not equalized; and the seconds of each pass."""
-    model = load_model(context.root / ONNX["fp32"])
-    images = CalibrationImages(context, context.card())
+    model = load_model(source)
     batches = list(images.batches("decoding"))  # decoded before, so that the seconds are of the passes alone
     seconds: dict[str, float] = {}
 
@@ -126,26 +133,21 @@ def _by_method(context: Context, folder: Path) -> tuple[list[tuple[str, Path]], 
         seconds[name] = round(time.perf_counter() - start, 2)
         return result
 
-    timed("plain forward pass", lambda: _forward(context.root / ONNX["fp32"], batches))
+    timed("plain forward pass", lambda: _forward(source, batches))
     seen, statistics = timed("first pass: ranges", lambda: collect_statistics(model, batches, measured_tensors(model)))
-    made = []
-    tensors = quantizable_tensors(model)
-    for title, base in (("", equalize(model, statistics)), (", not equalized", None)):
-        proto, found = (base.model, base.statistics) if base else (model, statistics)
-        limits = {name: found[name].limit for name in tensors}
-        histograms = timed(
-            f"second pass: histograms{title}", lambda p=proto, n=limits: collect_histograms(p, batches, n)
-        )
-        for method in METHODS if base else _NOT_EQUALIZED:
-            scales = Scales.from_histograms(histograms, method, images=seen)
-            path = folder / f"{method}{'' if base else '-plain'}.onnx"
-            save_model(quantize(proto, scales)[0], path)
-            made.append((f"INT8 throughout, {method}{title}", path))
-            if base and method == read_json(context.root / "quantize/calibration.json")["method"]:
-                maps = timed("third pass: biases", lambda p=proto, s=scales: collect_mean_maps(p, batches, s))
-                path = folder / "corrected.onnx"
-                save_model(quantize(correct_biases(proto, maps)[0], scales)[0], path)
-                made.append((f"INT8 throughout, {method}, biases corrected", path))
+    made: list[tuple[str, Path]] = []
+    for title, equalized in (("", True), (", not equalized", False)):
+        calibrating = partial(calibrate, model, statistics, batches, seen, equalized=equalized)
+        base: Calibrated = timed(f"second pass: histograms{title}", calibrating)
+        for method in METHODS if equalized else _NOT_EQUALIZED:
+            scales = base.scales(method)
+            candidates = [(f"INT8 throughout, {method}{title}", base.model)]
+            if equalized and method == shipped:
+                errors = timed("third pass: biases", partial(base.bias_errors, scales, batches))
+                candidates.append((f"INT8 throughout, {method}, biases corrected", base.corrected(errors)))
+            for name, proto in candidates:
+                made.append((name, folder / f"{len(made)}.onnx"))
+                save_model(quantize(proto, scales)[0], made[-1][1])
     return made, seconds
 
 
@@ -159,11 +161,11 @@ def _row(name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: n
     logits = {way: _logits(path, pixels, way == "exact") for way in ("exact", "fused")}
     found = compare(keras, logits["exact"], labels)
     fused = compare(keras, logits["fused"], labels)
-    int8, convs = _count_int8(path)
+    convs = placement(onnx.load(path))["int8"].get("Conv", {"int8": 0, "of": 0})
     row = found.to_dict() | {
         "name": name,
-        "int8_convolutions": int8,
-        "convolutions": convs,
+        "int8_convolutions": convs["int8"],
+        "convolutions": convs["of"],
         "bytes": path.stat().st_size,
         "reference_top5": _top5(keras, labels),
         "candidate_top5": _top5(logits["exact"], labels),
@@ -182,21 +184,6 @@ def _top5(logits: np.ndarray, labels: np.ndarray) -> float | None:
         return None
     best = np.argpartition(-logits, 5, axis=1)[:, :5]
     return float((best == labels[:, None]).any(axis=1).mean())
-
-
-def _count_int8(path: Path) -> tuple[int, int]:
-    """How many Convs read both data inputs through DequantizeLinear, casts aside, and how many there are."""
-    graph = onnx.load(str(path)).graph
-    made = {name: node for node in graph.node for name in node.output}
-
-    def dequantized(name: str) -> bool:
-        node = made.get(name)
-        while node is not None and node.op_type == "Cast":
-            node = made.get(node.input[0])
-        return node is not None and node.op_type == "DequantizeLinear"
-
-    convs = [node for node in graph.node if node.op_type == "Conv"]
-    return sum(dequantized(node.input[0]) and dequantized(node.input[1]) for node in convs), len(convs)
 
 
 def _plan_bytes(path: Path, int8: int, folder: Path) -> int | str:

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from benchmarks.telemetry import commit, machine
+from export.records import to_json
 from pipeline import cli
 from pipeline.backbones import BACKBONES
 from pipeline.commands import main as pipeline
@@ -205,7 +206,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
         rows[name] = {**measure(name, args.data, args.size, args.images), "commit": commit()}
         log.info("%s", rows[name])
         if args.output is not None:
-            write_json(args.output, {"schema": SCHEMA, "machine": machine(), "rows": list(rows.values())})
+            write_json(args.output, {"schema": SCHEMA, "machine": to_json(machine()), "rows": list(rows.values())})
     stopped = [name for name in names if "stopped_in" in rows[name]]
     if stopped == names:
         raise PipelineError(f"Expected a backbone that comes through the chain. Received: {listed(names)}; see above.")

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
 from benchmarks.installed import installed
-from benchmarks.scenarios import Options, make_opener, run_scenarios, scenarios
+from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, read_machine, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
+from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
-from pipeline.layout import BENCHMARK, CARD
+from pipeline.inputs import Inputs, Required
+from pipeline.layout import BENCHMARK, CARD, KERAS
+from pipeline.machine import describe_cpu
 from pipeline.progress import progress_bar
-from pipeline.stage import Context, Stage, execute, reasons_to_run
-from pipeline.stages import DECODE, MODEL, READ_CARD, RUN_ENGINES, RUN_KERAS, RUN_ONNX, onnx_inputs
+from pipeline.recipe import Recipe
+from pipeline.stage import Stage, execute, reasons_to_run
+from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.usage import Parser
 
 log = logging.getLogger(__name__)
@@ -32,19 +38,25 @@ EXAMPLES = """examples:
 """
 
 
-def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Benchmarked:
+    """What the manifest records: how many rows, and those that failed."""
+
+    rows: int
+    failed: tuple[str, ...] = ()
+
+
+def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe.
 
     And which of the files that the GPU ran is fastest at each.
     """
-    settings = context.recipe.benchmark
-    largest = sorted(profile.max for profile in context.recipe.build.profiles.values())
-    batches = settings.batches or tuple(dict.fromkeys((1, *largest)))
-    wanted = installed(scenarios(context.root, batches))
-    card = context.card()
-    options = Options(
-        seconds_each=settings.seconds, warmup_seconds=settings.warmup_seconds, min_samples=settings.min_samples
-    )
+    asked = settings.benchmark
+    largest = sorted(profile.max for profile in settings.build.profiles.values())
+    batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
+    wanted = installed(scenarios(inputs.root, batches))
+    card = read_card(inputs.path(CARD))
+    options = Options(seconds_each=asked.seconds, warmup_seconds=asked.warmup_seconds, min_samples=asked.min_samples)
     before = gpu_snapshot()
     with progress_bar(
         total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
@@ -56,22 +68,21 @@ def run_benchmark(context: Context, folder: Path) -> dict[str, Any]:
             bar.update(percent - done.get(name, 0))
             done[name] = percent
 
-        opener = make_opener(card, allow=context.recipe.model.allow, options=context.runtime)
+        opener = partial(open_scenario, runtime=settings.runtime, card=card, allow=settings.model.allow)
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
-        recipe=context.recipe.name,
-        model={"size": list(card.size), "classes": len(card.classes)},
-        machine=read_machine(machine()),
+        recipe=settings.name,
+        model=TimedModel(card.size, len(card.classes)),
+        machine=machine(),
         commit=commit(),
-        gpu_before=tuple(before),
-        gpu_after=tuple(gpu_snapshot()),
+        gpu_before=before,
+        gpu_after=gpu_snapshot(),
         results=tuple(results),
-        serves=find_serves(context.root, results, context.runtime),
+        serves=find_serves(inputs.root, results, settings.runtime),
     )
-    write_benchmark(folder / Path(BENCHMARK).name, content)
+    write_benchmark(out / Path(BENCHMARK).name, content)
     log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))
-    failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
-    return {"rows": len(results), **({"failed": failed} if failed else {})}
+    return Benchmarked(len(results), tuple(f"{row.backend} {row.name}" for row in results if row.error is not None))
 
 
 def table(results: Sequence[BenchmarkRow]) -> str:
@@ -103,42 +114,17 @@ def table(results: Sequence[BenchmarkRow]) -> str:
     return "\n".join([*lines, *alone, *refused, *notes])
 
 
-def _inputs(context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-    return context.required("train", *MODEL) | onnx_inputs(context) | context.files("build", "*/*.plan", "*/*.json")
-
-
 def _environment() -> dict[str, Any]:
-    info = machine()
-    cpu = info["cpu"]
-    return machine_environment() | {"cpu": f"{cpu['model']}, {cpu['usable_cores']} cores"}
+    return machine_environment() | {"cpu": str(describe_cpu())}
 
 
 STAGE = Stage(
     "benchmark",
-    _inputs,
-    ("benchmark", "build.profile", "build.variants", "runtime"),
-    (
-        "benchmarks/command.py",
-        "benchmarks/comparison.py",
-        "benchmarks/contests.py",
-        "benchmarks/installed.py",
-        "benchmarks/scenarios.py",
-        "benchmarks/tegra.py",
-        "benchmarks/telemetry.py",
-        "benchmarks/timing.py",
-        "pipeline/benchmark_report.py",
-        "pipeline/default_order.py",
-        "pipeline/measured.py",
-        "export/difference.py",
-        *READ_CARD,
-        *DECODE,
-        "pipeline/environment.py",
-        *RUN_ONNX,
-        *RUN_ENGINES,
-        *RUN_KERAS,
-    ),
-    run_benchmark,
-    _environment,
+    inputs=(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
+    keys=("name", "benchmark", "build.profile", "build.variants", "runtime", "model.allow"),
+    run=run_benchmark,
+    result=Benchmarked,
+    environment=_environment,
 )
 
 
@@ -169,7 +155,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
         if (context.root / CARD).is_file():
             context.card()  # a recipe that says other than the model is refused, up to date or not
         outcome = execute(STAGE, context, args.force)
-    if outcome.ran and not outcome.manifest.result["rows"]:
+    if outcome.ran and not STAGE.recorded(context, outcome.manifest).rows:
         raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")
     status = "done" if outcome.ran else "up to date"
     return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}

@@ -39,7 +39,7 @@ def find_serves(root: Path, rows: Sequence[BenchmarkRow], runtime: RuntimeOption
         found = [one for one in every if one[0].runs_at_once(batch)]
         if not found:
             continue
-        found.sort(key=lambda one: (*fit(one[0].backend, one[0].precision, one[0].profile, batch), one[0].file))
+        found.sort(key=lambda one: (*fit(one[0].backend, one[0].precision, one[0].batches, batch), one[0].file))
         pairs = [_pair(*couple) for couple in combinations(found, 2)]
         contests.append(make_contest(batch, [contender for contender, _ in found], pairs))
     return Serves(gpu.name, gpu.compute_capability, runtime_part(runtime), tuple(contests))

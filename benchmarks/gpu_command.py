@@ -30,6 +30,7 @@ from export.driver import DriverStatus, driver_status
 from export.errors import ProjectError
 from pipeline.gpu_evidence import FOLDER, Gpu, GpuEvidence, Model
 from pipeline.layout import ONNX, PARITY, REFERENCE, engine_source
+from pipeline.machine import Machine
 from pipeline.parity import Reference
 from pipeline.words import listed
 
@@ -81,7 +82,7 @@ def first_evidence(options: Options, reference: Reference, status: DriverStatus,
         gpu=Gpu(gpu.name, gpu.compute_capability, status.driver_version, status.cuda_version),
         flavour=trt.flavour,
         tensorrt_version=trt.version,
-        machine={},
+        machine=Machine(),
         model=Model(
             name=options.artifacts.resolve().name,
             keras_sha256=reference.sha256,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from benchmarks.gpu_targets import rounded, said
-from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, Model, TimedRow
+from pipeline.machine import Machine
 from pipeline.parity_report import Hop
-from pipeline.words import count
+from pipeline.words import count, listed
 
 WHAT: Mapping[str, str] = {
     "compute": "computing alone, no copies",
@@ -66,9 +66,9 @@ def _images(model: Model) -> str:
     return f"{count(model.test_images, 'test image')} with Keras' answers{other}"
 
 
-def _processor(machine: Mapping[str, Any]) -> str:
-    cpu = machine.get("cpu") or {}
-    return f"{cpu.get('model', 'unknown')}, {cpu.get('usable_cores', '?')} cores, Python {machine.get('python', '?')}"
+def _processor(machine: Machine) -> str:
+    cpu = machine.cpu
+    return f"{cpu.model or 'unknown'}, {cpu.usable_cores or '?'} cores, Python {machine.python or '?'}"
 
 
 def _speed(rows: Sequence[TimedRow]) -> str:
@@ -181,7 +181,7 @@ def _checks(evidence: GpuEvidence) -> str:
 
 
 def _not_made(evidence: GpuEvidence) -> str:
-    return _bullets(f"{why}: {shortened(names)}" for why, names in not_made(evidence).items())
+    return _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in not_made(evidence).items())
 
 
 def _section(title: str, content: str) -> str:

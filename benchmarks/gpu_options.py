@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from benchmarks.gpu_timings import PEER_MODES
+from export.sidecar import Precision
 from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import FOLDER, Variant
-from pipeline.layout import ONNX, REFERENCE, Precision, engine_source
+from pipeline.layout import ONNX, REFERENCE, engine_source
 from pipeline.output_files import check_folder, check_output
 from pipeline.usage import Parser, meant
 

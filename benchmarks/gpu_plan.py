@@ -15,8 +15,9 @@ from benchmarks.gpu_checks import CHECKS, QUICK, Check
 from benchmarks.gpu_options import MAIN, Options
 from benchmarks.gpu_steps import Planned, with_reason
 from benchmarks.gpu_timings import WARM_UP
+from export.sidecar import Precision
 from pipeline.gpu_evidence import Measures, Variant
-from pipeline.layout import ONNX, TENSORRT8, Precision, engine_source
+from pipeline.layout import ONNX, TENSORRT8, engine_source
 
 MEASURES: dict[Variant, tuple[Measures, ...]] = {
     "throughput": ("compute", "infer", "stream", "stream pinned"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from export.sidecar import PRECISIONS
 from pipeline.gpu_evidence import ENGINE, Parity, Target, TimedRow
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN
 
@@ -46,7 +47,7 @@ def judge_targets(
         return round(high / low, 4) if high and low else None
 
     found = []
-    for precision in ("fp32", "fp16", "int8"):
+    for precision in PRECISIONS:
         name = f"{precision}: images a second from ordinary host memory, over those of the engine alone, largest batch"
         found.append(_target(name, 0.95, ratio(find(precision, "stream"), find(precision, "compute"))))
     name = (

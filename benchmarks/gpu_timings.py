@@ -235,4 +235,4 @@ class _Turns:
         if key in self._errors:
             return TimedRow(**row, error=self._errors[key])
         numbers = summarize(list(samples[key]), row["batch"] * row["batches"])
-        return TimedRow(**row, **{name: numbers[name] for name in _NUMBERS})
+        return TimedRow(**row, **{name: getattr(numbers, name) for name in _NUMBERS})

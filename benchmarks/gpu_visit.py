@@ -19,17 +19,17 @@ from export.driver import driver_status
 from export.engine import build_engine
 from export.engine_check import check_engine
 from export.errors import ExportError
-from export.sidecar import BatchProfile, Sidecar
+from export.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.answering import answer
 from pipeline.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.layout import Precision, plan_name
+from pipeline.layout import plan_name
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
 from pipeline.runners.cuda import find_cuda
+from pipeline.runners.open import open_runner
 from pipeline.runners.opened import OpenEngine
 from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.tensorrt import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
@@ -74,7 +74,7 @@ class Visit:
 
     def _snapshot(self, step: str) -> None:
         """Read clocks and power right after a step."""
-        self.record.change(snapshots={**self.record.evidence.snapshots, step: tuple(gpu_snapshot())})
+        self.record.change(snapshots={**self.record.evidence.snapshots, step: gpu_snapshot()})
 
     def build(self, precision: Precision, variant: Variant) -> None:
         """Build an engine, and see whether it is one that is loaded here."""
@@ -137,7 +137,7 @@ class Visit:
         name = f"{precision}-{variant}"
         plan, known = self._engine(name), self.record.evidence
         sha256 = known.engines[name].plan_sha256
-        candidate = Candidate(name, "tensorrt", precision, sha256, None, lambda: TensorRTRunner(plan))
+        candidate = Candidate(name, "tensorrt", precision, sha256, None, partial(open_runner, plan, "tensorrt"))
         answers = {name: answer(candidate, self.reference.pixels, 32, lambda images: None)}
         judged = judge([candidate], answers, self.reference, self.thresholds)
         hops = (*(known.parity.hops if known.parity else ()), *judged.hops)

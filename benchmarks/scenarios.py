@@ -8,20 +8,22 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
 from export.driver import driver_status
 from export.errors import ExportError
-from export.sidecar import Sidecar, read_sidecar
+from export.sidecar import PRECISIONS, Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
-from pipeline.errors import PipelineError, RunnerError
-from pipeline.layout import KERAS, ONNX, plan_variant
+from pipeline.errors import PipelineError
+from pipeline.layout import KERAS, ONNX, engines, plan_variant
 from pipeline.runners.base import Runner
+from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.providers import BACKENDS, Device, why_not
+from pipeline.runners.providers import DEVICES, Device, why_not
+from pipeline.runners.tensorrt import TensorRTRunner
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard
@@ -49,7 +51,6 @@ _ONNX_CAVEATS: Mapping[str, Mapping[str, str]] = {
     "onnxruntime-cuda": {"int8": _QDQ},
     "onnxruntime-tensorrt": {},
 }
-_DEVICES: Mapping[str, Device] = {backend: device for device, backend in BACKENDS.items()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def scenarios(
     artifacts_dir: Path,
     batches: Sequence[int],
     *,
-    precisions: Sequence[str] = ("fp32", "fp16", "int8"),
+    precisions: Sequence[str] = PRECISIONS,
     backends: Sequence[str] = tuple(INCLUDES),
 ) -> list[Scenario]:
     """Find what can be timed here.
@@ -103,8 +104,8 @@ def scenarios(
     if not batches or min(batches) < 1:
         raise PipelineError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
     found: list[Scenario] = []
-    engines = _engines(artifacts_dir) if "tensorrt" in backends else []
-    runtimes = [name for name in _DEVICES if name in backends and _is_active(_DEVICES[name])]
+    plans = _engines(artifacts_dir) if "tensorrt" in backends else []
+    runtimes = [name for name in DEVICES if name in backends and _is_active(DEVICES[name])]
     for batch in dict.fromkeys(batches):
         model = artifacts_dir / KERAS
         if "keras" in backends and "fp32" in precisions and model.is_file():
@@ -115,7 +116,7 @@ def scenarios(
                 if path.is_file():
                     caveat = _ONNX_CAVEATS[backend].get(precision, "")
                     found.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
-        for path, sidecar in engines:
+        for path, sidecar in plans:
             if sidecar.precision in precisions and _worth_timing(path, sidecar, batch, batches):
                 caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
                 one = Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
@@ -129,21 +130,18 @@ def _is_active(device: Device) -> bool:
 
 def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
     """Whether an engine is for this batch size: a variant is for those of its profile, if it takes any of them."""
-    fitting = [size for size in batches if sidecar.profile.min <= size <= sidecar.profile.max]
+    fitting = [size for size in batches if sidecar.profile.takes(size)]
     return plan_variant(plan) is None or not fitting or batch in fitting
 
 
 def _engines(artifacts_dir: Path) -> list[tuple[Path, Sidecar]]:
-    if not driver_status():
-        return []
-    engines = []
-    for path in sorted((artifacts_dir / "build").glob("*/*.plan")):
+    found = []
+    for path in engines(artifacts_dir) if driver_status() else ():
         try:
-            engines.append((path, read_sidecar(path)))
+            found.append((path, read_sidecar(path)))
         except ExportError as error:
             log.warning("not timed: %s", error)
-    order = {"fp32": 0, "fp16": 1, "int8": 2}
-    return sorted(engines, key=lambda one: (one[0].parent.name, order.get(one[1].precision, 3), one[0].name))
+    return found
 
 
 def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
@@ -158,53 +156,30 @@ def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
     return "; ".join(notes)
 
 
-def make_opener(
+def open_scenario(
+    scenario: Scenario,
+    runtime: RuntimeOptions | None = None,
     card: ModelCard | None = None,
-    *,
     allow: Sequence[str] = (),
-    threads: int = 0,
-    options: RuntimeOptions | None = None,
-) -> Callable[[Scenario], Runner]:
-    """Make the function that turns a scenario into a runner.
+) -> Runner:
+    """Make the runner of a scenario, which takes its batch at once; see `pipeline.runners.open.open_runner`.
 
     Args:
-        card: what the Keras model needs besides its file. Defaults to None: Keras scenarios fail.
-        allow: what of the Keras model may run code, by name. Defaults to nothing.
-        threads: of ONNX Runtime. Defaults to 0: its own choice.
-        options: how engines are run. Defaults to None: `RuntimeOptions()`.
+        scenario: what is to be timed.
+        runtime: how engines are run. Defaults to None: `RuntimeOptions()`.
+        card: what a Keras model needs besides its file.
+        allow: what of a Keras model may run code, by name. Defaults to nothing.
     """
+    if scenario.backend == "keras":
+        from pipeline.runners.keras import open_keras
 
-    def open_runner(scenario: Scenario) -> Runner:
-        if scenario.backend == "keras":
-            from pipeline.runners.keras import KerasRunner
-
-            if card is None:
-                raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
-            batch = max(64, scenario.batch)
-            return KerasRunner(scenario.path, card.preprocessing, output=card.output, allow=allow, max_batch=batch)
-        if scenario.backend in _DEVICES:
-            from pipeline.runners.onnxruntime import OnnxRunner
-
-            return OnnxRunner(
-                scenario.path,
-                precision=scenario.precision,
-                device=_DEVICES[scenario.backend],
-                gpu=options.device if options else 0,
-                threads=threads,
-                max_batch=max(256, scenario.batch),
-            )
-        if scenario.backend == "tensorrt":
-            from pipeline.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(scenario.path, options)
-        raise RunnerError(f"Expected a backend of {', '.join(INCLUDES)}. Received: {scenario.backend!r}.")
-
-    return open_runner
+        return open_keras(scenario.path, card, allow, max(64, scenario.batch))
+    return open_runner(scenario.path, scenario.backend, scenario.precision, runtime, at_once=scenario.batch)
 
 
 def run_scenarios(
     wanted: Sequence[Scenario],
-    open_runner: Callable[[Scenario], Runner],
+    opener: Callable[[Scenario], Runner],
     size: tuple[int, int],
     options: Options | None = None,
     progress: Progress | None = None,
@@ -216,7 +191,7 @@ def run_scenarios(
 
     Args:
         wanted: what to time.
-        open_runner: makes the runner of a scenario; a file is opened once a batch size.
+        opener: makes the runner of a scenario; a file is opened once a batch size.
         size: height and width of the model's input.
         options: how long. Defaults to `Options()`.
         progress: called with (scenario, percent done, 100). Defaults to None.
@@ -230,13 +205,13 @@ def run_scenarios(
     for batch in dict.fromkeys(one.batch for one in wanted):
         noise = np.random.default_rng(options.seed)
         pixels = noise.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-        rows.update(_run_batch([one for one in wanted if one.batch == batch], open_runner, pixels, options, progress))
+        rows.update(_run_batch([one for one in wanted if one.batch == batch], opener, pixels, options, progress))
     return [rows[one] for one in wanted]
 
 
 def _run_batch(
     group: Sequence[Scenario],
-    open_runner: Callable[[Scenario], Runner],
+    opener: Callable[[Scenario], Runner],
     pixels: np.ndarray,
     options: Options,
     progress: Progress | None,
@@ -250,19 +225,16 @@ def _run_batch(
 
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
-        computes: dict[str, Callable[[], Sequence[float]]] = {}
-        graphs: dict[str, Callable[[], str]] = {}
+        on_tensorrt: dict[str, TensorRTRunner] = {}
         for name, one in named.items():
             try:
-                runner = stack.enter_context(open_runner(one))
+                runner = stack.enter_context(opener(one))
             except Exception as error:  # whatever a backend raises: the others are to be timed all the same
                 failed(name, error)
             else:
                 calls[name] = partial(runner.infer, pixels)
-                if one.backend == "tensorrt" and _fits(one.path, len(pixels)):
-                    computes[name] = partial(runner.compute_ms, pixels, REPEATS)  # type: ignore[attr-defined]
-                if one.backend == "tensorrt":
-                    graphs[name] = partial(_graph, runner, len(pixels))
+                if isinstance(runner, TensorRTRunner):
+                    on_tensorrt[name] = runner
         samples = measure(
             calls,
             seconds_each=options.seconds_each,
@@ -272,21 +244,22 @@ def _run_batch(
             progress=progress,
             on_error=failed,
         )
-        found = {name: graph() for name, graph in graphs.items()}  # of what was timed, which computing alone may not be
-        alone = in_turns({name: call for name, call in computes.items() if name in samples}, on_error=failed)
+        # Before computing alone is timed, which may be launched in another way.
+        found = {name: _graph(engine, len(pixels)) for name, engine in on_tensorrt.items()}
+        whole = {name: engine for name, engine in on_tensorrt.items() if engine.sidecar.profile.takes(len(pixels))}
+        computes = {
+            name: partial(engine.compute_ms, pixels, REPEATS) for name, engine in whole.items() if name in samples
+        }
+        alone = in_turns(computes, on_error=failed)
     rows = {one: _row(one, samples.get(name), errors.get(name), found.get(name, "")) for name, one in named.items()}
     for name, one in named.items():
         if name in alone and rows[one].error is None:
-            rows[one] = replace(rows[one], compute=Compute(COMPUTE, **summarize(alone[name], one.batch)))
+            numbers = asdict(summarize(alone[name], one.batch))
+            rows[one] = replace(rows[one], compute=Compute(**numbers, includes=COMPUTE))
     return rows
 
 
-def _fits(plan: Path, batch: int) -> bool:
-    profile = read_sidecar(plan).profile
-    return bool(profile.min <= batch <= profile.max)
-
-
-def _graph(runner: Any, batch: int) -> str:
+def _graph(runner: TensorRTRunner, batch: int) -> str:
     """What became of the CUDA graph of a batch: see `BenchmarkRow.graph`."""
     runs_as = max(batch, runner.sidecar.profile.min)
     if why := runner.graph_refusals.get(runs_as):
@@ -305,5 +278,5 @@ def _row(scenario: Scenario, samples: Samples | None, error: str | None, graph: 
     described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
     if samples is None:
         return BenchmarkRow(**described, error=error or "it gave no sample")
-    turns = tuple(samples.turns)
-    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=turns, **summarize(samples, scenario.batch))
+    numbers = asdict(summarize(samples, scenario.batch))
+    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=tuple(samples.turns), **numbers)

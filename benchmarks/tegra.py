@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pipeline.machine import GpuSnapshot
 
 ROOT = Path("/")
 # Names below /sys/class/devfreq of Tegra's own GPUs: JetPack 6 says gpu at Tegra's address, earlier ones the chip.
@@ -20,30 +21,26 @@ _RAILS = ("GPU", "VDD_GPU_SOC", "VDD_CPU_GPU_CV", "VDD_IN")
 _LOADS = ("sys/devices/platform/gpu.0/load", "sys/devices/gpu.0/load")
 
 
-def tegra_snapshot(root: Path = ROOT) -> dict[str, Any]:
+def tegra_snapshot(root: Path = ROOT) -> GpuSnapshot | None:
     """Read clock, temperature, power and load of a Jetson's GPU.
 
     Args:
         root: of the file system. Defaults to "/".
 
     Returns:
-        dict: the keys of `benchmarks.telemetry.gpu_snapshot`, and ``power_rail``, the rail that ``power_w`` is of,
-        which on an Orin is never the GPU's alone. Empty where /sys shows no GPU of a Jetson.
+        GpuSnapshot | None: None where /sys shows no GPU of a Jetson.
     """
     device = _device(root)
     if device is None:
-        return {}
+        return None
     rail, power = _power(root)
-    return {
-        "sm_clock_mhz": _scaled(_number(device / "cur_freq"), 1e6),
-        "memory_clock_mhz": None,
-        "temperature_c": _scaled(_temperature(root), 1000),
-        "power_w": power,
-        "gpu_load_percent": _scaled(_load(root, device), 10),
-        "memory_used_bytes": None,
-        "throttle_reasons": None,
-        "power_rail": rail,
-    }
+    return GpuSnapshot(
+        sm_clock_mhz=_scaled(_number(device / "cur_freq"), 1e6),
+        temperature_c=_scaled(_temperature(root), 1000),
+        power_w=power,
+        gpu_load_percent=_scaled(_load(root, device), 10),
+        power_rail=rail,
+    )
 
 
 def _device(root: Path) -> Path | None:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from benchmarks.tegra import ROOT as FILE_SYSTEM
 from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
+from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,40 +47,21 @@ SMI = {
     "memory_used_mib": "memory.used",
 }
 SMI_PATIENCE = 10.0  # seconds
-# Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine: processor, memory, system, packages, GPUs. No host name, no user name, no paths.
-
-    Returns:
-        dict: ``cpu`` (``model``, ``cores``, ``usable_cores``, ``features``), ``memory_bytes``, ``os``, ``python``,
-        ``packages`` (name to version), ``driver_version``, ``cuda_version``, ``gpus`` (each ``name``,
-        ``compute_capability``, ``memory_bytes`` and, with nvidia-ml-py, ``power_limit_w`` and the PCIe link).
-        What cannot be found out is None.
-    """
-    info = _cpuinfo()
+def machine() -> Machine:
+    """Describe the machine: processor, memory, system, packages, GPUs. No host name, no user name, no paths."""
     status = driver_status()
-    gpus = [
-        {"name": one.name, "compute_capability": one.compute_capability, "memory_bytes": one.memory}
-        for one in status.devices
-    ]
-    return {
-        "cpu": {
-            "model": info.get("model name") or platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "features": [name for name in CPU_FEATURES if name in _flags(info)],
-        },
-        "memory_bytes": _memory(),
-        "os": _system(),
-        "python": platform.python_version(),
-        "packages": _packages(),
-        "driver_version": status.driver_version,
-        "cuda_version": status.cuda_version,
-        "gpus": _with_nvml(gpus),
-    }
+    return Machine(
+        cpu=describe_cpu(),
+        memory_bytes=_memory(),
+        os=_system(),
+        python=platform.python_version(),
+        packages=_packages(),
+        driver_version=status.driver_version,
+        cuda_version=status.cuda_version,
+        gpus=_with_nvml([Gpu(one.name, one.compute_capability, one.memory) for one in status.devices]),
+    )
 
 
 def commit() -> str | None:
@@ -109,72 +92,69 @@ def resident_bytes() -> int:
         return 0
 
 
-def gpu_snapshot(root: Path = FILE_SYSTEM) -> list[dict[str, Any]]:
+def gpu_snapshot(root: Path = FILE_SYSTEM) -> tuple[GpuSnapshot, ...]:
     """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
 
     Args:
         root: of the file system, whose /sys is read where NVML lists no GPU. Defaults to "/".
 
     Returns:
-        list[dict]: one a GPU: ``sm_clock_mhz``, ``memory_clock_mhz``, ``temperature_c``, ``power_w``,
-        ``gpu_load_percent``, ``memory_used_bytes``, ``throttle_reasons`` (NVML's bit mask). What a GPU does not tell
-        is None. A Jetson, which has no NVML, tells what it does in /sys, see `benchmarks.tegra`. Elsewhere without
-        nvidia-ml-py the driver's nvidia-smi is asked. Empty without either, or without a driver.
+        tuple[GpuSnapshot, ...]: one a GPU. A Jetson, which has no NVML, tells what it does in /sys, see
+        `benchmarks.tegra`. Elsewhere without nvidia-ml-py the driver's nvidia-smi is asked. Empty without either, or
+        without a driver.
     """
     with _nvml() as nvml:
-        found = [_snapshot(nvml, handle) for handle in _handles(nvml)] if nvml is not None else []
+        found = tuple(_snapshot(nvml, handle) for handle in _handles(nvml)) if nvml is not None else ()
     if not found and (tegra := tegra_snapshot(root)):
-        found = [tegra]
-    return found or (_nvidia_smi() if driver_status() else [])
+        found = (tegra,)
+    return found or (_nvidia_smi() if driver_status() else ())
 
 
-def _nvidia_smi() -> list[dict[str, Any]]:
+def _nvidia_smi() -> tuple[GpuSnapshot, ...]:
     """Ask the tool that comes with the driver; empty where it is not there or fails."""
     query = [f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True, timeout=SMI_PATIENCE)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return []
-    return [_smi_snapshot(line.split(",")) for line in told.stdout.splitlines() if line.count(",") == len(SMI) - 1]
+        return ()
+    lines = [line.split(",") for line in told.stdout.splitlines()]
+    return tuple(_smi_snapshot(values) for values in lines if len(values) == len(SMI))
 
 
-def _smi_snapshot(values: Sequence[str]) -> dict[str, Any]:
+def _smi_snapshot(values: Sequence[str]) -> GpuSnapshot:
     """What it told of a GPU; what is no number, as "[N/A]", is None."""
     kinds: dict[str, Callable[[str], float]] = {"power_w": float}
     read = {key: _ask(partial(kinds.get(key, int), value)) for key, value in zip(SMI, values)}
     used = read.pop("memory_used_mib")
-    return {**read, "memory_used_bytes": None if used is None else used << 20, "throttle_reasons": None}
+    return GpuSnapshot(**read, memory_used_bytes=None if used is None else used << 20)
 
 
-def _snapshot(nvml: ModuleType, handle: Any) -> dict[str, Any]:
-    return {
-        "sm_clock_mhz": _ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
-        "memory_clock_mhz": _ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
-        "temperature_c": _ask(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
-        "power_w": _ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-        "gpu_load_percent": _ask(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
-        "memory_used_bytes": _ask(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)),
-        "throttle_reasons": _ask(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
-    }
+def _snapshot(nvml: ModuleType, handle: Any) -> GpuSnapshot:
+    return GpuSnapshot(
+        sm_clock_mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+        memory_clock_mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
+        temperature_c=_ask(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+        power_w=_ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        gpu_load_percent=_ask(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        memory_used_bytes=_ask(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)),
+        throttle_reasons=_ask(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
+    )
 
 
-def _with_nvml(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_nvml(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     """Add what only NVML knows. It numbers GPUs without CUDA_VISIBLE_DEVICES, so only a full list is matched."""
     with _nvml() as nvml:
-        if nvml is None:
-            return gpus
-        handles = _handles(nvml)
-        if len(handles) != len(gpus):
-            return gpus
-        return [
-            {
-                **gpu,
-                "power_limit_w": _ask(lambda h=handle: nvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
-                "pcie_generation": _ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkGeneration(h))),
-                "pcie_width": _ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkWidth(h))),
-            }
+        if nvml is None or len(handles := _handles(nvml)) != len(gpus):
+            return tuple(gpus)
+        return tuple(
+            replace(
+                gpu,
+                power_limit_w=_ask(lambda h=handle: nvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
+                pcie_generation=_ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkGeneration(h))),
+                pcie_width=_ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkWidth(h))),
+            )
             for gpu, handle in zip(gpus, handles)
-        ]
+        )
 
 
 @contextlib.contextmanager
@@ -205,25 +185,6 @@ def _ask(question: Callable[..., Any]) -> Any:
         return question()
     except Exception:  # pynvml raises a class of its own for each code
         return None
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Read the first processor of /proc/cpuinfo; empty elsewhere."""
-    found: dict[str, str] = {}
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, colon, value = line.partition(":")
-                if not colon and found:
-                    break
-                found[key.strip()] = value.strip()
-    except OSError:
-        pass
-    return found
-
-
-def _flags(info: dict[str, str]) -> set[str]:
-    return set((info.get("flags") or info.get("Features") or "").split())
 
 
 def _memory() -> int | None:

@@ -9,9 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+
+from pipeline.benchmark_report import Summary
 
 PERCENTILE_METHOD: Literal["linear"] = "linear"  # interpolation between order statistics, numpy's default
 Progress = Callable[[str, int, int], None]
@@ -178,7 +180,7 @@ def in_turns(
     return samples
 
 
-def summarize(samples_ms: Sequence[float], batch: int) -> dict[str, Any]:
+def summarize(samples_ms: Sequence[float], batch: int) -> Summary:
     """Reduce samples to the numbers of a report.
 
     Percentiles interpolate linearly between the samples (``PERCENTILE_METHOD``). With fewer than 100 samples the
@@ -189,8 +191,7 @@ def summarize(samples_ms: Sequence[float], batch: int) -> dict[str, Any]:
         batch: images a call.
 
     Returns:
-        dict: ``n``, ``p50_ms``, ``p90_ms``, ``p99_ms``, ``mean_ms``, ``images_per_second`` (of the median call),
-        ``p99_is_near_max``, ``percentile_method``; numbers rounded to four significant digits.
+        Summary: numbers rounded to four significant digits.
 
     Raises:
         ValueError: no samples, or a batch below 1.
@@ -198,16 +199,16 @@ def summarize(samples_ms: Sequence[float], batch: int) -> dict[str, Any]:
     if not samples_ms or batch < 1:
         raise ValueError(f"Expected one sample or more and a batch >= 1. Received: {len(samples_ms)}, {batch}.")
     p50, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99), method=PERCENTILE_METHOD))
-    return {
-        "n": len(samples_ms),
-        "p50_ms": _significant(p50),
-        "p90_ms": _significant(p90),
-        "p99_ms": _significant(p99),
-        "mean_ms": _significant(float(np.mean(samples_ms))),
-        "images_per_second": _significant(batch * 1000.0 / p50) if p50 > 0 else None,
-        "p99_is_near_max": len(samples_ms) < 100,
-        "percentile_method": PERCENTILE_METHOD,
-    }
+    return Summary(
+        n=len(samples_ms),
+        p50_ms=_significant(p50),
+        p90_ms=_significant(p90),
+        p99_ms=_significant(p99),
+        mean_ms=_significant(float(np.mean(samples_ms))),
+        images_per_second=_significant(batch * 1000.0 / p50) if p50 > 0 else None,
+        p99_is_near_max=len(samples_ms) < 100,
+        percentile_method=PERCENTILE_METHOD,
+    )
 
 
 def _significant(value: float, digits: int = 4) -> float:

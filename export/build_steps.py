@@ -6,7 +6,7 @@ Python 3.10 syntax, no package needed but TensorRT, which comes in as an argumen
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -104,17 +104,26 @@ def _outputs_fit(outputs: Sequence[TensorInfo]) -> bool:
 
 
 def _dtype(tensor: Any) -> str:
-    name = str(tensor.dtype).rsplit(".", 1)[-1]
+    name = _member_name(tensor.dtype)
     return _DTYPES.get(name, name.lower())
+
+
+def _member_name(member: Any) -> str:
+    return str(member).rsplit(".", 1)[-1]
+
+
+def _layers(network: Any) -> Iterator[tuple[Any, str]]:
+    """Give each layer of a network and its kind, such as "CONVOLUTION"."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return ((layer, _member_name(layer.type)) for layer in layers)
 
 
 def count_layers(trt: TensorRT, network: Any, precision: str, source: Path) -> dict[str, int]:
     """Count the parsed layers by kind; refuse a graph whose types are not those of the asked precision."""
     kinds: collections.Counter[str] = collections.Counter()
     half = False
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kinds[str(layer.type).rsplit(".", 1)[-1]] += 1
+    for layer, kind in _layers(network):
+        kinds[kind] += 1
         half = half or any(_dtype(layer.get_output(at)) == "float16" for at in range(layer.num_outputs))
     quantized = kinds["QUANTIZE"] + kinds["DEQUANTIZE"] > 0
     had = " and ".join((["FP16 tensors"] if half else []) + (["Q/DQ pairs"] if quantized else [])) or "FP32 only"
@@ -141,9 +150,7 @@ def convolution_types(trt: TensorRT, network: Any, precision: str) -> dict[str, 
     float_type = {"fp32": "fp32", "fp16": "fp16", "int8": ANY}[precision]
     kinds: dict[str, str] = {}
     asked: dict[str, str] = {}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kind = str(layer.type).rsplit(".", 1)[-1]
+    for layer, kind in _layers(network):
         if kind == "CONVOLUTION":
             source = layer.get_input(0)
             if trt.strongly_typed:
@@ -230,7 +237,7 @@ def make_monitor(trt: TensorRT, progress: Progress | None, interrupt: Interrupt)
     """Make a progress monitor; without a listener too, so that Ctrl-C stops a build within a step."""
     base: Any = trt.module.IProgressMonitor
 
-    class Monitor(base):
+    class Monitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
             base.__init__(self)
             self.error: BaseException | None = None

@@ -7,23 +7,20 @@ histogram of each tensor that will be quantised. Memory is bounded by one batch,
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
-from export.graph import copy_model, load_model, tensor_shapes
+from export.graph import copy_model, tensor_shapes
 from export.ort_session import open_session
 
 BINS = 2048
 _PARTS = ("ReduceMin", "ReduceMax", "ReduceMean")
-Model: TypeAlias = onnx.ModelProto | str | os.PathLike[str]
-Progress: TypeAlias = Callable[[int], None]
+_CHUNK = 2**15  # values whose steps stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class ChannelStatistics:
     @property
     def largest(self) -> np.ndarray:
         """Largest absolute value of each channel, (C,)."""
-        return np.maximum(np.abs(self.low), np.abs(self.high))
+        return np.asarray(np.maximum(np.abs(self.low), np.abs(self.high)))
 
     @property
     def limit(self) -> float:
@@ -70,17 +67,16 @@ class Histogram:
 
 
 def collect_statistics(
-    model: Model, batches: Iterable[np.ndarray], tensors: Sequence[str], progress: Progress | None = None
+    model: onnx.ModelProto, batches: Iterable[np.ndarray], tensors: Sequence[str]
 ) -> tuple[int, dict[str, ChannelStatistics]]:
     """First pass: the range and mean of each channel of some tensors.
 
     Neither the size nor the order of the batches matters beyond what float32 arithmetic leaves of it.
 
     Args:
-        model: The FP32 model, or its file.
+        model: The FP32 model.
         batches: uint8 (N, height, width, 3) RGB, N at least 1 and free to change.
         tensors: Names of float32 tensors (N, C) or (N, C, ...) in the model.
-        progress: Called after each batch with the images seen so far. Defaults to None.
 
     Returns:
         The number of images, and tensor name -> statistics.
@@ -89,10 +85,9 @@ def collect_statistics(
         ExportError: If a tensor is unknown, a batch has another type or shape, there are no images, every image is
             of one colour, or a weight or a value is NaN or infinite (named).
     """
-    proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
-    check_finite(proto)
+    check_finite(model)
     names = list(dict.fromkeys(tensors))
-    probe, reduced = _with_reductions(proto, names)
+    probe, reduced = _with_reductions(model, names)
     low: dict[str, np.ndarray] = {}
     high: dict[str, np.ndarray] = {}
     total: dict[str, np.ndarray] = {}
@@ -110,8 +105,6 @@ def collect_statistics(
             low[name] = np.minimum(low.get(name, math.inf), least.min(axis=0))
             high[name] = np.maximum(high.get(name, -math.inf), most.max(axis=0))
             total[name] = total.get(name, 0.0) + mean.sum(axis=0)
-        if progress is not None:
-            progress(seen)
     if not seen:
         raise ExportError("Expected calibration images. Received: none (check the calibration split).")
     if plain == seen:
@@ -123,32 +116,26 @@ def collect_statistics(
 
 
 def collect_histograms(
-    model: Model,
-    batches: Iterable[np.ndarray],
-    limits: Mapping[str, float],
-    progress: Progress | None = None,
+    model: onnx.ModelProto, batches: Iterable[np.ndarray], limits: Mapping[str, float]
 ) -> dict[str, Histogram]:
     """Second pass: a histogram of the absolute values of some tensors.
 
     Counts are whole numbers, so that for given activations neither batch size nor order changes them.
 
     Args:
-        model: As in `collect_statistics`, and so are `batches` and `progress`.
+        model: The FP32 model.
         batches: uint8 (N, height, width, 3) RGB.
         limits: Tensor name -> its largest absolute value, from the first pass.
-        progress: Called after each batch with the images seen so far. Defaults to None.
 
     Raises:
         ExportError: As `collect_statistics`.
     """
     counts = {name: np.zeros(BINS, dtype=np.int64) for name in limits}
     seen = 0
-    for size, activations in stream_activations(model, batches, list(limits)):
+    for batch, activations in run_batches(_with_outputs(model, list(limits)), batches, list(limits)):
         for name, value in activations.items():
             counts[name] += count_bins(value, limits[name])
-        seen += size
-        if progress is not None:
-            progress(seen)
+        seen += len(batch)
     if not seen:
         raise ExportError("Expected calibration images. Received: none (check the calibration split).")
     return {name: Histogram(counts[name], limits[name]) for name in limits}
@@ -156,27 +143,15 @@ def collect_histograms(
 
 def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
     """Returns how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
-    scaled = np.abs(value).ravel()
-    scaled *= np.float32(min(BINS / limit, float(np.finfo(np.float32).max)) if limit > 0 else 0.0)
-    np.minimum(scaled, np.float32(BINS - 1), out=scaled)
-    return np.bincount(scaled.astype(np.uint16), minlength=BINS)
-
-
-def stream_activations(
-    model: Model, batches: Iterable[np.ndarray], tensors: Sequence[str]
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Runs a model batch by batch and yields inner tensors.
-
-    Yields:
-        The images in the batch, and tensor name -> its float32 values.
-
-    Raises:
-        ExportError: If a tensor is unknown, or a batch has another type or shape than the model takes.
-    """
-    proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
-    names = list(dict.fromkeys(tensors))
-    for batch, values in run_batches(_with_outputs(proto, names), batches, names):
-        yield len(batch), values
+    factor = np.float32(min(BINS / limit, float(np.finfo(np.float32).max)) if limit > 0 else 0.0)
+    counts = np.zeros(BINS, dtype=np.int64)
+    flat = value.reshape(-1)
+    for start in range(0, len(flat), _CHUNK):
+        scaled = np.abs(flat[start : start + _CHUNK])
+        scaled *= factor
+        np.minimum(scaled, np.float32(BINS - 1), out=scaled)
+        counts += np.bincount(scaled.astype(np.intp), minlength=BINS)
+    return counts
 
 
 def check_finite(model: onnx.ModelProto) -> None:
@@ -204,7 +179,7 @@ def run_batches(
     source = probe.graph.input[0].name
     shape = tensor_shapes(probe)[source]
     # A plan of all activations at once costs more memory than it saves time.
-    session = open_session(probe.SerializeToString(), memory_pattern=False)
+    session = open_session(probe.SerializeToString(), memory_pattern=False, spinning=False)
     for batch in batches:
         if batch.dtype != np.uint8 or batch.ndim != 4 or not len(batch) or batch.shape[1:] != shape[1:]:
             raise ExportError(

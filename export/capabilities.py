@@ -47,11 +47,6 @@ class TensorRT:
         return self.has("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
 
     @property
-    def always_strong(self) -> bool:
-        """Whether the types always come from the ONNX file, because the builder's FP16 flag is gone."""
-        return self.strongly_typed and not self.has("BuilderFlag", "FP16")
-
-    @property
     def builds_without_gpu(self) -> bool:
         """Whether engines can be built on a machine without a GPU: TensorRT-RTX compiles ahead of time."""
         return self.targets
@@ -155,6 +150,13 @@ class TensorRT:
     def builder_threads(self) -> bool:
         """Whether the number of the builder's threads can be chosen."""
         return hasattr(self.module.Builder, "max_threads")
+
+    def context_without_memory(self, engine: Any) -> Any:
+        """Make an execution context that gets its memory from the caller; None where TensorRT refuses."""
+        if self.allocation_strategies:
+            how = self.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+            return engine.create_execution_context(how)
+        return engine.create_execution_context_without_device_memory()
 
     def generations(self) -> list[str]:
         """The GPU generations that can be targets, as SM86."""
@@ -272,7 +274,7 @@ def _make_logger(module: Any) -> Any:
         int(severity.INFO): logging.DEBUG,
     }
 
-    class Logger(module.ILogger):
+    class Logger(module.ILogger):  # type: ignore[misc]
         """Passes TensorRT's messages on to `logging` and keeps the last ones for error messages."""
 
         def __init__(self) -> None:

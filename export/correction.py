@@ -6,7 +6,7 @@ with the means measured on calibration images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.calibration import run_batches
 from export.errors import ExportError
-from export.graph import constants, consumers, copy_model, producers
+from export.graph import Index, copy_model
 from export.ort_session import open_session
 from export.placement import quantizable_tensors, quantized_edges
 from export.scales import INT8_MAX, Scales
@@ -39,7 +39,6 @@ def collect_mean_maps(
     model: onnx.ModelProto,
     batches: Iterable[np.ndarray],
     scales: Scales,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, MeanMaps]:
     """Returns the mean of each quantised activation over all images, in one pass, reduced inside the graph.
 
@@ -47,7 +46,6 @@ def collect_mean_maps(
         model: float32, the one that the scales are of.
         batches: uint8 (N, height, width, 3) RGB.
         scales: One for each of `quantizable_tensors`.
-        progress: Called after each batch with the images seen so far. Defaults to None.
 
     Raises:
         ExportError: If there are no images, or a batch has another type or shape than the model takes.
@@ -59,8 +57,6 @@ def collect_mean_maps(
         for name, value in values.items():
             total[name] = total.get(name, 0.0) + len(batch) * value.astype(np.float64)
         seen += len(batch)
-        if progress is not None:
-            progress(seen)
     if not seen:
         raise ExportError("Expected calibration images. Received: none (check the calibration split).")
     means = {name: (value / seen).astype(np.float32) for name, value in total.items()}
@@ -71,43 +67,74 @@ def collect_mean_maps(
     }
 
 
-def correct_biases(
-    model: onnx.ModelProto, maps: Mapping[str, MeanMaps], kept: Collection[str] = ()
-) -> tuple[onnx.ModelProto, int]:
-    """Returns the model with corrected biases, and how many were.
+@dataclass(frozen=True)
+class BiasError:
+    """What quantising one node adds to each channel on average, and where it can be taken out.
 
-    The mean error of a Conv follows exactly from the mean of its input, with and without rounding, as a Conv is
-    linear; that of a residual Add's skip branch goes into the Conv of the main branch. What the pooling before the
-    head adds stays.
+    Args:
+        node: The node whose input is quantised.
+        target: The node whose bias makes up for it.
+        error: float64 (C,).
+    """
+
+    node: str
+    target: str
+    error: np.ndarray
+
+
+def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[BiasError]:
+    """Returns the mean error that each quantised node makes, in the order of the graph.
+
+    That of a Conv follows exactly from the mean of its input, with and without rounding, as a Conv is linear; that of
+    a residual Add's skip branch goes into the Conv of the main branch. What the pooling before the head adds stays.
 
     Args:
         model: float32; its weights are what `export.quantize.quantize` will round.
         maps: From `collect_mean_maps`.
-        kept: Names of nodes that stay in float. Defaults to none.
     """
-    result = copy_model(model)
-    graph = result.graph
-    table, made, readers = constants(graph), producers(graph), consumers(graph)
-    nodes = {node.name: node for node in graph.node}
-    errors: dict[str, np.ndarray] = {}
-    for edge in quantized_edges(model, kept):
+    index = Index.of(model.graph)
+    nodes = {node.name: node for node in model.graph.node}
+    errors = []
+    for edge in quantized_edges(model):
         node, means = nodes[edge.node], maps[edge.tensor]
         if node.op_type == "Conv":
-            weight = numpy_helper.to_array(table[node.input[1]])
-            rounded = _convolve(node, means.quantized, fake_quantize_weight(weight))
-            error, target = rounded - _convolve(node, means.exact, weight), node
+            weight = numpy_helper.to_array(index.constants[node.input[1]])
+            inputs = (means.quantized, fake_quantize_weight(weight)), (means.exact, weight)
+            rounded, exact = _convolve(node, inputs)
+            error, target = rounded - exact, node
         elif node.op_type == "Add":
-            error, target = means.quantized - means.exact, made[node.input[1 - edge.index]]
+            error, target = means.quantized - means.exact, index.made[node.input[1 - edge.index]]
         else:
             continue
         inner = (0, *range(2, error.ndim))
-        errors[target.name] = errors.get(target.name, 0.0) + error.mean(axis=inner, dtype=np.float64)
+        errors.append(BiasError(node.name, target.name, error.mean(axis=inner, dtype=np.float64)))
+    return errors
+
+
+def correct_biases(
+    model: onnx.ModelProto, errors: Iterable[BiasError], kept: Collection[str] = ()
+) -> tuple[onnx.ModelProto, int]:
+    """Returns the model with corrected biases, and how many were.
+
+    Args:
+        model: float32.
+        errors: From `bias_errors`, of this model.
+        kept: Names of nodes that stay in float, and make no error. Defaults to none.
+    """
+    result = copy_model(model)
+    index = Index.of(result.graph)
+    nodes = {node.name: node for node in result.graph.node}
+    sums: dict[str, np.ndarray] = {}
+    for error in errors:
+        if error.node not in kept:
+            sums[error.target] = sums.get(error.target, 0.0) + error.error
     corrected = 0
-    for name, error in errors.items():
+    for name, whole in sums.items():
         bias = nodes[name].input[2] if len(nodes[name].input) > 2 else ""
-        if nodes[name].op_type == "Conv" and bias in table and len(readers[bias]) == 1:
-            value = numpy_helper.to_array(table[bias]) - error
-            table[bias].CopyFrom(numpy_helper.from_array(value.astype(np.float32), bias))
+        if nodes[name].op_type == "Conv" and bias in index.constants and len(index.readers[bias]) == 1:
+            tensor = index.constants[bias]
+            value = numpy_helper.to_array(tensor) - whole
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), bias))
             corrected += 1
     return result, corrected
 
@@ -139,8 +166,8 @@ def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto
     return result, outputs
 
 
-def _convolve(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Returns the node's convolution of x with another weight, without a bias; float32."""
+def _convolve(node: onnx.NodeProto, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Returns the node's convolution of each x with each weight, without a bias; float32."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:], alone.output[:]
@@ -149,9 +176,9 @@ def _convolve(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray) -> np.nda
     graph = helper.make_graph(
         [alone],
         "conv",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * x.ndim) for name in ("x", "weight")],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * x.ndim)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "weight")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = open_session(proto.SerializeToString())
-    return np.asarray(session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0])
+    session = open_session(proto.SerializeToString(), spinning=False)
+    return [session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0] for x, weight in inputs]

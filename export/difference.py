@@ -16,7 +16,7 @@ def visible(logits: np.ndarray) -> np.ndarray:
     """
     if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all() or logits.min() > _MASK:
         return logits
-    return np.maximum(logits, logits.max(axis=1, keepdims=True) - _DEEPEST)
+    return logits.clip(min=logits.max(axis=1, keepdims=True) - _DEEPEST)
 
 
 def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:

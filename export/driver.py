@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 AMPERE = (8, 0)  # compute capability of the first GPU generation after Turing
-_COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute, stable since CUDA 5
-_COMPUTE_CAPABILITY_MINOR = 76
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute of the compute capability, stable since CUDA 5
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,7 @@ def as_numbers(version: str) -> tuple[int, ...]:
 
 
 def _load_cuda() -> Any:
-    if sys.platform == "win32":
-        return ctypes.CDLL("nvcuda.dll")
-    return ctypes.CDLL("libcuda.so.1")
-
-
-def _load_nvml() -> Any:
-    if sys.platform == "win32":
-        return ctypes.CDLL("nvml.dll")
-    return ctypes.CDLL("libnvidia-ml.so.1")
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _ask(cuda: Any) -> DriverStatus:
@@ -99,21 +90,17 @@ def _device(cuda: Any, index: int) -> Device:
     handle = ctypes.c_int(0)
     name = ctypes.create_string_buffer(256)
     memory = ctypes.c_size_t(0)
-    numbers = []
+    major, minor = ctypes.c_int(0), ctypes.c_int(0)
     for code in (
         cuda.cuDeviceGet(ctypes.byref(handle), index),
         cuda.cuDeviceGetName(name, len(name), handle),
         cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle),
     ):
         if code != 0:
             raise ValueError(f"device {index}: {_error_name(cuda, code)}")
-    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
-        value = ctypes.c_int(0)
-        code = cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle)
-        if code != 0:
-            raise ValueError(f"device {index}: {_error_name(cuda, code)}")
-        numbers.append(value.value)
-    return Device(name.value.decode(errors="replace"), f"{numbers[0]}.{numbers[1]}", memory.value)
+    return Device(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
 
 
 def _error_name(cuda: Any, code: int) -> str:
@@ -125,7 +112,7 @@ def _error_name(cuda: Any, code: int) -> str:
 
 def _kernel_driver_version() -> str | None:
     try:
-        nvml = _load_nvml()
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
         text = ctypes.create_string_buffer(96)
         if nvml.nvmlInit_v2() != 0:
             return None

@@ -8,6 +8,7 @@ machines that hold little else.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import mmap
 import os
@@ -39,11 +40,11 @@ from export.inspection import differences, inspect_engine, summarize_listing, un
 from export.interrupts import deferred_interrupt
 from export.sidecar import (
     INPUT,
+    PRECISIONS,
     AskedLayers,
     BatchProfile,
     FoundLayers,
     Sidecar,
-    TensorInfo,
     home_of,
     sha256_file,
     write_plan,
@@ -52,7 +53,6 @@ from export.wire_format import BYTES, fields
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16", "int8")
 METADATA_PROPS = 14  # of ModelProto in ``onnx.proto3``: pairs of a key (1) and a value (2)
 
 
@@ -128,9 +128,14 @@ def build_engine(
             raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
         logger.raise_pending()
     if plan is None:
+        advice = "Change the graph or the options that it names."
+        if options.version_compatible:
+            advice = (
+                "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
+            )
         raise ExportError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
-            f"Received: {logger.lines()}. {_advice(options)}"
+            f"Received: {logger.lines()}. {advice}"
         )
     if cache is not None and options.timing_cache is not None:
         timing_cache.save(cache, options.timing_cache)
@@ -138,7 +143,7 @@ def build_engine(
     seconds = time.monotonic() - started
 
     data = memoryview(plan)
-    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, _best_shape(tensors[0]))
+    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, (profile.opt, *tensors[0].shape[1:]))
     if found is None:
         found = summarize_listing(listing, asked)
     elif found.reason is not None:
@@ -153,7 +158,7 @@ def build_engine(
         **_machine(trt, driver, wanted),
         onnx_file=Path(os.path.relpath(source.resolve(), home_of(plan_file))).as_posix(),
         onnx_sha256=onnx_sha256,
-        plan_sha256=_sha256(data),
+        plan_sha256=hashlib.sha256(data).hexdigest(),
         plan_bytes=data.nbytes,
         precision=precision,
         variant=variant,
@@ -188,12 +193,6 @@ def _check_request(source: Path, plan: Path, precision: str) -> None:
     if not source.is_file():
         raise ExportError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
     refuse_external_data(source)
-
-
-def _advice(options: BuildOptions) -> str:
-    if options.version_compatible:
-        return "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
-    return "Change the graph or the options that it names."
 
 
 def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str]) -> None:
@@ -256,7 +255,7 @@ def _inspect(
     logger: Any,
     asked: Mapping[str, str],
     options: BuildOptions,
-    shape: Sequence[int],
+    image: Sequence[int],
 ) -> tuple[FoundLayers | None, str | None]:
     """Summarise the engine's layers where it can be loaded here; else None and why not."""
     if not driver:
@@ -269,14 +268,9 @@ def _inspect(
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, shape)), None
+        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, image)), None
     except Exception as error:  # of the library, or of an answer of another form: an engine took minutes to build
         return None, f"the engine's layers cannot be listed here: {type(error).__name__}: {error}"
-
-
-def _best_shape(images: TensorInfo) -> Sequence[int]:
-    """Give the input's shape at the batch size that the engine is tuned for."""
-    return (images.profile or {}).get("opt", images.shape)
 
 
 def _names(classes: Any) -> tuple[str, ...] | None:
@@ -302,9 +296,3 @@ def _onnx_metadata(source: Path) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             found[key] = parse_json(text, key)
     return found
-
-
-def _sha256(data: memoryview) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()

@@ -190,7 +190,7 @@ def _factors(activations: list[ChannelStatistics], kernels: list[np.ndarray]) ->
     strength = np.maximum(spread, _SMALLEST) ** STRENGTH
     factors = strength / np.maximum(np.maximum.reduce(reach), _SMALLEST) ** (1.0 - STRENGTH)
     first = activations[0].largest
-    return factors * ((first / factors).max() / first.max() if first.any() else 1.0)
+    return np.asarray(factors * ((first / factors).max() / first.max() if first.any() else 1.0))
 
 
 def _scale(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ BATCH = "batch"
 
 __all__ = [
     "BATCH",
+    "Index",
     "attribute",
     "check_model",
     "constant_reshape",
@@ -82,6 +84,26 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Returns the initializers by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
+
+
+@dataclass(frozen=True)
+class Index:
+    """Who makes and who reads what in a graph; of the graph as it was when this was made.
+
+    Args:
+        made: From `producers`.
+        readers: From `consumers`.
+        constants: From `constants`.
+    """
+
+    made: Mapping[str, onnx.NodeProto]
+    readers: Mapping[str, list[onnx.NodeProto]]
+    constants: Mapping[str, onnx.TensorProto]
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto) -> Index:
+        """Looks through a graph once."""
+        return cls(producers(graph), consumers(graph), constants(graph))
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import onnx
 
@@ -46,7 +45,7 @@ def measure_units(
     make: Callable[[Collection[str]], onnx.ModelProto],
     units: Mapping[str, tuple[str, ...]],
     held_out: HeldOut,
-    progress: Callable[[int, int], None] | None = None,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[LayerCost]:
     """Returns the cost of each unit alone in FP16, all else FP32, the dearest first.
 
@@ -55,15 +54,11 @@ def measure_units(
         make: The FP16 model with some nodes, by name, in FP32 and with the weights they have.
         units: From `half_units`.
         held_out: Images that gave no statistics.
-        progress: Called after each unit with the units done so far and all units. Defaults to None.
+        track: Shows the progress through the units. Defaults to not showing it.
     """
     operators = {node.name: node.op_type for node in model.graph.node}
     costs = []
-    for done, (unit, nodes) in enumerate(units.items(), start=1):
-        found = held_out.judge(emulate_half(make([name for name in operators if name not in nodes])))
-        noise = 10.0 ** (-found.sqnr_db / 10.0) if found.finite else math.inf
-        drop = found.accuracy_drop or 0.0
-        costs.append(LayerCost(unit, keras_layer(unit), operators[unit], noise, found.top1_agreement, drop))
-        if progress is not None:
-            progress(done, len(units))
+    for unit in track(list(units)):
+        found = held_out.judge(emulate_half(make([name for name in operators if name not in units[unit]])))
+        costs.append(LayerCost.of(unit, operators[unit], found))
     return sorted(costs, key=lambda cost: -cost.noise)

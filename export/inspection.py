@@ -78,11 +78,7 @@ def _context_for(trt: TensorRT, engine: Any, image: tuple[str, Sequence[int]]) -
     """
     logger = trt.logger()
     try:
-        if trt.allocation_strategies:
-            how = trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-            context = engine.create_execution_context(how)
-        else:
-            context = engine.create_execution_context_without_device_memory()
+        context = trt.context_without_memory(engine)
         if context is None:
             return None, f"no execution context was made: {logger.lines()}"
         if not context.set_input_shape(image[0], tuple(image[1])):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -107,7 +109,7 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
         if value.size:
             graph.initializer.append(numpy_helper.from_array(value, f"{name}/constant"))
             inputs.append(f"{name}/constant")
-        extra = {"axis": 3} if kind == "Gather" else {}
+        extra: dict[str, Any] = {"axis": 3} if kind == "Gather" else {}
         chain.append(helper.make_node(kind, inputs, [f"{name}:0"], name, **extra))
     replace_input(graph, pixels, chain[-1].output[0])
     graph.node.extend(chain)

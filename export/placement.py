@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.graph import attribute, constants, consumers, producers
+from export.graph import Index, attribute, producers
 from export.naming import keras_layer
 from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
@@ -73,36 +73,32 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
         model: float32, without Q/DQ.
         kept: Names of nodes that stay in float all the same. Defaults to none.
     """
-    graph = model.graph
-    made, table, readers = producers(graph), constants(graph), consumers(graph)
-    to_head = _feeds_no_conv(graph)
+    index = Index.of(model.graph)
+    to_head = _feeds_no_conv(model.graph)
     edges = []
-    for node in graph.node:
-        source = made.get(node.input[0]) if node.input else None
-        if node.op_type == "Conv" and node.input[1] in table:
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in index.constants:
             edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
-        elif node.op_type == "Add" and (index := skip_input(node, graph)) is not None:
-            edges.append(Edge(node.name, index, node.input[index], "skip branch of a residual Add"))
-        elif node.op_type in _POOLS and _over_batch(node, table):
+        elif node.op_type == "Add" and (skip := skip_input(node, index)) is not None:
+            edges.append(Edge(node.name, skip, node.input[skip], "skip branch of a residual Add"))
+        elif node.op_type in _POOLS and _over_batch(node, index):
             continue
-        elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, readers, table):
+        elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, index):
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
-        elif node.op_type == "MaxPool" and (_is(source, "Pad") or _has_border(node, readers, table)):
+        elif node.op_type == "MaxPool" and _has_border(node, index):
             edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
     return [edge for edge in edges if edge.node not in kept]
 
 
-def _over_batch(pool: onnx.NodeProto, table: Mapping[str, onnx.TensorProto]) -> bool:
+def _over_batch(pool: onnx.NodeProto, index: Index) -> bool:
     """Whether a mean is over axis 0: models or crops were stacked there, and the pictures lie on another axis."""
     axes = list(attribute(pool, "axes", []))
-    if len(pool.input) > 1 and pool.input[1] in table:
-        axes += onnx.numpy_helper.to_array(table[pool.input[1]]).tolist()
+    if len(pool.input) > 1 and pool.input[1] in index.constants:
+        axes += onnx.numpy_helper.to_array(index.constants[pool.input[1]]).tolist()
     return 0 in axes
 
 
-def _ends_the_map(
-    pool: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], table: Mapping[str, onnx.TensorProto]
-) -> bool:
+def _ends_the_map(pool: onnx.NodeProto, index: Index) -> bool:
     """Whether what comes of a pooling never meets an activation again that did not come through it.
 
     A gate and the statistics of a normalisation do: those are no pooling before the head, and as INT8 they cost more
@@ -111,24 +107,21 @@ def _ends_the_map(
     behind, pending = {pool.output[0]}, [pool.output[0]]
     met: list[onnx.NodeProto] = []
     while pending:
-        for node in readers.get(pending.pop(), ()):
+        for node in index.readers.get(pending.pop(), ()):
             met.append(node)
             new = [name for name in node.output if name not in behind]
             behind.update(new)
             pending += new
-    return all(node.op_type == "Concat" or all(not i or i in behind or i in table for i in node.input) for node in met)
+    through = {"", *behind, *index.constants}
+    return all(node.op_type == "Concat" or through.issuperset(node.input) for node in met)
 
 
-def _is(node: onnx.NodeProto | None, op: str) -> bool:
-    return node is not None and node.op_type == op
-
-
-def _has_border(
-    pool: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], table: Mapping[str, onnx.TensorProto]
-) -> bool:
-    """Whether a Max with a constant, and nothing else, reads a pool."""
-    found = readers.get(pool.output[0], [])
-    return len(found) == 1 and found[0].op_type == "Max" and any(name in table for name in found[0].input)
+def _has_border(pool: onnx.NodeProto, index: Index) -> bool:
+    """Whether a pool reads a Pad, or a Max with a constant, and nothing else, reads the pool."""
+    source = index.made.get(pool.input[0])
+    readers = index.readers.get(pool.output[0], [])
+    bounded = [node.op_type for node in readers] == ["Max"] and not index.constants.keys().isdisjoint(readers[0].input)
+    return bounded or (source is not None and source.op_type == "Pad")
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
@@ -162,7 +155,7 @@ def measured_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for node in model.graph.node for name in node.output if name in names]
 
 
-def skip_input(add: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
+def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
     """Returns which input of a residual Add is the skip branch, None where the Add is not residual.
 
     The main branch ends in a Conv that nothing else reads, so that the Add can fuse into it. With one such input the
@@ -170,18 +163,18 @@ def skip_input(add: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
     two parted (the projection has one, the main branch two or three); a tie makes it the second input. Without any
     nothing could fuse, and the Add stays in float.
     """
-    made, table, readers = producers(graph), constants(graph), consumers(graph)
-    if len(add.input) != 2 or any(name in table for name in add.input):
+    if len(add.input) != 2 or any(name in index.constants for name in add.input):
         return None
-    ends = [made.get(name) for name in add.input]
+    ends = [index.made.get(name) for name in add.input]
     fusable = [
-        node is not None and node.op_type == "Conv" and len(readers[name]) == 1 for node, name in zip(ends, add.input)
+        node is not None and node.op_type == "Conv" and len(index.readers[name]) == 1
+        for node, name in zip(ends, add.input)
     ]
     if fusable[0] != fusable[1]:
         return fusable.index(False)
     if not fusable[0]:
         return None
-    first, second = (_convs_behind(name, graph, made) for name in add.input)
+    first, second = (_convs_behind(name, index) for name in add.input)
     shared = set(first) & set(second)
     depths = [
         min((depth for name, depth in branch.items() if name in shared), default=len(branch))
@@ -190,13 +183,13 @@ def skip_input(add: onnx.NodeProto, graph: onnx.GraphProto) -> int | None:
     return 0 if depths[0] < depths[1] else 1
 
 
-def _convs_behind(tensor: str, graph: onnx.GraphProto, made: dict[str, onnx.NodeProto]) -> dict[str, int]:
+def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
     """Returns each tensor that `tensor` depends on -> the fewest Convs in between, itself included with 0."""
     depth = {tensor: 0}
     pending = [tensor]
     while pending:
         name = pending.pop()
-        node = made.get(name)
+        node = index.made.get(name)
         if node is None:
             continue
         below = depth[name] + (node.op_type == "Conv")
@@ -204,9 +197,7 @@ def _convs_behind(tensor: str, graph: onnx.GraphProto, made: dict[str, onnx.Node
             if parent and (parent not in depth or below < depth[parent]):
                 depth[parent] = below
                 pending.append(parent)
-    for initializer in graph.initializer:
-        depth.pop(initializer.name, None)
-    return depth
+    return {name: convs for name, convs in depth.items() if name not in index.constants}
 
 
 def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:

@@ -36,7 +36,7 @@ _PREPROCESSING = (
 )  # fmt: skip
 FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
 _CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
-_CAST_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_CAST_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
 _LOST = 1e-3  # of a weight's norm: rounding to normal FP16 loses 2e-4, what loses more fell to denormals
 _HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
@@ -146,8 +146,8 @@ def lost_in_fp16(weight: np.ndarray) -> str:
     largest = float(np.abs(exact).max()) if exact.size else 0.0
     if not largest <= FP16_MAX:
         return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
-    lost = float(np.linalg.norm(exact - exact.astype(np.float16).astype(np.float64)))
-    if lost > _LOST * float(np.linalg.norm(exact)):
+    lost = np.square(exact - exact.astype(np.float16).astype(np.float64)).sum()
+    if lost > _LOST**2 * np.square(exact).sum():
         return f"weights of at most {largest:.1e}, denormal in FP16"
     return ""
 

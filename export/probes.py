@@ -42,7 +42,7 @@ def _blobs(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     down, right = (y - rows)[:, None, None], (x - columns)[None, :, None]
     upper = coarse[rows][:, columns] * (1 - right) + coarse[rows][:, columns + 1] * right
     lower = coarse[rows + 1][:, columns] * (1 - right) + coarse[rows + 1][:, columns + 1] * right
-    return upper * (1 - down) + lower * down
+    return np.asarray(upper * (1 - down) + lower * down)
 
 
 def _gradient(random: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def _gradient(random: np.random.Generator, height: int, width: int) -> np.ndarra
     angle = random.uniform(0, 2 * np.pi, 3)
     ramp = x * np.cos(angle) + y * np.sin(angle)
     low, high = ramp.min(axis=(0, 1)), ramp.max(axis=(0, 1))
-    return (ramp - low) / np.maximum(high - low, 1e-9)
+    return np.asarray((ramp - low) / np.maximum(high - low, 1e-9))
 
 
 def _stripes(random: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -6,8 +6,8 @@ the pairs go is decided in `export.placement`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,15 +15,14 @@ from onnx import helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import check_model, constants, convert_opset, copy_model, op_counts, opset, topological_sort
-from export.placement import Kept, Placement, describe, placement_table, quantizable_tensors, quantized_edges
+from export.placement import Kept, describe, placement_table, quantizable_tensors, quantized_edges
+from export.placement_row import Placement
 from export.precision import MINIMUM_OPSET, to_half
 from export.scales import Scales
 from export.weights import weight_scales
 from export.words import count
 
 __all__ = ["Kept", "Placement", "placement_table", "quantizable_tensors", "quantize"]
-
-logger = logging.getLogger(__name__)
 
 
 def quantize(
@@ -85,11 +84,7 @@ def quantize(
         result = to_half(result, keep=[name for name, entry in kept.items() if entry.precision == "fp32"])
     else:
         check_model(result)
-    rows = describe(fp32_model, edges, base, kept)
-    logger.debug(
-        "%d Q/DQ pairs, %s", op_counts(result).get("QuantizeLinear", 0), placement_table(rows).splitlines()[-1]
-    )
-    return result, rows
+    return result, describe(fp32_model, edges, base, kept)
 
 
 def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: int | None) -> str:
@@ -103,7 +98,7 @@ def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: i
     scale_name, zero_name = f"{stem}/scale", f"{stem}/zero_point"
     graph.initializer.extend([numpy_helper.from_array(scale, scale_name), numpy_helper.from_array(zero, zero_name)])
     quantized, dequantized = f"{stem}/quantized", f"{stem}/dequantized"
-    extra = {} if axis is None else {"axis": axis}
+    extra: dict[str, Any] = {} if axis is None else {"axis": axis}
     graph.node.extend(
         [
             helper.make_node(

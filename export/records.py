@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from export.bounded_json import parse_json
+from export.bounded_json import parse_json, read_bounded
 from export.errors import ProjectError
 from export.words import count
 
@@ -77,17 +77,28 @@ def read_record(kind: type[T], path: Path, *, remedy: str, what: str = "record")
     Raises:
         ProjectError: the file is missing, too large, not JSON, or not this record.
     """
+    return from_json(kind, _read(path, remedy, what), str(path), remedy=remedy, what=what)
+
+
+def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[T, ...]:
+    """Read a JSON file that is a list of records; as `read_record`, which see."""
+    rows = _read(path, remedy, what)
+    if not isinstance(rows, list):
+        raise ProjectError(f"Expected a list in {path}. Received: {_mismatch('', '', rows).received}. {remedy}")
+    return tuple(
+        from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
+    )
+
+
+def _read(path: Path, remedy: str, what: str) -> Any:
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        tree = parse_json(data, path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
+        return parse_json(read_bounded(path, LARGEST_FILE), path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
     except OSError as problem:
         raise ProjectError(
             f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}"
         ) from problem
     except ValueError as problem:
         raise ProjectError(f"Expected JSON in {path}. Received: {problem}. {remedy}") from problem
-    return from_json(kind, tree, str(path), remedy=remedy, what=what)
 
 
 @cache

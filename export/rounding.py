@@ -9,36 +9,52 @@ import onnx
 from onnx import numpy_helper
 
 from export.calibration import ChannelStatistics
-from export.graph import attribute, constants, consumers, copy_model, tensor_shapes
+from export.graph import Index, attribute, constants, consumers, copy_model, tensor_shapes
 from export.precision import FP16_MAX, lost_in_fp16, preprocessing_nodes
 
 
-def round_weights(
-    model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics], kept: Collection[str] = ()
+def with_weights(
+    model: onnx.ModelProto, weights: Mapping[str, np.ndarray], kept: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Returns the model with weights that FP16 holds exactly, rounded so that the mean of each output stays.
+    """Returns the model with other weights.
+
+    Args:
+        model: float32.
+        weights: Node name -> its weight, from `rounded_weights` or `rounded_first_conv`.
+        kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
+    """
+    result = copy_model(model)
+    table = constants(result.graph)
+    for node in result.graph.node:
+        if node.name in weights and node.name not in kept:
+            tensor = table[node.input[1]]
+            tensor.CopyFrom(numpy_helper.from_array(weights[node.name].astype(np.float32), tensor.name))
+    return result
+
+
+def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> dict[str, np.ndarray]:
+    """Returns weights that FP16 holds exactly, by node, rounded so that the mean of each output stays.
 
     Rounded to nearest, the errors of a bias and of thousands of weights add up to an offset of each output channel,
     the same for every image; it makes most of what FP16 loses on a ResNet. Here a few weights of each output channel
     take their other neighbour in FP16, until the offset at the mean input vanishes. No weight is off by more than a
-    unit in the last place. The first Conv, whose channels are nearly equal, is done by `round_first_conv`. Weights
-    that FP16 can't hold stay as they are: see `export.precision.unfit_for_fp16`.
+    unit in the last place. The first Conv, whose channels are nearly equal, is done by `rounded_first_conv`. Weights
+    that FP16 can't hold have none: see `export.precision.unfit_for_fp16`.
 
     Args:
         model: float32.
         statistics: Of the inputs of Conv, MatMul and Gemm, for their means; a node without is left as it is.
-        kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
     """
-    result = round_first_conv(model, kept)
-    table, readers, shapes = constants(result.graph), consumers(result.graph), tensor_shapes(result)
-    first = {node.name for node in _first_convs(result)}
-    for node in result.graph.node:
+    result = rounded_first_conv(model)
+    index, shapes = Index.of(model.graph), tensor_shapes(model)
+    first = {node.name for node in _first_convs(model)}
+    for node in model.graph.node:
         known = statistics.get(node.input[0]) if node.input else None
-        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.name in {*first, *kept} or known is None:
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.name in first or known is None:
             continue
-        if node.input[1] not in table or len(readers[node.input[1]]) > 1:
+        if node.input[1] not in index.constants or len(index.readers[node.input[1]]) > 1:
             continue
-        weight = numpy_helper.to_array(table[node.input[1]])
+        weight = numpy_helper.to_array(index.constants[node.input[1]])
         if node.op_type != "Conv" and not weight.ndim == 2 == len(shapes.get(node.input[0], ())):
             continue  # of tokens or maps: statistics are of axis 1, a MatMul sums over the last one
         across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
@@ -49,14 +65,13 @@ def round_weights(
             continue
         by_group = np.repeat(known.mean.reshape(groups, inputs), rows.shape[1] // inputs, axis=1)
         mean = np.repeat(by_group, len(rows) // groups, axis=0)
-        rounded = _keep_mean(rows.astype(np.float64), mean, _bias_error(node, table, readers, len(rows)))
-        rounded = np.ascontiguousarray(rounded.T) if across else rounded.reshape(weight.shape)
-        table[node.input[1]].CopyFrom(numpy_helper.from_array(rounded.astype(np.float32), node.input[1]))
+        rounded = _keep_mean(rows.astype(np.float64), mean, _bias_error(node, index, len(rows)))
+        result[node.name] = np.ascontiguousarray(rounded.T) if across else rounded.reshape(weight.shape)
     return result
 
 
-def round_first_conv(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
-    """Returns the model with the first Conv's weights on FP16 values whose rounding errors cancel over the channels.
+def rounded_first_conv(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Returns the first Conv's weights, by node, on FP16 values whose rounding errors cancel over the channels.
 
     The colour channels of a photo are nearly equal, and those of a grey image are: what counts is the sum over them.
     Rounded each for itself, weights that oppose each other leave an error as large as theirs in a small sum; so the
@@ -65,11 +80,10 @@ def round_first_conv(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx
 
     Args:
         model: float32.
-        kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
     """
-    result = copy_model(model)
-    table = constants(result.graph)
-    for node in (node for node in _first_convs(result) if node.name not in kept):
+    result = {}
+    table = constants(model.graph)
+    for node in _first_convs(model):
         weight = numpy_helper.to_array(table[node.input[1]])
         if lost_in_fp16(weight):
             continue
@@ -82,7 +96,7 @@ def round_first_conv(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx
             carry = wanted - falling[:, channel]
         rounded = np.empty_like(weight)
         np.put_along_axis(rounded, order, falling.astype(np.float32), axis=1)
-        table[node.input[1]].CopyFrom(numpy_helper.from_array(rounded, node.input[1]))
+        result[node.name] = rounded
     return result
 
 
@@ -94,20 +108,15 @@ def _first_convs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in found if node.op_type == "Conv" and node.input[1] in table]
 
 
-def _bias_error(
-    node: onnx.NodeProto,
-    table: Mapping[str, onnx.TensorProto],
-    readers: Mapping[str, list[onnx.NodeProto]],
-    count: int,
-) -> np.ndarray:
+def _bias_error(node: onnx.NodeProto, index: Index, count: int) -> np.ndarray:
     """Returns what rounding the bias adds to each output, float64 (count,); a bias may be an Add of its own."""
     name = node.input[2] if len(node.input) > 2 else ""
-    if node.op_type == "MatMul" and len(readers.get(node.output[0], ())) == 1:
-        after = readers[node.output[0]][0]
-        name = next((i for i in after.input if i in table), "") if after.op_type == "Add" else ""
-    if name not in table or list(table[name].dims) != [count]:
+    if node.op_type == "MatMul" and len(index.readers.get(node.output[0], ())) == 1:
+        after = index.readers[node.output[0]][0]
+        name = next((i for i in after.input if i in index.constants), "") if after.op_type == "Add" else ""
+    if name not in index.constants or list(index.constants[name].dims) != [count]:
         return np.zeros(count)
-    bias = numpy_helper.to_array(table[name]).astype(np.float64)
+    bias = numpy_helper.to_array(index.constants[name]).astype(np.float64)
     return np.asarray(bias.astype(np.float16).astype(np.float64) - bias)
 
 

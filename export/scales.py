@@ -13,14 +13,17 @@ import numpy as np
 from export.bounded_json import parse_json
 from export.calibration import Histogram
 from export.errors import ExportError
+from export.records import from_json, to_json
 from export.words import listed
 
 # The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
 MINIMUM_SCALE = 2.0**-14
 INT8_MAX = 127
+REMEDY = "Run the quantize stage again."
 METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
 _LEVELS = 128  # of a non-negative value in INT8
 _STEP = 8  # bins between two candidates of entropy and mse
+_ROUNDING = 1e-9  # of a divergence that comes of cumulative sums
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Scales:
         images: How many calibration images were seen.
         key: What the scales are true of: sha256 of the model and of the images, preprocessing, and what else
             decides them. Scales of another key are stale.
+        schema: Of the file.
     """
 
     scales: dict[str, float]
     method: str
     images: int
     key: dict[str, Any] = field(default_factory=dict)
+    schema: int = 1
 
     def __post_init__(self) -> None:
         for name, value in self.scales.items():
@@ -71,8 +76,7 @@ class Scales:
 
     def to_json(self) -> str:
         """Returns the scales as JSON text; float32 values survive exactly."""
-        data = {"method": self.method, "images": self.images, "key": self.key, "scales": self.scales}
-        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+        return json.dumps(to_json(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, key: Mapping[str, Any] | None = None) -> Scales:
@@ -86,22 +90,15 @@ class Scales:
             ExportError: If the text is no such JSON, or its key is another one.
         """
         try:
-            data = parse_json(text, "scales.json")
-            found = cls(
-                scales={str(name): float(value) for name, value in data["scales"].items()},
-                method=str(data["method"]),
-                images=int(data["images"]),
-                key=dict(data["key"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ExportError(
-                f"Expected the JSON of calibrated scales. Received: {type(error).__name__}: {error} (calibrate again)."
-            ) from error
+            tree = parse_json(text, "scales.json")
+        except ValueError as error:
+            raise ExportError(f"Expected the JSON of calibrated scales. Received: {error}. {REMEDY}") from error
+        found = from_json(cls, tree, "scales.json", remedy=REMEDY, what="calibrated scales")
         if key is not None and found.key != dict(key):
             stale = sorted(name for name in {*found.key, *key} if found.key.get(name) != key.get(name))
             raise ExportError(
-                f"Expected scales of this model and these images. Received: scales with another {listed(stale)} "
-                "(calibrate again)."
+                f"Expected scales of this model and these images. Received: scales with another {listed(stale)}. "
+                f"{REMEDY}"
             )
         return found
 
@@ -150,20 +147,41 @@ def _least_divergence(histogram: Histogram) -> float:
     """
     counts = histogram.counts.astype(np.float64)
     counts[0] = 0.0
-    best, best_bins = math.inf, len(counts)
-    for bins in range(_LEVELS, len(counts) + 1, _STEP):
-        wanted = counts[:bins].copy()
-        wanted[-1] += counts[bins:].sum()
-        level = np.arange(bins) * _LEVELS // bins
-        filled = counts[:bins] > 0
-        mass = np.bincount(level, counts[:bins], _LEVELS)
-        shared = np.bincount(level, filled, _LEVELS)
-        given = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
-        seen = wanted > 0
-        if not given.any() or (given[seen] == 0).any():
-            continue  # clipped values where the levels have none: infinitely far
-        p, q = wanted[seen] / wanted.sum(), given[seen] / given.sum()
-        divergence = float(np.sum(p * np.log(p / q)))
-        if divergence < best:
-            best, best_bins = divergence, bins
-    return best_bins * histogram.width
+    candidates = np.arange(_LEVELS, len(counts) + 1, _STEP)
+    estimates = _estimated_divergences(counts, candidates)
+    close = candidates[estimates <= estimates.min() + _ROUNDING] if np.isfinite(estimates).any() else [len(counts)]
+    return min(close, key=lambda bins: _divergence(counts, int(bins))) * histogram.width
+
+
+def _divergence(counts: np.ndarray, bins: int) -> float:
+    """How far what 128 levels make of the first `bins` bins is from all counts, the rest clipped to the last."""
+    wanted = counts[:bins].copy()
+    wanted[-1] += counts[bins:].sum()
+    level = np.arange(bins) * _LEVELS // bins
+    filled = counts[:bins] > 0
+    mass = np.bincount(level, counts[:bins], _LEVELS)
+    shared = np.bincount(level, filled, _LEVELS)
+    given = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
+    seen = wanted > 0
+    p, q = wanted[seen] / wanted.sum(), given[seen] / given.sum()
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Returns `_divergence` of each candidate up to rounding, from cumulative sums, all at once.
+
+    Infinite where values would be clipped to a bin for which the levels have none.
+    """
+    filled = counts > 0
+    log = np.log(np.where(filled, counts, 1.0))
+    below, number, entropy = (np.concatenate([[0.0], np.cumsum(x)]) for x in (counts, filled, counts * log))
+    edges = -(np.arange(_LEVELS + 1) * -candidates[:, None] // _LEVELS)  # where each level begins: rounded up
+    mass, shared = np.diff(below[edges], axis=1), np.diff(number[edges], axis=1)
+    given = np.log(np.where(mass > 0, mass, 1.0) / np.maximum(shared, 1.0))  # of each bin of a level
+    last, clipped = counts[candidates - 1], below[-1] - below[candidates]
+    whole = last + clipped
+    wanted = entropy[candidates - 1] + whole * np.log(np.where(whole > 0, whole, 1.0))
+    far = (below[candidates] == 0) | ((last == 0) & (clipped > 0))
+    inside = np.where(far, 1.0, below[candidates])
+    difference = wanted - (mass * given).sum(axis=1) - clipped * given[:, -1]
+    return np.where(far, np.inf, difference / below[-1] + np.log(inside / below[-1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -81,6 +81,12 @@ class LayerCost:
     top1_agreement: float
     accuracy_drop: float
 
+    @classmethod
+    def of(cls, node: str, op: str, comparison: Comparison) -> LayerCost:
+        """Takes the cost of a node from the model in which it alone is quantised."""
+        noise = 10.0 ** (-comparison.sqnr_db / 10.0) if comparison.finite else math.inf
+        return cls(node, keras_layer(node), op, noise, comparison.top1_agreement, comparison.accuracy_drop or 0.0)
+
     @property
     def sqnr_db(self) -> float:
         """Signal to quantization noise ratio of the logits, dB; inf without noise."""
@@ -105,7 +111,10 @@ class Selection:
 
 
 def measure_layers(
-    model: onnx.ModelProto, scales: Scales, held_out: HeldOut, progress: Callable[[int, int], None] | None = None
+    model: onnx.ModelProto,
+    scales: Scales,
+    held_out: HeldOut,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[LayerCost]:
     """Returns the cost of each quantised layer alone, the dearest first.
 
@@ -113,19 +122,15 @@ def measure_layers(
         model: float32, the one that the scales are of.
         scales: One for each of `quantizable_tensors`.
         held_out: Images that gave no scales.
-        progress: Called after each layer with the layers done so far and all layers. Defaults to None.
+        track: Shows the progress through the layers. Defaults to not showing it.
     """
     nodes = list(dict.fromkeys(edge.node for edge in quantized_edges(model)))
     operators = {node.name: node.op_type for node in model.graph.node}
     costs = []
-    for done, name in enumerate(nodes, start=1):
+    for name in track(nodes):
         others = {other: Kept("fp32", "measured alone") for other in nodes if other != name}
         found = held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
-        noise = 10.0 ** (-found.sqnr_db / 10.0) if found.finite else math.inf
-        drop = found.accuracy_drop or 0.0
-        costs.append(LayerCost(name, keras_layer(name), operators[name], noise, found.top1_agreement, drop))
-        if progress is not None:
-            progress(done, len(nodes))
+        costs.append(LayerCost.of(name, operators[name], found))
     return sorted(costs, key=lambda cost: -cost.noise)
 
 

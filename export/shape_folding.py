@@ -126,7 +126,7 @@ def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray 
         return None
     feeds = {name: known.values[name] for name in node.input if name}
     try:
-        return np.asarray(ReferenceEvaluator(node, opsets={"": version}).run(None, feeds)[0])
+        return np.asarray(next(iter(ReferenceEvaluator(node, opsets={"": version}).run(None, feeds))))
     except Exception:  # an operator that the reference does not have
         return None
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from export.errors import ExportError
 from export.files import replacing_files
@@ -24,7 +24,15 @@ TOP_OUTPUTS = ("top_probabilities", "top_classes")  # float32 and int32, (N, k),
 REBUILD = "python -m pipeline build -c RECIPE --force"
 
 
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)  # in the order of every list and table
 LARGEST_BATCH = 65_536  # more is a slip of the keyboard
+BATCH_RULE = f"1 <= min <= opt <= max <= {LARGEST_BATCH:,}"
+
+
+def keeps_batch_rule(smallest: int, best: int, largest: int) -> bool:
+    """Whether these can be the batch sizes of an engine, see `BATCH_RULE`."""
+    return 1 <= smallest <= best <= largest <= LARGEST_BATCH
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,16 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         sizes = (self.min, self.opt, self.max)
-        if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes) or not (
-            1 <= self.min <= self.opt <= self.max <= LARGEST_BATCH
-        ):
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if not (whole and keeps_batch_rule(*sizes)):
             raise ExportError(
-                f"Expected batch sizes 1 <= min <= opt <= max <= {LARGEST_BATCH:,}. "
-                f"Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. Correct the recipe's profile."
+                f"Expected batch sizes {BATCH_RULE}. Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. "
+                "Correct the recipe's profile."
             )
+
+    def takes(self, batch: int) -> bool:
+        """Whether a batch runs as it is: neither in pieces nor filled up."""
+        return self.min <= batch <= self.max
 
 
 @dataclass(frozen=True)

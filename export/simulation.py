@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,7 @@ from export.metrics import Comparison, compare
 from export.ort_session import open_session
 
 
-def simulate(
-    model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8, progress: Callable[[int], None] | None = None
-) -> np.ndarray:
+def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) -> np.ndarray:
     """Returns a model's logits, float32 (N, classes).
 
     Q/DQ pairs are computed as the file says; none is fused into an INT8 kernel, which saturates on some CPUs. Float
@@ -24,16 +21,11 @@ def simulate(
         model: float32, with or without Q/DQ; its first output is the logits.
         pixels: uint8 (N, height, width, 3) RGB.
         batch_size: How many are run at once. Defaults to 8.
-        progress: Called after each batch with the images done so far. Defaults to None.
     """
-    session = open_session(model.SerializeToString())
+    session = open_session(model.SerializeToString(), spinning=False)
     source, logits = model.graph.input[0].name, model.graph.output[0].name
-    parts = []
-    for start in range(0, len(pixels), batch_size):
-        parts.append(session.run([logits], {source: pixels[start : start + batch_size]})[0])
-        if progress is not None:
-            progress(min(start + batch_size, len(pixels)))
-    return np.concatenate(parts)
+    starts = range(0, len(pixels), batch_size)
+    return np.concatenate([session.run([logits], {source: pixels[i : i + batch_size]})[0] for i in starts])
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,6 @@ class HeldOut:
     def first(self, count: int) -> HeldOut:
         """Returns the first images only."""
         return HeldOut(self.pixels[:count], self.labels[:count], self.reference[:count], self.batch_size)
-
-
-def summary(comparison: Comparison) -> dict[str, float | int | None]:
-    """Returns what a table shows of a comparison on held-out images."""
-    return {
-        "sqnr_db": comparison.to_dict()["sqnr_db"],
-        "top1_agreement": comparison.top1_agreement,
-        "accuracy_drop": comparison.accuracy_drop,
-    }
 
 
 def words(comparison: Comparison) -> str:

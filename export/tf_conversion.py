@@ -117,13 +117,13 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
     try:
         with _frozen_graph_prepared(), unrolled(model):
-            result, _ = tf2onnx.convert.from_keras(
+            result: onnx.ModelProto = tf2onnx.convert.from_keras(
                 model,
                 input_signature=signature,
                 opset=TF2ONNX_OPSET,
                 optimizers=passes,
                 custom_op_handlers=dict(HANDLERS),
-            )
+            )[0]
     except Exception as error:
         raise ExportError(
             f"Expected a model that tf2onnx converts. Received: {type(error).__name__}: {error} "

@@ -8,7 +8,7 @@ import numpy as np
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
 
-class ExactTransposeOptimizer(TransposeOptimizer):
+class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
     """Pushes the Transposes behind NHWC operations down until they cancel.
 
     tf2onnx 1.17 makes a constant added behind a Conv its bias wherever one axis of the constant is as long as the

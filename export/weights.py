@@ -17,7 +17,7 @@ def weight_scales(weight: np.ndarray) -> np.ndarray:
         float32 (out,).
     """
     largest = np.abs(weight.astype(np.float64)).reshape(weight.shape[0], -1).max(axis=1)
-    return np.maximum(largest / INT8_MAX, MINIMUM_SCALE).astype(np.float32)
+    return np.asarray(np.maximum(largest / INT8_MAX, MINIMUM_SCALE), np.float32)
 
 
 def fake_quantize_weight(weight: np.ndarray) -> np.ndarray:
@@ -30,4 +30,4 @@ def fake_quantize_weight(weight: np.ndarray) -> np.ndarray:
         float32, of that shape.
     """
     scale = weight_scales(weight).reshape(-1, *[1] * (weight.ndim - 1))
-    return (np.clip(np.rint(weight / scale), -INT8_MAX - 1, INT8_MAX) * scale).astype(np.float32)
+    return np.asarray(np.clip(np.rint(weight / scale), -INT8_MAX - 1, INT8_MAX) * scale, np.float32)

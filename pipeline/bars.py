@@ -1,12 +1,11 @@
-"""Bar charts as HTML: a row is a label, its number and its bar; all text is the page's, so it fits paper and phone."""
+"""Bar charts: a row is a label, its number and its bar; all text is the page's, so it fits paper and phone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from pipeline.html import text
+from functools import cached_property
 
 MOST = 1e12  # what is more is drawn as this; its number stands beside it
 
@@ -32,54 +31,62 @@ class Bar:
     more: str = ""
 
 
-def bar_chart(title: str, rows: Sequence[Bar], mark: str = "", reach: float = math.inf, kind: str = "plot") -> str:
-    """A chart as HTML; empty without rows.
+@dataclass(frozen=True)
+class Chart:
+    """A chart; without bars it is not shown.
 
-    Args:
+    Attributes:
         title: what the bars are, with the unit; plain text.
-        rows: from the top.
+        bars: from the top.
         mark: what a mark is, for the legend; plain text.
         reach: how far marks may stretch the scale, as a multiple of the longest bar. What lies beyond is an arrow at
             the end of its row, and the legend says so: one late call must not squash all bars.
         kind: the classes of the figure.
     """
-    if not rows:
-        return ""
-    values = [_drawn(row.value) for row in rows if math.isfinite(row.value)]
-    marks = [_drawn(row.mark) for row in rows if row.mark is not None]
-    longest = max((abs(value) for value in values), default=0.0)
-    limit = reach * longest if longest else math.inf
-    low = min([0.0, *values, *marks])
-    high = max([0.0, *values, *(min(place, limit) for place in marks)]) or 1.0
-    beyond = any(place > high for place in marks)
-    items = "".join(_row(row, low, high) for row in rows)
-    legend = f'<span><span class="key mark"></span>{text(mark)}</span>' if marks and mark else ""
-    legend += '<span><span class="key beyond"></span>it lies beyond the scale</span>' if beyond else ""
-    legend = f'<p class="legend">{legend}</p>' if legend else ""
-    return (
-        f'<figure class="{kind}"><figcaption>{text(title)}</figcaption>{legend}<ul class="bars">{items}</ul></figure>'
-    )
+
+    title: str
+    bars: Sequence[Bar]
+    mark: str = ""
+    reach: float = math.inf
+    kind: str = "plot"
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The numbers at the left and the right end of the scale."""
+        values = [drawn(bar.value) for bar in self.bars if math.isfinite(bar.value)]
+        longest = max(map(abs, values), default=0.0)
+        limit = self.reach * longest if longest else math.inf
+        high = max([0.0, *values, *(min(mark, limit) for mark in self._marks)]) or 1.0
+        return min([0.0, *values, *self._marks]), high
+
+    @property
+    def _marks(self) -> list[float]:
+        return [drawn(bar.mark) for bar in self.bars if bar.mark is not None]
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """What the signs on the bars mean: the kind of each, and the words."""
+        marks = [("mark", self.mark)] if self._marks and self.mark else []
+        beyond = any(map(self.is_beyond, self._marks))
+        return [*marks, ("beyond", "it lies beyond the scale")] if beyond else marks
+
+    def is_beyond(self, mark: float) -> bool:
+        """Whether a mark lies beyond the scale."""
+        return drawn(mark) > self.ends[1]
+
+    def place(self, value: float) -> float:
+        """Where a number stands, in percent of the width; at an end where it lies beyond."""
+        low, high = self.ends
+        return 100 * (max(low, min(drawn(value), high)) - low) / (high - low)
+
+    def span(self, bar: Bar) -> tuple[float, float] | None:
+        """Where a bar begins and how wide it is, in percent; None where there is none."""
+        if math.isnan(bar.value):
+            return None
+        start, end = sorted((self.place(0.0), self.place(bar.value)))
+        return start, end - start
 
 
-def _row(row: Bar, low: float, high: float) -> str:
-    def place(value: float) -> float:
-        return 100 * (value - low) / (high - low)
-
-    drawn = f'<span class="zero" style="left:{place(0.0):.2f}%"></span>'
-    if not math.isnan(row.value):
-        ends = sorted((place(0.0), place(max(low, min(_drawn(row.value), high)))))
-        drawn += f'<span class="bar {row.kind}" style="left:{ends[0]:.2f}%;width:{ends[1] - ends[0]:.2f}%"></span>'
-    if row.mark is not None:
-        mark = _drawn(row.mark)
-        where = f'class="mark" style="left:{place(mark):.2f}%"' if mark <= high else 'class="beyond"'
-        drawn += f"<span {where}></span>"
-    more = f" <small>{text(row.more)}</small>" if row.more else ""
-    return (
-        f'<li><span class="label" dir="auto">{text(row.label)}</span>'
-        f'<span class="value"><b>{text(row.shown)}</b>{more}</span>'
-        f'<span class="track" aria-hidden="true">{drawn}</span></li>'
-    )
-
-
-def _drawn(value: float) -> float:
+def drawn(value: float) -> float:
+    """A number as long as a chart can hold."""
     return max(-MOST, min(value, MOST))

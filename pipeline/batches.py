@@ -113,7 +113,7 @@ class Features:
 
     def take(self, indices: np.ndarray, epoch: int) -> np.ndarray:
         """The features of some images; the epoch does not matter, because nothing random stands before them."""
-        return self.values[indices]
+        return np.asarray(self.values[indices])
 
 
 def compute_features(extractor: keras.Model, source: Source, description: str) -> Features:
@@ -167,7 +167,7 @@ def make_batches(source: Source, batch_size: int, shuffle_seed: int | None = Non
     """
     import keras
 
-    class _Batches(keras.utils.PyDataset):
+    class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(workers=1 if source.in_memory else os.cpu_count() or 1, use_multiprocessing=False)
             self.set_epoch(0)

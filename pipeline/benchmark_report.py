@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from export.records import from_json, read_record, to_json
+from export.records import read_record, to_json
+from export.sidecar import Precision
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
-from pipeline.layout import BENCHMARK, Precision
+from pipeline.layout import BENCHMARK
+from pipeline.machine import GpuSnapshot, Machine
 from pipeline.manifest import as_recorded
 from pipeline.measured import Serves
 
@@ -23,11 +24,10 @@ REMEDY = "Run the benchmark again: python -m benchmarks -c RECIPE."
 
 
 @dataclass(frozen=True)
-class Compute:
-    """What the engine alone takes, without the copies; times in milliseconds.
+class Summary:
+    """Samples reduced to the numbers of a report; times in milliseconds.
 
     Attributes:
-        includes: what a sample covers.
         n: samples.
         p50_ms: median.
         p90_ms: 90th percentile.
@@ -38,7 +38,6 @@ class Compute:
         percentile_method: numpy's name.
     """
 
-    includes: str
     n: int
     p50_ms: float
     p90_ms: float
@@ -47,6 +46,17 @@ class Compute:
     images_per_second: float | None
     p99_is_near_max: bool
     percentile_method: str
+
+
+@dataclass(frozen=True)
+class Compute(Summary):
+    """What the engine alone takes, without the copies.
+
+    Attributes:
+        includes: what a sample covers.
+    """
+
+    includes: str
 
 
 @dataclass(frozen=True)
@@ -123,39 +133,11 @@ class BenchmarkRow:
 
 
 @dataclass(frozen=True)
-class Cpu:
-    """A processor."""
+class TimedModel:
+    """What was timed: height and width of its images, and how many classes it tells apart."""
 
-    model: str | None
-    cores: int | None
-    usable_cores: int | None
-    features: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU; what only NVML knows is None without it."""
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
-    power_limit_w: float | None = None
-    pcie_generation: int | None = None
-    pcie_width: int | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What `benchmarks.telemetry.machine` says."""
-
-    cpu: Cpu
-    memory_bytes: int | None
-    os: str
-    python: str
-    packages: Mapping[str, str]
-    driver_version: str | None
-    cuda_version: str | None
-    gpus: tuple[Gpu, ...]
+    size: tuple[int, int]
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -164,7 +146,7 @@ class BenchmarkReport:
 
     Attributes:
         recipe: its name.
-        model: size and number of classes.
+        model: that was timed.
         machine: that it ran on.
         commit: of this code; None outside a repository.
         gpu_before: clocks, temperature and load of the GPUs before.
@@ -175,19 +157,14 @@ class BenchmarkReport:
     """
 
     recipe: str
-    model: Mapping[str, Any]
+    model: TimedModel
     machine: Machine
     commit: str | None
-    gpu_before: tuple[Mapping[str, Any], ...]
-    gpu_after: tuple[Mapping[str, Any], ...]
+    gpu_before: tuple[GpuSnapshot, ...]
+    gpu_after: tuple[GpuSnapshot, ...]
     results: tuple[BenchmarkRow, ...]
     serves: Serves | None = None
     schema: int = SCHEMA
-
-
-def read_machine(tree: Mapping[str, Any]) -> Machine:
-    """The machine that `benchmarks.telemetry.machine` described."""
-    return from_json(Machine, dict(tree), "this machine's description", remedy="Report it.")
 
 
 def read_benchmark(path: Path) -> BenchmarkReport:
@@ -227,7 +204,4 @@ def _read_serves(path: Path, _: str) -> tuple[Serves | None, str]:
 
 def write_benchmark(path: Path, report: BenchmarkReport) -> None:
     """Write a benchmark."""
-    given = {field.name: getattr(report, field.name) for field in fields(report)}
-    plain = {"machine", "serves"} if report.serves else {"machine"}
-    tree = {key: to_json(value) if key in plain else value for key, value in given.items()}
-    write_json(path, tree | {"results": [row.to_json() for row in report.results]})
+    write_json(path, to_json(report) | {"results": [row.to_json() for row in report.results]})

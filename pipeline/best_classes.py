@@ -29,8 +29,8 @@ def wrong_images(top: Top, probabilities: np.ndarray) -> np.ndarray:
     own = np.take_along_axis(probabilities, classes, axis=1)
     best = top_of(probabilities, classes.shape[1]).probabilities
     repeated = (np.diff(np.sort(classes, axis=1), axis=1) == 0).any(axis=1)
-    return repeated | ~(known & _alike(own, best) & _alike(top.probabilities, own)).all(axis=1)
+    return np.asarray(repeated | ~(known & _alike(own, best) & _alike(top.probabilities, own)).all(axis=1))
 
 
 def _alike(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    return np.isclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE)
+    return np.asarray(np.isclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE))

@@ -169,7 +169,7 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
         )
     member = archive.getmember(INDEX)
     file = archive.extractfile(member)
-    index = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
+    index: dict[str, Any] = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
     if index.get("schema") != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
     files, recipe = index["files"], index["recipe"]

@@ -1,15 +1,13 @@
-"""Plots that matplotlib draws: learning curves, for the page and as a PNG, and what each layer costs, as a PNG."""
+"""Learning curves, which matplotlib draws as elements of a page."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.fonts import FIRST, drawable
-from pipeline.words import count
+from pipeline.bars import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,11 +15,10 @@ if TYPE_CHECKING:
 
     from pipeline.stage_records import Epoch
 
-MOST = 1e12  # what is more is drawn as this
-LONGEST = 48  # characters of a row's name
 MOST_TICKS = 8
+SIZE, LETTERS = (3.9, 2.7), 10.5  # inches, points
 INK, MUTED, GRID = "#1d2733", "#5a6672", "#dfe5ec"
-COLORS = {"fp32": "#4c7fb8", "fp16": "#2f8a66", "int8": "#c26a14"}
+COLORS = {"fp32": "#4c7fb8", "int8": "#c26a14"}
 # On a page the colours are those of its style, which knows light and dark.
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", **{color: name for name, color in COLORS.items()}}
 CURVES = ("accuracy", "loss")
@@ -32,30 +29,22 @@ def training_curves(history: Sequence[Epoch]) -> tuple[str, ...]:
 
     Its letters are as large as the page's where it is about 330 pixels wide.
     """
-    found = []
-    for name in CURVES:
-        figure = _figure(3.9, 2.7, 10.5)
-        _draw(figure.subplots(), history, name)
-        found.append(_svg(figure, name, _told(history, name)))
-    return tuple(found)
+    return tuple(_svg(training_curve(history, name), name, _told(history, name)) for name in CURVES)
 
 
-def training_figure(history: Sequence[Epoch]) -> Figure:
-    """Both curves side by side, for a PNG."""
-    figure = _figure(9.2, 3.0, 9)
-    for axis, name in zip(figure.subplots(1, 2), CURVES):
-        _draw(axis, history, name)
+def training_curve(history: Sequence[Epoch], name: str) -> Figure:
+    """One of ``CURVES`` by epoch."""
+    figure = _figure()
+    _draw(figure.subplots(), history, name)
     return figure
 
 
 def _draw(axis: Axes, history: Sequence[Epoch], name: str) -> None:
     """Training and validation by epoch, with the phases marked."""
-    epochs = [_drawn(row.epoch) for row in history]
-    boundary = next((_drawn(row.epoch) for row in history if row.phase == "fine_tune"), None)
-    trained = [_drawn(getattr(row, name)) for row in history]
-    judged = [
-        (_drawn(row.epoch), _drawn(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None
-    ]
+    epochs = [drawn(row.epoch) for row in history]
+    boundary = next((drawn(row.epoch) for row in history if row.phase == "fine_tune"), None)
+    trained = [drawn(getattr(row, name)) for row in history]
+    judged = [(drawn(row.epoch), drawn(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None]
     axis.plot(epochs, trained, "o-", color=COLORS["fp32"], label="training", ms=4)
     if judged:
         axis.plot(*zip(*judged), "s--", color=COLORS["int8"], label="validation", ms=4)
@@ -90,64 +79,8 @@ def _told(history: Sequence[Epoch], name: str) -> str:
     return told + (f", validation {judged[0]:.3g} to {judged[-1]:.3g}" if judged else "")
 
 
-def sensitivity_figure(layers: Sequence[tuple[str, float, bool]], most: int = 25) -> Figure:
-    """Each layer's share of the INT8 noise, the dearest first, for a PNG.
-
-    Args:
-        layers: as `shares` takes them.
-        most: how many are drawn; the others are one bar.
-    """
-    shown = shares(layers, most)
-    figure = _figure(9.2, 0.24 * len(shown) + 0.9, 9)
-    axis = figure.subplots()
-    largest = 0.0
-    for row, (_, share, kept) in enumerate(shown):
-        length = share if math.isfinite(share) else 0.0
-        axis.barh(row, length, color=COLORS["fp16" if kept else "int8"], height=0.65)
-        axis.text(length, row, f"  {share_text(share)}", va="center", fontsize=8)
-        largest = max(largest, length)
-    axis.set_xlim(0, largest * 1.15 or 1)
-    axis.set_xlabel("share of the noise that quantising each layer alone adds to the logits, % (green: kept in float)")
-    _name_rows(axis, [name for name, _, _ in shown])
-    return figure
-
-
-def shares(layers: Sequence[tuple[str, float, bool]], most: int) -> list[tuple[str, float, bool]]:
-    """Name, share of all noise in percent (infinite where the noise is) and whether it stays in float, of each layer.
-
-    Args:
-        layers: name, noise alone (energy of the error over that of the logits; infinite where the logits are not
-            finite), whether it stays in float.
-        most: how many are given; the others are one.
-    """
-    whole = sum(noise for _, noise, _ in layers if math.isfinite(noise)) or 1.0
-    shown = list(layers[:most])
-    if rest := layers[most:]:
-        shown.append((count(len(rest), "other"), sum(noise for _, noise, _ in rest), False))
-    return [(name, 100 * noise / whole, kept) for name, noise, kept in shown]
-
-
-def share_text(share: float) -> str:
-    """A share of the noise as a reader sees it."""
-    return f"{share:.1f} %" if math.isfinite(share) else "NaN or infinite"
-
-
-def _drawn(value: float) -> float:
-    return max(-MOST, min(value, MOST))
-
-
-def _name_rows(axis: Axes, names: Sequence[str]) -> None:
-    """Rows from the top, each with its name; of a long one the end, which tells names apart."""
-    shown = [drawable(name if len(name) <= LONGEST else f"…{name[-LONGEST:]}") for name in names]
-    axis.set_yticks(range(len(shown)), [label for label, _ in shown], fontsize=8)
-    for tick, (_, families) in zip(axis.get_yticklabels(), shown):
-        tick.set_fontfamily(families)
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
-
-
-def _figure(width: float, height: float, letters: float) -> Figure:
-    """An empty figure; sizes in inches, letters in points."""
+def _figure() -> Figure:
+    """An empty figure."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -156,12 +89,11 @@ def _figure(width: float, height: float, letters: float) -> Figure:
             "svg.fonttype": "none",
             "svg.hashsalt": "report",
             "font.family": "sans-serif",
-            "font.sans-serif": [FIRST],
-            "font.size": letters,
-            "text.parse_math": False,  # names come from outside, and $ in one is a dollar
+            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
+            "font.size": LETTERS,
             "axes.edgecolor": GRID,
             "axes.labelcolor": MUTED,
-            "axes.titlesize": letters + 1,
+            "axes.titlesize": LETTERS + 1,
             "axes.titlecolor": INK,
             "axes.grid": True,
             "axes.axisbelow": True,
@@ -173,7 +105,7 @@ def _figure(width: float, height: float, letters: float) -> Figure:
             "text.color": INK,
         }
     )
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=SIZE, layout="constrained")
 
 
 def _svg(figure: Figure, name: str, told: str) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.errors import PipelineError
+
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
+COMMAND = "{command}"
 
 
 def pipeline_command(*words: str | Path, python: str | None = None) -> str:
@@ -44,6 +48,26 @@ def command_of(args: argparse.Namespace, verb: str, *more: str) -> str | None:
     return pipeline_command(verb, "-c", args.config, *recipe_options(args.overrides, args.artifacts), *more)
 
 
+class CommandNeededError(PipelineError):
+    """An error that a command with this recipe mends, raised where nobody knows the command line.
+
+    Args:
+        message: with ``COMMAND`` where the command stands.
+        verb: of ``python -m pipeline``.
+        overrides: ``section.key=value`` strings to add.
+    """
+
+    def __init__(self, message: str, verb: str, *overrides: str) -> None:
+        words = [word for override in overrides for word in ("--set", override)]
+        super().__init__(message.replace(COMMAND, shlex.join(("python", "-m", "pipeline", verb, *words))))
+        self._message, self._verb, self._overrides = message, verb, overrides
+
+    def complete(self, invocation: Invocation) -> None:
+        """Name the command as it has to be typed."""
+        again = replace(invocation, overrides=(*invocation.overrides, *self._overrides))
+        self.args = (self._message.replace(COMMAND, again.command(self._verb)),)
+
+
 @dataclass(frozen=True)
 class Invocation:
     """What repeats a recipe on a command line.
@@ -66,6 +90,15 @@ class Invocation:
             python: that runs it. Defaults to None: this very one, for advice on this machine.
         """
         return pipeline_command(verb, "-c", self.recipe_path, *self.options, python=python)
+
+    @contextmanager
+    def completing_errors(self) -> Iterator[None]:
+        """Name the commands in errors of what knows no command line."""
+        try:
+            yield
+        except CommandNeededError as error:
+            error.complete(self)
+            raise
 
     @property
     def options(self) -> list[str]:

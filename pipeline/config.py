@@ -80,19 +80,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise file_name(path)
     tree.setdefault("name", path.stem)
     try:
-        recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
+        recipe: Recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
     except RecipeError as error:
-        hint = HINTS.get(str(error).partition(":")[0])
-        if hint is None:
-            raise
-        raise RecipeError(f"{error} {hint}") from error
+        hint = HINTS.get(str(error).partition(":")[0], "")
+        raise RecipeError(f"{error} {hint}".rstrip()) from error
     check_rules(recipe)
     return recipe
 
 
 def to_dict(section: Any) -> dict[str, Any]:
     """A recipe or a section of it as plain values (tuples become lists)."""
-    return _plain(dataclasses.asdict(section))
+    return {name: _plain(value) for name, value in dataclasses.asdict(section).items()}
 
 
 def dump_yaml(recipe: Recipe) -> str:
@@ -104,12 +102,9 @@ def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
     """The sections that decide a stage's result, without permissions and paths (whose content is hashed instead)."""
     whole = to_dict(recipe)
     part = {name: whole[name] for name in sections}
-    for dotted in PERMISSION_KEYS:
+    for dotted in (*PERMISSION_KEYS, *PATH_KEYS):
         section, key = section_of(part, dotted)
-        section.pop(key, None)
-    for dotted in PATH_KEYS:
-        section, key = section_of(part, dotted)
-        if not isinstance(section.get(key), list):  # names and numbers in the recipe itself do decide
+        if dotted in PERMISSION_KEYS or not isinstance(section.get(key), list):  # names and numbers there do decide
             section.pop(key, None)
     return part
 
@@ -158,15 +153,11 @@ def override_tree(override: str) -> dict[str, Any]:
         value = parse_yaml(text)
     except ValueError as error:
         raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
-    branch: dict[str, Any] = {}
-    _assign(branch, key.strip().split("."), value)
-    return branch
-
-
-def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
+    *sections, last = key.strip().split(".")
+    tree: dict[str, Any] = {last: value}
+    for name in reversed(sections):
+        tree = {name: tree}
+    return tree
 
 
 def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:
@@ -217,7 +208,10 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     origin, args = get_origin(expected), get_args(expected)
     if origin is Annotated:
         value = _convert(args[0], value, where, default)
-        _check_limits([note for note in args[1:] if isinstance(note, Limit)], value, where)
+        for limit in (note for note in args[1:] if isinstance(note, Limit) and value is not None):
+            if not limit.holds(value):
+                received = to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
+                raise RecipeError(f"{where}: expected {limit.expected}. Received: {shown(received)}.")
         return value
     if origin in (Union, types.UnionType):
         if type(None) in args:
@@ -252,13 +246,6 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     if expected is float and not math.isfinite(float(value)):
         raise RecipeError(f"{where}: expected a finite number. Received: {shown(value)}.")
     return float(value) if expected is float else value
-
-
-def _check_limits(limits: Sequence[Limit], value: Any, where: str) -> None:
-    for limit in limits:
-        if value is not None and not limit.holds(value):
-            received = to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
-            raise RecipeError(f"{where}: expected {limit.expected}. Received: {shown(received)}.")
 
 
 def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any) -> Any:

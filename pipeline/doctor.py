@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-import re
 import shutil
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
+from export.records import to_json
 from export.versions import is_checked, no_support, unproven
+from pipeline.doctor_findings import BAD, OK, WARN, Driver, Findings, Library, OnnxRuntimeCuda, Package, StageFinding
 from pipeline.environment import refuses_all
+from pipeline.machine import describe_cpu
 from pipeline.manifest import ROOT
 from pipeline.mending import driver_lines, newer_than_driver, python_line, tensorrt_lines
 from pipeline.runners.providers import why_not
 from pipeline.starting import OLDEST_FOR_A_BUNDLE
 
 SUPPORTED = ((3, 11), (3, 14))
-OK, WARN, BAD = "ok", "--", "!!"
 
 
 def doctor() -> dict[str, Any]:
@@ -30,82 +30,88 @@ def doctor() -> dict[str, Any]:
 
     The exit status is 2 where anything is marked !!, that is missing or in conflict, else 0.
     """
-    gpu_requirements = _installed("onnxruntime-gpu") is not None
-    requirements = "requirements-gpu.txt" if gpu_requirements else "requirements.txt"
-    if _for_a_bundle():
-        requirements = "requirements-jetson.txt"
-    machine = _machine()
-    packages = _packages(ROOT / requirements)
+    status = driver_status()
+    newer = newer_than_driver(status, _installed)
+    findings = _find(status, newer)
+    print("\n".join(_lines(findings, newer)))
+    return to_json(findings) | {"exit": 2 if findings.is_broken else 0}
+
+
+def _find(driver: DriverStatus, newer: Mapping[str, int]) -> Findings:
+    packages = _packages(ROOT / _requirements())
     if not _for_a_bundle():
         packages |= _packages(ROOT / "requirements-legacy.txt")
-    conflict = gpu_requirements and _installed("onnxruntime") is not None
-    driver = driver_status()
+    conflict = bool(_installed("onnxruntime-gpu") and _installed("onnxruntime"))
     tensorrt = {name: _tensorrt(name, driver) for name in ("tensorrt", "rtx")}
     stages = _stages(packages, bool(driver), tensorrt)
     if _for_a_bundle():
         stages |= _bundle_stages(bool(driver), tensorrt)
     no_cuda = why_not("cuda") if driver else driver.reason
-    newer = newer_than_driver(driver, _installed)
+    return Findings(
+        machine=_machine(),
+        packages=packages,
+        conflict=conflict,
+        driver=Driver(
+            bool(driver), driver.reason, driver.driver_version, driver.cuda_version, tuple(newer), driver.devices
+        ),
+        tensorrt=tensorrt,
+        onnxruntime_cuda=OnnxRuntimeCuda(not no_cuda, no_cuda),
+        stages=stages,
+        mend=(*_mend(packages, conflict, stages["build"], driver), *driver_lines(driver, newer)),
+    )
 
-    print("machine")
-    for name, value in machine.items():
-        print(f"  {name:<14} {value}")
-    print(f"\npackages against {requirements}")
-    for name, entry in packages.items():
-        print(f"  [{entry['state']}] {name:<28} {entry['here'] or 'missing':<14} pinned {entry['pinned']}")
-    if conflict:
-        print(f"  [{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other")
-    print("\nGPU")
-    if driver:
-        print(f"  [{OK}] driver {driver.driver_version or 'of a version it does not tell'}, CUDA {driver.cuda_version}")
-        for package, cuda in newer.items():
-            print(f"  [{WARN}] {package} is for CUDA {cuda}, this driver for CUDA {driver.cuda_version} at most")
-        for device in driver.devices:
-            print(f"  [{OK}] {device.name}, compute capability {device.compute_capability}, {device.memory >> 20} MiB")
-        print(f"  [{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}")
+
+def _lines(findings: Findings, newer: Mapping[str, int]) -> list[str]:
+    driver, no_cuda = findings.driver, findings.onnxruntime_cuda.why_not
+    lines = ["machine", *(f"  {name:<14} {value}" for name, value in findings.machine.items())]
+    lines.append(f"\npackages against {_requirements()}")
+    lines += [
+        f"  [{one.state}] {name:<28} {one.here or 'missing':<14} pinned {one.pinned}"
+        for name, one in findings.packages.items()
+    ]
+    if findings.conflict:
+        lines.append(f"  [{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other")
+    lines.append("\nGPU")
+    if driver.available:
+        lines.append(f"  [{OK}] driver {driver.version or 'of a version it does not tell'}, CUDA {driver.cuda}")
+        lines += [
+            f"  [{WARN}] {package} is for CUDA {cuda}, this driver for CUDA {driver.cuda} at most"
+            for package, cuda in newer.items()
+        ]
+        lines += [
+            f"  [{OK}] {one.name}, compute capability {one.compute_capability}, {one.memory >> 20} MiB"
+            for one in driver.devices
+        ]
+        lines.append(f"  [{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}")
     else:
-        print(f"  [{WARN}] {driver.reason}")
-    print("\nTensorRT")
-    for name, entry in tensorrt.items():
-        print(f"  [{OK if entry['version'] else WARN}] {name:<10} {_standing(entry)}")
-        for line in entry["unsupported"]:
-            print(f"  [{WARN}] {name:<10} {line}")
-    print("\nstages")
-    for name, entry in stages.items():
-        print(f"  [{entry['state']}] {name:<10} {entry['text']}")
-    mend = _mend(packages, conflict, stages, driver, requirements, newer)
-    if mend:
-        print("\nto mend\n" + "\n".join(f"  {line}" for line in mend))
-    states = [entry["state"] for entry in (*packages.values(), *stages.values())]
-    return {
-        "machine": machine,
-        "packages": packages,
-        "conflict": conflict,
-        "driver": {
-            "available": bool(driver),
-            "reason": driver.reason,
-            "version": driver.driver_version,
-            "cuda": driver.cuda_version,
-            "too_old_for": list(newer),
-            "devices": [asdict(device) for device in driver.devices],
-        },
-        "tensorrt": tensorrt,
-        "onnxruntime_cuda": {"active": not no_cuda, "why_not": no_cuda},
-        "stages": stages,
-        "mend": mend,
-        "exit": 2 if conflict or BAD in states else 0,
-    }
+        lines.append(f"  [{WARN}] {driver.reason}")
+    lines.append("\nTensorRT")
+    for name, library in findings.tensorrt.items():
+        standing = (library.version or library.why) + (f", {library.unproven}" if library.unproven else "")
+        lines.append(f"  [{OK if library.version else WARN}] {name:<10} {standing}")
+        lines += [f"  [{WARN}] {name:<10} {line}" for line in library.unsupported]
+    lines.append("\nstages")
+    lines += [f"  [{one.state}] {name:<10} {one.text}" for name, one in findings.stages.items()]
+    if findings.mend:
+        lines += ["\nto mend", *(f"  {line}" for line in findings.mend)]
+    return lines
+
+
+def _requirements() -> str:
+    """The file that says what should be here."""
+    if _for_a_bundle():
+        return "requirements-jetson.txt"
+    return "requirements-gpu.txt" if _installed("onnxruntime-gpu") else "requirements.txt"
 
 
 def _machine() -> dict[str, str]:
     note = "" if _python_fits() else f"  (expected {_pythons()})"
     if _for_a_bundle():
         note = f"  (for what runs a bundle; training and exporting need {_pythons()})"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version() + note,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": f"{_cpu_model()}, {cores} cores",
+        "cpu": str(describe_cpu()),
         "disk free": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
     }
 
@@ -124,18 +130,10 @@ def _pythons() -> str:
     return f"{major}.{first} to {major}.{end - 1}"
 
 
-def _cpu_model() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown"
-
-
-def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
+def _packages(requirements: Path) -> dict[str, Package]:
     from packaging.requirements import Requirement
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Package] = {}
     for line in requirements.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
         if text.startswith("-r "):
@@ -152,7 +150,7 @@ def _packages(requirements: Path) -> dict[str, dict[str, Any]]:
         if requirement.name == "tensorrt" and here is not None:
             fits = fits or is_checked("tensorrt", here)  # older than what is advised, as JetPack's own
         state = OK if fits else WARN if here else BAD
-        found[requirement.name] = {"here": here, "pinned": str(requirement.specifier), "state": state}
+        found[requirement.name] = Package(here, str(requirement.specifier), state)
     return found
 
 
@@ -163,105 +161,86 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _tensorrt(flavour: str, driver: DriverStatus) -> dict[str, Any]:
+def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
     """What is known of a flavour; whether it builds here, and whether what it builds runs here."""
     trt = find_tensorrt(flavour)
     if trt is None:
-        nothing = {"builds_without_gpu": False, "unproven": "", "unsupported": [], "runs": False, "builds": False}
-        return {"version": None, "why": why_missing().get(flavour, "not installed"), **nothing}
-    alone = trt.builds_without_gpu
-    first = driver.devices[:1]
-    return {
-        "version": trt.version,
-        "why": "",
-        "builds_without_gpu": alone,
-        "unproven": unproven(flavour, trt.version),
-        "unsupported": [
+        return Library(None, why_missing().get(flavour, "not installed"))
+    return Library(
+        version=trt.version,
+        builds_without_gpu=trt.builds_without_gpu,
+        unproven=unproven(flavour, trt.version),
+        unsupported=tuple(
             f"{one.name}, compute capability {one.compute_capability}: {no_support(flavour, one.compute_capability)}"
             for one in driver.devices
             if trt.supports(one.compute_capability) is False
-        ],
-        "runs": bool(driver) and not refuses_all(trt, driver.devices),
-        "builds": alone or (bool(driver) and not refuses_all(trt, first)),
-    }
+        ),
+        runs=bool(driver) and not refuses_all(trt, driver.devices),
+        builds=trt.builds_without_gpu or (bool(driver) and not refuses_all(trt, driver.devices[:1])),
+    )
 
 
-def _standing(tensorrt: dict[str, Any]) -> str:
-    unproven = tensorrt["unproven"]
-    return (tensorrt["version"] or tensorrt["why"]) + (f", {unproven}" if unproven else "")
-
-
-def _stages(
-    packages: dict[str, dict[str, Any]], driver: bool, tensorrt: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, str]]:
+def _stages(packages: Mapping[str, Package], driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, StageFinding]:
     def has(*names: str) -> bool:
-        return all(any(p == n or p.startswith(f"{n}-") for p, e in packages.items() if e["here"]) for n in names)
+        return all(any(p == n or p.startswith(f"{n}-") for p, one in packages.items() if one.here) for n in names)
 
-    def entry(state: str, text: str) -> dict[str, str]:
-        return {"state": state, "text": text}
+    def with_all(text: str, *names: str) -> StageFinding:
+        missing = " and ".join(name for name in names if not has(name))
+        return StageFinding(BAD, f"needs {missing}") if missing else StageFinding(OK, text)
 
-    def needs(*names: str) -> dict[str, str]:
-        return entry(BAD, "needs " + " and ".join(name for name in names if not has(name)))
-
-    found = [name for name, known in tensorrt.items() if known["version"]]
-    runs = [name for name in found if tensorrt[name]["runs"]]
-    builders = [name for name in found if tensorrt[name]["builds"]]
+    builders = [name for name, library in tensorrt.items() if library.builds]
     missing = _engines_need(driver, tensorrt)
     engines = f"; engines need {missing}" if missing else ", engines"
     on_gpu = (
         "on the GPU, if TensorFlow finds the CUDA libraries" if driver and "tensorflow" in packages else "on the CPU"
     )
-    build = entry(OK, f"with {builders[0]}") if builders else entry(WARN, "no engine can be built here")
-    if builders and driver and builders[0] not in runs:
-        build = entry(WARN, f"with {builders[0]}, which does not support this GPU: for others")
+    if not builders:
+        build = StageFinding(WARN, "no engine can be built here")
+    elif driver and not tensorrt[builders[0]].runs:
+        build = StageFinding(WARN, f"with {builders[0]}, which does not support this GPU: for others")
+    else:
+        build = StageFinding(OK, f"with {builders[0]}")
     keras, runtime = ("tensorflow", "keras"), ("onnx", "onnxruntime")
     return {
-        "train": entry(OK, on_gpu) if has(*keras) else needs(*keras),
-        "export": entry(OK, "") if has(*keras, "tf2onnx") else needs(*keras, "tf2onnx"),
-        "quantize": entry(OK, "") if has(*runtime) else needs(*runtime),
+        "train": with_all(on_gpu, *keras),
+        "export": with_all("", *keras, "tf2onnx"),
+        "quantize": with_all("", *runtime),
         "build": build,
-        "verify": entry(OK, f"Keras, ONNX files{engines}") if has(*runtime) else needs(*runtime),
-        "benchmark": entry(OK, f"Keras, ONNX Runtime{engines}") if has(*runtime) else needs(*runtime),
-        "infer": entry(OK, "with ONNX Runtime" if missing else "with TensorRT") if has(*runtime) else needs(*runtime),
-        "report": entry(OK, "") if has("matplotlib") else needs("matplotlib"),
+        "verify": with_all(f"Keras, ONNX files{engines}", *runtime),
+        "benchmark": with_all(f"Keras, ONNX Runtime{engines}", *runtime),
+        "infer": with_all("with ONNX Runtime" if missing else "with TensorRT", *runtime),
+        "report": with_all("", "matplotlib", "jinja2"),
     }
 
 
-def _engines_need(driver: bool, tensorrt: dict[str, dict[str, Any]]) -> str:
+def _engines_need(driver: bool, tensorrt: Mapping[str, Library]) -> str:
     """What an engine needs to run and this machine has not; "" if it has all."""
-    found = [known for known in tensorrt.values() if known["version"]]
-    lacking = "a TensorRT that supports this GPU" if found else "TensorRT"
-    cuda = _installed("cuda-bindings") or _installed("pycuda")
-    runs = any(known["runs"] for known in found)
-    return "a GPU" if not driver else lacking if not runs else "" if cuda else "cuda-bindings"
+    if not driver:
+        return "a GPU"
+    if not any(library.version for library in tensorrt.values()):
+        return "TensorRT"
+    if not any(library.runs for library in tensorrt.values()):
+        return "a TensorRT that supports this GPU"
+    return "" if _installed("cuda-bindings") or _installed("pycuda") else "cuda-bindings"
 
 
-def _bundle_stages(driver: bool, tensorrt: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, StageFinding]:
     """The stages but `build` on a machine that runs bundles alone: it has engines, and neither Keras nor ONNX files."""
     missing = _engines_need(driver, tensorrt)
-    engines = {"state": WARN, "text": f"engines need {missing}"} if missing else {"state": OK, "text": "engines"}
-    elsewhere = {"state": WARN, "text": "not here; a bundle brings what it made elsewhere"}
+    engines = StageFinding(WARN, f"engines need {missing}") if missing else StageFinding(OK, "engines")
+    elsewhere = StageFinding(WARN, "not here; a bundle brings what it made elsewhere")
     on_engines = dict.fromkeys(("verify", "benchmark", "infer"), engines)
     return dict.fromkeys(("train", "export", "quantize", "report"), elsewhere) | on_engines
 
 
-def _mend(
-    packages: dict[str, dict[str, Any]],
-    conflict: bool,
-    stages: dict[str, dict[str, str]],
-    driver: DriverStatus,
-    requirements: str,
-    newer: dict[str, int],
-) -> list[str]:
+def _mend(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:
     lines = []
     pip = f"{python_line()} -m pip"
     if not _python_fits() and not _for_a_bundle():
         lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {_pythons()})")
     if conflict:
         lines.append(f"{pip} uninstall -y onnxruntime onnxruntime-gpu, and then")
-    if conflict or any(entry["state"] != OK for entry in packages.values()):
+    if conflict or any(package.state != OK for package in packages.values()):
         legacy = "" if _for_a_bundle() else f" && {pip} install --no-deps -r requirements-legacy.txt"
-        lines.append(f"{pip} install -r {requirements}{legacy}")
-    if stages["build"]["state"] == WARN:
-        lines += tensorrt_lines(driver, _for_a_bundle())
-    return lines + driver_lines(driver, newer)
+        lines.append(f"{pip} install -r {_requirements()}{legacy}")
+    return lines + (tensorrt_lines(driver, _for_a_bundle()) if build.state == WARN else [])

@@ -7,21 +7,18 @@ The addresses and hashes are those in the sources of Keras 3.15 (``applications/
 
 from __future__ import annotations
 
-import hashlib
+import io
 import logging
 import os
 import tarfile
-import time
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from export.files import put_folder, replacing_file, temporary_folder
+from export.files import put_folder, temporary_folder
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import digest_of
 from pipeline.progress import progress_bar
-from pipeline.words import count
 
 log = logging.getLogger(__name__)
 
@@ -94,23 +91,13 @@ def fetch(published: Published, instead: str) -> Path:
         DownloadError: no network, the server refuses, or the bytes are not the published ones.
     """
     target = keras_home() / published.folder / published.name
-    if target.is_file():
-        algorithm, _, expected = published.digest.partition(":")
-        with target.open("rb") as file:
-            if digest_of(file, algorithm) == expected:
-                return target
-        log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
-    log.info("fetching %s", published.url)
     try:
-        with replacing_file(target) as part:
-            received = _stream(published, part)
-            expected = published.digest.partition(":")[2]
-            if received != expected:
-                raise DownloadError(
-                    f"Expected {published.url} with {published.digest}. Received: {received} "
-                    f"({count(part.stat().st_size, 'byte')}). Try again, or bring the file: {instead}"
-                )
-    except (OSError, HTTPException, ValueError) as error:
+        import pooch
+
+        pooch.get_logger().setLevel(logging.WARNING)  # what it does is said here, in the form of this project
+        download = partial(_download, target)
+        pooch.retrieve(published.url, published.digest, target.name, target.parent, downloader=download)
+    except (ImportError, OSError, ValueError) as error:  # ValueError: other bytes than the published ones
         raise DownloadError(
             f"Expected to download {published.url}. Received: {error}. Without a network, bring the file: {instead}"
         ) from error
@@ -143,24 +130,26 @@ def fetch_dataset(name: str) -> Path:
     return folder
 
 
-def _stream(published: Published, part: Path) -> str:
-    """Write the answer to ``part``, hashing on the way; the hex digest."""
-    algorithm = published.digest.partition(":")[0]
-    digest = hashlib.new(algorithm)
-    request = urllib.request.Request(published.url, headers={"User-Agent": "keras-resnet-to-tensorrt"})
-    start = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer, part.open("wb") as file:
-        length = answer.headers.get("Content-Length")
-        total = int(length) if length else None
-        with progress_bar(total=total, desc=f"  {published.name}", unit="B", unit_scale=True) as bar:
-            while block := answer.read(BLOCK):
-                if file.tell() + len(block) > MOST_BYTES:
-                    raise OSError(f"more than {MOST_BYTES:,} bytes, which is none of the published files")
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
-        received = file.tell()
-    if total is not None and received < total:
-        raise OSError(f"the connection ended after {received:,} of {count(total, 'byte')}")
-    log.info("  %s bytes in %.1f s", f"{received:,}", time.perf_counter() - start)
-    return digest.hexdigest()
+def _download(target: Path, url: str, part: str, _: object) -> None:
+    """Write what a server answers into a temporary file of pooch's, which checks it and puts it in its place."""
+    from pooch import HTTPDownloader
+
+    if target.exists():
+        log.warning("%s is damaged (its hash is not the published one) and is fetched again", target)
+    log.info("fetching %s", url)
+    os.remove(part)  # only its owner could read what pooch makes, and Keras' folder may be shared
+    with (
+        progress_bar(total=MOST_BYTES, desc=f"  {target.name}", unit="B", unit_scale=True) as bar,
+        _BoundedFile(part, "w") as file,
+    ):
+        headers = {"Accept-Encoding": "identity"}  # the hash is that of the file as it lies there
+        HTTPDownloader(bar, BLOCK, timeout=TIMEOUT_SECONDS, headers=headers)(url, file, None)
+
+
+class _BoundedFile(io.FileIO):
+    """A file that takes no more bytes than the largest published one has."""
+
+    def write(self, block: Any) -> int:
+        if self.tell() + len(block) > MOST_BYTES:
+            raise OSError(f"more than {MOST_BYTES:,} bytes, which is none of the published files")
+        return super().write(block)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,11 +41,9 @@ def inspect_engine_file(plan: Path) -> dict[str, Any]:
     Raises:
         ProjectError: no engine, or its sidecar is missing or malformed.
     """
-    _require_plan(plan)
-    try:
+    with _naming_the_command(plan):
+        require_plan(plan)
         sidecar = read_sidecar(plan)
-    except ProjectError as error:
-        raise ProjectError(_with_command(str(error), plan)) from error
     try:
         check_plan(plan)
         altered = ""
@@ -66,12 +65,9 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
     Raises:
         ProjectError: no engine, or one that was damaged or altered.
     """
-    _require_plan(plan)
     driver = driver_status()
-    try:
+    with _naming_the_command(plan):
         sidecar = check_plan(plan)
-    except ProjectError as error:
-        raise ProjectError(_with_command(str(error), plan)) from error
     refused = _why_not(plan, sidecar, driver)
     if refused is None:
         device = driver.devices[0]
@@ -127,11 +123,13 @@ def _root(plan: Path) -> Path | None:
     return folder.parent.relative_to(cwd) if folder.parent.is_relative_to(cwd) else folder.parent
 
 
-def _require_plan(plan: Path) -> None:
+@contextmanager
+def _naming_the_command(plan: Path) -> Iterator[None]:
+    """Let errors say the exact command that rebuilds the plan."""
     try:
-        require_plan(plan)
-    except RefusedEngineError as error:
-        raise ProjectError(_with_command(str(error), plan, error.settings)) from error
+        yield
+    except ProjectError as error:
+        raise ProjectError(_with_command(str(error), plan, _settings(error))) from error
 
 
 def _why_not(plan: Path, sidecar: Sidecar, driver: DriverStatus) -> ProjectError | None:

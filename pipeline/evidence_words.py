@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, GpuEvidence
-from pipeline.words import listed
 
 NAMES = "An engine is called by its type and what it is for: throughput by large batches, or the latency of one image."
 STATES: Mapping[str, str] = {
@@ -44,7 +43,8 @@ def clocks(evidence: GpuEvidence) -> str:
     read = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
     said = []
     for key, name, unit in _READ:
-        values = [one[key] for one in read if isinstance(one.get(key), (int, float)) and math.isfinite(one[key])]
+        told = [getattr(one, key) for one in read]
+        values = [value for value in told if value is not None and math.isfinite(value)]
         if values:
             low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
             said.append(f"{name} {low if low == high else f'{low} to {high}'} {unit}")
@@ -63,8 +63,3 @@ def not_made(evidence: GpuEvidence) -> dict[str, list[str]]:
         if step.state in (SKIPPED, RUNNING, PENDING):
             named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
     return named
-
-
-def shortened(names: list[str]) -> str:
-    """Some of them; the file has all."""
-    return listed(names, separator="; ")

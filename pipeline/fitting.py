@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")  # in this order, after each epoch
+
 
 def fit(
     recipe: Recipe,
@@ -68,7 +70,7 @@ def fit(
         validation = Images(images.splits["validation"], pixels, spec, "validation images")
     state = _State(built.model, checkpoint, settings.early_stopping)
     for phase, options in (("head", settings.head), ("fine_tune", settings.fine_tune)):
-        if options.epochs == 0 or state.is_past(phase):
+        if options.epochs == 0 or (phase, state.progress.phase) == ("head", "fine_tune"):  # done before an interrupt
             continue
         _freeze(built.backbone, phase, settings.fine_tune.freeze_batchnorm)
         model, sources = built.model, (train, validation)
@@ -101,21 +103,36 @@ def _run_phase(
         count(len(model.trainable_weights), "trainable weight"),
         ", on features that are computed once" if isinstance(train, Features) else "",
     )  # fmt: skip
-    model.fit(
-        batches,
-        validation_data=make_batches(validation, settings.batch_size) if validation is not None else None,
-        initial_epoch=state.progress.epochs,
-        epochs=options.epochs,
-        class_weight=_class_weights(train.labels) if settings.class_weights == "balanced" else None,
-        callbacks=[
-            keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch)),
-            _progress(f"  {phase}", options.epochs, len(batches)),
-            keras.callbacks.TerminateOnNaN(),
-            state.callback(phase, options.learning_rate),
-        ],
-        shuffle=False,  # the batches shuffle themselves, in a way that an interrupt does not change
-        verbose=0,
-    )
+
+    def after_epoch(epoch: int, logs: dict[str, Any]) -> None:
+        values = {name: float(number) for name, number in logs.items()}
+        numbers = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN if name in values)
+        log.info("  %s epoch %d/%d: %s", phase, epoch + 1, options.epochs, numbers)
+        if not all(map(math.isfinite, values.values())):
+            raise ModelError(
+                f"Expected a finite loss. Received: {values} in epoch {epoch + 1} of the {phase} phase. "
+                f"Lower train.{phase}.learning_rate (now {options.learning_rate:g})."
+            )
+        state.after_epoch(epoch, values, model)
+
+    with progress_bar(total=options.epochs * len(batches), desc=f"  {phase}", unit="step") as bar:
+        model.fit(
+            batches,
+            validation_data=make_batches(validation, settings.batch_size) if validation is not None else None,
+            initial_epoch=state.progress.epochs,
+            epochs=options.epochs,
+            class_weight=_class_weights(train.labels) if settings.class_weights == "balanced" else None,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch),
+                    on_train_batch_end=lambda batch, logs: bar.update(),
+                    on_epoch_end=after_epoch,
+                ),
+            ],
+            shuffle=False,  # the batches shuffle themselves, in a way that an interrupt does not change
+            verbose=0,
+        )
 
 
 def _freeze(backbone: keras.Model, phase: str, freeze_batchnorm: bool) -> None:
@@ -185,9 +202,6 @@ class _State:
         """Whether early stopping has ended this phase."""
         return bool(self._patience) and self.progress.waited >= self._patience
 
-    def is_past(self, phase: str) -> bool:
-        return phase == "head" and self.progress.phase == "fine_tune"
-
     def start(self, phase: str, model: keras.Model) -> None:
         """Begin a phase, or take it up where the checkpoint left it."""
         model.optimizer.build(model.trainable_variables)
@@ -204,25 +218,8 @@ class _State:
         if self.best:
             self._whole.set_weights(self.best)
 
-    def callback(self, phase: str, learning_rate: float) -> Any:
-        """Keeps the record after each epoch."""
-        import keras
-
-        state = self
-
-        class _Record(keras.callbacks.Callback):
-            def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-                values = {name: float(number) for name, number in (logs or {}).items()}
-                if not all(map(math.isfinite, values.values())):
-                    raise ModelError(
-                        f"Expected a finite loss. Received: {values} in epoch {epoch + 1} of the {phase} phase. "
-                        f"Lower train.{phase}.learning_rate (now {learning_rate:g})."
-                    )
-                state.after_epoch(epoch, values, self.model)
-
-        return _Record()
-
     def after_epoch(self, epoch: int, values: dict[str, float], model: keras.Model) -> None:
+        """Keep the record of an epoch, its weights where they are the best, and the checkpoint."""
         progress = self.progress
         progress.epochs = epoch + 1
         progress.history.append({"phase": progress.phase, "epoch": len(progress.history) + 1, **values})
@@ -247,25 +244,3 @@ class _State:
 
 def _random_states(model: keras.Model) -> list[Any]:
     return [layer.seed_generator.state for layer in model.layers if hasattr(layer, "seed_generator")]
-
-
-def _progress(description: str, epochs: int, steps: int) -> Any:
-    """One progress bar over a phase, and a line an epoch, on standard error."""
-    import keras
-
-    class _Progress(keras.callbacks.Callback):
-        def on_train_begin(self, logs: Any = None) -> None:
-            self.bar = progress_bar(total=epochs * steps, desc=description, unit="step")
-
-        def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-            self.bar.update()
-
-        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            names = ("loss", "accuracy", "val_loss", "val_accuracy")
-            numbers = ", ".join(f"{name} {logs[name]:.4f}" for name in names if name in (logs or {}))  # type: ignore[index]
-            log.info("%s epoch %d/%d: %s", description, epoch + 1, epochs, numbers)
-
-        def on_train_end(self, logs: Any = None) -> None:
-            self.bar.close()
-
-    return _Progress()

@@ -28,7 +28,7 @@ _WEIGHTED = (  # operations that weights enter, or that hold others
 
 
 @keras.saving.register_keras_serializable("keras_resnet_to_tensorrt", "FrozenGraph")
-class FrozenGraph(keras.layers.Layer):
+class FrozenGraph(keras.layers.Layer):  # type: ignore[misc]
     """Runs a frozen TensorFlow graph with one input and one output.
 
     Args:
@@ -87,7 +87,8 @@ class FrozenGraph(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Everything but the weights."""
-        return super().get_config() | {
+        return {
+            **super().get_config(),
             "graph": self.graph,
             "feed": self.feed,
             "fetch": self.fetch,

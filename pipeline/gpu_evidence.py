@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from export.records import read_record, to_json
-from export.sidecar import BatchProfile
+from export.sidecar import BatchProfile, Precision
 from pipeline.files import write_json
-from pipeline.layout import Precision
-from pipeline.parity_report import Hop, overall_verdict
+from pipeline.machine import GpuSnapshot, Machine
+from pipeline.parity_report import Hop, Overall, overall_verdict
 from pipeline.recipe import Thresholds
 from pipeline.words import listed
 
@@ -139,7 +139,7 @@ class Parity:
         ValueError: the verdict is not that of the hops.
     """
 
-    verdict: Literal["pass", "inconclusive", "fail"]
+    verdict: Overall
     thresholds: Mapping[str, Thresholds]
     hops: tuple[Hop, ...]
 
@@ -251,7 +251,7 @@ class GpuEvidence:
         gpu: what it ran on.
         flavour: "tensorrt" or "rtx".
         tensorrt_version: of the library.
-        machine: see `benchmarks.telemetry.machine`.
+        machine: that the GPU is in; with nothing in it before it was described.
         model: what the engines are of.
         asked: the options of the command.
         steps: in the order in which they were planned.
@@ -260,7 +260,7 @@ class GpuEvidence:
         timings: every row.
         checks: every check.
         targets: as far as they could be judged.
-        snapshots: step to clocks, power and temperature right after it, see `benchmarks.telemetry.gpu_snapshot`.
+        snapshots: step to clocks, power and temperature right after it.
         schema: of this file.
 
     Raises:
@@ -273,7 +273,7 @@ class GpuEvidence:
     gpu: Gpu
     flavour: str
     tensorrt_version: str
-    machine: Mapping[str, Any]
+    machine: Machine
     model: Model
     asked: Mapping[str, Any]
     steps: tuple[Step, ...] = ()
@@ -282,7 +282,7 @@ class GpuEvidence:
     timings: tuple[TimedRow, ...] = ()
     checks: tuple[CheckRow, ...] = ()
     targets: tuple[Target, ...] = ()
-    snapshots: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    snapshots: Mapping[str, tuple[GpuSnapshot, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -1,36 +1,59 @@
-"""The few HTML elements that a report is made of. Cells and texts are HTML: `text` what comes from outside."""
+"""The HTML of a page: templates fill in typed values, and everything from outside is shown and does nothing else."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
 
-FOLDED = 3  # columns; from so many a narrow screen shows each row as a block of label and value
-TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode's names of them
-WIDE = 6  # columns; with more that happens on screens of middle width too
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.words import count, listed, sentence
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Control characters, characters that turn the direction of what follows them, and lone surrogates.
+_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def text(value: object, most: int | None = None) -> str:
-    """What comes from outside, as HTML that shows it and does nothing else.
+def render(template: str, **values: object) -> Markup:
+    """Fill in a template.
 
     Args:
-        value: its text is shown; control characters and lone surrogates, which no page can hold, as escapes, and so
-            are characters that turn the direction of what follows them.
-        most: characters after which it is cut off, with an ellipsis.
+        template: name of a file in ``templates/``.
+        values: what it is given by name; a name that it asks for and is not given is an error.
     """
-    whole = str(value)
-    cut = whole if most is None or len(whole) <= most else whole[: most - 1] + "…"
-    return escape("".join(_held(letter) for letter in cut))
+    return Markup(environment().get_template(template).render(values))
 
 
-def _held(letter: str) -> str:
-    turns = unicodedata.bidirectional(letter) in TURNING
-    if turns or (unicodedata.category(letter) in ("Cc", "Cs") and letter != "\n"):
-        return letter.encode("unicode_escape").decode()
-    return letter
+@cache
+def environment() -> Environment:
+    """What templates are read and filled in by."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"count": count, "cut": cut, "listed": listed, "sentence": sentence}
+    return made
+
+
+def _visible(value: object) -> object:
+    """A value with what no reader sees as escapes; what is HTML already stays."""
+    if isinstance(value, Markup):
+        return value
+    return _UNSEEN.sub(lambda letter: letter[0].encode("unicode_escape").decode(), str(value))
+
+
+def cut(value: str, most: int) -> str:
+    """A text of at most so many characters; what is cut off leaves an ellipsis."""
+    return value if len(value) <= most else value[: most - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -39,132 +62,84 @@ class Section:
 
     Attributes:
         title: plain text.
-        words: a sentence or two below it, HTML.
-        body: what follows, HTML.
+        html: what stands below it.
     """
 
     title: str
-    words: str
-    body: str = ""
+    html: Markup
 
     @property
     def anchor(self) -> str:
         """The name that links use."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
 
-    @property
-    def html(self) -> str:
-        """The section as HTML."""
-        return f'<section id="{self.anchor}"><h2>{text(self.title)}</h2><p>{self.words}</p>{self.body}</section>'
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table; plain text.
+
+    Attributes:
+        text: what it shows.
+        verdict: whose colour it has as a badge; "" for none.
+        remarks: footnotes, as sentences; empty ones are none.
+        code: whether it is shown as code.
+    """
+
+    text: str
+    verdict: str = ""
+    remarks: Sequence[str] = ()
+    code: bool = False
 
 
-def contents(sections: Sequence[Section]) -> str:
-    """Links to the sections of a page."""
-    links = "".join(f'<li><a href="#{one.anchor}">{text(one.title)}</a></li>' for one in sections)
-    return f'<nav class="contents" aria-label="Contents"><ul>{links}</ul></nav>'
+@dataclass(frozen=True)
+class Table:
+    """A table with the footnotes of its cells; without rows it is not shown.
 
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], titled: bool = True) -> str:
-    """A table; a column whose name starts with * holds numbers, and one that is empty in all rows is left out.
-
-    On a narrow screen a row becomes a block of lines, each with the column's name before the value, so that nothing is
-    out of sight. The roles keep it a table for who hears the page, whatever the style makes of it.
-
-    Args:
-        head: names of the columns, HTML.
-        rows: their cells, HTML; an empty one takes no line.
+    Attributes:
+        head: names of the columns; one that starts with * holds numbers, one that is empty in all rows is left out.
+        rows: their cells.
+        name: that footnotes are called by; no other table on the page has it.
         titled: whether the first two, a verdict and what it is about, speak for themselves without a name before them.
     """
-    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
-    head, rows = [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
-    classes = [' class="n"' if name.startswith("*") else "" for name in head]
-    names = [name.lstrip("*") for name in head]
-    labels = [re.sub(r'<span class="marks">.*', "", name) for name in names]
-    top = "".join(f'<th{kind} scope="col" role="columnheader">{name}</th>' for kind, name in zip(classes, names))
-    body = "".join(
-        '<tr role="row">'
-        + "".join(
-            f'<td{kind} role="cell" data-label="{label}">{cell}</td>' for kind, label, cell in zip(classes, labels, row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    fold = "" if len(head) < FOLDED else "fold" if len(head) <= WIDE else "fold wide"
-    fold += " titled" if titled else ""
-    return (
-        f'<div class="scroll"><table class="{fold.strip()}" role="table">'
-        f'<thead role="rowgroup"><tr role="row">{top}</tr></thead>'
-        f'<tbody role="rowgroup">{body}</tbody></table></div>'
-    )
+
+    head: Sequence[str | Cell]
+    rows: Sequence[Sequence[str | Cell]]
+    name: str = ""
+    titled: bool = True
+
+    @cached_property
+    def lines(self) -> list[list[Cell]]:
+        """The names of the columns and then the rows, without empty columns."""
+        filled = [any(_cell(row[column]).text for row in self.rows) for column in range(len(self.head))]
+        return [[_cell(cell) for cell, kept in zip(line, filled) if kept] for line in (self.head, *self.rows)]
+
+    @cached_property
+    def notes(self) -> dict[str, Cell]:
+        """The footnotes in the order of their numbers, each with the cell that it is first marked in."""
+        found: dict[str, Cell] = {}
+        head, *rows = self.lines
+        for cell in chain(*rows, head):
+            for remark in filter(None, cell.remarks):
+                found.setdefault(remark, cell)
+        return found
+
+    def number(self, note: str) -> int:
+        """The number of a footnote."""
+        return list(self.notes).index(note) + 1
 
 
-class Footnotes:
-    """Remarks on cells of a table: a small number in the cell, and below the table what it stands for, each once."""
-
-    def __init__(self, name: str) -> None:
-        """Take the table's name, which no other on the page has."""
-        self._name = name
-        self._numbers: dict[str, int] = {}
-
-    def mark(self, *remarks: str) -> str:
-        """The numbers of some remarks, as links to them; plain text, empty ones are none."""
-        links = "".join(self._link(remark) for remark in dict.fromkeys(remarks) if remark)
-        return f'<span class="marks">{links}</span>' if links else ""
-
-    def _link(self, remark: str) -> str:
-        first = remark not in self._numbers
-        number = self._numbers.setdefault(remark, len(self._numbers) + 1)
-        name = f"{self._name}-note-{number}"
-        here = f' id="{name}-from"' if first else ""
-        return f'<sup{here}><a href="#{name}" aria-label="note {number}">{number}</a></sup>'
-
-    @property
-    def html(self) -> str:
-        """The list below the table; empty where nothing was remarked."""
-        if not self._numbers:
-            return ""
-        items = []
-        for remark, number in self._numbers.items():
-            name = f"{self._name}-note-{number}"
-            back = f'<a href="#{name}-from" aria-label="back to where note {number} stands">↑</a>'
-            items.append(f'<li id="{name}">{text(remark)} {back}</li>')
-        return f'<ol class="footnotes">{"".join(items)}</ol>'
+def section(title: str, template: str, **values: object) -> Section:
+    """A part of a page by its template; see `render`."""
+    return Section(title, render(template, **values))
 
 
-def details(summary: str, body: str, kind: str = "") -> str:
-    """What opens on demand.
-
-    Args:
-        summary: the line that opens it, HTML.
-        body: what it shows, HTML.
-        kind: "long" for what paper leaves out; else it is printed.
-    """
-    return f'<details class="{kind}"><summary>{summary}</summary>{body}</details>'
+def _cell(content: str | Cell) -> Cell:
+    return Cell(content) if isinstance(content, str) else content
 
 
-def notes(lines: Sequence[str]) -> str:
-    """Remarks on a whole section, each once; plain text."""
-    return "".join(f'<p class="note">{text(line)}</p>' for line in dict.fromkeys(lines))
-
-
-def alerts(lines: Sequence[str]) -> str:
-    """What a reader must see before anything else; plain text."""
-    return "".join(f'<p class="alert" role="alert">{text(line)}</p>' for line in dict.fromkeys(lines))
-
-
-def command(line: str) -> str:
-    """A command line to paste; plain text."""
-    return f"<code>{text(line)}</code>"
-
-
-def css_class(verdict: str) -> str:
-    """The class of a verdict's colour."""
-    return verdict.replace(" ", "")
-
-
-def badge(verdict: str, words: str) -> str:
-    """A verdict in its colour; words are plain text."""
-    return f'<span class="badge {css_class(verdict)}">{text(words)}</span>'
+def badge(verdict: str, words: str = "") -> Cell:
+    """A verdict in its colour, in other words where some are given."""
+    return Cell(words or verdict, verdict)
 
 
 def number(value: float | None, form: str) -> str:

@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +21,6 @@ from pipeline.folders import named, other_files
 from pipeline.preprocess import EXTENSIONS
 from pipeline.progress import progress_bar
 from pipeline.runners.base import Runner
-from pipeline.serving import choose
-from pipeline.stage import Context
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -188,41 +185,6 @@ def _cut(path: Path, size: int) -> bool:
     return True
 
 
-def infer_stage(context: Context, folder: Path) -> dict[str, Any]:
-    """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
-    settings = context.recipe.infer
-    card = context.card()
-    paths = sample_images(context, folder / "images")
-    choice = choose(context, batch_size=min(settings.batch_size, max(len(paths), 1)))
-    columns = row_columns(min(settings.top_k, len(card.classes)))
-    with choice.open() as runner:
-        rows = classify(paths, runner, card, settings.batch_size, settings.top_k)
-        shown = ({**row, "path": _relative(Path(row["path"]), folder)} for row in rows)
-        counts = write_rows(shown, len(paths), columns, folder / "predictions.csv", keep=False)
-    served = {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
-    won = {"measured_faster_than": choice.won.pair.second, "at_batch": choice.won.batch} if choice.won else {}
-    return counts | served | won
-
-
-def sample_images(context: Context, folder: Path) -> list[Path]:
-    """The first test images as files; those of array data sets are written as PNG, which loses nothing."""
-    from pipeline.preprocess import array_to_image
-
-    paths = []
-    for index, sample in enumerate(context.images.splits["test"][: context.recipe.infer.samples]):
-        if sample.path is not None:
-            paths.append(sample.path)
-            continue
-        folder.mkdir(exist_ok=True)
-        label = re.sub(r"[/\\\0]", "_", context.images.classes[sample.label])[:60]  # a part of a file's name
-        path = folder / f"{index:03d}-{label}.png"
-        content = sample.read()
-        if isinstance(content, np.ndarray):
-            array_to_image(content).save(path)
-            paths.append(path)
-    return paths
-
-
 def _decode_ahead(
     pool: ThreadPoolExecutor, paths: Sequence[Path], decode: DecodeSpec, window: int
 ) -> Iterator[tuple[Path, np.ndarray | ImageError]]:
@@ -260,7 +222,3 @@ def _csv_writer(file: IO[str], columns: Sequence[str]) -> Any:
 
 def _jsonl_writer(file: IO[str]) -> Any:
     return lambda row: file.write(json.dumps({k: v for k, v in row.items() if v != ""}, ensure_ascii=False) + "\n")
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

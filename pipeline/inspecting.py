@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from export.files import write_atomic
+from export.records import to_json
 from pipeline.bounded_yaml import inline_yaml
-from pipeline.cutting import cut_to_one_output, stem_of
+from pipeline.cutting import Cut, cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
 from pipeline.errors import PipelineError
 from pipeline.model_facts import (
+    Parameters,
     arithmetic_inside,
     input_shapes,
     layer_counts,
@@ -25,11 +28,53 @@ from pipeline.model_facts import (
     preprocessing_inside,
 )
 from pipeline.model_file import ModelFile, read_model_file
+from pipeline.model_safety import Finding
 from pipeline.output_files import check_folder
 from pipeline.recipe_files import RECIPES
 from pipeline.training_mode import called_in_training
 from pipeline.words import listed
 from pipeline.wrong_values import CHOOSE
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model file is.
+
+    Attributes:
+        path: of the file.
+        kind: of file.
+        written_by: such as "Keras 3.1.0".
+        model_class: of the architecture; None where the file holds none.
+        inputs: name, dtype and shape of each.
+        outputs: the last layers: class, name, units and activation.
+        classes: that it tells apart; None where the file does not say, or it is no classifier.
+        layers: class to number.
+        parameters: how many values it has.
+        preprocessing: layers that change pixels before the first convolution.
+        called_in_training: layers that the file calls with ``training=True``.
+        unsafe: what runs code, or cannot be built.
+        facts: of this kind of file, for people.
+        cannot_go: why it cannot be deployed; None where nothing speaks against it.
+        cut: how to make a classifier of it, where it cannot be deployed and that is known.
+        recipe: to start from; None where it cannot be deployed.
+    """
+
+    path: str
+    kind: str
+    written_by: str
+    model_class: str | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    classes: int | None
+    layers: Mapping[str, int]
+    parameters: Parameters
+    preprocessing: tuple[str, ...]
+    called_in_training: tuple[str, ...]
+    unsafe: tuple[Finding, ...]
+    facts: Mapping[str, Any]
+    cannot_go: str | None
+    cut: Cut | None
+    recipe: str | None
 
 
 def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
@@ -50,31 +95,31 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
     file = read_model_file(path)
     facts = describe(file, recipe)
     print("\n".join(_lines(facts)))
-    if facts["recipe"] is None:
-        print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts['cannot_go']}.")
-        if cut := facts["cut"]:
-            instead = f" (or, with that name in its place, {listed(cut['others'])})" if cut["others"] else ""
-            print(f"\nto cut it to {cut['output']!r}{instead} run this in Python, and inspect {cut['saved']}:")
-            print(f"\n{cut['line']}")
+    if facts.recipe is None:
+        print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts.cannot_go}.")
+        if cut := facts.cut:
+            instead = f" (or, with that name in its place, {listed(cut.others)})" if cut.others else ""
+            print(f"\nto cut it to {cut.output!r}{instead} run this in Python, and inspect {cut.saved}:")
+            print(f"\n{cut.line}")
         if recipe is not None:
             raise PipelineError(
                 f"Expected a model that can be deployed, for a recipe in {recipe}. Received: {path}, which cannot; "
                 "the lines above say why. Nothing was written."
             )
-        return facts
+        return to_json(facts)
     if recipe is not None:
-        write_atomic(recipe, facts["recipe"])
-        print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts)}, then: {_run(recipe)}")
-        return facts
+        write_atomic(recipe, facts.recipe)
+        print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}")
+        return to_json(facts)
     recipe = _destination(path)
-    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts)}, then: {_run(recipe)}\n")
-    print(facts["recipe"], end="")
-    return facts
+    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}\n")
+    print(facts.recipe, end="")
+    return to_json(facts)
 
 
-def _open_keys(facts: dict[str, Any]) -> str:
+def _open_keys(recipe: str) -> str:
     """The keys of the recipe that hold no value yet."""
-    given = yaml.safe_load(facts["recipe"])["model"]
+    given = yaml.safe_load(recipe)["model"]
     return "data.path" + (" and model.preprocessing" if given["preprocessing"] != "auto" else "")
 
 
@@ -89,8 +134,8 @@ def _check_new(recipe: Path) -> None:
     check_folder(recipe.parent, "--recipe", recipe)
 
 
-def describe(file: ModelFile, recipe: Path | None = None) -> dict[str, Any]:
-    """Plain values for the JSON line.
+def describe(file: ModelFile, recipe: Path | None = None) -> ModelFacts:
+    """What a model file is.
 
     Args:
         file: what was read.
@@ -98,54 +143,54 @@ def describe(file: ModelFile, recipe: Path | None = None) -> dict[str, Any]:
     """
     cannot = why_no_classifier(file)
     cut = cut_to_one_output(file) if cannot and not any(not finding.allowable for finding in file.findings) else None
-    return {
-        "path": str(file.path),
-        "kind": file.kind,
-        "written_by": file.written_by,
-        "model_class": file.config.get("class_name") if file.config else None,
-        "inputs": input_shapes(file),
-        "outputs": outputs(file),
-        "classes": None if cannot else ending(file).classes,
-        "layers": layer_counts(file.config),
-        "parameters": parameters(file),
-        "preprocessing": list(preprocessing_inside(file.config)),
-        "called_in_training": list(called_in_training(file)),
-        "unsafe": [asdict(finding) for finding in file.findings],
-        "facts": {name: value for name, value in file.facts.items() if name != "signatures"},
-        "cannot_go": cannot,
-        "cut": asdict(cut) if cut else None,
-        "recipe": None if cannot else _recipe(file, recipe or _destination(file.path)),
-    }
+    return ModelFacts(
+        path=str(file.path),
+        kind=file.kind,
+        written_by=file.written_by,
+        model_class=file.config.get("class_name") if file.config else None,
+        inputs=input_shapes(file),
+        outputs=outputs(file),
+        classes=None if cannot else ending(file).classes,
+        layers=layer_counts(file.config),
+        parameters=parameters(file),
+        preprocessing=preprocessing_inside(file.config),
+        called_in_training=tuple(called_in_training(file)),
+        unsafe=file.findings,
+        facts={name: value for name, value in file.facts.items() if name != "signatures"},
+        cannot_go=cannot,
+        cut=cut,
+        recipe=None if cannot else _recipe(file, recipe or _destination(file.path)),
+    )
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
-    counts = facts["parameters"]
+def _lines(facts: ModelFacts) -> list[str]:
+    counts = facts.parameters
     trainable = (
         "not told apart in this file"
-        if counts["trainable"] is None
-        else (f"{counts['trainable']:,} trainable, {counts['frozen']:,} not")
+        if counts.trainable is None
+        else (f"{counts.trainable:,} trainable, {counts.frozen:,} not")
     )
-    layers = ", ".join(f"{number} {kind}" for kind, number in facts["layers"].items())
+    layers = ", ".join(f"{number} {kind}" for kind, number in facts.layers.items())
     lines = [
-        facts["path"],
-        f"  {'file':<14} {facts['kind']}, written by {facts['written_by']}",
-        *(f"  {name:<14} {value}" for name, value in facts["facts"].items()),
-        f"  {'input':<14} {'; '.join(facts['inputs']) or 'the file does not say'}",
-        f"  {'output':<14} {'; '.join(facts['outputs']) or 'the file does not say'}",
-        f"  {'classes':<14} {facts['classes'] or 'the file does not say'}",
+        facts.path,
+        f"  {'file':<14} {facts.kind}, written by {facts.written_by}",
+        *(f"  {name:<14} {value}" for name, value in facts.facts.items()),
+        f"  {'input':<14} {'; '.join(facts.inputs) or 'the file does not say'}",
+        f"  {'output':<14} {'; '.join(facts.outputs) or 'the file does not say'}",
+        f"  {'classes':<14} {facts.classes or 'the file does not say'}",
         f"  {'layers':<14} {layers or 'none: a graph without layers'}",
-        f"  {'parameters':<14} {counts['total']:,} ({trainable})",
-        f"  {'preprocessing':<14} {'; '.join(facts['preprocessing']) or 'none found inside'}",
+        f"  {'parameters':<14} {counts.total:,} ({trainable})",
+        f"  {'preprocessing':<14} {'; '.join(facts.preprocessing) or 'none found inside'}",
     ]
-    if called := facts["called_in_training"]:
+    if called := facts.called_in_training:
         lines.append(
             f"  {'training=True':<14} in the calls of {len(called)} of its layers ({listed(called)}); refused unless "
             "model.called_in_training says inference"
         )
-    for finding in facts["unsafe"]:
-        way = "refused unless model.allow names it" if finding["allowable"] else "refused"
-        lines.append(f"  {'unsafe':<14} {finding['name']}: {finding['why']} ({way})")
-    return lines if facts["unsafe"] else [*lines, f"  {'unsafe':<14} nothing"]
+    for finding in facts.unsafe:
+        way = "refused unless model.allow names it" if finding.allowable else "refused"
+        lines.append(f"  {'unsafe':<14} {finding.name}: {finding.why} ({way})")
+    return lines if facts.unsafe else [*lines, f"  {'unsafe':<14} nothing"]
 
 
 def _recipe(file: ModelFile, recipe: Path) -> str:

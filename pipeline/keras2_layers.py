@@ -59,7 +59,7 @@ def convert_layer(layer: Any, name: str, model: Callable[[Any], Any]) -> Callabl
         ModelError: it has none.
     """
     kind = type(layer).__name__
-    special = {
+    special: Callable[..., Callable[..., Any]] | None = {
         "ThresholdedReLU": _thresholded_relu,
         "LocallyConnected2D": _locally_connected,
         "CustomScaleLayer": _custom_scale,
@@ -150,7 +150,7 @@ def _with_keras2s_gates(layer: Any, kind: str, weights: list[np.ndarray]) -> lis
 
 def _scaled(weight: np.ndarray, blocks: int, chosen: tuple[int, ...]) -> np.ndarray:
     factors = np.where(np.isin(np.arange(blocks), chosen), STEEPER, 1.0)
-    return (weight * np.repeat(factors, weight.shape[-1] // blocks)).astype(weight.dtype)
+    return np.asarray(weight * np.repeat(factors, weight.shape[-1] // blocks), weight.dtype)
 
 
 def _is_hard_sigmoid(layer: Any, setting: str) -> bool:
@@ -167,7 +167,7 @@ def _normalization(layer: Any, name: str) -> Any:
     return keras.layers.Normalization(axis, mean, variance, invert=getattr(layer, "invert", False), name=name)
 
 
-def _thresholded_relu(layer: Any, name: str) -> Callable[..., Any]:
+def _thresholded_relu(layer: Any, name: str) -> Any:
     return keras.layers.ReLU(threshold=float(layer.theta), name=name)  # both: x where x > threshold, else 0
 
 

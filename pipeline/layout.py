@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
-Precision = Literal["fp32", "fp16", "int8"]
+from export.sidecar import PRECISIONS, Precision
 
 KERAS = "train/model.keras"
 CARD = "train/model.json"
@@ -27,10 +27,10 @@ BENCHMARK = "benchmark/benchmark.json"
 PREDICTIONS = "infer/predictions.csv"
 REPORT = "report/report.html"
 
-_ENGINE = r"(fp32|fp16|int8)(-[a-z0-9_]{1,100})?\.(plan|json)"
+_ENGINE = rf"({'|'.join(PRECISIONS)})(-[a-z0-9_]{{1,100}})?\.(plan|json)"
 # Every file that a stage writes, by the stage; its manifest.json besides. What else an archive holds is not ours.
 _WRITTEN: Mapping[str, str] = {
-    "train": r"model\.(keras|json)|history\.json|images\.json|(curves|samples)\.png|backbone\.weights\.h5",
+    "train": r"model\.(keras|json)|history\.json|images\.json|samples\.npz|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
     "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|sensitivity\.(csv|png)",
     "build": rf"(tensorrt|rtx)/{_ENGINE}",
@@ -67,9 +67,8 @@ def engine_sources(root: Path, precision: str) -> list[str]:
 
 def engines(root: Path) -> list[Path]:
     """Every plan below ``build/<flavour>/`` of a recipe's artifacts that is named by a precision; FP32 first."""
-    order = {precision: rank for rank, precision in enumerate(ONNX)}
-    plans = [plan for plan in root.glob("build/*/*.plan") if plan.stem.partition("-")[0] in order]
-    return sorted(plans, key=lambda plan: (plan.parent.name, order[plan_precision(plan)], plan.name))
+    plans = [plan for plan in root.glob("build/*/*.plan") if plan_precision(plan) in PRECISIONS]
+    return sorted(plans, key=lambda plan: (plan.parent.name, PRECISIONS.index(plan_precision(plan)), plan.name))
 
 
 def plan_name(precision: str, variant: str | None) -> str:
@@ -82,6 +81,6 @@ def plan_variant(plan: Path) -> str | None:
     return plan.stem.partition("-")[2] or None
 
 
-def plan_precision(plan: Path) -> str:
-    """``<precision>[-<variant>].plan``."""
-    return plan.stem.partition("-")[0]
+def plan_precision(plan: Path) -> Precision:
+    """``<precision>[-<variant>].plan``, of a plan that `engines` lists."""
+    return cast(Precision, plan.stem.partition("-")[0])

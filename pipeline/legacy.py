@@ -151,7 +151,7 @@ def _application_layers() -> Any:
     return tf_keras.utils.custom_object_scope({"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer})
 
 
-def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
+def _rebuild(original: Any, made: dict[int, Callable[..., Any]]) -> keras.Model:
     import tf_keras
 
     name = plain_name(original.name)
@@ -183,7 +183,7 @@ def _rebuild(original: Any, made: dict[int, Any]) -> keras.Model:
     )
 
 
-def _call(node: Any, known: dict[int, Any], made: dict[int, Any]) -> None:
+def _call(node: Any, known: dict[int, Any], made: dict[int, Callable[..., Any]]) -> None:
     """Call the counterpart of a node's layer on the counterparts of its inputs, and note what comes out."""
     import tensorflow as tf
 
@@ -233,7 +233,7 @@ def _input(tensor: Any) -> Any:
     return keras.Input(shape, batch_size=batch, dtype=tensor.dtype.name, name=name)
 
 
-def _convert(layer: Any, made: dict[int, Any]) -> Callable[..., Any]:
+def _convert(layer: Any, made: dict[int, Callable[..., Any]]) -> Callable[..., Any]:
     """The Keras 3 counterpart of a tf_keras layer, once for each, with its weights."""
     import tf_keras
 

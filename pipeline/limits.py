@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from export.sidecar import LARGEST_BATCH
+from export.sidecar import BATCH_RULE, LARGEST_BATCH, keeps_batch_rule
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ VARIANT_NAMED = Limit(
     "names of lower-case letters, digits and '_' (they name files)",
     lambda name: re.fullmatch(r"[a-z0-9_]{1,100}", name) is not None,
 )
-ORDERED = Limit(
-    f"1 <= min <= opt <= max <= {LARGEST_BATCH:,}",
-    lambda profile: 1 <= profile.min <= profile.opt <= profile.max <= LARGEST_BATCH,
-)
+ORDERED = Limit(BATCH_RULE, lambda profile: keeps_batch_rule(profile.min, profile.opt, profile.max))
 EACH_ONCE = Limit(
     "at least one precision, each once", lambda chosen: len(chosen) > 0 and len(set(chosen)) == len(chosen)
 )

@@ -10,16 +10,16 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from export.records import read_record, to_json
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_bytes, sha256_file, write_json
-from pipeline.source_code import source_digest
+from pipeline.files import sha256_file, write_json
+from pipeline.source_code import code_digest
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,16 @@ def write_manifest(
     return manifest
 
 
+def without_defaults(result: Any) -> dict[str, Any]:
+    """Those fields of a dataclass that say something else than their default, as plain JSON types."""
+    said = {one.name for one in fields(result) if getattr(result, one.name) != _default(one)}
+    return {name: value for name, value in to_json(result).items() if name in said}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not MISSING else one.default
+
+
 def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
     """The reasons to run a stage; empty when its result is up to date."""
     if manifest is None:
@@ -173,9 +183,9 @@ def version_changes(manifest: Manifest) -> list[str]:
     ]
 
 
-def code_hash(modules: Sequence[str]) -> str:
-    """sha256 over what source files do, given relative to the repository: see ``pipeline.source_code``."""
-    return sha256_bytes("\0".join(source_digest(ROOT / module) for module in sorted(modules)).encode())
+def code_hash(module: str) -> str:
+    """sha256 over what a module and those that it imports do: see ``pipeline.source_code``."""
+    return code_digest(module, ROOT)
 
 
 def tool_versions() -> dict[str, str]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from export.records import to_json
-from export.sidecar import read_sidecar
+from export.sidecar import BatchProfile, Precision, read_sidecar
 from pipeline.files import sha256_file
-from pipeline.layout import Precision, plan_precision
+from pipeline.layout import plan_precision
 
 if TYPE_CHECKING:
     from pipeline.runners.options import RuntimeOptions
@@ -59,6 +59,11 @@ class Contender:
         names = (one.name for one in fields(self) if one.name != "plan_sha256")
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
+    @property
+    def batches(self) -> BatchProfile | None:
+        """The batch sizes of an engine; None: any."""
+        return BatchProfile(*self.profile) if self.profile else None
+
     def runs_at_once(self, batch: int) -> bool:
         """Whether a batch is one run, filled up or not."""
         return self.profile is None or batch <= self.profile[2]
@@ -74,12 +79,12 @@ def engine_contender(root: Path, plan: Path) -> Contender:
     return Contender(
         plan.relative_to(root).as_posix(),
         "tensorrt",
-        _precision(plan_precision(plan)),
+        plan_precision(plan),
         sidecar.onnx_sha256,
         sidecar.tensorrt_version,
         sidecar.plan_sha256,
         sidecar.flavour,
-        (sidecar.profile.min, sidecar.profile.opt, sidecar.profile.max),
+        astuple(sidecar.profile),
         sidecar.options,
     )
 
@@ -89,14 +94,7 @@ def onnx_contender(root: Path, path: Path, precision: str) -> Contender:
     import onnxruntime
 
     name, version = path.relative_to(root).as_posix(), str(onnxruntime.__version__)
-    return Contender(name, "onnxruntime-cuda", _precision(precision), sha256_file(path), version)
-
-
-def _precision(name: str) -> Precision:
-    for known in ("fp32", "fp16", "int8"):
-        if name == known:
-            return known
-    raise ValueError(f"Expected fp32, fp16 or int8. Received: {name!r}.")
+    return Contender(name, "onnxruntime-cuda", cast(Precision, precision), sha256_file(path), version)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from export.bounded_json import MOST_DIGITS
@@ -51,15 +52,24 @@ def layer_counts(config: Mapping[str, Any] | None) -> dict[str, int]:
     return dict(Counter(kind for _, kind, _ in layers_of(config)).most_common()) if config else {}
 
 
-def parameters(file: ModelFile) -> dict[str, int | None]:
-    """Total, trainable and frozen values; the two are None where the file does not tell them apart."""
+@dataclass(frozen=True)
+class Parameters:
+    """How many values a model has; two are None where the file does not tell them apart."""
+
+    total: int
+    trainable: int | None = None
+    frozen: int | None = None
+
+
+def parameters(file: ModelFile) -> Parameters:
+    """Total, trainable and frozen values."""
     total = sum(weight.size for weight in file.weights)
     if file.config is None:
-        return {"total": total, "trainable": None, "frozen": None}
+        return Parameters(total)
     layers = {name: (kind, settings) for name, kind, settings in layers_of(file.config)}
     numbered = file.kind == ARCHIVE and file.written_by.startswith("Keras 2")  # where only some numbers are names too
     if numbered or not any(weight.layer in layers for weight in file.weights):  # a SavedModel numbers its variables
-        return {"total": total, "trainable": None, "frozen": None}
+        return Parameters(total)
     frozen_models = _inside_frozen(file.config)
     trainable = 0
     for weight in file.weights:
@@ -70,10 +80,10 @@ def parameters(file: ModelFile) -> dict[str, int | None]:
         statistics = statistics or (kind == "SpectralNormalization" and file.kind == ARCHIVE)
         frozen = settings.get("trainable") is False or weight.layer in frozen_models or kind == "Normalization"
         trainable += 0 if statistics or frozen else weight.size
-    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+    return Parameters(total, trainable, total - trainable)
 
 
-def input_shapes(file: ModelFile) -> list[str]:
+def input_shapes(file: ModelFile) -> tuple[str, ...]:
     """Inputs as the file describes them."""
     if file.config is None:
         return _signature(file, "inputs")
@@ -85,10 +95,10 @@ def input_shapes(file: ModelFile) -> list[str]:
             if file.config.get("class_name") == "Sequential":
                 break
     outer = names_at(file.config, "input_layers")
-    return [text for text in found if not outer or text.split(" ")[0] in outer]
+    return tuple(text for text in found if not outer or text.split(" ")[0] in outer)
 
 
-def outputs(file: ModelFile) -> list[str]:
+def outputs(file: ModelFile) -> tuple[str, ...]:
     """The last layers: name, class, units and activation."""
     if file.config is None:
         return _signature(file, "outputs")
@@ -101,11 +111,11 @@ def outputs(file: ModelFile) -> list[str]:
         activation = activation.get("config") if isinstance(activation, dict) else activation
         parts = [kind, name, f"{settings['units']} units" if "units" in settings else "", str(activation or "")]
         described.append(" ".join(part for part in parts if part))
-    return described
+    return tuple(described)
 
 
-def _signature(file: ModelFile, side: str) -> list[str]:
-    return [f"{name} {text}" for name, text in file.signature[1].get(side, {}).items()]
+def _signature(file: ModelFile, side: str) -> tuple[str, ...]:
+    return tuple(f"{name} {text}" for name, text in file.signature[1].get(side, {}).items())
 
 
 def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:

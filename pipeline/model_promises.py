@@ -102,7 +102,7 @@ def _kernel(kind: str, settings: Mapping[str, Any]) -> int:
     if isinstance(size, list):
         return math.prod(n for n in size if isinstance(n, int) and n > 0)
     rank = _RANK.search(kind)
-    return max(1, _count(settings, "kernel_size")) ** (int(rank.group(1)) if rank else 1)
+    return int(max(1, _count(settings, "kernel_size")) ** (int(rank.group(1)) if rank else 1))
 
 
 def _count(settings: Mapping[str, Any], *keys: str) -> int:

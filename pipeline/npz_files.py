@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -126,7 +126,7 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     if length > LONGEST_HEADER:
         raise ValueError(f"a header of {count(length, 'byte')}")
     text = io.BytesIO(start[8:] + file.read(length + width - 4))
-    read_header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(text)
     held = size - 8 - width - length
     promised = math.prod(shape) * dtype.itemsize

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import cast
 
 import numpy as np
 
 from export.metrics import Comparison, compare
+from export.sidecar import Precision
 from export.statistics import images_to_decide, images_to_decide_drop
 from pipeline.float_noise import AUTO, FLOOR, FloatNoise
-from pipeline.layout import Precision
 from pipeline.parity_report import (
     FAIL,
     FROM_KERAS,
@@ -31,7 +31,9 @@ from pipeline.parity_report import (
     STEP,
     TOP_K,
     Hop,
+    Kind,
     ParityReport,
+    Verdict,
     by_precision,
     overall_verdict,
     run_name,
@@ -39,9 +41,6 @@ from pipeline.parity_report import (
 from pipeline.recipe import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
 from pipeline.words import count
-
-Kind = Literal["from_keras", "step", "top_k"]
-Verdict = Literal["pass", "inconclusive", "fail", "not run"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def judge(
             hops.append(_hop(STEP, candidate.step_from, before, candidate, answer, labels, limits, noise))
         if answer.top is not None:
             own = _empty_hop(TOP_K, "its own probabilities", candidate, len(reference.labels))
-            hops.append(replace(own, **_conclusion([answer.top])))
+            hops.append(_concluded(own, [answer.top]))
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
@@ -209,10 +208,6 @@ def _missed(why: str, excluded: bool, images: int | None) -> Finding:
     return Finding(INCONCLUSIVE, f"inconclusive: {why}{enough}", images)
 
 
-def _worst(verdicts: Sequence[Verdict]) -> Verdict:
-    return next((verdict for verdict in (FAIL, INCONCLUSIVE) if verdict in verdicts), PASS)
-
-
 def _empty_hop(kind: Kind, reference_name: str, candidate: Candidate, images: int) -> Hop:
     """A hop before anything is known."""
     return Hop(
@@ -248,33 +243,41 @@ def _hop(
         why = f"expected logits of shape {reference.logits.shape}, received {answer.logits.shape}"
         return replace(hop, verdict=FAIL, why=why)
     comparison = compare(reference.logits, answer.logits, labels)
-    numbers: dict[str, Any] = {
-        name: _finite(getattr(comparison, name))
-        for name in (
-            "finite", "max_abs", "relative_error", "cosine", "sqnr_db", "top1_agreement", "agreement_interval",
-            "accuracy_drop", "accuracy_drop_interval", "mcnemar",
-        )
-    }  # fmt: skip
-    numbers["relative_limit"] = relative_limit(limits, noise)
-    numbers["noise"] = noise if limits.relative_error == AUTO else None
-    numbers["accuracy_reference"] = comparison.reference_accuracy
-    numbers["accuracy_candidate"] = comparison.candidate_accuracy
-    return replace(hop, **numbers, **_conclusion(find(comparison, limits, noise)))
+    hop = replace(
+        hop,
+        finite=comparison.finite,
+        max_abs=_finite(comparison.max_abs),
+        relative_error=_finite(comparison.relative_error),
+        relative_limit=relative_limit(limits, noise),
+        noise=noise if limits.relative_error == AUTO else None,
+        cosine=_finite(comparison.cosine),
+        sqnr_db=_finite(comparison.sqnr_db),
+        top1_agreement=comparison.top1_agreement,
+        agreement_interval=comparison.agreement_interval,
+        accuracy_reference=comparison.reference_accuracy,
+        accuracy_candidate=comparison.candidate_accuracy,
+        accuracy_drop=comparison.accuracy_drop,
+        accuracy_drop_interval=comparison.accuracy_drop_interval,
+        mcnemar=comparison.mcnemar,
+    )
+    return _concluded(hop, find(comparison, limits, noise))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: float) -> float | None:
     """JSON has no infinity: None, which ``finite`` and ``max_abs`` of a hop tell apart."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value if math.isfinite(value) else None
 
 
-def _conclusion(found: Sequence[Finding]) -> dict[str, Any]:
-    """The fields of a hop that follow from its thresholds: ``why`` for what is missed, ``certainty`` for a pass."""
-    verdict = _worst([finding.verdict for finding in found])
+def _concluded(hop: Hop, found: Sequence[Finding]) -> Hop:
+    """The hop with what follows from its thresholds: ``why`` for what is missed, ``certainty`` for a pass."""
+    verdicts = {finding.verdict for finding in found}
+    verdict: Verdict = FAIL if FAIL in verdicts else INCONCLUSIVE if INCONCLUSIVE in verdicts else PASS
     texts = [finding.text for finding in found if (verdict == PASS or finding.verdict != PASS) and finding.text]
     images = [finding.images for finding in found if finding.images is not None]
-    return {
-        "verdict": verdict,
-        "why": "" if verdict == PASS else "; ".join(texts),
-        "certainty": "; ".join(texts) if verdict == PASS else "",
-        "images_to_decide": max(images) if verdict == INCONCLUSIVE and images else None,
-    }
+    return replace(
+        hop,
+        verdict=verdict,
+        why="" if verdict == PASS else "; ".join(texts),
+        certainty="; ".join(texts) if verdict == PASS else "",
+        images_to_decide=max(images) if verdict == INCONCLUSIVE and images else None,
+    )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from export.records import read_record, to_json
+from export.sidecar import Precision
 from export.statistics import McNemar
 from pipeline.files import write_json
 from pipeline.float_noise import FloatNoise
-from pipeline.layout import Precision
 from pipeline.recipe import Thresholds, VerifyThresholds
 
 PASS: Final = "pass"
@@ -28,6 +28,9 @@ TOP_K: Final = "top_k"
 CUDA: Final = "onnxruntime-cuda"  # the backend that runs the same files as "onnxruntime", on a GPU
 NO_LOGITS: Final = "did not give usable logits"  # of a reference, in why a comparison with it failed
 SCHEMA = 3
+Kind = Literal["from_keras", "step", "top_k"]
+Overall = Literal["pass", "inconclusive", "fail"]
+Verdict = Literal["pass", "inconclusive", "fail", "not run"]
 REMEDY = "Run the recipe's verify stage again."
 
 
@@ -65,13 +68,13 @@ class Hop:
         mcnemar: right answers lost and gained.
     """
 
-    kind: Literal["from_keras", "step", "top_k"]
+    kind: Kind
     reference: str
     candidate: str
     backend: str
     precision: Precision
     images: int
-    verdict: Literal["pass", "inconclusive", "fail", "not run"]
+    verdict: Verdict
     why: str = ""
     certainty: str = ""
     images_to_decide: int | None = None
@@ -128,7 +131,7 @@ class ParityReport:
         schema: of this file.
     """
 
-    verdict: Literal["pass", "inconclusive", "fail"]
+    verdict: Overall
     subjects: Mapping[str, str]
     thresholds: Mapping[str, Thresholds]
     hops: tuple[Hop, ...]
@@ -165,7 +168,7 @@ def run_name(name: str, backend: str) -> str:
     return f"{name} on CUDA" if backend == CUDA else name
 
 
-def overall_verdict(hops: Sequence[Hop]) -> Literal["pass", "inconclusive", "fail"]:
+def overall_verdict(hops: Sequence[Hop]) -> Overall:
     """The verdict over all: "fail" when a hop failed or none ran, else "inconclusive" when a hop is, else "pass"."""
     verdicts = {hop.verdict for hop in hops}
     if FAIL in verdicts or not verdicts & {PASS, INCONCLUSIVE}:

@@ -1,43 +1,61 @@
-"""Pictures that the train stage leaves: the learning curves, and some images with their labels."""
+"""Labelled images of the artifacts, as a page shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from pipeline import charts
-from pipeline.fonts import drawable
-from pipeline.stage_records import Epoch
-
-GRID_IMAGES = 6
-
-
-def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss and accuracy by epoch as a PNG."""
-    charts.training_figure([Epoch(**row) for row in history]).savefig(path, dpi=120, metadata={"Software": None})
+from pipeline.card import ModelCard
+from pipeline.errors import DataError, PipelineError
+from pipeline.layout import CARD
+from pipeline.npz_files import read_arrays
+from pipeline.words import count
 
 
-def save_samples(pixels: np.ndarray, labels: Sequence[int], classes: Sequence[str], path: Path) -> None:
-    """A grid of labelled images as a PNG; a name that no font here can draw is "class 3", the number of its output.
+def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images of an .npz file and their labels.
 
     Args:
-        pixels: uint8 (N, height, width, 3), the images as the model sees them before preprocessing.
-        labels: N indices of ``classes``.
-        classes: their names.
-        path: where.
-    """
-    from matplotlib.figure import Figure
+        path: holds "pixels" and "labels".
+        card: of the model that they belong to.
+        remedy: the last sentence of messages.
 
-    columns = min(3, len(pixels))
-    rows = -(-len(pixels) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
-    for axis, image, label in zip(figure.subplots(rows, columns, squeeze=False).flat, pixels, labels):
-        axis.imshow(image, interpolation="nearest")
-        name, families = drawable(classes[label], f"class {label}")
-        axis.set_title(name, fontsize=9, fontfamily=families, parse_math=False)
-    for axis in figure.axes:
-        axis.set_axis_off()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    Returns:
+        uint8 (N, height, width, 3) as the model sees them before preprocessing; integers (N,), indices of its classes.
+
+    Raises:
+        PipelineError: the file is missing, damaged, or of another model.
+    """
+    try:
+        held = read_arrays(path, ("pixels", "labels"))
+    except (OSError, DataError) as error:
+        raise PipelineError(f"Expected 'pixels' and 'labels' in {path}. Received: {error}. {remedy}") from error
+    pixels, labels = held["pixels"], held["labels"]
+    fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (*card.size, 3) and labels.shape == pixels.shape[:1]
+    received = ""
+    if not fits or not np.issubdtype(labels.dtype, np.integer):
+        received = f"pixels {pixels.dtype} {pixels.shape} and labels {labels.dtype} {labels.shape}"
+    elif len(labels) and not 0 <= labels.min() <= labels.max() < len(card.classes):
+        received = f"labels from {labels.min()} to {labels.max()} for {count(len(card.classes), 'class', 'classes')}"
+    if received:
+        raise PipelineError(
+            f"Expected 'pixels' and 'labels' of the model of {CARD} in {path}. Received: {received}. {remedy}"
+        )
+    return pixels, labels
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """An image as a PNG of at most 160 by 160 pixels, for the ``src`` of an element.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+    """
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.thumbnail((160, 160))
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

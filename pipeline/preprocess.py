@@ -78,7 +78,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     _check_format(image)
     pixels = _pixels_to_decode(image)
     if pixels > HUGE:  # the C library may keep freed memory for the thread that had it, unless it is in large blocks
-        Image.core.set_block_size(4 * HUGE)
+        Image.core.set_block_size(4 * HUGE)  # type: ignore[attr-defined]
     with _PIXELS.hold(pixels):
         try:
             image.load()

@@ -8,9 +8,10 @@ a text describes is one key of those tables. Standard library only, Python 3.10 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
+from export.sidecar import PRECISIONS, BatchProfile, Precision
 from pipeline.limits import (
     DENSE,
     EACH_ONCE,
@@ -304,7 +305,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Profile:
-    """The batch sizes that an engine takes."""
+    """The batch sizes that an engine takes, as a recipe says them; everything else knows `BatchProfile`."""
 
     min: int = 1
     opt: int = 8
@@ -320,9 +321,7 @@ class Build:
         "`tensorrt` (10.0 to 11.x, 8.6) or `rtx` (TensorRT-RTX, builds without a GPU); auto: what can build here, for "
         "the GPU that is here",
     ] = "auto"
-    precisions: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], EACH_ONCE, "an engine each"] = (
-        "fp32", "fp16", "int8",
-    )  # fmt: skip
+    precisions: Annotated[tuple[Precision, ...], EACH_ONCE, "an engine each"] = PRECISIONS
     profile: Annotated[
         Profile, ORDERED, "batch sizes the engine takes, tuned for `opt`; all three alike: a fixed batch"
     ] = field(default_factory=Profile)
@@ -364,10 +363,10 @@ class Build:
     builder_threads: Annotated[int | None, within(1, 1024, "1 to 1024"), "null: TensorRT's choice"] = None
 
     @property
-    def profiles(self) -> dict[str | None, Profile]:
+    def profiles(self) -> dict[str | None, BatchProfile]:
         """The batch sizes of the engines of each precision by variant; None is the name where there are none."""
-        named: dict[str | None, Profile] = dict(self.variants.items())
-        return named or {None: self.profile}
+        named: Mapping[Any, Profile] = self.variants or {None: self.profile}
+        return {name: BatchProfile(**asdict(profile)) for name, profile in named.items()}
 
 
 @dataclass(frozen=True)

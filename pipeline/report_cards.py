@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
-from pipeline.html import css_class, share, text
+from pipeline.html import share
 from pipeline.layout import ONNX
 from pipeline.parity_report import FAIL, FROM_KERAS, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop, ParityReport
+from pipeline.report_headline import by_run
 from pipeline.report_missed import reason
 from pipeline.words import count
 
 WORST_FIRST = (FAIL, NOT_VERIFIED, INCONCLUSIVE, NOT_RUN, PASS)
-LONGEST = 220  # characters of a card; the headline has the whole reason
 ENGINES = {
     PASS: "run and passed",
     INCONCLUSIVE: "run, inconclusive",
@@ -33,20 +33,15 @@ class Card:
     verdict: str = ""
 
 
-def cards(parity: ParityReport, benchmark: BenchmarkReport | None, verdicts: Mapping[str, str]) -> str:
-    """The cards of a recipe's artifacts, as HTML; the verdicts are those on each engine as it is now, by file."""
+def cards(parity: ParityReport, benchmark: BenchmarkReport | None, verdicts: Mapping[str, str]) -> list[Card]:
+    """The cards of a recipe's artifacts; the verdicts are those on each engine as it is now, by file."""
     found = [
         _accuracy(parity),
         *(precision_card(precision, parity) for precision in ONNX),
         _engines(verdicts),
         speed_card(benchmark.results, parity) if benchmark else None,
     ]
-    return f'<div class="cards">{"".join(_html(card) for card in found if card is not None)}</div>'
-
-
-def _html(card: Card) -> str:
-    kind = f"card {css_class(card.verdict)}".strip()
-    return f'<div class="{kind}"><b>{text(card.value)}</b><span>{text(card.words, LONGEST)}</span></div>'
+    return [card for card in found if card is not None]
 
 
 def _accuracy(parity: ParityReport) -> Card | None:
@@ -137,5 +132,4 @@ def is_proxy(row: BenchmarkRow) -> bool:
 def verdict_on_row(row: BenchmarkRow, parity: ParityReport) -> str:
     """The verdict on what a row of the benchmark ran: the file, on the same backend."""
     name = f"build/{row.file}" if row.backend == "tensorrt" else row.file
-    verdicts = {hop.verdict for hop in parity.hops if (hop.candidate, hop.backend) == (name, row.backend)}
-    return next((one for one in (FAIL, INCONCLUSIVE, PASS, NOT_RUN) if one in verdicts), NOT_VERIFIED)
+    return by_run(parity.hops).get((name, row.backend), NOT_VERIFIED)

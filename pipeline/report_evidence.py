@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from pipeline.artifacts import Artifacts
 from pipeline.errors import PipelineError
-from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
 from pipeline.gpu_evidence import (
     ENGINE,
     FOLDER,
@@ -18,8 +20,8 @@ from pipeline.gpu_evidence import (
     TimedRow,
     read_gpu_evidence,
 )
-from pipeline.html import Footnotes, Section, badge, details, notes, number, share, table, text
-from pipeline.layout import KERAS, ONNX, engine_sources
+from pipeline.html import Cell, Section, Table, badge, cut, number, section, share
+from pipeline.layout import KERAS, ONNX, TENSORRT8, engine_source
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop
 from pipeline.report_speed import REFERENCE
 from pipeline.report_standing import digest_now
@@ -35,78 +37,99 @@ WAYS: Mapping[str, str] = {
     "infer": "one batch a call",
 }
 ALONE = "No copy over the bus: pixels and results lie on the GPU."
+MET: Mapping[bool | None, Cell] = {True: badge(PASS, "met"), False: badge(FAIL, "missed"), None: badge(NOT_RUN, "open")}
+CHECKS: Mapping[str, str] = {"pass": "passed", "fail": "failed", "error": "could not be made", "skipped": "skipped"}
 ORDER = (FAIL, NOT_RUN, INCONCLUSIVE, PASS)  # a file's verdict is the first of those of its comparisons
 
 
-def evidence_sections(root: Path) -> list[Section]:
+@dataclass(frozen=True)
+class Visit:
+    """One visit to a GPU, as the page tells it; plain text.
+
+    Attributes:
+        evidence: what it brought back.
+        library: TensorRT's name and version.
+        facts: of the machine and the visit.
+        notes: what to know before reading the numbers, as sentences.
+        engines: each engine, and beside them PyTorch.
+        targets: what was to be reached.
+        met: how many were.
+        checks: how they ended; "" where there were none.
+        not_made: names of the steps that were left out, or that the visit did not come to, by the reason.
+    """
+
+    evidence: GpuEvidence
+    library: str
+    facts: Sequence[str]
+    notes: Sequence[str]
+    engines: Table
+    targets: Table
+    met: str
+    checks: str
+    not_made: Mapping[str, Sequence[str]]
+
+
+def evidence_sections(artifacts: Artifacts) -> list[Section]:
     """The section, where a recipe's artifacts hold evidence; what visited last comes first.
 
     Args:
-        root: a recipe's artifacts.
+        artifacts: of a recipe.
     """
-    shown: list[tuple[str, GpuEvidence]] = []
+    read: list[tuple[str, GpuEvidence]] = []
     damaged = []
-    for path in sorted(path for path in (root / FOLDER).glob("*.json") if path.is_file()):
-        name = f"{FOLDER}/{path.name}"
+    for name in artifacts.matching(f"{FOLDER}/*.json"):
         try:
-            shown.append((name, read_gpu_evidence(path)))
+            read.append((name, read_gpu_evidence(artifacts.path(name))))
         except PipelineError as error:
             damaged.append(f"{name} is left out. {error}")
-    if not shown and not damaged:
+    if not read and not damaged:
         return []
-    digests = {name: digest for name in (KERAS, *_sources(root)) if (digest := digest_now(root, name))}
-    newest = sorted(shown, key=lambda one: one[1].date, reverse=True)[:SHOWN]
-    parts = [_visit(name, one, digests, root, index) for index, (name, one) in enumerate(newest, 1)]
-    words = (
-        f"{count(len(shown), 'visit')} to a GPU, apart from what ran here: each measured and judged its own engines. "
-        f"{NAMES}"
-        if shown
-        else ""
-    )
-    if len(shown) > SHOWN:
-        words += f" These are the last {SHOWN}; the others are in {FOLDER}/."
-    damaged, more = damaged[:SHOWN], len(damaged[SHOWN:])
-    if more:
-        damaged.append(f"{count(more, 'more file is', 'more files are')} left out as damaged.")
-    return [Section(TITLE, words, notes(damaged) + "".join(parts))]
+    if more := len(damaged[SHOWN:]):
+        damaged[SHOWN:] = [f"{count(more, 'more file is', 'more files are')} left out as damaged."]
+    newest = sorted(read, key=lambda one: one[1].date, reverse=True)[:SHOWN]
+    sources = (KERAS, *ONNX.values(), *TENSORRT8.values())
+    digests = {name: digest for name in sources if (digest := digest_now(artifacts, name))}
+    visits = [_visit(name, one, digests, f"evidence-{index}") for index, (name, one) in enumerate(newest, 1)]
+    values = {"number": len(read), "names": NAMES, "folder": FOLDER, "damaged": damaged, "visits": visits}
+    return [section(TITLE, "evidence.html.j2", **values)]
 
 
-def _sources(root: Path) -> list[str]:
-    return [name for precision in ONNX for name in engine_sources(root, precision)]
-
-
-def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], root: Path, index: int) -> str:
+def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: str) -> Visit:
+    others = [key for key, one in evidence.engines.items() if not _is_here(one, digests)]
     gpu = evidence.gpu
-    facts = (
-        f"driver {gpu.driver_version or 'unknown'}",
-        f"CUDA {gpu.cuda_version or 'unknown'}",
-        f"compute capability {gpu.compute_capability}",
-        *([f"after the steps {read}"] if (read := clocks(evidence)) else []),
-        evidence.date.replace("T", " ").replace("Z", " UTC"),
-        f"commit {short_commit(evidence)}",
-        name,
-    )
-    others = {key: one for key, one in evidence.engines.items() if not _is_here(one, digests, root)}
-    return (
-        f"<h3>{text(gpu.name, LONGEST)}, {text(library(evidence), LONGEST)}</h3>"
-        f"<p>{'; '.join(text(fact, LONGEST) for fact in facts)}.</p>"
-        + notes([line for line in (STATES[evidence.state], *_belongs(evidence, others, digests)) if line])
-        + _engines(evidence, others, f"evidence-{index}")
-        + _targets(evidence.targets)
-        + _checks(evidence)
-        + _failures(evidence)
-        + _not_made(evidence)
+    return Visit(
+        evidence=evidence,
+        library=library(evidence),
+        facts=(
+            f"driver {gpu.driver_version or 'unknown'}",
+            f"CUDA {gpu.cuda_version or 'unknown'}",
+            f"compute capability {gpu.compute_capability}",
+            *([f"after the steps {read}"] if (read := clocks(evidence)) else []),
+            evidence.date.replace("T", " ").replace("Z", " UTC"),
+            f"commit {short_commit(evidence)}",
+            name,
+        ),
+        notes=[line for line in (STATES[evidence.state], *_belongs(evidence, others, digests)) if line],
+        engines=_engines(evidence, others, table),
+        targets=Table(("result", "target", "*limit", "*measured"), [_target(one) for one in evidence.targets]),
+        met=_counted([target.met for target in evidence.targets], {met: cell.text for met, cell in MET.items()}),
+        checks=_counted([check.result for check in evidence.checks], CHECKS),
+        not_made=not_made(evidence),
     )
 
 
-def _is_here(engine: EngineEvidence, digests: Mapping[str, str], root: Path) -> bool:
+def _counted(results: Collection[object], names: Mapping[Any, str]) -> str:
+    """How many there are of each result, in words; of what there is none is left out."""
+    counts = Counter(results)
+    return ", ".join(f"{counts[key]} {words}" for key, words in names.items() if counts[key])
+
+
+def _is_here(engine: EngineEvidence, digests: Mapping[str, str]) -> bool:
     """Whether an engine was built from a file that is here now."""
-    return engine.onnx_sha256 in {digests[name] for name in engine_sources(root, engine.precision)}
+    return engine.onnx_sha256 in {digests.get(engine_source(engine.precision, typed)) for typed in (True, False)}
 
 
-def _belongs(
-    evidence: GpuEvidence, others: Mapping[str, EngineEvidence], digests: Mapping[str, str]
-) -> tuple[str, ...]:
+def _belongs(evidence: GpuEvidence, others: Sequence[str], digests: Mapping[str, str]) -> list[str]:
     """Whether it is of the model on the page, in sentences."""
     said = []
     if KERAS in digests and evidence.model.keras_sha256 != digests[KERAS]:
@@ -127,28 +150,23 @@ def _belongs(
         said.append(f"Not as the bundle recorded: {listed(name[:LONGEST] for name in evidence.model.altered)}.")
     if evidence.parity and not evidence.model.own_thresholds:
         said.append("Judged by the default thresholds, as the folder had no verdict.")
-    return tuple(said)
+    return said
 
 
-def _engines(evidence: GpuEvidence, others: Mapping[str, EngineEvidence], table_name: str) -> str:
+def _engines(evidence: GpuEvidence, others: Sequence[str], name: str) -> Table:
     """Each engine, and beside them PyTorch, in one compact table."""
-    remarks = Footnotes(table_name)
     largest = max((row.batch for row in evidence.timings), default=0)
-    rows = [_engine(name, evidence, largest, name in others, remarks) for name in evidence.engines]
-    rows += [_peer(row, remarks) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
-    if not rows:
-        return ""
-    names = (
-        *("verdict", "engine", "*agreement"),
-        *("*p50, ms", "*p99, ms", "*images/s", "*engine alone, images/s"),
+    rows = [_engine(one, evidence, largest, one in others) for one in evidence.engines]
+    rows += [_peer(row) for row in evidence.timings if row.name.startswith("PyTorch") and _tells(row, largest)]
+    head = (
+        *("verdict", "engine", "*agreement", Cell("*p50, ms", remarks=[ONE_IMAGE]), "*p99, ms"),
+        Cell("*images/s", remarks=[f"Host to host, in batches of {largest:,}."]),
+        Cell("*engine alone, images/s", remarks=[ALONE]),
     )
-    about = {3: ONE_IMAGE, 5: f"Host to host, in batches of {largest:,}.", 6: ALONE}
-    shown = {column: words for column, words in about.items() if any(row[column] for row in rows)}
-    head = tuple(name + remarks.mark(shown.get(column, "")) for column, name in enumerate(names))
-    return table(head, rows) + remarks.html
+    return Table(head, rows, name)
 
 
-def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool, remarks: Footnotes) -> tuple[str, ...]:
+def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool) -> tuple[str | Cell, ...]:
     engine = evidence.engines[name]
     own = [
         row
@@ -162,7 +180,7 @@ def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool, remarks
     hops = [hop for hop in evidence.parity.hops if hop.candidate == name] if evidence.parity else []
     verdict, why = _verdict(hops)
     few = one is not None and one.p99_is_near_max
-    marks = remarks.mark(
+    remarks = (
         sentence(why[:LONGEST]),
         f"Not loaded here: {engine.refused} The library: {engine.library}"[:LONGEST] if engine.refused else "",
         *(sentence(warning[:LONGEST]) for warning in engine.warnings[:REMARKS]),
@@ -171,8 +189,8 @@ def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool, remarks
         f"p99: of {count(one.n, 'call')}, so it is about the slowest of them." if one and few else "",
     )
     return (
-        badge(NOT_VERIFIED, f"{verdict}, of another file") if other else badge(verdict, verdict),
-        text(name, LONGEST) + marks,
+        badge(NOT_VERIFIED, f"{verdict}, of another file") if other else badge(verdict),
+        Cell(cut(name, LONGEST), remarks=remarks),
         share(next((hop.top1_agreement for hop in hops if hop.compared), None)),
         number(one.p50_ms if one else None, ".3f"),
         number(one.p99_ms if one else None, ".3f"),
@@ -191,57 +209,16 @@ def _tells(row: TimedRow, largest: int) -> bool:
     return row.batch == largest and row.measures == "compute" and not row.error
 
 
-def _peer(row: TimedRow, remarks: Footnotes) -> tuple[str, ...]:
+def _peer(row: TimedRow) -> tuple[str | Cell, ...]:
+    name = cut(f"{row.name} {row.precision}", LONGEST)
     speed = number(row.images_per_second, ",.0f")
+    return (badge(REFERENCE), Cell(name, remarks=[PEERS.get(row.name, "")]), *[""] * 4, speed)
+
+
+def _target(target: Target) -> tuple[str | Cell, ...]:
     return (
-        badge(REFERENCE, REFERENCE),
-        text(f"{row.name} {row.precision}", LONGEST) + remarks.mark(PEERS.get(row.name, "")),
-        "",
-        "",
-        "",
-        "",
-        speed,
+        MET[target.met],
+        cut(target.target + (f" ({target.why})" if target.why else ""), LONGEST),
+        f"{target.limit:,g}",
+        number(target.measured, ",.0f" if 1000 <= abs(target.measured or 0) < LARGEST else ".4g"),
     )
-
-
-def _targets(targets: Sequence[Target]) -> str:
-    if not targets:
-        return ""
-    names = {True: (PASS, "met"), False: (FAIL, "missed"), None: (NOT_RUN, "open")}
-    counts = Counter(target.met for target in targets)
-    said = ", ".join(f"{counts[met]} {words}" for met, (_, words) in names.items() if counts[met])
-    rows = [
-        (
-            badge(*names[target.met]),
-            text(target.target + (f" ({target.why})" if target.why else ""), LONGEST),
-            f"{target.limit:,g}",
-            number(target.measured, ",.0f" if 1000 <= abs(target.measured or 0) < LARGEST else ".4g"),
-        )
-        for target in targets
-    ]
-    return details(f"Targets: {said}", table(("result", "target", "*limit", "*measured"), rows))
-
-
-def _checks(evidence: GpuEvidence) -> str:
-    counts: Counter[str] = Counter(check.result for check in evidence.checks)
-    named = {"pass": "passed", "fail": "failed", "error": "could not be made", "skipped": "skipped"}
-    said = ", ".join(f"{counts[result]} {words}" for result, words in named.items() if counts[result])
-    return f"<p>Checks: {said}.</p>" if said else ""
-
-
-def _failures(evidence: GpuEvidence) -> str:
-    failures = evidence.failures
-    items = "".join(f"<li>{text(failure, LONGEST)}</li>" for failure in failures)
-    return f"<p>{badge(FAIL, 'failed')}</p><ul>{items}</ul>" if items else ""
-
-
-def _not_made(evidence: GpuEvidence) -> str:
-    """The steps that were left out, or that the visit did not come to, by the reason."""
-    named = not_made(evidence)
-    items = "".join(
-        f"<li>{text(shortened([name[:LONGEST] for name in names]))}: {text(why, LONGEST)}</li>"
-        for why, names in named.items()
-    )
-    number_of = sum(map(len, named.values()))
-    verb = "was" if number_of == 1 else "were"
-    return details(f"{count(number_of, 'step')} {verb} not made", f"<ul>{items}</ul>") if items else ""

@@ -10,25 +10,29 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from export.errors import ExportError
 from export.sidecar import read_sidecar
+from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
+from pipeline.command_line import Invocation
 from pipeline.csv_rows import read_rows
 from pipeline.files import sha256_file
 from pipeline.layout import KERAS
 from pipeline.manifest import Manifest, as_recorded
 from pipeline.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport, run_name
+from pipeline.recipe import Recipe, Thresholds
 from pipeline.report_headline import short_name
 from pipeline.report_missed import UNUSABLE, missed, reached
 from pipeline.report_recipe import make, make_with
-from pipeline.stage import Context
 from pipeline.stage_records import CalibrationReport, read_calibration
 from pipeline.words import count, listed, sentence
 
 ENGINE_CHECK = ("python", "-m", "pipeline", "engine", "check")
 FASTEST_FIRST = ("int8", "fp16", "fp32")
 AT_MOST = ("relative_error", "accuracy_drop")  # the other thresholds say what is needed at least
+SENSITIVITY = "quantize/sensitivity.csv"
 COSTS = ("op", "noise", "kept")  # columns of sensitivity.csv
 WORTH = 0.01  # share of the noise below which the quantize stage keeps no layer in FP16
 FAR_DB = 6.0  # noises of layers add up only about: an estimate that misses by less is tried
@@ -55,14 +59,25 @@ class Step:
 class Situation:
     """What the advice depends on."""
 
-    context: Context
+    artifacts: Artifacts
+    recipe: Recipe
+    invocation: Invocation
     card: ModelCard
     parity: ParityReport
     verify: Manifest | None
 
+    @property
+    def calibration(self) -> CalibrationReport:
+        """What the quantize stage recorded.
+
+        Raises:
+            PipelineError: it is missing or damaged.
+        """
+        return read_calibration(self.artifacts.path("quantize/calibration.json"))
+
     def changed(self, *overrides: str) -> str:
         """The whole chain with other values."""
-        return make_with(self.context, overrides, "run", self.verify)
+        return make_with(self.invocation, overrides, "run", self.verify)
 
 
 def after_failure(situation: Situation) -> Step:
@@ -88,15 +103,15 @@ def after_failure(situation: Situation) -> Step:
 def _after(situation: Situation, hop: Hop) -> Step | None:
     """What may mend a comparison, or tells more of it; None: nothing does."""
     said = sentence(f"{short_name(hop.run_name)}: {hop.why}")
-    context = situation.context
-    if hop.kind == TOP_K and context.recipe.export.top_k:
+    recipe = situation.recipe
+    if hop.kind == TOP_K and recipe.export.top_k:
         return Step("Let the host pick the best classes", situation.changed("export.top_k=0"), said)
     if hop.backend == "tensorrt":
         return _engine(situation, hop, said)
     if not hop.compared:
         return _not_compared(situation, hop, said)
     if hop.precision == "fp32":
-        asked = context.recipe.verify.thresholds.fp32.relative_error
+        asked = recipe.verify.thresholds.fp32.relative_error
         if isinstance(asked, float) and hop.finite and _only_relative(situation, hop):
             line = situation.changed("verify.thresholds.fp32.relative_error=auto")
             return Step("Let the model say how much rounding moves it", line, said)
@@ -109,14 +124,14 @@ def _only_relative(situation: Situation, hop: Hop) -> bool:
 
 
 def _engine(situation: Situation, hop: Hop, said: str) -> Step:
-    plan = situation.context.root / hop.candidate
+    plan = situation.artifacts.root / hop.candidate
     try:
         whole = read_sidecar(plan).plan_sha256 == sha256_file(plan)
     except (ExportError, OSError):
         whole = False
     name = short_name(hop.candidate)
     if not whole:
-        line = f"{situation.context.command('build', 'python')} --force"
+        line = f"{situation.invocation.command('build', 'python')} --force"
         return Step("Build it anew, it is not what its sidecar says", line, f"{said} Then verify it: run.")
     served = _served(situation)
     more = f"{said} If it fits this machine and was built of the layers that were asked for, it fails by itself"
@@ -126,20 +141,24 @@ def _engine(situation: Situation, hop: Hop, said: str) -> Step:
 
 def _not_compared(situation: Situation, hop: Hop, said: str) -> Step:
     """A file that gave no answers: it was damaged before it was judged, or nothing here runs it."""
-    context = situation.context
+    root = situation.artifacts.root
     if NO_LOGITS in hop.why:
-        line = shlex.join(["python", "-m", "pipeline", "inspect", (context.root / KERAS).as_posix()])
+        line = shlex.join(["python", "-m", "pipeline", "inspect", (root / KERAS).as_posix()])
         return Step("Look at the Keras model itself", line, f"{said} It gives {UNUSABLE}.", mends=False)
-    if not as_recorded(context.root / hop.candidate):
-        return Step("Make it anew", make(context, "run", situation.verify), f"{said} It isn't what its stage wrote.")
+    if not as_recorded(root / hop.candidate):
+        return Step(
+            "Make it anew",
+            make(situation.invocation, "run", situation.verify),
+            f"{said} It isn't what its stage wrote.",
+        )
     more = f"{said} The file is as the {hop.candidate.partition('/')[0]} stage wrote it, so look at what runs it."
     return Step("See what this machine has", "python -m pipeline doctor", more, mends=False)
 
 
 def _more_layers(situation: Situation, hop: Hop, said: str) -> Step | None:
     """Layers to take back into more precision, where the records say that this may help."""
-    settings, root = situation.context.recipe.quantize, situation.context.root
-    report = read_calibration(root / "quantize/calibration.json")
+    settings = situation.recipe.quantize
+    report = situation.calibration
     int8 = hop.precision == "int8"
     if report.budget_met if int8 else report.fp16.budget_met:
         return None
@@ -163,9 +182,7 @@ def _more_layers(situation: Situation, hop: Hop, said: str) -> Step | None:
 def _may_reach(situation: Situation, hop: Hop, report: CalibrationReport) -> bool:
     """Whether keeping every convolution that costs anything could meet what is asked of INT8."""
     best = _best_sqnr(situation, report)
-    wanted = (
-        situation.parity.thresholds[hop.precision].sqnr_db if hop.precision in situation.parity.thresholds else None
-    )
+    wanted = situation.parity.thresholds.get(hop.precision, Thresholds()).sqnr_db
     return best is not None and (wanted is None or best >= wanted - FAR_DB)
 
 
@@ -174,11 +191,10 @@ def _best_sqnr(situation: Situation, report: CalibrationReport) -> float | None:
 
     The noise of the whole model falls by the share that these have in the noise of what is INT8 now.
     """
-    path = situation.context.root / "quantize/sensitivity.csv"
-    if not path.is_file():
+    if not situation.artifacts.has(SENSITIVITY):
         return None
     costs = []
-    for row in read_rows(path, COSTS, "Run the quantize stage again."):
+    for row in read_rows(situation.artifacts.path(SENSITIVITY), COSTS, "Run the quantize stage again."):
         costs.append((row.cells["op"], row.number("noise", finite=False, low=0.0), row.cells["kept"]))
     whole = sum(noise for _, noise, kept in costs if kept != "fp32")
     now = [(op, noise) for op, noise, kept in costs if kept == "int8"]
@@ -197,13 +213,12 @@ def _best_sqnr(situation: Situation, report: CalibrationReport) -> float | None:
 
 def _truth(situation: Situation, hops: Sequence[Hop]) -> Step:
     """What the files reached, and what to do with that."""
-    context = situation.context
     said = " ".join(_reached(situation, hop) for hop in hops)
     lower = _reachable(situation, hops)
     if served := _served(situation):
-        keys = listed(f"{key} (now {_in_force(context, key)})" for key in lower)
+        keys = listed(f"{key} (now {attrgetter(key)(situation.recipe)})" for key in lower)
         more = f"{said} If what was reached is enough for you, say so in {keys}." if lower else said
-        line = f"{context.command('infer', 'python')} photos/ -o predictions.csv"
+        line = f"{situation.invocation.command('infer', 'python')} photos/ -o predictions.csv"
         return Step(f"Serve {served}, which passed", line, more, mends=False)
     if lower:
         line = situation.changed(*(f"{key}={value}" for key, value in lower.items()))
@@ -220,13 +235,6 @@ def _reachable(situation: Situation, hops: Sequence[Hop]) -> dict[str, str]:
             found.setdefault(f"verify.thresholds.{hop.precision}.{one.key}", []).append(one.value)
     easiest = {True: max, False: min}
     return {key: easiest[key.endswith(AT_MOST)](values, key=float) for key, values in found.items()}
-
-
-def _in_force(context: Context, key: str) -> object:
-    value: object = context.recipe
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _reached(situation: Situation, hop: Hop) -> str:
@@ -250,7 +258,7 @@ def _why_no_more(situation: Situation, hop: Hop) -> str:
     """Why other settings of the quantize stage would not help, by its own records."""
     if hop.precision == "fp32":
         return ""
-    report = read_calibration(situation.context.root / "quantize/calibration.json")
+    report = situation.calibration
     if report.budget_met if hop.precision == "int8" else report.fp16.budget_met:
         here = count(report.held_out_images, "held-out image")
         many = report.held_out_images + report.scale_images
@@ -263,7 +271,7 @@ def _why_no_more(situation: Situation, hop: Hop) -> str:
     words = f" {report.int8_convolutions:,} of {count(report.convolutions, 'convolution')} compute in INT8"
     words += ", so hardly any of INT8's speed is left." if 2 * report.int8_convolutions < report.convolutions else "."
     best = _best_sqnr(situation, report)
-    if best is not None and math.isfinite(best) and situation.context.recipe.quantize.max_kept < 1:
+    if best is not None and math.isfinite(best) and situation.recipe.quantize.max_kept < 1:
         words += f" With all in FP16 that cost anything about {best:.0f} dB would be reached (section Layers)."
     return words
 

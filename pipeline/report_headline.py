@@ -54,7 +54,7 @@ def headline(stands: Standing, parity: ParityReport, engines: Mapping[str, str])
     if stands.broken:
         words = f"not verified as it is now (verdict {stands.verdict}, but files were altered since)"
         return Headline(stands.shown, words, "")
-    verdicts = _by_run(parity.hops)
+    verdicts = by_run(parity.hops)
     ran = {run: verdict for run, verdict in verdicts.items() if verdict != NOT_RUN}
     rest = _engines_apart(engines)
     if not ran:
@@ -90,7 +90,7 @@ def short_name(name: str) -> str:
     return path.relative_to("build").as_posix() if path.is_relative_to("build") else path.name
 
 
-def _by_run(hops: Sequence[Hop]) -> dict[Run, str]:
+def by_run(hops: Sequence[Hop]) -> dict[Run, str]:
     """The worst verdict on each file on each backend; "not run" only where no comparison of it ran."""
     verdicts: dict[Run, set[str]] = {}
     for hop in hops:

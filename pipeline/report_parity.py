@@ -6,45 +6,38 @@ import math
 from collections.abc import Mapping, Sequence
 
 from export.statistics import McNemar
-from pipeline.bars import Bar, bar_chart
-from pipeline.html import Footnotes, Section, badge, number, share, table, text
+from pipeline.bars import Bar, Chart
+from pipeline.html import Cell, Section, Table, badge, number, section, share
 from pipeline.layout import ONNX
 from pipeline.parity_report import FROM_KERAS, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run
 from pipeline.report_headline import short_name
-from pipeline.words import count, sentence
+from pipeline.words import sentence
 
 CHANGED = (
     "Lost / gained: images that the reference names right and the candidate wrong, and the reverse; p: how likely "
     "chance alone parts them at least so far (exact McNemar test)."
-)
-SQNR = (
-    "SQNR says in dB how far the logits stand above the error: at 20 dB the error is a tenth of them, at 40 dB a "
-    "hundredth. Good is 100 and more for FP32, 50 for FP16, 20 for INT8."
 )
 
 
 def parity_section(parity: ParityReport) -> Section:
     """The section; its thresholds are those that the verdict was given by."""
     limits = {name: parity.thresholds[name].sqnr_db for name in ONNX if name in parity.thresholds}
-    bars = sqnr_bars([hop for hop in parity.hops if hop.kind == FROM_KERAS], limits)
-    images = max((hop.images for hop in parity.hops), default=0)
-    words = (
-        f"Every file against Keras, and against the step before it, on {count(images, 'test image')} that selected "
-        f"nothing. {SQNR}"
-    )
-    remarks = Footnotes("parity")
-    rows = [_row(hop, remarks) for hop in parity.hops if hop.verdict != NOT_RUN]
-    compared = [hop for hop in parity.hops if hop.compared]
     head = (
         *("verdict", "candidate", "against", "*SQNR, dB", "*agreement", "*accuracy"),
-        f"*lost / gained{remarks.mark(CHANGED) if any(hop.mcnemar for hop in compared) else ''}",
-        f"*rel. error{remarks.mark(sentence(allowed(parity.hops))) if compared else ''}",
+        Cell("*lost / gained", remarks=[CHANGED]),
+        Cell("*rel. error", remarks=[sentence(allowed(parity.hops))]),
     )
-    listed = table(head, rows) + remarks.html if rows else ""
-    return Section("Parity", words, bars + listed + _not_run(parity))
+    return section(
+        "Parity",
+        "parity.html.j2",
+        images=max((hop.images for hop in parity.hops), default=0),
+        chart=sqnr_bars([hop for hop in parity.hops if hop.kind == FROM_KERAS], limits),
+        hops=Table(head, [_row(hop) for hop in parity.hops if hop.verdict != NOT_RUN], "parity"),
+        apart=not_run(parity.hops),
+    )
 
 
-def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> str:
+def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> Chart:
     """SQNR against Keras, one row a candidate that was run, whatever came of it; the threshold as a mark.
 
     Args:
@@ -58,7 +51,7 @@ def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> str:
             asked = "" if limit is None else f"asked: {limit:.4g}"
             label = f"{hop.precision.upper()} {short_name(hop.run_name)}"
             rows.append(Bar(label, _length(hop), _sqnr(hop, " dB") or "failed to run", hop.precision, limit, asked))
-    return bar_chart("SQNR of the logits against Keras, dB (more is closer)", rows, "smallest that the recipe allows")
+    return Chart("SQNR of the logits against Keras, dB (more is closer)", rows, "smallest that the recipe allows")
 
 
 def _length(hop: Hop) -> float:
@@ -67,14 +60,13 @@ def _length(hop: Hop) -> float:
     return math.inf if hop.equal else math.nan
 
 
-def _row(hop: Hop, remarks: Footnotes) -> tuple[str, ...]:
+def _row(hop: Hop) -> tuple[str | Cell, ...]:
     why = hop.certainty if hop.verdict == PASS else hop.why
     note = f"{hop.precision.upper()}: {hop.note}." if hop.note else ""
-    marks = remarks.mark(sentence(why), note)
     return (
-        badge(hop.verdict, hop.verdict),
-        text(hop.run_name) + marks,
-        text(hop.reference),
+        badge(hop.verdict),
+        Cell(hop.run_name, remarks=[sentence(why), note]),
+        hop.reference,
         _sqnr(hop),
         share(hop.top1_agreement),
         share(hop.accuracy_candidate),
@@ -92,12 +84,3 @@ def _sqnr(hop: Hop, unit: str = "") -> str:
 def _changed(mcnemar: McNemar | None) -> str:
     """Right answers lost and gained; empty where none were compared."""
     return "" if mcnemar is None else f"{mcnemar.losses} / {mcnemar.gains}, p {mcnemar.p_value:.2g}"
-
-
-def _not_run(parity: ParityReport) -> str:
-    """What was not run, apart from what was: a line a reason."""
-    lines = []
-    for why, names in not_run(parity.hops).items():
-        reason = (why or "no reason is known").removesuffix(".")
-        lines.append(f'<p class="apart">{badge(NOT_RUN, NOT_RUN)} {text(", ".join(names))}: {text(reason)}.</p>')
-    return f"<h3>Not run here</h3>{''.join(lines)}" if lines else ""

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image
 
+from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
 from pipeline.csv_rows import read_rows
-from pipeline.errors import DataError, PipelineError
-from pipeline.files import sha256_file
-from pipeline.html import Section, text
+from pipeline.errors import ImageError, PipelineError
+from pipeline.html import Section, section
 from pipeline.layout import CARD, PARITY, PREDICTIONS, REFERENCE
-from pipeline.manifest import read_manifest
-from pipeline.npz_files import read_arrays
 from pipeline.parity_report import PASS, ParityReport, run_name
-from pipeline.preprocess import ImageError
-from pipeline.report_standing import other_inputs
-from pipeline.words import count
+from pipeline.pictures import data_uri, read_labelled
+from pipeline.report_standing import digest_now, other_inputs, read_stage
 
 THUMBNAILS = 24
-LONGEST_NAME = 60
 COLUMNS = ("path", "status", "class", "probability", "error")
 REMEDY = "Run the infer stage again."
 
@@ -46,6 +39,27 @@ class Prediction:
     name: str
     probability: float
     error: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An image of the page with what was answered.
+
+    Attributes:
+        file: its name.
+        name: of the class that it got.
+        probability: of that class.
+        picture: as a data URI; "": it is not shown.
+        missing: why.
+        label: its right class; None: not known.
+    """
+
+    file: str
+    name: str
+    probability: float
+    picture: str = ""
+    missing: str = ""
+    label: str | None = None
 
 
 def read_predictions(path: Path, classes: tuple[str, ...]) -> list[Prediction]:
@@ -73,46 +87,38 @@ def shown_images(root: Path) -> list[Path]:
     return [root / "infer" / row.cells["path"] for row in rows if row.cells["status"] == "ok"]
 
 
-def predictions_section(root: Path, card: ModelCard, parity: ParityReport) -> Section:
+def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityReport) -> Section:
     """The section.
 
     Raises:
         PipelineError: ``predictions.csv`` or ``reference.npz`` is damaged.
     """
-    path = root / PREDICTIONS
-    manifest = read_manifest(root / "infer")
-    if manifest is None or not path.is_file() or manifest.inputs.get(PARITY) != sha256_file(root / PARITY):
-        return Section("Predictions", "None: a file that verification failed, or does not know, does not serve.")
+    manifest = read_stage(artifacts, "infer")
+    judged = manifest is not None and manifest.inputs.get(PARITY) == digest_now(artifacts, PARITY)
+    if manifest is None or not judged or not artifacts.has(PREDICTIONS):
+        return section("Predictions", "no_predictions.html.j2")
     served = str(manifest.result.get("model", "a file that its record does not name"))
     backend = manifest.result.get("backend")  # an earlier version did not say
     hops = [hop for hop in parity.hops if hop.candidate == served and backend in (None, hop.backend)]
-    verdict = next((hop.verdict for hop in hops if hop.verdict != PASS), PASS)
-    doubt = "" if verdict == PASS else f" (verdict: {verdict})"
-    if others := other_inputs(root, manifest.inputs, parity):
-        doubt += f" before {text(', '.join(others))} changed"
-    predictions = read_predictions(path, card.classes)
-    truth = labels_by_pixels(root, card)
-    figures = [_figure(one, root / "infer" / one.path, card, truth) for one in predictions]
-    sample = "A test image" if len(figures) == 1 else "A sample of test images"
-    named = text(run_name(served, str(backend)))
-    words = f"{sample}, classified by <code>{named}</code>{doubt}; a red frame and ✗ are a wrong answer."
-    return Section("Predictions", words, f'<div class="grid">{"".join(figures)}</div>')
+    predictions = read_predictions(artifacts.path(PREDICTIONS), card.classes)
+    truth = labels_by_pixels(artifacts, card)
+    return section(
+        "Predictions",
+        "predictions.html.j2",
+        served=run_name(served, str(backend)),
+        verdict=next((hop.verdict for hop in hops if hop.verdict != PASS), PASS),
+        others=other_inputs(artifacts, manifest.inputs, parity),
+        figures=[_figure(one, artifacts.root / "infer" / one.path, card, truth) for one in predictions],
+    )
 
 
-def labels_by_pixels(root: Path, card: ModelCard) -> dict[bytes, str | None]:
+def labels_by_pixels(artifacts: Artifacts, card: ModelCard) -> dict[bytes, str | None]:
     """The right class of each test image, by what its pixels hash to; None where equal pixels have two classes.
 
     Raises:
         PipelineError: ``reference.npz`` is damaged, or of another model.
     """
-    pixels, labels = _read_reference(root / REFERENCE)
-    fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (*card.size, 3) and labels.shape == pixels.shape[:1]
-    if not fits or not np.issubdtype(labels.dtype, np.integer):
-        raise _damaged(root, f"pixels {pixels.dtype} {pixels.shape} and labels {labels.dtype} {labels.shape}")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(card.classes):
-        raise _damaged(
-            root, f"labels from {labels.min()} to {labels.max()} for {count(len(card.classes), 'class', 'classes')}"
-        )
+    pixels, labels = read_labelled(artifacts.path(REFERENCE), card, "Run the verify stage again.")
     found: dict[bytes, str | None] = {}
     for image, label in zip(pixels, labels):
         name = card.classes[int(label)]
@@ -121,59 +127,21 @@ def labels_by_pixels(root: Path, card: ModelCard) -> dict[bytes, str | None]:
     return found
 
 
-def _read_reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        held = read_arrays(path, ("pixels", "labels"))
-    except (OSError, DataError) as error:
-        raise PipelineError(
-            f"Expected 'pixels' and 'labels' in {path}. Received: {error}. Run the verify stage again."
-        ) from error
-    return held["pixels"], held["labels"]
-
-
-def _damaged(root: Path, received: str) -> PipelineError:
-    return PipelineError(
-        f"Expected 'pixels' and 'labels' of the model of {CARD} in {root / REFERENCE}. Received: {received}. "
-        "Run the verify stage again."
-    )
-
-
 def _fingerprint(pixels: np.ndarray) -> bytes:
     return sha256(np.ascontiguousarray(pixels).tobytes()).digest()
 
 
-def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, str | None]) -> str:
-    name = text(PurePath(one.path).name, LONGEST_NAME)
+def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, str | None]) -> Figure:
+    figure = Figure(PurePath(one.path).name, one.name, one.probability)
     if one.error or not one.name:
-        return _without_picture(f"{name}: {text(one.error or 'not classified')}")
-    answer = f'<b dir="auto">{text(one.name, LONGEST_NAME)}</b> {one.probability:.0%}'
+        return replace(figure, missing=one.error or "not classified")
     if not path.is_file():
-        return _without_picture(f"{name}: {answer}; there is no such file here")
+        return replace(figure, missing="there is no such file here")
     try:
         pixels = card.decode.pixels(path)
     except ImageError as error:
-        return _without_picture(f"{name}: {answer}; {text(error)}")
+        return replace(figure, missing=str(error))
     key = _fingerprint(pixels)
     if key not in truth:  # whatever it is, it is not what was classified: it is not shown
-        return _without_picture(f"{name}: {answer}; the file is no longer a test image that was verified")
-    label = truth[key]
-    wrong = label is not None and label != one.name
-    kind = "" if label is None else "wrong" if wrong else "right"
-    caption = f'✗ {answer}<br>is <span dir="auto">{text(label, LONGEST_NAME)}</span>' if wrong else answer
-    seen = f"{name}, taken for {text(one.name, LONGEST_NAME)}"
-    return (
-        f'<figure class="{kind}"><img src="data:image/png;base64,{_png(pixels)}" alt="{seen}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _without_picture(caption: str) -> str:
-    return f'<figure class="missing"><figcaption>{caption}</figcaption></figure>'
-
-
-def _png(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.thumbnail((160, 160))
-    image.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+        return replace(figure, missing="the file is no longer a test image that was verified")
+    return replace(figure, picture=data_uri(pixels), label=truth[key])

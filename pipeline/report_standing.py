@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from export.sidecar import sidecar_path
+from pipeline.artifacts import Artifacts, UndeclaredError
+from pipeline.config import recipe_slice, section_of
 from pipeline.files import sha256_file
 from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE, engines
-from pipeline.manifest import read_manifest
+from pipeline.manifest import MANIFEST, Manifest, config_changes, read_manifest
 from pipeline.parity_report import NOT_VERIFIED, ParityReport
+from pipeline.recipe import Recipe
 
+SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")  # whose results a page shows
 SHOWN = (
     "train/history.json",
     "quantize/calibration.json",
@@ -43,11 +47,11 @@ class Standing:
         return NOT_VERIFIED if self.broken else self.verdict
 
 
-def standing(root: Path, parity: ParityReport) -> Standing:
+def standing(artifacts: Artifacts, parity: ParityReport) -> Standing:
     """Compare what was judged, and what the page shows, with the files of a recipe's artifacts as they are."""
-    broken = [note] if (note := _record_note(root, PARITY)) else []
+    broken = [note] if (note := _record_note(artifacts, PARITY)) else []
     for name, digest in parity.subjects.items():
-        now = digest_now(root, name)
+        now = digest_now(artifacts, name)
         if now is None:
             broken.append(f"{name} is missing; it was judged by the verify stage.")
         elif now != digest:
@@ -58,42 +62,96 @@ def standing(root: Path, parity: ParityReport) -> Standing:
         for name in judged
         if name not in parity.subjects
     ]
-    unknown = [plan.relative_to(root).as_posix() for plan in engines(root)]
-    remarks = [f"{name} was never verified." for name in unknown if name not in parity.subjects]
-    remarks += [note for name in SHOWN if (root / name).is_file() and (note := _record_note(root, name))]
+    remarks = [f"{name} was never verified." for name in engine_names(artifacts) if name not in parity.subjects]
+    remarks += [note for name in SHOWN if artifacts.has(name) and (note := _record_note(artifacts, name))]
     for stage in ("export", "quantize", "build"):
-        manifest = read_manifest(root / stage)
-        others = other_inputs(root, manifest.inputs, parity) if manifest else []
+        manifest = read_stage(artifacts, stage)
+        others = other_inputs(artifacts, manifest.inputs, parity) if manifest else []
         remarks += [f"The {stage} stage worked on another {name} than is here now." for name in others]
     return Standing(parity.verdict, tuple(broken), tuple(remarks))
 
 
-def engine_verdicts(root: Path, parity: ParityReport) -> dict[str, str]:
+def engine_names(artifacts: Artifacts) -> list[str]:
+    """The engines that are there, by file below the artifacts."""
+    return [plan.relative_to(artifacts.root).as_posix() for plan in engines(artifacts.root)]
+
+
+def engine_verdicts(artifacts: Artifacts, parity: ParityReport) -> dict[str, str]:
     """The verdict on each engine that is there, and its sidecar, as they are now; by file below the artifacts."""
-    return {plan.relative_to(root).as_posix(): _engine_verdict(root, plan, parity) for plan in engines(root)}
+    verdicts = {}
+    for name in engine_names(artifacts):
+        digests = {one: digest_now(artifacts, one) for one in (name, sidecar_path(Path(name)).as_posix())}
+        verdicts[name] = parity.verdict_of(name, {one: digest for one, digest in digests.items() if digest})
+    return verdicts
 
 
-def _engine_verdict(root: Path, plan: Path, parity: ParityReport) -> str:
-    names = [path.relative_to(root).as_posix() for path in (plan, sidecar_path(plan)) if path.is_file()]
-    return parity.verdict_of(names[0], {name: sha256_file(root / name) for name in names})
-
-
-def other_inputs(root: Path, inputs: Mapping[str, str], parity: ParityReport) -> list[str]:
+def other_inputs(artifacts: Artifacts, inputs: Mapping[str, str], parity: ParityReport) -> list[str]:
     """Of the files that a stage read and verify judged, those that are others now."""
-    return [name for name, digest in inputs.items() if name in parity.subjects and digest_now(root, name) != digest]
+    return [
+        name for name, digest in inputs.items() if name in parity.subjects and digest_now(artifacts, name) != digest
+    ]
 
 
-def digest_now(root: Path, name: str) -> str | None:
-    """sha256 of a file of the artifacts; None if there is none of that name."""
-    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-    return sha256_file(root / name) if inside and (root / name).is_file() else None
+def digest_now(artifacts: Artifacts, name: str) -> str | None:
+    """sha256 of a file of the artifacts; None if there is none of that name.
+
+    Args:
+        artifacts: of a recipe.
+        name: as a record has it: one that a page reads no file of, or that leads elsewhere, is of no file.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return None
+    try:
+        return sha256_file(artifacts.path(name)) if artifacts.has(name) else None
+    except UndeclaredError:
+        return None
 
 
-def _record_note(root: Path, name: str) -> str:
+def read_stage(artifacts: Artifacts, stage: str) -> Manifest | None:
+    """The record of a stage; None if there is none, or, with a warning, if it is damaged."""
+    return read_manifest(artifacts.path(f"{stage}/{MANIFEST}").parent)
+
+
+def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
+    """Which results are not of this recipe, or not of what other stages wrote since, in sentences.
+
+    The records alone are asked, and nothing is hashed: images and Keras need not be on this machine.
+    """
+    # What a benchmark measured belongs to the machine, and `run` does not measure.
+    records = {stage: read_stage(artifacts, stage) for stage in SHOWN_STAGES if stage != "benchmark"}
+    found = []
+    for stage, record in records.items():
+        if record is None:
+            found.append(f"{stage} has no result")
+            continue
+        found += [f"{stage} was run with other values: {change}" for change in _recipe_changes(record, recipe)]
+        for name, digest in record.inputs.items():
+            maker, _, file = name.partition("/")
+            source = records.get(maker)
+            written = source.outputs.get(file) if source else None
+            if written is not None and written.sha256 != digest:
+                found.append(f"{stage} read another {name}")
+        missing = [name for name in record.outputs if not (artifacts.root / stage / name).is_file()]
+        found += [f"{stage}/{name} is missing" for name in missing]
+    return found
+
+
+def _recipe_changes(record: Manifest, recipe: Recipe) -> list[str]:
+    """What the recipe says now, and did not when a stage ran, of the keys that the stage recorded."""
+    whole = recipe_slice(recipe, [one.name for one in fields(recipe)])
+    places = {name: section_of(whole, name) for name in record.config}
+    return config_changes(record, {name: section[key] for name, (section, key) in places.items() if key in section})
+
+
+def _record_note(artifacts: Artifacts, name: str) -> str:
     """Why a file is not what its stage recorded; "" if it is."""
     stage, _, file = name.partition("/")
-    manifest = read_manifest(root / stage)
+    manifest = read_stage(artifacts, stage)
     recorded = manifest.outputs.get(file) if manifest else None
     if recorded is None:
         return f"{name} is in no record of the {stage} stage, so nothing vouches for it."
-    return "" if recorded.sha256 == digest_now(root, name) else f"{name} was altered since the {stage} stage wrote it."
+    return (
+        ""
+        if recorded.sha256 == digest_now(artifacts, name)
+        else f"{name} was altered since the {stage} stage wrote it."
+    )

@@ -11,13 +11,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from export.driver import DriverStatus, driver_status
 from export.errors import ExportError
-from export.sidecar import read_sidecar
+from export.sidecar import BatchProfile, read_sidecar
+from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_serves
-from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, Sizes, fit, misfit
+from pipeline.command_line import COMMAND, CommandNeededError
+from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, fit, misfit
 from pipeline.errors import PipelineError
 from pipeline.layout import ONNX, PARITY, engines, plan_precision
 from pipeline.measured import (
@@ -31,12 +32,13 @@ from pipeline.measured import (
     runtime_part,
 )
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
+from pipeline.recipe import Recipe
 from pipeline.runnable import files_to_run, why_not_opened, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
+from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.providers import why_not
-from pipeline.stage import Context
 from pipeline.verdicts import Verdicts
 from pipeline.words import listed
 
@@ -52,11 +54,12 @@ class Choice:
     backend: str
     precision: str
     verdict: str
-    profile: Sizes | None = None  # min, opt and max of an engine's batch; None: any batch
+    profile: BatchProfile | None = None  # of an engine; None: any batch
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     why: str = ""  # where it is "not verified", or nothing here opens it
     opens: bool = True  # as far as that is seen before
     won: Nearest | None = None  # where it was measured to be faster than what comes first by default
+    over: str = ""  # that one's run name
 
     @property
     def run_name(self) -> str:
@@ -72,22 +75,19 @@ class Choice:
         return fit(self.backend, self.precision, self.profile, batch_size)
 
     def open(self) -> Runner:
-        """The runner for it; says so where it serves without having passed."""
+        """The runner for it; says so where it serves because it is faster, or without having passed."""
+        if self.won is not None:
+            measured = f"measured {self.won.pair.words} as fast as {self.over} at batch {self.won.batch}"
+            log.info("%s answers: %s on this GPU", self.run_name, measured)
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
-        if self.backend == "tensorrt":
-            from pipeline.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(self.path, self.runtime)
-        from pipeline.runners.onnxruntime import OnnxRunner
-
-        device: Literal["cpu", "cuda"] = "cuda" if self.backend == "onnxruntime-cuda" else "cpu"
-        return OnnxRunner(self.path, precision=self.precision, device=device, gpu=self.runtime.device)
+        return open_runner(self.path, self.backend, self.precision, self.runtime)
 
 
 def choose(
-    context: Context,
+    artifacts: Artifacts,
+    settings: Recipe,
     backend: str = "auto",
     precision: str = "auto",
     allow_unverified: bool = False,
@@ -102,7 +102,8 @@ def choose(
     What would have come first and may not serve is named in one warning.
 
     Args:
-        context: the recipe and its artifacts.
+        artifacts: files of the recipe.
+        settings: its parts ``infer``, ``runtime`` and ``verify.thresholds``.
         backend: "tensorrt", "onnxruntime-cuda", "onnxruntime" (the CPU), or "auto" for whatever is here.
         precision: "fp32", "fp16", "int8", or "auto" for the fastest.
         allow_unverified: take the best fit where nothing passed.
@@ -117,34 +118,35 @@ def choose(
         what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
         instead = " Use --backend onnxruntime here." if onnxruntime_is_installed() else ""
         raise PipelineError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
-    if backend == "auto" and (idle := why_nothing_runs(context.root, driver)):
+    if backend == "auto" and (idle := why_nothing_runs(artifacts.root, driver)):
         raise PipelineError(
-            f"Expected something here that runs {files_to_run(context.root)}. Received: {idle}. Install what runs "
+            f"Expected something here that runs {files_to_run(artifacts.root)}. Received: {idle}. Install what runs "
             "them, or classify where they run."
         )
-    verdicts = Verdicts(context.root, context.recipe.verify.thresholds)
+    verdicts = Verdicts(artifacts.root, settings.verify.thresholds)
     choices: list[Choice] = []
     passed_over: list[str] = []
     for name in BACKENDS if backend == "auto" else (backend,):
-        if name == "onnxruntime-cuda" and backend == "auto" and not _may_answer(name, context, choices):
+        if name == "onnxruntime-cuda" and backend == "auto" and not _may_answer(name, artifacts, choices):
             continue
         if _why_not(name, driver):
             continue
         if backend == "auto" and name == "onnxruntime" and not onnxruntime_is_installed():
             continue
         for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
-            found, unusable = _files(context, name, wanted, verdicts)
+            found, unusable = _files(artifacts, settings.runtime, name, wanted, verdicts)
             if backend == "auto" and name == "tensorrt":
                 found = [_as_here(choice, driver) for choice in found]
             choices += found
             passed_over += unusable
     if not choices:
         missing = f" ({listed(passed_over, separator='; ')})" if passed_over else ""
-        raise PipelineError(
-            f"Expected a built model for backend {backend}, precision {precision} below {context.root}. Received: "
-            f"none{missing}. Run `{context.command('run')}` first."
+        raise CommandNeededError(
+            f"Expected a built model for backend {backend}, precision {precision} below {artifacts.root}. Received: "
+            f"none{missing}. Run `{COMMAND}` first.",
+            "run",
         )
-    size = context.recipe.infer.batch_size if batch_size is None else batch_size
+    size = settings.infer.batch_size if batch_size is None else batch_size
 
     def rank(choice: Choice) -> tuple[int, bool, int, int, float]:
         place, runs, preferred, distance = choice.fit(size)
@@ -155,7 +157,7 @@ def choose(
         first = serving[0]
         better = [choice for choice in choices if choice not in serving and choice.fit(size) < first.fit(size)]
         passed_over += [choice.why or f"{choice.run_name}: {choice.verdict}" for choice in better]
-        best = _measured_fastest(context, serving, driver, size)
+        best = _measured_fastest(artifacts.root, settings.runtime, serving, driver, size)
         if passed_over:
             log.warning(
                 "%s answers. Passed over: %s", best.run_name, listed(dict.fromkeys(passed_over), separator="; ")
@@ -166,10 +168,11 @@ def choose(
     every = [*passed_over, *(choice.why or f"{choice.run_name}: {choice.verdict}" for choice in choices)]
     reasons = listed(dict.fromkeys(every), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
-    mend = f"{context.root / PARITY} says why" if failed else f"Run `{context.command('run')}`"
-    raise PipelineError(
+    mend = f"{artifacts.root / PARITY} says why" if failed else f"Run `{COMMAND}`"
+    raise CommandNeededError(
         f"Expected a model that passed verification. Received: {reasons}. {mend}, or take the risk with "
-        "--allow-unverified."
+        "--allow-unverified.",
+        "run",
     )
 
 
@@ -188,18 +191,20 @@ def _as_here(choice: Choice, driver: DriverStatus) -> Choice:
     return replace(choice, verdict=NOT_RUN, why=f"engines: {why}", opens=False) if why else choice
 
 
-def _may_answer(backend: str, context: Context, before: Sequence[Choice]) -> bool:
+def _may_answer(backend: str, artifacts: Artifacts, before: Sequence[Choice]) -> bool:
     """Whether a later backend can take the place of what passed on earlier ones.
 
     Asking ONNX Runtime for CUDA loads its libraries and takes memory of the GPU, which an engine should not pay for.
     """
     if not any(choice.verdict == PASS for choice in before):
         return True
-    serves, _ = read_serves(context.root)
+    serves, _ = read_serves(artifacts.root)
     return serves is not None and serves.beats_others(backend)
 
 
-def _measured_fastest(context: Context, serving: Sequence[Choice], driver: DriverStatus, size: int) -> Choice:
+def _measured_fastest(
+    root: Path, runtime: RuntimeOptions, serving: Sequence[Choice], driver: DriverStatus, size: int
+) -> Choice:
     """The first of those that may serve, or the one that was measured to be faster than it on this GPU."""
     first = serving[0]
     if first.backend not in ON_GPU:
@@ -211,15 +216,15 @@ def _measured_fastest(context: Context, serving: Sequence[Choice], driver: Drive
         and choice.verdict in (PASS, first.verdict)
         and choice.misfit(size)[0] <= first.misfit(size)[0]
     ]
-    serves, doubt = read_serves(context.root)
+    serves, doubt = read_serves(root)
     if serves is None:
         if doubt:
-            context.say_once(logging.WARNING, f"what was measured does not count: {doubt}")
+            log.warning("what was measured does not count: %s", doubt)
         return first
-    if why := _elsewhere(serves, driver, context.runtime):
+    if why := _elsewhere(serves, driver, runtime):
         log.debug("what was measured does not count: %s", why)
         return first
-    here = {choice.name: _contender(context.root, choice) for choice in rivals}
+    here = {choice.name: _contender(root, choice) for choice in rivals}
     _say_others(serves, here)
 
     def compared(name: str, other: str) -> Nearest | None:
@@ -232,10 +237,7 @@ def _measured_fastest(context: Context, serving: Sequence[Choice], driver: Drive
     name = fastest([choice.name for choice in rivals], faster)
     if name == first.name or (won := compared(name, first.name)) is None:
         return first
-    best = replace(next(choice for choice in rivals if choice.name == name), won=won)
-    words = f"measured {won.pair.words} as fast as {first.run_name} at batch {won.batch} on this GPU"
-    context.say_once(logging.INFO, f"{best.run_name} answers: {words}")
-    return best
+    return replace(next(choice for choice in rivals if choice.name == name), won=won, over=first.run_name)
 
 
 def _elsewhere(serves: Serves, driver: DriverStatus, runtime: RuntimeOptions) -> str:
@@ -265,18 +267,19 @@ def _say_others(serves: Serves, here: dict[str, Contender]) -> None:
             log.debug("what was measured of %s does not count, it is another now: %s", then.file, listed(others))
 
 
-def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -> tuple[list[Choice], list[str]]:
+def _files(
+    artifacts: Artifacts, runtime: RuntimeOptions, backend: str, precision: str, verdicts: Verdicts
+) -> tuple[list[Choice], list[str]]:
     """The files of a precision that can be run, and what the others lack."""
-    runtime = context.runtime
     if backend != "tensorrt":
         name = ONNX[precision]
-        path = context.root / name
+        path = artifacts.path(name)
         if not path.is_file():
             return [], [f"{name} is missing"] if verdicts.knows(name) else []
         found = verdicts.on(path, backend)
         return [Choice(name, path, backend, precision, found.verdict, None, runtime, found.why)], []
     choices, unusable = [], []
-    for plan in engines(context.root):
+    for plan in engines(artifacts.root):
         if plan_precision(plan) != precision:
             continue
         try:
@@ -284,7 +287,6 @@ def _files(context: Context, backend: str, precision: str, verdicts: Verdicts) -
         except ExportError as error:
             unusable.append(str(error))
             continue
-        found, name = verdicts.on(plan), plan.relative_to(context.root).as_posix()
-        sizes = (profile.min, profile.opt, profile.max)
-        choices.append(Choice(name, plan, backend, precision, found.verdict, sizes, runtime, found.why))
+        found, name = verdicts.on(plan), plan.relative_to(artifacts.root).as_posix()
+        choices.append(Choice(name, plan, backend, precision, found.verdict, profile, runtime, found.why))
     return choices, unusable

@@ -1,4 +1,6 @@
-"""What a source file does, as a digest: comments, docstrings and layout do not count, nor which Python reads it.
+"""The code that decides what a stage writes, as a digest: comments, docstrings and layout do not count.
+
+Nor does it matter which Python reads it.
 
 ``ast.dump`` would not do, because its text differs between versions of Python, and artifacts travel between machines.
 """
@@ -7,46 +9,171 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TypeGuard
 
 from pipeline.files import sha256_bytes
 
+PACKAGES = ("pipeline", "export", "benchmarks")
+# Where the walk along the imports ends, and why a change there cannot change what a stage writes.
+BORDERS = {
+    "export/bounded_json.py": "parses JSON, or refuses it",
+    "export/errors.py": "an exception",
+    "export/records.py": "gives what a JSON file holds as a record, or refuses it",
+    "export/wire_format.py": "gives the fields of a protocol buffer, or refuses it",
+    "export/files.py": "puts whole files in place",
+    "pipeline/bounded_yaml.py": "parses YAML, or refuses it",
+    "pipeline/npz_files.py": "gives the arrays that a file holds, or refuses it",
+    "pipeline/zip_files.py": "gives what an archive holds, or refuses it",
+    "pipeline/children.py": "ends a process with its parent",
+    "pipeline/artifacts.py": "finds files, which enter the key by their bytes",
+    "pipeline/inputs.py": "hands over what was declared, which enters the key by its bytes",
+    "pipeline/errors.py": "exceptions",
+    "pipeline/config.py": "reads the recipe, whose values enter the key by the stage's slice",
+    "pipeline/recipe.py": "types of the recipe, whose values enter the key by the stage's slice",
+    "pipeline/limits.py": "refuses values of the recipe",
+    "pipeline/command_line.py": "composes advice",
+    "pipeline/disk_space.py": "refuses, or says that a disk is full",
+    "pipeline/files.py": "moves and hashes bytes",
+    "pipeline/runnable.py": "says why nothing runs, and then nothing is written",
+    "pipeline/manifest.py": "records results and compares keys",
+    "pipeline/stage.py": "runs stages",
+    "pipeline/layout.py": "names of files, which enter the key as names of inputs and outputs",
+    "pipeline/progress.py": "draws bars",
+    "pipeline/cli.py": "talks",
+    "pipeline/usage.py": "reads a command line, or refuses it",
+    "pipeline/tensorflow_start.py": "silences an import",
+    "export/words.py": "puts a number before its noun, and cuts long lists, for people",
+    "pipeline/words.py": "puts a number before its noun, for people",
+}
+TEMPLATES = "templates"  # a folder beside a module, all files of which count where the module names it
+_FILE_NAME = re.compile(rf"\w[\w.-]{{0,99}}\.\w+|{TEMPLATES}")
 _OF_NO_EFFECT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})  # said by the rest, or by nobody
+
+
+def code_digest(module: str, root: Path) -> str:
+    """sha256 over the code that a module runs: its own and that of all of ours that it imports, up to the borders.
+
+    Args:
+        module: dotted name.
+        root: of the repository.
+    """
+    found = closure(module, root)
+    return sha256_bytes("\0".join(found[name] for name in sorted(found)).encode())
+
+
+def closure(module: str, root: Path) -> dict[str, str]:
+    """Digests of the files that decide what a module does, by their paths relative to the repository.
+
+    They are the modules of ours that are imported, inside functions too, but for type checkers only; and what lies
+    beside a module and is read by its name: a file, or the folder of templates.
+
+    Args:
+        module: dotted name.
+        root: of the repository.
+    """
+    found: dict[str, str] = {}
+    waiting = [module.replace(".", "/") + ".py"]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in BORDERS:
+            continue
+        source = _python_source(_read(root / name))
+        found[name] = source.digest
+        waiting += [path for one in source.imports if (path := _path_of(one, root))]
+        for file in _files_beside(root / name, source.texts):
+            found[file.relative_to(root).as_posix()] = source_digest(file)
+    return found
 
 
 def source_digest(path: Path) -> str:
     """sha256 of a Python file's syntax, of any other file's bytes with line endings normalised."""
-    data = path.read_bytes().replace(b"\r\n", b"\n")
-    return _python_digest(data) if path.suffix == ".py" else sha256_bytes(data)
+    return _python_source(_read(path)).digest if path.suffix == ".py" else sha256_bytes(_read(path))
 
 
-@functools.lru_cache(maxsize=256)
-def _python_digest(data: bytes) -> str:
-    return sha256_bytes("".join(_written(ast.parse(data))).encode("utf-8", "surrogatepass"))
+@dataclass(frozen=True)
+class _Source:
+    """What a Python file says.
+
+    Attributes:
+        digest: of its syntax.
+        imports: dotted names; of ``from a import b`` both a and a.b.
+        texts: those of its texts that may be the name of a file or a folder.
+    """
+
+    digest: str
+    imports: frozenset[str]
+    texts: frozenset[str]
 
 
-def _written(value: object) -> Iterator[str]:
+def _read(path: Path) -> bytes:
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
+@functools.lru_cache(maxsize=1024)
+def _python_source(data: bytes) -> _Source:
+    tree = ast.parse(data)
+    syntax: list[str] = []
+    _write(tree, syntax)
+    imports: set[str] = set()
+    texts: set[str] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FILE_NAME.fullmatch(node.value):
+            texts.add(node.value)
+        waiting += node.orelse if _is_for_checkers(node) else ast.iter_child_nodes(node)
+    ours = frozenset(name for name in imports if name.partition(".")[0] in PACKAGES)
+    return _Source(sha256_bytes("".join(syntax).encode("utf-8", "surrogatepass")), ours, frozenset(texts))
+
+
+def _is_for_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+@functools.cache
+def _path_of(module: str, root: Path) -> str:
+    """The file of a module, relative to the repository; "" where there is none: a package, or a name in a module."""
+    path = module.replace(".", "/") + ".py"
+    return path if (root / path).is_file() else ""
+
+
+def _files_beside(module: Path, names: Iterable[str]) -> Iterator[Path]:
+    for name in names:
+        path = module.parent / name
+        for file in sorted(path.rglob("*")) if name == TEMPLATES else [path]:
+            if file.is_file() and file.suffix != ".py":
+                yield file
+
+
+def _write(value: object, out: list[str]) -> None:
     """A node, a list of nodes or a plain value as text; what is empty is left out, as Pythons differ in it."""
     if isinstance(value, ast.Constant):
-        yield f"{type(value.value).__name__} {value.value!r};"
+        out.append(f"{type(value.value).__name__} {value.value!r};")
     elif isinstance(value, ast.AST):
-        yield type(value).__name__ + "("
+        out.append(type(value).__name__ + "(")
         for name in value._fields:
             part = getattr(value, name, None)
             if name not in _OF_NO_EFFECT and part is not None and part != []:
-                yield name + "="
-                yield from _written(_texts_joined(part) if isinstance(value, ast.JoinedStr) else part)
-        yield ")"
+                out.append(name + "=")
+                _write(_texts_joined(part) if isinstance(value, ast.JoinedStr) else part, out)
+        out.append(")")
     elif isinstance(value, list):
-        yield "["
+        out.append("[")
         for item in value:
             if not _is_text_alone(item):
-                yield from _written(item)
-        yield "]"
+                _write(item, out)
+        out.append("]")
     else:
-        yield f"{value!r};"
+        out.append(f"{value!r};")
 
 
 def _is_text_alone(node: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,9 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
     short = {split: needed for split, needed in minimum.items() if len(images.splits[split]) < needed}
     if short:
         raise DataError(" ".join([_what_is_missing(images, short), *_ways_out(images, short, minimum), _idle(images)]))
-    missing = sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]})
-    if missing and minimum.get("train"):  # a finished model is not trained
+    if not minimum.get("train"):  # a finished model is not trained
+        return
+    if missing := sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]}):
         names = ", ".join(images.classes[i] for i in missing)
         raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
 
@@ -170,16 +172,13 @@ def chance(images: int, share: float, needed: int) -> float:
 
 def images_for(needed: int, share: float) -> int:
     """The least number of images of which a split with this share gets what it needs, nearly certainly."""
-    low, high = needed - 1, max(1, needed)
-    while chance(high, share, needed) < NEARLY_CERTAIN:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if chance(middle, share, needed) >= NEARLY_CERTAIN else (middle, high)
-    return high
+    most = max(1, needed)
+    while chance(most, share, needed) < NEARLY_CERTAIN:
+        most *= 2
+    return bisect_left(range(most), NEARLY_CERTAIN, lo=needed, key=lambda images: chance(images, share, needed))
 
 
 def _rounded_up(number: float) -> int:
     """To two digits."""
-    step = 10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1))
     return math.ceil(round(number / step, 6)) * step

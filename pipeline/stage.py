@@ -5,24 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from export.files import recover_folder, replacing_folder
+from export.records import from_json
 from pipeline.agreement import refuse_disagreement
+from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard, read_card
 from pipeline.class_names import class_names, in_model_order
 from pipeline.command_line import Invocation
-from pipeline.config import override_tree, recipe_slice, section_of
+from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import require_space, saying_what_is_full
 from pipeline.errors import PipelineError, add_note
 from pipeline.files import sha256_file, sha256_json, sha256_path
+from pipeline.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
 from pipeline.layout import CARD
 from pipeline.manifest import (
+    MANIFEST,
     Key,
     Manifest,
     code_hash,
@@ -30,6 +34,7 @@ from pipeline.manifest import (
     read_manifest,
     version_changes,
     why_stale,
+    without_defaults,
     write_manifest,
 )
 from pipeline.model_settings import check_with_classes
@@ -40,6 +45,7 @@ from pipeline.runners.options import RuntimeOptions
 from pipeline.samples import Found, Unreadable
 from pipeline.sources import read_source
 from pipeline.split_sizes import check_split_sizes, needed_images
+from pipeline.unread_keys import unread_by_finished
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -78,6 +84,11 @@ class Context:
         return replace(own, host_code=own.host_code or self.recipe.build.version_compatible)
 
     @property
+    def settings(self) -> Recipe:
+        """The recipe as code that runs engines takes it."""
+        return replace(self.recipe, runtime=self.runtime)
+
+    @property
     def invocation(self) -> Invocation:
         """What repeats this recipe on a command line."""
         return Invocation(self.recipe_path, self.artifacts, tuple(self.overrides))
@@ -98,7 +109,7 @@ class Context:
             ModelError: missing or damaged.
             PipelineError: the recipe says otherwise.
         """
-        self.required("train", "model.json")
+        self.required(CARD)
         card = read_card(self.root / CARD)
         refuse_disagreement(self.recipe, card, self.command("train"))
         self._refuse_another_file()
@@ -150,6 +161,8 @@ class Context:
             DataError: too few images, or more unreadable ones than the recipe allows.
         """
         recipe, before = self.recipe, self.images
+        for line in unread_by_finished(recipe):
+            self.say_once(logging.WARNING, line)
         check_with_classes(recipe, len(before.classes))
         needed = needed_images(recipe, len(before.classes))
         check_split_sizes(before, needed)  # nobody should wait to be told what is known already
@@ -164,25 +177,23 @@ class Context:
             self._said.add(message)
             log.log(level, "%s", message)
 
-    def files(self, stage: str, *patterns: str) -> dict[str, str]:
-        """sha256 of an earlier stage's files as ``{"stage/name": digest}``; no match for a pattern is no entry."""
-        folder = self.folder(stage)
-        paths = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
-        return {f"{stage}/{p.relative_to(folder).as_posix()}": sha256_file(p) for p in paths}
+    def files(self, pattern: str) -> dict[str, str]:
+        """sha256 of the files of earlier stages that fit: ``{"stage/name": digest}``; where there is none, no entry."""
+        return {name: sha256_file(self.root / name) for name in Artifacts(self.root).matching(pattern)}
 
-    def required(self, stage: str, *names: str) -> dict[str, str]:
-        """Like ``files``, for files that must be there.
+    def required(self, name: str) -> dict[str, str]:
+        """Like ``files``, for one that must be there.
 
         Raises:
-            PipelineError: with the command that makes them.
+            PipelineError: with the command that makes it.
         """
-        for name in names:
-            if not (self.folder(stage) / name).is_file():
-                raise PipelineError(
-                    f"Expected {self.folder(stage) / name}, which does not exist. "
-                    f"Run `{self.command(stage)}` first, or `run` for the whole chain."
-                )
-        return self.files(stage, *names)
+        path = self.root / name
+        if not path.is_file():
+            raise PipelineError(
+                f"Expected {path}, which does not exist. Run `{self.command(name.partition('/')[0])}` first, or `run` "
+                "for the whole chain."
+            )
+        return {name: sha256_file(path)}
 
     def split(self, name: str, recorded: Mapping[str, str]) -> dict[str, str]:
         """Fingerprint of a split. Where the data is not on this machine, the recorded one stands.
@@ -228,47 +239,88 @@ class Context:
         raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
 
 
-Inputs = Callable[[Context, Mapping[str, str]], dict[str, str]]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[R]):
     """One step of the chain.
 
     Attributes:
         name: verb and folder.
-        inputs: what it reads, by content; gets the context and the inputs of its former run.
-        config: sections or dotted keys of the recipe that decide its result.
-        code: its own modules; a change of theirs reruns it.
-        run: does it, into an empty folder; returns what the manifest records.
+        inputs: what it reads.
+        keys: sections and dotted keys of the recipe that it reads; they decide its result, but for permissions.
+        run: does it, from its inputs and its part of the recipe into an empty folder; returns what to record of it.
+        result: the type of that, a frozen dataclass.
         environment: facts about this machine that decide too.
-        prepare: what is checked before it runs; returns whether its inputs are others now.
+        takes_new_images: every image is decoded before it runs, and what is damaged is left out from then on.
         bytes_per_weight: of the model, in all that it writes; 0 where that is not known before it runs.
+        module: whose code counts, with all that it imports. Defaults to that of ``run``.
     """
 
     name: str
-    inputs: Inputs
-    config: Sequence[str]
-    code: Sequence[str]
-    run: Callable[[Context, Path], dict[str, Any]]
+    inputs: Sequence[Input]
+    keys: Sequence[str]
+    run: Callable[[Inputs, Recipe, Path], R]
+    result: type[R]
     environment: Callable[[], dict[str, Any]] = field(default=dict)
-    prepare: Callable[[Context], bool] = lambda context: False
-    bytes_per_weight: Callable[[Context], int] = field(default=lambda _: 0)
+    takes_new_images: bool = False
+    bytes_per_weight: Callable[[Recipe], int] = field(default=lambda _: 0)
+    module: str = ""
 
     def key(self, context: Context, manifest: Manifest | None) -> Key:
         """What decides this stage's result now."""
-        recorded = manifest.inputs if manifest else {}
-        return Key(self.inputs(context, recorded), self.recipe_part(context), code_hash(self.code), self.environment())
+        digests = self.digests(context, manifest.inputs if manifest else {})
+        code = code_hash(self.module or self.run.__module__)
+        return Key(digests, self.recipe_part(context), code, self.environment())
+
+    def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
+        """What of its inputs decides the result, by content; ``recorded`` are those of its former run."""
+        return {name: digest for one in self.inputs for name, digest in one.digests(context, recorded).items()}
 
     def recipe_part(self, context: Context) -> dict[str, Any]:
         """The part of the recipe that decides this stage's result."""
-        whole = recipe_slice(context.recipe, sorted({name.partition(".")[0] for name in self.config}))
-        return {name: _dotted(whole, name) for name in self.config}
+        names = [name for name in self.keys if name not in (*PERMISSION_KEYS, *PATH_KEYS)]
+        whole = recipe_slice(context.recipe, sorted({name.partition(".")[0] for name in names}))
+        return {name: _dotted(whole, name) for name in names}
 
     def recipe_changes(self, context: Context) -> list[str]:
         """What that part says now and did not when the stage ran, such as "train.seed: 1 -> 2"; nothing is hashed."""
         manifest = read_manifest(context.folder(self.name))
         return config_changes(manifest, self.recipe_part(context)) if manifest else []
+
+    def recorded(self, context: Context, manifest: Manifest) -> R:
+        """What the manifest records of the result.
+
+        Raises:
+            PipelineError: it is not what this stage returns; with the command that makes it anew.
+        """
+        remedy = f"Make it anew: `{context.command(self.name)} --force`."
+        where = f"{context.folder(self.name) / MANIFEST}"
+        return from_json(self.result, dict(manifest.result), where, remedy=remedy, what="result")
+
+    def settings(self, context: Context) -> Recipe:
+        """The declared part of the recipe, permissions included."""
+        return declared_part(context.settings, self.keys)
+
+    def hand_over(self, context: Context, key: Key) -> Inputs:
+        """The declared inputs, and nothing else."""
+        splits = [one for one in self.inputs if isinstance(one, Split)]
+        return Inputs(
+            context.root,
+            tuple(pattern for one in self.inputs for pattern in one.files),
+            digests=key.inputs,
+            key=sha256_json(asdict(key)),
+            find_images=partial(_declared_images, context, splits) if splits else None,
+            command_line=context.invocation if any(isinstance(one, CommandLine) for one in self.inputs) else None,
+        )
+
+
+def _declared_images(context: Context, declared: Sequence[Split]) -> ImageSet:
+    images = context.images
+    needed = {split.name: value_at(context.recipe, split.minimum) for split in declared if split.minimum}
+    check_split_sizes(images, needed)
+    return replace(images, splits=DeclaredSplits({split.name: images.splits[split.name] for split in declared}))
 
 
 @dataclass(frozen=True)
@@ -281,14 +333,14 @@ class Outcome:
     manifest: Manifest
 
 
-def reasons_to_run(stage: Stage, context: Context) -> list[str]:
+def reasons_to_run(stage: Stage[Any], context: Context) -> list[str]:
     """Why the stage would run now; empty when its result is up to date."""
     folder = context.folder(stage.name)
     manifest = read_manifest(folder)
     return why_stale(folder, manifest, stage.key(context, manifest))
 
 
-def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
+def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome:
     """Run a stage unless its result is up to date; a failure or a kill leaves the former result as it was.
 
     Raises:
@@ -305,19 +357,26 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
             log.info("%-9s made with other versions: %s (--force makes it anew)", "", listed(changes))
         return Outcome(stage.name, False, (), manifest)
     log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
-    if (weight := stage.bytes_per_weight(context)) and (parameters := _parameters(context)):
+    if (weight := stage.bytes_per_weight(context.recipe)) and (parameters := _parameters(context)):
         what = f"the files of {stage.name}, which hold {count(parameters, 'weight')}"
         require_space(folder, weight * parameters, what)
-    if stage.prepare(context):
+    if stage.takes_new_images and context.leave_out_damaged():
         key = stage.key(context, manifest)
+    if CARD in key.inputs:
+        context.card()  # a recipe that says other than the model is refused
     start = time.perf_counter()
     try:
         with replacing_folder(folder) as temporary:
-            with saying_what_is_full(folder):
-                result = stage.run(context, temporary)
+            with saying_what_is_full(folder), context.invocation.completing_errors():
+                result = stage.run(stage.hand_over(context, key), stage.settings(context), temporary)
             seconds = time.perf_counter() - start
             manifest = write_manifest(
-                temporary, stage=stage.name, recipe=context.recipe.name, key=key, seconds=seconds, result=result
+                temporary,
+                stage=stage.name,
+                recipe=context.recipe.name,
+                key=key,
+                seconds=seconds,
+                result=without_defaults(result),
             )
     except (OSError, KeyboardInterrupt) as error:
         left = "keeps its former result" if folder.is_dir() else "has no result yet"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from export.bounded_json import read_json_file
+from export.int8.report import CalibrationReport, Distances
 from export.placement_row import Placement
-from export.records import from_json, read_record
-from pipeline.errors import PipelineError
+from export.records import read_record, read_records
 
-CALIBRATION_SCHEMA = 1
-Rounding = Literal["nearest", "mean"]
+__all__ = ["CalibrationReport", "Distances", "Epoch", "read_calibration", "read_history", "read_placement"]
 
 
 @dataclass(frozen=True)
@@ -29,100 +25,13 @@ class Epoch:
     learning_rate: float | None = None
 
 
-@dataclass(frozen=True)
-class Distances:
-    """How far from the float model on held-out images; SQNR in dB, None: equal."""
-
-    sqnr_db: float | None
-    top1_agreement: float
-    accuracy_drop: float | None
-
-
-@dataclass(frozen=True)
-class BiasCorrection:
-    """What taking the mean error out of the biases brought."""
-
-    used: bool
-    before: Distances
-    after: Distances
-
-
-@dataclass(frozen=True)
-class Fp16Rounding:
-    """How the weights of the FP16 graph were rounded."""
-
-    chosen: Rounding
-    nearest: Distances
-    mean: Distances
-
-
-@dataclass(frozen=True)
-class Fp16Report:
-    """How the FP16 graph came about.
-
-    Attributes:
-        rounding: of its weights.
-        kept_fp32: nodes that stay FP32, and why.
-        budget: what was asked of it on held-out images, in words.
-        budget_met: whether the result does.
-        kept: the first node of each layer that stays FP32 to meet it.
-        mixed: with these layers in FP32; None where there are none.
-    """
-
-    rounding: Fp16Rounding
-    kept_fp32: Mapping[str, str]
-    budget: str = "nothing"
-    budget_met: bool = True
-    kept: tuple[str, ...] = ()
-    mixed: Distances | None = None
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """``quantize/calibration.json``.
-
-    Attributes:
-        fp16: the FP16 graph.
-        equalized_activations: how many.
-        held_out_images: that judged every choice.
-        scale_images: that gave the scales.
-        int8_convolutions: of ``convolutions``.
-        convolutions: in the graph.
-        budget: what was asked of INT8, in words.
-        method: of the scales.
-        methods: what each came to.
-        all_int8: INT8 throughout.
-        kept: nodes that stay in float.
-        budget_met: whether the result does what was asked.
-        bias_correction: None where the recipe turned it off.
-        mixed: with the kept nodes in float.
-        schema: of this file.
-    """
-
-    fp16: Fp16Report
-    equalized_activations: int
-    held_out_images: int
-    scale_images: int
-    int8_convolutions: int
-    convolutions: int
-    budget: str
-    method: str
-    methods: Mapping[str, Distances]
-    all_int8: Distances
-    kept: tuple[str, ...]
-    budget_met: bool
-    bias_correction: BiasCorrection | None = None
-    mixed: Distances | None = None
-    schema: int = CALIBRATION_SCHEMA
-
-
 def read_history(path: Path) -> tuple[Epoch, ...]:
     """The epochs of ``train/history.json``.
 
     Raises:
         PipelineError: missing or damaged; with the file and the key.
     """
-    return tuple(_rows(Epoch, path, "training history", "Run the train stage again."))
+    return read_records(Epoch, path, remedy="Run the train stage again.", what="training history")
 
 
 def read_calibration(path: Path) -> CalibrationReport:
@@ -141,18 +50,4 @@ def read_placement(path: Path) -> tuple[Placement, ...]:
     Raises:
         PipelineError: missing or damaged; with the file and the key.
     """
-    return tuple(_rows(Placement, path, "placement", "Run the quantize stage again."))
-
-
-def _rows(kind: Any, path: Path, what: str, remedy: str) -> list[Any]:
-    try:
-        rows = read_json_file(path)
-    except OSError as error:
-        raise PipelineError(f"Expected the {what} {path}. Received: {error.strerror or error}. {remedy}") from error
-    except ValueError as error:
-        raise PipelineError(f"Expected JSON in {path}. Received: {error}. {remedy}") from error
-    if not isinstance(rows, list):
-        raise PipelineError(f"Expected a list in {path}. Received: {type(rows).__name__}. {remedy}")
-    return [
-        from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
-    ]
+    return read_records(Placement, path, remedy="Run the quantize stage again.", what="placement")

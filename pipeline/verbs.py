@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from export.sidecar import PRECISIONS
 from pipeline import __version__, cli
 from pipeline.command_line import ARTIFACTS
 from pipeline.default_order import BACKENDS
@@ -68,7 +69,7 @@ def build_parser() -> Parser:
     infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
     infer.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default: predictions.csv")
     infer.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", type=str.lower)
-    infer.add_argument("--precision", choices=["auto", "fp32", "fp16", "int8"], default="auto", type=str.lower)
+    infer.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", type=str.lower)
     infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
     infer.add_argument("--top-k", type=int, metavar="K", help="classes a row; default: the recipe's")
     infer.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")

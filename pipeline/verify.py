@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,20 @@ from typing import Any
 import numpy as np
 
 from export.bounded_json import parse_json
-from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
+from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
-from pipeline.data import DataMissingError, Pixels, check_classes, check_readable
-from pipeline.doubts import doubts
+from pipeline.data import Pixels, check_classes, check_readable
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
+from pipeline.inputs import Inputs
 from pipeline.layout import (
     CARD,
     KERAS,
     ONNX,
-    PARITY,
     REFERENCE,
     TENSORRT8,
     engine_sources,
@@ -37,7 +36,7 @@ from pipeline.layout import (
 )
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
-from pipeline.parity import Answer, Candidate, Reference, judge
+from pipeline.parity import Answer, Candidate, Reference
 from pipeline.parity_report import (
     CUDA,
     FAIL,
@@ -48,14 +47,12 @@ from pipeline.parity_report import (
     ParityReport,
     allowed,
     not_run,
-    write_parity,
 )
 from pipeline.progress import progress_bar
-from pipeline.runnable import files_to_run, why_nothing_runs
+from pipeline.recipe import Recipe
 from pipeline.runners.base import Runner
-from pipeline.split_sizes import check_split_sizes, images_in_all
-from pipeline.stage import Context
-from pipeline.words import count, listed
+from pipeline.runners.open import open_runner
+from pipeline.runners.options import RuntimeOptions
 
 log = logging.getLogger(__name__)
 
@@ -69,51 +66,6 @@ CUDA_NOTES = {
     "fp16": "",
     "int8": "fake quantization: CUDA computes every Q/DQ pair as the file says, and what is between them in floats",
 }
-
-
-def verify_model(context: Context, folder: Path) -> dict[str, Any]:
-    """Write ``reference.npz`` and ``parity.json``.
-
-    Nothing that was built is changed: the verdict is bound to the files by their sha256.
-
-    Raises:
-        DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
-        PipelineError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
-    """
-    card = context.card()
-    reference, skipped = make_reference(context, card, folder)
-    candidates = list_candidates(context)
-    answers = run_all(candidates, reference, context.recipe.verify.batch_size, card.check_runner)
-    if all(answer.verdict == NOT_RUN for answer in answers.values()):
-        idle = why_nothing_runs(context.root, driver_status())
-        idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
-        raise PipelineError(
-            f"Expected something here that runs {files_to_run(context.root)}. Received: nothing: {idle}. Nothing is "
-            "judged, and a former verdict stands. Install what runs them, or verify where they run."
-        )
-    accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
-    parity = judge(candidates, answers, reference, context.recipe.verify.thresholds, warnings)
-    write_parity(folder / Path(PARITY).name, parity)
-    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
-    result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
-    if warnings:
-        result["warnings"] = warnings
-    if parity.verdict == INCONCLUSIVE:
-        result["images_to_decide"] = max(hop.images_to_decide or 0 for hop in parity.hops)
-        result |= _where_more_are(context, result["images_to_decide"])
-    return result
-
-
-def _where_more_are(context: Context, wanted: int) -> dict[str, int]:
-    """Test images that verify.max_images leaves out, and how many images in all would give as many as are wanted."""
-    try:
-        images = context.images
-    except DataMissingError:
-        return {}
-    left = len(images.splits["test"]) - context.recipe.verify.max_images
-    in_all = images_in_all(images, "test", wanted)
-    return ({"images_left": left} if left > 0 else {}) | ({"images_in_all": in_all} if in_all else {})
 
 
 def run_all(
@@ -130,22 +82,20 @@ def run_all(
     return answers
 
 
-def list_candidates(context: Context) -> list[Candidate]:
+def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candidate]:
     """The ONNX files on ONNX Runtime, on CUDA too where that is active, then every engine on TensorRT."""
-    from pipeline.runners.onnxruntime import OnnxRunner
     from pipeline.runners.providers import why_not
-    from pipeline.runners.tensorrt import TensorRTRunner
 
     cuda_is_active = not why_not("cuda")
 
     def onnx(name: str, precision: str, before: str | None) -> list[Candidate]:
-        path = context.root / name
+        path = artifacts.path(name)
         digest = sha256_file(path)
-        runner = partial(OnnxRunner, path, precision=precision, exact=precision == "int8")
+        runner = partial(open_runner, path, "onnxruntime", precision, exact=precision == "int8")
         runs = [Candidate(name, "onnxruntime", precision, digest, before, runner, NOTES[precision])]
         if cuda_is_active:
             # As it serves; held against the same file on the CPU as an engine is, so that the device alone differs.
-            runner = partial(OnnxRunner, path, precision=precision, device="cuda", gpu=context.runtime.device)
+            runner = partial(open_runner, path, CUDA, precision, runtime)
             runs.append(Candidate(name, CUDA, precision, digest, runs[0].run_name, runner, CUDA_NOTES[precision]))
         return runs
 
@@ -153,12 +103,12 @@ def list_candidates(context: Context) -> list[Candidate]:
     for before, (precision, name) in zip([None, *ONNX.values()], ONNX.items()):
         found += onnx(name, precision, before)
     for precision, name in TENSORRT8.items():
-        if (context.root / name).is_file():
+        if artifacts.has(name):
             found += onnx(name, precision, ONNX["fp32"])
-    for plan in engines(context.root):
-        name = plan.relative_to(context.root).as_posix()
+    for plan in engines(artifacts.root):
+        name = plan.relative_to(artifacts.root).as_posix()
         precision = plan_precision(plan)
-        source = _source(context.root, plan)
+        source = _source(artifacts.root, plan)
         beside = sidecar_path(plan)
         found.append(
             Candidate(
@@ -167,8 +117,8 @@ def list_candidates(context: Context) -> list[Candidate]:
                 precision,
                 sha256_file(plan),
                 source,
-                partial(TensorRTRunner, plan, context.runtime),
-                with_it={f"{plan.parent.relative_to(context.root).as_posix()}/{beside.name}": sha256_file(beside)}
+                partial(open_runner, plan, "tensorrt", precision, runtime),
+                with_it={f"{plan.parent.relative_to(artifacts.root).as_posix()}/{beside.name}": sha256_file(beside)}
                 if beside.is_file()
                 else {},
             )
@@ -187,52 +137,47 @@ def _source(root: Path, plan: Path) -> str:
     return next((name for name in sources if sha256_file(root / name) == digest), ONNX[precision])
 
 
-def make_reference(context: Context, card: ModelCard, folder: Path) -> tuple[Reference, dict[str, Any]]:
+def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path) -> tuple[Reference, Mapping[str, str]]:
     """Keras' logits on the test images, from the former run if neither model nor images changed.
 
-    Writes ``reference.npz`` (pixels, labels, logits, meta) into ``folder``: all that a machine without TensorFlow
+    Writes ``reference.npz`` (pixels, labels, logits, meta) into ``out``: all that a machine without TensorFlow
     and without the data set needs to verify engines; meta says how far rounding alone moves the logits.
     """
-    recipe = context.recipe
-    former = context.root / REFERENCE
-    model = context.folder("train") / "model.keras"
     meta: dict[str, Any] = {
-        "model_sha256": sha256_file(model),
+        "model_sha256": sha256_file(inputs.path(KERAS)),
         **card.metadata(),
         "output": card.output,
-        "max_images": recipe.verify.max_images,
+        "max_images": settings.verify.max_images,
+        **{name: digest for name, digest in inputs.digests.items() if name.startswith("data/")},
     }
-    former_meta, saved, noise = _read_reference(former)
-    recorded = former_meta if meta.items() <= former_meta.items() else {}
-    meta |= context.split("test", recorded)
+    former_meta, saved, noise = _read_reference(inputs.path(REFERENCE))
     if former_meta != meta:
         saved = None
-    skipped: dict[str, Any] = {}
+    skipped: Mapping[str, str] = {}
     if saved is None:
-        check_split_sizes(context.images, {"test": recipe.verify.min_images})
-        check_classes(context.images, card.classes)
-        pixels = Pixels(card.decode, recipe.data.max_bad_images)
-        images, labels = pixels.all(context.images.splits["test"][: recipe.verify.max_images], "test images")
-        check_readable(len(images), recipe.verify.min_images, "test", pixels)
-        skipped = pixels.result()
+        check_classes(inputs.images, card.classes)
+        pixels = Pixels(card.decode, settings.data.max_bad_images)
+        images, labels = pixels.all(inputs.images.splits["test"][: settings.verify.max_images], "test images")
+        check_readable(len(images), settings.verify.min_images, "test", pixels)
+        skipped = pixels.skipped
         saved = {
             "pixels": images,
             "labels": labels,
         }
-        saved["logits"], noise = _ask_keras(context, card, images)
+        saved["logits"], noise = _ask_keras(inputs, settings, card, images)
     elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote it
-        _, noise = _ask_keras(context, card, saved["pixels"], saved["logits"])
+        _, noise = _ask_keras(inputs, settings, card, saved["pixels"], saved["logits"])
     told = meta | {"noise": asdict(noise) if noise is not None else None}
     text = np.frombuffer(json.dumps(told, sort_keys=True).encode(), dtype=np.uint8)
     np.savez(
-        folder / Path(REFERENCE).name,
+        out / Path(REFERENCE).name,
         pixels=saved["pixels"],
         labels=saved["labels"],
         logits=saved["logits"],
         meta=text,
     )
     # Names of classes and decoding are part of an answer; the images are what it was compared on.
-    with_it = {CARD: sha256_file(context.root / CARD), REFERENCE: sha256_file(folder / Path(REFERENCE).name)}
+    with_it = {CARD: sha256_file(inputs.path(CARD)), REFERENCE: sha256_file(out / Path(REFERENCE).name)}
     return Reference(KERAS, meta["model_sha256"], **saved, noise=noise, with_it=with_it), skipped
 
 
@@ -282,15 +227,14 @@ def _verdict_text(hop: Hop, said: set[tuple[str, str]]) -> str:
 
 
 def _ask_keras(
-    context: Context, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
+    inputs: Inputs, settings: Recipe, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
 ) -> tuple[np.ndarray, FloatNoise]:
     """Keras' logits, unless they are known, and how far rounding alone moves them."""
-    from pipeline.runners.keras import KerasRunner
+    from pipeline.runners.keras import open_keras
 
-    model, batch_size = context.root / KERAS, context.recipe.verify.batch_size
-    allow = context.recipe.model.allow
+    model, batch_size, allow = inputs.path(KERAS), settings.verify.batch_size, settings.model.allow
     try:
-        runner = KerasRunner(model, card.preprocessing, output=card.output, allow=allow, max_batch=batch_size)
+        runner = open_keras(model, card, allow, batch_size)
         with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
             card.check_runner(runner, KERAS)
             if logits is None:

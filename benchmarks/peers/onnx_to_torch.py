@@ -9,22 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, numpy_helper
 
-from benchmarks.peers.torch_device import import_torch
+from benchmarks.peers.torch_device import Precision
 from benchmarks.peers.torch_operators import HANDLERS
 from export.graph import attribute, constants, consumers, load_model, producers
 from export.precision import preprocessing_nodes
 from pipeline.errors import RunnerError
-
-if TYPE_CHECKING:
-    import torch
-
-Precision = Literal["fp32", "fp16"]
 
 
 def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Module:
@@ -41,9 +37,7 @@ def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Modul
 
     Raises:
         ProjectError: the file is none of ours, or holds an operator or attribute that is not known here.
-        DeviceUnavailableError: PyTorch is not installed.
     """
-    import_torch()
     return Converter(load_model(path), str(path), precision).convert()
 
 
@@ -57,8 +51,6 @@ class Converter:
     """
 
     def __init__(self, model: onnx.ModelProto, where: str, precision: Precision) -> None:
-        import torch
-
         self.where = where
         self.model = model
         self.table = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model.graph).items()}
@@ -73,8 +65,6 @@ class Converter:
 
     def convert(self) -> torch.nn.Module:
         """Make the module; see `load_onnx`."""
-        import torch
-
         name, size = self._input()
         self.values[name] = self.graph.placeholder(name)
         for node in self.model.graph.node:
@@ -166,8 +156,6 @@ class Converter:
 
     def tensor(self, values: np.ndarray, keep: bool = False) -> torch.Tensor:
         """A constant as a tensor; numbers in the model's precision, unless it is to keep its own."""
-        import torch
-
         made = torch.from_numpy(np.array(values))
         return made.to(self.dtype) if made.is_floating_point() and not keep else made
 

@@ -7,26 +7,25 @@ beside any other runner in `benchmarks.timing.measure`, or in `in_turns` for tim
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.onnx_to_torch import Precision
 from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
-from benchmarks.peers.torch_device import versions
+from benchmarks.peers.torch_device import Precision, versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import in_turns, measure, summarize
+from export.records import to_json
 from pipeline.errors import PipelineError, RunnerError
-from pipeline.files import write_json
+from pipeline.files import sha256_file, write_json
 
 log = logging.getLogger("peers")
 
@@ -134,7 +133,7 @@ def time_batch(
         for kind, measured in samples.items():
             if mode in measured:
                 what = {"measures": kind, "includes": INCLUDES[kind], **described[mode]}
-                rows.append({**head, **what, "samples_ms": measured[mode], **summarize(measured[mode], batch)})
+                rows.append({**head, **what, "samples_ms": measured[mode], **asdict(summarize(measured[mode], batch))})
         if mode in errors:
             rows.append({**head, "error": errors[mode]})
     return rows
@@ -225,12 +224,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content = {
                 "schema": SCHEMA,
                 "model": f"{args.model.resolve().parent.name}/{args.model.name}",
-                "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
-                "machine": machine(),
+                "model_sha256": sha256_file(args.model),
+                "machine": to_json(machine()),
                 "versions": versions(),
                 "commit": commit(),
-                "gpu_before": before,
-                "gpu_after": gpu_snapshot(),
+                "gpu_before": [to_json(gpu) for gpu in before],
+                "gpu_after": [to_json(gpu) for gpu in gpu_snapshot()],
                 "results": rows,
             }
             args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks.peers.onnx_to_torch import Precision, load_onnx
-from benchmarks.peers.torch_device import Slot, import_torch, settings, tf32_allowed, versions
+from benchmarks.peers.torch_device import Precision, Slot, import_torch, settings, tf32_allowed, versions
+from export.sidecar import OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners.base import Outputs, check_pixels
 
@@ -26,7 +26,6 @@ MODES: dict[str, str] = {
     "graphs": "one CUDA graph a batch size, captured over static buffers",
     "compile": 'torch.compile(mode="max-autotune", fullgraph=True, dynamic=False)',
 }
-OUTPUTS = ("logits", "probabilities")
 SLOTS = 3  # batches under way at once when they are streamed
 WARMUP_CALLS = 3  # cuDNN chooses its algorithms in the first; a compiled model records its CUDA graph in the second
 
@@ -64,7 +63,7 @@ class PyTorchRunner:
         max_batch: int = 256,
         tf32: bool = True,
     ) -> None:
-        if precision not in ("fp32", "fp16") or mode not in MODES or max_batch < 1:
+        if precision not in get_args(Precision) or mode not in MODES or max_batch < 1:
             raise RunnerError(
                 f"Expected precision fp32 or fp16, a mode of {', '.join(MODES)} and max_batch >= 1. "
                 f"Received: {precision!r}, {mode!r}, {max_batch}."
@@ -110,6 +109,8 @@ class PyTorchRunner:
             stack.close()
 
     def _open(self, torch: Any) -> None:
+        from benchmarks.peers.onnx_to_torch import load_onnx
+
         module = load_onnx(self.path, self.precision)  # type: ignore[arg-type]
         names = module.output_names
         if missing := [name for name in OUTPUTS if name not in names]:
@@ -127,10 +128,8 @@ class PyTorchRunner:
         self._uploads = torch.cuda.Stream() if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self.mode == "graphs" else None
         self._calls: dict[tuple[int, int], Callable[[], Any]] = {}
-        self._shape = (self.max_batch, *self.size, 3)
-        slots = SLOTS if self._cuda else 1
-        self._slots = [Slot(torch, self.device, self._shape, classes) for _ in range(slots)]
-        self._noise: np.ndarray | None = None
+        shape = (self.max_batch, *self.size, 3)
+        self._slots = [Slot(torch, self.device, shape, classes) for _ in range(SLOTS if self._cuda else 1)]
         if self._cuda:
             torch.cuda.synchronize()  # all that was queued outside of the runner's own stream
 
@@ -271,11 +270,10 @@ class PyTorchRunner:
 
     def _fill(self, slots: int, batch: int) -> None:
         """Put seeded noise into the first slots; zeros would flatter caches and power."""
-        if self._noise is None:
-            self._noise = np.random.default_rng(0).integers(0, 256, self._shape, dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (batch, *self.size, 3), dtype=np.uint8)
         with self._working():
             for slot in self._slots[:slots]:
-                slot.host.numpy()[:batch] = self._noise[:batch]
+                slot.host.numpy()[:batch] = noise
                 slot.upload(batch)
         self._synchronize()
 

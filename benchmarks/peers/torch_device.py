@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import DeviceUnavailableError
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["fp32", "fp16"]  # of what PyTorch computes in; its INT8 is another format
 
 
 def import_torch() -> Any:

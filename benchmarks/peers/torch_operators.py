@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto
+from torch.nn import functional
 
 from export.graph import attribute
 
@@ -35,14 +37,10 @@ def _pair(node: onnx.NodeProto, name: str) -> tuple[int, int]:
 
 
 def _padded(it: Converter, x: Any, before: Sequence[int], after: Sequence[int], value: float) -> Any:
-    import torch.nn.functional as functional
-
     return it.call(functional.pad, x, [before[1], after[1], before[0], after[0]], value=value)
 
 
 def _conv(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     weight = it.constant(node, 1)
     if weight.ndim != 4:
         raise it.unfit(node, "a Conv over two dimensions", f"a kernel of shape {weight.shape}")
@@ -65,8 +63,6 @@ def _conv(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _with_weights(it: Converter, layer: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
-    import torch
-
     layer.weight = torch.nn.Parameter(it.tensor(weight), requires_grad=False)
     if bias is not None:
         layer.bias = torch.nn.Parameter(it.tensor(bias), requires_grad=False)
@@ -74,8 +70,6 @@ def _with_weights(it: Converter, layer: Any, weight: np.ndarray, bias: np.ndarra
 
 
 def _linear(it: Converter, node: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray | None) -> Any:
-    import torch
-
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     return it.layer(node, _with_weights(it, layer, weight, bias), it.value(node))
 
@@ -91,8 +85,6 @@ def _gemm(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _matmul(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     weight = it.table.get(node.input[1])
     if weight is None or weight.ndim != 2:
         return it.call(torch.matmul, it.value(node), it.value(node, 1))
@@ -115,8 +107,6 @@ def _added_constant(it: Converter, node: onnx.NodeProto) -> tuple[onnx.NodeProto
 
 def _mul(it: Converter, node: onnx.NodeProto) -> Any:
     """Multiply; with the Add behind it in one step where that is a BatchNorm that no Conv could take in."""
-    import torch
-
     add, index = _added_constant(it, node)
     if add is None or not any(name in it.table for name in node.input):
         return it.call(torch.mul, it.value(node), it.value(node, 1))
@@ -126,16 +116,12 @@ def _mul(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _relu(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch.nn.functional as functional
-
     maker = it.made.get(node.input[0])
     fresh = maker is not None and maker.op_type in _FRESH and it.only_reader(node.input[0]) is not None
     return it.call(functional.relu, it.value(node), inplace=fresh)
 
 
 def _max_pool(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch.nn.functional as functional
-
     if len(node.output) > 1 and node.output[1]:
         raise it.unfit(node, "a MaxPool without indices", "one that gives them")
     x, (before, after), kernel = it.value(node), _pads(it, node), _pair(node, "kernel_shape")
@@ -153,8 +139,6 @@ def _max_pool(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _average_pool(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch.nn.functional as functional
-
     before, after = _pads(it, node)
     if before != after or attribute(node, "ceil_mode", 0) or _pair(node, "dilations") != (1, 1):
         raise it.unfit(node, "an AveragePool with equal padding", "other padding, ceil_mode or dilations")
@@ -169,8 +153,6 @@ def _average_pool(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _pad(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch.nn.functional as functional
-
     pads = it.integers(node, "pads", 1) or []
     axes = len(node.input) > 3 and node.input[3]
     if attribute(node, "mode", b"constant") != b"constant" or axes:
@@ -184,8 +166,6 @@ def _pad(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _cast(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     to = attribute(node, "to")
     types = {TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64}
     types[TensorProto.FLOAT] = torch.float32 if node.name in it.prepared else it.dtype
@@ -195,8 +175,6 @@ def _cast(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _gather(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     indices = it.constant(node, 1)
     if indices.ndim != 1 or (indices < 0).any():
         raise it.unfit(node, "a Gather by a list of positions", f"indices of shape {indices.shape}")
@@ -215,8 +193,6 @@ def _reshape(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _flatten(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     if attribute(node, "axis", 1) != 1:
         raise it.unfit(node, "a Flatten that keeps the batch", f"axis {attribute(node, 'axis')}")
     return it.call(torch.flatten, it.value(node), 1)
@@ -230,8 +206,6 @@ def _squeeze(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _mean(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     axes = it.integers(node, "axes", 1)
     if axes is None:
         raise it.unfit(node, "a ReduceMean over named axes", "none")
@@ -239,20 +213,14 @@ def _mean(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _global_mean(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch.nn.functional as functional
-
     return it.call(functional.adaptive_avg_pool2d, it.value(node), 1)
 
 
 def _softmax(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     return it.call(torch.softmax, it.value(node), attribute(node, "axis", -1), dtype=torch.float32)
 
 
 def _top_k(it: Converter, node: onnx.NodeProto) -> Any:
-    import torch
-
     if not attribute(node, "largest", 1):
         raise it.unfit(node, "a TopK of the largest", "the smallest")
     both = it.call(torch.topk, it.value(node), int(it.constant(node, 1).reshape(-1)[0]), attribute(node, "axis", -1))
@@ -264,8 +232,6 @@ def _function(name: str) -> Callable[[Converter, onnx.NodeProto], Any]:
     """Make the handler of an operator that a function of torch computes from the same inputs."""
 
     def handler(it: Converter, node: onnx.NodeProto) -> Any:
-        import torch
-
         return it.call(getattr(torch, name), *(it.value(node, index) for index in range(len(node.input))))
 
     return handler

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from export.sidecar import OUTPUTS, TOP_OUTPUTS
+from pipeline.errors import RunnerError
 
 
 class Outputs(NamedTuple):
@@ -35,32 +39,26 @@ class Runner(Protocol):
     @property
     def backend(self) -> str:
         """``keras``, ``onnxruntime`` or ``tensorrt``."""
-        ...
 
     @property
     def precision(self) -> str:
         """``fp32``, ``fp16`` or ``int8``."""
-        ...
 
     @property
     def max_batch(self) -> int:
         """The largest batch that runs at once; larger input is split."""
-        ...
 
     @property
     def graph_top_k(self) -> int:
         """Of an open runner: how many best classes its graph itself picks (`export.top_k`); 0: none, the host does."""
-        ...
 
     @property
     def classes(self) -> int:
         """Of an open runner: how many classes it tells apart."""
-        ...
 
     @property
     def metadata(self) -> Mapping[str, Any] | None:
         """Of an open runner: what its file says of itself (classes, preprocessing, decode); None: it is the model."""
-        ...
 
     def __enter__(self) -> Runner: ...
 
@@ -68,11 +66,49 @@ class Runner(Protocol):
 
     def infer(self, pixels: np.ndarray) -> Outputs:
         """Classify uint8 NHWC pixels."""
-        ...
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
         """The best k classes of each image, or all of them where there are fewer than k."""
-        ...
+
+
+class GraphRunner(ABC):
+    """What runners of a graph with the outputs `OUTPUTS`, and perhaps `TOP_OUTPUTS`, have in common."""
+
+    graph_top_k: int
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        """Classify uint8 NHWC RGB pixels, any number from 1 on.
+
+        Args:
+            pixels: uint8, (N, height, width, 3), of the size that the model was exported for.
+
+        Returns:
+            Outputs: logits and probabilities, float32, (N, classes).
+
+        Raises:
+            RunnerError: wrong pixels, a closed runner, or a failure of the backend.
+        """
+        return Outputs(*self._fetch(pixels, OUTPUTS))
+
+    def top(self, pixels: np.ndarray, k: int) -> Top:
+        """Give the best k classes of each image; only they are fetched where the graph itself picks as many.
+
+        Raises:
+            RunnerError: as `infer`, or k is below 1.
+        """
+        if 1 <= k <= self.graph_top_k:
+            probabilities, classes = self._fetch(pixels, TOP_OUTPUTS)
+            return Top(probabilities[:, :k], classes[:, :k])
+        return top_of(self.infer(pixels).probabilities, k)
+
+    @abstractmethod
+    def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+        """Run the graph and give these outputs, a row an image."""
+
+
+def pieces(pixels: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Cut images into runs of at most ``most``."""
+    return (pixels[start : start + most] for start in range(0, len(pixels), most))
 
 
 def top_of(probabilities: np.ndarray, k: int) -> Top:
@@ -86,8 +122,6 @@ def top_of(probabilities: np.ndarray, k: int) -> Top:
         RunnerError: k is below 1.
     """
     if k < 1:
-        from pipeline.errors import RunnerError
-
         raise RunnerError(f"Expected k >= 1 best classes. Received: {k}.")
     # The maximum k times over: of 1,000 classes the best 5 in a fiftieth of a stable sort's time.
     left, rows = probabilities.copy(), np.arange(len(probabilities))
@@ -102,7 +136,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, computed in float64, returned as float32."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exp = np.exp(shifted)
-    return (exp / exp.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(exp / exp.sum(axis=-1, keepdims=True), np.float32)
 
 
 def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None = None) -> None:
@@ -111,8 +145,6 @@ def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Non
     Raises:
         RunnerError: with what was expected and received.
     """
-    from pipeline.errors import RunnerError
-
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0:
         raise RunnerError(
             f"Expected uint8 pixels of shape (N, height, width, 3), N >= 1. Received: {pixels.dtype} {pixels.shape}."

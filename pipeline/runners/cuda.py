@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from pipeline.errors import RunnerError
 
 Direction = Literal["to_device", "to_host", "on_device"]
+Kind = Literal["device buffer", "pinned buffer", "stream", "event", "graph"]  # of what CUDA gives
 
 # After one of these every later call in the process fails as well; the words are PyCUDA's, which has no names.
 STICKY: dict[str, str] = {
@@ -55,16 +57,12 @@ class CudaApi(ABC):
         """Allocate device memory; give its address."""
 
     @abstractmethod
-    def free(self, address: int) -> None:
-        """Give device memory back."""
-
-    @abstractmethod
     def host_alloc(self, nbytes: int) -> int:
         """Allocate page-locked host memory; give its address."""
 
     @abstractmethod
-    def free_host(self, address: int) -> None:
-        """Give page-locked host memory back."""
+    def release(self, kind: Kind, handle: Any) -> None:
+        """Give back what was given."""
 
     @abstractmethod
     def memory_info(self) -> tuple[int, int]:
@@ -87,10 +85,6 @@ class CudaApi(ABC):
         """Let what is put into the stream from now on wait for an event."""
 
     @abstractmethod
-    def stream_destroy(self, stream: Any) -> None:
-        """Give a stream back."""
-
-    @abstractmethod
     def event_create(self, timed: bool) -> Any:
         """Make an event; untimed ones cost less."""
 
@@ -107,10 +101,6 @@ class CudaApi(ABC):
         """Give the time between two timed events that have happened, in milliseconds."""
 
     @abstractmethod
-    def event_destroy(self, event: Any) -> None:
-        """Give an event back."""
-
-    @abstractmethod
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
         """Queue a copy; host memory must be page-locked."""
 
@@ -122,30 +112,15 @@ class CudaApi(ABC):
     def wait_for_foreign_stream(self, number: int | None) -> None:
         """Wait for another library's stream, given as its number, or for the whole device (None)."""
 
-    def begin_capture(self, stream: Any) -> None:
-        """Record what this thread puts into the stream, instead of running it."""
-        raise self._no_graphs()
-
-    def end_capture(self, stream: Any) -> Any:
-        """End the recording; give a graph that can be launched."""
-        raise self._no_graphs()
-
-    def abort_capture(self, stream: Any) -> None:
-        """End a recording that failed, whatever state it is in."""
-        raise self._no_graphs()
+    def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
+        """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
+        raise RunnerError(
+            f"Expected CUDA graphs. Received: {self.name}, which has none. Choose runtime.cuda: bindings."
+        )
 
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""
-        raise self._no_graphs()
-
-    def graph_destroy(self, graph: Any) -> None:
-        """Give a graph back."""
-        raise self._no_graphs()
-
-    def _no_graphs(self) -> RunnerError:
-        return RunnerError(
-            f"Expected CUDA graphs. Received: {self.name}, which has none. Choose runtime.cuda: bindings."
-        )
+        raise NotImplementedError  # who captures none has none to launch
 
 
 def find_cuda(name: str = "auto") -> CudaApi:

@@ -6,14 +6,15 @@ use too. Python 3.10 syntax.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from export.driver import driver_status
 from pipeline.errors import DeviceUnavailableError, OutOfMemoryError, RunnerError
-from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction
+from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction, Kind
 
 NO_DEVICE = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
 _DIRECTIONS = {
@@ -30,20 +31,17 @@ def runtime() -> ModuleType:
         RunnerError: cuda-bindings is not installed, or too old to have it.
     """
     try:
-        import cuda.bindings.runtime as module
+        return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise RunnerError(
             f"Expected the package cuda-bindings, 12.9.1 or later. Received: {error}. "
             "Install it: pip install -r requirements-gpu.txt."
         ) from error
-    return module
 
 
 def driver_api() -> ModuleType:
     """Return ``cuda.bindings.driver``."""
-    import cuda.bindings.driver as module
-
-    return module
+    return importlib.import_module("cuda.bindings.driver")
 
 
 def check(result: tuple[Any, ...], doing: str) -> Any:
@@ -98,6 +96,14 @@ class CudaBindings(CudaApi):
         self._rt, self._driver = runtime(), driver_api()
         self._kinds = {direction: getattr(self._rt.cudaMemcpyKind, name) for direction, name in _DIRECTIONS.items()}
 
+        self._releases = {
+            "device buffer": (self._rt.cudaFree, "releasing device memory"),
+            "pinned buffer": (self._rt.cudaFreeHost, "releasing pinned memory"),
+            "stream": (self._rt.cudaStreamDestroy, "releasing a stream"),
+            "event": (self._rt.cudaEventDestroy, "releasing an event"),
+            "graph": (self._rt.cudaGraphExecDestroy, "releasing a graph"),
+        }
+
     @contextmanager
     def scope(self, device: int) -> Iterator[None]:
         """Make a device's primary context current in this thread for a with block; afterwards it is as it was."""
@@ -118,17 +124,14 @@ class CudaBindings(CudaApi):
         """Allocate device memory; give its address."""
         return int(check(self._rt.cudaMalloc(nbytes), f"allocating {nbytes} bytes on the device"))
 
-    def free(self, address: int) -> None:
-        """Give device memory back."""
-        check(self._rt.cudaFree(address), "releasing device memory")
-
     def host_alloc(self, nbytes: int) -> int:
         """Allocate page-locked host memory; give its address."""
         return int(check(self._rt.cudaHostAlloc(nbytes, 0), f"pinning {nbytes} bytes of host memory"))
 
-    def free_host(self, address: int) -> None:
-        """Give page-locked host memory back."""
-        check(self._rt.cudaFreeHost(address), "releasing pinned memory")
+    def release(self, kind: Kind, handle: Any) -> None:
+        """Give back what was given."""
+        free, doing = self._releases[kind]
+        check(free(handle), doing)
 
     def memory_info(self) -> tuple[int, int]:
         """Give the free and the total memory of the device in bytes."""
@@ -151,10 +154,6 @@ class CudaBindings(CudaApi):
         """Let what is put into the stream from now on wait for an event."""
         check(self._rt.cudaStreamWaitEvent(stream, event, 0), "letting a stream wait for an event")
 
-    def stream_destroy(self, stream: Any) -> None:
-        """Give a stream back."""
-        check(self._rt.cudaStreamDestroy(stream), "releasing a stream")
-
     def event_create(self, timed: bool) -> Any:
         """Make an event; untimed ones cost less."""
         flags = 0 if timed else self._rt.cudaEventDisableTiming
@@ -171,10 +170,6 @@ class CudaBindings(CudaApi):
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
         """Give the time between two timed events that have happened, in milliseconds."""
         return float(check(self._rt.cudaEventElapsedTime(start, end), "reading a time"))
-
-    def event_destroy(self, event: Any) -> None:
-        """Give an event back."""
-        check(self._rt.cudaEventDestroy(event), "releasing an event")
 
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
         """Queue a copy; host memory must be page-locked."""
@@ -197,21 +192,23 @@ class CudaBindings(CudaApi):
         else:
             check(self._rt.cudaStreamSynchronize(number), "waiting for another library's stream")
 
-    def begin_capture(self, stream: Any) -> None:
-        """Record what this thread puts into the stream, instead of running it."""
+    def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
+        """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
         # Of this thread: what other threads allocate meanwhile is no concern of this graph.
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(self._rt.cudaStreamBeginCapture(stream, mode), "beginning a graph")
-
-    def end_capture(self, stream: Any) -> Any:
-        """End the recording; give a graph that can be launched."""
+        try:
+            enqueue()
+        except BaseException:
+            self._abort_capture(stream)
+            raise
         graph = check(self._rt.cudaStreamEndCapture(stream), "recording a graph")
         try:
             return check(self._rt.cudaGraphInstantiate(graph, 0), "preparing a graph")
         finally:
             self._rt.cudaGraphDestroy(graph)  # a failure would show again at the next call; the graph must not be lost
 
-    def abort_capture(self, stream: Any) -> None:
+    def _abort_capture(self, stream: Any) -> None:
         """End a recording that failed, whatever state it is in."""
         code, graph = self._rt.cudaStreamEndCapture(stream)
         if int(code) == 0 and int(graph) != 0:
@@ -221,7 +218,3 @@ class CudaBindings(CudaApi):
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""
         check(self._rt.cudaGraphLaunch(graph, stream), "launching a graph")
-
-    def graph_destroy(self, graph: Any) -> None:
-        """Give a graph back."""
-        check(self._rt.cudaGraphExecDestroy(graph), "releasing a graph")

@@ -8,27 +8,35 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pipeline.errors import RunnerError
-from pipeline.runners.cuda import CudaApi
+from pipeline.runners.cuda import CudaApi, Kind
 
 log = logging.getLogger(__name__)
 
 
-class _Owner(ABC):
-    """Something that CUDA gave and that has to be given back; a context manager, closed once."""
+_Self = TypeVar("_Self", bound="_Owner")
 
-    _what = "resource"
+
+class _Owner:
+    """Something that CUDA gave and that has to be given back; a context manager, closed once.
+
+    Args:
+        cuda: who gave it.
+        handle: what it gave.
+    """
+
+    _what: Kind
 
     def __init__(self, cuda: CudaApi, handle: Any) -> None:
         self.cuda = cuda
         self._handle = handle
 
-    def __enter__(self) -> Any:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -47,12 +55,9 @@ class _Owner(ABC):
         if handle is None:
             return
         try:
-            self._release(handle)
+            self.cuda.release(self._what, handle)
         except RunnerError as error:
             log.warning("%s", error)
-
-    @abstractmethod
-    def _release(self, handle: Any) -> None: ...
 
 
 class Stream(_Owner):
@@ -75,9 +80,6 @@ class Stream(_Owner):
         """Let what is put into the stream from now on wait for an event."""
         self.cuda.stream_wait_event(self.handle, event.handle)
 
-    def _release(self, handle: Any) -> None:
-        self.cuda.stream_destroy(handle)
-
 
 class Event(_Owner):
     """A point in a stream; with a time, if asked for."""
@@ -99,9 +101,6 @@ class Event(_Owner):
         """Give the time from ``since`` to this event in milliseconds; both must have happened."""
         return self.cuda.event_elapsed_ms(since.handle, self.handle)
 
-    def _release(self, handle: Any) -> None:
-        self.cuda.event_destroy(handle)
-
 
 class Graph(_Owner):
     """Work of a stream that was recorded and is launched with one call.
@@ -114,17 +113,11 @@ class Graph(_Owner):
 
     _what = "graph"
 
-    def __init__(self, cuda: CudaApi, stream: Stream, enqueue: Any) -> None:
+    def __init__(self, cuda: CudaApi, stream: Stream, enqueue: Callable[[], object]) -> None:
         collects = gc.isenabled()
         gc.disable()  # a finaliser of another library that calls CUDA in this thread would spoil the recording
         try:
-            cuda.begin_capture(stream.handle)
-            try:
-                enqueue()
-            except BaseException:
-                cuda.abort_capture(stream.handle)
-                raise
-            super().__init__(cuda, cuda.end_capture(stream.handle))
+            super().__init__(cuda, cuda.capture(stream.handle, enqueue))
         finally:
             if collects:
                 gc.enable()
@@ -132,9 +125,6 @@ class Graph(_Owner):
     def launch(self, stream: Stream) -> None:
         """Queue the work."""
         self.cuda.graph_launch(self.handle, stream.handle)
-
-    def _release(self, handle: Any) -> None:
-        self.cuda.graph_destroy(handle)
 
 
 class PinnedBuffer(_Owner):
@@ -158,9 +148,6 @@ class PinnedBuffer(_Owner):
         """Give the memory back and empty the view."""
         self.array = np.empty((0,), self.array.dtype)
         super().close()
-
-    def _release(self, handle: Any) -> None:
-        self.cuda.free_host(handle)
 
 
 class DeviceBuffer(_Owner):
@@ -199,6 +186,3 @@ class DeviceBuffer(_Owner):
     def _fits(self, nbytes: int) -> None:
         if not 0 <= nbytes <= self.nbytes:
             raise RunnerError(f"Expected at most {self.nbytes} bytes to copy. Received: {nbytes}.")
-
-    def _release(self, handle: Any) -> None:
-        self.cuda.free(handle)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 from pipeline.errors import RunnerError
 from pipeline.runners.cuda_resources import DeviceBuffer, Graph
@@ -47,13 +49,13 @@ class Graphs:
         self._ring = ring
         self._asked: Counter[Key] = Counter()
         self._refused: set[Key] = set()
-        self._contexts: dict[Key, EngineContext] = {}
-        self._graphs: dict[Key, Graph] = {}
+        self._launchers: dict[Key, Callable[[], None]] = {}
+        self._stack = ExitStack()  # the graphs and contexts of the launchers
 
     @property
     def batches(self) -> tuple[int, ...]:
         """The batch sizes that there are graphs for."""
-        return tuple(sorted({batch for batch, _ in self._contexts}))
+        return tuple(sorted({batch for batch, _ in self._launchers}))
 
     def launch(self, batch: int, names: Sequence[str]) -> bool:
         """Queue the computing of a batch and the download of its rows, if there is a graph for it.
@@ -62,31 +64,26 @@ class Graphs:
             bool: False where nothing was queued: the caller goes the way without a graph.
         """
         key = (batch, tuple(names))
-        if key not in self._contexts and not (self._wanted and self._make(key)):
+        if key not in self._launchers and not (self._wanted and self._make(key)):
             return False
-        if key in self._graphs:
-            self._graphs[key].launch(self._lane.stream)
-        else:
-            self._enqueue(self._contexts[key], key)
+        self._launchers[key]()
         return True
 
     def _make(self, key: Key) -> bool:
         self._asked[key] += 1
         if self._asked[key] < _AFTER or key in self._refused:
             return False
-        cuda, context = self._lane.stream.cuda, None
+        cuda = self._lane.stream.cuda
         if not (cuda.graphs or self._session.trt.jit):
             return self._refuse(key, f"{cuda.name} has none; runtime.cuda: bindings has", logging.INFO)
-        if len(self._contexts) >= LIMIT:
+        if len(self._launchers) >= LIMIT:
             return self._refuse(key, f"there are {LIMIT} already, which is as many as are kept", logging.INFO)
         try:
-            context = self._session.context(self._lane.stream, graph=True)
-            self._record(context, key)
+            with ExitStack() as made:
+                self._launchers[key] = self._record(key, made)
+                self._stack.push(made.pop_all())
         except RunnerError as error:
-            if context is not None:
-                context.close()
             return self._refuse(key, str(error), logging.WARNING)
-        self._contexts[key] = context
         self._session.keep_kernels()
         return True
 
@@ -98,8 +95,11 @@ class Graphs:
             log.log(level, "batches of %d run without a CUDA graph: %s", key[0], why)
         return False
 
-    def _record(self, context: EngineContext, key: Key) -> None:
+    def _record(self, key: Key, stack: ExitStack) -> Callable[[], None]:
+        """Prepare a context, and a graph unless TensorRT makes its own; give what queues the work."""
         stream = self._lane.stream
+        context = self._session.context(stream, graph=True)
+        stack.callback(context.close)
         context.use_memory(self._memory)
         context.prepare(key[0], self._ring.slots[0].addresses)
         # Once without a graph: TensorRT finishes its preparations for a new shape in the first run, and what fails in
@@ -108,8 +108,10 @@ class Graphs:
         stream.synchronize()
         if not context.capturable(stream):
             raise RunnerError("Expected an engine that can be captured. Received: one that TensorRT says cannot be.")
-        if not self._session.trt.jit:
-            self._graphs[key] = Graph(stream.cuda, stream, lambda: self._enqueue(context, key))
+        enqueue = partial(self._enqueue, context, key)
+        if self._session.trt.jit:
+            return enqueue
+        return partial(stack.enter_context(Graph(stream.cuda, stream, enqueue)).launch, stream)
 
     def _enqueue(self, context: EngineContext, key: Key) -> None:
         batch, names = key
@@ -117,10 +119,6 @@ class Graphs:
         self._ring.download(self._ring.slots[0], names, batch, self._lane.stream)
 
     def close(self) -> None:
-        """Give back the graphs, then the contexts that they refer to."""
-        for graph in self._graphs.values():
-            graph.close()
-        for context in self._contexts.values():
-            context.close()
-        self._graphs.clear()
-        self._contexts.clear()
+        """Give back the graphs, each before the context that it refers to."""
+        self._launchers.clear()
+        self._stack.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,12 @@ import numpy as np
 from export.preprocessing import PreprocessingSpec
 from pipeline.errors import RunnerError
 from pipeline.float_noise import FloatNoise, measure_noise
-from pipeline.runners.base import Outputs, Top, check_pixels, softmax, top_of
+from pipeline.runners.base import Outputs, Top, check_pixels, pieces, softmax, top_of
 
 if TYPE_CHECKING:
     import keras
+
+    from pipeline.card import ModelCard
 
 
 class KerasRunner:
@@ -65,15 +67,10 @@ class KerasRunner:
 
     def infer(self, pixels: np.ndarray) -> Outputs:
         """Classify uint8 NHWC pixels; ``predict_on_batch`` on pieces of at most ``max_batch``."""
-        if self._model is None:
-            raise RunnerError("Expected an open runner: use it in a with block.")
-        _, height, width, _ = self._model.inputs[0].shape
+        _, height, width, _ = self._opened().inputs[0].shape
         check_pixels(pixels, (height, width))
-        parts = [
-            self._model.predict_on_batch(self.preprocessing.apply(pixels[i : i + self.max_batch]))
-            for i in range(0, len(pixels), self.max_batch)
-        ]
-        logits = np.concatenate(parts).astype(np.float32, copy=False)
+        logits = self._predict(map(self.preprocessing.apply, pieces(pixels, self.max_batch)))
+        logits = logits.astype(np.float32, copy=False)
         return Outputs(logits, softmax(logits))
 
     def noise(self, pixels: np.ndarray, largest: float) -> FloatNoise:
@@ -83,15 +80,38 @@ class KerasRunner:
             pixels: uint8 NHWC.
             largest: absolute value of a logit, over all images that will be compared.
         """
-        return measure_noise(self._predict, self.preprocessing.apply(pixels), largest)
 
-    def _predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Logits of preprocessed images, in pieces of at most ``max_batch``."""
+        def predict(inputs: np.ndarray) -> np.ndarray:
+            return self._predict(pieces(inputs, self.max_batch))
+
+        return measure_noise(predict, self.preprocessing.apply(pixels), largest)
+
+    def _predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        """Logits of preprocessed images."""
+        return np.concatenate([self._opened().predict_on_batch(batch) for batch in batches])
+
+    def _opened(self) -> keras.Model:
         if self._model is None:
             raise RunnerError("Expected an open runner: use it in a with block.")
-        starts = range(0, len(inputs), self.max_batch)
-        return np.concatenate([self._model.predict_on_batch(inputs[i : i + self.max_batch]) for i in starts])
+        return self._model
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
         """The best k classes of each image."""
         return top_of(self.infer(pixels).probabilities, k)
+
+
+def open_keras(path: Path, card: ModelCard | None, allow: Sequence[str], max_batch: int) -> KerasRunner:
+    """Make the runner of a Keras model; it is loaded when its with block begins.
+
+    Args:
+        path: the model file.
+        card: what the model needs besides it.
+        allow: what of the model may run code, by name.
+        max_batch: larger input is split.
+
+    Raises:
+        RunnerError: there is no card.
+    """
+    if card is None:
+        raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")
+    return KerasRunner(path, card.preprocessing, output=card.output, allow=allow, max_batch=max_batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from export.bounded_json import parse_json
 from export.external_data import refuse_external_data
 from export.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.runners.base import Outputs, Top, check_pixels, top_of
+from pipeline.runners.base import GraphRunner, check_pixels, pieces
 from pipeline.runners.providers import BACKENDS, PROVIDERS, Device, open_on, why_not
 
 
-class OnnxRunner:
+class OnnxRunner(GraphRunner):
     """Runs an exported ONNX file.
 
     Args:
@@ -32,7 +33,6 @@ class OnnxRunner:
             what serves; or "tensorrt", ONNX Runtime's own way to TensorRT, a peer to be timed: it builds an engine for
             the first batch size that comes and another when a later one does not fit, and may compute FP32 in TF32.
         gpu: index of the GPU.
-        threads: 0 takes ONNX Runtime's default.
         max_batch: larger input is split.
     """
 
@@ -45,19 +45,23 @@ class OnnxRunner:
         fuse_int8: bool = False,
         device: Device = "cpu",
         gpu: int = 0,
-        threads: int = 0,
         max_batch: int = 256,
     ) -> None:
         self.path = path
         self.backend = BACKENDS[device]
         self.precision = precision
         self.max_batch = max_batch
-        # Folding the weights' scales away would leave TensorRT without them, and other sums than were verified.
-        self._exact = exact or (device != "cpu" and precision == "int8")
-        self._fuse_int8 = fuse_int8
         self._device: Device = device
-        self._gpu = gpu
-        self._threads = threads
+        self._open = partial(
+            open_on,
+            device,
+            str(path),
+            precision=precision,
+            index=gpu,
+            # Folding the weights' scales away would leave TensorRT without them, and other sums than were verified.
+            exact=exact or (device != "cpu" and precision == "int8"),
+            fuse_int8=fuse_int8,
+        )
         self._session: Any = None
         self.graph_top_k = 0
         self.classes = 0
@@ -73,15 +77,7 @@ class OnnxRunner:
             )
         refuse_external_data(self.path)
         try:
-            session = open_on(
-                self._device,
-                str(self.path),
-                precision=self.precision,
-                index=self._gpu,
-                exact=self._exact,
-                fuse_int8=self._fuse_int8,
-                threads=self._threads,
-            )
+            session = self._open()
         except DeviceUnavailableError:
             raise
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
@@ -103,27 +99,13 @@ class OnnxRunner:
     def __exit__(self, *exc: object) -> None:
         self._session = None
 
-    def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC pixels."""
-        return Outputs(*self._run(OUTPUTS, pixels))
-
-    def top(self, pixels: np.ndarray, k: int) -> Top:
-        """The best k classes of each image; from the graph where the file has as many in it (`export.top_k`)."""
-        if 1 <= k <= self.graph_top_k:
-            probabilities, classes = self._run(TOP_OUTPUTS, pixels)
-            return Top(probabilities[:, :k], classes[:, :k])
-        return top_of(self.infer(pixels).probabilities, k)
-
-    def _run(self, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
+    def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         if self._session is None:
             raise RunnerError("Expected an open runner: use it in a with block.")
         source = self._session.get_inputs()[0]
         check_pixels(pixels, (source.shape[1], source.shape[2]))
         try:
-            parts = [
-                self._session.run(names, {source.name: pixels[i : i + self.max_batch]})
-                for i in range(0, len(pixels), self.max_batch)
-            ]
+            parts = [self._session.run(names, {source.name: piece}) for piece in pieces(pixels, self.max_batch)]
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]

@@ -64,30 +64,21 @@ class OpenEngine:
         self._options = options
         self._pinned: list[PinnedBuffer] = []
         self._rows: dict[str, DeviceBuffer] = {}
-        self._stack = ExitStack()
-        try:
+        with ExitStack() as stack:
             session = EngineSession(trt, plan_path, sidecar, options.host_code)
-            self._stack.callback(session.close)
+            stack.callback(session.close)
             self._check_tensors(session.engine)
-            self._allocate_what_fits(session)
-        except BaseException:
-            self._stack.close()
-            raise
+            stack.push(self._allocate_what_fits(session))
+            self._stack = stack.pop_all()
 
-    def _allocate_what_fits(self, session: EngineSession) -> None:
+    def _allocate_what_fits(self, session: EngineSession) -> ExitStack:
         while True:
-            attempt = ExitStack()
             try:
-                self._allocate(session, attempt)
+                with ExitStack() as attempt:
+                    self._allocate(session, attempt)
+                    return attempt.pop_all()
             except OutOfMemoryError as error:
-                attempt.close()
                 self._halve(session, error)
-            except BaseException:
-                attempt.close()
-                raise
-            else:
-                self._stack.push(attempt)
-                return
 
     def _halve(self, session: EngineSession, error: OutOfMemoryError) -> None:
         smaller = max(self.max_batch // 2, self.min_batch)
@@ -202,13 +193,6 @@ class OpenEngine:
             have = DeviceBuffer(self.cuda, nbytes)
         self._rows[name] = have
         return have
-
-    def settle(self) -> None:
-        """After a failure: nothing may be left in the streams when the next call begins."""
-        try:
-            self.ring.drain()
-        except RunnerError as error:
-            log.debug("%s", error)  # the same failure again, from the streams that it stopped
 
     def close(self) -> None:
         """Give everything back."""

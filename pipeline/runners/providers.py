@@ -33,6 +33,7 @@ PROVIDERS: dict[Device, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+DEVICES: dict[str, Device] = {backend: device for device, backend in BACKENDS.items()}
 _PLACE = re.compile(r"^\S+\.cc:\d+ .*?\) (?=\w)")  # "/src/session.cc:729 void ort::f(int) "
 # y = x + x of one float, opset 17: the smallest model that a provider can be asked with.
 TINY = (

@@ -6,6 +6,7 @@ is a stream with an execution context. Python 3.10 syntax, numpy alone.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from pipeline.errors import RunnerError
 from pipeline.runners.cuda import CudaApi
 from pipeline.runners.cuda_resources import DeviceBuffer, Event, PinnedBuffer, Stream
 from pipeline.runners.session import EngineContext
+
+log = logging.getLogger(__name__)
 
 SLOTS = 3  # one uploads, one computes, one downloads
 _PARALLEL_BYTES = 4 << 20  # below this, starting threads costs more than they save
@@ -183,16 +186,13 @@ class Ring:
         slot.downloaded.synchronize()
         return start, [slot.host[name].array[:count] for name in names]
 
-    def drain(self) -> None:
-        """Wait for everything that is queued, after a failure in one stream for the others too; then raise it."""
-        failures = []
+    def settle(self) -> None:
+        """After a failure: nothing may be left in the streams when the next call begins."""
         for stream in (self._up, *(lane.stream for lane in self.lanes), self._down):
             try:
                 stream.synchronize()
             except RunnerError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
+                log.debug("%s", error)  # the same failure again, from the streams that it stopped
 
     def _copy(self, target: np.ndarray, source: np.ndarray) -> None:
         """Copy rows; large ones in threads, because one processor core copies slower than a GPU classifies."""

@@ -132,14 +132,10 @@ class EngineSession:
 
     def _make_context(self, own_kernels: bool, graph: bool) -> Any:
         trt = self.trt
-        if not trt.allocation_strategies:
-            made = self.engine.create_execution_context_without_device_memory()
-        elif trt.jit:
+        if trt.jit:
             made = self.engine.create_execution_context(self._jit_config(own_kernels, graph))
         else:
-            made = self.engine.create_execution_context(
-                trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-            )
+            made = trt.context_without_memory(self.engine)
         if made is None:
             raise self.failed("creating an execution context")
         # Engines are built to name their layers, which costs time at every run unless it is turned off.
@@ -210,9 +206,7 @@ class EngineContext:
         self._addresses: dict[str, int] = {}
 
     def bytes_for(self, batch: int) -> int:
-        """Give the memory in bytes that a batch size needs; where the version cannot say, what every size needs."""
-        if not self._session.memory_follows_batch:
-            return self._session.activation_bytes
+        """Give the memory in bytes that a batch size needs, where `EngineSession.memory_follows_batch`."""
         self._set_batch(batch)
         return self._size_for_shapes(batch)
 
@@ -222,14 +216,13 @@ class EngineContext:
         self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.memory_follows_batch
         self._batch = None  # the sizes within the memory have to be laid out again
         if not self._by_shape:
-            self._give_memory()
+            self._give(memory)
 
-    def _give_memory(self) -> None:
-        assert self._memory is not None
+    def _give(self, memory: DeviceBuffer) -> None:
         if self._session.trt.memory_with_size:
-            self._context.set_device_memory(int(self._memory), self._memory.nbytes)
+            self._context.set_device_memory(int(memory), memory.nbytes)
         else:
-            self._context.device_memory = int(self._memory)
+            self._context.device_memory = int(memory)
 
     def prepare(self, batch: int, addresses: Mapping[str, int]) -> None:
         """Set the batch size and the addresses of all tensors; what is set already costs nothing.
@@ -257,7 +250,7 @@ class EngineContext:
                 f"Expected at most {self._memory.nbytes} bytes of activation memory for a batch of {batch}. "
                 f"Received: {needed}. Free the GPU's memory (see nvidia-smi) and open the engine again."
             )
-        self._give_memory()
+        self._give(self._memory)
 
     def _size_for_shapes(self, batch: int) -> int:
         needed = int(self._context.update_device_memory_size_for_shapes())

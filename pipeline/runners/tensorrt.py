@@ -23,7 +23,7 @@ from export.errors import ProjectError
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, Sidecar, read_sidecar
 from export.versions import supports
 from pipeline.errors import DeviceUnavailableError, RunnerError
-from pipeline.runners.base import Outputs, Top, check_pixels, top_of
+from pipeline.runners.base import GraphRunner, check_pixels
 from pipeline.runners.cuda import find_cuda
 from pipeline.runners.cuda_resources import Event
 from pipeline.runners.on_device import run_on_device
@@ -39,7 +39,7 @@ class DeviceOutputs(NamedTuple):
     probabilities: Any  # (N, classes) float32
 
 
-class TensorRTRunner:
+class TensorRTRunner(GraphRunner):
     """Classifies batches with an engine; by the protocol of `pipeline.runners.base.Runner`. For one thread at a time.
 
     Buffers are allocated once, for the largest batch; what is larger is split, and its parts overlap.
@@ -104,8 +104,8 @@ class TensorRTRunner:
                 reason=had,
             )
         here = status.devices[device].compute_capability
-        trt = self._library(here)
         try:
+            trt = self._library(here)
             self._describe(check_engine(self.plan_path, trt, here, status.cuda_version))
         except UnsupportedGpuError as error:
             raise DeviceUnavailableError(str(error), reason=error.reason) from None
@@ -123,8 +123,7 @@ class TensorRTRunner:
         except ProjectError as error:
             raise RunnerError(f"{error} The sidecar of {self.plan_path} names it.") from error
         if trt is None and supports(flavour, version, compute_capability) is False:  # installing it would not help
-            refused = unsupported_gpu(self.plan_path, self.sidecar, version, compute_capability)
-            raise DeviceUnavailableError(str(refused), reason=refused.reason)
+            raise unsupported_gpu(self.plan_path, self.sidecar, version, compute_capability)
         if trt is None:
             why = why_missing().get(flavour, "none")
             raise DeviceUnavailableError(
@@ -154,35 +153,10 @@ class TensorRTRunner:
                 try:
                     yield engine
                 except BaseException:
-                    engine.settle()
+                    engine.ring.settle()
                     raise
         finally:
             self._busy.release()
-
-    def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC RGB pixels, any number from 1 on.
-
-        Args:
-            pixels: uint8, (N, height, width, 3), of the size that the model was exported for.
-
-        Returns:
-            Outputs: logits and probabilities, float32, (N, classes).
-
-        Raises:
-            RunnerError: wrong pixels, a closed runner, or a failure of TensorRT or CUDA.
-        """
-        return Outputs(*self._fetch(pixels, OUTPUTS))
-
-    def top(self, pixels: np.ndarray, k: int) -> Top:
-        """Give the best k classes of each image; only they travel back where the engine picks as many.
-
-        Raises:
-            RunnerError: as `infer`, or k is below 1.
-        """
-        if 1 <= k <= self.graph_top_k:
-            probabilities, classes = self._fetch(pixels, TOP_OUTPUTS)
-            return Top(probabilities[:, :k], classes[:, :k])
-        return top_of(self.infer(pixels).probabilities, k)
 
     def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         with self._open() as engine:

@@ -21,19 +21,20 @@ from benchmarks.timing import Samples
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, read_benchmark
+from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.files import sha256_file
-from pipeline.layout import BENCHMARK, KERAS, ONNX
+from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX
 from pipeline.runners.base import Outputs
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
-from pipeline.serving import choose
 from pipeline.stage import Context, execute
 from tests import fake_engine, fake_onnxruntime, tiny_onnx
 from tests.fake_cuda import Code
 from tests.made_records import make_card, make_hop, write_verdict
 from tests.pipeline.report_artifacts import row
+from tests.stage_parts import choose
 
 GPU = DriverStatus(True, "", "580", "13.0", (Device("Fake GPU", "8.9", 1 << 30), Device("Other", "9.0", 1 << 30)))
 FP16, INT8, SMALL = "build/tensorrt/fp16.plan", "build/tensorrt/int8.plan", "build/tensorrt/fp16-small.plan"
@@ -89,6 +90,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
         fake_engine.make_plan(made.root / name, (1, 4, 8), precision=precision, onnx_sha256=precision * 16)
     (made.root / KERAS).parent.mkdir()
     (made.root / KERAS).write_bytes(b"keras")
+    write_card(made.root / CARD, make_card(size=(side, side)))
     hops = [make_hop(FP16), make_hop(INT8), *(make_hop(name) for name in ONNX.values())]
     hops += [make_hop(name, backend="onnxruntime-cuda") for name in ONNX.values()]
     write_verdict(made.root, *hops, subjects={KERAS: sha256_file(made.root / KERAS)})
@@ -117,6 +119,7 @@ def test_the_fastest_measured_serves(context: Context, caplog: pytest.LogCapture
     caplog.clear()
     choice = choose(context, batch_size=4)
     assert choice.name == FP16
+    choice.open()
     (message,) = caplog.messages
     assert message.startswith(f"{FP16} answers: measured ")
     caplog.clear()
@@ -193,7 +196,7 @@ def test_a_graph_that_could_not_be_made_stands_in_the_row(tmp_path: Path, monkey
 
     def run(batch: int, **options: Any) -> Any:
         wanted = [scenarios.Scenario("tensorrt", "fp16", batch, plan, "all")]
-        opener = scenarios.make_opener(options=RuntimeOptions(**options))
+        opener = partial(scenarios.open_scenario, runtime=RuntimeOptions(**options))
         (found,) = scenarios.run_scenarios(wanted, opener, fake_engine.SIZE, quick)
         return found
 
@@ -252,7 +255,7 @@ def test_peers_and_cuda_are_listed_where_they_are_active(tmp_path: Path, monkeyp
 def test_they_are_opened_on_their_device_and_the_recipes_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(OnnxRunner, "__init__", lambda self, path, **given: opened.append(SimpleNamespace(**given)))
-    opener = scenarios.make_opener(options=RuntimeOptions(device=1))
+    opener = partial(scenarios.open_scenario, runtime=RuntimeOptions(device=1))
     for backend in ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"):
         opener(scenarios.Scenario(backend, "fp16", 300, Path("x.onnx"), ""))
     assert [(one.device, one.gpu, one.max_batch) for one in opened] == [

@@ -67,7 +67,7 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert (evidence.gpu.name, evidence.gpu.driver_version) == ("Fake GPU", "580.95.05")
     model = evidence.model
     assert (model.name, model.size, model.classes, model.test_images) == ("model", SIZE, 3, COUNT)
-    assert evidence.machine["python"]
+    assert evidence.machine.python
     names = ["fp16-throughput", "int8-throughput", "fp16-latency", "int8-latency"]
     assert list(evidence.engines) == names
     assert [one.profile.max for one in evidence.engines.values()] == [4, 4, 1, 1]

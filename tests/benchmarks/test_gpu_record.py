@@ -11,6 +11,7 @@ from benchmarks.gpu_markdown import as_markdown
 from benchmarks.gpu_record import Record, tidy
 from export.sidecar import BatchProfile
 from pipeline.gpu_evidence import CheckRow, Target, read_gpu_evidence
+from pipeline.machine import GpuSnapshot
 from tests.pipeline.test_gpu_evidence_record import EVIDENCE, ROW
 
 
@@ -52,16 +53,16 @@ def test_what_is_written_has_neither(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_numbers_that_json_has_not_do_not_end_a_visit(tmp_path: Path) -> None:
     record = Record(tmp_path / "x.json", EVIDENCE)
-    record.change(machine={"speed": float("nan"), "most": float("inf"), "least": float("-inf")})
-    written = json.loads((tmp_path / "x.json").read_text())["machine"]
+    record.change(asked={"speed": float("nan"), "most": float("inf"), "least": float("-inf")})
+    written = json.loads((tmp_path / "x.json").read_text())["asked"]
     assert written == {"speed": None, "most": None, "least": None}
 
 
 def test_what_a_library_says_of_odd_clocks_and_in_odd_letters_is_written(tmp_path: Path) -> None:
     record = Record(tmp_path / "x.json", EVIDENCE)
-    record.change(commit="a\udcff", snapshots={"machine": ({"sm_clock_mhz": float("nan"), "power_w": 300.0},)})
+    record.change(commit="a\udcff", snapshots={"machine": (GpuSnapshot(sm_clock_mhz=float("nan"), power_w=300.0),)})
     kept = read_gpu_evidence(record.path)
-    assert (kept.commit, kept.snapshots["machine"][0]["sm_clock_mhz"]) == ("a\\udcff", None)
+    assert (kept.commit, kept.snapshots["machine"][0].sm_clock_mhz) == ("a\\udcff", None)
     assert "| power 300 W |" in record.path.with_suffix(".md").read_text()
 
 

@@ -151,7 +151,7 @@ def test_a_step_that_cannot_be_asked_or_that_leaves_does_not_end_the_visit(recor
     steps = [
         Planned("a", "a", 1, clock.work("a", 1), broken),
         Planned("b", "b", 1, leaves),
-        Planned("c", "c", 1, lambda: record.change(machine={"features": {"avx2"}})),  # JSON has no sets
+        Planned("c", "c", 1, lambda: record.change(asked={"features": {"avx2"}})),  # JSON has no sets
         Planned("d", "d", 1, lambda: record.change(machine={"cpu": "text"})),  # the page wants an object
         clock.step("e", 1, 1),
     ]

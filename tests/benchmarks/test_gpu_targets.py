@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Literal, cast
 
 from benchmarks.gpu_targets import judge_targets, target_table
+from export.sidecar import Precision
 from pipeline.gpu_evidence import Measures, Parity, TimedRow
-from pipeline.layout import Precision
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
 from tests.made_records import make_hop

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,14 @@ import pytest
 from benchmarks import command
 from benchmarks import scenarios as module
 from benchmarks.command import table
-from benchmarks.scenarios import Options, Scenario, make_opener, run_scenarios, scenarios
+from benchmarks.scenarios import Options, Scenario, open_scenario, run_scenarios, scenarios
 from export.driver import Device, DriverStatus
 from export.sidecar import sidecar_path, write_plan
 from pipeline.errors import PipelineError, RunnerError
+from pipeline.inputs import Inputs
 from pipeline.recipe import Benchmark, Build, Profile, Recipe
 from pipeline.runners.base import Outputs
 from pipeline.runners.options import RuntimeOptions
-from pipeline.stage import Context
 from tests import tiny_onnx
 from tests.fake_engine import SIZE, install, make_plan, make_sidecar
 from tests.pipeline.report_artifacts import row as made_row
@@ -78,6 +79,14 @@ def test_an_engine_without_a_sidecar_is_left_out(
     found = scenarios(artifacts, [4], backends=["tensorrt"])
     assert len(found) == 3
     assert "fp32.json" in caplog.text
+
+
+def test_an_engine_that_no_stage_built_is_left_out(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, True)
+    for path in sorted((artifacts / "build" / "rtx").glob("fp32.*")):
+        path.with_stem("best").write_bytes(path.read_bytes())
+    found = scenarios(artifacts, [4], backends=["tensorrt"])
+    assert "best.plan" not in {one.path.name for one in found}
 
 
 def test_filters_and_missing_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +169,7 @@ def test_engines_say_what_the_gpu_takes_alone(tmp_path: Path, monkeypatch: pytes
     gpu = install(monkeypatch)
     plan = make_plan(tmp_path / "fp16.plan")
     wanted = [Scenario("tensorrt", "fp16", batch, plan, "all", "none") for batch in (2, 9)]
-    opener = make_opener(options=RuntimeOptions(graphs=False))
+    opener = partial(open_scenario, runtime=RuntimeOptions(graphs=False))
     whole, split = run_scenarios(wanted, opener, SIZE, QUICK)
     assert whole.compute.n == 200
     assert whole.compute.images_per_second == pytest.approx(2000 / whole.compute.p50_ms, rel=1e-3)
@@ -178,7 +187,7 @@ def test_onnxruntime_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / name).parent.mkdir()
         tiny_onnx.write(tmp_path / name, precision)
     wanted = scenarios(tmp_path, [1, 4])
-    rows = run_scenarios(wanted, make_opener(threads=1), (tiny_onnx.SIZE, tiny_onnx.SIZE), QUICK)
+    rows = run_scenarios(wanted, open_scenario, (tiny_onnx.SIZE, tiny_onnx.SIZE), QUICK)
     assert [(row.precision, row.batch, row.n) for row in rows] == [
         ("fp32", 1, 3),
         ("int8", 1, 3),
@@ -188,7 +197,7 @@ def test_onnxruntime_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_openers() -> None:
-    opener = make_opener()
+    opener = open_scenario
     with pytest.raises(RunnerError, match="card of the Keras model"):
         opener(scenario("keras", 1))
     with pytest.raises(RunnerError, match="'tpu'"):
@@ -220,5 +229,5 @@ def test_batches_are_one_and_the_largest_of_each_profile(
     variants = {"large": Profile(1, 8, 32), "small": Profile(1, 1, 8)}
     recipe = Recipe("r", build=Build(variants=variants), benchmark=Benchmark(batches=given))
     with pytest.raises(Asked) as caught:
-        command.run_benchmark(Context(recipe, tmp_path / "r.yaml", tmp_path), tmp_path)
+        command.run_benchmark(Inputs(tmp_path), recipe, tmp_path)
     assert caught.value.args == (expected,)

@@ -13,6 +13,8 @@ import pytest
 from benchmarks import telemetry
 from benchmarks.telemetry import gpu_snapshot, machine
 from export.driver import Device, DriverStatus
+from export.records import to_json
+from pipeline.machine import Gpu, GpuSnapshot
 
 
 class NVMLError(Exception):
@@ -62,12 +64,12 @@ def use(monkeypatch: pytest.MonkeyPatch, pynvml: types.ModuleType | None, device
 
 def test_the_machine_is_described_and_nobody_is_named() -> None:
     found = machine()
-    text = json.dumps(found)
-    assert found["cpu"]["model"]
-    assert found["cpu"]["cores"] >= found["cpu"]["usable_cores"] >= 1
-    assert found["python"] == platform.python_version()
-    assert found["packages"]["numpy"] == np.__version__
-    assert platform.system() in found["os"]
+    text = json.dumps(to_json(found))
+    assert found.cpu.model
+    assert found.cpu.cores >= found.cpu.usable_cores >= 1
+    assert found.python == platform.python_version()
+    assert found.packages["numpy"] == np.__version__
+    assert platform.system() in found.os
     for private in (platform.node(), str(Path.home()), os.getcwd()):
         assert len(private) < 3 or private not in text
     user = getpass.getuser()
@@ -78,44 +80,27 @@ def test_gpus_with_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     pynvml = nvml(2)
     use(monkeypatch, pynvml, 2)
     found = machine()
-    assert (found["driver_version"], found["cuda_version"]) == ("580.95.05", "13.0")
-    assert found["gpus"][1] == {
-        "name": "GPU 1",
-        "compute_capability": "9.0",
-        "memory_bytes": 1 << 37,
-        "power_limit_w": 700.001,
-        "pcie_generation": 5,
-        "pcie_width": 16,
-    }
+    assert (found.driver_version, found.cuda_version) == ("580.95.05", "13.0")
+    assert found.gpus[1] == Gpu("GPU 1", "9.0", 1 << 37, power_limit_w=700.001, pcie_generation=5, pcie_width=16)
     assert pynvml.running == 0
 
 
 def test_hidden_gpus_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, nvml(4), 1)  # CUDA_VISIBLE_DEVICES hides three
-    assert [set(gpu) for gpu in machine()["gpus"]] == [{"name", "compute_capability", "memory_bytes"}]
+    assert machine().gpus == (Gpu("GPU 0", "9.0", 1 << 37),)
 
 
 def test_a_snapshot_says_none_where_the_gpu_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pynvml = nvml()
     use(monkeypatch, pynvml, 1)
-    assert gpu_snapshot() == [
-        {
-            "sm_clock_mhz": 1980,
-            "memory_clock_mhz": 3201,
-            "temperature_c": 41,
-            "power_w": 123.456,
-            "gpu_load_percent": 17,
-            "memory_used_bytes": 1 << 30,
-            "throttle_reasons": None,
-        }
-    ]
+    assert gpu_snapshot() == (GpuSnapshot(1980, 3201, 41, 123.456, 17, memory_used_bytes=1 << 30),)
     assert pynvml.running == 0
 
 
 def test_without_the_package_or_the_driver_there_is_no_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, None, 0)
-    assert gpu_snapshot() == []
-    assert machine()["gpus"] == []
+    assert gpu_snapshot() == ()
+    assert machine().gpus == ()
     broken = nvml()
 
     def refuse() -> None:
@@ -123,7 +108,7 @@ def test_without_the_package_or_the_driver_there_is_no_snapshot(monkeypatch: pyt
 
     broken.nvmlInit = refuse  # type: ignore[attr-defined]
     use(monkeypatch, broken, 0)
-    assert gpu_snapshot() == []
+    assert gpu_snapshot() == ()
 
 
 # --- nvidia-smi, where nvidia-ml-py is not installed ---
@@ -141,20 +126,12 @@ def test_without_nvml_the_drivers_own_tool_is_asked(tmp_path: Path, monkeypatch:
     answer = "1980, 3201, 58, 612.34, 99, 2048\\n345, 3201, [N/A], [Not Supported], 0, 0"
     smi(tmp_path, monkeypatch, f"echo \"$*\" > {asked}; printf '{answer}\\n'")
     first, second = gpu_snapshot(tmp_path)
-    assert first == {
-        "sm_clock_mhz": 1980,
-        "memory_clock_mhz": 3201,
-        "temperature_c": 58,
-        "power_w": 612.34,
-        "gpu_load_percent": 99,
-        "memory_used_bytes": 2 << 30,
-        "throttle_reasons": None,
-    }
-    assert (second["sm_clock_mhz"], second["temperature_c"], second["power_w"]) == (345, None, None)
+    assert first == GpuSnapshot(1980, 3201, 58, 612.34, 99, memory_used_bytes=2 << 30)
+    assert (second.sm_clock_mhz, second.temperature_c, second.power_w) == (345, None, None)
     fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu,memory.used"
     assert asked.read_text() == f"--query-gpu={fields} --format=csv,noheader,nounits\n"
     use(monkeypatch, None, 0)
-    assert gpu_snapshot(tmp_path) == [], "without a driver it is not asked"
+    assert gpu_snapshot(tmp_path) == (), "without a driver it is not asked"
 
 
 @pytest.mark.parametrize(
@@ -164,15 +141,11 @@ def test_a_tool_that_fails_tells_nothing(script: str, tmp_path: Path, monkeypatc
     use(monkeypatch, None, 1)
     monkeypatch.setattr(telemetry, "SMI_PATIENCE", 0.5)
     smi(tmp_path, monkeypatch, script)
-    assert gpu_snapshot(tmp_path) == []
+    assert gpu_snapshot(tmp_path) == ()
 
 
 # --- a Jetson, which has no NVML ---
 
-NOTHING = dict.fromkeys(
-    ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w", "gpu_load_percent", "memory_used_bytes",
-     "throttle_reasons", "power_rail")
-)  # fmt: skip
 HWMON = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4"
 
 
@@ -203,16 +176,9 @@ ORIN = {
 
 def test_a_jetson_tells_in_sys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, None, 1)
-    assert gpu_snapshot(jetson(tmp_path, ORIN)) == [
-        {
-            **NOTHING,
-            "sm_clock_mhz": 1300,
-            "temperature_c": 49,
-            "power_w": 4.744,
-            "gpu_load_percent": 87,
-            "power_rail": "VDD_GPU_SOC",
-        }
-    ]
+    assert gpu_snapshot(jetson(tmp_path, ORIN)) == (
+        GpuSnapshot(sm_clock_mhz=1300, temperature_c=49, power_w=4.744, gpu_load_percent=87, power_rail="VDD_GPU_SOC"),
+    )
 
 
 def test_an_older_jetpack_has_other_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,8 +193,8 @@ def test_an_older_jetpack_has_other_names(monkeypatch: pytest.MonkeyPatch, tmp_p
             **rail(HWMON, 1, "VDD_IN", "5000", "1200"),
         },
     )
-    told = {"sm_clock_mhz": 306, "temperature_c": 40, "power_w": 6.0, "power_rail": "VDD_IN", "gpu_load_percent": 0}
-    assert gpu_snapshot(root) == [{**NOTHING, **told}]
+    told = GpuSnapshot(sm_clock_mhz=306, temperature_c=40, power_w=6.0, power_rail="VDD_IN", gpu_load_percent=0)
+    assert gpu_snapshot(root) == (told,)
 
 
 def test_a_jetson_that_tells_little_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -242,18 +208,18 @@ def test_a_jetson_that_tells_little_is_not_made_up(monkeypatch: pytest.MonkeyPat
             **rail(HWMON, 2, "VDD_GPU_SOC", "5000", ""),
         },
     )
-    assert gpu_snapshot(root) == [NOTHING]
+    assert gpu_snapshot(root) == (GpuSnapshot(),)
 
 
 def test_other_machines_with_a_devfreq_are_no_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, None, 0)
     mali = {**ORIN, "sys/class/devfreq/fb000000.gpu/cur_freq": "800000000"}
     del mali["sys/class/devfreq/17000000.gpu/cur_freq"]
-    assert gpu_snapshot(jetson(tmp_path, mali)) == []
+    assert gpu_snapshot(jetson(tmp_path, mali)) == ()
 
 
 def test_nvml_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, nvml(), 1)
     (found,) = gpu_snapshot(jetson(tmp_path, ORIN))
-    assert found["sm_clock_mhz"] == 1980
-    assert "power_rail" not in found
+    assert found.sm_clock_mhz == 1980
+    assert found.power_rail is None

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats.mstats import mquantiles
 
 from benchmarks.timing import measure, summarize
 
@@ -130,7 +131,7 @@ def test_nothing_to_measure() -> None:
 def test_summary_against_numpy() -> None:
     samples = list(np.random.default_rng(0).gamma(2.0, 3.0, 500))
     found = summarize(samples, batch=8)
-    assert found["n"] == 500
+    assert found.n == 500
     for key, expected in (
         ("p50_ms", np.percentile(samples, 50)),
         ("p90_ms", np.percentile(samples, 90)),
@@ -138,25 +139,33 @@ def test_summary_against_numpy() -> None:
         ("mean_ms", np.mean(samples)),
         ("images_per_second", 8000 / np.median(samples)),
     ):
-        assert found[key] == pytest.approx(expected, rel=6e-4)
-    assert found["p99_is_near_max"] is False
-    assert found["percentile_method"] == "linear"
+        assert getattr(found, key) == pytest.approx(expected, rel=6e-4)
+    assert found.p99_is_near_max is False
+    assert found.percentile_method == "linear"
+
+
+@pytest.mark.parametrize("number", [1, 2, 19, 100, 137])
+def test_percentiles_are_those_of_another_implementation(number: int) -> None:
+    samples = np.random.default_rng(number).lognormal(size=number)
+    expected = mquantiles(samples, (0.5, 0.9, 0.99), alphap=1, betap=1)  # interpolates linearly, R's type 7
+    found = summarize(list(samples), batch=1)
+    assert [found[f"p{share}_ms"] for share in (50, 90, 99)] == pytest.approx(expected, rel=1e-3)
 
 
 def test_summary_of_known_numbers() -> None:
     found = summarize([4.0, 1.0, 3.0, 2.0, 5.0], batch=6)
-    assert (found["p50_ms"], found["p90_ms"], found["p99_ms"]) == (3.0, 4.6, 4.96)
-    assert (found["mean_ms"], found["images_per_second"]) == (3.0, 2000.0)
-    assert found["p99_is_near_max"] is True
+    assert (found.p50_ms, found.p90_ms, found.p99_ms) == (3.0, 4.6, 4.96)
+    assert (found.mean_ms, found.images_per_second) == (3.0, 2000.0)
+    assert found.p99_is_near_max is True
 
 
 @pytest.mark.parametrize(("value", "rounded"), [(1234.567, 1235.0), (0.00123456, 0.001235), (98765.4, 98770.0)])
 def test_four_significant_digits(value: float, rounded: float) -> None:
-    assert summarize([value], 1)["p50_ms"] == rounded
+    assert summarize([value], 1).p50_ms == rounded
 
 
 def test_a_clock_too_coarse_gives_no_throughput() -> None:
-    assert summarize([0.0, 0.0], 4)["images_per_second"] is None
+    assert summarize([0.0, 0.0], 4).images_per_second is None
 
 
 @pytest.mark.parametrize(("samples", "batch"), [([], 1), ([1.0], 0)])

@@ -38,9 +38,6 @@ TARGETS = ("ComputeCapability", "IBuilderConfig.set_compute_capability", "IBuild
 CAPABILITIES = {
     # precision
     "strongly_typed": Capability(STRONG, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",)),
-    "always_strong": Capability(
-        V11 | RTX, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",), without=("BuilderFlag.FP16",)
-    ),
     "precision_flags": Capability(V8 | V10, ("BuilderFlag.FP16", "BuilderFlag.INT8")),
     "explicit_batch": Capability(V8 | V10, ("NetworkDefinitionCreationFlag.EXPLICIT_BATCH",)),
     # building

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from export.driver import DriverStatus
-from pipeline import commands, runnable, serving, verify
+from pipeline import commands, runnable, serving
 from pipeline.runners import onnxruntime, tensorrt
+from pipeline.stages import verify
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
 from tests.contract.python310 import NEWER, newer_names, path_of, source_of, syntax_errors
@@ -184,7 +185,7 @@ def orin(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Ori
 
 def test_the_verbs_of_a_bundle(orin: Orin) -> None:
     loaded = orin.loaded()
-    assert {"pipeline.verify", "pipeline.building", "benchmarks.command", "pipeline.runners.tensorrt"} <= loaded
+    assert {"pipeline.verify", "pipeline.stages.build", "benchmarks.command", "pipeline.runners.tensorrt"} <= loaded
 
 
 def test_other_packages_are_not_there(orin: Orin) -> None:

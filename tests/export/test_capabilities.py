@@ -80,19 +80,19 @@ def enumeration(*names: str) -> object:
 
 
 @pytest.mark.parametrize(
-    ("network", "flags", "strong", "always"),
+    ("network", "flags", "strong"),
     [
-        (("EXPLICIT_BATCH",), ("FP16", "INT8", "TF32"), False, False),  # 8.6
-        (("EXPLICIT_BATCH", "STRONGLY_TYPED"), ("FP16", "INT8", "TF32"), True, False),  # 10
-        (("STRONGLY_TYPED",), ("TF32",), True, True),  # 11
+        (("EXPLICIT_BATCH",), ("FP16", "INT8", "TF32"), False),  # 8.6
+        (("EXPLICIT_BATCH", "STRONGLY_TYPED"), ("FP16", "INT8", "TF32"), True),  # 10
+        (("STRONGLY_TYPED",), ("TF32",), True),  # 11
     ],
 )
-def test_typing_is_asked_by_name(network: tuple[str, ...], flags: tuple[str, ...], strong: bool, always: bool) -> None:
+def test_typing_is_asked_by_name(network: tuple[str, ...], flags: tuple[str, ...], strong: bool) -> None:
     made = module(
         NetworkDefinitionCreationFlag=enumeration(*network), BuilderFlag=enumeration(*flags), IBuilderConfig=0
     )
     trt = TensorRT(made, "tensorrt", "?")
-    assert (trt.strongly_typed, trt.always_strong) == (strong, always)
+    assert trt.strongly_typed == strong
     assert not trt.targets
     assert not trt.builds_without_gpu
     assert not trt.progress_monitor
@@ -112,7 +112,6 @@ def test_the_real_rtx() -> None:
     if trt is None:
         pytest.skip(why_missing()["rtx"])
     assert trt.strongly_typed
-    assert trt.always_strong
     assert trt.targets
     assert trt.builds_without_gpu
     assert trt.progress_monitor

@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
-from export.correction import collect_mean_maps, correct_biases
+from export.correction import bias_errors, collect_mean_maps, correct_biases
 from export.errors import ExportError
 from export.placement import Kept, quantizable_tensors, quantized_edges
 from export.quantize import quantize
@@ -82,7 +82,7 @@ def biases(model):
 
 def corrected(model, batch, scales, kept=()):
     maps = collect_mean_maps(model, [batch[:5], batch[5:]], scales)
-    return correct_biases(model, maps, kept)
+    return correct_biases(model, bias_errors(model, maps), kept)
 
 
 def test_means_are_those_of_the_values():
@@ -186,6 +186,7 @@ def test_no_images_are_refused():
 
 def test_a_resnet_is_corrected_throughout(quantized):
     exported, scales, _, _ = quantized
-    new, count = correct_biases(exported.model, collect_mean_maps(exported.model, [images(8)], scales))
+    errors = bias_errors(exported.model, collect_mean_maps(exported.model, [images(8)], scales))
+    new, count = correct_biases(exported.model, errors)
     assert count == 15
     assert np.isfinite(run_onnx(new, images(2))[0]).all()

@@ -7,7 +7,7 @@ from export.calibration import ChannelStatistics, collect_statistics
 from export.metrics import sqnr_db
 from export.placement import measured_tensors
 from export.precision import to_half
-from export.rounding import round_first_conv, round_weights
+from export.rounding import rounded_first_conv, rounded_weights, with_weights
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats, pixel_graph, pixels
@@ -36,6 +36,14 @@ def build(head="Gemm", **others):
     nodes = [*BODY, *HEADS[head]]
     used = {name for _, inputs, *_ in nodes for name in inputs}
     return pixel_graph(nodes, {k: v for k, v in {**WEIGHTS, **others}.items() if k in used}, shapes={"y": ["batch", 5]})
+
+
+def round_weights(model, statistics, kept=()):
+    return with_weights(model, rounded_weights(model, statistics), kept)
+
+
+def round_first_conv(model, kept=()):
+    return with_weights(model, rounded_first_conv(model), kept)
 
 
 def statistics_of(model, batch):

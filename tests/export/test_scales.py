@@ -42,13 +42,33 @@ def test_json_round_trip_is_exact(v1):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"scales": {"a": 0.0}, "method": "minmax", "images": 1, "key": {}}',
-     '{"scales": {"a": NaN}, "method": "minmax", "images": 1, "key": {}}',
-     '{"scales": {"a": 1.0}, "method": "minmax", "images": 1}'],
+    ["", "[]", "{}", '{"scales": {"a": 0.0}, "method": "minmax", "images": 1, "schema": 1, "key": {}}',
+     '{"scales": {"a": NaN}, "method": "minmax", "images": 1, "schema": 1, "key": {}}',
+     '{"scales": {"a": 1.0}, "method": "minmax", "key": {}, "schema": 1}'],
 )  # fmt: skip
 def test_bad_json(text):
     with pytest.raises(ExportError, match="Expected"):
         Scales.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "scales of schema 1 in scales.json. Received: schema 2. Run the quantize stage again"),
+        ({"images": "8"}, "'images' of type a whole number in scales.json. Received: '8'"),
+        ({"scales": {"a": 0.0}}, "at least 2.-14. Received: 0.0 for 'a'"),
+        ({"bins": 8}, "the unknown key 'bins'"),
+    ],
+)
+def test_a_damaged_record_is_one_sentence_with_the_key(change, said):
+    tree = json.loads(Scales({"a": 1.0}, "minmax", 8).to_json())
+    with pytest.raises(ExportError, match=said):
+        Scales.from_json(json.dumps(tree | change))
+
+
+def test_a_record_of_before_schemas_is_refused_by_its_number():
+    with pytest.raises(ExportError, match=r"Received: an object without the key 'schema'\. Run the quantize"):
+        Scales.from_json('{"scales": {"a": 1.0}, "method": "minmax", "images": 1, "key": {}}')
 
 
 @pytest.mark.parametrize(
@@ -62,10 +82,10 @@ def test_bad_json(text):
 def test_scales_of_another_key_are_refused_and_named(change, named):
     key = {"model_sha256": "ab", "images_sha256": "cd", "preprocessing": {"mode": "caffe"}}
     text = Scales({"a": 1.0}, "minmax", 1, key).to_json()
-    with pytest.raises(ExportError, match=f"scales with another {named} "):
+    with pytest.raises(ExportError, match=f"scales with another {named}\\."):
         Scales.from_json(text, key | change)
     with pytest.raises(ExportError, match="model_sha256"):
-        Scales.from_json(Scales({"a": 1.0}, "minmax", 1).to_json(), key)
+        Scales.from_json('{"scales": {"a": 1.0}, "method": "minmax", "images": 1, "schema": 1}', key)
 
 
 # --- each method against the values themselves ------------------------------------------------------------------------

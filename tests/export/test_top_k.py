@@ -8,7 +8,7 @@ from onnx import TensorProto
 from export import graph
 from export.build_steps import check_tensors
 from export.capabilities import find_tensorrt, why_missing
-from export.correction import collect_mean_maps, correct_biases
+from export.correction import bias_errors, collect_mean_maps, correct_biases
 from export.engine import build_engine
 from export.errors import ExportError
 from export.graph import save_model
@@ -33,7 +33,7 @@ def files(v2):
     def made(model):
         scales = calibrate(model, [images(16, seed=seed) for seed in (1, 2)])
         maps = collect_mean_maps(model, [images(16, seed=1)], scales)
-        corrected, _ = correct_biases(model, maps)
+        corrected, _ = correct_biases(model, bias_errors(model, maps))
         return {
             "fp32": (model, None),
             "fp16": (to_half(model), None),

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding
 from export.placement_row import Placement
 from export.preprocessing import PreprocessingSpec
 from export.records import to_json
@@ -21,30 +22,23 @@ from pipeline.benchmark_report import (
     BenchmarkReport,
     BenchmarkRow,
     Compute,
-    Cpu,
-    Gpu,
-    Machine,
+    TimedModel,
     write_benchmark,
 )
 from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import sha256_bytes, write_json
+from pipeline.machine import Cpu, Gpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
-from pipeline.report import write_report
+from pipeline.recipe import Recipe
 from pipeline.stage import Context
-from pipeline.stage_records import (
-    BiasCorrection,
-    CalibrationReport,
-    Distances,
-    Epoch,
-    Fp16Report,
-    Fp16Rounding,
-)
+from pipeline.stage_records import Epoch
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
+from tests.stage_parts import run_stage
 
 CLASSES = ("cat", "dog", "owl")
 ONNX = (
@@ -146,6 +140,7 @@ class Artifacts:
             parameters=273_652,
         )
     )
+    samples: Sequence[int] | None = None  # labels of samples.npz; None: an earlier version, which wrote none
     plans: list[str] = field(default_factory=list)
     predictions: list[tuple[Any, ...]] | None = None  # path, status, class, probability, error
     sensitivity: list[tuple[Any, ...]] | None = None
@@ -182,6 +177,9 @@ class Artifacts:
         (root / "train/model.keras").write_bytes(b"keras")
         write_card(root / "train/model.json", self.card)
         write_json(root / "train/history.json", [to_json(epoch) for epoch in self.history])
+        if self.samples is not None:
+            pixels = np.stack([self.image(number) for number in range(len(self.samples))])
+            np.savez(root / "train/samples.npz", pixels=pixels, labels=np.array(self.samples))
         for name in ONNX:
             (root / name).write_bytes(300 * name.encode())
         write_json(root / "export/summary.json", {})
@@ -278,7 +276,9 @@ class Artifacts:
         machine = Machine(
             Cpu("Fast CPU", 4, 2, ()), None, "Linux", "3.11", {}, "580.1", "13.0", (Gpu("Big GPU", "9.0", 1 << 30),)
         )
-        report = BenchmarkReport("hand", {}, machine, None, (), (), tuple(rows), self.serves)
+        report = BenchmarkReport(
+            "hand", TimedModel((SIZE, SIZE), len(CLASSES)), machine, None, (), (), tuple(rows), self.serves
+        )
         write_benchmark(self.root / "benchmark/benchmark.json", report)
         self.manifest("benchmark", {}, self.digests("train/model.keras", *ONNX))
 
@@ -294,13 +294,14 @@ class Artifacts:
 
     def inputs(self) -> dict[str, str]:
         """What the stage says that it reads."""
-        return BY_NAME["report"].inputs(self.context, {})
+        return BY_NAME["report"].digests(self.context, {})
 
-    def page(self) -> Page:
-        """The page as it is written now."""
+    def page(self, recipe: Recipe | None = None) -> Page:
+        """The page as it is written now, of this recipe or another."""
         folder = self.folder / "out"
         folder.mkdir(exist_ok=True)
-        write_report(self.context, folder)
+        context = self.context if recipe is None else replace(self.context, recipe=recipe)
+        run_stage(BY_NAME["report"], context, folder)
         return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -314,4 +315,4 @@ def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 
 def compute(p50: float) -> Compute:
-    return Compute("the engine", 3, p50, p50, p50, p50, None, True, "linear")
+    return Compute(3, p50, p50, p50, p50, None, True, "linear", includes="the engine")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+from pipeline.html import environment
+
 VOID = {"meta", "img", "br", "link", "input"}
 
 
@@ -131,6 +133,14 @@ class Page(HTMLParser):
         """The legend of that chart; empty where it has none."""
         (found,) = [node for node in self.root.all("figure", "plot") if words in node.all("figcaption")[0].text]
         return " ".join(node.text for node in found.all("p", "legend"))
+
+
+def element(macro: str, *values: object) -> Page:
+    """Some of what pages are made of, each as a macro of `elements.html.j2` makes it."""
+    source = (
+        f'{{% from "elements.html.j2" import {macro} %}}{{% for one in values %}}{{{{ {macro}(one) }}}}{{% endfor %}}'
+    )
+    return Page(environment().from_string(source).render(values=values))
 
 
 def _bar(item: Node) -> Bar:

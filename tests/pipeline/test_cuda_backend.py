@@ -23,13 +23,14 @@ from pipeline.runners.base import Runner
 from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.verdicts import Verdict, Verdicts
-from pipeline.verify import CUDA_NOTES, NOTES, list_candidates, parity_table, run_all
+from pipeline.verify import CUDA_NOTES, NOTES, parity_table, run_all
 from tests import tiny_onnx
 from tests.conftest import Chain
 from tests.fake_engine import make_plan
 from tests.fake_onnxruntime import NO_GPU, FakeOnnxRuntime, install
 from tests.made_records import make_hop, write_verdict
 from tests.pipeline.report_artifacts import Artifacts, hop, row
+from tests.stage_parts import list_candidates
 
 ON_CUDA = " on CUDA"
 FP32, FP16, INT8 = ONNX.values()

@@ -31,7 +31,7 @@ def test_a_stage_does_not_start_where_its_weights_do_not_fit(
     finished_chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parameters = read_card(finished_chain.root / CARD).parameters
-    monkeypatch.setattr("pipeline.exporting.export_model", lambda *_: pytest.fail("it started"))
+    monkeypatch.setattr("pipeline.loading.load_classifier", lambda *_: pytest.fail("it started"))
     monkeypatch.setattr("pipeline.fitting._run_phase", lambda *_: pytest.fail("it started"))
     for stage, width in (("train", 4), ("export", 4), ("quantize", 4)):
         leave(monkeypatch, width * parameters - 1)

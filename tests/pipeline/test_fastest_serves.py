@@ -18,18 +18,20 @@ from hypothesis import strategies as st
 
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
-from pipeline.benchmark_report import BenchmarkReport, Cpu, Machine, read_serves, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
 from pipeline.config import load_recipe
 from pipeline.default_order import fit
 from pipeline.errors import PipelineError
 from pipeline.layout import BENCHMARK, ONNX
+from pipeline.machine import Cpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Contender, Pair, Serves, engine_contender, make_contest, onnx_contender, runtime_part
-from pipeline.serving import Choice, choose
+from pipeline.serving import Choice
 from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from tests.fake_engine import make_plan
 from tests.made_records import make_hop, write_verdict
+from tests.stage_parts import choose
 
 FP32, FP16, INT8 = (f"build/rtx/{precision}.plan" for precision in ("fp32", "fp16", "int8"))
 CUDA = [make_hop(name, backend="onnxruntime-cuda") for name in ONNX.values()]
@@ -92,7 +94,7 @@ class Here:
         for batch in batches or (32,):
             found = [self.contender(name) for name in times]
             found = [one for one in found if one.runs_at_once(batch)]
-            found.sort(key=lambda one: (*fit(one.backend, one.precision, one.profile, batch), one.file))
+            found.sort(key=lambda one: (*fit(one.backend, one.precision, one.batches, batch), one.file))
             pairs = []
             for place, first in enumerate(found):
                 for second in found[place + 1 :]:
@@ -107,7 +109,9 @@ class Here:
     def write(self, serves: Serves | None) -> None:
         machine = Machine(Cpu("CPU", 2, 2, ()), None, "Linux", "3.11", {}, None, None, ())
         (self.root / BENCHMARK).parent.mkdir(exist_ok=True)
-        write_benchmark(self.root / BENCHMARK, BenchmarkReport("toy", {}, machine, None, (), (), (), serves))
+        write_benchmark(
+            self.root / BENCHMARK, BenchmarkReport("toy", TimedModel((8, 8), 3), machine, None, (), (), (), serves)
+        )
         self.record()
 
     def record(self) -> None:
@@ -116,7 +120,7 @@ class Here:
 
     def inputs(self) -> dict[str, str]:
         """Of what the stage infer reads, what the benchmark made."""
-        found = BY_NAME["infer"].inputs(self.context(), {})
+        found = BY_NAME["infer"].digests(self.context(), {})
         assert "verify/parity.json" in found
         return {name: digest for name, digest in found.items() if name.startswith("benchmark/")}
 
@@ -178,7 +182,8 @@ def test_what_was_measured_to_be_faster_answers_and_one_line_says_so(
     assert (choice.name, choice.precision) == (FP16, "fp16")
     assert choice.won is not None
     assert (choice.won.batch, choice.won.pair.second) == (32, INT8)
-    choose(context, batch_size=32)  # `run` asks twice, and says it once
+    assert caplog.records == [], "`run` asks whether anything serves before it does"
+    choice.open()
     (record,) = caplog.records
     words = f"{FP16} answers: measured 1.31x (1.3 to 1.32) as fast as {INT8} at batch 32 on this GPU"
     assert record.getMessage() == words
@@ -331,6 +336,7 @@ def test_onnxruntime_on_cuda_is_the_fallback_and_competes(here: Here, caplog: py
     caplog.set_level(logging.INFO, "pipeline")
     choice = choose(here.context(), batch_size=32)
     assert (choice.name, choice.backend) == (ONNX["fp16"], "onnxruntime-cuda")
+    choice.open()
     assert f"{ONNX['fp16']} on CUDA answers: measured 1.3x" in caplog.text
     (here.root / ONNX["fp16"]).write_bytes(b"another model")
     here.verify()

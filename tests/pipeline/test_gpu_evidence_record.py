@@ -24,6 +24,7 @@ from pipeline.gpu_evidence import (
     read_gpu_evidence,
     write_gpu_evidence,
 )
+from pipeline.machine import Cpu, GpuSnapshot, Machine
 from pipeline.parity_report import by_precision
 from pipeline.recipe import VerifyThresholds
 from tests.made_records import make_hop
@@ -38,7 +39,7 @@ EVIDENCE = GpuEvidence(
     gpu=Gpu("NVIDIA H200", "9.0", "580.95.05", "13.0"),
     flavour="tensorrt",
     tensorrt_version="8.6.0",
-    machine={"cpu": {"cores": 16}},
+    machine=Machine(Cpu(cores=16)),
     model=Model("imagenet", "0" * 64, (224, 224), 1000, 192, True),
     asked={"minutes": 8.0},
     steps=(Step("machine", "done", 0.1, 1.0), Step("build fp16-throughput", "error", 3.0, 60.0, "no memory")),
@@ -52,7 +53,7 @@ EVIDENCE = GpuEvidence(
     timings=(ROW, replace(ROW, name="PyTorch graphs", n=0, p50_ms=None, error="out of memory")),
     checks=(CheckRow("graphs", "fp16-throughput", "fail", "bits differ"), CheckRow("x", "y", "skipped", "none here")),
     targets=(Target("speed", 1.5, 1.6, True),),
-    snapshots={"machine": ({"sm_clock_mhz": 1980},)},
+    snapshots={"machine": (GpuSnapshot(sm_clock_mhz=1980),)},
 )  # fmt: skip
 
 
@@ -88,6 +89,8 @@ def test_everything_that_is_wrong_is_a_failure() -> None:
         ("timings", [{**to_json(ROW), "p99_ms": -2.0}], "a timed row with the number -2"),
         ("timings", [{**to_json(ROW), "images_per_second": 1e300}], r"a timed row with the number 1e\+300"),
         ("timings", [to_json(ROW)] * 501, "501 timings, where a visit has at most 500"),
+        ("machine", {"cpu": {"cores": "16"}}, "'machine.cpu.cores' of type a whole number"),
+        ("snapshots", {"a": [{"clock": 1}]}, "keys of gpu_load_percent, .*the unknown key 'clock'"),
         ("steps", [{"name": str(number)} for number in range(501)], "501 steps, where"),
         ("targets", [{"target": "x", "limit": 1.0, "measured": None, "met": True}], "'x' is judged, and nothing was"),
     ],
@@ -96,6 +99,14 @@ def test_a_damaged_file_is_refused(key: str, value: object, said: str, tmp_path:
     (tmp_path / "x.json").write_text(json.dumps({**to_json(EVIDENCE), key: value}))
     with pytest.raises(PipelineError, match=said):
         read_gpu_evidence(tmp_path / "x.json")
+
+
+def test_a_visit_that_ended_before_the_machine_was_described_is_read(tmp_path: Path) -> None:
+    told = {"sm_clock_mhz": 345, "throttle_reasons": None}
+    tree = {**to_json(EVIDENCE), "machine": {}, "snapshots": {"machine": [told]}}
+    (tmp_path / "x.json").write_text(json.dumps(tree))
+    kept = read_gpu_evidence(tmp_path / "x.json")
+    assert (kept.machine, kept.snapshots["machine"]) == (Machine(), (GpuSnapshot(sm_clock_mhz=345),))
 
 
 def test_the_keys_of_the_file_are_described_beside_the_results() -> None:

@@ -18,6 +18,7 @@ import tf_keras
 import yaml
 from keras import layers
 
+from export.records import to_json
 from pipeline.commands import main
 from pipeline.config import load_recipe
 from pipeline.endings import Shape, _why_no_image
@@ -40,7 +41,7 @@ def model(*after: Any, shape: tuple[int | None, ...] = (16, 16, 3), package: Any
 
 def facts(built: Any, path: Path) -> dict[str, Any]:
     built.export(str(path), verbose=False) if path.suffix == "" else built.save(path)
-    return describe(read_model_file(path))
+    return to_json(describe(read_model_file(path)))
 
 
 def memory(x: Any) -> Any:
@@ -189,7 +190,7 @@ def test_the_line_that_cuts_a_model_gives_one_that_is_taken(
     assert line == found["cut"]["line"]
     assert Path(found["cut"]["saved"]).suffix == Path(name).suffix
     exec(line, {})  # as it is printed
-    whole = describe(read_model_file(Path(found["cut"]["saved"])))
+    whole = to_json(describe(read_model_file(Path(found["cut"]["saved"]))))
     assert (whole["cannot_go"], whole["classes"]) == (None, classes)
     trusted = tuple(finding["name"] for finding in whole["unsafe"])
     config = ModelSection(path=found["cut"]["saved"], preprocessing="unit", allow=trusted)
@@ -237,7 +238,7 @@ def test_what_cannot_be_built_gets_no_recipe(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
-    found = describe(read_model_file(tmp_path / "other.keras"))
+    found = to_json(describe(read_model_file(tmp_path / "other.keras")))
     assert "TheirBlock" in found["cannot_go"]
     assert found["recipe"] is None
 
@@ -293,7 +294,7 @@ def test_parameters_are_those_that_keras_counts(tmp_path: Path, package: Any, ki
             built.export(str(path), **({"verbose": False} if package is keras else {}))
         else:
             built.save(str(path))
-        found = describe(read_model_file(path))["parameters"]
+        found = to_json(describe(read_model_file(path)))["parameters"]
         assert found["total"] == built.count_params(), way
         assert found["trainable"] in (trainable, None), way
         assert found["trainable"] is not None or way in ("export", "saved") or package is tf_keras
@@ -441,8 +442,9 @@ def test_a_regression_beside_a_classifier_is_no_way_to_cut(tmp_path: Path) -> No
     built = model(layers.Flatten(name="flat"))
     ends = [layers.Dense(5, name="kind"), layers.Dense(1, name="age"), layers.Dense(1, "sigmoid", name="old")]
     keras.Model(built.inputs, [end(built.outputs[0]) for end in ends]).save(tmp_path / "m.keras")
-    cut = describe(read_model_file(tmp_path / "m.keras"))["cut"]
-    assert (cut["output"], cut["others"]) == ("old", ("kind",))
+    cut = describe(read_model_file(tmp_path / "m.keras")).cut
+    assert cut is not None
+    assert (cut.output, cut.others) == ("old", ("kind",))
 
 
 @pytest.mark.parametrize(

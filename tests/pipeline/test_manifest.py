@@ -13,7 +13,6 @@ from pipeline import manifest
 from pipeline.manifest import (
     MANIFEST,
     Key,
-    code_hash,
     environment_changes,
     read_manifest,
     tool_versions,
@@ -203,15 +202,3 @@ def test_a_manifest_of_a_later_schema_means_rerun(done: Path) -> None:
     tree = json.loads((done / MANIFEST).read_text())
     (done / MANIFEST).write_text(json.dumps(tree | {"schema": manifest.SCHEMA + 1}))
     assert read_manifest(done) is None
-
-
-def test_code_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "ROOT", tmp_path)
-    (tmp_path / "a.py").write_bytes(b"x = 1\ny = 2\n")
-    (tmp_path / "b.py").write_bytes(b"z = 3\n")
-    first = code_hash(["a.py", "b.py"])
-    assert code_hash(["b.py", "a.py"]) == first
-    (tmp_path / "a.py").write_bytes(b"x = 1\r\ny = 2\r\n")
-    assert code_hash(["a.py", "b.py"]) == first, "line endings of a checkout"
-    (tmp_path / "a.py").write_bytes(b"x = 2\ny = 2\n")
-    assert code_hash(["a.py", "b.py"]) != first

@@ -20,12 +20,14 @@ from pipeline.data import ImageSet, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes
+from pipeline.inputs import Inputs
 from pipeline.readable import a_line_each, find_damaged, recorded_damage
-from pipeline.recipe import Data
+from pipeline.recipe import Data, Recipe
 from pipeline.roles import roles_of
 from pipeline.samples import SPLITS, Sample, Unreadable
 from pipeline.stage import Context, execute, reasons_to_run
 from pipeline.stages import BY_NAME
+from pipeline.stages.train import Trained
 
 
 def jpeg(seed: int) -> bytes:
@@ -144,12 +146,12 @@ class Chain:
         tree = {"data": {"path": str(photos), **data}, "model": {"input_size": 32}}
         self.recipe.write_text(yaml.safe_dump(tree | {"quantize": {"min_images": 2}, "verify": {"min_images": 2}}))
         self.seen: list[ImageSet] = []
-        self.stage = replace(BY_NAME["train"], run=self.run)
+        self.stage = replace(BY_NAME["train"], run=self.run, module="pipeline.stages.train")
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
-        self.seen.append(context.images)
-        rows = [{"name": i.name, "why": i.why, "sha256": i.sha256} for i in context.images.unreadable]
-        return {"unreadable_images": rows}
+    def run(self, inputs: Inputs, settings: Recipe, out: Path) -> Trained:
+        images = inputs.images
+        self.seen.append(images)
+        return Trained({}, 0, 0, (), images.unreadable, {}, None)
 
     def context(self, *overrides: str) -> Context:
         return Context(load_recipe(self.recipe, overrides), self.recipe, self.recipe.parent / "artifacts")

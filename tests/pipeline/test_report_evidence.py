@@ -21,6 +21,7 @@ from pipeline.gpu_evidence import (
     write_gpu_evidence,
 )
 from pipeline.layout import KERAS, ONNX, TENSORRT8
+from pipeline.machine import GpuSnapshot, Machine
 from pipeline.parity_report import by_precision, overall_verdict
 from pipeline.recipe import VerifyThresholds
 from pipeline.report_evidence import TITLE
@@ -72,7 +73,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
         gpu=Gpu("NVIDIA H200", "9.0", "580.95.05", "13.0"),
         flavour="tensorrt",
         tensorrt_version="8.6.0",
-        machine={},
+        machine=Machine(),
         model=Model("hand", sha256_file(written.root / KERAS), (8, 8), 3, 200, True),
         asked={},
         steps=(
@@ -103,8 +104,8 @@ def evidence(written: Artifacts) -> GpuEvidence:
             Target("p99", 0.35, None, None, "measured on another GPU"),
         ),
         snapshots={
-            "machine": ({"sm_clock_mhz": 345, "power_w": 76.4, "memory_clock_mhz": 3201},),
-            "time": ({"sm_clock_mhz": 1980, "power_w": 612.3, "memory_clock_mhz": 3201, "temperature_c": None},),
+            "machine": (GpuSnapshot(345, 3201, power_w=76.4),),
+            "time": (GpuSnapshot(1980, 3201, power_w=612.3),),
             "cycles": (),
         },
     )

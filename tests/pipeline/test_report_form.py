@@ -8,13 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 
 from pipeline import report
-from pipeline.html import Footnotes, table
+from pipeline.html import TEMPLATES, Cell, Table, render
 from pipeline.manifest import ROOT
 from pipeline.stage_records import Epoch
 from tests.pipeline.report_artifacts import CLASSES, LAYERS, ONNX, PLAN, Artifacts, hop, row
-from tests.pipeline.report_page import Page
+from tests.pipeline.report_page import Page, element
 
 CSS = (Path(report.__file__).parent / "report.css").read_text()
 
@@ -60,12 +61,39 @@ def test_footnotes_lead_to_their_text_and_back(full: Page) -> None:
     assert len(listed) == len(set(listed)) == 3
 
 
+def shown(table: Table) -> Page:
+    """A table as a page has it."""
+    return element("table", table)
+
+
 def test_a_remark_is_said_once_and_an_empty_one_never() -> None:
-    remarks = Footnotes("x")
-    assert remarks.html == remarks.mark("", "") == ""
-    first, second = remarks.mark("one", "two", "one"), remarks.mark("two")
-    assert re.findall(r'href="#(x-note-\d)"', first + second) == ["x-note-1", "x-note-2", "x-note-2"]
-    assert [node.text for node in Page(remarks.html).root.all("li")] == ["one ↑", "two ↑"]
+    page = shown(Table(("a", "b"), [("1", Cell("2", remarks=["", ""]))]))
+    assert not page.root.all("ol")
+    assert not page.root.all("span", "marks")
+    page = shown(
+        Table(
+            (Cell("a", remarks=["head"]), "b"),
+            [(Cell("1", remarks=["one", "two", "one"]), ""), (Cell("2", remarks=["two"]), "3")],
+            "x",
+        )
+    )
+    links = {
+        node.text: [link.attrs["href"] for link in node.all("a")] for node in page.root.all("th") + page.root.all("td")
+    }
+    assert links == {
+        "a 3": ["#x-note-3"],
+        "b": [],
+        "1 1 2": ["#x-note-1", "#x-note-2"],
+        "2 2": ["#x-note-2"],
+        "": [],
+        "3": [],
+    }
+    assert [node.text for node in page.root.all("li")] == ["one ↑", "two ↑", "head ↑"]
+    assert [node.attrs["id"] for node in page.root.all("sup") if "id" in node.attrs] == [
+        "x-note-3-from",
+        "x-note-1-from",
+        "x-note-2-from",
+    ]
 
 
 def test_every_link_leads_somewhere_and_no_name_stands_twice(full: Page) -> None:
@@ -101,6 +129,23 @@ def test_sqnr_is_explained_with_what_is_good(full: Page) -> None:
     words = full.section("Parity").text
     assert "at 20 dB the error is a tenth of them" in words
     assert "Good is 100 and more for FP32, 50 for FP16, 20 for INT8" in words
+
+
+# --- templates ---
+
+
+def test_every_template_is_called_by_its_name_and_is_there() -> None:
+    named = {
+        name
+        for path in [*(ROOT / "pipeline").glob("*.py"), *TEMPLATES.iterdir()]
+        for name in re.findall(r'"([a-z_]+\.html\.j2)"', path.read_text())
+    }
+    assert named == {path.name for path in TEMPLATES.iterdir()}
+
+
+def test_a_value_that_a_template_is_not_given_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'command' is undefined"):
+        render("not_timed.html.j2", comand="make")
 
 
 # --- words ---
@@ -223,7 +268,8 @@ def test_paper_cuts_no_row_and_no_chart() -> None:
 
 
 def test_a_column_that_is_empty_throughout_is_left_out() -> None:
-    page = Page(table(("a", "*b", "c"), [("1", "", ""), ("2", "", "x")]))
+    page = shown(Table(("a", Cell("*b", remarks=["never said"]), "c"), [("1", "", ""), ("2", "", "x")]))
+    assert not page.root.all("ol")
     assert [node.text for node in page.root.all("th")] == ["a", "c"]
     assert [[cell.text for cell in line.all("td")] for line in page.root.all("tr")[1:]] == [["1", ""], ["2", "x"]]
 

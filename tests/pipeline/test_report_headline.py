@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import ARTIFACTS
+from pipeline.command_line import Invocation
 from pipeline.manifest import ROOT, Key, read_manifest, write_manifest
 from pipeline.report_recipe import make, when
-from pipeline.stage import Context
 from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop
 
 OTHER_PLAN = "build/rtx/fp16.plan"
@@ -144,14 +143,10 @@ def test_a_date_for_people(tmp_path: Path, finished: str, shown: str) -> None:
 # --- the command ---
 
 
-def context(artifacts: Artifacts, path: str, *overrides: str, folder: Path = ARTIFACTS) -> Context:
-    return Context(artifacts.context.recipe, Path(path), folder, overrides)
-
-
-def test_the_command_is_the_one_that_the_readme_uses(artifacts: Artifacts) -> None:
-    assert make(context(artifacts, "configs/digits.yaml"), "run") == "make run"
-    assert make(context(artifacts, "configs/mine.yaml"), "bundle") == "RECIPE=mine make bundle"
-    elsewhere = make(context(artifacts, "my recipes/mine.yaml", "a.b=c d", folder=Path("out")), "run")
+def test_the_command_is_the_one_that_the_readme_uses() -> None:
+    assert make(Invocation(Path("configs/digits.yaml")), "run") == "make run"
+    assert make(Invocation(Path("configs/mine.yaml")), "bundle") == "RECIPE=mine make bundle"
+    elsewhere = make(Invocation(Path("my recipes/mine.yaml"), Path("out"), ["a.b=c d"]), "run")
     assert shlex.split(elsewhere) == [
         *("python", "-m", "pipeline", "run", "-c", "my recipes/mine.yaml", "--set", "a.b=c d", "--artifacts", "out")
     ]
@@ -159,9 +154,9 @@ def test_the_command_is_the_one_that_the_readme_uses(artifacts: Artifacts) -> No
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.parametrize("value", ["a b", "it's", '"x"', "$HOME", "$(shell id)", "`id`", "a\\b", "#1", "[1, 8]", ";ls"])
-def test_make_and_the_shell_hand_every_override_on_as_it_was_given(artifacts: Artifacts, value: str) -> None:
+def test_make_and_the_shell_hand_every_override_on_as_it_was_given(value: str) -> None:
     overrides = [f"data.path={value}", "train.seed=2"]
-    line = make(context(artifacts, "configs/mnist.yaml", *overrides), "run")
+    line = make(Invocation(Path("configs/mnist.yaml"), overrides=overrides), "run")
     assert line.startswith("RECIPE=mnist ARGS=")
     dry = f"{line.removesuffix(' run')} -n PY=python INSTALLED=/dev/null run"
     said = subprocess.run(["sh", "-c", dry], cwd=ROOT, capture_output=True, text=True, check=True).stdout

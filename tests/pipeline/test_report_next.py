@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.command_line import Invocation
 from pipeline.manifest import Key, read_manifest, write_manifest
 from pipeline.report_recipe import make_with
-from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_artifacts import LAYERS, ONNX, PLAN, Artifacts, distances, hop, not_compared
 
@@ -107,15 +107,15 @@ def test_an_override_that_is_there_is_replaced(artifacts: Artifacts) -> None:
     artifacts.overrides = ["quantize.max_kept=0.3", "train.seed=2"]
     _, command = step(artifacts)
     assert command[6:] == ["--set", "train.seed=2", "--set", "quantize.max_kept=1"]
-    context = Context(artifacts.context.recipe, Path("configs/mine.yaml"), Path("artifacts"), ["a.b=1", "a.bc=2"])
-    assert make_with(context, ["a.b=3"], "run", None) == "RECIPE=mine ARGS='--set a.bc=2 --set a.b=3' make run"
+    invocation = Invocation(Path("configs/mine.yaml"), overrides=["a.b=1", "a.bc=2"])
+    assert make_with(invocation, ["a.b=3"], "run", None) == "RECIPE=mine ARGS='--set a.bc=2 --set a.b=3' make run"
 
 
 def test_on_a_gpu_the_changed_command_runs_in_its_environment_too(artifacts: Artifacts) -> None:
-    context = Context(artifacts.context.recipe, Path("configs/mine.yaml"), Path("artifacts"))
+    invocation = Invocation(Path("configs/mine.yaml"))
     verified_on_a_gpu(artifacts)
     verify = read_manifest(artifacts.write().root / "verify")
-    assert make_with(context, ["a.b=3"], "run", verify) == "GPU=1 RECIPE=mine ARGS='--set a.b=3' make run"
+    assert make_with(invocation, ["a.b=3"], "run", verify) == "GPU=1 RECIPE=mine ARGS='--set a.b=3' make run"
 
 
 def test_int8_that_kept_all_it_may_says_what_it_reached(artifacts: Artifacts) -> None:
@@ -396,6 +396,15 @@ def test_only_a_chain_that_is_up_to_date_is_bundled(artifacts: Artifacts, what: 
     section = artifacts.page().section("Next step")
     assert "Run what is not up to date" in section.text
     assert "bundle" not in section.text
+
+
+def test_what_a_recipe_says_no_more_is_told_from_the_record_alone(artifacts: Artifacts) -> None:
+    artifacts.write()
+    config = {**BY_NAME["export"].recipe_part(artifacts.context), "export.once": 3}
+    folder = artifacts.root / "export"
+    write_manifest(folder, stage="export", recipe="hand", key=Key({}, config, ""), seconds=1, result={})
+    words = artifacts.page().section("Next step").text
+    assert "Export was run with other values: export.once: is gone." in words
 
 
 def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:

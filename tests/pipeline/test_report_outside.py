@@ -102,6 +102,31 @@ def test_predictions_of_a_file_that_is_inconclusive(artifacts: Artifacts) -> Non
     assert "export/model.onnx (verdict: inconclusive)" in artifacts.write().page().section("Predictions").text
 
 
+# --- images that the model was trained on ---
+
+
+def test_some_training_images_are_shown_with_their_classes(artifacts: Artifacts) -> None:
+    assert not artifacts.write().page().section("Training").all("img"), "an earlier version wrote none"
+    artifacts.samples = (2, 0, 1)
+    artifacts.card = replace(artifacts.card, classes=("<b>cat", "dog", "owl"))
+    artifacts.predictions = []
+    shown = artifacts.write().page().section("Training").all("figure")
+    assert [node.text for node in shown] == ["owl", "<b>cat", "dog"]
+    for number, node in enumerate(shown):
+        (image,) = node.all("img")
+        data = base64.b64decode(image.attrs["src"].partition("base64,")[2])
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), artifacts.image(number))
+
+
+def test_training_images_of_another_model_are_refused(artifacts: Artifacts) -> None:
+    artifacts.samples = (0, 3)
+    with pytest.raises(
+        PipelineError, match=r"labels from 0 to 3 for 3 classes\. Run the train stage again\."
+    ) as caught:
+        artifacts.write().page()
+    assert str(artifacts.root / "train/samples.npz") in str(caught.value)
+
+
 # --- damage ---
 
 GOOD = ("images/0.png", "ok", "cat", "0.5", "")
@@ -173,11 +198,12 @@ def test_a_layer_that_overflows_is_shown(artifacts: Artifacts) -> None:
     "name",
     [
         *("train/model.json", "train/history.json", "quantize/calibration.json", "quantize/placement.json"),
-        *("verify/parity.json", "verify/reference.npz", "benchmark/benchmark.json"),
+        *("verify/parity.json", "verify/reference.npz", "benchmark/benchmark.json", "train/samples.npz"),
     ],
 )
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"[[]]"])
 def test_a_damaged_record_is_one_error_that_names_it(artifacts: Artifacts, name: str, damage: Callable) -> None:
+    artifacts.samples = (0, 1)
     path = artifacts.write().root / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PipelineError) as caught:
@@ -277,16 +303,10 @@ def test_a_name_does_not_turn_what_stands_beside_it(artifacts: Artifacts) -> Non
     assert {node.attrs["dir"] for node in page.section("Predictions").all("b")} == {"auto"}
 
 
-def test_a_page_with_a_lone_surrogate_is_written(artifacts: Artifacts, tmp_path: Path, monkeypatch) -> None:
-    from pipeline.report import write_report
-
+def test_a_page_with_a_lone_surrogate_is_written(artifacts: Artifacts, monkeypatch) -> None:
     monkeypatch.setattr(charts, "training_curves", lambda history: ("<svg>plot \udcff</svg>",))
-    context = artifacts.write().context
-    write_report(replace_description(context, "odd \udcff"), tmp_path)
-    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    recipe = replace(artifacts.context.recipe, description="odd \udcff")
+    artifacts.write().page(recipe)
+    source = (artifacts.folder / "out/report.html").read_text(encoding="utf-8")
     assert "odd \\udcff" in source
     assert "plot \\udcff" in source
-
-
-def replace_description(context, description: str):
-    return replace(context, recipe=replace(context.recipe, description=description))

@@ -13,8 +13,7 @@ from PIL import Image
 
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
-from pipeline.report import write_report
-from pipeline.stage import Context, execute, reasons_to_run
+from pipeline.stage import execute, reasons_to_run
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_artifacts import (
     LAYERS,
@@ -138,7 +137,7 @@ def test_a_verdict_holds_for_no_file_outside_the_artifacts(artifacts: Artifacts)
 
 
 def test_the_page_is_out_of_date_when_any_file_that_it_shows_changed(artifacts: Artifacts) -> None:
-    artifacts.plans, artifacts.sensitivity = [PLAN], LAYERS
+    artifacts.plans, artifacts.sensitivity, artifacts.samples = [PLAN], LAYERS, (0, 1)
     context = artifacts.write().context
     execute(REPORT, context)
     assert reasons_to_run(REPORT, context) == []
@@ -183,7 +182,7 @@ class Opened:
 def test_the_stage_opens_nothing_that_is_not_among_its_inputs(artifacts: Artifacts, monkeypatch) -> None:
     from pipeline import files
 
-    artifacts.plans, artifacts.sensitivity = [PLAN], LAYERS
+    artifacts.plans, artifacts.sensitivity, artifacts.samples = [PLAN], LAYERS, (0, 1)
     outside = artifacts.folder / "photo.png"
     Image.fromarray(artifacts.image(3)).save(outside)
     artifacts.predictions = [("images/0.png", "ok", "cat", 0.5, ""), (outside, "ok", "cat", 0.5, "")]
@@ -220,12 +219,8 @@ def test_an_image_that_is_not_on_this_machine_keeps_its_recorded_digest(artifact
 
 def test_a_verdict_by_other_thresholds_than_the_recipe_has_now(artifacts: Artifacts) -> None:
     artifacts.write()
-    context = artifacts.context
-    asked = load_recipe(context.recipe_path, ["verify.thresholds.int8.sqnr_db=45"]).verify
-    changed = Context(replace(context.recipe, verify=asked), context.recipe_path, context.artifacts)
-    for one, said in ((context, 0), (changed, 1)):
-        folder = artifacts.folder / f"page{said}"
-        folder.mkdir()
-        write_report(one, folder)
-        page = (folder / "report.html").read_text()
-        assert page.count("given by other thresholds than the recipe has now") == said
+    recipe, path = artifacts.context.recipe, artifacts.context.recipe_path
+    changed = replace(recipe, verify=load_recipe(path, ["verify.thresholds.int8.sqnr_db=45"]).verify)
+    said = "The verdict was given by other thresholds than the recipe has now. `verify` judges by those."
+    assert artifacts.page().alerts == []
+    assert artifacts.page(changed).alerts == [said]

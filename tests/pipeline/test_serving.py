@@ -18,11 +18,11 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, KERAS, ONNX, PARITY
 from pipeline.parity_report import read_parity
-from pipeline.serving import choose
 from pipeline.stage import Context
 from pipeline.verdicts import Verdicts
 from tests.fake_engine import make_plan
 from tests.made_records import make_hop, write_verdict
+from tests.stage_parts import choose
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import manifest
-from pipeline.manifest import ROOT, code_hash
+from pipeline.manifest import ROOT
 from pipeline.source_code import source_digest
 
 SOURCE = """\"\"\"A module.\"\"\"
@@ -116,19 +115,6 @@ def test_other_files_count_by_their_bytes_but_for_line_endings(tmp_path: Path) -
     assert source_digest(style) == first
     style.write_bytes(b"a { color: red }\n/* two */\n")
     assert source_digest(style) != first
-
-
-def test_a_word_in_the_docstring_of_a_stages_module_leaves_the_stage_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manifest, "ROOT", tmp_path)
-    charts = (ROOT / "pipeline" / "charts.py").read_text(encoding="utf-8")
-    (tmp_path / "charts.py").write_text(charts, encoding="utf-8")
-    before = code_hash(["charts.py"])
-    (tmp_path / "charts.py").write_text(charts.replace('"""', '"""Plainly: ', 1), encoding="utf-8")
-    assert code_hash(["charts.py"]) == before
-    (tmp_path / "charts.py").write_text(charts + "\nprint()\n", encoding="utf-8")
-    assert code_hash(["charts.py"]) != before
 
 
 EVERYTHING = """

@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import io
 import json
+import signal
+import subprocess
 import sys
 import tarfile
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -343,7 +346,7 @@ def test_every_mode_gives_the_size(height: int, width: int, rows: int, columns: 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A web server on this machine: path to bytes, or to (bytes, claimed length)."""
+    """A web server on this machine: path to bytes, or to (bytes or an iterator of them, claimed length)."""
     pages: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -357,13 +360,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
             self.send_response(200)
             self.send_header("Content-Length", str(length))
             self.end_headers()
-            self.wfile.write(content)
+            for part in [content] if isinstance(content, bytes) else content:
+                self.wfile.write(part)
 
         def log_message(self, *_: Any) -> None:
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     pages["url"] = f"http://127.0.0.1:{httpd.server_address[1]}"
     yield pages
@@ -420,6 +424,55 @@ def test_an_archive_is_unpacked_whole(server: dict[str, Any], tmp_path: Path, mo
     assert images.classes == ("roses", "tulips")
     assert fetch_dataset("flowers").parent == tmp_path / "keras" / "models"
     assert len(server["requests"]) == 1
+
+
+def test_an_archive_puts_nothing_outside_of_its_folder(
+    server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("flower_photos/../../outside"))
+    server["/flower_photos.tgz"] = buffer.getvalue()
+    monkeypatch.setitem(download.DATASETS, "flowers", published(server, "flower_photos.tgz", buffer.getvalue()))
+    with pytest.raises(DataError, match="Expected a tar archive"):
+        fetch_dataset("flowers")
+    assert [path.name for path in (tmp_path / "keras").rglob("*")] == ["models", "flower_photos.tgz"]
+
+
+def test_a_download_that_is_killed_leaves_nothing_that_counts_as_done(server: dict[str, Any], tmp_path: Path) -> None:
+    content = bytes(2**20)
+    wanted = published(server, "w.h5", content)
+    stalls = threading.Event()
+
+    def half() -> Iterator[bytes]:
+        yield content[: 2**19]
+        stalls.wait(60)
+
+    server["/w.h5"] = (half(), len(content))
+    code = f"from pipeline.download import Published, fetch; fetch({wanted!r}, 'bring it')"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as process:
+        models = tmp_path / "keras" / "models"
+        while process.poll() is None and not any(part.stat().st_size for part in models.glob("*")):
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    stalls.set()
+    assert not (models / "w.h5").exists()
+    server["/w.h5"] = content
+    assert fetch(wanted, "bring it").read_bytes() == content
+
+
+def test_what_is_fetched_may_be_shared(server: dict[str, Any], tmp_path: Path) -> None:
+    server["/w.h5"] = b"weights"
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert fetch(published(server, "w.h5", b"weights"), "bring it").stat().st_mode == usual
+
+
+def test_a_machine_without_the_package_that_fetches(server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(DownloadError, match=r"pooch.*bring the file: bring it"):
+        fetch(published(server, "w.h5", b"weights"), "bring it")
 
 
 def test_without_a_network_the_data_is_missing(server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

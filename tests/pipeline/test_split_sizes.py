@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from pipeline.commands import _say_verdict
 from pipeline.config import load_recipe
 from pipeline.data import SPLITS, ImageSet, deal
 from pipeline.errors import DataError
+from pipeline.manifest import Key
 from pipeline.parity_report import INCONCLUSIVE
 from pipeline.recipe import Data, Divide, Shares, Splits
 from pipeline.roles import Roles
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
 from pipeline.stage import Context
-from pipeline.verify import _where_more_are
+from pipeline.stages import BY_NAME
+from pipeline.stages.verify import Verified, where_more_are
 
 
 def labelled(**labels: list[int]) -> ImageSet:
@@ -91,6 +96,12 @@ def test_the_advised_number_of_images_is_enough_nearly_always(needed: int, share
     source, trials = random.Random(7), 1000
     enough = sum(sum(source.random() < share for _ in range(advised)) >= needed for _ in range(trials))
     assert enough / trials == pytest.approx(0.99, abs=0.012)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2000), st.floats(0.001, 0.999), st.integers(0, 400))
+def test_chances_are_those_of_another_implementation(images: int, share: float, needed: int) -> None:
+    assert chance(images, share, needed) == pytest.approx(stats.binom.sf(needed - 1, images, share), abs=1e-9)
 
 
 def test_a_certain_share_needs_no_more_than_the_minimum() -> None:
@@ -206,16 +217,17 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     (tmp_path / "r.yaml").write_text("data: {source: digits}\nverify: {max_images: 60}")
     context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
     tests = len(context.images.splits["test"])
-    found = _where_more_are(context, 3838)
-    assert found == {"images_left": tests - 60, "images_in_all": 20_000}, "a fifth of them tests"
-    result = {"verdict": INCONCLUSIVE, "images": 60, "images_to_decide": 3838}
-    _say_verdict(context, result | found)
+    inputs = BY_NAME["verify"].hand_over(context, Key({}, {}, ""))
+    found = where_more_are(inputs, 60, 3838)
+    assert found == (tests - 60, 20_000), "a fifth of them tests"
+    result = Verified(INCONCLUSIVE, 60, 0.9, images_to_decide=3838)
+    _say_verdict(context, replace(result, images_left=found[0], images_in_all=found[1]))
     assert (
         f"about 3,838 would. Bring more test images, besides {tests - 60:,} that verify.max_images leaves out "
         "(about 20,000 images in all give as many), and raise verify.max_images (now 60) to as many. See"
     ) in caplog.text
     caplog.clear()
-    _say_verdict(context, {**result, "images_to_decide": 70, "images_left": 10})
+    _say_verdict(context, replace(result, images_to_decide=70, images_left=10))
     assert "They are there: raise verify.max_images (now 60) to 70. See" in caplog.text
 
 

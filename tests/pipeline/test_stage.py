@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,18 @@ from pipeline.config import load_recipe, to_dict
 from pipeline.data import DataMissingError
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
+from pipeline.inputs import Inputs, Required
 from pipeline.manifest import MANIFEST, ROOT, read_manifest
+from pipeline.recipe import Recipe
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import STAGES
 
 ALL = (*STAGES, BENCHMARK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    runs: float
 
 
 class Toy:
@@ -48,22 +55,28 @@ class Toy:
         self.recipe.write_text(yaml.safe_dump({"data": {"source": "digits"}}))
         self.folder = folder
         self.code = code
-        self.stage = Stage(
-            "later", self.inputs, ("quantize", "data.resize"), ("toy_stage.py",), self.run, lambda: self.machine
+        self.stage = self.make(self.run)
+
+    def make(self, run: Callable[[Inputs, Recipe, Path], Ran]) -> Stage[Ran]:
+        return Stage(
+            "later",
+            inputs=(Required("earlier/in.txt"),),
+            keys=("quantize", "data.resize", "model.allow"),
+            run=run,
+            result=Ran,
+            environment=lambda: self.machine,
+            module="toy_stage",
         )
 
     def context(self, *overrides: str) -> Context:
         return Context(load_recipe(self.recipe, overrides), self.recipe, self.folder / "artifacts", list(overrides))
 
-    def inputs(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        return context.required("earlier", "in.txt")
-
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, inputs: Inputs, settings: Recipe, out: Path) -> Ran:
         self.runs += 1
-        (folder / "out.txt").write_text(f"{self.source.read_text()} {self.runs}")
+        (out / "out.txt").write_text(f"{inputs.path('earlier/in.txt').read_text()} {self.runs}")
         if self.error:
             raise self.error
-        return {"runs": self.runs}
+        return Ran(self.runs)
 
     def execute(self, *overrides: str, force: bool = False):
         return execute(self.stage, self.context(*overrides), force)
@@ -190,7 +203,7 @@ def test_a_first_run_that_fails_leaves_nothing(toy: Toy) -> None:
 
 def test_a_result_that_is_no_json_keeps_the_former(toy: Toy) -> None:
     toy.execute()
-    bad = dataclasses.replace(toy.stage, run=lambda context, folder: {"loss": float("nan")})
+    bad = dataclasses.replace(toy.stage, run=lambda *_: Ran(float("nan")))
     with pytest.raises(ValueError, match="not JSON compliant"):
         execute(bad, toy.context(), force=True)
     assert toy.output.read_text() == "one 1"
@@ -210,7 +223,7 @@ def test_what_a_kill_left_is_there_for_the_next_command_that_takes_the_lock(toy:
     toy.output.parent.rename(toy.output.parent.with_name(".later.former"))
     with recipe_lock(toy.context().root):
         assert reasons_to_run(toy.stage, toy.context()) == []
-    assert toy.context().required("later", "out.txt")
+    assert toy.context().required("later/out.txt")
 
 
 def test_a_stage_killed_in_a_process_of_its_own(toy: Toy) -> None:
@@ -220,17 +233,17 @@ import os, signal, sys
 from pathlib import Path
 from pipeline import manifest
 from tests.pipeline.test_stage import Toy
+from pipeline.inputs import Inputs, Required
+from pipeline.recipe import Recipe
 from pipeline.stage import execute
 manifest.ROOT = Path({str(toy.folder)!r})
 toy = Toy.__new__(Toy)
 toy.__dict__.update(runs=5, error=None, machine={{"gpu": None}}, folder=Path({str(toy.folder)!r}),
     source=Path({str(toy.source)!r}), recipe=Path({str(toy.recipe)!r}))
-def run(context, folder):
-    (folder / "out.txt").write_text("half")
+def run(inputs, settings, out):
+    (out / "out.txt").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-from pipeline.stage import Stage
-stage = Stage("later", toy.inputs, ("quantize", "data.resize"), ("toy_stage.py",), run, lambda: toy.machine)
-execute(stage, toy.context(), True)
+execute(toy.make(run), toy.context(), True)
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == -signal.SIGKILL, process.stderr
@@ -313,9 +326,9 @@ def test_an_external_file_is_known_by_content(toy: Toy, tmp_path: Path) -> None:
 
 def test_files_that_are_not_there_are_no_entry(toy: Toy) -> None:
     context = toy.context()
-    assert context.files("earlier", "*.plan") == {}
-    assert context.files("nothing", "*") == {}
-    assert list(context.files("earlier", "*", "in.txt")) == ["earlier/in.txt"]
+    assert context.files("earlier/*.plan") == {}
+    assert context.files("nothing/*") == {}
+    assert list(context.files("earlier/*")) == ["earlier/in.txt"]
 
 
 # --- what the real stages declare ---
@@ -324,7 +337,7 @@ def test_files_that_are_not_there_are_no_entry(toy: Toy) -> None:
 @pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
 def test_keys_of_a_stage_are_keys_of_the_recipe(stage: Stage) -> None:
     tree = to_dict(load_recipe(ROOT / "configs" / "digits.yaml"))
-    for name in stage.config:
+    for name in stage.keys:
         node: Any = tree
         for part in name.split("."):
             assert part in node, name

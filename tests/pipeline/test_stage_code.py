@@ -1,181 +1,157 @@
-"""A stage lists the modules that decide its result; here the lists are held against what the modules import."""
+"""The code that counts for a stage: its module and all that it imports, up to the borders."""
 
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
-from dataclasses import replace
-from functools import cache
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.command import STAGE as BENCHMARK
-from pipeline.manifest import ROOT
+from pipeline import manifest, source_code
+from pipeline.manifest import ROOT, code_hash
+from pipeline.source_code import BORDERS, PACKAGES, closure
 from pipeline.stage import Stage
 from pipeline.stages import STAGES
 
 ALL = (*STAGES, BENCHMARK)
-PACKAGES = ("pipeline", "export", "benchmarks")
-# Where the walk along the imports ends, and why a change there cannot change what a stage writes.
-BORDERS = {
-    "export/bounded_json.py": "parses JSON, or refuses it",
-    "export/errors.py": "an exception",
-    "export/records.py": "gives what a JSON file holds as a record, or refuses it",
-    "export/wire_format.py": "gives the fields of a protocol buffer, or refuses it",
-    "export/temporaries.py": "names files that are not whole yet",
-    "pipeline/bounded_yaml.py": "parses YAML, or refuses it",
-    "pipeline/npz_files.py": "gives the arrays that a file holds, or refuses it",
-    "pipeline/zip_files.py": "gives what an archive holds, or refuses it",
-    "pipeline/children.py": "ends a process with its parent",
-    "pipeline/errors.py": "exceptions",
-    "pipeline/config.py": "reads the recipe, whose values enter the key by the stage's slice",
-    "pipeline/recipe.py": "types of the recipe, whose values enter the key by the stage's slice",
-    "pipeline/command_line.py": "composes advice",
-    "pipeline/disk_space.py": "refuses, or says that a disk is full",
-    "pipeline/files.py": "moves and hashes bytes",
-    "pipeline/output_files.py": "refuses a path",
-    "pipeline/runnable.py": "says why nothing runs, and then nothing is written",
-    "pipeline/manifest.py": "records results and compares keys",
-    "pipeline/stage.py": "runs stages; what it reads for them is in BY_CONTEXT",
-    "pipeline/stages.py": "the lists themselves",
-    "pipeline/layout.py": "names of files, which enter the key as names of inputs and outputs",
-    "pipeline/progress.py": "draws bars",
-    "pipeline/cli.py": "talks",
-    "pipeline/commands.py": "talks",
-    "pipeline/verbs.py": "names the verbs and their options",
-    "pipeline/usage.py": "reads a command line, or refuses it",
-    "pipeline/recipe_files.py": "finds the recipe, whose values enter the key by the stage's slice",
-    "pipeline/tensorflow_start.py": "silences an import",
-    "export/words.py": "puts a number before its noun, and cuts long lists, for people",
-    "pipeline/words.py": "puts a number before its noun, for people",
-}
-# What a stage runs by asking its context.
-BY_CONTEXT = {
-    "images": ("pipeline/data.py", "pipeline/class_names.py"),
-    "card": ("pipeline/card.py",),
-}
 
 
-def path_of(name: str, root: Path) -> str | None:
-    """The file of one of our modules, relative to the repository; None if it is none, or holds no statement."""
-    if name.split(".")[0] not in PACKAGES:
-        return None
-    path = name.replace(".", "/")
-    return f"{path}.py" if (root / f"{path}.py").is_file() else None
+def module_of(stage: Stage) -> str:
+    return stage.module or stage.run.__module__
 
 
-def imports_in(tree: ast.AST, root: Path) -> set[str]:
-    """Files of our own modules that are imported anywhere in a tree, except for type checkers only."""
-    for_checkers = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
-        for statement in block.body
-        for node in ast.walk(statement)
-    }
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in for_checkers:
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module, "relative imports are not followed"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "context":
-            names |= {path.removesuffix(".py").replace("/", ".") for path in BY_CONTEXT.get(node.attr, ())}
-    return {path for name in names if (path := path_of(name, root))}
+class Sources:
+    """A copy of the packages, to plant changes in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def hashes(self) -> dict[str, str]:
+        return {stage.name: code_hash(module_of(stage)) for stage in ALL}
+
+    def plant(self, name: str, old: str, new: str) -> set[str]:
+        """The stages that run again after a change, which is taken back."""
+        path, before = self.root / name, self.hashes()
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        after = self.hashes()
+        path.write_text(text, encoding="utf-8")
+        assert self.hashes() == before
+        return {stage for stage, digest in after.items() if digest != before[stage]}
 
 
-@cache
-def text_of(module: str) -> str:
-    return (ROOT / module).read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return Sources(tmp_path_factory.mktemp("sources"))
 
 
-@cache
-def imports_of(module: str, root: Path) -> set[str]:
-    return imports_in(ast.parse((root / module).read_text(encoding="utf-8")), root)
+@pytest.fixture
+def sources(copied: Sources, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    monkeypatch.setattr(manifest, "ROOT", copied.root)
+    return copied
 
 
-def starts(stage: Stage) -> set[str]:
-    """Where the walk begins: the module of the function that runs, or what it imports if it is in `stages`."""
-    if stage.run.__module__ != "pipeline.stages":
-        return {stage.run.__module__.replace(".", "/") + ".py"}
-    return imports_in(ast.parse(textwrap.dedent(inspect.getsource(stage.run))), ROOT)
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("export/folding.py", '"""', '"""Plainly: '),
+        ("pipeline/stages/train.py", '    """Train the model,', '    """Fit the model,'),
+        ("export/calibration.py", "    # ", "    # Well, "),
+        ("pipeline/report.css", "\n", "\r\n"),
+    ],
+)
+def test_a_word_in_a_docstring_or_a_comment_reruns_nothing(sources: Sources, name: str, old: str, new: str) -> None:
+    assert sources.plant(name, old, new) == set()
 
 
-def reached(begin: set[str], root: Path = ROOT) -> dict[str, str]:
-    """Every module that a stage can run, with the one that imports it."""
-    found: dict[str, str] = dict.fromkeys(begin - set(BORDERS), "the stage")
-    waiting = list(found)
-    while waiting:
-        module = waiting.pop()
-        for name in imports_of(module, root):
-            if name not in BORDERS and name not in found:
-                found[name] = module
-                waiting.append(name)
-    return found
+@pytest.mark.parametrize(
+    ("name", "reruns"),
+    [
+        ("pipeline/stages/train.py", {"train"}),
+        ("pipeline/fitting.py", {"train"}),
+        ("export/keras_to_onnx.py", {"export"}),  # which the stage imports inside a function
+        ("export/shape_folding.py", {"export"}),
+        ("export/quantize.py", {"quantize"}),
+        ("export/engine.py", {"build"}),
+        ("pipeline/answering.py", {"verify"}),
+        ("pipeline/serving.py", {"infer"}),
+        ("pipeline/report_cards.py", {"report"}),
+        ("benchmarks/timing.py", {"benchmark"}),
+        ("pipeline/runners/cuda.py", {"verify", "infer", "benchmark"}),
+        ("pipeline/card.py", {"train", "export", "quantize", "verify", "infer", "report", "benchmark"}),
+        ("pipeline/files.py", set()),  # a border
+        ("pipeline/bundle.py", set()),  # of no stage
+    ],
+)
+def test_a_statement_reruns_the_stages_that_import_it(sources: Sources, name: str, reruns: set[str]) -> None:
+    line = "from __future__ import annotations\n"
+    assert sources.plant(name, line, f"{line}print()\n") == reruns
 
 
-def faults(stage: Stage) -> list[str]:
-    """What is wrong with the list of a stage."""
-    imported = reached(starts(stage))
-    missing = [f"{name} is missing, {who} imports it" for name, who in imported.items() if name not in stage.code]
-    idle = [name for name in stage.code if name.endswith(".py") and name not in imported]
-    others = [name for name in stage.code if not name.endswith(".py")]
-    idle += [name for name in others if not any(f'"{Path(name).name}"' in text_of(module) for module in imported)]
-    twice = [f"{name} is there twice" for name in set(stage.code) if stage.code.count(name) > 1]
-    return sorted([*missing, *(f"{name} is listed and nothing imports it" for name in idle), *twice])
+@pytest.mark.parametrize(("name", "was"), [("pipeline/report.css", "{"), ("pipeline/templates/parity.html.j2", "<p>")])
+def test_what_is_read_by_its_name_counts_by_its_bytes(sources: Sources, name: str, was: str) -> None:
+    assert sources.plant(name, was, f"{was} ") == {"report"}
 
 
-@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
-def test_a_stage_lists_what_it_imports_and_nothing_else(stage: Stage) -> None:
-    assert faults(stage) == []
+def test_a_new_key_of_a_recipe_reruns_nothing(sources: Sources) -> None:
+    """Its value enters the keys of the stages that declare its section."""
+    line = "    samples: "
+    assert sources.plant("pipeline/recipe.py", line, f"    planted: bool = False\n{line}") == set()
 
 
-@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
-def test_every_module_that_a_list_forgets_is_found(stage: Stage) -> None:
-    for name in [n for n in stage.code if n.endswith(".py")]:
-        shorter = replace(stage, code=[n for n in stage.code if n != name])
-        assert [fault.partition(" is missing")[0] for fault in faults(shorter)] == [name]
-
-
-def test_a_module_that_nothing_imports_is_found() -> None:
-    assert faults(replace(STAGES[0], code=[*STAGES[0].code, "pipeline/verify.py", "pipeline/report.css"])) == [
-        "pipeline/report.css is listed and nothing imports it",
-        "pipeline/verify.py is listed and nothing imports it",
-    ]
-
-
-def test_the_borders_exist_and_are_in_no_list() -> None:
-    assert [name for name in BORDERS if not (ROOT / name).is_file()] == []
-    assert [name for stage in ALL for name in stage.code if name in BORDERS] == []
-
-
-def test_packages_hold_no_code_of_their_own() -> None:
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("__init__.py"):
-            for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-                assert isinstance(statement, ast.Expr) or ast.unparse(statement).startswith("__version__ ="), path
-
-
-@pytest.mark.parametrize("stage", ALL, ids=lambda s: s.name)
-def test_no_listed_module_reads_its_docstrings(stage: Stage) -> None:
-    assert [name for name in stage.code if "__doc__" in text_of(name) or "getsource" in text_of(name)] == []
-
-
-def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
-    (tmp_path / "pipeline").mkdir()
-    for name in "abcdef":
-        (tmp_path / "pipeline" / f"{name}.py").write_text("")
-    (tmp_path / "pipeline" / "c.py").write_text("def g():\n    import pipeline.f\n")
-    (tmp_path / "pipeline" / "x.py").write_text(
+def test_imports_are_found_wherever_they_stand_and_files_beside(tmp_path: Path) -> None:
+    package = tmp_path / "pipeline"
+    (package / "templates" / "deep").mkdir(parents=True)
+    for name in "abcdefg":
+        (package / f"{name}.py").write_text("")
+    (package / "c.py").write_text("def g():\n    import pipeline.f\n")
+    (package / "f.py").write_text("from pipeline import errors\nSTYLE, FOLDER, NONE = 'a.css', 'templates', 'b.css'\n")
+    for name in ("a.css", "d.css", "errors.py", "templates/x.html", "templates/deep/y.html", "templates/z.py"):
+        (package / name).write_text("")
+    (package / "x.py").write_text(
         "import os, pipeline.a\nfrom typing import TYPE_CHECKING\nfrom pipeline import b\n"
         "if TYPE_CHECKING:\n    from pipeline.d import z\nelse:\n    import pipeline.e as e\n"
         "def f():\n    from pipeline.c import y\n"
     )
-    found = reached({"pipeline/x.py"}, tmp_path)
-    assert set(found) == {f"pipeline/{name}.py" for name in "abcefx"}
-    assert found["pipeline/f.py"] == "pipeline/c.py"
+    found = closure("pipeline.x", tmp_path)
+    names = {f"{name}.py" for name in "abcefx"} | {"a.css", "templates/x.html", "templates/deep/y.html"}
+    assert found.keys() == {f"pipeline/{name}" for name in names}
+
+
+# --- the borders ---
+
+
+@pytest.fixture(scope="module")
+def reached() -> dict[str, set[str]]:
+    """The files that count, by stage."""
+    return {stage.name: set(closure(module_of(stage), ROOT)) for stage in ALL}
+
+
+def test_each_border_exists_and_is_reached_by_a_stage(reached: dict[str, set[str]]) -> None:
+    code = {path for paths in reached.values() for path in paths if path.endswith(".py")}
+    imported = {name for path in code for name in source_code._python_source((ROOT / path).read_bytes()).imports}
+    assert [name for name in BORDERS if not (ROOT / name).is_file()] == []
+    assert [name for name in BORDERS if name.removesuffix(".py").replace("/", ".") not in imported] == []
+
+
+def test_packages_hold_no_code_of_their_own() -> None:
+    """The walk does not look into them; ``pipeline.stages`` holds the chain."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("__init__.py"):
+            if path == ROOT / "pipeline" / "stages" / "__init__.py":
+                continue
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+                assert isinstance(statement, ast.Expr) or ast.unparse(statement).startswith("__version__ ="), path
+
+
+def test_modules_that_count_import_by_full_names_and_read_no_docstrings(reached: dict[str, set[str]]) -> None:
+    for name in set().union(*reached.values()):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "__doc__" not in text, name
+        assert "getsource" not in text, name
+        assert "\nfrom ." not in text, name

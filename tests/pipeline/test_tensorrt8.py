@@ -13,17 +13,15 @@ import pytest
 
 from benchmarks import accuracy
 from export.capabilities import TensorRT
-from pipeline import building
-from pipeline.building import build_engines
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.layout import ONNX, TENSORRT8, engine_source, engine_sources, is_written, plan_name
-from pipeline.quantizing import bytes_per_weight
 from pipeline.stage import Context
-from pipeline.stages import BY_NAME, onnx_inputs
-from pipeline.verify import list_candidates
+from pipeline.stages import BY_NAME
+from pipeline.stages import build as building
 from tests.fake_engine import make_plan
+from tests.stage_parts import list_candidates, run_stage
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WEAK = types.SimpleNamespace(
@@ -69,14 +67,14 @@ def test_what_each_tensorrt_builds_from() -> None:
 
 def test_8_6_builds_from_its_own_files(tmp_path: Path, built: dict[str, str]) -> None:
     made = context(tmp_path, older=True)
-    build_engines(made, made.folder("build"))
+    run_stage(building.STAGE, made, made.folder("build"))
     assert built == {"fp32": "model.onnx", "fp16": "model.fp16-trt8.onnx", "int8": "model.int8-trt8.onnx"}
 
 
 def test_without_them_8_6_is_told_the_key_and_the_command(tmp_path: Path, built: dict[str, str]) -> None:
     made = context(tmp_path, "build.precisions=[fp32,fp16,int8]", older=False)
     with pytest.raises(PipelineError) as error:
-        build_engines(made, made.folder("build"))
+        run_stage(building.STAGE, made, made.folder("build"))
     assert not built, "nothing may be built before"
     said = str(error.value)
     assert "Expected quantize/model.fp16-trt8.onnx and quantize/model.int8-trt8.onnx to build with tensorrt 8.6" in said
@@ -90,7 +88,7 @@ def test_without_them_8_6_is_told_the_key_and_the_command(tmp_path: Path, built:
 
 def test_what_8_6_takes_as_it_is_needs_no_key(tmp_path: Path, built: dict[str, str]) -> None:
     made = context(tmp_path, older=False, precisions=["fp32"])
-    build_engines(made, made.folder("build"))
+    run_stage(building.STAGE, made, made.folder("build"))
     assert built == {"fp32": "model.onnx"}
 
 
@@ -104,17 +102,17 @@ def test_engines_of_8_6_are_kept_as_long_as_their_files_are(
         plan = made.root / "build/tensorrt" / plan_name(precision, None)
         make_plan(plan, precision=precision, onnx_sha256=digest, tensorrt_version="8.6.0")
     everything = [f"tensorrt/{precision}.plan" for precision in PRECISIONS]
-    assert build_engines(made, tmp_path)["kept"] == everything
+    assert run_stage(building.STAGE, made, tmp_path).kept == tuple(everything)
     for name in TENSORRT8.values():
         (made.root / name).unlink()
-    assert build_engines(made, tmp_path)["kept"] == everything[:1]
+    assert run_stage(building.STAGE, made, tmp_path).kept == tuple(everything[:1])
 
 
 @pytest.mark.parametrize("older", [True, False])
 def test_stages_take_them_only_where_they_are(tmp_path: Path, older: bool) -> None:
     made = context(tmp_path, older=older)
     expected = {*ONNX.values(), *(TENSORRT8.values() if older else ())}
-    assert set(onnx_inputs(made)) == expected
+    assert set(BY_NAME["build"].digests(made, {})) == expected
     for precision in PRECISIONS:
         names = dict.fromkeys(engine_source(precision, strong) for strong in (True, False))
         assert engine_sources(made.root, precision) == [name for name in names if name in expected]
@@ -153,6 +151,6 @@ def test_the_key_decides_and_counts(tmp_path: Path, asked: str, width: int) -> N
     plain = context(tmp_path, older=False)
     made = context(tmp_path, f"quantize.tensorrt8={asked}", older=False)
     assert plain.recipe.quantize.tensorrt8 is False
-    assert bytes_per_weight(made) == BY_NAME["quantize"].bytes_per_weight(made) == width
+    assert BY_NAME["quantize"].bytes_per_weight(made.recipe) == width
     changed = BY_NAME["quantize"].recipe_part(plain) != BY_NAME["quantize"].recipe_part(made)
     assert changed == (asked == "true")

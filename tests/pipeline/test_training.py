@@ -18,16 +18,16 @@ from pipeline import batches, fitting, models
 from pipeline.batches import Images, augment_image, make_batches
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
-from pipeline.data import ImageSet, Pixels, Sample, load_image_set
+from pipeline.data import SPLITS, ImageSet, Pixels, Sample, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import read_json
-from pipeline.manifest import Key
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
 from pipeline.stage import Context
+from pipeline.stages.train import STAGE, one_of_each, train
 from pipeline.tensorflow_start import start_tensorflow
-from pipeline.training import one_of_each, train
 from tests.conftest import make_colour_images
+from tests.stage_parts import run_stage
 
 SMALL, LARGE = (Pixels(DecodeSpec((side, side), "stretch"), 0) for side in (32, 64))
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,14 +154,23 @@ def test_a_training_resumes_where_it_was_interrupted(
         put(self, progress)
         epochs.append(len(progress.history))
 
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if batch == 1 and len(epochs) == finished:
+    class Bar:
+        steps = 0
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self) -> None:
+            self.steps += len(epochs) == finished
+            if self.steps == 2:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "put", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_progress", lambda *_: Stop())
+        patch.setattr(fitting, "progress_bar", lambda **_: Bar())
         first = Checkpoint(tmp_path / "c", "key", seconds)
         with pytest.raises(KeyboardInterrupt):
             run(settings, images, tmp_path / "a", model, checkpoint=first)
@@ -191,22 +200,21 @@ def test_nothing_is_promised_where_nothing_was_kept(tmp_path: Path, caplog: pyte
 
 
 def test_an_interrupted_train_stage_says_from_where_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import stages
-
     def interrupted(recipe: Recipe, images: object, folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.put(Progress("head", 3, [{"phase": "head", "epoch": n, "loss": 1.0} for n in (1, 2, 3)]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.training.train", interrupted)
-    monkeypatch.setattr(stages.Stage, "key", lambda *_: Key({}, {}, ""))
+    monkeypatch.setattr("pipeline.stages.train.train", interrupted)
+    none: tuple[Sample, ...] = ()
+    nothing = ImageSet(("a", "b"), dict.fromkeys(SPLITS, none), 0)
     for model, notes in (
         (MODEL, ["Run it again: the training resumes after epoch 3."]),
         (Model(path="m.keras"), None),
     ):
         context = Context(recipe(model=model), tmp_path / "toy.yaml", tmp_path)
-        context.__dict__["images"] = None
+        context.__dict__["images"] = nothing
         with pytest.raises(KeyboardInterrupt) as caught:
-            stages._train(context, tmp_path / "train")
+            run_stage(STAGE, context, tmp_path / "train")
         assert getattr(caught.value, "__notes__", None) == notes
 
 
@@ -249,7 +257,7 @@ def test_without_validation_images_the_last_epoch_counts(images: ImageSet, tmp_p
     toy = replace(toy, data=replace(toy.data, splits=Splits(0.8, 0.0, 0.1, 0.1)))
     (tmp_path / "t").mkdir()
     result = train(toy, pooled, tmp_path / "t")
-    assert result["best_validation_accuracy"] is None
+    assert result.best_validation_accuracy is None
     assert set(read_json(tmp_path / "t" / "history.json")[0]) == {"phase", "epoch", "accuracy", "loss"}
 
 
@@ -272,9 +280,11 @@ def test_a_diverging_training_says_which_rate(images: ImageSet, tmp_path: Path) 
 
 def test_pictures_and_history(images: ImageSet, tmp_path: Path) -> None:
     run(replace(TRAIN, head=HeadPhase(1)), images, tmp_path / "t")
-    for name in ("curves.png", "samples.png"):
-        with Image.open(tmp_path / "t" / name) as picture:
-            assert min(picture.size) > 200
+    with np.load(tmp_path / "t/samples.npz") as samples:
+        pixels, labels = samples["pixels"], samples["labels"]
+    assert (pixels.dtype, pixels.shape[1:], labels.dtype) == (np.uint8, (32, 32, 3), np.int64)
+    assert labels.tolist() == [s.label for s in one_of_each(images.splits["train"])][:6]
+    assert not list((tmp_path / "t").glob("*.png")), "the report draws them"
     shown = [s.label for s in one_of_each(images.splits["train"])]
     assert shown[:4] == [0, 1, 2, 3]
     assert len(shown) == len(images.splits["train"])
@@ -353,6 +363,7 @@ from pipeline.data import Pixels, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.models import build_classifier
 from pipeline.recipe import Data, Splits
+from tests.stage_parts import run_stage
 from tests.conftest import make_colour_images
 from tests.pipeline.test_training import TRAIN, MODEL, recipe
 from dataclasses import replace

@@ -11,19 +11,20 @@ from benchmarks.command import table
 from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
 from export.errors import ExportError
-from export.sidecar import write_plan
-from pipeline import building, runnable, serving
-from pipeline.building import build_engines, build_options
+from export.sidecar import BatchProfile, write_plan
+from pipeline import runnable, serving
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.files import sha256_file
 from pipeline.layout import engines, plan_name, plan_precision, plan_variant
-from pipeline.recipe import Profile
-from pipeline.serving import Choice, choose
+from pipeline.serving import Choice
 from pipeline.stage import Context
+from pipeline.stages import build as building
+from pipeline.stages.build import build_options
 from tests import tiny_onnx
 from tests.fake_engine import make_sidecar
 from tests.made_records import make_hop, write_verdict
+from tests.stage_parts import choose, run_stage
 
 TWO = {"latency": {"min": 1, "opt": 1, "max": 1}, "throughput": {"min": 1, "opt": 64, "max": 256}}
 GPU = DriverStatus(True, "", "580", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))
@@ -51,16 +52,17 @@ def test_names() -> None:
 
 def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
     plain = context(tmp_path, {"profile": {"max": 16}}).recipe.build
-    assert plain.profiles == {None: Profile(1, 8, 16)}
+    assert plain.profiles == {None: BatchProfile(1, 8, 16)}
     given = context(tmp_path, {"variants": TWO}).recipe.build
-    assert given.profiles == {"latency": Profile(1, 1, 1), "throughput": Profile(1, 64, 256)}
+    assert given.profiles == {"latency": BatchProfile(1, 1, 1), "throughput": BatchProfile(1, 64, 256)}
     more = context(tmp_path, {"variants": TWO}, "build.variants.throughput.max=512", "build.variants.one={opt: 1}")
     assert more.recipe.build.profiles == {
-        "latency": Profile(1, 1, 1),
-        "throughput": Profile(1, 64, 512),
-        "one": Profile(1, 1, 32),
+        "latency": BatchProfile(1, 1, 1),
+        "throughput": BatchProfile(1, 64, 512),
+        "one": BatchProfile(1, 1, 32),
     }
-    assert context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build.profiles == {None: Profile()}
+    none = context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build
+    assert none.profiles == {None: BatchProfile(1, 8, 32)}
 
 
 @pytest.mark.parametrize(
@@ -85,9 +87,9 @@ def test_each_precision_is_built_in_each_variant(tmp_path: Path, caplog: pytest.
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has no wheel for this platform")
     made = with_onnx(context(tmp_path, {"flavour": "rtx", "precisions": ["fp32", "fp16"], "variants": TWO}))
     with caplog.at_level("INFO", logger="pipeline"):
-        result = build_engines(made, made.folder("build"))
+        result = run_stage(building.STAGE, made, made.folder("build"))
     names = ["fp32-latency", "fp32-throughput", "fp16-latency", "fp16-throughput"]
-    assert list(result["built"]) == [f"rtx/{name}" for name in names]
+    assert list(result.built) == [f"rtx/{name}" for name in names]
     assert [plan.stem for plan in engines(made.root)] == names
     assert all(f"rtx/{name}.plan: " in caplog.text for name in names)
     for plan in engines(made.root):
@@ -103,7 +105,7 @@ def test_the_bar_says_which_of_how_many(tmp_path: Path, monkeypatch: pytest.Monk
     real = building.progress_bar
     monkeypatch.setattr(building, "progress_bar", lambda **given: bars.append(given["desc"]) or real(**given))
     made = with_onnx(context(tmp_path, {"flavour": "rtx", "precisions": ["fp32"], "variants": TWO}))
-    build_engines(made, made.folder("build"))
+    run_stage(building.STAGE, made, made.folder("build"))
     assert bars == ["  rtx/fp32-latency (1 of 2)", "  rtx/fp32-throughput (2 of 2)"]
 
 
@@ -131,7 +133,7 @@ def test_an_option_that_cannot_be_is_refused_by_the_stage(tmp_path: Path) -> Non
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has no wheel for this platform")
     made = with_onnx(context(tmp_path, {"flavour": "rtx", "version_compatible": True}))
     with pytest.raises(ExportError, match="version_compatible"):
-        build_engines(made, made.folder("build"))
+        run_stage(building.STAGE, made, made.folder("build"))
 
 
 # --- which engine serves ---
@@ -204,8 +206,8 @@ def test_unverified_engines_are_taken_by_fit_too(tmp_path: Path, monkeypatch: py
 
 
 def test_misfit_counts_runs_first() -> None:
-    def of(*profile: int) -> Choice:
-        return Choice("", Path(), "tensorrt", "int8", "pass", (profile[0], profile[1], profile[2]))
+    def of(*sizes: int) -> Choice:
+        return Choice("", Path(), "tensorrt", "int8", "pass", BatchProfile(*sizes))
 
     assert of(1, 1, 1).misfit(32)[0] == 32
     assert of(1, 8, 16).misfit(33)[0] == 3

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from export.build_options import BuildOptions
 from export.capabilities import TensorRT
-from export.engine import BuildOptions, build_engine
+from export.engine import build_engine
 from export.errors import ExportError
-from export.sidecar import BatchProfile, read_sidecar, sidecar_path
-from pipeline.command_line import pipeline_command, recipe_options
-from pipeline.environment import choose_tensorrt, why_not_here
-from pipeline.errors import PipelineError
+from export.sidecar import read_sidecar, sidecar_path
+from pipeline.command_line import COMMAND, CommandNeededError
+from pipeline.environment import choose_tensorrt, machine_environment, why_not_here
 from pipeline.files import sha256_file
+from pipeline.inputs import Consulted, Inputs
 from pipeline.layout import TENSORRT8, engine_source, engine_sources, engines, plan_name
 from pipeline.progress import progress_bar
-from pipeline.recipe import Build
-from pipeline.stage import Context
+from pipeline.recipe import Build, Recipe
+from pipeline.stage import Stage
+from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.words import listed
 
 log = logging.getLogger(__name__)
 
 
-def build_engines(context: Context, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that was built: the size of the plan in bytes, and the seconds that it took."""
+
+    bytes: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the manifest records.
+
+    Attributes:
+        built: engines by ``<flavour>/<precision>[-<variant>]``.
+        kept: engines of another flavour, of the same ONNX files.
+        why_not: nothing is built here. Defaults to "": it is.
+        not_here: what is built here runs on no GPU of this machine. Defaults to "": it may.
+    """
+
+    built: Mapping[str, BuiltEngine]
+    kept: tuple[str, ...]
+    why_not: str = ""
+    not_here: str = ""
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
     """Build an engine for each precision and variant of the recipe, with its sidecar.
 
     It goes into ``<flavour>/<precision>.plan``, or ``<flavour>/<precision>-<variant>.plan`` where there are variants.
@@ -37,23 +65,23 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
         ExportError: TensorRT is there and refused.
         PipelineError: TensorRT 8.6 is there, and its ONNX files are not.
     """
-    settings = context.recipe.build
-    trt, why = choose_tensorrt(settings.flavour)
-    kept = _keep_engines(context, folder, except_flavour=trt.flavour if trt else None)
+    asked = settings.build
+    trt, why = choose_tensorrt(asked.flavour)
+    kept = _keep_engines(inputs, out, except_flavour=trt.flavour if trt else None)
     if trt is None:
         log.warning("no engine is built here. %s", why)
         if kept:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
-        return {"built": {}, "kept": kept, "why_not": why}
-    _check_sources(context, trt)
-    not_here = why_not_here(trt, settings.targets)
+        return Built({}, tuple(kept), why)
+    _check_sources(inputs, asked.precisions, trt)
+    not_here = why_not_here(trt, asked.targets)
     if not_here:
         log.warning("%s", not_here)
-    options = build_options(settings)
-    wanted = [(precision, *named) for precision in settings.precisions for named in settings.profiles.items()]
-    built: dict[str, Any] = {}
+    options = build_options(asked)
+    wanted = [(precision, *named) for precision in asked.precisions for named in asked.profiles.items()]
+    built: dict[str, BuiltEngine] = {}
     for number, (precision, variant, profile) in enumerate(wanted, 1):
-        plan = folder / trt.flavour / plan_name(precision, variant)
+        plan = out / trt.flavour / plan_name(precision, variant)
         name = f"{trt.flavour}/{plan.stem}"
         with progress_bar(desc=f"  {name} ({number} of {len(wanted)})", unit="step", leave=False) as bar:
 
@@ -61,43 +89,40 @@ def build_engines(context: Context, folder: Path) -> dict[str, Any]:
                 bar.set_postfix_str(f"{phase} {step}/{steps}")
 
             sidecar = build_engine(
-                context.root / engine_source(precision, trt.strongly_typed),
+                inputs.path(engine_source(precision, trt.strongly_typed)),
                 plan,
                 precision=precision,
-                profile=BatchProfile(profile.min, profile.opt, profile.max),
+                profile=profile,
                 trt=trt,
                 options=options,
                 variant=variant,
                 progress=advance,
             )
-        built[name] = {"bytes": sidecar.plan_bytes, "seconds": sidecar.seconds}
+        built[name] = BuiltEngine(sidecar.plan_bytes, sidecar.seconds)
         log.info("  %s.plan: %.1f MB in %.1f s", name, sidecar.plan_bytes / 1e6, sidecar.seconds)
-    return {"built": built, "kept": kept, **({"not_here": not_here} if not_here else {})}
+    return Built(built, tuple(kept), not_here=not_here)
 
 
-def _check_sources(context: Context, trt: TensorRT) -> None:
+def _check_sources(inputs: Inputs, precisions: Sequence[str], trt: TensorRT) -> None:
     """Refuse to start where a file that an engine is to be built from was not asked of the quantize stage.
 
     Raises:
         PipelineError: with the key and the command that make it.
     """
-    sources = (engine_source(precision, trt.strongly_typed) for precision in context.recipe.build.precisions)
-    missing = [name for name in sources if name in TENSORRT8.values() and not (context.root / name).is_file()]
+    sources = (engine_source(precision, trt.strongly_typed) for precision in precisions)
+    missing = [name for name in sources if name in TENSORRT8.values() and not inputs.has(name)]
     if missing:
-        command = pipeline_command(
-            *("quantize", "-c", context.recipe_path),
-            *recipe_options([*context.overrides, "quantize.tensorrt8=true"], context.artifacts),
-        )
-        raise PipelineError(
+        raise CommandNeededError(
             f"Expected {' and '.join(missing)} to build with {trt.flavour} {trt.version}, whose ONNX parser is for "
             "opset 17. Received: no such file. Set quantize.tensorrt8: true in the recipe, or --set it each time, and "
-            f"run `{command}` where the calibration images are."
+            f"run `{COMMAND}` where the calibration images are.",
+            *("quantize", "quantize.tensorrt8=true"),
         )
 
 
-def bytes_per_weight(context: Context) -> int:
+def bytes_per_weight(recipe: Recipe) -> int:
     """What one weight of the model takes in all engines together."""
-    settings = context.recipe.build
+    settings = recipe.build
     if choose_tensorrt(settings.flavour)[0] is None:
         return 0
     widths = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -110,9 +135,9 @@ def build_options(settings: Build) -> BuildOptions:
     return BuildOptions(**{name: getattr(settings, name) for name in names})
 
 
-def _keep_engines(context: Context, folder: Path, except_flavour: str | None) -> list[str]:
+def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list[str]:
     kept = []
-    for plan in engines(context.root):
+    for plan in engines(inputs.root):
         flavour = plan.parent.name
         if flavour == except_flavour:
             continue
@@ -121,12 +146,23 @@ def _keep_engines(context: Context, folder: Path, except_flavour: str | None) ->
         except ExportError as error:
             log.warning("left out an engine: %s", error)
             continue
-        sources = engine_sources(context.root, sidecar.precision)
-        if sidecar.onnx_sha256 not in {sha256_file(context.root / source) for source in sources}:
+        sources = engine_sources(inputs.root, sidecar.precision)
+        if sidecar.onnx_sha256 not in {sha256_file(inputs.path(source)) for source in sources}:
             continue
-        target = folder / flavour
+        target = out / flavour
         target.mkdir(exist_ok=True)
         for path in (plan, sidecar_path(plan)):
             shutil.copy2(path, target / path.name)
         kept.append(f"{flavour}/{plan.name}")
     return kept
+
+
+STAGE = Stage(
+    "build",
+    inputs=(*ONNX_FILES, *(Consulted(engine.pattern) for engine in ENGINES)),  # of another flavour, to keep
+    keys=("build",),
+    run=run,
+    result=Built,
+    environment=machine_environment,
+    bytes_per_weight=bytes_per_weight,
+)

@@ -1,0 +1,67 @@
+"""The export stage: hands the trained model to ``export.keras_to_onnx``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.card import read_card
+from pipeline.files import write_json
+from pipeline.inputs import Inputs, Required
+from pipeline.layout import CARD, KERAS
+from pipeline.recipe import Recipe
+from pipeline.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the manifest records.
+
+    Attributes:
+        opset: of the ONNX file.
+        parameters: floating-point values in it.
+        operators: how many of each.
+    """
+
+    opset: int
+    parameters: int
+    operators: Mapping[str, int]
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
+    """Write ``model.onnx`` (uint8 NHWC in; logits, probabilities, `top_k` best classes out) and ``summary.json``."""
+    from export.keras_to_onnx import export_keras
+    from pipeline.loading import load_classifier
+
+    card = read_card(inputs.path(CARD))
+    model = load_classifier(inputs.path(KERAS), settings.model.allow)
+    log.info("  converting %s parameters (a ResNet-50 takes about half a minute)", f"{model.count_params():,}")
+    summary = export_keras(
+        model,
+        out / "model.onnx",
+        preprocessing=card.preprocessing,
+        classes=card.classes,
+        opset=settings.export.opset,
+        metadata={"recipe": settings.name, "decode": json.dumps(card.decode.to_json())},
+        output=card.output,
+        top_k=settings.export.top_k,
+    )
+    facts = summary.to_dict()
+    del facts["path"]  # a temporary one
+    write_json(out / "summary.json", facts)
+    return Exported(settings.export.opset, summary.parameters, summary.ops_after)
+
+
+STAGE = Stage(
+    "export",
+    inputs=(Required(KERAS), Required(CARD)),
+    keys=("name", "export", "model.allow"),
+    run=run,
+    result=Exported,
+    bytes_per_weight=lambda _: 4,  # FP32
+)

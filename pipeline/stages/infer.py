@@ -1,0 +1,106 @@
+"""The infer stage: a sample of the test images, classified by the file that serves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.artifacts import Artifacts
+from pipeline.benchmark_report import read_serves
+from pipeline.card import read_card
+from pipeline.data import ImageSet
+from pipeline.files import sha256_json
+from pipeline.inputs import Consulted, Derived, Inputs, Required, Split
+from pipeline.layout import BENCHMARK, CARD, KERAS, PARITY
+from pipeline.recipe import Recipe
+from pipeline.runtime_environment import runtime_environment
+from pipeline.stage import Stage
+from pipeline.stages.declared import ENGINES, ONNX_FILES
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What the manifest records.
+
+    Attributes:
+        images: that were classified.
+        failed: of them, those that could not be read.
+        model: the file that answered.
+        backend: what ran it.
+        precision: of it.
+        measured_faster_than: the file that comes first by default. Defaults to None: it is that one.
+        at_batch: the batch size at which it was measured.
+    """
+
+    images: int
+    failed: int
+    model: str
+    backend: str
+    precision: str
+    measured_faster_than: str | None = None
+    at_batch: int | None = None
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:
+    """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
+    from pipeline.infer import classify, row_columns, write_rows
+    from pipeline.serving import choose
+
+    asked, card = settings.infer, read_card(inputs.path(CARD))
+    paths = sample_images(inputs.images, asked.samples, out / "images")
+    choice = choose(inputs, settings, batch_size=min(asked.batch_size, max(len(paths), 1)))
+    with choice.open() as runner:
+        rows = classify(paths, runner, card, asked.batch_size, asked.top_k)
+        shown = ({**row, "path": _relative(Path(row["path"]), out)} for row in rows)
+        columns = row_columns(min(asked.top_k, len(card.classes)))
+        counts = write_rows(shown, len(paths), columns, out / "predictions.csv", keep=False)
+    won = (choice.won.pair.second, choice.won.batch) if choice.won else ()
+    return Inferred(counts["images"], counts["failed"], choice.name, choice.backend, choice.precision, *won)
+
+
+def sample_images(images: ImageSet, number: int, folder: Path) -> list[Path]:
+    """The first test images as files; those of array data sets are written as PNG, which loses nothing."""
+    from pipeline.preprocess import array_to_image
+
+    paths = []
+    for index, sample in enumerate(images.splits["test"][:number]):
+        if sample.path is not None:
+            paths.append(sample.path)
+            continue
+        folder.mkdir(exist_ok=True)
+        label = re.sub(r"[/\\\0]", "_", images.classes[sample.label])[:60]  # a part of a file's name
+        path = folder / f"{index:03d}-{label}.png"
+        content = sample.read()
+        if isinstance(content, np.ndarray):
+            array_to_image(content).save(path)
+            paths.append(path)
+    return paths
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _serves(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
+    """What of the benchmark can change which file answers: times differ at every run, which is faster seldom does."""
+    serves, _ = read_serves(artifacts.root)
+    deciding = serves.deciding() if serves else None
+    return {"benchmark/serves": sha256_json(deciding)} if deciding else {}
+
+
+STAGE = Stage(
+    "infer",
+    inputs=(
+        *(Required(CARD), *ONNX_FILES, *ENGINES, Required(PARITY), Consulted("verify/manifest.json")),
+        *(Derived((BENCHMARK,), _serves), Consulted("benchmark/manifest.json")),
+        *(Consulted(KERAS), Split("test")),  # Keras' file need not be here; if it is, it is the one that was verified
+    ),
+    keys=("infer", "runtime", "verify.thresholds"),
+    run=run,
+    result=Inferred,
+    environment=runtime_environment,
+)

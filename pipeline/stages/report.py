@@ -1,0 +1,64 @@
+"""The report stage: one self-contained HTML page of what the other stages wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts import Artifacts
+from pipeline.config import SECTIONS
+from pipeline.files import sha256_file
+from pipeline.gpu_evidence import FOLDER as EVIDENCE
+from pipeline.inputs import CommandLine, Derived, Inputs, Optional, Required
+from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE
+from pipeline.manifest import MANIFEST
+from pipeline.recipe import Recipe
+from pipeline.report_standing import SHOWN_STAGES
+from pipeline.stage import Stage
+from pipeline.stages.declared import ENGINES
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What the manifest records: the verdict that the page shows."""
+
+    verdict_shown: str
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
+    """Write ``report.html``; see `pipeline.report.write_report`."""
+    from pipeline.report import write_report
+
+    return Reported(**write_report(inputs, settings, inputs.invocation, out))
+
+
+def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
+    """The images that the page shows; of one that is not on this machine, the recorded digest stands."""
+    from pipeline.report_predictions import shown_images
+
+    digests = {}
+    for number, path in enumerate(shown_images(artifacts.root)):
+        name = f"infer/image {number}"
+        if path.is_file():
+            digests[name] = sha256_file(path)
+        elif name in recorded:
+            digests[name] = recorded[name]
+    return digests
+
+
+STAGE = Stage(
+    "report",
+    inputs=(
+        *(Required(CARD), Required("train/history.json"), Optional(KERAS), Optional("train/samples.npz")),
+        *(Optional(ONNX["fp32"]), Optional("quantize/*.onnx"), Optional("quantize/sensitivity.csv")),
+        *(Required("quantize/placement.json"), Required("quantize/calibration.json")),
+        *(*ENGINES, Required(PARITY), Required(REFERENCE), Optional(BENCHMARK), Optional(f"{EVIDENCE}/*.json")),
+        *(Optional(PREDICTIONS), Derived((PREDICTIONS, "infer/images/*"), _shown_images)),
+        *(Optional(f"{stage}/{MANIFEST}") for stage in SHOWN_STAGES),
+        CommandLine(),
+    ),
+    keys=("name", "description", *SECTIONS),  # it shows all that differs from the defaults
+    run=run,
+    result=Reported,
+)

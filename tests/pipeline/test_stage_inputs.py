@@ -1,0 +1,212 @@
+"""A stage gets what it declares, and nothing else; given only that, it writes what it writes in the chain."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.command import STAGE as BENCHMARK
+from pipeline.artifacts import Artifacts, UndeclaredError
+from pipeline.config import load_recipe
+from pipeline.inputs import (
+    CommandLine,
+    Consulted,
+    Derived,
+    Input,
+    Inputs,
+    Optional,
+    Outside,
+    Required,
+    Split,
+    declared_part,
+)
+from pipeline.manifest import Key, read_manifest
+from pipeline.recipe import Build, Quantize, Recipe, Thresholds, Train
+from pipeline.stage import Context, Stage, execute, reasons_to_run
+from pipeline.stages import BY_NAME, STAGES
+from pipeline.stages.report import Reported
+from tests.conftest import Chain
+
+# Bytes of these follow from the inputs; a plan, a time and Keras' date of saving do not.
+SAME = {
+    "export": ("model.onnx", "summary.json"),
+    "quantize": ("model.fp16.onnx", "model.int8.onnx", "scales.json", "placement.json", "calibration.json"),
+    "verify": ("parity.json",),
+    "infer": ("predictions.csv",),
+}
+
+
+def context_of(chain: Chain, *overrides: str) -> Context:
+    return Context(load_recipe(chain.recipe, overrides), chain.recipe, chain.artifacts, overrides)
+
+
+def only_declared(chain: Chain, stage: Stage) -> None:
+    """Delete what the stage did not declare, and its former result; the images too where it declares no split."""
+    shutil.rmtree(chain.root / stage.name)
+    declared = {name for one in stage.inputs for file in one.files for name in Artifacts(chain.root).matching(file)}
+    for path in [path for path in chain.root.rglob("*") if path.is_file()]:
+        if path.relative_to(chain.root).as_posix() not in declared:
+            path.unlink()
+    if not any(isinstance(one, Split) for one in stage.inputs):
+        shutil.rmtree(chain.images)
+
+
+@pytest.mark.parametrize("stage", [*STAGES[1:], BENCHMARK], ids=lambda stage: stage.name)
+def test_a_stage_runs_on_its_declared_inputs_alone(stage: Stage, finished_chain: Chain, chain: Chain) -> None:
+    whole = read_manifest(finished_chain.root / stage.name)
+    assert whole is not None
+    only_declared(chain, stage)
+    outcome = execute(stage, context_of(chain))
+    assert outcome.ran
+    assert outcome.manifest.outputs.keys() == whole.outputs.keys()
+    for name in SAME.get(stage.name, ()):
+        written, expected = (one.root / stage.name / name for one in (chain, finished_chain))
+        assert written.read_text("latin-1").replace(str(chain.images), str(finished_chain.images)) == (
+            expected.read_text("latin-1")
+        )
+
+
+# --- what is handed over ---
+
+
+class Toy:
+    """A recipe with three files of an earlier stage."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "toy.yaml").write_text("data: {source: digits}\nmodel: {input_size: 32}\n")
+        self.folder = folder
+        for name in ("a.txt", "b.txt", "c.txt"):
+            (self.context().root / "earlier").mkdir(parents=True, exist_ok=True)
+            (self.context().root / "earlier" / name).write_text(name)
+
+    def context(self, *overrides: str) -> Context:
+        recipe = self.folder / "toy.yaml"
+        return Context(load_recipe(recipe, overrides), recipe, self.folder / "artifacts", overrides)
+
+    def stage(self, *inputs: Input, keys: tuple[str, ...] = ()) -> Stage:
+        def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
+            (out / "x").write_text("")
+            return Reported("")
+
+        return Stage("later", inputs, keys, run, Reported, module="pipeline.words")
+
+    def inputs(self, *inputs: Input) -> Inputs:
+        return self.stage(*inputs).hand_over(self.context(), Key({}, {}, ""))
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+def test_files_that_were_not_declared_cannot_be_reached(toy: Toy) -> None:
+    inputs = toy.inputs(Required("earlier/a.txt"), Optional("earlier/b.*"), Consulted("earlier/d.txt"))
+    assert inputs.path("earlier/a.txt").read_text() == "a.txt"
+    assert inputs.matching("earlier/b.*") == ["earlier/b.txt"]
+    assert not inputs.has("earlier/d.txt")
+    for ask in (inputs.path, inputs.has, inputs.matching):
+        with pytest.raises(UndeclaredError, match=r"earlier/c\.txt"):
+            ask("earlier/c.txt")
+
+
+def test_splits_that_were_not_declared_cannot_be_reached(toy: Toy) -> None:
+    images = toy.inputs(Split("test"), Split("calibration", decides=False)).images
+    assert images.splits.keys() == {"test", "calibration"}
+    with pytest.raises(UndeclaredError, match=r"declared splits \['test', 'calibration'\]\. Received: train"):
+        images.splits["train"]
+    with pytest.raises(UndeclaredError, match="none"):
+        _ = toy.inputs(Required("earlier/a.txt")).images
+
+
+def test_the_command_line_has_to_be_declared(toy: Toy) -> None:
+    assert toy.inputs(CommandLine()).invocation == toy.context().invocation
+    with pytest.raises(UndeclaredError):
+        _ = toy.inputs().invocation
+
+
+def test_keys_that_were_not_declared_cannot_be_read() -> None:
+    recipe = Recipe("toy", quantize=Quantize(max_images=7))
+    part = declared_part(recipe, ("quantize", "verify.thresholds.int8", "build.profile", "build.variants", "name"))
+    assert part.quantize is recipe.quantize
+    assert part.verify.thresholds.int8 == recipe.verify.thresholds.int8
+    assert isinstance(part.verify.thresholds.int8, Thresholds)
+    assert part.name == "toy"
+    assert part.build.profiles == Build().profiles, "what is computed of declared keys alone"
+    for read in (
+        lambda: part.train,
+        lambda: part.verify.min_images,
+        lambda: part.verify.thresholds.fp16,
+        lambda: part.build.flavour,
+        lambda: part.model.finished,
+    ):
+        with pytest.raises(UndeclaredError, match="declared keys"):
+            read()
+    assert declared_part(recipe, tuple(vars(recipe))) is recipe
+
+
+# --- what decides ---
+
+
+def test_what_is_consulted_decides_nothing_and_what_is_declared_does(toy: Toy) -> None:
+    stage = toy.stage(Required("earlier/a.txt"), Optional("earlier/b.txt"), Consulted("earlier/c.txt"))
+    execute(stage, toy.context())
+    folder = toy.context().root / "earlier"
+    (folder / "c.txt").write_text("other")
+    assert reasons_to_run(stage, toy.context()) == []
+    (folder / "b.txt").unlink()
+    assert reasons_to_run(stage, toy.context()) == ["input earlier/b.txt: is gone"]
+
+
+def test_a_split_that_does_not_decide_is_no_input(toy: Toy) -> None:
+    stage = toy.stage(Split("test"), Split("calibration", decides=False))
+    assert stage.digests(toy.context(), {}).keys() == {"data/test", "data/classes"}
+
+
+def test_a_permission_is_handed_over_and_decides_nothing(toy: Toy) -> None:
+    stage = toy.stage(keys=("export", "model.allow"))
+    execute(stage, toy.context())
+    allowed = toy.context("model.path=x.keras", "model.preprocessing=unit", "model.allow=[layer]")
+    assert stage.settings(allowed).model.allow == ("layer",)
+    assert reasons_to_run(stage, allowed) == []
+
+
+def test_what_is_derived_of_a_file_decides_in_its_place(toy: Toy) -> None:
+    def length(artifacts: Artifacts, recorded: object) -> dict[str, str]:
+        return {"length": str(len(artifacts.required("earlier/a.txt").read_text()))}
+
+    stage = toy.stage(Derived(("earlier/a.txt",), length))
+    execute(stage, toy.context())
+    (toy.context().root / "earlier" / "a.txt").write_text("b.txt")
+    assert reasons_to_run(stage, toy.context()) == []
+    (toy.context().root / "earlier" / "a.txt").write_text("longer")
+    assert reasons_to_run(stage, toy.context()) == ["input length: 5 -> 6"]
+
+
+def test_a_file_outside_decides_by_its_content(toy: Toy) -> None:
+    np.save(toy.folder / "mean.npy", np.zeros(3))
+    stage = toy.stage(Outside("model.preprocessing.mean"), Outside("model.weights"))
+    assert stage.digests(toy.context(), {}) == {}
+    own = f"model.preprocessing={{mean: {toy.folder / 'mean.npy'}}}"
+    found = stage.digests(toy.context(own), {})
+    assert found.keys() == {"model.preprocessing.mean"}
+    np.save(toy.folder / "mean.npy", np.ones(3))
+    assert stage.digests(toy.context(own), {}) != found
+    published = stage.digests(toy.context("model.weights=imagenet", "model.backbone=resnet50"), {})
+    assert published == {"model.weights": "resnet50 of keras.applications"}
+
+
+def test_another_command_line_is_another_page(toy: Toy) -> None:
+    stage = toy.stage(CommandLine())
+    execute(stage, toy.context())
+    assert reasons_to_run(stage, toy.context()) == []
+    assert len(reasons_to_run(stage, replace(toy.context(), recipe_path=Path("other.yaml")))) == 1
+
+
+def test_the_page_alone_declares_the_command_line() -> None:
+    declare = [stage.name for stage in (*STAGES, BENCHMARK) if any(isinstance(i, CommandLine) for i in stage.inputs)]
+    assert declare == ["report"]
+    assert isinstance(BY_NAME["train"].settings(Context(Recipe("x"), Path("x"), Path("x"))).train, Train)

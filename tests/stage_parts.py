@@ -1,0 +1,31 @@
+"""Stages and their parts, run for a recipe's context without the executor: nothing is compared or put in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import serving, verify
+from pipeline.artifacts import Artifacts
+from pipeline.manifest import Key
+from pipeline.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from pipeline.answering import Candidate
+    from pipeline.serving import Choice
+
+
+def run_stage(stage: Stage, context: Context, out: Path) -> Any:
+    """What a stage returns that gets its declared inputs as they lie there."""
+    with context.invocation.completing_errors():
+        return stage.run(stage.hand_over(context, Key({}, {}, "")), stage.settings(context), out)
+
+
+def choose(context: Context, *args: Any, **more: Any) -> Choice:
+    """The file that serves."""
+    return serving.choose(Artifacts(context.root), context.settings, *args, **more)
+
+
+def list_candidates(context: Context) -> list[Candidate]:
+    """The files that verify runs."""
+    return verify.list_candidates(Artifacts(context.root), context.runtime)
