@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.installed import installed
 from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
@@ -38,7 +39,15 @@ EXAMPLES = """examples:
 """
 
 
-def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Benchmarked:
+    """What the manifest records: how many rows, and those that failed."""
+
+    rows: int
+    failed: tuple[str, ...] = ()
+
+
+def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe.
 
     And which of the files that the GPU ran is fastest at each.
@@ -64,7 +73,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
         results = run_scenarios(wanted, opener, card.size, options, progress)
     content = BenchmarkReport(
         recipe=settings.name,
-        model={"size": list(card.size), "classes": len(card.classes)},
+        model=TimedModel(card.size, len(card.classes)),
         machine=machine(),
         commit=commit(),
         gpu_before=before,
@@ -74,8 +83,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
     )
     write_benchmark(out / Path(BENCHMARK).name, content)
     log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))
-    failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
-    return {"rows": len(results), **({"failed": failed} if failed else {})}
+    return Benchmarked(len(results), tuple(f"{row.backend} {row.name}" for row in results if row.error is not None))
 
 
 def table(results: Sequence[BenchmarkRow]) -> str:
@@ -113,6 +121,7 @@ STAGE = Stage(
     inputs=(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
     keys=("name", "benchmark", "build.profile", "build.variants", "runtime", "model.allow"),
     run=run_benchmark,
+    result=Benchmarked,
     environment=_environment,
 )
 
@@ -144,7 +153,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
         if (context.root / CARD).is_file():
             context.card()  # a recipe that says other than the model is refused, up to date or not
         outcome = execute(STAGE, context, args.force)
-    if outcome.ran and not outcome.manifest.result["rows"]:
+    if outcome.ran and not STAGE.recorded(context, outcome.manifest).rows:
         raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")
     status = "done" if outcome.ran else "up to date"
     return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.providers import DEVICES, Device, why_not
+from pipeline.runners.tensorrt import TensorRTRunner
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard
@@ -178,7 +179,7 @@ def open_scenario(
 
 def run_scenarios(
     wanted: Sequence[Scenario],
-    open_runner: Callable[[Scenario], Runner],
+    opener: Callable[[Scenario], Runner],
     size: tuple[int, int],
     options: Options | None = None,
     progress: Progress | None = None,
@@ -190,7 +191,7 @@ def run_scenarios(
 
     Args:
         wanted: what to time.
-        open_runner: makes the runner of a scenario; a file is opened once a batch size.
+        opener: makes the runner of a scenario; a file is opened once a batch size.
         size: height and width of the model's input.
         options: how long. Defaults to `Options()`.
         progress: called with (scenario, percent done, 100). Defaults to None.
@@ -204,13 +205,13 @@ def run_scenarios(
     for batch in dict.fromkeys(one.batch for one in wanted):
         noise = np.random.default_rng(options.seed)
         pixels = noise.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-        rows.update(_run_batch([one for one in wanted if one.batch == batch], open_runner, pixels, options, progress))
+        rows.update(_run_batch([one for one in wanted if one.batch == batch], opener, pixels, options, progress))
     return [rows[one] for one in wanted]
 
 
 def _run_batch(
     group: Sequence[Scenario],
-    open_runner: Callable[[Scenario], Runner],
+    opener: Callable[[Scenario], Runner],
     pixels: np.ndarray,
     options: Options,
     progress: Progress | None,
@@ -224,19 +225,16 @@ def _run_batch(
 
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
-        computes: dict[str, Callable[[], Sequence[float]]] = {}
-        graphs: dict[str, Callable[[], str]] = {}
+        on_tensorrt: dict[str, TensorRTRunner] = {}
         for name, one in named.items():
             try:
-                runner = stack.enter_context(open_runner(one))
+                runner = stack.enter_context(opener(one))
             except Exception as error:  # whatever a backend raises: the others are to be timed all the same
                 failed(name, error)
             else:
                 calls[name] = partial(runner.infer, pixels)
-                if one.backend == "tensorrt" and _fits(one.path, len(pixels)):
-                    computes[name] = partial(runner.compute_ms, pixels, REPEATS)  # type: ignore[attr-defined]
-                if one.backend == "tensorrt":
-                    graphs[name] = partial(_graph, runner, len(pixels))
+                if isinstance(runner, TensorRTRunner):
+                    on_tensorrt[name] = runner
         samples = measure(
             calls,
             seconds_each=options.seconds_each,
@@ -246,8 +244,13 @@ def _run_batch(
             progress=progress,
             on_error=failed,
         )
-        found = {name: graph() for name, graph in graphs.items()}  # of what was timed, which computing alone may not be
-        alone = in_turns({name: call for name, call in computes.items() if name in samples}, on_error=failed)
+        # Before computing alone is timed, which may be launched in another way.
+        found = {name: _graph(engine, len(pixels)) for name, engine in on_tensorrt.items()}
+        whole = {name: engine for name, engine in on_tensorrt.items() if engine.sidecar.profile.takes(len(pixels))}
+        computes = {
+            name: partial(engine.compute_ms, pixels, REPEATS) for name, engine in whole.items() if name in samples
+        }
+        alone = in_turns(computes, on_error=failed)
     rows = {one: _row(one, samples.get(name), errors.get(name), found.get(name, "")) for name, one in named.items()}
     for name, one in named.items():
         if name in alone and rows[one].error is None:
@@ -256,11 +259,7 @@ def _run_batch(
     return rows
 
 
-def _fits(plan: Path, batch: int) -> bool:
-    return read_sidecar(plan).profile.takes(batch)
-
-
-def _graph(runner: Any, batch: int) -> str:
+def _graph(runner: TensorRTRunner, batch: int) -> str:
     """What became of the CUDA graph of a batch: see `BenchmarkRow.graph`."""
     runs_as = max(batch, runner.sidecar.profile.min)
     if why := runner.graph_refusals.get(runs_as):

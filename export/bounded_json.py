@@ -67,17 +67,17 @@ def parse_json(
     return value
 
 
-def read_json_file(path: str | os.PathLike[str], *, finite: bool = True) -> Any:
+def read_json_file(path: str | os.PathLike[str]) -> Any:
     """Parse a file of JSON; of a larger one than is accepted, not more is read than tells so.
 
     Raises:
         OSError: it cannot be read.
         ValueError: see ``parse_json``.
     """
-    return parse_json(read_bounded(path), os.path.basename(path), finite=finite)
+    return parse_json(read_bounded(path), os.path.basename(path))
 
 
-def read_bounded(path: str | os.PathLike[str]) -> bytes:
+def read_bounded(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
     """The content of a file; of a larger one than is accepted, not more is read than tells so.
 
     Raises:
@@ -85,9 +85,9 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
         ValueError: it is too large.
     """
     with open(path, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"{os.path.basename(path)}: more than the {MOST_BYTES:,} bytes that are read")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{os.path.basename(path)}: more than the {most:,} bytes that are read")
     return data
 
 

@@ -146,8 +146,8 @@ def lost_in_fp16(weight: np.ndarray) -> str:
     largest = float(np.abs(exact).max()) if exact.size else 0.0
     if not largest <= FP16_MAX:
         return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
-    lost = float(np.linalg.norm(exact - exact.astype(np.float16).astype(np.float64)))
-    if lost > _LOST * float(np.linalg.norm(exact)):
+    lost = np.square(exact - exact.astype(np.float16).astype(np.float64)).sum()
+    if lost > _LOST**2 * np.square(exact).sum():
         return f"weights of at most {largest:.1e}, denormal in FP16"
     return ""
 

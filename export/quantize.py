@@ -6,7 +6,6 @@ the pairs go is decided in `export.placement`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +23,6 @@ from export.weights import weight_scales
 from export.words import count
 
 __all__ = ["Kept", "Placement", "placement_table", "quantizable_tensors", "quantize"]
-
-logger = logging.getLogger(__name__)
 
 
 def quantize(
@@ -87,11 +84,7 @@ def quantize(
         result = to_half(result, keep=[name for name, entry in kept.items() if entry.precision == "fp32"])
     else:
         check_model(result)
-    rows = describe(fp32_model, edges, base, kept)
-    logger.debug(
-        "%d Q/DQ pairs, %s", op_counts(result).get("QuantizeLinear", 0), placement_table(rows).splitlines()[-1]
-    )
-    return result, rows
+    return result, describe(fp32_model, edges, base, kept)
 
 
 def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: int | None) -> str:

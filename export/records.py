@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from export.bounded_json import parse_json
+from export.bounded_json import parse_json, read_bounded
 from export.errors import ProjectError
 from export.words import count
 
@@ -92,9 +92,7 @@ def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[
 
 def _read(path: Path, remedy: str, what: str) -> Any:
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        return parse_json(data, path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
+        return parse_json(read_bounded(path, LARGEST_FILE), path.name, most=LARGEST_FILE, most_values=MOST_VALUES)
     except OSError as problem:
         raise ProjectError(
             f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}"

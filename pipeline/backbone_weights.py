@@ -85,7 +85,7 @@ def _rescales_again(path: Path, backbone: str) -> bool:
     import h5py
 
     from export.bounded_json import parse_json
-    from pipeline.model_file import layers_of
+    from pipeline.architecture import layers_of
 
     if backbone not in published_backbones():
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -134,12 +133,20 @@ class BenchmarkRow:
 
 
 @dataclass(frozen=True)
+class TimedModel:
+    """What was timed: height and width of its images, and how many classes it tells apart."""
+
+    size: tuple[int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
 class BenchmarkReport:
     """The benchmark of a recipe.
 
     Attributes:
         recipe: its name.
-        model: size and number of classes.
+        model: that was timed.
         machine: that it ran on.
         commit: of this code; None outside a repository.
         gpu_before: clocks, temperature and load of the GPUs before.
@@ -150,7 +157,7 @@ class BenchmarkReport:
     """
 
     recipe: str
-    model: Mapping[str, Any]
+    model: TimedModel
     machine: Machine
     commit: str | None
     gpu_before: tuple[GpuSnapshot, ...]

@@ -202,7 +202,7 @@ def _stages(packages: Mapping[str, Package], driver: bool, tensorrt: Mapping[str
         "verify": with_all(f"Keras, ONNX files{engines}", *runtime),
         "benchmark": with_all(f"Keras, ONNX Runtime{engines}", *runtime),
         "infer": with_all("with ONNX Runtime" if missing else "with TensorRT", *runtime),
-        "report": with_all("", "matplotlib"),
+        "report": with_all("", "matplotlib", "jinja2"),
     }
 
 

@@ -10,7 +10,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,16 @@ def write_manifest(
     )
     write_json(folder / MANIFEST, to_json(manifest))
     return manifest
+
+
+def without_defaults(result: Any) -> dict[str, Any]:
+    """Those fields of a dataclass that say something else than their default, as plain JSON types."""
+    said = {one.name for one in fields(result) if getattr(result, one.name) != _default(one)}
+    return {name: value for name, value in to_json(result).items() if name in said}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not MISSING else one.default
 
 
 def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:

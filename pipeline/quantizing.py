@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.layout import ONNX, TENSORRT8
 from pipeline.progress import progress_bar
 from pipeline.recipe import Quantize, Thresholds
 from pipeline.split_sizes import check_split_sizes
-from pipeline.stage import Context
+from pipeline.stages.quantize import Quantized
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -37,33 +37,7 @@ log = logging.getLogger(__name__)
 _CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; more are decoded in every pass
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """What the manifest records of the stage.
-
-    Attributes:
-        calibration_images: that were read, those held out among them.
-        method: of the scales.
-        skipped_images: unreadable ones, by name, and why.
-    """
-
-    calibration_images: int
-    method: str
-    skipped_images: Mapping[str, str] = field(default_factory=dict)
-
-
-def quantize_model(context: Context, folder: Path) -> dict[str, Any]:
-    """Run the stage on what a recipe's context holds, see `quantize_onnx`."""
-    recipe = context.recipe
-    images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
-    thresholds = recipe.verify.thresholds
-    result = quantize_onnx(
-        context.root / ONNX["fp32"], images, recipe.quantize, fp16=thresholds.fp16, int8=thresholds.int8, out=folder
-    )
-    return {key: value for key, value in asdict(result).items() if value != {}}
-
-
-def quantize_onnx(
+def quantize_model(
     path: Path,
     images: CalibrationImages,
     settings: Quantize,

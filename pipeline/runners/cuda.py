@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pipeline.errors import RunnerError
 
 Direction = Literal["to_device", "to_host", "on_device"]
+Kind = Literal["device buffer", "pinned buffer", "stream", "event", "graph"]  # of what CUDA gives
 
 # After one of these every later call in the process fails as well; the words are PyCUDA's, which has no names.
 STICKY: dict[str, str] = {
@@ -56,16 +57,12 @@ class CudaApi(ABC):
         """Allocate device memory; give its address."""
 
     @abstractmethod
-    def free(self, address: int) -> None:
-        """Give device memory back."""
-
-    @abstractmethod
     def host_alloc(self, nbytes: int) -> int:
         """Allocate page-locked host memory; give its address."""
 
     @abstractmethod
-    def free_host(self, address: int) -> None:
-        """Give page-locked host memory back."""
+    def release(self, kind: Kind, handle: Any) -> None:
+        """Give back what was given."""
 
     @abstractmethod
     def memory_info(self) -> tuple[int, int]:
@@ -88,10 +85,6 @@ class CudaApi(ABC):
         """Let what is put into the stream from now on wait for an event."""
 
     @abstractmethod
-    def stream_destroy(self, stream: Any) -> None:
-        """Give a stream back."""
-
-    @abstractmethod
     def event_create(self, timed: bool) -> Any:
         """Make an event; untimed ones cost less."""
 
@@ -106,10 +99,6 @@ class CudaApi(ABC):
     @abstractmethod
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
         """Give the time between two timed events that have happened, in milliseconds."""
-
-    @abstractmethod
-    def event_destroy(self, event: Any) -> None:
-        """Give an event back."""
 
     @abstractmethod
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
@@ -132,10 +121,6 @@ class CudaApi(ABC):
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""
         raise NotImplementedError  # who captures none has none to launch
-
-    def graph_destroy(self, graph: Any) -> None:
-        """Give a graph back."""
-        raise NotImplementedError
 
 
 def find_cuda(name: str = "auto") -> CudaApi:

@@ -14,7 +14,7 @@ from typing import Any
 
 from export.driver import driver_status
 from pipeline.errors import DeviceUnavailableError, OutOfMemoryError, RunnerError
-from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction
+from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction, Kind
 
 NO_DEVICE = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
 _DIRECTIONS = {
@@ -96,6 +96,14 @@ class CudaBindings(CudaApi):
         self._rt, self._driver = runtime(), driver_api()
         self._kinds = {direction: getattr(self._rt.cudaMemcpyKind, name) for direction, name in _DIRECTIONS.items()}
 
+        self._releases = {
+            "device buffer": (self._rt.cudaFree, "releasing device memory"),
+            "pinned buffer": (self._rt.cudaFreeHost, "releasing pinned memory"),
+            "stream": (self._rt.cudaStreamDestroy, "releasing a stream"),
+            "event": (self._rt.cudaEventDestroy, "releasing an event"),
+            "graph": (self._rt.cudaGraphExecDestroy, "releasing a graph"),
+        }
+
     @contextmanager
     def scope(self, device: int) -> Iterator[None]:
         """Make a device's primary context current in this thread for a with block; afterwards it is as it was."""
@@ -116,17 +124,14 @@ class CudaBindings(CudaApi):
         """Allocate device memory; give its address."""
         return int(check(self._rt.cudaMalloc(nbytes), f"allocating {nbytes} bytes on the device"))
 
-    def free(self, address: int) -> None:
-        """Give device memory back."""
-        check(self._rt.cudaFree(address), "releasing device memory")
-
     def host_alloc(self, nbytes: int) -> int:
         """Allocate page-locked host memory; give its address."""
         return int(check(self._rt.cudaHostAlloc(nbytes, 0), f"pinning {nbytes} bytes of host memory"))
 
-    def free_host(self, address: int) -> None:
-        """Give page-locked host memory back."""
-        check(self._rt.cudaFreeHost(address), "releasing pinned memory")
+    def release(self, kind: Kind, handle: Any) -> None:
+        """Give back what was given."""
+        free, doing = self._releases[kind]
+        check(free(handle), doing)
 
     def memory_info(self) -> tuple[int, int]:
         """Give the free and the total memory of the device in bytes."""
@@ -149,10 +154,6 @@ class CudaBindings(CudaApi):
         """Let what is put into the stream from now on wait for an event."""
         check(self._rt.cudaStreamWaitEvent(stream, event, 0), "letting a stream wait for an event")
 
-    def stream_destroy(self, stream: Any) -> None:
-        """Give a stream back."""
-        check(self._rt.cudaStreamDestroy(stream), "releasing a stream")
-
     def event_create(self, timed: bool) -> Any:
         """Make an event; untimed ones cost less."""
         flags = 0 if timed else self._rt.cudaEventDisableTiming
@@ -169,10 +170,6 @@ class CudaBindings(CudaApi):
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
         """Give the time between two timed events that have happened, in milliseconds."""
         return float(check(self._rt.cudaEventElapsedTime(start, end), "reading a time"))
-
-    def event_destroy(self, event: Any) -> None:
-        """Give an event back."""
-        check(self._rt.cudaEventDestroy(event), "releasing an event")
 
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
         """Queue a copy; host memory must be page-locked."""
@@ -221,7 +218,3 @@ class CudaBindings(CudaApi):
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""
         check(self._rt.cudaGraphLaunch(graph, stream), "launching a graph")
-
-    def graph_destroy(self, graph: Any) -> None:
-        """Give a graph back."""
-        check(self._rt.cudaGraphExecDestroy(graph), "releasing a graph")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import OutOfMemoryError, RunnerError
-from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction
+from pipeline.runners.cuda import RESTART, SMALLER, STICKY, CudaApi, Direction, Kind
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: PyCUDA hands the flags on and names none for streams
 
@@ -85,18 +85,17 @@ class PyCuda(CudaApi):
         self._memory[address] = memory
         return address
 
-    def free(self, address: int) -> None:
-        """Give device memory back."""
-        self._do("releasing device memory", self._memory.pop(address).free)
-
     def host_alloc(self, nbytes: int) -> int:
         """Allocate page-locked host memory; give its address."""
         array = self._do(f"pinning {nbytes} bytes of host memory", self._drv.pagelocked_empty, (nbytes,), np.uint8)
         return self._keep(array.base, array.ctypes.data)
 
-    def free_host(self, address: int) -> None:
-        """Give page-locked host memory back."""
-        self._do("releasing pinned memory", self._memory.pop(address).free)
+    def release(self, kind: Kind, handle: Any) -> None:
+        """Give memory back; PyCUDA gives back streams and events with the last reference, which is this one."""
+        if kind == "device buffer":
+            self._do("releasing device memory", self._memory.pop(handle).free)
+        elif kind == "pinned buffer":
+            self._do("releasing pinned memory", self._memory.pop(handle).free)
 
     def memory_info(self) -> tuple[int, int]:
         """Give the free and the total memory of the device in bytes."""
@@ -119,9 +118,6 @@ class PyCuda(CudaApi):
         """Let what is put into the stream from now on wait for an event."""
         self._do("letting a stream wait for an event", stream.wait_for_event, event)
 
-    def stream_destroy(self, stream: Any) -> None:
-        """Give a stream back: PyCUDA does it with the last reference, which is this one."""
-
     def event_create(self, timed: bool) -> Any:
         """Make an event; untimed ones cost less."""
         flags = self._drv.event_flags
@@ -138,9 +134,6 @@ class PyCuda(CudaApi):
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
         """Give the time between two timed events that have happened, in milliseconds."""
         return float(self._do("reading a time", end.time_since, start))
-
-    def event_destroy(self, event: Any) -> None:
-        """Give an event back: PyCUDA does it with the last reference, which is this one."""
 
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
         """Queue a copy; host memory must be page-locked."""

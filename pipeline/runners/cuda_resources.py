@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.errors import RunnerError
-from pipeline.runners.cuda import CudaApi
+from pipeline.runners.cuda import CudaApi, Kind
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,13 @@ class _Owner:
     Args:
         cuda: who gave it.
         handle: what it gave.
-        release: gives it back.
     """
 
-    _what: str
+    _what: Kind
 
-    def __init__(self, cuda: CudaApi, handle: Any, release: Callable[[Any], None]) -> None:
+    def __init__(self, cuda: CudaApi, handle: Any) -> None:
         self.cuda = cuda
         self._handle = handle
-        self._release = release
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -57,7 +55,7 @@ class _Owner:
         if handle is None:
             return
         try:
-            self._release(handle)
+            self.cuda.release(self._what, handle)
         except RunnerError as error:
             log.warning("%s", error)
 
@@ -68,7 +66,7 @@ class Stream(_Owner):
     _what = "stream"
 
     def __init__(self, cuda: CudaApi) -> None:
-        super().__init__(cuda, cuda.stream_create(), cuda.stream_destroy)
+        super().__init__(cuda, cuda.stream_create())
 
     def __int__(self) -> int:
         """Give the handle as the number that TensorRT takes."""
@@ -89,7 +87,7 @@ class Event(_Owner):
     _what = "event"
 
     def __init__(self, cuda: CudaApi, timed: bool = False) -> None:
-        super().__init__(cuda, cuda.event_create(timed), cuda.event_destroy)
+        super().__init__(cuda, cuda.event_create(timed))
 
     def record(self, stream: Stream) -> None:
         """Put the event behind what is in the stream now."""
@@ -119,7 +117,7 @@ class Graph(_Owner):
         collects = gc.isenabled()
         gc.disable()  # a finaliser of another library that calls CUDA in this thread would spoil the recording
         try:
-            super().__init__(cuda, cuda.capture(stream.handle, enqueue), cuda.graph_destroy)
+            super().__init__(cuda, cuda.capture(stream.handle, enqueue))
         finally:
             if collects:
                 gc.enable()
@@ -142,7 +140,7 @@ class PinnedBuffer(_Owner):
         kind = np.dtype(dtype)
         count = int(np.prod(shape))
         self.nbytes = count * kind.itemsize
-        super().__init__(cuda, cuda.host_alloc(self.nbytes), cuda.free_host)
+        super().__init__(cuda, cuda.host_alloc(self.nbytes))
         raw = (ctypes.c_uint8 * self.nbytes).from_address(self.handle)
         self.array: np.ndarray = np.frombuffer(raw, dtype=kind, count=count).reshape(shape)
 
@@ -159,7 +157,7 @@ class DeviceBuffer(_Owner):
 
     def __init__(self, cuda: CudaApi, nbytes: int) -> None:
         self.nbytes = nbytes
-        super().__init__(cuda, cuda.malloc(nbytes), cuda.free)
+        super().__init__(cuda, cuda.malloc(nbytes))
 
     def __int__(self) -> int:
         """Give the address."""

@@ -54,26 +54,18 @@ def _run_piece(
     lane, slot = opened.ring.lanes[0], opened.ring.slots[0]
     batch = max(count, opened.min_batch)
 
-    def place(name: str, array: DeviceArray) -> tuple[int, int, bool]:
+    addresses, aside = dict(slot.addresses), {}
+    for name, array in {INPUT: source, **targets}.items():
         row = opened.tensors[name].row_bytes
         address = array.address + start * row
-        return address, count * row, batch == count and address % ALIGNMENT == 0
-
-    addresses = dict(slot.addresses)
-    address, nbytes, direct = place(INPUT, source)
-    if direct:
-        addresses[INPUT] = address
-    else:
-        slot.device[INPUT].fill_from(address, nbytes, lane.stream)
-    aside = []
-    for name, target in targets.items():
-        address, nbytes, direct = place(name, target)
-        if direct:
+        if batch == count and address % ALIGNMENT == 0:
             addresses[name] = address
         else:
-            aside.append((name, address, nbytes))
+            aside[name] = (address, count * row)
+    if copied := aside.pop(INPUT, None):
+        slot.device[INPUT].fill_from(*copied, lane.stream)
     lane.run(batch, addresses)
-    for name, address, nbytes in aside:
+    for name, (address, nbytes) in aside.items():
         slot.device[name].copy_to(address, nbytes, lane.stream)
 
 

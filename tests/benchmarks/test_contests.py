@@ -21,9 +21,10 @@ from benchmarks.timing import Samples
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, read_benchmark
+from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.files import sha256_file
-from pipeline.layout import BENCHMARK, KERAS, ONNX
+from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX
 from pipeline.runners.base import Outputs
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.runners.options import RuntimeOptions
@@ -89,6 +90,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
         fake_engine.make_plan(made.root / name, (1, 4, 8), precision=precision, onnx_sha256=precision * 16)
     (made.root / KERAS).parent.mkdir()
     (made.root / KERAS).write_bytes(b"keras")
+    write_card(made.root / CARD, make_card(size=(side, side)))
     hops = [make_hop(FP16), make_hop(INT8), *(make_hop(name) for name in ONNX.values())]
     hops += [make_hop(name, backend="onnxruntime-cuda") for name in ONNX.values()]
     write_verdict(made.root, *hops, subjects={KERAS: sha256_file(made.root / KERAS)})

@@ -12,10 +12,10 @@ from benchmarks.scenarios import Options, Scenario, open_scenario, run_scenarios
 from export.driver import Device, DriverStatus
 from export.sidecar import sidecar_path, write_plan
 from pipeline.errors import PipelineError, RunnerError
+from pipeline.inputs import Inputs
 from pipeline.recipe import Benchmark, Build, Profile, Recipe
 from pipeline.runners.base import Outputs
 from pipeline.runners.options import RuntimeOptions
-from pipeline.stage import Context
 from tests import tiny_onnx
 from tests.fake_engine import SIZE, install, make_plan, make_sidecar
 from tests.pipeline.report_artifacts import row as made_row
@@ -229,5 +229,5 @@ def test_batches_are_one_and_the_largest_of_each_profile(
     variants = {"large": Profile(1, 8, 32), "small": Profile(1, 1, 8)}
     recipe = Recipe("r", build=Build(variants=variants), benchmark=Benchmark(batches=given))
     with pytest.raises(Asked) as caught:
-        command.run_benchmark(Context(recipe, tmp_path / "r.yaml", tmp_path), tmp_path)
+        command.run_benchmark(Inputs(tmp_path), recipe, tmp_path)
     assert caught.value.args == (expected,)

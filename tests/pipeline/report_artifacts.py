@@ -22,6 +22,7 @@ from pipeline.benchmark_report import (
     BenchmarkReport,
     BenchmarkRow,
     Compute,
+    TimedModel,
     write_benchmark,
 )
 from pipeline.card import ModelCard, write_card
@@ -275,7 +276,9 @@ class Artifacts:
         machine = Machine(
             Cpu("Fast CPU", 4, 2, ()), None, "Linux", "3.11", {}, "580.1", "13.0", (Gpu("Big GPU", "9.0", 1 << 30),)
         )
-        report = BenchmarkReport("hand", {}, machine, None, (), (), tuple(rows), self.serves)
+        report = BenchmarkReport(
+            "hand", TimedModel((SIZE, SIZE), len(CLASSES)), machine, None, (), (), tuple(rows), self.serves
+        )
         write_benchmark(self.root / "benchmark/benchmark.json", report)
         self.manifest("benchmark", {}, self.digests("train/model.keras", *ONNX))
 

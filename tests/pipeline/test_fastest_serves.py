@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
-from pipeline.benchmark_report import BenchmarkReport, read_serves, write_benchmark
+from pipeline.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
 from pipeline.config import load_recipe
 from pipeline.default_order import fit
 from pipeline.errors import PipelineError
@@ -109,7 +109,9 @@ class Here:
     def write(self, serves: Serves | None) -> None:
         machine = Machine(Cpu("CPU", 2, 2, ()), None, "Linux", "3.11", {}, None, None, ())
         (self.root / BENCHMARK).parent.mkdir(exist_ok=True)
-        write_benchmark(self.root / BENCHMARK, BenchmarkReport("toy", {}, machine, None, (), (), (), serves))
+        write_benchmark(
+            self.root / BENCHMARK, BenchmarkReport("toy", TimedModel((8, 8), 3), machine, None, (), (), (), serves)
+        )
         self.record()
 
     def record(self) -> None:

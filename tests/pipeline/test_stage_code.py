@@ -93,8 +93,9 @@ def test_a_statement_reruns_the_stages_that_import_it(sources: Sources, name: st
     assert sources.plant(name, line, f"{line}print()\n") == reruns
 
 
-def test_what_is_read_by_its_name_counts_by_its_bytes(sources: Sources) -> None:
-    assert sources.plant("pipeline/report.css", "{", "{ ") == {"report"}
+@pytest.mark.parametrize(("name", "was"), [("pipeline/report.css", "{"), ("pipeline/templates/parity.html.j2", "<p>")])
+def test_what_is_read_by_its_name_counts_by_its_bytes(sources: Sources, name: str, was: str) -> None:
+    assert sources.plant(name, was, f"{was} ") == {"report"}
 
 
 def test_a_new_key_of_a_recipe_reruns_nothing(sources: Sources) -> None:
