@@ -14,7 +14,7 @@ from export.half_graphs import in_float32
 from export.placement import measured_tensors, quantizable_tensors, quantized_edges
 from export.precision import to_half, unfit_for_fp16
 from export.quantize import quantize
-from export.rounding import round_weights
+from export.rounding import rounded_weights, with_weights
 from export.scales import Scales
 from tests.export.conftest import run_onnx
 from tests.export.tiny_graphs import floats, operators, pixel_graph, pixels
@@ -110,7 +110,7 @@ def quantised(model, batches):
     """The FP16 and the INT8 model by all the passes of the quantize stage, and the placement."""
     seen, statistics = collect_statistics(model, batches, measured_tensors(model))
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
-    half = to_half(round_weights(model, statistics), keep=unfit)
+    half = to_half(with_weights(model, rounded_weights(model, statistics)), keep=unfit)
     base = equalize(model, statistics)
     limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
     scales = Scales.from_histograms(collect_histograms(base.model, batches, limits), "minmax", images=seen)
@@ -159,7 +159,7 @@ def test_a_product_of_tokens_keeps_the_mean_of_no_other_axis():
     nodes = [("Reshape", ["c", "shape"], "t", {}), ("MatMul", ["t", "k"], "a", {})]
     model = net(*nodes, constants=tokens, width=16)
     _, statistics = collect_statistics(model, [pixels(8)], measured_tensors(model))
-    kept = constants(round_weights(model, statistics).graph)["k"]
+    kept = constants(with_weights(model, rounded_weights(model, statistics)).graph)["k"]
     np.testing.assert_array_equal(numpy_helper.to_array(kept), tokens["k"])
 
 
