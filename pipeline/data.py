@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -277,10 +276,6 @@ class Pixels:
         if not parts:
             return np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)
         return np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts])
-
-    def result(self) -> dict[str, Any]:
-        """What the manifest records of it."""
-        return {"skipped_images": self.skipped} if self.skipped else {}
 
     def _try(self, sample: Sample) -> np.ndarray | ImageError:
         try:

@@ -97,11 +97,6 @@ class Context:
         """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste."""
         return self.invocation.command(verb, python)
 
-    @property
-    def options(self) -> list[str]:
-        """The options that repeat the overrides and the artifacts folder, as words of a command line."""
-        return self.invocation.options
-
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.
 
