@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage, execute, reasons_to_run
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.usage import Parser
+from pipeline.words import aligned
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,15 @@ EXAMPLES = """examples:
 """
 
 
-def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Benchmarked:
+    """What the manifest records: how many rows, and those that failed."""
+
+    rows: int
+    failed: tuple[str, ...] = ()
+
+
+def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe.
 
     And which of the files that the GPU ran is fastest at each.
@@ -73,26 +83,22 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]
     )
     write_benchmark(out / Path(BENCHMARK).name, content)
     log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))
-    failed = [f"{row.backend} {row.name}" for row in results if row.error is not None]
-    return {"rows": len(results), **({"failed": failed} if failed else {})}
+    return Benchmarked(len(results), tuple(f"{row.backend} {row.name}" for row in results if row.error is not None))
 
 
 def table(results: Sequence[BenchmarkRow]) -> str:
     """The results as text, with the speed relative to Keras at the same batch size."""
     keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
-    columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
-    width = max(5, *(len(row.name) for row in results)) if results else 5
-    left = max(12, *(len(row.backend) for row in results)) if results else 12
-    lines = [f"  {'backend':<{left}} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
+    cells: list[tuple[str, ...]] = [("backend", "prec.", "batch", "p50 ms", "p90 ms", "p99 ms", "img/s", "x Keras")]
     for row in results:
-        head = f"  {row.backend:<{left}} {row.name:<{width}} {row.batch:>5} "
+        head = (row.backend, row.name, str(row.batch))
         if row.error is not None or row.p50_ms is None:
-            lines.append(f"{head}failed: {row.error}")
+            cells.append((*head, f"failed: {row.error}"))
             continue
         base = keras.get(row.batch)
         ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
         speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
-        lines.append(f"{head}{row.p50_ms:>9.3f} {row.p90_ms:>9.3f} {row.p99_ms:>9.3f} {speed:>9} {ratio:>8}")
+        cells.append((*head, f"{row.p50_ms:.3f}", f"{row.p90_ms:.3f}", f"{row.p99_ms:.3f}", speed, ratio))
     alone = [
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
         "engine alone"
@@ -103,7 +109,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.refused_graph}" for row in results if row.refused_graph
     ]
     notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
-    return "\n".join([*lines, *alone, *refused, *notes])
+    return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
 def _environment() -> dict[str, Any]:
@@ -115,6 +121,7 @@ STAGE = Stage(
     inputs=(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
     keys=("name", "benchmark", "build.profile", "build.variants", "runtime", "model.allow"),
     run=run_benchmark,
+    result=Benchmarked,
     environment=_environment,
 )
 
@@ -146,7 +153,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
         if (context.root / CARD).is_file():
             context.card()  # a recipe that says other than the model is refused, up to date or not
         outcome = execute(STAGE, context, args.force)
-    if outcome.ran and not outcome.manifest.result["rows"]:
+    if outcome.ran and not STAGE.recorded(context, outcome.manifest).rows:
         raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")
     status = "done" if outcome.ran else "up to date"
     return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.gpu_targets import rounded, said
-from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit, shortened
+from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, Model, TimedRow
 from pipeline.machine import Machine
 from pipeline.parity_report import Hop
-from pipeline.words import count
+from pipeline.words import count, listed
 
 WHAT: Mapping[str, str] = {
     "compute": "computing alone, no copies",
@@ -181,7 +181,7 @@ def _checks(evidence: GpuEvidence) -> str:
 
 
 def _not_made(evidence: GpuEvidence) -> str:
-    return _bullets(f"{why}: {shortened(names)}" for why, names in not_made(evidence).items())
+    return _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in not_made(evidence).items())
 
 
 def _section(title: str, content: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from pipeline.output_files import check_output
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.refusals import refuse_in_advance
 from pipeline.stage import Context, Outcome, execute, reasons_to_run
-from pipeline.stages import BY_NAME, STAGES
+from pipeline.stages import BY_NAME, STAGES, build, verify
+from pipeline.stages.verify import Verified
 from pipeline.staleness import refuse_stale_artifacts, warn_of_a_new_training, warn_of_damage, warn_of_stale_inputs
 from pipeline.stopping import raise_as
 from pipeline.verbs import build_parser
@@ -97,7 +98,8 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     serves = True
     for stage in STAGES:
         if stage.name == "infer":
-            _say_verdict(context, outcomes[-1].manifest.result)
+            verified = verify.STAGE.recorded(context, outcomes[-1].manifest)
+            _say_verdict(context, verified)
             measured = _benchmark(args)
             if measured["exit"] != cli.DONE:
                 raise PipelineError(f"Expected the benchmark to end well. Received: {measured['error']}")
@@ -105,9 +107,8 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
             if not serves:
                 continue
         outcomes.append(execute(stage, context, args.force))
-        _say_what_was_not_built(outcomes[-1])
-    verdict = next(o.manifest.result["verdict"] for o in outcomes if o.stage == "verify")
-    log.info("verdict   %s", verdict)
+        _say_what_was_not_built(context, outcomes[-1])
+    log.info("verdict   %s", verified.verdict)
     log.info("report    %s", context.root / REPORT)
     result = _result(context, outcomes)
     if not serves and result["exit"] == cli.DONE:
@@ -138,33 +139,34 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     warn_of_stale_inputs(stage, context)
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
-        _say_verdict(context, outcome.manifest.result)
+        _say_verdict(context, verify.STAGE.recorded(context, outcome.manifest))
         _say_whose_verdict(context, outcome)
-    _say_what_was_not_built(outcome)
+    _say_what_was_not_built(context, outcome)
     return _result(context, [outcome])
 
 
-def _say_what_was_not_built(outcome: Outcome) -> None:
+def _say_what_was_not_built(context: Context, outcome: Outcome) -> None:
     """Say again why there are no engines, or none for this machine, where the stage is up to date and silent."""
     if outcome.stage != "build" or outcome.ran:
         return
-    if "why_not" in outcome.manifest.result:
-        log.warning("no engine is built here. %s", outcome.manifest.result["why_not"])
-    if "not_here" in outcome.manifest.result:
-        log.warning("%s", outcome.manifest.result["not_here"])
+    result = build.STAGE.recorded(context, outcome.manifest)
+    if result.why_not:
+        log.warning("no engine is built here. %s", result.why_not)
+    if result.not_here:
+        log.warning("%s", result.not_here)
 
 
-def _say_verdict(context: Context, result: Mapping[str, Any]) -> None:
+def _say_verdict(context: Context, result: Verified) -> None:
     """Say what a verdict that is no pass asks of the user; the stage may be up to date and say nothing itself."""
-    for warning in result.get("warnings", ()):
+    for warning in result.warnings:
         log.warning("%s", warning)
-    if result["verdict"] == FAIL:
+    if result.verdict == FAIL:
         log.error("verdict: fail. See %s", context.root / PARITY)
-    elif result["verdict"] == INCONCLUSIVE:
+    elif result.verdict == INCONCLUSIVE:
         log.warning(
             "verdict: inconclusive: %s test images are too few to tell, about %s would. %s. See %s",
-            f"{result['images']:,}",
-            f"{result['images_to_decide']:,}",
+            f"{result.images:,}",
+            f"{result.images_to_decide or 0:,}",
             _more_images(result, context.recipe.verify.max_images),
             context.root / PARITY,
         )
@@ -178,16 +180,15 @@ def _say_whose_verdict(context: Context, outcome: Outcome) -> None:
         log.warning("the verdict is that of another machine; nothing of it can be run here: %s", why)
 
 
-def _more_images(result: Mapping[str, Any], most: int) -> str:
+def _more_images(result: Verified, most: int) -> str:
     """What to do for as many test images as decide; those that are there already come first."""
-    wanted = result["images_to_decide"]
-    left = result.get("images_left", 0)
-    if result["images"] + left >= wanted:
+    wanted, left = result.images_to_decide or 0, result.images_left or 0
+    if result.images + left >= wanted:
         return f"They are there: raise verify.max_images (now {most:,}) to {wanted:,}"
     there = f", besides {left:,} that verify.max_images leaves out" if left else ""
     in_all = ""
-    if "images_in_all" in result:
-        in_all = f" (about {count(result['images_in_all'], 'image')} in all give as many)"
+    if result.images_in_all:
+        in_all = f" (about {count(result.images_in_all, 'image')} in all give as many)"
     limit = f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else ""
     return f"Bring more test images{there}{in_all}{limit}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import sys
@@ -17,6 +16,7 @@ from export.versions import is_checked, no_support, unproven
 from pipeline.doctor_findings import BAD, OK, WARN, Driver, Findings, Library, OnnxRuntimeCuda, Package, StageFinding
 from pipeline.environment import refuses_all
 from pipeline.machine import describe_cpu
+from pipeline.machine import version_of as _installed
 from pipeline.manifest import ROOT
 from pipeline.mending import driver_lines, newer_than_driver, python_line, tensorrt_lines
 from pipeline.runners.providers import why_not
@@ -154,13 +154,6 @@ def _packages(requirements: Path) -> dict[str, Package]:
     return found
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
     """What is known of a flavour; whether it builds here, and whether what it builds runs here."""
     trt = find_tensorrt(flavour)
@@ -209,7 +202,7 @@ def _stages(packages: Mapping[str, Package], driver: bool, tensorrt: Mapping[str
         "verify": with_all(f"Keras, ONNX files{engines}", *runtime),
         "benchmark": with_all(f"Keras, ONNX Runtime{engines}", *runtime),
         "infer": with_all("with ONNX Runtime" if missing else "with TensorRT", *runtime),
-        "report": with_all("", "matplotlib"),
+        "report": with_all("", "matplotlib", "jinja2"),
     }
 
 

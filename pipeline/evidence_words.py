@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, GpuEvidence
-from pipeline.words import listed
 
 NAMES = "An engine is called by its type and what it is for: throughput by large batches, or the latency of one image."
 STATES: Mapping[str, str] = {
@@ -64,8 +63,3 @@ def not_made(evidence: GpuEvidence) -> dict[str, list[str]]:
         if step.state in (SKIPPED, RUNNING, PENDING):
             named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
     return named
-
-
-def shortened(names: list[str]) -> str:
-    """Some of them; the file has all."""
-    return listed(names, separator="; ")

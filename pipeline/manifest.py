@@ -6,12 +6,11 @@ still what it wrote. Versions of tools are recorded; a difference is reported, n
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from export.records import read_record, to_json
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
+from pipeline.machine import versions_of
 from pipeline.source_code import code_digest
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,16 @@ def write_manifest(
     return manifest
 
 
+def without_defaults(result: Any) -> dict[str, Any]:
+    """Those fields of a dataclass that say something else than their default, as plain JSON types."""
+    said = {one.name for one in fields(result) if getattr(result, one.name) != _default(one)}
+    return {name: value for name, value in to_json(result).items() if name in said}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not MISSING else one.default
+
+
 def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
     """The reasons to run a stage; empty when its result is up to date."""
     if manifest is None:
@@ -180,13 +190,7 @@ def code_hash(module: str) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Installed versions of the tools that can change a result, without importing them."""
-    versions = {"python": platform.python_version()}
-    for tool in TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +29,12 @@ from pipeline.layout import ONNX, TENSORRT8
 from pipeline.progress import progress_bar
 from pipeline.recipe import Quantize, Thresholds
 from pipeline.split_sizes import check_split_sizes
+from pipeline.stages.quantize import Quantized
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; more are decoded in every pass
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What the manifest records of the stage.
-
-    Attributes:
-        calibration_images: that were read, those held out among them.
-        method: of the scales.
-        skipped_images: unreadable ones, by name, and why.
-    """
-
-    calibration_images: int
-    method: str
-    skipped_images: Mapping[str, str] = field(default_factory=dict)
 
 
 def quantize_model(

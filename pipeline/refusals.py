@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ModelError
 from pipeline.split_sizes import check_split_sizes, needed_images
 from pipeline.stage import Context, Stage
 
 
-def refuse_in_advance(stage: Stage, context: Context) -> None:
+def refuse_in_advance(stage: Stage[Any], context: Context) -> None:
     """Raise what a stage that has to run would raise before it works on anything.
 
     Raises:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from export.files import recover_folder, replacing_folder
+from export.records import from_json
 from pipeline.agreement import refuse_disagreement
 from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard, read_card
-from pipeline.class_names import class_names, in_model_order
+from pipeline.class_names import in_model_order, model_names
 from pipeline.command_line import Invocation
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
@@ -25,6 +26,7 @@ from pipeline.files import sha256_file, sha256_json, sha256_path
 from pipeline.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
 from pipeline.layout import CARD
 from pipeline.manifest import (
+    MANIFEST,
     Key,
     Manifest,
     code_hash,
@@ -32,6 +34,7 @@ from pipeline.manifest import (
     read_manifest,
     version_changes,
     why_stale,
+    without_defaults,
     write_manifest,
 )
 from pipeline.model_settings import check_with_classes
@@ -143,7 +146,7 @@ class Context:
     def _deal(self, damaged: Mapping[str, str], known: Sequence[Unreadable]) -> ImageSet:
         recipe = self.recipe
         images = deal(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
-        images = in_model_order(images, class_names(recipe.model.classes))
+        images = in_model_order(images, model_names(recipe.model.classes))
         for level, line in images.told(recipe.model.finished, known):
             self.say_once(level, line)
         return images
@@ -236,8 +239,11 @@ class Context:
         raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
 
 
+R = TypeVar("R")
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[R]):
     """One step of the chain.
 
     Attributes:
@@ -245,6 +251,7 @@ class Stage:
         inputs: what it reads.
         keys: sections and dotted keys of the recipe that it reads; they decide its result, but for permissions.
         run: does it, from its inputs and its part of the recipe into an empty folder; returns what to record of it.
+        result: the type of that, a frozen dataclass.
         environment: facts about this machine that decide too.
         takes_new_images: every image is decoded before it runs, and what is damaged is left out from then on.
         bytes_per_weight: of the model, in all that it writes; 0 where that is not known before it runs.
@@ -254,7 +261,8 @@ class Stage:
     name: str
     inputs: Sequence[Input]
     keys: Sequence[str]
-    run: Callable[[Inputs, Recipe, Path], dict[str, Any]]
+    run: Callable[[Inputs, Recipe, Path], R]
+    result: type[R]
     environment: Callable[[], dict[str, Any]] = field(default=dict)
     takes_new_images: bool = False
     bytes_per_weight: Callable[[Recipe], int] = field(default=lambda _: 0)
@@ -280,6 +288,16 @@ class Stage:
         """What that part says now and did not when the stage ran, such as "train.seed: 1 -> 2"; nothing is hashed."""
         manifest = read_manifest(context.folder(self.name))
         return config_changes(manifest, self.recipe_part(context)) if manifest else []
+
+    def recorded(self, context: Context, manifest: Manifest) -> R:
+        """What the manifest records of the result.
+
+        Raises:
+            PipelineError: it is not what this stage returns; with the command that makes it anew.
+        """
+        remedy = f"Make it anew: `{context.command(self.name)} --force`."
+        where = f"{context.folder(self.name) / MANIFEST}"
+        return from_json(self.result, dict(manifest.result), where, remedy=remedy, what="result")
 
     def settings(self, context: Context) -> Recipe:
         """The declared part of the recipe, permissions included."""
@@ -315,14 +333,14 @@ class Outcome:
     manifest: Manifest
 
 
-def reasons_to_run(stage: Stage, context: Context) -> list[str]:
+def reasons_to_run(stage: Stage[Any], context: Context) -> list[str]:
     """Why the stage would run now; empty when its result is up to date."""
     folder = context.folder(stage.name)
     manifest = read_manifest(folder)
     return why_stale(folder, manifest, stage.key(context, manifest))
 
 
-def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
+def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome:
     """Run a stage unless its result is up to date; a failure or a kill leaves the former result as it was.
 
     Raises:
@@ -353,7 +371,12 @@ def execute(stage: Stage, context: Context, force: bool = False) -> Outcome:
                 result = stage.run(stage.hand_over(context, key), stage.settings(context), temporary)
             seconds = time.perf_counter() - start
             manifest = write_manifest(
-                temporary, stage=stage.name, recipe=context.recipe.name, key=key, seconds=seconds, result=result
+                temporary,
+                stage=stage.name,
+                recipe=context.recipe.name,
+                key=key,
+                seconds=seconds,
+                result=without_defaults(result),
             )
     except (OSError, KeyboardInterrupt) as error:
         left = "keeps its former result" if folder.is_dir() else "has no result yet"

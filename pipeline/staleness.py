@@ -21,7 +21,7 @@ _ABSENT = object()
 _PACKED = STAGES[: STAGES.index(BY_NAME["verify"]) + 1]  # the rest is made from these, on any machine
 
 
-def warn_of_stale_inputs(stage: Stage, context: Context) -> None:
+def warn_of_stale_inputs(stage: Stage[Any], context: Context) -> None:
     """Say which earlier results of the chain are damaged or not up to date."""
     if warn_of_damage(context, STAGES[: STAGES.index(stage)]):
         return  # what else is stale is so because of that
@@ -34,7 +34,7 @@ def warn_of_stale_inputs(stage: Stage, context: Context) -> None:
             )
 
 
-def warn_of_damage(context: Context, stages: Sequence[Stage] = _PACKED[:-1]) -> bool:
+def warn_of_damage(context: Context, stages: Sequence[Stage[Any]] = _PACKED[:-1]) -> bool:
     """Name files that are not what their stage wrote, with the command that makes them anew; no input is looked at.
 
     Args:
@@ -82,7 +82,7 @@ def refuse_stale_artifacts(context: Context) -> None:
         )
 
 
-def _key_there(stage: Stage, context: Context, manifest: Manifest) -> Key:
+def _key_there(stage: Stage[Any], context: Context, manifest: Manifest) -> Key:
     """What decides a stage's result, but for what is the other machine's to decide."""
     key = replace(stage.key(context, manifest), environment=dict(manifest.environment))
     return replace(key, config=dict(manifest.config)) if stage.name == "build" else key

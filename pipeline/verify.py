@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from export.bounded_json import parse_json
-from export.driver import driver_status
 from export.errors import ExportError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.artifacts import Artifacts
-from pipeline.card import ModelCard, read_card
+from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_classes, check_readable
-from pipeline.doubts import doubts
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
 from pipeline.inputs import Inputs
@@ -30,7 +28,6 @@ from pipeline.layout import (
     CARD,
     KERAS,
     ONNX,
-    PARITY,
     REFERENCE,
     TENSORRT8,
     engine_sources,
@@ -39,7 +36,7 @@ from pipeline.layout import (
 )
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
-from pipeline.parity import Answer, Candidate, Reference, judge
+from pipeline.parity import Answer, Candidate, Reference
 from pipeline.parity_report import (
     CUDA,
     FAIL,
@@ -50,16 +47,13 @@ from pipeline.parity_report import (
     ParityReport,
     allowed,
     not_run,
-    write_parity,
 )
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
-from pipeline.runnable import files_to_run, why_nothing_runs
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
-from pipeline.split_sizes import images_in_all
-from pipeline.words import count, listed
+from pipeline.words import aligned
 
 log = logging.getLogger(__name__)
 
@@ -73,51 +67,6 @@ CUDA_NOTES = {
     "fp16": "",
     "int8": "fake quantization: CUDA computes every Q/DQ pair as the file says, and what is between them in floats",
 }
-
-
-def verify_model(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
-    """Write ``reference.npz`` and ``parity.json``.
-
-    Nothing that was built is changed: the verdict is bound to the files by their sha256.
-
-    Raises:
-        DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
-        PipelineError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
-    """
-    card = read_card(inputs.path(CARD))
-    reference, skipped = make_reference(inputs, settings, card, out)
-    candidates = list_candidates(inputs, settings.runtime)
-    answers = run_all(candidates, reference, settings.verify.batch_size, card.check_runner)
-    if all(answer.verdict == NOT_RUN for answer in answers.values()):
-        idle = why_nothing_runs(inputs.root, driver_status())
-        idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
-        raise PipelineError(
-            f"Expected something here that runs {files_to_run(inputs.root)}. Received: nothing: {idle}. Nothing is "
-            "judged, and a former verdict stands. Install what runs them, or verify where they run."
-        )
-    accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
-    parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
-    write_parity(out / Path(PARITY).name, parity)
-    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
-    result = {"verdict": parity.verdict, "images": len(reference.labels), "accuracy": accuracy, **skipped}
-    if warnings:
-        result["warnings"] = warnings
-    if parity.verdict == INCONCLUSIVE:
-        result["images_to_decide"] = max(hop.images_to_decide or 0 for hop in parity.hops)
-        result |= where_more_are(inputs, settings.verify.max_images, result["images_to_decide"])
-    return result
-
-
-def where_more_are(inputs: Inputs, most: int, wanted: int) -> dict[str, int]:
-    """Test images that verify.max_images leaves out, and how many images in all would give as many as are wanted."""
-    try:
-        images = inputs.images
-    except DataError:
-        return {}
-    left = len(images.splits["test"]) - most
-    in_all = images_in_all(images, "test", wanted)
-    return ({"images_left": left} if left > 0 else {}) | ({"images_in_all": in_all} if in_all else {})
 
 
 def run_all(
@@ -189,7 +138,7 @@ def _source(root: Path, plan: Path) -> str:
     return next((name for name in sources if sha256_file(root / name) == digest), ONNX[precision])
 
 
-def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path) -> tuple[Reference, dict[str, Any]]:
+def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path) -> tuple[Reference, Mapping[str, str]]:
     """Keras' logits on the test images, from the former run if neither model nor images changed.
 
     Writes ``reference.npz`` (pixels, labels, logits, meta) into ``out``: all that a machine without TensorFlow
@@ -205,13 +154,13 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
     former_meta, saved, noise = _read_reference(inputs.path(REFERENCE))
     if former_meta != meta:
         saved = None
-    skipped: dict[str, Any] = {}
+    skipped: Mapping[str, str] = {}
     if saved is None:
         check_classes(inputs.images, card.classes)
         pixels = Pixels(card.decode, settings.data.max_bad_images)
         images, labels = pixels.all(inputs.images.splits["test"][: settings.verify.max_images], "test images")
         check_readable(len(images), settings.verify.min_images, "test", pixels)
-        skipped = pixels.result()
+        skipped = pixels.skipped
         saved = {
             "pixels": images,
             "labels": labels,
@@ -250,8 +199,7 @@ def parity_table(parity: ParityReport) -> str:
                 _verdict_text(hop, said),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(7)]
-    lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    lines = aligned(rows)
     lines += [
         f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
     ]

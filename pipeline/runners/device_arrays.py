@@ -8,6 +8,7 @@ Python 3.10 syntax, numpy alone.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,9 +165,5 @@ def _from_interface(
 
 
 def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    expected = 1
-    for size, stride in zip(reversed(shape), reversed(strides)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
+    expected = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return all(size == 1 or stride == plain for size, stride, plain in zip(shape, strides, expected))

@@ -216,14 +216,13 @@ class EngineContext:
         self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.memory_follows_batch
         self._batch = None  # the sizes within the memory have to be laid out again
         if not self._by_shape:
-            self._give_memory()
+            self._give(memory)
 
-    def _give_memory(self) -> None:
-        assert self._memory is not None
+    def _give(self, memory: DeviceBuffer) -> None:
         if self._session.trt.memory_with_size:
-            self._context.set_device_memory(int(self._memory), self._memory.nbytes)
+            self._context.set_device_memory(int(memory), memory.nbytes)
         else:
-            self._context.device_memory = int(self._memory)
+            self._context.device_memory = int(memory)
 
     def prepare(self, batch: int, addresses: Mapping[str, int]) -> None:
         """Set the batch size and the addresses of all tensors; what is set already costs nothing.
@@ -251,7 +250,7 @@ class EngineContext:
                 f"Expected at most {self._memory.nbytes} bytes of activation memory for a batch of {batch}. "
                 f"Received: {needed}. Free the GPU's memory (see nvidia-smi) and open the engine again."
             )
-        self._give_memory()
+        self._give(self._memory)
 
     def _size_for_shapes(self, batch: int) -> int:
         needed = int(self._context.update_device_memory_size_for_shapes())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,32 @@ from pipeline.words import listed
 log = logging.getLogger(__name__)
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that was built: the size of the plan in bytes, and the seconds that it took."""
+
+    bytes: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the manifest records.
+
+    Attributes:
+        built: engines by ``<flavour>/<precision>[-<variant>]``.
+        kept: engines of another flavour, of the same ONNX files.
+        why_not: nothing is built here. Defaults to "": it is.
+        not_here: what is built here runs on no GPU of this machine. Defaults to "": it may.
+    """
+
+    built: Mapping[str, BuiltEngine]
+    kept: tuple[str, ...]
+    why_not: str = ""
+    not_here: str = ""
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
     """Build an engine for each precision and variant of the recipe, with its sidecar.
 
     It goes into ``<flavour>/<precision>.plan``, or ``<flavour>/<precision>-<variant>.plan`` where there are variants.
@@ -47,14 +72,14 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
         log.warning("no engine is built here. %s", why)
         if kept:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
-        return {"built": {}, "kept": kept, "why_not": why}
+        return Built({}, tuple(kept), why)
     _check_sources(inputs, asked.precisions, trt)
     not_here = why_not_here(trt, asked.targets)
     if not_here:
         log.warning("%s", not_here)
     options = build_options(asked)
     wanted = [(precision, *named) for precision in asked.precisions for named in asked.profiles.items()]
-    built: dict[str, Any] = {}
+    built: dict[str, BuiltEngine] = {}
     for number, (precision, variant, profile) in enumerate(wanted, 1):
         plan = out / trt.flavour / plan_name(precision, variant)
         name = f"{trt.flavour}/{plan.stem}"
@@ -73,9 +98,9 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
                 variant=variant,
                 progress=advance,
             )
-        built[name] = {"bytes": sidecar.plan_bytes, "seconds": sidecar.seconds}
+        built[name] = BuiltEngine(sidecar.plan_bytes, sidecar.seconds)
         log.info("  %s.plan: %.1f MB in %.1f s", name, sidecar.plan_bytes / 1e6, sidecar.seconds)
-    return {"built": built, "kept": kept, **({"not_here": not_here} if not_here else {})}
+    return Built(built, tuple(kept), not_here=not_here)
 
 
 def _check_sources(inputs: Inputs, precisions: Sequence[str], trt: TensorRT) -> None:
@@ -137,6 +162,7 @@ STAGE = Stage(
     inputs=(*ONNX_FILES, *(Consulted(engine.pattern) for engine in ENGINES)),  # of another flavour, to keep
     keys=("build",),
     run=run,
+    result=Built,
     environment=machine_environment,
     bytes_per_weight=bytes_per_weight,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.card import read_card
 from pipeline.files import write_json
@@ -17,7 +18,22 @@ from pipeline.stage import Stage
 log = logging.getLogger(__name__)
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Exported:
+    """What the manifest records.
+
+    Attributes:
+        opset: of the ONNX file.
+        parameters: floating-point values in it.
+        operators: how many of each.
+    """
+
+    opset: int
+    parameters: int
+    operators: Mapping[str, int]
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
     """Write ``model.onnx`` (uint8 NHWC in; logits, probabilities, `top_k` best classes out) and ``summary.json``."""
     from export.keras_to_onnx import export_keras
     from pipeline.loading import load_classifier
@@ -38,7 +54,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
     facts = summary.to_dict()
     del facts["path"]  # a temporary one
     write_json(out / "summary.json", facts)
-    return {"opset": settings.export.opset, "parameters": summary.parameters, "operators": summary.ops_after}
+    return Exported(settings.export.opset, summary.parameters, summary.ops_after)
 
 
 STAGE = Stage(
@@ -46,5 +62,6 @@ STAGE = Stage(
     inputs=(Required(KERAS), Required(CARD)),
     keys=("name", "export", "model.allow"),
     run=run,
+    result=Exported,
     bytes_per_weight=lambda _: 4,  # FP32
 )

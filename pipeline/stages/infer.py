@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,30 @@ from pipeline.stage import Stage
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Inferred:
+    """What the manifest records.
+
+    Attributes:
+        images: that were classified.
+        failed: of them, those that could not be read.
+        model: the file that answered.
+        backend: what ran it.
+        precision: of it.
+        measured_faster_than: the file that comes first by default. Defaults to None: it is that one.
+        at_batch: the batch size at which it was measured.
+    """
+
+    images: int
+    failed: int
+    model: str
+    backend: str
+    precision: str
+    measured_faster_than: str | None = None
+    at_batch: int | None = None
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:
     """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
     from pipeline.infer import classify, row_columns, write_rows
     from pipeline.serving import choose
@@ -35,9 +58,8 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
         shown = ({**row, "path": _relative(Path(row["path"]), out)} for row in rows)
         columns = row_columns(min(asked.top_k, len(card.classes)))
         counts = write_rows(shown, len(paths), columns, out / "predictions.csv", keep=False)
-    served = {"model": choice.name, "backend": choice.backend, "precision": choice.precision}
-    won = {"measured_faster_than": choice.won.pair.second, "at_batch": choice.won.batch} if choice.won else {}
-    return counts | served | won
+    won = (choice.won.pair.second, choice.won.batch) if choice.won else ()
+    return Inferred(counts["images"], counts["failed"], choice.name, choice.backend, choice.precision, *won)
 
 
 def sample_images(images: ImageSet, number: int, folder: Path) -> list[Path]:
@@ -79,5 +101,6 @@ STAGE = Stage(
     ),
     keys=("infer", "runtime", "verify.thresholds"),
     run=run,
+    result=Inferred,
     environment=runtime_environment,
 )

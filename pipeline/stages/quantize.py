@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.card import read_card
 from pipeline.inputs import Inputs, Required, Split
@@ -13,16 +13,30 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Quantized:
+    """What the manifest records.
+
+    Attributes:
+        calibration_images: that were read, those held out among them.
+        method: of the scales.
+        skipped_images: unreadable ones, by name, and why.
+    """
+
+    calibration_images: int
+    method: str
+    skipped_images: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
     """Write the models, and how they came about; see `pipeline.quantizing.quantize_model`."""
     from pipeline.quantizing import CalibrationImages, quantize_model
 
     card, thresholds = read_card(inputs.path(CARD)), settings.verify.thresholds
     images = CalibrationImages(inputs.images, card, settings.quantize, settings.data.max_bad_images)
-    result = quantize_model(
+    return quantize_model(
         inputs.path(ONNX["fp32"]), images, settings.quantize, fp16=thresholds.fp16, int8=thresholds.int8, out=out
     )
-    return {name: value for name, value in asdict(result).items() if value != {}}
 
 
 def bytes_per_weight(recipe: Recipe) -> int:
@@ -36,5 +50,6 @@ STAGE = Stage(
     inputs=(Required(CARD), Required(ONNX["fp32"]), Split("calibration", minimum="quantize.min_images")),
     keys=("quantize", "verify.thresholds.fp16", "verify.thresholds.int8", "data.max_bad_images"),
     run=run,
+    result=Quantized,
     bytes_per_weight=bytes_per_weight,
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.artifacts import Artifacts
 from pipeline.config import SECTIONS
@@ -19,11 +19,18 @@ from pipeline.stage import Stage
 from pipeline.stages.declared import ENGINES
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reported:
+    """What the manifest records: the verdict that the page shows."""
+
+    verdict_shown: str
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
     """Write ``report.html``; see `pipeline.report.write_report`."""
     from pipeline.report import write_report
 
-    return write_report(inputs, settings, inputs.invocation, out)
+    return Reported(**write_report(inputs, settings, inputs.invocation, out))
 
 
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -53,4 +60,5 @@ STAGE = Stage(
     ),
     keys=("name", "description", *SECTIONS),  # it shows all that differs from the defaults
     run=run,
+    result=Reported,
 )

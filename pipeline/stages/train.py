@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.fitting import fit
 from pipeline.inputs import Consulted, Inputs, Outside, Split
 from pipeline.models import Built, build_classifier
 from pipeline.recipe import Recipe
+from pipeline.samples import Unreadable
 from pipeline.stage import Stage
 from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
@@ -37,11 +38,45 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINT = ".checkpoint"
+_OF_THE_CARD = ("source", "written_by", "changes", "backbone", "transfer", "parameters", "trainable_parameters")
 _SHOWN = 6  # images, for the report
 _COMPARED_ON = 4  # pictures of the data, before and after a finished model is taken over
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What the manifest records.
+
+    Attributes:
+        images: how many of each split.
+        duplicates: copies of a picture that were left out.
+        duplicates_across_splits: of them, those that stood in another split than the one that was kept.
+        pictures_in_two_classes: that were left out.
+        unreadable_images: that were left out.
+        unused_images: of ready-made splits, by the split.
+        best_validation_accuracy: of all epochs; None without any, or without validation images.
+        skipped_images: unreadable ones, by name, and why.
+        source: and those below are of the model's card.
+    """
+
+    images: Mapping[str, int]
+    duplicates: int
+    duplicates_across_splits: int
+    pictures_in_two_classes: tuple[str, ...]
+    unreadable_images: tuple[Unreadable, ...]
+    unused_images: Mapping[str, int]
+    best_validation_accuracy: float | None
+    skipped_images: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    written_by: str | None = None
+    changes: tuple[str, ...] = ()
+    backbone: str | None = None
+    transfer: bool | None = None
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Trained:
     """Train the model, from where an interrupted training of the very same inputs stopped, or take it over."""
     checkpoint = Checkpoint(inputs.path(CHECKPOINT), inputs.key, settings.train.checkpoint_seconds)
     try:
@@ -54,7 +89,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
     return result
 
 
-def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint | None = None) -> Trained:
     """Train (or take over) the model of a recipe.
 
     Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``samples.npz`` (some of the images, for the
@@ -68,7 +103,7 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
         checkpoint: where an interrupted training goes on from. Defaults to None: it starts anew.
 
     Returns:
-        What the manifest records: parameters, images by split, best validation accuracy.
+        What the manifest records.
 
     Raises:
         DataError: unreadable images above the recipe's limit.
@@ -109,17 +144,17 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     write_card(out / "model.json", card)
     write_json(out / "history.json", history)
     write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
-    return {
-        **_facts(card),
-        **pixels.result(),
-        "images": {split: len(images.splits[split]) for split in ("train", "validation")},
-        "duplicates": images.duplicates,
-        "duplicates_across_splits": images.crossing,
-        "pictures_in_two_classes": list(images.conflicts),
-        "unreadable_images": [asdict(image) for image in images.unreadable],
-        "unused_images": {str(ready): number for ready, number in images.unused.items()},
-        "best_validation_accuracy": max((e["val_accuracy"] for e in history if "val_accuracy" in e), default=None),
-    }
+    return Trained(
+        images={split: len(images.splits[split]) for split in ("train", "validation")},
+        duplicates=images.duplicates,
+        duplicates_across_splits=images.crossing,
+        pictures_in_two_classes=images.conflicts,
+        unreadable_images=images.unreadable,
+        unused_images={str(ready): number for ready, number in images.unused.items()},
+        best_validation_accuracy=max((e["val_accuracy"] for e in history if "val_accuracy" in e), default=None),
+        skipped_images=pixels.skipped,
+        **{name: getattr(card, name) for name in _OF_THE_CARD},
+    )
 
 
 def _some_pictures(images: ImageSet, decode: DecodeSpec) -> np.ndarray | None:
@@ -177,12 +212,6 @@ def _require_space(model: keras.Model, out: Path) -> None:
     require_space(out, 4 * parameters, f"model.keras with its {count(parameters, 'weight')}")
 
 
-def _facts(card: ModelCard) -> dict[str, Any]:
-    """What the manifest records of a card."""
-    named = ("source", "written_by", "changes", "backbone", "transfer", "parameters", "trainable_parameters")
-    return {name: getattr(card, name) for name in named if getattr(card, name) not in (None, ())}
-
-
 STAGE = Stage(
     "train",
     inputs=(
@@ -192,5 +221,6 @@ STAGE = Stage(
     ),
     keys=("data", "model", "train"),
     run=run,
+    result=Trained,
     takes_new_images=True,
 )

@@ -2,22 +2,98 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from export.driver import driver_status
+from pipeline.card import read_card
+from pipeline.errors import DataError, PipelineError
 from pipeline.inputs import Consulted, Inputs, Required, Split
-from pipeline.layout import CARD, KERAS, REFERENCE
+from pipeline.layout import CARD, KERAS, PARITY, REFERENCE
+from pipeline.parity_report import INCONCLUSIVE, NOT_RUN, write_parity
 from pipeline.recipe import Recipe
 from pipeline.runtime_environment import runtime_environment
+from pipeline.split_sizes import images_in_all
 from pipeline.stage import Stage
 from pipeline.stages.declared import ENGINES, ONNX_FILES
+from pipeline.words import count, listed
+
+log = logging.getLogger(__name__)
 
 
-def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
-    """Write ``reference.npz`` and ``parity.json``; see `pipeline.verify.verify_model`."""
-    from pipeline.verify import verify_model
+@dataclass(frozen=True)
+class Verified:
+    """What the manifest records.
 
-    return verify_model(inputs, settings, out)
+    Attributes:
+        verdict: of all.
+        images: test images that it was given on.
+        accuracy: of Keras on them, as a share.
+        skipped_images: unreadable ones, by name, and why.
+        warnings: what a person should know of the model or of the images, whatever the verdict.
+        images_to_decide: about how many test images would, where these are too few.
+        images_left: test images that verify.max_images leaves out.
+        images_in_all: about how many images in all would give as many test images as decide.
+    """
+
+    verdict: str
+    images: int
+    accuracy: float
+    skipped_images: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    images_to_decide: int | None = None
+    images_left: int | None = None
+    images_in_all: int | None = None
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
+    """Write ``reference.npz`` and ``parity.json``.
+
+    Nothing that was built is changed: the verdict is bound to the files by their sha256.
+
+    Raises:
+        DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
+        PipelineError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
+    """
+    from pipeline.doubts import doubts
+    from pipeline.parity import judge
+    from pipeline.runnable import files_to_run, why_nothing_runs
+    from pipeline.verify import list_candidates, make_reference, parity_table, run_all
+
+    card = read_card(inputs.path(CARD))
+    reference, skipped = make_reference(inputs, settings, card, out)
+    candidates = list_candidates(inputs, settings.runtime)
+    answers = run_all(candidates, reference, settings.verify.batch_size, card.check_runner)
+    if all(answer.verdict == NOT_RUN for answer in answers.values()):
+        idle = why_nothing_runs(inputs.root, driver_status())
+        idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
+        raise PipelineError(
+            f"Expected something here that runs {files_to_run(inputs.root)}. Received: nothing: {idle}. Nothing is "
+            "judged, and a former verdict stands. Install what runs them, or verify where they run."
+        )
+    accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
+    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
+    parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
+    write_parity(out / Path(PARITY).name, parity)
+    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
+    result = Verified(parity.verdict, len(reference.labels), accuracy, skipped, tuple(warnings))
+    if parity.verdict != INCONCLUSIVE:
+        return result
+    wanted = max(hop.images_to_decide or 0 for hop in parity.hops)
+    left, in_all = where_more_are(inputs, settings.verify.max_images, wanted)
+    return replace(result, images_to_decide=wanted, images_left=left, images_in_all=in_all)
+
+
+def where_more_are(inputs: Inputs, most: int, wanted: int) -> tuple[int | None, int | None]:
+    """Test images that verify.max_images leaves out, and how many images in all would give as many as are wanted."""
+    try:
+        images = inputs.images
+    except DataError:
+        return None, None
+    left = len(images.splits["test"]) - most
+    return left if left > 0 else None, images_in_all(images, "test", wanted)
 
 
 STAGE = Stage(
@@ -29,5 +105,6 @@ STAGE = Stage(
     ),
     keys=("verify", "runtime", "model.allow", "data.max_bad_images"),
     run=run,
+    result=Verified,
     environment=runtime_environment,
 )

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from export.driver import DriverStatus
-from pipeline import commands, runnable, serving, verify
+from pipeline import commands, runnable, serving
 from pipeline.runners import onnxruntime, tensorrt
+from pipeline.stages import verify
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
 from tests.contract.python310 import NEWER, newer_names, path_of, source_of, syntax_errors

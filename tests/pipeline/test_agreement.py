@@ -140,7 +140,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_damaged_card_is_one_error_with_file_and_key(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ModelError, match=rf"(?s){words}.*Run the train stage again") as caught:
+    with pytest.raises(PipelineError, match=rf"(?s){words}.*Run the train stage again") as caught:
         read_card(write(tmp_path / "model.json", **changes))
     assert "model.json" in str(caught.value)
 
@@ -155,7 +155,7 @@ def test_any_value_in_a_card_is_read_or_refused(tmp_path_factory: pytest.TempPat
     path = write(tmp_path_factory.mktemp("card") / "model.json", **{key: value})
     try:
         read_card(path)
-    except ModelError as error:
+    except PipelineError as error:
         assert "model.json" in str(error)  # noqa: PT017 - a card that is read is as good
 
 

@@ -17,7 +17,7 @@ from export.versions import supports
 from pipeline import doctor, mending
 from pipeline.commands import main
 
-COMMON = "keras==3.0\ntf2onnx==1.0  # a comment\nonnx==1.0\nmatplotlib==3.0\n\n# nothing\n"
+COMMON = "keras==3.0\ntf2onnx==1.0  # a comment\nonnx==1.0\nmatplotlib==3.0\njinja2==3.0\n\n# nothing\n"
 FILES = {
     "requirements-common.txt": COMMON,
     "requirements.txt": "-r requirements-common.txt\ntensorflow-cpu==2.0 ; python_version >= '3'\nonnxruntime==1.5\n"
@@ -28,7 +28,7 @@ FILES = {
     "requirements-jetson.txt": "numpy==2.2\ncuda-bindings==12.9  # for CUDA 12\n",
 }
 CPU = {
-    **{"keras": "3.0", "tf2onnx": "1.0", "onnx": "1.0", "matplotlib": "3.0", "tensorflow-cpu": "2.0"},
+    **{"keras": "3.0", "tf2onnx": "1.0", "onnx": "1.0", "matplotlib": "3.0", "jinja2": "3.0", "tensorflow-cpu": "2.0"},
     **{"onnxruntime": "1.5", "cuda-bindings": "13.0", "tf_keras": "2.0"},
 }
 GPU = {name: version for name, version in CPU.items() if name not in ("tensorflow-cpu", "onnxruntime")} | {
@@ -170,6 +170,7 @@ def test_all_is_fine(ask) -> None:
         ("onnx", dict.fromkeys(("quantize", "verify", "benchmark", "infer"), "needs onnx")),
         ("onnxruntime", dict.fromkeys(("quantize", "verify", "benchmark", "infer"), "needs onnxruntime")),
         ("matplotlib", {"report": "needs matplotlib"}),
+        ("jinja2", {"report": "needs jinja2"}),
         ("tf_keras", {}),
     ],
 )

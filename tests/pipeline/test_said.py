@@ -47,10 +47,11 @@ def test_a_stale_input_is_named_with_its_own_reason(
     ("ran", "stage", "said"), [(False, "build", True), (True, "build", False), (False, "x", False)]
 )
 def test_why_nothing_is_built_is_said_again_where_the_stage_did_not_run(
-    caplog: pytest.LogCaptureFixture, ran: bool, stage: str, said: bool
+    context: Context, caplog: pytest.LogCaptureFixture, ran: bool, stage: str, said: bool
 ) -> None:
-    outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(result={"why_not": "no wheel"}))
-    commands._say_what_was_not_built(outcome)
+    result = {"built": {}, "kept": [], "why_not": "no wheel"}
+    outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(result=result))
+    commands._say_what_was_not_built(context, outcome)
     assert caplog.messages == (["no engine is built here. no wheel"] if said else [])
 
 

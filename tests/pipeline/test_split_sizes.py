@@ -26,7 +26,7 @@ from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
 from pipeline.stage import Context
 from pipeline.stages import BY_NAME
-from pipeline.verify import where_more_are
+from pipeline.stages.verify import Verified, where_more_are
 
 
 def labelled(**labels: list[int]) -> ImageSet:
@@ -219,15 +219,15 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     tests = len(context.images.splits["test"])
     inputs = BY_NAME["verify"].hand_over(context, Key({}, {}, ""))
     found = where_more_are(inputs, 60, 3838)
-    assert found == {"images_left": tests - 60, "images_in_all": 20_000}, "a fifth of them tests"
-    result = {"verdict": INCONCLUSIVE, "images": 60, "images_to_decide": 3838}
-    _say_verdict(context, result | found)
+    assert found == (tests - 60, 20_000), "a fifth of them tests"
+    result = Verified(INCONCLUSIVE, 60, 0.9, images_to_decide=3838)
+    _say_verdict(context, replace(result, images_left=found[0], images_in_all=found[1]))
     assert (
         f"about 3,838 would. Bring more test images, besides {tests - 60:,} that verify.max_images leaves out "
         "(about 20,000 images in all give as many), and raise verify.max_images (now 60) to as many. See"
     ) in caplog.text
     caplog.clear()
-    _say_verdict(context, {**result, "images_to_decide": 70, "images_left": 10})
+    _say_verdict(context, replace(result, images_to_decide=70, images_left=10))
     assert "They are there: raise verify.max_images (now 60) to 70. See" in caplog.text
 
 

@@ -36,6 +36,11 @@ from pipeline.stages import STAGES
 ALL = (*STAGES, BENCHMARK)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    runs: float
+
+
 class Toy:
     """A stage that copies a file, and counts how often it did."""
 
@@ -52,12 +57,13 @@ class Toy:
         self.code = code
         self.stage = self.make(self.run)
 
-    def make(self, run: Callable[[Inputs, Recipe, Path], dict[str, Any]]) -> Stage:
+    def make(self, run: Callable[[Inputs, Recipe, Path], Ran]) -> Stage[Ran]:
         return Stage(
             "later",
             inputs=(Required("earlier/in.txt"),),
             keys=("quantize", "data.resize", "model.allow"),
             run=run,
+            result=Ran,
             environment=lambda: self.machine,
             module="toy_stage",
         )
@@ -65,12 +71,12 @@ class Toy:
     def context(self, *overrides: str) -> Context:
         return Context(load_recipe(self.recipe, overrides), self.recipe, self.folder / "artifacts", list(overrides))
 
-    def run(self, inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+    def run(self, inputs: Inputs, settings: Recipe, out: Path) -> Ran:
         self.runs += 1
         (out / "out.txt").write_text(f"{inputs.path('earlier/in.txt').read_text()} {self.runs}")
         if self.error:
             raise self.error
-        return {"runs": self.runs}
+        return Ran(self.runs)
 
     def execute(self, *overrides: str, force: bool = False):
         return execute(self.stage, self.context(*overrides), force)
@@ -197,7 +203,7 @@ def test_a_first_run_that_fails_leaves_nothing(toy: Toy) -> None:
 
 def test_a_result_that_is_no_json_keeps_the_former(toy: Toy) -> None:
     toy.execute()
-    bad = dataclasses.replace(toy.stage, run=lambda *_: {"loss": float("nan")})
+    bad = dataclasses.replace(toy.stage, run=lambda *_: Ran(float("nan")))
     with pytest.raises(ValueError, match="not JSON compliant"):
         execute(bad, toy.context(), force=True)
     assert toy.output.read_text() == "one 1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from pipeline.manifest import Key, read_manifest
 from pipeline.recipe import Build, Quantize, Recipe, Thresholds, Train
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
+from pipeline.stages.report import Reported
 from tests.conftest import Chain
 
 # Bytes of these follow from the inputs; a plan, a time and Keras' date of saving do not.
@@ -88,11 +88,11 @@ class Toy:
         return Context(load_recipe(recipe, overrides), recipe, self.folder / "artifacts", overrides)
 
     def stage(self, *inputs: Input, keys: tuple[str, ...] = ()) -> Stage:
-        def run(inputs: Inputs, settings: Recipe, out: Path) -> dict[str, Any]:
+        def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
             (out / "x").write_text("")
-            return {}
+            return Reported("")
 
-        return Stage("later", inputs, keys, run, module="pipeline.words")
+        return Stage("later", inputs, keys, run, Reported, module="pipeline.words")
 
     def inputs(self, *inputs: Input) -> Inputs:
         return self.stage(*inputs).hand_over(self.context(), Key({}, {}, ""))

@@ -102,10 +102,10 @@ def test_engines_of_8_6_are_kept_as_long_as_their_files_are(
         plan = made.root / "build/tensorrt" / plan_name(precision, None)
         make_plan(plan, precision=precision, onnx_sha256=digest, tensorrt_version="8.6.0")
     everything = [f"tensorrt/{precision}.plan" for precision in PRECISIONS]
-    assert run_stage(building.STAGE, made, tmp_path)["kept"] == everything
+    assert run_stage(building.STAGE, made, tmp_path).kept == tuple(everything)
     for name in TENSORRT8.values():
         (made.root / name).unlink()
-    assert run_stage(building.STAGE, made, tmp_path)["kept"] == everything[:1]
+    assert run_stage(building.STAGE, made, tmp_path).kept == tuple(everything[:1])
 
 
 @pytest.mark.parametrize("older", [True, False])

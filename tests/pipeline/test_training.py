@@ -257,7 +257,7 @@ def test_without_validation_images_the_last_epoch_counts(images: ImageSet, tmp_p
     toy = replace(toy, data=replace(toy.data, splits=Splits(0.8, 0.0, 0.1, 0.1)))
     (tmp_path / "t").mkdir()
     result = train(toy, pooled, tmp_path / "t")
-    assert result["best_validation_accuracy"] is None
+    assert result.best_validation_accuracy is None
     assert set(read_json(tmp_path / "t" / "history.json")[0]) == {"phase", "epoch", "accuracy", "loss"}
 
 

@@ -18,10 +18,13 @@ from pipeline.commands import _say_what_was_not_built
 from pipeline.environment import choose_tensorrt, why_not_here
 from pipeline.errors import DeviceUnavailableError
 from pipeline.inputs import Inputs
+from pipeline.manifest import without_defaults
 from pipeline.parity_report import NOT_RUN
+from pipeline.recipe import Recipe
 from pipeline.runners import tensorrt as runner_module
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
+from pipeline.stage import Context
 from pipeline.stages import build as building
 from tests.fake_engine import assert_answers, install, make_plan, pixels
 
@@ -121,7 +124,7 @@ def test_what_does_not_support_the_gpu_builds_nothing_for_it(
     assert bool(reason) == (trt is None)
 
 
-def build_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path, targets: tuple[str, ...] = ()) -> dict[str, Any]:
+def build_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path, targets: tuple[str, ...] = ()) -> building.Built:
     """What the build stage makes of a recipe without precisions."""
     settings: Any = SimpleNamespace(build=SimpleNamespace(flavour="auto", precisions=(), profiles={}, targets=targets))
     monkeypatch.setattr(building, "build_options", lambda settings: None)
@@ -140,11 +143,14 @@ def test_the_build_says_that_it_is_for_other_machines(
         result = build_nothing(monkeypatch, tmp_path)
     expected = f"what rtx 1.7.1 builds here does not run on this machine. {INSTEAD} (GPU 9.0, 9.0): pip install "
     assert (expected in caplog.text) == said
-    assert ("not_here" in result) == said
+    assert bool(result.not_here) == said
     caplog.clear()
-    outcome: Any = SimpleNamespace(stage="build", ran=False, manifest=SimpleNamespace(result=result))
+    manifest = SimpleNamespace(result=without_defaults(result))
+    outcome: Any = SimpleNamespace(stage="build", ran=False, manifest=manifest)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
-        _say_what_was_not_built(outcome)  # and again where the stage is up to date
+        _say_what_was_not_built(
+            Context(Recipe("toy"), tmp_path, tmp_path), outcome
+        )  # and again where the stage is up to date
     assert (expected in caplog.text) == said
 
 
@@ -165,8 +171,8 @@ def test_turing_has_to_be_a_target(
     machine(monkeypatch, gpus, rtx="1.7.1")
     result = build_nothing(monkeypatch, tmp_path, targets)
     remedy = "has to be named as a target: --set 'build.targets=[\"7.5\"]'"
-    assert result.get("not_here", "").endswith(remedy if said else "")
-    assert ("not_here" in result) == said
+    assert result.not_here.endswith(remedy if said else "")
+    assert bool(result.not_here) == said
 
 
 # --- TensorRT 10.0: strategies of allocation, but memory is given as in 8.6 ---

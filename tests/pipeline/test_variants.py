@@ -89,7 +89,7 @@ def test_each_precision_is_built_in_each_variant(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO", logger="pipeline"):
         result = run_stage(building.STAGE, made, made.folder("build"))
     names = ["fp32-latency", "fp32-throughput", "fp16-latency", "fp16-throughput"]
-    assert list(result["built"]) == [f"rtx/{name}" for name in names]
+    assert list(result.built) == [f"rtx/{name}" for name in names]
     assert [plan.stem for plan in engines(made.root)] == names
     assert all(f"rtx/{name}.plan: " in caplog.text for name in names)
     for plan in engines(made.root):
