@@ -29,6 +29,7 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage, execute, reasons_to_run
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.usage import Parser
+from pipeline.words import aligned
 
 log = logging.getLogger(__name__)
 
@@ -88,19 +89,16 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
 def table(results: Sequence[BenchmarkRow]) -> str:
     """The results as text, with the speed relative to Keras at the same batch size."""
     keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
-    columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
-    width = max(5, *(len(row.name) for row in results)) if results else 5
-    left = max(12, *(len(row.backend) for row in results)) if results else 12
-    lines = [f"  {'backend':<{left}} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
+    cells: list[tuple[str, ...]] = [("backend", "prec.", "batch", "p50 ms", "p90 ms", "p99 ms", "img/s", "x Keras")]
     for row in results:
-        head = f"  {row.backend:<{left}} {row.name:<{width}} {row.batch:>5} "
+        head = (row.backend, row.name, str(row.batch))
         if row.error is not None or row.p50_ms is None:
-            lines.append(f"{head}failed: {row.error}")
+            cells.append((*head, f"failed: {row.error}"))
             continue
         base = keras.get(row.batch)
         ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
         speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
-        lines.append(f"{head}{row.p50_ms:>9.3f} {row.p90_ms:>9.3f} {row.p99_ms:>9.3f} {speed:>9} {ratio:>8}")
+        cells.append((*head, f"{row.p50_ms:.3f}", f"{row.p90_ms:.3f}", f"{row.p99_ms:.3f}", speed, ratio))
     alone = [
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
         "engine alone"
@@ -111,7 +109,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.refused_graph}" for row in results if row.refused_graph
     ]
     notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
-    return "\n".join([*lines, *alone, *refused, *notes])
+    return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
 def _environment() -> dict[str, Any]:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,23 +126,16 @@ def two_runners_at_once(plan: Path, pixels: np.ndarray) -> str:
         number = first.max_batch + 1
         images = _images(pixels, number)
         expected = first.infer(images)
-        wrong: list[str] = []
 
         def work(runner: TensorRTRunner) -> None:
-            try:
-                for _ in range(20):
-                    _same("a second runner", number, expected, runner.infer(images))
-                    runner.infer(images[:1])
-            except Exception as error:  # it belongs to the thread; the check reports it
-                wrong.append(str(error))
+            for _ in range(20):
+                _same("a second runner", number, expected, runner.infer(images))
+                runner.infer(images[:1])
 
-        threads = [threading.Thread(target=work, args=(runner,)) for runner in (first, second)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if wrong:
-        raise CheckFailedError(wrong[0])
+        with ThreadPoolExecutor(2) as pool:
+            ends = [pool.submit(work, runner) for runner in (first, second)]
+        if error := ends[0].exception() or ends[1].exception():
+            raise CheckFailedError(str(error)) from error
     return f"20 times {count(number, 'image')} each"
 
 

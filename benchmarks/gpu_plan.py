@@ -13,7 +13,7 @@ from typing import Protocol
 
 from benchmarks.gpu_checks import CHECKS, QUICK, Check
 from benchmarks.gpu_options import MAIN, Options
-from benchmarks.gpu_steps import Planned, with_reason
+from benchmarks.gpu_steps import Planned
 from benchmarks.gpu_timings import WARM_UP
 from export.sidecar import Precision
 from pipeline.gpu_evidence import Measures, Variant
@@ -95,16 +95,16 @@ class Plan:
         builds, parities = [], []
         for precision in precisions:
             name = f"{precision}-{variant}"
-            build = Planned(
-                *(f"build {name}", "build", self._build_seconds(precision), partial(work.build, precision, variant)),
-                leads_to=tuple(step.name for step in times[:1]),
+            builds.append(
+                Planned(
+                    *(f"build {name}", "build", self._build_seconds(precision)),
+                    *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
+                    leads_to=tuple(step.name for step in times[:1]),
+                )
             )
-            if precision not in there:
-                builds.append(with_reason(build, self._why_absent(precision)))
-                continue
-            builds.append(build)
-            compare = partial(work.compare, precision, variant)
-            parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(_why_not, work, [name])))
+            if precision in there:
+                compare = partial(work.compare, precision, variant)
+                parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(_why_not, work, [name])))
         return [*builds, *parities, *times]
 
     def _times(
@@ -165,7 +165,10 @@ class Plan:
         return self.options.artifacts / engine_source(precision, self.strongly_typed)
 
     def _why_absent(self, precision: str) -> str:
+        """Why an engine has nothing to be built from; "" where it has."""
         name = engine_source(precision, self.strongly_typed)
+        if self.source(precision).is_file():
+            return ""
         made = "; the recipe makes it with quantize.tensorrt8: true" if name in TENSORRT8.values() else ""
         return f"{name} is not in the folder{made}"
 

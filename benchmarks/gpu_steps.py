@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_timings import words_of
@@ -16,10 +16,6 @@ from pipeline.gpu_evidence import DONE, ERROR, RUNNING, SKIPPED
 from pipeline.words import count
 
 log = logging.getLogger("benchmarks.gpu")
-
-
-def _nothing_against() -> str:
-    return ""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Planned:
         kind: steps of a kind take alike: what one took corrects what the next ones are expected to take.
         seconds: it is expected to take where nothing of its kind was measured yet.
         work: makes it; whatever it raises is the step's error.
-        why_not: asked when its turn comes: why it cannot be made; "" where it can.
+        why_not: asked when its turn comes: why it cannot be made; "" where it can, as ``str()`` does.
         leads_to: later steps that it is made for; it is left out where the first of them no longer fits behind it.
     """
 
@@ -39,7 +35,7 @@ class Planned:
     kind: str
     seconds: float
     work: Callable[[], None]
-    why_not: Callable[[], str] = _nothing_against
+    why_not: Callable[[], str] = str
     leads_to: tuple[str, ...] = ()
 
 
@@ -127,8 +123,3 @@ def _say_plan(steps: Sequence[Planned], seconds: float | None) -> None:
     log.info(
         "%s, about %s by a first guess%s", count(len(steps), "step"), count(round(total / 60) or 1, "minute"), limit
     )
-
-
-def with_reason(step: Planned, why: str) -> Planned:
-    """The step as one that cannot be made, and why."""
-    return replace(step, why_not=lambda: why)

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from benchmarks.tegra import ROOT as FILE_SYSTEM
 from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
-from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu
+from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu, memory_bytes, system, versions_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,10 +53,10 @@ def machine() -> Machine:
     status = driver_status()
     return Machine(
         cpu=describe_cpu(),
-        memory_bytes=_memory(),
-        os=_system(),
+        memory_bytes=memory_bytes(),
+        os=system(),
         python=platform.python_version(),
-        packages=_packages(),
+        packages=versions_of(PACKAGES),
         driver_version=status.driver_version,
         cuda_version=status.cuda_version,
         gpus=_with_nvml([Gpu(one.name, one.compute_capability, one.memory) for one in status.devices]),
@@ -185,28 +184,3 @@ def _ask(question: Callable[..., Any]) -> Any:
         return question()
     except Exception:  # pynvml raises a class of its own for each code
         return None
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _system() -> str:
-    try:
-        name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        name = ""
-    release = platform.release().partition("-")[0]  # what follows may name who built it
-    kernel = f"{platform.system()} {release} {platform.machine()}"
-    return f"{name} ({kernel})" if name else kernel
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

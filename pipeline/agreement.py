@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.card import ModelCard, source_of
-from pipeline.class_names import class_names
+from pipeline.class_names import model_names
 from pipeline.errors import PipelineError
 from pipeline.layout import CARD
 from pipeline.recipe import Model, Preprocessing, Recipe
@@ -53,7 +53,7 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         has = replace(card.preprocessing, grey=False)  # which the model says, not the recipe
         pairs["model.preprocessing"] = (has.to_dict(values=False), own)
     if not isinstance(model.classes, str) or Path(model.classes).is_file():
-        names = class_names(model.classes)
+        names = model_names(model.classes)
         pairs["model.classes"] = (list(card.classes), list(names or card.classes))
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.files import digest_of
 from pipeline.archive_files import open_zip
 from pipeline.download import fetch
 from pipeline.errors import ModelError
-from pipeline.files import digest_of
 from pipeline.foreign_files import HEAD, describe_file
 from pipeline.model_guards import check_weights_file
 from pipeline.model_settings import check_published
@@ -85,7 +85,7 @@ def _rescales_again(path: Path, backbone: str) -> bool:
     import h5py
 
     from export.bounded_json import parse_json
-    from pipeline.model_file import layers_of
+    from pipeline.architecture import layers_of
 
     if backbone not in published_backbones():
         return False

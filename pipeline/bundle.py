@@ -15,7 +15,7 @@ from typing import Any
 from export.bounded_json import MOST_BYTES, parse_json
 from export.files import put_folder, replacing_file, temporary_folder, write_atomic
 from pipeline.archive_files import open_tar
-from pipeline.command_line import pipeline_command, recipe_options, unpack_command
+from pipeline.command_line import Invocation, unpack_command
 from pipeline.config import dump_yaml, load_recipe
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, sha256_bytes, sha256_file
@@ -138,7 +138,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     code = code_in(root)
     for line in code:
         log.warning("code: %s", line)
-    log.info("next: %s", pipeline_command("run", "-c", root / RECIPE, *recipe_options((), artifacts)))
+    log.info("next: %s", Invocation(root / RECIPE, artifacts).command("run"))
     return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
 
 

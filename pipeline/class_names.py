@@ -1,11 +1,11 @@
-"""The names of classes: of a model's outputs, in their order, and of the data, which are matched with them."""
+"""The names of classes: read, from what data and model say of them, and matched with each other."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import MOST_DIGITS, parse_json, read_bounded
 from export.errors import ProjectError
@@ -19,22 +19,69 @@ if TYPE_CHECKING:
     from pipeline.data import ImageSet
 
 
-def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
-    """The names that ``model.classes`` says: a list, or a file.
+def model_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
+    """The names that ``model.classes`` says: a list, or a file as `read_names` takes it.
 
     Raises:
-        RecipeError: the file is missing or of another form, or a name is there twice.
+        RecipeError: the file is missing or of another form, a name is there twice, or there is but one.
     """
     if given is None:
         return None
-    if isinstance(given, str):
-        given = tuple(name for _, name in _read(Path(given), "model.classes", RecipeError))
-    names = tuple(map(as_text, given))
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise RecipeError(f"model.classes: expected each name once. Received: {listed(twice)} more than once.")
+    names = (
+        read_names(Path(given), "model.classes", RecipeError)
+        if isinstance(given, str)
+        else _each_once(tuple(map(as_text, given)), "model.classes", RecipeError)
+    )
     if len(names) < 2:
         raise RecipeError(f"model.classes: expected at least two names. Received: {list(names)}.")
     return names
+
+
+def data_names(config: Data, folder: Path) -> tuple[str, ...] | None:
+    """The names that ``data.classes`` says, in the order of the labels; None where labels are names themselves.
+
+    Beside a table ``classes.json`` or ``classes.txt`` is taken too.
+
+    Args:
+        config: the recipe's section.
+        folder: that the data lie in.
+
+    Raises:
+        DataMissingError: the file does not exist.
+        DataError: it is of another form, or a name is there twice.
+    """
+    path = _file_of_data(config, folder)
+    return None if path is None else read_names(path, "data.classes", DataError)
+
+
+def read_names(path: Path, key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
+    """Read names of classes, in the order of the outputs.
+
+    A text file has a name a line. JSON is a list of names, or of lists that end in the name (as Keras lists the classes
+    of ImageNet), or an object of index to such a one, or of name to index (``class_indices`` of Keras' generators). Of
+    two classes with one name (ImageNet has two cranes) the id that a list begins with keeps them apart.
+
+    Args:
+        path: JSON where it ends so, else text.
+        key: of the recipe, which messages begin with.
+        refusal: what is raised.
+    """
+    try:
+        data = read_bounded(path)
+        if path.suffix.lower() == ".json":
+            entries = _in_order(parse_json(data, path.name))
+        else:
+            entries = [line.strip() for line in data.decode().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise refusal(f"{key}: expected names, or a .txt or .json file. Received: {path}{_why(error)}") from error
+    if not entries:
+        raise refusal(f"{key}: expected a list of names in {path}. Received: {data[:60]!r}.")
+    lists = [entry if isinstance(entry, list) and entry else [entry] for entry in entries]
+    same = Counter(str(entry[-1]) for entry in lists)
+    names = (
+        f"{entry[-1]} ({entry[0]})" if entry[1:] and same[str(entry[-1])] > 1 else str(entry[-1]) for entry in lists
+    )
+    return _each_once(tuple(map(as_text, names)), key, refusal)
 
 
 def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
@@ -60,28 +107,7 @@ def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
     return dataclasses.replace(images, classes=names, splits=splits)
 
 
-def data_class_names(config: Data, folder: Path) -> list[str] | None:
-    """The names that ``data.classes`` gives, in the order of the outputs; None where labels are names themselves.
-
-    The forms of the file are those of ``model.classes``. ``classes.json`` or ``classes.txt`` beside the data is taken
-    too. Of two classes with one name (ImageNet has two cranes) the id keeps them apart.
-
-    Raises:
-        DataMissingError: the file does not exist.
-        DataError: it holds something else, or one name twice.
-    """
-    path = _classes_file(config, folder)
-    if path is None:
-        return None
-    entries = _read(path, "data.classes", DataError)
-    names = Counter(name for _, name in entries)
-    unique = [f"{name} ({key})" if key and names[name] > 1 else name for key, name in entries]
-    if twice := sorted(name for name, count in Counter(unique).items() if count > 1):
-        raise DataError(f"data.classes: expected each name once. Received: {listed(twice)} twice in {path}.")
-    return unique
-
-
-def _classes_file(config: Data, folder: Path) -> Path | None:
+def _file_of_data(config: Data, folder: Path) -> Path | None:
     if config.classes == IMAGENET:
         from pipeline.download import IMAGENET_CLASSES, DownloadError, fetch
 
@@ -98,41 +124,27 @@ def _classes_file(config: Data, folder: Path) -> Path | None:
     return next((path for path in beside if config.source == "csv" and path.is_file()), None)
 
 
-def _read(path: Path, key: str, refusal: type[ProjectError]) -> list[tuple[str, str]]:
-    """The classes in a file, in their order: the id of each ("" where it has none) and its name.
+def _in_order(tree: Any) -> list[Any]:
+    """The entries of a JSON file by their index; empty where it is of another form."""
+    if isinstance(tree, dict) and all(isinstance(index, int) for index in tree.values()):
+        return sorted(tree, key=lambda name: tree[name])
+    if isinstance(tree, dict) and all(index.isdecimal() and len(index) <= MOST_DIGITS for index in tree):
+        return [tree[index] for index in sorted(tree, key=int)]
+    return tree if isinstance(tree, list) else []
 
-    A text file has a name a line. JSON is a list of names, a list of lists that begin with an id and end in the name
-    (as Keras lists the classes of ImageNet), or an object of index to either or of name to index (``class_indices``
-    of Keras' generators).
 
-    Args:
-        path: the file.
-        key: of the recipe, for the message.
-        refusal: what is raised where the file is missing or of another form.
-    """
-    expected = f"{key}: expected names, or a .txt or .json file. Received: {path}"
-    try:
-        data = read_bounded(path)
-        if path.suffix.lower() != ".json":
-            tree = [line.strip() for line in data.decode().splitlines() if line.strip()]
-        else:
-            tree = parse_json(data, path.name)
-    except FileNotFoundError as error:
-        raise refusal(f"{expected}, which does not exist.") from error
-    except UnicodeDecodeError as error:
-        raise refusal(f"{expected}, which is no UTF-8 text. Save it as UTF-8.") from error
-    except OSError as error:
-        raise refusal(f"{expected}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise refusal(f"{expected}: {error}.") from error
-    if isinstance(tree, dict) and all(isinstance(v, int) for v in tree.values()):
-        tree = sorted(tree, key=lambda name: tree[name])
-    elif isinstance(tree, dict) and all(k.isdecimal() and len(k) <= MOST_DIGITS for k in tree):
-        tree = [tree[k] for k in sorted(tree, key=int)]
-    if not tree or not isinstance(tree, list):
-        raise refusal(f"{key}: expected a list of names in {path}. Received: {data[:60]!r}.")
-    parts = [[str(part) for part in item] if isinstance(item, list) and item else [str(item)] for item in tree]
-    return [("" if len(item) < 2 else item[0], item[-1]) for item in parts]
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return ", which does not exist."
+    if isinstance(error, UnicodeDecodeError):
+        return ", which is no UTF-8 text. Save it as UTF-8."
+    return f": {getattr(error, 'strerror', None) or error}."
+
+
+def _each_once(names: tuple[str, ...], key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
+    if twice := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise refusal(f"{key}: expected each name once. Received: {listed(twice)} more than once.")
+    return names
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

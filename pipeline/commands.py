@@ -14,7 +14,7 @@ from export.driver import driver_status
 from pipeline import cli
 from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
-from pipeline.command_line import recipe_options
+from pipeline.command_line import Invocation
 from pipeline.config import dump_yaml, to_dict
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
@@ -194,8 +194,8 @@ def _more_images(result: Verified, most: int) -> str:
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's JSON line. It is a process of its own, whose memory and threads nothing else has touched."""
-    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--json"]
-    command += recipe_options(args.overrides, args.artifacts)
+    options = Invocation(args.config, args.artifacts, args.overrides).options
+    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), *options, "--json"]
     flags = ("force", "explain", "no_wait", "quiet", "verbose")
     command += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
     status, said = run_child_for_output(command)

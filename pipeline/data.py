@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -266,10 +265,6 @@ class Pixels:
         """Every readable sample at once: (uint8 NHWC, int64 labels)."""
         none = np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)
         return next(self.batches(samples, max(1, len(samples)), description), none)
-
-    def result(self) -> dict[str, Any]:
-        """What the manifest records of it."""
-        return {"skipped_images": self.skipped} if self.skipped else {}
 
     def _try(self, sample: Sample) -> np.ndarray | ImageError:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import sys
@@ -17,6 +16,7 @@ from export.records import to_json
 from export.versions import is_checked, no_support, unproven
 from pipeline.environment import refuses_all
 from pipeline.machine import describe_cpu
+from pipeline.machine import version_of as _installed
 from pipeline.manifest import ROOT
 from pipeline.mending import driver_lines, newer_than_driver, python_line, tensorrt_lines
 from pipeline.runners.providers import why_not
@@ -231,13 +231,6 @@ def _packages(requirements: Path) -> dict[str, Package]:
         state = OK if fits else WARN if here else BAD
         found[requirement.name] = Package(here, str(requirement.specifier), state)
     return found
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _tensorrt(flavour: str, driver: DriverStatus) -> Library:

@@ -26,7 +26,6 @@ from pipeline.words import count, listed
 RATIO, SMALL = 100, 32 * 2**20
 ARRAYS = "arrays as numpy.savez writes them"
 LONGEST_HEADER = 10_000  # as numpy
-# RuntimeError: a password, or headers within headers.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -36,7 +35,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
-    RuntimeError,
+    RecursionError,
 )
 
 
@@ -51,7 +50,7 @@ def array_names(path: Path, expected: str = ARRAYS) -> list[str]:
         FileNotFoundError: no such file.
         DataError: not an .npz file.
     """
-    with _refusing(expected, path), open_zip(path) as archive:
+    with _reading(path, expected), open_zip(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -68,7 +67,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = 
         DataError: not an .npz file, an array is missing, holds objects, or promises other than what is there; or the
             archive unpacks to far more than its size.
     """
-    with _refusing(expected, path), open_zip(path) as archive:
+    with _reading(path, expected), open_zip(path) as archive:
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
         chosen = list(members) if names is None else list(names)
         if lacking := [name for name in chosen if name not in members]:
@@ -92,7 +91,7 @@ def read_array(path: Path, most: int) -> np.ndarray:
         FileNotFoundError: no such file.
         DataError: not an .npy file, objects, more values, or a header that promises other than what is there.
     """
-    with _refusing("an array as numpy.save writes it", path), path.open("rb") as file:
+    with _reading(path, "an array as numpy.save writes it"), path.open("rb") as file:
         shape = _check_header(file, path.stat().st_size)
         if math.prod(shape) > most:
             raise ValueError(f"shape {shape}, more than {most:,} values")
@@ -141,14 +140,14 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _refusing(expected: str, path: Path) -> Iterator[None]:
-    """Make whatever zipfile and numpy say of a damaged file one error; that there is no such file passes."""
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into one error that names it; a file that is not there stays what it is."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except _UNREADABLE as error:
-        reason = (str(error) or type(error).__name__)[:500]
+    except (*_UNREADABLE, RuntimeError) as error:  # RuntimeError: a password
+        reason = str(error) or type(error).__name__
         raise DataError(
-            f"Expected {expected} in {path}. Received: {reason}. Copy it again, or write it anew."
+            f"Expected {expected} in {path}. Received: {reason[:500]}. Copy it again, or write it anew."
         ) from error

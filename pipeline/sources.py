@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.class_names import data_class_names
+from pipeline.class_names import data_names
 from pipeline.errors import DataError, ImageError
 from pipeline.files import sha256_bytes
 from pipeline.folders import (
@@ -125,8 +125,8 @@ def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _named(config: Data, path: Path, classes: int) -> list[str]:
-    names = data_class_names(config, path.parent)
+def _named(config: Data, path: Path, classes: int) -> Sequence[str]:
+    names = data_names(config, path.parent)
     if names is None:
         return [str(i) for i in range(classes)]
     if len(names) < classes:
@@ -161,7 +161,7 @@ def _folder(config: Data, root: Path) -> Found:
     if not rows:
         raise DataError(why_no_images(config, root, others))
     found = {label for _, label, _ in rows}
-    classes = data_class_names(config, root) or natural_order(found)
+    classes = data_names(config, root) or natural_order(found)
     if unknown := sorted(found - set(classes)):
         raise DataError(f"data.classes: expected a name for each class. Received: none for {listed(unknown)}.")
     if not config.label_pattern and (odd := why_groups(root, found)):
@@ -212,7 +212,7 @@ def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
 
 
 def _hashed(
-    rows: Sequence[tuple[Path, str, int, str | None]], classes: list[str], others: Mapping[str, int] | None = None
+    rows: Sequence[tuple[Path, str, int, str | None]], classes: Sequence[str], others: Mapping[str, int] | None = None
 ) -> Found:
     """The images of (path, name, label, ready-made split); each file is opened once, and those that are none named."""
     samples: list[Sample] = []

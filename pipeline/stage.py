@@ -15,7 +15,7 @@ from export.records import from_json
 from pipeline.agreement import refuse_disagreement
 from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard, read_card
-from pipeline.class_names import class_names, in_model_order
+from pipeline.class_names import in_model_order, model_names
 from pipeline.command_line import Invocation
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
@@ -97,11 +97,6 @@ class Context:
         """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste."""
         return self.invocation.command(verb, python)
 
-    @property
-    def options(self) -> list[str]:
-        """The options that repeat the overrides and the artifacts folder, as words of a command line."""
-        return self.invocation.options
-
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.
 
@@ -146,7 +141,7 @@ class Context:
     def _deal(self, damaged: Mapping[str, str], known: Sequence[Unreadable]) -> ImageSet:
         recipe = self.recipe
         images = deal(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
-        images = in_model_order(images, class_names(recipe.model.classes))
+        images = in_model_order(images, model_names(recipe.model.classes))
         for level, line in images.told(recipe.model.finished, known):
             self.say_once(level, line)
         return images

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.class_names import data_class_names
+from pipeline.class_names import data_names
 from pipeline.errors import DataError
 from pipeline.recipe import Columns, Data
 from pipeline.samples import SPLIT_NAMES, natural_order
@@ -17,7 +17,7 @@ from pipeline.words import count, listed
 LONGEST_LINE = 2**20  # characters
 
 
-def read_tables(config: Data, path: Path) -> tuple[list[tuple[Path, int, str | None]], list[str]]:
+def read_tables(config: Data, path: Path) -> tuple[list[tuple[Path, int, str | None]], Sequence[str]]:
     """Images, each with its label and ready-made split, and classes of a CSV file, or of a folder with one a split.
 
     A folder's tables are ``<split>.csv`` or ``<split>_labels.csv``. Paths are relative to the table, or to the folder
@@ -40,7 +40,7 @@ def read_tables(config: Data, path: Path) -> tuple[list[tuple[Path, int, str | N
             f"Paths are relative to the table's folder{slashes}."
         )
     labels = list(dict.fromkeys(label for _, label, _ in found))
-    names = data_class_names(config, path if path.is_dir() else path.parent)
+    names = data_names(config, path if path.is_dir() else path.parent)
     classes = names if names is not None else natural_order(labels)
     numbers = {name: index for index, name in enumerate(classes)}
     if names is not None and not set(labels) <= set(numbers):  # not names, so positions

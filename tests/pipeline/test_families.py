@@ -21,8 +21,8 @@ from pipeline.model_safety import scan_config
 from pipeline.models import build_classifier, preprocessing_of
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
-from pipeline.stages.train import train
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.training import train
 from tests.conftest import make_colour_images
 
 start_tensorflow()

@@ -176,7 +176,7 @@ def test_a_permission_is_handed_over_and_decides_nothing(toy: Toy) -> None:
 
 def test_what_is_derived_of_a_file_decides_in_its_place(toy: Toy) -> None:
     def length(artifacts: Artifacts, recorded: object) -> dict[str, str]:
-        return {"length": str(len(artifacts.required("earlier/a.txt").read_text()))}
+        return {"length": str(len(artifacts.path("earlier/a.txt").read_text()))}
 
     stage = toy.stage(Derived(("earlier/a.txt",), length))
     execute(stage, toy.context())
