@@ -106,14 +106,13 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
                 f"Expected a model that can be deployed, for a recipe in {recipe}. Received: {path}, which cannot; "
                 "the lines above say why. Nothing was written."
             )
-        return to_json(facts)
-    if recipe is not None:
+    elif recipe is not None:
         write_atomic(recipe, facts.recipe)
         print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}")
-        return to_json(facts)
-    recipe = _destination(path)
-    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}\n")
-    print(facts.recipe, end="")
+    else:
+        new = _destination(path)
+        print(f"\nrecipe to start from: save it as {new}, fill in {_open_keys(facts.recipe)}, then: {_run(new)}\n")
+        print(facts.recipe, end="")
     return to_json(facts)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.bounded_yaml import inline_yaml, set_option
 from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
@@ -100,7 +100,7 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
         A sentence that follows the message; empty where there is nothing to say.
     """
     try:
-        written = list(_written(recipe_path, overrides))
+        written = _written(recipe_path, overrides)
     except (PipelineError, OSError):
         return ""
     for path in written:
@@ -111,10 +111,10 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
         there = Path(os.path.normpath(path.other / Path(path.text).expanduser()))  # links stay as they are named
         if str(here) not in message or here.exists() or not there.exists():
             continue
-        section, _, key = path.key.rpartition(".")
         if path.by_option:
             line = set_option(path.key, os.path.relpath(there))
             return f" It exists beside the recipe; a path in --set is relative to the working directory. Write: {line}"
+        section, _, key = path.key.rpartition(".")
         line = f"{key}: {inline_yaml(os.path.relpath(there, path.base))}"
         return (
             f" It exists in the working directory; a path in a recipe is relative to the recipe's file. "
@@ -123,18 +123,16 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     return ""
 
 
-def _written(recipe_path: Path, overrides: Sequence[str]) -> Iterator[_Written]:
+def _written(recipe_path: Path, overrides: Sequence[str]) -> list[_Written]:
     """The paths in force: the last one that was given of each key."""
     folder, here = recipe_path.resolve().parent, Path.cwd()
     last: dict[str, _Written] = {}
-    trees: list[tuple[dict[str, Any], Path, Path]] = [(read_yaml(recipe_path), folder, here)]
-    trees += [(override_tree(override), here, folder) for override in overrides]
-    for place, (tree, base, other) in enumerate(trees):
-        for dotted in PATH_KEYS:
-            section, key = section_of(tree, dotted)
-            if key in section:
-                value = section[key]
-                last.pop(dotted, None)
-                if isinstance(value, str):
-                    last[dotted] = _Written(dotted, value, base, other, place > 0)
-    return iter(last.values())
+    trees = [read_yaml(recipe_path), *map(override_tree, overrides)]
+    for (place, tree), dotted in itertools.product(enumerate(trees), PATH_KEYS):
+        section, key = section_of(tree, dotted)
+        if key in section:
+            last.pop(dotted, None)
+        if isinstance(section.get(key), str):
+            base, other = (here, folder) if place else (folder, here)
+            last[dotted] = _Written(dotted, section[key], base, other, place > 0)
+    return list(last.values())
