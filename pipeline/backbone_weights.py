@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.files import digest_of
+from pipeline.archive_files import open_zip
 from pipeline.download import fetch
 from pipeline.errors import ModelError
 from pipeline.foreign_files import HEAD, describe_file
@@ -20,7 +21,6 @@ from pipeline.model_settings import check_published
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import IMAGENET, Model
 from pipeline.words import listed
-from pipeline.zip_files import open_zip
 
 if TYPE_CHECKING:
     import keras

@@ -20,8 +20,8 @@ from export.errors import ProjectError
 from export.sidecar import REBUILD
 from pipeline.command_line import ARTIFACTS, invocation_of
 from pipeline.config import load_recipe
-from pipeline.disk_space import sentence
 from pipeline.errors import notes
+from pipeline.output_files import sentence
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import Context
 from pipeline.stopping import Terminated, status_of, terminated_as_interrupted

@@ -238,7 +238,7 @@ def _hash_file(path: Path) -> str | ImageError:
 def _csv(config: Data, path: Path) -> Found:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
-    return _hashed([(row.path, _name_below(row.path, base), row.label, row.ready) for row in rows], classes)
+    return _hashed([(image, _name_below(image, base), label, ready) for image, label, ready in rows], classes)
 
 
 def _name_below(path: Path, base: Path) -> str:

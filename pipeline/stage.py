@@ -20,7 +20,6 @@ from pipeline.command_line import Invocation
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
-from pipeline.disk_space import require_space, saying_what_is_full
 from pipeline.errors import PipelineError, add_note
 from pipeline.files import sha256_file, sha256_json, sha256_path
 from pipeline.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
@@ -38,14 +37,15 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.model_settings import check_with_classes
+from pipeline.output_files import require_space, saying_what_is_full
 from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import where_else
+from pipeline.recipe_rules import unread_by_finished
 from pipeline.runners.options import RuntimeOptions
 from pipeline.samples import Found, Unreadable
 from pipeline.sources import read_source
 from pipeline.split_sizes import check_split_sizes, needed_images
-from pipeline.unread_keys import unread_by_finished
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.data import ImageSet, Pixels, Sample
 from pipeline.decode_spec import DecodeSpec
-from pipeline.disk_space import require_space
 from pipeline.errors import ImageError
 from pipeline.files import write_json
 from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
+from pipeline.output_files import require_space
 from pipeline.recipe import Recipe
 from pipeline.stages.train import Trained
 from pipeline.taking_over import take_over

@@ -140,7 +140,6 @@ def test_splits_are_disjoint_sorted_and_complete(photos: Path) -> None:
     for split in SPLITS:
         digests = [s.sha256 for s in images.splits[split]]
         assert digests == sorted(digests)
-        assert images.labels(split).tolist() == [s.label for s in images.splits[split]]
     assert images.classes == ("a", "b")
     assert all(images.classes[s.label] == s.name.split("/")[0] for s in images.splits["train"])
 
