@@ -43,15 +43,12 @@ def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto
     if old == new:
         return copy_model(model)
     graph = model.graph
-    taken = {*producers(graph), *constants(graph), *(i.name for i in graph.input)}
-    if new in taken:
+    if new in {*producers(graph), *constants(graph), *(i.name for i in graph.input)}:
         raise ExportError(f"Expected a free tensor name. Received: {new!r} (choose another name).")
     result = copy_model(model)
     replace_input(result.graph, old, new)
     for node in result.graph.node:
-        for index, name in enumerate(node.output):
-            if name == old:
-                node.output[index] = new
+        node.output[:] = [new if name == old else name for name in node.output]
     for info in (*result.graph.input, *result.graph.output, *result.graph.value_info, *result.graph.initializer):
         if info.name == old:
             info.name = new
@@ -141,10 +138,8 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
     result.graph.node.append(
         helper.make_node("Softmax", [logits], [probabilities], f"{probabilities}/Softmax", axis=-1)
     )
-    info = onnx.ValueInfoProto()
-    info.CopyFrom(source)
-    info.name = probabilities
-    result.graph.output.append(info)
+    result.graph.output.add().CopyFrom(source)
+    result.graph.output[-1].name = probabilities
     return topological_sort(result)
 
 
@@ -158,10 +153,9 @@ def append_top_k(
     Raises:
         ExportError: If `probabilities` is no output (batch, classes) of the model, or has fewer than k classes.
     """
-    source = next((o for o in model.graph.output if o.name == probabilities), None)
+    listed = [o.name for o in model.graph.output]
     shape = tensor_shapes(model).get(probabilities, ())
-    if source is None or len(shape) != 2 or not isinstance(shape[1], int):
-        listed = [o.name for o in model.graph.output]
+    if probabilities not in listed or len(shape) != 2 or not isinstance(shape[1], int):
         raise ExportError(
             f"Expected an output {probabilities!r} of shape (batch, classes). Received: {listed}, {shape} "
             "(append the softmax first)."
@@ -182,9 +176,5 @@ def append_top_k(
         ]
     )
     for name, kind in ((values, TensorProto.FLOAT), (indices, TensorProto.INT32)):
-        info = onnx.ValueInfoProto()
-        info.CopyFrom(source)
-        info.name, info.type.tensor_type.elem_type = name, kind
-        info.type.tensor_type.shape.dim[1].dim_value = k
-        graph.output.append(info)
+        graph.output.append(helper.make_tensor_value_info(name, kind, [shape[0], k]))
     return topological_sort(result)
