@@ -32,9 +32,7 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         totals = [begin + end for begin, end in zip(pads[:half], pads[half:])]
         if all(total >= 0 for total in totals):
             continue
-        begins = [begin if total >= 0 else 0 for begin, total in zip(pads[:half], totals)]
-        ends = [end if total >= 0 else 0 for end, total in zip(pads[half:], totals)]
-        set_attribute(node, "pads", begins + ends)
+        set_attribute(node, "pads", [pad if total >= 0 else 0 for pad, total in zip(pads, totals * 2)])
         output, bare = node.output[0], f"{node.output[0]}/unpadded"
         node.output[0] = bare
         amounts = np.asarray([0] * (half + 4) + [max(0, -total) for total in totals], dtype=np.int64)

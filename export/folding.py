@@ -59,9 +59,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         if conv.input[1] not in table or any(name and name not in table for name in conv.input[2:]):
             continue
         weight = numpy_helper.to_array(table[conv.input[1]]).astype(np.float64)
-        channels = weight.shape[0]
-        has_bias = len(conv.input) > 2 and bool(conv.input[2])
-        bias = numpy_helper.to_array(table[conv.input[2]]).astype(np.float64) if has_bias else np.zeros(channels)
+        bias = numpy_helper.to_array(table[conv.input[2]]) if any(conv.input[2:]) else np.zeros(weight.shape[0])
         tail, folded = conv.output[0], 0
         while tail not in outputs and len(readers.get(tail, ())) == 1:
             node = readers[tail][0]
@@ -252,8 +250,7 @@ def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.Mod
         node = readers[tensor][0]
         to_nchw = node.op_type == "Transpose" and list(attribute(node, "perm", [])) == [0, 3, 1, 2]
         padded = _constant_pad(node, table)
-        padding = padded is not None and padded[1] == 0
-        if to_nchw or padding:
+        if to_nchw or (padded is not None and padded[1] == 0):
             tensor = node.output[0]
         elif node.op_type == "Conv" and attribute(node, "group", 1) == 1 and node.input[1] in table:
             trained = numpy_helper.to_array(table[node.input[1]])

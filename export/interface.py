@@ -66,8 +66,10 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
         ExportError: If the model has not one float32 input of shape (batch, height, width, 3).
     """
     if len(model.graph.input) != 1:
-        names = [i.name for i in model.graph.input]
-        raise ExportError(f"Expected a model with one input. Received: {names} (export a single-input model).")
+        raise ExportError(
+            f"Expected a model with one input. Received: {[i.name for i in model.graph.input]} "
+            "(export a single-input model)."
+        )
     tensor = model.graph.input[0].type.tensor_type
     dims = [d.dim_value for d in tensor.shape.dim]
     if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or dims[3] != 3:
@@ -131,14 +133,13 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
         ExportError: If `logits` is no output of the model.
     """
     result = copy_model(model)
-    source = next((o for o in result.graph.output if o.name == logits), None)
-    if source is None:
-        names = [o.name for o in result.graph.output]
-        raise ExportError(f"Expected an output {logits!r}. Received: {names} (rename the output first).")
+    outputs = {o.name: o for o in result.graph.output}
+    if logits not in outputs:
+        raise ExportError(f"Expected an output {logits!r}. Received: {list(outputs)} (rename the output first).")
     result.graph.node.append(
         helper.make_node("Softmax", [logits], [probabilities], f"{probabilities}/Softmax", axis=-1)
     )
-    result.graph.output.add().CopyFrom(source)
+    result.graph.output.add().CopyFrom(outputs[logits])
     result.graph.output[-1].name = probabilities
     return topological_sort(result)
 

@@ -136,10 +136,15 @@ def export_keras(
     check_interface(result, input_name, full | best)
     graph.check_model(result)
     check_answers(result, logits, preprocessing)
-    file = graph.save_model(result, path)
+    graph.save_model(result, path)
     after = graph.op_counts(result)
-    operators = ", ".join(f"{number} {op}" for op, number in after.items())
-    logger.info("  %s: opset %d, %s: %s", file.name, opset, count(sum(after.values()), "node"), operators)
+    logger.info(
+        "  %s: opset %d, %s: %s",
+        os.path.basename(path),
+        opset,
+        count(sum(after.values()), "node"),
+        ", ".join(f"{number} {op}" for op, number in after.items()),
+    )
     return ExportSummary(
         opset=graph.opset(result),
         input_size=(height, width),
@@ -153,8 +158,7 @@ def export_keras(
 
 def _input_size(model: keras.Model) -> tuple[int, int]:
     shape = tuple(getattr(model, "input_shape", None) or ()) if getattr(model, "inputs", None) else ()
-    fixed = len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
-    if not fixed or shape[3] != 3 or shape[0] is not None:
+    if len(shape) != 4 or shape[0] is not None or None in shape[1:] or shape[3] != 3:
         raise ExportError(
             f"Expected a model with one input of shape (None, height, width, 3). Received: {shape} "
             "(build it for one image size, with a free batch)."
@@ -187,8 +191,9 @@ def _check_policy(model: keras.Model) -> None:
 
 def _tree(model: keras.Model) -> LayerTree:
     """Returns the layers by name, and with them the operations of keras.ops, which are no layers."""
-    parts = getattr(model, "operations", model.layers)
-    return {part.name: _tree(part) if hasattr(part, "layers") else {} for part in parts}
+    return {
+        part.name: _tree(part) if hasattr(part, "layers") else {} for part in getattr(model, "operations", model.layers)
+    }
 
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:

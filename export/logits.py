@@ -101,9 +101,8 @@ def end_of(model: keras.Model) -> End:
     tensor, said_linear = _behind(model.outputs[0])
     operation, inputs = _source(tensor)
     kind, name = type(operation).__name__, _activation_of(operation)
-    if name in (None, "linear"):
-        linear = name == "linear" or said_linear or kind in _LINEAR_LAYERS
-        return End(operation, "linear" if linear else None, False)
+    if name == "linear" or (name is None and (said_linear or kind in _LINEAR_LAYERS)):
+        return End(operation, "linear", False)
     removable = name in ("softmax", "sigmoid") and len(inputs) == 1
     if name == "softmax":
         axis = getattr(operation, "axis", -1)

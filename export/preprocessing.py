@@ -188,14 +188,13 @@ class PreprocessingSpec:
         Args:
             values: Whether a mean image is there with all its values, or by its hash, for people. Defaults to True.
         """
-        image = {} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}
         return {
             "mode": self.mode,
             "channel_order": self.channel_order,
             "mean": list(self.mean),
             "scale": list(self.scale),
             **({"grey": True} if self.grey else {}),
-            **image,
+            **({} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}),
         }
 
     @classmethod

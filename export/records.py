@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from export.bounded_json import parse_json, read_bounded
 from export.errors import ProjectError
@@ -58,7 +58,7 @@ def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = 
                 found = "an object without the key 'schema'"
             raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
     try:
-        return _record(kind, tree, "")
+        return cast(T, _record(kind, tree, ""))
     except _MismatchError as mismatch:
         key, expected, received = mismatch.args
         wanted = f"'{key}' of type {expected}" if key else expected
@@ -111,7 +111,7 @@ def _schema(kind: Any) -> int | None:
     return default if isinstance(default, int) else None
 
 
-def _record(kind: type[T], tree: Any, key: str) -> T:
+def _record(kind: Any, tree: Any, key: str) -> Any:
     fields = _fields(kind)
     known = {name for name, _, _ in fields}
     if unknown := [name for name in _object(tree, key) if name not in known]:

@@ -83,8 +83,7 @@ def resizing_matrix(node: onnx.NodeProto, axis: int, before: int, parameters: li
         before: Its size.
         parameters: The operation's further inputs: the new size, and for ScaleAndTranslate scale and translation.
     """
-    units = np.eye(before, dtype=np.float32)[None, :, None, :]
-    return np.asarray(_kernel(node, axis, parameters)(images=units))[0, :, 0, :]
+    return np.asarray(_kernel(node, axis, parameters)(images=np.eye(before, dtype=np.float32)[None, :, None]))[0, :, 0]
 
 
 def _matrices(

@@ -116,8 +116,7 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 def _first_line(error: Exception) -> str:
     """Returns what an error says, without the arguments that Keras lists below it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300]
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])[:300]
 
 
 def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) -> list[list[np.ndarray]]:
@@ -154,8 +153,7 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
     try:
         operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
         with keras.device("cpu:0"):
-            every_layer = keras.Model(source.inputs, [operation.output for operation in operations])
-            values = every_layer([inputs], training=False)
+            values = keras.Model(source.inputs, [o.output for o in operations])([inputs], training=False)
         every = copy_model(model)
         names = [name for node in model.graph.node for name in node.output if name]
         del every.graph.output[:]

@@ -182,8 +182,7 @@ def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool
             continue
         branch = onnx.GraphProto()
         branch.CopyFrom(attribute(node, "then_branch" if bool(decision.reshape(())) else "else_branch"))
-        local = {name for inner in branch.node for name in inner.output if name} | set(constants(branch))
-        renamed = {name: f"{node.name}/{name}" for name in local}
+        renamed = {name: f"{node.name}/{name}" for name in (*producers(branch), *constants(branch))}
         for inner in branch.node:
             inner.name = f"{node.name}/{inner.name}"
             inner.output[:] = [renamed.get(name, name) for name in inner.output]

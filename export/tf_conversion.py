@@ -30,8 +30,8 @@ def _inline_everything(definition: Any) -> None:
 
     Keras computes a grouped convolution on a CPU in such a function, and tf2onnx takes none.
     """
-    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    for holder in (*nodes, *definition.library.function):
+    functions = definition.library.function
+    for holder in (*definition.node, *functions, *(node for function in functions for node in function.node_def)):
         for name in ("_XlaMustCompile", "_noinline"):
             if name in holder.attr:
                 del holder.attr[name]
