@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
-from benchmarks.installed import installed
-from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
+from benchmarks.scenarios import installed, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
+from benchmarks.timing import measure
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
@@ -57,7 +57,12 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
     wanted = installed(scenarios(inputs.root, batches))
     card = read_card(inputs.path(CARD))
-    options = Options(seconds_each=asked.seconds, warmup_seconds=asked.warmup_seconds, min_samples=asked.min_samples)
+    timing = partial(
+        measure,
+        seconds_each=asked.seconds,
+        warmup_seconds=asked.warmup_seconds,
+        min_samples=asked.min_samples,
+    )
     before = gpu_snapshot()
     with progress_bar(
         total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
@@ -70,7 +75,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
             done[name] = percent
 
         opener = partial(open_scenario, runtime=settings.runtime, card=card, allow=settings.model.allow)
-        results = run_scenarios(wanted, opener, card.size, options, progress)
+        results = run_scenarios(wanted, opener, card.size, timing, progress)
     content = BenchmarkReport(
         recipe=settings.name,
         model=TimedModel(card.size, len(card.classes)),

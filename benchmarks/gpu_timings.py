@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,11 @@ INCLUDES: Mapping[Measures, str] = {
     "stream pinned": "as stream, from page-locked memory that the runner gave",
     "compute": "the engine or model alone, by CUDA events: pixels and results on the GPU, no copy over the bus",
 }
-_NUMBERS = ("n", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "images_per_second", "p99_is_near_max")
 
 
 def words_of(error: BaseException) -> str:
     """What an error says; with its kind, unless it is one of ours, which are sentences."""
-    ours = isinstance(error, ProjectError)
-    return str(error) if ours else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}"
 
 
 def time_engines(
@@ -155,10 +153,10 @@ def why_without_peers(model: Path) -> str:
 
 def why_without_graph(runner: TensorRTRunner, batch: int) -> str:
     """Why a batch that was asked to run by a CUDA graph does not; "" where it does."""
-    if (why := runner.graph_refusals.get(batch)) is not None:
-        return f"no CUDA graph was made for batches of {batch}: {why}"
-    made = batch in runner.graph_batches
-    return "" if made else f"no CUDA graph was made for batches of {batch}, and nobody said why"
+    if batch in runner.graph_batches and batch not in runner.graph_refusals:
+        return ""
+    why = f": {runner.graph_refusals[batch]}" if batch in runner.graph_refusals else ", and nobody said why"
+    return f"no CUDA graph was made for batches of {batch}{why}"
 
 
 def _streamed(pixels: np.ndarray, batch: int) -> int:
@@ -213,12 +211,12 @@ def _time_in_turns(turns: Sequence[_Turn], by_events: bool, seconds: float) -> l
     )
     rows = []
     for key, turn in by_key.items():
-        row, error = turn.row, turn.error or turn.doubt()
-        numbers: dict[str, Any] = {}
+        error = turn.error or turn.doubt()
+        row = {**turn.row, "includes": INCLUDES[turn.row["measures"]], "error": error}
         if error:
             log.warning("%s: %s", key, error)
         else:
-            summary = summarize(list(samples[key]), row["batch"] * row["batches"])
-            numbers = {name: getattr(summary, name) for name in _NUMBERS}
-        rows.append(TimedRow(**row, includes=INCLUDES[row["measures"]], error=error, **numbers))
+            row |= asdict(summarize(samples[key], row["batch"] * row["batches"]))
+            del row["percentile_method"]
+        rows.append(TimedRow(**row))
     return rows

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from export.convolutions import set_attribute
 from export.errors import ExportError
 from export.graph import attribute, constants, consumers, copy_model, producers, tensor_shapes, topological_sort
 
@@ -58,9 +59,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         if conv.input[1] not in table or any(name and name not in table for name in conv.input[2:]):
             continue
         weight = numpy_helper.to_array(table[conv.input[1]]).astype(np.float64)
-        channels = weight.shape[0]
-        has_bias = len(conv.input) > 2 and bool(conv.input[2])
-        bias = numpy_helper.to_array(table[conv.input[2]]).astype(np.float64) if has_bias else np.zeros(channels)
+        bias = numpy_helper.to_array(table[conv.input[2]]) if any(conv.input[2:]) else np.zeros(weight.shape[0])
         tail, folded = conv.output[0], 0
         while tail not in outputs and len(readers.get(tail, ())) == 1:
             node = readers[tail][0]
@@ -147,9 +146,9 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
         ):
             unpadded = attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET" and not any(attribute(pool, "pads", [0]))
             if unpadded and not attribute(pool, "ceil_mode", 0):
-                _set_padding(pool, "auto_pad", "VALID")
+                set_attribute(pool, "auto_pad", "VALID", instead_of=["pads"])
             continue
-        _set_padding(pool, "pads", pads)
+        set_attribute(pool, "pads", pads, instead_of=["auto_pad"])
         source = made.get(pad.input[0])
         dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may lie in the padding alone
         if value != 0 or source is None or source.op_type != "Relu" or dilated:
@@ -210,13 +209,6 @@ def _taps(pool: onnx.NodeProto, shape: Sequence[int | str | None]) -> _Taps | No
     return _Taps(sides, kernel, pads, positions)
 
 
-def _set_padding(pool: onnx.NodeProto, name: str, value: str | list[int]) -> None:
-    """Gives a pool its padding, as an attribute of that name, and no other (in place)."""
-    for item in [item for item in pool.attribute if item.name in ("pads", "auto_pad")]:
-        pool.attribute.remove(item)
-    pool.attribute.append(onnx.helper.make_attribute(name, value))
-
-
 def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:
     """Puts a Max with a constant border behind a MaxPool, which keeps the name of what both make (in place)."""
     result = pool.output[0]
@@ -231,16 +223,11 @@ def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tu
     """Returns begins and ends of a constant Pad's spatial axes and its value, None for any other Pad."""
     if pad.op_type != "Pad" or attribute(pad, "mode", b"constant") != b"constant":
         return None
-    if pad.input[1] not in table or any(pad.input[3:]):
+    amounts, fill = pad.input[1], pad.input[2] if len(pad.input) > 2 else ""
+    if amounts not in table or (fill and fill not in table) or any(pad.input[3:]):
         return None
-    value = 0.0
-    if len(pad.input) > 2 and pad.input[2]:
-        if pad.input[2] not in table:
-            return None
-        value = float(numpy_helper.to_array(table[pad.input[2]]).reshape(()))
-    amounts = [int(v) for v in numpy_helper.to_array(table[pad.input[1]])]
-    half = len(amounts) // 2
-    begins, ends = amounts[:half], amounts[half:]
+    value = float(numpy_helper.to_array(table[fill]).reshape(())) if fill else 0.0
+    begins, ends = numpy_helper.to_array(table[amounts]).reshape(2, -1).tolist()
     return None if any(begins[:2] + ends[:2]) else (begins[2:] + ends[2:], value)
 
 
@@ -263,8 +250,7 @@ def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.Mod
         node = readers[tensor][0]
         to_nchw = node.op_type == "Transpose" and list(attribute(node, "perm", [])) == [0, 3, 1, 2]
         padded = _constant_pad(node, table)
-        padding = padded is not None and padded[1] == 0
-        if to_nchw or padding:
+        if to_nchw or (padded is not None and padded[1] == 0):
             tensor = node.output[0]
         elif node.op_type == "Conv" and attribute(node, "group", 1) == 1 and node.input[1] in table:
             trained = numpy_helper.to_array(table[node.input[1]])

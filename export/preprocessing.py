@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +61,7 @@ class MeanImage:
     data: bytes
 
     def __post_init__(self) -> None:
-        size = 4
-        for side in self.shape:
-            size *= side
-        if min(self.shape) < 1 or len(self.data) != size:
+        if min(self.shape) < 1 or len(self.data) != 4 * math.prod(self.shape):
             raise ExportError(
                 f"Expected the float32 values of a mean image of shape {self.shape}. Received: "
                 f"{count(len(self.data), 'byte')}."
@@ -137,8 +135,7 @@ class PreprocessingSpec:
     @property
     def order(self) -> tuple[int, int, int]:
         """For each channel of the result, its index in the RGB pixels."""
-        a, b, c = _ORDERS[self.channel_order]
-        return a, b, c
+        return _ORDERS[self.channel_order]
 
     @classmethod
     def from_mode(cls, mode: str) -> PreprocessingSpec:
@@ -191,14 +188,13 @@ class PreprocessingSpec:
         Args:
             values: Whether a mean image is there with all its values, or by its hash, for people. Defaults to True.
         """
-        image = {} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}
         return {
             "mode": self.mode,
             "channel_order": self.channel_order,
             "mean": list(self.mean),
             "scale": list(self.scale),
             **({"grey": True} if self.grey else {}),
-            **image,
+            **({} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}),
         }
 
     @classmethod

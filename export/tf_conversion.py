@@ -1,4 +1,7 @@
-"""tf2onnx, kept within the memory of a laptop, and its failures made errors instead of log lines."""
+"""tf2onnx, kept within the memory of a laptop, and its failures made errors instead of log lines.
+
+Recurrent layers reach it as the plain steps they are made of.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ import ctypes
 import functools
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from export.errors import ExportError
-from export.unrolling import unrolled
 
 if TYPE_CHECKING:
     import keras
 
 TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
+# A step is some ten to twenty nodes, so 256 steps convert in about a minute: the rows of a picture of usual size.
+MOST_STEPS = 256
 
 
 def _inline_everything(definition: Any) -> None:
@@ -26,8 +30,8 @@ def _inline_everything(definition: Any) -> None:
 
     Keras computes a grouped convolution on a CPU in such a function, and tf2onnx takes none.
     """
-    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    for holder in (*nodes, *definition.library.function):
+    functions = definition.library.function
+    for holder in (*definition.node, *functions, *(node for function in functions for node in function.node_def)):
         for name in ("_XlaMustCompile", "_noinline"):
             if name in holder.attr:
                 del holder.attr[name]
@@ -92,6 +96,43 @@ def _frozen_graph_prepared() -> Iterator[None]:
         tf_loader.tf_optimize = original
 
 
+@contextlib.contextmanager
+def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
+    """Makes the recurrent layers of a model of few steps run unrolled while it is traced, and puts them back.
+
+    An unrolled layer is MatMuls and sums that each runtime has, in each precision. A loop instead is a node of its
+    own that only some parse, that FP16 conversion does not look into, and whose shapes nobody infers.
+
+    Args:
+        model: Functional; layers whose number of steps is not fixed, or larger, stay as they are.
+        most_steps: Defaults to `MOST_STEPS`.
+    """
+    import keras
+
+    rolled = [
+        layer
+        for layer in model._flatten_layers()  # wrappers such as Bidirectional keep theirs in no public list
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll and 0 < _steps(layer) <= most_steps
+    ]
+    for layer in rolled:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in rolled:
+            layer.unroll = False
+
+
+def _steps(layer: Any) -> int:
+    """Returns how many steps a built recurrent layer takes, 0 where that is not fixed."""
+    config: dict[str, Any] = layer.get_build_config() or {}
+    for key in ("input_shape", "sequences_shape", "sequence_shape"):
+        shape: Sequence[int | None] = config.get(key) or ()
+        if len(shape) > 2:
+            return shape[1] or 0
+    return 0
+
+
 def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     """Converts a functional Keras model to ONNX as tf2onnx makes it.
 
@@ -108,18 +149,16 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     import tf2onnx
     from tf2onnx.optimizer import _get_optimizers
 
-    from export.tf_operations import HANDLERS
-    from export.tf_transposes import ExactTransposeOptimizer
+    from export.tf_operations import HANDLERS, ExactTransposeOptimizer
 
     failures: list[str] = []
     factories = {**_get_optimizers(), "optimize_transpose": ExactTransposeOptimizer}
     passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in factories.items()}
-    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)]
     try:
         with _frozen_graph_prepared(), unrolled(model):
             result: onnx.ModelProto = tf2onnx.convert.from_keras(
                 model,
-                input_signature=signature,
+                input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)],
                 opset=TF2ONNX_OPSET,
                 optimizers=passes,
                 custom_op_handlers=dict(HANDLERS),

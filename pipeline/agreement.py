@@ -49,9 +49,9 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
     elif isinstance(model.preprocessing, Preprocessing) and _mean_is_here(model.preprocessing):
         from pipeline.own_preprocessing import own_preprocessing
 
-        own = own_preprocessing(model.preprocessing).to_dict(values=False)
         has = replace(card.preprocessing, grey=False)  # which the model says, not the recipe
-        pairs["model.preprocessing"] = (has.to_dict(values=False), own)
+        own = own_preprocessing(model.preprocessing)
+        pairs["model.preprocessing"] = (has.to_dict(values=False), own.to_dict(values=False))
     if not isinstance(model.classes, str) or Path(model.classes).is_file():
         names = model_names(model.classes)
         pairs["model.classes"] = (list(card.classes), list(names or card.classes))

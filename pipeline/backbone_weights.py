@@ -44,12 +44,10 @@ def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
         check_published(config.backbone)
         path = fetch(imagenet_weights(config.backbone, top), "--set model.weights=/path/to/weights.h5")
         model.load_weights(path)  # in the order of layers, as keras.applications does with these files
-        published = True
     else:
         path = Path(config.weights)
         _load_file(model, path, config.backbone)
-        published = _rescales_again(path, config.backbone)
-    if published and re.fullmatch(r"efficientnetb\d", config.backbone):
+    if re.fullmatch(r"efficientnetb\d", config.backbone) and _rescales_again(path, config.backbone):
         _divide_once_more(model)
 
 
@@ -66,8 +64,8 @@ def classic_name(layer: str) -> str:
     if match is None or int(match[2]) > len(_BLOCKS):
         return fixed.get(layer, layer)
     stage, block, part, kind = match.groups()
-    branch = "branch1" if part == "0" else "branch2" + "abc"[int(part) - 1]
-    return f"{'res' if kind == 'conv' else 'bn'}{stage}{_BLOCKS[int(block) - 1]}_{branch}"
+    branch = ("1", "2a", "2b", "2c")[int(part)]
+    return f"{'res' if kind == 'conv' else 'bn'}{stage}{_BLOCKS[int(block) - 1]}_branch{branch}"
 
 
 def _finalize(model: keras.Model) -> None:
@@ -97,8 +95,8 @@ def _rescales_again(path: Path, backbone: str) -> bool:
         text = file.attrs.get("model_config")
     if text is None:
         return False
-    config = parse_json(text, str(path), finite=False)
-    return any(kind == "Rescaling" and isinstance(s.get("scale"), list) for _, kind, s in layers_of(config))
+    layers = layers_of(parse_json(text, str(path), finite=False))
+    return any(kind == "Rescaling" and isinstance(s.get("scale"), list) for _, kind, s in layers)
 
 
 def _divide_once_more(model: keras.Model) -> None:
@@ -120,7 +118,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     _refuse_what_holds_none(path, name)
     try:
         check_weights_file(path)
-        held = _layer_names(path)
+        held = _weight_names(path)
     except ModelError:
         raise
     except Exception as error:  # h5py raises many types on a damaged file
@@ -143,7 +141,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
         names, missing = counted, []
     if missing:
         raise _of_another_network(path, name, f"lacks {len(missing):,} of its layers", missing)
-    values = _values(names, path)
+    values = _values({layer: (old, held[old]) for layer, old in names.items()}, path)
     unfit = [
         layer.name
         for layer in layers
@@ -232,42 +230,39 @@ def _counts_layers(model: keras.Model) -> bool:
     )
 
 
-def _by_order(model: keras.Model, held: dict[str, bool]) -> dict[Any, str]:
+def _by_order(model: keras.Model, held: dict[str, list[str]]) -> dict[Any, str]:
     """Layers with weights and their names in a file, one by one; empty if the names differ in more than a counter.
 
     InceptionV3 and others name their convolutions ``conv2d_17``, where the number depends on what was built before.
     """
     layers = [layer for layer in model.layers if layer.weights]
-    names = [name for name, filled in held.items() if filled][: len(layers)]
+    names = [name for name, weights in held.items() if weights][: len(layers)]
     if [_uncounted(layer.name) for layer in layers] != [_uncounted(name) for name in names]:
         return {}
     return dict(zip(layers, names))
 
 
-def _values(names: Mapping[Any, str], path: Path) -> dict[Any, list[np.ndarray]]:
-    """What a file of Keras 1 or 2 holds for each layer, by the name that the layer has there."""
+def _values(names: Mapping[Any, tuple[str, list[str]]], path: Path) -> dict[Any, list[np.ndarray]]:
+    """What a file of Keras 1 or 2 holds for each layer, by the names that the layer and its weights have there."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        root = file.get("model_weights", file)
+        return {layer: [root[old][name][()] for name in weights] for layer, (old, weights) in names.items()}
+
+
+def _weight_names(path: Path) -> dict[str, list[str]] | None:
+    """Layers in the order of the file, and the weights of each; None where it is a file of Keras 3."""
     import h5py
 
     from pipeline.model_file import names_in
 
-    found: dict[Any, list[np.ndarray]] = {}
-    with h5py.File(path, "r") as file:
-        root = file.get("model_weights", file)
-        for layer, old in names.items():
-            held = [n.decode() if isinstance(n, bytes) else n for n in names_in(root[old].attrs, "weight_names")]
-            found[layer] = [root[old][name][()] for name in held]
-    return found
-
-
-def _layer_names(path: Path) -> dict[str, bool] | None:
-    """Layers in the order of the file, and whether each holds weights; None where it is a file of Keras 3."""
-    import h5py
-
-    from pipeline.model_file import names_in
+    def names(attributes: Any, key: str) -> list[str]:
+        return [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(attributes, key)]
 
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
-        names = [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(root.attrs, "layer_names")]
-        if not names and root is file and "vars" in file:
+        layers = names(root.attrs, "layer_names")
+        if not layers and root is file and "vars" in file:
             return None
-        return {name: bool(names_in(root[name].attrs, "weight_names")) for name in names or root if name in root}
+        return {layer: names(root[layer].attrs, "weight_names") for layer in layers or root if layer in root}

@@ -89,10 +89,11 @@ class Images:
 
     def take(self, indices: np.ndarray, epoch: int) -> np.ndarray:
         """Preprocessed float32 NHWC."""
-        if self._cached is not None:
-            batch = self._cached[indices]
-        else:
-            batch = np.stack([self._pixels.one(self._usable[i]) for i in indices])
+        batch = (
+            np.stack([self._pixels.one(self._usable[i]) for i in indices])
+            if self._cached is None
+            else self._cached[indices]
+        )
         if self._augment is not None:
             batch = np.stack(
                 [

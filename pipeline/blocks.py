@@ -147,8 +147,7 @@ def convolutional_block(
         ValueError: neither two nor three filters.
     """
     y = _main_branch(x, filters, kernel_size, stride, initializer, name, style)
-    shortcut = _conv_bn(x, filters[-1], 1, stride, initializer, name, style.naming.shortcut, style)
-    return _add(y, shortcut, name, style)
+    return _add(y, _conv_bn(x, filters[-1], 1, stride, initializer, name, style.naming.shortcut, style), name, style)
 
 
 def resnet20(input_size: int, width: int = 16) -> keras.Model:
@@ -233,8 +232,7 @@ def _main_branch(
     kernels = (kernel_size, kernel_size) if len(filters) == 2 else (1, kernel_size, 1)
     for index, (count, kernel, part) in enumerate(zip(filters, kernels, style.naming.parts)):
         if index > 0:
-            relu = style.naming.relu.format(block=name, part=style.naming.parts[index - 1])
-            x = keras.layers.ReLU(name=relu)(x)
+            x = keras.layers.ReLU(name=style.naming.relu.format(block=name, part=style.naming.parts[index - 1]))(x)
         gamma = style.residual_gamma if index == len(filters) - 1 else "ones"
         x = _conv_bn(x, count, kernel, stride if index == 0 else 1, initializer, name, part, style, gamma=gamma)
     return x

@@ -65,9 +65,8 @@ def fit(
         )
     augment = settings.augment if settings.augment != Augment() else None
     train: Source = Images(images.splits["train"], pixels, spec, "train images", augment, settings.seed)
-    validation: Source | None = None
-    if images.splits["validation"]:
-        validation = Images(images.splits["validation"], pixels, spec, "validation images")
+    held_out = images.splits["validation"]
+    validation: Source | None = Images(held_out, pixels, spec, "validation images") if held_out else None
     state = _State(built.model, checkpoint, settings.early_stopping)
     for phase, options in (("head", settings.head), ("fine_tune", settings.fine_tune)):
         if options.epochs == 0 or (phase, state.progress.phase) == ("head", "fine_tune"):  # done before an interrupt
@@ -206,9 +205,11 @@ class _State:
         """Begin a phase, or take it up where the checkpoint left it."""
         model.optimizer.build(model.trainable_variables)
         if self._resumed and self.progress.phase == phase:
-            for variable, value in zip(model.optimizer.variables, self.progress.arrays["optimizer"]):
-                variable.assign(value)
-            for variable, value in zip(_random_states(self._whole), self.progress.arrays["random"]):
+            arrays = self.progress.arrays
+            for variable, value in (
+                *zip(model.optimizer.variables, arrays["optimizer"]),
+                *zip(_random_states(self._whole), arrays["random"]),
+            ):
                 variable.assign(value)
             self._resumed, self.progress.arrays = False, {}
             return

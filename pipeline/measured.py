@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -56,8 +56,7 @@ class Contender:
 
     def differences(self, other: Contender) -> list[str]:
         """In what another one is not of the same source; none: what was measured of the one holds for the other."""
-        names = (one.name for one in fields(self) if one.name != "plan_sha256")
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        return [name for name, value in vars(self.source).items() if value != getattr(other.source, name)]
 
     @property
     def batches(self) -> BatchProfile | None:
@@ -182,8 +181,7 @@ class Contest:
 
     def pair(self, first: str, second: str) -> Pair:
         """The comparison of two of its contenders."""
-        found = next(pair for pair in self.pairs if {pair.first, pair.second} == {first, second})
-        return found.turned(first)
+        return next(pair for pair in self.pairs if {pair.first, pair.second} == {first, second}).turned(first)
 
     def decided(self, first: str, second: str) -> bool:
         """Whether the first is faster than the second."""

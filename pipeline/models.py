@@ -58,12 +58,9 @@ def build_classifier(config: Model, classes: int) -> Built:
 
 def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.Model:
     """A feature extractor without weights: float32 (N, size, size, 3) in, a feature map out."""
-    import keras
-
     entry = BACKBONES[name]
     if entry.application is not None:
-        build = getattr(keras.applications, entry.application)
-        return build(include_top=False, weights=None, input_shape=(input_size, input_size, 3))
+        return _application(entry.application, input_size, include_top=False)
     if entry.layers == 20:
         return resnet20(input_size)
     return resnet(entry.layers, input_size, "valid" if padding == "valid" else "same")
@@ -93,16 +90,18 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
 
 
 def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
-    import keras
-
-    entry = BACKBONES[config.backbone]
-    application, size = entry.application, config.input_size
     check_published_head(config, classes)
+    application = BACKBONES[config.backbone].application
     assert application is not None, "`check_model` refuses it"
-    build = getattr(keras.applications, application)
-    model = build(include_top=True, weights=None, input_shape=(size, size, 3), classes=classes)
+    model = _application(application, config.input_size, include_top=True, classes=classes)
     load_weights(model, config, top=True)
     return Built(model, model, spec)
+
+
+def _application(name: str, size: int, **options: Any) -> keras.Model:
+    import keras
+
+    return getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), **options)
 
 
 def _pool(x: Any, config: Model) -> Any:

@@ -21,8 +21,7 @@ def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:
     Raises:
         RecipeError: not three numbers, a mean file that is none, or a mean whose unit must be told.
     """
-    given = (config.scale,) * 3 if isinstance(config.scale, float) else config.scale
-    scale = _three(given, "scale")
+    scale = _three((config.scale,) * 3 if isinstance(config.scale, float) else config.scale, "scale")
     if not np.all(scale):
         raise RecipeError(f"model.preprocessing.scale: expected numbers other than 0. Received: {config.scale}.")
     mean = _read_mean(Path(config.mean)) if isinstance(config.mean, str) else _three(config.mean, "mean")
@@ -34,11 +33,10 @@ def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:
             "go from 0 to 255. Say mean_of: scaled if the mean is of pixels after the scale "
             "(pixels * scale - mean), or give the mean in grey levels."
         )
-    order, factors = config.channel_order, (float(scale[0]), float(scale[1]), float(scale[2]))
     try:
-        if mean.ndim == 3:
-            return PreprocessingSpec(order, (0.0, 0.0, 0.0), factors, mean_image=MeanImage.from_array(mean))
-        return PreprocessingSpec(order, (float(mean[0]), float(mean[1]), float(mean[2])), factors)
+        image = MeanImage.from_array(mean) if mean.ndim == 3 else None
+        grey_levels = (0.0, 0.0, 0.0) if image else tuple(mean.tolist())
+        return PreprocessingSpec(config.channel_order, grey_levels, tuple(scale.tolist()), mean_image=image)
     except ExportError as error:
         raise RecipeError(f"model.preprocessing: {error}") from error
 
@@ -57,8 +55,7 @@ def _read_mean(path: Path) -> np.ndarray:
             f"model.preprocessing.mean: expected a .npy file of numbers. Received: {path}: {error}."
         ) from error
     shape = values.shape
-    image = len(shape) == 3 and shape[2] == 3 and max(shape) <= LARGEST_MEAN
-    if shape != (3,) and not image:
+    if shape != (3,) and not (len(shape) == 3 and shape[2] == 3 and max(shape) <= LARGEST_MEAN):
         raise RecipeError(
             f"model.preprocessing.mean: expected an array of shape (3,) or (height, width, 3). "
             f"Received: {path}, {shape}."

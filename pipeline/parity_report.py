@@ -178,10 +178,12 @@ def overall_verdict(hops: Sequence[Hop]) -> Overall:
 
 def allowed(hops: Sequence[Hop]) -> str:
     """What a relative error may be where the recipe leaves it to the model, and why; "" where it says a number."""
-    for hop in hops:
-        if hop.noise is not None and hop.relative_limit is not None:
-            return f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
-    return ""
+    limits = (
+        f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
+        for hop in hops
+        if hop.noise is not None and hop.relative_limit is not None
+    )
+    return next(limits, "")
 
 
 def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:

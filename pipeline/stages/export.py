@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.card import read_card
@@ -51,9 +51,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
         output=card.output,
         top_k=settings.export.top_k,
     )
-    facts = summary.to_dict()
-    del facts["path"]  # a temporary one
-    write_json(out / "summary.json", facts)
+    write_json(out / "summary.json", asdict(summary))
     return Exported(settings.export.opset, summary.parameters, summary.ops_after)
 
 

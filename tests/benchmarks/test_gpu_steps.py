@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu_plan import Estimates, Planned, make_steps
 from benchmarks.gpu_record import CUT_SHORT, Record
-from benchmarks.gpu_steps import Estimates, Planned, make_steps
 from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import read_gpu_evidence
 from tests.pipeline.test_gpu_evidence_record import EVIDENCE
