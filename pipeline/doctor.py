@@ -303,8 +303,10 @@ def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, S
     missing = _engines_need(driver, tensorrt)
     engines = StageFinding(WARN, f"engines need {missing}") if missing else StageFinding(OK, "engines")
     elsewhere = StageFinding(WARN, "not here; a bundle brings what it made elsewhere")
-    on_engines = dict.fromkeys(("verify", "benchmark", "infer"), engines)
-    return dict.fromkeys(("train", "export", "quantize", "report"), elsewhere) | on_engines
+    return {
+        **dict.fromkeys(("train", "export", "quantize", "report"), elsewhere),
+        **dict.fromkeys(("verify", "benchmark", "infer"), engines),
+    }
 
 
 def _mend(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:

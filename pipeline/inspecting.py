@@ -92,8 +92,7 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
     """
     if recipe is not None:
         _check_new(recipe)
-    file = read_model_file(path)
-    facts = describe(file, recipe)
+    facts = describe(read_model_file(path), recipe)
     print("\n".join(_lines(facts)))
     if facts.recipe is None:
         print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts.cannot_go}.")
@@ -118,8 +117,8 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
 
 def _open_keys(recipe: str) -> str:
     """The keys of the recipe that hold no value yet."""
-    given = yaml.safe_load(recipe)["model"]
-    return "data.path" + (" and model.preprocessing" if given["preprocessing"] != "auto" else "")
+    preprocessing = yaml.safe_load(recipe)["model"]["preprocessing"]
+    return "data.path" + (" and model.preprocessing" if preprocessing != "auto" else "")
 
 
 def _run(recipe: Path) -> str:

@@ -60,16 +60,13 @@ def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: 
     Raises:
         RecipeError: with the line to change.
     """
-    own = artifacts / recipe.name  # an unpacked archive brings its recipe there
-    if path.stem == recipe.name or path.resolve().parent == own.resolve():
-        return
-    if any("name" in override_tree(override) for override in overrides):
+    unpacked = path.resolve().parent == (artifacts / recipe.name).resolve()  # an archive brings its recipe there
+    if path.stem == recipe.name or unpacked or any("name" in override_tree(override) for override in overrides):
         return
     for folder in dict.fromkeys((path.parent, RECIPES)):
         other = folder / f"{recipe.name}.yaml"
-        if not other.is_file() or other.resolve() == path.resolve():
-            continue
-        if read_yaml(other).get("name", other.stem) == recipe.name:
+        is_another = other.is_file() and other.resolve() != path.resolve()
+        if is_another and read_yaml(other).get("name", other.stem) == recipe.name:
             raise RecipeError(
                 f"name: expected another than that of {other}, because each recipe writes to artifacts/<name>, and "
                 f"this would replace its results. Received: name: {recipe.name} in {path}. Leave that line out, so "

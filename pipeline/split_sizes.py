@@ -60,8 +60,10 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
     if not minimum.get("train"):  # a finished model is not trained
         return
     if missing := sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]}):
-        names = ", ".join(images.classes[i] for i in missing)
-        raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
+        raise DataError(
+            "Expected training images of every class. Received: none of "
+            f"{', '.join(images.classes[i] for i in missing)}. Add images of it."
+        )
 
 
 def _what_is_missing(images: ImageSet, short: Mapping[str, int]) -> str:
