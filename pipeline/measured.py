@@ -92,8 +92,13 @@ def onnx_contender(root: Path, path: Path, precision: str) -> Contender:
     """An ONNX file below a recipe's artifacts, on ONNX Runtime's CUDA provider."""
     import onnxruntime
 
-    name, version = path.relative_to(root).as_posix(), str(onnxruntime.__version__)
-    return Contender(name, "onnxruntime-cuda", cast(Precision, precision), sha256_file(path), version)
+    return Contender(
+        path.relative_to(root).as_posix(),
+        "onnxruntime-cuda",
+        cast(Precision, precision),
+        sha256_file(path),
+        str(onnxruntime.__version__),
+    )
 
 
 @dataclass(frozen=True)

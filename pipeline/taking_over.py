@@ -20,8 +20,8 @@ from pipeline.legacy import became_single
 from pipeline.loading import load_model
 from pipeline.model_facts import preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
-from pipeline.models import preprocessing_of
 from pipeline.original import form_of
+from pipeline.own_preprocessing import preprocessing_of
 from pipeline.preprocess import Resize
 from pipeline.recipe import Model
 from pipeline.training_mode import taken_at_inference

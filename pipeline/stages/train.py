@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.data import ImageSet, Pixels, Sample
@@ -22,18 +21,17 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.disk_space import require_space
 from pipeline.errors import ImageError, add_note
 from pipeline.files import write_json
-from pipeline.fitting import fit
 from pipeline.inputs import Consulted, Inputs, Outside, Split
-from pipeline.models import Built, build_classifier
 from pipeline.recipe import Recipe
 from pipeline.samples import Unreadable
 from pipeline.stage import Stage
-from pipeline.taking_over import take_over
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.words import count
 
 if TYPE_CHECKING:
     import keras
+
+    from pipeline.models import Built
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +111,9 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     import keras
     import tensorflow as tf
 
+    from pipeline.models import build_classifier
+    from pipeline.taking_over import take_over
+
     keras.utils.set_random_seed(settings.train.seed)
     tf.config.experimental.enable_op_determinism()
     decode = DecodeSpec((settings.model.input_size, settings.model.input_size), settings.data.resize)
@@ -139,8 +140,8 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     shown, labels = pixels.all(list(islice(one_of_each(images.splits["train"]), _SHOWN)), "sample images")
     np.savez(out / "samples.npz", pixels=shown, labels=labels)
     model.save(out / "model.keras", include_optimizer=False)
-    trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
-    card = replace(card, parameters=int(model.count_params()), trainable_parameters=int(trainable))
+    trainable = int(sum(math.prod(w.shape) for w in model.trainable_weights))
+    card = replace(card, parameters=int(model.count_params()), trainable_parameters=trainable)
     write_card(out / "model.json", card)
     write_json(out / "history.json", history)
     write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
@@ -182,6 +183,10 @@ def _train_new(
     """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
     import keras
     import tensorflow as tf
+
+    from pipeline.backbone_weights import set_weights
+    from pipeline.fitting import fit
+    from pipeline.models import build_classifier
 
     gpus = tf.config.list_physical_devices("GPU")
     mixed = {"always": True, "never": False}.get(settings.train.mixed_precision, bool(gpus))
