@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
-from benchmarks.installed import installed
-from benchmarks.scenarios import Options, open_scenario, run_scenarios, scenarios
+from benchmarks.scenarios import installed, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
+from benchmarks.timing import measure
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
@@ -29,6 +29,7 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage, execute, reasons_to_run
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.usage import Parser
+from pipeline.words import aligned
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,12 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
     wanted = installed(scenarios(inputs.root, batches))
     card = read_card(inputs.path(CARD))
-    options = Options(seconds_each=asked.seconds, warmup_seconds=asked.warmup_seconds, min_samples=asked.min_samples)
+    timing = partial(
+        measure,
+        seconds_each=asked.seconds,
+        warmup_seconds=asked.warmup_seconds,
+        min_samples=asked.min_samples,
+    )
     before = gpu_snapshot()
     with progress_bar(
         total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
@@ -69,7 +75,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
             done[name] = percent
 
         opener = partial(open_scenario, runtime=settings.runtime, card=card, allow=settings.model.allow)
-        results = run_scenarios(wanted, opener, card.size, options, progress)
+        results = run_scenarios(wanted, opener, card.size, timing, progress)
     content = BenchmarkReport(
         recipe=settings.name,
         model=TimedModel(card.size, len(card.classes)),
@@ -88,19 +94,16 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
 def table(results: Sequence[BenchmarkRow]) -> str:
     """The results as text, with the speed relative to Keras at the same batch size."""
     keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
-    columns = "".join(f" {name:>9}" for name in ("p50 ms", "p90 ms", "p99 ms", "img/s"))
-    width = max(5, *(len(row.name) for row in results)) if results else 5
-    left = max(12, *(len(row.backend) for row in results)) if results else 12
-    lines = [f"  {'backend':<{left}} {'prec.':<{width}} {'batch':>5}{columns} {'x Keras':>8}"]
+    cells: list[tuple[str, ...]] = [("backend", "prec.", "batch", "p50 ms", "p90 ms", "p99 ms", "img/s", "x Keras")]
     for row in results:
-        head = f"  {row.backend:<{left}} {row.name:<{width}} {row.batch:>5} "
+        head = (row.backend, row.name, str(row.batch))
         if row.error is not None or row.p50_ms is None:
-            lines.append(f"{head}failed: {row.error}")
+            cells.append((*head, f"failed: {row.error}"))
             continue
         base = keras.get(row.batch)
         ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
         speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
-        lines.append(f"{head}{row.p50_ms:>9.3f} {row.p90_ms:>9.3f} {row.p99_ms:>9.3f} {speed:>9} {ratio:>8}")
+        cells.append((*head, f"{row.p50_ms:.3f}", f"{row.p90_ms:.3f}", f"{row.p99_ms:.3f}", speed, ratio))
     alone = [
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
         "engine alone"
@@ -111,7 +114,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.refused_graph}" for row in results if row.refused_graph
     ]
     notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
-    return "\n".join([*lines, *alone, *refused, *notes])
+    return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
 def _environment() -> dict[str, Any]:

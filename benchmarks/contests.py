@@ -1,18 +1,31 @@
-"""Which of the files that a GPU runs is fastest at each batch size: the ``serves`` of a benchmark, from its rows."""
+"""Which of the files that a GPU runs is fastest at each batch size: the ``serves`` of a benchmark, from its rows.
+
+Two files are compared by the ratio of their times, with its interval. The unit is the round, not the sample: samples of
+one turn share the machine's state, and tests that take them for independent find differences where there are none (up
+to one in four at equal speed, for a nominal one in twenty). A t interval on the log ratios of the rounds' medians keeps
+its 5 %.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.comparison import compare
+import numpy as np
+
 from benchmarks.timing import Samples
 from export.driver import driver_status
 from pipeline.benchmark_report import BenchmarkRow
 from pipeline.default_order import ON_GPU, fit
 from pipeline.measured import Contender, Pair, Serves, engine_contender, make_contest, onnx_contender, runtime_part
 from pipeline.runners.options import RuntimeOptions
+
+LEVEL = 0.95  # of the interval
+MIN_ROUNDS = 5  # fewer say too little about their own spread
 
 
 def find_serves(root: Path, rows: Sequence[BenchmarkRow], runtime: RuntimeOptions) -> Serves | None:
@@ -37,42 +50,111 @@ def find_serves(root: Path, rows: Sequence[BenchmarkRow], runtime: RuntimeOption
     for batch in dict.fromkeys(row.batch for row in timed):
         every = [(_contender(root, row), row) for row in timed if row.batch == batch]
         found = [one for one in every if one[0].runs_at_once(batch)]
-        if not found:
-            continue
         found.sort(key=lambda one: (*fit(one[0].backend, one[0].precision, one[0].batches, batch), one[0].file))
         pairs = [_pair(*couple) for couple in combinations(found, 2)]
-        contests.append(make_contest(batch, [contender for contender, _ in found], pairs))
+        if found:
+            contests.append(make_contest(batch, [contender for contender, _ in found], pairs))
     return Serves(gpu.name, gpu.compute_capability, runtime_part(runtime), tuple(contests))
 
 
 def _contender(root: Path, row: BenchmarkRow) -> Contender:
-    if row.backend == "tensorrt":
-        return engine_contender(root, root / row.artifact)
-    return onnx_contender(root, root / row.artifact, row.precision)
+    path = root / row.artifact
+    return engine_contender(root, path) if row.backend == "tensorrt" else onnx_contender(root, path, row.precision)
 
 
 def _pair(one: tuple[Contender, BenchmarkRow], other: tuple[Contender, BenchmarkRow]) -> Pair:
-    found = compare(_samples(one[1]), _samples(other[1]))
-    ratio = None if found.ratio is None else round(found.ratio, 6)
-    interval = None if found.interval is None else (round(found.interval[0], 6), round(found.interval[1], 6))
-    return Pair(one[0].file, other[0].file, found.rounds, ratio, interval)
+    rounds, ratio, interval = compare(*(Samples(row.samples_ms or (), row.turns or ()) for _, row in (one, other)))
+    rounded = None if interval is None else (round(interval[0], 6), round(interval[1], 6))
+    return Pair(one[0].file, other[0].file, rounds, None if ratio is None else round(ratio, 6), rounded)
 
 
-def _samples(row: BenchmarkRow) -> Samples:
-    return Samples(row.samples_ms or (), row.turns or ())
+class Ratio(NamedTuple):
+    """How many times as long the second takes as the first: above 1, the first is faster.
+
+    Attributes:
+        rounds: that were compared.
+        ratio: geometric mean over the rounds; None where none could be compared.
+        interval: that the true ratio lies in, at `LEVEL`; None with fewer than `MIN_ROUNDS` rounds.
+    """
+
+    rounds: int
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def compare(first: Samples, second: Samples) -> Ratio:
+    """Compare two candidates of one `benchmarks.timing.measure`.
+
+    Turn i of each was in round i. Of each round the ratio of the two medians counts, as a logarithm; a round whose
+    clock was too coarse (a median of zero) is left out.
+
+    Args:
+        first: samples, in milliseconds.
+        second: samples, in milliseconds.
+
+    Returns:
+        Ratio: of the second's times over the first's.
+    """
+    medians = [
+        (float(np.median(one)), float(np.median(other))) for one, other in zip(first.by_turn(), second.by_turn())
+    ]
+    logs = np.array([math.log(other / one) for one, other in medians if one > 0 and other > 0])
+    rounds = len(logs)
+    if not rounds:
+        return Ratio(0)
+    mean = float(logs.mean())
+    if rounds < MIN_ROUNDS:
+        return Ratio(rounds, math.exp(mean))
+    half = t_quantile(rounds - 1) * float(logs.std(ddof=1)) / math.sqrt(rounds)
+    return Ratio(rounds, math.exp(mean), (math.exp(mean - half), math.exp(mean + half)))
+
+
+@cache
+def t_quantile(freedom: int, level: float = LEVEL) -> float:
+    """Give the t that Student's distribution stays within, on both sides, with a probability.
+
+    Args:
+        freedom: degrees of freedom, 1 or more.
+        level: the probability, between 0 and 1. Defaults to 0.95.
+
+    Returns:
+        float: such as 2.262 for 9 degrees of freedom.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    if freedom < 1 or not 0 < level < 1:
+        raise ValueError(f"Expected freedom >= 1 and a level between 0 and 1. Received: {freedom}, {level}.")
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < level:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:  # until no number lies between them
+        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(-t <= T <= t), in the finite sums for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = sine * cosine if odd else sine
+    total = term if freedom > 1 else 0.0
+    for power in range(2 + odd, freedom - 1, 2):
+        term *= (power - 1) / power * cosine**2
+        total += term
+    return (angle + total) * 2 / math.pi if odd else total
 
 
 def contest_lines(serves: Serves | None) -> list[str]:
     """What a benchmark's table says of it: a line a batch size where several files can serve."""
     lines = []
     for contest in serves.contests if serves else ():
-        rivals = []
-        for one in contest.contenders:
-            if one.file == contest.serves:
-                continue
-            pair = contest.pair(contest.serves, one.file)
-            mark = "" if pair.faster else ", not decided"
-            rivals.append(f"{pair.words} as fast as {one.file}{mark}")
+        others = [one.file for one in contest.contenders if one.file != contest.serves]
+        pairs = {file: contest.pair(contest.serves, file) for file in others}
+        rivals = [
+            f"{pair.words} as fast as {file}{'' if pair.faster else ', not decided'}" for file, pair in pairs.items()
+        ]
         if rivals:
             lines.append(f"  batch {contest.batch}: {contest.serves} serves if it passes: {'; '.join(rivals)}")
     return lines

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,9 @@ def equal_images_give_equal_rows(plan: Path, pixels: np.ndarray) -> str:
             for _ in range(3):  # without a graph, while one is made, with it
                 rows = runner.infer(np.repeat(pixels[:1], number, axis=0)).logits
                 # Pieces of another size may go through other kernels: rows are equal within a piece.
-                for start in range(0, number, runner.max_batch):
-                    piece = rows[start : start + runner.max_batch]
-                    most = max(
-                        most, _apart(f"{count(number, 'equal image')}", piece, np.repeat(piece[:1], len(piece), 0))
-                    )
-    return f"batches of {', '.join(map(str, sizes))}: {_described(most)}"
+                firsts = rows[np.arange(number) // runner.max_batch * runner.max_batch]
+                most = max(most, _apart(count(number, "equal image"), firsts, rows))
+    return _described(sizes, most)
 
 
 def rows_stay_with_their_images(plan: Path, pixels: np.ndarray) -> str:
@@ -80,7 +78,7 @@ def rows_stay_with_their_images(plan: Path, pixels: np.ndarray) -> str:
                 found = np.concatenate([runner.infer(images[at : at + runner.max_batch]).logits for at in pieces])
                 expected = rows
             most = max(most, _apart(f"{count(number, 'moved image')}", expected, found))
-    return f"batches of {', '.join(map(str, sizes))}: {_described(most)}"
+    return _described(sizes, most)
 
 
 def graphs_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
@@ -126,23 +124,16 @@ def two_runners_at_once(plan: Path, pixels: np.ndarray) -> str:
         number = first.max_batch + 1
         images = _images(pixels, number)
         expected = first.infer(images)
-        wrong: list[str] = []
 
         def work(runner: TensorRTRunner) -> None:
-            try:
-                for _ in range(20):
-                    _same("a second runner", number, expected, runner.infer(images))
-                    runner.infer(images[:1])
-            except Exception as error:  # it belongs to the thread; the check reports it
-                wrong.append(str(error))
+            for _ in range(20):
+                _same("a second runner", number, expected, runner.infer(images))
+                runner.infer(images[:1])
 
-        threads = [threading.Thread(target=work, args=(runner,)) for runner in (first, second)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if wrong:
-        raise CheckFailedError(wrong[0])
+        with ThreadPoolExecutor(2) as pool:
+            ends = [pool.submit(work, runner) for runner in (first, second)]
+        if error := ends[0].exception() or ends[1].exception():
+            raise CheckFailedError(str(error)) from error
     return f"20 times {count(number, 'image')} each"
 
 
@@ -161,20 +152,14 @@ def pycuda_gives_the_same_bytes(plan: Path, pixels: np.ndarray) -> str:
 
 def arrays_on_the_gpu(plan: Path, pixels: np.ndarray) -> str:
     """Images that lie on the GPU give the bytes that images in host memory give; also those of PyTorch and CuPy."""
-    seen = []
+    libraries = {"torch": _through_torch, "cupy": _through_cupy}
+    there = {name: through for name, through in libraries.items() if _installed(name)}
     with TensorRTRunner(plan, RuntimeOptions(graphs=False)) as runner:
-        for number in (1, runner.max_batch, runner.max_batch + 3):
-            images = _images(pixels, number)
-            expected = runner.infer(images)
-            _same("our own array", number, expected, _through_own_array(runner, images))
-        seen.append("ours")
-        for name, through in (("torch", _through_torch), ("cupy", _through_cupy)):
-            if _installed(name):
-                for number in (1, runner.max_batch, runner.max_batch + 3):
-                    images = _images(pixels, number)
-                    _same(name, number, runner.infer(images), through(runner, images))
-                seen.append(name)
-    return f"arrays: {', '.join(seen)}"
+        for name, through in {"our own array": _through_own_array, **there}.items():
+            for number in (1, runner.max_batch, runner.max_batch + 3):
+                images = _images(pixels, number)
+                _same(name, number, runner.infer(images), through(runner, images))
+    return f"arrays: {', '.join(['ours', *there])}"
 
 
 def cycles_leak_nothing(plan: Path, pixels: np.ndarray, cycles: int = 1000, seconds: float | None = None) -> str:
@@ -222,13 +207,11 @@ def an_error_releases_everything(plan: Path, pixels: np.ndarray) -> str:
     cuda = find_cuda()
     frees = []
     for _ in range(6):
-        try:
-            with TensorRTRunner(plan) as runner:
-                runner.infer(_images(pixels, runner.max_batch + 1))
-                raise _ExpectedError
-        except _ExpectedError:
-            with cuda.scope(0):
-                frees.append(cuda.memory_info()[0])
+        with suppress(_ExpectedError), TensorRTRunner(plan) as runner:
+            runner.infer(_images(pixels, runner.max_batch + 1))
+            raise _ExpectedError
+        with cuda.scope(0):
+            frees.append(cuda.memory_info()[0])
     if frees[2] - frees[-1] > DEVICE_SLACK:
         raise CheckFailedError(f"three failures took {(frees[2] - frees[-1]) / 2**20:.1f} MiB of device memory")
     return "six failures"
@@ -263,8 +246,9 @@ def _apart(what: str, expected: np.ndarray, found: np.ndarray) -> float:
     return apart
 
 
-def _described(apart: float) -> str:
-    return f"rows differ by up to {apart:.3g} of the largest logit" if apart else "equal in every bit"
+def _described(sizes: Sequence[int], apart: float) -> str:
+    words = f"rows differ by up to {apart:.3g} of the largest logit" if apart else "equal in every bit"
+    return f"batches of {', '.join(map(str, sizes))}: {words}"
 
 
 def _installed(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 Needs numpy, TensorRT and cuda-bindings, no network, Python 3.10 or later; PyTorch is timed beside them where it is.
 `gpu_evidence` starts it. The options are in `gpu_options`, what is read of the folder in `gpu_folder`, the steps' order
-in `gpu_plan`, what they do in `gpu_visit`, what fits into the time in `gpu_steps`. What is known is written after every
+and what fits into the time in `gpu_plan`, what the steps do in `gpu_visit`. What is known is written after every
 step (`gpu_record`), so that a crash of a driver or a library loses nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import sys
@@ -19,9 +20,8 @@ from pathlib import Path
 from benchmarks.gpu_dry_run import foresee
 from benchmarks.gpu_folder import altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import Options, build_parser, check_artifacts, read_options, refuse_missing_sources
-from benchmarks.gpu_plan import Plan
+from benchmarks.gpu_plan import Plan, make_steps
 from benchmarks.gpu_record import Record, last_line
-from benchmarks.gpu_steps import make_steps
 from benchmarks.gpu_targets import target_table
 from benchmarks.gpu_visit import Visit
 from benchmarks.telemetry import commit
@@ -47,15 +47,13 @@ def evidence_path(options: Options, gpu: str, trt: TensorRT) -> Path:
     """A file that is not there yet: ``-o``, or ``evidence/<gpu>-<flavour>-<version>.json``; numbered if need be."""
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
     wanted = options.output or options.artifacts / FOLDER / f"{slug}-{trt.flavour}-{trt.version}.json"
-    path, number = wanted, 1
+    others = (wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}") for number in itertools.count(2))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while path.exists() or not _is_ours(path.with_suffix(".md")):
-            number += 1
-            path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        path = next(one for one in itertools.chain([wanted], others) if not one.exists() and _is_ours(one))
     except OSError as error:
         raise ProjectError(
-            f"Expected a place for {path}. Received: {error.strerror or error}. Name another with -o."
+            f"Expected a place for {wanted}. Received: {error.strerror or error}. Name another with -o."
         ) from error
     if path != wanted:
         log.warning("%s is that of an earlier visit and is kept; this one's is %s", wanted.name, path.name)
@@ -65,7 +63,7 @@ def evidence_path(options: Options, gpu: str, trt: TensorRT) -> Path:
 def _is_ours(path: Path) -> bool:
     """Take a name by an empty page, unless it is taken: of two visits at once each has its own."""
     try:
-        path.open("xb").close()
+        path.with_suffix(".md").touch(exist_ok=False)
     except FileExistsError:
         return False
     return True

@@ -9,8 +9,7 @@ from typing import Any
 
 from benchmarks.gpu_folder import INDEX, altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import MAIN, Options, check_artifacts, refuse_missing_sources
-from benchmarks.gpu_plan import Plan
-from benchmarks.gpu_steps import Estimates, Planned, too_long
+from benchmarks.gpu_plan import Estimates, Plan, Planned, too_long
 from export.sidecar import Precision
 from pipeline.layout import REFERENCE, engine_source
 from pipeline.words import count

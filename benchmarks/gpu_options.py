@@ -261,14 +261,9 @@ def refuse_missing_sources(options: Options, library: str, strongly_typed: bool)
     absent = {precision: name for precision, name in sources.items() if not (options.artifacts / name).is_file()}
     alone = not options.named and "fp32" not in absent and all(one in absent for one in MAIN)
     if absent and (options.named or alone or len(absent) == len(sources)):
+        made = "" if strongly_typed else ", with quantize.tensorrt8: true"
         go_on = "--precisions fp32 to go on without them" if alone else "name other precisions"
         raise PipelineError(
             f"Expected {', '.join(absent.values())} in {options.artifacts}, for {library}. Received: "
-            f"no such file. {_remedy(strongly_typed)}, and bring its artifacts here, or {go_on}."
+            f"no such file. Run the recipe, verify included{made}, and bring its artifacts here, or {go_on}."
         )
-
-
-def _remedy(strongly_typed: bool) -> str:
-    """What makes the ONNX files for this TensorRT."""
-    key = "" if strongly_typed else ", with quantize.tensorrt8: true"
-    return f"Run the recipe, verify included{key}"

@@ -1,23 +1,30 @@
-"""What a visit to a GPU is to do: its steps in the order of their worth, and their expected seconds.
+"""What a visit to a GPU is to do: its steps in the order of their worth, and their making, as far as the time goes.
 
 Python 3.10 syntax, numpy alone; no library and no driver is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 from benchmarks.gpu_checks import CHECKS, QUICK, Check
 from benchmarks.gpu_options import MAIN, Options
-from benchmarks.gpu_steps import Planned, with_reason
-from benchmarks.gpu_timings import WARM_UP
+from benchmarks.gpu_record import Record
+from benchmarks.gpu_timings import WARM_UP, words_of
 from export.sidecar import Precision
-from pipeline.gpu_evidence import Measures, Variant
+from pipeline.gpu_evidence import DONE, ERROR, RUNNING, SKIPPED, Measures, Step, Variant
 from pipeline.layout import ONNX, TENSORRT8, engine_source
+from pipeline.words import count
+
+log = logging.getLogger("benchmarks.gpu")
 
 MEASURES: dict[Variant, tuple[Measures, ...]] = {
     "throughput": ("compute", "infer", "stream", "stream pinned"),
@@ -32,6 +39,27 @@ BUILD_RTX, OPEN, CHECK, PARITY = 10.0, 2.0, 5.0, 5.0
 RESNET50_BYTES: dict[Precision, float] = {"fp32": 102e6, "fp16": 51e6, "int8": 51e6}
 LEAST, MOST = 0.1, 4.0
 PEERS = {"eager": 10.0, "graphs": 15.0, "compile": 120.0}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step of a visit.
+
+    Attributes:
+        name: of the step.
+        kind: steps of a kind take alike: what one took corrects what the next ones are expected to take.
+        seconds: it is expected to take where nothing of its kind was measured yet.
+        work: makes it; whatever it raises is the step's error.
+        why_not: asked when its turn comes: why it cannot be made; "" where it can, as ``str()`` does.
+        leads_to: later steps that it is made for; it is left out where the first of them no longer fits behind it.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    work: Callable[[], None]
+    why_not: Callable[[], str] = str
+    leads_to: tuple[str, ...] = ()
 
 
 class Work(Protocol):
@@ -95,16 +123,16 @@ class Plan:
         builds, parities = [], []
         for precision in precisions:
             name = f"{precision}-{variant}"
-            build = Planned(
-                *(f"build {name}", "build", self._build_seconds(precision), partial(work.build, precision, variant)),
-                leads_to=tuple(step.name for step in times[:1]),
+            builds.append(
+                Planned(
+                    *(f"build {name}", "build", self._build_seconds(precision)),
+                    *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
+                    leads_to=tuple(step.name for step in times[:1]),
+                )
             )
-            if precision not in there:
-                builds.append(with_reason(build, self._why_absent(precision)))
-                continue
-            builds.append(build)
-            compare = partial(work.compare, precision, variant)
-            parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(_why_not, work, [name])))
+            if precision in there:
+                compare = partial(work.compare, precision, variant)
+                parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(_why_not, work, [name])))
         return [*builds, *parities, *times]
 
     def _times(
@@ -165,7 +193,10 @@ class Plan:
         return self.options.artifacts / engine_source(precision, self.strongly_typed)
 
     def _why_absent(self, precision: str) -> str:
+        """Why an engine has nothing to be built from; "" where it has."""
         name = engine_source(precision, self.strongly_typed)
+        if self.source(precision).is_file():
+            return ""
         made = "; the recipe makes it with quantize.tensorrt8: true" if name in TENSORRT8.values() else ""
         return f"{name} is not in the folder{made}"
 
@@ -180,3 +211,88 @@ class Plan:
 def _why_not(work: Work, names: Sequence[str]) -> str:
     """Why none of these engines can be used; "" where one can."""
     return "" if work.usable(names) else f"there is no engine {' or '.join(names)} that runs here"
+
+
+class Estimates:
+    """Expected seconds: a guess for each step, times what steps of its kind took over what was guessed for them."""
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, list[float]] = defaultdict(list)
+
+    def expect(self, step: Planned) -> float:
+        """Give the seconds that a step is expected to take by now."""
+        return step.seconds * fmean(self._ratios[step.kind] or [1.0])
+
+    def learn(self, step: Planned, seconds: float) -> None:
+        """Take what a step took."""
+        if step.seconds > 0:
+            self._ratios[step.kind].append(seconds / step.seconds)
+
+
+def make_steps(
+    steps: Sequence[Planned],
+    record: Record,
+    seconds: float | None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Make the steps in their order, those that most is worth first; what no longer fits is left out, with the reason.
+
+    Args:
+        steps: all of them, with names of their own.
+        record: what is known is written there before and after each step.
+        seconds: in which it is to be done, from now on; None: as long as it takes.
+        clock: seconds, monotonic. Defaults to ``time.monotonic``.
+
+    Raises:
+        KeyboardInterrupt: of the person at the keyboard; the step that it ended is recorded so.
+    """
+    began, estimates, by_name = clock(), Estimates(), {step.name: step for step in steps}
+    record.change(steps=tuple(map(Step, by_name)))
+    _say_plan(steps, seconds)
+    for number, step in enumerate(steps, 1):
+        expected = round(estimates.expect(step), 1)
+        left = None if seconds is None else seconds - (clock() - began)
+        try:
+            why = step.why_not() or too_long(step, by_name, estimates, left)
+        except Exception as error:  # asking may load a library
+            why = words_of(error)
+        if why:
+            log.warning("%s is skipped: %s", step.name, why)
+            record.step(step.name, state=SKIPPED, expected_seconds=expected, why=why)
+            continue
+        within = "" if left is None else f" of {left:.0f} s left"
+        log.info("%d/%d %s, about %.0f s%s", number, len(steps), step.name, expected, within)
+        record.step(step.name, state=RUNNING, expected_seconds=expected)
+        started = clock()
+        try:
+            step.work()
+        except KeyboardInterrupt:
+            record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why="interrupted")
+            raise
+        except (Exception, SystemExit) as error:  # whatever a library raises: the other steps are to be made as well
+            log.error("%s failed: %s", step.name, error)
+            record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why=words_of(error))
+        else:
+            estimates.learn(step, clock() - started)
+            record.step(step.name, state=DONE, seconds=round(clock() - started, 3))
+
+
+def too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimates, left: float | None) -> str:
+    """Why a step no longer fits into the seconds that are left; "" where it does, and where there is no limit."""
+    if left is None:
+        return ""
+    expected = estimates.expect(step)
+    behind = next((by_name[name] for name in step.leads_to), None)
+    needed = expected + (estimates.expect(behind) if behind else 0.0)
+    if needed <= left:
+        return ""
+    purpose = f" with {behind.name}, which it is made for" if behind else ""
+    return f"it takes about {needed:.0f} s{purpose}; {max(left, 0):.0f} s are left"
+
+
+def _say_plan(steps: Sequence[Planned], seconds: float | None) -> None:
+    total = sum(step.seconds for step in steps)
+    limit = "" if seconds is None else f", and at most {seconds / 60:g}: what no longer fits is skipped"
+    log.info(
+        "%s, about %s by a first guess%s", count(len(steps), "step"), count(round(total / 60) or 1, "minute"), limit
+    )

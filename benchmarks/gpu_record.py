@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from export.files import write_atomic
 from export.records import to_json
 from pipeline.errors import PipelineError
 from pipeline.files import as_json, as_text
-from pipeline.gpu_evidence import RUNNING, EngineEvidence, GpuEvidence, Step
+from pipeline.gpu_evidence import RUNNING, GpuEvidence
 
 log = logging.getLogger("benchmarks.gpu")
 
@@ -63,10 +63,9 @@ class Record:
         """
         with self._lock:
             known = replace(self.evidence, **fields)
-            model, engines = known.model, known.engines.values()
-            resnet50 = model.size == (224, 224) and any(map(_is_resnet50, engines))
-            targets = judge_targets(known.timings, known.parity, known.gpu.name, resnet50)
-            known = replace(known, targets=targets)
+            convolutions = {one.network_layers.get("CONVOLUTION") for one in known.engines.values()}
+            resnet50 = known.model.size == (224, 224) and RESNET50_CONVOLUTIONS in convolutions
+            known = replace(known, targets=judge_targets(known.timings, known.parity, known.gpu.name, resnet50))
             data, page = as_json(tidy(to_json(known))), _without_names(as_markdown(known))
             self.evidence = known
             try:
@@ -76,10 +75,6 @@ class Record:
             except OSError as error:  # a full disk may have room again; what was known is in the file before
                 log.error("%s cannot be written: %s", self.path, error.strerror or error)
                 self._lost = error
-
-    def plan(self, names: Sequence[str] | dict[str, Any]) -> None:
-        """Write all steps, as pending."""
-        self.change(steps=tuple(Step(name) for name in names))
 
     def step(self, name: str, **fields: Any) -> None:
         """Replace fields of a step."""
@@ -155,8 +150,8 @@ def last_line(record: Record | None, status: int, error: str) -> str:
     if record is not None:
         evidence = record.evidence
         verdict = evidence.parity.verdict if evidence.parity else None
-        told = {"output": str(record.path), "state": evidence.state, "parity": verdict}
-        told["failed"] = len(evidence.failures)
+        failed = len(evidence.failures)
+        told = {"output": str(record.path), "state": evidence.state, "parity": verdict, "failed": failed}
     return json.dumps({**told, "exit": status, "error": error})
 
 
@@ -178,7 +173,3 @@ def _without_names(text: str) -> str:
     if host.isalpha() or len(host) < 4:  # a word, which may well mean something else
         return text
     return re.sub(rf"\b{re.escape(host)}\b[\w.-]*", "this machine", text)
-
-
-def _is_resnet50(engine: EngineEvidence) -> bool:
-    return engine.network_layers.get("CONVOLUTION") == RESNET50_CONVOLUTIONS

@@ -33,11 +33,11 @@ def judge_targets(
     def find(
         precision: str, measures: str, batch: int = largest, name: str = ENGINE, beside: str = ""
     ) -> TimedRow | None:
-        wanted = (name, precision, measures, batch, beside)
-        for row in rows:
-            if (row.name, row.precision, row.measures, row.batch, row.beside) == wanted and not row.error:
-                return row
-        return None
+        wanted = (name, precision, measures, batch, beside, "")
+        found = (
+            row for row in rows if (row.name, row.precision, row.measures, row.batch, row.beside, row.error) == wanted
+        )
+        return next(found, None)
 
     def speed(row: TimedRow | None) -> float | None:
         return row.images_per_second if row is not None else None
@@ -46,29 +46,53 @@ def judge_targets(
         high, low = speed(over), speed(under)
         return round(high / low, 4) if high and low else None
 
-    found = []
-    for precision in PRECISIONS:
-        name = f"{precision}: images a second from ordinary host memory, over those of the engine alone, largest batch"
-        found.append(_target(name, 0.95, ratio(find(precision, "stream"), find(precision, "compute"))))
-    name = (
-        "int8: p99 of one image, host to host, by a CUDA graph, in ms, at most, ResNet-50 at 224x224 on an H100 or H200"
-    )
     one = find("int8", "infer", 1)
     few = "" if one is None or one.n >= FEWEST_FOR_P99 else f"{one.n} calls were timed, too few for a p99"
-    applies = hopper and resnet50
-    found.append(_target(name, 0.35, one.p99_ms if one else None, _ELSEWHERE if not applies else few, at_most=True))
-    name = "int8: images a second, host to host, ResNet-50 at 224x224 on an H200"
-    found.append(_target(name, 60_000, speed(find("int8", "stream")), "" if h200 and resnet50 else _ELSEWHERE))
-    for measures, said in (("compute", "the engines alone"), ("stream", "host to host")):
-        faster = ratio(find("int8", measures), find("fp16", measures))
-        found.append(_target(f"int8 over fp16: images a second, {said}, largest batch", 1.5, faster))
-    for mode, limit in (("graphs", 1.3), ("compile", 1.15)):
-        engine = find("fp16", "compute", beside=mode)
-        peer = find("fp16", "compute", name=f"PyTorch {mode}", beside=mode)
-        found.append(
-            _target(f"fp16 over PyTorch {mode}: computing alone, in turns, largest batch", limit, ratio(engine, peer))
-        )
-    return (*found, _parity_target(parity))
+    return (
+        *(
+            _target(
+                f"{precision}: images a second from ordinary host memory, over those of the engine alone, largest "
+                "batch",
+                0.95,
+                ratio(find(precision, "stream"), find(precision, "compute")),
+            )
+            for precision in PRECISIONS
+        ),
+        _target(
+            "int8: p99 of one image, host to host, by a CUDA graph, in ms, at most, ResNet-50 at 224x224 on an H100 or "
+            "H200",
+            0.35,
+            one.p99_ms if one else None,
+            few if hopper and resnet50 else _ELSEWHERE,
+            at_most=True,
+        ),
+        _target(
+            "int8: images a second, host to host, ResNet-50 at 224x224 on an H200",
+            60_000,
+            speed(find("int8", "stream")),
+            "" if h200 and resnet50 else _ELSEWHERE,
+        ),
+        *(
+            _target(
+                f"int8 over fp16: images a second, {said}, largest batch",
+                1.5,
+                ratio(find("int8", measures), find("fp16", measures)),
+            )
+            for measures, said in (("compute", "the engines alone"), ("stream", "host to host"))
+        ),
+        *(
+            _target(
+                f"fp16 over PyTorch {mode}: computing alone, in turns, largest batch",
+                limit,
+                ratio(
+                    find("fp16", "compute", beside=mode),
+                    find("fp16", "compute", name=f"PyTorch {mode}", beside=mode),
+                ),
+            )
+            for mode, limit in (("graphs", 1.3), ("compile", 1.15))
+        ),
+        _parity_target(parity),
+    )
 
 
 def _parity_target(parity: Parity | None) -> Target:
@@ -95,11 +119,8 @@ def _target(name: str, limit: float, measured: float | None, open_for: str = "",
 
 def target_table(targets: Sequence[Target]) -> str:
     """The targets as lines of text."""
-    lines = []
-    for one in targets:
-        measured = "" if one.measured is None else f"{rounded(one.measured)}, "
-        lines.append(f"  {one.target}: {measured}target {rounded(one.limit)}: {said(one)}")
-    return "\n".join(lines)
+    told = ((one, "" if one.measured is None else f"{rounded(one.measured)}, ") for one in targets)
+    return "\n".join(f"  {one.target}: {measured}target {rounded(one.limit)}: {said(one)}" for one, measured in told)
 
 
 def rounded(value: float) -> str:

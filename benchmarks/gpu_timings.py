@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,11 @@ INCLUDES: Mapping[Measures, str] = {
     "stream pinned": "as stream, from page-locked memory that the runner gave",
     "compute": "the engine or model alone, by CUDA events: pixels and results on the GPU, no copy over the bus",
 }
-_NUMBERS = ("n", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "images_per_second", "p99_is_near_max")
 
 
 def words_of(error: BaseException) -> str:
     """What an error says; with its kind, unless it is one of ours, which are sentences."""
-    ours = isinstance(error, ProjectError)
-    return str(error) if ours else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}"
 
 
 def time_engines(
@@ -71,7 +70,7 @@ def time_engines(
     batches = _streamed(pixels, batch) if measures.startswith("stream") else 1
     # Page-locked memory is filled from the few images themselves.
     images = pixels if measures == "stream pinned" else pixels[np.arange(batch * batches) % len(pixels)]
-    turns = _Turns(by_events=measures == "compute")
+    turns = []
     with ExitStack() as stack:
         for precision, plan in plans.items():
             for graphs in (True, False) if measures == "infer" else (True,):
@@ -84,17 +83,17 @@ def time_engines(
                     "measures": measures,
                     "graphs": None if measures.startswith("stream") else graphs,
                 }
+                turns.append(turn := _Turn(row))
                 try:
                     runner = stack.enter_context(TensorRTRunner(plan, RuntimeOptions(graphs=graphs)))
                     if runner.max_batch != batch:  # the parts of a call would be other batches
-                        turns.refuse(row, f"it runs batches of {runner.max_batch} at most here")
-                        continue
-                    call = _call(runner, images, measures, batch * batches)
+                        raise ProjectError(f"it runs batches of {runner.max_batch} at most here")
+                    turn.call = _call(runner, images, measures, batch * batches)
                 except Exception as error:  # the others are to be timed all the same
-                    turns.refuse(row, words_of(error))
-                    continue
-                turns.add(row, call, partial(why_without_graph, runner, batch) if row["graphs"] else _no_doubt)
-        return turns.run(seconds)
+                    turn.error = words_of(error)
+                else:
+                    turn.doubt = partial(why_without_graph, runner, batch) if row["graphs"] else str
+        return _time_in_turns(turns, measures == "compute", seconds)
 
 
 def time_peer(
@@ -127,7 +126,6 @@ def time_peer(
         runner = stack.enter_context(TensorRTRunner(plan)) if plan is not None else None
         measured: tuple[Measures, ...] = ("compute", "infer")
         for measures in measured:
-            turns = _Turns(by_events=measures == "compute")
             row = {
                 "precision": "fp16",
                 "variant": variant,
@@ -137,11 +135,11 @@ def time_peer(
                 "beside": mode,
             }
             call = partial(peer.compute_ms, batch, REPEATS) if measures == "compute" else partial(peer.infer, images)
-            turns.add({**row, "name": f"PyTorch {mode}", "graphs": mode != "eager" or None}, call, _no_doubt)
+            turns = [_Turn({**row, "name": f"PyTorch {mode}", "graphs": mode != "eager" or None}, call)]
             if runner is not None:
-                beside = {**row, "name": ENGINE, "graphs": True}
-                turns.add(beside, _call(runner, images, measures, batch), partial(why_without_graph, runner, batch))
-            rows += turns.run(seconds)
+                ours, doubt = _call(runner, images, measures, batch), partial(why_without_graph, runner, batch)
+                turns.append(_Turn({**row, "name": ENGINE, "graphs": True}, ours, doubt))
+            rows += _time_in_turns(turns, measures == "compute", seconds)
     return rows
 
 
@@ -155,14 +153,10 @@ def why_without_peers(model: Path) -> str:
 
 def why_without_graph(runner: TensorRTRunner, batch: int) -> str:
     """Why a batch that was asked to run by a CUDA graph does not; "" where it does."""
-    if (why := runner.graph_refusals.get(batch)) is not None:
-        return f"no CUDA graph was made for batches of {batch}: {why}"
-    made = batch in runner.graph_batches
-    return "" if made else f"no CUDA graph was made for batches of {batch}, and nobody said why"
-
-
-def _no_doubt() -> str:
-    return ""
+    if batch in runner.graph_batches and batch not in runner.graph_refusals:
+        return ""
+    why = f": {runner.graph_refusals[batch]}" if batch in runner.graph_refusals else ", and nobody said why"
+    return f"no CUDA graph was made for batches of {batch}{why}"
 
 
 def _streamed(pixels: np.ndarray, batch: int) -> int:
@@ -179,60 +173,50 @@ def _call(runner: TensorRTRunner, images: np.ndarray, measures: Measures, count:
     return partial(runner.infer, images)
 
 
-class _Turns:
-    """Rows to be, each with a call that is timed in turns with the others', or with the reason why it has none.
+@dataclass
+class _Turn:
+    """A row to be.
 
-    Args:
-        by_events: the calls measure themselves and return milliseconds.
+    Attributes:
+        row: what is known of it before.
+        call: is timed in turns with the others'; None where there is an error.
+        doubt: says afterwards why the times are not what the row says they are; "" where they are, as ``str()`` does.
+        error: why it has no times; "" where it may have.
     """
 
-    def __init__(self, by_events: bool) -> None:
-        self._by_events = by_events
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._calls: dict[str, Callable[[], Any]] = {}
-        self._doubts: dict[str, Callable[[], str]] = {}
-        self._errors: dict[str, str] = {}
+    row: dict[str, Any]
+    call: Callable[[], Any] | None = None
+    doubt: Callable[[], str] = str
+    error: str = ""
 
-    def _key(self, row: dict[str, Any]) -> str:
-        key = f"{row['name']} {row['precision']} {row['measures']}"
-        self._rows[key] = row
-        return key
 
-    def add(self, row: dict[str, Any], call: Callable[[], Any], doubt: Callable[[], str]) -> None:
-        """Take a row; ``doubt`` says afterwards why its times are not what the row says they are."""
-        key = self._key(row)
-        self._calls[key], self._doubts[key] = call, doubt
+def _time_in_turns(turns: Sequence[_Turn], by_events: bool, seconds: float) -> list[TimedRow]:
+    """Time all calls; give all rows, in the order in which they came.
 
-    def refuse(self, row: dict[str, Any], why: str) -> None:
-        """Take a row that has no times."""
-        self._failed(self._key(row), why)
+    Args:
+        turns: with names of their own.
+        by_events: the calls measure themselves and return milliseconds.
+        seconds: measured time for each other call.
+    """
+    by_key = {f"{turn.row['name']} {turn.row['precision']} {turn.row['measures']}": turn for turn in turns}
+    calls = {key: turn.call for key, turn in by_key.items() if turn.call is not None}
 
-    def _failed(self, key: str, why: str) -> None:
-        log.warning("%s: %s", key, why)
-        self._errors[key] = why
+    def failed(key: str, error: Exception) -> None:
+        by_key[key].error = words_of(error)
 
-    def run(self, seconds: float) -> list[TimedRow]:
-        """Time all calls; give all rows, in the order in which they came."""
-
-        def failed(key: str, error: Exception) -> None:
-            self._failed(key, words_of(error))
-
-        samples: Mapping[str, Sequence[float]] = (
-            in_turns(self._calls, on_error=failed)
-            if self._by_events
-            else measure(
-                self._calls, seconds_each=seconds, warmup_seconds=min(WARM_UP, seconds), min_samples=10, on_error=failed
-            )
-        )
-        for key in samples:
-            if why := self._doubts[key]():
-                self._failed(key, why)
-        return [self._row(key, samples) for key in self._rows]
-
-    def _row(self, key: str, samples: Mapping[str, Sequence[float]]) -> TimedRow:
-        row = self._rows[key]
-        row["includes"] = INCLUDES[row["measures"]]
-        if key in self._errors:
-            return TimedRow(**row, error=self._errors[key])
-        numbers = summarize(list(samples[key]), row["batch"] * row["batches"])
-        return TimedRow(**row, **{name: getattr(numbers, name) for name in _NUMBERS})
+    samples: Mapping[str, Sequence[float]] = (
+        in_turns(calls, on_error=failed)
+        if by_events
+        else measure(calls, seconds_each=seconds, warmup_seconds=min(WARM_UP, seconds), min_samples=10, on_error=failed)
+    )
+    rows = []
+    for key, turn in by_key.items():
+        error = turn.error or turn.doubt()
+        row = {**turn.row, "includes": INCLUDES[turn.row["measures"]], "error": error}
+        if error:
+            log.warning("%s: %s", key, error)
+        else:
+            row |= asdict(summarize(samples[key], row["batch"] * row["batches"]))
+            del row["percentile_method"]
+        rows.append(TimedRow(**row))
+    return rows

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,22 +14,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
+from export.capabilities import find_tensorrt
 from export.driver import driver_status
 from export.errors import ExportError
-from export.sidecar import PRECISIONS, Sidecar, read_sidecar
+from export.sidecar import Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
 from pipeline.errors import PipelineError
 from pipeline.layout import KERAS, ONNX, engines, plan_variant
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.providers import DEVICES, Device, why_not
+from pipeline.runners.providers import DEVICES, why_not
 from pipeline.runners.tensorrt import TensorRTRunner
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard
 
 log = logging.getLogger(__name__)
+
+Timing = Callable[..., dict[str, Samples]]  # `benchmarks.timing.measure`, with how long
 
 HOST_TO_HOST = "host to host: uint8 pixels in host memory to logits in host memory; no decoding, no resizing"
 INCLUDES: Mapping[str, str] = {
@@ -43,13 +47,10 @@ INCLUDES: Mapping[str, str] = {
 COMPUTE = "the engine alone, by CUDA events: pixels and results on the GPU, no copy over the bus"
 REPEATS = 20  # of the engine alone, in one turn
 _QDQ = "Q/DQ pairs are computed as they stand, in float: this says nothing about INT8 engines, which fuse them"
-_ONNX_CAVEATS: Mapping[str, Mapping[str, str]] = {
-    "onnxruntime": {
-        "fp16": "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
-        "int8": _QDQ,
-    },
-    "onnxruntime-cuda": {"int8": _QDQ},
-    "onnxruntime-tensorrt": {},
+_CAVEATS: Mapping[tuple[str, str], str] = {
+    ("onnxruntime", "fp16"): "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
+    ("onnxruntime", "int8"): _QDQ,
+    ("onnxruntime-cuda", "int8"): _QDQ,
 }
 
 
@@ -66,24 +67,7 @@ class Scenario:
     variant: str = ""  # which engine of this precision, where there are several
 
 
-@dataclass(frozen=True)
-class Options:
-    """How long to measure; see `benchmarks.timing.measure`."""
-
-    seconds_each: float = 3.0
-    warmup_seconds: float = 0.5
-    min_samples: int = 10
-    max_samples: int = 10_000
-    seed: int = 0  # of the random pixels
-
-
-def scenarios(
-    artifacts_dir: Path,
-    batches: Sequence[int],
-    *,
-    precisions: Sequence[str] = PRECISIONS,
-    backends: Sequence[str] = tuple(INCLUDES),
-) -> list[Scenario]:
+def scenarios(artifacts_dir: Path, batches: Sequence[int]) -> list[Scenario]:
     """Find what can be timed here.
 
     Engines are listed only where there is a driver; one whose sidecar cannot be read is left out with a warning. ONNX
@@ -92,8 +76,6 @@ def scenarios(
     Args:
         artifacts_dir: a recipe's artifacts, with ``train/``, ``export/``, ``quantize/`` and ``build/``.
         batches: batch sizes, in images.
-        precisions: which to keep. Defaults to all.
-        backends: which to keep. Defaults to all.
 
     Returns:
         list[Scenario]: by batch, then backend, then precision; may be empty.
@@ -103,29 +85,22 @@ def scenarios(
     """
     if not batches or min(batches) < 1:
         raise PipelineError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
+    runtimes = [name for name, device in DEVICES.items() if device == "cpu" or not why_not(device)]
+    models = [("keras", "fp32", artifacts_dir / KERAS)]
+    models += [(name, precision, artifacts_dir / file) for name in runtimes for precision, file in ONNX.items()]
+    plans = _engines(artifacts_dir)
     found: list[Scenario] = []
-    plans = _engines(artifacts_dir) if "tensorrt" in backends else []
-    runtimes = [name for name in DEVICES if name in backends and _is_active(DEVICES[name])]
     for batch in dict.fromkeys(batches):
-        model = artifacts_dir / KERAS
-        if "keras" in backends and "fp32" in precisions and model.is_file():
-            found.append(Scenario("keras", "fp32", batch, model, INCLUDES["keras"]))
-        onnx = [(precision, artifacts_dir / name) for precision, name in ONNX.items() if precision in precisions]
-        for backend in runtimes:
-            for precision, path in onnx:
-                if path.is_file():
-                    caveat = _ONNX_CAVEATS[backend].get(precision, "")
-                    found.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
+        for backend, precision, path in models:
+            if path.is_file():
+                caveat = _CAVEATS.get((backend, precision), "")
+                found.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
         for path, sidecar in plans:
-            if sidecar.precision in precisions and _worth_timing(path, sidecar, batch, batches):
+            if _worth_timing(path, sidecar, batch, batches):
                 caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
                 one = Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
                 found.append(one)
     return found
-
-
-def _is_active(device: Device) -> bool:
-    return device == "cpu" or not why_not(device)
 
 
 def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
@@ -156,6 +131,39 @@ def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
     return "; ".join(notes)
 
 
+def installed(wanted: Sequence[Scenario]) -> list[Scenario]:
+    """Those whose library is installed here; what is left out is said, once a library.
+
+    A machine that only runs a bundle has one TensorRT alone.
+
+    Args:
+        wanted: what there are files for.
+    """
+    kept: list[Scenario] = []
+    lacking: dict[str, set[str]] = {}
+    for scenario in wanted:
+        library = _lacking(scenario)
+        if library:
+            lacking.setdefault(library, set()).add(f"{scenario.path.parent.name}/{scenario.path.name}")
+        else:
+            kept.append(scenario)
+    for library, files in lacking.items():
+        log.info("  not timed, as %s is not installed here: %s", library, ", ".join(sorted(files)))
+    return kept
+
+
+def _lacking(scenario: Scenario) -> str:
+    """The library that a scenario needs and this machine has not; "" if it has it, or cannot be told."""
+    package, _, _ = scenario.backend.partition("-")
+    if package != "tensorrt":
+        return "" if importlib.util.find_spec(package) else {"keras": "Keras"}.get(package, "ONNX Runtime")
+    try:
+        flavour = read_sidecar(scenario.path).flavour
+        return "" if find_tensorrt(flavour) else {"rtx": "TensorRT-RTX"}.get(flavour, "TensorRT")
+    except ExportError:
+        return ""  # its runner says what is wrong with it
+
+
 def open_scenario(
     scenario: Scenario,
     runtime: RuntimeOptions | None = None,
@@ -181,7 +189,7 @@ def run_scenarios(
     wanted: Sequence[Scenario],
     opener: Callable[[Scenario], Runner],
     size: tuple[int, int],
-    options: Options | None = None,
+    timing: Timing = measure,
     progress: Progress | None = None,
 ) -> list[BenchmarkRow]:
     """Time scenarios: those of one batch size in turns against each other, batch size after batch size.
@@ -193,19 +201,17 @@ def run_scenarios(
         wanted: what to time.
         opener: makes the runner of a scenario; a file is opened once a batch size.
         size: height and width of the model's input.
-        options: how long. Defaults to `Options()`.
+        timing: times calls in turns, for as long as a partial of it says. Defaults to `benchmarks.timing.measure`.
         progress: called with (scenario, percent done, 100). Defaults to None.
 
     Returns:
         list[BenchmarkRow]: one a scenario, in the order given, with an error or the samples and what
         `benchmarks.timing.summarize` gives; an engine that takes the batch at once has what its GPU takes alone.
     """
-    options = options or Options()
     rows: dict[Scenario, BenchmarkRow] = {}
     for batch in dict.fromkeys(one.batch for one in wanted):
-        noise = np.random.default_rng(options.seed)
-        pixels = noise.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-        rows.update(_run_batch([one for one in wanted if one.batch == batch], opener, pixels, options, progress))
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+        rows.update(_run_batch([one for one in wanted if one.batch == batch], opener, pixels, timing, progress))
     return [rows[one] for one in wanted]
 
 
@@ -213,7 +219,7 @@ def _run_batch(
     group: Sequence[Scenario],
     opener: Callable[[Scenario], Runner],
     pixels: np.ndarray,
-    options: Options,
+    timing: Timing,
     progress: Progress | None,
 ) -> dict[Scenario, BenchmarkRow]:
     named = {_name(one): one for one in group}
@@ -224,39 +230,27 @@ def _run_batch(
         errors[name] = f"{type(error).__name__}: {error}"
 
     with ExitStack() as stack:
-        calls: dict[str, Callable[[], object]] = {}
-        on_tensorrt: dict[str, TensorRTRunner] = {}
+        runners: dict[str, Runner] = {}
         for name, one in named.items():
             try:
-                runner = stack.enter_context(opener(one))
+                runners[name] = stack.enter_context(opener(one))
             except Exception as error:  # whatever a backend raises: the others are to be timed all the same
                 failed(name, error)
-            else:
-                calls[name] = partial(runner.infer, pixels)
-                if isinstance(runner, TensorRTRunner):
-                    on_tensorrt[name] = runner
-        samples = measure(
-            calls,
-            seconds_each=options.seconds_each,
-            warmup_seconds=options.warmup_seconds,
-            min_samples=options.min_samples,
-            max_samples=options.max_samples,
-            progress=progress,
-            on_error=failed,
-        )
+        calls = {name: partial(runner.infer, pixels) for name, runner in runners.items()}
+        samples = timing(calls, progress=progress, on_error=failed)
+        engines = {name: runner for name, runner in runners.items() if isinstance(runner, TensorRTRunner)}
         # Before computing alone is timed, which may be launched in another way.
-        found = {name: _graph(engine, len(pixels)) for name, engine in on_tensorrt.items()}
-        whole = {name: engine for name, engine in on_tensorrt.items() if engine.sidecar.profile.takes(len(pixels))}
+        graphs = {name: _graph(engine, len(pixels)) for name, engine in engines.items()}
         computes = {
-            name: partial(engine.compute_ms, pixels, REPEATS) for name, engine in whole.items() if name in samples
+            name: partial(engine.compute_ms, pixels, REPEATS)
+            for name, engine in engines.items()
+            if name in samples and engine.sidecar.profile.takes(len(pixels))
         }
         alone = in_turns(computes, on_error=failed)
-    rows = {one: _row(one, samples.get(name), errors.get(name), found.get(name, "")) for name, one in named.items()}
-    for name, one in named.items():
-        if name in alone and rows[one].error is None:
-            numbers = asdict(summarize(alone[name], one.batch))
-            rows[one] = replace(rows[one], compute=Compute(**numbers, includes=COMPUTE))
-    return rows
+    return {
+        one: _row(one, samples.get(name), errors.get(name), graphs.get(name, ""), alone.get(name))
+        for name, one in named.items()
+    }
 
 
 def _graph(runner: TensorRTRunner, batch: int) -> str:
@@ -273,10 +267,13 @@ def _name(scenario: Scenario) -> str:
     return f"{scenario.backend} {which} ({scenario.path.parent.name}) batch {scenario.batch}"
 
 
-def _row(scenario: Scenario, samples: Samples | None, error: str | None, graph: str) -> BenchmarkRow:
+def _row(
+    scenario: Scenario, samples: Samples | None, error: str | None, graph: str, alone: Samples | None
+) -> BenchmarkRow:
     described = {key: value for key, value in asdict(scenario).items() if key != "path"}
     described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
     if samples is None:
         return BenchmarkRow(**described, error=error or "it gave no sample")
     numbers = asdict(summarize(samples, scenario.batch))
-    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=tuple(samples.turns), **numbers)
+    compute = Compute(**asdict(summarize(alone, scenario.batch)), includes=COMPUTE) if alone else None
+    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=tuple(samples.turns), compute=compute, **numbers)

@@ -1,23 +1,25 @@
-"""What the machine is and what its GPUs are doing: beside every number, and nothing that names a person or a host."""
+"""What the machine is and what its GPUs are doing: beside every number, and nothing that names a person or a host.
+
+A Jetson has no NVML: what its GPU is doing is read from /sys. Which files there are differs between boards and releases
+of JetPack, so that whatever is not found stays None. The names are those that others read on boards with JetPack 5 and
+6; this code was never run on one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from benchmarks.tegra import ROOT as FILE_SYSTEM
-from benchmarks.tegra import tegra_snapshot
 from export.driver import driver_status
-from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu
+from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu, memory_bytes, system, versions_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +49,12 @@ SMI = {
     "memory_used_mib": "memory.used",
 }
 SMI_PATIENCE = 10.0  # seconds
+# Names below /sys/class/devfreq of Tegra's own GPUs: JetPack 6 says gpu at Tegra's address, earlier ones the chip.
+_TEGRA = re.compile(r"17000000\.gpu|[0-9a-f]+\.(ga10b|gv11b|gp10b|gm20b)")
+_ZONE = re.compile(r"gpu[-_]therm(al)?", re.IGNORECASE)
+# Power rails of Xavier, AGX Orin and Orin NX or Nano; the last one is the whole module.
+_RAILS = ("GPU", "VDD_GPU_SOC", "VDD_CPU_GPU_CV", "VDD_IN")
+_LOADS = ("sys/devices/platform/gpu.0/load", "sys/devices/gpu.0/load")
 
 
 def machine() -> Machine:
@@ -54,10 +62,10 @@ def machine() -> Machine:
     status = driver_status()
     return Machine(
         cpu=describe_cpu(),
-        memory_bytes=_memory(),
-        os=_system(),
+        memory_bytes=memory_bytes(),
+        os=system(),
         python=platform.python_version(),
-        packages=_packages(),
+        packages=versions_of(PACKAGES),
         driver_version=status.driver_version,
         cuda_version=status.cuda_version,
         gpus=_with_nvml([Gpu(one.name, one.compute_capability, one.memory) for one in status.devices]),
@@ -92,22 +100,19 @@ def resident_bytes() -> int:
         return 0
 
 
-def gpu_snapshot(root: Path = FILE_SYSTEM) -> tuple[GpuSnapshot, ...]:
+def gpu_snapshot(root: Path = Path("/")) -> tuple[GpuSnapshot, ...]:
     """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
 
     Args:
         root: of the file system, whose /sys is read where NVML lists no GPU. Defaults to "/".
 
     Returns:
-        tuple[GpuSnapshot, ...]: one a GPU. A Jetson, which has no NVML, tells what it does in /sys, see
-        `benchmarks.tegra`. Elsewhere without nvidia-ml-py the driver's nvidia-smi is asked. Empty without either, or
-        without a driver.
+        tuple[GpuSnapshot, ...]: one a GPU. A Jetson, which has no NVML, tells what it does in /sys.
+        Elsewhere without nvidia-ml-py the driver's nvidia-smi is asked. Empty without either, or without a driver.
     """
     with _nvml() as nvml:
-        found = tuple(_snapshot(nvml, handle) for handle in _handles(nvml)) if nvml is not None else ()
-    if not found and (tegra := tegra_snapshot(root)):
-        found = (tegra,)
-    return found or (_nvidia_smi() if driver_status() else ())
+        found = tuple(_snapshot(nvml, handle) for handle in _handles(nvml))
+    return found or _tegra(root) or (_nvidia_smi() if driver_status() else ())
 
 
 def _nvidia_smi() -> tuple[GpuSnapshot, ...]:
@@ -129,7 +134,7 @@ def _smi_snapshot(values: Sequence[str]) -> GpuSnapshot:
     return GpuSnapshot(**read, memory_used_bytes=None if used is None else used << 20)
 
 
-def _snapshot(nvml: ModuleType, handle: Any) -> GpuSnapshot:
+def _snapshot(nvml: Any, handle: Any) -> GpuSnapshot:
     return GpuSnapshot(
         sm_clock_mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
         memory_clock_mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
@@ -144,7 +149,8 @@ def _snapshot(nvml: ModuleType, handle: Any) -> GpuSnapshot:
 def _with_nvml(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     """Add what only NVML knows. It numbers GPUs without CUDA_VISIBLE_DEVICES, so only a full list is matched."""
     with _nvml() as nvml:
-        if nvml is None or len(handles := _handles(nvml)) != len(gpus):
+        handles = _handles(nvml)
+        if len(handles) != len(gpus):
             return tuple(gpus)
         return tuple(
             replace(
@@ -158,7 +164,7 @@ def _with_nvml(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
 
 
 @contextlib.contextmanager
-def _nvml() -> Iterator[ModuleType | None]:
+def _nvml() -> Iterator[Any]:
     """Give pynvml, started, or None where the package or the driver is missing."""
     try:
         import pynvml
@@ -174,39 +180,64 @@ def _nvml() -> Iterator[ModuleType | None]:
             pynvml.nvmlShutdown()
 
 
-def _handles(nvml: ModuleType) -> list[Any]:
-    count = _ask(nvml.nvmlDeviceGetCount) or 0
+def _handles(nvml: Any) -> list[Any]:
+    """The GPUs that NVML lists; none without it."""
+    count = _ask(lambda: nvml.nvmlDeviceGetCount()) or 0
     return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
 
 
+def _tegra(root: Path) -> tuple[GpuSnapshot, ...]:
+    """Clock, temperature, power and load of a Jetson's GPU; empty where /sys shows none."""
+    device = next((path for path in _matching(root, "sys/class/devfreq/*") if _TEGRA.fullmatch(path.name)), None)
+    if device is None:
+        return ()
+    zones = _matching(root, "sys/class/thermal/thermal_zone*")
+    temperature = next((_number(one / "temp") for one in zones if _ZONE.fullmatch(_text(one / "type"))), None)
+    loads = map(_number, (device / "device" / "load", *(root / name for name in _LOADS)))
+    rail, power = _power(root)
+    snapshot = GpuSnapshot(
+        sm_clock_mhz=_scaled(_number(device / "cur_freq"), 1e6),
+        temperature_c=_scaled(temperature, 1000),  # thousandths of a degree Celsius
+        power_w=power,
+        gpu_load_percent=_scaled(next((load for load in loads if load is not None), None), 10),  # thousandths
+        power_rail=rail,
+    )
+    return (snapshot,)
+
+
+def _power(root: Path) -> tuple[str | None, float | None]:
+    """The rail closest to the GPU alone that tells voltage (mV) and current (mA), and its power in watts."""
+    watts: dict[str, float] = {}
+    for label in _matching(root, "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"):
+        channel = label.name.removeprefix("in").removesuffix("_label")
+        millivolts, milliamperes = (_number(label.with_name(f"{what}{channel}_input")) for what in ("in", "curr"))
+        if millivolts is not None and milliamperes is not None:
+            watts[_text(label)] = millivolts * milliamperes / 1e6
+    return next(((rail, watts[rail]) for rail in _RAILS if rail in watts), (None, None))
+
+
+def _matching(root: Path, pattern: str) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from sorted(root.glob(pattern))
+
+
+def _scaled(value: int | None, by: float) -> int | None:
+    return None if value is None else round(value / by)
+
+
+def _number(path: Path) -> int | None:
+    value: int | None = _ask(lambda: int(_text(path)))
+    return value
+
+
+def _text(path: Path) -> str:
+    """What a file says; "" where it says nothing, as a sensor of a part that sleeps."""
+    return (_ask(partial(path.read_text, "ascii")) or "").strip()
+
+
 def _ask(question: Callable[..., Any]) -> Any:
-    """Ask NVML for one value; GPUs differ in what they answer."""
+    """Ask for one value; GPUs and boards differ in what they answer."""
     try:
         return question()
     except Exception:  # pynvml raises a class of its own for each code
         return None
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _system() -> str:
-    try:
-        name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        name = ""
-    release = platform.release().partition("-")[0]  # what follows may name who built it
-    kernel = f"{platform.system()} {release} {platform.machine()}"
-    return f"{name} ({kernel})" if name else kernel
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

@@ -23,7 +23,7 @@ class Samples(list[float]):
     """Milliseconds of each call, in the order of measuring, and how many of them each turn gave.
 
     The turns of candidates that were timed together belong to the same rounds: turn i of one and turn i of another
-    saw the machine in the same state, so that they can be compared by pairs (see `benchmarks.comparison`).
+    saw the machine in the same state, so that they can be compared by pairs (see `benchmarks.contests`).
 
     Args:
         values: milliseconds.

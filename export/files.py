@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -17,8 +18,9 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
-from export.errors import ExportError
+from export.errors import ProjectError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
@@ -101,7 +103,7 @@ def put_folder(finished: Path, final: Path) -> None:
     """Bring a finished folder to the disk, and put it in the place of ``final``, which lies on the same one.
 
     Raises:
-        ExportError: a file is there.
+        ProjectError: a file is there.
     """
     _refuse_file(final)
     former = _former(final)
@@ -182,6 +184,19 @@ def remove_leftovers(found: Iterable[Path]) -> None:
                 path.unlink()
 
 
+def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
+    """Hex digest of the rest of an open file, read in pieces; ``hashlib.file_digest`` is of Python 3.11.
+
+    Args:
+        file: open for reading bytes.
+        algorithm: a name that ``hashlib`` knows. Defaults to "sha256".
+    """
+    digest = hashlib.new(algorithm)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def sync(path: Path) -> None:
     """Wait until the disk has what was written to a file."""
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
@@ -209,7 +224,7 @@ def _former(final: Path) -> Path:
 
 def _refuse_file(final: Path) -> None:
     if final.exists() and not final.is_dir():
-        raise ExportError(f"Expected a folder at {final}. Received: a file. Move it away.")
+        raise ProjectError(f"Expected a folder at {final}. Received: a file. Move it away.")
 
 
 def _is_alive(process: int, run: str | None) -> bool:

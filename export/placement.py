@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.graph import Index, attribute, producers
+from export.graph import Index, attribute, infer_shapes, producers
 from export.naming import keras_layer
 from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
-from export.words import count
+from export.words import aligned, count
 
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 _ARITHMETIC = (
@@ -141,7 +141,7 @@ def measured_tensors(model: onnx.ModelProto) -> list[str]:
             names.add(node.input[0])
         if node.op_type in _ARITHMETIC and node.name not in skipped:
             names.add(node.output[0])
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    inferred = infer_shapes(model, data_prop=True)
     maps = {  # shapes and other whole numbers are computed as well
         info.name
         for info in (*inferred.value_info, *inferred.output)
@@ -251,12 +251,10 @@ def describe(
 
 def placement_table(rows: list[Placement]) -> str:
     """Returns the rows as a text table with a header and a last line that counts."""
-    header = ("keras layer", "op", "precision", "why")
-    cells = [header, *((row.keras_layer, row.op, row.precision, row.why) for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    cells = [("keras layer", "op", "precision", "why")]
+    cells += [(row.keras_layer, row.op, row.precision, row.why) for row in rows]
     quantized, convs = int8_convs(rows)
-    return "\n".join([*lines, f"{quantized} of {count(convs, 'convolution')} in INT8"])
+    return "\n".join([*aligned(cells, indent=""), f"{quantized} of {count(convs, 'convolution')} in INT8"])
 
 
 def int8_convs(rows: list[Placement]) -> tuple[int, int]:

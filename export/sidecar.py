@@ -5,7 +5,6 @@ Standard library only, Python 3.10 syntax.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from export.errors import ExportError
-from export.files import replacing_files
+from export.files import digest_of, replacing_files
 from export.records import read_record, to_json
 
 SCHEMA = 2
@@ -198,11 +197,8 @@ def home_of(plan_path: Path) -> Path:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return digest_of(file)
 
 
 def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:

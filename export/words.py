@@ -1,8 +1,8 @@
-"""Numbers and lists in sentences. Standard library only, Python 3.10 syntax."""
+"""Numbers and lists in sentences, and tables for a terminal. Standard library only, Python 3.10 syntax."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -28,3 +28,23 @@ def listed(names: Iterable[object], most: int = 5, separator: str = ", ") -> str
     if len(every) <= most + 1:
         return separator.join(every)
     return f"{separator.join(every[:most])} and {len(every) - most:,} more"
+
+
+def aligned(rows: Iterable[Sequence[str]], right: Collection[int] = (), indent: str = "  ") -> list[str]:
+    """Lay out rows of cells as lines of text, in columns.
+
+    Args:
+        rows: the head first, which has all columns. The last cell of a shorter row is a remark that takes the rest of
+            its line.
+        right: columns that end alike, as numbers do; the others begin alike.
+        indent: before each line.
+    """
+    every = [list(row) for row in rows]
+    columns = max(map(len, every), default=0)
+    remarks = [row.pop() if len(row) < columns else "" for row in every]
+    widths = [max(len(row[column]) for row in every if column < len(row)) for column in range(columns)]
+    lines = []
+    for row, remark in zip(every, remarks):
+        cells = [cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row)]
+        lines.append((indent + "  ".join([*cells, remark])).rstrip())
+    return lines

@@ -236,18 +236,16 @@ def _check_output(model: keras.Model, where: Path) -> None:
     taken, given = tensor_names(model.inputs), tensor_names(model.outputs)
     if len(model.outputs) > 1:
         raise ModelError(f"Expected one output of shape (N, classes). Received: {where} gives {given}.")
-    shape = tuple(model.outputs[0].shape)
+    shape, what = tuple(model.outputs[0].shape), ""
     if len(shape) == 4:
-        same = "a picture or a map for each input, as in denoising or segmentation"
         features = shape[1] is None or (model.inputs[0].shape[1] or 10**9) > 4 * shape[1]
-        what = "a feature map: a backbone without its head" if features and (shape[3] or 0) > 4 else same
-        raise ModelError(
-            f"Expected an image classifier, output (N, classes). Received: {where} takes {taken} and gives {given}: "
-            f"{what}."
-        )
+        headless = features and (shape[3] or 0) > 4
+        same = "a picture or a map for each input, as in denoising or segmentation"
+        what = f": {'a feature map: a backbone without its head' if headless else same}"
     if len(shape) != 2 or shape[1] is None:
         raise ModelError(
-            f"Expected an image classifier, output (N, classes). Received: {where} takes {taken} and gives {given}."
+            f"Expected an image classifier, output (N, classes). Received: {where} takes {taken} and gives {given}"
+            f"{what}."
         )
 
 

@@ -14,17 +14,18 @@ import keras
 import numpy as np
 
 from export.bounded_json import parse_json
+from export.files import digest_of
+from pipeline.architecture import layers_of
+from pipeline.archive_files import open_zip
 from pipeline.download import fetch
 from pipeline.errors import ModelError
-from pipeline.files import digest_of
 from pipeline.foreign_files import HEAD, describe_file
-from pipeline.model_file import layers_of, names_in
+from pipeline.model_file import names_in
 from pipeline.model_guards import check_weights_file
 from pipeline.model_settings import check_published
 from pipeline.published_weights import imagenet_weights
 from pipeline.recipe import IMAGENET, Model
 from pipeline.words import listed
-from pipeline.zip_files import open_zip
 
 # Of ImageNet's channels; what Keras divides by once more in EfficientNet B0 to B7 (applications/efficientnet.py).
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from export.preprocessing import PreprocessingSpec
 from export.records import read_record, to_json
-from pipeline.class_names import class_names
+from pipeline.class_names import model_names
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError, PipelineError
 from pipeline.files import write_json
@@ -164,7 +164,7 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         own = own_preprocessing(model.preprocessing)
         pairs["model.preprocessing"] = (has.to_dict(values=False), own.to_dict(values=False))
     if not isinstance(model.classes, str) or Path(model.classes).is_file():
-        pairs["model.classes"] = (list(card.classes), list(class_names(model.classes) or card.classes))
+        pairs["model.classes"] = (list(card.classes), list(model_names(model.classes) or card.classes))
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -1,37 +1,87 @@
-"""The names of a model's outputs, in their order, matched with the classes of the data."""
+"""The names of classes: read, from what data and model say of them, and matched with each other."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import MOST_DIGITS, parse_json, read_bounded
-from pipeline.data import ImageSet
+from export.errors import ProjectError
 from pipeline.errors import DataError, RecipeError
 from pipeline.files import as_text
+from pipeline.recipe import IMAGENET, Data
+from pipeline.samples import DataMissingError
 from pipeline.words import listed
 
-_EXPECTED = "model.classes: expected names, or a .txt or .json file."
+if TYPE_CHECKING:
+    from pipeline.data import ImageSet
 
 
-def class_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
-    """The names that ``model.classes`` says: a list, or a file.
-
-    A text file has a name a line. JSON is a list of names, a list of lists that end in the name (as Keras lists the
-    classes of ImageNet), or an object of index to name or of name to index (``class_indices`` of Keras' generators).
+def model_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
+    """The names that ``model.classes`` says: a list, or a file as `read_names` takes it.
 
     Raises:
-        RecipeError: the file is missing or of another form, or a name is there twice.
+        RecipeError: the file is missing or of another form, a name is there twice, or there is but one.
     """
     if given is None:
         return None
-    names = tuple(map(as_text, _read(Path(given)) if isinstance(given, str) else given))
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise RecipeError(f"model.classes: expected each name once. Received: {listed(twice)} more than once.")
+    names = (
+        read_names(Path(given), "model.classes", RecipeError)
+        if isinstance(given, str)
+        else _each_once(tuple(map(as_text, given)), "model.classes", RecipeError)
+    )
     if len(names) < 2:
         raise RecipeError(f"model.classes: expected at least two names. Received: {list(names)}.")
-    return tuple(names)
+    return names
+
+
+def data_names(config: Data, folder: Path) -> tuple[str, ...] | None:
+    """The names that ``data.classes`` says, in the order of the labels; None where labels are names themselves.
+
+    Beside a table ``classes.json`` or ``classes.txt`` is taken too.
+
+    Args:
+        config: the recipe's section.
+        folder: that the data lie in.
+
+    Raises:
+        DataMissingError: the file does not exist.
+        DataError: it is of another form, or a name is there twice.
+    """
+    path = _file_of_data(config, folder)
+    return None if path is None else read_names(path, "data.classes", DataError)
+
+
+def read_names(path: Path, key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
+    """Read names of classes, in the order of the outputs.
+
+    A text file has a name a line. JSON is a list of names, or of lists that end in the name (as Keras lists the classes
+    of ImageNet), or an object of index to such a one, or of name to index (``class_indices`` of Keras' generators). Of
+    two classes with one name (ImageNet has two cranes) the id that a list begins with keeps them apart.
+
+    Args:
+        path: JSON where it ends so, else text.
+        key: of the recipe, which messages begin with.
+        refusal: what is raised.
+    """
+    try:
+        data = read_bounded(path)
+        if path.suffix.lower() == ".json":
+            entries = _in_order(parse_json(data, path.name))
+        else:
+            entries = [line.strip() for line in data.decode().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise refusal(f"{key}: expected names, or a .txt or .json file. Received: {path}{_why(error)}") from error
+    if not entries:
+        raise refusal(f"{key}: expected a list of names in {path}. Received: {data[:60]!r}.")
+    lists = [entry if isinstance(entry, list) and entry else [entry] for entry in entries]
+    same = Counter(str(entry[-1]) for entry in lists)
+    names = (
+        f"{entry[-1]} ({entry[0]})" if entry[1:] and same[str(entry[-1])] > 1 else str(entry[-1]) for entry in lists
+    )
+    return _each_once(tuple(map(as_text, names)), key, refusal)
 
 
 def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
@@ -57,30 +107,44 @@ def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
     return dataclasses.replace(images, classes=names, splits=splits)
 
 
-def _read(path: Path) -> tuple[str, ...]:
-    try:
-        data = read_bounded(path)
-        if path.suffix.lower() != ".json":
-            return tuple(line.strip() for line in data.decode().splitlines() if line.strip())
-        tree = parse_json(data, path.name)
-    except FileNotFoundError as error:
-        raise RecipeError(f"{_EXPECTED} Received: {path}, which does not exist.") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{_EXPECTED} Received: {path}, which is no UTF-8 text. Save it as UTF-8.") from error
-    except OSError as error:
-        raise RecipeError(f"{_EXPECTED} Received: {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise RecipeError(f"{_EXPECTED} Received: {path}: {error}.") from error
-    names: list[str] = []
-    if isinstance(tree, dict) and all(isinstance(v, int) for v in tree.values()):
-        names = sorted(tree, key=lambda name: tree[name])
-    elif isinstance(tree, dict) and all(k.isdecimal() and len(k) <= MOST_DIGITS for k in tree):
-        tree = [tree[k] for k in sorted(tree, key=int)]
-    if isinstance(tree, list):
-        names = [str(item[-1]) if isinstance(item, list) and item else str(item) for item in tree]
-    if not names:
-        raise RecipeError(f"model.classes: expected a list of names in {path}. Received: {data[:60]!r}.")
-    return tuple(names)
+def _file_of_data(config: Data, folder: Path) -> Path | None:
+    if config.classes == IMAGENET:
+        from pipeline.download import IMAGENET_CLASSES, DownloadError, fetch
+
+        try:
+            return fetch(IMAGENET_CLASSES, "--set data.classes=/path/to/classes.json")
+        except DownloadError as error:
+            raise DataMissingError(str(error)) from error
+    if config.classes is not None:
+        path = Path(config.classes)
+        if not path.is_file():
+            raise DataMissingError(f"data.classes: expected a file. Received: {path}, which does not exist.")
+        return path
+    beside = (folder / "classes.json", folder / "classes.txt")
+    return next((path for path in beside if config.source == "csv" and path.is_file()), None)
+
+
+def _in_order(tree: Any) -> list[Any]:
+    """The entries of a JSON file by their index; empty where it is of another form."""
+    if isinstance(tree, dict) and all(isinstance(index, int) for index in tree.values()):
+        return sorted(tree, key=lambda name: tree[name])
+    if isinstance(tree, dict) and all(index.isdecimal() and len(index) <= MOST_DIGITS for index in tree):
+        return [tree[index] for index in sorted(tree, key=int)]
+    return tree if isinstance(tree, list) else []
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return ", which does not exist."
+    if isinstance(error, UnicodeDecodeError):
+        return ", which is no UTF-8 text. Save it as UTF-8."
+    return f": {getattr(error, 'strerror', None) or error}."
+
+
+def _each_once(names: tuple[str, ...], key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
+    if twice := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise refusal(f"{key}: expected each name once. Received: {listed(twice)} more than once.")
+    return names
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

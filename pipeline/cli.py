@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from export.errors import ProjectError
 from export.sidecar import REBUILD
-from pipeline.command_line import ARTIFACTS, command_of
+from pipeline.command_line import ARTIFACTS, invocation_of
 from pipeline.config import load_recipe
-from pipeline.disk_space import sentence
 from pipeline.errors import notes
+from pipeline.output_files import sentence
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import Context
 from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
@@ -145,7 +145,8 @@ def _run(
         return BAD_INPUT
     _start_logging(handler, logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
     quiet_libraries()
-    handler.rebuild = command_of(args, "build", "--force") or REBUILD
+    invocation = invocation_of(args)
+    handler.rebuild = invocation.command("build", more=("--force",)) if invocation else REBUILD
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
     result: dict[str, Any]
     try:

@@ -35,19 +35,6 @@ def unpack_command(archive: str | Path) -> str:
     return f"make install-gpu && {there}"
 
 
-def recipe_options(overrides: Sequence[str], artifacts: Path) -> list[str]:
-    """The options that repeat the overrides of a recipe and the folder of artifacts."""
-    words = [word for override in overrides for word in ("--set", override)]
-    return words if artifacts == ARTIFACTS else [*words, "--artifacts", str(artifacts)]
-
-
-def command_of(args: argparse.Namespace, verb: str, *more: str) -> str | None:
-    """A verb with the recipe of a command line that was read; None where that has none."""
-    if not isinstance(getattr(args, "config", None), Path):
-        return None
-    return pipeline_command(verb, "-c", args.config, *recipe_options(args.overrides, args.artifacts), *more)
-
-
 class CommandNeededError(PipelineError):
     """An error that a command with this recipe mends, raised where nobody knows the command line.
 
@@ -82,14 +69,15 @@ class Invocation:
     artifacts: Path = ARTIFACTS
     overrides: Sequence[str] = ()
 
-    def command(self, verb: str, python: str | None = None) -> str:
+    def command(self, verb: str, python: str | None = None, more: Sequence[str] = ()) -> str:
         """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste.
 
         Args:
             verb: of ``python -m pipeline``.
             python: that runs it. Defaults to None: this very one, for advice on this machine.
+            more: further options. Defaults to none.
         """
-        return pipeline_command(verb, "-c", self.recipe_path, *self.options, python=python)
+        return pipeline_command(verb, "-c", self.recipe_path, *more, *self.options, python=python)
 
     @contextmanager
     def completing_errors(self) -> Iterator[None]:
@@ -103,4 +91,11 @@ class Invocation:
     @property
     def options(self) -> list[str]:
         """The options that repeat the overrides and the artifacts folder, as words of a command line."""
-        return recipe_options(self.overrides, self.artifacts)
+        words = [word for override in self.overrides for word in ("--set", override)]
+        return words if self.artifacts == ARTIFACTS else [*words, "--artifacts", str(self.artifacts)]
+
+
+def invocation_of(args: argparse.Namespace) -> Invocation | None:
+    """What repeats the recipe of a command line that was read; None where that has none."""
+    recipe = getattr(args, "config", None)
+    return Invocation(recipe, args.artifacts, args.overrides) if isinstance(recipe, Path) else None

@@ -71,8 +71,6 @@ def _rank(end: Ending) -> int:
 
 def _of_signature(file: ModelFile, output: str, others: list[str], saved: str) -> Cut | None:
     inputs = signature(file, "inputs")
-    signatures = file.facts.get("signatures", {})
-    chosen = "serving_default" if "serving_default" in signatures else next(iter(signatures), "")
     if len(inputs) != 1:
         return None
     ((name, (kind, shape)),) = inputs.items()
@@ -80,7 +78,7 @@ def _of_signature(file: ModelFile, output: str, others: list[str], saved: str) -
         return None
     line = (
         f"import tensorflow as tf; model = tf.saved_model.load({str(file.path)!r}); "
-        f"answer = model.signatures[{chosen!r}]; "
+        f"answer = model.signatures[{file.signature[0]!r}]; "
         f"one = tf.function(lambda **given: {{{output!r}: answer(**given)[{output!r}]}}); "
         f"given = {{{name!r}: tf.TensorSpec({[None, *shape]}, {kind!r}, {name!r})}}; "
         f"tf.saved_model.save(model, {saved!r}, signatures=one.get_concrete_function(**given))"

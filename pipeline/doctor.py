@@ -2,27 +2,107 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
-from export.driver import DriverStatus, driver_status
+from export.driver import Device, DriverStatus, driver_status
 from export.records import to_json
 from export.versions import is_checked, no_support, unproven
-from pipeline.doctor_findings import BAD, OK, WARN, Driver, Findings, Library, OnnxRuntimeCuda, Package, StageFinding
 from pipeline.environment import refuses_all
 from pipeline.machine import describe_cpu
+from pipeline.machine import version_of as _installed
 from pipeline.manifest import ROOT
 from pipeline.mending import driver_lines, newer_than_driver, python_line, tensorrt_lines
 from pipeline.runners.providers import why_not
-from pipeline.starting import OLDEST_FOR_A_BUNDLE
+from pipeline.starting import NEWEST, OLDEST, OLDEST_FOR_A_BUNDLE
 
-SUPPORTED = ((3, 11), (3, 14))
+OK, WARN, BAD = "ok", "--", "!!"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that a requirements file pins; None where it is not installed."""
+
+    here: str | None
+    pinned: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Library:
+    """A flavour of TensorRT.
+
+    Attributes:
+        version: None where it is not here.
+        why: it is not here.
+        builds_without_gpu: whether it needs none to build.
+        unproven: what nobody tried of this version; "" for nothing.
+        unsupported: GPUs of this machine that it does not support, with what does.
+        runs: whether what it builds runs here.
+        builds: whether it builds here.
+    """
+
+    version: str | None
+    why: str = ""
+    builds_without_gpu: bool = False
+    unproven: str = ""
+    unsupported: tuple[str, ...] = ()
+    runs: bool = False
+    builds: bool = False
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver, and the packages that want a newer one."""
+
+    available: bool
+    reason: str
+    version: str | None
+    cuda: str | None
+    too_old_for: tuple[str, ...]
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeCuda:
+    """Whether ONNX Runtime computes on the GPU."""
+
+    active: bool
+    why_not: str
+
+
+@dataclass(frozen=True)
+class StageFinding:
+    """What a stage can do here, or needs."""
+
+    state: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The state of a machine; ``conflict``: two packages that break each other are both here."""
+
+    machine: Mapping[str, str]
+    packages: Mapping[str, Package]
+    conflict: bool
+    driver: Driver
+    tensorrt: Mapping[str, Library]
+    onnxruntime_cuda: OnnxRuntimeCuda
+    stages: Mapping[str, StageFinding]
+    mend: tuple[str, ...]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether anything is marked !!, that is missing or in conflict."""
+        states = [one.state for one in self.packages.values()] + [one.state for one in self.stages.values()]
+        return self.conflict or BAD in states
 
 
 def doctor() -> dict[str, Any]:
@@ -117,17 +197,16 @@ def _machine() -> dict[str, str]:
 
 
 def _python_fits() -> bool:
-    return SUPPORTED[0] <= sys.version_info[:2] < SUPPORTED[1]
+    return OLDEST <= sys.version_info[:2] <= NEWEST
 
 
 def _for_a_bundle() -> bool:
     """Whether this Python is for running bundles alone, as JetPack's is."""
-    return OLDEST_FOR_A_BUNDLE <= sys.version_info[:2] < SUPPORTED[0]
+    return OLDEST_FOR_A_BUNDLE <= sys.version_info[:2] < OLDEST
 
 
 def _pythons() -> str:
-    (major, first), (_, end) = SUPPORTED
-    return f"{major}.{first} to {major}.{end - 1}"
+    return "{}.{} to {}.{}".format(*OLDEST, *NEWEST)
 
 
 def _packages(requirements: Path) -> dict[str, Package]:
@@ -152,13 +231,6 @@ def _packages(requirements: Path) -> dict[str, Package]:
         state = OK if fits else WARN if here else BAD
         found[requirement.name] = Package(here, str(requirement.specifier), state)
     return found
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
@@ -215,13 +287,13 @@ def _stages(packages: Mapping[str, Package], driver: bool, tensorrt: Mapping[str
 
 def _engines_need(driver: bool, tensorrt: Mapping[str, Library]) -> str:
     """What an engine needs to run and this machine has not; "" if it has all."""
-    if not driver:
-        return "a GPU"
-    if not any(library.version for library in tensorrt.values()):
-        return "TensorRT"
-    if not any(library.runs for library in tensorrt.values()):
-        return "a TensorRT that supports this GPU"
-    return "" if _installed("cuda-bindings") or _installed("pycuda") else "cuda-bindings"
+    here = {
+        "a GPU": driver,
+        "TensorRT": any(library.version for library in tensorrt.values()),
+        "a TensorRT that supports this GPU": any(library.runs for library in tensorrt.values()),
+        "cuda-bindings": _installed("cuda-bindings") or _installed("pycuda"),
+    }
+    return next((need for need, is_here in here.items() if not is_here), "")
 
 
 def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, StageFinding]:

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.model_file import ModelFile, layer_names, layers_of
+from pipeline.architecture import (
+    batch_shape,
+    by_name,
+    inner_layers,
+    is_model,
+    layers_of,
+    name_of,
+    names_at,
+    settings_of,
+)
+from pipeline.model_file import ModelFile
 from pipeline.original import SMALLEST, layout_of
 from pipeline.words import count, listed
 
@@ -65,12 +75,12 @@ def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
 
     One layer that gives several of them, or that is called several times, says nothing of its own.
     """
-    layers = {_name(layer): layer for layer in _layers(config)}
-    names = layer_names(_inner(config).get("output_layers"))
+    layers = by_name(config)
+    names = names_at(config, "output_layers")
     ends = []
     for name in names:
         layer = layers.get(name, {})
-        several = len(layer_names(_inner(layer).get("output_layers"))) > 1 or len(layer.get("inbound_nodes") or ()) > 1
+        several = len(names_at(layer, "output_layers")) > 1 or len(layer.get("inbound_nodes") or ()) > 1
         plain = not several and names.count(name) == 1
         ends.append((name, _of(layers, name, set()) if plain else Ending(None, None)))
     return ends
@@ -78,13 +88,10 @@ def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
 
 def before_naming(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
     """The layer before a last one that names a class (argmax), with what it gives; empty where none does."""
-    layers = {_name(layer): layer for layer in _layers(config)}
-    name = next(iter(layer_names(_inner(config).get("output_layers"))), None)
-    seen: set[str] = set()
-    while name in layers and name not in seen and _names_a_class(layers[name]):
-        seen.add(name)
-        name = _source(layers, name)
-    return [(name, _of(layers, name, set()))] if seen and name is not None and name in layers else []
+    layers = by_name(config)
+    last = next(iter(names_at(config, "output_layers")), None)
+    name = _last_but(layers, last, _names_a_class)
+    return [(name, _of(layers, name, set()))] if name is not None and name != last else []
 
 
 def why_no_classifier(file: ModelFile) -> str | None:
@@ -98,7 +105,7 @@ def why_no_classifier(file: ModelFile) -> str | None:
         inputs, outputs = list(signature(file, "inputs").values()), list(signature(file, "outputs").items())
     else:
         inputs = list(_inputs(file.config))
-        outputs = [("", ("", None))] * max(1, len(layer_names(_inner(file.config).get("output_layers"))))
+        outputs = [("", ("", None))] * max(1, len(names_at(file.config, "output_layers")))
     if len(inputs) > 1:
         return f"it takes {count(len(inputs), 'input')}, and an image classifier takes one image"
     if len(outputs) > 1:
@@ -115,13 +122,13 @@ def why_no_classifier(file: ModelFile) -> str | None:
 
 def _why_no_layers(config: Mapping[str, Any]) -> str | None:
     """What taking the model over refuses for its layers, as far as the file says it."""
-    if (first := next(iter(_layers(config)), None)) is not None and config.get("class_name") == "Sequential":
-        given = _inner(config).get("build_input_shape") or _batched(_inner(first)) or _recorded(first)
-        if given is None and not _layers(first):
+    if (first := next(iter(inner_layers(config)), None)) is not None and config.get("class_name") == "Sequential":
+        given = settings_of(config).get("build_input_shape") or _batched(settings_of(first)) or _recorded(first)
+        if given is None and not inner_layers(first):
             return "it does not say what size of picture it takes. Call it once on a picture, and save it again"
-    name = next(iter(layer_names(_inner(config).get("output_layers"))), None)
-    for layer in _layers(config):
-        if _name(layer) == name and _names_a_class(layer):
+    name = next(iter(names_at(config, "output_layers")), None)
+    for layer in inner_layers(config):
+        if name_of(layer) == name and _names_a_class(layer):
             kind = layer.get("class_name")
             return f"it ends in {kind} {name!r}, which names a class and says nothing of the others"
     for name, _, settings in layers_of(config):
@@ -135,7 +142,7 @@ def _why_no_layers(config: Mapping[str, Any]) -> str | None:
 
 def _names_a_class(layer: Mapping[str, Any]) -> bool:
     """Whether a layer is an argmax, or makes one class of it again."""
-    function = str(_inner(layer).get("function", "")).rpartition(".")[2]
+    function = str(settings_of(layer).get("function", "")).rpartition(".")[2]
     return str(layer.get("class_name")).lower().replace("_", "") in _NAMING or function in ("argmax", "one_hot")
 
 
@@ -172,18 +179,19 @@ def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str 
 
 def _why_features(config: Mapping[str, Any]) -> str | None:
     """A backbone that ends in pooling gives features, unless a convolution before it gives a channel for each class."""
-    layers = {_name(layer): layer for layer in _layers(config)}
-    name = next(iter(layer_names(_inner(config).get("output_layers")) or list(layers)[-1:]), None)
-    name = _last_but(layers, name, _BEHIND_POOLING)
+    layers = by_name(config)
+    name = next(iter(names_at(config, "output_layers") or list(layers)[-1:]), None)
+    name = _last_but(layers, name, lambda layer: layer.get("class_name") in _BEHIND_POOLING)
     if name is None:
         return None
     kind = str(layers[name].get("class_name"))
-    if _layers(layers[name]):
+    if inner_layers(layers[name]):
         return _why_features(layers[name])
     if not (kind.startswith("Global") and "Pool" in kind):
         return None
-    before = layers.get(_last_but(layers, _source(layers, name), _PASSING) or "", {})
-    if before.get("class_name") in _CONVOLUTIONS and _inner(before).get("activation") in (None, "linear"):
+    behind = _last_but(layers, _source(layers, name), lambda layer: layer.get("class_name") in _PASSING)
+    before = layers.get(behind or "", {})
+    if before.get("class_name") in _CONVOLUTIONS and settings_of(before).get("activation") in (None, "linear"):
         return None
     return (
         f"it ends in {kind} {name!r}, the features of a backbone, and not in a value for each class. Train a head "
@@ -192,18 +200,18 @@ def _why_features(config: Mapping[str, Any]) -> str | None:
     )
 
 
-def _last_but(layers: Mapping[str, Any], name: str | None, passed: frozenset[str]) -> str | None:
-    """The layer itself, or, where it is of a kind that is passed over, the one that it takes its input from."""
+def _last_but(layers: Mapping[str, Any], name: str | None, passed: Callable[[Mapping[str, Any]], bool]) -> str | None:
+    """The layer itself, or, where it is one that is passed over, the one that it takes its input from."""
     seen: set[str] = set()
-    while name is not None and name in layers and name not in seen and layers[name].get("class_name") in passed:
+    while name is not None and name in layers and name not in seen and passed(layers[name]):
         seen.add(name)
         name = _source(layers, name)
     return name if name in layers else None
 
 
 def _ending(config: Mapping[str, Any]) -> Ending:
-    layers = {_name(layer): layer for layer in _layers(config)}
-    names = layer_names(_inner(config).get("output_layers")) or list(layers)[-1:]
+    layers = by_name(config)
+    names = names_at(config, "output_layers") or list(layers)[-1:]
     return _of(layers, names[0], set()) if names and names[0] in layers else Ending(None, None)
 
 
@@ -212,8 +220,8 @@ def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
     layer = layers.get(name)
     if layer is None or name in seen:
         return Ending(None, None)
-    kind, settings = str(layer.get("class_name")), _inner(layer)
-    if "layers" in settings or isinstance(layer.get("config"), list):
+    kind, settings = str(layer.get("class_name")), settings_of(layer)
+    if is_model(layer):
         return _ending(layer)
     if kind == "InputLayer":
         return Ending(_batched(settings), None)
@@ -270,7 +278,7 @@ def _source(layers: Mapping[str, Any], name: str) -> str | None:
 
 def _histories(nodes: Any) -> Iterator[str]:
     if isinstance(nodes, dict):
-        history = _inner(nodes).get("keras_history")
+        history = settings_of(nodes).get("keras_history")
         if isinstance(history, list) and history:
             yield str(history[0])
         else:
@@ -292,8 +300,7 @@ def _recorded(layer: Mapping[str, Any]) -> Shape | None:
 
 
 def _batched(settings: Mapping[str, Any]) -> Shape | None:
-    shape = settings.get("batch_shape") or settings.get("batch_input_shape")
-    shape = shape.get("items") if isinstance(shape, dict) else shape  # in a SavedModel
+    shape = batch_shape(settings)
     return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
 
 
@@ -303,9 +310,9 @@ def _sizes(shape: list[Any]) -> Shape | None:
 
 def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape | None]]:
     """Kind and shape of every input of the whole model."""
-    layers = {_name(layer): layer for layer in _layers(config)}
-    for name in layer_names(_inner(config).get("input_layers")) or list(layers)[:1]:
-        settings = _inner(layers.get(name, {}))
+    layers = by_name(config)
+    for name in names_at(config, "input_layers") or list(layers)[:1]:
+        settings = settings_of(layers.get(name, {}))
         dtype = settings.get("dtype", "float32")
         yield dtype if isinstance(dtype, str) else "float32", _batched(settings)
 
@@ -317,28 +324,11 @@ def signature(file: ModelFile, side: str) -> dict[str, tuple[str, Shape | None]]
         file: a SavedModel.
         side: "inputs" or "outputs".
     """
-    signatures = file.facts.get("signatures", {})
-    chosen: dict[str, Any] = signatures.get("serving_default") or next(iter(signatures.values()), {})
     found: dict[str, tuple[str, Shape | None]] = {}
-    for name, text in chosen.get(side, {}).items():
+    for name, text in file.signature[1].get(side, {}).items():
         kind, _, shape = text.partition(" ")
         found[name] = kind, tuple(ast.literal_eval(shape))[1:] if shape not in ("", "()") else None
     return found
-
-
-def _layers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    inner = config.get("config")
-    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
-    return [layer for layer in layers if isinstance(layer, dict)]
-
-
-def _inner(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = node.get("config")
-    return inner if isinstance(inner, dict) else {}
-
-
-def _name(layer: Mapping[str, Any]) -> str:
-    return str(layer.get("name") or _inner(layer).get("name") or "unnamed")
 
 
 def _text(shape: Shape) -> str:

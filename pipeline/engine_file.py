@@ -26,7 +26,7 @@ from export.sidecar import AskedLayers, FoundLayers, Sidecar, TensorInfo, read_s
 from export.versions import supports
 from pipeline import cli
 from pipeline.bundle import RECIPE
-from pipeline.command_line import ARTIFACTS, pipeline_command
+from pipeline.command_line import ARTIFACTS, Invocation
 from pipeline.config import load_recipe, to_dict
 from pipeline.environment import choose_tensorrt
 from pipeline.manifest import read_manifest
@@ -89,13 +89,12 @@ def rebuild_command(plan: Path, settings: Mapping[str, Any] = MappingProxyType({
     """
     root = _root(plan)
     if root is None:
-        return pipeline_command("build", "-c", "RECIPE", "--force", *_set(settings))
+        return Invocation(Path("RECIPE"), overrides=overrides(settings)).command("build", more=("--force",))
     named = Path("configs") / f"{root.name}.yaml"
     recipe = next((path for path in (named, root / RECIPE) if path.is_file()), Path("RECIPE"))
-    words = ["build", "-c", str(recipe), "--force", *_set({**_overrides(recipe, root), **settings})]
-    if root.parent.resolve() != ARTIFACTS.resolve():
-        words += ["--artifacts", str(root.parent)]
-    return pipeline_command(*words)
+    artifacts = ARTIFACTS if root.parent.resolve() == ARTIFACTS.resolve() else root.parent
+    built = Invocation(recipe, artifacts, overrides({**_overrides(recipe, root), **settings}))
+    return built.command("build", more=("--force",))
 
 
 def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
@@ -108,10 +107,6 @@ def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
         return {}
     built = manifest.config.get("build", {})
     return {key: value for key, value in built.items() if says.get(key, value) != value}
-
-
-def _set(values: Mapping[str, Any]) -> list[str]:
-    return [word for override in overrides(values) for word in ("--set", override)]
 
 
 def _root(plan: Path) -> Path | None:

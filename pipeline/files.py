@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import read_json_file
 from export.files import recover_folders, temporary_folder, write_atomic
@@ -45,19 +45,6 @@ def sha256_file(path: Path) -> str:
     if key not in _hashes:
         _hashes[key] = hash_file(path)
     return _hashes[key]
-
-
-def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
-    """Hex digest of the rest of an open file, read in pieces; ``hashlib.file_digest`` is of Python 3.11.
-
-    Args:
-        file: open for reading bytes.
-        algorithm: a name that ``hashlib`` knows. Defaults to "sha256".
-    """
-    digest = hashlib.new(algorithm)
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def sha256_path(path: Path) -> str:

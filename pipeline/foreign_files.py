@@ -7,14 +7,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.zip_files import open_zip
+from pipeline.archive_files import open_zip
 
 _KERAS = "This takes the Keras model that it was made of"
 _TORCH = "PyTorch's. This takes Keras models only: build the network in Keras, and copy its weights layer by layer"
 _UNPACK = "Unpack it, and name what is inside"
 HEAD = 512  # bytes of a file's beginning that tell what it is: a tar archive says so behind the name of its first file
 # What a file begins with; before its name, because names lie.
-_HEADS: tuple[tuple[bytes, str], ...] = (
+_HEADS = (
     (b"\x1f\x8b", f"a gzip archive. {_UNPACK}"),
     (b"BZh", f"a bzip2 archive. {_UNPACK}"),
     (b"\xfd7zXZ\x00", f"an xz archive. {_UNPACK}"),

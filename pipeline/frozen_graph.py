@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from pipeline.errors import ModelError
+from pipeline.graph_nodes import owner, reached, readers
 from pipeline.graph_rewriting import own_functions
 from pipeline.model_guards import GRAPH_LIMIT
 from pipeline.words import count
@@ -98,19 +99,12 @@ class FrozenGraph(keras.layers.Layer):  # type: ignore[misc]
 
 def first_weighted_input(definition: Any, feed: str) -> str | None:
     """The tensor, made of the feed, that the first operation with weights on its way takes; None where none is met."""
-    readers: dict[str, list[Any]] = {}
-    for node in definition.node:
-        for name in node.input:
-            readers.setdefault(name.lstrip("^").split(":")[0], []).append(node)
-    pending, seen = [feed.split(":")[0]], set()
-    while pending:
-        name = pending.pop(0)
-        for node in readers.get(name, ()):
+    reading = readers(definition.node)
+    behind = reached([owner(feed)], lambda name: (n.name for n in reading.get(name, ()) if n.op not in _WEIGHTED))
+    for name in behind:
+        for node in reading.get(name, ()):
             if node.op in _WEIGHTED:
                 return next(i if ":" in i else f"{i}:0" for i in node.input if i.split(":")[0] == name)
-            if node.name not in seen:
-                seen.add(node.name)
-                pending.append(node.name)
     return None
 
 

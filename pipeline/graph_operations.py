@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.graph_bounds import check_graph
+from pipeline.graph_nodes import all_nodes, owner, reached
 from pipeline.operation_list import CHECKPOINT, COMPUTING, reason
 from pipeline.tensorflow_start import start_tensorflow
 
@@ -38,7 +39,7 @@ def saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]
     found: set[tuple[str, str]] = set()
     used: set[str] = set()
     for graph in graphs:
-        operations = _all_operations(graph.graph_def)
+        operations = {node.op for node in all_nodes(graph.graph_def)}
         used |= operations
         functions = {function.signature.name for function in graph.graph_def.library.function}
         if operations & CHECKPOINT:
@@ -59,22 +60,17 @@ def _outside(operations: set[str], functions: set[str]) -> list[tuple[str, str]]
     return [(name, reason(name)) for name in sorted(operations - own)]
 
 
-def _all_operations(definition: Any) -> set[str]:
-    operations = {node.op for node in definition.node}
-    return operations | {node.op for function in definition.library.function for node in function.node_def}
-
-
 def _beyond_saver(graph: Any) -> set[str]:
     """Operations of everything but what the saver alone runs."""
     nodes = {node.name: node for node in graph.graph_def.node}
     functions = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
     if len(nodes) < len(graph.graph_def.node) or len(functions) < len(graph.graph_def.library.function):
-        return _all_operations(graph.graph_def)  # names that stand for two things tell nothing
+        return {node.op for node in all_nodes(graph.graph_def)}  # names that stand for two things tell nothing
     saver = graph.saver_def
-    savers = {_node(name) for name in (saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name)}
+    savers = {owner(name) for name in (saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name)}
     only_saver = _needed(savers, nodes)
-    named = {_node(info.name) for signature in graph.signature_def.values() for info in signature.outputs.values()}
-    named |= {_node(name) for collection in graph.collection_def.values() for name in collection.node_list.value}
+    named = {owner(info.name) for signature in graph.signature_def.values() for info in signature.outputs.values()}
+    named |= {owner(name) for collection in graph.collection_def.values() for name in collection.node_list.value}
     other_nodes = _needed((set(nodes) - only_saver) | named, nodes)
     saver_functions = _called([nodes[name] for name in only_saver - other_nodes], functions)
     other_functions = _called([nodes[name] for name in other_nodes], functions)
@@ -85,32 +81,19 @@ def _beyond_saver(graph: Any) -> set[str]:
     }
 
 
-def _node(tensor: str) -> str:
-    return tensor.removeprefix("^").split(":")[0]
-
-
 def _needed(names: set[str], nodes: Mapping[str, Any]) -> set[str]:
     """The nodes of these names, and all that they read."""
-    needed: set[str] = set()
-    waiting = [name for name in names if name in nodes]
-    while waiting:
-        name = waiting.pop()
-        if name not in needed:
-            needed.add(name)
-            waiting.extend(source for source in map(_node, nodes[name].input) if source in nodes)
-    return needed
+    start = [name for name in names if name in nodes]
+    return set(reached(start, lambda name: (source for source in map(owner, nodes[name].input) if source in nodes)))
 
 
-def _called(nodes: list[Any], functions: Mapping[str, Any]) -> set[str]:
+def _called(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
     """The functions that nodes call, and those that these call."""
-    called: set[str] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        names = {node.op}
-        for value in node.attr.values():
-            names |= {value.func.name} | {function.name for function in value.list.func}
-        for name in names & functions.keys() - called:
-            called.add(name)
-            waiting.extend(functions[name])
-    return called
+
+    def names(callers: Iterable[Any]) -> set[str]:
+        called = {node.op for node in callers}
+        for value in (value for node in callers for value in node.attr.values()):
+            called |= {value.func.name} | {function.name for function in value.list.func}
+        return called & functions.keys()
+
+    return set(reached(names(nodes), lambda name: names(functions[name])))

@@ -5,12 +5,15 @@ Whether a rewritten graph answers as before is not asked here; ``saved_compariso
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from pipeline.graph_nodes import all_nodes, owner, reached, readers
 
 _HALF = ("float16", "bfloat16")
 # Behind a softmax these leave its values as they are, in another shape at most (Mean: over one position).
@@ -53,7 +56,7 @@ def ends(definition: Any, output: str) -> Iterator[End]:
     nodes = {node.name: node for node in definition.node}
     path: list[Any] = []
     tensor = output
-    while (node := nodes[_owner(tensor)]).op in _HANDING_ON and (source := _source(node)):
+    while (node := nodes[owner(tensor)]).op in _HANDING_ON and (source := _source(node)):
         path.append(node)
         tensor = source
     found = _activation(node, nodes)
@@ -62,14 +65,13 @@ def ends(definition: Any, output: str) -> Iterator[End]:
         if all(one.op in ("Identity", "StopGradient", "PreventGradient") for one in path):
             yield End(definition, before, name)
         else:
-            changed = type(definition)()
-            changed.CopyFrom(definition)
+            changed = copy.deepcopy(definition)
             next(one for one in changed.node if one.name == path[-1].name).input[0] = before
             yield End(changed, output, name)
         yield End(definition, output, None)
         return
     linear = node.op in _LINEAR or any(one.op in ("Reshape", "Mean") for one in path)
-    probabilities = any(_activation(one, nodes) for one in _mixed(nodes[_owner(output)], nodes))
+    probabilities = any(_activation(one, nodes) for one in _mixed(owner(output), nodes))
     yield End(definition, output, "linear" if linear and not probabilities else None)
 
 
@@ -82,10 +84,11 @@ def free_batch(definition: Any, feed: str, batch: int, shape: Callable[[str], An
         batch: what it is fixed to.
         shape: of a tensor by its name, as a list, None where it is not known.
     """
-    changed = type(definition)()
-    changed.CopyFrom(definition)
-    nodes = {node.name: node for node in changed.node}
-    moving = _descendants(nodes, _owner(feed))
+    import tensorflow as tf
+
+    changed = copy.deepcopy(definition)
+    reading = readers(changed.node)
+    moving = reached([owner(feed)], lambda name: (node.name for node in reading.get(name, ())))
     for node in list(changed.node):
         if node.op != "Reshape" or node.name not in moving:
             continue
@@ -93,9 +96,8 @@ def free_batch(definition: Any, feed: str, batch: int, shape: Callable[[str], An
         if not given or not made or given[0] != batch or made[0] != batch or None in made[1:]:
             continue
         sizes = changed.node.add(name=f"{node.name}/any_batch", op="Const")
-        values = np.asarray([-1, *made[1:]], np.int32)
         sizes.attr["dtype"].type = 3  # int32
-        sizes.attr["value"].tensor.CopyFrom(_as_proto(values))
+        sizes.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.asarray([-1, *made[1:]], np.int32)))
         node.input[1] = sizes.name
         node.attr["Tshape"].type = 3
     return changed
@@ -103,22 +105,22 @@ def free_batch(definition: Any, feed: str, batch: int, shape: Callable[[str], An
 
 def in_single(definition: Any) -> Any:
     """A graph with float32 in the place of half precision, in its functions too."""
+    import tensorflow as tf
     from tensorflow.core.framework import types_pb2
 
     half = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
-    changed = type(definition)()
-    changed.CopyFrom(definition)
-    functions = changed.library.function
-    for node in (*changed.node, *(node for function in functions for node in function.node_def)):
+    changed = copy.deepcopy(definition)
+    for node in all_nodes(changed):
         for attribute in node.attr.values():
             if attribute.type in half:
                 attribute.type = types_pb2.DT_FLOAT
             elif attribute.HasField("tensor") and attribute.tensor.dtype in half:
-                attribute.tensor.CopyFrom(_as_proto(_values(attribute.tensor).astype(np.float32)))
+                single = tf.make_ndarray(attribute.tensor).astype(np.float32)
+                attribute.tensor.CopyFrom(tf.make_tensor_proto(single))
             for index, kind in enumerate(attribute.list.type):
                 if kind in half:
                     attribute.list.type[index] = types_pb2.DT_FLOAT
-    for function in functions:
+    for function in changed.library.function:
         for argument in (*function.signature.input_arg, *function.signature.output_arg):
             if argument.type in half:
                 argument.type = types_pb2.DT_FLOAT
@@ -130,12 +132,11 @@ def own_functions(definition: Any) -> Any:
 
     TensorFlow knows functions by name only, all over the process, and keeps to the first of a name.
     """
-    changed = type(definition)()
-    changed.CopyFrom(definition)
+    changed = copy.deepcopy(definition)
     functions = changed.library.function
     digest = hashlib.sha256(definition.library.SerializeToString(deterministic=True)).hexdigest()[:16]
     names = {function.signature.name: f"{function.signature.name}_{digest}" for function in functions}
-    for node in (*changed.node, *(node for function in functions for node in function.node_def)):
+    for node in all_nodes(changed):
         node.op = names.get(node.op, node.op)
         for attribute in node.attr.values():
             for called in (*([attribute.func] if attribute.HasField("func") else []), *attribute.list.func):
@@ -158,8 +159,7 @@ def has_half(definition: Any) -> bool:
     from tensorflow.core.framework import types_pb2
 
     half = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
-    nodes = (*definition.node, *(node for function in definition.library.function for node in function.node_def))
-    return any(attribute.type in half for node in nodes for attribute in node.attr.values())
+    return any(attribute.type in half for node in all_nodes(definition) for attribute in node.attr.values())
 
 
 def _activation(node: Any, nodes: dict[str, Any]) -> tuple[str, str] | None:
@@ -169,42 +169,20 @@ def _activation(node: Any, nodes: dict[str, Any]) -> tuple[str, str] | None:
         return source, node.op.lower()
     if node.op != "RealDiv":  # Keras writes a softmax of more than two axes out: exp(x - max) / sum of these
         return None
-    above, below = nodes.get(_owner(node.input[0])), nodes.get(_owner(node.input[1]))
+    above, below = nodes.get(owner(node.input[0])), nodes.get(owner(node.input[1]))
     if above is None or below is None or (above.op, below.op) != ("Exp", "Sum"):
         return None
-    return (_source(above), "softmax") if _owner(below.input[0]) == above.name else None
+    return (_source(above), "softmax") if owner(below.input[0]) == above.name else None
 
 
-def _mixed(node: Any, nodes: dict[str, Any]) -> Iterator[Any]:
+def _mixed(start: str, nodes: dict[str, Any]) -> Iterator[Any]:
     """The operations that an output is a sum, mean or other mixture of, and those in between."""
-    waiting, seen = [node], set()
-    while waiting:
-        one = waiting.pop()
-        if one.name in seen:
-            continue
-        seen.add(one.name)
-        yield one
-        if one.op in _MIXING:
-            waiting += [nodes[_owner(name)] for name in one.input if not name.startswith("^")]
 
+    def inputs(name: str) -> list[str]:
+        node = nodes[name]
+        return [owner(one) for one in node.input if not one.startswith("^")] if node.op in _MIXING else []
 
-def _descendants(nodes: dict[str, Any], start: str) -> set[str]:
-    """The names of all nodes that a node's values reach."""
-    readers: dict[str, list[str]] = {}
-    for node in nodes.values():
-        for name in node.input:
-            readers.setdefault(_owner(name), []).append(node.name)
-    found, waiting = {start}, [start]
-    while waiting:
-        for name in readers.get(waiting.pop(), ()):
-            if name not in found:
-                found.add(name)
-                waiting.append(name)
-    return found
-
-
-def _owner(tensor: str) -> str:
-    return tensor.removeprefix("^").split(":")[0]
+    return (nodes[name] for name in reached([start], inputs))
 
 
 def _tensor(name: str) -> str:
@@ -213,15 +191,3 @@ def _tensor(name: str) -> str:
 
 def _source(node: Any) -> str:
     return next((_tensor(name) for name in node.input if not name.startswith("^")), "")
-
-
-def _as_proto(values: np.ndarray) -> Any:
-    import tensorflow as tf
-
-    return tf.make_tensor_proto(values)
-
-
-def _values(tensor: Any) -> np.ndarray:
-    import tensorflow as tf
-
-    return np.asarray(tf.make_ndarray(tensor))

@@ -9,9 +9,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from export.files import digest_of
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
-from pipeline.files import digest_of
 from pipeline.words import count
 
 LARGEST_FILE = 2**29  # 512 MiB: 179 megapixels of RGB without any compression

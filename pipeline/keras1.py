@@ -31,6 +31,7 @@ _KEYS = {
     "gamma_init": "gamma_initializer",
     "beta_init": "beta_initializer",
 }
+_INITIALIZERS = {"kernel_initializer": "glorot_uniform", "beta_initializer": "zeros", "gamma_initializer": "ones"}
 _DROPPED = frozenset(
     {"W_regularizer", "b_regularizer", "W_constraint", "b_constraint", "activity_regularizer", "gamma_regularizer"}
     | {"beta_regularizer", "input_dim", "input_dtype", "nb_row", "nb_col", "mode", "dim_ordering", "axis"}
@@ -91,19 +92,16 @@ def translate_layer(layer: dict[str, Any]) -> dict[str, Any]:
         if config.get("mode", 0) != 0:
             raise ModelError(f"Expected BatchNormalization of mode 0. Received: mode {config['mode']}.")
         new["axis"] = config.get("axis", -1)
-    if isinstance(new.get("kernel_initializer"), str):
-        new["kernel_initializer"] = "glorot_uniform"  # the weights are loaded; Keras 1 knew names that Keras 2 does not
-    for key in ("beta_initializer", "gamma_initializer"):
-        if key in new:
-            new[key] = "zeros" if key.startswith("beta") else "ones"
+    # The weights are loaded; Keras 1 knew names that Keras 2 does not.
+    new |= {key: plain for key, plain in _INITIALIZERS.items() if isinstance(new.get(key), str)}
     return layer | {"class_name": _CLASSES.get(kind, kind), "config": new}
 
 
 def _is_keras1(tree: Any) -> bool:
     if isinstance(tree, list):
-        return any(_is_keras1(item) for item in tree)
-    if not isinstance(tree, dict):
-        return False
-    if {"nb_filter", "output_dim", "border_mode", "dim_ordering"} & tree.keys() or tree.get("class_name") == "Merge":
-        return True
-    return any(_is_keras1(value) for value in tree.values() if isinstance(value, (dict, list)))
+        return any(map(_is_keras1, tree))
+    return isinstance(tree, dict) and (
+        bool({"nb_filter", "output_dim", "border_mode", "dim_ordering"} & tree.keys())
+        or tree.get("class_name") == "Merge"
+        or any(map(_is_keras1, tree.values()))
+    )

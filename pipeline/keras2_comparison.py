@@ -10,15 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
 from export.probes import probe_pixels
 from pipeline.keras2_layers import plain_name
-
-if TYPE_CHECKING:
-    import keras
 
 TOLERANCE = 1e-4  # relative to the largest value of a tensor; another order of summation gives 1e-6
 NOISE = 32  # times what the original's own rounding does, where a network enlarges that
@@ -160,7 +158,6 @@ def _groups(pairs: list[_Pair], feed: list[np.ndarray]) -> Iterator[list[_Pair]]
 
 def _run(model: Any, tensors: list[Any], feed: list[np.ndarray]) -> list[np.ndarray]:
     """The values of symbolic tensors of a model of either Keras."""
-    import keras
     import tf_keras
 
     build = keras.Model if isinstance(model, keras.Model) else tf_keras.Model

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
 from pipeline.errors import ModelError
 
@@ -79,15 +81,11 @@ def convert_layer(layer: Any, name: str, model: Callable[[Any], Any]) -> Callabl
 
 def hard_sigmoid(x: Any, name: str) -> Any:
     """What Keras 2 means by it, exactly: clip(0.2 x + 0.5, 0, 1)."""
-    import keras
-
     steep = keras.layers.Rescaling(SLOPE, offset=0.5, name=f"{name}_rescaled")(x)
     return keras.layers.ReLU(max_value=1.0, name=name)(steep)
 
 
 def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
-    import keras
-
     kind = _RENAMED.get(type(layer).__name__, type(layer).__name__)
     if kind == "Lambda":
         return _Part(keras.layers.Lambda(layer.function, name=name, arguments=layer.arguments), [])
@@ -160,8 +158,6 @@ def _is_hard_sigmoid(layer: Any, setting: str) -> bool:
 
 
 def _normalization(layer: Any, name: str) -> Any:
-    import keras
-
     mean, variance = np.asarray(layer.mean), np.asarray(layer.variance)
     axis: Any = None if not layer.axis else tuple(layer.axis)
     if axis in ((3,), (-1,)):
@@ -172,22 +168,17 @@ def _normalization(layer: Any, name: str) -> Any:
 
 
 def _thresholded_relu(layer: Any, name: str) -> Any:
-    import keras
-
     return keras.layers.ReLU(threshold=float(layer.theta), name=name)  # both: x where x > threshold, else 0
 
 
 def _crop_at_inference(layer: Any, name: str) -> Callable[..., Any]:
     """RandomCrop's, which Keras 3 leaves out at inference: the largest centred part of its shape, resized."""
-    import keras
-
     resizing = keras.layers.Resizing(layer.height, layer.width, crop_to_aspect_ratio=True, name=name)
     return lambda x, **named: resizing(x)
 
 
 def _custom_scale(layer: Any, name: str) -> Callable[..., Any]:
     """InceptionResNetV2's: the first input and a part of the second."""
-    import keras
 
     def call(inputs: Any, **named: Any) -> Any:
         scaled = keras.layers.Rescaling(float(layer.scale), name=f"{name}_scaled")(inputs[1])
@@ -198,8 +189,6 @@ def _custom_scale(layer: Any, name: str) -> Callable[..., Any]:
 
 def _layer_scale(layer: Any, name: str) -> Callable[..., Any]:
     """ConvNeXt's: a factor for each channel."""
-    from keras import ops
-
     gamma = np.asarray(layer.get_weights()[0])
 
     def call(x: Any, **named: Any) -> Any:
@@ -210,9 +199,6 @@ def _layer_scale(layer: Any, name: str) -> Callable[..., Any]:
 
 def _locally_connected(layer: Any, name: str) -> Callable[..., Any]:
     """A convolution whose weights differ from place to place: its windows side by side, each a group of channels."""
-    import keras
-    from keras import ops
-
     height, width = layer.output_row, layer.output_col
     if layer.implementation != 1 or layer.data_format != "channels_last":
         raise ModelError(

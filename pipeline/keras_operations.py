@@ -11,7 +11,9 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
 from pipeline.errors import ModelError
 from pipeline.keras2_layers import SLOPE
@@ -38,9 +40,6 @@ def convert_operation(layer: Any) -> Callable[..., Any]:
 
 
 def _operations() -> dict[str, Callable[..., Any]]:
-    import keras
-    from keras import ops
-
     table: dict[str, Callable[..., Any]] = {
         "getitem": _getitem,
         "cast": _cast,
@@ -171,24 +170,18 @@ def _relu(
     **named: Any,
 ) -> Any:
     """``tf.nn.relu`` and Keras' own, whose slope was once called alpha."""
-    import keras
-
     x = named.get("x", features)
     slope = named.get("alpha", negative_slope)
     return keras.activations.relu(x, negative_slope=slope, max_value=max_value, threshold=threshold)
 
 
 def _bias_add(value: Any, bias: Any, data_format: str | None = None, name: str | None = None) -> Any:
-    from keras import ops
-
     if data_format not in (None, "NHWC", "channels_last"):
         raise ModelError(f"Expected channels last. Received: bias_add with {data_format}.")
     return ops.add(value, np.asarray(_constant(bias)))
 
 
 def _getitem(tensor: Any, slice_spec: Any, var: Any = None) -> Any:
-    from keras import ops
-
     key = tuple(slice_spec) if isinstance(slice_spec, (list, tuple)) else (slice_spec,)
     parts = [slice(k["start"], k["stop"], k["step"]) if isinstance(k, dict) else k for k in key]
     rank = len(tensor.shape)
@@ -198,8 +191,6 @@ def _getitem(tensor: Any, slice_spec: Any, var: Any = None) -> Any:
 
 
 def _cast(x: Any, dtype: Any, name: str | None = None) -> Any:
-    from keras import ops
-
     return ops.cast(x, getattr(dtype, "name", dtype))
 
 
@@ -209,8 +200,6 @@ def _cast_or_same(value: Any, dtype: Any = None, name: str | None = None, **opti
 
 
 def _reshape(tensor: Any = None, shape: Any = (), name: str | None = None, x: Any = None) -> Any:
-    from keras import ops
-
     given, sizes = tensor if x is None else x, [int(n) for n in _constant(shape)]
     if given.shape[0] is not None and sizes[0] == given.shape[0]:  # the batch, fixed; others must pass as well
         sizes = [-1, *(math.prod(given.shape[1:]) // -math.prod(sizes[1:]) if n == -1 else n for n in sizes[1:])]
@@ -218,16 +207,12 @@ def _reshape(tensor: Any = None, shape: Any = (), name: str | None = None, x: An
 
 
 def _resize(images: Any, size: Any, method: str = "bilinear", name: str | None = None, **options: Any) -> Any:
-    from keras import ops
-
     if any(options.values()):
         raise ModelError(f"Expected a plain resize. Received: tf.image.resize with {options}.")
     return ops.image.resize(images, _axes(size), interpolation=str(method))
 
 
 def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0, name: str | None = None) -> Any:
-    from keras import ops
-
     widths = tuple((int(before), int(after)) for before, after in _constant(paddings))
     if mode.lower() == "constant":
         return ops.pad(tensor, widths, mode="constant", constant_values=constant_values)
@@ -235,14 +220,10 @@ def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: An
 
 
 def _split(value: Any, num_or_size_splits: Any, axis: int = 0, num: int | None = None, name: str = "split") -> Any:
-    from keras import ops
-
     sizes = _axes(num_or_size_splits)
     return ops.split(value, sizes if isinstance(sizes, int) else list(accumulate(sizes))[:-1], axis=axis)
 
 
 def _l2_normalize(x: Any, axis: Any, epsilon: float) -> Any:
-    from keras import ops
-
     squares = ops.sum(ops.square(x), axis=_axes(axis), keepdims=True)
     return ops.multiply(x, ops.rsqrt(ops.maximum(squares, epsilon)))

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
+from pipeline.architecture import HALF, in_single
 from pipeline.errors import ModelError, cause
 from pipeline.files import own_temporary_files
 from pipeline.keras2_comparison import first_difference
@@ -21,13 +23,6 @@ from pipeline.keras_imports import only_kerass_modules
 from pipeline.keras_operations import convert_operation
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.weight_budget import check_tensors
-
-if TYPE_CHECKING:
-    import keras
-
-    from pipeline.model_file import ModelFile
-
-HALF = ("float16", "bfloat16")
 
 
 def load_legacy(path: Path, *, lambdas: bool = False) -> keras.Model:
@@ -156,30 +151,7 @@ def _application_layers() -> Any:
     return tf_keras.utils.custom_object_scope({"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer})
 
 
-def became_single(file: ModelFile) -> tuple[str, ...]:
-    """What is said of a file of Keras 2 whose layers compute in half precision; empty for any other."""
-    if not file.legacy or file.config is None or in_single(file.config) == file.config:
-        return ()
-    return ("its layers compute in float32, in the file in half precision, which rounds its answers to three digits",)
-
-
-def in_single(config: Any) -> Any:
-    """An architecture, or a part of one, with float32 in the place of half precision."""
-    if isinstance(config, (list, tuple)):
-        return type(config)(in_single(item) for item in config)
-    if not isinstance(config, dict):
-        return config
-    changed = {}
-    for key, value in config.items():
-        policy = value.get("config") if isinstance(value, dict) else None
-        name = policy.get("name") if isinstance(policy, dict) else getattr(value, "name", value)
-        half = key in ("dtype", "Tout", "DstT") and isinstance(name, str) and name.removeprefix("mixed_") in HALF
-        changed[key] = "float32" if half else in_single(value)
-    return changed
-
-
 def _rebuild(original: Any, made: dict[int, Callable[..., Any]]) -> keras.Model:
-    import keras
     import tf_keras
 
     name = plain_name(original.name)
@@ -202,19 +174,13 @@ def _rebuild(original: Any, made: dict[int, Callable[..., Any]]) -> keras.Model:
     known = {id(t): new for t, new in zip(original.inputs, inputs)}
     for depth in sorted(original._nodes_by_depth, reverse=True):
         for node in original._nodes_by_depth[depth]:
-            if node.is_input or any(i not in known for i in map(str_to_int, node.flat_input_ids)):
-                continue
-            _call(node, known, made)
+            if not node.is_input and all(int(i) in known for i in node.flat_input_ids):  # kept as text
+                _call(node, known, made)
     outputs = [known[id(t)] for t in original.outputs]
     _name_apart(outputs)
     return keras.Model(
         inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs, name=name
     )
-
-
-def str_to_int(key: Any) -> int:
-    """tf_keras keeps the ids of tensors as strings."""
-    return int(key)
 
 
 def _call(node: Any, known: dict[int, Any], made: dict[int, Callable[..., Any]]) -> None:
@@ -235,8 +201,6 @@ def _call(node: Any, known: dict[int, Any], made: dict[int, Callable[..., Any]])
 
 def _name_operation(tensor: Any, name: str, known: dict[int, Any]) -> None:
     """Call an operation as Keras 2 called the layer that it stands for."""
-    import keras
-
     operation = tensor._keras_history.operation
     if not isinstance(operation, keras.Layer) and all(tensor is not other for other in known.values()):
         operation.name = plain_name(name)
@@ -248,10 +212,9 @@ def _name_apart(outputs: list[Any]) -> None:
     waiting = [t._keras_history for t in outputs]
     while waiting:
         operation, index, _ = waiting.pop()
-        if (id(operation), index) in found:
-            continue
-        found[(id(operation), index)] = operation
-        waiting += [t._keras_history for t in operation._inbound_nodes[index].input_tensors]
+        if (id(operation), index) not in found:
+            found[(id(operation), index)] = operation
+            waiting += [t._keras_history for t in operation._inbound_nodes[index].input_tensors]
     operations = list({id(operation): operation for operation in found.values()}.values())
     taken = Counter(operation.name for operation in operations)
     for operation in operations:
@@ -264,12 +227,10 @@ def _name_apart(outputs: list[Any]) -> None:
 
 
 def _input(tensor: Any) -> Any:
-    import keras
-
-    shape = tuple(tensor.shape)
+    batch, *shape = tensor.shape
     name = getattr(tensor, "name", None)
-    dtype = tensor.dtype.name
-    return keras.Input(shape[1:], batch_size=shape[0], dtype=dtype, name=name and plain_name(name.split(":")[0]))
+    name = name and plain_name(name.split(":")[0])
+    return keras.Input(shape, batch_size=batch, dtype=tensor.dtype.name, name=name)
 
 
 def _convert(layer: Any, made: dict[int, Callable[..., Any]]) -> Callable[..., Any]:

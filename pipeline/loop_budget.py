@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import ModelError
@@ -30,10 +30,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
 
     classes: list[Any] = [keras.layers.TimeDistributed, keras.layers.RNN]
     if keras2:
-        with contextlib.suppress(ImportError):
-            import tf_keras
-
-            classes.append(tf_keras.layers.RNN)
+        classes += keras2_layers("RNN")
     known: dict[int, tuple[Any, int]] = {}  # the layer too, so that its identity stays its own
 
     def calls(layer: Any) -> int:
@@ -65,11 +62,27 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
 
         return build
 
-    originals = [one.build for one in classes]
+    with replaced(classes, "build", counted):
+        yield
+
+
+def keras2_layers(name: str) -> list[Any]:
+    """The layer class of a name in Keras 2; none where that is not installed."""
+    try:
+        import tf_keras
+    except ImportError:
+        return []
+    return [getattr(tf_keras.layers, name)]
+
+
+@contextlib.contextmanager
+def replaced(classes: Sequence[Any], method: str, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Within it, a method of some classes is what ``change`` makes of it."""
+    originals = [getattr(one, method) for one in classes]
     for one, original in zip(classes, originals):
-        one.build = counted(original)
+        setattr(one, method, change(original))
     try:
         yield
     finally:
         for one, original in zip(classes, originals):
-            one.build = original
+            setattr(one, method, original)

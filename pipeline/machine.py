@@ -1,15 +1,15 @@
 """What a machine is, and what its GPUs are doing: beside every number that is measured, and nothing that names anybody.
 
-`benchmarks.telemetry` finds out all but the processor. What cannot be found out is None. Standard library only, Python
-3.10 syntax.
+`benchmarks.telemetry` asks the GPUs. What cannot be found out is None. Standard library only, Python 3.10 syntax.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 
 # Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
@@ -109,16 +109,43 @@ def describe_cpu() -> Cpu:
     )
 
 
+def memory_bytes() -> int | None:
+    """The memory of the machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def system() -> str:
+    """Name of the distribution, kernel and architecture."""
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        name = ""
+    release = platform.release().partition("-")[0]  # what follows may name who built it
+    kernel = f"{platform.system()} {release} {platform.machine()}"
+    return f"{name} ({kernel})" if name else kernel
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package, which is not imported."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    return {name: version for name in packages if (version := version_of(name)) is not None}
+
+
 def _cpuinfo() -> dict[str, str]:
-    """Read the first processor of /proc/cpuinfo; empty elsewhere."""
-    found: dict[str, str] = {}
+    """The first processor of /proc/cpuinfo; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, colon, value = line.partition(":")
-                if not colon and found:
-                    break
-                found[key.strip()] = value.strip()
+            lines = file.read().partition("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return found
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -6,7 +6,6 @@ still what it wrote. Versions of tools are recorded; a difference is reported, n
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from export.records import read_record, to_json
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
+from pipeline.machine import versions_of
 from pipeline.source_code import code_digest
 
 log = logging.getLogger(__name__)
@@ -190,13 +190,7 @@ def code_hash(module: str) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Installed versions of the tools that can change a result, without importing them."""
-    versions = {"python": platform.python_version()}
-    for tool in TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,6 +31,9 @@ _FEW = 4  # pictures on which a changed end is run
 _FLOOR = 1e-7  # of a probability before its logarithm: what float32 can tell beside 1
 _SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
 
+_TAKEN_OFF = "its sigmoid was taken off, what is before it are the logits"
+_TWO_CLASSES = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -84,8 +87,7 @@ def end_in_logits(
     if said.shape[1] == 1:
         ended, read = _one_unit(model, where, output, said, sigmoid, (unit or told) and not _always_one(said))
     elif output == "sigmoid":
-        taken = "its sigmoid was taken off, what is before it are the logits"
-        ended, read = Ended(before_activation(model), "logits", (taken,)), _sigmoid
+        ended, read = Ended(before_activation(model), "logits", (_TAKEN_OFF,)), _sigmoid
     else:
         sums_to_one = _within_unit(said) and np.abs(said.sum(axis=1) - 1).max() < (
             _SUM_HALF if tolerance > EXACT else _SUM
@@ -114,12 +116,10 @@ def _one_unit(
     """One unit, two classes: logits 0 and z, or the logarithms of 1 - p and p."""
     end = end_of(model)
     if sigmoid:
-        change = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
-        taken = "its sigmoid was taken off, what is before it are the logits"
-        return Ended(_two_classes(before_activation(model)), "logits", (taken, change)), _second
+        return Ended(_two_classes(before_activation(model)), "logits", (_TAKEN_OFF, _TWO_CLASSES)), _second
     if probability:
         change = f"one unit, two classes: it gives p between 0 and 1 ({end}), and the logarithms of 1 - p and p are"
-        return Ended(_two_logarithms(model), "logits", (f"{change} the logits",)), _second
+        return Ended(_behind(model, _two_logarithms), "logits", (f"{change} the logits",)), _second
     if end.activation is None and _within_unit(said):
         raise ModelError(
             f"model.output: expected to be told what one unit means, whose answers on {count(len(said), 'picture')} "
@@ -128,8 +128,7 @@ def _one_unit(
             "second of two classes, say so: --set model.output=sigmoid; a regression is no classifier."
         )
     if end.activation in (None, "linear") and output == "logits":
-        change = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
-        return Ended(_two_classes(model), "logits", (change,)), lambda z: z[:, 1:]
+        return Ended(_two_classes(model), "logits", (_TWO_CLASSES,)), lambda z: z[:, 1:]
     raise ModelError(
         f"Expected at least two outputs, or one with a sigmoid. Received: {where} with one unit and "
         f"{end.activation or type(end.operation).__name__!r}. If it is the logit of the second of two classes, say "
@@ -177,7 +176,7 @@ def _several(
         )
     if probabilities:
         change = f"its probabilities are made by {end} from others: their logarithms are the logits"
-        return Ended(_logarithm(model), "logits", (change,)), _softmax
+        return Ended(_behind(model, _logarithm), "logits", (change,)), _softmax
     logarithms = bool((said <= 1e-6).all()) and float(np.abs(np.log(np.exp(said).sum(axis=1))).max()) < _SUM
     if output != "softmax" and (logarithms or (output == "auto" and end.activation == "linear" and not unit)):
         return Ended(model, "logits"), lambda z: z
@@ -205,23 +204,16 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def _logarithm_of(x: Any) -> Any:
+def _logarithm(x: Any) -> Any:
     from keras import ops
 
     return ops.log(ops.maximum(x, _FLOOR))
 
 
-def _logarithm(model: keras.Model) -> keras.Model:
-    return _behind(model, _logarithm_of)
-
-
-def _two_logarithms(model: keras.Model) -> keras.Model:
+def _two_logarithms(p: Any) -> Any:
     from keras import ops
 
-    def both(p: Any) -> Any:
-        return ops.concatenate([_logarithm_of(ops.subtract(1.0, p)), _logarithm_of(p)], axis=-1)
-
-    return _behind(model, both)
+    return ops.concatenate([_logarithm(ops.subtract(1.0, p)), _logarithm(p)], axis=-1)
 
 
 def _two_classes(model: keras.Model) -> keras.Model:

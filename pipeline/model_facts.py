@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.bounded_json import MOST_DIGITS
-from pipeline.model_file import ARCHIVE, ModelFile, layer_names, layers_of
+from pipeline.architecture import batch_shape, inner_layers, layers_of, names_at, settings_of
+from pipeline.model_file import ARCHIVE, ModelFile
 
 _MAIN = ("Conv", "Dense", "Separable", "Depthwise", "BatchNormalization", "MaxPool", "Flatten", "Global")
 _NORMALISING = ("Rescaling", "Normalization")
@@ -88,13 +89,12 @@ def input_shapes(file: ModelFile) -> tuple[str, ...]:
         return _signature(file, "inputs")
     found: list[str] = []
     for name, kind, settings in layers_of(file.config):
-        shape = settings.get("batch_shape") or settings.get("batch_input_shape")
-        shape = shape.get("items") if isinstance(shape, dict) else shape  # in a SavedModel
+        shape = batch_shape(settings)
         if shape and (kind == "InputLayer" or not found):
             found.append(f"{name} {_dtype(settings)} ({', '.join(str(n) for n in shape)})")
             if file.config.get("class_name") == "Sequential":
                 break
-    outer = _outer_inputs(file.config)
+    outer = names_at(file.config, "input_layers")
     return tuple(text for text in found if not outer or text.split(" ")[0] in outer)
 
 
@@ -103,8 +103,7 @@ def outputs(file: ModelFile) -> tuple[str, ...]:
     if file.config is None:
         return _signature(file, "outputs")
     layers = list(layers_of(file.config))
-    inner = file.config.get("config")
-    names = layer_names(inner.get("output_layers")) if isinstance(inner, dict) else []
+    names = names_at(file.config, "output_layers")
     chosen: list[tuple[str, str, dict[str, Any]]] = [entry for entry in layers if entry[0] in names] or layers[-1:]
     described = []
     for name, kind, settings in chosen:
@@ -116,9 +115,7 @@ def outputs(file: ModelFile) -> tuple[str, ...]:
 
 
 def _signature(file: ModelFile, side: str) -> tuple[str, ...]:
-    signatures = file.facts.get("signatures", {})
-    chosen: dict[str, Any] = signatures.get("serving_default") or next(iter(signatures.values()), {})
-    return tuple(f"{name} {text}" for name, text in chosen.get(side, {}).items())
+    return tuple(f"{name} {text}" for name, text in file.signature[1].get(side, {}).items())
 
 
 def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:
@@ -129,19 +126,11 @@ def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:
 
 def _inside_frozen(config: Mapping[str, Any]) -> set[str]:
     inside: set[str] = set()
-    inner = config.get("config")
-    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
-    for layer in layers:
-        settings = layer.get("config") if isinstance(layer, dict) else None
-        if isinstance(settings, dict) and "layers" in settings:
-            frozen = settings.get("trainable") is False
+    for layer in inner_layers(config):
+        if "layers" in settings_of(layer):
+            frozen = settings_of(layer).get("trainable") is False
             inside |= {name for name, _, _ in layers_of(layer)} if frozen else _inside_frozen(layer)
     return inside
-
-
-def _outer_inputs(config: Mapping[str, Any]) -> list[str]:
-    inner = config.get("config")
-    return layer_names(inner.get("input_layers")) if isinstance(inner, dict) else []
 
 
 def _dtype(settings: Mapping[str, Any]) -> str:

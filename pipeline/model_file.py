@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from export.bounded_json import parse_json
+from pipeline.architecture import layers_of
+from pipeline.archive_files import open_zip, read_member
 from pipeline.errors import ModelError
 from pipeline.foreign_files import HEAD, describe_file, describe_zip, is_tar
 from pipeline.model_guards import (
@@ -26,7 +28,6 @@ from pipeline.model_guards import (
 from pipeline.model_promises import check_promises
 from pipeline.model_safety import Finding, scan_config
 from pipeline.words import listed
-from pipeline.zip_files import open_zip, read_member
 
 ARCHIVE, HDF5, SAVED_MODEL_FOLDER = ".keras archive", "HDF5 file", "SavedModel folder"
 
@@ -73,6 +74,13 @@ class ModelFile:
     def legacy(self) -> bool:
         """Written by Keras 1 or 2."""
         return not self.written_by.startswith("Keras 3")
+
+    @property
+    def signature(self) -> tuple[str, dict[str, dict[str, str]]]:
+        """Name of a SavedModel's signature, and its inputs and outputs by name, as ``float32 (None, 32, 32, 3)``."""
+        signatures = self.facts.get("signatures", {})
+        name = "serving_default" if "serving_default" in signatures else next(iter(signatures), "")
+        return name, signatures.get(name, {})
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -129,34 +137,6 @@ def read_model_file(path: Path) -> ModelFile:
         )
     what = describe_file(path, head) or f"which is none; it starts with {head[:8]!r}"
     raise ModelError(f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, {what}.")
-
-
-def layers_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every layer of an architecture as (name, class name, config), nested models before their layers."""
-    inner = config.get("config", config) if isinstance(config, dict) else config
-    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
-    for layer in layers:
-        if not isinstance(layer, dict):
-            continue
-        settings = layer.get("config")
-        if isinstance(settings, dict):
-            name = str(layer.get("name") or settings.get("name") or "unnamed")
-        else:
-            name = str(layer.get("name") or "unnamed")
-        yield name, str(layer.get("class_name")), settings if isinstance(settings, dict) else {}
-        if isinstance(settings, list) or (isinstance(settings, dict) and "layers" in settings):
-            yield from layers_of(layer)
-
-
-def layer_names(entries: Any) -> list[str]:
-    """Names in ``input_layers`` or ``output_layers``: ["a", 0, 0], [["a", 0, 0], ...] or a dictionary of these."""
-    if isinstance(entries, dict):
-        return [name for entry in entries.values() for name in layer_names(entry)]
-    if isinstance(entries, list):
-        if entries and isinstance(entries[0], str):
-            return [entries[0]]
-        return [name for entry in entries for name in layer_names(entry)]
-    return []
 
 
 def _read_archive(path: Path) -> ModelFile:

@@ -5,27 +5,38 @@ numpy and the standard library only, Python 3.10 syntax.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from pipeline.archive_files import open_zip
 from pipeline.errors import DataError
 from pipeline.words import count, listed
-from pipeline.zip_files import open_zip
 
 # Photographs shrink by a half, MNIST's digits to a fifth, drawings and masks to a thirtieth; deflate's utmost is a
 # thousandth, which nothing but one repeated value comes near. The constant lets small files be.
 RATIO, SMALL = 100, 32 * 2**20
 ARRAYS = "arrays as numpy.savez writes them"
 LONGEST_HEADER = 10_000  # as numpy
-_UNREADABLE = (OSError, EOFError, ValueError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    RecursionError,
+)
 
 
 def array_names(path: Path, expected: str = ARRAYS) -> list[str]:
@@ -39,13 +50,8 @@ def array_names(path: Path, expected: str = ARRAYS) -> list[str]:
         FileNotFoundError: no such file.
         DataError: not an .npz file.
     """
-    try:
-        with open_zip(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except FileNotFoundError:
-        raise
-    except (*_UNREADABLE, RecursionError) as error:
-        raise _refused(expected, path, error) from error
+    with _reading(path, expected), open_zip(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = ARRAYS) -> dict[str, np.ndarray]:
@@ -61,22 +67,17 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = 
         DataError: not an .npz file, an array is missing, holds objects, or promises other than what is there; or the
             archive unpacks to far more than its size.
     """
-    try:
-        with open_zip(path) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            chosen = list(members) if names is None else list(names)
-            if lacking := [name for name in chosen if name not in members]:
-                raise ValueError(f"no {listed(lacking)}, but {listed(members)}"[:500])
-            _check_sizes(archive, [members[name] for name in chosen], path)
-            arrays: dict[str, np.ndarray] = {}
-            for name in chosen:
-                with archive.open(members[name]) as file:
-                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-            return arrays
-    except FileNotFoundError:
-        raise
-    except (*_UNREADABLE, RecursionError, RuntimeError) as error:  # RuntimeError: a password
-        raise _refused(expected, path, error) from error
+    with _reading(path, expected), open_zip(path) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        chosen = list(members) if names is None else list(names)
+        if lacking := [name for name in chosen if name not in members]:
+            raise ValueError(f"no {listed(lacking)}, but {listed(members)}"[:500])
+        _check_sizes(archive, [members[name] for name in chosen], path)
+        arrays: dict[str, np.ndarray] = {}
+        for name in chosen:
+            with archive.open(members[name]) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+        return arrays
 
 
 def read_array(path: Path, most: int) -> np.ndarray:
@@ -90,17 +91,12 @@ def read_array(path: Path, most: int) -> np.ndarray:
         FileNotFoundError: no such file.
         DataError: not an .npy file, objects, more values, or a header that promises other than what is there.
     """
-    try:
-        with path.open("rb") as file:
-            shape = _check_header(file, path.stat().st_size)
-            if math.prod(shape) > most:
-                raise ValueError(f"shape {shape}, more than {most:,} values")
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise
-    except (*_UNREADABLE, RecursionError) as error:
-        raise _refused("an array as numpy.save writes it", path, error) from error
+    with _reading(path, "an array as numpy.save writes it"), path.open("rb") as file:
+        shape = _check_header(file, path.stat().st_size)
+        if math.prod(shape) > most:
+            raise ValueError(f"shape {shape}, more than {most:,} values")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _check_sizes(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> None:
@@ -115,7 +111,7 @@ def _check_sizes(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> 
         with archive.open(info) as file:
             try:
                 _check_header(file, info.file_size)
-            except (*_UNREADABLE, RecursionError) as error:
+            except _UNREADABLE as error:
                 raise ValueError(f"{info.filename}: {error}") from error
 
 
@@ -143,6 +139,15 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     return shape
 
 
-def _refused(expected: str, path: Path, error: BaseException) -> DataError:
-    reason = str(error) or type(error).__name__
-    return DataError(f"Expected {expected} in {path}. Received: {reason[:500]}. Copy it again, or write it anew.")
+@contextlib.contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into one error that names it; a file that is not there stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (*_UNREADABLE, RuntimeError) as error:  # RuntimeError: a password
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"Expected {expected} in {path}. Received: {reason[:500]}. Copy it again, or write it anew."
+        ) from error

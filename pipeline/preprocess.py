@@ -104,17 +104,8 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
         uint8 of shape (height, width, 3).
     """
     height, width = size
-    if mode == "crop":
-        resized = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    elif mode == "imagenet":
-        resized = _centre(image, width, height)
-    elif mode == "pad":
-        resized = _pad(image, width, height)
-    elif image.size == (width, height):
-        resized = image
-    else:
-        resized = _stretch(image, width, height)
-    return np.asarray(_in_mode("RGB", resized), dtype=np.uint8)
+    resize = {"stretch": _stretch, "crop": _crop, "imagenet": _centre, "pad": _pad}[mode]
+    return np.asarray(_in_mode("RGB", resize(image, width, height)), dtype=np.uint8)
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -122,6 +113,10 @@ def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.width < width and width * image.height > SCRATCH:
         image = image.resize((image.width, height), Image.Resampling.BILINEAR)
     return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -153,9 +148,8 @@ def _computed(whole: int, wanted: int) -> tuple[int, int]:
 def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(1.0, width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    inner = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
     result = Image.new(image.mode, (width, height))
-    result.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
+    result.paste(image.resize(size, Image.Resampling.BILINEAR), ((width - size[0]) // 2, (height - size[1]) // 2))
     return result
 
 

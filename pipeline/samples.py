@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Found:
     """What a source holds, before the splits."""
 
     samples: list[Sample]
-    classes: list[str]
+    classes: Sequence[str]
     unreadable: tuple[Unreadable, ...] = ()  # files that do not even open as images
     others: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are not taken, by what they are
 

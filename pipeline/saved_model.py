@@ -24,9 +24,9 @@ from pipeline.words import listed
 if TYPE_CHECKING:
     import keras
 
-# The last: model.export of Keras 3 writes every variable once more, as a list of all.
 log = logging.getLogger(__name__)
 
+# The last: model.export of Keras 3 writes every variable once more, as a list of all.
 _NO_WEIGHT = (
     "OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api", "_all_variables",
 )  # fmt: skip

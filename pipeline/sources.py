@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pipeline.class_names import data_names
 from pipeline.errors import DataError, ImageError
 from pipeline.files import sha256_bytes
 from pipeline.folders import (
@@ -29,7 +30,7 @@ from pipeline.preprocess import check_header
 from pipeline.progress import in_threads, progress_bar
 from pipeline.recipe import Data
 from pipeline.samples import SPLIT_NAMES, DataMissingError, Found, Sample, Unreadable, natural_order
-from pipeline.tables import class_names, read_tables
+from pipeline.tables import read_tables
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _named(config: Data, path: Path, classes: int) -> list[str]:
-    names = class_names(config, path.parent)
+def _named(config: Data, path: Path, classes: int) -> Sequence[str]:
+    names = data_names(config, path.parent)
     if names is None:
         return [str(i) for i in range(classes)]
     if len(names) < classes:
@@ -160,7 +161,7 @@ def _folder(config: Data, root: Path) -> Found:
     if not rows:
         raise DataError(why_no_images(config, root, others))
     found = {label for _, label, _ in rows}
-    classes = class_names(config, root) or natural_order(found)
+    classes = data_names(config, root) or natural_order(found)
     if unknown := sorted(found - set(classes)):
         raise DataError(f"data.classes: expected a name for each class. Received: none for {listed(unknown)}.")
     if not config.label_pattern and (odd := why_groups(root, found)):
@@ -211,7 +212,7 @@ def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
 
 
 def _hashed(
-    rows: Sequence[tuple[Path, str, int, str | None]], classes: list[str], others: Mapping[str, int] | None = None
+    rows: Sequence[tuple[Path, str, int, str | None]], classes: Sequence[str], others: Mapping[str, int] | None = None
 ) -> Found:
     """The images of (path, name, label, ready-made split); each file is opened once, and those that are none named."""
     samples: list[Sample] = []
@@ -237,7 +238,7 @@ def _hash_file(path: Path) -> str | ImageError:
 def _csv(config: Data, path: Path) -> Found:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
-    return _hashed([(row.path, _name_below(row.path, base), row.label, row.ready) for row in rows], classes)
+    return _hashed([(image, _name_below(image, base), label, ready) for image, label, ready in rows], classes)
 
 
 def _name_below(path: Path, base: Path) -> str:

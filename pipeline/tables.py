@@ -1,35 +1,24 @@
-"""Labels in tables: CSV files of paths and labels, and lists of class names."""
+"""Labels in tables: CSV files of paths and labels."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from export.bounded_json import parse_json, read_bounded
+from pipeline.class_names import data_names
 from pipeline.errors import DataError
-from pipeline.recipe import IMAGENET, Columns, Data
-from pipeline.samples import SPLIT_NAMES, DataMissingError, natural_order
+from pipeline.recipe import Columns, Data
+from pipeline.samples import SPLIT_NAMES, natural_order
 from pipeline.words import count, listed
 
 LONGEST_LINE = 2**20  # characters
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table."""
-
-    path: Path
-    label: int
-    ready: str | None
-
-
-def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
-    """Paths, labels and classes of a CSV file, or of a folder with one for each split.
+def read_tables(config: Data, path: Path) -> tuple[list[tuple[Path, int, str | None]], Sequence[str]]:
+    """Images, each with its label and ready-made split, and classes of a CSV file, or of a folder with one a split.
 
     A folder's tables are ``<split>.csv`` or ``<split>_labels.csv``. Paths are relative to the table, or to the folder
     beside it that it is named after: ``eval_labels.csv`` and ``eval/``.
@@ -51,7 +40,7 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
             f"Paths are relative to the table's folder{slashes}."
         )
     labels = list(dict.fromkeys(label for _, label, _ in found))
-    names = class_names(config, path if path.is_dir() else path.parent)
+    names = data_names(config, path if path.is_dir() else path.parent)
     classes = names if names is not None else natural_order(labels)
     numbers = {name: index for index, name in enumerate(classes)}
     if names is not None and not set(labels) <= set(numbers):  # not names, so positions
@@ -61,59 +50,7 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], list[str]]:
             f"Expected labels that are names or positions of the {count(len(classes), 'class', 'classes')}. "
             f"Received: {listed(map(repr, unknown))} in column {config.columns.label}."
         )
-    return [Row(image, numbers[label], ready) for image, label, ready in found], classes
-
-
-def class_names(config: Data, folder: Path) -> list[str] | None:
-    """The names that ``data.classes`` gives, in the order of the outputs; None where labels are names themselves.
-
-    A JSON file holds a list of names, a list of [id, name] or Keras' ``{"0": [id, name]}``; a text file a name a
-    line. ``classes.json`` or ``classes.txt`` beside the data is taken too. Of two classes with one name (ImageNet has
-    two cranes) the id keeps them apart.
-
-    Raises:
-        DataMissingError: the file does not exist.
-        DataError: it holds something else, or one name twice.
-    """
-    path = _classes_file(config, folder)
-    if path is None:
-        return None
-    try:
-        data = read_bounded(path)
-        entries: Any = (
-            parse_json(data, path.name)
-            if path.suffix == ".json"
-            else [s.strip() for s in data.decode().splitlines() if s.strip()]
-        )
-        if isinstance(entries, dict):
-            entries = [entries[str(i)] for i in range(len(entries))]
-        pairs = [(None, e) if isinstance(e, str) else (str(e[0]), str(e[1])) for e in entries]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise DataError(
-            f"data.classes: expected a list of names, or of [id, name]. Received: {path}: {error!r}."
-        ) from error
-    names = Counter(name for _, name in pairs)
-    unique = [f"{name} ({key})" if key and names[name] > 1 else name for key, name in pairs]
-    if twice := sorted(name for name, count in Counter(unique).items() if count > 1):
-        raise DataError(f"data.classes: expected each name once. Received: {listed(twice)} twice in {path}.")
-    return unique
-
-
-def _classes_file(config: Data, folder: Path) -> Path | None:
-    if config.classes == IMAGENET:
-        from pipeline.download import IMAGENET_CLASSES, DownloadError, fetch
-
-        try:
-            return fetch(IMAGENET_CLASSES, "--set data.classes=/path/to/classes.json")
-        except DownloadError as error:
-            raise DataMissingError(str(error)) from error
-    if config.classes is not None:
-        path = Path(config.classes)
-        if not path.is_file():
-            raise DataMissingError(f"data.classes: expected a file. Received: {path}, which does not exist.")
-        return path
-    beside = (folder / "classes.json", folder / "classes.txt")
-    return next((path for path in beside if config.source == "csv" and path.is_file()), None)
+    return [(image, numbers[label], ready) for image, label, ready in found], classes
 
 
 def _tables(folder: Path) -> dict[Path, str | None]:

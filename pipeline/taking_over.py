@@ -12,11 +12,11 @@ import numpy as np
 
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import adopt
+from pipeline.architecture import in_single
 from pipeline.card import ModelCard, Output, source_of
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.inside_preprocessing import normalised_range, normalised_twice, refuse_unproven
-from pipeline.legacy import became_single
 from pipeline.loading import load_model
 from pipeline.model_facts import preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
@@ -90,6 +90,13 @@ def take_over(
         doubts=doubts,
     )
     return Taken(adopted.model, card)
+
+
+def became_single(file: ModelFile) -> tuple[str, ...]:
+    """What is said of a file of Keras 2 whose layers compute in half precision; empty for any other."""
+    if not file.legacy or file.config is None or in_single(file.config) == file.config:
+        return ()
+    return ("its layers compute in float32, in the file in half precision, which rounds its answers to three digits",)
 
 
 def _refuse_another_size(asked: int, size: tuple[int, int], path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pipeline.architecture import inner_layers, settings_of
 from pipeline.errors import ModelError
 from pipeline.model_file import ModelFile
 from pipeline.words import count, listed
@@ -58,7 +59,7 @@ def _called(file: ModelFile) -> list[tuple[str, str]]:
 
 
 def _search(config: Any) -> Iterator[tuple[str, str]]:
-    for layer in _layers(config):
+    for layer in inner_layers(config):
         if any(options.get("training") in (True, 1) for options in _call_options(layer.get("inbound_nodes"))):
             yield from ((str(layer.get("name")), reason) for reason in _minds(layer))
         yield from _search(layer)
@@ -66,22 +67,14 @@ def _search(config: Any) -> Iterator[tuple[str, str]]:
 
 def _minds(layer: dict[str, Any]) -> list[str]:
     """What a layer's answer depends on in training mode; empty where the mode makes no difference."""
-    kind, settings = str(layer.get("class_name")), layer.get("config")
-    settings = settings if isinstance(settings, dict) else {}
-    inner = [*_layers(layer), *(part for part in (settings.get("layer"),) if isinstance(part, dict))]
+    kind, settings = str(layer.get("class_name")), settings_of(layer)
+    inner = [*inner_layers(layer), *(part for part in (settings.get("layer"),) if isinstance(part, dict))]
     if inner:
         return sorted({reason for part in inner for reason in _minds(part)}, reverse=True)[:1]
     if _NORMALISING in kind:  # a frozen one keeps to what it has learned, in either mode
         return [] if settings.get("trainable") is False else ["the other pictures of its batch"]
     given = [settings[key] for key in _RATES if key in settings]
     return ["chance"] if kind.startswith("Random") or any(given) else []
-
-
-def _layers(config: Any) -> list[dict[str, Any]]:
-    """The layers of a model's node, which are a list (Sequential of Keras 1 and early 2) or in a dictionary."""
-    inner = config.get("config") if isinstance(config, dict) else None
-    layers = inner if isinstance(inner, list) else inner.get("layers", []) if isinstance(inner, dict) else []
-    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def _call_options(nodes: Any) -> Iterator[dict[str, Any]]:

@@ -53,6 +53,7 @@ from pipeline.recipe import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
+from pipeline.words import aligned
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +199,7 @@ def parity_table(parity: ParityReport) -> str:
                 _verdict_text(hop, said),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(7)]
-    lines = ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[7]]) for row in rows]
+    lines = aligned(rows)
     lines += [
         f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
     ]

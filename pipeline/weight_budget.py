@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.loop_budget import loop_budget
+from pipeline.loop_budget import keras2_layers, loop_budget, replaced
 from pipeline.model_promises import SPARE_VALUES
 from pipeline.setting_limits import check_shape
 from pipeline.words import count
@@ -34,14 +34,7 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
     """
     import keras
 
-    classes: list[Any] = [keras.Layer]
-    if keras2:
-        with contextlib.suppress(ImportError):
-            import tf_keras
-
-            classes.append(tf_keras.layers.Layer)
     most, made = BUILDS * held + SPARE_VALUES, 0
-    originals = [one.add_weight for one in classes]
 
     def counted(original: Any) -> Any:
         def add_weight(layer: Any, *args: Any, **options: Any) -> Any:
@@ -58,14 +51,9 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
 
         return add_weight
 
-    for one, original in zip(classes, originals):
-        one.add_weight = counted(original)
-    try:
-        with loop_budget(where, keras2):
-            yield
-    finally:
-        for one, original in zip(classes, originals):
-            one.add_weight = original
+    classes = [keras.Layer, *(keras2_layers("Layer") if keras2 else ())]
+    with replaced(classes, "add_weight", counted), loop_budget(where, keras2):
+        yield
 
 
 def check_tensors(model: Any, where: str) -> None:

@@ -1,10 +1,10 @@
-"""Numbers, lists and sentences for people; the first two are those of ``export``, which imports nothing from here."""
+"""Numbers, lists, tables and sentences for people; the first three are those of ``export``."""
 
 from __future__ import annotations
 
-from export.words import count, listed
+from export.words import aligned, count, listed
 
-__all__ = ["count", "listed", "sentence"]
+__all__ = ["aligned", "count", "listed", "sentence"]
 
 
 def sentence(words: str) -> str:

@@ -24,6 +24,7 @@ from benchmarks.peers.torch_device import Precision, versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import in_turns, measure, summarize
 from export.records import to_json
+from export.words import aligned
 from pipeline.errors import PipelineError, RunnerError
 from pipeline.files import sha256_file, write_json
 
@@ -155,17 +156,15 @@ def _distance(expected: np.ndarray, logits: np.ndarray) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as text."""
-    lines = [f"  {'mode':<8} {'batch':>5} {'measures':<8} {'p50 ms':>9} {'p99 ms':>9} {'img/s':>9} {'rel. error':>10}"]
+    cells: list[tuple[str, ...]] = [("mode", "batch", "measures", "p50 ms", "p99 ms", "img/s", "rel. error")]
     for row in rows:
-        head = f"  {row['mode']:<8} {row['batch']:>5} "
+        head = (row["mode"], str(row["batch"]))
         if "error" in row:
-            lines.append(f"{head}failed: {row['error'].splitlines()[0]}")
+            cells.append((*head, f"failed: {row['error'].splitlines()[0]}"))
             continue
-        lines.append(
-            f"{head}{row['measures']:<8} {row['p50_ms']:>9.3f} {row['p99_ms']:>9.3f} "
-            f"{row['images_per_second']:>9.1f} {row['relative_error']:>10.1e}"
-        )
-    return "\n".join(lines)
+        times = (f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['images_per_second']:.1f}")
+        cells.append((*head, row["measures"], *times, f"{row['relative_error']:.1e}"))
+    return "\n".join(aligned(cells, right=(1, 3, 4, 5, 6)))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import logging
 import multiprocessing
@@ -33,7 +32,9 @@ from benchmarks.peers.placement import placement
 from benchmarks.peers.tools import PEERS, TOOLS
 from export.errors import ProjectError
 from export.files import put_file, temporary_folder, write_atomic
+from export.sidecar import sha256_file
 from export.words import count
+from pipeline.machine import versions_of
 
 log = logging.getLogger("peers")
 
@@ -112,7 +113,7 @@ def run_peer(job: Job) -> dict[str, Any]:
             "name": job.name,
             **asdict(peer),
             "settings": settings,
-            "model_sha256": _sha256(job.model),
+            "model_sha256": sha256_file(job.model),
             "images_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
             "images": len(pixels),
             "seed": job.seed,
@@ -120,10 +121,10 @@ def run_peer(job: Job) -> dict[str, Any]:
             "cpu_seconds": round(busy, 1),  # of all threads: what it costs where others compute too
             "peak_rss_mib": _peak_rss_mib(),
             "bytes": made.stat().st_size,
-            "sha256": _sha256(made),
+            "sha256": sha256_file(made),
             "opset": next(one.version for one in result.opset_import if one.domain in ("", "ai.onnx")),
             "placement": placement(result),
-            "versions": _versions(),
+            "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
         }
         # The sidecar goes last: where it is, its model is whole.
         (job.out / f"{job.name}.json").unlink(missing_ok=True)
@@ -143,15 +144,6 @@ def _peak_rss_mib() -> int | None:
         return None
     peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     return int(peak[1]) // 1024 if peak is not None else None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    installed = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
-    return {"python": platform.python_version(), **{one: installed[one] for one in PACKAGES if one in installed}}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.comparison import Ratio, compare, t_quantile
+from benchmarks.contests import Ratio, compare, t_quantile
 from benchmarks.timing import Samples, in_turns, measure
 
 

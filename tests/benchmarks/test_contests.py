@@ -13,11 +13,10 @@ import onnxruntime
 import pytest
 import yaml
 
-from benchmarks import contests, installed, scenarios
+from benchmarks import command, contests, scenarios
 from benchmarks.command import STAGE, table
-from benchmarks.comparison import compare
-from benchmarks.contests import contest_lines, find_serves
-from benchmarks.timing import Samples
+from benchmarks.contests import compare, contest_lines, find_serves
+from benchmarks.timing import Samples, measure
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, read_benchmark
@@ -69,12 +68,12 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     runtime = fake_onnxruntime.FakeOnnxRuntime(active=("CUDAExecutionProvider",))
     runtime.__spec__ = onnxruntime.__spec__  # by which it is found to be installed
     fake_onnxruntime.install(monkeypatch, runtime, GPU)
-    for module in (installed, runnable):
+    for module in (scenarios, runnable):
         monkeypatch.setattr(module, "find_tensorrt", lambda flavour: flavour == "tensorrt")
     for module in (contests, scenarios, serving):
         monkeypatch.setattr(module, "driver_status", lambda: GPU)
     clock = Clock()
-    monkeypatch.setattr(scenarios, "measure", partial(scenarios.measure, clock=clock.nanoseconds))
+    monkeypatch.setattr(command, "measure", partial(measure, clock=clock.nanoseconds))
     for runner in (TensorRTRunner, OnnxRunner):
         monkeypatch.setattr(runner, "infer", clock.around(runner.infer))
     monkeypatch.setattr(Context, "card", lambda self: make_card(size=(side, side)))
@@ -192,7 +191,7 @@ def test_what_failed_or_is_a_peer_or_runs_on_a_cpu_is_no_contender(context: Cont
 def test_a_graph_that_could_not_be_made_stands_in_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = fake_engine.install(monkeypatch, sizes=(2, 2, 4))
     plan = fake_engine.make_plan(tmp_path / "fp16.plan", (2, 2, 4))
-    quick = scenarios.Options(seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
+    quick = partial(measure, seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
 
     def run(batch: int, **options: Any) -> Any:
         wanted = [scenarios.Scenario("tensorrt", "fp16", batch, plan, "all")]

@@ -3,12 +3,13 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu_plan import Estimates, Planned, make_steps
 from benchmarks.gpu_record import CUT_SHORT, Record
-from benchmarks.gpu_steps import Estimates, Planned, make_steps, with_reason
 from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import read_gpu_evidence
 from tests.pipeline.test_gpu_evidence_record import EVIDENCE
@@ -82,7 +83,8 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
 
 def test_without_a_limit_everything_is_made(record: Record) -> None:
     clock = Clock()
-    make_steps([clock.step("a", 1e6, 1e6), with_reason(clock.step("b", 1, 1), "no file")], record, None, clock)
+    absent = replace(clock.step("b", 1, 1), why_not=lambda: "no file")
+    make_steps([clock.step("a", 1e6, 1e6), absent], record, None, clock)
     assert clock.worked == ["a"]
     assert (record.evidence.step("b").state, record.evidence.step("b").why) == ("skipped", "no file")
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import installed as module
-from benchmarks.installed import installed
-from benchmarks.scenarios import Scenario
+from benchmarks import scenarios as module
+from benchmarks.scenarios import Scenario, installed
 from export.capabilities import FLAVOURS
 from tests.fake_engine import make_plan
 

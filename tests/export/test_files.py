@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.files import put_file, put_folder, replacing_file, replacing_files, temporary_folder, write_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_the_disk_has_the_files_of_a_folder_before_its_name(tmp_path: Path, monk
 def test_a_folder_takes_no_files_place(tmp_path: Path) -> None:
     (tmp_path / "stage").write_text("mine")
     (tmp_path / "new").mkdir()
-    with pytest.raises(ExportError, match=r"Received: a file\. Move it away"):
+    with pytest.raises(ProjectError, match=r"Received: a file\. Move it away"):
         put_folder(tmp_path / "new", tmp_path / "stage")
     assert names(tmp_path) == ["new", "stage"]
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.class_names import class_names
+from pipeline.archive_files import read_member
+from pipeline.class_names import data_names, model_names
 from pipeline.errors import DataError, RecipeError
 from pipeline.npz_files import array_names, read_array, read_arrays
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Data, Preprocessing
 from pipeline.sources import read_source
-from pipeline.tables import class_names as data_class_names
-from pipeline.zip_files import read_member
 from tests.bounded import attempts, write_bomb
 
 
@@ -181,14 +180,14 @@ def test_lists_of_names_out_of_proportion(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_text(text)
         with pytest.raises(DataError, match=found):
-            data_class_names(Data(source="folder", path=str(tmp_path), classes=str(path)), tmp_path)
+            data_names(Data(source="folder", path=str(tmp_path), classes=str(path)), tmp_path)
         with pytest.raises(RecipeError, match=found):
-            class_names(str(path))
+            model_names(str(path))
     path = tmp_path / "names.txt"
     path.write_text("\n".join(f"class {i}" for i in range(100_000)))  # takes minutes where each is sought among all
-    assert len(class_names(str(path)) or ()) == 100_000
+    assert len(model_names(str(path)) or ()) == 100_000
     config = Data(source="folder", path=str(tmp_path), classes=str(path))
-    assert len(data_class_names(config, tmp_path) or ()) == 100_000
+    assert len(data_names(config, tmp_path) or ()) == 100_000
 
 
 @pytest.mark.parametrize("key", ["\u00b2", "1" * 5000, "-1", ""])
@@ -196,6 +195,6 @@ def test_names_by_what_is_no_number(tmp_path: Path, key: str) -> None:
     path = tmp_path / "names.json"
     path.write_text(json.dumps({key: "a", "1": "b"}))
     with pytest.raises(RecipeError, match=r"model\.classes: expected a list of names in"):
-        class_names(str(path))
+        model_names(str(path))
     path.write_text(json.dumps({"10": "c", "9": "a", "\u0661": "b"}))
-    assert class_names(str(path)) == ("b", "a", "c"), "numbers of any script"
+    assert model_names(str(path)) == ("b", "a", "c"), "numbers of any script"

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.files import recover_folder, replacing_folder, write_atomic
+from export.files import digest_of, recover_folder, replacing_folder, write_atomic
 from pipeline.data import load_image_set
 from pipeline.errors import PipelineError, add_note, notes
 from pipeline.files import (
     LOCK_HELD,
-    digest_of,
     read_json,
     recipe_lock,
     sha256_file,

@@ -21,9 +21,10 @@ from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from pipeline.adopting import adopt
 from pipeline.errors import ModelError
 from pipeline.keras2_comparison import first_difference
-from pipeline.legacy import became_single, load_tf_keras, rebuild
+from pipeline.legacy import load_tf_keras, rebuild
 from pipeline.loading import load_model
 from pipeline.model_file import read_model_file
+from pipeline.taking_over import became_single
 from pipeline.training_mode import called_in_training
 
 L = k.layers

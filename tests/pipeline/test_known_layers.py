@@ -15,10 +15,11 @@ import pytest
 import tf_keras
 from keras import layers
 
+from pipeline.architecture import layers_of
 from pipeline.errors import ModelError
 from pipeline.loading import load_model
 from pipeline.model_classes import APPLICATION_LAYERS, FOREIGN_LAYERS, KNOWN_LAYERS
-from pipeline.model_file import layers_of, read_model_file
+from pipeline.model_file import read_model_file
 from pipeline.model_promises import check_promises
 from pipeline.model_safety import scan_config
 from pipeline.weight_budget import check_tensors

@@ -18,11 +18,12 @@ from keras import layers
 from export.keras_to_onnx import export_keras
 from export.preprocessing import PreprocessingSpec
 from pipeline.adopting import adopt
+from pipeline.class_names import data_names, in_model_order, model_names
 from pipeline.errors import DataError, ModelError, RecipeError
 from pipeline.inspecting import describe
 from pipeline.loading import load_classifier, load_model
 from pipeline.model_file import read_model_file
-from pipeline.recipe import Model
+from pipeline.recipe import Data, Model
 from pipeline.runners.keras import KerasRunner
 from pipeline.taking_over import take_over
 from tests.pipeline import legacy_models
@@ -332,7 +333,6 @@ def test_the_audio_checkpoint_is_no_classifier() -> None:
 
 
 def test_the_error_names_the_data_and_the_model() -> None:
-    from pipeline.class_names import in_model_order
     from pipeline.data import ImageSet
 
     images = ImageSet(("cat", "dog"), {"test": ()}, 0)
@@ -348,13 +348,25 @@ def test_the_error_names_the_data_and_the_model() -> None:
         ("c.json", json.dumps([["n01", "owl"], ["n02", "cat"], ["n03", "dog"]])),
         ("c.json", json.dumps({"cat": 1, "dog": 2, "owl": 0})),
         ("c.json", json.dumps({"1": "cat", "0": "owl", "2": "dog"})),
+        ("c.json", json.dumps({"1": ["n02", "cat"], "0": ["n01", "owl"], "2": ["n03", "dog"]})),
     ],
 )
 def test_class_names_come_from_a_file(tmp_path, name, content) -> None:
-    from pipeline.class_names import class_names
-
     (tmp_path / name).write_text(content)
-    assert class_names(str(tmp_path / name)) == ("owl", "cat", "dog")
+    assert model_names(str(tmp_path / name)) == ("owl", "cat", "dog")
+    data = Data(source="folder", path=str(tmp_path), classes=str(tmp_path / name))
+    assert data_names(data, tmp_path) == ("owl", "cat", "dog")
+
+
+def test_two_classes_of_one_name_are_kept_apart_by_their_ids(tmp_path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps([["n1", "crane"], ["n2", "crane"], ["n3", "owl"]]))
+    assert model_names(str(path)) == ("crane (n1)", "crane (n2)", "owl")
+    path.write_text(json.dumps(["crane", "crane", "owl"]))
+    with pytest.raises(RecipeError, match=r"each name once\. Received: crane more than once"):
+        model_names(str(path))
+    with pytest.raises(DataError, match=r"each name once\. Received: crane more than once"):
+        data_names(Data(classes=str(path)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -365,12 +377,10 @@ def test_class_names_come_from_a_file(tmp_path, name, content) -> None:
     ],
 )
 def test_class_names_that_cannot_be_read_are_said_in_words(tmp_path, content, said) -> None:
-    from pipeline.class_names import class_names
-
     if content is not None:
         (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(RecipeError, match=r"^model\.classes: expected ") as info:
-        class_names(str(tmp_path / "names.txt"))
+        model_names(str(tmp_path / "names.txt"))
     assert said in str(info.value)
     assert str(tmp_path / "names.txt") in str(info.value)
     assert "Errno" not in str(info.value)

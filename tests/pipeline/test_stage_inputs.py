@@ -176,7 +176,7 @@ def test_a_permission_is_handed_over_and_decides_nothing(toy: Toy) -> None:
 
 def test_what_is_derived_of_a_file_decides_in_its_place(toy: Toy) -> None:
     def length(artifacts: Artifacts, recorded: object) -> dict[str, str]:
-        return {"length": str(len(artifacts.required("earlier/a.txt").read_text()))}
+        return {"length": str(len(artifacts.path("earlier/a.txt").read_text()))}
 
     stage = toy.stage(Derived(("earlier/a.txt",), length))
     execute(stage, toy.context())
@@ -199,11 +199,14 @@ def test_a_file_outside_decides_by_its_content(toy: Toy) -> None:
     assert published == {"model.weights": "resnet50 of keras.applications"}
 
 
-def test_another_command_line_is_another_page(toy: Toy) -> None:
+def test_another_command_line_is_another_page_but_not_where_everything_moved(toy: Toy, tmp_path: Path) -> None:
     stage = toy.stage(CommandLine())
     execute(stage, toy.context())
     assert reasons_to_run(stage, toy.context()) == []
     assert len(reasons_to_run(stage, replace(toy.context(), recipe_path=Path("other.yaml")))) == 1
+    assert len(reasons_to_run(stage, toy.context("train.seed=1"))) == 1
+    shutil.copytree(toy.folder / "artifacts", tmp_path / "moved" / "artifacts")
+    assert reasons_to_run(stage, Toy(tmp_path / "moved").context()) == []
 
 
 def test_the_page_alone_declares_the_command_line() -> None:

@@ -24,8 +24,9 @@ from pipeline.errors import ModelError
 from pipeline.files import read_json
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
 from pipeline.stage import Context
-from pipeline.stages.train import STAGE, one_of_each, train
+from pipeline.stages.train import STAGE
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.training import one_of_each, train
 from tests.conftest import make_colour_images
 from tests.stage_parts import run_stage
 
@@ -204,7 +205,7 @@ def test_an_interrupted_train_stage_says_from_where_it_goes_on(tmp_path: Path, m
         checkpoint.put(Progress("head", 3, [{"phase": "head", "epoch": n, "loss": 1.0} for n in (1, 2, 3)]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.stages.train.train", interrupted)
+    monkeypatch.setattr("pipeline.training.train", interrupted)
     none: tuple[Sample, ...] = ()
     nothing = ImageSet(("a", "b"), dict.fromkeys(SPLITS, none), 0)
     for model, notes in (

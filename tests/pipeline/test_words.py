@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.words import count, listed, sentence
+from pipeline.words import aligned, count, listed, sentence
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,16 @@ def test_a_long_list_is_five_names_and_how_many_there_are_besides() -> None:
     assert listed([]) == ""
     assert listed(iter([1, 2, 3, 4]), most=2, separator="; ") == "1; 2 and 2 more"
     assert listed(range(10_000), most=1) == "0 and 9,999 more"
+
+
+def test_columns_begin_or_end_alike_and_a_remark_takes_the_rest_of_its_line() -> None:
+    rows = [
+        ("what", "batch", "ms"),
+        ("a longer name", "8", "10.5"),
+        ("b", "128", "a long remark"),
+        ("c", "why"),
+    ]
+    assert aligned(rows[:2], right=(1, 2)) == ["  what           batch    ms", "  a longer name      8  10.5"]
+    assert aligned([rows[0], rows[3]], right=(1, 2), indent="") == ["what  batch  ms", "c     why"]
+    assert aligned([rows[0], rows[2]]) == ["  what  batch  ms", "  b     128    a long remark"]
+    assert aligned([]) == []
