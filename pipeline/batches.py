@@ -132,9 +132,11 @@ def augment_image(pixels: np.ndarray, settings: Augment, random: np.random.Gener
     height, width = pixels.shape[:2]
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
-    matrix = (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
     image = Image.fromarray(pixels).transform(
-        (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+        (width, height),
+        Image.Transform.AFFINE,
+        (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y),
+        Image.Resampling.BILINEAR,
     )
     return np.asarray(image, dtype=np.uint8)
 

@@ -248,20 +248,21 @@ class Serves:
         """
         if not any(pair.faster for contest in self.contests for pair in contest.pairs):
             return None
-        contests = [
-            {
-                "batch": contest.batch,
-                "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
-                "faster": sorted(
-                    (pair.faster, *{pair.first, pair.second} - {pair.faster}) for pair in contest.pairs if pair.faster
-                ),
-            }
-            for contest in sorted(self.contests, key=lambda one: one.batch)
-        ]
         return {
             "gpu": [self.gpu, self.compute_capability],
             "runtime": dict(sorted(self.runtime.items())),
-            "contests": contests,
+            "contests": [
+                {
+                    "batch": contest.batch,
+                    "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
+                    "faster": sorted(
+                        (pair.faster, *{pair.first, pair.second} - {pair.faster})
+                        for pair in contest.pairs
+                        if pair.faster
+                    ),
+                }
+                for contest in sorted(self.contests, key=lambda one: one.batch)
+            ],
         }
 
 

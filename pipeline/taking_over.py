@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+import keras
 import numpy as np
 
 from export.preprocessing import PreprocessingSpec
@@ -26,9 +27,6 @@ from pipeline.preprocess import Resize
 from pipeline.recipe import Model
 from pipeline.training_mode import taken_at_inference
 from pipeline.words import listed
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
