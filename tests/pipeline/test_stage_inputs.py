@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 from pipeline.stages.report import Reported
 from tests.conftest import Chain
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Bytes of these follow from the inputs; a plan, a time and Keras' date of saving do not.
 SAME = {
@@ -213,3 +217,18 @@ def test_the_page_alone_declares_the_command_line() -> None:
     declare = [stage.name for stage in (*STAGES, BENCHMARK) if any(isinstance(i, CommandLine) for i in stage.inputs)]
     assert declare == ["report"]
     assert isinstance(BY_NAME["train"].settings(Context(Recipe("x"), Path("x"), Path("x"))).train, Train)
+
+
+def test_whether_the_report_is_up_to_date_is_known_without_its_packages() -> None:
+    """A machine that runs a bundle has neither jinja2 nor matplotlib, and `run --explain` asks every stage."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('jinja2', 'markupsafe', 'matplotlib'))\n"
+        "from pathlib import Path\n"
+        "from pipeline.artifacts import Artifacts\n"
+        "from pipeline.inputs import Derived\n"
+        "from pipeline.stages import report\n"
+        "print([one.derive(Artifacts(Path('nowhere'), one.files), {})"
+        " for one in report.STAGE.inputs if isinstance(one, Derived)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[{}]\n"
