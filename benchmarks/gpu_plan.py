@@ -20,7 +20,7 @@ from benchmarks.gpu_options import MAIN, Options
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_timings import WARM_UP, words_of
 from export.sidecar import Precision
-from pipeline.gpu_evidence import DONE, ERROR, RUNNING, SKIPPED, Measures, Step, Variant
+from pipeline.gpu_evidence import Measures, Step, Variant
 from pipeline.layout import ONNX, TENSORRT8, engine_source
 from pipeline.words import count
 
@@ -258,23 +258,23 @@ def make_steps(
             why = words_of(error)
         if why:
             log.warning("%s is skipped: %s", step.name, why)
-            record.step(step.name, state=SKIPPED, expected_seconds=expected, why=why)
+            record.step(step.name, state="skipped", expected_seconds=expected, why=why)
             continue
         within = "" if left is None else f" of {left:.0f} s left"
         log.info("%d/%d %s, about %.0f s%s", number, len(steps), step.name, expected, within)
-        record.step(step.name, state=RUNNING, expected_seconds=expected)
+        record.step(step.name, state="running", expected_seconds=expected)
         started = clock()
         try:
             step.work()
         except KeyboardInterrupt:
-            record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why="interrupted")
+            record.step(step.name, state="error", seconds=round(clock() - started, 3), why="interrupted")
             raise
         except (Exception, SystemExit) as error:  # whatever a library raises: the other steps are to be made as well
             log.error("%s failed: %s", step.name, error)
-            record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why=words_of(error))
+            record.step(step.name, state="error", seconds=round(clock() - started, 3), why=words_of(error))
         else:
             estimates.learn(step, clock() - started)
-            record.step(step.name, state=DONE, seconds=round(clock() - started, 3))
+            record.step(step.name, state="done", seconds=round(clock() - started, 3))
 
 
 def too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimates, left: float | None) -> str:
