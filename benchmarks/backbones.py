@@ -29,7 +29,6 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, write_json
 from pipeline.layout import PARITY
-from pipeline.models import build_classifier
 from pipeline.output_files import check_output
 from pipeline.recipe import Data, Model, Splits
 from pipeline.stopping import raise_as
@@ -101,6 +100,8 @@ def measure(name: str, data: Path, size: int, images: int) -> dict[str, Any]:
 def _make(name: str, size: int, recipe: Path, target: Path) -> int:
     """Draw a classifier's weights and save it; the number of its parameters comes back."""
     import keras
+
+    from pipeline.models import build_classifier
 
     images = load_image_set(load_recipe(recipe).data)
     keras.utils.set_random_seed(1)

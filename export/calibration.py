@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
-from export.graph import copy_model, tensor_shapes
+from export.graph import copy_model, infer_shapes, tensor_shapes
 from export.ort_session import open_session
 
 BINS = 2048
@@ -195,8 +195,8 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     Raises:
         ExportError: If a name is no float32 tensor that a node makes.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
-    infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    inferred = infer_shapes(model)
+    infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
     made = {name for node in model.graph.node for name in node.output}
     unknown = [name for name in names if name not in infos or name not in made]
     if unknown:

@@ -17,22 +17,18 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    graph = result.graph
-    kept = []
-    for node in graph.node:
-        value = _value(node) if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
-        if value is None:
-            kept.append(node)
-        else:
-            graph.initializer.append(value)
-    if len(kept) < len(graph.node):
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        del graph.node[:]
-        graph.node.extend(nodes)
+    lifted = {node.output[0]: value for node in model.graph.node if (value := _value(node)) is not None}
+    result.graph.initializer.extend(lifted.values())
+    if lifted:
+        del result.graph.node[:]
+        result.graph.node.extend(node for node in model.graph.node if not lifted.keys() & set(node.output))
     return result
 
 
 def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Returns what a Constant node makes, None for any other node, for strings and sparse tensors."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
     item = node.attribute[0]
     if item.name == "value":
         tensor = onnx.TensorProto()

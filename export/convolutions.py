@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from export.graph import attribute, constants, copy_model, tensor_shapes, topological_sort
+
+
+def set_attribute(node: onnx.NodeProto, name: str, value: object, instead_of: Sequence[str] = ()) -> None:
+    """Gives a node an attribute in the place of the one of that name, and of some others (in place)."""
+    for item in [item for item in node.attribute if item.name in (name, *instead_of)]:
+        node.attribute.remove(item)
+    node.attribute.append(helper.make_attribute(name, value))
 
 
 def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -23,11 +32,7 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         totals = [begin + end for begin, end in zip(pads[:half], pads[half:])]
         if all(total >= 0 for total in totals):
             continue
-        begins = [begin if total >= 0 else 0 for begin, total in zip(pads[:half], totals)]
-        ends = [end if total >= 0 else 0 for end, total in zip(pads[half:], totals)]
-        kept = [item for item in node.attribute if item.name != "pads"]
-        del node.attribute[:]
-        node.attribute.extend([*kept, helper.make_attribute("pads", begins + ends)])
+        set_attribute(node, "pads", [pad if total >= 0 else 0 for pad, total in zip(pads, totals * 2)])
         output, bare = node.output[0], f"{node.output[0]}/unpadded"
         node.output[0] = bare
         amounts = np.asarray([0] * (half + 4) + [max(0, -total) for total in totals], dtype=np.int64)
@@ -35,10 +40,9 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         padded = f"{output}/padded" if len(node.input) > 2 else output
         result.graph.node.append(helper.make_node("Pad", [bare, f"{bare}/amounts"], [padded], f"{node.name}/Pad"))
         if len(node.input) > 2:  # the zeros get the bias too
-            bias = numpy_helper.to_array(table[node.input.pop(2)])
-            column = numpy_helper.from_array(bias.reshape(-1, *[1] * half), f"{padded}/bias")
-            result.graph.initializer.append(column)
-            result.graph.node.append(helper.make_node("Add", [padded, column.name], [output], f"{node.name}/Add"))
+            bias = numpy_helper.to_array(table[node.input.pop(2)]).reshape(-1, *[1] * half)
+            result.graph.initializer.append(numpy_helper.from_array(bias, f"{padded}/bias"))
+            result.graph.node.append(helper.make_node("Add", [padded, f"{padded}/bias"], [output], f"{node.name}/Add"))
     return topological_sort(result)
 
 
@@ -66,7 +70,5 @@ def repair_groups(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         depth = table[node.input[1]].dims[1]
         if channels != depth:
-            kept = [item for item in node.attribute if item.name != "group"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("group", channels // depth)])
+            set_attribute(node, "group", channels // depth)
     return result

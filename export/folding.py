@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from export.convolutions import set_attribute
 from export.errors import ExportError
 from export.graph import attribute, constants, consumers, copy_model, producers, tensor_shapes, topological_sort
 
@@ -58,9 +58,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         if conv.input[1] not in table or any(name and name not in table for name in conv.input[2:]):
             continue
         weight = numpy_helper.to_array(table[conv.input[1]]).astype(np.float64)
-        channels = weight.shape[0]
-        has_bias = len(conv.input) > 2 and bool(conv.input[2])
-        bias = numpy_helper.to_array(table[conv.input[2]]).astype(np.float64) if has_bias else np.zeros(channels)
+        bias = numpy_helper.to_array(table[conv.input[2]]) if any(conv.input[2:]) else np.zeros(weight.shape[0])
         tail, folded = conv.output[0], 0
         while tail not in outputs and len(readers.get(tail, ())) == 1:
             node = readers[tail][0]
@@ -108,13 +106,17 @@ def unfolded_convs(model: onnx.ModelProto) -> list[str]:
     One number for all channels is no BatchNorm: GELU and hard swish are made of such.
     """
     table, readers = constants(model.graph), consumers(model.graph)
-    found = []
-    for conv in (node for node in model.graph.node if node.op_type == "Conv"):
-        for node in readers.get(conv.output[0], ()):
-            per_channel = any(name in table and math.prod(table[name].dims) > 1 for name in node.input)
-            if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and per_channel):
-                found.append(f"{conv.name} ({node.op_type})")
-    return found
+
+    def per_channel(node: onnx.NodeProto) -> bool:
+        return any(name in table and math.prod(table[name].dims) > 1 for name in node.input)
+
+    return [
+        f"{conv.name} ({node.op_type})"
+        for conv in model.graph.node
+        if conv.op_type == "Conv"
+        for node in readers.get(conv.output[0], ())
+        if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and per_channel(node))
+    ]
 
 
 def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -137,84 +139,68 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
         if pad is None or found is None or any(pool.output[1:]):
             continue
         added, value = found
-        taps = _taps(pool, shapes.get(pool.input[0], ()))
-        pads = [own + more for own, more in zip(taps.pads, added)] if taps is not None else []
+        kernel = list(attribute(pool, "kernel_shape"))
+        sides = [side for side in shapes.get(pool.input[0], ())[2:] if isinstance(side, int)]
+        own = _own_padding(pool, sides)
+        pads = [mine + more for mine, more in zip(own or (), added)]
         if (
-            taps is None
-            or not len(pads) == len(added) == 2 * len(taps.kernel)
-            or any(not 0 <= total < k for total, k in zip(pads, taps.kernel * 2))
+            own is None
+            or not len(pads) == len(added) == 2 * len(kernel)
+            or any(not 0 <= total < k for total, k in zip(pads, kernel * 2))
             or min(added) < 0
         ):
             unpadded = attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET" and not any(attribute(pool, "pads", [0]))
             if unpadded and not attribute(pool, "ceil_mode", 0):
-                _set_padding(pool, "auto_pad", "VALID")
+                set_attribute(pool, "auto_pad", "VALID", instead_of=["pads"])
             continue
-        _set_padding(pool, "pads", pads)
+        set_attribute(pool, "pads", pads, instead_of=["auto_pad"])
         source = made.get(pad.input[0])
         dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may lie in the padding alone
         if value != 0 or source is None or source.op_type != "Relu" or dilated:
-            _append_border(graph, pool, taps.touching(added), value)
+            _append_border(graph, pool, _touching(pool, sides, own, added), value)
         pool.input[0] = pad.input[0]
     return topological_sort(result)
 
 
-@dataclass(frozen=True)
-class _Taps:
-    """Where the windows of a pool reach, for each spatial axis.
+def _windows(pool: onnx.NodeProto) -> tuple[list[int], list[int], list[int]]:
+    """Returns a pool's strides, its dilations, and over how many values a window reaches, for each spatial axis."""
+    kernel = attribute(pool, "kernel_shape")
+    ones = [1] * len(kernel)
+    dilations = list(attribute(pool, "dilations", ones))
+    return list(attribute(pool, "strides", ones)), dilations, [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+
+
+def _own_padding(pool: onnx.NodeProto, sides: Sequence[int]) -> list[int] | None:
+    """Returns a MaxPool's padding, begins and ends, None where numbers alone do not give it."""
+    strides, _, reach = _windows(pool)
+    kind = attribute(pool, "auto_pad", b"NOTSET")
+    if len(sides) != len(strides) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
+        return None
+    if kind == b"SAME_UPPER":
+        spans = zip(sides, strides, reach)
+        whole = [max((math.ceil(side / stride) - 1) * stride + span - side, 0) for side, stride, span in spans]
+        return [total // 2 for total in whole] + [total - total // 2 for total in whole]
+    none = [0] * 2 * len(strides)
+    return list(attribute(pool, "pads", none)) if kind == b"NOTSET" else none
+
+
+def _touching(pool: onnx.NodeProto, sides: Sequence[int], own: Sequence[int], added: Sequence[int]) -> np.ndarray:
+    """Returns which windows of a pool touch what was added to its input, bool (1, 1, ...).
 
     Args:
+        pool: A MaxPool.
         sides: Sizes of its input.
-        kernel: Sizes of a window.
-        pads: Its own padding, begins and ends.
-        positions: Indices in its input, (windows, kernel); those outside are its own padding.
+        own: Its own padding, begins and ends, which does not count.
+        added: How many values at the begins and ends of its input do.
     """
-
-    sides: list[int]
-    kernel: list[int]
-    pads: list[int]
-    positions: list[np.ndarray]
-
-    def touching(self, added: Sequence[int]) -> np.ndarray:
-        """Returns which windows touch so many values at the begins and ends, bool (1, 1, ...)."""
-        rank = len(self.sides)
-        result = np.zeros((1, 1) + (1,) * rank, dtype=bool)
-        for axis, (side, taps) in enumerate(zip(self.sides, self.positions)):
-            first, last = added[axis], side - added[rank + axis]
-            inside = (taps >= 0) & (taps < side)
-            touches = (inside & ((taps < first) | (taps >= last))).any(axis=1)
-            result = result | touches.reshape([-1 if i == axis + 2 else 1 for i in range(rank + 2)])
-        return result
-
-
-def _taps(pool: onnx.NodeProto, shape: Sequence[int | str | None]) -> _Taps | None:
-    """Returns where a MaxPool's windows reach, None where its padding is not given by numbers alone."""
-    kernel = list(attribute(pool, "kernel_shape"))
-    sides = [side for side in shape[2:] if isinstance(side, int)]
-    kind = attribute(pool, "auto_pad", b"NOTSET")
-    if len(sides) != len(kernel) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
-        return None
-    strides = attribute(pool, "strides", [1] * len(kernel))
-    dilations = attribute(pool, "dilations", [1] * len(kernel))
-    reach = [(k - 1) * dilation + 1 for k, dilation in zip(kernel, dilations)]
-    pads = list(attribute(pool, "pads", [0] * 2 * len(kernel))) if kind == b"NOTSET" else [0] * 2 * len(kernel)
-    if kind == b"SAME_UPPER":
-        whole = [
-            max((math.ceil(side / stride) - 1) * stride + r - side, 0) for side, stride, r in zip(sides, strides, reach)
-        ]
-        pads = [total // 2 for total in whole] + [total - total // 2 for total in whole]
-    positions = []
-    for axis, (side, k) in enumerate(zip(sides, kernel)):
-        begin, end = pads[axis], pads[len(kernel) + axis]
-        starts = np.arange(0, side + begin + end - reach[axis] + 1, strides[axis]) - begin
-        positions.append(starts[:, None] + np.arange(k) * dilations[axis])
-    return _Taps(sides, kernel, pads, positions)
-
-
-def _set_padding(pool: onnx.NodeProto, name: str, value: str | list[int]) -> None:
-    """Gives a pool its padding, as an attribute of that name, and no other (in place)."""
-    for item in [item for item in pool.attribute if item.name in ("pads", "auto_pad")]:
-        pool.attribute.remove(item)
-    pool.attribute.append(onnx.helper.make_attribute(name, value))
+    rank = len(sides)
+    border = np.ones(sides, dtype=bool)
+    border[tuple(slice(begin, side - end) for side, begin, end in zip(sides, added, added[rank:]))] = False
+    padded = np.pad(border, list(zip(own, own[rank:])))
+    strides, dilations, reach = _windows(pool)
+    taps = np.lib.stride_tricks.sliding_window_view(padded, reach)
+    taps = taps[tuple(slice(None, None, step) for step in (*strides, *dilations))]
+    return np.asarray(taps.any(axis=tuple(range(rank, 2 * rank))))[None, None]
 
 
 def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:
@@ -231,16 +217,11 @@ def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tu
     """Returns begins and ends of a constant Pad's spatial axes and its value, None for any other Pad."""
     if pad.op_type != "Pad" or attribute(pad, "mode", b"constant") != b"constant":
         return None
-    if pad.input[1] not in table or any(pad.input[3:]):
+    amounts, fill = pad.input[1], pad.input[2] if len(pad.input) > 2 else ""
+    if amounts not in table or (fill and fill not in table) or any(pad.input[3:]):
         return None
-    value = 0.0
-    if len(pad.input) > 2 and pad.input[2]:
-        if pad.input[2] not in table:
-            return None
-        value = float(numpy_helper.to_array(table[pad.input[2]]).reshape(()))
-    amounts = [int(v) for v in numpy_helper.to_array(table[pad.input[1]])]
-    half = len(amounts) // 2
-    begins, ends = amounts[:half], amounts[half:]
+    value = float(numpy_helper.to_array(table[fill]).reshape(())) if fill else 0.0
+    begins, ends = numpy_helper.to_array(table[amounts]).reshape(2, -1).tolist()
     return None if any(begins[:2] + ends[:2]) else (begins[2:] + ends[2:], value)
 
 
@@ -263,8 +244,7 @@ def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.Mod
         node = readers[tensor][0]
         to_nchw = node.op_type == "Transpose" and list(attribute(node, "perm", [])) == [0, 3, 1, 2]
         padded = _constant_pad(node, table)
-        padding = padded is not None and padded[1] == 0
-        if to_nchw or padding:
+        if to_nchw or (padded is not None and padded[1] == 0):
             tensor = node.output[0]
         elif node.op_type == "Conv" and attribute(node, "group", 1) == 1 and node.input[1] in table:
             trained = numpy_helper.to_array(table[node.input[1]])

@@ -33,6 +33,7 @@ __all__ = [
     "consumers",
     "convert_opset",
     "copy_model",
+    "infer_shapes",
     "load_model",
     "op_counts",
     "opset",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 # ONNX IR that first knows an opset, for the opsets in use here.
+_SMALL = 1000  # values of an initializer that shape inference may want to read
 _IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
@@ -120,9 +122,27 @@ def parameter_count(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in floats)
 
 
+def infer_shapes(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.GraphProto:
+    """Returns the graph with what shape inference finds, and with weights as inputs.
+
+    Inference copies a model four times; without the values of its weights, which it does not read, that costs nothing.
+    """
+    skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = skeleton.graph
+    for part in ("node", "input", "output", "value_info"):
+        getattr(graph, part).extend(getattr(model.graph, part))
+    graph.name = model.graph.name
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.INT64 or math.prod(tensor.dims) < _SMALL:  # shapes, axes, pads
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop).graph
+
+
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     """Returns the inferred shape of each tensor: numbers, names of symbolic dimensions, None where unknown."""
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = infer_shapes(model, data_prop=True)
     shapes: dict[str, tuple[int | str | None, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
     for info in (*graph.input, *graph.value_info, *graph.output):
         tensor = info.type.tensor_type

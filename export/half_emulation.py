@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
-from export.graph import attribute, copy_model, topological_sort
+from export.graph import attribute, copy_model, infer_shapes, topological_sort
 from export.half_graphs import raise_half
 
 # What they write of values that FP16 holds is such a value.
@@ -22,7 +22,7 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         model: From `export.precision.to_half`.
     """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = infer_shapes(model)
     half = {info.name for info in inferred.value_info if info.type.tensor_type.elem_type == TensorProto.FLOAT16}
     result = copy_model(model)
     graph = result.graph

@@ -43,15 +43,12 @@ def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto
     if old == new:
         return copy_model(model)
     graph = model.graph
-    taken = {*producers(graph), *constants(graph), *(i.name for i in graph.input)}
-    if new in taken:
+    if new in {*producers(graph), *constants(graph), *(i.name for i in graph.input)}:
         raise ExportError(f"Expected a free tensor name. Received: {new!r} (choose another name).")
     result = copy_model(model)
     replace_input(result.graph, old, new)
     for node in result.graph.node:
-        for index, name in enumerate(node.output):
-            if name == old:
-                node.output[index] = new
+        node.output[:] = [new if name == old else name for name in node.output]
     for info in (*result.graph.input, *result.graph.output, *result.graph.value_info, *result.graph.initializer):
         if info.name == old:
             info.name = new
@@ -69,8 +66,10 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
         ExportError: If the model has not one float32 input of shape (batch, height, width, 3).
     """
     if len(model.graph.input) != 1:
-        names = [i.name for i in model.graph.input]
-        raise ExportError(f"Expected a model with one input. Received: {names} (export a single-input model).")
+        raise ExportError(
+            f"Expected a model with one input. Received: {[i.name for i in model.graph.input]} "
+            "(export a single-input model)."
+        )
     tensor = model.graph.input[0].type.tensor_type
     dims = [d.dim_value for d in tensor.shape.dim]
     if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or dims[3] != 3:
@@ -134,17 +133,14 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
         ExportError: If `logits` is no output of the model.
     """
     result = copy_model(model)
-    source = next((o for o in result.graph.output if o.name == logits), None)
-    if source is None:
-        names = [o.name for o in result.graph.output]
-        raise ExportError(f"Expected an output {logits!r}. Received: {names} (rename the output first).")
+    outputs = {o.name: o for o in result.graph.output}
+    if logits not in outputs:
+        raise ExportError(f"Expected an output {logits!r}. Received: {list(outputs)} (rename the output first).")
     result.graph.node.append(
         helper.make_node("Softmax", [logits], [probabilities], f"{probabilities}/Softmax", axis=-1)
     )
-    info = onnx.ValueInfoProto()
-    info.CopyFrom(source)
-    info.name = probabilities
-    result.graph.output.append(info)
+    result.graph.output.add().CopyFrom(outputs[logits])
+    result.graph.output[-1].name = probabilities
     return topological_sort(result)
 
 
@@ -158,10 +154,9 @@ def append_top_k(
     Raises:
         ExportError: If `probabilities` is no output (batch, classes) of the model, or has fewer than k classes.
     """
-    source = next((o for o in model.graph.output if o.name == probabilities), None)
+    listed = [o.name for o in model.graph.output]
     shape = tensor_shapes(model).get(probabilities, ())
-    if source is None or len(shape) != 2 or not isinstance(shape[1], int):
-        listed = [o.name for o in model.graph.output]
+    if probabilities not in listed or len(shape) != 2 or not isinstance(shape[1], int):
         raise ExportError(
             f"Expected an output {probabilities!r} of shape (batch, classes). Received: {listed}, {shape} "
             "(append the softmax first)."
@@ -182,9 +177,5 @@ def append_top_k(
         ]
     )
     for name, kind in ((values, TensorProto.FLOAT), (indices, TensorProto.INT32)):
-        info = onnx.ValueInfoProto()
-        info.CopyFrom(source)
-        info.name, info.type.tensor_type.elem_type = name, kind
-        info.type.tensor_type.shape.dim[1].dim_value = k
-        graph.output.append(info)
+        graph.output.append(helper.make_tensor_value_info(name, kind, [shape[0], k]))
     return topological_sort(result)

@@ -10,9 +10,10 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+import keras
 import onnx
 from onnx import TensorProto
 
@@ -27,14 +28,8 @@ from export.preprocessing import PreprocessingSpec
 from export.resizing import expand_resizes
 from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
-from export.tf_conversion import convert
-from export.unrolling import MOST_STEPS
+from export.tf_conversion import MOST_STEPS, convert
 from export.words import count, listed
-
-if TYPE_CHECKING:
-    import keras
-
-__all__ = ["ExportSummary", "export_keras", "logits_model"]
 
 logger = logging.getLogger(__name__)
 PRODUCER = "keras-resnet-to-tensorrt"
@@ -46,7 +41,6 @@ class ExportSummary:
     """What an export made.
 
     Args:
-        path: The file.
         opset: Its operator set.
         input_size: Height and width in pixels.
         classes: How many.
@@ -56,7 +50,6 @@ class ExportSummary:
         ops_after: Operator counts of the file.
     """
 
-    path: str
     opset: int
     input_size: tuple[int, int]
     classes: int
@@ -64,10 +57,6 @@ class ExportSummary:
     parameters: int
     ops_before: dict[str, int]
     ops_after: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON types."""
-        return {**asdict(self), "input_size": list(self.input_size)}
 
 
 def export_keras(
@@ -143,12 +132,16 @@ def export_keras(
     check_interface(result, input_name, full | best)
     graph.check_model(result)
     check_answers(result, logits, preprocessing)
-    file = graph.save_model(result, path)
+    graph.save_model(result, path)
     after = graph.op_counts(result)
-    operators = ", ".join(f"{count} {op}" for op, count in after.items())
-    logger.info("  %s: opset %d, %s: %s", file.name, opset, count(sum(after.values()), "node"), operators)
+    logger.info(
+        "  %s: opset %d, %s: %s",
+        os.path.basename(path),
+        opset,
+        count(sum(after.values()), "node"),
+        ", ".join(f"{number} {op}" for op, number in after.items()),
+    )
     return ExportSummary(
-        path=str(file),
         opset=graph.opset(result),
         input_size=(height, width),
         classes=len(classes),
@@ -161,8 +154,7 @@ def export_keras(
 
 def _input_size(model: keras.Model) -> tuple[int, int]:
     shape = tuple(getattr(model, "input_shape", None) or ()) if getattr(model, "inputs", None) else ()
-    fixed = len(shape) == 4 and all(isinstance(d, int) for d in shape[1:])
-    if not fixed or shape[3] != 3 or shape[0] is not None:
+    if len(shape) != 4 or shape[0] is not None or None in shape[1:] or shape[3] != 3:
         raise ExportError(
             f"Expected a model with one input of shape (None, height, width, 3). Received: {shape} "
             "(build it for one image size, with a free batch)."
@@ -179,14 +171,9 @@ def _check_classes(classes: Sequence[str], width: int | None) -> None:
         )
 
 
-def _layers(model: keras.Model) -> list[Any]:
+def _layers(model: Any) -> list[Any]:
     """Returns all layers, those of nested models included."""
-    found = []
-    for layer in model.layers:
-        found.append(layer)
-        if hasattr(layer, "layers"):
-            found += _layers(layer)
-    return found
+    return [found for layer in getattr(model, "layers", ()) for found in (layer, *_layers(layer))]
 
 
 def _check_policy(model: keras.Model) -> None:
@@ -200,19 +187,19 @@ def _check_policy(model: keras.Model) -> None:
 
 def _tree(model: keras.Model) -> LayerTree:
     """Returns the layers by name, and with them the operations of keras.ops, which are no layers."""
-    parts = getattr(model, "operations", model.layers)
-    return {part.name: _tree(part) if hasattr(part, "layers") else {} for part in parts}
+    return {
+        part.name: _tree(part) if hasattr(part, "layers") else {} for part in getattr(model, "operations", model.layers)
+    }
 
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
     """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
-    result = interface.rename_batch(in_float32(model))
-    result = repair_groups(repair_transposed_padding(repair_biases(result)))
-    result = expand_resizes(fold_shapes(result))
-    result = graph.constant_reshape(result)
-    result = graph.strip_noops(result)
-    result = fold_affine(result)
-    result = fold_pad_into_maxpool(result)
+    result = model
+    for step in (
+        in_float32, interface.rename_batch, repair_biases, repair_transposed_padding, repair_groups, fold_shapes,
+        expand_resizes, graph.constant_reshape, graph.strip_noops, fold_affine, fold_pad_into_maxpool,
+    ):  # fmt: skip
+        result = step(result)
     _check_operators(result, source)
     result = name_by_layer(result, source.name, _tree(source))
     result = interface.rename_tensor(result, result.graph.output[0].name, logits_name)
@@ -266,20 +253,12 @@ def check_interface(model: onnx.ModelProto, input_name: str, outputs: Mapping[st
         ExportError: If something differs from what `export_keras` promises.
     """
     shapes = graph.tensor_shapes(model)
-    types = {i.name: i.type.tensor_type.elem_type for i in (*model.graph.input, *model.graph.output)}
+    infos = (*model.graph.input, *model.graph.output)
+    seen = {info.name: (info.type.tensor_type.elem_type, shapes.get(info.name)) for info in infos}
+    wanted = {name: (kind, (graph.BATCH, width)) for name, (kind, width) in outputs.items()}
     image = shapes.get(input_name, ())
-    good = (
-        [i.name for i in model.graph.input] == [input_name]
-        and [o.name for o in model.graph.output] == list(outputs)
-        and types[input_name] == TensorProto.UINT8
-        and all(types[name] == kind for name, (kind, _) in outputs.items())
-        and len(image) == 4
-        and image[0] == graph.BATCH
-        and all(shapes.get(name) == (graph.BATCH, width) for name, (_, width) in outputs.items())
-    )
-    if not good:
-        seen = {name: (types[name], shapes.get(name)) for name in types}
-        wanted = {name: (kind, (graph.BATCH, width)) for name, (kind, width) in outputs.items()}
+    expected = {input_name: (TensorProto.UINT8, (graph.BATCH, *image[1:])), **wanted}
+    if list(seen.items()) != list(expected.items()) or len(image) != 4:
         raise ExportError(
             f"Expected uint8 {input_name!r} (batch, H, W, 3) and the outputs {wanted} (type, shape). Received: {seen} "
             "(a layer fixes the batch size: look for a Reshape with a constant batch)."

@@ -6,22 +6,20 @@ ends. What is taken off is a call, never a layer: one Activation object may be a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
 from export.errors import ExportError
 from export.words import count
 
-if TYPE_CHECKING:
-    import keras
-
-_SOFTMAX = ("softmax", "softmax_v2")  # tf.nn.softmax calls itself softmax_v2
 # Layers and operations that are an activation and nothing else, by class name.
-_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax", "HardSigmoid": "hard_sigmoid"}
-_OTHER_ACTIVATIONS = {"ReLU": "relu", "Relu": "relu", "Tanh": "tanh", "Sparsemax": "sparsemax"}
+_ACTIVATIONS = {
+    "Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax", "HardSigmoid": "hard_sigmoid",
+    "ReLU": "relu", "Relu": "relu", "Tanh": "tanh", "Sparsemax": "sparsemax",
+}  # fmt: skip
 # Layers whose activation is the last thing that they do.
 _ACTIVATED = (
     "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
@@ -77,8 +75,6 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
     Raises:
         ExportError: If the end of the model is something else, or cannot be told.
     """
-    import keras
-
     if output not in ("auto", "logits", "softmax"):
         raise ExportError(f"Expected output auto, logits or softmax. Received: {output!r} (name one of these).")
     _check_form(model)
@@ -101,14 +97,13 @@ def end_of(model: keras.Model) -> End:
     tensor, said_linear = _behind(model.outputs[0])
     operation, inputs = _source(tensor)
     kind, name = type(operation).__name__, _activation_of(operation)
-    if name in (None, "linear"):
-        linear = name == "linear" or said_linear or kind in _LINEAR_LAYERS
-        return End(operation, "linear" if linear else None, False)
+    if name == "linear" or (name is None and (said_linear or kind in _LINEAR_LAYERS)):
+        return End(operation, "linear", False)
     removable = name in ("softmax", "sigmoid") and len(inputs) == 1
     if name == "softmax":
         axis = getattr(operation, "axis", -1)
         # One softmax over all classes: not one for each place of a map, flattened afterwards.
-        whole = _size(tensor) == tensor.shape[-1] == model.outputs[0].shape[-1]
+        whole = all(size == 1 for size in tensor.shape[1:-1]) and tensor.shape[-1] == model.outputs[0].shape[-1]
         removable = removable and axis in (-1, len(tensor.shape) - 1) and whole
     return End(operation, name, removable)
 
@@ -118,8 +113,6 @@ def before_activation(model: keras.Model) -> keras.Model:
 
     What follows the activation (Reshape, Flatten ...) is done to the values before it.
     """
-    import keras
-
     return keras.Model(model.inputs[0], _cut(model.outputs[0]), name=model.name)
 
 
@@ -153,10 +146,10 @@ def _check_form(model: keras.Model) -> None:
             "without inputs and outputs (call it once, or wrap it: keras.Model(inputs, outputs))."
         )
     if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
-        shapes = [tuple(t.shape) for t in outputs]
         raise ExportError(
-            "Expected one input and one output of shape (batch, classes). "
-            f"Received: {count(len(inputs), 'input')}, outputs {shapes} (wrap the model in one that has these alone)."
+            "Expected one input and one output of shape (batch, classes). Received: "
+            f"{count(len(inputs), 'input')}, outputs {[tuple(tensor.shape) for tensor in outputs]} "
+            "(wrap the model in one that has these alone)."
         )
 
 
@@ -180,11 +173,10 @@ def _check_linear(model: keras.Model, end: End, output: str) -> None:
             "logits all the same, set output to logits)."
         )
     if end.activation in ("sigmoid", "hard_sigmoid", "tanh", "relu", "sparsemax"):
-        advice = "" if end.activation in BOUNDED else "; if these values are the scores to rank classes by, "
-        advice += "" if end.activation in BOUNDED else "set output to logits"
+        scores = "; if these values are the scores to rank classes by, set output to logits"
         raise ExportError(
             f"Expected a classifier that ends in logits or softmax. Received: {end} "
-            f"(train it with a linear or softmax head{advice})."
+            f"(train it with a linear or softmax head{'' if end.activation in BOUNDED else scores})."
         )
     if end.activation not in ("linear", "log_softmax"):  # the logarithms of probabilities are logits
         raise ExportError(
@@ -201,8 +193,6 @@ def _source(tensor: Any) -> tuple[Any, list[Any]]:
 
 def _inner(tensor: Any) -> Any:
     """Returns the tensor inside nested models that a tensor is."""
-    import keras
-
     while True:
         operation, _, position = tensor._keras_history
         if not isinstance(operation, keras.Model):
@@ -229,8 +219,6 @@ def _hands_on(operation: Any) -> bool:
 
 def _cut(tensor: Any) -> Any:
     """Returns the Keras tensor that `tensor` would be without the activation that its values come from."""
-    import keras
-
     operation, inputs = _source(tensor)
     if isinstance(operation, keras.Model):
         inner = keras.Model(operation.inputs, _cut(operation.outputs[0]), name=operation.name)
@@ -239,13 +227,8 @@ def _cut(tensor: Any) -> Any:
     if _hands_on(operation):
         return operation(_cut(inputs[0]))
     if type(operation).__name__ in _ACTIVATED:
-        return without_activation(operation)(inputs[0])
+        return remade(operation, {"activation": "linear", "dtype": "float32"})(inputs[0])
     return inputs[0]
-
-
-def without_activation(layer: Any) -> Any:
-    """Returns a copy of a layer, weights and all, whose activation is linear."""
-    return remade(layer, {"activation": "linear", "dtype": "float32"})
 
 
 def remade(layer: Any, changes: dict[str, Any]) -> Any:
@@ -278,8 +261,6 @@ def _activation_of(operation: Any) -> str | None:
     kind = type(operation).__name__
     if kind in _ACTIVATIONS:
         return _ACTIVATIONS[kind]
-    if kind in _OTHER_ACTIVATIONS:
-        return _OTHER_ACTIVATIONS[kind]
     # A recurrent layer has one too, but inside: it is not the last thing that it does.
     return _activation_name(operation.activation) if kind == "Activation" or kind in _ACTIVATED else None
 
@@ -289,9 +270,4 @@ def _activation_name(activation: Any) -> str | None:
     if activation is None:
         return None
     name = getattr(activation, "__name__", None) or type(activation).__name__.lower()
-    return "softmax" if name in _SOFTMAX else str(name)
-
-
-def _size(tensor: Any) -> int | None:
-    dims = tuple(tensor.shape)[1:]
-    return math.prod(dims) if None not in dims else None
+    return "softmax" if name == "softmax_v2" else str(name)  # as tf.nn.softmax calls itself

@@ -13,6 +13,7 @@ from export.graph import constants, rename_inputs, topological_sort
 # layer name -> the layers inside it, empty for a plain layer
 LayerTree = dict[str, Any]
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
+_ROLES = ("input", "weight", "bias")  # of what these read
 
 
 def keras_layer(node_name: str) -> str:
@@ -26,10 +27,7 @@ def _match(component: str, tree: LayerTree, suffixed: bool) -> str | None:
     Keras enters each scope twice (to build, to call), so a traced layer ``conv1`` reads ``conv1_1``; with a layer
     of that very name around, the suffix decides.
     """
-    stripped = re.sub(r"_\d+$", "", component)
-    candidates = [component] if component in tree else []
-    if stripped != component and stripped in tree:
-        candidates.append(stripped)
+    candidates = [name for name in (component, re.sub(r"_\d+$", "", component)) if name in tree]
     if not candidates:
         return None
     return candidates[-1] if suffixed else candidates[0]
@@ -55,8 +53,6 @@ def find_layer(paths: Iterable[str], root: str, tree: LayerTree) -> str | None:
             if name is None:
                 break
             found, level = name, level[name]
-            if not level:
-                break
         if found is not None:
             return found
     return None
@@ -83,16 +79,16 @@ def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.Mo
     for node in graph.node:
         weights = [name for name in node.input if name in table]
         # A Conv took over the output name of the BatchNorm folded into it, so its weight knows better.
-        paths = [*weights, node.name] if node.op_type in _WEIGHTED else [node.name, *node.output, *weights]
-        layer = find_layer(paths, root, tree)
-        if layer is None:
-            layer = next((layer_of[name] for name in node.input if name in layer_of), "graph")
+        roles = _ROLES if node.op_type in _WEIGHTED else ()
+        paths = [*weights, node.name] if roles else [node.name, *node.output, *weights]
+        above = next((layer_of[name] for name in node.input if name in layer_of), "graph")
+        layer = find_layer(paths, root, tree) or above
         stem = f"{layer}/{node.op_type}"
         counts[stem] = counts.get(stem, 0) + 1
         node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
         for index, name in enumerate(node.input):
             if name in table and name not in renamed:
-                renamed[name] = f"{node.name}/{_role(node, index)}"
+                renamed[name] = f"{node.name}/{roles[index] if roles else f'constant{index}'}"
         for index, name in enumerate(node.output):
             layer_of[name] = layer
             if name and name not in fixed:
@@ -106,10 +102,3 @@ def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.Mo
         tensor.doc_string = ""
     del graph.value_info[:]
     return result
-
-
-def _role(node: onnx.NodeProto, index: int) -> str:
-    """Returns what an initializer is to its node."""
-    if node.op_type in _WEIGHTED:
-        return ("input", "weight", "bias")[index]
-    return f"constant{index}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.graph import Index, attribute, producers
+from export.graph import Index, attribute, infer_shapes, producers
 from export.naming import keras_layer
 from export.placement_row import Placement
 from export.precision import FP32_OPS, preprocessing_nodes
@@ -141,7 +141,7 @@ def measured_tensors(model: onnx.ModelProto) -> list[str]:
             names.add(node.input[0])
         if node.op_type in _ARITHMETIC and node.name not in skipped:
             names.add(node.output[0])
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    inferred = infer_shapes(model, data_prop=True)
     maps = {  # shapes and other whole numbers are computed as well
         info.name
         for info in (*inferred.value_info, *inferred.output)

@@ -17,6 +17,7 @@ from export.graph import (
     consumers,
     convert_opset,
     copy_model,
+    infer_shapes,
     opset,
     producers,
     replace_input,
@@ -218,7 +219,7 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = result.graph
     outputs = {o.name for o in graph.output}
     types = {t.name: t.data_type for t in graph.initializer}
-    for info in (*onnx.shape_inference.infer_shapes(model).graph.value_info, *graph.input, *graph.output):
+    for info in (*infer_shapes(model).value_info, *graph.input, *graph.output):
         types[info.name] = info.type.tensor_type.elem_type
     for node in [n for n in graph.node if _cast_to(n) == TensorProto.FLOAT]:
         inner = producers(graph).get(node.input[0])

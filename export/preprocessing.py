@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,6 @@ Triple = tuple[float, float, float]
 
 _ZERO: Triple = (0.0, 0.0, 0.0)
 _ONE: Triple = (1.0, 1.0, 1.0)
-_TORCH_MEAN = (0.485, 0.456, 0.406)
-_TORCH_STD = (0.229, 0.224, 0.225)
 _ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 
 LUMA = (19595, 38470, 7471)  # of 65,536: Rec. 601 as Pillow weighs red, green and blue
@@ -33,8 +32,8 @@ _MODES: dict[str, tuple[str, Triple, Triple]] = {
     "tf": ("RGB", (127.5, 127.5, 127.5), (1 / 127.5, 1 / 127.5, 1 / 127.5)),
     "torch": (
         "RGB",
-        (255 * _TORCH_MEAN[0], 255 * _TORCH_MEAN[1], 255 * _TORCH_MEAN[2]),
-        (1 / (255 * _TORCH_STD[0]), 1 / (255 * _TORCH_STD[1]), 1 / (255 * _TORCH_STD[2])),
+        (255 * 0.485, 255 * 0.456, 255 * 0.406),
+        (1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225)),
     ),
     "unit": ("RGB", _ZERO, (1 / 255, 1 / 255, 1 / 255)),
     "none": ("RGB", _ZERO, _ONE),
@@ -60,10 +59,7 @@ class MeanImage:
     data: bytes
 
     def __post_init__(self) -> None:
-        size = 4
-        for side in self.shape:
-            size *= side
-        if min(self.shape) < 1 or len(self.data) != size:
+        if min(self.shape) < 1 or len(self.data) != 4 * math.prod(self.shape):
             raise ExportError(
                 f"Expected the float32 values of a mean image of shape {self.shape}. Received: "
                 f"{count(len(self.data), 'byte')}."
@@ -90,8 +86,11 @@ class MeanImage:
 
     def to_dict(self, values: bool) -> dict[str, Any]:
         """Returns plain JSON types; without `values` only shape and hash."""
-        described = {"shape": list(self.shape), "sha256": hashlib.sha256(self.data).hexdigest()}
-        return described | ({"float32": base64.b64encode(self.data).decode()} if values else {})
+        return {
+            "shape": list(self.shape),
+            "sha256": hashlib.sha256(self.data).hexdigest(),
+            **({"float32": base64.b64encode(self.data).decode()} if values else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ class PreprocessingSpec:
     @property
     def order(self) -> tuple[int, int, int]:
         """For each channel of the result, its index in the RGB pixels."""
-        a, b, c = _ORDERS[self.channel_order]
-        return a, b, c
+        return _ORDERS[self.channel_order]
 
     @classmethod
     def from_mode(cls, mode: str) -> PreprocessingSpec:
@@ -191,14 +189,13 @@ class PreprocessingSpec:
         Args:
             values: Whether a mean image is there with all its values, or by its hash, for people. Defaults to True.
         """
-        image = {} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}
         return {
             "mode": self.mode,
             "channel_order": self.channel_order,
             "mean": list(self.mean),
             "scale": list(self.scale),
             **({"grey": True} if self.grey else {}),
-            **image,
+            **({} if self.mean_image is None else {"mean_image": self.mean_image.to_dict(values)}),
         }
 
     @classmethod
@@ -209,15 +206,14 @@ class PreprocessingSpec:
             ExportError: If a key is missing or a value is not valid.
         """
         try:
-            mean, scale = tuple(data["mean"]), tuple(data["scale"])
             image = None
             if "mean_image" in data:
                 height, width, channels = data["mean_image"]["shape"]
                 image = MeanImage((height, width, channels), base64.b64decode(data["mean_image"]["float32"]))
             return cls(
                 str(data["channel_order"]),
-                mean,
-                scale,
+                tuple(data["mean"]),
+                tuple(data["scale"]),
                 str(data.get("mode", "custom")),
                 image,
                 data.get("grey", False) is True,

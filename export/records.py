@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from export.bounded_json import parse_json, read_bounded
 from export.errors import ProjectError
@@ -23,21 +23,15 @@ T = TypeVar("T")
 # The largest record is a benchmark with its raw samples: 10,000 at most of each row. A float takes 32 bytes in memory.
 LARGEST_FILE, MOST_VALUES = 16 * 2**20, 10**6
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-_PLAIN = (str, int, float, bool, type(None))
 
 
 class _MismatchError(Exception):
-    """What a key should have been, and what it was."""
-
-    def __init__(self, key: str, expected: str, received: str) -> None:
-        super().__init__(key, expected, received)
-        self.key, self.expected, self.received = key, expected, received
+    """The key, what it should have been, and what it was."""
 
 
 def to_json(record: Any) -> dict[str, Any]:
     """Return a dataclass as plain JSON types, fields in their order."""
-    tree = _plain(record)
-    assert isinstance(tree, dict)
+    tree: dict[str, Any] = _plain(record)
     return tree
 
 
@@ -59,16 +53,16 @@ def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = 
     if schema is not None:
         received = tree.get("schema") if isinstance(tree, dict) else None
         if received != schema or isinstance(received, bool):
-            found = f"schema {received!r:.80}" if isinstance(tree, dict) else _mismatch("", "", tree).received
+            found = f"schema {received!r:.80}" if isinstance(tree, dict) else _received(tree)
             if isinstance(tree, dict) and "schema" not in tree:
                 found = "an object without the key 'schema'"
             raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
     try:
-        record: T = _record(kind, tree, "")
+        return cast(T, _record(kind, tree, ""))
     except _MismatchError as mismatch:
-        key = f"'{mismatch.key}' of type {mismatch.expected}" if mismatch.key else mismatch.expected
-        raise ProjectError(f"Expected {key} in {where}. Received: {mismatch.received}. {remedy}") from None
-    return record
+        key, expected, received = mismatch.args
+        wanted = f"'{key}' of type {expected}" if key else expected
+        raise ProjectError(f"Expected {wanted} in {where}. Received: {received}. {remedy}") from None
 
 
 def read_record(kind: type[T], path: Path, *, remedy: str, what: str = "record") -> T:
@@ -84,7 +78,7 @@ def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[
     """Read a JSON file that is a list of records; as `read_record`, which see."""
     rows = _read(path, remedy, what)
     if not isinstance(rows, list):
-        raise ProjectError(f"Expected a list in {path}. Received: {_mismatch('', '', rows).received}. {remedy}")
+        raise ProjectError(f"Expected a list in {path}. Received: {_received(rows)}. {remedy}")
     return tuple(
         from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
     )
@@ -105,25 +99,22 @@ def _read(path: Path, remedy: str, what: str) -> Any:
 def _fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
     """Name, type and whether it must be there, of each field of a dataclass."""
     hints = get_type_hints(kind)
-    missing = dataclasses.MISSING
     return tuple(
-        (one.name, hints[one.name], one.default is missing and one.default_factory is missing)
+        (one.name, hints[one.name], one.default is one.default_factory is dataclasses.MISSING)
         for one in dataclasses.fields(kind)
         if one.init
     )
 
 
 def _schema(kind: Any) -> int | None:
-    default = next((one.default for one in dataclasses.fields(kind) if one.name == "schema"), None)
-    return default if isinstance(default, int) else None
+    defaults = (one.default for one in dataclasses.fields(kind) if one.name == "schema")
+    return next((default for default in defaults if isinstance(default, int)), None)
 
 
 def _record(kind: Any, tree: Any, key: str) -> Any:
-    if not isinstance(tree, dict):
-        raise _mismatch(key, "an object", tree)
     fields = _fields(kind)
     known = {name for name, _, _ in fields}
-    if unknown := [name for name in tree if name not in known]:
+    if unknown := [name for name in _object(tree, key) if name not in known]:
         listed = f"{unknown[0]!r:.80}" + (f" and {len(unknown) - 1} more" if unknown[1:] else "")
         keys = f"keys of {', '.join(sorted(known))}"
         raise _MismatchError("", keys + (f" as '{key}'" if key else ""), f"the unknown key {listed}")
@@ -134,10 +125,7 @@ def _record(kind: Any, tree: Any, key: str) -> Any:
             given[name] = _value(wanted, tree[name], inner)
         elif required:
             raise _MismatchError(inner, _describe(wanted), "nothing")
-    try:
-        return kind(**given)
-    except Exception as error:  # what the record itself says about values that do not go together
-        raise _MismatchError("", f"a consistent {kind.__name__}{f' as {key!r}' if key else ''}", str(error)) from error
+    return _consistent(kind, partial(kind, **given), key)
 
 
 def _value(wanted: Any, value: Any, key: str) -> Any:
@@ -145,10 +133,10 @@ def _value(wanted: Any, value: Any, key: str) -> Any:
     if wanted is Any:
         return value
     if _own_form(wanted):
-        return _by_itself(wanted, value, key)
+        return _consistent(wanted, partial(wanted.from_dict, _object(value, key)), key)
     if dataclasses.is_dataclass(wanted):
         return _record(wanted, value, key)
-    if wanted in _PLAIN:
+    if wanted in _NAMES:
         return _plain_value(wanted, value, key)
     origin, args = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
@@ -160,10 +148,8 @@ def _value(wanted: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         return _tuple(args, value, key)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise _mismatch(key, "an object", value)
         # Names may be those of files, which need not be text.
-        return {name: _value(args[1], item, f"{key}.{name:.40}") for name, item in value.items()}
+        return {name: _value(args[1], item, f"{key}.{name:.40}") for name, item in _object(value, key).items()}
     raise TypeError(f"Expected a type that JSON has. Received: {wanted!r} at {key}.")
 
 
@@ -172,13 +158,20 @@ def _own_form(kind: Any) -> bool:
     return isinstance(kind, type) and hasattr(kind, "from_dict") and hasattr(kind, "to_dict")
 
 
-def _by_itself(wanted: Any, value: Any, key: str) -> Any:
+def _consistent(kind: type[T], make: Callable[[], T], key: str) -> T:
+    """Return what a class makes of its values, or say in its own words why they do not go together."""
+    try:
+        return make()
+    except Exception as error:
+        raise _MismatchError(
+            "", f"a consistent {kind.__name__}" + (f" as '{key}'" if key else ""), str(error)
+        ) from error
+
+
+def _object(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _mismatch(key, "an object", value)
-    try:
-        return wanted.from_dict(value)
-    except Exception as error:  # in the words of the class
-        raise _MismatchError("", f"a consistent {wanted.__name__} as '{key}'", str(error)) from error
+    return value
 
 
 def _plain_value(wanted: Any, value: Any, key: str) -> Any:
@@ -236,8 +229,11 @@ def _alternatives(args: tuple[Any, ...]) -> str:
 
 
 def _mismatch(key: str, expected: str, value: Any) -> _MismatchError:
-    received = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else ascii(value)[:80]
-    return _MismatchError(key, expected, received)
+    return _MismatchError(key, expected, _received(value))
+
+
+def _received(value: Any) -> str:
+    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else ascii(value)[:80]
 
 
 def _plain(value: Any) -> Any:

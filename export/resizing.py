@@ -16,8 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import attribute, constants, copy_model, topological_sort
-from export.shape_folding import evaluate_shapes
-from export.tf_operations import RESIZES
+from export.shape_folding import RESIZES, evaluate_shapes
 
 
 def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,22 +60,18 @@ def _kernel(node: onnx.NodeProto, axis: int, parameters: list[np.ndarray]) -> An
     """Returns a function of images (1, n, 1, channels) that resizes their height as `node` does along an axis."""
     import tensorflow as tf
 
-    size = [int(parameters[0][axis]), 1]
-    corners = bool(attribute(node, "align_corners", 0))
-    centers = bool(attribute(node, "half_pixel_centers", 0))
-    if node.op_type == "ResizeArea":
-        return functools.partial(tf.raw_ops.ResizeArea, size=size, align_corners=corners)
+    options: dict[str, Any] = {"size": [int(parameters[0][axis]), 1]}
     if node.op_type == "ScaleAndTranslate":
-        return functools.partial(
-            tf.raw_ops.ScaleAndTranslate,
-            size=size,
-            scale=[float(parameters[1][axis]), 1.0],
-            translation=[float(parameters[2][axis]), 0.0],
-            kernel_type=attribute(node, "kernel_type", b"lanczos3").decode(),
-            antialias=bool(attribute(node, "antialias", 1)),
-        )
-    kernel = tf.raw_ops.ResizeBicubic if node.op_type == "ResizeBicubic" else tf.raw_ops.ResizeNearestNeighbor
-    return functools.partial(kernel, size=size, align_corners=corners, half_pixel_centers=centers)
+        options |= {
+            "scale": [float(parameters[1][axis]), 1.0],
+            "translation": [float(parameters[2][axis]), 0.0],
+            "kernel_type": attribute(node, "kernel_type", b"lanczos3").decode(),
+            "antialias": bool(attribute(node, "antialias", 1)),
+        }
+    else:
+        places = ("align_corners",) if node.op_type == "ResizeArea" else ("align_corners", "half_pixel_centers")
+        options |= {name: bool(attribute(node, name, 0)) for name in places}
+    return functools.partial(getattr(tf.raw_ops, node.op_type), **options)
 
 
 def resizing_matrix(node: onnx.NodeProto, axis: int, before: int, parameters: list[np.ndarray]) -> np.ndarray:
@@ -88,21 +83,19 @@ def resizing_matrix(node: onnx.NodeProto, axis: int, before: int, parameters: li
         before: Its size.
         parameters: The operation's further inputs: the new size, and for ScaleAndTranslate scale and translation.
     """
-    units = np.eye(before, dtype=np.float32)[None, :, None, :]
-    return np.asarray(_kernel(node, axis, parameters)(images=units))[0, :, 0, :]
+    return np.asarray(_kernel(node, axis, parameters)(images=np.eye(before, dtype=np.float32)[None, :, None]))[0, :, 0]
 
 
 def _matrices(
     node: onnx.NodeProto, size: tuple[int, int], channels: int, parameters: list[np.ndarray], kind: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Rows are mixed in (batch, height, width * channels), columns in (batch, height, width, channels)."""
-    new = (int(parameters[0][0]), int(parameters[0][1]))
     stem, tensor = node.name, node.input[0]
     nodes, values = [], []
     if kind != TensorProto.FLOAT:
         nodes.append(helper.make_node("Cast", [tensor], [f"{stem}/float"], f"{stem}/Cast", to=TensorProto.FLOAT))
         tensor = f"{stem}/float"
-    shapes = {"rows": [0, size[0], size[1] * channels], "columns": [0, new[0], size[1], channels]}
+    shapes = {"rows": [0, size[0], size[1] * channels], "columns": [0, int(parameters[0][0]), size[1], channels]}
     results = {"rows": f"{stem}/resized", "columns": node.output[0]}
     for axis, (name, shape) in enumerate(shapes.items()):
         matrix = resizing_matrix(node, axis, size[axis], parameters)

@@ -6,11 +6,9 @@ only holds at one batch size, or gives each picture an answer that depends on it
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import onnx
 
@@ -22,9 +20,6 @@ from export.ort_session import open_session
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
 from export.words import count, listed
-
-if TYPE_CHECKING:
-    import keras
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +46,16 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
     Raises:
         ExportError: If they differ, depend on the batch or on chance, or cannot be had at each batch size.
     """
-    import keras
-
     source = keras.Model(source.inputs[0], source.outputs[0])  # no lists or dicts around them
     _, height, width, _ = source.input_shape
     pixels = probe_pixels(height, width, PICTURES)
     inputs = preprocessing.apply(pixels)
     expected = _keras(source, inputs)
-    run = _session(model)
-    seven = run(pixels[:7])
-    batches = {7: seven, 2: run(pixels[5:7]), 1: run(pixels[7:])}
-    alone = run(pixels[:1])
-    difference = max(
-        relative_difference(expected[:7], seven),
-        relative_difference(expected[5:7], batches[2]),
-        relative_difference(expected[7:], batches[1]),
-        relative_difference(expected[:1], alone),
-    )
-    mixed = max(relative_difference(seven[5:7], batches[2]), relative_difference(seven[:1], alone))
+    parts = [slice(0, 7), slice(5, 7), slice(7, 8), slice(0, 1)]
+    answers = [logits for (logits,) in _run(model, [model.graph.output[0].name], [pixels[part] for part in parts])]
+    difference = max(relative_difference(expected[part], logits) for part, logits in zip(parts, answers))
+    seven, pair, _, alone = answers
+    mixed = max(relative_difference(seven[5:7], pair), relative_difference(seven[:1], alone))
     own = relative_difference(expected[:1], _keras(source, inputs[:1]))
     if max(difference, mixed, own) <= TOLERANCE:
         logger.debug("the export differs from Keras by %.1e of the largest logit", difference)
@@ -107,8 +94,6 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
     Raises:
         ExportError: If the model does not take that many pictures at once.
     """
-    import keras
-
     try:
         # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures. On
         # the CPU: a GPU computes in TF32, which is another model by more than the tolerance.
@@ -124,37 +109,23 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 def _first_line(error: Exception) -> str:
     """Returns what an error says, without the arguments that Keras lists below it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300]
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])[:300]
 
 
-def _session(model: onnx.ModelProto, outputs: list[str] | None = None) -> Any:
-    """Returns a function of pixels, which gives the first output, or a list of those named.
+def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Returns the outputs that are named, for each batch of pixels.
 
     Raises:
         ExportError: If ONNX Runtime does not take the model, or does not run it.
     """
-    source = model.graph.input[0].name
-
-    @contextlib.contextmanager
-    def refused() -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # ONNX Runtime's errors have no common class
-            raise ExportError(
-                f"Expected an export that ONNX Runtime runs. Received: {type(error).__name__}: {_first_line(error)} "
-                "(replace the layer that is named, and please report it)."
-            ) from error
-
-    with refused():
+    try:
         session = open_session(model.SerializeToString(), log_severity=4)  # what it would log is in the error
-
-    def run(pixels: np.ndarray) -> Any:
-        with refused():
-            results = session.run(outputs or [model.graph.output[0].name], {source: pixels})
-        return results if outputs else results[0]
-
-    return run
+        return [session.run(outputs, {model.graph.input[0].name: pixels}) for pixels in batches]
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise ExportError(
+            f"Expected an export that ONNX Runtime runs. Received: {type(error).__name__}: {_first_line(error)} "
+            "(replace the layer that is named, and please report it)."
+        ) from error
 
 
 def _own_noise(source: keras.Model, inputs: np.ndarray, expected: np.ndarray) -> float:
@@ -170,26 +141,23 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
     Keras works on NHWC. Folding leaves some layers without values of their own, so a layer counts as right where
     one that reads it is.
     """
-    import keras
-
     try:
         operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
         with keras.device("cpu:0"):
-            every_layer = keras.Model(source.inputs, [operation.output for operation in operations])
-            values = every_layer([inputs], training=False)
+            values = keras.Model(source.inputs, [o.output for o in operations])([inputs], training=False)
         every = copy_model(model)
         names = [name for node in model.graph.node for name in node.output if name]
         del every.graph.output[:]
         every.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-        computed = [np.sort(np.ravel(value)) for value in _session(every, names)(pixels) if value.dtype == np.float32]
+        (found,) = _run(every, names, [pixels])
+        computed = [np.sort(np.ravel(value)) for value in found if value.dtype == np.float32]
     except Exception:  # a layer that is called twice, or gives a list: the sentence does without
         return f"in a graph of {listed(op_counts(model))}"
     right: set[str] = set()
     first = operations[-1]
     for operation, value in reversed(list(zip(operations, values))):
         wanted = np.sort(np.ravel(np.asarray(value)))
-        found = any(relative_difference(wanted, one) <= TOLERANCE for one in computed if one.shape == wanted.shape)
-        if found or operation.name in right:
+        if operation.name in right or any(relative_difference(wanted, one) <= TOLERANCE for one in computed):
             right.update(parent.operation.name for node in operation._inbound_nodes for parent in node.parent_nodes)
         else:
             first = operation

@@ -19,11 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from export.graph import attribute, constants, opset, producers, rename_inputs, topological_sort
-from export.tf_operations import RESIZES
 
 # One is a batch that graphs treat differently, a large prime one that no product of layer sizes happens to equal.
 _BATCHES = (1, 2, 7, 10007)
 _LARGEST = 4096  # values of a tensor that is computed here: shapes are short, weights are not
+
+# TensorFlow's operations that tf2onnx converts to another kernel (area to nearest, bicubic with other coefficients,
+# nearest with an attribute that ONNX has given up), or not at all: they stay until `export.resizing` knows all sizes.
+RESIZES = ("ResizeArea", "ResizeBicubic", "ResizeNearestNeighbor", "ScaleAndTranslate")
 
 Shape = tuple[int | None, ...]
 
@@ -42,6 +45,12 @@ class Evaluation:
     shapes: dict[str, Shape] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def sizes(self, tensor: str) -> tuple[int, ...] | None:
+        """Returns a tensor's shape where every size of it is known."""
+        shape = self.shapes.get(tensor, (None,))
+        known = tuple(size for size in shape if size is not None)
+        return known if len(known) == len(shape) else None
 
 
 def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
@@ -63,12 +72,10 @@ def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
     version = opset(model)
     for node in model.graph.node:
         _infer(node, known, version)
-        value = _value(node, known, version)
-        if value is None:
-            continue
-        name = node.output[0]
-        known.values[name], known.shapes[name] = value, value.shape
-        known.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+        if (value := _value(node, known, version)) is not None:
+            name = node.output[0]
+            known.values[name], known.shapes[name] = value, value.shape
+            known.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
     return known
 
 
@@ -81,19 +88,18 @@ def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
         exact = node.op_type == "ResizeNearestNeighbor"
         known.types[node.output[0]] = known.types.get(node.input[0], TensorProto.FLOAT) if exact else TensorProto.FLOAT
         return
-    if not onnx.defs.has(node.op_type, version):
+    inputs = [name for name in node.input if name]
+    if not onnx.defs.has(node.op_type, version) or not all(name in known.types for name in inputs):
         return
-    types, data = {}, {}
-    for name in filter(None, node.input):
-        if name not in known.types:
-            return
-        types[name] = helper.make_tensor_type_proto(known.types[name], known.shapes.get(name))
-        if name in known.values:
-            data[name] = numpy_helper.from_array(known.values[name], name)
-    schema = onnx.defs.get_schema(node.op_type, version)
+    types = {name: helper.make_tensor_type_proto(known.types[name], known.shapes.get(name)) for name in inputs}
+    data = {name: numpy_helper.from_array(known.values[name], name) for name in inputs if name in known.values}
     try:
         outputs = onnx.shape_inference.infer_node_outputs(
-            schema, node, types, data, opset_imports=[helper.make_opsetid("", version)]
+            onnx.defs.get_schema(node.op_type, version),
+            node,
+            types,
+            data,
+            opset_imports=[helper.make_opsetid("", version)],
         )
     except Exception:  # onnx's InferenceError is no class of its own
         return
@@ -108,23 +114,19 @@ def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray 
     """Returns what a node gives, None where the shapes do not decide it, or where it is no small tensor."""
     if node.domain not in ("", "ai.onnx") or len([name for name in node.output if name]) != 1:
         return None
-    if node.op_type in ("Shape", "Size"):
-        shape = known.shapes.get(node.input[0])
-        if shape is None or None in shape:
-            return None
-        sizes = np.asarray(shape, dtype=np.int64)
-        if node.op_type == "Size":
-            return np.asarray(np.prod(sizes), dtype=np.int64)
-        return sizes[attribute(node, "start", 0) : attribute(node, "end", len(shape))]
     random = node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")
     if random or any(item.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for item in node.attribute):
         return None
-    shape = known.shapes.get(node.output[0])
-    if shape is None or any(d is None for d in shape) or math.prod(d or 0 for d in shape) > _LARGEST:
+    shape = known.sizes(node.output[0])
+    if shape is None or math.prod(shape) > _LARGEST:
         return None
-    if not all(name in known.values for name in node.input if name):
+    inputs = [name for name in node.input if name]
+    if node.op_type in ("Shape", "Size"):  # which read no values: one zero stands for all of them
+        feeds = {name: np.broadcast_to(0, sizes) for name in inputs if (sizes := known.sizes(name)) is not None}
+    else:
+        feeds = {name: known.values[name] for name in inputs if name in known.values}
+    if not all(name in feeds for name in inputs):
         return None
-    feeds = {name: known.values[name] for name in node.input if name}
     try:
         return np.asarray(next(iter(ReferenceEvaluator(node, opsets={"": version}).run(None, feeds))))
     except Exception:  # an operator that the reference does not have
@@ -143,10 +145,8 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     result = topological_sort(model)
     if not any(node.op_type in ("Shape", "Size", "If") for node in result.graph.node):
         return result
-    known = [evaluate_shapes(result, batch) for batch in _BATCHES]
-    while _inline_decided(result, known):
+    while _inline_decided(result, known := [evaluate_shapes(result, batch) for batch in _BATCHES]):
         result = topological_sort(result)
-        known = [evaluate_shapes(result, batch) for batch in _BATCHES]
     table = constants(result.graph)
     made = producers(result.graph)
     added: dict[str, onnx.TensorProto] = {}
@@ -156,14 +156,10 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         return name
 
     for node in result.graph.node:
-        if node.op_type == "Reshape" and node.input[1] not in table:
-            target = _reshape_target(node, known)
-            if target is not None:
-                node.input[1] = constant(f"{node.output[0]}/target", target)
-        elif node.op_type == "Slice" and node.input[2] not in table:
-            ends = _slice_ends(node, known)
-            if ends is not None:
-                node.input[2] = constant(f"{node.output[0]}/ends", ends)
+        if node.op_type in _MADE_CONSTANT:
+            index, role, find = _MADE_CONSTANT[node.op_type]
+            if node.input[index] not in table and (value := find(node, known)) is not None:
+                node.input[index] = constant(f"{node.output[0]}/{role}", value)
         for index, name in enumerate(node.input):
             if name in made and (value := _same(name, known)) is not None:
                 node.input[index] = constant(f"{name}/folded", value)
@@ -184,8 +180,7 @@ def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool
             continue
         branch = onnx.GraphProto()
         branch.CopyFrom(attribute(node, "then_branch" if bool(decision.reshape(())) else "else_branch"))
-        local = {name for inner in branch.node for name in inner.output if name} | set(constants(branch))
-        renamed = {name: f"{node.name}/{name}" for name in local}
+        renamed = {name: f"{node.name}/{name}" for name in (*producers(branch), *constants(branch))}
         for inner in branch.node:
             inner.name = f"{node.name}/{inner.name}"
             inner.output[:] = [renamed.get(name, name) for name in inner.output]
@@ -205,20 +200,15 @@ def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool
 
 def _same(name: str, known: Sequence[Evaluation]) -> np.ndarray | None:
     """Returns a tensor's value where it is the same at every batch."""
-    values = [one.values.get(name) for one in known]
-    first = values[0]
-    if first is None or any(v is None or v.shape != first.shape or not np.array_equal(v, first) for v in values):
-        return None
-    return first
+    first, *others = (one.values.get(name) for one in known)
+    same = first is not None and all(other is not None and np.array_equal(other, first) for other in others)
+    return first if same else None
 
 
 def _sizes(name: str, known: Sequence[Evaluation]) -> list[tuple[int, ...]] | None:
     """Returns for each dimension of a tensor its sizes at the batches, None where one is not known."""
-    shapes = [one.shapes.get(name) for one in known]
-    complete = [tuple(d for d in shape if d is not None) for shape in shapes if shape is not None]
-    if len(complete) != len(known) or any(len(c) != len(s or ()) for c, s in zip(complete, shapes)):
-        return None
-    return list(zip(*complete)) if len({len(c) for c in complete}) == 1 else None
+    shapes = [sizes for one in known if (sizes := one.sizes(name)) is not None]
+    return list(zip(*shapes)) if len(shapes) == len(known) and len({len(shape) for shape in shapes}) == 1 else None
 
 
 def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
@@ -241,11 +231,10 @@ def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.nda
 def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
     """Returns constant ends for a Slice that goes up to a dimension's end, or to a fixed place."""
     sizes = _sizes(node.input[0], known)
-    ends = [one.values.get(node.input[2]) for one in known]
-    if sizes is None or any(end is None for end in ends):
+    ends = [one.values[node.input[2]] for one in known if node.input[2] in one.values]
+    if sizes is None or len(ends) < len(known):
         return None
-    kind = next(end.dtype for end in ends if end is not None)
-    columns = list(zip(*(np.ravel(end).tolist() for end in ends if end is not None)))
+    columns = list(zip(*(np.ravel(end).tolist() for end in ends)))
     axes = _same_input(node, 3, known, np.arange(len(columns)))
     steps = _same_input(node, 4, known, np.ones(len(columns), dtype=np.int64))
     if axes is None or steps is None:
@@ -255,10 +244,14 @@ def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray
         if len(set(column)) == 1:
             result.append(column[0])
         elif step > 0 and column == sizes[axis]:
-            result.append(np.iinfo(kind).max)
+            result.append(np.iinfo(ends[0].dtype).max)
         else:
             return None
-    return np.asarray(result, dtype=kind)
+    return np.asarray(result, dtype=ends[0].dtype)
+
+
+# operator -> which input can be constant though the batch has a part in it, what that is, and how it is found
+_MADE_CONSTANT = {"Reshape": (1, "target", _reshape_target), "Slice": (2, "ends", _slice_ends)}
 
 
 def _same_input(
@@ -277,9 +270,4 @@ def shapes_of_data(model: onnx.ModelProto) -> list[str]:
         model: Nodes in order.
     """
     known = evaluate_shapes(model, _BATCHES[-1])
-    found = []
-    for node in model.graph.node:
-        shapes = [known.shapes.get(name) for name in node.output if name]
-        if any(shape is None or None in shape for shape in shapes):
-            found.append(node.name)
-    return found
+    return [node.name for node in model.graph.node if any(known.sizes(name) is None for name in node.output if name)]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pipeline.errors import PipelineError
-
 
 class UndeclaredError(AssertionError):
     """A stage asked for what it did not declare: a mistake in its code, not in what a person gave it."""
@@ -43,17 +41,6 @@ class Artifacts:
             UndeclaredError: it is none of the declared ones.
         """
         return self.path(name).is_file()
-
-    def required(self, name: str) -> Path:
-        """Where a file is that has to be there.
-
-        Raises:
-            PipelineError: it is not.
-            UndeclaredError: it is none of the declared ones.
-        """
-        if not self.has(name):
-            raise PipelineError(f"Expected {self.root / name}, which does not exist. Run its stage first.")
-        return self.path(name)
 
     def matching(self, pattern: str) -> list[str]:
         """Sorted names of the files that are there and fit a pattern such as ``build/*/*.plan``.

@@ -7,28 +7,28 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
+import keras
 import numpy as np
 
+from export.bounded_json import parse_json
 from export.files import digest_of
+from pipeline.architecture import layers_of
+from pipeline.archive_files import open_zip
 from pipeline.download import fetch
 from pipeline.errors import ModelError
 from pipeline.foreign_files import HEAD, describe_file
+from pipeline.model_file import names_in
 from pipeline.model_guards import check_weights_file
 from pipeline.model_settings import check_published
-from pipeline.published_weights import imagenet_weights, published_backbones
+from pipeline.published_weights import imagenet_weights
 from pipeline.recipe import IMAGENET, Model
 from pipeline.words import listed
-from pipeline.zip_files import open_zip
-
-if TYPE_CHECKING:
-    import keras
 
 # Of ImageNet's channels; what Keras divides by once more in EfficientNet B0 to B7 (applications/efficientnet.py).
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
-
-_BLOCKS = "abcdef"  # ResNet50 has no more in a stage
 
 
 def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
@@ -44,12 +44,10 @@ def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
         check_published(config.backbone)
         path = fetch(imagenet_weights(config.backbone, top), "--set model.weights=/path/to/weights.h5")
         model.load_weights(path)  # in the order of layers, as keras.applications does with these files
-        published = True
     else:
         path = Path(config.weights)
         _load_file(model, path, config.backbone)
-        published = _rescales_again(path, config.backbone)
-    if published and re.fullmatch(r"efficientnetb\d", config.backbone):
+    if re.fullmatch(r"efficientnetb\d", config.backbone) and _rescales_again(path, config.backbone):
         _divide_once_more(model)
 
 
@@ -61,13 +59,12 @@ def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
 
 def classic_name(layer: str) -> str:
     """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
-    fixed = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}
-    match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)
-    if match is None or int(match[2]) > len(_BLOCKS):
-        return fixed.get(layer, layer)
+    match = re.fullmatch(r"conv(\d)_block([1-6])_([0-3])_(conv|bn)", layer)
+    if match is None:
+        return {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}.get(layer, layer)
     stage, block, part, kind = match.groups()
-    branch = "branch1" if part == "0" else "branch2" + "abc"[int(part) - 1]
-    return f"{'res' if kind == 'conv' else 'bn'}{stage}{_BLOCKS[int(block) - 1]}_{branch}"
+    branch = ("1", "2a", "2b", "2c")[int(part)]
+    return f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_branch{branch}"
 
 
 def _finalize(model: keras.Model) -> None:
@@ -82,13 +79,6 @@ def _rescales_again(path: Path, backbone: str) -> bool:
 
     Two files are known to: what Keras publishes, and a whole model whose architecture says so.
     """
-    import h5py
-
-    from export.bounded_json import parse_json
-    from pipeline.architecture import layers_of
-
-    if backbone not in published_backbones():
-        return False
     with path.open("rb") as file:
         digest = f"md5:{digest_of(file, 'md5')}"
     if digest in {imagenet_weights(backbone, top).digest for top in (True, False)}:
@@ -97,8 +87,8 @@ def _rescales_again(path: Path, backbone: str) -> bool:
         text = file.attrs.get("model_config")
     if text is None:
         return False
-    config = parse_json(text, str(path), finite=False)
-    return any(kind == "Rescaling" and isinstance(s.get("scale"), list) for _, kind, s in layers_of(config))
+    layers = layers_of(parse_json(text, str(path), finite=False))
+    return any(kind == "Rescaling" and isinstance(s.get("scale"), list) for _, kind, s in layers)
 
 
 def _divide_once_more(model: keras.Model) -> None:
@@ -108,8 +98,6 @@ def _divide_once_more(model: keras.Model) -> None:
     Normalization's variance, so that the network is the same whatever its weights are:
     (x - m) / sqrt(v) / sqrt(s) = (x - m) / sqrt(v * s).
     """
-    import keras
-
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.adapt_variance.assign(layer.adapt_variance * _DEVIATION)
@@ -120,7 +108,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     _refuse_what_holds_none(path, name)
     try:
         check_weights_file(path)
-        held = _layer_names(path)
+        held = _weight_names(path)
     except ModelError:
         raise
     except Exception as error:  # h5py raises many types on a damaged file
@@ -143,7 +131,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
         names, missing = counted, []
     if missing:
         raise _of_another_network(path, name, f"lacks {len(missing):,} of its layers", missing)
-    values = _values(names, path)
+    values = _values({layer: (old, held[old]) for layer, old in names.items()}, path)
     unfit = [
         layer.name
         for layer in layers
@@ -174,9 +162,7 @@ def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
             model.load_weights(path)
     except Exception as error:  # Keras raises many types, and the message may hold the weights themselves
         _, _, unfit = str(error).partition("List of objects that could not be loaded:")
-        layers = re.findall(r"<\w+ name=([^,>]+)", unfit)
-        if not layers:
-            layers = [layer.name for layer in model.layers if layer.weights]
+        layers = re.findall(r"<\w+ name=([^,>]+)", unfit) or [layer.name for layer in model.layers if layer.weights]
         raise _of_another_network(path, name, f"does not fit {len(layers):,} of its layers", layers) from error
 
 
@@ -189,8 +175,6 @@ def _of_another_network(path: Path, name: str, how: str, layers: Sequence[str]) 
 
 def _refuse_what_holds_none(path: Path, name: str) -> None:
     """Refuse what is no HDF5 file, with what it is instead: names lie, so the content is asked."""
-    import h5py
-
     if path.is_file() and h5py.is_hdf5(path):
         return
     if path.is_dir():
@@ -232,42 +216,34 @@ def _counts_layers(model: keras.Model) -> bool:
     )
 
 
-def _by_order(model: keras.Model, held: dict[str, bool]) -> dict[Any, str]:
+def _by_order(model: keras.Model, held: dict[str, list[str]]) -> dict[Any, str]:
     """Layers with weights and their names in a file, one by one; empty if the names differ in more than a counter.
 
     InceptionV3 and others name their convolutions ``conv2d_17``, where the number depends on what was built before.
     """
     layers = [layer for layer in model.layers if layer.weights]
-    names = [name for name, filled in held.items() if filled][: len(layers)]
+    names = [name for name, weights in held.items() if weights][: len(layers)]
     if [_uncounted(layer.name) for layer in layers] != [_uncounted(name) for name in names]:
         return {}
     return dict(zip(layers, names))
 
 
-def _values(names: Mapping[Any, str], path: Path) -> dict[Any, list[np.ndarray]]:
-    """What a file of Keras 1 or 2 holds for each layer, by the name that the layer has there."""
-    import h5py
-
-    from pipeline.model_file import names_in
-
-    found: dict[Any, list[np.ndarray]] = {}
+def _values(names: Mapping[Any, tuple[str, list[str]]], path: Path) -> dict[Any, list[np.ndarray]]:
+    """What a file of Keras 1 or 2 holds for each layer, by the names that the layer and its weights have there."""
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
-        for layer, old in names.items():
-            held = [n.decode() if isinstance(n, bytes) else n for n in names_in(root[old].attrs, "weight_names")]
-            found[layer] = [root[old][name][()] for name in held]
-    return found
+        return {layer: [root[old][name][()] for name in weights] for layer, (old, weights) in names.items()}
 
 
-def _layer_names(path: Path) -> dict[str, bool] | None:
-    """Layers in the order of the file, and whether each holds weights; None where it is a file of Keras 3."""
-    import h5py
+def _weight_names(path: Path) -> dict[str, list[str]] | None:
+    """Layers in the order of the file, and the weights of each; None where it is a file of Keras 3."""
 
-    from pipeline.model_file import names_in
+    def names(attributes: Any, key: str) -> list[str]:
+        return [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(attributes, key)]
 
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
-        names = [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(root.attrs, "layer_names")]
-        if not names and root is file and "vars" in file:
+        layers = names(root.attrs, "layer_names")
+        if not layers and root is file and "vars" in file:
             return None
-        return {name: bool(names_in(root[name].attrs, "weight_names")) for name in names or root if name in root}
+        return {layer: names(root[layer].attrs, "weight_names") for layer in layers or root if layer in root}

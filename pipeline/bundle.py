@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import shlex
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -13,9 +14,9 @@ from typing import Any
 
 from export.bounded_json import MOST_BYTES, parse_json
 from export.files import put_folder, replacing_file, temporary_folder, write_atomic
+from pipeline.archive_files import open_tar
 from pipeline.command_line import Invocation, unpack_command
 from pipeline.config import dump_yaml, load_recipe
-from pipeline.disk_space import require_space
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
@@ -23,12 +24,11 @@ from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.layout import CARD, ONNX, TENSORRT8, is_written
 from pipeline.limits import RECIPE_NAME
 from pipeline.manifest import MANIFEST, read_manifest
-from pipeline.output_files import check_folder
+from pipeline.output_files import check_folder, require_space
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
 from pipeline.recipe_files import UNPACKED
 from pipeline.stage import Context
-from pipeline.tar_files import open_tar
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -99,10 +99,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
                 archive.add(path, arcname=name)
                 bar.update()
     size = output.stat().st_size
-    log.info(
-        "%s: %s, %.1f MB. There: %s",
-        *(output, count(len(files), "file"), size / 1e6, unpack_command(output)),
-    )
+    log.info("%s: %s, %.1f MB. There: %s", output, count(len(files), "file"), size / 1e6, unpack_command(output))
     if serves := _tensorrt_served(files):
         log.info("%s", serves)
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
@@ -167,8 +164,7 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
             f"Expected an archive made by `bundle`. Received: {path}, a tar archive of something else: it has no "
             f"{INDEX}."
         )
-    member = archive.getmember(INDEX)
-    file = archive.extractfile(member)
+    file = archive.extractfile(INDEX)
     index: dict[str, Any] = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
     if index.get("schema") != SCHEMA:
         raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
@@ -199,11 +195,10 @@ def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> Non
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
-                while piece := file.read(1 << 20):
-                    out.write(piece)
+                shutil.copyfileobj(file, out)
             if sha256_file(target) != expected["sha256"]:
                 raise ValueError(f"{name} does not have the sha256 that the index lists")
-        file = archive.extractfile(archive.getmember(RECIPE))
+        file = archive.extractfile(RECIPE)
         recipe = file.read(1 << 20) if file else b""
         if sha256_bytes(recipe) != index["recipe_sha256"]:
             raise ValueError(f"{RECIPE} does not have the sha256 that the index lists")

@@ -74,7 +74,7 @@ class Checkpoint:
         """Remember the state after an epoch, and write it if enough time has passed since the last write."""
         self._unwritten = progress
         if time.monotonic() - self._last >= self._seconds:
-            self._write_what_is_not()
+            self._write()
 
     def keep(self) -> str:
         """Write the last state if it is not yet, because the training stops; returns what that is good for.
@@ -82,19 +82,18 @@ class Checkpoint:
         Returns:
             A sentence: from where the same command goes on.
         """
-        self._write_what_is_not()
+        self._write()
         if not self._kept:
             self.read()  # an earlier training may have left one, and this one was stopped before it looked
         if not self._kept:
             return "No finished epoch was kept: the training starts anew."
         return f"Run it again: the training resumes after epoch {self._kept:,}."
 
-    def _write_what_is_not(self) -> None:
-        if self._unwritten is not None and self._write(self._unwritten):
-            self._kept, self._unwritten = len(self._unwritten.history), None
-
-    def _write(self, progress: Progress) -> bool:
-        """Write the state; atomic. A full disk costs the checkpoint, not the training."""
+    def _write(self) -> None:
+        """Write the last state if it is not yet; atomic. A full disk costs the checkpoint, not the training."""
+        progress = self._unwritten
+        if progress is None:
+            return
         meta = {
             "phase": progress.phase,
             "epochs": progress.epochs,
@@ -110,12 +109,11 @@ class Checkpoint:
                     if other not in (self._path, part):  # of another recipe state, or cut short
                         other.unlink(missing_ok=True)
                 np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **flat)  # type: ignore[arg-type]
+            self._kept, self._unwritten = len(progress.history), None
         except OSError as error:
             log.warning("no checkpoint was written: %s", error)
-            return False
         finally:
             self._last = time.monotonic()
-        return True
 
     def remove(self) -> None:
         """The training is done."""

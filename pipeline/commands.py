@@ -14,6 +14,7 @@ from export.driver import driver_status
 from pipeline import cli
 from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
+from pipeline.command_line import Invocation
 from pipeline.config import dump_yaml, to_dict
 from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
@@ -186,17 +187,15 @@ def _more_images(result: Verified, most: int) -> str:
     if result.images + left >= wanted:
         return f"They are there: raise verify.max_images (now {most:,}) to {wanted:,}"
     there = f", besides {left:,} that verify.max_images leaves out" if left else ""
-    in_all = ""
-    if result.images_in_all:
-        in_all = f" (about {count(result.images_in_all, 'image')} in all give as many)"
+    in_all = f" (about {count(result.images_in_all, 'image')} in all give as many)" if result.images_in_all else ""
     limit = f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else ""
     return f"Bring more test images{there}{in_all}{limit}"
 
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's JSON line. It is a process of its own, whose memory and threads nothing else has touched."""
-    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), "--artifacts", str(args.artifacts), "--json"]
-    command += [part for override in args.overrides for part in ("--set", override)]
+    options = Invocation(args.config, args.artifacts, args.overrides).options
+    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), *options, "--json"]
     flags = ("force", "explain", "no_wait", "quiet", "verbose")
     command += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
     status, said = run_child_for_output(command)
@@ -238,10 +237,14 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         said = listed(changes, separator="; ")
         log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
     paths = find_images(args.images)
-    at_once = min(batch_size, len(paths))
     with context.invocation.completing_errors():
         choice = choose(
-            Artifacts(context.root), context.settings, args.backend, args.precision, args.allow_unverified, at_once
+            Artifacts(context.root),
+            context.settings,
+            args.backend,
+            args.precision,
+            args.allow_unverified,
+            min(batch_size, len(paths)),
         )
     if not (context.root / KERAS).is_file():
         log.info("%s is not here; %s, which was compared with it when it was verified, answers", KERAS, choice.name)
@@ -252,8 +255,12 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     if counts["failed"] < counts["images"]:
         said += f", answered by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
     log.info("%s", said)
-    exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
-    return counts | {"output": str(output), "model": choice.name, "verdict": choice.verdict, "exit": exit_status}
+    return counts | {
+        "output": str(output),
+        "model": choice.name,
+        "verdict": choice.verdict,
+        "exit": cli.SOME_FAILED if counts["failed"] else cli.DONE,
+    }
 
 
 def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:

@@ -221,9 +221,8 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
                 raise nothing_is_null(where, value)
         return _convert_union([a for a in args if a is not type(None)], value, where, default)
     if origin is Literal:
-        for choice in args:
-            if value == choice and type(value) is type(choice):
-                return choice
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
         raise no_choice(where, args, value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

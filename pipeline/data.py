@@ -7,11 +7,10 @@ another, and copies of one picture under several names cannot land on two sides.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -100,10 +99,6 @@ class ImageSet:
         said = " ".join(filter(None, [count(self.duplicates, "copy", "copies"), which]))
         return said + (f", {self.crossing:,} of them in another split" if self.crossing else "")
 
-    def labels(self, split: str) -> np.ndarray:
-        """int64 labels of shape (N,)."""
-        return np.array([s.label for s in self.splits[split]], dtype=np.int64)
-
 
 def load_image_set(config: Data, trains: bool = True) -> ImageSet:
     """Find the images of a recipe and deal them out; see `deal`.
@@ -134,7 +129,9 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
     classes = found.classes
     if len(classes) < 2:
         raise DataError(f"Expected at least two classes. Received: {list(classes)}. {why_one_class(config, classes)}")
-    copies = _copies(found.samples)
+    copies: dict[str, list[Sample]] = defaultdict(list)
+    for sample in found.samples:
+        copies[sample.sha256].append(sample)
     mixed = [group for group in copies.values() if any(sample.label != group[0].label for sample in group)]
     # Alike pictures in two classes may be nothing but alike damage.
     damaged = {**(damaged or {}), **find_damaged([group[0] for group in mixed], _ANY)}
@@ -178,13 +175,6 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
         others=found.others,
         roles=roles,
     )
-
-
-def _copies(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    copies: dict[str, list[Sample]] = {}
-    for sample in samples:
-        copies.setdefault(sample.sha256, []).append(sample)
-    return copies
 
 
 def _unreadable(found: Found, damaged: Mapping[str, str]) -> tuple[Unreadable, ...]:
@@ -256,7 +246,9 @@ class Pixels:
                 for sample, decoded in zip(chunk, pool.map(self._try, chunk)):
                     bar.update()
                     if isinstance(decoded, ImageError):
-                        self._skip(sample, decoded)
+                        self.skipped[sample.name] = str(decoded)
+                        if len(self.skipped) <= self.max_bad_images:
+                            log.warning("skipped an unreadable image: %s: %s", sample.name, decoded)
                         continue
                     if len(self.skipped) > self.max_bad_images:
                         continue  # nothing comes of these pixels; the other unreadable images are still to be named
@@ -273,22 +265,11 @@ class Pixels:
 
     def all(self, samples: Sequence[Sample], description: str) -> tuple[np.ndarray, np.ndarray]:
         """Every readable sample at once: (uint8 NHWC, int64 labels)."""
-        parts = list(self.batches(samples, 256, description))
-        if not parts:
-            return np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)
-        return np.concatenate([p for p, _ in parts]), np.concatenate([y for _, y in parts])
-
-    def result(self) -> dict[str, Any]:
-        """What the manifest records of it."""
-        return {"skipped_images": self.skipped} if self.skipped else {}
+        none = np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)
+        return next(self.batches(samples, max(1, len(samples)), description), none)
 
     def _try(self, sample: Sample) -> np.ndarray | ImageError:
         try:
             return self.one(sample)
         except ImageError as error:
             return ImageError(str(error))  # without its traceback, which refers to the file's bytes
-
-    def _skip(self, sample: Sample, error: ImageError) -> None:
-        self.skipped[sample.name] = str(error)
-        if len(self.skipped) <= self.max_bad_images:
-            log.warning("skipped an unreadable image: %s: %s", sample.name, error)

@@ -75,28 +75,24 @@ def fits(source: str, path: Path) -> bool:
 
 def what_it_is(path: Path) -> str:
     """What lies at a path that is not the folder that was expected, and what to do about it."""
-    if not path.exists():
-        return f"which does not exist.{_slip_of_the_pen(str(path))}"
-    suffix = path.suffix.lower()
-    if path.is_dir() and any(path.glob("*.csv")):
-        return "which is a folder with tables. It fits with --set data.source=csv."
-    if path.is_dir():
-        return "which is a folder. With a subfolder for each class it fits with --set data.source=folder."
-    if suffix in ARCHIVES:
-        return "which is an archive. Unpack it, and name the folder."
-    if suffix in (".npz", ".csv"):
-        return f"which is a file. It fits with --set data.source={suffix[1:]}."
-    if suffix in EXTENSIONS:
-        return "which is one image. Name the folder that holds a folder of images for each class."
-    return "which is a file. Name a folder, a .csv or an .npz file."
-
-
-def _slip_of_the_pen(text: str) -> str:
-    if any(quote in text for quote in "\"'"):
-        return " The quotes are part of the name there; leave them out."
-    if os.sep == "/" and "\\" in text:
-        return " Backslashes are part of a name here; write / between folders."
-    return ""
+    suffix, written = path.suffix.lower(), str(path)
+    kinds = {
+        "which does not exist. The quotes are part of the name there; leave them out.": (
+            not path.exists() and any(quote in written for quote in "\"'")
+        ),
+        "which does not exist. Backslashes are part of a name here; write / between folders.": (
+            not path.exists() and os.sep == "/" and "\\" in written
+        ),
+        "which does not exist.": not path.exists(),
+        "which is a folder with tables. It fits with --set data.source=csv.": any(path.glob("*.csv")),
+        "which is a folder. With a subfolder for each class it fits with --set data.source=folder.": path.is_dir(),
+        "which is an archive. Unpack it, and name the folder.": suffix in ARCHIVES,
+        f"which is a file. It fits with --set data.source={suffix[1:]}.": suffix in (".npz", ".csv"),
+        "which is one image. Name the folder that holds a folder of images for each class.": suffix in EXTENSIONS,
+    }
+    return next(
+        (kind for kind, fits in kinds.items() if fits), "which is a file. Name a folder, a .csv or an .npz file."
+    )
 
 
 def why_no_images(config: Data, root: Path, others: Mapping[str, int]) -> str:

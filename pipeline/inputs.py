@@ -6,8 +6,10 @@ stage can reach. What was not declared cannot be read without an ``UndeclaredErr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pipeline.artifacts import Artifacts, UndeclaredError
@@ -159,8 +161,9 @@ class CommandLine:
     files = ()
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """One."""
-        return {"command line": sha256_json(context.command("", "python"))}
+        """One of the overrides and of the recipe's place as seen from the artifacts, so that both can move together."""
+        place = os.path.relpath(context.recipe_path, context.artifacts)
+        return {"command line": sha256_json([Path(place).as_posix(), *context.overrides])}
 
 
 @dataclass(frozen=True)

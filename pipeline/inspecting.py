@@ -92,8 +92,7 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
     """
     if recipe is not None:
         _check_new(recipe)
-    file = read_model_file(path)
-    facts = describe(file, recipe)
+    facts = describe(read_model_file(path), recipe)
     print("\n".join(_lines(facts)))
     if facts.recipe is None:
         print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts.cannot_go}.")
@@ -106,21 +105,20 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
                 f"Expected a model that can be deployed, for a recipe in {recipe}. Received: {path}, which cannot; "
                 "the lines above say why. Nothing was written."
             )
-        return to_json(facts)
-    if recipe is not None:
+    elif recipe is not None:
         write_atomic(recipe, facts.recipe)
         print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}")
-        return to_json(facts)
-    recipe = _destination(path)
-    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}\n")
-    print(facts.recipe, end="")
+    else:
+        new = _destination(path)
+        print(f"\nrecipe to start from: save it as {new}, fill in {_open_keys(facts.recipe)}, then: {_run(new)}\n")
+        print(facts.recipe, end="")
     return to_json(facts)
 
 
 def _open_keys(recipe: str) -> str:
     """The keys of the recipe that hold no value yet."""
-    given = yaml.safe_load(recipe)["model"]
-    return "data.path" + (" and model.preprocessing" if given["preprocessing"] != "auto" else "")
+    preprocessing = yaml.safe_load(recipe)["model"]["preprocessing"]
+    return "data.path" + (" and model.preprocessing" if preprocessing != "auto" else "")
 
 
 def _run(recipe: Path) -> str:
@@ -199,7 +197,6 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
     The path in it is right where the recipe is saved as its first line says.
     """
     text = inline_yaml
-    allow = [finding.name for finding in file.findings if finding.allowable]
     lines = [
         f"# {recipe}",
         "data:",
@@ -209,30 +206,32 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
         f"  path: {text(_path_from(recipe.parent, file.path))}",
     ]
     inside = "; ".join(preprocessing_inside(file.config))
-    if arithmetic_inside(file.config):
-        lines.append(f"  preprocessing: auto  # none, if this takes 0..255 to a normalised range: {text(inside)}")
-    else:
-        lines.append(
-            f"  preprocessing: {CHOOSE}  # caffe, tf, torch, unit or none, as it was trained with; the file does not "
-            "say" + (f". none, if this normalises: {text(inside)}" if inside else "")
-        )
-    if called_in_training(file):
-        lines.append("  called_in_training: refuse  # inference: with other answers than the file's, see training=True")
-    if file.config is None:
-        lines.append("  output: auto  # or say it: logits, softmax or sigmoid")
+    normalises = f". none, if this normalises: {text(inside)}" if inside else ""
     end = ending(file)
-    if end.activation == "sigmoid" and end.shape is not None and end.shape != (1,):
-        lines.append("  output: sigmoid  # if exactly one class is right for each image")
-    elif end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax"):
-        lines.append(f"  output: logits  # if the values of its {end.activation} are scores to rank classes by")
-    if allow:
-        lines.append(
-            f"  allow: [{', '.join(text(name) for name in allow)}]  # lets it run; only if you trust its author"
-        )
-    lines.append("  # classes: [first, second]  # names in the order of its outputs, if not that of the sorted folders")
-    if any("None, None" in shape for shape in input_shapes(file)):
-        lines.append("  input_size: 224  # it takes any size")
-    return "\n".join(lines) + "\n"
+    one_of_several = end.activation == "sigmoid" and end.shape is not None and end.shape != (1,)
+    scores = end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax")
+    arithmetic = arithmetic_inside(file.config)
+    any_size = any("None, None" in shape for shape in input_shapes(file))
+    allow = ", ".join(text(finding.name) for finding in file.findings if finding.allowable)
+    keys = (
+        (arithmetic, f"preprocessing: auto  # none, if this takes 0..255 to a normalised range: {text(inside)}"),
+        (
+            not arithmetic,
+            f"preprocessing: {CHOOSE}  # caffe, tf, torch, unit or none, as it was trained with; the file does not "
+            f"say{normalises}",
+        ),
+        (
+            called_in_training(file),
+            "called_in_training: refuse  # inference: with other answers than the file's, see training=True",
+        ),
+        (file.config is None, "output: auto  # or say it: logits, softmax or sigmoid"),
+        (one_of_several, "output: sigmoid  # if exactly one class is right for each image"),
+        (scores, f"output: logits  # if the values of its {end.activation} are scores to rank classes by"),
+        (allow, f"allow: [{allow}]  # lets it run; only if you trust its author"),
+        (True, "# classes: [first, second]  # names in the order of its outputs, if not that of the sorted folders"),
+        (any_size, "input_size: 224  # it takes any size"),
+    )
+    return "\n".join([*lines, *(f"  {line}" for due, line in keys if due)]) + "\n"
 
 
 def _destination(model: Path) -> Path:

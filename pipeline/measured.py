@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -56,8 +56,7 @@ class Contender:
 
     def differences(self, other: Contender) -> list[str]:
         """In what another one is not of the same source; none: what was measured of the one holds for the other."""
-        names = (one.name for one in fields(self) if one.name != "plan_sha256")
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        return [name for name, value in vars(self.source).items() if value != getattr(other.source, name)]
 
     @property
     def batches(self) -> BatchProfile | None:
@@ -93,8 +92,13 @@ def onnx_contender(root: Path, path: Path, precision: str) -> Contender:
     """An ONNX file below a recipe's artifacts, on ONNX Runtime's CUDA provider."""
     import onnxruntime
 
-    name, version = path.relative_to(root).as_posix(), str(onnxruntime.__version__)
-    return Contender(name, "onnxruntime-cuda", cast(Precision, precision), sha256_file(path), version)
+    return Contender(
+        path.relative_to(root).as_posix(),
+        "onnxruntime-cuda",
+        cast(Precision, precision),
+        sha256_file(path),
+        str(onnxruntime.__version__),
+    )
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,7 @@ class Contest:
 
     def pair(self, first: str, second: str) -> Pair:
         """The comparison of two of its contenders."""
-        found = next(pair for pair in self.pairs if {pair.first, pair.second} == {first, second})
-        return found.turned(first)
+        return next(pair for pair in self.pairs if {pair.first, pair.second} == {first, second}).turned(first)
 
     def decided(self, first: str, second: str) -> bool:
         """Whether the first is faster than the second."""
@@ -245,20 +248,21 @@ class Serves:
         """
         if not any(pair.faster for contest in self.contests for pair in contest.pairs):
             return None
-        contests = [
-            {
-                "batch": contest.batch,
-                "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
-                "faster": sorted(
-                    (pair.faster, *{pair.first, pair.second} - {pair.faster}) for pair in contest.pairs if pair.faster
-                ),
-            }
-            for contest in sorted(self.contests, key=lambda one: one.batch)
-        ]
         return {
             "gpu": [self.gpu, self.compute_capability],
             "runtime": dict(sorted(self.runtime.items())),
-            "contests": contests,
+            "contests": [
+                {
+                    "batch": contest.batch,
+                    "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
+                    "faster": sorted(
+                        (pair.faster, *{pair.first, pair.second} - {pair.faster})
+                        for pair in contest.pairs
+                        if pair.faster
+                    ),
+                }
+                for contest in sorted(self.contests, key=lambda one: one.batch)
+            ],
         }
 
 

@@ -19,6 +19,7 @@ _CUDA_13_SINCE: Mapping[str, tuple[int, ...]] = {
     "tensorrt": (11,),
     "onnxruntime-gpu": (1, 31),
 }
+_OF_JETPACK = "sudo apt install python3-libnvinfer        (JetPack's TensorRT; this Python must see system packages)"
 _TENSORRT = ("tensorrt ", "tensorrt-cu13")
 _OF_CUDA_13 = "tensorrt tensorrt-cu13 tensorrt-cu13-libs tensorrt-cu13-bindings"
 
@@ -88,7 +89,7 @@ def tensorrt_lines(driver: DriverStatus, for_a_bundle: bool) -> list[str]:
 
 def _tensorrt_for_a_bundle(gpus: Sequence[Device]) -> list[str]:
     if JETPACK.exists():
-        return [_of_jetpack(), "  which sees it when made so: python3.10 -m venv --system-site-packages .venv"]
+        return [_OF_JETPACK, "  which sees it when made so: python3.10 -m venv --system-site-packages .venv"]
     if gpus and not supporting(gpus[0].compute_capability):
         return [_tensorrt_for(gpus[0])]
     pip = f"{python_line()} -m pip install"
@@ -98,14 +99,10 @@ def _tensorrt_for_a_bundle(gpus: Sequence[Device]) -> list[str]:
     return [f"{pip} tensorrt==8.6.0 'nvidia-cudnn-cu12<9'        (TensorRT 8.6, on x86-64{needs})"]
 
 
-def _of_jetpack() -> str:
-    return "sudo apt install python3-libnvinfer        (JetPack's TensorRT; this Python must see system packages)"
-
-
 def _tensorrt_for(gpu: Device) -> str:
     """What brings the TensorRT that a GPU needs."""
     if JETPACK.exists():
-        return _of_jetpack()
+        return _OF_JETPACK
     wanted = supporting(gpu.compute_capability)
     if not wanted:
         return f"no TensorRT that is known supports {gpu.name}: ONNX Runtime runs the ONNX files"

@@ -13,6 +13,7 @@ from typing import Any
 
 from export.bounded_json import parse_json
 from pipeline.architecture import layers_of
+from pipeline.archive_files import open_zip, read_member
 from pipeline.errors import ModelError
 from pipeline.foreign_files import HEAD, describe_file, describe_zip, is_tar
 from pipeline.model_guards import (
@@ -27,7 +28,6 @@ from pipeline.model_guards import (
 from pipeline.model_promises import check_promises
 from pipeline.model_safety import Finding, scan_config
 from pipeline.words import listed
-from pipeline.zip_files import open_zip, read_member
 
 ARCHIVE, HDF5, SAVED_MODEL_FOLDER = ".keras archive", "HDF5 file", "SavedModel folder"
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from pipeline.archive_files import copy_member
 from pipeline.errors import ModelError
 from pipeline.words import count, listed
-from pipeline.zip_files import copy_member
 
 if TYPE_CHECKING:
     import h5py

@@ -50,11 +50,10 @@ def check_published(backbone: str) -> None:
         ModelError: with the backbones that have published weights.
     """
     if backbone not in published_backbones():
-        known = by_family(published_backbones(), backbone)
         raise ModelError(
             f"model.weights: expected a file. Received: {IMAGENET} for {backbone}, for which Keras publishes no "
-            f"weights with a hash. ImageNet weights exist for {known}. Name one of these as model.backbone, or a file "
-            "that you trust as model.weights."
+            f"weights with a hash. ImageNet weights exist for {by_family(published_backbones(), backbone)}. "
+            "Name one of these as model.backbone, or a file that you trust as model.weights."
         )
 
 

@@ -17,9 +17,9 @@ from typing import IO
 
 import numpy as np
 
+from pipeline.archive_files import open_zip
 from pipeline.errors import DataError
 from pipeline.words import count, listed
-from pipeline.zip_files import open_zip
 
 # Photographs shrink by a half, MNIST's digits to a fifth, drawings and masks to a thirtieth; deflate's utmost is a
 # thousandth, which nothing but one repeated value comes near. The constant lets small files be.

@@ -158,8 +158,11 @@ class ParityReport:
         """
         if name not in digests or any(self.subjects.get(key) != digest for key, digest in digests.items()):
             return NOT_VERIFIED
-        runs = [hop for hop in self.hops if hop.candidate == name and backend in (None, hop.backend)]
-        verdicts = {hop.verdict for hop in runs if not hop.lacks_reference}
+        verdicts = {
+            hop.verdict
+            for hop in self.hops
+            if hop.candidate == name and backend in (None, hop.backend) and not hop.lacks_reference
+        }
         return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), NOT_VERIFIED)
 
 
@@ -178,10 +181,12 @@ def overall_verdict(hops: Sequence[Hop]) -> Overall:
 
 def allowed(hops: Sequence[Hop]) -> str:
     """What a relative error may be where the recipe leaves it to the model, and why; "" where it says a number."""
-    for hop in hops:
-        if hop.noise is not None and hop.relative_limit is not None:
-            return f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
-    return ""
+    limits = (
+        f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
+        for hop in hops
+        if hop.noise is not None and hop.relative_limit is not None
+    )
+    return next(limits, "")
 
 
 def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:

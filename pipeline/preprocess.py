@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
-from pipeline.image_files import image_file, opened_file
+from pipeline.image_files import as_image_error, image_file, opened_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
@@ -49,26 +49,8 @@ def decode(data: bytes) -> Image.Image:
         ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
             in PostScript.
     """
-    with _as_image_error(len(data)), _opened(data) as image:
+    with as_image_error(len(data)), _opened(data) as image:
         return _in_mode("RGB", _flat(image))
-
-
-@contextlib.contextmanager
-def _as_image_error(size: int) -> Iterator[None]:
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(str(error)) from error
-    except MemoryError as error:
-        raise ImageError("more than fits into the memory that is left") from error
-    except OSError as error:  # of a file in memory: what Pillow says of its content
-        raise ImageError(str(error) or "not readable") from error
-    except Exception as error:  # Pillow's plugins raise many types on damaged files
-        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -104,17 +86,8 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
         uint8 of shape (height, width, 3).
     """
     height, width = size
-    if mode == "crop":
-        resized = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    elif mode == "imagenet":
-        resized = _centre(image, width, height)
-    elif mode == "pad":
-        resized = _pad(image, width, height)
-    elif image.size == (width, height):
-        resized = image
-    else:
-        resized = _stretch(image, width, height)
-    return np.asarray(_in_mode("RGB", resized), dtype=np.uint8)
+    resize = {"stretch": _stretch, "crop": _crop, "imagenet": _centre, "pad": _pad}[mode]
+    return np.asarray(_in_mode("RGB", resize(image, width, height)), dtype=np.uint8)
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -122,6 +95,10 @@ def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.width < width and width * image.height > SCRATCH:
         image = image.resize((image.width, height), Image.Resampling.BILINEAR)
     return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -153,9 +130,8 @@ def _computed(whole: int, wanted: int) -> tuple[int, int]:
 def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(1.0, width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    inner = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
     result = Image.new(image.mode, (width, height))
-    result.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
+    result.paste(image.resize(size, Image.Resampling.BILINEAR), ((width - size[0]) // 2, (height - size[1]) // 2))
     return result
 
 
@@ -168,7 +144,7 @@ def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stre
     if not isinstance(source, bytes):
         with image_file(source) as data:
             return load_image(data, size, mode)
-    with _as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
+    with as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
         return resize_image(_flat(image), size, mode)
 
 
@@ -187,7 +163,7 @@ def check_header(path: Path) -> None:
     Raises:
         ImageError: the file cannot be read, is empty, no image, or promises more pixels than are allowed.
     """
-    with opened_file(path) as file, _as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
+    with opened_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
         _check_format(image)
 
 

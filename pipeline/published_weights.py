@@ -33,13 +33,13 @@ def _classic(name: str, folder: str, with_top: str, without_top: str) -> _Files:
 
 
 def _mobile(size: str, with_top: str, without_top: str) -> _Files:
-    start = f"{_FOLDER}mobilenet_v3/weights_mobilenet_v3_{size}_224_1.0_float"
-    return _Files(start, with_top, without_top, "_no_top_v2")
+    return _Files(
+        f"{_FOLDER}mobilenet_v3/weights_mobilenet_v3_{size}_224_1.0_float", with_top, without_top, "_no_top_v2"
+    )
 
 
 def _nasnet(size: str, with_top: str, without_top: str) -> _Files:
-    start = f"{_FOLDER}nasnet/NASNet-{size}"
-    return _Files(start, with_top, without_top, "-no-top", f"nasnet_{size}", "_no_top")
+    return _Files(f"{_FOLDER}nasnet/NASNet-{size}", with_top, without_top, "-no-top", f"nasnet_{size}", "_no_top")
 
 
 _FILES: dict[str, _Files] = {

@@ -1,20 +1,44 @@
-"""What keys of a recipe ask of each other, and of what its fields cannot say alone."""
+"""What keys of a recipe ask of each other, and of what its fields cannot say alone.
+
+What was set and is not read by the recipe's source of images, or for its form of a model, would be ignored in silence.
+Keys that somebody sets to change the images, or how a model file is read, are refused by name. What describes a
+training stays in many a recipe that takes a finished model for once, so it is named in one warning.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from pipeline.backbones import BACKBONES, LARGEST_INPUT
-from pipeline.bounded_yaml import shown
+from pipeline.bounded_yaml import set_option, shown
 from pipeline.errors import RecipeError
 from pipeline.model_settings import check_model
 from pipeline.pattern_work import takes_too_long
-from pipeline.recipe import Recipe
-from pipeline.unread_keys import refuse_unread
+from pipeline.recipe import Data, Model, Recipe, Splits, Train
 
 SMALLEST_INPUT = 32
 # <name>[/<config>][:<version>], without the namespaces whose code that package would fetch from elsewhere and run
 TFDS_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}(/[A-Za-z0-9_.+-]{1,100})?(:(\d+|\*)(\.(\d+|\*)){2})?")
+FILES = ("folder", "csv", "npz")
+READ_BY = {  # data.max_bad_images is not here: images in arrays are all readable, so it is true of any source
+    "path": (*FILES, "tfds"),
+    "download": ("folder", "npz"),
+    "tfds": ("tfds",),
+    "label_pattern": ("folder",),
+    "columns": ("csv",),
+    "classes": FILES,
+    "ready_splits": (*FILES, "tfds"),
+    "divide": (*FILES, "tfds"),
+}
+DOWNLOADS = {"flowers": "folder", "mnist": "npz"}
+PATH_ONLY = ("output", "allow", "called_in_training")
+NEVER_BY_PATH = ("backbone", "weights", "head")
+NOT_TRAINED = ("padding", "pooling", "dense", "dropout")
+WITH_STEM = ("resnet18", "resnet34", "resnet50-blocks")
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -25,30 +49,41 @@ def check_rules(recipe: Recipe) -> None:
         ModelError: the same, of a backbone and what does not go with it.
     """
     data, model, build = recipe.data, recipe.model, recipe.build
-    if data.source in ("folder", "csv", "npz") and data.path is None and data.download is None:
-        raise _unfit("data.path", f"a path (data.source is {data.source})", None)
-    if data.source == "tfds" and not TFDS_NAME.fullmatch(data.tfds or ""):
-        form = "a data set of tensorflow-datasets itself, as name, name/config or name:1.0.0"
-        raise _unfit("data.tfds", form, data.tfds)
-    if data.label_pattern is not None:
-        _check_pattern(data.label_pattern)
     smallest, whose = SMALLEST_INPUT, ""
     if model.path is None:
         smallest, whose = BACKBONES[model.backbone].smallest, f" for {model.backbone}"
-    if not smallest <= model.input_size <= LARGEST_INPUT:
-        raise _unfit("model.input_size", f"{smallest} to {LARGEST_INPUT}{whose}", model.input_size)
-    if build.strip_weights and build.version_compatible:
-        raise _unfit("build", "strip_weights or version_compatible", "both: a lean runtime cannot put weights back")
-    for where, section in (("quantize", recipe.quantize), ("verify", recipe.verify)):
-        if section.max_images < section.min_images:
-            least = f"at least {where}.min_images ({section.min_images})"
-            raise _unfit(f"{where}.max_images", least, section.max_images)
+    rules = (  # whether it is kept, the key, what was expected, what was received
+        (
+            data.source not in FILES or data.path is not None or data.download is not None,
+            *("data.path", f"a path (data.source is {data.source})", None),
+        ),
+        (
+            data.source != "tfds" or TFDS_NAME.fullmatch(data.tfds or ""),
+            *("data.tfds", "a data set of tensorflow-datasets itself, as name, name/config or name:1.0.0", data.tfds),
+        ),
+        (
+            smallest <= model.input_size <= LARGEST_INPUT,
+            *("model.input_size", f"{smallest} to {LARGEST_INPUT}{whose}", model.input_size),
+        ),
+        (
+            not (build.strip_weights and build.version_compatible),
+            *("build", "strip_weights or version_compatible", "both: a lean runtime cannot put weights back"),
+        ),
+        *(
+            (
+                section.max_images >= section.min_images,
+                *(f"{name}.max_images", f"at least {name}.min_images ({section.min_images})", section.max_images),
+            )
+            for name, section in (("quantize", recipe.quantize), ("verify", recipe.verify))
+        ),
+    )
+    for kept, where, expected, received in rules:
+        if not kept:
+            raise RecipeError(f"{where}: expected {expected}. Received: {shown(received)}.")
+    if data.label_pattern is not None:
+        _check_pattern(data.label_pattern)
     refuse_unread(recipe)
     check_model(model)
-
-
-def _unfit(where: str, expected: str, received: object) -> RecipeError:
-    return RecipeError(f"{where}: expected {expected}. Received: {shown(received)}.")
 
 
 def _check_pattern(pattern: str) -> None:
@@ -69,3 +104,80 @@ def _check_pattern(pattern: str) -> None:
             f"Received: {shown(pattern)}. Repeat a set instead of a group, as [a-z_]+ for ([a-z]+_)+, and leave out "
             "what follows the class."
         )
+
+
+def refuse_unread(recipe: Recipe) -> None:
+    """Refuse keys that were set and that nothing reads.
+
+    Raises:
+        RecipeError: with the key, and the recipe or the setting that it fits.
+    """
+    data, model, source = recipe.data, recipe.model, recipe.data.source
+    for key, readers in READ_BY.items():
+        value = getattr(data, key)
+        if source in readers or value == getattr(Data(), key):
+            continue
+        if key == "path":
+            raise RecipeError(
+                f"data.path: expected none with data.source {source}, whose images come with a package. "
+                f"Received: {value}, {_which_recipe(Path(value))}"
+            )
+        raise RecipeError(
+            f"data.{key}: expected with data.source {' or '.join(readers)}, which reads it. "
+            f"Received: {_plain(value)} with data.source {source}. Leave it out, or set the source that is meant."
+        )
+    if data.download is not None and data.path is None and DOWNLOADS[data.download] != source:
+        raise RecipeError(
+            f"data.download: expected data.source {DOWNLOADS[data.download]} for {data.download}. Received: {source}. "
+            f"Set data.source={DOWNLOADS[data.download]}."
+        )
+    for key in PATH_ONLY:
+        if model.path is None and (value := getattr(model, key)) != getattr(Model(), key):
+            raise RecipeError(
+                f"model.{key}: expected with model.path, whose file it is about. Received: {_plain(value)} without "
+                "one. Leave it out, or name the file: --set model.path=..."
+            )
+    if not model.finished and model.padding != "same" and model.backbone not in WITH_STEM:
+        raise RecipeError(
+            f"model.padding: expected with a backbone of {', '.join(WITH_STEM)}, which have such a stem. "
+            f"Received: {model.padding} with {model.backbone}. Leave it out."
+        )
+
+
+def unread_by_finished(recipe: Recipe) -> Iterator[str]:
+    """A line that names what was set about a training that does not take place."""
+    from pipeline.roles import TRAINED_WITH  # it needs NumPy, and recipes are read without
+
+    data, model = recipe.data, recipe.model
+    if not model.finished:
+        return
+    keys = (*NEVER_BY_PATH, *NOT_TRAINED) if model.path is not None else NOT_TRAINED
+    names = [f"model.{key}" for key in keys if getattr(model, key) != getattr(Model(), key)]
+    changed, defaults = asdict(recipe.train), asdict(Train())
+    names += [f"train.{key}" for key in changed if changed[key] != defaults[key]]
+    names += [
+        f"data.splits.{key}" for key in TRAINED_WITH if getattr(data.splits, key) not in (0, getattr(Splits(), key))
+    ]
+    names += [
+        f"data.divide.{ready}.{key}"
+        for ready, shares in vars(data.divide).items()
+        for key in TRAINED_WITH
+        if vars(shares)[key]
+    ]
+    if names:
+        why = "model.path" if model.path is not None else "model.head: published"
+        yield f"not used, because the model is finished ({why}) and nothing is trained: {', '.join(names)}"
+
+
+def _which_recipe(path: Path) -> str:
+    from pipeline.folders import what_it_is  # it needs Pillow, and recipes are read without
+
+    if path.is_dir() and not any(path.glob("*.csv")):
+        return f"a folder. The recipe photos takes one: -c configs/photos.yaml {set_option('data.path', path)}"
+    if not path.exists():
+        return f"{what_it_is(path)} The recipe photos takes a folder: -c configs/photos.yaml --set data.path=..."
+    return what_it_is(path)
+
+
+def _plain(value: Any) -> str:
+    return shown(list(value) if isinstance(value, tuple) else value)

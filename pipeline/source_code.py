@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TypeGuard
 
 from pipeline.files import sha256_bytes
 
@@ -28,7 +27,7 @@ BORDERS = {
     "export/files.py": "puts whole files in place",
     "pipeline/bounded_yaml.py": "parses YAML, or refuses it",
     "pipeline/npz_files.py": "gives the arrays that a file holds, or refuses it",
-    "pipeline/zip_files.py": "gives what an archive holds, or refuses it",
+    "pipeline/archive_files.py": "gives what an archive holds, or refuses it",
     "pipeline/children.py": "ends a process with its parent",
     "pipeline/artifacts.py": "finds files, which enter the key by their bytes",
     "pipeline/inputs.py": "hands over what was declared, which enters the key by its bytes",
@@ -37,7 +36,7 @@ BORDERS = {
     "pipeline/recipe.py": "types of the recipe, whose values enter the key by the stage's slice",
     "pipeline/limits.py": "refuses values of the recipe",
     "pipeline/command_line.py": "composes advice",
-    "pipeline/disk_space.py": "refuses, or says that a disk is full",
+    "pipeline/output_files.py": "refuses, or says that a disk is full",
     "pipeline/files.py": "moves and hashes bytes",
     "pipeline/runnable.py": "says why nothing runs, and then nothing is written",
     "pipeline/manifest.py": "records results and compares keys",
@@ -51,7 +50,7 @@ BORDERS = {
     "pipeline/words.py": "puts a number before its noun, for people",
 }
 TEMPLATES = "templates"  # a folder beside a module, all files of which count where the module names it
-_FILE_NAME = re.compile(rf"\w[\w.-]{{0,99}}\.\w+|{TEMPLATES}")
+_FILE_NAME = re.compile(rf"str '(\w[\w.-]{{0,99}}\.\w+|{TEMPLATES})';")  # as `_write` has a text
 _OF_NO_EFFECT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})  # said by the rest, or by nobody
 
 
@@ -119,24 +118,26 @@ def _python_source(data: bytes) -> _Source:
     tree = ast.parse(data)
     syntax: list[str] = []
     _write(tree, syntax)
-    imports: set[str] = set()
-    texts: set[str] = set()
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
+    return _Source(
+        digest=sha256_bytes("".join(syntax).encode("utf-8", "surrogatepass")),
+        imports=frozenset(name for name in _imports(tree.body) if name.partition(".")[0] in PACKAGES),
+        texts=frozenset(found[1] for part in syntax if (found := _FILE_NAME.fullmatch(part))),
+    )
+
+
+def _imports(statements: Iterable[ast.AST]) -> Iterator[str]:
+    """What is imported anywhere in statements, but for type checkers only."""
+    for node in statements:
         if isinstance(node, ast.Import):
-            imports |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FILE_NAME.fullmatch(node.value):
-            texts.add(node.value)
-        waiting += node.orelse if _is_for_checkers(node) else ast.iter_child_nodes(node)
-    ours = frozenset(name for name in imports if name.partition(".")[0] in PACKAGES)
-    return _Source(sha256_bytes("".join(syntax).encode("utf-8", "surrogatepass")), ours, frozenset(texts))
-
-
-def _is_for_checkers(node: ast.AST) -> TypeGuard[ast.If]:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            yield from _imports(node.orelse)
+        else:
+            for block in ("body", "handlers", "cases", "orelse", "finalbody"):
+                yield from _imports(getattr(node, block, ()))
 
 
 @functools.cache

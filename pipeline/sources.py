@@ -107,8 +107,7 @@ def _npz(config: Data, path: Path) -> Found:
             samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
     except (ValueError, TypeError, OSError) as error:
         raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
-    count = max((s.label for s in samples), default=-1) + 1
-    return Found(samples, _named(config, path, count))
+    return Found(samples, _named(config, path, max((s.label for s in samples), default=-1) + 1))
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
@@ -238,7 +237,7 @@ def _hash_file(path: Path) -> str | ImageError:
 def _csv(config: Data, path: Path) -> Found:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
-    return _hashed([(row.path, _name_below(row.path, base), row.label, row.ready) for row in rows], classes)
+    return _hashed([(image, _name_below(image, base), label, ready) for image, label, ready in rows], classes)
 
 
 def _name_below(path: Path, base: Path) -> str:

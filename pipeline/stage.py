@@ -12,15 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from export.files import recover_folder, replacing_folder
 from export.records import from_json
-from pipeline.agreement import refuse_disagreement
 from pipeline.artifacts import Artifacts
-from pipeline.card import ModelCard, read_card
+from pipeline.card import ModelCard, read_card, refuse_disagreement
 from pipeline.class_names import in_model_order, model_names
 from pipeline.command_line import Invocation
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
-from pipeline.disk_space import require_space, saying_what_is_full
 from pipeline.errors import PipelineError, add_note
 from pipeline.files import sha256_file, sha256_json, sha256_path
 from pipeline.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
@@ -38,14 +36,15 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.model_settings import check_with_classes
+from pipeline.output_files import require_space, saying_what_is_full
 from pipeline.readable import find_damaged, recorded_damage
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import where_else
+from pipeline.recipe_rules import unread_by_finished
 from pipeline.runners.options import RuntimeOptions
 from pipeline.samples import Found, Unreadable
 from pipeline.sources import read_source
 from pipeline.split_sizes import check_split_sizes, needed_images
-from pipeline.unread_keys import unread_by_finished
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
@@ -96,11 +95,6 @@ class Context:
     def command(self, verb: str, python: str | None = None) -> str:
         """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste."""
         return self.invocation.command(verb, python)
-
-    @property
-    def options(self) -> list[str]:
-        """The options that repeat the overrides and the artifacts folder, as words of a command line."""
-        return self.invocation.options
 
     def card(self) -> ModelCard:
         """What belongs to the model besides its weights: the only place that says what happens to a picture.

@@ -1,11 +1,10 @@
-"""Labels in tables: CSV files of paths and labels, and lists of class names."""
+"""Labels in tables: CSV files of paths and labels."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -18,17 +17,8 @@ from pipeline.words import count, listed
 LONGEST_LINE = 2**20  # characters
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table."""
-
-    path: Path
-    label: int
-    ready: str | None
-
-
-def read_tables(config: Data, path: Path) -> tuple[list[Row], Sequence[str]]:
-    """Paths, labels and classes of a CSV file, or of a folder with one for each split.
+def read_tables(config: Data, path: Path) -> tuple[list[tuple[Path, int, str | None]], Sequence[str]]:
+    """Images, each with its label and ready-made split, and classes of a CSV file, or of a folder with one a split.
 
     A folder's tables are ``<split>.csv`` or ``<split>_labels.csv``. Paths are relative to the table, or to the folder
     beside it that it is named after: ``eval_labels.csv`` and ``eval/``.
@@ -60,7 +50,7 @@ def read_tables(config: Data, path: Path) -> tuple[list[Row], Sequence[str]]:
             f"Expected labels that are names or positions of the {count(len(classes), 'class', 'classes')}. "
             f"Received: {listed(map(repr, unknown))} in column {config.columns.label}."
         )
-    return [Row(image, numbers[label], ready) for image, label, ready in found], classes
+    return [(image, numbers[label], ready) for image, label, ready in found], classes
 
 
 def _tables(folder: Path) -> dict[Path, str | None]:

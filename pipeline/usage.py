@@ -28,6 +28,15 @@ ALIASES = {
     **dict.fromkeys(("false", "no", "off"), ("never", "none")),
 }
 _OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "-o", "--output")
+# What argparse says, and the same as a sentence of ours; the first that fits counts.
+_SENTENCES = (
+    (r"(Expected .*)", r"\1"),
+    (r"^the following arguments are required: (.*)$", r"Expected \1 behind the verb. Received: nothing."),
+    (r"^argument (.*): expected (?:one|at least one) argument$", r"Expected a value after \1. Received: none."),
+    (r"^argument (.*): invalid int value: (.*)$", r"Expected a whole number after \1. Received: \2."),
+    (r"^argument (.*): invalid float value: (.*)$", r"Expected a number after \1. Received: \2."),
+    (r"^argument (.*): invalid (\w+) value: (.*)$", r"Expected a \2 after \1. Received: \3."),
+)
 _RECIPE_WORDS = ("--recipe", "--recipes", "-r", "recipe")  # how else people call -c, make's RECIPE= among them
 
 
@@ -162,15 +171,7 @@ def _bare_word(word: str, words: Sequence[str], options: Collection[str]) -> str
 
 
 def _sentence(message: str, verbs: Sequence[str]) -> str:
-    if found := re.search(r"Expected .*", message, re.DOTALL):
-        return found[0]
     if "required: VERB" in message:
         return f"Expected a verb: {', '.join(verbs)}. Received: none. To do all there is: python -m pipeline run"
-    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
-        return f"Expected {found[1]} behind the verb. Received: nothing."
-    if found := re.fullmatch(r"argument (.*): expected (?:one argument|at least one argument)", message):
-        return f"Expected a value after {found[1]}. Received: none."
-    if found := re.fullmatch(r"argument (.*): invalid (\w+) value: (.*)", message):
-        kind = {"int": "a whole number", "float": "a number"}.get(found[2], f"a {found[2]}")
-        return f"Expected {kind} after {found[1]}. Received: {found[3]}."
-    return f"Expected another command line. Received: {message}."
+    said = (found.expand(ours) for theirs, ours in _SENTENCES if (found := re.search(theirs, message, re.DOTALL)))
+    return next(said, f"Expected another command line. Received: {message}.")

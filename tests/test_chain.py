@@ -172,7 +172,7 @@ def test_predictions_and_report(finished_chain: Chain) -> None:
     assert sum(Path(row["path"]).parent.name == row["class"] for row in rows) >= 6
     html = (finished_chain.root / "report" / "report.html").read_text()
     assert re.search(r'<span class="badge pass">pass: 3 ONNX files on \d+ images; ', html)
-    assert html.count("data:image/png;base64,") == 8
+    assert html.count("data:image/png;base64,") == 8 + 6, "predictions, and images that it was trained on"
     assert html.count("<svg") == 2
     loads = re.findall(r"""<script|<link|(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)""", html)
     assert not loads, "the page must not load anything"

@@ -13,6 +13,7 @@ from pipeline.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.inputs import CommandLine, Derived, Inputs, Optional, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import MANIFEST
+from pipeline.predictions import shown_images
 from pipeline.recipe import Recipe
 from pipeline.report_standing import SHOWN_STAGES
 from pipeline.stage import Stage
@@ -35,8 +36,6 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
 
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
     """The images that the page shows; of one that is not on this machine, the recorded digest stands."""
-    from pipeline.report_predictions import shown_images
-
     digests = {}
     for number, path in enumerate(shown_images(artifacts.root)):
         name = f"infer/image {number}"

@@ -12,7 +12,7 @@ from export.keras_to_onnx import export_keras
 from export.metrics import relative_error, sqnr_db
 from export.precision import to_half
 from export.preprocessing import PreprocessingSpec
-from export.unrolling import unrolled
+from export.tf_conversion import unrolled
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import CLASSES, images, randomize
 

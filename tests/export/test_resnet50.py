@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 CODE = """
-import json, resource, sys
+import dataclasses, json, resource, sys
 import numpy as np
 from tests.export import keras_models
 import keras
@@ -25,7 +25,7 @@ summary = export_keras(model, sys.argv[2], preprocessing=spec, classes=classes)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 pixels = keras_models.images(2, 224)
 np.save(sys.argv[3], logits_model(model).predict(spec.apply(pixels), verbose=0))
-print(json.dumps({"peak": peak, **summary.to_dict()}))
+print(json.dumps({"peak": peak, **dataclasses.asdict(summary)}))
 """
 
 

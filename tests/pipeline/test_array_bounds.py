@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.archive_files import read_member
 from pipeline.class_names import data_names, model_names
 from pipeline.errors import DataError, RecipeError
 from pipeline.npz_files import array_names, read_array, read_arrays
 from pipeline.own_preprocessing import own_preprocessing
 from pipeline.recipe import Data, Preprocessing
 from pipeline.sources import read_source
-from pipeline.zip_files import read_member
 from tests.bounded import attempts, write_bomb
 
 

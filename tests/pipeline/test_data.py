@@ -140,7 +140,6 @@ def test_splits_are_disjoint_sorted_and_complete(photos: Path) -> None:
     for split in SPLITS:
         digests = [s.sha256 for s in images.splits[split]]
         assert digests == sorted(digests)
-        assert images.labels(split).tolist() == [s.label for s in images.splits[split]]
     assert images.classes == ("a", "b")
     assert all(images.classes[s.label] == s.name.split("/")[0] for s in images.splits["train"])
 
@@ -402,8 +401,6 @@ def test_unreadable_images_are_named_up_to_the_limit(spoilt: list[Sample]) -> No
     assert set(pixels.skipped) == {"a/bad1.png", "a/bad2.png", "b/bad3.png"}
     assert pixels.skipped["a/bad2.png"] == "the file is empty"
     assert pixels.skipped["b/bad3.png"] == "not an image that Pillow can read"
-    assert pixels.result() == {"skipped_images": pixels.skipped}
-    assert Pixels(DecodeSpec((4, 4), "stretch"), 3).result() == {}
 
 
 def test_unreadable_images_above_the_limit(spoilt: list[Sample]) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from export.files import with_place
-from pipeline import disk_space
+from pipeline import output_files
 from pipeline.card import read_card
-from pipeline.disk_space import require_space, saying_what_is_full, sentence
 from pipeline.errors import PipelineError
 from pipeline.layout import CARD
+from pipeline.output_files import require_space, saying_what_is_full, sentence
 from tests.conftest import Chain
 
 Usage = namedtuple("Usage", "total used free")
@@ -24,7 +24,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: Usage(10**12, 0, free))
+    monkeypatch.setattr(output_files.shutil, "disk_usage", lambda _: Usage(10**12, 0, free))
 
 
 def test_a_stage_does_not_start_where_its_weights_do_not_fit(
@@ -54,7 +54,7 @@ def test_enough_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def unknown(_: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", unknown)
+    monkeypatch.setattr(output_files.shutil, "disk_usage", unknown)
     require_space(tmp_path, 10**18, "x")
 
 
@@ -94,7 +94,7 @@ def test_the_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.startswith(f"Expected space to write {tmp_path / 'new' / 'x.csv'}. Received: No space left on device (")
     assert f" free in {tmp_path}" in said
     assert "(--artifacts, -o, TMPDIR)" in said
-    monkeypatch.setattr(disk_space, "_device", lambda path: hash(path))
+    monkeypatch.setattr(output_files, "_device", lambda path: hash(path))
     assert said.count(" free in ") + 1 == sentence(full).count(" free in "), "libraries may have filled that one"
     other = FileNotFoundError(2, "No such file or directory", "x")
     with_place(other, tmp_path)

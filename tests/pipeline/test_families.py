@@ -18,11 +18,12 @@ from pipeline.config import load_recipe
 from pipeline.data import ImageSet, load_image_set
 from pipeline.errors import ModelError, RecipeError
 from pipeline.model_safety import scan_config
-from pipeline.models import build_classifier, preprocessing_of
+from pipeline.models import build_classifier
+from pipeline.own_preprocessing import preprocessing_of
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
-from pipeline.stages.train import train
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.training import train
 from tests.conftest import make_colour_images
 
 start_tensorflow()

@@ -15,7 +15,7 @@ from pipeline.config import load_recipe
 from pipeline.data import DataMissingError, load_image_set
 from pipeline.errors import DataError, RecipeError
 from pipeline.recipe import Data
-from pipeline.unread_keys import _which_recipe
+from pipeline.recipe_rules import _which_recipe
 
 _made = iter(range(10**6))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 from pipeline.stages.report import Reported
 from tests.conftest import Chain
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Bytes of these follow from the inputs; a plan, a time and Keras' date of saving do not.
 SAME = {
@@ -176,7 +180,7 @@ def test_a_permission_is_handed_over_and_decides_nothing(toy: Toy) -> None:
 
 def test_what_is_derived_of_a_file_decides_in_its_place(toy: Toy) -> None:
     def length(artifacts: Artifacts, recorded: object) -> dict[str, str]:
-        return {"length": str(len(artifacts.required("earlier/a.txt").read_text()))}
+        return {"length": str(len(artifacts.path("earlier/a.txt").read_text()))}
 
     stage = toy.stage(Derived(("earlier/a.txt",), length))
     execute(stage, toy.context())
@@ -199,14 +203,32 @@ def test_a_file_outside_decides_by_its_content(toy: Toy) -> None:
     assert published == {"model.weights": "resnet50 of keras.applications"}
 
 
-def test_another_command_line_is_another_page(toy: Toy) -> None:
+def test_another_command_line_is_another_page_but_not_where_everything_moved(toy: Toy, tmp_path: Path) -> None:
     stage = toy.stage(CommandLine())
     execute(stage, toy.context())
     assert reasons_to_run(stage, toy.context()) == []
     assert len(reasons_to_run(stage, replace(toy.context(), recipe_path=Path("other.yaml")))) == 1
+    assert len(reasons_to_run(stage, toy.context("train.seed=1"))) == 1
+    shutil.copytree(toy.folder / "artifacts", tmp_path / "moved" / "artifacts")
+    assert reasons_to_run(stage, Toy(tmp_path / "moved").context()) == []
 
 
 def test_the_page_alone_declares_the_command_line() -> None:
     declare = [stage.name for stage in (*STAGES, BENCHMARK) if any(isinstance(i, CommandLine) for i in stage.inputs)]
     assert declare == ["report"]
     assert isinstance(BY_NAME["train"].settings(Context(Recipe("x"), Path("x"), Path("x"))).train, Train)
+
+
+def test_whether_the_report_is_up_to_date_is_known_without_its_packages() -> None:
+    """A machine that runs a bundle has neither jinja2 nor matplotlib, and `run --explain` asks every stage."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('jinja2', 'markupsafe', 'matplotlib'))\n"
+        "from pathlib import Path\n"
+        "from pipeline.artifacts import Artifacts\n"
+        "from pipeline.inputs import Derived\n"
+        "from pipeline.stages import report\n"
+        "print([one.derive(Artifacts(Path('nowhere'), one.files), {})"
+        " for one in report.STAGE.inputs if isinstance(one, Derived)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[{}]\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.archive_files import MOST_MEMBERS, open_tar
 from pipeline.bundle import INDEX, unpack
 from pipeline.errors import PipelineError
-from pipeline.tar_files import MOST_MEMBERS, open_tar
 from tests.bounded import attempts
 
 
@@ -66,7 +66,7 @@ def test_archives_whose_headers_are_bombs(tmp_path: Path) -> None:
         file.truncate(600_000_000)  # a hole where the name would be
     with (tmp_path / "6.tar").open("r+b") as file:
         file.truncate(600_000_000)
-    found = attempts([("pipeline.tar_files:open_tar", path, []) for path in paths])
+    found = attempts([("pipeline.archive_files:open_tar", path, []) for path in paths])
     for (name, (_, message)), attempt in zip(CASES.items(), found):
         assert attempt.error == "ReadError", (name, attempt)
         with pytest.raises(ValueError, match=message):

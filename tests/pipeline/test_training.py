@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.preprocessing import PreprocessingSpec
 from pipeline import batches, fitting, models
-from pipeline.batches import Images, augment_image, make_batches
+from pipeline.batches import Batches, Images, augment_image
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.data import SPLITS, ImageSet, Pixels, Sample, load_image_set
@@ -24,8 +24,9 @@ from pipeline.errors import ModelError
 from pipeline.files import read_json
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
 from pipeline.stage import Context
-from pipeline.stages.train import STAGE, one_of_each, train
+from pipeline.stages.train import STAGE
 from pipeline.tensorflow_start import start_tensorflow
+from pipeline.training import one_of_each, train
 from tests.conftest import make_colour_images
 from tests.stage_parts import run_stage
 
@@ -204,7 +205,7 @@ def test_an_interrupted_train_stage_says_from_where_it_goes_on(tmp_path: Path, m
         checkpoint.put(Progress("head", 3, [{"phase": "head", "epoch": n, "loss": 1.0} for n in (1, 2, 3)]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.stages.train.train", interrupted)
+    monkeypatch.setattr("pipeline.training.train", interrupted)
     none: tuple[Sample, ...] = ()
     nothing = ImageSet(("a", "b"), dict.fromkeys(SPLITS, none), 0)
     for model, notes in (
@@ -308,7 +309,7 @@ def test_batches_hold_every_image_once_in_an_order_that_seed_and_epoch_decide(im
     source = Images(
         images.splits["train"], Pixels(DecodeSpec((32, 32), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "x"
     )
-    one, again = make_batches(source, 7, 5), make_batches(source, 7, 5)
+    one, again = Batches(source, 7, 5), Batches(source, 7, 5)
     orders = []
     for epoch in (0, 1):
         one.set_epoch(epoch)
@@ -334,7 +335,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytes
         source = Images(
             samples, Pixels(DecodeSpec((64, 64), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "images"
         )
-        model.fit(make_batches(source, 32, 1), epochs=1, verbose=0)
+        model.fit(Batches(source, 32, 1), epochs=1, verbose=0)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest

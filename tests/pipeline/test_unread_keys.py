@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import load_recipe
 from pipeline.errors import RecipeError
 from pipeline.recipe import Data
-from pipeline.unread_keys import READ_BY, unread_by_finished
+from pipeline.recipe_rules import READ_BY, unread_by_finished
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
