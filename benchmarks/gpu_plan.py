@@ -120,19 +120,21 @@ class Plan:
         """Build engines of a variant, compare them with Keras, and time them in turns."""
         there = [one for one in precisions if self.source(one).is_file()]
         times = [step for measures in MEASURES[variant] for step in self._times(work, variant, there, measures)]
-        builds, parities = [], []
-        for precision in precisions:
-            name = f"{precision}-{variant}"
-            builds.append(
-                Planned(
-                    *(f"build {name}", "build", self._build_seconds(precision)),
-                    *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
-                    leads_to=tuple(step.name for step in times[:1]),
-                )
+        builds = [
+            Planned(
+                *(f"build {precision}-{variant}", "build", self._build_seconds(precision)),
+                *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
+                leads_to=tuple(step.name for step in times[:1]),
             )
-            if precision in there:
-                compare = partial(work.compare, precision, variant)
-                parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(_why_not, work, [name])))
+            for precision in precisions
+        ]
+        parities = [
+            Planned(
+                *(f"parity {precision}-{variant}", "parity", PARITY),
+                *(partial(work.compare, precision, variant), partial(_why_not, work, [f"{precision}-{variant}"])),
+            )
+            for precision in there
+        ]
         return [*builds, *parities, *times]
 
     def _times(
@@ -161,14 +163,15 @@ class Plan:
         ]
         if options.checks == "none" or not engines:
             return []
-        steps = []
-        for check in QUICK if options.checks == "quick" else CHECKS:
-            name = check.__name__.replace("_", " ")
-            steps += [
-                Planned(f"check {one}: {name}", f"check {name}", CHECK, partial(work.check, check, one),
-                        partial(_why_not, work, [one]))
-                for one in engines
-            ]  # fmt: skip
+        checks = {one.__name__.replace("_", " "): one for one in (QUICK if options.checks == "quick" else CHECKS)}
+        steps = [
+            Planned(
+                *(f"check {one}: {name}", f"check {name}", CHECK),
+                *(partial(work.check, check, one), partial(_why_not, work, [one])),
+            )
+            for name, check in checks.items()
+            for one in engines
+        ]
         why_not = partial(_why_not, work, engines)
         return [*steps, Planned("leak cycles", "cycles", options.cycle_seconds, work.cycle, why_not)]
 
@@ -194,9 +197,9 @@ class Plan:
 
     def _why_absent(self, precision: str) -> str:
         """Why an engine has nothing to be built from; "" where it has."""
-        name = engine_source(precision, self.strongly_typed)
         if self.source(precision).is_file():
             return ""
+        name = engine_source(precision, self.strongly_typed)
         made = "; the recipe makes it with quantize.tensorrt8: true" if name in TENSORRT8.values() else ""
         return f"{name} is not in the folder{made}"
 
