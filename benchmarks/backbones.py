@@ -29,7 +29,6 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import read_json, write_json
 from pipeline.layout import PARITY
-from pipeline.models import build_classifier
 from pipeline.output_files import check_output
 from pipeline.recipe import Data, Model, Splits
 from pipeline.stopping import raise_as
@@ -102,6 +101,8 @@ def _make(name: str, size: int, recipe: Path, target: Path) -> int:
     """Draw a classifier's weights and save it; the number of its parameters comes back."""
     import keras
 
+    from pipeline.models import build_classifier
+
     images = load_image_set(load_recipe(recipe).data)
     keras.utils.set_random_seed(1)
     built = build_classifier(Model(backbone=name, input_size=size), len(images.classes))  # type: ignore[arg-type]
@@ -150,17 +151,16 @@ def _row(root: Path) -> dict[str, Any]:
     """What the artifacts say: distances from Keras, and what stayed in float."""
     parity = read_json(root / PARITY)
     calibration = read_json(root / "quantize" / "calibration.json")
+    named = ("verdict", "images", "relative_error", "sqnr_db", "top1_agreement", "why")
     row: dict[str, Any] = {"verdict": parity["verdict"]}
     for hop in parity["hops"]:
-        if hop["kind"] == "from_keras" and hop["backend"] == "onnxruntime" and hop["precision"] not in row:
-            named = ("verdict", "images", "relative_error", "sqnr_db", "top1_agreement", "why")
-            row[hop["precision"]] = {key: hop[key] for key in named}
-    kept = calibration["kept"]
+        if (hop["kind"], hop["backend"]) == ("from_keras", "onnxruntime"):
+            row.setdefault(hop["precision"], {key: hop[key] for key in named})
     return row | {
         "method": calibration["method"],
         "convolutions": calibration["convolutions"],
         "int8_convolutions": calibration["int8_convolutions"],
-        "kept": kept,
+        "kept": calibration["kept"],
         "fp32_in_fp16": sorted(calibration["fp16"]["kept_fp32"]),
     }
 

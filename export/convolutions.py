@@ -40,10 +40,9 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         padded = f"{output}/padded" if len(node.input) > 2 else output
         result.graph.node.append(helper.make_node("Pad", [bare, f"{bare}/amounts"], [padded], f"{node.name}/Pad"))
         if len(node.input) > 2:  # the zeros get the bias too
-            bias = numpy_helper.to_array(table[node.input.pop(2)])
-            column = numpy_helper.from_array(bias.reshape(-1, *[1] * half), f"{padded}/bias")
-            result.graph.initializer.append(column)
-            result.graph.node.append(helper.make_node("Add", [padded, column.name], [output], f"{node.name}/Add"))
+            bias = numpy_helper.to_array(table[node.input.pop(2)]).reshape(-1, *[1] * half)
+            result.graph.initializer.append(numpy_helper.from_array(bias, f"{padded}/bias"))
+            result.graph.node.append(helper.make_node("Add", [padded, f"{padded}/bias"], [output], f"{node.name}/Add"))
     return topological_sort(result)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -107,13 +106,17 @@ def unfolded_convs(model: onnx.ModelProto) -> list[str]:
     One number for all channels is no BatchNorm: GELU and hard swish are made of such.
     """
     table, readers = constants(model.graph), consumers(model.graph)
-    found = []
-    for conv in (node for node in model.graph.node if node.op_type == "Conv"):
-        for node in readers.get(conv.output[0], ()):
-            per_channel = any(name in table and math.prod(table[name].dims) > 1 for name in node.input)
-            if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and per_channel):
-                found.append(f"{conv.name} ({node.op_type})")
-    return found
+
+    def per_channel(node: onnx.NodeProto) -> bool:
+        return any(name in table and math.prod(table[name].dims) > 1 for name in node.input)
+
+    return [
+        f"{conv.name} ({node.op_type})"
+        for conv in model.graph.node
+        if conv.op_type == "Conv"
+        for node in readers.get(conv.output[0], ())
+        if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and per_channel(node))
+    ]
 
 
 def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -136,12 +139,14 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
         if pad is None or found is None or any(pool.output[1:]):
             continue
         added, value = found
-        taps = _taps(pool, shapes.get(pool.input[0], ()))
-        pads = [own + more for own, more in zip(taps.pads, added)] if taps is not None else []
+        kernel = list(attribute(pool, "kernel_shape"))
+        sides = [side for side in shapes.get(pool.input[0], ())[2:] if isinstance(side, int)]
+        own = _own_padding(pool, sides)
+        pads = [mine + more for mine, more in zip(own or (), added)]
         if (
-            taps is None
-            or not len(pads) == len(added) == 2 * len(taps.kernel)
-            or any(not 0 <= total < k for total, k in zip(pads, taps.kernel * 2))
+            own is None
+            or not len(pads) == len(added) == 2 * len(kernel)
+            or any(not 0 <= total < k for total, k in zip(pads, kernel * 2))
             or min(added) < 0
         ):
             unpadded = attribute(pool, "auto_pad", b"NOTSET") == b"NOTSET" and not any(attribute(pool, "pads", [0]))
@@ -152,61 +157,50 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
         source = made.get(pad.input[0])
         dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may lie in the padding alone
         if value != 0 or source is None or source.op_type != "Relu" or dilated:
-            _append_border(graph, pool, taps.touching(added), value)
+            _append_border(graph, pool, _touching(pool, sides, own, added), value)
         pool.input[0] = pad.input[0]
     return topological_sort(result)
 
 
-@dataclass(frozen=True)
-class _Taps:
-    """Where the windows of a pool reach, for each spatial axis.
+def _windows(pool: onnx.NodeProto) -> tuple[list[int], list[int], list[int]]:
+    """Returns a pool's strides, its dilations, and over how many values a window reaches, for each spatial axis."""
+    kernel = attribute(pool, "kernel_shape")
+    ones = [1] * len(kernel)
+    dilations = list(attribute(pool, "dilations", ones))
+    return list(attribute(pool, "strides", ones)), dilations, [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+
+
+def _own_padding(pool: onnx.NodeProto, sides: Sequence[int]) -> list[int] | None:
+    """Returns a MaxPool's padding, begins and ends, None where numbers alone do not give it."""
+    strides, _, reach = _windows(pool)
+    kind = attribute(pool, "auto_pad", b"NOTSET")
+    if len(sides) != len(strides) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
+        return None
+    if kind == b"SAME_UPPER":
+        spans = zip(sides, strides, reach)
+        whole = [max((math.ceil(side / stride) - 1) * stride + span - side, 0) for side, stride, span in spans]
+        return [total // 2 for total in whole] + [total - total // 2 for total in whole]
+    none = [0] * 2 * len(strides)
+    return list(attribute(pool, "pads", none)) if kind == b"NOTSET" else none
+
+
+def _touching(pool: onnx.NodeProto, sides: Sequence[int], own: Sequence[int], added: Sequence[int]) -> np.ndarray:
+    """Returns which windows of a pool touch what was added to its input, bool (1, 1, ...).
 
     Args:
+        pool: A MaxPool.
         sides: Sizes of its input.
-        kernel: Sizes of a window.
-        pads: Its own padding, begins and ends.
-        positions: Indices in its input, (windows, kernel); those outside are its own padding.
+        own: Its own padding, begins and ends, which does not count.
+        added: How many values at the begins and ends of its input do.
     """
-
-    sides: list[int]
-    kernel: list[int]
-    pads: list[int]
-    positions: list[np.ndarray]
-
-    def touching(self, added: Sequence[int]) -> np.ndarray:
-        """Returns which windows touch so many values at the begins and ends, bool (1, 1, ...)."""
-        rank = len(self.sides)
-        result = np.zeros((1, 1) + (1,) * rank, dtype=bool)
-        for axis, (side, taps) in enumerate(zip(self.sides, self.positions)):
-            first, last = added[axis], side - added[rank + axis]
-            inside = (taps >= 0) & (taps < side)
-            touches = (inside & ((taps < first) | (taps >= last))).any(axis=1)
-            result = result | touches.reshape([-1 if i == axis + 2 else 1 for i in range(rank + 2)])
-        return result
-
-
-def _taps(pool: onnx.NodeProto, shape: Sequence[int | str | None]) -> _Taps | None:
-    """Returns where a MaxPool's windows reach, None where its padding is not given by numbers alone."""
-    kernel = list(attribute(pool, "kernel_shape"))
-    sides = [side for side in shape[2:] if isinstance(side, int)]
-    kind = attribute(pool, "auto_pad", b"NOTSET")
-    if len(sides) != len(kernel) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
-        return None
-    strides = attribute(pool, "strides", [1] * len(kernel))
-    dilations = attribute(pool, "dilations", [1] * len(kernel))
-    reach = [(k - 1) * dilation + 1 for k, dilation in zip(kernel, dilations)]
-    pads = list(attribute(pool, "pads", [0] * 2 * len(kernel))) if kind == b"NOTSET" else [0] * 2 * len(kernel)
-    if kind == b"SAME_UPPER":
-        whole = [
-            max((math.ceil(side / stride) - 1) * stride + r - side, 0) for side, stride, r in zip(sides, strides, reach)
-        ]
-        pads = [total // 2 for total in whole] + [total - total // 2 for total in whole]
-    positions = []
-    for axis, (side, k) in enumerate(zip(sides, kernel)):
-        begin, end = pads[axis], pads[len(kernel) + axis]
-        starts = np.arange(0, side + begin + end - reach[axis] + 1, strides[axis]) - begin
-        positions.append(starts[:, None] + np.arange(k) * dilations[axis])
-    return _Taps(sides, kernel, pads, positions)
+    rank = len(sides)
+    border = np.ones(sides, dtype=bool)
+    border[tuple(slice(begin, side - end) for side, begin, end in zip(sides, added, added[rank:]))] = False
+    padded = np.pad(border, list(zip(own, own[rank:])))
+    strides, dilations, reach = _windows(pool)
+    taps = np.lib.stride_tricks.sliding_window_view(padded, reach)
+    taps = taps[tuple(slice(None, None, step) for step in (*strides, *dilations))]
+    return np.asarray(taps.any(axis=tuple(range(rank, 2 * rank))))[None, None]
 
 
 def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:

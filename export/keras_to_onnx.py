@@ -11,8 +11,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import onnx
 from onnx import TensorProto
 
@@ -29,11 +30,6 @@ from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
 from export.tf_conversion import MOST_STEPS, convert
 from export.words import count, listed
-
-if TYPE_CHECKING:
-    import keras
-
-__all__ = ["ExportSummary", "export_keras", "logits_model"]
 
 logger = logging.getLogger(__name__)
 PRODUCER = "keras-resnet-to-tensorrt"

@@ -7,15 +7,13 @@ ends. What is taken off is a call, never a layer: one Activation object may be a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
 from export.errors import ExportError
 from export.words import count
-
-if TYPE_CHECKING:
-    import keras
 
 # Layers and operations that are an activation and nothing else, by class name.
 _ACTIVATIONS = {
@@ -77,8 +75,6 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
     Raises:
         ExportError: If the end of the model is something else, or cannot be told.
     """
-    import keras
-
     if output not in ("auto", "logits", "softmax"):
         raise ExportError(f"Expected output auto, logits or softmax. Received: {output!r} (name one of these).")
     _check_form(model)
@@ -117,8 +113,6 @@ def before_activation(model: keras.Model) -> keras.Model:
 
     What follows the activation (Reshape, Flatten ...) is done to the values before it.
     """
-    import keras
-
     return keras.Model(model.inputs[0], _cut(model.outputs[0]), name=model.name)
 
 
@@ -152,10 +146,10 @@ def _check_form(model: keras.Model) -> None:
             "without inputs and outputs (call it once, or wrap it: keras.Model(inputs, outputs))."
         )
     if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
-        shapes = [tuple(t.shape) for t in outputs]
         raise ExportError(
-            "Expected one input and one output of shape (batch, classes). "
-            f"Received: {count(len(inputs), 'input')}, outputs {shapes} (wrap the model in one that has these alone)."
+            "Expected one input and one output of shape (batch, classes). Received: "
+            f"{count(len(inputs), 'input')}, outputs {[tuple(tensor.shape) for tensor in outputs]} "
+            "(wrap the model in one that has these alone)."
         )
 
 
@@ -199,8 +193,6 @@ def _source(tensor: Any) -> tuple[Any, list[Any]]:
 
 def _inner(tensor: Any) -> Any:
     """Returns the tensor inside nested models that a tensor is."""
-    import keras
-
     while True:
         operation, _, position = tensor._keras_history
         if not isinstance(operation, keras.Model):
@@ -227,8 +219,6 @@ def _hands_on(operation: Any) -> bool:
 
 def _cut(tensor: Any) -> Any:
     """Returns the Keras tensor that `tensor` would be without the activation that its values come from."""
-    import keras
-
     operation, inputs = _source(tensor)
     if isinstance(operation, keras.Model):
         inner = keras.Model(operation.inputs, _cut(operation.outputs[0]), name=operation.name)

@@ -22,8 +22,6 @@ Triple = tuple[float, float, float]
 
 _ZERO: Triple = (0.0, 0.0, 0.0)
 _ONE: Triple = (1.0, 1.0, 1.0)
-_TORCH_MEAN = (0.485, 0.456, 0.406)
-_TORCH_STD = (0.229, 0.224, 0.225)
 _ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 
 LUMA = (19595, 38470, 7471)  # of 65,536: Rec. 601 as Pillow weighs red, green and blue
@@ -34,8 +32,8 @@ _MODES: dict[str, tuple[str, Triple, Triple]] = {
     "tf": ("RGB", (127.5, 127.5, 127.5), (1 / 127.5, 1 / 127.5, 1 / 127.5)),
     "torch": (
         "RGB",
-        (255 * _TORCH_MEAN[0], 255 * _TORCH_MEAN[1], 255 * _TORCH_MEAN[2]),
-        (1 / (255 * _TORCH_STD[0]), 1 / (255 * _TORCH_STD[1]), 1 / (255 * _TORCH_STD[2])),
+        (255 * 0.485, 255 * 0.456, 255 * 0.406),
+        (1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225)),
     ),
     "unit": ("RGB", _ZERO, (1 / 255, 1 / 255, 1 / 255)),
     "none": ("RGB", _ZERO, _ONE),
@@ -88,8 +86,11 @@ class MeanImage:
 
     def to_dict(self, values: bool) -> dict[str, Any]:
         """Returns plain JSON types; without `values` only shape and hash."""
-        described = {"shape": list(self.shape), "sha256": hashlib.sha256(self.data).hexdigest()}
-        return described | ({"float32": base64.b64encode(self.data).decode()} if values else {})
+        return {
+            "shape": list(self.shape),
+            "sha256": hashlib.sha256(self.data).hexdigest(),
+            **({"float32": base64.b64encode(self.data).decode()} if values else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -205,15 +206,14 @@ class PreprocessingSpec:
             ExportError: If a key is missing or a value is not valid.
         """
         try:
-            mean, scale = tuple(data["mean"]), tuple(data["scale"])
             image = None
             if "mean_image" in data:
                 height, width, channels = data["mean_image"]["shape"]
                 image = MeanImage((height, width, channels), base64.b64decode(data["mean_image"]["float32"]))
             return cls(
                 str(data["channel_order"]),
-                mean,
-                scale,
+                tuple(data["mean"]),
+                tuple(data["scale"]),
                 str(data.get("mode", "custom")),
                 image,
                 data.get("grey", False) is True,

@@ -107,8 +107,8 @@ def _fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
 
 
 def _schema(kind: Any) -> int | None:
-    default = next((one.default for one in dataclasses.fields(kind) if one.name == "schema"), None)
-    return default if isinstance(default, int) else None
+    defaults = (one.default for one in dataclasses.fields(kind) if one.name == "schema")
+    return next((default for default in defaults if isinstance(default, int)), None)
 
 
 def _record(kind: Any, tree: Any, key: str) -> Any:

@@ -7,8 +7,8 @@ only holds at one batch size, or gives each picture an answer that depends on it
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 import onnx
 
@@ -20,9 +20,6 @@ from export.ort_session import open_session
 from export.preprocessing import PreprocessingSpec
 from export.probes import probe_pixels
 from export.words import count, listed
-
-if TYPE_CHECKING:
-    import keras
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +46,6 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
     Raises:
         ExportError: If they differ, depend on the batch or on chance, or cannot be had at each batch size.
     """
-    import keras
-
     source = keras.Model(source.inputs[0], source.outputs[0])  # no lists or dicts around them
     _, height, width, _ = source.input_shape
     pixels = probe_pixels(height, width, PICTURES)
@@ -99,8 +94,6 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
     Raises:
         ExportError: If the model does not take that many pictures at once.
     """
-    import keras
-
     try:
         # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures. On
         # the CPU: a GPU computes in TF32, which is another model by more than the tolerance.
@@ -148,8 +141,6 @@ def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inpu
     Keras works on NHWC. Folding leaves some layers without values of their own, so a layer counts as right where
     one that reads it is.
     """
-    import keras
-
     try:
         operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
         with keras.device("cpu:0"):

@@ -72,12 +72,10 @@ def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
     version = opset(model)
     for node in model.graph.node:
         _infer(node, known, version)
-        value = _value(node, known, version)
-        if value is None:
-            continue
-        name = node.output[0]
-        known.values[name], known.shapes[name] = value, value.shape
-        known.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+        if (value := _value(node, known, version)) is not None:
+            name = node.output[0]
+            known.values[name], known.shapes[name] = value, value.shape
+            known.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
     return known
 
 
@@ -233,11 +231,10 @@ def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.nda
 def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
     """Returns constant ends for a Slice that goes up to a dimension's end, or to a fixed place."""
     sizes = _sizes(node.input[0], known)
-    ends = [one.values.get(node.input[2]) for one in known]
-    if sizes is None or any(end is None for end in ends):
+    ends = [one.values[node.input[2]] for one in known if node.input[2] in one.values]
+    if sizes is None or len(ends) < len(known):
         return None
-    kind = next(end.dtype for end in ends if end is not None)
-    columns = list(zip(*(np.ravel(end).tolist() for end in ends if end is not None)))
+    columns = list(zip(*(np.ravel(end).tolist() for end in ends)))
     axes = _same_input(node, 3, known, np.arange(len(columns)))
     steps = _same_input(node, 4, known, np.ones(len(columns), dtype=np.int64))
     if axes is None or steps is None:
@@ -247,10 +244,10 @@ def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray
         if len(set(column)) == 1:
             result.append(column[0])
         elif step > 0 and column == sizes[axis]:
-            result.append(np.iinfo(kind).max)
+            result.append(np.iinfo(ends[0].dtype).max)
         else:
             return None
-    return np.asarray(result, dtype=kind)
+    return np.asarray(result, dtype=ends[0].dtype)
 
 
 # operator -> which input can be constant though the batch has a part in it, what that is, and how it is found

@@ -1,6 +1,6 @@
-"""tf2onnx, kept within the memory of a laptop, and its failures made errors instead of log lines.
+"""tf2onnx, with what it does not know or gets wrong put right, kept within the memory of a laptop.
 
-Recurrent layers reach it as the plain steps they are made of.
+Its failures are errors here instead of log lines, and recurrent layers reach it as the plain steps they are made of.
 """
 
 from __future__ import annotations
@@ -9,20 +9,81 @@ import contextlib
 import ctypes
 import functools
 import gc
-import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
+import numpy as np
 import onnx
+import tensorflow as tf
+import tf2onnx
+from tf2onnx import tf_loader
+from tf2onnx.optimizer import _get_optimizers
+from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
 from export.errors import ExportError
-
-if TYPE_CHECKING:
-    import keras
+from export.shape_folding import RESIZES
 
 TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
 # A step is some ten to twenty nodes, so 256 steps convert in about a minute: the rows of a picture of usual size.
 MOST_STEPS = 256
+
+
+def _leave(context: Any, node: Any, name: str, _: Any) -> None:
+    """Leaves an operation in the graph under its TensorFlow name."""
+
+
+def _with_one(context: Any, node: Any, name: str, _: Any, steps: tuple[tuple[str, str], tuple[str, str]]) -> None:
+    """Replaces a node by two operators, each with what it reads: ``x``, the value at hand, and ``1``."""
+    (first, its_inputs), (second, inputs) = steps
+    result = node.output[0]
+    kind = {"shapes": [context.get_shape(result)], "dtypes": [context.get_dtype(result)]}
+    context.remove_node(node.name)
+    values = {"x": node.input[0], "1": context.make_const(f"{name}/one", np.ones((), np.float32)).output[0]}
+    between = context.make_node(first, [values[v] for v in its_inputs], name=f"{name}/{first}", **kind)
+    values["x"] = between.output[0]
+    context.make_node(second, [values[v] for v in inputs], outputs=[result], name=name, **kind)
+
+
+# operation -> its handler and that handler's further arguments, as tf2onnx.convert takes them
+HANDLERS: dict[str, tuple[Any, list[Any]]] = {
+    # TensorFlow's GELU is built of Erfc: tf2onnx knows only Erf.
+    "Erfc": (functools.partial(_with_one, steps=(("Erf", "x"), ("Sub", "1x"))), []),
+    # CELU is built of Expm1. Near zero both of these are off by half an ulp of one.
+    "Expm1": (functools.partial(_with_one, steps=(("Exp", "x"), ("Sub", "x1"))), []),
+    "Log1p": (functools.partial(_with_one, steps=(("Add", "x1"), ("Log", "x"))), []),
+    **{operation: (_leave, []) for operation in RESIZES},
+}
+
+
+class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
+    """Pushes the Transposes behind NHWC operations down until they cancel.
+
+    tf2onnx 1.17 makes a constant added behind a Conv its bias wherever one axis of the constant is as long as the
+    Conv has filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and a constant for each row of as many rows
+    would become one for each channel. And a factor goes into the weight even where another Conv shares that weight.
+    """
+
+    def _add_handler(self, trans: Any, node: Any) -> bool:
+        constant = node.inputs[1]
+        if constant.is_const():
+            shape = np.shape(constant.get_tensor_value(as_list=False))
+            if not shape or any(d != 1 for d in shape[:-1]):
+                return bool(self._handle_node_having_branches(trans, node))
+            self._own(node, 1)
+        return bool(super()._add_handler(trans, node))
+
+    def _mul_handler(self, trans: Any, node: Any) -> bool:
+        conv = trans.inputs[0]
+        if conv is not None and conv.type == "Conv" and conv.inputs[1].is_const():
+            self._own(conv, 1)
+        return bool(super()._mul_handler(trans, node))
+
+    def _own(self, node: Any, index: int) -> None:
+        """Gives a node a copy of a constant that others read too, for it is about to be changed."""
+        constant = node.inputs[index]
+        if not self._nodes_has_single_consumer_node([constant]):
+            self._g.replace_input(node, node.input[index], self._g.copy_const(constant).output[0], index)
 
 
 def _inline_everything(definition: Any) -> None:
@@ -40,9 +101,8 @@ def _inline_everything(definition: Any) -> None:
 def _free_memory() -> None:
     """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
+    with contextlib.suppress(TypeError, AttributeError):  # on Windows, and where the C library is another one
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Pass:
@@ -77,8 +137,6 @@ def _frozen_graph_prepared() -> Iterator[None]:
     TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
     lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
     """
-    from tf2onnx import tf_loader
-
     original = tf_loader.tf_optimize
 
     def optimize(inputs: list[str], outputs: list[str], definition: Any) -> Any:
@@ -107,8 +165,6 @@ def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]
         model: Functional; layers whose number of steps is not fixed, or larger, stay as they are.
         most_steps: Defaults to `MOST_STEPS`.
     """
-    import keras
-
     rolled = [
         layer
         for layer in model._flatten_layers()  # wrappers such as Bidirectional keep theirs in no public list
@@ -145,12 +201,6 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     Raises:
         ExportError: If tf2onnx or one of its passes fails.
     """
-    import tensorflow as tf
-    import tf2onnx
-    from tf2onnx.optimizer import _get_optimizers
-
-    from export.tf_operations import HANDLERS, ExactTransposeOptimizer
-
     failures: list[str] = []
     factories = {**_get_optimizers(), "optimize_transpose": ExactTransposeOptimizer}
     passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in factories.items()}

@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
 from export.logits import before_activation, end_of, remade
@@ -25,9 +26,6 @@ from pipeline.model_graph import all_layers, at_inference, flat, free_name, run_
 from pipeline.original import Form, answers, form_of, tensor_names
 from pipeline.same_answers import BFLOAT16, EXACT, HALF, refuse_batch_dependence, refuse_other_answers
 from pipeline.words import count, listed
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
@@ -211,8 +209,6 @@ def _is_plain(model: Any, size: tuple[int, int]) -> bool:
 
 def _outside(model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[int, Any], where: Path) -> keras.Model:
     """The model with another outside, and some of its layers replaced."""
-    import keras
-
     inputs = keras.Input((*size, 3), name=free_name(model, "pixels"))
     x: Any = inputs[..., :1] if form.grey else inputs  # of grey all three channels are equal
     if form.dtype.startswith(("int", "uint")):
@@ -277,8 +273,6 @@ def half_tolerance(model: Any) -> float:
 
 
 def _computes_in_half(layer: Any) -> bool:
-    import keras
-
     compute = getattr(layer, "compute_dtype", "float32")
     if compute in ("float32", None) or hasattr(layer, "layers") or isinstance(layer, keras.layers.InputLayer):
         return False
@@ -297,8 +291,6 @@ def _reshapes_of_batch(model: Any, batch: int) -> list[Any]:
 
 
 def _freed(reshapes: list[Any]) -> dict[int, Any]:
-    import keras
-
     return {id(old): keras.layers.Reshape(tuple(old.output.shape[1:]), name=old.name) for old in reshapes}
 
 

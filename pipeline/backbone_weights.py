@@ -7,28 +7,28 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
+import keras
 import numpy as np
 
+from export.bounded_json import parse_json
 from export.files import digest_of
+from pipeline.architecture import layers_of
 from pipeline.archive_files import open_zip
 from pipeline.download import fetch
 from pipeline.errors import ModelError
 from pipeline.foreign_files import HEAD, describe_file
+from pipeline.model_file import names_in
 from pipeline.model_guards import check_weights_file
 from pipeline.model_settings import check_published
-from pipeline.published_weights import imagenet_weights, published_backbones
+from pipeline.published_weights import imagenet_weights
 from pipeline.recipe import IMAGENET, Model
 from pipeline.words import listed
 
-if TYPE_CHECKING:
-    import keras
-
 # Of ImageNet's channels; what Keras divides by once more in EfficientNet B0 to B7 (applications/efficientnet.py).
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
-
-_BLOCKS = "abcdef"  # ResNet50 has no more in a stage
 
 
 def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
@@ -59,13 +59,12 @@ def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
 
 def classic_name(layer: str) -> str:
     """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
-    fixed = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}
-    match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)
-    if match is None or int(match[2]) > len(_BLOCKS):
-        return fixed.get(layer, layer)
+    match = re.fullmatch(r"conv(\d)_block([1-6])_([0-3])_(conv|bn)", layer)
+    if match is None:
+        return {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}.get(layer, layer)
     stage, block, part, kind = match.groups()
     branch = ("1", "2a", "2b", "2c")[int(part)]
-    return f"{'res' if kind == 'conv' else 'bn'}{stage}{_BLOCKS[int(block) - 1]}_branch{branch}"
+    return f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_branch{branch}"
 
 
 def _finalize(model: keras.Model) -> None:
@@ -80,13 +79,6 @@ def _rescales_again(path: Path, backbone: str) -> bool:
 
     Two files are known to: what Keras publishes, and a whole model whose architecture says so.
     """
-    import h5py
-
-    from export.bounded_json import parse_json
-    from pipeline.architecture import layers_of
-
-    if backbone not in published_backbones():
-        return False
     with path.open("rb") as file:
         digest = f"md5:{digest_of(file, 'md5')}"
     if digest in {imagenet_weights(backbone, top).digest for top in (True, False)}:
@@ -106,8 +98,6 @@ def _divide_once_more(model: keras.Model) -> None:
     Normalization's variance, so that the network is the same whatever its weights are:
     (x - m) / sqrt(v) / sqrt(s) = (x - m) / sqrt(v * s).
     """
-    import keras
-
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.adapt_variance.assign(layer.adapt_variance * _DEVIATION)
@@ -172,9 +162,7 @@ def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
             model.load_weights(path)
     except Exception as error:  # Keras raises many types, and the message may hold the weights themselves
         _, _, unfit = str(error).partition("List of objects that could not be loaded:")
-        layers = re.findall(r"<\w+ name=([^,>]+)", unfit)
-        if not layers:
-            layers = [layer.name for layer in model.layers if layer.weights]
+        layers = re.findall(r"<\w+ name=([^,>]+)", unfit) or [layer.name for layer in model.layers if layer.weights]
         raise _of_another_network(path, name, f"does not fit {len(layers):,} of its layers", layers) from error
 
 
@@ -187,8 +175,6 @@ def _of_another_network(path: Path, name: str, how: str, layers: Sequence[str]) 
 
 def _refuse_what_holds_none(path: Path, name: str) -> None:
     """Refuse what is no HDF5 file, with what it is instead: names lie, so the content is asked."""
-    import h5py
-
     if path.is_file() and h5py.is_hdf5(path):
         return
     if path.is_dir():
@@ -244,8 +230,6 @@ def _by_order(model: keras.Model, held: dict[str, list[str]]) -> dict[Any, str]:
 
 def _values(names: Mapping[Any, tuple[str, list[str]]], path: Path) -> dict[Any, list[np.ndarray]]:
     """What a file of Keras 1 or 2 holds for each layer, by the names that the layer and its weights have there."""
-    import h5py
-
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         return {layer: [root[old][name][()] for name in weights] for layer, (old, weights) in names.items()}
@@ -253,9 +237,6 @@ def _values(names: Mapping[Any, tuple[str, list[str]]], path: Path) -> dict[Any,
 
 def _weight_names(path: Path) -> dict[str, list[str]] | None:
     """Layers in the order of the file, and the weights of each; None where it is a file of Keras 3."""
-    import h5py
-
-    from pipeline.model_file import names_in
 
     def names(attributes: Any, key: str) -> list[str]:
         return [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(attributes, key)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
 
+import keras
 import numpy as np
 from PIL import Image
 
@@ -17,28 +16,8 @@ from pipeline.errors import DataError
 from pipeline.progress import progress_bar
 from pipeline.recipe import Augment
 
-if TYPE_CHECKING:
-    import keras
-
-log = logging.getLogger(__name__)
-
 CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; more are decoded in every epoch
 FEATURE_BATCH = 64
-
-
-class Source(Protocol):
-    """Labelled examples by index."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 of shape (N,)."""
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether taking some costs next to nothing."""
-
-    def take(self, indices: np.ndarray, epoch: int) -> np.ndarray:
-        """float32 of shape (len(indices), ...)."""
 
 
 class Images:
@@ -117,6 +96,9 @@ class Features:
         return np.asarray(self.values[indices])
 
 
+Source = Images | Features  # labelled examples by index
+
+
 def compute_features(extractor: keras.Model, source: Source, description: str) -> Features:
     """Run a frozen extractor (float32 pixels to (N, features)) over every image once."""
     count = len(source.labels)
@@ -150,14 +132,16 @@ def augment_image(pixels: np.ndarray, settings: Augment, random: np.random.Gener
     height, width = pixels.shape[:2]
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
-    matrix = (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
     image = Image.fromarray(pixels).transform(
-        (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+        (width, height),
+        Image.Transform.AFFINE,
+        (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y),
+        Image.Resampling.BILINEAR,
     )
     return np.asarray(image, dtype=np.uint8)
 
 
-def make_batches(source: Source, batch_size: int, shuffle_seed: int | None = None) -> Any:
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """A Keras data set of (float32, int64 labels) batches.
 
     Args:
@@ -166,24 +150,22 @@ def make_batches(source: Source, batch_size: int, shuffle_seed: int | None = Non
         shuffle_seed: None keeps the order; otherwise the order of an epoch follows from this seed and the attribute
             ``epoch`` alone, so that a training which is resumed sees what it would have seen.
     """
-    import keras
 
-    class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__(workers=1 if source.in_memory else os.cpu_count() or 1, use_multiprocessing=False)
-            self.set_epoch(0)
+    def __init__(self, source: Source, batch_size: int, shuffle_seed: int | None = None) -> None:
+        super().__init__(workers=1 if source.in_memory else os.cpu_count() or 1, use_multiprocessing=False)
+        self._source, self._batch_size, self._shuffle_seed = source, batch_size, shuffle_seed
+        self.set_epoch(0)
 
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-            self.order = np.arange(len(source.labels))
-            if shuffle_seed is not None:
-                np.random.default_rng((shuffle_seed, epoch)).shuffle(self.order)
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle for an epoch, if this shuffles."""
+        self.epoch = epoch
+        self.order = np.arange(len(self._source.labels))
+        if self._shuffle_seed is not None:
+            np.random.default_rng((self._shuffle_seed, epoch)).shuffle(self.order)
 
-        def __len__(self) -> int:
-            return math.ceil(len(source.labels) / batch_size)
+    def __len__(self) -> int:
+        return math.ceil(len(self._source.labels) / self._batch_size)
 
-        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-            chosen = self.order[index * batch_size : (index + 1) * batch_size]
-            return source.take(chosen, self.epoch), source.labels[chosen]
-
-    return _Batches()
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self.order[index * self._batch_size : (index + 1) * self._batch_size]
+        return self._source.take(chosen, self.epoch), self._source.labels[chosen]

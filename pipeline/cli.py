@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.errors import notes
 from pipeline.output_files import sentence
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
 from pipeline.stage import Context
-from pipeline.stopping import Terminated, status_of, terminated_as_interrupted
+from pipeline.stopping import INTERRUPTED, TERMINATED, Terminated, terminated_as_interrupted
 from pipeline.usage import Parser, UsageError, override, recipe_file
 
 log = logging.getLogger("pipeline")
@@ -69,19 +69,30 @@ def recipe_options() -> Parser:
 
 def stage_options() -> Parser:
     """The options of every command that runs stages."""
-    parser = Parser(add_help=False)
-    parser.add_argument("--force", action="store_true", help="run even if the result is up to date")
-    parser.add_argument("--explain", action="store_true", help="say what would run and why, and run nothing")
-    parser.add_argument("--no-wait", action="store_true", help="fail instead of waiting if another process works on it")
-    return parser
+    return _switches(
+        {
+            ("--force",): "run even if the result is up to date",
+            ("--explain",): "say what would run and why, and run nothing",
+            ("--no-wait",): "fail instead of waiting if another process works on it",
+        }
+    )
 
 
 def output_options() -> Parser:
     """How a command talks."""
+    return _switches(
+        {
+            ("--json",): "end with one line of JSON on standard output",
+            ("-q", "--quiet"): "warnings and errors only",
+            ("-v", "--verbose"): "debug messages too",
+        }
+    )
+
+
+def _switches(helps: Mapping[tuple[str, ...], str]) -> Parser:
     parser = Parser(add_help=False)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
-    parser.add_argument("-v", "--verbose", action="store_true", help="debug messages too")
+    for names, text in helps.items():
+        parser.add_argument(*names, action="store_true", help=text)
     return parser
 
 
@@ -148,7 +159,6 @@ def _run(
     invocation = invocation_of(args)
     handler.rebuild = invocation.command("build", more=("--force",)) if invocation else REBUILD
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
-    result: dict[str, Any]
     try:
         with terminated_as_interrupted():
             result = {"command": name, "status": "done"} | command(args)
@@ -157,8 +167,9 @@ def _run(
     except ProjectError as error:
         result = _failed(name, "bad input", _with_notes(_with_place(handler.said(str(error)), args), error), BAD_INPUT)
     except KeyboardInterrupt as error:
-        said = "Terminated." if isinstance(error, Terminated) else "Interrupted."
-        result = _failed(name, "interrupted", _with_notes(said, error), status_of(error))
+        terminated = isinstance(error, Terminated)
+        said = _with_notes("Terminated." if terminated else "Interrupted.", error)
+        result = _failed(name, "interrupted", said, TERMINATED if terminated else INTERRUPTED)
     except ModuleNotFoundError as error:
         advice = (
             f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make "

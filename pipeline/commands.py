@@ -237,10 +237,14 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         said = listed(changes, separator="; ")
         log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
     paths = find_images(args.images)
-    at_once = min(batch_size, len(paths))
     with context.invocation.completing_errors():
         choice = choose(
-            Artifacts(context.root), context.settings, args.backend, args.precision, args.allow_unverified, at_once
+            Artifacts(context.root),
+            context.settings,
+            args.backend,
+            args.precision,
+            args.allow_unverified,
+            min(batch_size, len(paths)),
         )
     if not (context.root / KERAS).is_file():
         log.info("%s is not here; %s, which was compared with it when it was verified, answers", KERAS, choice.name)
@@ -251,8 +255,12 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     if counts["failed"] < counts["images"]:
         said += f", answered by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
     log.info("%s", said)
-    exit_status = cli.SOME_FAILED if counts["failed"] else cli.DONE
-    return counts | {"output": str(output), "model": choice.name, "verdict": choice.verdict, "exit": exit_status}
+    return counts | {
+        "output": str(output),
+        "model": choice.name,
+        "verdict": choice.verdict,
+        "exit": cli.SOME_FAILED if counts["failed"] else cli.DONE,
+    }
 
 
 def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:

@@ -35,9 +35,8 @@ class Row:
         Raises:
             PipelineError: it is none, or out of bounds.
         """
-        cell = self.cells[name]
         try:
-            value = float(cell)
+            value = float(self.cells[name])
         except ValueError:
             value = math.nan
         if math.isnan(value) or not low <= value <= high or (finite and math.isinf(value)):

@@ -246,7 +246,9 @@ class Pixels:
                 for sample, decoded in zip(chunk, pool.map(self._try, chunk)):
                     bar.update()
                     if isinstance(decoded, ImageError):
-                        self._skip(sample, decoded)
+                        self.skipped[sample.name] = str(decoded)
+                        if len(self.skipped) <= self.max_bad_images:
+                            log.warning("skipped an unreadable image: %s: %s", sample.name, decoded)
                         continue
                     if len(self.skipped) > self.max_bad_images:
                         continue  # nothing comes of these pixels; the other unreadable images are still to be named
@@ -271,8 +273,3 @@ class Pixels:
             return self.one(sample)
         except ImageError as error:
             return ImageError(str(error))  # without its traceback, which refers to the file's bytes
-
-    def _skip(self, sample: Sample, error: ImageError) -> None:
-        self.skipped[sample.name] = str(error)
-        if len(self.skipped) <= self.max_bad_images:
-            log.warning("skipped an unreadable image: %s: %s", sample.name, error)

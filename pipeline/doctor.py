@@ -22,6 +22,7 @@ from pipeline.mending import driver_lines, newer_than_driver, python_line, tenso
 from pipeline.runners.providers import why_not
 from pipeline.starting import NEWEST, OLDEST, OLDEST_FOR_A_BUNDLE
 
+PYTHONS = "{}.{} to {}.{}".format(*OLDEST, *NEWEST)
 OK, WARN, BAD = "ok", "--", "!!"
 
 
@@ -113,7 +114,7 @@ def doctor() -> dict[str, Any]:
     status = driver_status()
     newer = newer_than_driver(status, _installed)
     findings = _find(status, newer)
-    print("\n".join(_lines(findings, newer)))
+    print(_text(findings, newer))
     return to_json(findings) | {"exit": 2 if findings.is_broken else 0}
 
 
@@ -141,40 +142,45 @@ def _find(driver: DriverStatus, newer: Mapping[str, int]) -> Findings:
     )
 
 
-def _lines(findings: Findings, newer: Mapping[str, int]) -> list[str]:
+def _text(findings: Findings, newer: Mapping[str, int]) -> str:
     driver, no_cuda = findings.driver, findings.onnxruntime_cuda.why_not
-    lines = ["machine", *(f"  {name:<14} {value}" for name, value in findings.machine.items())]
-    lines.append(f"\npackages against {_requirements()}")
-    lines += [
-        f"  [{one.state}] {name:<28} {one.here or 'missing':<14} pinned {one.pinned}"
-        for name, one in findings.packages.items()
-    ]
-    if findings.conflict:
-        lines.append(f"  [{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other")
-    lines.append("\nGPU")
-    if driver.available:
-        lines.append(f"  [{OK}] driver {driver.version or 'of a version it does not tell'}, CUDA {driver.cuda}")
-        lines += [
-            f"  [{WARN}] {package} is for CUDA {cuda}, this driver for CUDA {driver.cuda} at most"
+    gpu = [
+        f"[{OK}] driver {driver.version or 'of a version it does not tell'}, CUDA {driver.cuda}",
+        *(
+            f"[{WARN}] {package} is for CUDA {cuda}, this driver for CUDA {driver.cuda} at most"
             for package, cuda in newer.items()
-        ]
-        lines += [
-            f"  [{OK}] {one.name}, compute capability {one.compute_capability}, {one.memory >> 20} MiB"
+        ),
+        *(
+            f"[{OK}] {one.name}, compute capability {one.compute_capability}, {one.memory >> 20} MiB"
             for one in driver.devices
-        ]
-        lines.append(f"  [{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}")
-    else:
-        lines.append(f"  [{WARN}] {driver.reason}")
-    lines.append("\nTensorRT")
-    for name, library in findings.tensorrt.items():
-        standing = (library.version or library.why) + (f", {library.unproven}" if library.unproven else "")
-        lines.append(f"  [{OK if library.version else WARN}] {name:<10} {standing}")
-        lines += [f"  [{WARN}] {name:<10} {line}" for line in library.unsupported]
-    lines.append("\nstages")
-    lines += [f"  [{one.state}] {name:<10} {one.text}" for name, one in findings.stages.items()]
-    if findings.mend:
-        lines += ["\nto mend", *(f"  {line}" for line in findings.mend)]
-    return lines
+        ),
+        f"[{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}",
+    ]
+    both = f"[{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other"
+    sections = {
+        "machine": [f"{name:<14} {value}" for name, value in findings.machine.items()],
+        f"packages against {_requirements()}": [
+            *(
+                f"[{one.state}] {name:<28} {one.here or 'missing':<14} pinned {one.pinned}"
+                for name, one in findings.packages.items()
+            ),
+            *([both] if findings.conflict else []),
+        ],
+        "GPU": gpu if driver.available else [f"[{WARN}] {driver.reason}"],
+        "TensorRT": [line for name, library in findings.tensorrt.items() for line in _library_lines(name, library)],
+        "stages": [f"[{one.state}] {name:<10} {one.text}" for name, one in findings.stages.items()],
+        "to mend": findings.mend,
+    }
+    parts = ("\n  ".join([title, *lines]) for title, lines in sections.items() if lines)
+    return "\n\n".join(parts)
+
+
+def _library_lines(name: str, library: Library) -> list[str]:
+    standing = (library.version or library.why) + (f", {library.unproven}" if library.unproven else "")
+    return [
+        f"[{OK if library.version else WARN}] {name:<10} {standing}",
+        *(f"[{WARN}] {name:<10} {line}" for line in library.unsupported),
+    ]
 
 
 def _requirements() -> str:
@@ -185,9 +191,9 @@ def _requirements() -> str:
 
 
 def _machine() -> dict[str, str]:
-    note = "" if _python_fits() else f"  (expected {_pythons()})"
+    note = "" if _python_fits() else f"  (expected {PYTHONS})"
     if _for_a_bundle():
-        note = f"  (for what runs a bundle; training and exporting need {_pythons()})"
+        note = f"  (for what runs a bundle; training and exporting need {PYTHONS})"
     return {
         "python": platform.python_version() + note,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -203,10 +209,6 @@ def _python_fits() -> bool:
 def _for_a_bundle() -> bool:
     """Whether this Python is for running bundles alone, as JetPack's is."""
     return OLDEST_FOR_A_BUNDLE <= sys.version_info[:2] < OLDEST
-
-
-def _pythons() -> str:
-    return "{}.{} to {}.{}".format(*OLDEST, *NEWEST)
 
 
 def _packages(requirements: Path) -> dict[str, Package]:
@@ -301,15 +303,17 @@ def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, S
     missing = _engines_need(driver, tensorrt)
     engines = StageFinding(WARN, f"engines need {missing}") if missing else StageFinding(OK, "engines")
     elsewhere = StageFinding(WARN, "not here; a bundle brings what it made elsewhere")
-    on_engines = dict.fromkeys(("verify", "benchmark", "infer"), engines)
-    return dict.fromkeys(("train", "export", "quantize", "report"), elsewhere) | on_engines
+    return {
+        **dict.fromkeys(("train", "export", "quantize", "report"), elsewhere),
+        **dict.fromkeys(("verify", "benchmark", "infer"), engines),
+    }
 
 
 def _mend(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:
     lines = []
     pip = f"{python_line()} -m pip"
     if not _python_fits() and not _for_a_bundle():
-        lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {_pythons()})")
+        lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {PYTHONS})")
     if conflict:
         lines.append(f"{pip} uninstall -y onnxruntime onnxruntime-gpu, and then")
     if conflict or any(package.state != OK for package in packages.values()):

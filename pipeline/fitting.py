@@ -6,11 +6,12 @@ import contextlib
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
-from pipeline.batches import Features, Images, Source, compute_features, make_batches
+from pipeline.batches import Batches, Features, Images, Source, compute_features
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.data import ImageSet, Pixels
 from pipeline.errors import ModelError
@@ -18,9 +19,6 @@ from pipeline.models import Built
 from pipeline.progress import progress_bar
 from pipeline.recipe import Augment, Recipe, Train
 from pipeline.words import count
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +78,8 @@ def fit(
             state.start(phase, model)
         if state.progress.epochs < options.epochs and not state.stopped:
             _run_phase(model, sources, settings, phase, options, state)
-    state.restore_best()
+    if state.best:
+        built.model.set_weights(state.best)
     return state.progress.history
 
 
@@ -92,10 +91,8 @@ def _run_phase(
     options: Any,
     state: _State,
 ) -> None:
-    import keras
-
     train, validation = sources
-    batches = make_batches(train, settings.batch_size, settings.seed)
+    batches = Batches(train, settings.batch_size, settings.seed)
     log.info(
         "%s phase: %s, learning rate %g, %s%s",
         phase, count(options.epochs, "epoch"), options.learning_rate,
@@ -117,7 +114,7 @@ def _run_phase(
     with progress_bar(total=options.epochs * len(batches), desc=f"  {phase}", unit="step") as bar:
         model.fit(
             batches,
-            validation_data=make_batches(validation, settings.batch_size) if validation is not None else None,
+            validation_data=Batches(validation, settings.batch_size) if validation is not None else None,
             initial_epoch=state.progress.epochs,
             epochs=options.epochs,
             class_weight=_class_weights(train.labels) if settings.class_weights == "balanced" else None,
@@ -135,16 +132,12 @@ def _run_phase(
 
 
 def _freeze(backbone: keras.Model, phase: str, freeze_batchnorm: bool) -> None:
-    import keras
-
     for layer in backbone.layers:
         frozen_norm = freeze_batchnorm and isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = phase == "fine_tune" and not frozen_norm
 
 
 def _compile(model: keras.Model, settings: Train, options: Any, steps: int) -> None:
-    import keras
-
     rate = options.learning_rate
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, options.epochs * steps)
@@ -158,8 +151,6 @@ def _on_features(
 
     Above the limit everything stays as it is: then the backbone runs in every epoch.
     """
-    import keras
-
     cut = built.model.get_layer(built.head_input).output
     if len(cut.shape) != 2:
         return built.model, (train, validation)
@@ -214,10 +205,6 @@ class _State:
             self._resumed, self.progress.arrays = False, {}
             return
         self.progress.phase, self.progress.epochs, self.progress.waited = phase, 0, 0
-
-    def restore_best(self) -> None:
-        if self.best:
-            self._whole.set_weights(self.best)
 
     def after_epoch(self, epoch: int, values: dict[str, float], model: keras.Model) -> None:
         """Keep the record of an epoch, its weights where they are the best, and the checkpoint."""

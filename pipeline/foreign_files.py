@@ -13,26 +13,32 @@ _KERAS = "This takes the Keras model that it was made of"
 _TORCH = "PyTorch's. This takes Keras models only: build the network in Keras, and copy its weights layer by layer"
 _UNPACK = "Unpack it, and name what is inside"
 HEAD = 512  # bytes of a file's beginning that tell what it is: a tar archive says so behind the name of its first file
-# What a file begins with; before its name, because names lie.
+_ENGINE = f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}"
+_TFLITE = f"a TensorFlow Lite model, which cannot be turned back. {_KERAS}"
+_PAGE = "a web page, which came instead of the file. Download the file itself"
+_TAR = 257, b"ustar"
+# What stands at the beginning of a file, or so many bytes behind it; before its name, because names lie.
 _HEADS = (
-    (b"\x1f\x8b", f"a gzip archive. {_UNPACK}"),
-    (b"BZh", f"a bzip2 archive. {_UNPACK}"),
-    (b"\xfd7zXZ\x00", f"an xz archive. {_UNPACK}"),
-    (b"7z\xbc\xaf\x27\x1c", f"a 7z archive. {_UNPACK}"),
-    (b"Rar!", f"a RAR archive. {_UNPACK}"),
-    (b"\x93NUMPY", "an array of NumPy, not a model"),
-    (b"ftrt", f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}"),
-    (b"ptrt", f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}"),
-    (b"version https://git-lfs", "a pointer of Git LFS: the model itself was not fetched. Run git lfs pull"),
-    (b"<!DOCTYPE", "a web page, which came instead of the file. Download the file itself"),
-    (b"<html", "a web page, which came instead of the file. Download the file itself"),
+    (4, b"TFL3", _TFLITE),
+    (*_TAR, "a tar archive. If `bundle` made it: python -m pipeline unpack {path}; else unpack it"),
+    (0, b"\x1f\x8b", f"a gzip archive. {_UNPACK}"),
+    (0, b"BZh", f"a bzip2 archive. {_UNPACK}"),
+    (0, b"\xfd7zXZ\x00", f"an xz archive. {_UNPACK}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive. {_UNPACK}"),
+    (0, b"Rar!", f"a RAR archive. {_UNPACK}"),
+    (0, b"\x93NUMPY", "an array of NumPy, not a model"),
+    (0, b"ftrt", _ENGINE),
+    (0, b"ptrt", _ENGINE),
+    (0, b"version https://git-lfs", "a pointer of Git LFS: the model itself was not fetched. Run git lfs pull"),
+    (0, b"<!DOCTYPE", _PAGE),
+    (0, b"<html", _PAGE),
 )
 _SUFFIXES = {
     ".onnx": f"an ONNX model, which is what this makes. {_KERAS}",
-    ".tflite": f"a TensorFlow Lite model, which cannot be turned back. {_KERAS}",
-    ".plan": f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}",
-    ".engine": f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}",
-    ".trt": f"a TensorRT engine, which is built for one kind of GPU and cannot be turned back. {_KERAS}",
+    ".tflite": _TFLITE,
+    ".plan": _ENGINE,
+    ".engine": _ENGINE,
+    ".trt": _ENGINE,
     ".pb": "a graph of TensorFlow without the folder of a SavedModel. Save the model whole, with "
     "model.export('folder'), and name that folder",
     ".pbtxt": "a graph of TensorFlow as text, without weights. Save the model whole, and name that file or folder",
@@ -54,7 +60,8 @@ _SUFFIXES = {
 
 def is_tar(head: bytes) -> bool:
     """Whether a file that begins so is an uncompressed tar archive."""
-    return head[257:262] == b"ustar"
+    offset, mark = _TAR
+    return head.startswith(mark, offset)
 
 
 def describe_file(path: Path, head: bytes) -> str:
@@ -69,13 +76,8 @@ def describe_file(path: Path, head: bytes) -> str:
     """
     if not head:
         return "an empty file"
-    if head[4:8] == b"TFL3":
-        return _SUFFIXES[".tflite"]
-    if is_tar(head):
-        return f"a tar archive. If `bundle` made it: python -m pipeline unpack {shlex.quote(str(path))}; else unpack it"
-    for start, what in _HEADS:
-        if head.startswith(start):
-            return what
+    if known := [what for offset, mark, what in _HEADS if head.startswith(mark, offset)]:
+        return known[0].replace("{path}", shlex.quote(str(path)))
     if re.search(r"\.data-\d+-of-\d+$", path.name):
         return _SUFFIXES[".ckpt"]
     if head.startswith(b"\x80") and path.suffix not in (".pt", ".pth"):

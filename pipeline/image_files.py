@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
 from export.files import digest_of
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
@@ -28,7 +30,7 @@ def image_file(path: Path) -> Iterator[bytes]:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         with _BYTES.hold(size):
-            with _as_image_error():
+            with as_image_error():
                 data = file.read(size)
             yield data
 
@@ -39,7 +41,7 @@ def hash_image_file(path: Path) -> str:
     Raises:
         ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path) as file, _as_image_error():
+    with _opened(path) as file, as_image_error():
         return digest_of(file)
 
 
@@ -57,7 +59,7 @@ def opened_file(path: Path) -> Iterator[io.BufferedReader]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
     with contextlib.ExitStack() as stack:
-        with _as_image_error():
+        with as_image_error():
             file = stack.enter_context(open(path, "rb", opener=_without_waiting))
             status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -72,10 +74,26 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def _as_image_error() -> Iterator[None]:
+def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
+    """Make whatever the system and Pillow say of an image file the reason why it cannot be read.
+
+    Args:
+        size: of the file in bytes; of 0 it is empty. Defaults to one that is not.
+
+    Raises:
+        ImageError: with that reason.
+    """
     try:
         yield
-    except OSError as error:
-        raise ImageError(error.strerror or str(error)) from error
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(str(error)) from error
     except MemoryError as error:
         raise ImageError("more than fits into the memory that is left") from error
+    except OSError as error:  # of a file in memory: what Pillow says of its content
+        raise ImageError(error.strerror or str(error) or "not readable") from error
+    except Exception as error:  # Pillow's plugins raise many types on damaged files
+        raise ImageError(f"{type(error).__name__}: {error}") from error

@@ -92,8 +92,7 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
     """
     if recipe is not None:
         _check_new(recipe)
-    file = read_model_file(path)
-    facts = describe(file, recipe)
+    facts = describe(read_model_file(path), recipe)
     print("\n".join(_lines(facts)))
     if facts.recipe is None:
         print(f"\nno recipe: this cannot be deployed as an image classifier, because {facts.cannot_go}.")
@@ -106,21 +105,20 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
                 f"Expected a model that can be deployed, for a recipe in {recipe}. Received: {path}, which cannot; "
                 "the lines above say why. Nothing was written."
             )
-        return to_json(facts)
-    if recipe is not None:
+    elif recipe is not None:
         write_atomic(recipe, facts.recipe)
         print(f"\n{recipe}: a recipe to start from. Fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}")
-        return to_json(facts)
-    recipe = _destination(path)
-    print(f"\nrecipe to start from: save it as {recipe}, fill in {_open_keys(facts.recipe)}, then: {_run(recipe)}\n")
-    print(facts.recipe, end="")
+    else:
+        new = _destination(path)
+        print(f"\nrecipe to start from: save it as {new}, fill in {_open_keys(facts.recipe)}, then: {_run(new)}\n")
+        print(facts.recipe, end="")
     return to_json(facts)
 
 
 def _open_keys(recipe: str) -> str:
     """The keys of the recipe that hold no value yet."""
-    given = yaml.safe_load(recipe)["model"]
-    return "data.path" + (" and model.preprocessing" if given["preprocessing"] != "auto" else "")
+    preprocessing = yaml.safe_load(recipe)["model"]["preprocessing"]
+    return "data.path" + (" and model.preprocessing" if preprocessing != "auto" else "")
 
 
 def _run(recipe: Path) -> str:

@@ -92,8 +92,13 @@ def onnx_contender(root: Path, path: Path, precision: str) -> Contender:
     """An ONNX file below a recipe's artifacts, on ONNX Runtime's CUDA provider."""
     import onnxruntime
 
-    name, version = path.relative_to(root).as_posix(), str(onnxruntime.__version__)
-    return Contender(name, "onnxruntime-cuda", cast(Precision, precision), sha256_file(path), version)
+    return Contender(
+        path.relative_to(root).as_posix(),
+        "onnxruntime-cuda",
+        cast(Precision, precision),
+        sha256_file(path),
+        str(onnxruntime.__version__),
+    )
 
 
 @dataclass(frozen=True)
@@ -243,20 +248,21 @@ class Serves:
         """
         if not any(pair.faster for contest in self.contests for pair in contest.pairs):
             return None
-        contests = [
-            {
-                "batch": contest.batch,
-                "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
-                "faster": sorted(
-                    (pair.faster, *{pair.first, pair.second} - {pair.faster}) for pair in contest.pairs if pair.faster
-                ),
-            }
-            for contest in sorted(self.contests, key=lambda one: one.batch)
-        ]
         return {
             "gpu": [self.gpu, self.compute_capability],
             "runtime": dict(sorted(self.runtime.items())),
-            "contests": contests,
+            "contests": [
+                {
+                    "batch": contest.batch,
+                    "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
+                    "faster": sorted(
+                        (pair.faster, *{pair.first, pair.second} - {pair.faster})
+                        for pair in contest.pairs
+                        if pair.faster
+                    ),
+                }
+                for contest in sorted(self.contests, key=lambda one: one.batch)
+            ],
         }
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
 from export.difference import relative_difference
@@ -22,9 +23,6 @@ from pipeline.model_graph import free_name
 from pipeline.original import answers
 from pipeline.same_answers import EXACT
 from pipeline.words import count
-
-if TYPE_CHECKING:
-    import keras
 
 Read = Callable[[np.ndarray], np.ndarray]  # what the model as it was loaded says, of the logits
 _FEW = 4  # pictures on which a changed end is run
@@ -217,8 +215,6 @@ def _two_logarithms(p: Any) -> Any:
 
 
 def _two_classes(model: keras.Model) -> keras.Model:
-    import keras
-
     layer = keras.layers.Dense(
         2, use_bias=False, trainable=False, name=free_name(model, "two_classes"), dtype="float32"
     )
@@ -228,6 +224,4 @@ def _two_classes(model: keras.Model) -> keras.Model:
 
 
 def _behind(model: keras.Model, operation: Any) -> keras.Model:
-    import keras
-
     return keras.Model(model.inputs[0], operation(model.outputs[0]), name=model.name)

@@ -7,19 +7,18 @@ layers. It takes float32 pixels *after* preprocessing and ends with softmax, as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import keras
 
 from export.preprocessing import PreprocessingSpec
 from pipeline.backbone_weights import load_weights
 from pipeline.backbones import BACKBONES
 from pipeline.blocks import resnet, resnet20
 from pipeline.errors import ModelError
-from pipeline.model_settings import check_model, check_published_head
-from pipeline.own_preprocessing import own_preprocessing
-from pipeline.recipe import Model, Preprocessing
-
-if TYPE_CHECKING:
-    import keras
+from pipeline.model_settings import check_published_head
+from pipeline.own_preprocessing import preprocessing_of
+from pipeline.recipe import Model
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ def build_classifier(config: Model, classes: int) -> Built:
         ModelError: the weights file is missing or belongs to another backbone, the head does not fit.
         DownloadError: ImageNet weights that are not here and cannot be fetched.
     """
-    import keras
-
     spec = preprocessing_of(config)
     if config.head == "published":
         return _published(config, classes, spec)
@@ -66,29 +63,6 @@ def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.M
     return resnet(entry.layers, input_size, "valid" if padding == "valid" else "same")
 
 
-def preprocessing_of(config: Model) -> PreprocessingSpec:
-    """The preprocessing that the recipe names, or that belongs to its backbone.
-
-    Raises:
-        ModelError: a model file is deployed and the recipe leaves its preprocessing open; a backbone that normalises
-            inside would get pixels that are normalised already.
-    """
-    check_model(config)
-    if config.path is None and BACKBONES[config.backbone].normalises_inside:
-        return PreprocessingSpec.from_mode("none")
-    if isinstance(config.preprocessing, Preprocessing):
-        return own_preprocessing(config.preprocessing)
-    if config.preprocessing != "auto":
-        return PreprocessingSpec.from_mode(config.preprocessing)
-    if config.path is not None:
-        raise ModelError(
-            "model.preprocessing: expected caffe, tf, torch, unit or none, because a model file does not say how its "
-            "training images were prepared. Received: auto. Use 'none' if the model normalises inside (a Rescaling "
-            "layer), 'unit' for x/255, 'caffe' for keras.applications' ResNet50, 'tf' for its V2 models."
-        )
-    return PreprocessingSpec.from_mode(BACKBONES[config.backbone].preprocessing)
-
-
 def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
     check_published_head(config, classes)
     application = BACKBONES[config.backbone].application
@@ -99,18 +73,13 @@ def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
 
 
 def _application(name: str, size: int, **options: Any) -> keras.Model:
-    import keras
-
     return getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), **options)
 
 
 def _pool(x: Any, config: Model) -> Any:
-    import keras
-
-    if config.pooling == "avg":
-        return keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
-    if config.pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
+    layers = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
+    if config.pooling in layers:
+        return layers[config.pooling](name="head_pool")(x)
     if config.pooling == "avg2x2":
         if min(x.shape[1:3]) < 2:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The preprocessing that a recipe spells out: channel order, mean (three numbers or an image), scale."""
+"""The preprocessing of a recipe's model: its backbone's, one of Keras' modes, or spelt out in the recipe."""
 
 from __future__ import annotations
 
@@ -8,11 +8,36 @@ import numpy as np
 
 from export.errors import ExportError
 from export.preprocessing import MeanImage, PreprocessingSpec
-from pipeline.errors import DataError, RecipeError
+from pipeline.backbones import BACKBONES
+from pipeline.errors import DataError, ModelError, RecipeError
+from pipeline.model_settings import check_model
 from pipeline.npz_files import read_array
-from pipeline.recipe import Preprocessing
+from pipeline.recipe import Model, Preprocessing
 
 LARGEST_MEAN = 4096  # pixels a side
+
+
+def preprocessing_of(config: Model) -> PreprocessingSpec:
+    """The preprocessing that the recipe names, or that belongs to its backbone.
+
+    Raises:
+        ModelError: a model file is deployed and the recipe leaves its preprocessing open; a backbone that normalises
+            inside would get pixels that are normalised already.
+    """
+    check_model(config)
+    if config.path is None and BACKBONES[config.backbone].normalises_inside:
+        return PreprocessingSpec.from_mode("none")
+    if isinstance(config.preprocessing, Preprocessing):
+        return own_preprocessing(config.preprocessing)
+    if config.preprocessing != "auto":
+        return PreprocessingSpec.from_mode(config.preprocessing)
+    if config.path is not None:
+        raise ModelError(
+            "model.preprocessing: expected caffe, tf, torch, unit or none, because a model file does not say how its "
+            "training images were prepared. Received: auto. Use 'none' if the model normalises inside (a Rescaling "
+            "layer), 'unit' for x/255, 'caffe' for keras.applications' ResNet50, 'tf' for its V2 models."
+        )
+    return PreprocessingSpec.from_mode(BACKBONES[config.backbone].preprocessing)
 
 
 def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:

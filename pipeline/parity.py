@@ -137,7 +137,7 @@ def judge(
             before = answers[candidate.step_from]
             hops.append(_hop(STEP, candidate.step_from, before, candidate, answer, labels, limits, noise))
         if answer.top is not None:
-            own = _empty_hop(TOP_K, "its own probabilities", candidate, len(reference.labels))
+            own = _empty_hop(TOP_K, "its own probabilities", candidate, len(labels))
             hops.append(_concluded(own, [answer.top]))
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
@@ -240,8 +240,11 @@ def _hop(
     if reference.logits is None or not np.isfinite(reference.logits).all():
         return replace(hop, verdict=FAIL, why=f"its reference {reference_name} {NO_LOGITS}")
     if answer.logits.shape != reference.logits.shape:
-        why = f"expected logits of shape {reference.logits.shape}, received {answer.logits.shape}"
-        return replace(hop, verdict=FAIL, why=why)
+        return replace(
+            hop,
+            verdict=FAIL,
+            why=f"expected logits of shape {reference.logits.shape}, received {answer.logits.shape}",
+        )
     comparison = compare(reference.logits, answer.logits, labels)
     hop = replace(
         hop,

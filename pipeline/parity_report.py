@@ -158,8 +158,11 @@ class ParityReport:
         """
         if name not in digests or any(self.subjects.get(key) != digest for key, digest in digests.items()):
             return NOT_VERIFIED
-        runs = [hop for hop in self.hops if hop.candidate == name and backend in (None, hop.backend)]
-        verdicts = {hop.verdict for hop in runs if not hop.lacks_reference}
+        verdicts = {
+            hop.verdict
+            for hop in self.hops
+            if hop.candidate == name and backend in (None, hop.backend) and not hop.lacks_reference
+        }
         return next((v for v in (FAIL, NOT_RUN, INCONCLUSIVE, PASS) if v in verdicts), NOT_VERIFIED)
 
 

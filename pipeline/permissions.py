@@ -35,12 +35,11 @@ def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     taken: dict[str, Any] = {}
     permissions = PERMISSIONS | (TFDS_PERMISSIONS if recipe.data.source == "tfds" else {})
     for key, none in permissions.items():
-        section, _, name = key.partition(".")
-        given = getattr(getattr(recipe, section), name)
-        if given != none:
-            taken[key] = given
-            changed = dataclasses.replace(getattr(recipe, section), **{name: none})
-            recipe = dataclasses.replace(recipe, **{section: changed})
+        name, _, field = key.partition(".")
+        section = getattr(recipe, name)
+        if getattr(section, field) != none:
+            taken[key] = getattr(section, field)
+            recipe = dataclasses.replace(recipe, **{name: dataclasses.replace(section, **{field: none})})
     return recipe, taken
 
 
@@ -53,29 +52,25 @@ def code_in(root: Path) -> list[str]:
     from pipeline.model_file import read_model_file
 
     said = []
-    model = root / KERAS
-    if model.is_file():
-        try:
-            findings = read_model_file(model).findings
-        except ModelError as error:
-            said.append(f"{KERAS} cannot be told: {error}")
-            findings = ()
-        except ModuleNotFoundError as error:
-            said.append(f"{KERAS} was not looked into: {error.name} is not installed, and nothing here opens it")
-            findings = ()
-        for finding in findings:
+    try:
+        for finding in read_model_file(root / KERAS).findings if (root / KERAS).is_file() else ():
             way = f"refused unless you say --set 'model.allow=[{finding.name}]'" if finding.allowable else "refused"
             said.append(f"{KERAS} holds {finding.kind} {finding.name}: {finding.why} ({way})")
+    except ModelError as error:
+        said.append(f"{KERAS} cannot be told: {error}")
+    except ModuleNotFoundError as error:
+        said.append(f"{KERAS} was not looked into: {error.name} is not installed, and nothing here opens it")
     plans = engines(root)
     if plans:
         said.append(
             f"{len(plans)} TensorRT engines: an engine is a program; build your own from the ONNX files instead"
         )
-    host = [plan.relative_to(root).as_posix() for plan in plans if _brings_host_code(plan)]
-    said += [
-        f"{name} brings code for the CPU too (refused unless you say --set runtime.host_code=true)" for name in host
+    return said + [
+        f"{plan.relative_to(root).as_posix()} brings code for the CPU too (refused unless you say --set "
+        "runtime.host_code=true)"
+        for plan in plans
+        if _brings_host_code(plan)
     ]
-    return said
 
 
 def _brings_host_code(plan: Path) -> bool:

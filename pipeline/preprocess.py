@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from pipeline.budget import Budget
 from pipeline.errors import ImageError
-from pipeline.image_files import image_file, opened_file
+from pipeline.image_files import as_image_error, image_file, opened_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
@@ -49,26 +49,8 @@ def decode(data: bytes) -> Image.Image:
         ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
             in PostScript.
     """
-    with _as_image_error(len(data)), _opened(data) as image:
+    with as_image_error(len(data)), _opened(data) as image:
         return _in_mode("RGB", _flat(image))
-
-
-@contextlib.contextmanager
-def _as_image_error(size: int) -> Iterator[None]:
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(str(error)) from error
-    except MemoryError as error:
-        raise ImageError("more than fits into the memory that is left") from error
-    except OSError as error:  # of a file in memory: what Pillow says of its content
-        raise ImageError(str(error) or "not readable") from error
-    except Exception as error:  # Pillow's plugins raise many types on damaged files
-        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -162,7 +144,7 @@ def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stre
     if not isinstance(source, bytes):
         with image_file(source) as data:
             return load_image(data, size, mode)
-    with _as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
+    with as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
         return resize_image(_flat(image), size, mode)
 
 
@@ -181,7 +163,7 @@ def check_header(path: Path) -> None:
     Raises:
         ImageError: the file cannot be read, is empty, no image, or promises more pixels than are allowed.
     """
-    with opened_file(path) as file, _as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
+    with opened_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
         _check_format(image)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.bounded_yaml import inline_yaml, set_option
 from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
@@ -60,16 +60,13 @@ def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: 
     Raises:
         RecipeError: with the line to change.
     """
-    own = artifacts / recipe.name  # an unpacked archive brings its recipe there
-    if path.stem == recipe.name or path.resolve().parent == own.resolve():
-        return
-    if any("name" in override_tree(override) for override in overrides):
+    unpacked = path.resolve().parent == (artifacts / recipe.name).resolve()  # an archive brings its recipe there
+    if path.stem == recipe.name or unpacked or any("name" in override_tree(override) for override in overrides):
         return
     for folder in dict.fromkeys((path.parent, RECIPES)):
         other = folder / f"{recipe.name}.yaml"
-        if not other.is_file() or other.resolve() == path.resolve():
-            continue
-        if read_yaml(other).get("name", other.stem) == recipe.name:
+        is_another = other.is_file() and other.resolve() != path.resolve()
+        if is_another and read_yaml(other).get("name", other.stem) == recipe.name:
             raise RecipeError(
                 f"name: expected another than that of {other}, because each recipe writes to artifacts/<name>, and "
                 f"this would replace its results. Received: name: {recipe.name} in {path}. Leave that line out, so "
@@ -100,7 +97,7 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
         A sentence that follows the message; empty where there is nothing to say.
     """
     try:
-        written = list(_written(recipe_path, overrides))
+        written = _written(recipe_path, overrides)
     except (PipelineError, OSError):
         return ""
     for path in written:
@@ -111,10 +108,10 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
         there = Path(os.path.normpath(path.other / Path(path.text).expanduser()))  # links stay as they are named
         if str(here) not in message or here.exists() or not there.exists():
             continue
-        section, _, key = path.key.rpartition(".")
         if path.by_option:
             line = set_option(path.key, os.path.relpath(there))
             return f" It exists beside the recipe; a path in --set is relative to the working directory. Write: {line}"
+        section, _, key = path.key.rpartition(".")
         line = f"{key}: {inline_yaml(os.path.relpath(there, path.base))}"
         return (
             f" It exists in the working directory; a path in a recipe is relative to the recipe's file. "
@@ -123,18 +120,16 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     return ""
 
 
-def _written(recipe_path: Path, overrides: Sequence[str]) -> Iterator[_Written]:
+def _written(recipe_path: Path, overrides: Sequence[str]) -> list[_Written]:
     """The paths in force: the last one that was given of each key."""
     folder, here = recipe_path.resolve().parent, Path.cwd()
     last: dict[str, _Written] = {}
-    trees: list[tuple[dict[str, Any], Path, Path]] = [(read_yaml(recipe_path), folder, here)]
-    trees += [(override_tree(override), here, folder) for override in overrides]
-    for place, (tree, base, other) in enumerate(trees):
-        for dotted in PATH_KEYS:
-            section, key = section_of(tree, dotted)
-            if key in section:
-                value = section[key]
-                last.pop(dotted, None)
-                if isinstance(value, str):
-                    last[dotted] = _Written(dotted, value, base, other, place > 0)
-    return iter(last.values())
+    trees = [read_yaml(recipe_path), *map(override_tree, overrides)]
+    for (place, tree), dotted in itertools.product(enumerate(trees), PATH_KEYS):
+        section, key = section_of(tree, dotted)
+        if key in section:
+            last.pop(dotted, None)
+        if isinstance(section.get(key), str):
+            base, other = (here, folder) if place else (folder, here)
+            last[dotted] = _Written(dotted, section[key], base, other, place > 0)
+    return list(last.values())

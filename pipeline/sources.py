@@ -107,8 +107,7 @@ def _npz(config: Data, path: Path) -> Found:
             samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
     except (ValueError, TypeError, OSError) as error:
         raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
-    count = max((s.label for s in samples), default=-1) + 1
-    return Found(samples, _named(config, path, count))
+    return Found(samples, _named(config, path, max((s.label for s in samples), default=-1) + 1))
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:

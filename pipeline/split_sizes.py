@@ -60,8 +60,10 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
     if not minimum.get("train"):  # a finished model is not trained
         return
     if missing := sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]}):
-        names = ", ".join(images.classes[i] for i in missing)
-        raise DataError(f"Expected training images of every class. Received: none of {names}. Add images of it.")
+        raise DataError(
+            "Expected training images of every class. Received: none of "
+            f"{', '.join(images.classes[i] for i in missing)}. Add images of it."
+        )
 
 
 def _what_is_missing(images: ImageSet, short: Mapping[str, int]) -> str:
@@ -137,13 +139,12 @@ def _other_share(images: ImageSet, split: str, needed: int, minimum: Mapping[str
     rest = sum(value for name, value in shares.items() if name != split)
     if set(images.roles.shares) != {None} or not rest:
         return None
-    for hundredths in range(1, 101):
-        value = hundredths / 100
-        if chance(total, value / (value + rest), needed) >= NEARLY_CERTAIN:
-            others = [n for n in minimum if n != split and minimum[n] and shares[n]]
-            kept = all(chance(total, shares[n] / (value + rest), minimum[n]) >= NEARLY_CERTAIN for n in others)
-            return value if kept else None
-    return None
+    values = (hundredths / 100 for hundredths in range(1, 101))
+    value = next((v for v in values if chance(total, v / (v + rest), needed) >= NEARLY_CERTAIN), None)
+    others = [name for name in minimum if name != split and minimum[name] and shares[name]]
+    if value is None or any(chance(total, shares[n] / (value + rest), minimum[n]) < NEARLY_CERTAIN for n in others):
+        return None
+    return value
 
 
 def _idle(images: ImageSet) -> str:

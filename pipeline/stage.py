@@ -12,9 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from export.files import recover_folder, replacing_folder
 from export.records import from_json
-from pipeline.agreement import refuse_disagreement
 from pipeline.artifacts import Artifacts
-from pipeline.card import ModelCard, read_card
+from pipeline.card import ModelCard, read_card, refuse_disagreement
 from pipeline.class_names import in_model_order, model_names
 from pipeline.command_line import Invocation
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of

@@ -15,11 +15,6 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. What clears up after Ctrl-C clears up after this too."""
 
 
-def status_of(stop: KeyboardInterrupt) -> int:
-    """The exit status of a command that was stopped so."""
-    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-
-
 def raise_as(status: int) -> None:
     """Stop as a command that this one started was stopped; nothing where that one ended by itself."""
     if status == INTERRUPTED:

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+import keras
 import numpy as np
 
 from export.preprocessing import PreprocessingSpec
@@ -20,15 +21,12 @@ from pipeline.inside_preprocessing import normalised_range, normalised_twice, re
 from pipeline.loading import load_model
 from pipeline.model_facts import preprocessing_inside
 from pipeline.model_file import ModelFile, read_model_file
-from pipeline.models import preprocessing_of
 from pipeline.original import form_of
+from pipeline.own_preprocessing import preprocessing_of
 from pipeline.preprocess import Resize
 from pipeline.recipe import Model
 from pipeline.training_mode import taken_at_inference
 from pipeline.words import listed
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 

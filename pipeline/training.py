@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
@@ -27,11 +29,7 @@ from pipeline.output_files import require_space
 from pipeline.recipe import Recipe
 from pipeline.stages.train import Trained
 from pipeline.taking_over import take_over
-from pipeline.tensorflow_start import start_tensorflow
 from pipeline.words import count
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +58,6 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
         DataError: unreadable images above the recipe's limit.
         ModelError: the model cannot be built, or the training diverged.
     """
-    start_tensorflow()
-    import keras
-    import tensorflow as tf
-
     keras.utils.set_random_seed(settings.train.seed)
     tf.config.experimental.enable_op_determinism()
     decode = DecodeSpec((settings.model.input_size, settings.model.input_size), settings.data.resize)
@@ -90,8 +84,8 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     shown, labels = pixels.all(list(islice(one_of_each(images.splits["train"]), _SHOWN)), "sample images")
     np.savez(out / "samples.npz", pixels=shown, labels=labels)
     model.save(out / "model.keras", include_optimizer=False)
-    trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
-    card = replace(card, parameters=int(model.count_params()), trainable_parameters=int(trainable))
+    trainable = int(sum(math.prod(w.shape) for w in model.trainable_weights))
+    card = replace(card, parameters=int(model.count_params()), trainable_parameters=trainable)
     write_card(out / "model.json", card)
     write_json(out / "history.json", history)
     write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
@@ -131,9 +125,6 @@ def _train_new(
     settings: Recipe, images: ImageSet, pixels: Pixels, out: Path, checkpoint: Checkpoint | None
 ) -> tuple[Built, list[dict[str, Any]]]:
     """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
-    import keras
-    import tensorflow as tf
-
     gpus = tf.config.list_physical_devices("GPU")
     mixed = {"always": True, "never": False}.get(settings.train.mixed_precision, bool(gpus))
     strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else None

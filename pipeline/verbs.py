@@ -50,15 +50,7 @@ def build_parser() -> Parser:
     recipe, stage, output = cli.recipe_options(), cli.stage_options(), cli.output_options()
 
     def add(name: str, text: str, parents: Sequence[Parser], example: str) -> Parser:
-        epilog = f"example:\n  python -m pipeline {name} {example}\n\n{cli.EXIT_STATUS}"
-        return verbs.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            parents=parents,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        return _add(verbs, name, text, parents, f"example:\n  python -m pipeline {name} {example}")
 
     add("run", "all stages and the benchmark; what is up to date is skipped", [recipe, stage], "-c digits")
     for name, text in HELP.items():
@@ -102,22 +94,25 @@ def _add_engine(verbs: Any, output: Parser) -> None:
         for action, option in (("inspect", ""), ("inspect", " --json"), ("check", ""))
     )
 
-    def add(to: Any, name: str, text: str, parents: Sequence[Parser] = ()) -> Parser:
-        parser: Parser = to.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            parents=list(parents),
-            epilog=f"examples:\n{examples}\n\n{cli.EXIT_STATUS}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        return parser
-
-    actions = add(verbs, "engine", "what a TensorRT engine is, and whether it fits this machine").add_subparsers(
+    text = "what a TensorRT engine is, and whether it fits this machine"
+    actions = _add(verbs, "engine", text, (), f"examples:\n{examples}").add_subparsers(
         dest="action", required=True, metavar="inspect|check"
     )
     for name, text in {
         "inspect": "what an engine is: precision asked for and found, GPUs, batch sizes, sources; nothing is loaded",
         "check": "whether an engine fits this machine; if not, both sides and the command that rebuilds it",
     }.items():
-        add(actions, name, text, [output]).add_argument("plan", type=Path, help="a .plan file, its sidecar beside it")
+        action = _add(actions, name, text, [output], f"examples:\n{examples}")
+        action.add_argument("plan", type=Path, help="a .plan file, its sidecar beside it")
+
+
+def _add(to: Any, name: str, text: str, parents: Sequence[Parser], examples: str) -> Parser:
+    parser: Parser = to.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        parents=list(parents),
+        epilog=f"{examples}\n\n{cli.EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser

@@ -70,10 +70,8 @@ class Converter:
         for node in self.model.graph.node:
             if all(output in self.values for output in node.output):
                 continue  # a node before it did its work too
-            handler = HANDLERS.get(node.op_type)
-            if handler is None:
-                raise self.unfit(node, f"operators of {', '.join(HANDLERS)}", node.op_type)
-            result = handler(self, node)
+            self.expect(node.op_type in HANDLERS, node, f"operators of {', '.join(HANDLERS)}", node.op_type)
+            result = HANDLERS[node.op_type](self, node)
             if node.output[0] == self._last_prepared and self.dtype != torch.float32:
                 result = self.call_method("to", result, self.dtype)
             self.values[node.output[0]] = result
@@ -101,12 +99,13 @@ class Converter:
             )
         return inputs[0].name, (shapes[0][1], shapes[0][2])
 
-    def unfit(self, node: onnx.NodeProto, expected: str, received: str) -> RunnerError:
-        """The error for a node that is not known here."""
-        return RunnerError(
-            f"Expected {expected}. Received: {received} in node {node.name!r} of {self.where}. "
-            "Add it to benchmarks/peers/torch_operators.py."
-        )
+    def expect(self, fits: bool, node: onnx.NodeProto, expected: str, received: str) -> None:
+        """Refuse a node that is not as it is known here."""
+        if not fits:
+            raise RunnerError(
+                f"Expected {expected}. Received: {received} in node {node.name!r} of {self.where}. "
+                "Add it to benchmarks/peers/torch_operators.py."
+            )
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function."""
@@ -143,15 +142,18 @@ class Converter:
     def constant(self, node: onnx.NodeProto, index: int) -> np.ndarray:
         """An input that must be a constant."""
         name = node.input[index]
-        if name not in self.table:
-            raise self.unfit(node, f"a constant as input {index} of {node.op_type}", f"the tensor {name!r}")
+        expected = f"a constant as input {index} of {node.op_type}"
+        self.expect(name in self.table, node, expected, f"the tensor {name!r}")
         return self.table[name]
 
-    def integers(self, node: onnx.NodeProto, name: str, index: int, default: Any = None) -> list[int] | None:
+    def optional(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
+        """An input that must be a constant where there is one."""
+        return self.constant(node, index) if len(node.input) > index and node.input[index] else None
+
+    def integers(self, node: onnx.NodeProto, name: str, index: int) -> list[int] | None:
         """An attribute that newer opsets have as an input."""
-        if len(node.input) > index and node.input[index]:
-            return [int(one) for one in np.atleast_1d(self.constant(node, index))]
-        found = attribute(node, name, default)
+        held = self.optional(node, index)
+        found = attribute(node, name) if held is None else np.atleast_1d(held)
         return None if found is None else [int(one) for one in found]
 
     def tensor(self, values: np.ndarray, keep: bool = False) -> torch.Tensor:

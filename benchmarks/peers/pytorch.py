@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ INCLUDES: Mapping[str, str] = {
     "next batch uploaded while one is computed; mean of a run of batches by the host's clock",
 }
 CHECKED_IMAGES = 4  # whose logits are compared with FP32 on the CPU
+SECONDS, TURNS = 3.0, 10  # of infer, for each mode; of compute and stream
+REPEATS: Mapping[str, int] = {"compute": 20, "stream": 30}  # calls, or batches, a turn
 LARGEST_ERROR = 0.05  # of those; a ResNet-50 has 0.001 in FP16
 
 EXAMPLES = """examples:
@@ -51,24 +53,14 @@ The last line of the output is JSON. Exit status: 0 all was timed, 1 a mode fail
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """How long to measure."""
-
-    seconds_each: float = 3.0  # of infer, for each mode; see `benchmarks.timing.measure`
-    warmup_seconds: float = 0.5
-    turns: int = 10  # of compute and stream
-    repeats: int = 20  # calls a turn of compute
-    stream_batches: int = 30  # batches a turn of stream
-
-
 def time_batch(
     model: Path,
     batch: int,
     modes: Sequence[str],
     precision: Precision = "fp16",
     device: str = "cuda",
-    options: Options | None = None,
+    seconds: float = SECONDS,
+    turns: int = TURNS,
 ) -> list[dict[str, Any]]:
     """Time the modes at one batch size, in turns against each other. A mode that fails does not stop the others.
 
@@ -78,7 +70,8 @@ def time_batch(
         modes: of ``eager``, ``graphs`` and ``compile``.
         precision: Defaults to ``"fp16"``.
         device: as torch names it; a CPU has no ``compute`` and no ``stream``. Defaults to ``"cuda"``.
-        options: how long. Defaults to `Options()`.
+        seconds: of ``infer``, for each mode; see `benchmarks.timing.measure`. Defaults to 3.
+        turns: of ``compute`` and ``stream``. Defaults to 10.
 
     Returns:
         list[dict]: one a mode and kind of measurement: ``backend``, ``mode``, ``precision``, ``batch``, ``measures``,
@@ -88,7 +81,6 @@ def time_batch(
     Raises:
         PipelineError: the file does not fit, or PyTorch is missing.
     """
-    options = options or Options()
     with PyTorchRunner(model, "fp32", device="cpu", max_batch=CHECKED_IMAGES) as reference:
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *reference.size, 3), dtype=np.uint8)
         expected = reference.infer(pixels[:CHECKED_IMAGES]).logits
@@ -103,7 +95,8 @@ def time_batch(
         runners: dict[str, PyTorchRunner] = {}
         described: dict[str, dict[str, Any]] = {}
         for mode in modes:
-            log.info("preparing %s %s at batch %d%s", mode, precision, batch, _PATIENCE.get(mode, ""))
+            patience = " (minutes)" if mode == "compile" else ""
+            log.info("preparing %s %s at batch %d%s", mode, precision, batch, patience)
             try:
                 runner = PyTorchRunner(model, precision, mode, device=device, max_batch=batch)  # type: ignore[arg-type]
                 stack.enter_context(runner)
@@ -116,19 +109,18 @@ def time_batch(
         samples = {
             "infer": measure(
                 {mode: partial(runner.infer, pixels) for mode, runner in runners.items()},
-                seconds_each=options.seconds_each,
-                warmup_seconds=options.warmup_seconds,
+                seconds_each=seconds,
                 on_error=failed,
             )
         }
         if device.startswith("cuda"):
-            for kind, count in (("compute", options.repeats), ("stream", options.stream_batches)):
+            for kind, count in REPEATS.items():
                 calls = {
                     mode: partial(getattr(runner, f"{kind}_ms"), batch, count)
                     for mode, runner in runners.items()
                     if mode not in errors
                 }
-                samples[kind] = in_turns(calls, options.turns, failed)
+                samples[kind] = in_turns(calls, turns, failed)
     for mode in modes:
         head = {"backend": "pytorch", "mode": mode, "precision": precision, "batch": batch}
         for kind, measured in samples.items():
@@ -138,9 +130,6 @@ def time_batch(
         if mode in errors:
             rows.append({**head, "error": errors[mode]})
     return rows
-
-
-_PATIENCE = {"compile": " (minutes)"}
 
 
 def _distance(expected: np.ndarray, logits: np.ndarray) -> float:
@@ -169,7 +158,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser."""
-    defaults = Options()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers.pytorch",
         description="Time an exported model in PyTorch, channels-last, on the same weights as our engines.",
@@ -181,10 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--modes", type=_modes, default=list(MODES), metavar="NAME,…", help=f"of {', '.join(MODES)}")
     parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16", help="default %(default)s")
     parser.add_argument("--device", default="cuda", help="as torch names it: cuda, cuda:1, cpu; default %(default)s")
-    parser.add_argument(
-        "--seconds", type=float, default=defaults.seconds_each, help="of each mode; default %(default)s"
-    )
-    parser.add_argument("--turns", type=_positive, default=defaults.turns, help="of GPU times; default %(default)s")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each mode; default %(default)s")
+    parser.add_argument("--turns", type=_positive, default=TURNS, help="of GPU times; default %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for all rows and samples")
     return parser
 
@@ -210,7 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Time the model. Returns 0, 1 where a mode failed, 2 where nothing could be timed."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = Options(seconds_each=args.seconds, turns=args.turns)
     before = gpu_snapshot()
     rows: list[dict[str, Any]] = []
     try:
@@ -218,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with PyTorchRunner(args.model, args.precision, device=args.device, max_batch=1):
             pass
         for batch in args.batches:
-            rows += time_batch(args.model, batch, args.modes, args.precision, args.device, options)
+            rows += time_batch(args.model, batch, args.modes, args.precision, args.device, args.seconds, args.turns)
         if args.output is not None:
             content = {
                 "schema": SCHEMA,

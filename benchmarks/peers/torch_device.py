@@ -55,64 +55,51 @@ def settings(torch: Any, tf32: bool) -> Iterator[None]:
 
     PyTorch 2.9 brought new switches for TF32. Who reads the old ones after the new ones were set may get a
     RuntimeError, so the old ones are touched only where the new ones do not exist.
-    """
-    cudnn = torch.backends.cudnn
-    benchmark, cudnn.benchmark = cudnn.benchmark, True
-    try:
-        with _new_switches(torch, tf32) if _has_new_switches(torch) else _old_switches(torch, tf32):
-            yield
-    finally:
-        cudnn.benchmark = benchmark
-
-
-def tf32_allowed(torch: Any) -> tuple[bool, bool]:
-    """Whether products and convolutions may use TF32 now."""
-    backends = torch.backends
-    if _has_new_switches(torch):
-        return backends.cuda.matmul.fp32_precision == "tf32", backends.cudnn.conv.fp32_precision == "tf32"
-    return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
-
-
-def _has_new_switches(torch: Any) -> bool:
-    matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
-    return hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision")
-
-
-@contextmanager
-def _new_switches(torch: Any, tf32: bool) -> Iterator[None]:
-    """Set ``fp32_precision`` of products, convolutions and recurrent layers, which have to agree.
 
     ``set_float32_matmul_precision`` has a state of its own, which torch.compile reads and refuses where it says other
-    than the switch of products (pytorch/pytorch#166387): it is set alongside, and put back where it could be read.
+    than the new switch of products (pytorch/pytorch#166387): it is set alongside, before the switches, and put back
+    where it could be read.
     """
-    cudnn = torch.backends.cudnn
-    switches = [torch.backends.cuda.matmul, *(one for one in (cudnn.conv, getattr(cudnn, "rnn", None)) if one)]
-    before = [one.fp32_precision for one in switches]
+    owners, name = _tf32_switches(torch)
+    new = name == "fp32_precision"
+    value = ("tf32" if tf32 else "ieee") if new else tf32
+    switches = [(torch.backends.cudnn, "benchmark", True), *((owner, name, value) for owner in owners)]
+    before = [getattr(owner, switch) for owner, switch, _ in switches]
+    matmul = _matmul_precision(torch) if new else None
     try:
-        matmul: str | None = torch.get_float32_matmul_precision()
-    except RuntimeError:  # somebody mixed old and new switches before
-        matmul = None
-    try:
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        for one in switches:
-            one.fp32_precision = "tf32" if tf32 else "ieee"
+        if new:
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        for owner, switch, wanted in switches:
+            setattr(owner, switch, wanted)
         yield
     finally:
         if matmul is not None:
             torch.set_float32_matmul_precision(matmul)
-        for one, value in zip(switches, before):
-            one.fp32_precision = value
+        for (owner, switch, _), held in zip(switches, before):
+            setattr(owner, switch, held)
 
 
-@contextmanager
-def _old_switches(torch: Any, tf32: bool) -> Iterator[None]:
+def tf32_allowed(torch: Any) -> tuple[bool, bool]:
+    """Whether products and convolutions may use TF32 now."""
+    (matmul, conv, *_), name = _tf32_switches(torch)
+    return getattr(matmul, name) in (True, "tf32"), getattr(conv, name) in (True, "tf32")
+
+
+def _tf32_switches(torch: Any) -> tuple[list[Any], str]:
+    """What has a switch for TF32 (products, convolutions and recurrent layers, which have to agree), and its name."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    conv, rnn = getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)
+    if hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision"):
+        return [matmul, conv, *([rnn] if rnn else [])], "fp32_precision"
+    return [matmul, cudnn], "allow_tf32"
+
+
+def _matmul_precision(torch: Any) -> str | None:
+    """The state of ``set_float32_matmul_precision``; None where somebody mixed old and new switches before."""
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        return str(torch.get_float32_matmul_precision())
+    except RuntimeError:
+        return None
 
 
 class Slot:

@@ -25,8 +25,8 @@ _FRESH = ("Conv", "Add")  # what they write is theirs alone, so that a ReLU behi
 
 def _pads(it: Converter, node: onnx.NodeProto) -> tuple[tuple[int, int], tuple[int, int]]:
     """Give the padding before and after, each (height, width)."""
-    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise it.unfit(node, "explicit padding", f"auto_pad {attribute(node, 'auto_pad').decode()}")
+    auto = attribute(node, "auto_pad", b"NOTSET")
+    it.expect(auto in (b"NOTSET", b"VALID"), node, "explicit padding", f"auto_pad {auto.decode()}")
     top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
     return (top, left), (bottom, right)
 
@@ -42,9 +42,8 @@ def _padded(it: Converter, x: Any, before: Sequence[int], after: Sequence[int], 
 
 def _conv(it: Converter, node: onnx.NodeProto) -> Any:
     weight = it.constant(node, 1)
-    if weight.ndim != 4:
-        raise it.unfit(node, "a Conv over two dimensions", f"a kernel of shape {weight.shape}")
-    bias = it.constant(node, 2) if len(node.input) > 2 and node.input[2] else None
+    it.expect(weight.ndim == 4, node, "a Conv over two dimensions", f"a kernel of shape {weight.shape}")
+    bias = it.optional(node, 2)
     x, (before, after) = it.value(node), _pads(it, node)
     if before != after:
         x, before = _padded(it, x, before, after, 0.0), (0, 0)
@@ -75,13 +74,12 @@ def _linear(it: Converter, node: onnx.NodeProto, weight: np.ndarray, bias: np.nd
 
 
 def _gemm(it: Converter, node: onnx.NodeProto) -> Any:
-    weight = it.constant(node, 1)
+    weight, bias = it.constant(node, 1), it.optional(node, 2)
+    weight = weight if attribute(node, "transB", 0) else weight.T
     plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
-    bias = it.constant(node, 2).reshape(-1) if len(node.input) > 2 and node.input[2] else None
-    classes = weight.shape[0 if attribute(node, "transB", 0) else 1]
-    if not plain or (bias is not None and bias.shape != (classes,)):
-        raise it.unfit(node, "a Gemm that is x·W + b", "another alpha, beta, transA or bias")
-    return _linear(it, node, weight if attribute(node, "transB", 0) else weight.T, bias)
+    plain &= bias is None or bias.size == len(weight)
+    it.expect(plain, node, "a Gemm that is x·W + b", "another alpha, beta, transA or bias")
+    return _linear(it, node, weight, None if bias is None else bias.reshape(-1))
 
 
 def _matmul(it: Converter, node: onnx.NodeProto) -> Any:
@@ -122,8 +120,7 @@ def _relu(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _max_pool(it: Converter, node: onnx.NodeProto) -> Any:
-    if len(node.output) > 1 and node.output[1]:
-        raise it.unfit(node, "a MaxPool without indices", "one that gives them")
+    it.expect(not any(node.output[1:]), node, "a MaxPool without indices", "one that gives them")
     x, (before, after), kernel = it.value(node), _pads(it, node), _pair(node, "kernel_shape")
     if before != after or any(pad > size // 2 for pad, size in zip(before, kernel)):
         x, before = _padded(it, x, before, after, float("-inf")), (0, 0)
@@ -140,8 +137,8 @@ def _max_pool(it: Converter, node: onnx.NodeProto) -> Any:
 
 def _average_pool(it: Converter, node: onnx.NodeProto) -> Any:
     before, after = _pads(it, node)
-    if before != after or attribute(node, "ceil_mode", 0) or _pair(node, "dilations") != (1, 1):
-        raise it.unfit(node, "an AveragePool with equal padding", "other padding, ceil_mode or dilations")
+    known = before == after and not attribute(node, "ceil_mode", 0) and _pair(node, "dilations") == (1, 1)
+    it.expect(known, node, "an AveragePool with equal padding", "other padding, ceil_mode or dilations")
     return it.call(
         functional.avg_pool2d,
         it.value(node),
@@ -154,10 +151,10 @@ def _average_pool(it: Converter, node: onnx.NodeProto) -> Any:
 
 def _pad(it: Converter, node: onnx.NodeProto) -> Any:
     pads = it.integers(node, "pads", 1) or []
-    axes = len(node.input) > 3 and node.input[3]
-    if attribute(node, "mode", b"constant") != b"constant" or axes:
-        raise it.unfit(node, "a Pad with a constant on all axes", "another mode, or axes")
-    value = float(it.constant(node, 2).reshape(-1)[0]) if len(node.input) > 2 and node.input[2] else 0.0
+    known = attribute(node, "mode", b"constant") == b"constant" and not any(node.input[3:])
+    it.expect(known, node, "a Pad with a constant on all axes", "another mode, or axes")
+    held = it.optional(node, 2)
+    value = 0.0 if held is None else float(held.reshape(-1)[0])
     rank = len(pads) // 2
     flat = [pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)]
     while flat[-2:] == [0, 0]:
@@ -169,15 +166,14 @@ def _cast(it: Converter, node: onnx.NodeProto) -> Any:
     to = attribute(node, "to")
     types = {TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64}
     types[TensorProto.FLOAT] = torch.float32 if node.name in it.prepared else it.dtype
-    if to not in types:
-        raise it.unfit(node, "a Cast to FLOAT, INT32 or INT64", TensorProto.DataType.Name(to))
+    it.expect(to in types, node, "a Cast to FLOAT, INT32 or INT64", TensorProto.DataType.Name(to))
     return it.call_method("to", it.value(node), types[to])
 
 
 def _gather(it: Converter, node: onnx.NodeProto) -> Any:
     indices = it.constant(node, 1)
-    if indices.ndim != 1 or (indices < 0).any():
-        raise it.unfit(node, "a Gather by a list of positions", f"indices of shape {indices.shape}")
+    known = indices.ndim == 1 and not (indices < 0).any()
+    it.expect(known, node, "a Gather by a list of positions", f"indices of shape {indices.shape}")
     return it.call(torch.index_select, it.value(node), attribute(node, "axis", 0), it.value(node, 1))
 
 
@@ -187,42 +183,30 @@ def reshape(x: Any, shape: Sequence[int]) -> Any:
 
 
 def _reshape(it: Converter, node: onnx.NodeProto) -> Any:
-    if attribute(node, "allowzero", 0):
-        raise it.unfit(node, "a Reshape whose 0 keeps a dimension", "allowzero")
+    it.expect(not attribute(node, "allowzero", 0), node, "a Reshape whose 0 keeps a dimension", "allowzero")
     return it.call(reshape, it.value(node), [int(one) for one in it.constant(node, 1)])
 
 
 def _flatten(it: Converter, node: onnx.NodeProto) -> Any:
-    if attribute(node, "axis", 1) != 1:
-        raise it.unfit(node, "a Flatten that keeps the batch", f"axis {attribute(node, 'axis')}")
+    axis = attribute(node, "axis", 1)
+    it.expect(axis == 1, node, "a Flatten that keeps the batch", f"axis {axis}")
     return it.call(torch.flatten, it.value(node), 1)
 
 
 def _squeeze(it: Converter, node: onnx.NodeProto) -> Any:
     axes = it.integers(node, "axes", 1)
-    if axes is None:
-        raise it.unfit(node, "a Squeeze of named axes", "none")
-    return it.call_method("squeeze", it.value(node), tuple(axes))
+    it.expect(axes is not None, node, "a Squeeze of named axes", "none")
+    return it.call_method("squeeze", it.value(node), tuple(axes or ()))
 
 
 def _mean(it: Converter, node: onnx.NodeProto) -> Any:
     axes = it.integers(node, "axes", 1)
-    if axes is None:
-        raise it.unfit(node, "a ReduceMean over named axes", "none")
-    return it.call(torch.mean, it.value(node), tuple(axes), bool(attribute(node, "keepdims", 1)))
-
-
-def _global_mean(it: Converter, node: onnx.NodeProto) -> Any:
-    return it.call(functional.adaptive_avg_pool2d, it.value(node), 1)
-
-
-def _softmax(it: Converter, node: onnx.NodeProto) -> Any:
-    return it.call(torch.softmax, it.value(node), attribute(node, "axis", -1), dtype=torch.float32)
+    it.expect(axes is not None, node, "a ReduceMean over named axes", "none")
+    return it.call(torch.mean, it.value(node), tuple(axes or ()), bool(attribute(node, "keepdims", 1)))
 
 
 def _top_k(it: Converter, node: onnx.NodeProto) -> Any:
-    if not attribute(node, "largest", 1):
-        raise it.unfit(node, "a TopK of the largest", "the smallest")
+    it.expect(attribute(node, "largest", 1) == 1, node, "a TopK of the largest", "the smallest")
     both = it.call(torch.topk, it.value(node), int(it.constant(node, 1).reshape(-1)[0]), attribute(node, "axis", -1))
     it.values[node.output[1]] = it.call(operator.getitem, both, 1)
     return it.call(operator.getitem, both, 0)
@@ -246,7 +230,7 @@ HANDLERS: dict[str, Callable[[Converter, onnx.NodeProto], Any]] = {
     "Flatten": _flatten,
     "Gather": _gather,
     "Gemm": _gemm,
-    "GlobalAveragePool": _global_mean,
+    "GlobalAveragePool": lambda it, node: it.call(functional.adaptive_avg_pool2d, it.value(node), 1),
     "Identity": lambda it, node: it.value(node),
     "MatMul": _matmul,
     "MaxPool": _max_pool,
@@ -256,7 +240,9 @@ HANDLERS: dict[str, Callable[[Converter, onnx.NodeProto], Any]] = {
     "Relu": _relu,
     "Reshape": _reshape,
     "Sigmoid": _function("sigmoid"),
-    "Softmax": _softmax,
+    "Softmax": lambda it, node: it.call(
+        torch.softmax, it.value(node), attribute(node, "axis", -1), dtype=torch.float32
+    ),
     "Squeeze": _squeeze,
     "Sub": _function("sub"),
     "TopK": _top_k,

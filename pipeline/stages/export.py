@@ -35,12 +35,13 @@ class Exported:
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
     """Write ``model.onnx`` (uint8 NHWC in; logits, probabilities, `top_k` best classes out) and ``summary.json``."""
-    from export.keras_to_onnx import export_keras
     from pipeline.loading import load_classifier
 
     card = read_card(inputs.path(CARD))
     model = load_classifier(inputs.path(KERAS), settings.model.allow)
     log.info("  converting %s parameters (a ResNet-50 takes about half a minute)", f"{model.count_params():,}")
+    from export.keras_to_onnx import export_keras  # imports TensorFlow, which loading starts without its messages
+
     summary = export_keras(
         model,
         out / "model.onnx",

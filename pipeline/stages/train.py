@@ -11,6 +11,7 @@ from pipeline.inputs import Consulted, Inputs, Outside, Split
 from pipeline.recipe import Recipe
 from pipeline.samples import Unreadable
 from pipeline.stage import Stage
+from pipeline.tensorflow_start import start_tensorflow
 
 CHECKPOINT = ".checkpoint"  # below a recipe's artifacts
 
@@ -51,10 +52,12 @@ class Trained:
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Trained:
     """Train the model, from where an interrupted training of the very same inputs stopped, or take it over."""
     from pipeline.checkpoint import Checkpoint
-    from pipeline.training import train
 
     checkpoint = Checkpoint(inputs.path(CHECKPOINT), inputs.key, settings.train.checkpoint_seconds)
     try:
+        start_tensorflow()
+        from pipeline.training import train  # imports Keras, which is started without its messages
+
         result = train(settings, inputs.images, out, checkpoint)
     except (KeyboardInterrupt, OSError) as error:
         if not settings.model.finished:

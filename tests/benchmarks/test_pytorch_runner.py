@@ -21,7 +21,7 @@ from pipeline.runners.base import softmax  # noqa: E402
 from tests.benchmarks import torch_graphs as graphs  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
-QUICK = pytorch.Options(seconds_each=0.02, warmup_seconds=0.0, turns=2, repeats=3, stream_batches=5)
+QUICK: Any = {"seconds": 0.02, "turns": 2}
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_the_compiled_model_gives_the_same(model: Path) -> None:
 
 
 def test_rows_say_what_they_include(model: Path) -> None:
-    (row,) = pytorch.time_batch(model, 2, ["eager"], "fp16", "cpu", QUICK)
+    (row,) = pytorch.time_batch(model, 2, ["eager"], "fp16", "cpu", **QUICK)
     assert (row["mode"], row["precision"], row["batch"], row["measures"]) == ("eager", "fp16", 2, "infer")
     assert row["includes"] == pytorch.INCLUDES["infer"]
     assert 0 < row["relative_error"] < 0.01
@@ -131,14 +131,14 @@ def test_rows_say_what_they_include(model: Path) -> None:
 
 
 def test_a_mode_that_fails_gives_a_row_and_the_others_go_on(model: Path) -> None:
-    rows = pytorch.time_batch(model, 1, ["graphs", "eager"], "fp32", "cpu", QUICK)
+    rows = pytorch.time_batch(model, 1, ["graphs", "eager"], "fp32", "cpu", **QUICK)
     assert [("error" in row, row["mode"]) for row in rows] == [(True, "graphs"), (False, "eager")]
     assert "p50_ms" not in rows[0]
 
 
 def test_a_model_that_computes_something_else_is_not_timed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytorch, "LARGEST_ERROR", 1e-9)
-    (row,) = pytorch.time_batch(model, 1, ["eager"], "fp16", "cpu", QUICK)
+    (row,) = pytorch.time_batch(model, 1, ["eager"], "fp16", "cpu", **QUICK)
     assert "Expected the logits of FP32" in row["error"]
 
 
@@ -186,7 +186,7 @@ def test_every_mode_on_a_gpu(model: Path, mode: Any, precision: Any) -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_a_gpu_gives_a_row_for_each_kind(model: Path) -> None:
-    rows = pytorch.time_batch(model, 2, ["eager", "graphs"], options=QUICK)
+    rows = pytorch.time_batch(model, 2, ["eager", "graphs"], **QUICK)
     assert [(row["mode"], row["measures"]) for row in rows] == [
         (mode, kind) for mode in ("eager", "graphs") for kind in pytorch.INCLUDES
     ]

@@ -14,7 +14,8 @@ from onnx import TensorProto
 
 from export import graph, keras_to_onnx
 from export.errors import ExportError
-from export.keras_to_onnx import export_keras, logits_model
+from export.keras_to_onnx import export_keras
+from export.logits import logits_model
 from export.metrics import relative_error
 from export.preprocessing import PreprocessingSpec
 from pipeline.runners.base import top_of

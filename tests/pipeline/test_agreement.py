@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from export.preprocessing import MeanImage, PreprocessingSpec
-from pipeline.agreement import refuse_disagreement
-from pipeline.card import ModelCard, read_card, write_card
+from pipeline.card import ModelCard, read_card, refuse_disagreement, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError, PipelineError

@@ -18,7 +18,8 @@ from pipeline.config import load_recipe
 from pipeline.data import ImageSet, load_image_set
 from pipeline.errors import ModelError, RecipeError
 from pipeline.model_safety import scan_config
-from pipeline.models import build_classifier, preprocessing_of
+from pipeline.models import build_classifier
+from pipeline.own_preprocessing import preprocessing_of
 from pipeline.published_weights import imagenet_weights, published_backbones
 from pipeline.recipe import Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
 from pipeline.tensorflow_start import start_tensorflow

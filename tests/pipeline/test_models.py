@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.backbones import BACKBONES
 from pipeline.errors import ModelError
-from pipeline.models import build_backbone, build_classifier, preprocessing_of, resnet20
+from pipeline.models import build_backbone, build_classifier, resnet20
+from pipeline.own_preprocessing import preprocessing_of
 from pipeline.recipe import BACKBONES as NAMES
 from pipeline.recipe import Model
 from pipeline.tensorflow_start import start_tensorflow

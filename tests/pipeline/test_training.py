@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.preprocessing import PreprocessingSpec
 from pipeline import batches, fitting, models
-from pipeline.batches import Images, augment_image, make_batches
+from pipeline.batches import Batches, Images, augment_image
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.data import SPLITS, ImageSet, Pixels, Sample, load_image_set
@@ -309,7 +309,7 @@ def test_batches_hold_every_image_once_in_an_order_that_seed_and_epoch_decide(im
     source = Images(
         images.splits["train"], Pixels(DecodeSpec((32, 32), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "x"
     )
-    one, again = make_batches(source, 7, 5), make_batches(source, 7, 5)
+    one, again = Batches(source, 7, 5), Batches(source, 7, 5)
     orders = []
     for epoch in (0, 1):
         one.set_epoch(epoch)
@@ -335,7 +335,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytes
         source = Images(
             samples, Pixels(DecodeSpec((64, 64), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "images"
         )
-        model.fit(make_batches(source, 32, 1), epochs=1, verbose=0)
+        model.fit(Batches(source, 32, 1), epochs=1, verbose=0)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest
