@@ -21,7 +21,8 @@ from benchmarks.gpu_record import Record
 from benchmarks.gpu_timings import WARM_UP, words_of
 from export.sidecar import Precision
 from pipeline.gpu_evidence import Measures, Step, Variant
-from pipeline.layout import ONNX, TENSORRT8, engine_source
+from pipeline.layout import ONNX, TENSORRT8
+from pipeline.plans import engine_source
 from pipeline.words import count
 
 log = logging.getLogger("benchmarks.gpu")

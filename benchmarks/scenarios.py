@@ -20,7 +20,8 @@ from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
 from pipeline.errors import PipelineError
-from pipeline.layout import KERAS, ONNX, engines, plan_variant
+from pipeline.layout import KERAS, ONNX
+from pipeline.plans import engines, plan_variant
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions

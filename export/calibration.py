@@ -179,7 +179,7 @@ def run_batches(
     source = probe.graph.input[0].name
     shape = tensor_shapes(probe)[source]
     # A plan of all activations at once costs more memory than it saves time.
-    session = open_session(probe.SerializeToString(), memory_pattern=False, spinning=False)
+    session = open_session(probe, memory_pattern=False, spinning=False)
     for batch in batches:
         if batch.dtype != np.uint8 or batch.ndim != 4 or not len(batch) or batch.shape[1:] != shape[1:]:
             raise ExportError(

@@ -180,5 +180,5 @@ def _convolve(node: onnx.NodeProto, inputs: Iterable[tuple[np.ndarray, np.ndarra
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = open_session(proto.SerializeToString(), spinning=False)
+    session = open_session(proto, spinning=False)
     return [session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0] for x, weight in inputs]

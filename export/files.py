@@ -108,9 +108,13 @@ def put_folder(finished: Path, final: Path) -> None:
     _refuse_file(final)
     former = _former(final)
     try:
-        for path in finished.rglob("*"):
-            if path.is_file() and not path.is_symlink():
+        for path in (finished, *finished.rglob("*")):
+            if path.is_symlink():
+                continue
+            if path.is_file():
                 sync(path)
+            elif path.is_dir():
+                _sync_folder(path)  # or it comes back without the names of its files
         if final.exists():
             os.rename(final, former)
         os.rename(finished, final)

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.constant_nodes import lift_constants
 from export.errors import ExportError
 from export.onnx_file import check_model, load_model, save_model
+from export.skeleton import with_weights_as_inputs
 
 BATCH = "batch"
 
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 # ONNX IR that first knows an opset, for the opsets in use here.
-_SMALL = 1000  # values of an initializer that shape inference may want to read
 _IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
@@ -127,17 +127,7 @@ def infer_shapes(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.Gra
 
     Inference copies a model four times; without the values of its weights, which it does not read, that costs nothing.
     """
-    skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph = skeleton.graph
-    for part in ("node", "input", "output", "value_info"):
-        getattr(graph, part).extend(getattr(model.graph, part))
-    graph.name = model.graph.name
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.INT64 or math.prod(tensor.dims) < _SMALL:  # shapes, axes, pads
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop).graph
+    return onnx.shape_inference.infer_shapes(with_weights_as_inputs(model), data_prop=data_prop).graph
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:

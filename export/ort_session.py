@@ -6,7 +6,12 @@ Python 3.10 syntax; onnxruntime is imported inside the function.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from export.skeleton import skeleton
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 CPU = "CPUExecutionProvider"
 # Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
@@ -14,7 +19,7 @@ _WRONG_OPTIMIZERS = ["Pad_Fusion"]
 
 
 def open_session(
-    model: str | bytes,
+    model: str | bytes | ModelProto,
     *,
     providers: Sequence[tuple[str, Mapping[str, str]]] = ((CPU, {}),),
     exact: bool = False,
@@ -27,7 +32,7 @@ def open_session(
     """Returns an ``InferenceSession``; a failure in it, at the opening or in a run, is an error.
 
     Args:
-        model: Path of an ONNX file, or its bytes.
+        model: Path of an ONNX file, its bytes, or a model in memory, whose large weights are not copied.
         providers: Execution providers, the first one first, each with its options. Defaults to the CPU.
         exact: No graph optimizations at all. Defaults to False.
         fuse_int8: Let ONNX Runtime put its own INT8 kernels in the place of Q/DQ pairs; they saturate on some CPUs.
@@ -51,7 +56,29 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if exact:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    weights: dict[str, Any] = {}
+    if not isinstance(model, (str, bytes)):
+        model, weights = _weights_apart(model)
+        options.add_external_initializers(list(weights), list(weights.values()))
     # Without enable_fallback=0 a failure on a GPU would be computed on the CPU instead.
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         model, options, providers=list(providers), enable_fallback=0, disabled_optimizers=_WRONG_OPTIMIZERS
     )
+    session.weights = weights  # ONNX Runtime reads them where they are, and keeps no reference
+    return session
+
+
+def _weights_apart(model: ModelProto) -> tuple[bytes, dict[str, Any]]:
+    """Returns the bytes of a model whose large weights are somewhere else, and these as ``OrtValue`` by name."""
+    from onnx import TensorProto, numpy_helper
+    from onnxruntime import OrtValue
+
+    result, tensors = skeleton(model)
+    for tensor in tensors:
+        stub = result.graph.initializer.add(
+            name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL
+        )
+        stub.external_data.add(key="location", value="memory")
+    return result.SerializeToString(), {
+        tensor.name: OrtValue.ortvalue_from_numpy(numpy_helper.to_array(tensor)) for tensor in tensors
+    }

@@ -22,7 +22,7 @@ def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) ->
         pixels: uint8 (N, height, width, 3) RGB.
         batch_size: How many are run at once. Defaults to 8.
     """
-    session = open_session(model.SerializeToString(), spinning=False)
+    session = open_session(model, spinning=False)
     source, logits = model.graph.input[0].name, model.graph.output[0].name
     starts = range(0, len(pixels), batch_size)
     return np.concatenate([session.run([logits], {source: pixels[i : i + batch_size]})[0] for i in starts])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from export.errors import ExportError
+from export.int8.report import CalibrationReport
 from export.sidecar import read_sidecar
 from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
@@ -26,7 +27,7 @@ from pipeline.recipe import Recipe, Thresholds
 from pipeline.report_headline import short_name
 from pipeline.report_missed import UNUSABLE, missed, reached
 from pipeline.report_recipe import make, make_with
-from pipeline.stage_records import CalibrationReport, read_calibration
+from pipeline.stage_records import read_calibration
 from pipeline.words import count, listed, sentence
 
 ENGINE_CHECK = ("python", "-m", "pipeline", "engine", "check")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from export.int8.report import CalibrationReport, Distances
 from export.placement_row import Placement
 from pipeline.artifacts import Artifacts
 from pipeline.bars import Bar, Chart
@@ -15,7 +16,7 @@ from pipeline.html import Cell, Section, Table, badge, number, section, share
 from pipeline.parity_report import PASS
 from pipeline.report_recipe import make_with
 from pipeline.report_standing import read_stage
-from pipeline.stage_records import CalibrationReport, Distances, read_calibration, read_placement
+from pipeline.stage_records import read_calibration, read_placement
 from pipeline.words import count
 
 SENSITIVITY = ("keras_layer", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")

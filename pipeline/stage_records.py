@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.int8.report import CalibrationReport, Distances
+from export.int8.report import CalibrationReport
 from export.placement_row import Placement
 from export.records import read_record, read_records
-
-__all__ = ["CalibrationReport", "Distances", "Epoch", "read_calibration", "read_history", "read_placement"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from export.calibration import ChannelStatistics
+from export.graph import convert_opset, opset
 from export.half_emulation import emulate_half
 from export.half_sensitivity import half_units, measure_units
 from export.int8.options import SearchOptions, Track
@@ -72,8 +73,11 @@ def search_fp16(
         "mean": rounded_weights(model, statistics),
     }
 
-    def half(rounding: Rounding, kept: Collection[str], opset: int = MINIMUM_OPSET) -> onnx.ModelProto:
-        return to_half(with_weights(model, weights[rounding], kept), keep=kept, minimum_opset=opset)
+    newest = convert_opset(model, max(opset(model), MINIMUM_OPSET))  # once, not for every graph that is tried
+
+    def half(rounding: Rounding, kept: Collection[str], at_opset: int = MINIMUM_OPSET) -> onnx.ModelProto:
+        base = newest if at_opset == MINIMUM_OPSET else model
+        return to_half(with_weights(base, weights[rounding], kept), keep=kept, minimum_opset=at_opset)
 
     halves = {rounding: half(rounding, unfit) for rounding in weights}
     found = {rounding: held_out.judge(emulate_half(half)) for rounding, half in halves.items()}

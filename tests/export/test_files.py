@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,12 @@ def test_what_ends_a_write_early_leaves_the_former_file_alone(tmp_path: Path, er
     assert path.read_text() == "old"
 
 
+def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, replacing_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")
+
+
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of what is brought to the disk from now on, and of what then is renamed, in their order."""
     seen: list[str] = []
@@ -135,8 +142,8 @@ def test_the_disk_has_the_files_of_a_folder_before_its_name(tmp_path: Path, monk
             (folder / name).chmod(0o444)  # as archives bring them
         (folder / "deep" / "nowhere").symlink_to("x")
         put_folder(folder, tmp_path / "stage")
-    assert sorted(seen[:2]) == ["a", "b"]
-    assert seen[2:] == ["-> stage", tmp_path.name]
+    assert sorted(seen[:4]) == sorted(["a", "b", "deep", folder.name])
+    assert seen[4:] == ["-> stage", tmp_path.name]
     assert names(tmp_path) == ["stage", "stage/a", "stage/deep", "stage/deep/b", "stage/deep/nowhere"]
 
 

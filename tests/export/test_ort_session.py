@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from export.errors import ExportError
+from export.onnx_file import check_model
 from export.ort_session import open_session
+from export.skeleton import skeleton
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +38,46 @@ def test_the_border_of_a_pool_is_kept(exact: bool) -> None:
     session = open_session(pad_before_pool(), exact=exact)
     values = session.run(None, {"x": np.full((1, 1, 4, 4), -1.0, np.float32)})[0]
     assert values[0, 0].tolist() == [[0.0, 0.0], [0.0, -1.0]]
+
+
+def large_weight() -> ModelProto:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["product"], "m"), helper.make_node("Relu", ["product"], ["y"], "r")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_model_in_memory_gives_what_its_bytes_give(exact: bool) -> None:
+    model = large_weight()
+    x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+    expected = open_session(model.SerializeToString(), exact=exact).run(None, {"x": x})[0]
+    session = open_session(model, exact=exact)
+    del model
+    gc.collect()
+    assert session.run(None, {"x": x})[0].tobytes() == expected.tobytes()
+
+
+def test_large_weights_are_taken_out_and_the_model_stays() -> None:
+    model = large_weight()
+    before = model.SerializeToString()
+    rest, weights = skeleton(model)
+    assert [tensor.name for tensor in weights] == ["w"]
+    assert len(rest.SerializeToString()) < 1000
+    assert model.SerializeToString() == before
+
+
+def test_a_large_weight_is_checked_as_well() -> None:
+    model = large_weight()
+    check_model(model)
+    model.graph.initializer[0].raw_data = b"short"
+    with pytest.raises(ExportError, match="valid ONNX"):
+        check_model(model)
 
 
 def test_nothing_else_opens_a_session() -> None:

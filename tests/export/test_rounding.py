@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from export import graph
+from export import graph, rounding
 from export.calibration import ChannelStatistics, collect_statistics
 from export.metrics import sqnr_db
 from export.placement import measured_tensors
@@ -182,3 +182,15 @@ def test_a_resnet_comes_closer(exported):
         for name, model in (("plain", exported.model), ("mean", round_weights(exported.model, statistics)))
     }
     assert found["mean"] > found["plain"]
+
+
+def test_how_many_weights_are_sorted_at_a_time_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, mean = rng.standard_normal((8, 300)), rng.standard_normal((8, 300))
+    mean[:, :200] = 1.0  # equal prices
+    offset = rng.standard_normal(8)  # more than the cheapest weights take away
+    found = []
+    for few in (1, 40, 1000):
+        monkeypatch.setattr(rounding, "_FEW", few)
+        found.append(rounding._keep_mean(rows, mean, offset).tobytes())
+    assert found[0] == found[1] == found[2]
