@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from export.errors import ProjectError
-from export.files import put_file, put_folder, replacing_file, replacing_files, temporary_folder, write_atomic
+from export.files import (
+    put_file,
+    put_folder,
+    replacing_file,
+    replacing_files,
+    replacing_folder,
+    temporary_folder,
+    write_atomic,
+)
 
 ROOT = Path(__file__).parents[2]
 THE_PLACE = ROOT / "export" / "files.py"
@@ -145,6 +153,38 @@ def test_the_disk_has_the_files_of_a_folder_before_its_name(tmp_path: Path, monk
     assert sorted(seen[:4]) == sorted(["a", "b", "deep", folder.name])
     assert seen[4:] == ["-> stage", tmp_path.name]
     assert names(tmp_path) == ["stage", "stage/a", "stage/deep", "stage/deep/b", "stage/deep/nowhere"]
+
+
+def test_a_folder_that_is_a_link_to_another_disk_is_replaced_each_time(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_text("mine")
+    (tmp_path / "stage").symlink_to("elsewhere")
+    for text in ("one", "two"):
+        with replacing_folder(tmp_path / "stage") as folder:
+            (folder / "a").write_text(text)
+        assert (tmp_path / "stage" / "a").read_text() == text
+    assert names(tmp_path) == ["elsewhere", "elsewhere/a", "stage", "stage/a"]
+    assert (tmp_path / "elsewhere" / "a").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_former_one_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new", "stage"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        put_folder(tmp_path / "new", tmp_path / "stage")
+    assert (tmp_path / "stage" / "a").read_text() == "stage"
+    assert names(tmp_path) == ["new", "new/a", "stage", "stage/a"]
 
 
 def test_a_folder_takes_no_files_place(tmp_path: Path) -> None:

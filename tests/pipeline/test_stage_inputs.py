@@ -188,6 +188,13 @@ def test_a_split_that_does_not_decide_is_no_input(toy: Toy) -> None:
     assert stage.digests(toy.context(), {}).keys() == {"data/test", "data/classes"}
 
 
+def test_of_the_runtime_and_the_build_all_but_permissions_and_paths_decides(toy: Toy) -> None:
+    stage = toy.stage(keys=("runtime", "build"))
+    execute(stage, toy.context())
+    assert reasons_to_run(stage, toy.context("runtime.host_code=true", "build.timing_cache=x.cache")) == []
+    assert reasons_to_run(stage, toy.context("runtime.device=1")) == ["recipe runtime.device: 0 -> 1"]
+
+
 def test_a_permission_is_handed_over_and_decides_nothing(toy: Toy) -> None:
     stage = toy.stage(keys=("export", "model.allow"))
     execute(stage, toy.context())
