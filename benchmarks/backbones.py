@@ -151,17 +151,16 @@ def _row(root: Path) -> dict[str, Any]:
     """What the artifacts say: distances from Keras, and what stayed in float."""
     parity = read_json(root / PARITY)
     calibration = read_json(root / "quantize" / "calibration.json")
+    named = ("verdict", "images", "relative_error", "sqnr_db", "top1_agreement", "why")
     row: dict[str, Any] = {"verdict": parity["verdict"]}
     for hop in parity["hops"]:
-        if hop["kind"] == "from_keras" and hop["backend"] == "onnxruntime" and hop["precision"] not in row:
-            named = ("verdict", "images", "relative_error", "sqnr_db", "top1_agreement", "why")
-            row[hop["precision"]] = {key: hop[key] for key in named}
-    kept = calibration["kept"]
+        if (hop["kind"], hop["backend"]) == ("from_keras", "onnxruntime"):
+            row.setdefault(hop["precision"], {key: hop[key] for key in named})
     return row | {
         "method": calibration["method"],
         "convolutions": calibration["convolutions"],
         "int8_convolutions": calibration["int8_convolutions"],
-        "kept": kept,
+        "kept": calibration["kept"],
         "fp32_in_fp16": sorted(calibration["fp16"]["kept_fp32"]),
     }
 

@@ -24,6 +24,7 @@ from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS
 from pipeline.machine import describe_cpu
+from pipeline.plans import profiles
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage, execute, reasons_to_run
@@ -53,7 +54,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     And which of the files that the GPU ran is fastest at each.
     """
     asked = settings.benchmark
-    largest = sorted(profile.max for profile in settings.build.profiles.values())
+    largest = sorted(profile.max for profile in profiles(settings.build).values())
     batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
     wanted = installed(scenarios(inputs.root, batches))
     card = read_card(inputs.path(CARD))
@@ -117,7 +118,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
     return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
-def _environment() -> dict[str, Any]:
+def _environment(_: Recipe) -> dict[str, Any]:
     return machine_environment() | {"cpu": str(describe_cpu())}
 
 

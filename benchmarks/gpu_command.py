@@ -29,9 +29,10 @@ from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import DriverStatus, driver_status
 from export.errors import ProjectError
 from pipeline.gpu_evidence import FOLDER, Gpu, GpuEvidence, Model
-from pipeline.layout import ONNX, PARITY, REFERENCE, engine_source
+from pipeline.layout import ONNX, PARITY, REFERENCE
 from pipeline.machine import Machine
 from pipeline.parity import Reference
+from pipeline.plans import engine_source
 from pipeline.words import listed
 
 log = logging.getLogger("benchmarks.gpu")

@@ -11,7 +11,8 @@ from benchmarks.gpu_folder import INDEX, altered_files, as_verified, has_verdict
 from benchmarks.gpu_options import MAIN, Options, check_artifacts, refuse_missing_sources
 from benchmarks.gpu_plan import Estimates, Plan, Planned, too_long
 from export.sidecar import Precision
-from pipeline.layout import REFERENCE, engine_source
+from pipeline.layout import REFERENCE
+from pipeline.plans import engine_source
 from pipeline.words import count
 
 STRONG, RTX, OLDER = "TensorRT 10 and later", "TensorRT-RTX", "TensorRT 8.6"

@@ -57,10 +57,17 @@ def as_verified(artifacts: Path) -> bool:
 def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
     """Refuse what no verify stage writes before a GPU spends its time on it."""
     images = len(pixels) if pixels.ndim == 4 else 0
-    fits = images > 0 and pixels.shape[3] == 3 and pixels.dtype == np.uint8
-    fits &= labels.shape == (images,) and np.issubdtype(labels.dtype, np.integer)
-    fits &= logits.ndim == 2 and len(logits) == images and logits.size > 0 and np.issubdtype(logits.dtype, np.floating)
-    if not fits:
+    if not (
+        images > 0
+        and pixels.shape[3] == 3
+        and pixels.dtype == np.uint8
+        and labels.shape == (images,)
+        and np.issubdtype(labels.dtype, np.integer)
+        and logits.ndim == 2
+        and len(logits) == images
+        and logits.size > 0
+        and np.issubdtype(logits.dtype, np.floating)
+    ):
         shapes = ", ".join(f"{name} {one.dtype} {one.shape}" for name, one in
                            (("pixels", pixels), ("labels", labels), ("logits", logits)))  # fmt: skip
         raise ValueError(f"images, classes and answers that do not go together: {shapes}")

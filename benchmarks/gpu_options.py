@@ -17,8 +17,9 @@ from benchmarks.gpu_timings import PEER_MODES
 from export.sidecar import Precision
 from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import FOLDER, Variant
-from pipeline.layout import ONNX, REFERENCE, engine_source
+from pipeline.layout import ONNX, REFERENCE
 from pipeline.output_files import check_folder, check_output
+from pipeline.plans import engine_source
 from pipeline.usage import Parser, meant
 
 log = logging.getLogger("benchmarks.gpu")

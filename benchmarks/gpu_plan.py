@@ -20,8 +20,9 @@ from benchmarks.gpu_options import MAIN, Options
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_timings import WARM_UP, words_of
 from export.sidecar import Precision
-from pipeline.gpu_evidence import DONE, ERROR, RUNNING, SKIPPED, Measures, Step, Variant
-from pipeline.layout import ONNX, TENSORRT8, engine_source
+from pipeline.gpu_evidence import Measures, Step, Variant
+from pipeline.layout import ONNX, TENSORRT8
+from pipeline.plans import engine_source
 from pipeline.words import count
 
 log = logging.getLogger("benchmarks.gpu")
@@ -120,19 +121,21 @@ class Plan:
         """Build engines of a variant, compare them with Keras, and time them in turns."""
         there = [one for one in precisions if self.source(one).is_file()]
         times = [step for measures in MEASURES[variant] for step in self._times(work, variant, there, measures)]
-        builds, parities = [], []
-        for precision in precisions:
-            name = f"{precision}-{variant}"
-            builds.append(
-                Planned(
-                    *(f"build {name}", "build", self._build_seconds(precision)),
-                    *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
-                    leads_to=tuple(step.name for step in times[:1]),
-                )
+        builds = [
+            Planned(
+                *(f"build {precision}-{variant}", "build", self._build_seconds(precision)),
+                *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
+                leads_to=tuple(step.name for step in times[:1]),
             )
-            if precision in there:
-                compare = partial(work.compare, precision, variant)
-                parities.append(Planned(f"parity {name}", "parity", PARITY, compare, partial(_why_not, work, [name])))
+            for precision in precisions
+        ]
+        parities = [
+            Planned(
+                *(f"parity {precision}-{variant}", "parity", PARITY),
+                *(partial(work.compare, precision, variant), partial(_why_not, work, [f"{precision}-{variant}"])),
+            )
+            for precision in there
+        ]
         return [*builds, *parities, *times]
 
     def _times(
@@ -161,14 +164,15 @@ class Plan:
         ]
         if options.checks == "none" or not engines:
             return []
-        steps = []
-        for check in QUICK if options.checks == "quick" else CHECKS:
-            name = check.__name__.replace("_", " ")
-            steps += [
-                Planned(f"check {one}: {name}", f"check {name}", CHECK, partial(work.check, check, one),
-                        partial(_why_not, work, [one]))
-                for one in engines
-            ]  # fmt: skip
+        checks = {one.__name__.replace("_", " "): one for one in (QUICK if options.checks == "quick" else CHECKS)}
+        steps = [
+            Planned(
+                *(f"check {one}: {name}", f"check {name}", CHECK),
+                *(partial(work.check, check, one), partial(_why_not, work, [one])),
+            )
+            for name, check in checks.items()
+            for one in engines
+        ]
         why_not = partial(_why_not, work, engines)
         return [*steps, Planned("leak cycles", "cycles", options.cycle_seconds, work.cycle, why_not)]
 
@@ -194,9 +198,9 @@ class Plan:
 
     def _why_absent(self, precision: str) -> str:
         """Why an engine has nothing to be built from; "" where it has."""
-        name = engine_source(precision, self.strongly_typed)
         if self.source(precision).is_file():
             return ""
+        name = engine_source(precision, self.strongly_typed)
         made = "; the recipe makes it with quantize.tensorrt8: true" if name in TENSORRT8.values() else ""
         return f"{name} is not in the folder{made}"
 
@@ -258,23 +262,23 @@ def make_steps(
             why = words_of(error)
         if why:
             log.warning("%s is skipped: %s", step.name, why)
-            record.step(step.name, state=SKIPPED, expected_seconds=expected, why=why)
+            record.step(step.name, state="skipped", expected_seconds=expected, why=why)
             continue
         within = "" if left is None else f" of {left:.0f} s left"
         log.info("%d/%d %s, about %.0f s%s", number, len(steps), step.name, expected, within)
-        record.step(step.name, state=RUNNING, expected_seconds=expected)
+        record.step(step.name, state="running", expected_seconds=expected)
         started = clock()
         try:
             step.work()
         except KeyboardInterrupt:
-            record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why="interrupted")
+            record.step(step.name, state="error", seconds=round(clock() - started, 3), why="interrupted")
             raise
         except (Exception, SystemExit) as error:  # whatever a library raises: the other steps are to be made as well
             log.error("%s failed: %s", step.name, error)
-            record.step(step.name, state=ERROR, seconds=round(clock() - started, 3), why=words_of(error))
+            record.step(step.name, state="error", seconds=round(clock() - started, 3), why=words_of(error))
         else:
             estimates.learn(step, clock() - started)
-            record.step(step.name, state=DONE, seconds=round(clock() - started, 3))
+            record.step(step.name, state="done", seconds=round(clock() - started, 3))
 
 
 def too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimates, left: float | None) -> str:

@@ -24,7 +24,7 @@ from export.files import write_atomic
 from export.records import to_json
 from pipeline.errors import PipelineError
 from pipeline.files import as_json, as_text
-from pipeline.gpu_evidence import RUNNING, GpuEvidence
+from pipeline.gpu_evidence import GpuEvidence, StepState
 
 log = logging.getLogger("benchmarks.gpu")
 
@@ -76,9 +76,9 @@ class Record:
                 log.error("%s cannot be written: %s", self.path, error.strerror or error)
                 self._lost = error
 
-    def step(self, name: str, **fields: Any) -> None:
+    def step(self, name: str, state: StepState, **fields: Any) -> None:
         """Replace fields of a step."""
-        steps = (replace(one, **fields) if one.name == name else one for one in self.evidence.steps)
+        steps = (replace(one, state=state, **fields) if one.name == name else one for one in self.evidence.steps)
         self.change(steps=tuple(steps))
 
     def add(self, field: Literal["timings", "checks"], *rows: Any) -> None:
@@ -127,7 +127,7 @@ class Record:
         held = self._lock.acquire(timeout=_PATIENCE)  # who has it may hang as well, in a write
         try:
             if held:
-                hung = ", ".join(one.name for one in self.evidence.steps if one.state == RUNNING) or "none"
+                hung = ", ".join(one.name for one in self.evidence.steps if one.state == "running") or "none"
                 self.close("cut short")
                 words = "the time is up by %.0f s and the step %s does not end: cut short, what was known is in %s"
                 log.error(words, MARGIN, hung, self.path)

@@ -22,9 +22,9 @@ from export.errors import ExportError
 from export.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.answering import answer
 from pipeline.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.layout import plan_name
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import by_precision, overall_verdict
+from pipeline.plans import plan_name
 from pipeline.recipe import VerifyThresholds
 from pipeline.runners.cuda import find_cuda
 from pipeline.runners.open import open_runner

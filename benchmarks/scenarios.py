@@ -20,7 +20,8 @@ from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
 from pipeline.errors import PipelineError
-from pipeline.layout import KERAS, ONNX, engines, plan_variant
+from pipeline.layout import KERAS, ONNX
+from pipeline.plans import engines, plan_variant
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.runners.options import RuntimeOptions
@@ -120,15 +121,13 @@ def _engines(artifacts_dir: Path) -> list[tuple[Path, Sidecar]]:
 
 
 def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
-    notes = []
-    if sidecar.flavour == "rtx":
-        notes.append("TensorRT-RTX: compiled for this GPU when it was loaded")
     largest, smallest = sidecar.profile.max, sidecar.profile.min
-    if batch > largest:
-        notes.append(f"runs in pieces of {largest}, the engine's largest batch")
-    if batch < smallest:
-        notes.append(f"filled up to {smallest}, the engine's smallest batch")
-    return "; ".join(notes)
+    notes = {
+        "TensorRT-RTX: compiled for this GPU when it was loaded": sidecar.flavour == "rtx",
+        f"runs in pieces of {largest}, the engine's largest batch": batch > largest,
+        f"filled up to {smallest}, the engine's smallest batch": batch < smallest,
+    }
+    return "; ".join(note for note, applies in notes.items() if applies)
 
 
 def installed(wanted: Sequence[Scenario]) -> list[Scenario]:

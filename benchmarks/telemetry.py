@@ -74,11 +74,8 @@ def machine() -> Machine:
 
 def commit() -> str | None:
     """The commit that this code is of, None outside a repository."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    said = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    return None if said is None else said.strip()
 
 
 def peak_memory_mib() -> int | None:
@@ -93,11 +90,7 @@ def peak_memory_mib() -> int | None:
 
 def resident_bytes() -> int:
     """The memory that this process holds now; 0 where the system does not say (outside Linux)."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, AttributeError, ValueError):
-        return 0
+    return _ask(lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")) or 0
 
 
 def gpu_snapshot(root: Path = Path("/")) -> tuple[GpuSnapshot, ...]:
@@ -117,12 +110,9 @@ def gpu_snapshot(root: Path = Path("/")) -> tuple[GpuSnapshot, ...]:
 
 def _nvidia_smi() -> tuple[GpuSnapshot, ...]:
     """Ask the tool that comes with the driver; empty where it is not there or fails."""
-    query = [f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True, timeout=SMI_PATIENCE)
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return ()
-    lines = [line.split(",") for line in told.stdout.splitlines()]
+    query = f"--query-gpu={','.join(SMI.values())}"
+    told = _output("nvidia-smi", query, "--format=csv,noheader,nounits", patience=SMI_PATIENCE)
+    lines = [line.split(",") for line in (told or "").splitlines()]
     return tuple(_smi_snapshot(values) for values in lines if len(values) == len(SMI))
 
 
@@ -233,6 +223,13 @@ def _number(path: Path) -> int | None:
 def _text(path: Path) -> str:
     """What a file says; "" where it says nothing, as a sensor of a part that sleeps."""
     return (_ask(partial(path.read_text, "ascii")) or "").strip()
+
+
+def _output(*command: str, patience: float | None = None) -> str | None:
+    """What a program prints; None where it is not there, fails, or takes longer than its seconds."""
+    run = partial(subprocess.run, command, capture_output=True, text=True, check=True, timeout=patience)
+    said: str | None = _ask(lambda: run().stdout)
+    return said
 
 
 def _ask(question: Callable[..., Any]) -> Any:

@@ -108,24 +108,27 @@ def put_folder(finished: Path, final: Path) -> None:
     _refuse_file(final)
     former = _former(final)
     try:
-        for path in finished.rglob("*"):
-            if path.is_file() and not path.is_symlink():
+        for path in (finished, *finished.rglob("*")):
+            if path.is_symlink():
+                continue
+            if path.is_file():
                 sync(path)
+            elif path.is_dir():
+                _sync_folder(path)  # or it comes back without the names of its files
         if final.exists():
             os.rename(final, former)
         os.rename(finished, final)
         _sync_folder(final.parent)
-        shutil.rmtree(former, ignore_errors=True)
     finally:
-        recover_folder(final)
+        recover_folder(final)  # and the former one goes, or comes back
 
 
 def recover_folder(final: Path) -> None:
     """Clear what a killed process left: unfinished folders go, a former result that was set aside comes back."""
     former = _former(final)
-    if former.exists():
+    if os.path.lexists(former):
         if final.is_dir():
-            shutil.rmtree(former, ignore_errors=True)
+            _remove(former)
         elif not final.exists():
             os.rename(former, final)
     remove_leftovers(temporaries_of(final))
@@ -177,11 +180,7 @@ def remove_leftovers(found: Iterable[Path]) -> None:
         match = _NAME.fullmatch(path.name)
         if match is None or _is_alive(int(match["process"]), match["run"]):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        _remove(path)
 
 
 def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
@@ -216,6 +215,15 @@ def _sync_folder(folder: Path) -> None:
     """Wait until the disk has a folder's new names. Some file systems, and Windows, sync no folders."""
     with contextlib.suppress(OSError):
         sync(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link, as far as it can be; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _former(final: Path) -> Path:

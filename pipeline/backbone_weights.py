@@ -47,7 +47,8 @@ def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
     else:
         path = Path(config.weights)
         _load_file(model, path, config.backbone)
-    if re.fullmatch(r"efficientnetb\d", config.backbone) and _rescales_again(path, config.backbone):
+    divided = re.fullmatch(r"efficientnetb\d", config.backbone)
+    if divided and (config.weights == IMAGENET or _rescales_again(path, config.backbone)):
         _divide_once_more(model)
 
 

@@ -60,9 +60,9 @@ def _no_support(flavour: str, device: Device) -> str:
     return f"{said}: {INSTALL['tensorrt']}" if supports_advised(device.compute_capability) else said
 
 
-def machine_environment() -> dict[str, Any]:
+def machine_environment(flavour: str = "auto") -> dict[str, Any]:
     """The TensorRT and the GPU of this machine, which decide what an engine is good for."""
-    trt, _ = choose_tensorrt("auto")
+    trt, _ = choose_tensorrt(flavour)
     return {"tensorrt": f"{trt.flavour} {trt.version}" if trt else None, "gpu": describe_gpu()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipeline.gpu_evidence import PENDING, RUNNING, SKIPPED, GpuEvidence
+from pipeline.gpu_evidence import GpuEvidence, StepState
 
 NAMES = "An engine is called by its type and what it is for: throughput by large batches, or the latency of one image."
 STATES: Mapping[str, str] = {
@@ -53,13 +53,13 @@ def clocks(evidence: GpuEvidence) -> str:
 
 def not_made(evidence: GpuEvidence) -> dict[str, list[str]]:
     """Names of the steps that were not made, or not to the end, by the reason."""
-    ended = evidence.state != RUNNING
-    reasons = {
-        RUNNING: "the visit ended in it" if ended else "it is under way, or the visit was ended in it",
-        PENDING: "the visit ended before" if ended else "its turn has not come, or the visit was ended before",
+    ended = evidence.state != "running"
+    reasons: dict[StepState, str] = {
+        "running": "the visit ended in it" if ended else "it is under way, or the visit was ended in it",
+        "pending": "the visit ended before" if ended else "its turn has not come, or the visit was ended before",
     }
     named: dict[str, list[str]] = {}
     for step in evidence.steps:
-        if step.state in (SKIPPED, RUNNING, PENDING):
+        if step.state in ("skipped", "running", "pending"):
             named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
     return named

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from export.records import read_record, to_json
+from export.records import read_record
 from export.sidecar import BatchProfile, Precision
-from pipeline.files import write_json
 from pipeline.machine import GpuSnapshot, Machine
 from pipeline.parity_report import Hop, Overall, overall_verdict
 from pipeline.recipe import Thresholds
@@ -23,11 +22,6 @@ SCHEMA = 2
 MOST = 500  # of each kind in a record; a visit with everything has a hundred steps
 LARGEST = 1e12  # of the numbers of a timed row; none comes near it
 FOLDER = "evidence"  # below a recipe's artifacts
-PENDING: Final = "pending"
-RUNNING: Final = "running"
-DONE: Final = "done"
-SKIPPED: Final = "skipped"
-ERROR: Final = "error"
 ENGINE, WITHOUT_GRAPHS = "engine", "engine without graphs"  # names of timed rows; PyTorch's are "PyTorch <mode>"
 
 StepState = Literal["pending", "running", "done", "skipped", "error"]
@@ -49,7 +43,7 @@ class Step:
     """
 
     name: str
-    state: StepState = PENDING
+    state: StepState = "pending"
     seconds: float | None = None
     expected_seconds: float | None = None
     why: str = ""
@@ -308,7 +302,7 @@ class GpuEvidence:
             if one.refused:
                 refused.setdefault(one.refused, []).append(name)
         return (
-            *(f"{one.name}: {one.why}" for one in self.steps if one.state == ERROR),
+            *(f"{one.name}: {one.why}" for one in self.steps if one.state == "error"),
             *(f"{listed(names)} {'is' if len(names) == 1 else 'are'} not loaded here: {why}"
               for why, names in refused.items()),
             *(f"{one.candidate} against Keras: {one.why}" for one in hops if one.verdict == "fail"),
@@ -326,8 +320,3 @@ def read_gpu_evidence(path: Path) -> GpuEvidence:
         PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
     """
     return read_record(GpuEvidence, path, remedy=REMEDY, what="evidence from a GPU")
-
-
-def write_gpu_evidence(path: Path, evidence: GpuEvidence) -> None:
-    """Write it, atomically."""
-    write_json(path, to_json(evidence))

@@ -227,9 +227,6 @@ class Part:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        own = getattr(type(self._section), name, None)
-        if isinstance(own, property) and own.fget is not None:
-            return own.fget(self)  # which reads keys in its turn
         below = [key.partition(".")[2] for key in self._keys if key.partition(".")[0] == name]
         if not below:
             raise UndeclaredError(f"Expected one of the declared keys {list(self._keys)}. Received: {name}.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from export.records import to_json
 from export.sidecar import BatchProfile, Precision, read_sidecar
 from pipeline.files import sha256_file
-from pipeline.layout import plan_precision
+from pipeline.plans import plan_precision
 
 if TYPE_CHECKING:
     from pipeline.runners.options import RuntimeOptions

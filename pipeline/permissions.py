@@ -13,7 +13,8 @@ from typing import Any
 from export.errors import ExportError
 from export.sidecar import read_sidecar
 from pipeline.errors import ModelError
-from pipeline.layout import KERAS, engines
+from pipeline.layout import KERAS
+from pipeline.plans import engines
 from pipeline.recipe import Recipe
 
 # Key of the recipe, and what it says where no permission is given.

@@ -8,10 +8,10 @@ a text describes is one key of those tables. Standard library only, Python 3.10 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from export.sidecar import PRECISIONS, BatchProfile, Precision
+from export.sidecar import PRECISIONS, Precision
 from pipeline.limits import (
     DENSE,
     EACH_ONCE,
@@ -361,12 +361,6 @@ class Build:
         int | None, within(0, 64), "further CUDA streams an inference may use; null: TensorRT's choice"
     ] = None
     builder_threads: Annotated[int | None, within(1, 1024, "1 to 1024"), "null: TensorRT's choice"] = None
-
-    @property
-    def profiles(self) -> dict[str | None, BatchProfile]:
-        """The batch sizes of the engines of each precision by variant; None is the name where there are none."""
-        named: Mapping[Any, Profile] = self.variants or {None: self.profile}
-        return {name: BatchProfile(**asdict(profile)) for name, profile in named.items()}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from pipeline.gpu_evidence import (
     read_gpu_evidence,
 )
 from pipeline.html import Cell, Section, Table, badge, cut, number, section, share
-from pipeline.layout import KERAS, ONNX, TENSORRT8, engine_source
+from pipeline.layout import KERAS, ONNX, TENSORRT8
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS, Hop
+from pipeline.plans import engine_source
 from pipeline.report_speed import REFERENCE
 from pipeline.report_standing import digest_now
 from pipeline.words import count, listed, sentence

@@ -10,9 +10,10 @@ from export.sidecar import sidecar_path
 from pipeline.artifacts import Artifacts, UndeclaredError
 from pipeline.config import recipe_slice, section_of
 from pipeline.files import sha256_file
-from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE, engines
+from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import MANIFEST, Manifest, config_changes, read_manifest
 from pipeline.parity_report import NOT_VERIFIED, ParityReport
+from pipeline.plans import engines
 from pipeline.recipe import Recipe
 
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")  # whose results a page shows

@@ -10,7 +10,8 @@ from export.driver import DriverStatus
 from export.errors import ExportError
 from export.sidecar import read_sidecar
 from export.versions import no_support, supports
-from pipeline.layout import ONNX, TENSORRT8, engines
+from pipeline.layout import ONNX, TENSORRT8
+from pipeline.plans import engines
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.words import count, listed
 

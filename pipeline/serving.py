@@ -20,7 +20,7 @@ from pipeline.benchmark_report import read_serves
 from pipeline.command_line import COMMAND, CommandNeededError
 from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, fit, misfit
 from pipeline.errors import PipelineError
-from pipeline.layout import ONNX, PARITY, engines, plan_precision
+from pipeline.layout import ONNX, PARITY
 from pipeline.measured import (
     Contender,
     Nearest,
@@ -32,6 +32,7 @@ from pipeline.measured import (
     runtime_part,
 )
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
+from pipeline.plans import engines, plan_precision
 from pipeline.recipe import Recipe
 from pipeline.runnable import files_to_run, why_not_opened, why_nothing_runs
 from pipeline.runners.base import Runner

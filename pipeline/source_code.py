@@ -38,7 +38,6 @@ BORDERS = {
     "pipeline/command_line.py": "composes advice",
     "pipeline/output_files.py": "refuses, or says that a disk is full",
     "pipeline/files.py": "moves and hashes bytes",
-    "pipeline/runnable.py": "says why nothing runs, and then nothing is written",
     "pipeline/manifest.py": "records results and compares keys",
     "pipeline/stage.py": "runs stages",
     "pipeline/layout.py": "names of files, which enter the key as names of inputs and outputs",

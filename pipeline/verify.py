@@ -24,16 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
 from pipeline.inputs import Inputs
-from pipeline.layout import (
-    CARD,
-    KERAS,
-    ONNX,
-    REFERENCE,
-    TENSORRT8,
-    engine_sources,
-    engines,
-    plan_precision,
-)
+from pipeline.layout import CARD, KERAS, ONNX, REFERENCE, TENSORRT8
 from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Answer, Candidate, Reference
@@ -48,6 +39,7 @@ from pipeline.parity_report import (
     allowed,
     not_run,
 )
+from pipeline.plans import engine_sources, engines, plan_precision
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
 from pipeline.runners.base import Runner

@@ -498,8 +498,9 @@ def test_a_missing_sidecar_is_answered_with_the_command_for_this_recipe(
         warned = capsys.readouterr().err
         assert "left out an engine" in warned
         assert said in warned
-        command = pipeline_command("build", "-c", chain.recipe, "--set", "build.precisions=[fp32]")
-        assert f"rebuild it: {command} --artifacts {chain.artifacts} --force." in warned
+        options = ("--set", "build.precisions=[fp32]", "--artifacts", str(chain.artifacts))
+        command = pipeline_command("build", "-c", chain.recipe, "--force", *options)
+        assert f"rebuild it: {command}." in warned
 
 
 def test_a_damaged_manifest_promises_nothing_that_the_verb_does_not_do(

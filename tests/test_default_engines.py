@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.records import to_json
 from export.sidecar import BatchProfile
 from pipeline.commands import main
-from pipeline.layout import engine_source
+from pipeline.plans import engine_source
 
 ROOT = Path(__file__).parents[1]
 # Weights as they come; what a training and a search for the best scales add changes no operator.

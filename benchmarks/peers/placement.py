@@ -46,8 +46,9 @@ def placement(model: onnx.ModelProto) -> dict[str, Any]:
             found[node.op_type].append(quantized(node, (0,))[0])
         elif node.op_type == "Add":
             adds[sum(quantized(node, (0, 1)))] += 1
-    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
-    zeros = [constants[one.input[2]] for one in model.graph.node if _has_constant_zero_point(one, constants)]
+    halves = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    pairs = [node for node in halves if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
+    zeros = [constants[name] for node in halves for name in node.input[2:3] if name in constants]
     return {
         "int8": {op: {"int8": sum(flags), "of": len(flags)} for op, flags in sorted(found.items())},
         "add_inputs": {str(count): number for count, number in sorted(adds.items())},
@@ -55,8 +56,3 @@ def placement(model: onnx.ModelProto) -> dict[str, Any]:
         "quantized_biases": biases,
         "nonzero_zero_points": sum(bool(np.any(numpy_helper.to_array(one))) for one in zeros),
     }
-
-
-def _has_constant_zero_point(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    quantizes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    return quantizes and len(node.input) > 2 and node.input[2] in constants

@@ -27,9 +27,8 @@ from typing import Any
 
 import onnx
 
-from benchmarks.peers.images import PixelReader, read_images
 from benchmarks.peers.placement import placement
-from benchmarks.peers.tools import PEERS, TOOLS
+from benchmarks.peers.tools import PEERS, TOOLS, PixelReader, read_images
 from export.errors import ProjectError
 from export.files import put_file, temporary_folder, write_atomic
 from export.sidecar import sha256_file

@@ -18,7 +18,8 @@ from pipeline.command_line import COMMAND, CommandNeededError
 from pipeline.environment import choose_tensorrt, machine_environment, why_not_here
 from pipeline.files import sha256_file
 from pipeline.inputs import Consulted, Inputs
-from pipeline.layout import TENSORRT8, engine_source, engine_sources, engines, plan_name
+from pipeline.layout import TENSORRT8
+from pipeline.plans import engine_source, engine_sources, engines, plan_name, profiles
 from pipeline.progress import progress_bar
 from pipeline.recipe import Build, Recipe
 from pipeline.stage import Stage
@@ -78,7 +79,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
     if not_here:
         log.warning("%s", not_here)
     options = build_options(asked)
-    wanted = [(precision, *named) for precision in asked.precisions for named in asked.profiles.items()]
+    wanted = [(precision, *named) for precision in asked.precisions for named in profiles(asked).items()]
     built: dict[str, BuiltEngine] = {}
     for number, (precision, variant, profile) in enumerate(wanted, 1):
         plan = out / trt.flavour / plan_name(precision, variant)
@@ -126,7 +127,7 @@ def bytes_per_weight(recipe: Recipe) -> int:
     if choose_tensorrt(settings.flavour)[0] is None:
         return 0
     widths = {"fp32": 4, "fp16": 2, "int8": 1}
-    return sum(widths[precision] for precision in settings.precisions) * len(settings.profiles)
+    return sum(widths[precision] for precision in settings.precisions) * len(profiles(settings))
 
 
 def build_options(settings: Build) -> BuildOptions:
@@ -163,6 +164,6 @@ STAGE = Stage(
     keys=("build",),
     run=run,
     result=Built,
-    environment=machine_environment,
+    environment=lambda recipe: machine_environment(recipe.build.flavour),
     bytes_per_weight=bytes_per_weight,
 )

@@ -102,5 +102,5 @@ STAGE = Stage(
     keys=("infer", "runtime", "verify.thresholds"),
     run=run,
     result=Inferred,
-    environment=runtime_environment,
+    environment=lambda _: runtime_environment(),
 )

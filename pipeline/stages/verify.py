@@ -106,5 +106,5 @@ STAGE = Stage(
     keys=("verify", "runtime", "model.allow", "data.max_bad_images"),
     run=run,
     result=Verified,
-    environment=runtime_environment,
+    environment=lambda _: runtime_environment(),
 )

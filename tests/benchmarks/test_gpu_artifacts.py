@@ -13,8 +13,9 @@ from export.driver import DriverStatus
 from pipeline import bundle
 from pipeline.files import sha256_file
 from pipeline.gpu_evidence import read_gpu_evidence
-from pipeline.layout import ONNX, REFERENCE, engine_source
+from pipeline.layout import ONNX, REFERENCE
 from pipeline.manifest import Key, write_manifest
+from pipeline.plans import engine_source
 from tests.benchmarks.visits import COUNT, SHORT, install_visit, make_artifacts
 from tests.made_records import make_hop, write_verdict
 

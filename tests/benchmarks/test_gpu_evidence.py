@@ -18,8 +18,9 @@ from benchmarks.gpu_options import build_parser, read_options
 from export.errors import ExportError
 from export.sidecar import BatchProfile
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
-from pipeline.layout import ONNX, PARITY, engine_source
+from pipeline.layout import ONNX, PARITY
 from pipeline.parity_report import read_parity, write_parity
+from pipeline.plans import engine_source
 from pipeline.recipe import Thresholds
 from pipeline.runners.tensorrt import TensorRTRunner
 from tests.benchmarks.visits import COUNT, QUICK, SHORT, install_visit, make_artifacts

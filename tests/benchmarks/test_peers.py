@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 from benchmarks.peers import quantize_with_peers as module
-from benchmarks.peers.images import PixelReader, read_images
 from benchmarks.peers.placement import placement
 from benchmarks.peers.quantize_with_peers import Job, run_peer
-from benchmarks.peers.tools import stride
+from benchmarks.peers.tools import PixelReader, read_images, stride
 from export.errors import ProjectError
 from tests import tiny_onnx
 

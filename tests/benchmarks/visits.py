@@ -23,7 +23,8 @@ from benchmarks.gpu_command import main
 from export.errors import ExportError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline import files
-from pipeline.layout import ONNX, engine_source
+from pipeline.layout import ONNX
+from pipeline.plans import engine_source
 from pipeline.runners import tensorrt as runner_module
 from tests.fake_engine import install, make_plan, pixels
 from tests.fake_gpu import FakeTensorRT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from export.errors import ProjectError
-from export.files import put_file, put_folder, replacing_file, replacing_files, temporary_folder, write_atomic
+from export.files import (
+    put_file,
+    put_folder,
+    replacing_file,
+    replacing_files,
+    replacing_folder,
+    temporary_folder,
+    write_atomic,
+)
 
 ROOT = Path(__file__).parents[2]
 THE_PLACE = ROOT / "export" / "files.py"
@@ -97,6 +106,12 @@ def test_what_ends_a_write_early_leaves_the_former_file_alone(tmp_path: Path, er
     assert path.read_text() == "old"
 
 
+def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, replacing_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")
+
+
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of what is brought to the disk from now on, and of what then is renamed, in their order."""
     seen: list[str] = []
@@ -135,9 +150,41 @@ def test_the_disk_has_the_files_of_a_folder_before_its_name(tmp_path: Path, monk
             (folder / name).chmod(0o444)  # as archives bring them
         (folder / "deep" / "nowhere").symlink_to("x")
         put_folder(folder, tmp_path / "stage")
-    assert sorted(seen[:2]) == ["a", "b"]
-    assert seen[2:] == ["-> stage", tmp_path.name]
+    assert sorted(seen[:4]) == sorted(["a", "b", "deep", folder.name])
+    assert seen[4:] == ["-> stage", tmp_path.name]
     assert names(tmp_path) == ["stage", "stage/a", "stage/deep", "stage/deep/b", "stage/deep/nowhere"]
+
+
+def test_a_folder_that_is_a_link_to_another_disk_is_replaced_each_time(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_text("mine")
+    (tmp_path / "stage").symlink_to("elsewhere")
+    for text in ("one", "two"):
+        with replacing_folder(tmp_path / "stage") as folder:
+            (folder / "a").write_text(text)
+        assert (tmp_path / "stage" / "a").read_text() == text
+    assert names(tmp_path) == ["elsewhere", "elsewhere/a", "stage", "stage/a"]
+    assert (tmp_path / "elsewhere" / "a").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_former_one_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new", "stage"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        put_folder(tmp_path / "new", tmp_path / "stage")
+    assert (tmp_path / "stage" / "a").read_text() == "stage"
+    assert names(tmp_path) == ["new", "new/a", "stage", "stage/a"]
 
 
 def test_a_folder_takes_no_files_place(tmp_path: Path) -> None:

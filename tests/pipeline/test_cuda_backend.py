@@ -17,7 +17,7 @@ from pipeline.layout import CARD, ONNX, PARITY, TENSORRT8
 from pipeline.manifest import Key, write_manifest
 from pipeline.parity import Candidate, Reference, judge
 from pipeline.parity_report import CUDA, Hop, ParityReport, by_precision, overall_verdict, read_parity, write_parity
-from pipeline.recipe import VerifyThresholds
+from pipeline.recipe import Recipe, VerifyThresholds
 from pipeline.report_cards import is_proxy, precision_card, verdict_on_row
 from pipeline.runners.base import Runner
 from pipeline.stage import Context
@@ -160,7 +160,7 @@ def test_verify_and_infer_run_again_when_cuda_appears_and_engines_are_not_built_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def now() -> dict[str, dict[str, object]]:
-        return {name: BY_NAME[name].environment() for name in ("build", "verify", "infer")}
+        return {name: BY_NAME[name].environment(Recipe("toy")) for name in ("build", "verify", "infer")}
 
     install(monkeypatch, FakeOnnxRuntime(active=()))
     monkeypatch.setattr(environment, "find_tensorrt", lambda flavour: None)

@@ -11,6 +11,7 @@ import pytest
 from export.records import to_json
 from export.sidecar import BatchProfile
 from pipeline.errors import PipelineError
+from pipeline.files import write_json
 from pipeline.gpu_evidence import (
     CheckRow,
     EngineEvidence,
@@ -22,7 +23,6 @@ from pipeline.gpu_evidence import (
     Target,
     TimedRow,
     read_gpu_evidence,
-    write_gpu_evidence,
 )
 from pipeline.machine import Cpu, GpuSnapshot, Machine
 from pipeline.parity_report import by_precision
@@ -58,7 +58,7 @@ EVIDENCE = GpuEvidence(
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_gpu_evidence(tmp_path / "h200.json", EVIDENCE)
+    write_json(tmp_path / "h200.json", to_json(EVIDENCE))
     assert read_gpu_evidence(tmp_path / "h200.json") == EVIDENCE
 
 

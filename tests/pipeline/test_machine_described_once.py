@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import command, telemetry
 from pipeline import doctor, machine
+from pipeline.recipe import Recipe
 
 CPUINFO = "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 amx_int8\n\nprocessor\t: 1\nmodel name\t: Another\n"
 
@@ -33,7 +34,7 @@ def test_the_first_processor_is_described_alike_everywhere(info: None) -> None:
     assert described.features == ("avx2", "amx_int8")
     assert telemetry.machine().cpu == described
     assert (
-        command.STAGE.environment()["cpu"]
+        command.STAGE.environment(Recipe("toy"))["cpu"]
         == doctor._machine()["cpu"]
         == str(machine.describe_cpu())
         == "A CPU, 2 cores"

@@ -13,11 +13,13 @@ from pipeline import manifest
 from pipeline.manifest import (
     MANIFEST,
     Key,
+    as_recorded,
     environment_changes,
     read_manifest,
     tool_versions,
     version_changes,
     why_stale,
+    without_defaults,
     write_manifest,
 )
 
@@ -66,6 +68,32 @@ def test_a_record_of_an_earlier_version_says_no_date(done: Path) -> None:
 
 def test_up_to_date(done: Path) -> None:
     assert stale(done) == []
+
+
+def test_a_file_is_as_recorded_by_its_bytes(done: Path) -> None:
+    assert as_recorded(done / "a.bin")
+    (done / "a.bin").write_bytes(b"two")
+    assert not as_recorded(done / "a.bin")
+    (done / "c.bin").write_bytes(b"new")
+    assert not as_recorded(done / "c.bin")
+    (done / "a.bin").write_bytes(b"one")
+    (done / MANIFEST).unlink()
+    assert not as_recorded(done / "a.bin")
+
+
+@dataclasses.dataclass
+class Result:
+    built: dict[str, int]
+    images: int
+    why: str = "usual"
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    left: int | None = None
+
+
+def test_what_says_as_much_as_its_default_is_not_recorded() -> None:
+    assert without_defaults(Result({}, 0)) == {"built": {}, "images": 0}
+    other = {"built": {}, "images": 0, "why": "", "skipped": {"a": "b"}, "left": 0}
+    assert without_defaults(Result({}, 0, "", {"a": "b"}, 0)) == other
 
 
 def test_it_has_not_run(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from export.records import to_json
 from export.sidecar import BatchProfile, sha256_file
+from pipeline.files import write_json
 from pipeline.gpu_evidence import (
     CheckRow,
     EngineEvidence,
@@ -18,7 +20,6 @@ from pipeline.gpu_evidence import (
     Step,
     Target,
     TimedRow,
-    write_gpu_evidence,
 )
 from pipeline.layout import KERAS, ONNX, TENSORRT8
 from pipeline.machine import GpuSnapshot, Machine
@@ -114,7 +115,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
 def save(artifacts: Artifacts, evidence: GpuEvidence, name: str = "h200-tensorrt-8.6.0.json") -> Path:
     path = artifacts.root / "evidence" / name
     path.parent.mkdir(exist_ok=True)
-    write_gpu_evidence(path, evidence)
+    write_json(path, to_json(evidence))
     return path
 
 

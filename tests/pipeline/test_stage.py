@@ -64,7 +64,7 @@ class Toy:
             keys=("quantize", "data.resize", "model.allow"),
             run=run,
             result=Ran,
-            environment=lambda: self.machine,
+            environment=lambda _: self.machine,
             module="toy_stage",
         )
 

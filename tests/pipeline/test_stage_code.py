@@ -84,6 +84,8 @@ def test_a_word_in_a_docstring_or_a_comment_reruns_nothing(sources: Sources, nam
         ("benchmarks/timing.py", {"benchmark"}),
         ("pipeline/runners/cuda.py", {"verify", "infer", "benchmark"}),
         ("pipeline/card.py", {"train", "export", "quantize", "verify", "infer", "report", "benchmark"}),
+        ("pipeline/plans.py", {"build", "verify", "infer", "report", "benchmark"}),  # what engines are built from
+        ("pipeline/runnable.py", {"verify", "infer"}),  # what nothing here opens does not answer
         ("pipeline/files.py", set()),  # a border
         ("pipeline/bundle.py", set()),  # of no stage
     ],
@@ -107,7 +109,7 @@ def test_a_new_key_of_a_recipe_reruns_nothing(sources: Sources) -> None:
 def test_imports_are_found_wherever_they_stand_and_files_beside(tmp_path: Path) -> None:
     package = tmp_path / "pipeline"
     (package / "templates" / "deep").mkdir(parents=True)
-    for name in "abcdefg":
+    for name in "abcdefghijk":
         (package / f"{name}.py").write_text("")
     (package / "c.py").write_text("def g():\n    import pipeline.f\n")
     (package / "f.py").write_text("from pipeline import errors\nSTYLE, FOLDER, NONE = 'a.css', 'templates', 'b.css'\n")
@@ -117,9 +119,11 @@ def test_imports_are_found_wherever_they_stand_and_files_beside(tmp_path: Path) 
         "import os, pipeline.a\nfrom typing import TYPE_CHECKING\nfrom pipeline import b\n"
         "if TYPE_CHECKING:\n    from pipeline.d import z\nelse:\n    import pipeline.e as e\n"
         "def f():\n    from pipeline.c import y\n"
+        "try:\n    import pipeline.h\nexcept ImportError:\n    import pipeline.i\nfinally:\n    import pipeline.j\n"
+        "match 1:\n    case 1:\n        import pipeline.k\n"
     )
     found = closure("pipeline.x", tmp_path)
-    names = {f"{name}.py" for name in "abcefx"} | {"a.css", "templates/x.html", "templates/deep/y.html"}
+    names = {f"{name}.py" for name in "abcefhijkx"} | {"a.css", "templates/x.html", "templates/deep/y.html"}
     assert found.keys() == {f"pipeline/{name}" for name in names}
 
 

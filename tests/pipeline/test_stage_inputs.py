@@ -7,13 +7,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.command import STAGE as BENCHMARK
+from pipeline import environment
 from pipeline.artifacts import Artifacts, UndeclaredError
 from pipeline.config import load_recipe
+from pipeline.errors import DataError
 from pipeline.inputs import (
     CommandLine,
     Consulted,
@@ -27,6 +31,7 @@ from pipeline.inputs import (
     declared_part,
 )
 from pipeline.manifest import Key, read_manifest
+from pipeline.plans import profiles
 from pipeline.recipe import Build, Quantize, Recipe, Thresholds, Train
 from pipeline.stage import Context, Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
@@ -126,6 +131,19 @@ def test_splits_that_were_not_declared_cannot_be_reached(toy: Toy) -> None:
         _ = toy.inputs(Required("earlier/a.txt")).images
 
 
+def test_too_few_images_for_a_split_that_has_a_minimum_are_not_handed_over(toy: Toy) -> None:
+    stage = toy.stage(Split("test", minimum="verify.min_images"))
+    few = stage.hand_over(toy.context("verify.min_images=5000", "verify.max_images=5000"), Key({}, {}, ""))
+    with pytest.raises(DataError, match="at least 5,000 test images"):
+        _ = few.images
+
+
+def test_what_an_interrupted_run_goes_on_from_is_known_by_all_that_decides(toy: Toy) -> None:
+    changes: list[dict[str, Any]] = [{}, {"inputs": {"a": "0"}}, {"config": {"a": 0}}, {"code": "0"}]
+    keys = [replace(Key({}, {}, ""), **change) for change in [*changes, {"environment": {"a": 0}}]]
+    assert len({toy.stage().hand_over(toy.context(), key).key for key in keys}) == len(keys)
+
+
 def test_the_command_line_has_to_be_declared(toy: Toy) -> None:
     assert toy.inputs(CommandLine()).invocation == toy.context().invocation
     with pytest.raises(UndeclaredError):
@@ -139,7 +157,7 @@ def test_keys_that_were_not_declared_cannot_be_read() -> None:
     assert part.verify.thresholds.int8 == recipe.verify.thresholds.int8
     assert isinstance(part.verify.thresholds.int8, Thresholds)
     assert part.name == "toy"
-    assert part.build.profiles == Build().profiles, "what is computed of declared keys alone"
+    assert profiles(part.build) == profiles(Build())
     for read in (
         lambda: part.train,
         lambda: part.verify.min_images,
@@ -168,6 +186,13 @@ def test_what_is_consulted_decides_nothing_and_what_is_declared_does(toy: Toy) -
 def test_a_split_that_does_not_decide_is_no_input(toy: Toy) -> None:
     stage = toy.stage(Split("test"), Split("calibration", decides=False))
     assert stage.digests(toy.context(), {}).keys() == {"data/test", "data/classes"}
+
+
+def test_of_the_runtime_and_the_build_all_but_permissions_and_paths_decides(toy: Toy) -> None:
+    stage = toy.stage(keys=("runtime", "build"))
+    execute(stage, toy.context())
+    assert reasons_to_run(stage, toy.context("runtime.host_code=true", "build.timing_cache=x.cache")) == []
+    assert reasons_to_run(stage, toy.context("runtime.device=1")) == ["recipe runtime.device: 0 -> 1"]
 
 
 def test_a_permission_is_handed_over_and_decides_nothing(toy: Toy) -> None:
@@ -208,9 +233,43 @@ def test_another_command_line_is_another_page_but_not_where_everything_moved(toy
     execute(stage, toy.context())
     assert reasons_to_run(stage, toy.context()) == []
     assert len(reasons_to_run(stage, replace(toy.context(), recipe_path=Path("other.yaml")))) == 1
+    assert len(reasons_to_run(stage, replace(toy.context(), recipe_path=Path("elsewhere/toy.yaml")))) == 1
     assert len(reasons_to_run(stage, toy.context("train.seed=1"))) == 1
     shutil.copytree(toy.folder / "artifacts", tmp_path / "moved" / "artifacts")
     assert reasons_to_run(stage, Toy(tmp_path / "moved").context()) == []
+
+
+def test_engines_that_a_recipe_builds_with_their_runtime_may_bring_their_code(toy: Toy) -> None:
+    stage = toy.stage(keys=("runtime",))
+    assert not stage.settings(toy.context()).runtime.host_code
+    assert stage.settings(toy.context("build.version_compatible=true")).runtime.host_code
+
+
+@pytest.mark.parametrize("name", ["build", "verify", "infer", "report", "benchmark"])
+def test_what_lists_engines_declares_them(name: str) -> None:
+    """Without a GPU an engine decides nothing but there, so no run of the chain on such a machine shows it."""
+    stage = {**BY_NAME, "benchmark": BENCHMARK}[name]
+    for pattern in ("build/*/*.plan", "build/*/*.json"):
+        (found,) = [one for one in stage.inputs if pattern in one.files]
+        assert isinstance(found, Consulted if name == "build" else Optional)
+
+
+@pytest.mark.parametrize("name", ["build", "verify", "infer", "benchmark"])
+def test_what_uses_a_gpu_runs_again_with_another(name: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "describe_gpu", lambda: "another")
+    assert {**BY_NAME, "benchmark": BENCHMARK}[name].environment(toy.context().recipe)["gpu"] == "another"
+
+
+def test_a_build_by_another_tensorrt_than_the_usual_one_is_that_ones(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the flavour that the recipe asks for is installed later, beside the one that `auto` takes."""
+    monkeypatch.setattr(environment, "choose_tensorrt", lambda flavour: (None, f"no {flavour}"))
+    facts = BY_NAME["build"].environment(toy.context("build.flavour=rtx").recipe)
+    trt = SimpleNamespace(flavour="rtx", version="1.2")
+    monkeypatch.setattr(environment, "choose_tensorrt", lambda flavour: (trt if flavour == "rtx" else None, ""))
+    assert (facts["tensorrt"], BY_NAME["build"].environment(toy.context("build.flavour=rtx").recipe)["tensorrt"]) == (
+        None,
+        "rtx 1.2",
+    )
 
 
 def test_the_page_alone_declares_the_command_line() -> None:

@@ -16,7 +16,8 @@ from export.capabilities import TensorRT
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
-from pipeline.layout import ONNX, TENSORRT8, engine_source, engine_sources, is_written, plan_name
+from pipeline.layout import ONNX, TENSORRT8, is_written
+from pipeline.plans import engine_source, engine_sources, plan_name
 from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.stages import build as building

@@ -20,7 +20,7 @@ from pipeline.errors import DeviceUnavailableError
 from pipeline.inputs import Inputs
 from pipeline.manifest import without_defaults
 from pipeline.parity_report import NOT_RUN
-from pipeline.recipe import Recipe
+from pipeline.recipe import Profile, Recipe
 from pipeline.runners import tensorrt as runner_module
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -126,7 +126,8 @@ def test_what_does_not_support_the_gpu_builds_nothing_for_it(
 
 def build_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path, targets: tuple[str, ...] = ()) -> building.Built:
     """What the build stage makes of a recipe without precisions."""
-    settings: Any = SimpleNamespace(build=SimpleNamespace(flavour="auto", precisions=(), profiles={}, targets=targets))
+    asked = SimpleNamespace(flavour="auto", precisions=(), variants={}, profile=Profile(), targets=targets)
+    settings: Any = SimpleNamespace(build=asked)
     monkeypatch.setattr(building, "build_options", lambda settings: None)
     return building.run(Inputs(folder), settings, folder)
 

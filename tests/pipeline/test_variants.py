@@ -16,7 +16,7 @@ from pipeline import runnable, serving
 from pipeline.config import load_recipe
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.files import sha256_file
-from pipeline.layout import engines, plan_name, plan_precision, plan_variant
+from pipeline.plans import engines, plan_name, plan_precision, plan_variant, profiles
 from pipeline.serving import Choice
 from pipeline.stage import Context
 from pipeline.stages import build as building
@@ -52,17 +52,17 @@ def test_names() -> None:
 
 def test_variants_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
     plain = context(tmp_path, {"profile": {"max": 16}}).recipe.build
-    assert plain.profiles == {None: BatchProfile(1, 8, 16)}
+    assert profiles(plain) == {None: BatchProfile(1, 8, 16)}
     given = context(tmp_path, {"variants": TWO}).recipe.build
-    assert given.profiles == {"latency": BatchProfile(1, 1, 1), "throughput": BatchProfile(1, 64, 256)}
+    assert profiles(given) == {"latency": BatchProfile(1, 1, 1), "throughput": BatchProfile(1, 64, 256)}
     more = context(tmp_path, {"variants": TWO}, "build.variants.throughput.max=512", "build.variants.one={opt: 1}")
-    assert more.recipe.build.profiles == {
+    assert profiles(more.recipe.build) == {
         "latency": BatchProfile(1, 1, 1),
         "throughput": BatchProfile(1, 64, 512),
         "one": BatchProfile(1, 1, 32),
     }
     none = context(tmp_path, {"variants": TWO}, "build.variants=null").recipe.build
-    assert none.profiles == {None: BatchProfile(1, 8, 32)}
+    assert profiles(none) == {None: BatchProfile(1, 8, 32)}
 
 
 @pytest.mark.parametrize(
