@@ -20,7 +20,7 @@ from export.graph import (
     infer_shapes,
     opset,
     producers,
-    replace_input,
+    rename_inputs,
     topological_sort,
 )
 from export.naming import keras_layer
@@ -90,7 +90,12 @@ def to_half(
     if kind == "fp16":
         _check_fp16_weights(base, kept)
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in _CHOOSING]
-    result = convert_float_to_float16(base, keep_io_types=True, op_block_list=blocked, node_block_list=kept)
+    result = copy_model(base)  # the converter works in place
+    del result.graph.value_info[:]
+    result.graph.value_info.extend(infer_shapes(base).value_info)  # its own inference copies the weights four times
+    result = convert_float_to_float16(
+        result, keep_io_types=True, disable_shape_infer=True, op_block_list=blocked, node_block_list=kept
+    )
     result = topological_sort(_merge_casts(topological_sort(result)))
     if kind == "bf16":
         result = _as_bf16(result, base)
@@ -221,26 +226,35 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     types = {t.name: t.data_type for t in graph.initializer}
     for info in (*infer_shapes(model).value_info, *graph.input, *graph.output):
         types[info.name] = info.type.tensor_type.elem_type
+    made, readers = producers(graph), consumers(graph)
+
+    def read_instead(old: str, new: str) -> None:
+        moved = readers.pop(old, [])
+        for node in moved:
+            rename_inputs(node, {old: new})
+        readers.setdefault(new, []).extend(moved)
+
     for node in [n for n in graph.node if _cast_to(n) == TensorProto.FLOAT]:
-        inner = producers(graph).get(node.input[0])
+        inner = made.get(node.input[0])
         if _cast_to(inner) != TensorProto.FLOAT16 or inner is None:
             continue
         source = inner.input[0]
         if types.get(source) != TensorProto.FLOAT:
             continue
         if node.output[0] not in outputs:
-            replace_input(graph, node.output[0], source)
-        elif source not in outputs and source in producers(graph):
-            maker = producers(graph)[source]
-            replace_input(graph, source, node.output[0])
+            read_instead(node.output[0], source)
+        elif source not in outputs and source in made:
+            maker = made.pop(source)
+            read_instead(source, node.output[0])
             maker.output[list(maker.output).index(source)] = node.output[0]
+            made[node.output[0]] = maker
             graph.node.remove(node)
     first: dict[tuple[str, int], str] = {}
     casts = [n for n in graph.node if n.op_type == "Cast"]
     for node in sorted(casts, key=lambda n: n.output[0] not in outputs):
         key = (node.input[0], int(attribute(node, "to")))
         if key in first and node.output[0] not in outputs:
-            replace_input(graph, node.output[0], first[key])
+            read_instead(node.output[0], first[key])
         else:
             first.setdefault(key, node.output[0])
     return topological_sort(result)
