@@ -245,6 +245,24 @@ def test_engines_that_a_recipe_builds_with_their_runtime_may_bring_their_code(to
     assert stage.settings(toy.context("build.version_compatible=true")).runtime.host_code
 
 
+def test_a_training_is_of_its_images_and_of_every_file_that_the_recipe_names(toy: Toy) -> None:
+    train = BY_NAME["train"]
+    splits = {"data/train", "data/validation", "data/classes"}
+    assert train.digests(toy.context(), {}).keys() == splits
+    for name in ("w.weights.h5", "mean.npy", "m.keras"):
+        (toy.folder / name).write_text(name)
+    weights = toy.context(f"model.weights={toy.folder / 'w.weights.h5'}")
+    assert train.digests(weights, {}).keys() == splits | {"model.weights"}
+    own = f"model.preprocessing={{mean: {toy.folder / 'mean.npy'}}}"
+    taken = toy.context(f"model.path={toy.folder / 'm.keras'}", own)
+    assert train.digests(taken, {}).keys() == splits | {"model.path", "model.preprocessing.mean"}
+
+
+def test_how_engines_run_decides_what_a_benchmark_measures(toy: Toy) -> None:
+    parts = [BENCHMARK.recipe_part(toy.context(f"runtime.{one}")) for one in ("device=0", "device=1", "host_code=true")]
+    assert parts[0] == parts[2] != parts[1]
+
+
 @pytest.mark.parametrize("name", ["build", "verify", "infer", "report", "benchmark"])
 def test_what_lists_engines_declares_them(name: str) -> None:
     """Without a GPU an engine decides nothing but there, so no run of the chain on such a machine shows it."""
