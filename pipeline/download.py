@@ -23,7 +23,6 @@ from pipeline.progress import progress_bar
 log = logging.getLogger(__name__)
 
 BLOCK = 2**18
-TIMEOUT_SECONDS = 30.0  # without a byte
 MOST_BYTES = 2**30  # the largest of these files has 242 MB; an answer without an end would fill the disk
 
 
@@ -143,7 +142,7 @@ def _download(target: Path, url: str, part: str, _: object) -> None:
         _BoundedFile(part, "w") as file,
     ):
         headers = {"Accept-Encoding": "identity"}  # the hash is that of the file as it lies there
-        HTTPDownloader(bar, BLOCK, timeout=TIMEOUT_SECONDS, headers=headers)(url, file, None)
+        HTTPDownloader(bar, BLOCK, headers=headers)(url, file, None)  # it waits 30 s for a byte
 
 
 class _BoundedFile(io.FileIO):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,10 @@ def test_each_pass_asks_for_the_images_once() -> None:
 
 
 def test_the_graph_that_is_returned_is_the_one_that_was_judged() -> None:
-    result = run(int8=MISSED, max_kept=0.5)
+    result = run(method="percentile_99.9", int8=MISSED, max_kept=0.5)
+    assert result.report.bias_correction is not None
+    assert result.report.bias_correction.used, "else kept layers and others have the same biases"
+    assert result.kept
     again, _ = quantize(result.model, result.scales, base="fp32", kept=result.kept)
     assert HELD_OUT.judge(again) == result.result
     assert op_counts(again)["QuantizeLinear"] == op_counts(result.int8)["QuantizeLinear"]
@@ -106,3 +111,48 @@ def test_fp16_misses_by_a_margin_what_it_barely_reaches() -> None:
     best = max(found.sqnr_db for found in (whole.rounding.nearest, whole.rounding.mean) if found.sqnr_db)
     barely = run(method="minmax", fp16=Budget(sqnr_db=best - 0.5), sensitivity="never").report.fp16
     assert (whole.budget_met, barely.budget_met) == (True, False)
+
+
+def test_the_scales_are_those_of_the_method_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "best_method", lambda results, budget: "minmax")
+    result = run(bias_correction=False)
+    assert (result.scales.method, result.report.method) == ("minmax", "minmax")
+    assert result.report.all_int8 == result.report.methods["minmax"]
+
+
+@pytest.mark.parametrize(("times", "helps"), [(0.25, True), (20.0, False)])
+def test_corrected_biases_stay_where_they_bring_the_logits_closer(
+    times: float, helps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = room.bias_errors
+    scaled = lambda *given: [replace(found, error=times * found.error) for found in real(*given)]  # noqa: E731
+    monkeypatch.setattr(room, "bias_errors", scaled)
+    result = run(method="minmax", equalize=False)
+    correction = result.report.bias_correction
+    assert correction is not None
+    assert correction.used is helps
+    assert (correction.after.sqnr_db > correction.before.sqnr_db) is helps
+    assert (result.model != MODEL) is helps
+    assert result.report.all_int8 == (correction.after if helps else correction.before)
+
+
+def test_layers_in_float_are_as_few_as_meet_the_budget_and_no_more_than_allowed() -> None:
+    none, every = (run(method="minmax", int8=MISSED, max_kept=most).report for most in (0.0, 1.0))
+    assert not any(node.startswith("Conv") for node in none.kept)
+    assert sum(node.startswith("Conv") for node in every.kept) == 2, "what comes closer is kept, though it misses"
+    assert every.mixed is not None
+    assert every.mixed.sqnr_db is not None
+    assert every.all_int8.sqnr_db is not None
+    assert every.mixed.sqnr_db > every.all_int8.sqnr_db + 3
+    met = run(method="minmax", int8=Budget(sqnr_db=every.all_int8.sqnr_db + 1), max_kept=1.0).report
+    assert met.budget_met
+    assert len(met.kept) == 1
+
+
+def test_layers_are_measured_on_as_many_images_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: list[int] = []
+    real = room.measure_layers
+    monkeypatch.setattr(room, "measure_layers", lambda model, scales, part, track: numbers.append(len(part)) or real(
+        model, scales, part, track))  # fmt: skip
+    run(method="minmax", sensitivity="always", sensitivity_images=5)
+    assert numbers == [5]

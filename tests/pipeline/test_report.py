@@ -162,6 +162,20 @@ def test_no_epoch_and_no_budget(artifacts: Artifacts) -> None:
     assert "meets the budget" not in page.section("Layers").text
 
 
+@pytest.mark.parametrize("missed", ["INT8", "FP16"])
+def test_the_graph_that_missed_its_budget_is_named(artifacts: Artifacts, missed: str) -> None:
+    if missed == "INT8":
+        artifacts.calibration["budget_met"] = False
+    else:
+        artifacts.calibration["fp16"] = replace(artifacts.calibration_report.fp16, budget_met=False)
+    shown = artifacts.write().page().section("Quantization").text
+    sentences = {
+        "INT8": "The INT8 graph missed it on these images.",
+        "FP16": "The FP16 graph missed its own (nothing).",
+    }
+    assert {name for name, words in sentences.items() if words in shown} == {missed}
+
+
 # --- cards ---
 
 NEEDED = "SQNR 42.5 dB, at least 60.0 dB needed"

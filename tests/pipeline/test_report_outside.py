@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 from pipeline import charts
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import PipelineError
+from pipeline.html import TEMPLATES
+from pipeline.pictures import data_uri
 from pipeline.stage_records import Epoch
 from tests.pipeline.report_artifacts import (
     CLASSES,
@@ -84,6 +87,11 @@ def test_thumbnails_are_decoded_as_the_card_says(artifacts: Artifacts) -> None:
     (image,) = artifacts.page().section("Predictions").all("img")
     data = base64.b64decode(image.attrs["src"].partition("base64,")[2])
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+
+
+def test_a_large_image_is_shown_small() -> None:
+    data = base64.b64decode(data_uri(np.zeros((200, 320, 3), np.uint8)).partition("base64,")[2])
+    assert Image.open(io.BytesIO(data)).size == (160, 100)
 
 
 def test_equal_pixels_of_two_classes_are_neither_right_nor_wrong(artifacts: Artifacts) -> None:
@@ -284,6 +292,22 @@ def test_nothing_from_outside_becomes_part_of_the_page(artifacts: Artifacts, rea
         assert shown in page.section(title).text, title
     assert f"doubt {shown}" in page.alerts
     assert shown in page.section("What was judged").text
+
+
+def test_a_quote_in_a_name_ends_no_attribute(artifacts: Artifacts) -> None:
+    name = 'a" onload="alert(1).png'
+    artifacts.predictions = [(f"images/{name}", "ok", "cat", 0.5, "")]
+    artifacts.write()
+    Image.fromarray(artifacts.image(0)).save(artifacts.root / "infer/images" / name)
+    (image,) = artifacts.page().section("Predictions").all("img")
+    assert image.attrs.keys() == {"src", "alt"}
+    assert image.attrs["alt"] == f"{name}, taken for cat"
+
+
+def test_only_what_the_project_wrote_itself_is_taken_for_html() -> None:
+    templates = "".join(path.read_text(encoding="utf-8") for path in TEMPLATES.iterdir())
+    assert sorted(re.findall(r"(\w+) *\| *safe\b", templates)) == ["curve", "style"]
+    assert templates.count("safe") == 2
 
 
 def _replace(path: Path, *texts: str) -> None:
