@@ -24,6 +24,7 @@ from benchmarks.peers.placement import placement
 from benchmarks.telemetry import commit, machine, peak_memory_mib
 from export.calibration import collect_statistics
 from export.engine import build_engine
+from export.errors import ProjectError
 from export.int8.report import CalibrationReport
 from export.int8.search import Calibrated, calibrate
 from export.metrics import compare
@@ -35,7 +36,6 @@ from export.scales import METHODS, Scales
 from export.sidecar import BatchProfile
 from pipeline import cli
 from pipeline.environment import choose_tensorrt
-from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.layout import ONNX, REFERENCE, TENSORRT8
 from pipeline.npz_files import read_arrays
@@ -62,16 +62,16 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
     """Every candidate's row, and what they were measured on.
 
     Raises:
-        PipelineError: the recipe was not run up to ``verify``, or a peer's file is missing.
-        ExportError: the scales in the artifacts are of another model, other images or another recipe.
+        ProjectError: the recipe was not run up to ``verify``, or a peer's file is missing.
+        ProjectError: the scales in the artifacts are of another model, other images or another recipe.
     """
     root = context.root
     for name in (*ONNX.values(), REFERENCE):
         if not (root / name).is_file():
-            raise PipelineError(f"Expected {root / name}, which does not exist. Run `{context.command('run')}` first.")
+            raise ProjectError(f"Expected {root / name}, which does not exist. Run `{context.command('run')}` first.")
     for name, path in peers.items():
         if not path.is_file():
-            raise PipelineError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
+            raise ProjectError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
     recipe = context.recipe
     images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
     key = images.key(root / ONNX["fp32"])
@@ -246,7 +246,7 @@ def _accuracy(args: argparse.Namespace) -> dict[str, Any]:
     for entry in args.peer:
         name, equals, path = entry.partition("=")
         if not equals or not name or not path:
-            raise PipelineError(f"Expected --peer NAME=FILE. Received: --peer {entry!r}.")
+            raise ProjectError(f"Expected --peer NAME=FILE. Received: --peer {entry!r}.")
         peers[name] = Path(path)
     output = args.output or context.root / "accuracy.json"
     check_output(output, "--output" if args.output else "--artifacts", "accuracy.json", (".json",))

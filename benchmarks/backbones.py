@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from benchmarks.telemetry import commit, machine
+from export.errors import ProjectError
 from export.records import to_json
 from pipeline import cli
 from pipeline.backbones import BACKBONES
@@ -26,7 +27,7 @@ from pipeline.commands import main as pipeline
 from pipeline.config import load_recipe
 from pipeline.data import Pixels, load_image_set
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
 from pipeline.layout import PARITY
 from pipeline.output_files import check_output
@@ -209,7 +210,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
             write_json(args.output, {"schema": SCHEMA, "machine": to_json(machine()), "rows": list(rows.values())})
     stopped = [name for name in names if "stopped_in" in rows[name]]
     if stopped == names:
-        raise PipelineError(f"Expected a backbone that comes through the chain. Received: {listed(names)}; see above.")
+        raise ProjectError(f"Expected a backbone that comes through the chain. Received: {listed(names)}; see above.")
     return {"rows": [rows[name] for name in names], "exit": cli.SOME_FAILED if stopped else cli.DONE}
 
 
@@ -218,9 +219,9 @@ def _checked(args: argparse.Namespace) -> list[str]:
     names = [name.strip() for name in args.only.split(",")]
     for name in names:
         if name not in BACKBONES:
-            raise PipelineError(f"--only: expected names of backbones. Received: {name!r}.{meant(name, BACKBONES)}")
+            raise ProjectError(f"--only: expected names of backbones. Received: {name!r}.{meant(name, BACKBONES)}")
     if args.size < 1 or args.images < FEWEST:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected --size of at least 1 and --images of at least {FEWEST}. Received: {args.size} and {args.images}."
         )
     if args.output is not None:

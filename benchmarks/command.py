@@ -14,12 +14,12 @@ from benchmarks.contests import contest_lines, find_serves
 from benchmarks.scenarios import installed, open_scenario, run_scenarios, scenarios
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import measure
+from export.errors import ProjectError
 from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
 from pipeline.children import end_with_parent
 from pipeline.environment import machine_environment
-from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS
@@ -160,6 +160,6 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
             context.card()  # a recipe that says other than the model is refused, up to date or not
         outcome = execute(STAGE, context, args.force)
     if outcome.ran and not STAGE.recorded(context, outcome.manifest).rows:
-        raise PipelineError(f"Expected something to time below {context.root}. Received: nothing.")
+        raise ProjectError(f"Expected something to time below {context.root}. Received: nothing.")
     status = "done" if outcome.ran else "up to date"
     return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}

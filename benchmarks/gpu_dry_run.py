@@ -56,7 +56,7 @@ def foresee(options: Options) -> list[str]:
     """Check the folder, and say in lines of text what a visit would do with it.
 
     Raises:
-        PipelineError: nothing can be measured with it.
+        ProjectError: nothing can be measured with it.
     """
     check_artifacts(options)
     folder = options.artifacts

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from export.bounded_json import parse_json, read_json_file
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.files import sha256_file
 from pipeline.float_noise import noise_of
 from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE
@@ -28,7 +28,7 @@ def read_reference(artifacts: Path) -> Reference:
     """Read Keras' answers, which the verify stage of another machine wrote.
 
     Raises:
-        PipelineError: they are not there, or are not such a file.
+        ProjectError: they are not there, or are not such a file.
     """
     path = artifacts / REFERENCE
     try:
@@ -39,7 +39,7 @@ def read_reference(artifacts: Path) -> Reference:
             raise ValueError(f"the model's sha256 is {sha256!r:.80}")
         return Reference(KERAS, sha256, held["pixels"], held["labels"], held["logits"], noise_of(meta))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "
             "artifacts here: python -m pipeline bundle."
         ) from error
@@ -77,7 +77,7 @@ def read_thresholds(artifacts: Path) -> VerifyThresholds:
     """Read what the recipe asked of each precision, from the verdict of its verify stage; without one the defaults.
 
     Raises:
-        PipelineError: the verdict is damaged.
+        ProjectError: the verdict is damaged.
     """
     asked = read_parity(artifacts / PARITY).thresholds if has_verdict(artifacts) else {}
     return VerifyThresholds(**{name: limits for name, limits in asked.items() if name in ONNX})
@@ -94,7 +94,7 @@ def altered_files(artifacts: Path, names: Iterable[str]) -> tuple[str, ...]:
     Tar compares nothing, as `python -m pipeline unpack` does.
 
     Raises:
-        PipelineError: the index is damaged, or a file cannot be read.
+        ProjectError: the index is damaged, or a file cannot be read.
     """
     path = artifacts / INDEX
     if not path.is_file():
@@ -105,7 +105,7 @@ def altered_files(artifacts: Path, names: Iterable[str]) -> tuple[str, ...]:
             name for name in names if name not in recorded or recorded[name]["sha256"] != sha256_file(artifacts / name)
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a bundle's index in {path}, and the files that it lists. Received: {error}. Unpack the bundle "
             f"again, or delete {INDEX} to go on with files that are compared with nothing."
         ) from error

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from benchmarks.gpu_timings import PEER_MODES
+from export.errors import ProjectError
 from export.sidecar import Precision
-from pipeline.errors import PipelineError
 from pipeline.gpu_evidence import FOLDER, Variant
 from pipeline.layout import ONNX, REFERENCE
 from pipeline.output_files import check_folder, check_output
@@ -146,7 +146,7 @@ def read_options(args: argparse.Namespace) -> Options:
     """Take what `build_parser` parsed.
 
     Raises:
-        PipelineError: what was expected, what was received, what to do.
+        ProjectError: what was expected, what was received, what to do.
     """
     if args.output is not None:
         check_output(args.output, "-o", "evidence.json", (".json",))
@@ -184,7 +184,7 @@ def read_options(args: argparse.Namespace) -> Options:
         ("--level", options.level, options.level is None or 0 <= options.level <= 5, "from 0 to 5"),
     ):  # fmt: skip
         if not fits:
-            raise PipelineError(f"Expected {name} {expected}. Received: {value}. Correct it.")
+            raise ProjectError(f"Expected {name} {expected}. Received: {value}. Correct it.")
     return options
 
 
@@ -193,7 +193,7 @@ def _listed(text: str | None, option: str, known: Sequence[str], before: str = "
         return tuple(known)
     given = tuple(dict.fromkeys(text.split(",")))
     if wrong := [one for one in given if one not in known]:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected {option} of {before}{','.join(known)}, separated by commas. Received: {text}, where "
             f"{wrong[0]!r} is not one of them.{meant(wrong[0], known) or ' Correct it.'}"
         )
@@ -203,7 +203,7 @@ def _listed(text: str | None, option: str, known: Sequence[str], before: str = "
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     """Refuse what cannot be done; say what has no effect, because a visit is too short to be stopped by it."""
     if args.targets and args.flavour == "tensorrt":
-        raise PipelineError(
+        raise ProjectError(
             f"Expected --targets of rtx alone, as TensorRT builds for the GPU here. Received: --targets {args.targets} "
             "and --flavour tensorrt. Leave one of them out."
         )
@@ -218,7 +218,7 @@ def check_artifacts(options: Options) -> None:
     """Refuse a folder that nothing can be measured with, before a GPU is looked for: where it is made, it is mended.
 
     Raises:
-        PipelineError: what was expected, and what to do.
+        ProjectError: what was expected, and what to do.
     """
     folder = options.artifacts
     if not folder.is_dir():
@@ -226,7 +226,7 @@ def check_artifacts(options: Options) -> None:
         line = f" A bundle is unpacked first: mkdir mine && tar xf {shlex.quote(str(folder))} -C mine"
         near = sorted(p.name for p in folder.parent.glob("*/") if (p / REFERENCE).is_file())
         there = f" In {folder.parent.resolve()} there are: {', '.join(near)}." if near else ""
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a folder of a recipe's artifacts, or of an unpacked bundle. Received: {folder}, {what}{there}"
             f"{line if folder.exists() else ''}"
         )
@@ -242,7 +242,7 @@ def check_artifacts(options: Options) -> None:
             if above
             else "Run the recipe, verify included, and bring its artifacts here: python -m pipeline bundle, there."
         )
-        raise PipelineError(f"Expected a recipe's artifacts in {here}. Received: no {', '.join(missing)}. {remedy}")
+        raise ProjectError(f"Expected a recipe's artifacts in {here}. Received: no {', '.join(missing)}. {remedy}")
     if options.output is None:
         check_folder(folder / FOLDER, "-o (which is the folder of artifacts unless it is given)")
 
@@ -256,7 +256,7 @@ def refuse_missing_sources(options: Options, library: str, strongly_typed: bool)
         strongly_typed: whether it is; what is not is TensorRT 8.6.
 
     Raises:
-        PipelineError: what is absent, and what makes it.
+        ProjectError: what is absent, and what makes it.
     """
     sources = {precision: engine_source(precision, strongly_typed) for precision in options.precisions}
     absent = {precision: name for precision, name in sources.items() if not (options.artifacts / name).is_file()}
@@ -264,7 +264,7 @@ def refuse_missing_sources(options: Options, library: str, strongly_typed: bool)
     if absent and (options.named or alone or len(absent) == len(sources)):
         made = "" if strongly_typed else ", with quantize.tensorrt8: true"
         go_on = "--precisions fp32 to go on without them" if alone else "name other precisions"
-        raise PipelineError(
+        raise ProjectError(
             f"Expected {', '.join(absent.values())} in {options.artifacts}, for {library}. Received: "
             f"no such file. Run the recipe, verify included{made}, and bring its artifacts here, or {go_on}."
         )

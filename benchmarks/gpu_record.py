@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from benchmarks.gpu_markdown import as_markdown
 from benchmarks.gpu_targets import judge_targets
+from export.errors import ProjectError
 from export.files import write_atomic
 from export.records import to_json
-from pipeline.errors import PipelineError
 from pipeline.files import as_json, as_text
 from pipeline.gpu_evidence import GpuEvidence, StepState
 
@@ -44,7 +44,7 @@ class Record:
         evidence: what is known at the beginning.
 
     Raises:
-        PipelineError: the disk does not take it: the visit would be for nothing.
+        ProjectError: the disk does not take it: the visit would be for nothing.
     """
 
     def __init__(self, path: Path, evidence: GpuEvidence) -> None:
@@ -89,7 +89,7 @@ class Record:
         """Write how the visit ended.
 
         Raises:
-            PipelineError: the disk did not take it; then the page is in the log.
+            ProjectError: the disk did not take it; then the page is in the log.
         """
         self.change(state=state)
         if self._lost is not None:
@@ -98,7 +98,7 @@ class Record:
 
     def _refuse_loss(self) -> None:
         if self._lost is not None:
-            raise PipelineError(
+            raise ProjectError(
                 f"Expected to write {self.path}. Received: {self._lost.strerror or self._lost}. "
                 "Free space there, or name another place with -o."
             ) from self._lost

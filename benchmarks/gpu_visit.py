@@ -18,7 +18,7 @@ from export.capabilities import TensorRT
 from export.driver import driver_status
 from export.engine import build_engine
 from export.engine_check import check_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.answering import answer
 from pipeline.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
@@ -118,7 +118,7 @@ class Visit:
         status = driver_status()
         try:
             check_engine(plan, self.trt, status.devices[0].compute_capability, status.cuda_version)
-        except ExportError as error:
+        except ProjectError as error:
             return str(error)
         return ""
 

@@ -16,10 +16,9 @@ import numpy as np
 from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
 from export.capabilities import find_tensorrt
 from export.driver import driver_status
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
-from pipeline.errors import PipelineError
 from pipeline.layout import KERAS, ONNX
 from pipeline.plans import engines, plan_variant
 from pipeline.runners.base import Runner
@@ -82,10 +81,10 @@ def scenarios(artifacts_dir: Path, batches: Sequence[int]) -> list[Scenario]:
         list[Scenario]: by batch, then backend, then precision; may be empty.
 
     Raises:
-        PipelineError: a batch size below 1.
+        ProjectError: a batch size below 1.
     """
     if not batches or min(batches) < 1:
-        raise PipelineError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
+        raise ProjectError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
     runtimes = [name for name, device in DEVICES.items() if device == "cpu" or not why_not(device)]
     models = [("keras", "fp32", artifacts_dir / KERAS)]
     models += [(name, precision, artifacts_dir / file) for name in runtimes for precision, file in ONNX.items()]
@@ -115,7 +114,7 @@ def _engines(artifacts_dir: Path) -> list[tuple[Path, Sidecar]]:
     for path in engines(artifacts_dir) if driver_status() else ():
         try:
             found.append((path, read_sidecar(path)))
-        except ExportError as error:
+        except ProjectError as error:
             log.warning("not timed: %s", error)
     return found
 
@@ -159,7 +158,7 @@ def _lacking(scenario: Scenario) -> str:
     try:
         flavour = read_sidecar(scenario.path).flavour
         return "" if find_tensorrt(flavour) else {"rtx": "TensorRT-RTX"}.get(flavour, "TensorRT")
-    except ExportError:
+    except ProjectError:
         return ""  # its runner says what is wrong with it
 
 

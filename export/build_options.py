@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from export.capabilities import INSTALL, TensorRT
 from export.driver import AMPERE, DriverStatus, as_numbers
-from export.errors import ExportError
+from export.errors import ProjectError
 
 # By the names of the library's HardwareCompatibilityLevel, in lower case.
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -46,7 +46,7 @@ class BuildOptions:
         builder_threads: threads the builder may use. Defaults to None.
 
     Raises:
-        ExportError: a value of the wrong type or out of range.
+        ProjectError: a value of the wrong type or out of range.
     """
 
     tf32: bool = False
@@ -65,24 +65,24 @@ class BuildOptions:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and low <= value <= high):
-                raise ExportError(
+                raise ProjectError(
                     f"Expected {name} from {low} to {high} ({what}), or none. Received: {value!r}. Correct the recipe."
                 )
         for name in ("tf32", "version_compatible", "strip_weights"):
             if not isinstance(getattr(self, name), bool):
-                raise ExportError(f"Expected {name} true or false. Received: {getattr(self, name)!r}.")
+                raise ProjectError(f"Expected {name} true or false. Received: {getattr(self, name)!r}.")
         levels = get_args(HardwareCompatibility)
         if self.hardware_compatibility not in levels:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected hardware_compatibility of {', '.join(levels)}. Received: {self.hardware_compatibility!r}."
             )
         if isinstance(self.targets, str) or not all(isinstance(target, str) for target in self.targets):
-            raise ExportError(f"Expected targets as a list of names such as SM86. Received: {self.targets!r}.")
+            raise ProjectError(f"Expected targets as a list of names such as SM86. Received: {self.targets!r}.")
         if self.timing_cache is not None and os.path.isdir(self.timing_cache):
-            raise ExportError(f"Expected timing_cache to be a file. Received: {self.timing_cache}, a folder.")
+            raise ProjectError(f"Expected timing_cache to be a file. Received: {self.timing_cache}, a folder.")
         if self.strip_weights and self.version_compatible:
             # NVIDIA: "the lean runtime cannot refit", and a version-compatible plan runs on it.
-            raise ExportError(
+            raise ProjectError(
                 "Expected strip_weights or version_compatible. Received: both; the lean runtime that runs a "
                 "version-compatible plan cannot put weights back. Choose one."
             )
@@ -92,7 +92,7 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
     """Refuse, by name, what this TensorRT or this GPU cannot do; nothing that was asked for is left out silently.
 
     Raises:
-        ExportError: the option, the library, why and what to do.
+        ProjectError: the option, the library, why and what to do.
     """
     level = options.hardware_compatibility
     bound = "its plans are for one release and for its targets" if trt.targets else "it has no such flag or level"
@@ -114,19 +114,19 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
             remedy = "build with TensorRT on the GPU machine, which can"
         else:
             remedy = f"install another version: {INSTALL['tensorrt']}"
-        raise ExportError(
+        raise ProjectError(
             f"Expected a TensorRT that can do {name}. Received: {trt.flavour} {trt.version}: {why}. "
             f"Remove it from the recipe's build section, or {remedy}."
         )
     if options.strip_weights and not driver and not trt.strips_weights_without_gpu:
-        raise ExportError(
+        raise ProjectError(
             f"Expected an NVIDIA GPU to build with strip_weights by {trt.flavour} {trt.version}, which compiles what "
             f"refits the weights on it. Received: {driver.reason}. Remove strip_weights from the recipe's build "
             "section, or build on the GPU machine."
         )
     here = driver.devices[0].compute_capability if driver else None
     if level == "ampere_plus" and here is not None and as_numbers(here) < AMPERE:
-        raise ExportError(
+        raise ProjectError(
             "Expected a GPU of compute capability 8.0 (Ampere) or later to build with hardware_compatibility: "
             f"ampere_plus. Received: {here} here. Build on such a GPU, or remove it from the recipe's build section."
         )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from export.build_options import BuildOptions
 from export.capabilities import INSTALL, TensorRT
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.inspection import ANY
 from export.interrupts import Interrupt
 from export.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, BatchProfile, TensorInfo
@@ -46,7 +46,7 @@ def parse(trt: TensorRT, network: Any, logger: Any, source: Path) -> Any:
         The parser, which owns the weights and has to live until the engine is built.
 
     Raises:
-        ExportError: with the parser's own words.
+        ProjectError: with the parser's own words.
     """
     parser = trt.module.OnnxParser(network, logger)
     logger.clear()
@@ -57,7 +57,7 @@ def parse(trt: TensorRT, network: Any, logger: Any, source: Path) -> Any:
             where = [str(getattr(error, name)()) for name in ("node_name", "node_operator") if hasattr(error, name)]
             named = ", ".join(part for part in where if part)
             words.append(f"{error.desc()} (node {error.node()}{': ' + named if named else ''})")
-        raise ExportError(
+        raise ProjectError(
             f"Expected an ONNX graph that {trt.flavour} {trt.version} can read. "
             f"Received: {source}: {listed(words, separator='; ') or logger.lines()}. "
             "Export it again; if an operator is named, TensorRT does not have it."
@@ -80,7 +80,7 @@ def check_tensors(network: Any, profile: BatchProfile, source: Path) -> tuple[Te
     )
     if not fits:
         had = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in [*inputs, *outputs]) or "an empty graph"
-        raise ExportError(
+        raise ProjectError(
             f"Expected the input {INPUT} uint8 [-1, height, width, 3] and the outputs "
             f"{' and '.join(OUTPUTS)} float32 [-1, classes], with {TOP_OUTPUTS[0]} float32 and {TOP_OUTPUTS[1]} int32 "
             f"[-1, k] or without. Received: {source}: {had}. Export the model with this project."
@@ -134,7 +134,7 @@ def count_layers(trt: TensorRT, network: Any, precision: str, source: Path) -> d
     }[precision]
     if wrong:
         need = {"fp32": "an FP32 graph", "fp16": "an FP16-typed graph", "int8": "a graph with Q/DQ pairs"}[precision]
-        raise ExportError(
+        raise ProjectError(
             f"Expected {need} for precision {precision}: the types come from the ONNX file. "
             f"Received: {source} with {had}. Give the file that the quantize stage wrote for {precision}."
         )
@@ -199,7 +199,7 @@ def configure(
         for index, target in enumerate(targets):
             member = trt.member("ComputeCapability", f"SM{target.replace('.', '')}")
             if not config.set_compute_capability(member, index):
-                raise ExportError(f"Expected a target that {trt.flavour} {trt.version} takes. Received: {target}.")
+                raise ProjectError(f"Expected a target that {trt.flavour} {trt.version} takes. Received: {target}.")
     return flags
 
 
@@ -212,7 +212,7 @@ def _keep_out_external_tactics(trt: TensorRT, config: Any) -> None:
     for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"):
         sources |= 1 << int(trt.member("TacticSource", name))
     if not config.set_tactic_sources(sources):
-        raise ExportError(
+        raise ProjectError(
             f"Expected {trt.flavour} {trt.version} to build without cuDNN and cuBLAS. Received: it refuses the "
             f"tactic sources {sources}. Install another TensorRT: {INSTALL['tensorrt']}."
         )
@@ -230,7 +230,9 @@ def add_profile(builder: Any, network: Any, config: Any, profile: BatchProfile, 
     shapes = builder.create_optimization_profile()
     shapes.set_shape(INPUT, *((size, *image) for size in (profile.min, profile.opt, profile.max)))
     if config.add_optimization_profile(shapes) < 0:
-        raise ExportError(f"Expected TensorRT to take the batch profile {asdict(profile)}. Received: {logger.lines()}.")
+        raise ProjectError(
+            f"Expected TensorRT to take the batch profile {asdict(profile)}. Received: {logger.lines()}."
+        )
 
 
 def make_monitor(trt: TensorRT, progress: Progress | None, interrupt: Interrupt) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import copy_model, infer_shapes, tensor_shapes
 from export.ort_session import open_session
 
@@ -82,7 +82,7 @@ def collect_statistics(
         The number of images, and tensor name -> statistics.
 
     Raises:
-        ExportError: If a tensor is unknown, a batch has another type or shape, there are no images, every image is
+        ProjectError: If a tensor is unknown, a batch has another type or shape, there are no images, every image is
             of one colour, or a weight or a value is NaN or infinite (named).
     """
     check_finite(model)
@@ -98,7 +98,7 @@ def collect_statistics(
         for name, parts in reduced.items():
             least, most, mean = (values[part].astype(np.float64) for part in parts)
             if not (np.isfinite(least).all() and np.isfinite(most).all() and np.isfinite(mean).all()):
-                raise ExportError(
+                raise ProjectError(
                     f"Expected finite activations. Received: NaN or infinity in {name!r} within the first {seen} "
                     "images (check the weights of the layers before it)."
                 )
@@ -106,9 +106,9 @@ def collect_statistics(
             high[name] = np.maximum(high.get(name, -math.inf), most.max(axis=0))
             total[name] = total.get(name, 0.0) + mean.sum(axis=0)
     if not seen:
-        raise ExportError("Expected calibration images. Received: none (check the calibration split).")
+        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
     if plain == seen:
-        raise ExportError(
+        raise ProjectError(
             f"Expected calibration images that show something. Received: {seen} of one colour each "
             "(check that the files are the photos that the model will see, and that they decode)."
         )
@@ -128,7 +128,7 @@ def collect_histograms(
         limits: Tensor name -> its largest absolute value, from the first pass.
 
     Raises:
-        ExportError: As `collect_statistics`.
+        ProjectError: As `collect_statistics`.
     """
     counts = {name: np.zeros(BINS, dtype=np.int64) for name in limits}
     seen = 0
@@ -137,7 +137,7 @@ def collect_histograms(
             counts[name] += count_bins(value, limits[name])
         seen += len(batch)
     if not seen:
-        raise ExportError("Expected calibration images. Received: none (check the calibration split).")
+        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
     return {name: Histogram(counts[name], limits[name]) for name in limits}
 
 
@@ -158,11 +158,11 @@ def check_finite(model: onnx.ModelProto) -> None:
     """Checks the weights.
 
     Raises:
-        ExportError: If one is NaN or infinite, named.
+        ProjectError: If one is NaN or infinite, named.
     """
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise ExportError(
+            raise ProjectError(
                 f"Expected finite weights. Received: NaN or infinity in {tensor.name!r} "
                 "(the training diverged; load an earlier checkpoint or train again)."
             )
@@ -174,7 +174,7 @@ def run_batches(
     """Runs a model batch by batch on ONNX Runtime and yields the batch and the outputs by name.
 
     Raises:
-        ExportError: If a batch has another type or shape than the model takes.
+        ProjectError: If a batch has another type or shape than the model takes.
     """
     source = probe.graph.input[0].name
     shape = tensor_shapes(probe)[source]
@@ -182,7 +182,7 @@ def run_batches(
     session = open_session(probe, memory_pattern=False, spinning=False)
     for batch in batches:
         if batch.dtype != np.uint8 or batch.ndim != 4 or not len(batch) or batch.shape[1:] != shape[1:]:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected a batch of uint8 (N, {', '.join(map(str, shape[1:]))}). Received: {batch.dtype} "
                 f"{batch.shape} (decode and resize with the function that training used)."
             )
@@ -193,14 +193,14 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     """Returns the model with inner tensors as further outputs.
 
     Raises:
-        ExportError: If a name is no float32 tensor that a node makes.
+        ProjectError: If a name is no float32 tensor that a node makes.
     """
     inferred = infer_shapes(model)
     infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
     made = {name for node in model.graph.node for name in node.output}
     unknown = [name for name in names if name not in infos or name not in made]
     if unknown:
-        raise ExportError(
+        raise ProjectError(
             f"Expected tensors of the model. Received: {unknown[:5]} (ask quantizable_tensors for the names)."
         )
     result = copy_model(model)

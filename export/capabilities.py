@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.versions import supports
 
 log = logging.getLogger(__name__)
@@ -185,12 +185,12 @@ class TensorRT:
             name: name of the member, such as "TF32".
 
         Raises:
-            ExportError: this library has no such enumeration or member.
+            ProjectError: this library has no such enumeration or member.
         """
         members = getattr(getattr(self.module, enum, None), "__members__", None)
         if members is None or name not in members:
             had = ", ".join(members) if members else "no such enumeration"
-            raise ExportError(
+            raise ProjectError(
                 f"Expected {enum}.{name} in TensorRT. Received: {self.flavour} {self.version} with {had}. "
                 f"Choose an option that this version has, or install another: {INSTALL[self.flavour]}."
             )
@@ -218,10 +218,10 @@ def find_tensorrt(flavour: str | None = None) -> TensorRT | None:
         TensorRT | None: None when there is none; `why_missing` then says why.
 
     Raises:
-        ExportError: no such flavour.
+        ProjectError: no such flavour.
     """
     if flavour is not None and flavour not in FLAVOURS:
-        raise ExportError(f"Expected a TensorRT flavour of {', '.join(FLAVOURS)}. Received: {flavour!r}.")
+        raise ProjectError(f"Expected a TensorRT flavour of {', '.join(FLAVOURS)}. Received: {flavour!r}.")
     for name in FLAVOURS if flavour is None else (flavour,):
         reasons = []
         for candidate in FLAVOURS[name]:

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.calibration import run_batches
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import Index, copy_model
 from export.ort_session import open_session
 from export.placement import quantizable_tensors, quantized_edges
@@ -48,7 +48,7 @@ def collect_mean_maps(
         scales: One for each of `quantizable_tensors`.
 
     Raises:
-        ExportError: If there are no images, or a batch has another type or shape than the model takes.
+        ProjectError: If there are no images, or a batch has another type or shape than the model takes.
     """
     probe, outputs = _with_means(model, scales)
     total: dict[str, np.ndarray] = {}
@@ -58,7 +58,7 @@ def collect_mean_maps(
             total[name] = total.get(name, 0.0) + len(batch) * value.astype(np.float64)
         seen += len(batch)
     if not seen:
-        raise ExportError("Expected calibration images. Received: none (check the calibration split).")
+        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
     means = {name: (value / seen).astype(np.float32) for name, value in total.items()}
     names = outputs[::2], outputs[1::2]
     return {

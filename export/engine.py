@@ -34,7 +34,7 @@ from export.build_steps import (
 )
 from export.capabilities import INSTALL, TensorRT
 from export.driver import DriverStatus, driver_status
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.external_data import refuse_external_data
 from export.inspection import differences, inspect_engine, summarize_listing, unfused
 from export.interrupts import deferred_interrupt
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 METADATA_PROPS = 14  # of ModelProto in ``onnx.proto3``: pairs of a key (1) and a value (2)
 
 
-class EngineDeviceError(ExportError):
+class EngineDeviceError(ProjectError):
     """The GPU or driver that this TensorRT needs to build does not exist here: nothing was tried."""
 
 
@@ -92,7 +92,7 @@ def build_engine(
 
     Raises:
         EngineDeviceError: this TensorRT needs a GPU and there is none.
-        ExportError: TensorRT refused, in its own words, or the disk did. Nothing half-written is left.
+        ProjectError: TensorRT refused, in its own words, or the disk did. Nothing half-written is left.
     """
     source, plan_file, options = Path(onnx_path), Path(plan_path), options or BuildOptions()
     _check_request(source, plan_file, precision)
@@ -133,7 +133,7 @@ def build_engine(
             advice = (
                 "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
             )
-        raise ExportError(
+        raise ProjectError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
             f"Received: {logger.lines()}. {advice}"
         )
@@ -187,11 +187,11 @@ def build_engine(
 
 def _check_request(source: Path, plan: Path, precision: str) -> None:
     if precision not in PRECISIONS:
-        raise ExportError(f"Expected a precision of {', '.join(PRECISIONS)}. Received: {precision!r}.")
+        raise ProjectError(f"Expected a precision of {', '.join(PRECISIONS)}. Received: {precision!r}.")
     if plan.suffix == ".json":
-        raise ExportError(f"Expected a plan path like fp16.plan. Received: {plan}, which is its sidecar's name.")
+        raise ProjectError(f"Expected a plan path like fp16.plan. Received: {plan}, which is its sidecar's name.")
     if not source.is_file():
-        raise ExportError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
+        raise ProjectError(f"Expected an ONNX file at {source}. Received: no such file. Export the model first.")
     refuse_external_data(source)
 
 
@@ -219,7 +219,7 @@ def _targets(trt: TensorRT, targets: Sequence[str], driver: DriverStatus) -> lis
             text = driver.devices[0].compute_capability
         digits = text.removeprefix("sm").replace(".", "")
         if not trt.has("ComputeCapability", f"SM{digits}"):
-            raise ExportError(
+            raise ProjectError(
                 f"Expected targets of {', '.join(trt.generations())} or current. Received: {target!r}: "
                 f"{trt.flavour} {trt.version} does not build for it. On such a GPU build with TensorRT: "
                 f"{INSTALL['tensorrt']}."
@@ -281,7 +281,7 @@ def _onnx_metadata(source: Path) -> dict[str, Any]:
     """Read the metadata of an ONNX file, values as JSON where they are, off its bytes: a GPU machine may have no onnx.
 
     Raises:
-        ExportError: no ONNX file.
+        ProjectError: no ONNX file.
     """
     found: dict[str, Any] = {}
     try:
@@ -291,7 +291,7 @@ def _onnx_metadata(source: Path) -> dict[str, Any]:
                     pair = {at: data[start:stop].decode() for at, _, start, stop in fields(data, begin, end)}
                     found[pair.get(1, "")] = pair.get(2, "")
     except (OSError, ValueError, IndexError) as error:
-        raise ExportError(f"Expected an ONNX file. Received: {source}: {error}. Export the model again.") from error
+        raise ProjectError(f"Expected an ONNX file. Received: {source}: {error}. Export the model again.") from error
     for key, text in found.items():
         with contextlib.suppress(ValueError):
             found[key] = parse_json(text, key)

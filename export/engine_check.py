@@ -16,7 +16,7 @@ from typing import Any
 
 from export.capabilities import TensorRT
 from export.driver import AMPERE, as_numbers
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
 from export.versions import no_support, supporting
 from export.words import count, listed
@@ -40,7 +40,7 @@ _MAKERS = {
 _trying: list[bool] = []  # as many as there are of `trying_unsupported_gpus` at the moment
 
 
-class RefusedEngineError(ExportError):
+class RefusedEngineError(ProjectError):
     """A plan that this machine must not load, or does not have.
 
     Attributes:
@@ -113,7 +113,7 @@ def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:
         Sidecar: what the plan is.
 
     Raises:
-        ExportError: there is no such plan, its sidecar is missing or malformed, or it is truncated or altered.
+        ProjectError: there is no such plan, its sidecar is missing or malformed, or it is truncated or altered.
     """
     plan = Path(plan_path)
     require_plan(plan)
@@ -153,7 +153,7 @@ def check_engine(
 
     Raises:
         UnsupportedGpuError: this TensorRT does not support the GPU, see `trying_unsupported_gpus`.
-        ExportError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
+        ProjectError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
             another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
     """
     plan = Path(plan_path)

@@ -6,6 +6,3 @@ class ProjectError(Exception):
 
     The message says what was expected, what was received and what to do. The command exits with status 2.
     """
-
-
-ExportError = ProjectError

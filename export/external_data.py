@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.wire_format import BYTES, DEEPEST, VARINT, fields
 
 # Message to its fields that lead to tensors: field number to message.
@@ -35,18 +35,18 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
     """Refuse an ONNX file whose weights are in other files.
 
     Raises:
-        ExportError: it has such weights, or is no ONNX file.
+        ProjectError: it has such weights, or is no ONNX file.
     """
     file = Path(path)
     try:
         with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             external = _has_external(data, 0, len(data), "ModelProto", 0)
     except (OSError, ValueError, IndexError) as error:
-        raise ExportError(
+        raise ProjectError(
             f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Make it anew, or copy it again."
         ) from error
     if external:
-        raise ExportError(
+        raise ProjectError(
             f"Expected an ONNX file that holds its own weights. Received: {file}, which keeps some in other files "
             "(external data), where no hash and no verdict reaches. Export it again, in one file."
         )

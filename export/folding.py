@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.convolutions import set_attribute
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import attribute, constants, consumers, copy_model, producers, tensor_shapes, topological_sort
 
 # Of float32: a Max with it changes nothing. `export.precision` makes it the lowest of another type.
@@ -76,7 +76,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         if not folded:
             continue
         if not (np.all(np.isfinite(weight)) and np.all(np.isfinite(bias))):
-            raise ExportError(
+            raise ProjectError(
                 f"Expected finite weights. Received: NaN or infinity in {conv.name!r} once its BatchNorm is folded "
                 "(train the model again, its statistics are broken)."
             )

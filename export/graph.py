@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.constant_nodes import lift_constants
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.onnx_file import check_model, load_model, save_model
 from export.skeleton import with_weights_as_inputs
 
@@ -188,7 +188,7 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
     The order depends on the graph alone, so two exports of one model are equal; what no output needs is dropped.
 
     Raises:
-        ExportError: If the graph has a cycle.
+        ProjectError: If the graph has a cycle.
     """
     graph = model.graph
     made = producers(graph)
@@ -210,7 +210,7 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
             if parent is None or state.get(id(parent)) is True:
                 continue
             if id(parent) in state:
-                raise ExportError(
+                raise ProjectError(
                     f"Expected a graph without cycles. Received: one through {name!r} (export the model again)."
                 )
             stack.append((parent, False))
@@ -303,7 +303,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     the converter makes of attributes that became inputs, come back as initializers.
 
     Raises:
-        ExportError: If the converter refuses.
+        ProjectError: If the converter refuses.
     """
     if opset(model) == version:
         return lift_constants(model)
@@ -312,7 +312,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     try:
         result = version_converter.convert_version(model, version)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError
-        raise ExportError(
+        raise ProjectError(
             f"Expected a model that opset {version} can express. Received: opset {opset(model)}, {error} "
             "(export it at another opset)."
         ) from error

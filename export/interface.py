@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.folding import fold_channel_order
 from export.graph import BATCH, constants, copy_model, producers, replace_input, tensor_shapes, topological_sort
 from export.preprocessing import LUMA, PreprocessingSpec
@@ -18,14 +18,14 @@ def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
     """Names the first dimension of each input and output, and forgets inner shapes that used the old name.
 
     Raises:
-        ExportError: If a first dimension is a fixed number: that model takes one batch size only.
+        ProjectError: If a first dimension is a fixed number: that model takes one batch size only.
     """
     result = copy_model(model)
     for info in (*result.graph.input, *result.graph.output):
         dims = info.type.tensor_type.shape.dim
         if not dims or dims[0].HasField("dim_value"):
             received = dims[0].dim_value if dims else "no dimensions"
-            raise ExportError(
+            raise ProjectError(
                 f"Expected a symbolic batch dimension of {info.name!r}. Received: {received} "
                 "(build the model with batch_size=None)."
             )
@@ -38,13 +38,13 @@ def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto
     """Renames one tensor everywhere, graph inputs and outputs included.
 
     Raises:
-        ExportError: If `new` is taken.
+        ProjectError: If `new` is taken.
     """
     if old == new:
         return copy_model(model)
     graph = model.graph
     if new in {*producers(graph), *constants(graph), *(i.name for i in graph.input)}:
-        raise ExportError(f"Expected a free tensor name. Received: {new!r} (choose another name).")
+        raise ProjectError(f"Expected a free tensor name. Received: {new!r} (choose another name).")
     result = copy_model(model)
     replace_input(result.graph, old, new)
     for node in result.graph.node:
@@ -63,17 +63,17 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
     (`fold_channel_order`), and becomes a Gather where it cannot.
 
     Raises:
-        ExportError: If the model has not one float32 input of shape (batch, height, width, 3).
+        ProjectError: If the model has not one float32 input of shape (batch, height, width, 3).
     """
     if len(model.graph.input) != 1:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a model with one input. Received: {[i.name for i in model.graph.input]} "
             "(export a single-input model)."
         )
     tensor = model.graph.input[0].type.tensor_type
     dims = [d.dim_value for d in tensor.shape.dim]
     if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or dims[3] != 3:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a float32 input of shape (batch, height, width, 3). Received: type {tensor.elem_type}, "
             f"shape {dims} (export the model before preprocessing is added)."
         )
@@ -83,7 +83,7 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
     position = order if folded is not None else (0, 1, 2)
     trained = np.asarray(spec.mean, np.float32) if spec.mean_image is None else spec.mean_image.array
     if trained.ndim == 3 and list(trained.shape) != dims[1:]:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a mean image of the model's input size {dims[1:]}. Received: {list(trained.shape)} "
             "(name the mean of the images that the model was trained on)."
         )
@@ -130,12 +130,12 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
     """Adds a Softmax over the last axis of the output `logits` as a second output.
 
     Raises:
-        ExportError: If `logits` is no output of the model.
+        ProjectError: If `logits` is no output of the model.
     """
     result = copy_model(model)
     outputs = {o.name: o for o in result.graph.output}
     if logits not in outputs:
-        raise ExportError(f"Expected an output {logits!r}. Received: {list(outputs)} (rename the output first).")
+        raise ProjectError(f"Expected an output {logits!r}. Received: {list(outputs)} (rename the output first).")
     result.graph.node.append(
         helper.make_node("Softmax", [logits], [probabilities], f"{probabilities}/Softmax", axis=-1)
     )
@@ -152,17 +152,17 @@ def append_top_k(
     Of equal probabilities ONNX Runtime puts the lower index first; TensorRT promises no order.
 
     Raises:
-        ExportError: If `probabilities` is no output (batch, classes) of the model, or has fewer than k classes.
+        ProjectError: If `probabilities` is no output (batch, classes) of the model, or has fewer than k classes.
     """
     listed = [o.name for o in model.graph.output]
     shape = tensor_shapes(model).get(probabilities, ())
     if probabilities not in listed or len(shape) != 2 or not isinstance(shape[1], int):
-        raise ExportError(
+        raise ProjectError(
             f"Expected an output {probabilities!r} of shape (batch, classes). Received: {listed}, {shape} "
             "(append the softmax first)."
         )
     if not 1 <= k <= shape[1]:
-        raise ExportError(
+        raise ProjectError(
             f"Expected export.top_k from 1 to {shape[1]}, the number of classes. Received: {k} (choose a smaller one)."
         )
     result = copy_model(model)

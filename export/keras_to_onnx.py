@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from export import graph, interface
 from export.convolutions import repair_biases, repair_groups, repair_transposed_padding
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.half_graphs import in_float32
 from export.logits import logits_model
@@ -97,7 +97,7 @@ def export_keras(
         top_names: Their outputs: float32 probabilities and int32 indices, (batch, top_k).
 
     Raises:
-        ExportError: If the model has no classifier shape, the classes do not fit, a layer has no ONNX, or the file
+        ProjectError: If the model has no classifier shape, the classes do not fit, a layer has no ONNX, or the file
             does not give the model's answers.
     """
     height, width = _input_size(model)
@@ -105,7 +105,7 @@ def export_keras(
     _check_classes(classes, logits.outputs[0].shape[-1])
     _check_policy(logits)
     if taken := sorted(set(metadata or {}) & set(_METADATA_KEYS)):
-        raise ExportError(f"Expected metadata beside {_METADATA_KEYS}. Received: {taken} (rename these entries).")
+        raise ProjectError(f"Expected metadata beside {_METADATA_KEYS}. Received: {taken} (rename these entries).")
 
     converted = convert(logits, input_name)
     before = graph.op_counts(converted)
@@ -155,7 +155,7 @@ def export_keras(
 def _input_size(model: keras.Model) -> tuple[int, int]:
     shape = tuple(getattr(model, "input_shape", None) or ()) if getattr(model, "inputs", None) else ()
     if len(shape) != 4 or shape[0] is not None or None in shape[1:] or shape[3] != 3:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a model with one input of shape (None, height, width, 3). Received: {shape} "
             "(build it for one image size, with a free batch)."
         )
@@ -165,7 +165,7 @@ def _input_size(model: keras.Model) -> tuple[int, int]:
 def _check_classes(classes: Sequence[str], width: int | None) -> None:
     if isinstance(classes, str) or len(classes) != width or len(set(classes)) != len(classes):
         unique = "" if isinstance(classes, str) else f", {len(set(classes))} of them different"
-        raise ExportError(
+        raise ProjectError(
             f"Expected {width} different class names, as the model has outputs. "
             f"Received: {len(classes)}{unique} (use the list the model was trained with)."
         )
@@ -179,7 +179,7 @@ def _layers(model: Any) -> list[Any]:
 def _check_policy(model: keras.Model) -> None:
     mixed = [layer.name for layer in _layers(model) if getattr(layer, "compute_dtype", "float32") != "float32"]
     if mixed:
-        raise ExportError(
+        raise ProjectError(
             f"Expected layers that compute in float32. Received: {count(len(mixed), 'other')}, such as {mixed[0]!r} "
             "(rebuild the model under keras.config.set_dtype_policy('float32') and load its weights)."
         )
@@ -210,13 +210,13 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
             listed(unfolded),
         )
     if loops := [node.name for node in result.graph.node if node.op_type in ("Loop", "Scan")]:
-        raise ExportError(
+        raise ProjectError(
             f"Expected recurrent layers of a fixed number of steps, {MOST_STEPS} at most. "
             f"Received: {listed(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node; a "
             "loop in a SavedModel's own graph cannot be unrolled: bring the model's .keras or .h5 file)."
         )
     if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
-        raise ExportError(
+        raise ProjectError(
             "Expected shapes that are constant but for the batch. "
             f"Received: {free[0]!r}, of which they are not ({count(len(free), 'such operation')}; replace that layer, "
             "or give the model a fixed image size)."
@@ -235,7 +235,7 @@ def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
             unknown.setdefault(where, []).append(node.op_type)
     if unknown:
         found = listed((f"{', '.join(sorted(set(ops)))} in {where}" for where, ops in unknown.items()), separator="; ")
-        raise ExportError(
+        raise ProjectError(
             f"Expected TensorFlow operations that ONNX has too. Received: {found} (replace the layer by one that "
             "computes the same from the usual ones: keras.layers, sums, products, exp, erf, tanh)."
         )
@@ -250,7 +250,7 @@ def check_interface(model: onnx.ModelProto, input_name: str, outputs: Mapping[st
         outputs: Name -> type and width, in their order.
 
     Raises:
-        ExportError: If something differs from what `export_keras` promises.
+        ProjectError: If something differs from what `export_keras` promises.
     """
     shapes = graph.tensor_shapes(model)
     infos = (*model.graph.input, *model.graph.output)
@@ -259,7 +259,7 @@ def check_interface(model: onnx.ModelProto, input_name: str, outputs: Mapping[st
     image = shapes.get(input_name, ())
     expected = {input_name: (TensorProto.UINT8, (graph.BATCH, *image[1:])), **wanted}
     if list(seen.items()) != list(expected.items()) or len(image) != 4:
-        raise ExportError(
+        raise ProjectError(
             f"Expected uint8 {input_name!r} (batch, H, W, 3) and the outputs {wanted} (type, shape). Received: {seen} "
             "(a layer fixes the batch size: look for a Reshape with a constant batch)."
         )

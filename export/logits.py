@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.words import count
 
 # Layers and operations that are an activation and nothing else, by class name.
@@ -73,10 +73,10 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
             ``"auto"``. Defaults to ``"auto"``.
 
     Raises:
-        ExportError: If the end of the model is something else, or cannot be told.
+        ProjectError: If the end of the model is something else, or cannot be told.
     """
     if output not in ("auto", "logits", "softmax"):
-        raise ExportError(f"Expected output auto, logits or softmax. Received: {output!r} (name one of these).")
+        raise ProjectError(f"Expected output auto, logits or softmax. Received: {output!r} (name one of these).")
     _check_form(model)
     if output != "logits":
         end = end_of(model)
@@ -141,12 +141,12 @@ def activations_at_the_end(model: keras.Model) -> set[str]:
 def _check_form(model: keras.Model) -> None:
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a built Functional or Sequential model. Received: {type(model).__name__} {model.name!r} "
             "without inputs and outputs (call it once, or wrap it: keras.Model(inputs, outputs))."
         )
     if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
-        raise ExportError(
+        raise ProjectError(
             "Expected one input and one output of shape (batch, classes). Received: "
             f"{count(len(inputs), 'input')}, outputs {[tuple(tensor.shape) for tensor in outputs]} "
             "(wrap the model in one that has these alone)."
@@ -156,30 +156,30 @@ def _check_form(model: keras.Model) -> None:
 def _check_linear(model: keras.Model, end: End, output: str) -> None:
     """Refuses an end whose values are no logits, or may not be."""
     if end.activation == "softmax":
-        raise ExportError(
+        raise ProjectError(
             f"Expected a softmax over the classes. Received: {end} with axis {getattr(end.operation, 'axis', -1)} of "
             f"{tuple(end.operation.output.shape)} (let one softmax over all classes be the last layer, with axis -1)."
         )
     if output == "softmax":
-        raise ExportError(
+        raise ProjectError(
             f"Expected a final softmax that can be taken off. Received: {end} "
             "(rebuild the head as Dense + Activation('softmax'), or set output to logits)."
         )
     bounded = sorted(activations_at_the_end(model) & set(BOUNDED))
     if bounded and end.activation in ("linear", None):
-        raise ExportError(
+        raise ProjectError(
             f"Expected a classifier that ends in logits or softmax. Received: {end} on the values of "
             f"{', '.join(bounded)}, which are probabilities (end the model with that layer; if these values are "
             "logits all the same, set output to logits)."
         )
     if end.activation in ("sigmoid", "hard_sigmoid", "tanh", "relu", "sparsemax"):
         scores = "; if these values are the scores to rank classes by, set output to logits"
-        raise ExportError(
+        raise ProjectError(
             f"Expected a classifier that ends in logits or softmax. Received: {end} "
             f"(train it with a linear or softmax head{'' if end.activation in BOUNDED else scores})."
         )
     if end.activation not in ("linear", "log_softmax"):  # the logarithms of probabilities are logits
-        raise ExportError(
+        raise ProjectError(
             f"Expected an end that is clearly logits or softmax. Received: {end} "
             "(say which: set output to logits or to softmax)."
         )

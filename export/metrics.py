@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from export.difference import visible
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.statistics import McNemar, drop_interval, mcnemar, wilson_interval
 
 
@@ -67,12 +67,12 @@ def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.
     """Returns both as float64 of one shape; a reference must be finite, or nothing can be said."""
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if a.shape != b.shape or a.size == 0:
-        raise ExportError(
+        raise ProjectError(
             f"Expected two arrays of one shape that are not empty. Received: {a.shape} and {b.shape} "
             "(compare the same images, the same output)."
         )
     if not np.all(np.isfinite(a)):
-        raise ExportError("Expected a finite reference. Received: NaN or infinity (check the Keras model itself).")
+        raise ProjectError("Expected a finite reference. Received: NaN or infinity (check the Keras model itself).")
     return a, b
 
 
@@ -80,7 +80,7 @@ def _rows(logits: np.ndarray) -> np.ndarray:
     """Returns the logits as (N, C)."""
     x = np.asarray(logits, dtype=np.float64)
     if x.ndim != 2 or x.size == 0:
-        raise ExportError(f"Expected logits of shape (N, C). Received: {x.shape} (keep the batch dimension).")
+        raise ProjectError(f"Expected logits of shape (N, C). Received: {x.shape} (keep the batch dimension).")
     return x
 
 
@@ -151,7 +151,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: (N,), integers.
 
     Raises:
-        ExportError: If the shapes do not fit.
+        ProjectError: If the shapes do not fit.
     """
     return float(np.mean(_hits(_rows(logits), labels)))
 
@@ -160,7 +160,7 @@ def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns for each row of (N, C) logits whether it meets its label, (N,) bool."""
     expected = np.asarray(labels)
     if expected.shape != (rows.shape[0],) or not np.issubdtype(expected.dtype, np.integer):
-        raise ExportError(
+        raise ProjectError(
             f"Expected {rows.shape[0]} integer labels. Received: {expected.dtype} {expected.shape} "
             "(one class index per row, not one-hot)."
         )
@@ -176,7 +176,7 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
         labels: (N,) class indices. Defaults to None: no accuracies, nothing that is paired.
 
     Raises:
-        ExportError: If the shapes do not fit or the reference is not finite.
+        ProjectError: If the shapes do not fit or the reference is not finite.
     """
     a, b = (visible(logits) for logits in _pair(_rows(reference), _rows(candidate)))
     agreement = top1_agreement(a, b)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.external_data import refuse_external_data
 from export.files import write_atomic
 from export.skeleton import with_weights_as_inputs
@@ -17,7 +17,7 @@ def check_model(model: onnx.ModelProto) -> None:
     """Runs the ONNX checker with shape inference.
 
     Raises:
-        ExportError: If the model is not valid ONNX.
+        ProjectError: If the model is not valid ONNX.
     """
     try:
         shell = with_weights_as_inputs(model)  # the checker copies what it is given several times
@@ -25,7 +25,7 @@ def check_model(model: onnx.ModelProto) -> None:
             onnx.checker.check_tensor(tensor)
         onnx.checker.check_model(shell, full_check=True)
     except Exception as error:  # ValidationError, InferenceError, ValueError
-        raise ExportError(f"Expected a valid ONNX model. Received: {error} (please report this graph).") from error
+        raise ProjectError(f"Expected a valid ONNX model. Received: {error} (please report this graph).") from error
 
 
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
@@ -46,24 +46,24 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
         path: The file.
 
     Raises:
-        ExportError: If the file is missing, empty, truncated, not ONNX, or keeps weights in other files.
+        ProjectError: If the file is missing, empty, truncated, not ONNX, or keeps weights in other files.
     """
     file = Path(path)
     if not file.is_file():
-        raise ExportError(f"Expected an ONNX file. Received: no file at {str(file)!r} (run the export first).")
+        raise ProjectError(f"Expected an ONNX file. Received: no file at {str(file)!r} (run the export first).")
     if file.stat().st_size == 0:
-        raise ExportError(f"Expected an ONNX file. Received: the empty file {str(file)!r} (export again).")
+        raise ProjectError(f"Expected an ONNX file. Received: the empty file {str(file)!r} (export again).")
     refuse_external_data(file)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf's DecodeError
-        raise ExportError(
+        raise ProjectError(
             f"Expected an ONNX file. Received: {str(file)!r}, which does not parse: truncated or of another "
             f"format ({error}) (export or copy it again)."
         ) from error
     if not model.graph.node or not model.opset_import:
-        raise ExportError(
+        raise ProjectError(
             f"Expected an ONNX model with nodes and an opset. Received: {str(file)!r} has none: truncated or of "
             "another format (export or copy it again)."
         )

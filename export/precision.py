@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.folding import LOWEST
 from export.graph import (
     attribute,
@@ -75,7 +75,7 @@ def to_half(
             scales have no FP16 there. Defaults to `MINIMUM_OPSET`.
 
     Raises:
-        ExportError: If a weight has no finite FP16 value and its node is not kept, named; if the result is no valid
+        ProjectError: If a weight has no finite FP16 value and its node is not kept, named; if the result is no valid
             ONNX.
 
     Source: onnxruntime.transformers.float16.convert_float_to_float16 (onnxconverter_common's makes an invalid
@@ -179,7 +179,7 @@ def _check_fp16_weights(model: onnx.ModelProto, skipped: Collection[str]) -> Non
     """Checks that every weight is finite in FP16, those of the nodes named in `skipped` aside.
 
     Raises:
-        ExportError: If one is not; the converter would clip it without a word.
+        ProjectError: If one is not; the converter would clip it without a word.
     """
     used = {name for node in model.graph.node if node.name not in skipped for name in node.input}
     for tensor in model.graph.initializer:
@@ -188,7 +188,7 @@ def _check_fp16_weights(model: onnx.ModelProto, skipped: Collection[str]) -> Non
         values = numpy_helper.to_array(tensor)
         largest = float(np.max(np.abs(values))) if values.size else 0.0
         if not largest <= FP16_MAX:  # also true of NaN
-            raise ExportError(
+            raise ProjectError(
                 f"Expected weights within ±{FP16_MAX:g}, the range of FP16. Received: {largest:g} in {tensor.name!r} "
                 "(keep its node in FP32: ask unfit_for_fp16)."
             )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.words import count
 
 Triple = tuple[float, float, float]
@@ -60,7 +60,7 @@ class MeanImage:
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or len(self.data) != 4 * math.prod(self.shape):
-            raise ExportError(
+            raise ProjectError(
                 f"Expected the float32 values of a mean image of shape {self.shape}. Received: "
                 f"{count(len(self.data), 'byte')}."
             )
@@ -70,10 +70,10 @@ class MeanImage:
         """Returns the mean image of an array of shape (height, width, 3).
 
         Raises:
-            ExportError: If the shape is another one, or a value is not finite.
+            ProjectError: If the shape is another one, or a value is not finite.
         """
         if values.ndim != 3 or values.shape[2] != 3 or not np.all(np.isfinite(values)):
-            raise ExportError(
+            raise ProjectError(
                 f"Expected a finite mean image of shape (height, width, 3). Received: {values.dtype} {values.shape}."
             )
         height, width, channels = values.shape
@@ -110,7 +110,7 @@ class PreprocessingSpec:
         grey: Whether RGB becomes grey levels first. Defaults to False.
 
     Raises:
-        ExportError: If the order is unknown, or mean or scale are not three finite numbers.
+        ProjectError: If the order is unknown, or mean or scale are not three finite numbers.
     """
 
     channel_order: str
@@ -122,16 +122,16 @@ class PreprocessingSpec:
 
     def __post_init__(self) -> None:
         if self.channel_order not in _ORDERS:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected a channel order RGB or BGR. Received: {self.channel_order!r} (name one of the two)."
             )
         for name in ("mean", "scale"):
             values = getattr(self, name)
             if len(values) != 3 or not np.all(np.isfinite(np.asarray(values, dtype=np.float64))):
-                raise ExportError(f"Expected three finite numbers as {name}. Received: {values!r} (one per channel).")
+                raise ProjectError(f"Expected three finite numbers as {name}. Received: {values!r} (one per channel).")
             object.__setattr__(self, name, tuple(float(v) for v in values))
         if self.mean_image is not None and self.mean != _ZERO:
-            raise ExportError(f"Expected a mean or a mean image. Received: both, mean {self.mean} (leave out one).")
+            raise ProjectError(f"Expected a mean or a mean image. Received: both, mean {self.mean} (leave out one).")
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -147,10 +147,10 @@ class PreprocessingSpec:
                 ``"none"`` (pixels as they are).
 
         Raises:
-            ExportError: If the mode is unknown.
+            ProjectError: If the mode is unknown.
         """
         if mode not in _MODES:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected a preprocessing mode of {sorted(_MODES)}. Received: {mode!r} "
                 "(name one of these, or build a PreprocessingSpec from channel order, mean and scale)."
             )
@@ -167,16 +167,16 @@ class PreprocessingSpec:
             float32 of the same shape, channels in `channel_order`.
 
         Raises:
-            ExportError: If the pixels are not uint8 or have not three channels.
+            ProjectError: If the pixels are not uint8 or have not three channels.
         """
         if pixels.dtype != np.uint8 or pixels.ndim < 1 or pixels.shape[-1] != 3:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected uint8 pixels of shape (..., 3). Received: {pixels.dtype} {pixels.shape} "
                 "(hand in decoded RGB pixels before any scaling)."
             )
         x = (grey_levels(pixels) if self.grey else pixels)[..., list(self.order)].astype(np.float32)
         if self.mean_image is not None and pixels.shape[-3:] != self.mean_image.shape:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected pixels of the mean image's shape {self.mean_image.shape}. Received: {pixels.shape}."
             )
         x -= np.asarray(self.mean, dtype=np.float32) if self.mean_image is None else self.mean_image.array
@@ -203,7 +203,7 @@ class PreprocessingSpec:
         """Returns the spec that `to_dict` wrote.
 
         Raises:
-            ExportError: If a key is missing or a value is not valid.
+            ProjectError: If a key is missing or a value is not valid.
         """
         try:
             image = None
@@ -219,7 +219,7 @@ class PreprocessingSpec:
                 data.get("grey", False) is True,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ExportError(
+            raise ProjectError(
                 "Expected the keys channel_order, mean and scale of a preprocessing spec. "
                 f"Received: {data!r} (export the model again)."
             ) from error

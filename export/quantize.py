@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import check_model, constants, convert_opset, copy_model, op_counts, opset, topological_sort
 from export.placement import Kept, describe, placement_table, quantizable_tensors, quantized_edges
 from export.placement_row import Placement
@@ -45,17 +45,17 @@ def quantize(
         kept: Node name -> why it stays in float. Defaults to None.
 
     Raises:
-        ExportError: If the model is quantised already, a scale is missing, or a weight does not fit FP16.
+        ProjectError: If the model is quantised already, a scale is missing, or a weight does not fit FP16.
     """
     kept = kept or {}
     if "QuantizeLinear" in op_counts(fp32_model):
-        raise ExportError("Expected a float model. Received: one with QuantizeLinear (quantise the FP32 export).")
+        raise ProjectError("Expected a float model. Received: one with QuantizeLinear (quantise the FP32 export).")
     if len({node.name for node in fp32_model.graph.node if node.name}) != len(fp32_model.graph.node):
-        raise ExportError("Expected a name of its own for each node. Received: empty or equal ones (export it again).")
+        raise ProjectError("Expected a name of its own for each node. Received: empty or equal ones (export it again).")
     edges = quantized_edges(fp32_model, kept)
     missing = [edge.tensor for edge in edges if edge.tensor not in scales.scales]
     if missing:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a scale for each of {count(len(edges), 'quantised input')}. Received: none for {missing[:3]} "
             "(calibrate with this very model)."
         )

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import attribute, constants, copy_model, topological_sort
 from export.shape_folding import RESIZES, evaluate_shapes
 
@@ -26,7 +26,7 @@ def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
         model: With these operations as tf2onnx leaves them, NHWC, and shapes folded.
 
     Raises:
-        ExportError: If a size depends on the pixels, or a scale is computed.
+        ProjectError: If a size depends on the pixels, or a scale is computed.
     """
     if not any(node.op_type in RESIZES for node in model.graph.node):
         return model
@@ -41,7 +41,7 @@ def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
         images = known.shapes.get(node.input[0], ())
         parameters = [numpy_helper.to_array(table[name]) for name in node.input[1:] if name in table]
         if len(images) != 4 or None in images[1:] or len(parameters) != len(node.input) - 1:
-            raise ExportError(
+            raise ProjectError(
                 f"Expected a resizing from one known size to another. Received: {node.op_type} in {node.name!r} "
                 f"of {images} (give the model a fixed image size)."
             )

@@ -12,7 +12,7 @@ import numpy as np
 
 from export.bounded_json import parse_json
 from export.calibration import Histogram
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.records import from_json, to_json
 from export.words import listed
 
@@ -48,7 +48,7 @@ class Scales:
     def __post_init__(self) -> None:
         for name, value in self.scales.items():
             if not (math.isfinite(value) and value >= MINIMUM_SCALE):
-                raise ExportError(
+                raise ProjectError(
                     f"Expected scales of at least 2^-14. Received: {value} for {name!r} (calibrate again)."
                 )
 
@@ -61,7 +61,7 @@ class Scales:
         A scale below 2^-14 (a dead tensor has 0) becomes 2^-14; `smallest` names those.
 
         Raises:
-            ExportError: If there is no such method.
+            ProjectError: If there is no such method.
         """
         scales = {
             name: max(MINIMUM_SCALE, float(np.float32(clipping_point(histogram, method) / INT8_MAX)))
@@ -87,16 +87,16 @@ class Scales:
             key: What the scales must be true of. Defaults to None: anything.
 
         Raises:
-            ExportError: If the text is no such JSON, or its key is another one.
+            ProjectError: If the text is no such JSON, or its key is another one.
         """
         try:
             tree = parse_json(text, "scales.json")
         except ValueError as error:
-            raise ExportError(f"Expected the JSON of calibrated scales. Received: {error}. {REMEDY}") from error
+            raise ProjectError(f"Expected the JSON of calibrated scales. Received: {error}. {REMEDY}") from error
         found = from_json(cls, tree, "scales.json", remedy=REMEDY, what="calibrated scales")
         if key is not None and found.key != dict(key):
             stale = sorted(name for name in {*found.key, *key} if found.key.get(name) != key.get(name))
-            raise ExportError(
+            raise ProjectError(
                 f"Expected scales of this model and these images. Received: scales with another {listed(stale)}. "
                 f"{REMEDY}"
             )
@@ -111,7 +111,7 @@ def clipping_point(histogram: Histogram, method: str) -> float:
         method: One of `METHODS`.
 
     Raises:
-        ExportError: If there is no such method.
+        ProjectError: If there is no such method.
     """
     if method == "minmax" or not histogram.counts[1:].any():
         return histogram.limit
@@ -122,7 +122,7 @@ def clipping_point(histogram: Histogram, method: str) -> float:
         return _least_squares(histogram)
     if method == "entropy":
         return _least_divergence(histogram)
-    raise ExportError(f"Expected a method of {', '.join(METHODS)}. Received: {method!r}.")
+    raise ProjectError(f"Expected a method of {', '.join(METHODS)}. Received: {method!r}.")
 
 
 def _least_squares(histogram: Histogram) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from export.difference import relative_difference
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import copy_model, op_counts
 from export.naming import keras_layer
 from export.ort_session import open_session
@@ -44,7 +44,7 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
         The largest difference, relative to the largest logit.
 
     Raises:
-        ExportError: If they differ, depend on the batch or on chance, or cannot be had at each batch size.
+        ProjectError: If they differ, depend on the batch or on chance, or cannot be had at each batch size.
     """
     source = keras.Model(source.inputs[0], source.outputs[0])  # no lists or dicts around them
     _, height, width, _ = source.input_shape
@@ -61,21 +61,21 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
         logger.debug("the export differs from Keras by %.1e of the largest logit", difference)
         return difference
     if (random := relative_difference(expected, _keras(source, inputs))) > TOLERANCE:
-        raise ExportError(
+        raise ProjectError(
             "Expected a model that gives one answer for one picture. Received: logits of one batch that differ by "
             f"{random:.1e} of the largest one from run to run (a Dropout, noise or augmentation runs at inference: "
             "save the model without training=True)."
         )
     allowed = max(TOLERANCE, _OWN_NOISE * _own_noise(source, inputs, expected))
     if own > allowed or mixed > allowed:
-        raise ExportError(
+        raise ProjectError(
             "Expected answers that do not depend on the other pictures of a batch. Received: logits that differ by "
             f"{max(own, mixed):.1e} of the largest one between a picture alone and the same in a batch, "
             f"{'in Keras too' if own > allowed else 'in the export, not in Keras'} (a layer computes over the batch: "
             "look for a mean, a sort or a reshape over axis 0)."
         )
     if difference > allowed:
-        raise ExportError(
+        raise ProjectError(
             f"Expected an export that gives the model's logits. Received: a difference of {difference:.1e} of the "
             f"largest logit, {_where(model, source, pixels[:1], inputs[:1])} (replace that layer by one that computes "
             "the same from usual ones, and please report it)."
@@ -92,7 +92,7 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """Returns Keras' logits.
 
     Raises:
-        ExportError: If the model does not take that many pictures at once.
+        ProjectError: If the model does not take that many pictures at once.
     """
     try:
         # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures. On
@@ -100,7 +100,7 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
         with keras.device("cpu:0"):
             return np.asarray(source(inputs, training=False), dtype=np.float32)
     except Exception as error:  # whatever a layer raises
-        raise ExportError(
+        raise ProjectError(
             f"Expected a model that takes a batch of any size. Received: {type(error).__name__} for "
             f"{count(len(inputs), 'picture')}: {_first_line(error)} (a layer fixes the batch, for one a Reshape with "
             "a constant)."
@@ -116,13 +116,13 @@ def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) 
     """Returns the outputs that are named, for each batch of pixels.
 
     Raises:
-        ExportError: If ONNX Runtime does not take the model, or does not run it.
+        ProjectError: If ONNX Runtime does not take the model, or does not run it.
     """
     try:
         session = open_session(model.SerializeToString(), log_severity=4)  # what it would log is in the error
         return [session.run(outputs, {model.graph.input[0].name: pixels}) for pixels in batches]
     except Exception as error:  # ONNX Runtime's errors have no common class
-        raise ExportError(
+        raise ProjectError(
             f"Expected an export that ONNX Runtime runs. Received: {type(error).__name__}: {_first_line(error)} "
             "(replace the layer that is named, and please report it)."
         ) from error

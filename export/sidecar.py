@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.files import digest_of, replacing_files
 from export.records import read_record, to_json
 
@@ -46,7 +46,7 @@ class BatchProfile:
         sizes = (self.min, self.opt, self.max)
         whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
         if not (whole and keeps_batch_rule(*sizes)):
-            raise ExportError(
+            raise ProjectError(
                 f"Expected batch sizes {BATCH_RULE}. Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. "
                 "Correct the recipe's profile."
             )
@@ -210,7 +210,7 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
         sidecar: what `read_sidecar` is to return.
 
     Raises:
-        ExportError: the disk refused; nothing half-written is left.
+        ProjectError: the disk refused; nothing half-written is left.
     """
     target = sidecar_path(plan_path)
     text = json.dumps(to_json(sidecar), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -219,7 +219,7 @@ def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
             new_plan.write_bytes(plan)
             new_sidecar.write_bytes(text.encode())
     except OSError as error:
-        raise ExportError(
+        raise ProjectError(
             f"Expected to write {plan_path.name} and {target.name} in {plan_path.parent}. Received: {error}. "
             "Free space there or correct the permissions, then build again."
         ) from error
@@ -229,7 +229,7 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
     """Read a plan's sidecar.
 
     Raises:
-        ExportError: it is missing, not JSON, of another schema, or lacks something; with the file and the key.
+        ProjectError: it is missing, not JSON, of another schema, or lacks something; with the file and the key.
     """
     path = sidecar_path(plan_path)
     remedy = f"A plan without a whole sidecar is not loaded; rebuild it: {REBUILD}."

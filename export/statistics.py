@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from export.errors import ExportError
+from export.errors import ProjectError
 
 CONFIDENCE = 0.95
 
@@ -36,13 +36,13 @@ def mcnemar(losses: int, gains: int) -> McNemar:
     The p value is 1 where nothing changed.
 
     Raises:
-        ExportError: If a count is negative.
+        ProjectError: If a count is negative.
 
     Source: Q. McNemar, Note on the sampling error of the difference between correlated proportions or percentages,
     Psychometrika 12 (1947), with the exact conditional (binomial) distribution in place of its chi-square.
     """
     if losses < 0 or gains < 0:
-        raise ExportError(f"Expected counts of 0 or more. Received: {losses}, {gains} (check the counts).")
+        raise ProjectError(f"Expected counts of 0 or more. Received: {losses}, {gains} (check the counts).")
     changed, term, tail = losses + gains, 1, 0
     for k in range(min(losses, gains) + 1):
         tail += term  # integers, so that no count is too large for them
@@ -59,13 +59,13 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
         confidence: Two-sided. Defaults to 0.95.
 
     Raises:
-        ExportError: If the counts or the confidence make no sense.
+        ProjectError: If the counts or the confidence make no sense.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
     z = _quantile(confidence)
     if not 0 <= successes <= n:
-        raise ExportError(f"Expected 0 ≤ successes ≤ n. Received: {successes}, {n} (check the counts).")
+        raise ProjectError(f"Expected 0 ≤ successes ≤ n. Received: {successes}, {n} (check the counts).")
     if n == 0:
         return 0.0, 1.0
     share = successes / n
@@ -88,14 +88,14 @@ def drop_interval(losses: int, gains: int, n: int, confidence: float = CONFIDENC
         confidence: Two-sided. Defaults to 0.95.
 
     Raises:
-        ExportError: If the counts or the confidence make no sense.
+        ProjectError: If the counts or the confidence make no sense.
 
     Source: T. Tango, Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design, Statistics in Medicine 17 (1998).
     """
     z = _quantile(confidence)
     if losses < 0 or gains < 0 or losses + gains > n:
-        raise ExportError(
+        raise ProjectError(
             "Expected losses and gains of 0 or more, and no more than n together. "
             f"Received: {losses}, {gains}, {n} (check the counts)."
         )
@@ -118,10 +118,10 @@ def images_to_decide(share: float, limit: float, confidence: float = CONFIDENCE)
         None where the share is the limit: no number decides.
 
     Raises:
-        ExportError: If a number is out of its range.
+        ProjectError: If a number is out of its range.
     """
     if not (0.0 <= share <= 1.0 and 0.0 <= limit <= 1.0):
-        raise ExportError(f"Expected shares of 0 to 1. Received: {share}, {limit} (shares, not percent).")
+        raise ProjectError(f"Expected shares of 0 to 1. Received: {share}, {limit} (shares, not percent).")
     return _least_count(share - limit, limit * (1.0 - limit), confidence)
 
 
@@ -138,10 +138,10 @@ def images_to_decide_drop(losses: float, gains: float, limit: float, confidence:
         None where the observed drop is the limit: no number decides.
 
     Raises:
-        ExportError: If a number is out of its range.
+        ProjectError: If a number is out of its range.
     """
     if min(losses, gains) < 0.0 or losses + gains > 1.0 or not -1.0 <= limit <= 1.0:
-        raise ExportError(
+        raise ProjectError(
             "Expected shares of 0 or more, no more than 1 together, and a limit of -1 to 1. "
             f"Received: {losses}, {gains}, {limit} (shares, not percent)."
         )
@@ -150,7 +150,7 @@ def images_to_decide_drop(losses: float, gains: float, limit: float, confidence:
 
 def _quantile(confidence: float) -> float:
     if not 0.0 < confidence < 1.0:
-        raise ExportError(f"Expected 0 < confidence < 1. Received: {confidence} (0.95, not 95).")
+        raise ProjectError(f"Expected 0 < confidence < 1. Received: {confidence} (0.95, not 95).")
     return NormalDist().inv_cdf(0.5 + confidence / 2.0)
 
 

@@ -21,7 +21,7 @@ from tf2onnx import tf_loader
 from tf2onnx.optimizer import _get_optimizers
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.shape_folding import RESIZES
 
 TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
@@ -199,7 +199,7 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
         input_name: Of the graph's input, float32 NHWC.
 
     Raises:
-        ExportError: If tf2onnx or one of its passes fails.
+        ProjectError: If tf2onnx or one of its passes fails.
     """
     failures: list[str] = []
     factories = {**_get_optimizers(), "optimize_transpose": ExactTransposeOptimizer}
@@ -214,14 +214,14 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
                 custom_op_handlers=dict(HANDLERS),
             )[0]
     except Exception as error:
-        raise ExportError(
+        raise ProjectError(
             f"Expected a model that tf2onnx converts. Received: {type(error).__name__}: {error} "
             f"for {model.name!r} (look for layers without an ONNX counterpart)."
         ) from error
     finally:
         _free_memory()
     if failures:
-        raise ExportError(
+        raise ProjectError(
             f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
         )
     return result

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from export.errors import ProjectError
 from export.records import read_record, to_json
 from export.sidecar import Precision
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
 from pipeline.layout import BENCHMARK
 from pipeline.machine import GpuSnapshot, Machine
@@ -171,7 +171,7 @@ def read_benchmark(path: Path) -> BenchmarkReport:
     """Read a benchmark.
 
     Raises:
-        PipelineError: missing, damaged, or of another schema; with the file and the key.
+        ProjectError: missing, damaged, or of another schema; with the file and the key.
     """
     return read_record(BenchmarkReport, path, remedy=REMEDY, what="benchmark")
 
@@ -198,7 +198,7 @@ def _read_serves(path: Path, _: str) -> tuple[Serves | None, str]:
     """The same, of a file by its digest: with all its samples it takes half a second to read."""
     try:
         return read_benchmark(path).serves, ""
-    except PipelineError as error:
+    except ProjectError as error:
         return None, str(error)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from export.bounded_json import MOST_BYTES, parse_json
+from export.errors import ProjectError
 from export.files import put_folder, replacing_file, temporary_folder, write_atomic
 from pipeline.archive_files import open_tar
 from pipeline.command_line import Invocation, unpack_command
 from pipeline.config import dump_yaml, load_recipe
-from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
@@ -42,7 +42,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
     """Write a tar archive of every finished stage, with an index of sha256 in front.
 
     Raises:
-        PipelineError: nothing to pack, or a file is not what its manifest says.
+        ProjectError: nothing to pack, or a file is not what its manifest says.
     """
     with recipe_lock(context.root):
         files: dict[str, Path] = {}
@@ -60,19 +60,19 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
             for name, recorded in manifest.outputs.items():
                 path = folder / name
                 if not is_written(f"{folder.name}/{name}"):
-                    raise PipelineError(
+                    raise ProjectError(
                         f"Expected files that a stage writes in {folder}. Received: {name}, which none does. "
                         f"Delete {folder} and run `{context.command('run')}` again."
                     )
                 if not path.is_file() or sha256_file(path) != recorded.sha256:
-                    raise PipelineError(
+                    raise ProjectError(
                         f"Expected {path} as its stage wrote it. Received: a changed or missing file. "
                         f"Run `{context.command('run')}` first."
                     )
                 files[f"{folder.name}/{name}"] = path
             files[f"{folder.name}/{MANIFEST}"] = folder / MANIFEST
         if not files:
-            raise PipelineError(
+            raise ProjectError(
                 f"Expected finished stages below {context.root}. Received: none. Run `{context.command('run')}` first."
             )
         if (context.root / CARD).is_file():
@@ -114,24 +114,24 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
         force: replace artifacts of that recipe that are there.
 
     Raises:
-        PipelineError: not such an archive, cut short, altered, or artifacts are there already.
+        ProjectError: not such an archive, cut short, altered, or artifacts are there already.
     """
     check_folder(artifacts, "--artifacts")
     if what := _why_no_archive(archive_path):
-        raise PipelineError(f"Expected an archive made by `bundle`. Received: {archive_path}, {what}")
+        raise ProjectError(f"Expected an archive made by `bundle`. Received: {archive_path}, {what}")
     try:
         with open_tar(archive_path) as archive:
             index = _read_index(archive, archive_path)
             root = artifacts / index["recipe"]
             if any(root.glob("*/" + MANIFEST)) and not force:
-                raise PipelineError(
+                raise ProjectError(
                     f"Expected no artifacts of recipe {index['recipe']}. Received: {root} exists. "
                     "Replace it with --force, or name another folder with --artifacts."
                 )
             with recipe_lock(root):
                 _extract(archive, index, root)
     except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
     log.info("%s: %s, every hash right", root, count(len(index["files"]), "file"))
@@ -160,7 +160,7 @@ def _why_no_archive(path: Path) -> str:
 
 def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     if INDEX not in archive.getnames():
-        raise PipelineError(
+        raise ProjectError(
             f"Expected an archive made by `bundle`. Received: {path}, a tar archive of something else: it has no "
             f"{INDEX}."
         )
@@ -178,7 +178,7 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     ):
         raise ValueError("it names files outside the artifacts folder")
     if strange := [name for name in files if not is_written(name)]:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected an archive of files that stages write. Received: {path} with "
             f"{listed((name[:100] for name in strange), most=3)}. Don't use it, or ask its sender what they are."
         )

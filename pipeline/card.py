@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 from export.records import read_record, to_json
 from pipeline.class_names import model_names
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError
 from pipeline.files import write_json
 from pipeline.layout import CARD
 from pipeline.own_preprocessing import own_preprocessing
@@ -135,13 +136,13 @@ def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
         retrain: the command that trains by this recipe.
 
     Raises:
-        PipelineError: with the key, what the model has and what the recipe says.
+        ProjectError: with the key, what the model has and what the recipe says.
     """
     for key, (has, says) in _differences(recipe, card).items():
         anew = f"Leave it as it was, or train anew: `{retrain}`."
         if recipe.model.path is not None and key == "model.input_size":
             anew = f"Leave it out; of a file that takes any size, take it over anew: `{retrain}`."
-        raise PipelineError(
+        raise ProjectError(
             f"{key}: expected {has}, which the model was trained and is verified with ({CARD}). Received: {says}. "
             f"{anew}"
         )

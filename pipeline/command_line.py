@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 
 ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
 COMMAND = "{command}"
@@ -35,7 +35,7 @@ def unpack_command(archive: str | Path) -> str:
     return f"make install-gpu && {there}"
 
 
-class CommandNeededError(PipelineError):
+class CommandNeededError(ProjectError):
     """An error that a command with this recipe mends, raised where nobody knows the command line.
 
     Args:

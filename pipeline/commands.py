@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from export.driver import driver_status
+from export.errors import ProjectError
 from pipeline import cli
 from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
 from pipeline.command_line import Invocation
 from pipeline.config import dump_yaml, to_dict
-from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.layout import CARD, KERAS, PARITY, REPORT
 from pipeline.manifest import read_manifest
@@ -61,7 +61,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     context = cli.make_context(args)
     _warn_of_overrides_given_twice(args.overrides)
     if args.command == "infer" and args.images and (args.explain or args.force):
-        raise PipelineError(
+        raise ProjectError(
             "Expected --explain and --force without images: they are about the stage. Received: both. Leave one out."
         )
     if args.command == "config":
@@ -87,7 +87,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "infer":
         given = [args.output, args.top_k, args.batch_size, args.allow_unverified or None]
         if any(option is not None for option in given) or {args.backend, args.precision} != {"auto"}:
-            raise PipelineError("Expected images to classify with these options. Received: none. Name files, folders.")
+            raise ProjectError("Expected images to classify with these options. Received: none. Name files, folders.")
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):
@@ -103,7 +103,7 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
             _say_verdict(context, verified)
             measured = _benchmark(args)
             if measured["exit"] != cli.DONE:
-                raise PipelineError(f"Expected the benchmark to end well. Received: {measured['error']}")
+                raise ProjectError(f"Expected the benchmark to end well. Received: {measured['error']}")
             serves = _can_serve(context)
             if not serves:
                 continue
@@ -125,7 +125,7 @@ def _can_serve(context: Context) -> bool:
     try:
         with context.invocation.completing_errors():
             choose(Artifacts(context.root), context.settings)
-    except PipelineError as error:
+    except ProjectError as error:
         log.error("nothing is classified: %s", error)
         return False
     return True
@@ -208,7 +208,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(line)
     except ValueError:  # a crash, or a kill
-        raise PipelineError(f"Expected the benchmark to end well. Received: exit status {status}, see above.") from None
+        raise ProjectError(f"Expected the benchmark to end well. Received: exit status {status}, see above.") from None
     return result | {"command": "benchmark"}
 
 
@@ -229,7 +229,7 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     batch_size = settings.batch_size if args.batch_size is None else args.batch_size
     top_k = settings.top_k if args.top_k is None else args.top_k
     if batch_size < 1 or top_k < 1:
-        raise PipelineError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
+        raise ProjectError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
     output = args.output or Path("predictions.csv")
     check_output(output, "-o", "predictions.csv", (".csv", ".jsonl"))
     card = context.card()
@@ -307,8 +307,8 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
         if reasons and upstream is None:
             try:
                 refuse_in_advance(stage, context)
-            except PipelineError as error:
-                raise PipelineError(f"{stage.name} would be refused: {error}") from error
+            except ProjectError as error:
+                raise ProjectError(f"{stage.name} would be refused: {error}") from error
         print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}", flush=True)
         upstream = upstream or (stage.name if reasons else None)
     return {"recipe": context.recipe.name, "explain": explained}

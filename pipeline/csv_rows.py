@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.words import count
 
 LONGEST_LINE = 2**16  # characters
@@ -33,7 +33,7 @@ class Row:
         """A cell as a number.
 
         Raises:
-            PipelineError: it is none, or out of bounds.
+            ProjectError: it is none, or out of bounds.
         """
         try:
             value = float(self.cells[name])
@@ -48,15 +48,15 @@ class Row:
         """A cell that is one of some texts.
 
         Raises:
-            PipelineError: it is none of them.
+            ProjectError: it is none of them.
         """
         if self.cells[name] not in choices:
             raise self.error(name, what)
         return self.cells[name]
 
-    def error(self, name: str, expected: str) -> PipelineError:
+    def error(self, name: str, expected: str) -> ProjectError:
         """What is wrong with a cell."""
-        return PipelineError(
+        return ProjectError(
             f"Expected {expected} as '{name}' in {self.where}. Received: {self.cells[name]!a:.80}. {self.remedy}"
         )
 
@@ -71,25 +71,25 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str, most: int = 100_0
         most: rows to read.
 
     Raises:
-        PipelineError: missing, not CSV, without a column, or with a row of another length.
+        ProjectError: missing, not CSV, without a column, or with a row of another length.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.reader(iter(lambda: file.readline(LONGEST_LINE), ""), strict=True)
             lines = list(islice(reader, most + 1))
     except OSError as problem:
-        raise PipelineError(f"Expected {path}. Received: {problem.strerror or problem}. {remedy}") from problem
+        raise ProjectError(f"Expected {path}. Received: {problem.strerror or problem}. {remedy}") from problem
     except (csv.Error, UnicodeDecodeError) as problem:
-        raise PipelineError(f"Expected CSV in {path}. Received: {problem}. {remedy}") from problem
+        raise ProjectError(f"Expected CSV in {path}. Received: {problem}. {remedy}") from problem
     head = lines[0] if lines else []
     if missing := [name for name in columns if head.count(name) != 1]:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected the column '{missing[0]}' once in {path}. Received: {','.join(head)!a:.120}. {remedy}"
         )
     rows = []
     for index, cells in enumerate(lines[1:], 1):
         where = f"row {index} of {path}"
         if len(cells) != len(head):
-            raise PipelineError(f"Expected {count(len(head), 'cell')} in {where}. Received: {len(cells)}. {remedy}")
+            raise ProjectError(f"Expected {count(len(head), 'cell')} in {where}. Received: {len(cells)}. {remedy}")
         rows.append(Row(dict(zip(head, cells)), where, remedy))
     return rows

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export.errors import ProjectError
 from export.files import put_folder, temporary_folder
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
 from pipeline.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ BLOCK = 2**18
 MOST_BYTES = 2**30  # the largest of these files has 242 MB; an answer without an end would fill the disk
 
 
-class DownloadError(PipelineError):
+class DownloadError(ProjectError):
     """A file could not be fetched, or is not what was published."""
 
 

@@ -31,9 +31,6 @@ def notes(error: BaseException) -> tuple[str, ...]:
     return tuple(getattr(error, "__notes__", ()))
 
 
-PipelineError = ProjectError
-
-
 class RecipeError(ProjectError):
     """A recipe or an override that is not valid."""
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bounded_json import read_json_file
+from export.errors import ProjectError
 from export.files import recover_folders, temporary_folder, write_atomic
 from export.sidecar import sha256_file as hash_file
-from pipeline.errors import PipelineError, add_note, notes
+from pipeline.errors import add_note, notes
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -78,16 +79,14 @@ def read_json(path: Path) -> Any:
     """Read JSON, within the bounds of ``export.bounded_json``.
 
     Raises:
-        PipelineError: missing, damaged or out of bounds, with the path.
+        ProjectError: missing, damaged or out of bounds, with the path.
     """
     try:
         return read_json_file(path)
     except FileNotFoundError as error:
-        raise PipelineError(f"Expected {path}, which does not exist.") from error
+        raise ProjectError(f"Expected {path}, which does not exist.") from error
     except ValueError as error:
-        raise PipelineError(
-            f"Expected JSON in {path}. Received: {error}. Delete it and run its stage again."
-        ) from error
+        raise ProjectError(f"Expected JSON in {path}. Received: {error}. Delete it and run its stage again.") from error
 
 
 @contextlib.contextmanager
@@ -114,7 +113,7 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     goes where nothing else came into it.
 
     Raises:
-        PipelineError: the lock is held and ``wait`` is false, or something is to be written and cannot be.
+        ProjectError: the lock is held and ``wait`` is false, or something is to be written and cannot be.
     """
     from filelock import FileLock  # here, because GPU machines that lock nothing may lack it
 
@@ -163,7 +162,7 @@ def _take(lock: FileLock, folder: Path, holder: Path, wait: bool) -> None:
     except Timeout:
         who = _describe_holder(holder)
         if not wait:
-            raise PipelineError(
+            raise ProjectError(
                 f"{folder} is in use by {who}. Wait for it, or leave out --no-wait to queue behind it."
             ) from None
         log.warning("waiting: %s is in use by %s", folder, who)
@@ -198,8 +197,8 @@ def _is_below(name: Any, folder: Path, made: Sequence[Path]) -> bool:
     return isinstance(name, str) and (Path(name) in made or folder in (Path(name), *Path(name).parents))
 
 
-def _cannot_write(folder: Path, error: OSError) -> PipelineError:
-    refused = PipelineError(
+def _cannot_write(folder: Path, error: OSError) -> ProjectError:
+    refused = ProjectError(
         f"Expected a folder that can be written, for the results of this recipe. Received: {folder}: "
         f"{error.strerror or error}. Name another with --artifacts."
     )

@@ -317,6 +317,6 @@ def read_gpu_evidence(path: Path) -> GpuEvidence:
     """Read what a visit showed.
 
     Raises:
-        PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
+        ProjectError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
     """
     return read_record(GpuEvidence, path, remedy=REMEDY, what="evidence from a GPU")

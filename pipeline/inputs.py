@@ -63,7 +63,7 @@ class Required(_Files):
         """Its own.
 
         Raises:
-            PipelineError: it is not there; with the command that makes it.
+            ProjectError: it is not there; with the command that makes it.
         """
         return context.required(self.pattern)
 
@@ -127,7 +127,7 @@ class Outside:
         """Its own, none where the recipe names no file.
 
         Raises:
-            PipelineError: it is not here; see ``Context.external``.
+            ProjectError: it is not here; see ``Context.external``.
         """
         path = value_at(context.recipe, self.key)
         if not isinstance(path, str):

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from export.errors import ProjectError
 from export.files import write_atomic
 from export.records import to_json
 from pipeline.bounded_yaml import inline_yaml
 from pipeline.cutting import Cut, cut_to_one_output, stem_of
 from pipeline.endings import ending, why_no_classifier
-from pipeline.errors import PipelineError
 from pipeline.model_facts import (
     Parameters,
     arithmetic_inside,
@@ -88,7 +88,7 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
 
     Raises:
         ModelError: not a model, damaged, or a file that is not safe to open at all.
-        PipelineError: the recipe's file is there already, or there is no recipe to write.
+        ProjectError: the recipe's file is there already, or there is no recipe to write.
     """
     if recipe is not None:
         _check_new(recipe)
@@ -101,7 +101,7 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
             print(f"\nto cut it to {cut.output!r}{instead} run this in Python, and inspect {cut.saved}:")
             print(f"\n{cut.line}")
         if recipe is not None:
-            raise PipelineError(
+            raise ProjectError(
                 f"Expected a model that can be deployed, for a recipe in {recipe}. Received: {path}, which cannot; "
                 "the lines above say why. Nothing was written."
             )
@@ -128,7 +128,7 @@ def _run(recipe: Path) -> str:
 def _check_new(recipe: Path) -> None:
     if recipe.exists() or not recipe.parent.is_dir() or recipe.suffix not in (".yaml", ".yml"):
         what = "which is there already" if recipe.exists() else "which is no .yaml file in a folder that exists"
-        raise PipelineError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {what}. Name another.")
+        raise ProjectError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {what}. Name another.")
     check_folder(recipe.parent, "--recipe", recipe)
 
 

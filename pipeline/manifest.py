@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from export.errors import ProjectError
 from export.records import read_record, to_json
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_json
 from pipeline.machine import versions_of
 from pipeline.source_code import code_digest
@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         remedy = "Without it the result beside it does not count; `run` makes it anew."
         return read_record(Manifest, path, remedy=remedy, what="manifest")
-    except PipelineError as error:
+    except ProjectError as error:
         _warn_once(str(error))
         return None
 

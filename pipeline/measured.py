@@ -72,7 +72,7 @@ def engine_contender(root: Path, plan: Path) -> Contender:
     """An engine below a recipe's artifacts, by its sidecar.
 
     Raises:
-        ExportError: the sidecar is missing or damaged.
+        ProjectError: the sidecar is missing or damaged.
     """
     sidecar = read_sidecar(plan)
     return Contender(

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from export.difference import relative_difference
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.logits import BOUNDED, activations_at_the_end, before_activation, end_of, logits_model
 from pipeline.errors import ModelError
 from pipeline.model_graph import free_name
@@ -180,7 +180,7 @@ def _several(
         return Ended(model, "logits"), lambda z: z
     try:
         logits_model(model, output)
-    except ExportError as error:
+    except ProjectError as error:
         raise ModelError(f"model.output: {where}: {error}") from error
     return Ended(model, "logits"), lambda z: z
 

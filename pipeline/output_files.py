@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.errors import ProjectError
 from export.files import FULL, with_place
-from pipeline.errors import PipelineError, add_note, notes
+from pipeline.errors import add_note, notes
 
 _NEARLY_NOTHING = 2**20  # bytes; libraries report a full disk in many ways, and then less than this is left
 
@@ -27,23 +27,23 @@ def check_output(path: Path, option: str, example: str, endings: Sequence[str] =
         endings: of the name, of which one must be there. Defaults to (): any.
 
     Raises:
-        PipelineError: a folder, standard output, a device, another ending, or a place where nothing can be written.
+        ProjectError: a folder, standard output, a device, another ending, or a place where nothing can be written.
     """
     if str(path) == "-":
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a file after {option}, such as {example}. Received: -; nothing of this goes to standard output."
         )
     if path.is_dir():
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a file after {option}, such as {path / example}. Received: {path}, which is a folder."
         )
     if endings and path.suffix.lower() not in endings:
         shorter = path.with_suffix("")  # of my.tar.gz my.tar, which is no my.tar.tar
         fit = shorter if shorter.suffix.lower() in endings else path.with_suffix(endings[0])
         wanted = f"ends in {' or '.join(endings)} after {option}, such as {fit}"
-        raise PipelineError(f"Expected a file that {wanted}. Received: {path}.")
+        raise ProjectError(f"Expected a file that {wanted}. Received: {path}.")
     if path.exists() and not path.is_file():
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a file after {option}, such as {example}. Received: {path}, which is a device or a pipe."
         )
     check_folder(path.parent, option, path)
@@ -58,19 +58,19 @@ def check_folder(folder: Path, option: str, path: Path | None = None) -> None:
         path: what is to be written there, as it was given. Defaults to None: the folder itself was given.
 
     Raises:
-        PipelineError: with the reason of the system.
+        ProjectError: with the reason of the system.
     """
     given = folder if path is None else path
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a place in a folder after {option}. Received: {given}, where {there} is no folder."
         )
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected a place that can be written after {option}. Received: {given}: {error.strerror or error} "
             f"(in {there}). Name another."
         ) from error

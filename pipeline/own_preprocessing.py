@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.preprocessing import MeanImage, PreprocessingSpec
 from pipeline.backbones import BACKBONES
 from pipeline.errors import DataError, ModelError, RecipeError
@@ -62,7 +62,7 @@ def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:
         image = MeanImage.from_array(mean) if mean.ndim == 3 else None
         grey_levels = (0.0, 0.0, 0.0) if image else tuple(mean.tolist())
         return PreprocessingSpec(config.channel_order, grey_levels, tuple(scale.tolist()), mean_image=image)
-    except ExportError as error:
+    except ProjectError as error:
         raise RecipeError(f"model.preprocessing: {error}") from error
 
 

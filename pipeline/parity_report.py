@@ -210,7 +210,7 @@ def read_parity(path: Path) -> ParityReport:
     """Read a verdict.
 
     Raises:
-        PipelineError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
+        ProjectError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
     """
     return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
 

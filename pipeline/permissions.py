@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import read_sidecar
 from pipeline.errors import ModelError
 from pipeline.layout import KERAS
@@ -77,5 +77,5 @@ def code_in(root: Path) -> list[str]:
 def _brings_host_code(plan: Path) -> bool:
     try:
         return bool(read_sidecar(plan).options.get("version_compatible"))
-    except ExportError:
+    except ProjectError:
         return False  # such a plan is not loaded at all

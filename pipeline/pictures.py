@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from export.errors import ProjectError
 from pipeline.card import ModelCard
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
 from pipeline.layout import CARD
 from pipeline.npz_files import read_arrays
 from pipeline.words import count
@@ -28,12 +29,12 @@ def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray,
         uint8 (N, height, width, 3) as the model sees them before preprocessing; integers (N,), indices of its classes.
 
     Raises:
-        PipelineError: the file is missing, damaged, or of another model.
+        ProjectError: the file is missing, damaged, or of another model.
     """
     try:
         held = read_arrays(path, ("pixels", "labels"))
     except (OSError, DataError) as error:
-        raise PipelineError(f"Expected 'pixels' and 'labels' in {path}. Received: {error}. {remedy}") from error
+        raise ProjectError(f"Expected 'pixels' and 'labels' in {path}. Received: {error}. {remedy}") from error
     pixels, labels = held["pixels"], held["labels"]
     fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (*card.size, 3) and labels.shape == pixels.shape[:1]
     received = ""
@@ -42,7 +43,7 @@ def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray,
     elif len(labels) and not 0 <= labels.min() <= labels.max() < len(card.classes):
         received = f"labels from {labels.min()} to {labels.max()} for {count(len(card.classes), 'class', 'classes')}"
     if received:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected 'pixels' and 'labels' of the model of {CARD} in {path}. Received: {received}. {remedy}"
         )
     return pixels, labels

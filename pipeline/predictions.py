@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.errors import ProjectError
 from pipeline.csv_rows import read_rows
-from pipeline.errors import PipelineError
 from pipeline.layout import CARD, PREDICTIONS
 
 THUMBNAILS = 24
@@ -35,7 +35,7 @@ def read_predictions(path: Path, classes: tuple[str, ...]) -> list[Prediction]:
     """The rows that a page shows.
 
     Raises:
-        PipelineError: damaged, or of other classes; with file, row and column.
+        ProjectError: damaged, or of other classes; with file, row and column.
     """
     found = []
     for row in read_rows(path, COLUMNS, REMEDY, THUMBNAILS):
@@ -51,6 +51,6 @@ def shown_images(root: Path) -> list[Path]:
     """The images that a page would read; none where ``predictions.csv`` cannot be read."""
     try:
         rows = read_rows(root / PREDICTIONS, COLUMNS, REMEDY, THUMBNAILS)
-    except PipelineError:
+    except ProjectError:
         return []
     return [root / "infer" / row.cells["path"] for row in rows if row.cells["status"] == "ok"]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.errors import ProjectError
 from pipeline.bounded_yaml import inline_yaml, set_option
 from pipeline.config import PATH_KEYS, override_tree, read_yaml, resolved, section_of
-from pipeline.errors import PipelineError, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.limits import RECIPE_NAME
 from pipeline.manifest import ROOT
 from pipeline.recipe import Recipe
@@ -98,7 +99,7 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     """
     try:
         written = _written(recipe_path, overrides)
-    except (PipelineError, OSError):
+    except (ProjectError, OSError):
         return ""
     for path in written:
         try:

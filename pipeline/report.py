@@ -46,7 +46,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         What the manifest records.
 
     Raises:
-        PipelineError: a file that it shows is missing or damaged; with the file and the key.
+        ProjectError: a file that it shows is missing or damaged; with the file and the key.
     """
     card, parity = read_card(artifacts.path(CARD)), read_parity(artifacts.path(PARITY))
     benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None

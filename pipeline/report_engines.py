@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.artifacts import Artifacts
 from pipeline.html import Cell, Section, Table, badge, section, size
@@ -32,7 +32,7 @@ def _facts(artifacts: Artifacts, name: str) -> tuple[str | Cell, ...]:
     short = name.removeprefix("build/")
     try:
         sidecar = read_sidecar(artifacts.path(name))
-    except ExportError as error:
+    except ProjectError as error:
         return (Cell(short, remarks=[str(error)]), *[""] * 6)
     profile = sidecar.profile
     runs_on = ", ".join(sidecar.targets) or sidecar.gpu or sidecar.runs_on or ""

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from export.errors import ProjectError
 from pipeline.artifacts import Artifacts
-from pipeline.errors import PipelineError
 from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
 from pipeline.gpu_evidence import (
     ENGINE,
@@ -81,7 +81,7 @@ def evidence_sections(artifacts: Artifacts) -> list[Section]:
     for name in artifacts.matching(f"{FOLDER}/*.json"):
         try:
             read.append((name, read_gpu_evidence(artifacts.path(name))))
-        except PipelineError as error:
+        except ProjectError as error:
             damaged.append(f"{name} is left out. {error}")
     if not read and not damaged:
         return []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.int8.report import CalibrationReport
 from export.sidecar import read_sidecar
 from pipeline.artifacts import Artifacts
@@ -72,7 +72,7 @@ class Situation:
         """What the quantize stage recorded.
 
         Raises:
-            PipelineError: it is missing or damaged.
+            ProjectError: it is missing or damaged.
         """
         return read_calibration(self.artifacts.path("quantize/calibration.json"))
 
@@ -87,7 +87,7 @@ def after_failure(situation: Situation) -> Step:
     What is wrong with FP32 is in all that is made from it, so it comes first; else what can be mended does.
 
     Raises:
-        PipelineError: a record of the quantize stage is missing or damaged.
+        ProjectError: a record of the quantize stage is missing or damaged.
     """
     failed: dict[str, Hop] = {}
     for hop in situation.parity.hops:
@@ -128,7 +128,7 @@ def _engine(situation: Situation, hop: Hop, said: str) -> Step:
     plan = situation.artifacts.root / hop.candidate
     try:
         whole = read_sidecar(plan).plan_sha256 == sha256_file(plan)
-    except (ExportError, OSError):
+    except (ProjectError, OSError):
         whole = False
     name = short_name(hop.candidate)
     if not whole:

@@ -28,7 +28,7 @@ def next_step(situation: Situation, stands: Standing, engines: Mapping[str, str]
         engines: verdict on each engine that is there, as it is now, by file.
 
     Raises:
-        PipelineError: a record of the quantize stage is missing or damaged.
+        ProjectError: a record of the quantize stage is missing or damaged.
     """
     step = _step(situation, stands, engines)
     unpack = ""

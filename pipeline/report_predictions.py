@@ -45,7 +45,7 @@ def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityRep
     """The section.
 
     Raises:
-        PipelineError: ``predictions.csv`` or ``reference.npz`` is damaged.
+        ProjectError: ``predictions.csv`` or ``reference.npz`` is damaged.
     """
     manifest = read_stage(artifacts, "infer")
     judged = manifest is not None and manifest.inputs.get(PARITY) == digest_now(artifacts, PARITY)
@@ -70,7 +70,7 @@ def labels_by_pixels(artifacts: Artifacts, card: ModelCard) -> dict[bytes, str |
     """The right class of each test image, by what its pixels hash to; None where equal pixels have two classes.
 
     Raises:
-        PipelineError: ``reference.npz`` is damaged, or of another model.
+        ProjectError: ``reference.npz`` is damaged, or of another model.
     """
     pixels, labels = read_labelled(artifacts.path(REFERENCE), card, "Run the verify stage again.")
     found: dict[bytes, str | None] = {}

@@ -28,7 +28,7 @@ def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[
     """The sections of a recipe's artifacts.
 
     Raises:
-        PipelineError: a record of the quantize stage is missing or damaged.
+        ProjectError: a record of the quantize stage is missing or damaged.
     """
     report = read_calibration(artifacts.path("quantize/calibration.json"))
     placement = read_placement(artifacts.path("quantize/placement.json"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.capabilities import FLAVOURS, find_tensorrt, why_missing
 from export.driver import DriverStatus
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import read_sidecar
 from export.versions import no_support, supports
 from pipeline.layout import ONNX, TENSORRT8
@@ -45,7 +45,7 @@ def why_not_opened(plan: Path, driver: DriverStatus) -> str:
         return driver.reason
     try:
         sidecar = read_sidecar(plan)
-    except ExportError:
+    except ProjectError:
         return ""  # what is wrong with it is said where it is opened
     flavour, here = sidecar.flavour, driver.devices[0].compute_capability
     if flavour not in FLAVOURS or find_tensorrt(flavour) is not None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from export.driver import DriverStatus, driver_status
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import BatchProfile, read_sidecar
 from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_serves
 from pipeline.command_line import COMMAND, CommandNeededError
 from pipeline.default_order import BACKENDS, ON_GPU, PREFERENCE, fit, misfit
-from pipeline.errors import PipelineError
 from pipeline.layout import ONNX, PARITY
 from pipeline.measured import (
     Contender,
@@ -111,16 +110,16 @@ def choose(
         batch_size: images that will come at once. Defaults to None: the recipe's ``infer.batch_size``.
 
     Raises:
-        PipelineError: none fits, nothing here runs any, or the verify stage failed it or does not know it.
+        ProjectError: none fits, nothing here runs any, or the verify stage failed it or does not know it.
     """
     driver = driver_status()
     lacking = _why_not(backend, driver)
     if backend != "auto" and lacking:
         what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
         instead = " Use --backend onnxruntime here." if onnxruntime_is_installed() else ""
-        raise PipelineError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
+        raise ProjectError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
     if backend == "auto" and (idle := why_nothing_runs(artifacts.root, driver)):
-        raise PipelineError(
+        raise ProjectError(
             f"Expected something here that runs {files_to_run(artifacts.root)}. Received: {idle}. Install what runs "
             "them, or classify where they run."
         )
@@ -285,7 +284,7 @@ def _files(
             continue
         try:
             profile = read_sidecar(plan).profile
-        except ExportError as error:
+        except ProjectError as error:
             unusable.append(str(error))
             continue
         found, name = verdicts.on(plan), plan.relative_to(artifacts.root).as_posix()

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from export.errors import ProjectError
 from export.files import recover_folder, replacing_folder
 from export.records import from_json
 from pipeline.artifacts import Artifacts
@@ -19,7 +20,7 @@ from pipeline.command_line import Invocation
 from pipeline.config import PATH_KEYS, PERMISSION_KEYS, override_tree, recipe_slice, section_of
 from pipeline.data import DataMissingError, ImageSet, deal
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import PipelineError, add_note
+from pipeline.errors import add_note
 from pipeline.files import sha256_file, sha256_json, sha256_path
 from pipeline.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
 from pipeline.layout import CARD
@@ -101,7 +102,7 @@ class Context:
 
         Raises:
             ModelError: missing or damaged.
-            PipelineError: the recipe says otherwise.
+            ProjectError: the recipe says otherwise.
         """
         self.required(CARD)
         card = read_card(self.root / CARD)
@@ -116,7 +117,7 @@ class Context:
         if path is None or recorded is None or not Path(path).exists():
             return
         if sha256_path(Path(path)) != recorded:
-            raise PipelineError(
+            raise ProjectError(
                 f"model.path: expected the file that the model was taken from (sha256 {recorded[:12]}...). "
                 f"Received: {path}, which is another. Name that file, or take this one over: `{self.command('train')}`."
             )
@@ -179,11 +180,11 @@ class Context:
         """Like ``files``, for one that must be there.
 
         Raises:
-            PipelineError: with the command that makes it.
+            ProjectError: with the command that makes it.
         """
         path = self.root / name
         if not path.is_file():
-            raise PipelineError(
+            raise ProjectError(
                 f"Expected {path}, which does not exist. Run `{self.command(name.partition('/')[0])}` first, or `run` "
                 "for the whole chain."
             )
@@ -220,7 +221,7 @@ class Context:
         """sha256 of a file or folder outside the artifacts that the recipe names; recorded if it is not here.
 
         Raises:
-            PipelineError: it is not here, and there is no record, or --set names it.
+            ProjectError: it is not here, and there is no record, or --set names it.
         """
         if path is None:
             return {}
@@ -230,7 +231,7 @@ class Context:
             place = where_else(path, self.recipe_path, self.overrides)
             self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands.{place}")
             return {name: recorded[name]}
-        raise PipelineError(f"{name}: expected a file. Received: {path}, which does not exist.")
+        raise ProjectError(f"{name}: expected a file. Received: {path}, which does not exist.")
 
 
 R = TypeVar("R")
@@ -287,7 +288,7 @@ class Stage(Generic[R]):
         """What the manifest records of the result.
 
         Raises:
-            PipelineError: it is not what this stage returns; with the command that makes it anew.
+            ProjectError: it is not what this stage returns; with the command that makes it anew.
         """
         remedy = f"Make it anew: `{context.command(self.name)} --force`."
         where = f"{context.folder(self.name) / MANIFEST}"
@@ -338,7 +339,7 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
     """Run a stage unless its result is up to date; a failure or a kill leaves the former result as it was.
 
     Raises:
-        PipelineError: whatever the stage cannot do.
+        ProjectError: whatever the stage cannot do.
     """
     folder = context.folder(stage.name)
     recover_folder(folder)
@@ -383,7 +384,7 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
 def _parameters(context: Context) -> int | None:
     try:
         return read_card(context.root / CARD).parameters
-    except PipelineError:
+    except ProjectError:
         return None  # the stage says what is wrong with it
 
 

@@ -27,7 +27,7 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
     """The epochs of ``train/history.json``.
 
     Raises:
-        PipelineError: missing or damaged; with the file and the key.
+        ProjectError: missing or damaged; with the file and the key.
     """
     return read_records(Epoch, path, remedy="Run the train stage again.", what="training history")
 
@@ -36,7 +36,7 @@ def read_calibration(path: Path) -> CalibrationReport:
     """``quantize/calibration.json``.
 
     Raises:
-        PipelineError: missing or damaged; with the file and the key.
+        ProjectError: missing or damaged; with the file and the key.
     """
     remedy = "Run the quantize stage again."
     return read_record(CalibrationReport, path, remedy=remedy, what="calibration report")
@@ -46,6 +46,6 @@ def read_placement(path: Path) -> tuple[Placement, ...]:
     """What each node of the INT8 graph computes in, from ``quantize/placement.json``.
 
     Raises:
-        PipelineError: missing or damaged; with the file and the key.
+        ProjectError: missing or damaged; with the file and the key.
     """
     return read_records(Placement, path, remedy="Run the quantize stage again.", what="placement")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.manifest import Key, Manifest, read_manifest, why_stale
 from pipeline.stage import Context, Stage, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
@@ -64,7 +64,7 @@ def refuse_stale_artifacts(context: Context) -> None:
     Where the images are not here what the manifests say of them stands, so that an unpacked archive can be packed.
 
     Raises:
-        PipelineError: a stage has not run, or is older than what it was made from; with the command to run first.
+        ProjectError: a stage has not run, or is older than what it was made from; with the command to run first.
     """
     found = []
     for stage in _PACKED:
@@ -75,7 +75,7 @@ def refuse_stale_artifacts(context: Context) -> None:
         elif reasons := why_stale(folder, manifest, _key_there(stage, context, manifest)):
             found.append(f"{stage.name} is not up to date ({reasons[0]})")
     if found:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected results from {_PACKED[0].name} to {_PACKED[-1].name} that are up to date, because the machine "
             f"that unpacks them may lack what makes them anew. Received: {listed(found, separator='; ')}. "
             f"Run first: `{context.command('run')}`"

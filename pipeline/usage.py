@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from export.errors import ProjectError
 from pipeline.command_line import pipeline_command
-from pipeline.errors import PipelineError
 
 # Short names in the trade, which by their letters are closer to another thing, or to none.
 ALIASES = {
@@ -40,7 +40,7 @@ _SENTENCES = (
 _RECIPE_WORDS = ("--recipe", "--recipes", "-r", "recipe")  # how else people call -c, make's RECIPE= among them
 
 
-class UsageError(PipelineError):
+class UsageError(ProjectError):
     """A command line that cannot be read.
 
     Attributes:

@@ -38,7 +38,7 @@ class Verdicts:
         thresholds: what is asked now; a verdict by others does not count. Defaults to None: whatever was asked.
 
     Raises:
-        PipelineError: ``parity.json`` is damaged.
+        ProjectError: ``parity.json`` is damaged.
     """
 
     def __init__(self, root: Path, thresholds: VerifyThresholds | None = None) -> None:

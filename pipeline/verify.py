@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from export.bounded_json import parse_json
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.answering import answer
 from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
 from pipeline.data import Pixels, check_classes, check_readable
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.float_noise import IMAGES, FloatNoise, noise_of
 from pipeline.inputs import Inputs
@@ -124,7 +123,7 @@ def _source(root: Path, plan: Path) -> str:
     precision = plan_precision(plan)
     try:
         digest = read_sidecar(plan).onnx_sha256
-    except ExportError:
+    except ProjectError:
         return ONNX[precision]
     sources = engine_sources(root, precision)
     return next((name for name in sources if sha256_file(root / name) == digest), ONNX[precision])
@@ -236,12 +235,12 @@ def _ask_keras(
                     bar.update(len(parts[-1]))
                 logits = np.concatenate(parts)
             if not np.isfinite(logits).all():
-                raise PipelineError(
+                raise ProjectError(
                     f"Expected finite logits from {model}. Received: NaN or infinity; the model is broken."
                 )
             return logits, runner.noise(pixels[:IMAGES], float(np.abs(logits).max()))
     except ModuleNotFoundError as error:
-        raise PipelineError(
+        raise ProjectError(
             f"Expected Keras, or {REFERENCE} of this model and these images. Received: neither ({error}). "
             "Bring the artifacts with `python -m pipeline bundle` from the machine that trained them."
         ) from error

@@ -292,13 +292,13 @@ def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) ->
         pytest.skip("TensorRT-RTX has no wheel for this platform, so there is no engine")
     from export.capabilities import find_tensorrt
     from export.engine_check import check_engine
-    from export.errors import ExportError
+    from export.errors import ProjectError
 
     trt = find_tensorrt("rtx")
     assert trt is not None
     check_engine(plan, trt)
     plan.write_bytes(plan.read_bytes() + b"x")
-    with pytest.raises(ExportError, match=r"sha256|bytes"):
+    with pytest.raises(ProjectError, match=r"sha256|bytes"):
         check_engine(plan, trt)
     assert chain.run("build") == 0, "the build stage sees it and builds anew"
     check_engine(plan, trt)

@@ -8,7 +8,7 @@ from export.build_options import BuildOptions
 from export.capabilities import find_tensorrt, why_missing
 from export.engine import build_engine
 from export.engine_check import check_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.records import to_json
 from export.sidecar import BatchProfile
 from pipeline.commands import main
@@ -79,7 +79,7 @@ def test_engines(
     assert sum(asked.values()) == 21
     assert asked[precision] >= (19 if precision == "int8" else 21)
     if targets:
-        with pytest.raises(ExportError, match=r"compute capability .*Received: 7\.5 here"):
+        with pytest.raises(ProjectError, match=r"compute capability .*Received: 7\.5 here"):
             check_engine(plan, trt, "7.5")
 
 
@@ -91,6 +91,6 @@ def test_a_damaged_model_is_refused(artifacts: Path, tmp_path: Path, precision: 
     for name, data in {"short": whole[: len(whole) // 2], "empty": b"", "other": b"\x00" * 1000}.items():
         source = tmp_path / f"{name}.onnx"
         source.write_bytes(data)
-        with pytest.raises(ExportError, match=f"Expected .*{name}"):
+        with pytest.raises(ProjectError, match=f"Expected .*{name}"):
             build_engine(source, tmp_path / "x.plan", precision=precision, profile=BatchProfile(1, 8, 32), trt=trt)
     assert not (tmp_path / "x.plan").exists()

@@ -23,9 +23,10 @@ from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
 from benchmarks.peers.torch_device import Precision, versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import in_turns, measure, summarize
+from export.errors import ProjectError
 from export.records import to_json
 from export.words import aligned
-from pipeline.errors import PipelineError, RunnerError
+from pipeline.errors import RunnerError
 from pipeline.files import sha256_file, write_json
 
 log = logging.getLogger("peers")
@@ -79,7 +80,7 @@ def time_batch(
         what `benchmarks.timing.summarize` gives; for a mode that failed ``error`` and no numbers.
 
     Raises:
-        PipelineError: the file does not fit, or PyTorch is missing.
+        ProjectError: the file does not fit, or PyTorch is missing.
     """
     with PyTorchRunner(model, "fp32", device="cpu", max_batch=CHECKED_IMAGES) as reference:
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *reference.size, 3), dtype=np.uint8)
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.output, content)
-    except (PipelineError, OSError) as error:
+    except (ProjectError, OSError) as error:
         log.error("%s", error)
         return 2
     except KeyboardInterrupt:

@@ -105,7 +105,7 @@ def search(
         track: Shows the progress.
 
     Raises:
-        ExportError: Weights, activations or images that no scale can come of.
+        ProjectError: Weights, activations or images that no scale can come of.
     """
     images, statistics = collect_statistics(model, batches("ranges"), measured_tensors(model))
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})

@@ -12,7 +12,7 @@ from typing import Any
 from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.engine import build_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import read_sidecar, sidecar_path
 from pipeline.command_line import COMMAND, CommandNeededError
 from pipeline.environment import choose_tensorrt, machine_environment, why_not_here
@@ -63,8 +63,8 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
     TensorRT nothing is built; the reason is recorded and the rest of the chain goes on.
 
     Raises:
-        ExportError: TensorRT is there and refused.
-        PipelineError: TensorRT 8.6 is there, and its ONNX files are not.
+        ProjectError: TensorRT is there and refused.
+        ProjectError: TensorRT 8.6 is there, and its ONNX files are not.
     """
     asked = settings.build
     trt, why = choose_tensorrt(asked.flavour)
@@ -108,7 +108,7 @@ def _check_sources(inputs: Inputs, precisions: Sequence[str], trt: TensorRT) -> 
     """Refuse to start where a file that an engine is to be built from was not asked of the quantize stage.
 
     Raises:
-        PipelineError: with the key and the command that make it.
+        ProjectError: with the key and the command that make it.
     """
     sources = (engine_source(precision, trt.strongly_typed) for precision in precisions)
     missing = [name for name in sources if name in TENSORRT8.values() and not inputs.has(name)]
@@ -144,7 +144,7 @@ def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list
             continue
         try:
             sidecar = read_sidecar(plan)
-        except ExportError as error:
+        except ProjectError as error:
             log.warning("left out an engine: %s", error)
             continue
         sources = engine_sources(inputs.root, sidecar.precision)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from export.driver import driver_status
+from export.errors import ProjectError
 from pipeline.card import read_card
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
 from pipeline.inputs import Consulted, Inputs, Required, Split
 from pipeline.layout import CARD, KERAS, PARITY, REFERENCE
 from pipeline.parity_report import INCONCLUSIVE, NOT_RUN, write_parity
@@ -55,7 +56,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
 
     Raises:
         DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
-        PipelineError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
+        ProjectError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
     """
     from pipeline.doubts import doubts
     from pipeline.parity import judge
@@ -69,7 +70,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     if all(answer.verdict == NOT_RUN for answer in answers.values()):
         idle = why_nothing_runs(inputs.root, driver_status())
         idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
-        raise PipelineError(
+        raise ProjectError(
             f"Expected something here that runs {files_to_run(inputs.root)}. Received: nothing: {idle}. Nothing is "
             "judged, and a former verdict stands. Install what runs them, or verify where they run."
         )

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import gpu_checks, gpu_command, gpu_plan, gpu_timings, gpu_visit
 from benchmarks.gpu_command import evidence_path, main
 from benchmarks.gpu_options import build_parser, read_options
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import BatchProfile
 from pipeline.gpu_evidence import GpuEvidence, read_gpu_evidence
 from pipeline.layout import ONNX, PARITY
@@ -270,7 +270,7 @@ def test_an_engine_that_we_refuse_is_asked_of_the_library(
     gpu: FakeTensorRT, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> Any:
-        raise ExportError("TensorRT-RTX does not support this GPU.")
+        raise ProjectError("TensorRT-RTX does not support this GPU.")
 
     monkeypatch.setattr(gpu_visit, "check_engine", refuse)
     gpu.fail = "deserialize_cuda_engine"

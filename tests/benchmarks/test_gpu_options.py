@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.gpu_command import main
 from benchmarks.gpu_options import Options, build_parser, read_options
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from tests.benchmarks.visits import make_artifacts
 
 
@@ -117,5 +117,5 @@ def test_nothing_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     assert main([]) == 2
     line = "python -m benchmarks.gpu_evidence FOLDER"
     assert caplog.messages == [f"Expected a folder of artifacts. Received: none. Write: {line}"]
-    with pytest.raises(PipelineError):
+    with pytest.raises(ProjectError):
         taken(["x", "--precisions", ""])

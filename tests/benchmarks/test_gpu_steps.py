@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gpu_plan import Estimates, Planned, make_steps
 from benchmarks.gpu_record import CUT_SHORT, Record
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.gpu_evidence import read_gpu_evidence
 from tests.pipeline.test_gpu_evidence_record import EVIDENCE
 
@@ -185,10 +185,10 @@ def test_a_disk_that_takes_nothing_ends_in_a_sentence(
     with monkeypatch.context() as context:
         context.setattr("benchmarks.gpu_record.write_atomic", full)
         record.change(commit="lost")  # the visit goes on
-        with pytest.raises(PipelineError, match=r"No space left on device\. Free space there, or name another place"):
+        with pytest.raises(ProjectError, match=r"No space left on device\. Free space there, or name another place"):
             record.close("finished")
         assert "# imagenet on NVIDIA H200, TensorRT 8.6.0" in caplog.text, "what was measured is not lost"
-        with pytest.raises(PipelineError, match="No space left on device"):
+        with pytest.raises(ProjectError, match="No space left on device"):
             Record(record.path.with_name("y.json"), EVIDENCE)  # before any time of the GPU is spent
     record.close("finished")
     assert read_gpu_evidence(record.path).commit == "lost"

@@ -11,8 +11,9 @@ from benchmarks.command import table
 from benchmarks.scenarios import Scenario, open_scenario, run_scenarios, scenarios
 from benchmarks.timing import measure
 from export.driver import Device, DriverStatus
+from export.errors import ProjectError
 from export.sidecar import sidecar_path, write_plan
-from pipeline.errors import PipelineError, RunnerError
+from pipeline.errors import RunnerError
 from pipeline.inputs import Inputs
 from pipeline.recipe import Benchmark, Build, Profile, Recipe
 from pipeline.runners.base import Outputs
@@ -104,7 +105,7 @@ def test_missing_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("batches", [[], [0], [4, -1]])
 def test_batches_are_checked(artifacts: Path, batches: list[int]) -> None:
-    with pytest.raises(PipelineError, match="batch sizes of 1 or more"):
+    with pytest.raises(ProjectError, match="batch sizes of 1 or more"):
         scenarios(artifacts, batches)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks import gpu_checks, gpu_command, gpu_visit
 from benchmarks.gpu_command import main
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline import files
 from pipeline.layout import ONNX
@@ -48,7 +48,7 @@ def install_visit(monkeypatch: pytest.MonkeyPatch, kind: str = "10") -> FakeTens
     def build(source: Path, plan: Path, *, precision: str, profile: Any, variant: str, **_: Any) -> Sidecar:
         fake.profile = (profile.min, profile.opt, profile.max)
         if precision == "fp32":
-            raise ExportError(f"Expected a graph in {source}. Received: none.")
+            raise ProjectError(f"Expected a graph in {source}. Received: none.")
         described = {
             "asked": {"precision": precision, "convolutions": {precision: 53}, "layers": {"conv": precision}},
             "found": None,

@@ -15,7 +15,7 @@ from export.build_options import BuildOptions
 from export.capabilities import TensorRT
 from export.engine import build_engine
 from export.engine_check import check_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import BatchProfile, Sidecar
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -111,7 +111,7 @@ def test_what_a_version_lacks_is_refused_by_name(tmp_path: Path, monkeypatch: py
         ({"strip_weights": True}, gpu.trt.strips_weights),
     ):
         if not able:
-            with pytest.raises(ExportError, match=f"Expected a TensorRT that can do {next(iter(option))}"):
+            with pytest.raises(ProjectError, match=f"Expected a TensorRT that can do {next(iter(option))}"):
                 build(gpu, tmp_path, **option)
 
 
@@ -130,7 +130,7 @@ def test_stripped_weights_are_put_back(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_parsers_words_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     gpu = install_version(monkeypatch, version)
     gpu.fail = "parse_from_file"
-    with pytest.raises(ExportError) as error:
+    with pytest.raises(ProjectError) as error:
         build(gpu, tmp_path)
     named = version in CAPABILITIES["named_parser_errors"].versions
     assert f"no plugin (node 3{': relu, FancyRelu' if named else ''})" in str(error.value)
@@ -157,7 +157,7 @@ def test_a_name_that_is_used_without_asking_fails(
 ) -> None:
     gpu = install_version(monkeypatch, version)
     monkeypatch.setattr(TensorRT, capability, property(lambda self: lie))
-    with pytest.raises((AttributeError, ExportError, AssertionError), match=words):
+    with pytest.raises((AttributeError, ProjectError, AssertionError), match=words):
         build_and_run(gpu, tmp_path)
 
 

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.bounded_json import DEEPEST, MOST_BYTES, MOST_VALUES, parse_json, read_json_file
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.scales import Scales
 from export.sidecar import read_sidecar, sidecar_path
-from pipeline.errors import PipelineError
 from pipeline.files import read_json
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | st.text(max_size=9)
@@ -69,15 +68,15 @@ def test_no_more_of_a_file_is_read_than_tells_its_size() -> None:
 
 
 def test_other_readers_use_it(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"scales\.json: nested more than"):
+    with pytest.raises(ProjectError, match=r"scales\.json: nested more than"):
         Scales.from_json("[" * 100_000)
     sidecar_path(tmp_path / "a.plan").write_text("[" * 100_000)
-    with pytest.raises(ExportError, match=r"Expected JSON in .*a\.json.*nested more than.*rebuild it: "):
+    with pytest.raises(ProjectError, match=r"Expected JSON in .*a\.json.*nested more than.*rebuild it: "):
         read_sidecar(tmp_path / "a.plan")
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(PipelineError, match=r"Expected JSON in .*deep\.json.*nested more than .*Delete it"):
+    with pytest.raises(ProjectError, match=r"Expected JSON in .*deep\.json.*nested more than .*Delete it"):
         read_json(path)

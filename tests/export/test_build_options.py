@@ -11,7 +11,7 @@ from export.build_options import BuildOptions, refuse_unsupported
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import Device, DriverStatus
 from export.engine import EngineDeviceError, build_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import BatchProfile
 from tests import tiny_onnx
 
@@ -95,17 +95,17 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(ExportError, match=f"Expected {name} .*Received: "):
+    with pytest.raises(ProjectError, match=f"Expected {name} .*Received: "):
         BuildOptions(**{name: value})
 
 
 def test_a_folder_is_no_timing_cache(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="timing_cache to be a file"):
+    with pytest.raises(ProjectError, match="timing_cache to be a file"):
         BuildOptions(timing_cache=tmp_path)
 
 
 def test_weights_cannot_come_back_into_a_version_compatible_plan() -> None:
-    with pytest.raises(ExportError, match=r"strip_weights or version_compatible\. Received: both"):
+    with pytest.raises(ProjectError, match=r"strip_weights or version_compatible\. Received: both"):
         BuildOptions(strip_weights=True, version_compatible=True)
 
 
@@ -121,7 +121,7 @@ def test_what_rtx_cannot_do_is_refused_by_name(
     tmp_path: Path, rtx: TensorRT, no_driver: None, options: dict[str, Any], words: str
 ) -> None:
     source = tiny_onnx.write(tmp_path / "fp32.onnx")
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ProjectError, match=words):
         build_engine(
             source,
             tmp_path / "fp32.plan",
@@ -142,15 +142,15 @@ def test_what_rtx_cannot_do_is_refused_by_name(
     ],
 )
 def test_what_a_classic_version_lacks_is_refused_by_name(major: int, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ProjectError, match=words):
         refuse_unsupported(BuildOptions(**options), classic(major), gpu("8.9"))
 
 
 def test_a_library_without_streams_and_threads_says_so() -> None:
     trt = TensorRT(types.SimpleNamespace(IBuilderConfig=object, Builder=object), "tensorrt", "7.x")
-    with pytest.raises(ExportError, match="max_aux_streams"):
+    with pytest.raises(ProjectError, match="max_aux_streams"):
         refuse_unsupported(BuildOptions(max_aux_streams=1), trt, gpu("8.9"))
-    with pytest.raises(ExportError, match="builder_threads"):
+    with pytest.raises(ProjectError, match="builder_threads"):
         refuse_unsupported(BuildOptions(builder_threads=1), trt, gpu("8.9"))
 
 
@@ -158,7 +158,7 @@ def test_ampere_plus_is_built_on_ampere_or_later() -> None:
     wanted = BuildOptions(hardware_compatibility="ampere_plus")
     refuse_unsupported(wanted, classic(10), gpu("8.0"))
     refuse_unsupported(wanted, classic(10), gpu("12.0"))
-    with pytest.raises(ExportError, match=r"8\.0 \(Ampere\).*Received: 7\.5 here"):
+    with pytest.raises(ProjectError, match=r"8\.0 \(Ampere\).*Received: 7\.5 here"):
         refuse_unsupported(wanted, classic(10), gpu("7.5"))
 
 
@@ -193,7 +193,7 @@ def test_tensorrts_own_refusal_of_a_version_compatible_plan_comes_out(
     """TensorRT-RTX lacks the lean runtime as the wheel of 8.6 does, and says so once it is asked."""
     monkeypatch.setattr(engine, "refuse_unsupported", lambda *_: None)
     source = tiny_onnx.write(tmp_path / "fp32.onnx")
-    with pytest.raises(ExportError, match=r"(?s)libnvinfer_lean.*version_compatible needs TensorRT's lean runtime"):
+    with pytest.raises(ProjectError, match=r"(?s)libnvinfer_lean.*version_compatible needs TensorRT's lean runtime"):
         build_engine(
             source,
             tmp_path / "fp32.plan",

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import calibration, graph
 from export.calibration import BINS, collect_histograms, collect_statistics, count_bins
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.ort_session import open_session
 from export.placement import measured_tensors, quantizable_tensors
 from export.scales import METHODS, clipping_point
@@ -210,7 +210,7 @@ def with_value(model, name, value):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named(v1, pixels, bad):
     model = with_value(v1.model, "conv2_block1_1_conv/Conv/bias", bad)
-    with pytest.raises(ExportError, match="conv2_block1_1_conv/Conv/bias"):
+    with pytest.raises(ProjectError, match="conv2_block1_1_conv/Conv/bias"):
         collect_statistics(model, [pixels[:2]], [RELU])
 
 
@@ -219,7 +219,7 @@ def test_values_that_are_not_finite_are_named(v1, pixels, channel):
     """Finite weights whose sum overflows."""
     tensors = [RELU, "conv2_block1_1_conv/Conv:0"]
     model = with_value(v1.model, "conv2_block1_1_conv/Conv/weight", channel)
-    with pytest.raises(ExportError, match="conv2_block1_1_conv/Conv:0"):
+    with pytest.raises(ProjectError, match="conv2_block1_1_conv/Conv:0"):
         collect_statistics(model, [pixels[:2]], tensors)
 
 
@@ -227,7 +227,7 @@ def test_values_that_are_not_finite_are_named(v1, pixels, channel):
 def test_images_of_one_colour_each_are_refused(v1, pixels, tint):
     plain = np.empty((3, 32, 32, 3), np.uint8)
     plain[:] = np.array([0, 1, 2])[:, None, None, None] if tint == 0 else tint
-    with pytest.raises(ExportError, match="3 of one colour each"):
+    with pytest.raises(ProjectError, match="3 of one colour each"):
         collect_statistics(v1.model, [plain[:2], plain[2:]], [RELU])
     assert collect_statistics(v1.model, [plain, pixels[:1]], [RELU])[0] == 4
 
@@ -243,16 +243,16 @@ def test_images_of_one_colour_each_are_refused(v1, pixels, tint):
     ],
 )
 def test_batches_that_do_not_fit(v1, batches, message):
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ProjectError, match=message):
         collect_statistics(v1.model, batches, [RELU])
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ProjectError, match=message):
         collect_histograms(v1.model, batches, {RELU: 1.0})
 
 
 def test_unknown_tensors_are_named(v1, pixels):
-    with pytest.raises(ExportError, match="nope:0"):
+    with pytest.raises(ProjectError, match="nope:0"):
         collect_statistics(v1.model, [pixels], ["nope:0"])
-    with pytest.raises(ExportError, match="nope:0"):
+    with pytest.raises(ProjectError, match="nope:0"):
         collect_histograms(v1.model, [pixels], {"nope:0": 1.0})
 
 

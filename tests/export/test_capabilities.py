@@ -8,7 +8,7 @@ import pytest
 from export import capabilities, driver
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.driver import driver_status
-from export.errors import ExportError
+from export.errors import ProjectError
 from tests.fake_gpu import FakeDriver
 
 
@@ -71,7 +71,7 @@ def test_a_missing_part_and_a_stub_count_as_broken(monkeypatch: pytest.MonkeyPat
 
 
 def test_unknown_flavour() -> None:
-    with pytest.raises(ExportError, match=r"tensorrt, rtx.*'openvino'"):
+    with pytest.raises(ProjectError, match=r"tensorrt, rtx.*'openvino'"):
         find_tensorrt("openvino")
 
 
@@ -101,9 +101,9 @@ def test_typing_is_asked_by_name(network: tuple[str, ...], flags: tuple[str, ...
 def test_a_missing_member_is_named() -> None:
     trt = TensorRT(module(BuilderFlag=enumeration("TF32", "REFIT")), "tensorrt", "11.4.0")
     assert trt.member("BuilderFlag", "REFIT") == 2
-    with pytest.raises(ExportError, match=r"BuilderFlag\.FP16.*tensorrt 11\.4\.0 with TF32, REFIT"):
+    with pytest.raises(ProjectError, match=r"BuilderFlag\.FP16.*tensorrt 11\.4\.0 with TF32, REFIT"):
         trt.member("BuilderFlag", "FP16")
-    with pytest.raises(ExportError, match="no such enumeration"):
+    with pytest.raises(ProjectError, match="no such enumeration"):
         trt.member("QuantizationFlag", "X")
 
 

@@ -4,7 +4,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from export.correction import bias_errors, collect_mean_maps, correct_biases
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.placement import Kept, quantizable_tensors, quantized_edges
 from export.quantize import quantize
 from export.scales import Scales
@@ -180,7 +180,7 @@ def test_a_conv_in_float_still_makes_up_for_the_skip_branch():
 
 def test_no_images_are_refused():
     model = build()
-    with pytest.raises(ExportError, match="Received: none"):
+    with pytest.raises(ProjectError, match="Received: none"):
         collect_mean_maps(model, [], coarse(model, pixels(3)))
 
 

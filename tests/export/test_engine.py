@@ -17,7 +17,7 @@ from export.build_steps import configure, make_monitor, network_flags
 from export.capabilities import TensorRT, find_tensorrt, why_missing
 from export.engine import EngineDeviceError, build_engine
 from export.engine_check import check_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.interrupts import Interrupt
 from export.keras_to_onnx import export_keras
 from export.records import to_json
@@ -59,7 +59,7 @@ def left(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 4), (1, 8, 4), (1.0, 2, 3), (True, 2, 3)])
 def test_profile_refuses(sizes: tuple[Any, ...]) -> None:
-    with pytest.raises(ExportError, match="1 <= min <= opt <= max"):
+    with pytest.raises(ProjectError, match="1 <= min <= opt <= max"):
         BatchProfile(*sizes)
 
 
@@ -124,13 +124,13 @@ def test_targets(tmp_path: Path, rtx: TensorRT, no_driver: None, asked: tuple[st
     assert made["targets"] == recorded
     plan = tmp_path / "build" / "fp16.plan"
     assert to_json(check_engine(plan, rtx, recorded[-1])) == made
-    with pytest.raises(ExportError, match=r"compute capability 8\..*Received: 7\.5 here"):
+    with pytest.raises(ProjectError, match=r"compute capability 8\..*Received: 7\.5 here"):
         check_engine(plan, rtx, "7.5")
 
 
 def test_a_target_that_does_not_exist_names_those_that_do(tmp_path: Path, rtx: TensorRT) -> None:
     with pytest.raises(
-        ExportError, match=r"targets of .*SM80, SM86.* or current\. Received: '3\.5'.*build with TensorRT"
+        ProjectError, match=r"targets of .*SM80, SM86.* or current\. Received: '3\.5'.*build with TensorRT"
     ):
         build(tmp_path, rtx, targets=("3.5",))
 
@@ -243,13 +243,13 @@ def damaged(kind: str, path: Path) -> Path:
 def test_damaged_onnx_is_refused_in_tensorrts_words(
     tmp_path: Path, rtx: TensorRT, no_driver: None, kind: str, words: str
 ) -> None:
-    with pytest.raises(ExportError, match=f"(?s)Expected .*Received: .*{words}"):
+    with pytest.raises(ProjectError, match=f"(?s)Expected .*Received: .*{words}"):
         build(tmp_path, rtx, source=damaged(kind, tmp_path / "bad.onnx"))
     assert left(tmp_path / "build") == []
 
 
 def test_a_failed_build_carries_the_loggers_lines(tmp_path: Path, rtx: TensorRT, no_driver: None) -> None:
-    with pytest.raises(ExportError, match=r"SM75.*FP32 GEMM is not supported"):
+    with pytest.raises(ProjectError, match=r"SM75.*FP32 GEMM is not supported"):
         build(tmp_path, rtx, targets=("7.5",))
     assert left(tmp_path / "build") == []
 
@@ -262,7 +262,7 @@ def test_a_graph_of_another_precision_is_refused(
     tmp_path: Path, rtx: TensorRT, no_driver: None, holds: str, asked: str
 ) -> None:
     source = tiny_onnx.write(tmp_path / "model.onnx", holds)
-    with pytest.raises(ExportError, match=f"for precision {asked}.*quantize stage"):
+    with pytest.raises(ProjectError, match=f"for precision {asked}.*quantize stage"):
         build(tmp_path, rtx, asked, source=source)
 
 
@@ -278,7 +278,7 @@ def test_a_wrong_request_is_refused_at_once(tmp_path: Path, options: dict[str, A
     source = tiny_onnx.write(tmp_path / "model.onnx")
     given = {"onnx_path": source, "plan_path": tmp_path / "x.plan", "precision": "fp32", **options}
     untouched = TensorRT(types.SimpleNamespace(), "rtx", "?")
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ProjectError, match=words):
         build_engine(given.pop("onnx_path"), given.pop("plan_path"), profile=PROFILE, trt=untouched, **given)
 
 
@@ -293,7 +293,7 @@ def test_a_full_disk_leaves_the_old_engine(
     old = build(tmp_path, rtx)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, disk_full)
-        with pytest.raises(ExportError, match=r"No space left on device.*Free space"):
+        with pytest.raises(ProjectError, match=r"No space left on device.*Free space"):
             build(tmp_path, rtx, tf32=True)
     assert left(tmp_path / "build") == ["fp32.json", "fp32.plan"]
     assert to_json(check_engine(tmp_path / "build" / "fp32.plan", rtx)) == old
@@ -308,7 +308,7 @@ def test_a_plan_never_stays_without_its_sidecar(tmp_path: Path, monkeypatch: pyt
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(ExportError, match="No space left"):
+    with pytest.raises(ProjectError, match="No space left"):
         sidecar.write_plan(tmp_path / "x.plan", b"plan", make_sidecar())
     assert left(tmp_path) == []
 
@@ -360,7 +360,7 @@ def test_the_right_engine_is_taken(plan: Path) -> None:
 )
 def test_altered_plans_and_sidecars_are_refused(plan: Path, damage: Callable[[Path], None], words: str) -> None:
     damage(plan)
-    with pytest.raises(ExportError, match=f"{words}.*python -m pipeline build -c RECIPE --force"):
+    with pytest.raises(ProjectError, match=f"{words}.*python -m pipeline build -c RECIPE --force"):
         check_engine(plan, library(), "8.9")
 
 
@@ -373,7 +373,7 @@ def test_altered_plans_and_sidecars_are_refused(plan: Path, damage: Callable[[Pa
     ],
 )
 def test_an_engine_for_something_else_is_refused(plan: Path, trt: TensorRT, capability: str, words: str) -> None:
-    with pytest.raises(ExportError, match=f"{words}.*--force"):
+    with pytest.raises(ProjectError, match=f"{words}.*--force"):
         check_engine(plan, trt, capability)
 
 
@@ -397,7 +397,7 @@ def test_version_compatible_plans_run_on_later_versions(plan: Path, built: str, 
     if taken:
         assert check_engine(plan, library(version=here), "8.9").tensorrt_version == built
         return
-    with pytest.raises(ExportError, match=f"TensorRT {built}, which built it as version-compatible.*TensorRT {here}"):
+    with pytest.raises(ProjectError, match=f"TensorRT {built}, which built it as version-compatible.*TensorRT {here}"):
         check_engine(plan, library(version=here), "8.9")
 
 
@@ -418,7 +418,7 @@ def test_hardware_compatible_plans_run_on_other_gpus(plan: Path, level: str, her
     if taken:
         assert check_engine(plan, library(), here)
         return
-    with pytest.raises(ExportError, match=rf"a GPU of compute capability 8\.\d.*Received: {here} here"):
+    with pytest.raises(ProjectError, match=rf"a GPU of compute capability 8\.\d.*Received: {here} here"):
         check_engine(plan, library(), here)
 
 
@@ -432,7 +432,7 @@ def test_a_driver_for_an_older_cuda_is_told_both_sides(plan: Path, built: str, h
         assert check_engine(plan, library(), "8.9", here)
         return
     with pytest.raises(
-        ExportError, match=r"driver for CUDA 13, .*CUDA 13\.0\)\. Received: a driver that runs CUDA 12\.9"
+        ProjectError, match=r"driver for CUDA 13, .*CUDA 13\.0\)\. Received: a driver that runs CUDA 12\.9"
     ):
         check_engine(plan, library(), "8.9", here)
 
@@ -441,7 +441,7 @@ def test_rtx_for_its_default_targets_needs_ampere(tmp_path: Path, rtx: TensorRT,
     made = build(tmp_path, rtx)
     plan = tmp_path / "build" / "fp32.plan"
     assert to_json(check_engine(plan, rtx, "8.6")) == made
-    with pytest.raises(ExportError, match=r"compute capability 8\.0 or later. Received: 7\.5 here"):
+    with pytest.raises(ProjectError, match=r"compute capability 8\.0 or later. Received: 7\.5 here"):
         check_engine(plan, rtx, "7.5")
 
 
@@ -513,7 +513,7 @@ def test_precision_flags_only_where_typing_is_weak(major: int, precision: str, f
 def test_tactic_sources_that_are_refused_are_an_error() -> None:
     config = Config()
     config.takes_sources = False
-    with pytest.raises(ExportError, match="it refuses the tactic sources 24"):
+    with pytest.raises(ProjectError, match="it refuses the tactic sources 24"):
         configure(version(8), None, config, "fp32", BuildOptions(), ())
 
 
@@ -532,7 +532,7 @@ def test_classic_tensorrt_is_not_touched_without_a_driver(tmp_path: Path, no_dri
 
 def test_classic_tensorrt_takes_no_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "driver_status", lambda: driver._ask(FakeDriver()))
-    with pytest.raises(ExportError, match=r"can do targets.*tensorrt 11\.x: it builds for the GPU of this machine"):
+    with pytest.raises(ProjectError, match=r"can do targets.*tensorrt 11\.x: it builds for the GPU of this machine"):
         build(tmp_path, version(11), targets=("8.6",))
 
 
@@ -588,5 +588,5 @@ def test_metadata_is_what_onnx_reads(tmp_path: Path) -> None:
 def test_a_file_cut_short_in_its_metadata_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "cut.onnx"
     path.write_bytes(tiny_onnx.write(tmp_path / "fp16.onnx", "fp16").read_bytes()[:-3])
-    with pytest.raises(ExportError, match="Expected an ONNX file"):
+    with pytest.raises(ProjectError, match="Expected an ONNX file"):
         engine._onnx_metadata(path)

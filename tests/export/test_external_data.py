@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.external_data import DATA_LOCATION, EXTERNAL, EXTERNAL_DATA, PATHS, refuse_external_data
 from export.onnx_file import load_model
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -75,13 +75,13 @@ def test_weights_in_another_file_are_refused_wherever_they_are(
     tmp_path: Path, place: Callable[[onnx.ModelProto], None], use: Callable[[Path], object]
 ) -> None:
     (tmp_path / "weights.bin").write_bytes(np.zeros(4, np.float32).tobytes())
-    with pytest.raises(ExportError, match=r"holds its own weights. Received: .*m\.onnx, .*external data.*one file"):
+    with pytest.raises(ProjectError, match=r"holds its own weights. Received: .*m\.onnx, .*external data.*one file"):
         use(write(tmp_path / "m.onnx", place))
 
 
 def test_a_runner_refuses_it_too(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(np.zeros(4, np.float32).tobytes())
-    with pytest.raises(ExportError, match="holds its own weights"):
+    with pytest.raises(ProjectError, match="holds its own weights"):
         OnnxRunner(write(tmp_path / "m.onnx", initializer)).__enter__()
 
 
@@ -93,7 +93,7 @@ def test_files_of_one_piece_pass(tmp_path: Path, precision: str) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\x00\x01garbage", b"\x3a\xff\xff\xff\xff\x0f", b"\x3b\x3c", b"\xff" * 20])
 def test_what_does_not_parse_is_refused_not_let_through(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(damage)
-    with pytest.raises(ExportError, match="does not parse"):
+    with pytest.raises(ProjectError, match="does not parse"):
         refuse_external_data(tmp_path / "m.onnx")
 
 
@@ -104,7 +104,7 @@ def test_a_nesting_without_end_is_refused(tmp_path: Path) -> None:
             length = bytes([len(inner) & 0x7F | 0x80, len(inner) >> 7 & 0x7F | 0x80, len(inner) >> 14])
             inner = bytes([field << 3 | 2]) + length + inner
     (tmp_path / "m.onnx").write_bytes(bytes([7 << 3 | 2, len(inner) & 0x7F | 0x80, len(inner) >> 7]) + inner)
-    with pytest.raises(ExportError, match="does not parse"):
+    with pytest.raises(ProjectError, match="does not parse"):
         refuse_external_data(tmp_path / "m.onnx")
 
 

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto
 
 from export import graph, interface
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.folding import fold_affine, fold_channel_order, fold_pad_into_maxpool, unfolded_convs
 from export.naming import find_layer, keras_layer, name_by_layer
 from export.preprocessing import PreprocessingSpec
@@ -110,7 +110,7 @@ def test_sort_depends_on_the_graph_alone_and_drops_what_is_unused():
 def test_a_cycle_is_an_error():
     model = tiny([("Relu", ["x"], "a", {}), ("Add", ["a", "x"], "y", {})])
     model.graph.node[0].input[0] = "y"
-    with pytest.raises(ExportError, match="without cycles"):
+    with pytest.raises(ProjectError, match="without cycles"):
         graph.topological_sort(model)
 
 
@@ -127,7 +127,7 @@ def test_convert_opset_keeps_names_metadata_and_answers():
 
 def test_convert_opset_refuses_what_it_cannot():
     model = tiny([("Relu", ["x"], "y", {})])
-    with pytest.raises(ExportError, match="opset 99"):
+    with pytest.raises(ProjectError, match="opset 99"):
         graph.convert_opset(model, 99)
 
 
@@ -150,7 +150,7 @@ def test_rename_batch():
 
 def test_a_fixed_batch_is_an_error():
     model = tiny([("Relu", ["x"], "y", {})], x=(1, 4, 6, 6), shapes={"y": [1, 4, 6, 6]})
-    with pytest.raises(ExportError, match="symbolic batch"):
+    with pytest.raises(ProjectError, match="symbolic batch"):
         interface.rename_batch(model)
 
 
@@ -159,7 +159,7 @@ def test_rename_tensor_everywhere():
     result = unchanged(interface.rename_tensor, model, "a", "z")
     assert [list(n.input) for n in result.graph.node] == [["x"], ["z", "z"]]
     assert interface.rename_tensor(model, "y", "logits").graph.output[0].name == "logits"
-    with pytest.raises(ExportError, match="free tensor name"):
+    with pytest.raises(ProjectError, match="free tensor name"):
         interface.rename_tensor(model, "a", "y")
 
 
@@ -198,7 +198,7 @@ def test_channel_order_goes_into_the_first_conv_only_where_it_can():
 
 
 def test_preprocessing_wants_a_float_nhwc_input():
-    with pytest.raises(ExportError, match="float32 input"):
+    with pytest.raises(ProjectError, match="float32 input"):
         interface.prepend_preprocessing(tiny([("Relu", ["x"], "y", {})]), PreprocessingSpec.from_mode("tf"))
 
 
@@ -208,7 +208,7 @@ def test_softmax_is_a_second_output():
     logits, probabilities = run_onnx(result, floats(3, 5))
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
-    with pytest.raises(ExportError, match="an output 'nope'"):
+    with pytest.raises(ProjectError, match="an output 'nope'"):
         interface.append_softmax(model, "nope", "p")
 
 
@@ -234,14 +234,14 @@ def test_top_k_is_two_more_outputs(k):
 
 @pytest.mark.parametrize("k", [-1, 0, 6])
 def test_top_k_of_too_few_classes(k):
-    with pytest.raises(ExportError, match=f"export.top_k from 1 to 5, the number of classes. Received: {k} "):
+    with pytest.raises(ProjectError, match=f"export.top_k from 1 to 5, the number of classes. Received: {k} "):
         interface.append_top_k(scores(), "p", k)
 
 
 def test_top_k_wants_an_output_of_classes():
-    with pytest.raises(ExportError, match=r"an output 'nope' of shape \(batch, classes\)"):
+    with pytest.raises(ProjectError, match=r"an output 'nope' of shape \(batch, classes\)"):
         interface.append_top_k(scores(), "nope", 1)
-    with pytest.raises(ExportError, match="an output 'x'"):
+    with pytest.raises(ProjectError, match="an output 'x'"):
         interface.append_top_k(scores(), "x", 1)
 
 
@@ -321,7 +321,7 @@ def test_a_constant_that_is_not_per_channel_is_not_folded():
 def test_folding_into_infinity_is_an_error():
     nodes = [CHAIN[0], ("Div", ["c", "std"], "y", {})]
     model = tiny(nodes, {"w": WEIGHTS["w"], "b": WEIGHTS["b"], "std": np.zeros((1, 5, 1, 1), np.float32)})
-    with np.errstate(divide="ignore", invalid="ignore"), pytest.raises(ExportError, match="Conv_0"):
+    with np.errstate(divide="ignore", invalid="ignore"), pytest.raises(ProjectError, match="Conv_0"):
         fold_affine(model)
 
 
@@ -407,7 +407,7 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     path = graph.save_model(tiny(CHAIN, WEIGHTS), tmp_path / "model.onnx")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(ExportError, match="truncated"):
+    with pytest.raises(ProjectError, match="truncated"):
         graph.load_model(path)
 
 
@@ -415,14 +415,14 @@ def test_a_truncated_file_is_named(tmp_path, keep):
 def test_other_formats_are_refused(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ExportError, match="Expected an ONNX"):
+    with pytest.raises(ProjectError, match="Expected an ONNX"):
         graph.load_model(path)
-    with pytest.raises(ExportError, match="no file"):
+    with pytest.raises(ProjectError, match="no file"):
         graph.load_model(tmp_path / "missing.onnx")
 
 
 def test_an_invalid_graph_is_an_export_error():
     model = tiny([("Relu", ["x"], "y", {})])
     model.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(ExportError, match="valid ONNX"):
+    with pytest.raises(ProjectError, match="valid ONNX"):
         graph.check_model(model)

@@ -13,7 +13,7 @@ from keras import layers
 from onnx import TensorProto
 
 from export import graph, keras_to_onnx
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.keras_to_onnx import export_keras
 from export.logits import logits_model
 from export.metrics import relative_error
@@ -213,7 +213,7 @@ def test_the_best_classes_come_out_of_the_graph(tmp_path):
 
 
 def test_more_best_classes_than_classes(tmp_path):
-    with pytest.raises(ExportError, match=r"from 1 to 5, the number of classes\. Received: 6"):
+    with pytest.raises(ProjectError, match=r"from 1 to 5, the number of classes\. Received: 6"):
         export_keras(classifier(), tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES, top_k=6)
     assert not list(tmp_path.iterdir())
 
@@ -246,7 +246,7 @@ def test_names_and_metadata_can_be_chosen(tmp_path):
 )
 def test_arguments_that_do_not_fit(tmp_path, change, message):
     arguments = {"preprocessing": CAFFE, "classes": CLASSES, **change}
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ProjectError, match=message):
         export_keras(classifier(head="linear"), tmp_path / "m.onnx", **arguments)
     assert not list(tmp_path.iterdir())
 
@@ -256,16 +256,16 @@ def test_models_that_do_not_fit(tmp_path):
         export_keras(keras.Model(inputs, outputs), tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES)
 
     free = layers.Input((None, None, 3))
-    with pytest.raises(ExportError, match="height, width"):
+    with pytest.raises(ProjectError, match="height, width"):
         export(free, layers.Dense(5)(layers.GlobalAveragePooling2D()(free)))
     gray = layers.Input((8, 8, 1))
-    with pytest.raises(ExportError, match="height, width"):
+    with pytest.raises(ProjectError, match="height, width"):
         export(gray, layers.Dense(5)(layers.GlobalAveragePooling2D()(gray)))
     one = layers.Input(batch_shape=(1, 8, 8, 3))
-    with pytest.raises(ExportError, match="free batch"):
+    with pytest.raises(ProjectError, match="free batch"):
         export(one, layers.Dense(5)(layers.GlobalAveragePooling2D()(one)))
     half = layers.Input((8, 8, 3))
-    with pytest.raises(ExportError, match="compute in float32"):
+    with pytest.raises(ProjectError, match="compute in float32"):
         export(half, layers.Dense(5, dtype="mixed_float16")(layers.GlobalAveragePooling2D()(half)))
 
 
@@ -304,7 +304,7 @@ def test_an_operation_without_onnx_is_named_with_its_layer(tmp_path):
 
     inputs = layers.Input((8, 8, 3))
     x = layers.GlobalAveragePooling2D()(Curve(name="curve")(layers.Conv2D(4, 3)(inputs)))
-    with pytest.raises(ExportError, match=r"Digamma in layer 'curve' \(replace the layer"):
+    with pytest.raises(ProjectError, match=r"Digamma in layer 'curve' \(replace the layer"):
         export_keras(keras.Model(inputs, layers.Dense(5)(x)), tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES)
     assert not list(tmp_path.iterdir())
 
@@ -317,7 +317,7 @@ def test_a_failing_exporter_pass_is_an_error(tmp_path, monkeypatch):
         raise RuntimeError("broken pass")
 
     monkeypatch.setattr(TransposeOptimizer, "optimize", fail)
-    with pytest.raises(ExportError, match="optimize_transpose: RuntimeError: broken pass"):
+    with pytest.raises(ProjectError, match="optimize_transpose: RuntimeError: broken pass"):
         export_keras(classifier(), tmp_path / "m.onnx", preprocessing=CAFFE, classes=CLASSES)
 
 
@@ -326,5 +326,5 @@ def test_a_batch_that_got_fixed_is_an_error(v1):
     outputs = dict.fromkeys(("logits", "probabilities"), (TensorProto.FLOAT, 5))
     keras_to_onnx.check_interface(model, "images", outputs)
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
-    with pytest.raises(ExportError, match="batch"):
+    with pytest.raises(ProjectError, match="batch"):
         keras_to_onnx.check_interface(model, "images", outputs)

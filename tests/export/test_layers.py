@@ -7,7 +7,7 @@ import pytest
 from keras import layers, ops
 
 from export import graph
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.keras_to_onnx import export_keras
 from export.metrics import relative_error, sqnr_db
 from export.precision import to_half
@@ -109,7 +109,7 @@ def test_a_layer_of_more_steps_stays_a_loop():
 def test_too_many_steps_are_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("export.tf_conversion.unrolled", lambda model: unrolled(model, most_steps=4))
     model = classifier(lambda x: layers.GRU(4, name="long")(layers.Reshape((8, 48), name="sequence")(x)))
-    with pytest.raises(ExportError, match=r"fixed number of steps.*long/Loop"):
+    with pytest.raises(ProjectError, match=r"fixed number of steps.*long/Loop"):
         exported(model, tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_weight_that_two_convolutions_share_is_scaled_for_one(tmp_path):
 
 
 def test_an_operation_in_no_layer_is_not_blamed_on_the_layer_before_it(tmp_path):
-    with pytest.raises(ExportError, match=r"Erfinv in layer 'erfinv\w*' \(replace"):
+    with pytest.raises(ProjectError, match=r"Erfinv in layer 'erfinv\w*' \(replace"):
         exported(classifier(ops.erfinv), tmp_path)
 
 

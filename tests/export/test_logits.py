@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.logits import logits_model
 from tests.export import keras_models
 
@@ -100,23 +100,23 @@ def test_a_linear_sequential_becomes_functional():
     ],
 )
 def test_other_ends_are_named(end, found):
-    with pytest.raises(ExportError, match=f"(?s)Received.*{found}"):
+    with pytest.raises(ProjectError, match=f"(?s)Received.*{found}"):
         logits_model(functional(*end))
 
 
 def test_the_caller_can_decide():
     model = functional(layers.Dense(5), layers.UnitNormalization())
     assert logits_model(model, output="logits") is model
-    with pytest.raises(ExportError, match="taken off"):
+    with pytest.raises(ProjectError, match="taken off"):
         logits_model(model, output="softmax")
-    with pytest.raises(ExportError, match="taken off"):
+    with pytest.raises(ProjectError, match="taken off"):
         logits_model(functional(layers.Dense(5)), output="softmax")
-    with pytest.raises(ExportError, match="auto, logits or softmax"):
+    with pytest.raises(ProjectError, match="auto, logits or softmax"):
         logits_model(model, output="probabilities")
 
 
 def test_a_softmax_over_something_else_is_refused():
-    with pytest.raises(ExportError, match="axis 0"):
+    with pytest.raises(ProjectError, match="axis 0"):
         logits_model(functional(layers.Dense(5), layers.Softmax(axis=0)))
 
 
@@ -124,11 +124,11 @@ def test_models_of_another_shape_are_refused():
     inputs = layers.Input((8, 8, 3))
     x = layers.GlobalAveragePooling2D()(inputs)
     two = keras.Model(inputs, [layers.Dense(5)(x), layers.Dense(4)(x)])
-    with pytest.raises(ExportError, match="one output"):
+    with pytest.raises(ProjectError, match="one output"):
         logits_model(two)
-    with pytest.raises(ExportError, match="batch, classes"):
+    with pytest.raises(ProjectError, match="batch, classes"):
         logits_model(keras.Model(inputs, layers.Conv2D(2, 1)(inputs)))
-    with pytest.raises(ExportError, match="built"):
+    with pytest.raises(ProjectError, match="built"):
         logits_model(keras.Sequential([layers.Dense(5)]))
 
 

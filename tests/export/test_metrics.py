@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from export import metrics
-from export.errors import ExportError
+from export.errors import ProjectError
 
 FINITE = st.floats(-1e3, 1e3, width=32)
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6)
@@ -106,13 +106,13 @@ def test_to_dict_is_strict_json():
 
 def test_shapes_and_references_are_checked():
     a = np.ones((2, 3))
-    with pytest.raises(ExportError, match=r"\(2, 3\) and \(3, 2\)"):
+    with pytest.raises(ProjectError, match=r"\(2, 3\) and \(3, 2\)"):
         metrics.compare(a, a.T)
-    with pytest.raises(ExportError, match="finite reference"):
+    with pytest.raises(ProjectError, match="finite reference"):
         metrics.compare(a * np.nan, a)
-    with pytest.raises(ExportError, match="labels"):
+    with pytest.raises(ProjectError, match="labels"):
         metrics.accuracy(a, np.eye(3)[:2])
-    with pytest.raises(ExportError, match="logits"):
+    with pytest.raises(ProjectError, match="logits"):
         metrics.accuracy(np.ones(3), np.zeros(1, int))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.onnx_file import check_model
 from export.ort_session import open_session
 from export.skeleton import skeleton
@@ -76,7 +76,7 @@ def test_a_large_weight_is_checked_as_well() -> None:
     model = large_weight()
     check_model(model)
     model.graph.initializer[0].raw_data = b"short"
-    with pytest.raises(ExportError, match="valid ONNX"):
+    with pytest.raises(ProjectError, match="valid ONNX"):
         check_model(model)
 
 

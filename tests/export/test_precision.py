@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export import graph
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.metrics import compare, sqnr_db
 from export.precision import preprocessing_nodes, to_half, unfit_for_fp16
 from export.rounding import rounded_first_conv
@@ -95,7 +95,7 @@ def test_a_weight_beyond_fp16_is_named(v1, value):
     weight = numpy_helper.to_array(tensor).copy()
     weight[0, 0, 0, 0] = value
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
-    with pytest.raises(ExportError, match="conv2_block1_2_conv/Conv/weight"):
+    with pytest.raises(ProjectError, match="conv2_block1_2_conv/Conv/weight"):
         to_half(model)
 
 
@@ -233,7 +233,7 @@ def test_a_kept_node_saves_what_fp16_loses(large):
         if node.name in unfit:
             assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}, node.name
     if large == "weight":
-        with pytest.raises(ExportError, match="'b'"):
+        with pytest.raises(ProjectError, match="'b'"):
             to_half(model)
     else:
         assert not sqnr_db(exact, in_fp16(to_half(model))) > 40

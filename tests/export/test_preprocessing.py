@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 
 MODES = ("caffe", "tf", "torch", "unit", "none")
@@ -64,16 +64,16 @@ def test_json_round_trip(mode):
     ],
 )
 def test_bad_specs(data):
-    with pytest.raises(ExportError, match="Expected"):
+    with pytest.raises(ProjectError, match="Expected"):
         PreprocessingSpec.from_dict(data)
 
 
 def test_unknown_mode_names_the_known_ones():
-    with pytest.raises(ExportError, match=r"caffe.*imagenet"):
+    with pytest.raises(ProjectError, match=r"caffe.*imagenet"):
         PreprocessingSpec.from_mode("imagenet")
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 4), np.uint8)])
 def test_only_rgb_bytes(pixels):
-    with pytest.raises(ExportError, match="uint8"):
+    with pytest.raises(ProjectError, match="uint8"):
         PreprocessingSpec.from_mode("tf").apply(pixels)

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export import graph
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.metrics import compare
 from export.placement import (
     Kept,
@@ -198,14 +198,14 @@ def test_what_has_no_rule_stays_float_and_is_named():
 
 def test_errors(v1, quantized):
     exported, scales, model, _ = quantized
-    with pytest.raises(ExportError, match="QuantizeLinear"):
+    with pytest.raises(ProjectError, match="QuantizeLinear"):
         quantize(model, scales)
     lacking = Scales(dict(list(scales.scales.items())[1:]), "minmax", 1)
-    with pytest.raises(ExportError, match=next(iter(scales.scales))):
+    with pytest.raises(ProjectError, match=next(iter(scales.scales))):
         quantize(exported.model, lacking)
     unnamed = graph.copy_model(exported.model)
     unnamed.graph.node[0].name = ""
-    with pytest.raises(ExportError, match="name of its own"):
+    with pytest.raises(ProjectError, match="name of its own"):
         quantize(unnamed, scales)
 
 
@@ -368,7 +368,7 @@ def test_a_scale_that_only_kept_nodes_need_may_be_missing(quantized):
     exported, scales, _, _ = quantized
     tensor = next(e.tensor for e in quantized_edges(exported.model) if e.node == "conv2_block1_2_conv/Conv")
     rest = Scales({name: scale for name, scale in scales.scales.items() if name != tensor}, "minmax", 1)
-    with pytest.raises(ExportError, match=tensor):
+    with pytest.raises(ProjectError, match=tensor):
         quantize(exported.model, rest)
     model, _ = quantize(exported.model, rest, kept={"conv2_block1_2_conv/Conv": Kept("fp16", "")})
     assert f"{tensor.replace(':', '_')}/scale" not in graph.constants(model.graph)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.records import from_json, read_record, to_json
 
 
@@ -62,7 +62,7 @@ def test_what_is_written_is_read_again() -> None:
 
 def test_numbers_that_json_does_not_have_are_not_hidden() -> None:
     assert to_json(Inner((1, 2), math.inf))["share"] == math.inf
-    with pytest.raises(ExportError, match=r"'inner\.share' of type a finite number"):
+    with pytest.raises(ProjectError, match=r"'inner\.share' of type a finite number"):
         read(WHOLE | {"inner": {"sizes": [1, 2], "share": math.inf}})
 
 
@@ -90,13 +90,13 @@ def test_numbers_that_json_does_not_have_are_not_hidden() -> None:
     ],
 )
 def test_a_difference_is_named_by_file_and_key(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ProjectError, match=words):
         read(WHOLE | change)
 
 
 @pytest.mark.parametrize("key", [key for key in WHOLE if key not in ("on", "schema")])
 def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(ExportError, match=rf"'{key}' of type .* in file\.json\. Received: nothing"):
+    with pytest.raises(ProjectError, match=rf"'{key}' of type .* in file\.json\. Received: nothing"):
         read({name: value for name, value in WHOLE.items() if name != key})
 
 
@@ -115,7 +115,7 @@ def test_files_that_hold_no_record(tmp_path: Path, content: bytes | None, words:
     path = tmp_path / "r.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ProjectError, match=words):
         read_record(Outer, path, remedy="Make it again.", what="thing")
 
 
@@ -133,6 +133,6 @@ def test_any_json_is_a_record_or_one_error(change: dict[str, Any]) -> None:
     try:
         record = read(WHOLE | change)
         assert read(to_json(record)) == record
-    except ExportError as error:
+    except ProjectError as error:
         message = str(error)
     assert re.search(r"file\.json.*Make it again\.$", message)

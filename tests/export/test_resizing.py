@@ -5,7 +5,7 @@ import pytest
 from keras import layers
 from onnx import helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.keras_to_onnx import export_keras
 from export.metrics import relative_error
 from export.preprocessing import PreprocessingSpec
@@ -106,5 +106,5 @@ def test_a_resizing_to_a_size_that_pixels_decide_is_refused_by_name(tmp_path):
 
     inputs = layers.Input((16, 24, 3), name="pixels")
     model = keras.Model(inputs, layers.Dense(5, name="head")(Wild(name="wild")(inputs)), name="wild_model")
-    with pytest.raises(ExportError, match=r"resizing from one known size to another.*ResizeArea in .*wild"):
+    with pytest.raises(ProjectError, match=r"resizing from one known size to another.*ResizeArea in .*wild"):
         export_keras(model, tmp_path / "m.onnx", preprocessing=UNIT, classes=CLASSES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.calibration import BINS, Histogram, count_bins
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.placement import quantizable_tensors
 from export.scales import INT8_MAX, METHODS, MINIMUM_SCALE, Scales, clipping_point
 from tests.export.conftest import calibrate
@@ -47,7 +47,7 @@ def test_json_round_trip_is_exact(v1):
      '{"scales": {"a": 1.0}, "method": "minmax", "key": {}, "schema": 1}'],
 )  # fmt: skip
 def test_bad_json(text):
-    with pytest.raises(ExportError, match="Expected"):
+    with pytest.raises(ProjectError, match="Expected"):
         Scales.from_json(text)
 
 
@@ -62,12 +62,12 @@ def test_bad_json(text):
 )
 def test_a_damaged_record_is_one_sentence_with_the_key(change, said):
     tree = json.loads(Scales({"a": 1.0}, "minmax", 8).to_json())
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(ProjectError, match=said):
         Scales.from_json(json.dumps(tree | change))
 
 
 def test_a_record_of_before_schemas_is_refused_by_its_number():
-    with pytest.raises(ExportError, match=r"Received: an object without the key 'schema'\. Run the quantize"):
+    with pytest.raises(ProjectError, match=r"Received: an object without the key 'schema'\. Run the quantize"):
         Scales.from_json('{"scales": {"a": 1.0}, "method": "minmax", "images": 1, "key": {}}')
 
 
@@ -82,9 +82,9 @@ def test_a_record_of_before_schemas_is_refused_by_its_number():
 def test_scales_of_another_key_are_refused_and_named(change, named):
     key = {"model_sha256": "ab", "images_sha256": "cd", "preprocessing": {"mode": "caffe"}}
     text = Scales({"a": 1.0}, "minmax", 1, key).to_json()
-    with pytest.raises(ExportError, match=f"scales with another {named}\\."):
+    with pytest.raises(ProjectError, match=f"scales with another {named}\\."):
         Scales.from_json(text, key | change)
-    with pytest.raises(ExportError, match="model_sha256"):
+    with pytest.raises(ProjectError, match="model_sha256"):
         Scales.from_json('{"scales": {"a": 1.0}, "method": "minmax", "images": 1, "schema": 1}', key)
 
 
@@ -186,5 +186,5 @@ def test_an_outlier_is_clipped_where_that_loses_less():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(ExportError, match="percentile_50"):
+    with pytest.raises(ProjectError, match="percentile_50"):
         clipping_point(histogram_of(np.array([1, 2], np.float32)), "percentile_50")

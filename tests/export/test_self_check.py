@@ -8,7 +8,7 @@ from keras import layers, ops
 from onnx import numpy_helper
 
 from export import keras_to_onnx
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 from tests.export.keras_models import CLASSES, classifier, randomize
 
@@ -39,7 +39,7 @@ def test_a_pass_that_changes_an_answer_is_refused_with_the_layer(tmp_path, monke
         return result
 
     monkeypatch.setattr(keras_to_onnx, "fold_affine", wrong)
-    with pytest.raises(ExportError, match="first in the layer 'conv3_block1_2_conv' \\(Conv2D: Conv"):
+    with pytest.raises(ProjectError, match="first in the layer 'conv3_block1_2_conv' \\(Conv2D: Conv"):
         export(classifier(head="linear"), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -48,7 +48,7 @@ def test_answers_that_depend_on_the_batch_are_refused(tmp_path):
     inputs = layers.Input((8, 8, 3), name="pixels")
     x = layers.Conv2D(4, 3, name="conv")(inputs)
     model = ending(inputs, x - ops.mean(x, axis=0, keepdims=True))
-    with pytest.raises(ExportError, match=r"do not depend on the other pictures of a batch.*in Keras too"):
+    with pytest.raises(ProjectError, match=r"do not depend on the other pictures of a batch.*in Keras too"):
         export(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -71,7 +71,7 @@ def test_answers_that_depend_on_chance_are_refused(tmp_path):
 
     inputs = layers.Input((8, 8, 3), name="pixels")
     model = ending(inputs, Noise(name="noise")(layers.Conv2D(4, 3, name="conv")(inputs)))
-    with pytest.raises(ExportError, match=r"one answer for one picture.*from run to run"):
+    with pytest.raises(ProjectError, match=r"one answer for one picture.*from run to run"):
         export(model, tmp_path / "m.onnx")
 
 
@@ -87,7 +87,7 @@ def test_a_model_that_fixes_the_batch_inside_is_refused(tmp_path):
 
     inputs = layers.Input((8, 8, 3), name="pixels")
     model = ending(inputs, Fixed(name="fixed")(layers.Conv2D(4, 3, name="conv")(inputs)))
-    with pytest.raises(ExportError, match="batch"):
+    with pytest.raises(ProjectError, match="batch"):
         export(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -106,7 +106,7 @@ def test_a_graph_that_does_not_run_is_refused():
     nodes = [("Reshape", ["f", "odd"], "g", {}), ("ReduceMean", ["g"], "y", {"axes": [1], "keepdims": 0})]
     model = pixel_graph(nodes, {"odd": np.array([5, -1])}, ("batch", 8, 8, 3), shapes={"y": [5]})
     inputs = layers.Input((8, 8, 3), name="pixels")
-    with pytest.raises(ExportError, match="export that ONNX Runtime runs"):
+    with pytest.raises(ProjectError, match="export that ONNX Runtime runs"):
         check_answers(model, ending(inputs, layers.Conv2D(4, 3, name="conv")(inputs)), UNIT)
 
 
@@ -131,5 +131,5 @@ def test_the_check_reads_the_channel_order_and_the_scale(tmp_path):
     exported = onnx.load(tmp_path / "m.onnx")
     check_answers(exported, logits_model(model), UNIT)
     for other in (PreprocessingSpec.from_mode("tf"), PreprocessingSpec("BGR", UNIT.mean, UNIT.scale)):
-        with pytest.raises(ExportError, match="gives the model's logits"):
+        with pytest.raises(ProjectError, match="gives the model's logits"):
             check_answers(exported, logits_model(model), other)

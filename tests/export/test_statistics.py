@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export import statistics
-from export.errors import ExportError
+from export.errors import ProjectError
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -36,7 +36,7 @@ def test_wilson_published_value():
 
 @pytest.mark.parametrize(("successes", "n", "confidence"), [(2, 1, 0.95), (-1, 1, 0.95), (1, 1, 1.0)])
 def test_wilson_refuses_nonsense(successes, n, confidence):
-    with pytest.raises(ExportError, match="Expected"):
+    with pytest.raises(ProjectError, match="Expected"):
         statistics.wilson_interval(successes, n, confidence)
 
 
@@ -77,7 +77,7 @@ def test_mcnemar_of_many_changes():
 
 
 def test_mcnemar_refuses_nonsense():
-    with pytest.raises(ExportError, match="0 or more"):
+    with pytest.raises(ProjectError, match="0 or more"):
         statistics.mcnemar(-1, 2)
 
 
@@ -157,7 +157,7 @@ def test_coverage_of_the_drop_interval(n, loss_rate, gain_rate):
     ("losses", "gains", "n", "confidence"), [(-1, 0, 5, 0.95), (3, 3, 5, 0.95), (0, 0, 5, 0.0), (0, 0, 5, 95)]
 )
 def test_drop_interval_refuses_nonsense(losses, gains, n, confidence):
-    with pytest.raises(ExportError, match="Expected"):
+    with pytest.raises(ProjectError, match="Expected"):
         statistics.drop_interval(losses, gains, n, confidence)
 
 
@@ -203,7 +203,7 @@ def test_images_to_decide_a_drop_is_where_its_interval_leaves_the_limit(losses, 
 
 
 def test_images_to_decide_refuses_percent():
-    with pytest.raises(ExportError, match="not percent"):
+    with pytest.raises(ProjectError, match="not percent"):
         statistics.images_to_decide(99.8, 99.9)
-    with pytest.raises(ExportError, match="not percent"):
+    with pytest.raises(ProjectError, match="not percent"):
         statistics.images_to_decide_drop(1.0, 0.5, 0.0)

@@ -10,7 +10,7 @@ from export.build_steps import check_tensors
 from export.capabilities import find_tensorrt, why_missing
 from export.correction import bias_errors, collect_mean_maps, correct_biases
 from export.engine import build_engine
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.graph import save_model
 from export.interface import append_top_k
 from export.precision import TENSORRT8_OPSET, to_half
@@ -53,7 +53,7 @@ def test_what_is_for_tensorrt_8_is_at_its_opset(files):
 
 
 def test_scales_have_no_fp16_there(files):
-    with pytest.raises(ExportError, match="valid"):
+    with pytest.raises(ProjectError, match="valid"):
         to_half(files[0]["int8-trt8"][0], minimum_opset=TENSORRT8_OPSET)
 
 
@@ -208,5 +208,5 @@ def test_a_build_takes_the_outputs(outputs):
     ],
 )
 def test_a_build_refuses_other_outputs(outputs):
-    with pytest.raises(ExportError, match="top_classes int32"):
+    with pytest.raises(ProjectError, match="top_classes int32"):
         check_tensors(Network(*outputs), BatchProfile(1, 2, 4), "m.onnx")

@@ -11,7 +11,7 @@ import pytest
 
 from export.capabilities import TensorRT
 from export.engine_check import RefusedEngineError, UnsupportedGpuError, check_engine, trying_unsupported_gpus
-from export.errors import ExportError
+from export.errors import ProjectError
 from pipeline.config import load_recipe, to_dict
 from tests.fake_engine import make_plan
 
@@ -97,7 +97,7 @@ def test_the_library_can_be_asked_all_the_same(tmp_path: Path) -> None:
     trt = library("rtx", "1.7.1", "SM86")
     with trying_unsupported_gpus():
         assert check_engine(plan, trt, "9.0").flavour == "rtx"
-        with pytest.raises(ExportError, match=r"Received: 7\.5 here"):  # what its own sidecar rules out stays refused
+        with pytest.raises(ProjectError, match=r"Received: 7\.5 here"):  # what its own sidecar rules out stays refused
             check_engine(plan, trt, "7.5")
     with pytest.raises(UnsupportedGpuError):
         check_engine(plan, trt, "9.0")

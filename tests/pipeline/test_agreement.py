@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from export.errors import ProjectError
 from export.preprocessing import MeanImage, PreprocessingSpec
 from pipeline.card import ModelCard, read_card, refuse_disagreement, write_card
 from pipeline.config import load_recipe
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError
 from pipeline.files import sha256_file
 from pipeline.manifest import Key, write_manifest
 from pipeline.preprocess import load_image
@@ -50,14 +51,14 @@ def test_the_recipe_that_trained_it_agrees() -> None:
 def test_another_recipe_is_refused_by_name(section: str, changes: dict[str, Any], has: str, says: str) -> None:
     recipe = replace(RECIPE, **{section: replace(getattr(RECIPE, section), **changes)})
     (key,) = changes
-    with pytest.raises(PipelineError, match=rf"(?s){section}\.{key}: expected .*{has}.* Received: .*{says}.*`retrain`"):
+    with pytest.raises(ProjectError, match=rf"(?s){section}\.{key}: expected .*{has}.* Received: .*{says}.*`retrain`"):
         refuse_disagreement(recipe, CARD, "retrain")
 
 
 def test_a_finished_model_has_the_size_of_its_file() -> None:
     finished = replace(RECIPE, model=Model(path="m.keras", input_size=224, backbone="resnet50"))
     refuse_disagreement(finished, make_card(("a", "b"), (64, 64), source="m.keras"), "train")
-    with pytest.raises(PipelineError, match=r"model\.path: expected a model that is trained here"):
+    with pytest.raises(ProjectError, match=r"model\.path: expected a model that is trained here"):
         refuse_disagreement(finished, make_card(("a", "b"), (64, 64)), "train")
 
 
@@ -65,7 +66,7 @@ def test_a_size_that_somebody_asked_for_is_no_other_than_the_file_has() -> None:
     card = make_card(("a", "b"), (64, 64), source="m.keras")
     finished = replace(RECIPE, model=Model(path="m.keras", input_size=64))
     refuse_disagreement(finished, card, "train")
-    with pytest.raises(PipelineError, match=r"model\.input_size: expected 64x64.* Received: 96x96\. Leave it out; "):
+    with pytest.raises(ProjectError, match=r"model\.input_size: expected 64x64.* Received: 96x96\. Leave it out; "):
         refuse_disagreement(replace(finished, model=Model(path="m.keras", input_size=96)), card, "train")
 
 
@@ -80,7 +81,7 @@ def test_a_finished_model_is_known_by_its_bytes(tmp_path: Path) -> None:
     write_manifest(folder, stage="train", recipe="toy", key=key, seconds=1, result={})
     assert context.card().source == "m.h5"
     (tmp_path / "m.h5").write_bytes(b"two")
-    with pytest.raises(PipelineError, match=r"model\.path: expected the file that the model was taken from"):
+    with pytest.raises(ProjectError, match=r"model\.path: expected the file that the model was taken from"):
         context.card()
     (tmp_path / "m.h5").unlink()
     assert context.card().source == "m.h5", "artifacts travel without it"
@@ -91,7 +92,7 @@ def test_a_mean_that_is_on_another_machine_is_not_missed(tmp_path: Path) -> None
     own = replace(RECIPE, model=replace(RECIPE.model, preprocessing=Preprocessing(mean=str(tmp_path / "mean.npy"))))
     card = replace(CARD, preprocessing=PreprocessingSpec("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)))
     refuse_disagreement(own, card, "train")
-    with pytest.raises(PipelineError, match=r"model\.preprocessing: expected"):
+    with pytest.raises(ProjectError, match=r"model\.preprocessing: expected"):
         refuse_disagreement(own, CARD, "train")
     (tmp_path / "mean.npy").unlink()
     refuse_disagreement(own, card, "train")
@@ -139,7 +140,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_damaged_card_is_one_error_with_file_and_key(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(PipelineError, match=rf"(?s){words}.*Run the train stage again") as caught:
+    with pytest.raises(ProjectError, match=rf"(?s){words}.*Run the train stage again") as caught:
         read_card(write(tmp_path / "model.json", **changes))
     assert "model.json" in str(caught.value)
 
@@ -154,7 +155,7 @@ def test_any_value_in_a_card_is_read_or_refused(tmp_path_factory: pytest.TempPat
     path = write(tmp_path_factory.mktemp("card") / "model.json", **{key: value})
     try:
         read_card(path)
-    except PipelineError as error:
+    except ProjectError as error:
         assert "model.json" in str(error)  # noqa: PT017 - a card that is read is as good
 
 

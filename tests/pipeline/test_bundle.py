@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from export.errors import ProjectError
 from pipeline import bundle as module
 from pipeline.bundle import INDEX, RECIPE, bundle, unpack
 from pipeline.card import write_card
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError
 from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.model_file import read_model_file
 from pipeline.permissions import without_permissions
@@ -93,7 +93,7 @@ def edit_index(archive: Path, edit: Callable[[dict], object]) -> None:
 
 def refused(archive: Path, there: Path, **options: bool) -> str:
     before = content(there.parent)
-    with pytest.raises(PipelineError) as info:
+    with pytest.raises(ProjectError) as info:
         unpack(archive, there, **options)
     assert content(there.parent) == before, "nothing changes, in the artifacts or beside them"
     return str(info.value)
@@ -145,14 +145,14 @@ def test_a_changed_result_is_not_packed(context: Context, tmp_path: Path, damage
     plan = context.root / "build/rtx/fp16.plan"
     plan.unlink() if damage is None else plan.write_bytes(damage)
     (tmp_path / "toy.tar").write_bytes(b"former")
-    with pytest.raises(PipelineError, match=r"fp16\.plan as its stage wrote it"):
+    with pytest.raises(ProjectError, match=r"fp16\.plan as its stage wrote it"):
         bundle(context, tmp_path / "toy.tar")
     assert (tmp_path / "toy.tar").read_bytes() == b"former"
 
 
 def test_nothing_to_pack(tmp_path: Path, context: Context) -> None:
     empty = Context(context.recipe, context.recipe_path, tmp_path / "empty")
-    with pytest.raises(PipelineError, match="Expected finished stages"):
+    with pytest.raises(ProjectError, match="Expected finished stages"):
         bundle(empty, tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
 
@@ -195,7 +195,7 @@ def test_a_flipped_byte_anywhere_is_found_or_does_no_harm(context: Context, arch
         there = tmp_path / f"there{run}"
         try:
             result = unpack(archive, there)
-        except PipelineError:
+        except ProjectError:
             assert content(there) == {}
         else:
             harmless += 1
@@ -240,11 +240,11 @@ def test_a_place_that_is_no_folder(archive: Path, tmp_path: Path) -> None:
 
 
 def test_inspect_names_the_verb_for_an_archive(archive: Path) -> None:
-    with pytest.raises(PipelineError, match=r"a tar archive\. If `bundle` made it: python -m pipeline unpack /"):
+    with pytest.raises(ProjectError, match=r"a tar archive\. If `bundle` made it: python -m pipeline unpack /"):
         read_model_file(archive)
     with zipfile.ZipFile(archive, "a") as behind:
         behind.writestr("config.json", "{}")
-    with pytest.raises(PipelineError, match="a tar archive"):
+    with pytest.raises(ProjectError, match="a tar archive"):
         read_model_file(archive)
 
 
@@ -318,7 +318,7 @@ def test_what_no_stage_writes_is_not_packed(context: Context, tmp_path: Path, th
     assert f"left out {context.root / 'mine'}, which no stage writes" in caplog.text
     unpack(tmp_path / "toy.tar", there)
     make_stage(context.root, "export", {"model.onnx": b"x", "payload.py": b"mine"})
-    with pytest.raises(PipelineError, match=r"a stage writes in .*export. Received: payload\.py"):
+    with pytest.raises(ProjectError, match=r"a stage writes in .*export. Received: payload\.py"):
         bundle(context, tmp_path / "toy.tar")
 
 

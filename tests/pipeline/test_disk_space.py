@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.errors import ProjectError
 from export.files import with_place
 from pipeline import output_files
 from pipeline.card import read_card
-from pipeline.errors import PipelineError
 from pipeline.layout import CARD
 from pipeline.output_files import require_space, saying_what_is_full, sentence
 from tests.conftest import Chain
@@ -48,7 +48,7 @@ def test_enough_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     leave(monkeypatch, 1000)
     require_space(tmp_path / "not" / "there", 1000, "x")
     leave(monkeypatch, 999)
-    with pytest.raises(PipelineError, match=r"at least 1\.0 kB free in .* for x\. Received: 999 bytes"):
+    with pytest.raises(ProjectError, match=r"at least 1\.0 kB free in .* for x\. Received: 999 bytes"):
         require_space(tmp_path / "not" / "there", 1000, "x")
 
     def unknown(_: object) -> None:
@@ -74,7 +74,7 @@ def test_whatever_a_library_says_of_a_full_disk_is_one_error(
     assert "(4.1 kB free in " in sentence(caught.value)
 
 
-@pytest.mark.parametrize("error", [PipelineError("x"), FileNotFoundError(2, "No such file", "y")])
+@pytest.mark.parametrize("error", [ProjectError("x"), FileNotFoundError(2, "No such file", "y")])
 def test_other_errors_pass_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     leave(monkeypatch, 0)
     with pytest.raises(type(error)) as caught, saying_what_is_full(tmp_path):

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export.driver import Device, DriverStatus
+from export.errors import ProjectError
 from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
 from pipeline.config import load_recipe
 from pipeline.default_order import fit
-from pipeline.errors import PipelineError
 from pipeline.layout import BENCHMARK, ONNX
 from pipeline.machine import Cpu, Machine
 from pipeline.manifest import Key, write_manifest
@@ -222,7 +222,7 @@ def test_what_did_not_pass_never_answers_however_fast(here: Here, verdict: str) 
     here.verify(fp16=verdict, fp32=verdict)
     assert choose(here.context()).name == INT8
     here.verify(int8=verdict, fp16=verdict, fp32=verdict)
-    with pytest.raises(PipelineError, match="fp16"):
+    with pytest.raises(ProjectError, match="fp16"):
         choose(here.context(), backend="tensorrt")
 
 
@@ -348,12 +348,10 @@ def test_onnxruntime_on_cuda_is_the_fallback_and_competes(here: Here, caplog: py
     write_verdict(here.root, *(make_hop(name) for name in ONNX.values()))  # on a machine without a GPU
     assert choose(here.context()).backend == "onnxruntime"
     here.why_not_cuda = "it does not load"
-    with pytest.raises(
-        PipelineError, match=r"ONNX Runtime's CUDA provider for --backend onnxruntime-cuda.*it does not"
-    ):
+    with pytest.raises(ProjectError, match=r"ONNX Runtime's CUDA provider for --backend onnxruntime-cuda.*it does not"):
         choose(here.context(), backend="onnxruntime-cuda")
     here.devices = ()
-    with pytest.raises(PipelineError, match=r"an NVIDIA GPU for --backend onnxruntime-cuda.*no NVIDIA driver"):
+    with pytest.raises(ProjectError, match=r"an NVIDIA GPU for --backend onnxruntime-cuda.*no NVIDIA driver"):
         choose(here.context(), backend="onnxruntime-cuda")
 
 

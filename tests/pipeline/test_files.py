@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.errors import ProjectError
 from export.files import digest_of, recover_folder, replacing_folder, write_atomic
 from pipeline.data import load_image_set
-from pipeline.errors import PipelineError, add_note, notes
+from pipeline.errors import add_note, notes
 from pipeline.files import (
     LOCK_HELD,
     read_json,
@@ -151,12 +152,12 @@ def test_write_json_refuses_what_is_no_json(tmp_path: Path, value: object) -> No
 def test_read_json_damaged(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(damage)
-    with pytest.raises(PipelineError, match=r"Expected JSON in .*a\.json.*Delete it and run its stage again"):
+    with pytest.raises(ProjectError, match=r"Expected JSON in .*a\.json.*Delete it and run its stage again"):
         read_json(path)
 
 
 def test_read_json_missing(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"a\.json, which does not exist"):
+    with pytest.raises(ProjectError, match=r"a\.json, which does not exist"):
         read_json(tmp_path / "a.json")
 
 
@@ -318,13 +319,13 @@ with recipe_lock(Path(sys.argv[1])):
 WAITER = """
 import logging, sys
 from pathlib import Path
-from pipeline.errors import PipelineError
+from export.errors import ProjectError
 from pipeline.files import recipe_lock
 logging.basicConfig(format="%(message)s")
 try:
     with recipe_lock(Path(sys.argv[1]), wait=sys.argv[2] == "wait"):
         print("held", flush=True)
-except PipelineError as error:
+except ProjectError as error:
     print("refused", error, flush=True)
 """
 
@@ -332,7 +333,7 @@ except PipelineError as error:
 def test_no_wait_names_the_holder_and_a_killed_holder_frees_the_lock(tmp_path: Path, start) -> None:
     holder = start(HOLDER, tmp_path)
     assert holder.stdout.readline() == "held\n"
-    refusal = pytest.raises(PipelineError, match=rf"in use by process {holder.pid} since 20")
+    refusal = pytest.raises(ProjectError, match=rf"in use by process {holder.pid} since 20")
     with refusal as info, recipe_lock(tmp_path, wait=False):
         pytest.fail("two hold one lock")
     assert "--no-wait" in str(info.value)
@@ -371,7 +372,7 @@ def test_a_damaged_note_of_the_holder_is_no_crash(tmp_path: Path, start, damage:
     holder = start(HOLDER, tmp_path)
     assert holder.stdout.readline() == "held\n"
     (tmp_path / ".lock.json").write_bytes(damage)
-    with pytest.raises(PipelineError, match="in use by another process"), recipe_lock(tmp_path, wait=False):
+    with pytest.raises(ProjectError, match="in use by another process"), recipe_lock(tmp_path, wait=False):
         pass
 
 
@@ -396,8 +397,8 @@ def test_commands_started_under_the_lock_pass_through_and_leave_it_held(tmp_path
 
 
 def test_a_folder_made_for_the_lock_alone_goes(tmp_path: Path, start) -> None:
-    with pytest.raises(PipelineError), recipe_lock(tmp_path / "a" / "toy"):
-        raise PipelineError("nothing to do")
+    with pytest.raises(ProjectError), recipe_lock(tmp_path / "a" / "toy"):
+        raise ProjectError("nothing to do")
     assert list(tmp_path.iterdir()) == []
     with recipe_lock(tmp_path / "a" / "toy"):
         (tmp_path / "a" / "toy" / "result").write_text("")
@@ -432,7 +433,7 @@ def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path: Path, monke
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
-        with pytest.raises(PipelineError, match="File exists"), recipe_lock(tmp_path / name):
+        with pytest.raises(ProjectError, match="File exists"), recipe_lock(tmp_path / name):
             pass
 
 
@@ -476,9 +477,9 @@ def test_a_folder_that_cannot_be_written_is_read_and_said_where_something_is_to_
     assert f"{folder} cannot be written (Read-only file system): what is up to date there is used" in caplog.text
     assert LOCK_HELD not in os.environ
     said = rf"Received: {folder}: Read-only file system\. Name another with --artifacts\."
-    with pytest.raises(PipelineError, match=said) as caught, recipe_lock(folder), replacing_folder(folder / "train"):
+    with pytest.raises(ProjectError, match=said) as caught, recipe_lock(folder), replacing_folder(folder / "train"):
         pass
-    with pytest.raises(PipelineError, match=r"Received: .*new: Read-only"), recipe_lock(tmp_path / "artifacts" / "new"):
+    with pytest.raises(ProjectError, match=r"Received: .*new: Read-only"), recipe_lock(tmp_path / "artifacts" / "new"):
         pass
     assert "for the results of this recipe" in str(caught.value)
 
@@ -486,7 +487,7 @@ def test_a_folder_that_cannot_be_written_is_read_and_said_where_something_is_to_
 @pytest.mark.parametrize("place", ["file", "file/toy"])
 def test_artifacts_that_are_a_file(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PipelineError, match="Expected a folder that can be written"), recipe_lock(tmp_path / place):
+    with pytest.raises(ProjectError, match="Expected a folder that can be written"), recipe_lock(tmp_path / place):
         pass
 
 

@@ -8,9 +8,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from export.errors import ProjectError
 from export.records import to_json
 from export.sidecar import BatchProfile
-from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.gpu_evidence import (
     CheckRow,
@@ -97,7 +97,7 @@ def test_everything_that_is_wrong_is_a_failure() -> None:
 )
 def test_a_damaged_file_is_refused(key: str, value: object, said: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({**to_json(EVIDENCE), key: value}))
-    with pytest.raises(PipelineError, match=said):
+    with pytest.raises(ProjectError, match=said):
         read_gpu_evidence(tmp_path / "x.json")
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from export.errors import ProjectError
 from export.records import from_json, to_json
 from pipeline.default_order import PREFERENCE
-from pipeline.errors import PipelineError
 from pipeline.measured import Contender, Contest, Pair, Serves, fastest, make_contest, nearest
 
 A, B, C = "build/rtx/int8.plan", "build/rtx/fp16.plan", "build/rtx/fp32.plan"
@@ -118,7 +118,7 @@ def test_it_survives_the_way_through_a_file() -> None:
     tree = json.loads(json.dumps(to_json(serves(contest(8, 1.3), contest(1, 1.0, A)))))
     assert from_json(Serves, tree, "x", remedy="") == serves(contest(8, 1.3), contest(1, 1.0, A))
     tree["contests"][0]["serves"] = A
-    with pytest.raises(PipelineError, match="does not follow from its pairs"):
+    with pytest.raises(ProjectError, match="does not follow from its pairs"):
         from_json(Serves, tree, "x", remedy="")
 
 

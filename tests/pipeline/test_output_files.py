@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy, backbones, gpu_command
+from export.errors import ProjectError
 from pipeline import output_files
 from pipeline.commands import main
-from pipeline.errors import PipelineError
 from pipeline.output_files import check_folder, check_output
 from tests.conftest import Chain
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(ProjectError) as caught:
         check_output(path, "-o", "predictions.csv", (".csv", ".jsonl"))
     return str(caught.value)
 

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import yaml
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.interface import prepend_preprocessing
 from export.keras_to_onnx import export_keras
 from export.preprocessing import MeanImage, PreprocessingSpec
@@ -117,11 +117,11 @@ def test_a_mean_image_travels_as_json() -> None:
     again = PreprocessingSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
     np.testing.assert_array_equal(again.apply(np.full((1, 2, 4, 3), 9, np.uint8))[0, 0, 1], [6, 5, 4])
-    with pytest.raises(ExportError, match="mean image's shape"):
+    with pytest.raises(ProjectError, match="mean image's shape"):
         spec.apply(np.zeros((1, 4, 4, 3), np.uint8))
-    with pytest.raises(ExportError, match="both"):
+    with pytest.raises(ProjectError, match="both"):
         PreprocessingSpec("RGB", (1, 2, 3), (1, 1, 1), mean_image=image)
-    with pytest.raises(ExportError, match="mean image of shape"):
+    with pytest.raises(ProjectError, match="mean image of shape"):
         MeanImage.from_array(np.zeros((4, 4, 1)))
 
 
@@ -141,7 +141,7 @@ def test_a_mean_image_at_the_head_of_any_graph(order: str) -> None:
     session = onnxruntime.InferenceSession(prepend_preprocessing(model, spec).SerializeToString())
     pixels = keras_models.images(3, size=8)
     np.testing.assert_array_equal(session.run(None, {"x": pixels})[0], np.maximum(spec.apply(pixels), 0))
-    with pytest.raises(ExportError, match=r"mean image of the model's input size \[8, 8, 3\].*\[8, 4, 3\]"):
+    with pytest.raises(ProjectError, match=r"mean image of the model's input size \[8, 8, 3\].*\[8, 4, 3\]"):
         prepend_preprocessing(model, wrong)
 
 

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.interface import append_top_k
 from export.metrics import compare
 from export.records import from_json, to_json
-from pipeline.errors import DeviceUnavailableError, PipelineError, RunnerError
+from pipeline.errors import DeviceUnavailableError, RunnerError
 from pipeline.parity import Answer, Candidate, Reference, find, judge
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, SCHEMA, ParityReport
 from pipeline.recipe import Thresholds, VerifyThresholds
@@ -361,7 +361,7 @@ def test_one_failure_fails_all() -> None:
     assert [hop["verdict"] for hop in parity["hops"]] == ["pass", "fail", "fail", "not run"]
 
 
-@pytest.mark.parametrize("error", [RunnerError("Expected an engine of this GPU."), ExportError("bad sidecar")])
+@pytest.mark.parametrize("error", [RunnerError("Expected an engine of this GPU."), ProjectError("bad sidecar")])
 @pytest.mark.parametrize("when", ["opening", "running"])
 def test_a_backend_that_is_there_and_fails(error: Exception, when: str) -> None:
     runner = FakeRunner(LOGITS, error)
@@ -457,7 +457,7 @@ def as_report(parity: dict) -> ParityReport:
 
 def test_a_verdict_at_odds_with_its_hops_is_refused(parity: dict) -> None:
     """Whoever writes "pass" over a hop that failed is told so."""
-    with pytest.raises(PipelineError, match="the verdict 'pass' over hops whose verdict is 'fail'"):
+    with pytest.raises(ProjectError, match="the verdict 'pass' over hops whose verdict is 'fail'"):
         as_report(parity | {"verdict": "pass"})
 
 

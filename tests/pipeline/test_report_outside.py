@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.errors import ProjectError
 from pipeline import charts
 from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import PipelineError
 from pipeline.html import TEMPLATES
 from pipeline.pictures import data_uri
 from pipeline.stage_records import Epoch
@@ -128,9 +128,7 @@ def test_some_training_images_are_shown_with_their_classes(artifacts: Artifacts)
 
 def test_training_images_of_another_model_are_refused(artifacts: Artifacts) -> None:
     artifacts.samples = (0, 3)
-    with pytest.raises(
-        PipelineError, match=r"labels from 0 to 3 for 3 classes\. Run the train stage again\."
-    ) as caught:
+    with pytest.raises(ProjectError, match=r"labels from 0 to 3 for 3 classes\. Run the train stage again\.") as caught:
         artifacts.write().page()
     assert str(artifacts.root / "train/samples.npz") in str(caught.value)
 
@@ -160,7 +158,7 @@ def test_damaged_predictions(artifacts: Artifacts, head, bad, said: str) -> None
     path = artifacts.write().root / "infer/predictions.csv"
     columns = ("path", "status", "class", "probability", "error") if head is None else head
     write_csv(path, columns, [GOOD, bad] if head is None else [bad])
-    with pytest.raises(PipelineError, match=said) as caught:
+    with pytest.raises(ProjectError, match=said) as caught:
         artifacts.page()
     assert str(path) in str(caught.value)
     assert str(caught.value).endswith("Run the infer stage again.")
@@ -171,7 +169,7 @@ def test_damaged_predictions(artifacts: Artifacts, head, bad, said: str) -> None
 def test_predictions_that_are_no_csv(artifacts: Artifacts, data: bytes) -> None:
     path = artifacts.write().root / "infer/predictions.csv"
     path.write_bytes(data)
-    with pytest.raises(PipelineError, match=r"predictions\.csv") as caught:
+    with pytest.raises(ProjectError, match=r"predictions\.csv") as caught:
         artifacts.page()
     assert len(str(caught.value)) < 600
     assert not [name for name in artifacts.inputs() if "image " in name]
@@ -193,7 +191,7 @@ def test_damaged_sensitivity(artifacts: Artifacts, column: str, value: str) -> N
     bad = list(LAYERS[1])
     bad[columns.index(column)] = value
     artifacts.sensitivity = [LAYERS[0], tuple(bad)]
-    with pytest.raises(PipelineError, match=rf"'{column}' in row 2 of .*sensitivity\.csv.*quantize stage again\."):
+    with pytest.raises(ProjectError, match=rf"'{column}' in row 2 of .*sensitivity\.csv.*quantize stage again\."):
         artifacts.write().page()
 
 
@@ -214,7 +212,7 @@ def test_a_damaged_record_is_one_error_that_names_it(artifacts: Artifacts, name:
     artifacts.samples = (0, 1)
     path = artifacts.write().root / name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(ProjectError) as caught:
         artifacts.page()
     assert str(path) in str(caught.value)
     assert "again" in str(caught.value)
@@ -237,7 +235,7 @@ def test_a_reference_of_another_model(artifacts: Artifacts, arrays: dict, said: 
     with np.load(path) as file:
         kept = {name: file[name] for name in file.files} | arrays
     np.savez(path, **{name: value for name, value in kept.items() if value is not None})
-    with pytest.raises(PipelineError, match=said) as caught:
+    with pytest.raises(ProjectError, match=said) as caught:
         artifacts.page()
     assert str(path) in str(caught.value)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from export.errors import ProjectError
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError
 from pipeline.stage import execute, reasons_to_run
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_artifacts import (
@@ -57,7 +57,7 @@ def test_a_file_that_was_altered_since_it_was_judged(artifacts: Artifacts, name:
 def test_a_card_that_was_altered_since(artifacts: Artifacts) -> None:
     path = artifacts.write().root / "train/model.json"
     path.write_text(path.read_text().replace('"owl"', '"emu"'))
-    with pytest.raises(PipelineError, match=r"class of train/model\.json as 'class' in row 3 of .*predictions\.csv"):
+    with pytest.raises(ProjectError, match=r"class of train/model\.json as 'class' in row 3 of .*predictions\.csv"):
         artifacts.page()
     (artifacts.root / "infer/predictions.csv").unlink()
     page = artifacts.page()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import command as benchmark
+from export.errors import ProjectError
 from pipeline import cli, commands, staleness
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError
 from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.usage import Parser
@@ -86,7 +86,7 @@ def test_a_benchmark_of_nothing_is_no_success(
     line = ["-c", str(context.recipe_path), "--artifacts", str(context.artifacts)]
     args = benchmark.build_parser().read(line)
     if fails:
-        with pytest.raises(PipelineError, match=r"Expected something to time below .*Received: nothing\."):
+        with pytest.raises(ProjectError, match=r"Expected something to time below .*Received: nothing\."):
             benchmark._benchmark(args)
     else:
         assert benchmark._benchmark(args)["rows"] == rows

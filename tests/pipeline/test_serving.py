@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.errors import ProjectError
 from pipeline import serving
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, KERAS, ONNX, PARITY
 from pipeline.parity_report import read_parity
@@ -81,7 +81,7 @@ def edit(path: Path, change: Any) -> None:
 def test_a_verdict_that_was_edited_does_not_count(context: Context) -> None:
     """The file says pass of itself; only the manifest knows that verify wrote something else."""
     write_verdict(context.root, *(make_hop(name, "fail") for name in ONNX.values()))
-    with pytest.raises(PipelineError, match=f"{ONNX['fp32']}: fail"):
+    with pytest.raises(ProjectError, match=f"{ONNX['fp32']}: fail"):
         choose(context)
 
     def passing(tree: dict[str, Any]) -> None:
@@ -91,14 +91,14 @@ def test_a_verdict_that_was_edited_does_not_count(context: Context) -> None:
 
     edit(context.root / PARITY, passing)
     assert read_parity(context.root / PARITY).verdict == "pass"
-    with pytest.raises(PipelineError, match=r"verify/parity\.json was altered since the verify stage wrote it"):
+    with pytest.raises(ProjectError, match=r"verify/parity\.json was altered since the verify stage wrote it"):
         choose(context)
     assert choose(context, allow_unverified=True).verdict == "not verified"
 
 
 def test_a_verdict_without_its_manifest_does_not_count(context: Context) -> None:
     (context.root / "verify" / "manifest.json").unlink()
-    with pytest.raises(PipelineError, match=r"no manifest of the verify stage vouches for verify/parity\.json"):
+    with pytest.raises(ProjectError, match=r"no manifest of the verify stage vouches for verify/parity\.json"):
         choose(context)
 
 
@@ -108,7 +108,7 @@ def test_a_model_that_was_altered_is_not_the_one_that_was_verified(context: Cont
     write_verdict(context.root, *(make_hop(name) for name in ONNX.values()), subjects={KERAS: digest})
     assert choose(context).verdict == "pass"
     (context.root / KERAS).write_bytes(b"other")
-    with pytest.raises(PipelineError, match=r"train/model\.keras was altered since it was verified"):
+    with pytest.raises(ProjectError, match=r"train/model\.keras was altered since it was verified"):
         choose(context)
     (context.root / KERAS).unlink()  # as on a machine that only serves
     assert choose(context).verdict == "pass"
@@ -116,13 +116,13 @@ def test_a_model_that_was_altered_is_not_the_one_that_was_verified(context: Cont
 
 def test_a_card_that_was_edited_does_not_count(context: Context) -> None:
     edit(context.root / CARD, lambda tree: tree.update(classes=["dog", "cat", "owl"]))
-    with pytest.raises(PipelineError, match=r"train/model\.json was altered since it was verified"):
+    with pytest.raises(ProjectError, match=r"train/model\.json was altered since it was verified"):
         choose(context)
 
 
 def test_no_verdict_at_all(context: Context) -> None:
     shutil.rmtree(context.root / "verify")
-    with pytest.raises(PipelineError, match=r"Received: there is no verdict\..*--allow-unverified"):
+    with pytest.raises(ProjectError, match=r"Received: there is no verdict\..*--allow-unverified"):
         choose(context)
 
 
@@ -154,7 +154,7 @@ def test_an_engine_counts_with_its_sidecar(context: Context) -> None:
 )
 def test_a_damaged_verdict_is_one_error_with_file_and_key(context: Context, change: Any, words: str) -> None:
     edit(context.root / PARITY, change)
-    with pytest.raises(PipelineError, match=rf"(?s){words}.*verify stage again") as caught:
+    with pytest.raises(ProjectError, match=rf"(?s){words}.*verify stage again") as caught:
         choose(context)
     assert "parity.json" in str(caught.value)
 
@@ -178,6 +178,6 @@ def test_any_value_in_a_verdict_is_read_or_refused(
     message = "parity.json"
     try:
         read_parity(root / PARITY)
-    except PipelineError as error:
+    except ProjectError as error:
         message = str(error)
     assert "parity.json" in message

@@ -20,12 +20,12 @@ import yaml
 from PIL import Image
 
 from benchmarks.command import STAGE as BENCHMARK
+from export.errors import ProjectError
 from pipeline import manifest
 from pipeline.cli import make_context
 from pipeline.commands import build_parser
 from pipeline.config import load_recipe, to_dict
 from pipeline.data import DataMissingError
-from pipeline.errors import PipelineError
 from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.manifest import MANIFEST, ROOT, read_manifest
@@ -178,7 +178,7 @@ def test_a_result_of_a_machine_with_a_gpu_is_kept(toy: Toy) -> None:
     assert toy.execute().ran
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), PipelineError("x"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("error", [ValueError("x"), ProjectError("x"), KeyboardInterrupt(), SystemExit(1)])
 def test_a_failure_keeps_the_former_result(toy: Toy, error: BaseException) -> None:
     toy.execute()
     toy.source.write_text("changed")
@@ -266,7 +266,7 @@ def test_other_tool_versions_are_said_and_not_rerun(toy: Toy, monkeypatch, caplo
 def test_a_missing_input_says_which_command_makes_it(toy: Toy) -> None:
     toy.source.unlink()
     overrides = ("data.source=digits", "model.dense=[64, 32]")
-    with pytest.raises(PipelineError, match=r"in\.txt, which does not exist\.") as caught:
+    with pytest.raises(ProjectError, match=r"in\.txt, which does not exist\.") as caught:
         execute(toy.stage, toy.context(*overrides))
     python, *module, verb = (words := shlex.split(str(caught.value).split("`")[1]))[:4]
     assert shutil.which(python)
@@ -317,10 +317,10 @@ def test_an_external_file_is_known_by_content(toy: Toy, tmp_path: Path) -> None:
     assert context.external("model.weights", str(tmp_path / "v.h5"), {}) == first
     assert context.external("model.weights", str(weights), first) == first
     named = toy.context(f"model.weights={weights}")
-    with pytest.raises(PipelineError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
+    with pytest.raises(ProjectError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
         named.external("model.weights", str(weights), first)
     assert context.external("model.weights", None, first) == {}
-    with pytest.raises(PipelineError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
+    with pytest.raises(ProjectError, match=r"model\.weights: expected a file\. Received: .*w\.h5"):
         context.external("model.weights", str(weights), {})
 
 

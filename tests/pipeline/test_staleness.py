@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from export.errors import ProjectError
 from pipeline.commands import main
-from pipeline.errors import PipelineError
 from pipeline.manifest import Key, read_manifest, write_manifest
 from pipeline.stage import Context
 from pipeline.stages import BY_NAME
@@ -63,14 +63,14 @@ def test_a_model_that_was_trained_anew_is_not_packed_with_the_files_of_the_forme
 @pytest.mark.parametrize("name", ["train", "quantize", "verify"])
 def test_a_chain_with_a_stage_that_has_not_run_is_not_packed(chain: Chain, name: str) -> None:
     (chain.root / name / "manifest.json").unlink()
-    with pytest.raises(PipelineError, match=f"Received: {name} has not run"):
+    with pytest.raises(ProjectError, match=f"Received: {name} has not run"):
         refuse_stale_artifacts(context_of(chain))
 
 
 def test_a_recipe_that_would_train_or_quantize_anew_there_is_refused_and_one_that_only_builds_is_not(
     finished_chain: Chain,
 ) -> None:
-    with pytest.raises(PipelineError, match=r"train is not up to date \(recipe train.seed: 1 -> 9\)"):
+    with pytest.raises(ProjectError, match=r"train is not up to date \(recipe train.seed: 1 -> 9\)"):
         refuse_stale_artifacts(context_of(finished_chain, "train.seed=9"))
     refuse_stale_artifacts(context_of(finished_chain, "build.profile.max=16"))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from export.errors import ProjectError
 from pipeline.archive_files import MOST_MEMBERS, open_tar
 from pipeline.bundle import INDEX, unpack
-from pipeline.errors import PipelineError
 from tests.bounded import attempts
 
 
@@ -79,7 +79,7 @@ def test_archives_whose_headers_are_bombs(tmp_path: Path) -> None:
 def test_unpack_refuses_them(tmp_path: Path, name: str) -> None:
     path = tmp_path / "b.tar"
     path.write_bytes(CASES[name][0]() + END)
-    with pytest.raises(PipelineError, match=r"Expected an archive made by `bundle`.*b\.tar: .*Copy it again"):
+    with pytest.raises(ProjectError, match=r"Expected an archive made by `bundle`.*b\.tar: .*Copy it again"):
         unpack(path, tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
@@ -88,7 +88,7 @@ def test_unpack_refuses_them(tmp_path: Path, name: str) -> None:
 def test_an_index_that_is_a_bomb(tmp_path: Path, text: str) -> None:
     path = tmp_path / "b.tar"
     path.write_bytes(member(INDEX, len(text)) + padded(text.encode()) + END)
-    with pytest.raises(PipelineError, match=r"bundle\.json: (nested|.* where at most)"):
+    with pytest.raises(ProjectError, match=r"bundle\.json: (nested|.* where at most)"):
         unpack(path, tmp_path / "there")
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import accuracy
 from export.capabilities import TensorRT
+from export.errors import ProjectError
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.layout import ONNX, TENSORRT8, is_written
 from pipeline.plans import engine_source, engine_sources, plan_name
@@ -74,7 +74,7 @@ def test_8_6_builds_from_its_own_files(tmp_path: Path, built: dict[str, str]) ->
 
 def test_without_them_8_6_is_told_the_key_and_the_command(tmp_path: Path, built: dict[str, str]) -> None:
     made = context(tmp_path, "build.precisions=[fp32,fp16,int8]", older=False)
-    with pytest.raises(PipelineError) as error:
+    with pytest.raises(ProjectError) as error:
         run_stage(building.STAGE, made, made.folder("build"))
     assert not built, "nothing may be built before"
     said = str(error.value)

@@ -10,11 +10,11 @@ from benchmarks import scenarios as scenarios_module
 from benchmarks.command import table
 from benchmarks.scenarios import scenarios
 from export.driver import Device, DriverStatus
-from export.errors import ExportError
+from export.errors import ProjectError
 from export.sidecar import BatchProfile, write_plan
 from pipeline import runnable, serving
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.files import sha256_file
 from pipeline.plans import engines, plan_name, plan_precision, plan_variant, profiles
 from pipeline.serving import Choice
@@ -132,7 +132,7 @@ def test_every_option_of_the_recipe_is_given_to_the_build(tmp_path: Path) -> Non
 def test_an_option_that_cannot_be_is_refused_by_the_stage(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has no wheel for this platform")
     made = with_onnx(context(tmp_path, {"flavour": "rtx", "version_compatible": True}))
-    with pytest.raises(ExportError, match="version_compatible"):
+    with pytest.raises(ProjectError, match="version_compatible"):
         run_stage(building.STAGE, made, made.folder("build"))
 
 
@@ -194,7 +194,7 @@ def test_an_engine_without_its_sidecar_does_not_serve(
     assert choose(made).precision == "fp16"
     assert "fp16.plan answers. Passed over: Expected the sidecar" in caplog.text
     (made.root / "build" / "tensorrt" / "fp16.json").unlink()
-    with pytest.raises(PipelineError, match="Expected a built model"):
+    with pytest.raises(ProjectError, match="Expected a built model"):
         choose(made)
 
 
