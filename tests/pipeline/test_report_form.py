@@ -11,7 +11,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from pipeline import report
-from pipeline.html import TEMPLATES, Cell, Table, render
+from pipeline.html import TEMPLATES, Cell, Table, render, size
 from pipeline.manifest import ROOT
 from pipeline.stage_records import Epoch
 from tests.pipeline.report_artifacts import CLASSES, LAYERS, ONNX, PLAN, Artifacts, hop, row
@@ -276,3 +276,9 @@ def test_a_column_that_is_empty_throughout_is_left_out() -> None:
 
 def test_the_style_is_the_one_in_the_repository(full: Page) -> None:
     assert full.root.all("style")[0].children == [(ROOT / "pipeline/report.css").read_text()]
+
+
+def test_bytes_are_kilobytes_below_a_tenth_of_a_megabyte() -> None:
+    assert [size(count) for count in (0, 13_700, 99_900, 100_000, 6_230_000)] == [
+        *("0.0 kB", "13.7 kB", "99.9 kB", "0.1 MB", "6.2 MB"),
+    ]
