@@ -223,6 +223,7 @@ def test_a_model_that_keras_quantized_or_never_called_gets_no_recipe(tmp_path: P
 
 
 def test_an_end_that_is_neither_logits_nor_softmax_is_said_in_the_recipe(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)  # of some weights every answer is between 0 and 1, as a probability is
     found = facts(model(*body(), layers.Dense(3, activation="tanh")), tmp_path / "m.keras")
     assert yaml.safe_load(found["recipe"])["model"]["output"] == "logits"
     config = ModelSection(path=str(tmp_path / "m.keras"), preprocessing="unit", output="logits")
