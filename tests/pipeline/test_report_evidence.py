@@ -338,6 +338,7 @@ def test_the_newest_visit_comes_first_and_names_stay_apart(written: Artifacts, e
         "NVIDIA H200, TensorRT 8.6.0",
     ]
     assert "2 visits to a GPU" in section.text
+    assert "These are the last" not in section.text
     names = [node.attrs["id"] for node in page.root.walk() if "id" in node.attrs]
     assert len(names) == len(set(names))
     links = {node.attrs["href"].removeprefix("#") for node in page.root.all("a")}
