@@ -149,7 +149,7 @@ def test_percentiles_are_those_of_another_implementation(number: int) -> None:
     samples = np.random.default_rng(number).lognormal(size=number)
     expected = mquantiles(samples, (0.5, 0.9, 0.99), alphap=1, betap=1)  # interpolates linearly, R's type 7
     found = summarize(list(samples), batch=1)
-    assert [found[f"p{share}_ms"] for share in (50, 90, 99)] == pytest.approx(expected, rel=1e-3)
+    assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx(expected, rel=1e-3)
 
 
 def test_summary_of_known_numbers() -> None:

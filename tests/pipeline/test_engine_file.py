@@ -355,7 +355,7 @@ def test_the_command_repeats_what_was_overridden(root: Path) -> None:
     overrides = [value for flag, value in pairwise(made) if flag == "--set"]
     again = load_recipe(Path("configs/toy.yaml"), overrides).build
     assert again.tf32
-    assert again.profiles["one"].max == 1
+    assert again.variants["one"].max == 1
     assert len(overrides) == 2
 
 

@@ -124,7 +124,7 @@ def test_stages_take_them_only_where_they_are(tmp_path: Path, older: bool) -> No
         first = "export/model.onnx"
         assert shown == {TENSORRT8["fp16"]: ("fp16", first), TENSORRT8["int8"]: ("int8", first)}
         assert all(found[name].note == found[ONNX[found[name].precision]].note for name in TENSORRT8.values())
-    shipped = accuracy._shipped(made.root, {"kept": []})
+    shipped = accuracy._shipped(made.root, types.SimpleNamespace(kept=()))
     assert {path.relative_to(made.root).as_posix() for _, path in shipped} == expected
     assert len({title for title, _ in shipped}) == len(expected)
 
