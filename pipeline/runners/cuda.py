@@ -114,13 +114,16 @@ class CudaApi(ABC):
 
     def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
         """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
-        raise RunnerError(
-            f"Expected CUDA graphs. Received: {self.name}, which has none. Choose runtime.cuda: bindings."
-        )
+        raise self._lacks_graphs()
 
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""
-        raise NotImplementedError  # who captures none has none to launch
+        raise self._lacks_graphs()
+
+    def _lacks_graphs(self) -> RunnerError:
+        return RunnerError(
+            f"Expected CUDA graphs. Received: {self.name}, which has none. Choose runtime.cuda: bindings."
+        )
 
 
 def find_cuda(name: str = "auto") -> CudaApi:

@@ -262,3 +262,10 @@ def test_a_real_round_trip() -> None:
                 graph.launch(stream)
                 stream.synchronize()
                 assert (host.array == np.arange(1000)).all()
+
+
+def test_what_has_no_graphs_says_so_also_where_one_is_launched() -> None:
+    lacking = cuda_pycuda.PyCuda.__new__(cuda_pycuda.PyCuda)
+    for asked in (lambda: lacking.capture(None, lambda: None), lambda: lacking.graph_launch(None, None)):
+        with pytest.raises(RunnerError, match=r"Expected CUDA graphs\. Received: .* which has none"):
+            asked()
