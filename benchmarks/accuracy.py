@@ -35,6 +35,7 @@ from export.records import to_json
 from export.scales import METHODS, Scales
 from export.sidecar import BatchProfile
 from pipeline import cli
+from pipeline.context import Context
 from pipeline.environment import choose_tensorrt
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.layout import ONNX, REFERENCE, TENSORRT8
@@ -43,7 +44,6 @@ from pipeline.output_files import check_output
 from pipeline.progress import progress_bar
 from pipeline.quantizing import CalibrationImages
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.stage import Context
 from pipeline.stage_records import read_calibration
 from pipeline.usage import Parser
 

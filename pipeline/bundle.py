@@ -18,6 +18,7 @@ from export.files import put_folder, replacing_file, temporary_folder, write_ato
 from pipeline.archive_files import open_tar
 from pipeline.command_line import Invocation, unpack_command
 from pipeline.config import dump_yaml, load_recipe
+from pipeline.context import Context
 from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
@@ -28,7 +29,6 @@ from pipeline.output_files import check_folder, require_space
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
 from pipeline.recipe_files import UNPACKED
-from pipeline.stage import Context
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)

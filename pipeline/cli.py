@@ -20,10 +20,10 @@ from export.errors import ProjectError
 from export.sidecar import REBUILD
 from pipeline.command_line import ARTIFACTS, invocation_of
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.errors import notes
 from pipeline.output_files import sentence
 from pipeline.recipe_files import find_recipe, refuse_a_taken_name, where_else
-from pipeline.stage import Context
 from pipeline.stopping import INTERRUPTED, TERMINATED, Terminated, terminated_as_interrupted
 from pipeline.usage import Parser, UsageError, override, recipe_file
 

@@ -17,13 +17,14 @@ from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
 from pipeline.command_line import Invocation
 from pipeline.config import dump_yaml, to_dict
+from pipeline.context import Context
 from pipeline.files import recipe_lock
 from pipeline.layout import CARD, KERAS, PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.output_files import check_output
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.refusals import refuse_in_advance
-from pipeline.stage import Context, Outcome, execute, reasons_to_run
+from pipeline.stage import Outcome, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES, build, verify
 from pipeline.stages.verify import Verified
 from pipeline.staleness import refuse_stale_artifacts, warn_of_a_new_training, warn_of_damage, warn_of_stale_inputs

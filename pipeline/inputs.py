@@ -18,8 +18,8 @@ from pipeline.files import sha256_json
 from pipeline.recipe import IMAGENET, Recipe
 
 if TYPE_CHECKING:
+    from pipeline.context import Context
     from pipeline.data import ImageSet
-    from pipeline.stage import Context
 
 
 class Input(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.context import Context
 from pipeline.errors import ModelError
 from pipeline.split_sizes import check_split_sizes, needed_images
-from pipeline.stage import Context, Stage
+from pipeline.stage import Stage
 
 
 def refuse_in_advance(stage: Stage[Any], context: Context) -> None:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from export.errors import ProjectError
+from pipeline.context import Context
 from pipeline.manifest import Key, Manifest, read_manifest, why_stale
-from pipeline.stage import Context, Stage, reasons_to_run
+from pipeline.stage import Stage, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 from pipeline.words import listed
 

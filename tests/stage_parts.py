@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import serving, verify
 from pipeline.artifacts import Artifacts
+from pipeline.context import Context
 from pipeline.manifest import Key
-from pipeline.stage import Context, Stage
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from pipeline.answering import Candidate

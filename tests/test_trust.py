@@ -22,10 +22,10 @@ from pipeline.bundle import RECIPE, bundle
 from pipeline.card import read_card, write_card
 from pipeline.commands import main
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.files import sha256_file
 from pipeline.manifest import MANIFEST, Key, write_manifest
 from pipeline.runners.tensorrt import TensorRTRunner
-from pipeline.stage import Context
 from tests.conftest import Chain
 from tests.made_records import make_card
 

@@ -22,13 +22,14 @@ from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, read_benchmark
 from pipeline.card import write_card
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.files import sha256_file
 from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX
 from pipeline.runners.base import Outputs
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
-from pipeline.stage import Context, execute
+from pipeline.stage import execute
 from tests import fake_engine, fake_onnxruntime, tiny_onnx
 from tests.fake_cuda import Code
 from tests.made_records import make_card, make_hop, write_verdict

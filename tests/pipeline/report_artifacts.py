@@ -27,6 +27,7 @@ from pipeline.benchmark_report import (
 )
 from pipeline.card import ModelCard, write_card
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.decode_spec import DecodeSpec
 from pipeline.files import sha256_bytes, write_json
 from pipeline.machine import Cpu, Gpu, Machine
@@ -34,7 +35,6 @@ from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
 from pipeline.recipe import Recipe
-from pipeline.stage import Context
 from pipeline.stage_records import Epoch
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page

@@ -17,13 +17,13 @@ from export.errors import ProjectError
 from export.preprocessing import MeanImage, PreprocessingSpec
 from pipeline.card import ModelCard, read_card, refuse_disagreement, write_card
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import sha256_file
 from pipeline.manifest import Key, write_manifest
 from pipeline.preprocess import load_image
 from pipeline.recipe import Data, Model, Preprocessing, Recipe
-from pipeline.stage import Context
 from tests.made_records import make_card
 
 CARD = make_card(("a", "b"), (64, 64), backbone="resnet20")

@@ -18,10 +18,10 @@ from pipeline import bundle as module
 from pipeline.bundle import INDEX, RECIPE, bundle, unpack
 from pipeline.card import write_card
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.model_file import read_model_file
 from pipeline.permissions import without_permissions
-from pipeline.stage import Context
 from tests.made_records import make_card
 
 KEY = Key({"data/train": "a" * 64}, {"seed": 1}, "c" * 64)

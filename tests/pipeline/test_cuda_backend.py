@@ -12,6 +12,7 @@ import yaml
 
 from pipeline import environment
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, ONNX, PARITY, TENSORRT8
 from pipeline.manifest import Key, write_manifest
@@ -20,7 +21,6 @@ from pipeline.parity_report import CUDA, Hop, ParityReport, by_precision, overal
 from pipeline.recipe import Recipe, VerifyThresholds
 from pipeline.report_cards import is_proxy, precision_card, verdict_on_row
 from pipeline.runners.base import Runner
-from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.verdicts import Verdict, Verdicts
 from pipeline.verify import CUDA_NOTES, NOTES, parity_table, run_all

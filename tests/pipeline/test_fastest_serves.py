@@ -21,13 +21,13 @@ from export.errors import ProjectError
 from pipeline import runnable, serving
 from pipeline.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.default_order import fit
 from pipeline.layout import BENCHMARK, ONNX
 from pipeline.machine import Cpu, Machine
 from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Contender, Pair, Serves, engine_contender, make_contest, onnx_contender, runtime_part
 from pipeline.serving import Choice
-from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from tests.fake_engine import make_plan
 from tests.made_records import make_hop, write_verdict

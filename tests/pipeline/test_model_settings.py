@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.errors import ModelError
 from pipeline.manifest import ROOT
 from pipeline.model_settings import check_with_classes
 from pipeline.recipe import Export, Model, Recipe
-from pipeline.stage import Context
 
 
 def loaded(tmp_path: Path, *overrides: str) -> Recipe:

@@ -68,7 +68,7 @@ def test_every_command_refuses_a_folder_before_it_works(
         raise AssertionError("it worked")
 
     for name in (
-        "pipeline.stage.Context.card", "pipeline.files.sha256_file", "pipeline.serving.choose",
+        "pipeline.context.Context.card", "pipeline.files.sha256_file", "pipeline.serving.choose",
         "benchmarks.accuracy.measure_accuracy", "benchmarks.gpu_command.read_reference",
         "benchmarks.backbones.load_image_set",
     ):  # fmt: skip

@@ -14,8 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import readable, stage
+from pipeline import context, readable
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.data import ImageSet, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
@@ -25,7 +26,7 @@ from pipeline.readable import a_line_each, find_damaged, recorded_damage
 from pipeline.recipe import Data, Recipe
 from pipeline.roles import roles_of
 from pipeline.samples import SPLITS, Sample, Unreadable
-from pipeline.stage import Context, execute, reasons_to_run
+from pipeline.stage import execute, reasons_to_run
 from pipeline.stages import BY_NAME
 from pipeline.stages.train import Trained
 
@@ -161,13 +162,13 @@ class Chain:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each search for damage looked at."""
     counts: list[int] = []
-    find = stage.find_damaged
+    find = context.find_damaged
 
     def counted(samples: Any, decode: DecodeSpec) -> dict[str, str]:
         counts.append(len(samples))
         return find(samples, decode)
 
-    monkeypatch.setattr(stage, "find_damaged", counted)
+    monkeypatch.setattr(context, "find_damaged", counted)
     return counts
 
 

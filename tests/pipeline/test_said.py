@@ -13,7 +13,7 @@ from benchmarks import command as benchmark
 from export.errors import ProjectError
 from pipeline import cli, commands, staleness
 from pipeline.config import load_recipe
-from pipeline.stage import Context
+from pipeline.context import Context
 from pipeline.stages import BY_NAME
 from pipeline.usage import Parser
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from export.errors import ProjectError
 from pipeline import serving
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, KERAS, ONNX, PARITY
 from pipeline.parity_report import read_parity
-from pipeline.stage import Context
 from pipeline.verdicts import Verdicts
 from tests.fake_engine import make_plan
 from tests.made_records import make_hop, write_verdict

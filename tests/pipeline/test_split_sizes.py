@@ -16,6 +16,7 @@ from scipy import stats
 
 from pipeline.commands import _say_verdict
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.data import SPLITS, ImageSet, deal
 from pipeline.errors import DataError
 from pipeline.manifest import Key
@@ -24,7 +25,6 @@ from pipeline.recipe import Data, Divide, Shares, Splits
 from pipeline.roles import Roles
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
-from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.stages.verify import Verified, where_more_are
 

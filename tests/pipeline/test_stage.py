@@ -25,12 +25,13 @@ from pipeline import manifest
 from pipeline.cli import make_context
 from pipeline.commands import build_parser
 from pipeline.config import load_recipe, to_dict
+from pipeline.context import Context
 from pipeline.data import DataMissingError
 from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.manifest import MANIFEST, ROOT, read_manifest
 from pipeline.recipe import Recipe
-from pipeline.stage import Context, Stage, execute, reasons_to_run
+from pipeline.stage import Stage, execute, reasons_to_run
 from pipeline.stages import STAGES
 
 ALL = (*STAGES, BENCHMARK)

@@ -17,6 +17,7 @@ from benchmarks.command import STAGE as BENCHMARK
 from pipeline import environment
 from pipeline.artifacts import Artifacts, UndeclaredError
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.errors import DataError
 from pipeline.inputs import (
     CommandLine,
@@ -33,7 +34,7 @@ from pipeline.inputs import (
 from pipeline.manifest import Key, read_manifest
 from pipeline.plans import profiles
 from pipeline.recipe import Build, Quantize, Recipe, Thresholds, Train
-from pipeline.stage import Context, Stage, execute, reasons_to_run
+from pipeline.stage import Stage, execute, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES
 from pipeline.stages.report import Reported
 from tests.conftest import Chain

@@ -11,8 +11,8 @@ import yaml
 
 from export.errors import ProjectError
 from pipeline.commands import main
+from pipeline.context import Context
 from pipeline.manifest import Key, read_manifest, write_manifest
-from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.staleness import refuse_stale_artifacts, warn_of_a_new_training, warn_of_stale_inputs
 from tests.conftest import Chain

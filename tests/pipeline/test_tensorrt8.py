@@ -15,10 +15,10 @@ from benchmarks import accuracy
 from export.capabilities import TensorRT
 from export.errors import ProjectError
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.files import sha256_file
 from pipeline.layout import ONNX, TENSORRT8, is_written
 from pipeline.plans import engine_source, engine_sources, plan_name
-from pipeline.stage import Context
 from pipeline.stages import BY_NAME
 from pipeline.stages import build as building
 from tests.fake_engine import make_plan

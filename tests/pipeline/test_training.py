@@ -18,12 +18,12 @@ from pipeline import batches, fitting, models
 from pipeline.batches import Batches, Images, augment_image
 from pipeline.blocks import convolutional_block
 from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.context import Context
 from pipeline.data import SPLITS, ImageSet, Pixels, Sample, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ModelError
 from pipeline.files import read_json
 from pipeline.recipe import Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
-from pipeline.stage import Context
 from pipeline.stages.train import STAGE
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.training import one_of_each, train

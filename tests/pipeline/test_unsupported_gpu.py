@@ -15,6 +15,7 @@ from export.engine_check import trying_unsupported_gpus
 from pipeline import environment
 from pipeline.answering import Candidate, answer
 from pipeline.commands import _say_what_was_not_built
+from pipeline.context import Context
 from pipeline.environment import choose_tensorrt, why_not_here
 from pipeline.errors import DeviceUnavailableError
 from pipeline.inputs import Inputs
@@ -24,7 +25,6 @@ from pipeline.recipe import Profile, Recipe
 from pipeline.runners import tensorrt as runner_module
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
-from pipeline.stage import Context
 from pipeline.stages import build as building
 from tests.fake_engine import assert_answers, install, make_plan, pixels
 

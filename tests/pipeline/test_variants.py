@@ -14,11 +14,11 @@ from export.errors import ProjectError
 from export.sidecar import BatchProfile, write_plan
 from pipeline import runnable, serving
 from pipeline.config import load_recipe
+from pipeline.context import Context
 from pipeline.errors import RecipeError
 from pipeline.files import sha256_file
 from pipeline.plans import engines, plan_name, plan_precision, plan_variant, profiles
 from pipeline.serving import Choice
-from pipeline.stage import Context
 from pipeline.stages import build as building
 from pipeline.stages.build import build_options
 from tests import tiny_onnx
