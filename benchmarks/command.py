@@ -56,7 +56,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
     asked = settings.benchmark
     largest = sorted(profile.max for profile in profiles(settings.build).values())
     batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
-    wanted = installed(scenarios(inputs.root, batches))
+    wanted = installed(scenarios(inputs, batches))
     card = read_card(inputs.path(CARD))
     timing = partial(
         measure,
@@ -85,7 +85,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
         gpu_before=before,
         gpu_after=gpu_snapshot(),
         results=tuple(results),
-        serves=find_serves(inputs.root, results, settings.runtime),
+        serves=find_serves(inputs, results, settings.runtime),
     )
     write_benchmark(out / Path(BENCHMARK).name, content)
     log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))

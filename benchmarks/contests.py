@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.timing import Samples
 from export.driver import driver_status
+from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import BenchmarkRow
 from pipeline.default_order import ON_GPU, fit
 from pipeline.measured import Contender, Pair, Serves, engine_contender, make_contest, onnx_contender, runtime_part
@@ -28,13 +28,13 @@ LEVEL = 0.95  # of the interval
 MIN_ROUNDS = 5  # fewer say too little about their own spread
 
 
-def find_serves(root: Path, rows: Sequence[BenchmarkRow], runtime: RuntimeOptions) -> Serves | None:
+def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: RuntimeOptions) -> Serves | None:
     """Compare every two rows of a batch size that a GPU ran and that can serve.
 
     An engine that runs the batch in pieces is left out: its time says how it is cut, not which engine is faster.
 
     Args:
-        root: the artifacts that were timed.
+        artifacts: that were timed.
         rows: of the benchmark.
         runtime: how engines were run.
 
@@ -48,7 +48,7 @@ def find_serves(root: Path, rows: Sequence[BenchmarkRow], runtime: RuntimeOption
     gpu = devices[runtime.device]
     contests = []
     for batch in dict.fromkeys(row.batch for row in timed):
-        every = [(_contender(root, row), row) for row in timed if row.batch == batch]
+        every = [(_contender(artifacts, row), row) for row in timed if row.batch == batch]
         found = [one for one in every if one[0].runs_at_once(batch)]
         found.sort(key=lambda one: (*fit(one[0].backend, one[0].precision, one[0].batches, batch), one[0].file))
         pairs = [_pair(*couple) for couple in combinations(found, 2)]
@@ -57,9 +57,10 @@ def find_serves(root: Path, rows: Sequence[BenchmarkRow], runtime: RuntimeOption
     return Serves(gpu.name, gpu.compute_capability, runtime_part(runtime), tuple(contests))
 
 
-def _contender(root: Path, row: BenchmarkRow) -> Contender:
-    path = root / row.artifact
-    return engine_contender(root, path) if row.backend == "tensorrt" else onnx_contender(root, path, row.precision)
+def _contender(artifacts: Artifacts, row: BenchmarkRow) -> Contender:
+    if row.backend == "tensorrt":
+        return engine_contender(artifacts, row.artifact)
+    return onnx_contender(artifacts, row.artifact, row.precision)
 
 
 def _pair(one: tuple[Contender, BenchmarkRow], other: tuple[Contender, BenchmarkRow]) -> Pair:

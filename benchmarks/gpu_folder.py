@@ -12,10 +12,11 @@ import numpy as np
 
 from export.bounded_json import parse_json, read_json_file
 from export.errors import ProjectError
+from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file
 from pipeline.float_noise import noise_of
 from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE
-from pipeline.manifest import as_recorded, read_manifest
+from pipeline.manifest import as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Reference
 from pipeline.parity_report import read_parity
@@ -50,8 +51,7 @@ def as_verified(artifacts: Path) -> bool:
 
     Others are taken too, as a visit may bring fewer images to travel lighter, and the evidence says so.
     """
-    path = artifacts / REFERENCE
-    return read_manifest(path.parent) is not None and as_recorded(path)
+    return as_recorded(Artifacts(artifacts), REFERENCE)
 
 
 def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:

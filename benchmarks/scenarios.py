@@ -18,6 +18,7 @@ from export.capabilities import find_tensorrt
 from export.driver import driver_status
 from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
+from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
 from pipeline.layout import KERAS, ONNX
 from pipeline.plans import engines, plan_variant
@@ -67,14 +68,14 @@ class Scenario:
     variant: str = ""  # which engine of this precision, where there are several
 
 
-def scenarios(artifacts_dir: Path, batches: Sequence[int]) -> list[Scenario]:
+def scenarios(artifacts: Artifacts, batches: Sequence[int]) -> list[Scenario]:
     """Find what can be timed here.
 
     Engines are listed only where there is a driver; one whose sidecar cannot be read is left out with a warning. ONNX
     files are listed on ONNX Runtime's CUDA and TensorRT providers where these are really active.
 
     Args:
-        artifacts_dir: a recipe's artifacts, with ``train/``, ``export/``, ``quantize/`` and ``build/``.
+        artifacts: of a recipe; the Keras model, the ONNX files and the engines are listed.
         batches: batch sizes, in images.
 
     Returns:
@@ -86,9 +87,9 @@ def scenarios(artifacts_dir: Path, batches: Sequence[int]) -> list[Scenario]:
     if not batches or min(batches) < 1:
         raise ProjectError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
     runtimes = [name for name, device in DEVICES.items() if device == "cpu" or not why_not(device)]
-    models = [("keras", "fp32", artifacts_dir / KERAS)]
-    models += [(name, precision, artifacts_dir / file) for name in runtimes for precision, file in ONNX.items()]
-    plans = _engines(artifacts_dir)
+    models = [("keras", "fp32", artifacts.path(KERAS))]
+    models += [(name, precision, artifacts.path(file)) for name in runtimes for precision, file in ONNX.items()]
+    plans = _engines(artifacts)
     found: list[Scenario] = []
     for batch in dict.fromkeys(batches):
         for backend, precision, path in models:
@@ -109,9 +110,9 @@ def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[in
     return plan_variant(plan) is None or not fitting or batch in fitting
 
 
-def _engines(artifacts_dir: Path) -> list[tuple[Path, Sidecar]]:
-    found = []
-    for path in engines(artifacts_dir) if driver_status() else ():
+def _engines(artifacts: Artifacts) -> list[tuple[Path, Sidecar]]:
+    names, found = engines(artifacts), []
+    for path in map(artifacts.path, names if driver_status() else ()):
         try:
             found.append((path, read_sidecar(path)))
         except ProjectError as error:

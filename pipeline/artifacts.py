@@ -14,15 +14,22 @@ class UndeclaredError(AssertionError):
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Files of one recipe, all of them or the declared ones.
+    """Files of one recipe, all of them or the declared ones; as text it is their folder, for messages.
 
-    Attributes:
-        root: ``artifacts/<recipe>``; for messages, and for ``files`` to look in.
+    Args:
+        _root: ``artifacts/<recipe>``, which nobody else may ask for: what is joined to it would go round the names.
         declared: patterns of the names that may be asked for. Defaults to None: every one.
     """
 
-    root: Path
+    _root: Path
     declared: Sequence[str] | None = None
+
+    def __str__(self) -> str:
+        return str(self._root)
+
+    def declares(self, name: str) -> bool:
+        """Whether a name, or a pattern with all that fits it, may be asked for."""
+        return self.declared is None or any(fnmatchcase(name, pattern) for pattern in self.declared)
 
     def path(self, name: str) -> Path:
         """Where a file is, or would be.
@@ -30,9 +37,9 @@ class Artifacts:
         Raises:
             UndeclaredError: it is none of the declared ones.
         """
-        if self.declared is not None and not any(fnmatchcase(name, pattern) for pattern in self.declared):
-            raise UndeclaredError(f"Expected one of the declared files {list(self.declared)}. Received: {name}.")
-        return self.root / name
+        if not self.declares(name):
+            raise UndeclaredError(f"Expected one of the declared files {list(self.declared or ())}. Received: {name}.")
+        return self._root / name
 
     def has(self, name: str) -> bool:
         """Whether a file is there.
@@ -46,7 +53,7 @@ class Artifacts:
         """Sorted names of the files that are there and fit a pattern such as ``build/*/*.plan``.
 
         Raises:
-            UndeclaredError: one that fits is none of the declared ones.
+            UndeclaredError: it is none of the declared patterns, nor within one, whether a file fits or not.
         """
-        found = sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern) if path.is_file())
-        return [name for name in found if self.path(name)]
+        self.path(pattern)
+        return sorted(path.relative_to(self._root).as_posix() for path in self._root.glob(pattern) if path.is_file())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from export.errors import ProjectError
 from export.records import read_record, to_json
 from export.sidecar import Precision
+from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file, write_json
 from pipeline.layout import BENCHMARK
 from pipeline.machine import GpuSnapshot, Machine
@@ -176,20 +177,20 @@ def read_benchmark(path: Path) -> BenchmarkReport:
     return read_record(BenchmarkReport, path, remedy=REMEDY, what="benchmark")
 
 
-def read_serves(root: Path) -> tuple[Serves | None, str]:
+def read_serves(artifacts: Artifacts) -> tuple[Serves | None, str]:
     """What the benchmark of a recipe says of the fastest file.
 
     Args:
-        root: ``artifacts/<recipe>``.
+        artifacts: of the recipe; the benchmark and its manifest are read.
 
     Returns:
         tuple: None where there is nothing that counts; and why, "" where there is no benchmark.
     """
-    path = root / BENCHMARK
-    if not path.is_file():
+    if not artifacts.has(BENCHMARK):
         return None, ""
-    if not as_recorded(path):
+    if not as_recorded(artifacts, BENCHMARK):
         return None, f"{BENCHMARK} is not what the benchmark wrote. {REMEDY}"
+    path = artifacts.path(BENCHMARK)
     return _read_serves(path, sha256_file(path))
 
 

@@ -178,7 +178,7 @@ def _say_whose_verdict(context: Context, outcome: Outcome) -> None:
     """Say where nothing was run, and nothing could be: an unpacked verdict is up to date like one given here."""
     from pipeline.runnable import why_nothing_runs
 
-    if not outcome.ran and (why := why_nothing_runs(context.root, driver_status())):
+    if not outcome.ran and (why := why_nothing_runs(Artifacts(context.root), driver_status())):
         log.warning("the verdict is that of another machine; nothing of it can be run here: %s", why)
 
 

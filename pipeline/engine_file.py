@@ -25,6 +25,7 @@ from export.records import to_json
 from export.sidecar import AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
 from export.versions import supports
 from pipeline import cli
+from pipeline.artifacts import Artifacts
 from pipeline.bundle import RECIPE
 from pipeline.command_line import ARTIFACTS, Invocation
 from pipeline.config import load_recipe, to_dict
@@ -174,7 +175,7 @@ def _verdict(plan: Path) -> str:
     root = _root(plan)
     if root is None:
         return NOT_VERIFIED
-    found = Verdicts(root).on(root / "build" / plan.absolute().parent.name / plan.name)
+    found = Verdicts(Artifacts(root)).on(f"build/{plan.absolute().parent.name}/{plan.name}")
     return f"{found.verdict} ({found.why})" if found.why else found.verdict
 
 

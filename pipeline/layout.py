@@ -19,6 +19,8 @@ TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",
     "int8": "quantize/model.int8-trt8.onnx",  # FP32 where it is not INT8
 }
+# An engine is a plan and the sidecar beside it: whoever reads the one reads the other.
+ENGINES = ("build/*/*.plan", "build/*/*.json")
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
 BENCHMARK = "benchmark/benchmark.json"

@@ -17,6 +17,7 @@ from typing import Any
 
 from export.errors import ProjectError
 from export.records import read_record, to_json
+from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file, write_json
 from pipeline.machine import versions_of
 from pipeline.source_code import code_digest
@@ -99,11 +100,25 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def as_recorded(path: Path) -> bool:
-    """Whether a file in a stage's folder is what the stage's manifest says that it wrote."""
-    manifest = read_manifest(path.parent)
-    recorded = manifest.outputs.get(path.name) if manifest else None
-    return recorded is not None and recorded.sha256 == sha256_file(path)
+def read_stage(artifacts: Artifacts, stage: str) -> Manifest | None:
+    """The record of a stage; None if there is none, or, with a warning, if it is damaged.
+
+    Raises:
+        UndeclaredError: it is not declared.
+    """
+    return read_manifest(artifacts.path(f"{stage}/{MANIFEST}").parent)
+
+
+def as_recorded(artifacts: Artifacts, name: str) -> bool:
+    """Whether a file ``stage/name`` that is there is what the stage's manifest says that it wrote.
+
+    Raises:
+        UndeclaredError: the file or the manifest is not declared.
+    """
+    stage, _, file = name.partition("/")
+    manifest = read_stage(artifacts, stage)
+    recorded = manifest.outputs.get(file) if manifest else None
+    return recorded is not None and recorded.sha256 == sha256_file(artifacts.path(name))
 
 
 @cache

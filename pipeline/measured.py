@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from export.records import to_json
 from export.sidecar import BatchProfile, Precision, read_sidecar
+from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file
 from pipeline.plans import plan_precision
 
@@ -68,17 +68,17 @@ class Contender:
         return self.profile is None or batch <= self.profile[2]
 
 
-def engine_contender(root: Path, plan: Path) -> Contender:
+def engine_contender(artifacts: Artifacts, name: str) -> Contender:
     """An engine below a recipe's artifacts, by its sidecar.
 
     Raises:
         ProjectError: the sidecar is missing or damaged.
     """
-    sidecar = read_sidecar(plan)
+    sidecar = read_sidecar(artifacts.path(name))
     return Contender(
-        plan.relative_to(root).as_posix(),
+        name,
         "tensorrt",
-        plan_precision(plan),
+        plan_precision(name),
         sidecar.onnx_sha256,
         sidecar.tensorrt_version,
         sidecar.plan_sha256,
@@ -88,15 +88,15 @@ def engine_contender(root: Path, plan: Path) -> Contender:
     )
 
 
-def onnx_contender(root: Path, path: Path, precision: str) -> Contender:
+def onnx_contender(artifacts: Artifacts, name: str, precision: str) -> Contender:
     """An ONNX file below a recipe's artifacts, on ONNX Runtime's CUDA provider."""
     import onnxruntime
 
     return Contender(
-        path.relative_to(root).as_posix(),
+        name,
         "onnxruntime-cuda",
         cast(Precision, precision),
-        sha256_file(path),
+        sha256_file(artifacts.path(name)),
         str(onnxruntime.__version__),
     )
 

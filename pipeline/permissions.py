@@ -12,6 +12,7 @@ from typing import Any
 
 from export.errors import ProjectError
 from export.sidecar import read_sidecar
+from pipeline.artifacts import Artifacts
 from pipeline.errors import ModelError
 from pipeline.layout import KERAS
 from pipeline.plans import engines
@@ -61,16 +62,16 @@ def code_in(root: Path) -> list[str]:
         said.append(f"{KERAS} cannot be told: {error}")
     except ModuleNotFoundError as error:
         said.append(f"{KERAS} was not looked into: {error.name} is not installed, and nothing here opens it")
-    plans = engines(root)
+    artifacts = Artifacts(root)
+    plans = engines(artifacts)
     if plans:
         said.append(
             f"{len(plans)} TensorRT engines: an engine is a program; build your own from the ONNX files instead"
         )
     return said + [
-        f"{plan.relative_to(root).as_posix()} brings code for the CPU too (refused unless you say --set "
-        "runtime.host_code=true)"
+        f"{plan} brings code for the CPU too (refused unless you say --set runtime.host_code=true)"
         for plan in plans
-        if _brings_host_code(plan)
+        if _brings_host_code(artifacts.path(plan))
     ]
 
 

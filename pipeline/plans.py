@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, cast
 
 from export.sidecar import PRECISIONS, BatchProfile, Precision
-from pipeline.layout import ONNX, TENSORRT8
+from pipeline.artifacts import Artifacts
+from pipeline.layout import ENGINES, ONNX, TENSORRT8
 from pipeline.recipe import Build, Profile
 
 
@@ -26,16 +27,26 @@ def engine_source(precision: str, strongly_typed: bool) -> str:
     return ONNX[precision] if strongly_typed else TENSORRT8.get(precision, ONNX[precision])
 
 
-def engine_sources(root: Path, precision: str) -> list[str]:
+def engine_sources(artifacts: Artifacts, precision: str) -> list[str]:
     """The ONNX files that are there of those that engines of a precision are built from, whatever TensorRT does it."""
     names = dict.fromkeys(engine_source(precision, strongly_typed) for strongly_typed in (True, False))
-    return [name for name in names if (root / name).is_file()]
+    return [name for name in names if artifacts.has(name)]
 
 
-def engines(root: Path) -> list[Path]:
-    """Every plan below ``build/<flavour>/`` of a recipe's artifacts that is named by a precision; FP32 first."""
-    plans = [plan for plan in root.glob("build/*/*.plan") if plan_precision(plan) in PRECISIONS]
-    return sorted(plans, key=lambda plan: (plan.parent.name, PRECISIONS.index(plan_precision(plan)), plan.name))
+def engines(artifacts: Artifacts) -> list[str]:
+    """Names of the plans ``build/<flavour>/<precision>[-<variant>].plan`` that are there; by flavour, FP32 first.
+
+    Raises:
+        UndeclaredError: plans and their sidecars are not both declared.
+    """
+    names = [name for pattern in ENGINES for name in artifacts.matching(pattern) if name.endswith(".plan")]
+    plans = [name for name in names if plan_precision(name) in PRECISIONS]
+    return sorted(plans, key=lambda name: (plan_flavour(name), PRECISIONS.index(plan_precision(name)), name))
+
+
+def plan_flavour(plan: str) -> str:
+    """``build/<flavour>/<precision>[-<variant>].plan``, of a plan that `engines` lists."""
+    return PurePath(plan).parent.name
 
 
 def plan_name(precision: str, variant: str | None) -> str:
@@ -43,11 +54,11 @@ def plan_name(precision: str, variant: str | None) -> str:
     return f"{precision}-{variant}.plan" if variant else f"{precision}.plan"
 
 
-def plan_variant(plan: Path) -> str | None:
+def plan_variant(plan: str | PurePath) -> str | None:
     """``<precision>[-<variant>].plan``."""
-    return plan.stem.partition("-")[2] or None
+    return PurePath(plan).stem.partition("-")[2] or None
 
 
-def plan_precision(plan: Path) -> Precision:
+def plan_precision(plan: str | PurePath) -> Precision:
     """``<precision>[-<variant>].plan``, of a plan that `engines` lists."""
-    return cast(Precision, plan.stem.partition("-")[0])
+    return cast(Precision, PurePath(plan).stem.partition("-")[0])

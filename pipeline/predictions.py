@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from export.errors import ProjectError
+from pipeline.artifacts import Artifacts
 from pipeline.csv_rows import read_rows
 from pipeline.layout import CARD, PREDICTIONS
 
@@ -47,10 +48,23 @@ def read_predictions(path: Path, classes: tuple[str, ...]) -> list[Prediction]:
     return found
 
 
-def shown_images(root: Path) -> list[Path]:
-    """The images that a page would read; none where ``predictions.csv`` cannot be read."""
+def shown_images(artifacts: Artifacts) -> list[Path | None]:
+    """The images that a page would read, as `image_file` gives them; none where ``predictions.csv`` cannot be read."""
     try:
-        rows = read_rows(root / PREDICTIONS, COLUMNS, REMEDY, THUMBNAILS)
+        rows = read_rows(artifacts.path(PREDICTIONS), COLUMNS, REMEDY, THUMBNAILS)
     except ProjectError:
         return []
-    return [root / "infer" / row.cells["path"] for row in rows if row.cells["status"] == "ok"]
+    return [image_file(artifacts, row.cells["path"]) for row in rows if row.cells["status"] == "ok"]
+
+
+def image_file(artifacts: Artifacts, path: str) -> Path | None:
+    """Where the image of a row is, or was; None for a path that the infer stage does not write.
+
+    Args:
+        artifacts: of the recipe.
+        path: as the row has it: absolute, or ``images/NAME`` where infer wrote the image.
+    """
+    if PurePath(path).is_absolute():
+        return Path(path)
+    *folders, name = PurePath(path).parts or ("",)
+    return artifacts.path(f"infer/images/{name}") if folders == ["images"] else None

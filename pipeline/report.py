@@ -13,6 +13,7 @@ from pipeline.card import ModelCard, read_card
 from pipeline.command_line import Invocation
 from pipeline.html import Cell, Section, Table, badge, render, section, size
 from pipeline.layout import BENCHMARK, CARD, PARITY, REPORT
+from pipeline.manifest import MANIFEST, read_stage
 from pipeline.parity_report import NOT_VERIFIED, PASS, ParityReport, by_precision, read_parity
 from pipeline.pictures import data_uri, read_labelled
 from pipeline.recipe import Recipe
@@ -27,7 +28,7 @@ from pipeline.report_predictions import predictions_section
 from pipeline.report_quantization import quantization_sections
 from pipeline.report_recipe import recipe_section, when
 from pipeline.report_speed import speed_section
-from pipeline.report_standing import SHOWN_STAGES, digest_now, engine_verdicts, read_stage, standing
+from pipeline.report_standing import SHOWN_STAGES, digest_now, engine_verdicts, standing
 from pipeline.stage_records import Epoch, read_history
 
 HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
@@ -93,8 +94,9 @@ def _chain(artifacts: Artifacts) -> Section:
             written = sum(entry.bytes for entry in manifest.outputs.values())
             stages[stage] = f"{manifest.seconds:.1f} s, {size(written)}"
         else:
-            there = (artifacts.root / stage).is_dir()
-            stages[stage] = "its record is missing or damaged" if there else "not run"
+            stages[stage] = (
+                "its record is damaged" if artifacts.has(f"{stage}/{MANIFEST}") else "not run, or its record is gone"
+            )
     return section("Stages", "stages.html.j2", stages=stages)
 
 

@@ -8,7 +8,7 @@ from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.artifacts import Artifacts
 from pipeline.html import Cell, Section, Table, badge, section, size
-from pipeline.report_standing import read_stage
+from pipeline.manifest import read_stage
 from pipeline.words import sentence
 
 HEAD = ("verdict", "engine", "TensorRT", "built for", "batch min / opt / max", "convolutions", "*size", "*build time")

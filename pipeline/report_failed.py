@@ -19,7 +19,6 @@ from pipeline.artifacts import Artifacts
 from pipeline.card import ModelCard
 from pipeline.command_line import Invocation
 from pipeline.csv_rows import read_rows
-from pipeline.files import sha256_file
 from pipeline.layout import KERAS
 from pipeline.manifest import Manifest, as_recorded
 from pipeline.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport, run_name
@@ -27,6 +26,7 @@ from pipeline.recipe import Recipe, Thresholds
 from pipeline.report_headline import short_name
 from pipeline.report_missed import UNUSABLE, missed, reached
 from pipeline.report_recipe import make, make_with
+from pipeline.report_standing import digest_now
 from pipeline.stage_records import read_calibration
 from pipeline.words import count, listed, sentence
 
@@ -125,9 +125,9 @@ def _only_relative(situation: Situation, hop: Hop) -> bool:
 
 
 def _engine(situation: Situation, hop: Hop, said: str) -> Step:
-    plan = situation.artifacts.root / hop.candidate
+    artifacts, digest = situation.artifacts, digest_now(situation.artifacts, hop.candidate)
     try:
-        whole = read_sidecar(plan).plan_sha256 == sha256_file(plan)
+        whole = digest is not None and read_sidecar(artifacts.path(hop.candidate)).plan_sha256 == digest
     except (ProjectError, OSError):
         whole = False
     name = short_name(hop.candidate)
@@ -137,16 +137,17 @@ def _engine(situation: Situation, hop: Hop, said: str) -> Step:
     served = _served(situation)
     more = f"{said} If it fits this machine and was built of the layers that were asked for, it fails by itself"
     more += f": serve {served}, which passed." if served else "."
-    return Step(f"Look at what was built for {name}", shlex.join([*ENGINE_CHECK, plan.as_posix()]), more, mends=False)
+    line = shlex.join([*ENGINE_CHECK, f"{artifacts}/{hop.candidate}"])
+    return Step(f"Look at what was built for {name}", line, more, mends=False)
 
 
 def _not_compared(situation: Situation, hop: Hop, said: str) -> Step:
     """A file that gave no answers: it was damaged before it was judged, or nothing here runs it."""
-    root = situation.artifacts.root
+    artifacts = situation.artifacts
     if NO_LOGITS in hop.why:
-        line = shlex.join(["python", "-m", "pipeline", "inspect", (root / KERAS).as_posix()])
+        line = shlex.join(["python", "-m", "pipeline", "inspect", f"{artifacts}/{KERAS}"])
         return Step("Look at the Keras model itself", line, f"{said} It gives {UNUSABLE}.", mends=False)
-    if not as_recorded(root / hop.candidate):
+    if digest_now(artifacts, hop.candidate) is None or not as_recorded(artifacts, hop.candidate):
         return Step(
             "Make it anew",
             make(situation.invocation, "run", situation.verify),

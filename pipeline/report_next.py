@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pipeline.command_line import unpack_command
 from pipeline.doubts import ITSELF
 from pipeline.html import Section, section
+from pipeline.manifest import read_stage
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED
 from pipeline.published_weights import published_backbones
 from pipeline.recipe import IMAGENET
 from pipeline.report_failed import Situation, Step, after_failure
 from pipeline.report_recipe import make, make_with
-from pipeline.report_standing import Standing, behind, read_stage
+from pipeline.report_standing import Standing, behind
 from pipeline.words import count, listed, sentence
 
 FEW_EPOCHS, ENOUGH_EPOCHS = 10, 30

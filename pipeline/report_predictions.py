@@ -14,10 +14,11 @@ from pipeline.card import ModelCard
 from pipeline.errors import ImageError
 from pipeline.html import Section, section
 from pipeline.layout import PARITY, PREDICTIONS, REFERENCE
+from pipeline.manifest import read_stage
 from pipeline.parity_report import PASS, ParityReport, run_name
 from pipeline.pictures import data_uri, read_labelled
-from pipeline.predictions import Prediction, read_predictions
-from pipeline.report_standing import digest_now, other_inputs, read_stage
+from pipeline.predictions import Prediction, image_file, read_predictions
+from pipeline.report_standing import digest_now, other_inputs
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityRep
         served=run_name(served, str(backend)),
         verdict=next((hop.verdict for hop in hops if hop.verdict != PASS), PASS),
         others=other_inputs(artifacts, manifest.inputs, parity),
-        figures=[_figure(one, artifacts.root / "infer" / one.path, card, truth) for one in predictions],
+        figures=[_figure(one, image_file(artifacts, one.path), card, truth) for one in predictions],
     )
 
 
@@ -85,11 +86,11 @@ def _fingerprint(pixels: np.ndarray) -> bytes:
     return sha256(np.ascontiguousarray(pixels).tobytes()).digest()
 
 
-def _figure(one: Prediction, path: Path, card: ModelCard, truth: Mapping[bytes, str | None]) -> Figure:
+def _figure(one: Prediction, path: Path | None, card: ModelCard, truth: Mapping[bytes, str | None]) -> Figure:
     figure = Figure(PurePath(one.path).name, one.name, one.probability)
     if one.error or not one.name:
         return replace(figure, missing=one.error or "not classified")
-    if not path.is_file():
+    if path is None or not path.is_file():
         return replace(figure, missing="there is no such file here")
     try:
         pixels = card.decode.pixels(path)

@@ -13,9 +13,9 @@ from pipeline.bars import Bar, Chart
 from pipeline.command_line import Invocation
 from pipeline.csv_rows import read_rows
 from pipeline.html import Cell, Section, Table, badge, number, section, share
+from pipeline.manifest import read_stage
 from pipeline.parity_report import PASS
 from pipeline.report_recipe import make_with
-from pipeline.report_standing import read_stage
 from pipeline.stage_records import read_calibration, read_placement
 from pipeline.words import count
 

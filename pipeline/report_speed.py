@@ -10,9 +10,10 @@ from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
 from pipeline.command_line import Invocation
 from pipeline.default_order import ON_GPU
 from pipeline.html import Cell, Section, Table, badge, number, section
+from pipeline.manifest import read_stage
 from pipeline.parity_report import FAIL, ParityReport, run_name
 from pipeline.report_cards import is_proxy, verdict_on_row
-from pipeline.report_standing import other_inputs, read_stage
+from pipeline.report_standing import other_inputs
 from pipeline.words import count, sentence
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from export.sidecar import sidecar_path
-from pipeline.artifacts import Artifacts, UndeclaredError
+from pipeline.artifacts import Artifacts
 from pipeline.config import recipe_slice, section_of
 from pipeline.files import sha256_file
 from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE
-from pipeline.manifest import MANIFEST, Manifest, config_changes, read_manifest
+from pipeline.manifest import Manifest, config_changes, read_stage
 from pipeline.parity_report import NOT_VERIFIED, ParityReport
 from pipeline.plans import engines
 from pipeline.recipe import Recipe
@@ -63,7 +63,7 @@ def standing(artifacts: Artifacts, parity: ParityReport) -> Standing:
         for name in judged
         if name not in parity.subjects
     ]
-    remarks = [f"{name} was never verified." for name in engine_names(artifacts) if name not in parity.subjects]
+    remarks = [f"{name} was never verified." for name in engines(artifacts) if name not in parity.subjects]
     remarks += [note for name in SHOWN if artifacts.has(name) and (note := _record_note(artifacts, name))]
     for stage in ("export", "quantize", "build"):
         manifest = read_stage(artifacts, stage)
@@ -72,15 +72,10 @@ def standing(artifacts: Artifacts, parity: ParityReport) -> Standing:
     return Standing(parity.verdict, tuple(broken), tuple(remarks))
 
 
-def engine_names(artifacts: Artifacts) -> list[str]:
-    """The engines that are there, by file below the artifacts."""
-    return [plan.relative_to(artifacts.root).as_posix() for plan in engines(artifacts.root)]
-
-
 def engine_verdicts(artifacts: Artifacts, parity: ParityReport) -> dict[str, str]:
     """The verdict on each engine that is there, and its sidecar, as they are now; by file below the artifacts."""
     verdicts = {}
-    for name in engine_names(artifacts):
+    for name in engines(artifacts):
         digests = {one: digest_now(artifacts, one) for one in (name, sidecar_path(Path(name)).as_posix())}
         verdicts[name] = parity.verdict_of(name, {one: digest for one, digest in digests.items() if digest})
     return verdicts
@@ -102,15 +97,7 @@ def digest_now(artifacts: Artifacts, name: str) -> str | None:
     """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         return None
-    try:
-        return sha256_file(artifacts.path(name)) if artifacts.has(name) else None
-    except UndeclaredError:
-        return None
-
-
-def read_stage(artifacts: Artifacts, stage: str) -> Manifest | None:
-    """The record of a stage; None if there is none, or, with a warning, if it is damaged."""
-    return read_manifest(artifacts.path(f"{stage}/{MANIFEST}").parent)
+    return sha256_file(artifacts.path(name)) if artifacts.declares(name) and artifacts.has(name) else None
 
 
 def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
@@ -132,8 +119,8 @@ def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
             written = source.outputs.get(file) if source else None
             if written is not None and written.sha256 != digest:
                 found.append(f"{stage} read another {name}")
-        missing = [name for name in record.outputs if not (artifacts.root / stage / name).is_file()]
-        found += [f"{stage}/{name} is missing" for name in missing]
+        names = (f"{stage}/{name}" for name in record.outputs)
+        found += [f"{name} is missing" for name in names if artifacts.declares(name) and not artifacts.has(name)]
     return found
 
 

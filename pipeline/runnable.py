@@ -10,23 +10,24 @@ from export.driver import DriverStatus
 from export.errors import ProjectError
 from export.sidecar import read_sidecar
 from export.versions import no_support, supports
+from pipeline.artifacts import Artifacts
 from pipeline.layout import ONNX, TENSORRT8
 from pipeline.plans import engines
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 from pipeline.words import count, listed
 
 
-def why_nothing_runs(root: Path, driver: DriverStatus) -> str:
+def why_nothing_runs(artifacts: Artifacts, driver: DriverStatus) -> str:
     """Why none of a recipe's files can be run on this machine; "" where one may be, or where there is none.
 
     Args:
-        root: ``artifacts/<recipe>``.
+        artifacts: of the recipe.
         driver: of this machine.
     """
-    files, plans = _onnx_files(root), engines(root)
+    files, plans = _onnx_files(artifacts), engines(artifacts)
     if files and onnxruntime_is_installed():
         return ""
-    reasons = [why_not_opened(plan, driver) for plan in plans]
+    reasons = [why_not_opened(artifacts.path(plan), driver) for plan in plans]
     if "" in reasons:
         return ""
     if driver and plans and find_tensorrt("tensorrt") is None:  # which runs its own engines, and builds them here
@@ -54,14 +55,14 @@ def why_not_opened(plan: Path, driver: DriverStatus) -> str:
     return no_support(flavour, here) if unsupported else _missing(flavour)
 
 
-def files_to_run(root: Path) -> str:
+def files_to_run(artifacts: Artifacts) -> str:
     """How many of a recipe's files there are to be run, and where: "the 3 engines and 3 ONNX files below …"."""
-    counted = {"engine": len(engines(root)), "ONNX file": len(_onnx_files(root))}
-    return f"the {' and '.join(count(number, noun) for noun, number in counted.items() if number)} below {root}"
+    counted = {"engine": len(engines(artifacts)), "ONNX file": len(_onnx_files(artifacts))}
+    return f"the {' and '.join(count(number, noun) for noun, number in counted.items() if number)} below {artifacts}"
 
 
-def _onnx_files(root: Path) -> list[str]:
-    return [name for name in (*ONNX.values(), *TENSORRT8.values()) if (root / name).is_file()]
+def _onnx_files(artifacts: Artifacts) -> list[str]:
+    return [name for name in (*ONNX.values(), *TENSORRT8.values()) if artifacts.has(name)]
 
 
 def _missing(flavour: str) -> str:

@@ -118,12 +118,12 @@ def choose(
         what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
         instead = " Use --backend onnxruntime here." if onnxruntime_is_installed() else ""
         raise ProjectError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
-    if backend == "auto" and (idle := why_nothing_runs(artifacts.root, driver)):
+    if backend == "auto" and (idle := why_nothing_runs(artifacts, driver)):
         raise ProjectError(
-            f"Expected something here that runs {files_to_run(artifacts.root)}. Received: {idle}. Install what runs "
+            f"Expected something here that runs {files_to_run(artifacts)}. Received: {idle}. Install what runs "
             "them, or classify where they run."
         )
-    verdicts = Verdicts(artifacts.root, settings.verify.thresholds)
+    verdicts = Verdicts(artifacts, settings.verify.thresholds)
     choices: list[Choice] = []
     passed_over: list[str] = []
     for name in BACKENDS if backend == "auto" else (backend,):
@@ -142,7 +142,7 @@ def choose(
     if not choices:
         missing = f" ({listed(passed_over, separator='; ')})" if passed_over else ""
         raise CommandNeededError(
-            f"Expected a built model for backend {backend}, precision {precision} below {artifacts.root}. Received: "
+            f"Expected a built model for backend {backend}, precision {precision} below {artifacts}. Received: "
             f"none{missing}. Run `{COMMAND}` first.",
             "run",
         )
@@ -157,7 +157,7 @@ def choose(
         first = serving[0]
         better = [choice for choice in choices if choice not in serving and choice.fit(size) < first.fit(size)]
         passed_over += [choice.why or f"{choice.run_name}: {choice.verdict}" for choice in better]
-        best = _measured_fastest(artifacts.root, settings.runtime, serving, driver, size)
+        best = _measured_fastest(artifacts, settings.runtime, serving, driver, size)
         if passed_over:
             log.warning(
                 "%s answers. Passed over: %s", best.run_name, listed(dict.fromkeys(passed_over), separator="; ")
@@ -168,7 +168,7 @@ def choose(
     every = [*passed_over, *(choice.why or f"{choice.run_name}: {choice.verdict}" for choice in choices)]
     reasons = listed(dict.fromkeys(every), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
-    mend = f"{artifacts.root / PARITY} says why" if failed else f"Run `{COMMAND}`"
+    mend = f"{artifacts.path(PARITY)} says why" if failed else f"Run `{COMMAND}`"
     raise CommandNeededError(
         f"Expected a model that passed verification. Received: {reasons}. {mend}, or take the risk with "
         "--allow-unverified.",
@@ -198,12 +198,12 @@ def _may_answer(backend: str, artifacts: Artifacts, before: Sequence[Choice]) ->
     """
     if not any(choice.verdict == PASS for choice in before):
         return True
-    serves, _ = read_serves(artifacts.root)
+    serves, _ = read_serves(artifacts)
     return serves is not None and serves.beats_others(backend)
 
 
 def _measured_fastest(
-    root: Path, runtime: RuntimeOptions, serving: Sequence[Choice], driver: DriverStatus, size: int
+    artifacts: Artifacts, runtime: RuntimeOptions, serving: Sequence[Choice], driver: DriverStatus, size: int
 ) -> Choice:
     """The first of those that may serve, or the one that was measured to be faster than it on this GPU."""
     first = serving[0]
@@ -216,7 +216,7 @@ def _measured_fastest(
         and choice.verdict in (PASS, first.verdict)
         and choice.misfit(size)[0] <= first.misfit(size)[0]
     ]
-    serves, doubt = read_serves(root)
+    serves, doubt = read_serves(artifacts)
     if serves is None:
         if doubt:
             log.warning("what was measured does not count: %s", doubt)
@@ -224,7 +224,7 @@ def _measured_fastest(
     if why := _elsewhere(serves, driver, runtime):
         log.debug("what was measured does not count: %s", why)
         return first
-    here = {choice.name: _contender(root, choice) for choice in rivals}
+    here = {choice.name: _contender(artifacts, choice) for choice in rivals}
     _say_others(serves, here)
 
     def compared(name: str, other: str) -> Nearest | None:
@@ -253,10 +253,10 @@ def _elsewhere(serves: Serves, driver: DriverStatus, runtime: RuntimeOptions) ->
     return ""
 
 
-def _contender(root: Path, choice: Choice) -> Contender:
+def _contender(artifacts: Artifacts, choice: Choice) -> Contender:
     if choice.backend == "tensorrt":
-        return engine_contender(root, choice.path)
-    return onnx_contender(root, choice.path, choice.precision)
+        return engine_contender(artifacts, choice.name)
+    return onnx_contender(artifacts, choice.name, choice.precision)
 
 
 def _say_others(serves: Serves, here: dict[str, Contender]) -> None:
@@ -276,17 +276,18 @@ def _files(
         path = artifacts.path(name)
         if not path.is_file():
             return [], [f"{name} is missing"] if verdicts.knows(name) else []
-        found = verdicts.on(path, backend)
+        found = verdicts.on(name, backend)
         return [Choice(name, path, backend, precision, found.verdict, None, runtime, found.why)], []
     choices, unusable = [], []
-    for plan in engines(artifacts.root):
-        if plan_precision(plan) != precision:
+    for name in engines(artifacts):
+        if plan_precision(name) != precision:
             continue
+        plan = artifacts.path(name)
         try:
             profile = read_sidecar(plan).profile
         except ProjectError as error:
             unusable.append(str(error))
             continue
-        found, name = verdicts.on(plan), plan.relative_to(artifacts.root).as_posix()
+        found = verdicts.on(name)
         choices.append(Choice(name, plan, backend, precision, found.verdict, profile, runtime, found.why))
     return choices, unusable

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.sidecar import sidecar_path
+from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file
 from pipeline.layout import CARD, KERAS, PARITY
-from pipeline.manifest import as_recorded, read_manifest
+from pipeline.manifest import as_recorded, read_stage
 from pipeline.parity_report import NOT_VERIFIED, ParityReport, by_precision, read_parity, run_name
 from pipeline.recipe import VerifyThresholds
 
@@ -34,55 +35,51 @@ class Verdicts:
     """The verdicts on a recipe's artifacts.
 
     Args:
-        root: ``artifacts/<recipe>``.
+        artifacts: of the recipe; the verdict, its manifest and the model's files are read.
         thresholds: what is asked now; a verdict by others does not count. Defaults to None: whatever was asked.
 
     Raises:
         ProjectError: ``parity.json`` is damaged.
     """
 
-    def __init__(self, root: Path, thresholds: VerifyThresholds | None = None) -> None:
-        self._root, self._thresholds = root, thresholds
-        path = root / PARITY
-        self.report: ParityReport | None = read_parity(path) if path.is_file() else None
+    def __init__(self, artifacts: Artifacts, thresholds: VerifyThresholds | None = None) -> None:
+        self._artifacts, self._thresholds = artifacts, thresholds
+        self.report: ParityReport | None = read_parity(artifacts.path(PARITY)) if artifacts.has(PARITY) else None
         self._doubt = self._find_doubt()
 
     def _find_doubt(self) -> str:
         """Why nothing of the report counts; "" if it does."""
         if self.report is None:
             return "there is no verdict"
-        path = self._root / PARITY
-        if read_manifest(path.parent) is None:
+        if read_stage(self._artifacts, "verify") is None:
             return f"no manifest of the verify stage vouches for {PARITY}"
-        if not as_recorded(path):
+        if not as_recorded(self._artifacts, PARITY):
             return f"{PARITY} was altered since the verify stage wrote it"
         for name, needed in (
             (CARD, True),
             (KERAS, False),
         ):  # what answers is compared by itself, Keras need not be here
-            file = self._root / name
-            if file.is_file() and self.report.subjects.get(name) != sha256_file(file):
+            there = self._artifacts.has(name)
+            if there and self.report.subjects.get(name) != sha256_file(self._artifacts.path(name)):
                 return f"{name} was altered since it was verified"
-            if needed and not file.is_file():
+            if needed and not there:
                 return f"{name} is missing"
         if self._thresholds is not None and self.report.thresholds != by_precision(self._thresholds):
             return "the verdict was given by other thresholds than the recipe's verify.thresholds"
         return ""
 
-    def on(self, path: Path, backend: str | None = None) -> Verdict:
+    def on(self, name: str, backend: str | None = None) -> Verdict:
         """The verdict on a file below the artifacts, an engine's together with its sidecar's bytes.
 
         Args:
-            path: the file.
+            name: of the file.
             backend: what is to run it: "onnxruntime", "onnxruntime-cuda" or "tensorrt". Defaults to None: the worst of
                 all that ran it.
         """
         if self._doubt or self.report is None:
             return Verdict(NOT_VERIFIED, self._doubt)
-        name = self._name(path)
-        digests = {name: sha256_file(path)}
-        if path.suffix == ".plan" and sidecar_path(path).is_file():
-            digests[self._name(sidecar_path(path))] = sha256_file(sidecar_path(path))
+        names = [name, sidecar_path(Path(name)).as_posix()] if name.endswith(".plan") else [name]
+        digests = {one: sha256_file(self._artifacts.path(one)) for one in names if self._artifacts.has(one)}
         verdict = self.report.verdict_of(name, digests, backend)
         if verdict != NOT_VERIFIED:
             return Verdict(verdict)
@@ -95,6 +92,3 @@ class Verdicts:
     def knows(self, name: str) -> bool:
         """Whether a file of that name was verified, whatever became of it."""
         return self.report is not None and name in self.report.subjects
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._root).as_posix()

@@ -97,36 +97,32 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
     for precision, name in TENSORRT8.items():
         if artifacts.has(name):
             found += onnx(name, precision, ONNX["fp32"])
-    for plan in engines(artifacts.root):
-        name = plan.relative_to(artifacts.root).as_posix()
-        precision = plan_precision(plan)
-        source = _source(artifacts.root, plan)
-        beside = sidecar_path(plan)
+    for name in engines(artifacts):
+        plan, precision = artifacts.path(name), plan_precision(name)
+        beside = sidecar_path(Path(name)).as_posix()
         found.append(
             Candidate(
                 name,
                 "tensorrt",
                 precision,
                 sha256_file(plan),
-                source,
+                _source(artifacts, name),
                 partial(open_runner, plan, "tensorrt", precision, runtime),
-                with_it={f"{plan.parent.relative_to(artifacts.root).as_posix()}/{beside.name}": sha256_file(beside)}
-                if beside.is_file()
-                else {},
+                with_it={beside: sha256_file(artifacts.path(beside))} if artifacts.has(beside) else {},
             )
         )
     return found
 
 
-def _source(root: Path, plan: Path) -> str:
+def _source(artifacts: Artifacts, plan: str) -> str:
     """The ONNX file that an engine was built from; the usual one where the sidecar is damaged, as its runner says."""
     precision = plan_precision(plan)
     try:
-        digest = read_sidecar(plan).onnx_sha256
+        digest = read_sidecar(artifacts.path(plan)).onnx_sha256
     except ProjectError:
         return ONNX[precision]
-    sources = engine_sources(root, precision)
-    return next((name for name in sources if sha256_file(root / name) == digest), ONNX[precision])
+    sources = engine_sources(artifacts, precision)
+    return next((name for name in sources if sha256_file(artifacts.path(name)) == digest), ONNX[precision])
 
 
 def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path) -> tuple[Reference, Mapping[str, str]]:
@@ -142,7 +138,7 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
         "max_images": settings.verify.max_images,
         **{name: digest for name, digest in inputs.digests.items() if name.startswith("data/")},
     }
-    former_meta, saved, noise = _read_reference(inputs.path(REFERENCE))
+    former_meta, saved, noise = _read_reference(inputs)
     if former_meta != meta:
         saved = None
     skipped: Mapping[str, str] = {}
@@ -246,11 +242,13 @@ def _ask_keras(
         ) from error
 
 
-def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None, FloatNoise | None]:
+def _read_reference(inputs: Inputs) -> tuple[dict[str, Any], dict[str, np.ndarray] | None, FloatNoise | None]:
+    path = inputs.path(REFERENCE)
     if not path.is_file():
         return {}, None, None
+    vouched = as_recorded(inputs, REFERENCE)
     try:
-        if not as_recorded(path):
+        if not vouched:
             raise ValueError("it is not what the verify stage wrote")
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
         meta = parse_json(arrays.pop("meta").tobytes(), "meta")

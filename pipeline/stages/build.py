@@ -18,12 +18,12 @@ from pipeline.command_line import COMMAND, CommandNeededError
 from pipeline.environment import choose_tensorrt, machine_environment, why_not_here
 from pipeline.files import sha256_file
 from pipeline.inputs import Consulted, Inputs
-from pipeline.layout import TENSORRT8
-from pipeline.plans import engine_source, engine_sources, engines, plan_name, profiles
+from pipeline.layout import ENGINES, TENSORRT8
+from pipeline.plans import engine_source, engine_sources, engines, plan_flavour, plan_name, profiles
 from pipeline.progress import progress_bar
 from pipeline.recipe import Build, Recipe
 from pipeline.stage import Stage
-from pipeline.stages.declared import ENGINES, ONNX_FILES
+from pipeline.stages.declared import ONNX_FILES
 from pipeline.words import listed
 
 log = logging.getLogger(__name__)
@@ -138,8 +138,8 @@ def build_options(settings: Build) -> BuildOptions:
 
 def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list[str]:
     kept = []
-    for plan in engines(inputs.root):
-        flavour = plan.parent.name
+    for name in engines(inputs):
+        plan, flavour = inputs.path(name), plan_flavour(name)
         if flavour == except_flavour:
             continue
         try:
@@ -147,7 +147,7 @@ def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list
         except ProjectError as error:
             log.warning("left out an engine: %s", error)
             continue
-        sources = engine_sources(inputs.root, sidecar.precision)
+        sources = engine_sources(inputs, sidecar.precision)
         if sidecar.onnx_sha256 not in {sha256_file(inputs.path(source)) for source in sources}:
             continue
         target = out / flavour
@@ -160,7 +160,7 @@ def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list
 
 STAGE = Stage(
     "build",
-    inputs=(*ONNX_FILES, *(Consulted(engine.pattern) for engine in ENGINES)),  # of another flavour, to keep
+    inputs=(*ONNX_FILES, *map(Consulted, ENGINES)),  # of another flavour, to keep
     keys=("build",),
     run=run,
     result=Built,

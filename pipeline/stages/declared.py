@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.inputs import Optional, Required
-from pipeline.layout import ONNX, TENSORRT8
+from pipeline import layout
+from pipeline.inputs import Input, Optional, Required
 
 # Those for TensorRT 8.6 are there where the recipe asked for them.
-ONNX_FILES: tuple[Required | Optional, ...] = (*map(Required, ONNX.values()), *map(Optional, TENSORRT8.values()))
-ENGINES = (Optional("build/*/*.plan"), Optional("build/*/*.json"))
+ONNX_FILES: tuple[Input, ...] = (*map(Required, layout.ONNX.values()), *map(Optional, layout.TENSORRT8.values()))
+ENGINES: tuple[Input, ...] = tuple(map(Optional, layout.ENGINES))

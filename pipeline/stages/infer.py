@@ -87,7 +87,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _serves(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
     """What of the benchmark can change which file answers: times differ at every run, which is faster seldom does."""
-    serves, _ = read_serves(artifacts.root)
+    serves, _ = read_serves(artifacts)
     deciding = serves.deciding() if serves else None
     return {"benchmark/serves": sha256_json(deciding)} if deciding else {}
 
@@ -96,7 +96,7 @@ STAGE = Stage(
     "infer",
     inputs=(
         *(Required(CARD), *ONNX_FILES, *ENGINES, Required(PARITY), Consulted("verify/manifest.json")),
-        *(Derived((BENCHMARK,), _serves), Consulted("benchmark/manifest.json")),
+        Derived((BENCHMARK, "benchmark/manifest.json"), _serves),
         *(Consulted(KERAS), Split("test")),  # Keras' file need not be here; if it is, it is the one that was verified
     ),
     keys=("infer", "runtime", "verify.thresholds"),

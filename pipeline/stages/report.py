@@ -37,9 +37,9 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
     """The images that the page shows; of one that is not on this machine, the recorded digest stands."""
     digests = {}
-    for number, path in enumerate(shown_images(artifacts.root)):
+    for number, path in enumerate(shown_images(artifacts)):
         name = f"infer/image {number}"
-        if path.is_file():
+        if path is not None and path.is_file():
             digests[name] = sha256_file(path)
         elif name in recorded:
             digests[name] = recorded[name]

@@ -68,10 +68,10 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     candidates = list_candidates(inputs, settings.runtime)
     answers = run_all(candidates, reference, settings.verify.batch_size, card.check_runner)
     if all(answer.verdict == NOT_RUN for answer in answers.values()):
-        idle = why_nothing_runs(inputs.root, driver_status())
+        idle = why_nothing_runs(inputs, driver_status())
         idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
         raise ProjectError(
-            f"Expected something here that runs {files_to_run(inputs.root)}. Received: nothing: {idle}. Nothing is "
+            f"Expected something here that runs {files_to_run(inputs)}. Received: nothing: {idle}. Nothing is "
             "judged, and a former verdict stands. Install what runs them, or verify where they run."
         )
     accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())

@@ -19,6 +19,7 @@ from benchmarks.contests import compare, contest_lines, find_serves
 from benchmarks.timing import Samples, measure
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
+from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import BenchmarkReport, read_benchmark
 from pipeline.card import write_card
 from pipeline.config import load_recipe
@@ -175,7 +176,7 @@ def test_what_failed_or_is_a_peer_or_runs_on_a_cpu_is_no_contender(context: Cont
         row("tensorrt", "fp16", 4, 1.0, file="tensorrt/fp16.plan", **samples),
         row("onnxruntime-cuda", "fp16", 4, 1.0, file=ONNX["fp16"], **samples | {"samples_ms": (2.0,) * 6}),
     ]
-    serves = find_serves(context.root, rows, RuntimeOptions())
+    serves = find_serves(Artifacts(context.root), rows, RuntimeOptions())
     assert serves is not None
     (contest,) = serves.contests
     assert [one.file for one in contest.contenders] == [FP16, ONNX["fp16"]]
@@ -184,9 +185,9 @@ def test_what_failed_or_is_a_peer_or_runs_on_a_cpu_is_no_contender(context: Cont
     assert contest_lines(serves) == [
         f"  batch 4: {FP16} serves if it passes: 2x (2 to 2) as fast as {ONNX['fp16']}",
     ]
-    assert find_serves(context.root, rows[:4], RuntimeOptions()) is None
-    assert find_serves(context.root, rows, RuntimeOptions(device=2)) is None
-    assert find_serves(context.root, rows, RuntimeOptions(device=1)).gpu == "Other"  # type: ignore[union-attr]
+    assert find_serves(Artifacts(context.root), rows[:4], RuntimeOptions()) is None
+    assert find_serves(Artifacts(context.root), rows, RuntimeOptions(device=2)) is None
+    assert find_serves(Artifacts(context.root), rows, RuntimeOptions(device=1)).gpu == "Other"  # type: ignore[union-attr]
 
 
 def test_a_graph_that_could_not_be_made_stands_in_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_peers_and_cuda_are_listed_where_they_are_active(tmp_path: Path, monkeyp
 
     def listed() -> dict[str, dict[str, str]]:
         found: dict[str, dict[str, str]] = {}
-        for one in scenarios.scenarios(tmp_path, [1]):
+        for one in scenarios.scenarios(Artifacts(tmp_path), [1]):
             found.setdefault(one.backend, {})[one.precision] = one.caveat
             assert one.includes == scenarios.INCLUDES[one.backend]
         return found

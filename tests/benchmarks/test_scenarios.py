@@ -13,6 +13,7 @@ from benchmarks.timing import measure
 from export.driver import Device, DriverStatus
 from export.errors import ProjectError
 from export.sidecar import sidecar_path, write_plan
+from pipeline.artifacts import Artifacts
 from pipeline.errors import RunnerError
 from pipeline.inputs import Inputs
 from pipeline.recipe import Benchmark, Build, Profile, Recipe
@@ -45,7 +46,7 @@ def artifacts(tmp_path: Path) -> Path:
 
 def test_without_a_gpu_there_are_no_engines(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, False)
-    found = scenarios(artifacts, [1, 8])
+    found = scenarios(Artifacts(artifacts), [1, 8])
     one_batch = [("keras", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("onnxruntime", "int8")]
     assert [(one.backend, one.precision) for one in found] == one_batch * 2
     assert [one.batch for one in found] == [1] * 4 + [8] * 4
@@ -58,7 +59,7 @@ def test_without_a_gpu_there_are_no_engines(artifacts: Path, monkeypatch: pytest
 
 def test_with_a_gpu_the_engines_come_too(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, True)
-    found = [one for one in scenarios(artifacts, [1, 4, 20]) if one.backend == "tensorrt"]
+    found = [one for one in scenarios(Artifacts(artifacts), [1, 4, 20]) if one.backend == "tensorrt"]
     at_4 = [one for one in found if one.batch == 4]
     assert [(one.path.parent.name, one.precision) for one in at_4] == [
         ("rtx", "fp32"),
@@ -78,7 +79,7 @@ def test_an_engine_without_a_sidecar_is_left_out(
 ) -> None:
     driver(monkeypatch, True)
     sidecar_path(artifacts / "build" / "rtx" / "fp32.plan").unlink()
-    found = scenarios(artifacts, [4])
+    found = scenarios(Artifacts(artifacts), [4])
     assert sum(one.backend == "tensorrt" for one in found) == 3
     assert "fp32.json" in caplog.text
 
@@ -87,26 +88,26 @@ def test_an_engine_that_no_stage_built_is_left_out(artifacts: Path, monkeypatch:
     driver(monkeypatch, True)
     for path in sorted((artifacts / "build" / "rtx").glob("fp32.*")):
         path.with_stem("best").write_bytes(path.read_bytes())
-    found = scenarios(artifacts, [4])
+    found = scenarios(Artifacts(artifacts), [4])
     assert "best.plan" not in {one.path.name for one in found}
 
 
 def test_missing_files(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, False)
     (artifacts / "quantize" / "model.int8.onnx").unlink()
-    found = scenarios(artifacts, [1])
+    found = scenarios(Artifacts(artifacts), [1])
     assert [(one.backend, one.precision) for one in found] == [
         ("keras", "fp32"),
         ("onnxruntime", "fp32"),
         ("onnxruntime", "fp16"),
     ]
-    assert scenarios(artifacts / "nothing", [1]) == []
+    assert scenarios(Artifacts(artifacts / "nothing"), [1]) == []
 
 
 @pytest.mark.parametrize("batches", [[], [0], [4, -1]])
 def test_batches_are_checked(artifacts: Path, batches: list[int]) -> None:
     with pytest.raises(ProjectError, match="batch sizes of 1 or more"):
-        scenarios(artifacts, batches)
+        scenarios(Artifacts(artifacts), batches)
 
 
 class Runner:
@@ -192,7 +193,7 @@ def test_onnxruntime_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, precision in (("export/model.onnx", "fp32"), ("quantize/model.int8.onnx", "int8")):
         (tmp_path / name).parent.mkdir()
         tiny_onnx.write(tmp_path / name, precision)
-    wanted = scenarios(tmp_path, [1, 4])
+    wanted = scenarios(Artifacts(tmp_path), [1, 4])
     rows = run_scenarios(wanted, open_scenario, (tiny_onnx.SIZE, tiny_onnx.SIZE), QUICK)
     assert [(row.precision, row.batch, row.n) for row in rows] == [
         ("fp32", 1, 3),

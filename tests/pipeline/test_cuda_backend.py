@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline import environment
+from pipeline.artifacts import Artifacts as Files
 from pipeline.config import load_recipe
 from pipeline.context import Context
 from pipeline.files import sha256_file
@@ -178,7 +179,7 @@ def test_the_verb_verifies_on_cuda_once_it_is_there(chain: Chain, monkeypatch: p
     hops = read_parity(chain.root / PARITY).hops
     on_cuda = {one.candidate: one.verdict for one in hops if one.backend == CUDA and one.kind == "from_keras"}
     assert dict.fromkeys(ONNX.values(), "pass").items() <= on_cuda.items()
-    assert Verdicts(chain.root).on(chain.root / FP16, CUDA).verdict == "pass"
+    assert Verdicts(Files(chain.root)).on(FP16, CUDA).verdict == "pass"
 
 
 # --- what may serve ---
@@ -193,18 +194,18 @@ def test_a_pass_on_the_cpu_does_not_vouch_for_cuda(context: Context) -> None:
             for on in BOTH
         ),
     )
-    verdicts = Verdicts(context.root)
-    assert verdicts.on(context.root / FP16, "onnxruntime").verdict == "pass"
-    assert verdicts.on(context.root / FP16, CUDA).verdict == "fail"
-    assert verdicts.on(context.root / FP16).verdict == "fail"  # whoever asks for no backend gets the worst
-    assert verdicts.on(context.root / FP32, CUDA) == Verdict("not verified", f"{FP32} on CUDA was never verified")
+    verdicts = Verdicts(Files(context.root))
+    assert verdicts.on(FP16, "onnxruntime").verdict == "pass"
+    assert verdicts.on(FP16, CUDA).verdict == "fail"
+    assert verdicts.on(FP16).verdict == "fail"  # whoever asks for no backend gets the worst
+    assert verdicts.on(FP32, CUDA) == Verdict("not verified", f"{FP32} on CUDA was never verified")
 
 
 def test_a_verdict_of_before_says_nothing_of_cuda(context: Context) -> None:
     write_verdict(context.root, *(make_hop(name) for name in ONNX.values()))
     for name in ONNX.values():
-        assert Verdicts(context.root).on(context.root / name, "onnxruntime").verdict == "pass"
-        assert Verdicts(context.root).on(context.root / name, CUDA).verdict == "not verified"
+        assert Verdicts(Files(context.root)).on(name, "onnxruntime").verdict == "pass"
+        assert Verdicts(Files(context.root)).on(name, CUDA).verdict == "not verified"
 
 
 def test_both_verdicts_are_written_and_read(context: Context, gpu: FakeOnnxRuntime) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from export.driver import Device, DriverStatus
 from export.errors import ProjectError
 from pipeline import runnable, serving
+from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
 from pipeline.config import load_recipe
 from pipeline.context import Context
@@ -85,8 +86,8 @@ class Here:
 
     def contender(self, name: str) -> Contender:
         if name.endswith(".plan"):
-            return engine_contender(self.root, self.root / name)
-        return onnx_contender(self.root, self.root / name, next(p for p, file in ONNX.items() if file == name))
+            return engine_contender(Artifacts(self.root), name)
+        return onnx_contender(Artifacts(self.root), name, next(p for p, file in ONNX.items() if file == name))
 
     def measure(self, times: Mapping[str, float], *batches: int, spread: float = 0.01, rounds: int = 20) -> Serves:
         """Write a benchmark in which each file takes so long, at each batch size."""
@@ -246,7 +247,7 @@ def test_a_rebuilt_plan_of_the_same_source_is_as_fast(here: Here) -> None:
     (here.root / FP16).unlink()
     here.build(FP16, plan_sha256="f" * 64)
     here.verify()
-    assert here.contender(FP16) not in read_serves(here.root)[0].contests[0].contenders
+    assert here.contender(FP16) not in read_serves(Artifacts(here.root))[0].contests[0].contenders
     assert choose(here.context()).name == FP16
     assert here.inputs() == before
 

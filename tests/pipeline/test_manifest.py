@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import manifest
+from pipeline.artifacts import Artifacts
 from pipeline.manifest import (
     MANIFEST,
     Key,
@@ -71,14 +72,14 @@ def test_up_to_date(done: Path) -> None:
 
 
 def test_a_file_is_as_recorded_by_its_bytes(done: Path) -> None:
-    assert as_recorded(done / "a.bin")
+    assert as_recorded(Artifacts(done.parent), f"{done.name}/a.bin")
     (done / "a.bin").write_bytes(b"two")
-    assert not as_recorded(done / "a.bin")
+    assert not as_recorded(Artifacts(done.parent), f"{done.name}/a.bin")
     (done / "c.bin").write_bytes(b"new")
-    assert not as_recorded(done / "c.bin")
+    assert not as_recorded(Artifacts(done.parent), f"{done.name}/c.bin")
     (done / "a.bin").write_bytes(b"one")
     (done / MANIFEST).unlink()
-    assert not as_recorded(done / "a.bin")
+    assert not as_recorded(Artifacts(done.parent), f"{done.name}/a.bin")
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from export.errors import ProjectError
 from pipeline import serving
+from pipeline.artifacts import Artifacts
 from pipeline.config import load_recipe
 from pipeline.context import Context
 from pipeline.files import sha256_file
@@ -129,9 +130,9 @@ def test_no_verdict_at_all(context: Context) -> None:
 def test_an_engine_counts_with_its_sidecar(context: Context) -> None:
     plan = make_plan(context.root / "build" / "tensorrt" / "fp16.plan")
     write_verdict(context.root, make_hop("build/tensorrt/fp16.plan"))
-    assert Verdicts(context.root).on(plan).verdict == "pass"
+    assert Verdicts(Artifacts(context.root)).on(plan.relative_to(context.root).as_posix()).verdict == "pass"
     edit(plan.with_suffix(".json"), lambda tree: tree.update(precision="int8"))
-    found = Verdicts(context.root).on(plan)
+    found = Verdicts(Artifacts(context.root)).on(plan.relative_to(context.root).as_posix())
     assert (found.verdict, found.why) == (
         "not verified",
         "build/tensorrt/fp16.json was altered since it was verified",

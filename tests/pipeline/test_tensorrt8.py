@@ -14,6 +14,7 @@ import pytest
 from benchmarks import accuracy
 from export.capabilities import TensorRT
 from export.errors import ProjectError
+from pipeline.artifacts import Artifacts
 from pipeline.config import load_recipe
 from pipeline.context import Context
 from pipeline.files import sha256_file
@@ -116,7 +117,7 @@ def test_stages_take_them_only_where_they_are(tmp_path: Path, older: bool) -> No
     assert set(BY_NAME["build"].digests(made, {})) == expected
     for precision in PRECISIONS:
         names = dict.fromkeys(engine_source(precision, strong) for strong in (True, False))
-        assert engine_sources(made.root, precision) == [name for name in names if name in expected]
+        assert engine_sources(Artifacts(made.root), precision) == [name for name in names if name in expected]
     found = {candidate.name: candidate for candidate in list_candidates(made)}
     assert set(found) == expected
     if older:

@@ -13,6 +13,7 @@ from export.driver import Device, DriverStatus
 from export.errors import ProjectError
 from export.sidecar import BatchProfile, write_plan
 from pipeline import runnable, serving
+from pipeline.artifacts import Artifacts
 from pipeline.config import load_recipe
 from pipeline.context import Context
 from pipeline.errors import RecipeError
@@ -90,13 +91,13 @@ def test_each_precision_is_built_in_each_variant(tmp_path: Path, caplog: pytest.
         result = run_stage(building.STAGE, made, made.folder("build"))
     names = ["fp32-latency", "fp32-throughput", "fp16-latency", "fp16-throughput"]
     assert list(result.built) == [f"rtx/{name}" for name in names]
-    assert [plan.stem for plan in engines(made.root)] == names
+    assert [Path(plan).stem for plan in engines(Artifacts(made.root))] == names
     assert all(f"rtx/{name}.plan: " in caplog.text for name in names)
-    for plan in engines(made.root):
+    for plan in map(made.root.joinpath, engines(Artifacts(made.root))):
         sidecar = json.loads(plan.with_suffix(".json").read_text())
         assert sidecar["variant"] == plan_variant(plan)
         assert sidecar["profile"] == TWO[sidecar["variant"]]
-    assert len({sha256_file(plan) for plan in engines(made.root)}) == 4
+    assert len({sha256_file(made.root / plan) for plan in engines(Artifacts(made.root))}) == 4
 
 
 def test_the_bar_says_which_of_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +225,10 @@ def test_each_variant_is_timed_at_its_own_batches(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(scenarios_module, "driver_status", lambda: GPU)
     for name, profile in TWO.items():
         engine(tmp_path, f"int8-{name}", profile)
-    found = [(one.variant, one.batch) for one in scenarios(tmp_path, [1, 256])]
+    found = [(one.variant, one.batch) for one in scenarios(Artifacts(tmp_path), [1, 256])]
     assert found == [("latency", 1), ("throughput", 1), ("throughput", 256)]
-    none_fits = [(one.variant, one.batch, one.caveat) for one in scenarios(tmp_path, [4]) if one.variant == "latency"]
+    listed = scenarios(Artifacts(tmp_path), [4])
+    none_fits = [(one.variant, one.batch, one.caveat) for one in listed if one.variant == "latency"]
     assert none_fits == [("latency", 4, "runs in pieces of 1, the engine's largest batch")]
 
 
@@ -238,7 +240,7 @@ def test_variants_are_told_apart_in_the_rows(tmp_path: Path, monkeypatch: pytest
     def cannot(_: Any) -> Any:
         raise MemoryError("no memory")
 
-    wanted = scenarios(tmp_path, [1])
+    wanted = scenarios(Artifacts(tmp_path), [1])
     rows = scenarios_module.run_scenarios(wanted, cannot, (4, 4))
     assert [(row.variant, row.file) for row in rows] == [
         ("latency", "tensorrt/int8-latency.plan"),
