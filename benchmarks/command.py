@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from pipeline import cli
 from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
 from pipeline.card import read_card
 from pipeline.children import end_with_parent
-from pipeline.environment import machine_environment
 from pipeline.files import recipe_lock
 from pipeline.inputs import Inputs, Required
 from pipeline.layout import BENCHMARK, CARD, KERAS
@@ -27,6 +27,7 @@ from pipeline.machine import describe_cpu
 from pipeline.plans import profiles
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe
+from pipeline.runtime_environment import runtime_environment
 from pipeline.stage import Stage, execute, reasons_to_run
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.usage import Parser
@@ -118,8 +119,9 @@ def table(results: Sequence[BenchmarkRow]) -> str:
     return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
-def _environment(_: Recipe) -> dict[str, Any]:
-    return machine_environment() | {"cpu": str(describe_cpu())}
+def _environment(settings: Recipe) -> dict[str, Any]:
+    keras = {"keras": "installed"} if importlib.util.find_spec("keras") else {}
+    return runtime_environment(settings) | keras | {"cpu": str(describe_cpu())}
 
 
 STAGE = Stage(

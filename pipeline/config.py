@@ -50,7 +50,8 @@ HINTS = {  # for keys that many give in another form
     "data.splits": "It is written as {train: 0.6, validation: 0.1, calibration: 0.1, test: 0.2}.",
     "model.input_size": "Pictures come to the model square, so it is one number of pixels.",
 }
-# What may run is not what comes out: a permission that is given or taken back reruns nothing.
+# What may run is not what comes out: a permission decides no result. Only where a refused engine is one is it declared,
+# among the facts of the machine (`pipeline.runtime_environment`).
 PERMISSION_KEYS = ("model.allow", "runtime.host_code")
 LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes that file systems take

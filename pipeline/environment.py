@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from export.capabilities import INSTALL, TensorRT, find_tensorrt, why_missing
+from export.capabilities import FLAVOURS, INSTALL, TensorRT, find_tensorrt, why_missing
 from export.driver import AMPERE, Device, as_numbers, driver_status
 from export.versions import no_support, supports_advised
 
@@ -60,10 +60,15 @@ def _no_support(flavour: str, device: Device) -> str:
     return f"{said}: {INSTALL['tensorrt']}" if supports_advised(device.compute_capability) else said
 
 
-def machine_environment(flavour: str = "auto") -> dict[str, Any]:
-    """The TensorRT and the GPU of this machine, which decide what an engine is good for."""
+def machine_environment(flavour: str) -> dict[str, Any]:
+    """The TensorRT and the GPU of this machine, which decide what engines are built."""
     trt, _ = choose_tensorrt(flavour)
     return {"tensorrt": f"{trt.flavour} {trt.version}" if trt else None, "gpu": describe_gpu()}
+
+
+def installed_tensorrts() -> dict[str, str]:
+    """Version of each TensorRT that is installed, by its flavour: whichever built an engine is to run it."""
+    return {flavour: trt.version for flavour in FLAVOURS if (trt := find_tensorrt(flavour)) is not None}
 
 
 def describe_gpu() -> str | None:

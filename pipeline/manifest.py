@@ -52,7 +52,7 @@ class Key:
         inputs: name to sha256, for files ``stage/name`` and for image sets ``data/split``.
         config: the slice of the recipe.
         code: sha256 of the stage's own modules.
-        environment: facts about this machine that decide too (build, verify and benchmark only).
+        environment: facts about this machine that decide too, of the stages that build or run engines.
     """
 
     inputs: dict[str, str]
@@ -182,12 +182,14 @@ def config_changes(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
 def environment_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Differences of the machine that call for a rerun.
 
-    A result that was made with more than this machine has (with a GPU, with a TensorRT) is kept: rerunning it here
-    would only replace it by less.
+    A result that was made with more than this machine has is kept: rerunning it here would only replace it by less.
+    Without the GPU or the TensorRT of then nothing else counts; of the rest, a library or a permission, what is gone
+    counts by itself alone.
     """
     if any(recorded.get(name) and not here.get(name) for name in ("gpu", "tensorrt")):
         return []
-    return [f"this machine's {name}: {what}" for name, what in _changes(recorded, here)]
+    kept = {name: value for name, value in recorded.items() if name in here}
+    return [f"this machine's {name}: {what}" for name, what in _changes(kept, here)]
 
 
 def version_changes(manifest: Manifest) -> list[str]:

@@ -54,7 +54,7 @@ class Stage(Generic[R]):
         keys: sections and dotted keys of the recipe that it reads; they decide its result, but for permissions.
         run: does it, from its inputs and its part of the recipe into an empty folder; returns what to record of it.
         result: the type of that, a frozen dataclass.
-        environment: facts about this machine that decide too, of a recipe.
+        environment: facts about this machine that decide too, of the declared part of the recipe.
         takes_new_images: every image is decoded before it runs, and what is damaged is left out from then on.
         bytes_per_weight: of the model, in all that it writes; 0 where that is not known before it runs.
         module: whose code counts, with all that it imports. Defaults to that of ``run``.
@@ -74,7 +74,7 @@ class Stage(Generic[R]):
         """What decides this stage's result now."""
         digests = self.digests(context, manifest.inputs if manifest else {})
         code = code_hash(self.module or self.run.__module__)
-        return Key(digests, self.recipe_part(context), code, self.environment(context.recipe))
+        return Key(digests, self.recipe_part(context), code, self.environment(self.settings(context)))
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
         """What of its inputs decides the result, by content; ``recorded`` are those of its former run."""

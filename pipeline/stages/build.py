@@ -164,6 +164,6 @@ STAGE = Stage(
     keys=("build",),
     run=run,
     result=Built,
-    environment=lambda recipe: machine_environment(recipe.build.flavour),
+    environment=lambda settings: machine_environment(settings.build.flavour),
     bytes_per_weight=bytes_per_weight,
 )

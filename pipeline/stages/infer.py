@@ -102,5 +102,5 @@ STAGE = Stage(
     keys=("infer", "runtime", "verify.thresholds"),
     run=run,
     result=Inferred,
-    environment=lambda _: runtime_environment(),
+    environment=runtime_environment,
 )

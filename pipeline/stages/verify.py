@@ -107,5 +107,5 @@ STAGE = Stage(
     keys=("verify", "runtime", "model.allow", "data.max_bad_images"),
     run=run,
     result=Verified,
-    environment=lambda _: runtime_environment(),
+    environment=runtime_environment,
 )

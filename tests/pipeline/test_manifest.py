@@ -173,6 +173,10 @@ def test_every_reason_is_listed(done: Path) -> None:
         ({"gpu": None, "tensorrt": "rtx 1"}, {"gpu": "A", "tensorrt": "tensorrt 10"}, 2),
         ({}, {"gpu": None, "tensorrt": None}, 2),  # from before it was recorded
         ({}, {}, 0),
+        ({"gpu": "A"}, {"gpu": "A", "onnxruntime": "installed"}, 1),  # a library came, or a permission
+        ({"gpu": "A", "onnxruntime": "installed"}, {"gpu": "A"}, 0),
+        ({"gpu": "A", "onnxruntime": "installed"}, {"gpu": "B"}, 1),
+        ({"gpu": "A", "rtx": "1.3"}, {"gpu": "A", "rtx": "1.4"}, 1),
     ],
 )
 def test_environment(recorded: dict, here: dict, changes: int) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.command import STAGE as BENCHMARK
-from pipeline import environment
+from export.driver import Device, DriverStatus
+from pipeline import environment, runtime_environment
 from pipeline.artifacts import Artifacts, UndeclaredError
 from pipeline.config import load_recipe
 from pipeline.context import Context
@@ -275,8 +276,37 @@ def test_what_lists_engines_declares_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["build", "verify", "infer", "benchmark"])
 def test_what_uses_a_gpu_runs_again_with_another(name: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "describe_gpu", lambda: "another")
-    assert {**BY_NAME, "benchmark": BENCHMARK}[name].environment(toy.context().recipe)["gpu"] == "another"
+    driver = DriverStatus(True, "", devices=(Device("Another", "9.0", 1),))
+    monkeypatch.setattr(environment, "driver_status", lambda: driver)
+    facts = {**BY_NAME, "benchmark": BENCHMARK}[name].environment(toy.context().recipe)
+    assert facts["gpu"] == "Another (compute capability 9.0)"
+
+
+RUN_MODELS = {name: {**BY_NAME, "benchmark": BENCHMARK}[name] for name in ("verify", "infer", "benchmark")}
+
+
+@pytest.mark.parametrize("stage", RUN_MODELS.values(), ids=RUN_MODELS)
+def test_what_runs_models_runs_again_where_more_can_run(
+    stage: Stage, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that was refused for want of a permission is a fail, and one that no TensorRT here opens is not run."""
+    monkeypatch.setattr(environment, "find_tensorrt", {"tensorrt": SimpleNamespace(version="10.13")}.get)
+    monkeypatch.setattr(runtime_environment, "is_installed", lambda: False)
+    last = replace(toy.stage(keys=stage.keys), environment=stage.environment)
+    execute(last, toy.context())
+    permission = "runtime.host_code=true"
+    for given in (permission, "build.version_compatible=true"):
+        reasons = reasons_to_run(replace(last, keys=("runtime",)), toy.context(given))
+        assert "this machine's runtime.host_code: is new (permitted)" in reasons
+    execute(last, toy.context(permission))
+    assert reasons_to_run(last, toy.context()) == [], "what was made with the permission is kept without it"
+    monkeypatch.setattr(runtime_environment, "is_installed", lambda: True)
+    assert reasons_to_run(last, toy.context(permission)) == ["this machine's onnxruntime: is new (installed)"]
+    both = {name: SimpleNamespace(version=version) for name, version in (("tensorrt", "10.13"), ("rtx", "1.4"))}
+    monkeypatch.setattr(environment, "find_tensorrt", both.get)
+    assert "this machine's rtx: is new (1.4)" in reasons_to_run(last, toy.context(permission))
+    both["tensorrt"] = SimpleNamespace(version="11.0")
+    assert "this machine's tensorrt: 10.13 -> 11.0" in reasons_to_run(last, toy.context(permission))
 
 
 def test_a_build_by_another_tensorrt_than_the_usual_one_is_that_ones(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
