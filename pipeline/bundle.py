@@ -17,7 +17,7 @@ from export.errors import ProjectError
 from export.files import put_folder, replacing_file, temporary_folder, write_atomic
 from pipeline.archive_files import open_tar
 from pipeline.command_line import Invocation, unpack_command
-from pipeline.config import dump_yaml, load_recipe
+from pipeline.config import dump_yaml, load_recipe, recipe_changes
 from pipeline.context import Context
 from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
@@ -223,7 +223,8 @@ def _say_other_recipe(context: Context) -> None:
     """The receiver's `run` would train anew where this recipe is not the one that the stages ran by."""
     from pipeline.stages import STAGES
 
-    changes = [change for stage in STAGES for change in stage.recipe_changes(context)]
+    manifests = (read_manifest(context.folder(stage.name)) for stage in STAGES)
+    changes = [change for manifest in manifests for change in recipe_changes(manifest, context.recipe)]
     if changes:
         log.warning(
             "the archive's recipe says other than what its stages ran by, so that they run again: %s",

@@ -16,7 +16,7 @@ from pipeline import cli
 from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
 from pipeline.command_line import Invocation
-from pipeline.config import dump_yaml, to_dict
+from pipeline.config import dump_yaml, recipe_changes, to_dict
 from pipeline.context import Context
 from pipeline.files import recipe_lock
 from pipeline.layout import CARD, KERAS, PARITY, REPORT
@@ -25,8 +25,8 @@ from pipeline.output_files import check_output
 from pipeline.parity_report import FAIL, INCONCLUSIVE
 from pipeline.refusals import refuse_in_advance
 from pipeline.stage import Outcome, execute, reasons_to_run
+from pipeline.stage_records import Verified
 from pipeline.stages import BY_NAME, STAGES, build, verify
-from pipeline.stages.verify import Verified
 from pipeline.staleness import refuse_stale_artifacts, warn_of_a_new_training, warn_of_damage, warn_of_stale_inputs
 from pipeline.stopping import raise_as
 from pipeline.verbs import build_parser
@@ -234,7 +234,7 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
     output = args.output or Path("predictions.csv")
     check_output(output, "-o", "predictions.csv", (".csv", ".jsonl"))
     card = context.card()
-    if changes := BY_NAME["train"].recipe_changes(context):
+    if changes := recipe_changes(read_manifest(context.folder("train")), context.recipe):
         said = listed(changes, separator="; ")
         log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
     paths = find_images(args.images)

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ import yaml
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
 from pipeline.limits import RECIPE_NAME, Limit
+from pipeline.manifest import Manifest, config_changes
 from pipeline.recipe import IMAGENET, Recipe
 from pipeline.recipe_rules import check_rules
 from pipeline.usage import closest, meant
@@ -99,15 +100,30 @@ def dump_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
-    """The sections that decide a stage's result, without permissions and paths (whose content is hashed instead)."""
+def recipe_slice(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    """The part that decides a stage's result, without permissions and paths (whose content is hashed instead).
+
+    Args:
+        recipe: all of it.
+        names: sections and dotted keys; of those that there are none of, the part has none.
+    """
     whole = to_dict(recipe)
-    part = {name: whole[name] for name in sections}
     for dotted in (*PERMISSION_KEYS, *PATH_KEYS):
-        section, key = section_of(part, dotted)
+        section, key = section_of(whole, dotted)
         if dotted in PERMISSION_KEYS or not isinstance(section.get(key), list):  # names and numbers there do decide
             section.pop(key, None)
-    return part
+    places = {name: section_of(whole, name) for name in names}
+    return {name: section[key] for name, (section, key) in places.items() if key in section}
+
+
+def recipe_changes(manifest: Manifest | None, recipe: Recipe) -> list[str]:
+    """What the recipe says now and did not when a stage ran, such as "train.seed: 1 -> 2"; nothing is hashed.
+
+    Args:
+        manifest: of the stage. None: it has not run, and nothing changed.
+        recipe: in force.
+    """
+    return config_changes(manifest, recipe_slice(recipe, manifest.config)) if manifest else []
 
 
 def section_of(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:

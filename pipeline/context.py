@@ -112,8 +112,7 @@ class Context:
         Raises:
             DataError: see ``pipeline.data.deal``.
         """
-        manifest = read_manifest(self.folder("train"))
-        return self._deal(recorded_damage(manifest.result) if manifest else {}, ())
+        return self._deal(recorded_damage(read_manifest(self.folder("train"))), ())
 
     @cached_property
     def _found(self) -> Found:

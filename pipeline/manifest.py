@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from export.errors import ProjectError
-from export.records import read_record, to_json
+from export.records import from_json, read_record, to_json
 from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file, write_json
 from pipeline.machine import versions_of
 from pipeline.source_code import code_digest
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
@@ -107,6 +108,21 @@ def read_stage(artifacts: Artifacts, stage: str) -> Manifest | None:
         UndeclaredError: it is not declared.
     """
     return read_manifest(artifacts.path(f"{stage}/{MANIFEST}").parent)
+
+
+def read_result(manifest: Manifest, kind: type[T], remedy: str = "") -> T:
+    """What a stage reported, as the type that it returned.
+
+    Args:
+        manifest: of the stage.
+        kind: the dataclass.
+        remedy: what to do where it is another. Defaults to "": to run the stage again.
+
+    Raises:
+        ProjectError: it is another; with the manifest and the key.
+    """
+    remedy = remedy or f"Run the {manifest.stage} stage again, with --force."
+    return from_json(kind, dict(manifest.result), f"{manifest.stage}/{MANIFEST}", remedy=remedy, what="result")
 
 
 def as_recorded(artifacts: Artifacts, name: str) -> bool:

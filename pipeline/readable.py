@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from export.errors import ProjectError
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError, ImageError
+from pipeline.manifest import Manifest, read_result
 from pipeline.progress import AT_ONCE, in_threads
 from pipeline.samples import Sample, Unreadable
+from pipeline.stage_records import Trained
 from pipeline.words import count
 
 log = logging.getLogger(__name__)
@@ -54,11 +56,16 @@ def find_damaged(samples: Sequence[Sample], decode: DecodeSpec) -> dict[str, str
     return damaged
 
 
-def recorded_damage(result: Mapping[str, Any]) -> dict[str, str]:
-    """What `find_damaged` gave when the train stage ran, from that stage's record."""
-    rows = result.get("unreadable_images", ())
-    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, (list, tuple)) else []
-    return {str(row["sha256"]): str(row.get("why")) for row in found if row.get("sha256")}
+def recorded_damage(manifest: Manifest | None) -> dict[str, str]:
+    """What `find_damaged` gave when the train stage ran, from that stage's record; nothing where it cannot be read.
+
+    Then the images are others than the model was trained on, if any was left out, so that the stage runs again.
+    """
+    try:
+        found = read_result(manifest, Trained).unreadable_images if manifest else ()
+    except ProjectError:
+        return {}
+    return {one.sha256: one.why for one in found if one.sha256}
 
 
 def too_many_unreadable(found: Sequence[Unreadable], most: int, total: int) -> DataError:

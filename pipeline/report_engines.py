@@ -8,7 +8,8 @@ from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline.artifacts import Artifacts
 from pipeline.html import Cell, Section, Table, badge, section, size
-from pipeline.manifest import read_stage
+from pipeline.manifest import read_result, read_stage
+from pipeline.stage_records import Built
 from pipeline.words import sentence
 
 HEAD = ("verdict", "engine", "TensorRT", "built for", "batch min / opt / max", "convolutions", "*size", "*build time")
@@ -24,7 +25,7 @@ def engines_section(artifacts: Artifacts, verdicts: Mapping[str, str]) -> Sectio
     """
     manifest = read_stage(artifacts, "build")
     rows = [(badge(verdict), *_facts(artifacts, name)) for name, verdict in verdicts.items()]
-    why_not = manifest.result.get("why_not", "") if manifest else ""
+    why_not = read_result(manifest, Built).why_not if manifest else ""
     return section("Engines", "engines.html.j2", engines=Table(HEAD, rows, "engines"), why_not=why_not)
 
 

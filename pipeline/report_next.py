@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pipeline.command_line import unpack_command
 from pipeline.doubts import ITSELF
 from pipeline.html import Section, section
-from pipeline.manifest import read_stage
+from pipeline.manifest import read_result, read_stage
 from pipeline.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED
 from pipeline.published_weights import published_backbones
 from pipeline.recipe import IMAGENET
 from pipeline.report_failed import Situation, Step, after_failure
 from pipeline.report_recipe import make, make_with
 from pipeline.report_standing import Standing, behind
+from pipeline.stage_records import Built, Verified
 from pipeline.words import count, listed, sentence
 
 FEW_EPOCHS, ENOUGH_EPOCHS = 10, 30
@@ -105,7 +106,7 @@ def _build_here(situation: Situation, engines: Mapping[str, str], gpu: str) -> S
     if record is None or record.environment.get("gpu") != gpu:
         return Step("Build engines that this GPU runs", f"{situation.invocation.command('build', 'python')} --force")
     idle = [hop.why for hop in situation.parity.hops if hop.verdict == NOT_RUN]
-    why = str(record.result.get("why_not") or "") if not engines else next(iter(idle), "")
+    why = read_result(record, Built).why_not if not engines else next(iter(idle), "")
     more = sentence(why) or "They were built on this GPU."
     return Step("See what keeps engines from running here", "python -m pipeline doctor", more)
 
@@ -115,11 +116,12 @@ def _more_images(situation: Situation) -> Step:
     wanted = max((hop.images_to_decide or 0 for hop in parity.hops), default=0)
     here, most = max(hop.images for hop in parity.hops), situation.recipe.verify.max_images
     title = f"Bring about {count(wanted, 'test image')}, here were {here:,}" if wanted else "Bring more test images"
-    found = verify.result if verify is not None else {}
-    if here + found.get("images_left", 0) >= wanted > most:
+    found = read_result(verify, Verified) if verify is not None else None
+    left, in_all = (found.images_left, found.images_in_all) if found else (None, None)
+    if here + (left or 0) >= wanted > most:
         title = f"Let about {count(wanted, 'test image')} count, here were {here:,} of them"
-    elif "images_in_all" in found:
-        title += f" (about {count(found['images_in_all'], 'image')} in all give as many)"
+    elif in_all is not None:
+        title += f" (about {count(in_all, 'image')} in all give as many)"
     if wanted > most:
         line = make_with(invocation, [f"verify.max_images={wanted}"], "run", verify)
         return Step(title, line, f"The recipe takes at most {most:,}.")

@@ -14,11 +14,12 @@ from pipeline.card import ModelCard
 from pipeline.errors import ImageError
 from pipeline.html import Section, section
 from pipeline.layout import PARITY, PREDICTIONS, REFERENCE
-from pipeline.manifest import read_stage
+from pipeline.manifest import read_result, read_stage
 from pipeline.parity_report import PASS, ParityReport, run_name
 from pipeline.pictures import data_uri, read_labelled
 from pipeline.predictions import Prediction, image_file, read_predictions
 from pipeline.report_standing import digest_now, other_inputs
+from pipeline.stage_records import Inferred
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,15 @@ def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityRep
     judged = manifest is not None and manifest.inputs.get(PARITY) == digest_now(artifacts, PARITY)
     if manifest is None or not judged or not artifacts.has(PREDICTIONS):
         return section("Predictions", "no_predictions.html.j2")
-    served = str(manifest.result.get("model", "a file that its record does not name"))
-    backend = manifest.result.get("backend")  # an earlier version did not say
-    hops = [hop for hop in parity.hops if hop.candidate == served and backend in (None, hop.backend)]
+    answered = read_result(manifest, Inferred)
+    served = run_name(answered.model, answered.backend)
+    hops = [hop for hop in parity.hops if hop.run_name == served]
     predictions = read_predictions(artifacts.path(PREDICTIONS), card.classes)
     truth = labels_by_pixels(artifacts, card)
     return section(
         "Predictions",
         "predictions.html.j2",
-        served=run_name(served, str(backend)),
+        served=served,
         verdict=next((hop.verdict for hop in hops if hop.verdict != PASS), PASS),
         others=other_inputs(artifacts, manifest.inputs, parity),
         figures=[_figure(one, image_file(artifacts, one.path), card, truth) for one in predictions],

@@ -10,10 +10,11 @@ from pipeline.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
 from pipeline.command_line import Invocation
 from pipeline.default_order import ON_GPU
 from pipeline.html import Cell, Section, Table, badge, number, section
-from pipeline.manifest import read_stage
+from pipeline.manifest import read_result, read_stage
 from pipeline.parity_report import FAIL, ParityReport, run_name
 from pipeline.report_cards import is_proxy, verdict_on_row
 from pipeline.report_standing import other_inputs
+from pipeline.stage_records import Inferred
 from pipeline.words import count, sentence
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
@@ -48,23 +49,22 @@ def speed_section(
 def serving_words(benchmark: BenchmarkReport, artifacts: Artifacts) -> str:
     """What answered when the stage infer last ran, and why that file; "" where it has not run."""
     manifest = read_stage(artifacts, "infer")
-    served, backend = (manifest.result.get(key) for key in ("model", "backend")) if manifest else (None, None)
-    if manifest is None or not isinstance(served, str):
+    if manifest is None:
         return ""
-    by = f"Images are classified by {run_name(served, str(backend))}"
-    rival, batch = manifest.result.get("measured_faster_than"), manifest.result.get("at_batch")
+    answered = read_result(manifest, Inferred)
+    served, rival, batch = answered.model, answered.measured_faster_than, answered.at_batch
+    by = f"Images are classified by {run_name(served, answered.backend)}"
     contests = benchmark.serves.contests if benchmark.serves else ()
     contest = next((one for one in contests if one.batch == batch), None)
     known = {one.file: run_name(one.file, one.backend) for one in contest.contenders} if contest else {}
-    if contest and served in known and rival in known:
-        words = contest.pair(served, str(rival)).words
+    if contest and rival is not None and {served, rival} <= known.keys():
+        words = contest.pair(served, rival).words
         return f"{by}: measured {words} as fast as {known[rival]}, the first by default, at batch {batch}."
     if rival is not None:
         return f"{by}: it was measured to be faster than {rival}, in an earlier benchmark."
-    if backend in ON_GPU:
+    if answered.backend in ON_GPU:
         return f"{by}: it comes first by default, and nothing that may serve was measured decidedly faster."
-    on_cpu = f"{by}: on a CPU it comes first of what may serve, whatever was measured."
-    return on_cpu if backend == "onnxruntime" else ""
+    return f"{by}: on a CPU it comes first of what may serve, whatever was measured."
 
 
 def speed_bars(results: Sequence[BenchmarkRow]) -> list[Chart]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from export.sidecar import sidecar_path
 from pipeline.artifacts import Artifacts
-from pipeline.config import recipe_slice, section_of
+from pipeline.config import recipe_changes
 from pipeline.files import sha256_file
 from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE
-from pipeline.manifest import Manifest, config_changes, read_stage
+from pipeline.manifest import read_stage
 from pipeline.parity_report import NOT_VERIFIED, ParityReport
 from pipeline.plans import engines
 from pipeline.recipe import Recipe
@@ -112,7 +112,7 @@ def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
         if record is None:
             found.append(f"{stage} has no result")
             continue
-        found += [f"{stage} was run with other values: {change}" for change in _recipe_changes(record, recipe)]
+        found += [f"{stage} was run with other values: {change}" for change in recipe_changes(record, recipe)]
         for name, digest in record.inputs.items():
             maker, _, file = name.partition("/")
             source = records.get(maker)
@@ -122,13 +122,6 @@ def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
         names = (f"{stage}/{name}" for name in record.outputs)
         found += [f"{name} is missing" for name in names if artifacts.declares(name) and not artifacts.has(name)]
     return found
-
-
-def _recipe_changes(record: Manifest, recipe: Recipe) -> list[str]:
-    """What the recipe says now, and did not when a stage ran, of the keys that the stage recorded."""
-    whole = recipe_slice(recipe, [one.name for one in fields(recipe)])
-    places = {name: section_of(whole, name) for name in record.config}
-    return config_changes(record, {name: section[key] for name, (section, key) in places.items() if key in section})
 
 
 def _record_note(artifacts: Artifacts, name: str) -> str:

@@ -12,9 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from export.errors import ProjectError
 from export.files import recover_folder, replacing_folder
-from export.records import from_json
 from pipeline.card import read_card
-from pipeline.config import PATH_KEYS, PERMISSION_KEYS, recipe_slice
+from pipeline.config import recipe_slice
 from pipeline.context import Context
 from pipeline.data import ImageSet
 from pipeline.errors import add_note
@@ -22,12 +21,11 @@ from pipeline.files import sha256_json
 from pipeline.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
 from pipeline.layout import CARD
 from pipeline.manifest import (
-    MANIFEST,
     Key,
     Manifest,
     code_hash,
-    config_changes,
     read_manifest,
+    read_result,
     version_changes,
     why_stale,
     without_defaults,
@@ -82,14 +80,7 @@ class Stage(Generic[R]):
 
     def recipe_part(self, context: Context) -> dict[str, Any]:
         """The part of the recipe that decides this stage's result."""
-        names = [name for name in self.keys if name not in (*PERMISSION_KEYS, *PATH_KEYS)]
-        whole = recipe_slice(context.recipe, sorted({name.partition(".")[0] for name in names}))
-        return {name: _dotted(whole, name) for name in names}
-
-    def recipe_changes(self, context: Context) -> list[str]:
-        """What that part says now and did not when the stage ran, such as "train.seed: 1 -> 2"; nothing is hashed."""
-        manifest = read_manifest(context.folder(self.name))
-        return config_changes(manifest, self.recipe_part(context)) if manifest else []
+        return recipe_slice(context.recipe, self.keys)
 
     def recorded(self, context: Context, manifest: Manifest) -> R:
         """What the manifest records of the result.
@@ -98,8 +89,7 @@ class Stage(Generic[R]):
             ProjectError: it is not what this stage returns; with the command that makes it anew.
         """
         remedy = f"Make it anew: `{context.command(self.name)} --force`."
-        where = f"{context.folder(self.name) / MANIFEST}"
-        return from_json(self.result, dict(manifest.result), where, remedy=remedy, what="result")
+        return read_result(manifest, self.result, remedy)
 
     def settings(self, context: Context) -> Recipe:
         """The declared part of the recipe, permissions included."""
@@ -193,9 +183,3 @@ def _parameters(context: Context) -> int | None:
         return read_card(context.root / CARD).parameters
     except ProjectError:
         return None  # the stage says what is wrong with it
-
-
-def _dotted(tree: dict[str, Any], name: str) -> Any:
-    for part in name.split("."):
-        tree = tree[part]
-    return tree

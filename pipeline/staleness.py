@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from export.errors import ProjectError
+from pipeline.config import recipe_changes
 from pipeline.context import Context
 from pipeline.manifest import Key, Manifest, read_manifest, why_stale
 from pipeline.stage import Stage, reasons_to_run
@@ -100,9 +101,8 @@ def warn_of_a_new_training(context: Context) -> None:
 
 
 def _options_as_before(context: Context) -> Iterator[str]:
-    train = BY_NAME["train"]
-    manifest = read_manifest(context.folder(train.name))
-    for change in train.recipe_changes(context) if manifest else ():
+    manifest = read_manifest(context.folder("train"))
+    for change in recipe_changes(manifest, context.recipe):
         key = change.partition(": ")[0]
         value: Any = manifest.config if manifest else {}
         for part in key.split("."):

@@ -27,7 +27,7 @@ from pipeline.fitting import fit
 from pipeline.models import Built, build_classifier
 from pipeline.output_files import require_space
 from pipeline.recipe import Recipe
-from pipeline.stages.train import Trained
+from pipeline.stage_records import Trained
 from pipeline.taking_over import take_over
 from pipeline.words import count
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +23,11 @@ from pipeline.plans import engine_source, engine_sources, engines, plan_flavour,
 from pipeline.progress import progress_bar
 from pipeline.recipe import Build, Recipe
 from pipeline.stage import Stage
+from pipeline.stage_records import Built, BuiltEngine
 from pipeline.stages.declared import ONNX_FILES
 from pipeline.words import listed
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BuiltEngine:
-    """An engine that was built: the size of the plan in bytes, and the seconds that it took."""
-
-    bytes: int
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Built:
-    """What the manifest records.
-
-    Attributes:
-        built: engines by ``<flavour>/<precision>[-<variant>]``.
-        kept: engines of another flavour, of the same ONNX files.
-        why_not: nothing is built here. Defaults to "": it is.
-        not_here: what is built here runs on no GPU of this machine. Defaults to "": it may.
-    """
-
-    built: Mapping[str, BuiltEngine]
-    kept: tuple[str, ...]
-    why_not: str = ""
-    not_here: str = ""
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:

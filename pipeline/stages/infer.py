@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +18,8 @@ from pipeline.layout import BENCHMARK, CARD, KERAS, PARITY
 from pipeline.recipe import Recipe
 from pipeline.runtime_environment import runtime_environment
 from pipeline.stage import Stage
+from pipeline.stage_records import Inferred
 from pipeline.stages.declared import ENGINES, ONNX_FILES
-
-
-@dataclass(frozen=True)
-class Inferred:
-    """What the manifest records.
-
-    Attributes:
-        images: that were classified.
-        failed: of them, those that could not be read.
-        model: the file that answered.
-        backend: what ran it.
-        precision: of it.
-        measured_faster_than: the file that comes first by default. Defaults to None: it is that one.
-        at_batch: the batch size at which it was measured.
-    """
-
-    images: int
-    failed: int
-    model: str
-    backend: str
-    precision: str
-    measured_faster_than: str | None = None
-    at_batch: int | None = None
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from export.driver import driver_status
@@ -18,35 +17,11 @@ from pipeline.recipe import Recipe
 from pipeline.runtime_environment import runtime_environment
 from pipeline.split_sizes import images_in_all
 from pipeline.stage import Stage
+from pipeline.stage_records import Verified
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What the manifest records.
-
-    Attributes:
-        verdict: of all.
-        images: test images that it was given on.
-        accuracy: of Keras on them, as a share.
-        skipped_images: unreadable ones, by name, and why.
-        warnings: what a person should know of the model or of the images, whatever the verdict.
-        images_to_decide: about how many test images would, where these are too few.
-        images_left: test images that verify.max_images leaves out.
-        images_in_all: about how many images in all would give as many test images as decide.
-    """
-
-    verdict: str
-    images: int
-    accuracy: float
-    skipped_images: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    images_to_decide: int | None = None
-    images_left: int | None = None
-    images_in_all: int | None = None
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:

@@ -47,6 +47,11 @@ ONNX = (
 )
 SIZE = 8
 PLAN = "build/rtx/int8.plan"
+RESULTS: dict[str, dict[str, Any]] = {  # what a stage says at least
+    "build": {"built": {}, "kept": []},
+    "verify": {"verdict": "pass", "images": 200, "accuracy": 0.9},
+    "infer": {"images": 3, "failed": 0, "backend": "onnxruntime", "precision": "fp32"},
+}
 LAYERS = [
     ("conv_2", "n2", "Conv", "18.25", "1.500e-02", "0.9300", "0.0250", "fp16"),
     ("conv_1", "n1", "Conv", "31.75", "5.000e-03", "0.9950", "-0.0050", "int8"),
@@ -201,6 +206,7 @@ class Artifacts:
 
     def manifest(self, stage: str, result: dict[str, Any], inputs: dict[str, str] | None = None) -> None:
         key = Key(inputs or {}, BY_NAME[stage].recipe_part(self.context) if stage in BY_NAME else {}, "code")
+        result = RESULTS.get(stage, {}) | result
         write_manifest(self.root / stage, stage=stage, recipe="hand", key=key, seconds=1.25, result=result)
 
     def digests(self, *names: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from export.records import to_json
 from pipeline import context, readable
 from pipeline.config import load_recipe
 from pipeline.context import Context
@@ -22,13 +24,14 @@ from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
 from pipeline.files import sha256_bytes
 from pipeline.inputs import Inputs
+from pipeline.manifest import Key, write_manifest
 from pipeline.readable import a_line_each, find_damaged, recorded_damage
 from pipeline.recipe import Data, Recipe
 from pipeline.roles import roles_of
 from pipeline.samples import SPLITS, Sample, Unreadable
 from pipeline.stage import execute, reasons_to_run
+from pipeline.stage_records import Trained
 from pipeline.stages import BY_NAME
-from pipeline.stages.train import Trained
 
 
 def jpeg(seed: int) -> bytes:
@@ -131,9 +134,14 @@ def test_how_long_it_takes_is_said_where_it_takes_long(
     assert "about 3 minutes" in caplog.text, "70 more at 2 s each"
 
 
-@pytest.mark.parametrize("result", [{}, {"unreadable_images": 3}, {"unreadable_images": [3, {"name": "x"}]}])
-def test_records_without_damage(result: dict[str, Any]) -> None:
-    assert recorded_damage(result) == {}
+def test_the_record_of_a_training_says_what_was_damaged(tmp_path: Path) -> None:
+    unreadable = (Unreadable("a.jpg", "no end", "a" * 64), Unreadable("b.jpg", "no image"))
+    result = to_json(Trained({}, 0, 0, (), unreadable, {}, None))
+    record = partial(write_manifest, tmp_path, stage="train", recipe="toy", key=Key({}, {}, ""), seconds=0)
+    assert recorded_damage(record(result=result)) == {"a" * 64: "no end"}
+    for damage in (3, [3], [{"name": "x"}]):
+        assert recorded_damage(record(result=result | {"unreadable_images": damage})) == {}
+    assert recorded_damage(record(result={})) == recorded_damage(None) == {}
 
 
 # --- before the first stage ---

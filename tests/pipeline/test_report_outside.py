@@ -255,6 +255,25 @@ def test_damaged_manifests_and_sidecars_leave_a_page(artifacts: Artifacts) -> No
     assert "None:" in page.section("Predictions").text
 
 
+@pytest.mark.parametrize(
+    ("stage", "damage", "key"),
+    [
+        ("build", {"why_not": 5}, "why_not"),
+        ("infer", {"backend": None}, "backend"),
+        ("infer", {"at_batch": "x"}, "at_batch"),
+    ],
+)
+def test_a_result_of_other_types_is_told_with_its_stage(
+    artifacts: Artifacts, stage: str, damage: dict, key: str
+) -> None:
+    artifacts.write()
+    inputs = artifacts.digests("verify/parity.json", "export/model.onnx", "train/model.json")
+    artifacts.manifest(stage, {"model": "export/model.onnx"} | damage if stage == "infer" else damage, inputs)
+    again = f"Run the {stage} stage again, with --force"
+    with pytest.raises(ProjectError, match=rf"Expected '{key}' of type .* in {stage}/manifest\.json\. .*{again}"):
+        artifacts.page()
+
+
 # --- what comes from outside ---
 
 EVIL = "<script>alert('&')</script>\x00"

@@ -25,8 +25,9 @@ from pipeline.recipe import Data, Divide, Shares, Splits
 from pipeline.roles import Roles
 from pipeline.samples import Found, Sample, Unreadable
 from pipeline.split_sizes import chance, check_split_sizes, images_for, needed_images
+from pipeline.stage_records import Verified
 from pipeline.stages import BY_NAME
-from pipeline.stages.verify import Verified, where_more_are
+from pipeline.stages.verify import where_more_are
 
 
 def labelled(**labels: list[int]) -> ImageSet:
