@@ -121,8 +121,8 @@ def read_result(manifest: Manifest, kind: type[T], remedy: str = "") -> T:
     Raises:
         ProjectError: it is another; with the manifest and the key.
     """
-    remedy = remedy or f"Run the {manifest.stage} stage again, with --force."
-    return from_json(kind, dict(manifest.result), f"{manifest.stage}/{MANIFEST}", remedy=remedy, what="result")
+    again = f"Run the {manifest.stage} stage again, with --force."
+    return from_json(kind, manifest.result, f"{manifest.stage}/{MANIFEST}", remedy=remedy or again, what="result")
 
 
 def as_recorded(artifacts: Artifacts, name: str) -> bool:

@@ -88,8 +88,7 @@ class Stage(Generic[R]):
         Raises:
             ProjectError: it is not what this stage returns; with the command that makes it anew.
         """
-        remedy = f"Make it anew: `{context.command(self.name)} --force`."
-        return read_result(manifest, self.result, remedy)
+        return read_result(manifest, self.result, f"Make it anew: `{context.command(self.name)} --force`.")
 
     def settings(self, context: Context) -> Recipe:
         """The declared part of the recipe, permissions included."""

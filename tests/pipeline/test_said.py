@@ -50,7 +50,7 @@ def test_why_nothing_is_built_is_said_again_where_the_stage_did_not_run(
     context: Context, caplog: pytest.LogCaptureFixture, ran: bool, stage: str, said: bool
 ) -> None:
     result = {"built": {}, "kept": [], "why_not": "no wheel"}
-    outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(result=result))
+    outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(stage=stage, result=result))
     commands._say_what_was_not_built(context, outcome)
     assert caplog.messages == (["no engine is built here. no wheel"] if said else [])
 
@@ -81,7 +81,7 @@ def test_who_interrupts_reads_what_is_left(capsys: pytest.CaptureFixture[str]) -
 def test_a_benchmark_of_nothing_is_no_success(
     context: Context, monkeypatch: pytest.MonkeyPatch, ran: bool, rows: int, fails: bool
 ) -> None:
-    outcome = SimpleNamespace(ran=ran, manifest=SimpleNamespace(result={"rows": rows}))
+    outcome = SimpleNamespace(ran=ran, manifest=SimpleNamespace(stage="benchmark", result={"rows": rows}))
     monkeypatch.setattr(benchmark, "execute", lambda *_: outcome)
     line = ["-c", str(context.recipe_path), "--artifacts", str(context.artifacts)]
     args = benchmark.build_parser().read(line)
