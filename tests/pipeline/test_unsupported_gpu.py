@@ -146,7 +146,7 @@ def test_the_build_says_that_it_is_for_other_machines(
     assert (expected in caplog.text) == said
     assert bool(result.not_here) == said
     caplog.clear()
-    manifest = SimpleNamespace(result=without_defaults(result))
+    manifest = SimpleNamespace(stage="build", result=without_defaults(result))
     outcome: Any = SimpleNamespace(stage="build", ran=False, manifest=manifest)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
         _say_what_was_not_built(
