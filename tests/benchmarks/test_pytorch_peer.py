@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.peers import pytorch
 from benchmarks.peers.pytorch_runner import PyTorchRunner
-from benchmarks.timing import in_turns
+from benchmarks.timing import Measurement, in_turns
 from pipeline.errors import DeviceUnavailableError, RunnerError
 from tests import tiny_onnx
 
@@ -26,14 +26,17 @@ def test_candidates_take_turns() -> None:
 
     samples = in_turns({"a": lambda: candidate("a"), "b": lambda: candidate("b")}, turns=3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
-    assert samples == {"a": [1.0, 0.5, 4.0, 0.5, 5.0, 0.5], "b": [2.0, 0.5, 3.0, 0.5, 6.0, 0.5]}
+    assert samples == {
+        "a": Measurement((1.0, 0.5, 4.0, 0.5, 5.0, 0.5), (2, 2, 2)),
+        "b": Measurement((2.0, 0.5, 3.0, 0.5, 6.0, 0.5), (2, 2, 2)),
+    }
 
 
 def test_a_candidate_that_fails_leaves_the_others() -> None:
     left, failed = [[1.0], [2.0]], {}
     candidates = {"breaks": lambda: left.pop(), "works": lambda: [3.0]}
     samples = in_turns(candidates, 3, lambda name, error: failed.update({name: type(error)}))
-    assert samples == {"works": [3.0, 3.0, 3.0]}
+    assert samples == {"works": Measurement((3.0, 3.0, 3.0), (1, 1, 1))}
     assert failed == {"breaks": IndexError}
     with pytest.raises(IndexError):
         in_turns(candidates)
