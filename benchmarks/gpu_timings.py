@@ -48,7 +48,12 @@ def words_of(error: BaseException) -> str:
 
 
 def time_engines(
-    plans: Mapping[Precision, Path], pixels: np.ndarray, variant: Variant, batch: int, measures: Measures, seconds: float
+    plans: Mapping[Precision, Path],
+    pixels: np.ndarray,
+    variant: Variant,
+    batch: int,
+    measures: Measures,
+    seconds: float,
 ) -> list[TimedRow]:
     """Time engines at a batch size.
 

@@ -146,9 +146,7 @@ class Visit:
 
     def time(self, variant: Variant, precisions: Sequence[Precision], measures: Measures) -> None:
         """Time those of some engines that run here, in turns."""
-        plans = {
-            one: self._engine(name) for one in precisions for name in self.usable([f"{one}-{variant}"])
-        }
+        plans = {one: self._engine(name) for one in precisions for name in self.usable([f"{one}-{variant}"])}
         batch = self.plan.batch(variant)
         rows = time_engines(plans, self.reference.pixels, variant, batch, measures, self.plan.options.seconds)
         self.record.add("timings", *rows)
