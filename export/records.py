@@ -35,6 +35,14 @@ def to_json(record: Any) -> dict[str, Any]:
     return tree
 
 
+def without_none(record: Any) -> dict[str, object]:
+    """Return the fields of a dataclass that are not None, by their names; for a ``to_dict``.
+
+    Those that may be None must have it as their default, or the record is not read again.
+    """
+    return {one.name: said for one in dataclasses.fields(record) if (said := getattr(record, one.name)) is not None}
+
+
 def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = "record") -> T:
     """Return the record that a JSON tree holds.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from export.driver import driver_status
 from export.errors import ProjectError
+from export.records import to_json
 from pipeline import cli
 from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
@@ -53,7 +54,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "engine":
         from pipeline.engine_file import check_engine_file, inspect_engine_file
 
-        return inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan)
+        return to_json(inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan))
     if args.command == "unpack":
         from pipeline.bundle import unpack
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from pipeline import __version__, charts
 from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_benchmark
 from pipeline.card import ModelCard, read_card
+from pipeline.checkpoint import read_history
 from pipeline.command_line import Invocation
 from pipeline.html import Cell, Section, Table, badge, render, section, size
 from pipeline.layout import BENCHMARK, CARD, PARITY, REPORT
@@ -28,7 +28,6 @@ from pipeline.report_quantization import quantization_sections
 from pipeline.report_recipe import recipe_section, when
 from pipeline.report_speed import speed_section
 from pipeline.report_standing import SHOWN_STAGES, digest_now, engine_verdicts, read_stage, standing
-from pipeline.stage_records import Epoch, read_history
 
 HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
 
@@ -99,7 +98,7 @@ def _chain(artifacts: Artifacts) -> Section:
 
 
 def _training(artifacts: Artifacts, card: ModelCard) -> Section:
-    history: Sequence[Epoch] = read_history(artifacts.path(HISTORY))
+    history = read_history(artifacts.path(HISTORY))
     curves = charts.training_curves(history) if history and card.source is None else ()
     values = {"card": card, "epochs": len(history), "curves": curves, "images": _sample_images(artifacts, card)}
     return section("Training" if card.source is None else "Model", "training.html.j2", **values)
