@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from typing import Literal
 
@@ -125,48 +126,53 @@ def measure(
             "Expected seconds_each and warmup_seconds >= 0, 1 <= min_samples <= max_samples and rounds >= 1. "
             f"Received: {seconds_each}, {warmup_seconds}, {min_samples}, {max_samples}, {rounds}."
         )
-    turns: dict[str, list[list[float]]] = {name: [] for name in candidates}
     counts, spent = dict.fromkeys(candidates, 0), dict.fromkeys(candidates, 0)
     budget = int(seconds_each * 1e9)
-    turn_length = budget // rounds
 
-    def drop(name: str, error: Exception) -> None:
-        if on_error is None:
-            raise error
-        del turns[name]
-        on_error(name, error)
-
-    def done(name: str) -> bool:
+    def done(name: str, _: int) -> bool:
         return counts[name] >= max_samples or (counts[name] >= min_samples and spent[name] >= budget)
 
-    for name, call in candidates.items():
-        try:
-            _warm_up(call, int(warmup_seconds * 1e9), clock)
-        except Exception as error:
-            drop(name, error)
-    forward = True
-    while waiting := [name for name in turns if not done(name)]:
-        for name in waiting if forward else reversed(waiting):
-            try:
-                values, took = _turn(candidates[name], turn_length, max_samples - counts[name], clock)
-            except Exception as error:
-                drop(name, error)
-                continue
-            turns[name].append(values)
-            counts[name] += len(values)
-            spent[name] += took
-            if progress is not None:
-                part = min(counts[name] / min_samples, spent[name] / budget if budget else 1.0)
-                progress(name, 100 if done(name) else min(99, int(100 * part)), 100)
-        forward = not forward
-    return {name: Measurement.of_turns(values) for name, values in turns.items()}
+    def take(name: str) -> list[float]:
+        values, took = _turn(candidates[name], budget // rounds, max_samples - counts[name], clock)
+        counts[name] += len(values)
+        spent[name] += took
+        if progress is not None:
+            part = min(counts[name] / min_samples, spent[name] / budget if budget else 1.0)
+            progress(name, 100 if done(name, 0) else min(99, int(100 * part)), 100)
+        return values
+
+    warmups = {name: partial(_warm_up, call, int(warmup_seconds * 1e9), clock) for name, call in candidates.items()}
+    return _in_rounds(in_turns(warmups, 1, on_error), take, done, on_error)
 
 
-def _warm_up(call: Callable[[], object], budget: int, clock: Callable[[], int]) -> None:
+def _warm_up(call: Callable[[], object], budget: int, clock: Callable[[], int]) -> list[float]:
     start = clock()
     call()
     while clock() - start < budget:
         call()
+    return []
+
+
+def _in_rounds(
+    names: Iterable[str],
+    take: Callable[[str], Sequence[float]],
+    done: Callable[[str, int], bool],
+    on_error: Callable[[str, Exception], None] | None,
+) -> dict[str, Measurement]:
+    """Take turns of those that are not done yet, by their name and how many turns they had (A B, B A, A B, …)."""
+    given: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+    forward = True
+    while waiting := [name for name in given if not done(name, len(given[name]))]:
+        for name in waiting if forward else reversed(waiting):
+            try:
+                given[name].append(take(name))
+            except Exception as error:
+                if on_error is None:
+                    raise
+                del given[name]
+                on_error(name, error)
+        forward = not forward
+    return {name: Measurement.of_turns(turns) for name, turns in given.items()}
 
 
 def _turn(call: Callable[[], object], length: int, most: int, clock: Callable[[], int]) -> tuple[list[float], int]:
@@ -199,17 +205,7 @@ def in_turns(
     Returns:
         dict[str, Measurement]: by the names of the candidates.
     """
-    given: dict[str, list[Sequence[float]]] = {name: [] for name in candidates}
-    for turn in range(turns):
-        for name in list(given) if turn % 2 == 0 else list(reversed(given)):
-            try:
-                given[name].append(candidates[name]())
-            except Exception as error:
-                if on_error is None:
-                    raise
-                del given[name]
-                on_error(name, error)
-    return {name: Measurement.of_turns(values) for name, values in given.items()}
+    return _in_rounds(candidates, lambda name: candidates[name](), lambda _, had: had >= turns, on_error)
 
 
 def _significant(value: float, digits: int = 4) -> float:

@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import os
 import platform
-import re
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ import onnx
 
 from benchmarks.peers.placement import Int8Placement, placement
 from benchmarks.peers.tools import PEERS, TOOLS, PixelReader, read_images
+from benchmarks.telemetry import peak_memory_mib
 from export.errors import ProjectError
 from export.files import put_file, temporary_folder, write_atomic
 from export.records import to_json
@@ -161,7 +161,7 @@ def run_peer(job: Job) -> PeerFile:
             seed=job.seed,
             seconds=round(seconds, 1),
             cpu_seconds=round(busy, 1),
-            peak_rss_mib=_peak_rss_mib(),
+            peak_rss_mib=peak_memory_mib(),
             bytes=made.stat().st_size,
             sha256=sha256_file(made),
             opset=next(one.version for one in result.opset_import if one.domain in ("", "ai.onnx")),
@@ -173,19 +173,6 @@ def run_peer(job: Job) -> PeerFile:
         put_file(made, job.out / f"{job.name}.onnx")
         write_atomic(job.out / f"{job.name}.json", json.dumps(to_json(sidecar), indent=2) + "\n")
     return sidecar
-
-
-def _peak_rss_mib() -> int | None:
-    """Returns this process's peak resident memory, None where the system has no /proc.
-
-    ru_maxrss would count what the parent held before exec.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(peak[1]) // 1024 if peak is not None else None
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
