@@ -29,9 +29,9 @@ class _MismatchError(Exception):
     """The key, what it should have been, and what it was."""
 
 
-def to_json(record: Any) -> dict[str, Any]:
+def to_json(record: Any) -> dict[str, object]:
     """Return a dataclass as plain JSON types: fields in their order, or what its ``to_dict`` gives."""
-    tree: dict[str, Any] = _plain(record)
+    tree: dict[str, object] = _plain(record)
     return tree
 
 
@@ -138,7 +138,7 @@ def _record(kind: Any, tree: Any, key: str) -> Any:
 
 def _value(wanted: Any, value: Any, key: str) -> Any:
     """Return the value as the type, or say at which key it is none."""
-    if wanted is Any:
+    if wanted in (Any, object):
         return value
     if _own_form(wanted):
         return _consistent(wanted, partial(wanted.from_dict, _object(value, key)), key)
@@ -176,7 +176,7 @@ def _consistent(kind: type[T], make: Callable[[], T], key: str) -> T:
         ) from error
 
 
-def _object(value: Any, key: str) -> dict[str, Any]:
+def _object(value: Any, key: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise _mismatch(key, "an object", value)
     return value

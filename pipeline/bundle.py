@@ -38,7 +38,7 @@ INDEX = "bundle.json"
 RECIPE = UNPACKED
 
 
-def bundle(context: Context, output: Path) -> dict[str, Any]:
+def bundle(context: Context, output: Path) -> dict[str, object]:
     """Write a tar archive of every finished stage, with an index of sha256 in front.
 
     Raises:
@@ -105,7 +105,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
 
 
-def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str, Any]:
+def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str, object]:
     """Unpack an archive of ``bundle`` into ``artifacts/<recipe>``; nothing changes unless every hash is right.
 
     Args:

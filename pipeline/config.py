@@ -88,7 +88,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def to_dict(section: Any) -> dict[str, Any]:
+def to_dict(section: Any) -> dict[str, object]:
     """A recipe or a section of it as plain values (tuples become lists)."""
     return {name: _plain(value) for name, value in dataclasses.asdict(section).items()}
 
@@ -98,7 +98,7 @@ def dump_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
+def recipe_slice(recipe: Recipe, sections: Sequence[str]) -> dict[str, object]:
     """The sections that decide a stage's result, without permissions and paths (whose content is hashed instead)."""
     whole = to_dict(recipe)
     part = {name: whole[name] for name in sections}
@@ -118,7 +118,7 @@ def section_of(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     return (node if isinstance(node, dict) else {}), key
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, object]:
     """The sections of a recipe's file, as they are written.
 
     Raises:
@@ -140,7 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def override_tree(override: str) -> dict[str, Any]:
+def override_tree(override: str) -> dict[str, object]:
     """What ``section.key=value`` says, as sections.
 
     Raises:
@@ -154,7 +154,7 @@ def override_tree(override: str) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
     *sections, last = key.strip().split(".")
-    tree: dict[str, Any] = {last: value}
+    tree: dict[str, object] = {last: value}
     for name in reversed(sections):
         tree = {name: tree}
     return tree

@@ -133,7 +133,7 @@ def rebuild_command(plan: Path, settings: Mapping[str, Any] = MappingProxyType({
     return built.command("build", more=("--force",))
 
 
-def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
+def _overrides(recipe: Path, root: Path) -> dict[str, object]:
     manifest = read_manifest(root / "build")
     if manifest is None or not recipe.is_file():
         return {}

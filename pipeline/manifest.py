@@ -55,9 +55,9 @@ class Key:
     """
 
     inputs: dict[str, str]
-    config: dict[str, Any]
+    config: dict[str, object]
     code: str
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _warn_once(message: str) -> None:
 
 
 def write_manifest(
-    folder: Path, *, stage: str, recipe: str, key: Key, seconds: float, result: dict[str, Any]
+    folder: Path, *, stage: str, recipe: str, key: Key, seconds: float, result: dict[str, object]
 ) -> Manifest:
     """Hash what a stage wrote into ``folder`` and record it there."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
@@ -131,7 +131,7 @@ def write_manifest(
     return manifest
 
 
-def without_defaults(result: Any) -> dict[str, Any]:
+def without_defaults(result: Any) -> dict[str, object]:
     """Those fields of a dataclass that say something else than their default, as plain JSON types."""
     said = {one.name for one in fields(result) if getattr(result, one.name) != _default(one)}
     return {name: value for name, value in to_json(result).items() if name in said}
@@ -193,8 +193,8 @@ def tool_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.environment import machine_environment
 from pipeline.runners.providers import BACKENDS, why_not
 
 
-def runtime_environment() -> dict[str, Any]:
+def runtime_environment() -> dict[str, object]:
     """The TensorRT and the GPU of this machine, and ONNX Runtime on CUDA where that is active."""
     active = {} if why_not("cuda") else {"onnxruntime": BACKENDS["cuda"]}
     return machine_environment() | active

@@ -246,7 +246,7 @@ def _ask_keras(
         ) from error
 
 
-def _read_reference(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None, FloatNoise | None]:
+def _read_reference(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray] | None, FloatNoise | None]:
     if not path.is_file():
         return {}, None, None
     try:
