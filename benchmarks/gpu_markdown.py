@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.gpu_targets import rounded, said
-from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
+from pipeline.evidence_words import CHECKS, NAMES, PEERS, STATES, clocks, counted, library, not_made, short_commit
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, TimedRow
 from pipeline.parity_report import Hop
 from pipeline.words import count, listed
@@ -159,16 +159,10 @@ def _targets(evidence: GpuEvidence) -> str:
 def _checks(evidence: GpuEvidence) -> str:
     if not evidence.checks:
         return ""
-    results = [one.result for one in evidence.checks]
-    counted = ", ".join(
-        f"{results.count(result)} {word}"
-        for result, word in (("pass", "passed"), ("fail", "failed"), ("error", "not made for an error"),
-                             ("skipped", "skipped"))
-        if result in results
-    )  # fmt: skip
+    ended = counted((one.result for one in evidence.checks), CHECKS)
     wrong = [one for one in evidence.checks if one.result in ("fail", "error")]
     rows = [(one.engine, one.check.replace("_", " "), one.result, one.detail) for one in wrong]
-    return f"{counted}." + ("\n\n" + table(("engine", "check", "result", "what was seen"), rows) if rows else "")
+    return f"{ended}." + ("\n\n" + table(("engine", "check", "result", "what was seen"), rows) if rows else "")
 
 
 def _section(title: str, content: str) -> str:

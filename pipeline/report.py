@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline import __version__, charts
 from pipeline.artifacts import Artifacts
@@ -32,7 +31,7 @@ from pipeline.report_standing import SHOWN_STAGES, digest_now, engine_verdicts, 
 HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
 
 
-def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> dict[str, Any]:
+def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> str:
     """Write ``report.html``: no file, script or font from elsewhere, so it can be mailed.
 
     Args:
@@ -42,7 +41,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         out: folder of the page.
 
     Returns:
-        What the manifest records.
+        str: the verdict that the page shows.
 
     Raises:
         ProjectError: a file that it shows is missing or damaged; with the file and the key.
@@ -75,7 +74,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         ],
     )
     (out / Path(REPORT).name).write_text(page, encoding="utf-8", errors="backslashreplace")
-    return {"verdict_shown": stands.shown}
+    return stands.shown
 
 
 def _other_thresholds(recipe: Recipe, parity: ParityReport) -> list[str]:

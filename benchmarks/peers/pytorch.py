@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -162,16 +162,16 @@ def time_batch(
 
     with ExitStack() as stack:
         runners: dict[str, PyTorchRunner] = {}
-        distances: dict[str, float] = {}
-        settings: dict[str, Mapping[str, object]] = {}
+        opened: dict[str, PeerRow] = {}
         for mode in modes:
             patience = " (minutes)" if mode == "compile" else ""
             log.info("preparing %s %s at batch %d%s", mode, precision, batch, patience)
             try:
                 runner = PyTorchRunner(model, precision, mode, device=device, max_batch=batch)  # type: ignore[arg-type]
                 stack.enter_context(runner)
-                distances[mode] = _distance(expected, runner.infer(pixels).logits[:CHECKED_IMAGES])
-                settings[mode] = runner.describe()
+                distance = _distance(expected, runner.infer(pixels).logits[:CHECKED_IMAGES])
+                settings = runner.describe()
+                opened[mode] = PeerRow(mode, precision, batch, relative_error=distance, settings=settings)
             except Exception as error:  # whatever PyTorch raises: the others are to be timed all the same
                 failed(mode, error)
                 continue
@@ -192,10 +192,8 @@ def time_batch(
                 }
                 timed[kind] = in_turns(calls, turns, failed)
     for mode in modes:
-        for kind, found in timed.items():
-            if mode in found:
-                told = (None, kind, distances[mode], settings[mode], found[mode])
-                rows.append(PeerRow(mode, precision, batch, *told))
+        found = {kind: by_mode[mode] for kind, by_mode in timed.items() if mode in by_mode}
+        rows += [replace(opened[mode], measures=kind, measurement=times) for kind, times in found.items()]
         if mode in errors:
             rows.append(PeerRow(mode, precision, batch, errors[mode]))
     return rows
