@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+INDEX = "bundle.json"
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = (
     "tensorflow",
@@ -66,6 +67,23 @@ class FileRecord:
 
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleIndex:
+    """``bundle.json``, which lies in front of a bundle's files.
+
+    Attributes:
+        schema: of this file.
+        recipe: its name.
+        recipe_sha256: of the recipe in the bundle.
+        files: the others, by path relative to the folder of artifacts.
+    """
+
+    schema: int = 1
+    recipe: str
+    recipe_sha256: str
+    files: Mapping[str, FileRecord]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import yaml
 
 from export.errors import ProjectError
 from pipeline import bundle as module
-from pipeline.bundle import INDEX, RECIPE, bundle, unpack
+from pipeline.bundle import RECIPE, bundle, unpack
 from pipeline.card import write_card
 from pipeline.config import load_recipe
-from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
+from pipeline.manifest import INDEX, MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.model_file import read_model_file
 from pipeline.permissions import without_permissions
 from pipeline.stage import Context
