@@ -11,23 +11,24 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from benchmarks.peers.placement import placement
+from benchmarks.peers.placement import Share, placement
 from benchmarks.telemetry import commit, machine, peak_memory_mib
 from export.calibration import collect_statistics
 from export.engine import build_engine
 from export.errors import ProjectError
 from export.int8.report import CalibrationReport
-from export.int8.search import Calibrated, calibrate
-from export.metrics import compare
+from export.int8.search import calibrate
+from export.metrics import Comparison, compare
 from export.onnx_file import load_model, save_model
 from export.placement import measured_tensors
 from export.quantize import quantize
@@ -39,6 +40,7 @@ from pipeline.context import Context
 from pipeline.environment import choose_tensorrt
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.layout import ONNX, REFERENCE, TENSORRT8
+from pipeline.machine import Machine
 from pipeline.npz_files import read_arrays
 from pipeline.output_files import check_output
 from pipeline.progress import progress_bar
@@ -48,6 +50,7 @@ from pipeline.stage_records import read_calibration
 from pipeline.usage import Parser
 
 log = logging.getLogger("benchmarks.accuracy")
+T = TypeVar("T")
 
 SCHEMA = 1
 _NOT_EQUALIZED = ("minmax", "mse")  # the simplest, and what ResNets mostly end up with: enough to show what it brings
@@ -58,8 +61,90 @@ EXAMPLES = """examples:
 """
 
 
-def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One candidate on the test images.
+
+    Attributes:
+        name: of the candidate.
+        comparison: of its logits with Keras', computed node by node.
+        fused: the same, with Q/DQ pairs fused as an INT8 engine does.
+        convolutions: those in INT8, of all.
+        bytes: size of the ONNX file.
+        reference_top5: share of the labels among Keras' best five; None with five classes or fewer.
+        candidate_top5: among the candidate's.
+        plan_bytes: size of its TensorRT engine, or why there is none; None where none was asked for.
+    """
+
+    name: str
+    comparison: Comparison
+    fused: Comparison
+    convolutions: Share
+    bytes: int
+    reference_top5: float | None
+    candidate_top5: float | None
+    plan_bytes: int | str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types, the comparison's among the others."""
+        fused = self.fused.to_dict()
+        return {
+            "name": self.name,
+            **self.comparison.to_dict(),
+            "int8_convolutions": self.convolutions.int8,
+            "convolutions": self.convolutions.of,
+            "bytes": self.bytes,
+            "reference_top5": self.reference_top5,
+            "candidate_top5": self.candidate_top5,
+            "fused": {key: fused[key] for key in ("sqnr_db", "top1_agreement")},
+            **({} if self.plan_bytes is None else {"plan_bytes": self.plan_bytes}),
+        }
+
+    def __str__(self) -> str:
+        """Return the row as a line for a person."""
+        found = self.comparison
+        return (
+            f"{self.name}: SQNR {found.sqnr_db:.1f} dB, agreement {found.top1_agreement:.2%}, "
+            f"accuracy {found.candidate_accuracy:.2%} (Keras {found.reference_accuracy:.2%}), "
+            f"{self.convolutions.int8} of {self.convolutions.of} convolutions in INT8"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyReport:
     """Every candidate's row, and what they were measured on.
+
+    Attributes:
+        schema: of this file.
+        recipe: its name.
+        machine: that it ran on.
+        commit: of this code; None outside a repository.
+        model_sha256: of the FP32 ONNX file.
+        test_images: that judged.
+        classes: how many the model tells apart.
+        calibration: of the INT8 file as shipped.
+        seconds: of each pass over the calibration images.
+        peak_memory_mib: of all passes; None where the system does not say.
+        peers: name to what the JSON beside a peer's file says.
+        rows: every candidate.
+    """
+
+    schema: int = SCHEMA
+    recipe: str
+    machine: Machine
+    commit: str | None
+    model_sha256: str
+    test_images: int
+    classes: int
+    calibration: CalibrationReport
+    seconds: Mapping[str, float]
+    peak_memory_mib: int | None
+    peers: Mapping[str, object]
+    rows: tuple[AccuracyRow, ...]
+
+
+def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyReport:
+    """Judge every candidate.
 
     Raises:
         ProjectError: the recipe was not run up to ``verify``, or a peer's file is missing.
@@ -85,29 +170,24 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> dict[str, A
         peak = peak_memory_mib()  # before the candidates run: decoding, all passes, quantising
         rows = []
         for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
-            rows.append(_row(name, path, pixels, labels, keras))
-            if (name, path) not in made:  # those of all methods are alike but for the values of the scales
-                rows[-1]["plan_bytes"] = _plan_bytes(path, rows[-1]["int8_convolutions"], Path(temporary))
-            log.info("  %s", _line(rows[-1]))
-    return {
-        "schema": SCHEMA,
-        "recipe": context.recipe.name,
-        "machine": to_json(machine()),
-        "commit": commit(),
-        "model_sha256": sha256_file(root / ONNX["fp32"]),
-        "test_images": len(labels),
-        "classes": int(keras.shape[1]),
-        "calibration": to_json(calibration),
-        "seconds": seconds,
-        "peak_memory_mib": peak,
-        "peers": {name: read_json(path.with_suffix(".json")) for name, path in peers.items() if _described(path)},
-        "rows": rows,
-    }
-
-
-def _described(path: Path) -> bool:
-    """Whether a file beside a peer's model says how it was made, as ``benchmarks/peers`` writes it."""
-    return path.with_suffix(".json").is_file()
+            # Engines of all methods are alike but for the values of the scales.
+            folder = None if (name, path) in made else Path(temporary)
+            rows.append(_row(name, path, pixels, labels, keras, folder))
+            log.info("  %s", rows[-1])
+    described = {name: path.with_suffix(".json") for name, path in peers.items()}
+    return AccuracyReport(
+        recipe=context.recipe.name,
+        machine=machine(),
+        commit=commit(),
+        model_sha256=sha256_file(root / ONNX["fp32"]),
+        test_images=len(labels),
+        classes=int(keras.shape[1]),
+        calibration=calibration,
+        seconds=seconds,
+        peak_memory_mib=peak,
+        peers={name: read_json(path) for name, path in described.items() if path.is_file()},
+        rows=tuple(rows),
+    )
 
 
 def _shipped(root: Path, calibration: CalibrationReport) -> list[tuple[str, Path]]:
@@ -127,7 +207,7 @@ def _by_method(
     batches = list(images.batches("decoding"))  # decoded before, so that the seconds are of the passes alone
     seconds: dict[str, float] = {}
 
-    def timed(name: str, call: Any) -> Any:
+    def timed(name: str, call: Callable[[], T]) -> T:
         start = time.perf_counter()
         result = call()
         seconds[name] = round(time.perf_counter() - start, 2)
@@ -138,7 +218,7 @@ def _by_method(
     made: list[tuple[str, Path]] = []
     for title, equalized in (("", True), (", not equalized", False)):
         calibrating = partial(calibrate, model, statistics, batches, seen, equalized=equalized)
-        base: Calibrated = timed(f"second pass: histograms{title}", calibrating)
+        base = timed(f"second pass: histograms{title}", calibrating)
         for method in METHODS if equalized else _NOT_EQUALIZED:
             scales = base.scales(method)
             candidates = [(f"INT8 throughout, {method}{title}", base.model)]
@@ -157,21 +237,22 @@ def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
             runner.infer(batch)
 
 
-def _row(name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray) -> dict[str, Any]:
-    logits = {way: _logits(path, pixels, way == "exact") for way in ("exact", "fused")}
-    found = compare(keras, logits["exact"], labels)
-    fused = compare(keras, logits["fused"], labels)
-    convs = placement(onnx.load(path))["int8"].get("Conv", {"int8": 0, "of": 0})
-    row = found.to_dict() | {
-        "name": name,
-        "int8_convolutions": convs["int8"],
-        "convolutions": convs["of"],
-        "bytes": path.stat().st_size,
-        "reference_top5": _top5(keras, labels),
-        "candidate_top5": _top5(logits["exact"], labels),
-        "fused": {"sqnr_db": fused.to_dict()["sqnr_db"], "top1_agreement": fused.top1_agreement},
-    }
-    return {"name": row.pop("name")} | row
+def _row(
+    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, plans: Path | None
+) -> AccuracyRow:
+    """Judge a candidate; in the folder ``plans`` its engine is built, None: it is not."""
+    logits = _logits(path, pixels, exact=True)
+    convolutions = placement(onnx.load(path)).convolutions
+    return AccuracyRow(
+        name=name,
+        comparison=compare(keras, logits, labels),
+        fused=compare(keras, _logits(path, pixels, exact=False), labels),
+        convolutions=convolutions,
+        bytes=path.stat().st_size,
+        reference_top5=_top5(keras, labels),
+        candidate_top5=_top5(logits, labels),
+        plan_bytes=None if plans is None else _plan_bytes(path, convolutions.int8, plans),
+    )
 
 
 def _logits(path: Path, pixels: np.ndarray, exact: bool) -> np.ndarray:
@@ -200,21 +281,8 @@ def _plan_bytes(path: Path, int8: int, folder: Path) -> int | str:
     except Exception as error:  # a peer's file may be anything; the row says what became of it
         return f"{trt.flavour} {trt.version} does not build it: {str(error).splitlines()[0][:200]}"
     finally:
-        for left in _made_beside(plan):
-            left.unlink()
-
-
-def _made_beside(plan: Path) -> Iterator[Path]:
-    return (path for path in plan.parent.glob(f"{plan.stem}.*") if path.is_file())
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    sqnr = "inf" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
-    return (
-        f"{row['name']}: SQNR {sqnr} dB, agreement {row['top1_agreement']:.2%}, "
-        f"accuracy {row['candidate_accuracy']:.2%} (Keras {row['reference_accuracy']:.2%}), "
-        f"{row['int8_convolutions']} of {row['convolutions']} convolutions in INT8"
-    )
+        for made in folder.glob(f"{plan.stem}.*"):
+            made.unlink()
 
 
 def build_parser() -> Parser:
@@ -240,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run_command(build_parser(), argv, _accuracy)
 
 
-def _accuracy(args: argparse.Namespace) -> dict[str, Any]:
+def _accuracy(args: argparse.Namespace) -> dict[str, object]:
     context = cli.make_context(args)
     peers = {}
     for entry in args.peer:
@@ -250,10 +318,10 @@ def _accuracy(args: argparse.Namespace) -> dict[str, Any]:
         peers[name] = Path(path)
     output = args.output or context.root / "accuracy.json"
     check_output(output, "--output" if args.output else "--artifacts", "accuracy.json", (".json",))
-    content = measure_accuracy(context, peers)
-    write_json(output, content)
+    report = measure_accuracy(context, peers)
+    write_json(output, to_json(report))
     log.info("%s", output)
-    return {"recipe": context.recipe.name, "output": str(output), "rows": len(content["rows"])}
+    return {"recipe": context.recipe.name, "output": str(output), "rows": len(report.rows)}
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ import logging
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
 
 from benchmarks.telemetry import commit, machine
 from export.errors import ProjectError
-from export.records import to_json
+from export.records import read_record, to_json, without_none
 from pipeline import cli
 from pipeline.backbones import BACKBONES
 from pipeline.commands import main as pipeline
@@ -28,10 +29,13 @@ from pipeline.config import load_recipe
 from pipeline.data import Pixels, load_image_set
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import DataError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.layout import PARITY
+from pipeline.machine import Machine
 from pipeline.output_files import check_output
+from pipeline.parity_report import FROM_KERAS, Overall, Verdict, read_parity
 from pipeline.recipe import Data, Model, Splits
+from pipeline.stage_records import read_calibration
 from pipeline.stopping import raise_as
 from pipeline.tensorflow_start import start_tensorflow
 from pipeline.usage import Parser, meant
@@ -59,7 +63,82 @@ EXAMPLES = """examples:
 """
 
 
-def measure(name: str, data: Path, size: int, images: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Distance:
+    """How far a file's logits are from Keras'; the fields are those of `pipeline.parity_report.Hop`."""
+
+    verdict: Verdict
+    images: int
+    relative_error: float | None
+    sqnr_db: float | None
+    top1_agreement: float | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One backbone.
+
+    Attributes:
+        backbone: its name.
+        input_size: height and width of the images.
+        parameters: of the classifier.
+        stopped_in: the stage that refused it; None where none did. With ``status``, its exit status.
+        verdict: of the verify stage; None where a stage refused it before, as what follows but the commit.
+        fp32: of this file, by ONNX Runtime.
+        fp16: of this one.
+        int8: and of this one.
+        method: that chose the INT8 scales.
+        convolutions: how many there are.
+        int8_convolutions: of them.
+        kept: nodes that stay in float in the INT8 graph.
+        fp32_in_fp16: nodes that stay FP32 in the FP16 graph.
+        seconds: that all of it took.
+        commit: of this code; None outside a repository.
+    """
+
+    backbone: str
+    input_size: int
+    parameters: int
+    stopped_in: str | None = None
+    status: int | None = None
+    verdict: Overall | None = None
+    fp32: Distance | None = None
+    fp16: Distance | None = None
+    int8: Distance | None = None
+    method: str | None = None
+    convolutions: int | None = None
+    int8_convolutions: int | None = None
+    kept: tuple[str, ...] | None = None
+    fp32_in_fp16: tuple[str, ...] | None = None
+    seconds: int | None = None
+    commit: str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what there is."""
+        return without_none(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The JSON file: a row a backbone, the machine that measured last, and the schema."""
+
+    schema: int = SCHEMA
+    machine: Machine
+    rows: tuple[Row, ...]
+
+
+def read_table(path: Path) -> Table:
+    """Read what an earlier run wrote.
+
+    Raises:
+        ProjectError: missing, damaged, or of another schema; with the file and the key.
+    """
+    remedy = "Name another file with --output, or delete this one to measure every backbone again."
+    return read_record(Table, path, remedy=remedy, what="table of backbones")
+
+
+def measure(name: str, data: Path, size: int, images: int) -> Row:
     """One backbone through the chain.
 
     Args:
@@ -69,7 +148,7 @@ def measure(name: str, data: Path, size: int, images: int) -> dict[str, Any]:
         images: calibration images, and test images.
 
     Returns:
-        The row for the table; where a stage refuses, the stage and its exit status.
+        Row: where a stage refuses, with the stage and its exit status.
     """
     size = max(size, BACKBONES[name].smallest)
     started = time.monotonic()
@@ -88,14 +167,14 @@ def measure(name: str, data: Path, size: int, images: int) -> dict[str, Any]:
             "verify.max_images": images,
         }
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        row: dict[str, Any] = {"backbone": name, "input_size": size, "parameters": parameters}
+        row = Row(backbone=name, input_size=size, parameters=parameters, commit=commit())
         for verb in ("train", "export", "quantize", "verify"):
             status = pipeline([verb, "-c", str(recipe), "--artifacts", str(folder / "artifacts"), *sets])
             raise_as(status)
             if status not in (0, 1):  # 1: a verdict that is no pass, which the row tells
-                return row | {"stopped_in": verb, "status": status}
-        row |= _row(folder / "artifacts" / "b")
-    return row | {"seconds": round(time.monotonic() - started)}
+                return replace(row, stopped_in=verb, status=status)
+        row = _judged(row, folder / "artifacts" / "b")
+    return replace(row, seconds=round(time.monotonic() - started))
 
 
 def _make(name: str, size: int, recipe: Path, target: Path) -> int:
@@ -148,22 +227,26 @@ def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> Non
     head.set_weights([(kernel * scale).astype(np.float32), (-logits.mean(axis=0) * scale).astype(np.float32)])
 
 
-def _row(root: Path) -> dict[str, Any]:
-    """What the artifacts say: distances from Keras, and what stayed in float."""
-    parity = read_json(root / PARITY)
-    calibration = read_json(root / "quantize" / "calibration.json")
-    named = ("verdict", "images", "relative_error", "sqnr_db", "top1_agreement", "why")
-    row: dict[str, Any] = {"verdict": parity["verdict"]}
-    for hop in parity["hops"]:
-        if (hop["kind"], hop["backend"]) == ("from_keras", "onnxruntime"):
-            row.setdefault(hop["precision"], {key: hop[key] for key in named})
-    return row | {
-        "method": calibration["method"],
-        "convolutions": calibration["convolutions"],
-        "int8_convolutions": calibration["int8_convolutions"],
-        "kept": calibration["kept"],
-        "fp32_in_fp16": sorted(calibration["fp16"]["kept_fp32"]),
+def _judged(row: Row, root: Path) -> Row:
+    """Add what the artifacts say: distances from Keras, and what stayed in float."""
+    parity, calibration = read_parity(root / PARITY), read_calibration(root / "quantize" / "calibration.json")
+    hops = [hop for hop in parity.hops if (hop.kind, hop.backend) == (FROM_KERAS, "onnxruntime")]
+    distances = {
+        hop.precision: Distance(**{one.name: getattr(hop, one.name) for one in fields(Distance)})
+        for hop in reversed(hops)  # of two of a precision the first counts
     }
+    return replace(
+        row,
+        verdict=parity.verdict,
+        fp32=distances.get("fp32"),
+        fp16=distances.get("fp16"),
+        int8=distances.get("int8"),
+        method=calibration.method,
+        convolutions=calibration.convolutions,
+        int8_convolutions=calibration.int8_convolutions,
+        kept=calibration.kept,
+        fp32_in_fp16=tuple(sorted(calibration.fp16.kept_fp32)),
+    )
 
 
 def build_parser() -> Parser:
@@ -197,21 +280,21 @@ def main(argv: list[str] | None = None) -> int:
     return cli.run_command(build_parser(), argv, _measure_all)
 
 
-def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
+def _measure_all(args: argparse.Namespace) -> dict[str, object]:
     names = _checked(args)
     start_tensorflow()
-    rows: dict[str, Any] = {}
+    rows: dict[str, Row] = {}
     if args.output is not None and args.output.is_file():
-        rows = {row["backbone"]: row for row in read_json(args.output)["rows"]}
+        rows = {row.backbone: row for row in read_table(args.output).rows}
     for name in names:
-        rows[name] = {**measure(name, args.data, args.size, args.images), "commit": commit()}
-        log.info("%s", rows[name])
+        rows[name] = measure(name, args.data, args.size, args.images)
+        log.info("%s", to_json(rows[name]))
         if args.output is not None:
-            write_json(args.output, {"schema": SCHEMA, "machine": to_json(machine()), "rows": list(rows.values())})
-    stopped = [name for name in names if "stopped_in" in rows[name]]
+            write_json(args.output, to_json(Table(machine=machine(), rows=tuple(rows.values()))))
+    stopped = [name for name in names if rows[name].stopped_in is not None]
     if stopped == names:
         raise ProjectError(f"Expected a backbone that comes through the chain. Received: {listed(names)}; see above.")
-    return {"rows": [rows[name] for name in names], "exit": cli.SOME_FAILED if stopped else cli.DONE}
+    return {"rows": [to_json(rows[name]) for name in names], "exit": cli.SOME_FAILED if stopped else cli.DONE}
 
 
 def _checked(args: argparse.Namespace) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.contests import contest_lines, find_serves
 from benchmarks.scenarios import installed, open_scenario, run_scenarios, scenarios
@@ -119,7 +118,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
     return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
 
 
-def _environment(settings: Recipe) -> dict[str, Any]:
+def _environment(settings: Recipe) -> dict[str, object]:
     keras = {"keras": "installed"} if importlib.util.find_spec("keras") else {}
     return runtime_environment(settings) | keras | {"cpu": str(describe_cpu())}
 
@@ -151,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run_command(build_parser(), argv, _benchmark)
 
 
-def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
+def _benchmark(args: argparse.Namespace) -> dict[str, object]:
     context = cli.make_context(args)
     if args.explain:
         reasons = ["--force"] if args.force else reasons_to_run(STAGE, context)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.timing import Samples
+from benchmarks.timing import Measurement
 from export.driver import driver_status
 from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import BenchmarkRow
@@ -64,7 +64,7 @@ def _contender(artifacts: Artifacts, row: BenchmarkRow) -> Contender:
 
 
 def _pair(one: tuple[Contender, BenchmarkRow], other: tuple[Contender, BenchmarkRow]) -> Pair:
-    rounds, ratio, interval = compare(*(Samples(row.samples_ms or (), row.turns or ()) for _, row in (one, other)))
+    rounds, ratio, interval = compare(*(Measurement(row.samples_ms or (), row.turns or ()) for _, row in (one, other)))
     rounded = None if interval is None else (round(interval[0], 6), round(interval[1], 6))
     return Pair(one[0].file, other[0].file, rounds, None if ratio is None else round(ratio, 6), rounded)
 
@@ -83,15 +83,15 @@ class Ratio(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
-def compare(first: Samples, second: Samples) -> Ratio:
+def compare(first: Measurement, second: Measurement) -> Ratio:
     """Compare two candidates of one `benchmarks.timing.measure`.
 
     Turn i of each was in round i. Of each round the ratio of the two medians counts, as a logarithm; a round whose
     clock was too coarse (a median of zero) is left out.
 
     Args:
-        first: samples, in milliseconds.
-        second: samples, in milliseconds.
+        first: of the one.
+        second: of the other.
 
     Returns:
         Ratio: of the second's times over the first's.

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_folder import INDEX, altered_files, as_verified, has_verdict, read_reference, read_thresholds
+from benchmarks.gpu_folder import altered_files, as_verified, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu_options import MAIN, Options, check_artifacts, refuse_missing_sources
 from benchmarks.gpu_plan import Estimates, Plan, Planned, too_long
 from export.sidecar import Precision
 from pipeline.layout import REFERENCE
+from pipeline.manifest import INDEX
 from pipeline.plans import engine_source
 from pipeline.words import count
 

@@ -10,19 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from export.bounded_json import parse_json, read_json_file
+from export.bounded_json import parse_json
 from export.errors import ProjectError
+from export.records import read_record
 from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file
 from pipeline.float_noise import noise_of
 from pipeline.layout import KERAS, ONNX, PARITY, REFERENCE
-from pipeline.manifest import as_recorded
+from pipeline.manifest import INDEX, BundleIndex, as_recorded
 from pipeline.npz_files import read_arrays
 from pipeline.parity import Reference
 from pipeline.parity_report import read_parity
 from pipeline.recipe import VerifyThresholds
-
-INDEX = "bundle.json"  # as `pipeline.bundle` names it, which needs more than numpy
 
 
 def read_reference(artifacts: Path) -> Reference:
@@ -99,13 +98,13 @@ def altered_files(artifacts: Path, names: Iterable[str]) -> tuple[str, ...]:
     path = artifacts / INDEX
     if not path.is_file():
         return ()
+    remedy = f"Unpack the bundle again, or delete {INDEX} to go on with files that are compared with nothing."
+    recorded = read_record(BundleIndex, path, remedy=remedy, what="index of a bundle").files
     try:
-        recorded = read_json_file(path)["files"]
         return tuple(
-            name for name in names if name not in recorded or recorded[name]["sha256"] != sha256_file(artifacts / name)
+            name for name in names if name not in recorded or recorded[name].sha256 != sha256_file(artifacts / name)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise ProjectError(
-            f"Expected a bundle's index in {path}, and the files that it lists. Received: {error}. Unpack the bundle "
-            f"again, or delete {INDEX} to go on with files that are compared with nothing."
+            f"Expected to read {error.filename}. Received: {error.strerror}. Copy it again, or let it be read."
         ) from error

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.gpu_targets import rounded, said
-from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
-from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, Model, TimedRow
-from pipeline.machine import Machine
+from pipeline.evidence_words import CHECKS, NAMES, PEERS, STATES, clocks, counted, library, not_made, short_commit
+from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, EngineEvidence, GpuEvidence, TimedRow
 from pipeline.parity_report import Hop
 from pipeline.words import count, listed
 
@@ -26,6 +25,7 @@ _LEGEND = (
 
 def as_markdown(evidence: GpuEvidence) -> str:
     """The whole record as Markdown, most wanted first."""
+    idle = not_made(evidence)
     parts = [
         f"# {evidence.model.name} on {evidence.gpu.name}, {library(evidence)}",
         STATES[evidence.state],
@@ -36,14 +36,15 @@ def as_markdown(evidence: GpuEvidence) -> str:
         _section("Targets", _targets(evidence)),
         _section("Checks", _checks(evidence)),
         _section("Failed", _bullets(evidence.failures)),
-        _section("Not made", _not_made(evidence)),
+        _section("Not made", _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in idle.items())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _facts(evidence: GpuEvidence) -> str:
-    gpu, model, machine = evidence.gpu, evidence.model, evidence.machine
+    gpu, model, machine, cpu = evidence.gpu, evidence.model, evidence.machine, evidence.machine.cpu
     height, width = model.size
+    other = "" if model.as_verified else ", which are not the file that the verify stage wrote"
     rows = [
         ("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}"),
         ("driver", f"{gpu.driver_version or 'unknown'}, CUDA {gpu.cuda_version or 'unknown'}"),
@@ -51,24 +52,14 @@ def _facts(evidence: GpuEvidence) -> str:
             "clocks and power, read after the steps",
             clocks(evidence) or "not read: nvidia-ml-py or nvidia-smi would tell them",
         ),
-        ("processor", _processor(machine)),
+        ("processor", f"{cpu.model or 'unknown'}, {cpu.usable_cores or '?'} cores, Python {machine.python or '?'}"),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
-        ("images", _images(model)),
+        ("images", f"{count(model.test_images, 'test image')} with Keras' answers{other}"),
         *((("altered", f"not as the bundle recorded: {', '.join(model.altered)}"),) if model.altered else ()),
         ("date", evidence.date.replace("T", " ").replace("Z", " UTC")),
         ("commit", short_commit(evidence)),
     ]
     return table(("what", "here"), rows)
-
-
-def _images(model: Model) -> str:
-    other = "" if model.as_verified else ", which are not the file that the verify stage wrote"
-    return f"{count(model.test_images, 'test image')} with Keras' answers{other}"
-
-
-def _processor(machine: Machine) -> str:
-    cpu = machine.cpu
-    return f"{cpu.model or 'unknown'}, {cpu.usable_cores or '?'} cores, Python {machine.python or '?'}"
 
 
 def _speed(rows: Sequence[TimedRow]) -> str:
@@ -114,7 +105,7 @@ def _measured(row: TimedRow) -> str:
 def _parity(evidence: GpuEvidence) -> str:
     if evidence.parity is None:
         return ""
-    rows = [(*_hop(hop), _cell(hop.why)) for hop in evidence.parity.hops]
+    rows = [(*_hop(hop), hop.why) for hop in evidence.parity.hops]
     head = ("engine", "verdict", "agreement", "SQNR, dB", "largest relative error", "why")
     own = evidence.model.own_thresholds
     by = "" if own else " Judged by the default thresholds, as the folder has no verdict."
@@ -139,7 +130,7 @@ def _engines(engines: Mapping[str, EngineEvidence]) -> str:
             "–" if one.seconds is None else f"{one.seconds:.1f}",
             f"{one.plan_bytes / 2**20:.1f}",
             _by_type(one),
-            _cell("; ".join((*one.warnings, *_refusal(one)))),
+            "; ".join((*one.warnings, *_refusal(one))),
         )
         for one in engines.values()
     ]
@@ -168,20 +159,10 @@ def _targets(evidence: GpuEvidence) -> str:
 def _checks(evidence: GpuEvidence) -> str:
     if not evidence.checks:
         return ""
-    results = [one.result for one in evidence.checks]
-    counted = ", ".join(
-        f"{results.count(result)} {word}"
-        for result, word in (("pass", "passed"), ("fail", "failed"), ("error", "not made for an error"),
-                             ("skipped", "skipped"))
-        if result in results
-    )  # fmt: skip
+    ended = counted((one.result for one in evidence.checks), CHECKS)
     wrong = [one for one in evidence.checks if one.result in ("fail", "error")]
-    rows = [(one.engine, one.check.replace("_", " "), one.result, _cell(one.detail)) for one in wrong]
-    return f"{counted}." + ("\n\n" + table(("engine", "check", "result", "what was seen"), rows) if rows else "")
-
-
-def _not_made(evidence: GpuEvidence) -> str:
-    return _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in not_made(evidence).items())
+    rows = [(one.engine, one.check.replace("_", " "), one.result, one.detail) for one in wrong]
+    return f"{ended}." + ("\n\n" + table(("engine", "check", "result", "what was seen"), rows) if rows else "")
 
 
 def _section(title: str, content: str) -> str:
@@ -199,7 +180,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[in
 
 
 def _cell(text: str) -> str:
-    return _line(text).replace("\\|", "|").replace("|", "\\|")
+    return _line(text).replace("|", "\\|")
 
 
 def _line(text: str) -> str:

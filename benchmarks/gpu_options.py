@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 from benchmarks.gpu_timings import PEER_MODES
 from export.errors import ProjectError
@@ -94,7 +94,7 @@ class Options:
     commit: str | None
     dry_run: bool
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """What of it a reader of the results must know: no paths."""
         names = (
             "minutes", "level", "variants", "precisions", "checks", "peers", "seconds", "batch", "cycles",

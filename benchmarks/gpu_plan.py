@@ -81,7 +81,7 @@ class Work(Protocol):
     def compare(self, precision: Precision, variant: Variant) -> None:
         """Compare its answers with Keras'."""
 
-    def time(self, variant: Variant, precisions: Sequence[str], measures: Measures) -> None:
+    def time(self, variant: Variant, precisions: Sequence[Precision], measures: Measures) -> None:
         """Time engines in turns."""
 
     def check(self, check: Check, engine: str) -> None:

@@ -146,7 +146,7 @@ def last_line(record: Record | None, status: int, error: str) -> str:
         status: the exit status.
         error: what went wrong first; "" where nothing did.
     """
-    told: dict[str, Any] = {"output": None}
+    told: dict[str, object] = {"output": None}
     if record is not None:
         evidence = record.evidence
         verdict = evidence.parity.verdict if evidence.parity else None

@@ -10,15 +10,16 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import in_turns, measure, summarize
+from benchmarks.timing import in_turns, measure
 from export.errors import ProjectError
+from export.sidecar import Precision
 from pipeline.gpu_evidence import ENGINE, WITHOUT_GRAPHS, Measures, TimedRow, Variant
 from pipeline.runners.options import RuntimeOptions
 from pipeline.runners.tensorrt import TensorRTRunner
@@ -28,6 +29,7 @@ log = logging.getLogger("benchmarks.gpu")
 # Batches that one streamed call holds: the first upload and the last download overlap with nothing, so there should be
 # many; they lie in ordinary memory once for all engines, and in page-locked memory for one engine at a time.
 MOST_STREAMED, STREAMED_BYTES = 32, 1 << 30
+_NOT_TIMED = "it was not timed yet"
 WARM_UP = 0.5  # seconds before a row is measured, and no longer than it is measured
 REPEATS = 20  # of computing alone, in one turn
 PEER_MODES = ("eager", "graphs", "compile")
@@ -46,7 +48,12 @@ def words_of(error: BaseException) -> str:
 
 
 def time_engines(
-    plans: Mapping[str, Path], pixels: np.ndarray, variant: Variant, batch: int, measures: Measures, seconds: float
+    plans: Mapping[Precision, Path],
+    pixels: np.ndarray,
+    variant: Variant,
+    batch: int,
+    measures: Measures,
+    seconds: float,
 ) -> list[TimedRow]:
     """Time engines at a batch size.
 
@@ -74,15 +81,17 @@ def time_engines(
     with ExitStack() as stack:
         for precision, plan in plans.items():
             for graphs in (True, False) if measures == "infer" else (True,):
-                row = {
-                    "name": ENGINE if graphs else WITHOUT_GRAPHS,
-                    "precision": precision,
-                    "variant": variant,
-                    "batch": batch,
-                    "batches": batches,
-                    "measures": measures,
-                    "graphs": None if measures.startswith("stream") else graphs,
-                }
+                row = TimedRow(
+                    name=ENGINE if graphs else WITHOUT_GRAPHS,
+                    precision=precision,
+                    variant=variant,
+                    batch=batch,
+                    batches=batches,
+                    measures=measures,
+                    includes=INCLUDES[measures],
+                    graphs=None if measures.startswith("stream") else graphs,
+                    error=_NOT_TIMED,
+                )
                 turns.append(turn := _Turn(row))
                 try:
                     runner = stack.enter_context(TensorRTRunner(plan, RuntimeOptions(graphs=graphs)))
@@ -90,9 +99,9 @@ def time_engines(
                         raise ProjectError(f"it runs batches of {runner.max_batch} at most here")
                     turn.call = _call(runner, images, measures, batch * batches)
                 except Exception as error:  # the others are to be timed all the same
-                    turn.error = words_of(error)
+                    turn.fail(error)
                 else:
-                    turn.doubt = partial(why_without_graph, runner, batch) if row["graphs"] else str
+                    turn.doubt = partial(why_without_graph, runner, batch) if row.graphs else str
         return _time_in_turns(turns, measures == "compute", seconds)
 
 
@@ -126,19 +135,23 @@ def time_peer(
         runner = stack.enter_context(TensorRTRunner(plan)) if plan is not None else None
         measured: tuple[Measures, ...] = ("compute", "infer")
         for measures in measured:
-            row = {
-                "precision": "fp16",
-                "variant": variant,
-                "batch": batch,
-                "batches": 1,
-                "measures": measures,
-                "beside": mode,
-            }
+            row = TimedRow(
+                name=f"PyTorch {mode}",
+                precision="fp16",
+                variant=variant,
+                batch=batch,
+                batches=1,
+                measures=measures,
+                includes=INCLUDES[measures],
+                graphs=mode != "eager" or None,
+                beside=mode,
+                error=_NOT_TIMED,
+            )
             call = partial(peer.compute_ms, batch, REPEATS) if measures == "compute" else partial(peer.infer, images)
-            turns = [_Turn({**row, "name": f"PyTorch {mode}", "graphs": mode != "eager" or None}, call)]
+            turns = [_Turn(row, call)]
             if runner is not None:
                 ours, doubt = _call(runner, images, measures, batch), partial(why_without_graph, runner, batch)
-                turns.append(_Turn({**row, "name": ENGINE, "graphs": True}, ours, doubt))
+                turns.append(_Turn(replace(row, name=ENGINE, graphs=True), ours, doubt))
             rows += _time_in_turns(turns, measures == "compute", seconds)
     return rows
 
@@ -178,16 +191,18 @@ class _Turn:
     """A row to be.
 
     Attributes:
-        row: what is known of it before.
-        call: is timed in turns with the others'; None where there is an error.
+        row: what is known of it: without times, and with the reason.
+        call: is timed in turns with the others'; None where that is not possible.
         doubt: says afterwards why the times are not what the row says they are; "" where they are, as ``str()`` does.
-        error: why it has no times; "" where it may have.
     """
 
-    row: dict[str, Any]
+    row: TimedRow
     call: Callable[[], Any] | None = None
     doubt: Callable[[], str] = str
-    error: str = ""
+
+    def fail(self, error: Exception) -> None:
+        """Say why it has no times."""
+        self.row, self.call = replace(self.row, error=words_of(error)), None
 
 
 def _time_in_turns(turns: Sequence[_Turn], by_events: bool, seconds: float) -> list[TimedRow]:
@@ -198,25 +213,25 @@ def _time_in_turns(turns: Sequence[_Turn], by_events: bool, seconds: float) -> l
         by_events: the calls measure themselves and return milliseconds.
         seconds: measured time for each other call.
     """
-    by_key = {f"{turn.row['name']} {turn.row['precision']} {turn.row['measures']}": turn for turn in turns}
+    by_key = {f"{turn.row.name} {turn.row.precision} {turn.row.measures}": turn for turn in turns}
     calls = {key: turn.call for key, turn in by_key.items() if turn.call is not None}
 
     def failed(key: str, error: Exception) -> None:
-        by_key[key].error = words_of(error)
+        by_key[key].fail(error)
 
-    samples: Mapping[str, Sequence[float]] = (
+    timed = (
         in_turns(calls, on_error=failed)
         if by_events
         else measure(calls, seconds_each=seconds, warmup_seconds=min(WARM_UP, seconds), min_samples=10, on_error=failed)
     )
     rows = []
     for key, turn in by_key.items():
-        error = turn.error or turn.doubt()
-        row = {**turn.row, "includes": INCLUDES[turn.row["measures"]], "error": error}
-        if error:
-            log.warning("%s: %s", key, error)
-        else:
-            row |= asdict(summarize(samples[key], row["batch"] * row["batches"]))
-            del row["percentile_method"]
-        rows.append(TimedRow(**row))
+        row = turn.row
+        if turn.call is not None:
+            numbers = asdict(timed[key].summary(row.batch * row.batches))
+            del numbers["percentile_method"]
+            row = replace(row, error=doubt) if (doubt := turn.doubt()) else replace(row, error="", **numbers)
+        if row.error:
+            log.warning("%s: %s", key, row.error)
+        rows.append(row)
     return rows

@@ -144,10 +144,9 @@ class Visit:
         self.record.change(parity=Parity(overall_verdict(hops), by_precision(self.thresholds), hops))
         log.info("%s against Keras: %s", name, judged.verdict)
 
-    def time(self, variant: Variant, precisions: Sequence[str], measures: Measures) -> None:
+    def time(self, variant: Variant, precisions: Sequence[Precision], measures: Measures) -> None:
         """Time those of some engines that run here, in turns."""
-        usable = self.usable([f"{one}-{variant}" for one in precisions])
-        plans = {name.partition("-")[0]: self._engine(name) for name in usable}
+        plans = {one: self._engine(name) for one in precisions for name in self.usable([f"{one}-{variant}"])}
         batch = self.plan.batch(variant)
         rows = time_engines(plans, self.reference.pixels, variant, batch, measures, self.plan.options.seconds)
         self.record.add("timings", *rows)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.timing import Progress, Samples, in_turns, measure, summarize
+from benchmarks.timing import Measurement, Progress, in_turns, measure
 from export.capabilities import find_tensorrt
 from export.driver import driver_status
 from export.errors import ProjectError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Timing = Callable[..., dict[str, Samples]]  # `benchmarks.timing.measure`, with how long
+Timing = Callable[..., dict[str, Measurement]]  # `benchmarks.timing.measure`, with how long
 
 HOST_TO_HOST = "host to host: uint8 pixels in host memory to logits in host memory; no decoding, no resizing"
 INCLUDES: Mapping[str, str] = {
@@ -205,7 +205,7 @@ def run_scenarios(
 
     Returns:
         list[BenchmarkRow]: one a scenario, in the order given, with an error or the samples and what
-        `benchmarks.timing.summarize` gives; an engine that takes the batch at once has what its GPU takes alone.
+        `Measurement.summary` gives; an engine that takes the batch at once has what its GPU takes alone.
     """
     rows: dict[Scenario, BenchmarkRow] = {}
     for batch in dict.fromkeys(one.batch for one in wanted):
@@ -236,18 +236,18 @@ def _run_batch(
             except Exception as error:  # whatever a backend raises: the others are to be timed all the same
                 failed(name, error)
         calls = {name: partial(runner.infer, pixels) for name, runner in runners.items()}
-        samples = timing(calls, progress=progress, on_error=failed)
+        timed = timing(calls, progress=progress, on_error=failed)
         engines = {name: runner for name, runner in runners.items() if isinstance(runner, TensorRTRunner)}
         # Before computing alone is timed, which may be launched in another way.
         graphs = {name: _graph(engine, len(pixels)) for name, engine in engines.items()}
         computes = {
             name: partial(engine.compute_ms, pixels, REPEATS)
             for name, engine in engines.items()
-            if name in samples and engine.sidecar.profile.takes(len(pixels))
+            if name in timed and engine.sidecar.profile.takes(len(pixels))
         }
         alone = in_turns(computes, on_error=failed)
     return {
-        one: _row(one, samples.get(name), errors.get(name), graphs.get(name, ""), alone.get(name))
+        one: _row(one, timed.get(name), errors.get(name), graphs.get(name, ""), alone.get(name))
         for name, one in named.items()
     }
 
@@ -267,12 +267,11 @@ def _name(scenario: Scenario) -> str:
 
 
 def _row(
-    scenario: Scenario, samples: Samples | None, error: str | None, graph: str, alone: Samples | None
+    scenario: Scenario, timed: Measurement | None, error: str | None, graph: str, alone: Measurement | None
 ) -> BenchmarkRow:
     described = {key: value for key, value in asdict(scenario).items() if key != "path"}
     described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
-    if samples is None:
+    if timed is None:
         return BenchmarkRow(**described, error=error or "it gave no sample")
-    numbers = asdict(summarize(samples, scenario.batch))
-    compute = Compute(**asdict(summarize(alone, scenario.batch)), includes=COMPUTE) if alone else None
-    return BenchmarkRow(**described, samples_ms=tuple(samples), turns=tuple(samples.turns), compute=compute, **numbers)
+    compute = Compute(**asdict(alone.summary(scenario.batch)), includes=COMPUTE) if alone is not None else None
+    return BenchmarkRow(**described, **asdict(timed), **asdict(timed.summary(scenario.batch)), compute=compute)

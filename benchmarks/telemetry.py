@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from export.driver import driver_status
 from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu, memory_bytes, system, versions_of
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGES = (
@@ -79,13 +80,12 @@ def commit() -> str | None:
 
 
 def peak_memory_mib() -> int | None:
-    """The most memory that this process has held so far, None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak // (1024 * 1024 if platform.system() == "Darwin" else 1024))
+    """The most memory that this process has held so far; None where the system does not say (outside Linux).
+
+    ru_maxrss would count what the parent held before exec.
+    """
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")), re.MULTILINE)
+    return int(peak[1]) // 1024 if peak is not None else None
 
 
 def resident_bytes() -> int:
@@ -118,7 +118,7 @@ def _nvidia_smi() -> tuple[GpuSnapshot, ...]:
 
 def _smi_snapshot(values: Sequence[str]) -> GpuSnapshot:
     """What it told of a GPU; what is no number, as "[N/A]", is None."""
-    kinds: dict[str, Callable[[str], float]] = {"power_w": float}
+    kinds: dict[str, Callable[[str], Any]] = {"power_w": float}
     read = {key: _ask(partial(kinds.get(key, int), value)) for key, value in zip(SMI, values)}
     used = read.pop("memory_used_mib")
     return GpuSnapshot(**read, memory_used_bytes=None if used is None else used << 20)
@@ -216,8 +216,7 @@ def _scaled(value: int | None, by: float) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    value: int | None = _ask(lambda: int(_text(path)))
-    return value
+    return _ask(lambda: int(_text(path)))
 
 
 def _text(path: Path) -> str:
@@ -228,11 +227,10 @@ def _text(path: Path) -> str:
 def _output(*command: str, patience: float | None = None) -> str | None:
     """What a program prints; None where it is not there, fails, or takes longer than its seconds."""
     run = partial(subprocess.run, command, capture_output=True, text=True, check=True, timeout=patience)
-    said: str | None = _ask(lambda: run().stdout)
-    return said
+    return _ask(lambda: run().stdout)
 
 
-def _ask(question: Callable[..., Any]) -> Any:
+def _ask(question: Callable[..., T]) -> T | None:
     """Ask for one value; GPUs and boards differ in what they answer."""
     try:
         return question()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, chain
 from typing import Literal
 
 import numpy as np
@@ -19,36 +21,68 @@ PERCENTILE_METHOD: Literal["linear"] = "linear"  # interpolation between order s
 Progress = Callable[[str, int, int], None]
 
 
-class Samples(list[float]):
-    """Milliseconds of each call, in the order of measuring, and how many of them each turn gave.
+@dataclass(frozen=True)
+class Measurement:
+    """The times of one candidate, call by call, and what they come to.
 
     The turns of candidates that were timed together belong to the same rounds: turn i of one and turn i of another
     saw the machine in the same state, so that they can be compared by pairs (see `benchmarks.contests`).
 
-    Args:
-        values: milliseconds.
-        turns: how many of them each turn gave, in order; together all of them. Defaults to none, for no values.
+    Attributes:
+        samples_ms: milliseconds of each call, in the order of measuring.
+        turns: how many of them each turn gave, in order; together all of them. Defaults to none, for no samples.
 
     Raises:
-        ValueError: the turns do not add up to the values, or one of them is empty.
+        ValueError: the turns do not add up to the samples, or one of them is empty.
     """
 
-    def __init__(self, values: Iterable[float] = (), turns: Iterable[int] = ()) -> None:
-        super().__init__(values)
-        self.turns = list(turns)
-        if sum(self.turns) != len(self) or any(count < 1 for count in self.turns):
-            raise ValueError(f"Expected turns of 1 or more that add up to {len(self)}. Received: {self.turns}.")
+    samples_ms: tuple[float, ...] = ()
+    turns: tuple[int, ...] = ()
 
-    def by_turn(self) -> list[list[float]]:
-        """The samples of each turn."""
-        ends = list(accumulate(self.turns))
-        return [self[end - count : end] for count, end in zip(self.turns, ends)]
+    def __post_init__(self) -> None:
+        if sum(self.turns) != len(self.samples_ms) or any(count < 1 for count in self.turns):
+            wanted = len(self.samples_ms)
+            raise ValueError(f"Expected turns of 1 or more that add up to {wanted}. Received: {self.turns}.")
 
-    def add_turn(self, values: Sequence[float]) -> None:
-        """Append what one turn gave; nothing is no turn."""
-        if values:
-            self.extend(values)
-            self.turns.append(len(values))
+    @classmethod
+    def of_turns(cls, turns: Iterable[Sequence[float]]) -> Measurement:
+        """Join what each turn gave, in milliseconds; nothing is no turn."""
+        given = [turn for turn in turns if turn]
+        return cls(tuple(chain.from_iterable(given)), tuple(map(len, given)))
+
+    def by_turn(self) -> list[tuple[float, ...]]:
+        """Return the samples of each turn, in milliseconds."""
+        return [self.samples_ms[end - count : end] for count, end in zip(self.turns, accumulate(self.turns))]
+
+    def summary(self, images: int) -> Summary:
+        """Reduce the samples to the numbers of a report.
+
+        Percentiles interpolate linearly between the samples (``PERCENTILE_METHOD``). With fewer than 100 samples the
+        99th percentile lies between the two largest: read it as the maximum (``p99_is_near_max`` says so).
+
+        Args:
+            images: a call.
+
+        Returns:
+            Summary: numbers rounded to four significant digits.
+
+        Raises:
+            ValueError: no samples, or no image a call.
+        """
+        samples = self.samples_ms
+        if not samples or images < 1:
+            raise ValueError(f"Expected one sample or more and images >= 1. Received: {len(samples)}, {images}.")
+        p50, p90, p99 = (float(value) for value in np.percentile(samples, (50, 90, 99), method=PERCENTILE_METHOD))
+        return Summary(
+            n=len(samples),
+            p50_ms=_significant(p50),
+            p90_ms=_significant(p90),
+            p99_ms=_significant(p99),
+            mean_ms=_significant(float(np.mean(samples))),
+            images_per_second=_significant(images * 1000.0 / p50) if p50 > 0 else None,
+            p99_is_near_max=len(samples) < 100,
+            percentile_method=PERCENTILE_METHOD,
+        )
 
 
 def measure(
@@ -62,7 +96,7 @@ def measure(
     progress: Progress | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> dict[str, Samples]:
+) -> dict[str, Measurement]:
     """Time calls of the candidates in turns.
 
     A round gives every candidate one turn of about ``seconds_each / rounds`` and at least one call; every other round
@@ -82,7 +116,7 @@ def measure(
         clock: nanoseconds, monotonic. Defaults to ``time.perf_counter_ns``.
 
     Returns:
-        dict[str, Samples]: name to samples in milliseconds, in the order of measuring, with their turns.
+        dict[str, Measurement]: by the names of the candidates.
 
     Raises:
         ValueError: a number that makes no sense.
@@ -92,49 +126,53 @@ def measure(
             "Expected seconds_each and warmup_seconds >= 0, 1 <= min_samples <= max_samples and rounds >= 1. "
             f"Received: {seconds_each}, {warmup_seconds}, {min_samples}, {max_samples}, {rounds}."
         )
-    samples = {name: Samples() for name in candidates}
-    spent: dict[str, int] = dict.fromkeys(candidates, 0)
+    counts, spent = dict.fromkeys(candidates, 0), dict.fromkeys(candidates, 0)
     budget = int(seconds_each * 1e9)
-    turn_length = budget // rounds
 
-    def drop(name: str, error: Exception) -> None:
-        if on_error is None:
-            raise error
-        del samples[name]
-        on_error(name, error)
+    def done(name: str, _: int) -> bool:
+        return counts[name] >= max_samples or (counts[name] >= min_samples and spent[name] >= budget)
 
-    def done(name: str) -> bool:
-        count = len(samples[name])
-        return count >= max_samples or (count >= min_samples and spent[name] >= budget)
+    def take(name: str) -> list[float]:
+        values, took = _turn(candidates[name], budget // rounds, max_samples - counts[name], clock)
+        counts[name] += len(values)
+        spent[name] += took
+        if progress is not None:
+            part = min(counts[name] / min_samples, spent[name] / budget if budget else 1.0)
+            progress(name, 100 if done(name, 0) else min(99, int(100 * part)), 100)
+        return values
 
-    for name, call in candidates.items():
-        try:
-            _warm_up(call, int(warmup_seconds * 1e9), clock)
-        except Exception as error:
-            drop(name, error)
-    forward = True
-    while waiting := [name for name in samples if not done(name)]:
-        for name in waiting if forward else reversed(waiting):
-            try:
-                left = max_samples - len(samples[name])
-                values, took = _turn(candidates[name], turn_length, left, clock)
-            except Exception as error:
-                drop(name, error)
-                continue
-            samples[name].add_turn(values)
-            spent[name] += took
-            if progress is not None:
-                part = min(len(samples[name]) / min_samples, spent[name] / budget if budget else 1.0)
-                progress(name, 100 if done(name) else min(99, int(100 * part)), 100)
-        forward = not forward
-    return samples
+    warmups = {name: partial(_warm_up, call, int(warmup_seconds * 1e9), clock) for name, call in candidates.items()}
+    return _in_rounds(in_turns(warmups, 1, on_error), take, done, on_error)
 
 
-def _warm_up(call: Callable[[], object], budget: int, clock: Callable[[], int]) -> None:
+def _warm_up(call: Callable[[], object], budget: int, clock: Callable[[], int]) -> list[float]:
     start = clock()
     call()
     while clock() - start < budget:
         call()
+    return []
+
+
+def _in_rounds(
+    names: Iterable[str],
+    take: Callable[[str], Sequence[float]],
+    done: Callable[[str, int], bool],
+    on_error: Callable[[str, Exception], None] | None,
+) -> dict[str, Measurement]:
+    """Take turns of those that are not done yet, by their name and how many turns they had (A B, B A, A B, …)."""
+    given: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+    forward = True
+    while waiting := [name for name in given if not done(name, len(given[name]))]:
+        for name in waiting if forward else reversed(waiting):
+            try:
+                given[name].append(take(name))
+            except Exception as error:
+                if on_error is None:
+                    raise
+                del given[name]
+                on_error(name, error)
+        forward = not forward
+    return {name: Measurement.of_turns(turns) for name, turns in given.items()}
 
 
 def _turn(call: Callable[[], object], length: int, most: int, clock: Callable[[], int]) -> tuple[list[float], int]:
@@ -155,7 +193,7 @@ def in_turns(
     candidates: Mapping[str, Callable[[], Sequence[float]]],
     turns: int = 10,
     on_error: Callable[[str, Exception], None] | None = None,
-) -> dict[str, Samples]:
+) -> dict[str, Measurement]:
     """Collect times that the candidates take themselves, in turns (A B, B A, A B, …).
 
     Args:
@@ -165,50 +203,9 @@ def in_turns(
             through.
 
     Returns:
-        dict[str, Samples]: name to samples in milliseconds, with their turns.
+        dict[str, Measurement]: by the names of the candidates.
     """
-    samples = {name: Samples() for name in candidates}
-    for turn in range(turns):
-        for name in list(samples) if turn % 2 == 0 else list(reversed(samples)):
-            try:
-                samples[name].add_turn(candidates[name]())
-            except Exception as error:
-                if on_error is None:
-                    raise
-                del samples[name]
-                on_error(name, error)
-    return samples
-
-
-def summarize(samples_ms: Sequence[float], batch: int) -> Summary:
-    """Reduce samples to the numbers of a report.
-
-    Percentiles interpolate linearly between the samples (``PERCENTILE_METHOD``). With fewer than 100 samples the
-    99th percentile lies between the two largest: read it as the maximum (``p99_is_near_max`` says so).
-
-    Args:
-        samples_ms: milliseconds a call, one number or more.
-        batch: images a call.
-
-    Returns:
-        Summary: numbers rounded to four significant digits.
-
-    Raises:
-        ValueError: no samples, or a batch below 1.
-    """
-    if not samples_ms or batch < 1:
-        raise ValueError(f"Expected one sample or more and a batch >= 1. Received: {len(samples_ms)}, {batch}.")
-    p50, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99), method=PERCENTILE_METHOD))
-    return Summary(
-        n=len(samples_ms),
-        p50_ms=_significant(p50),
-        p90_ms=_significant(p90),
-        p99_ms=_significant(p99),
-        mean_ms=_significant(float(np.mean(samples_ms))),
-        images_per_second=_significant(batch * 1000.0 / p50) if p50 > 0 else None,
-        p99_is_near_max=len(samples_ms) < 100,
-        percentile_method=PERCENTILE_METHOD,
-    )
+    return _in_rounds(candidates, lambda name: candidates[name](), lambda _, had: had >= turns, on_error)
 
 
 def _significant(value: float, digits: int = 4) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from export.capabilities import INSTALL, TensorRT
 from export.driver import AMPERE, DriverStatus, as_numbers
@@ -132,7 +132,7 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
         )
 
 
-def described(options: BuildOptions) -> dict[str, Any]:
+def described(options: BuildOptions) -> dict[str, object]:
     """Give the options for a sidecar; the path of the timing cache stays out, it says nothing about the engine."""
     names = (
         "tf32", "workspace_mib", "optimization_level", "version_compatible", "hardware_compatibility", "strip_weights",

@@ -277,7 +277,7 @@ def _names(classes: Any) -> tuple[str, ...] | None:
     return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
-def _onnx_metadata(source: Path) -> dict[str, Any]:
+def _onnx_metadata(source: Path) -> dict[str, object]:
     """Read the metadata of an ONNX file, values as JSON where they are, off its bytes: a GPU machine may have no onnx.
 
     Raises:

@@ -84,7 +84,7 @@ def require_plan(plan_path: str | os.PathLike[str]) -> None:
     plan = Path(plan_path)
     if plan.suffix == ".plan" and plan.is_file():
         return
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     if not os.path.lexists(plan):
         there = sorted(path.name for path in plan.parent.glob("*.plan") if path.is_file())
         received = f"{plan}, which does not exist."

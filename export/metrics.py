@@ -52,7 +52,7 @@ class Comparison:
     accuracy_drop_interval: tuple[float, float] | None = None
     mcnemar: McNemar | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns plain JSON types; a number that is not finite becomes None."""
         return {key: _json_number(value) for key, value in asdict(self).items()}
 

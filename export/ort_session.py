@@ -56,7 +56,7 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if exact:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    weights: dict[str, Any] = {}
+    weights: dict[str, object] = {}
     if not isinstance(model, (str, bytes)):
         model, weights = _weights_apart(model)
         options.add_external_initializers(list(weights), list(weights.values()))
@@ -68,7 +68,7 @@ def open_session(
     return session
 
 
-def _weights_apart(model: ModelProto) -> tuple[bytes, dict[str, Any]]:
+def _weights_apart(model: ModelProto) -> tuple[bytes, dict[str, object]]:
     """Returns the bytes of a model whose large weights are somewhere else, and these as ``OrtValue`` by name."""
     from onnx import TensorProto, numpy_helper
     from onnxruntime import OrtValue

@@ -84,7 +84,7 @@ class MeanImage:
         """float32 (height, width, 3)."""
         return np.frombuffer(self.data, dtype="<f4").reshape(self.shape)
 
-    def to_dict(self, values: bool) -> dict[str, Any]:
+    def to_dict(self, values: bool) -> dict[str, object]:
         """Returns plain JSON types; without `values` only shape and hash."""
         return {
             "shape": list(self.shape),
@@ -183,7 +183,7 @@ class PreprocessingSpec:
         x *= np.asarray(self.scale, dtype=np.float32)
         return x
 
-    def to_dict(self, values: bool = True) -> dict[str, Any]:
+    def to_dict(self, values: bool = True) -> dict[str, object]:
         """Returns the spec as plain JSON types.
 
         Args:

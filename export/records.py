@@ -29,10 +29,18 @@ class _MismatchError(Exception):
     """The key, what it should have been, and what it was."""
 
 
-def to_json(record: Any) -> dict[str, Any]:
-    """Return a dataclass as plain JSON types, fields in their order."""
-    tree: dict[str, Any] = _plain(record)
+def to_json(record: Any) -> dict[str, object]:
+    """Return a dataclass as plain JSON types: fields in their order, or what its ``to_dict`` gives."""
+    tree: dict[str, object] = _plain(record)
     return tree
+
+
+def without_none(record: Any) -> dict[str, object]:
+    """Return the fields of a dataclass that are not None, by their names; for a ``to_dict``.
+
+    Those that may be None must have it as their default, or the record is not read again.
+    """
+    return {one.name: said for one in dataclasses.fields(record) if (said := getattr(record, one.name)) is not None}
 
 
 def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = "record") -> T:
@@ -130,7 +138,7 @@ def _record(kind: Any, tree: Any, key: str) -> Any:
 
 def _value(wanted: Any, value: Any, key: str) -> Any:
     """Return the value as the type, or say at which key it is none."""
-    if wanted is Any:
+    if wanted in (Any, object):
         return value
     if _own_form(wanted):
         return _consistent(wanted, partial(wanted.from_dict, _object(value, key)), key)
@@ -155,7 +163,7 @@ def _value(wanted: Any, value: Any, key: str) -> Any:
 
 def _own_form(kind: Any) -> bool:
     """Whether a class has a JSON form of its own: what ``to_dict`` gives and ``from_dict`` takes."""
-    return isinstance(kind, type) and hasattr(kind, "from_dict") and hasattr(kind, "to_dict")
+    return isinstance(kind, type) and hasattr(kind, "from_dict")
 
 
 def _consistent(kind: type[T], make: Callable[[], T], key: str) -> T:
@@ -168,7 +176,7 @@ def _consistent(kind: type[T], make: Callable[[], T], key: str) -> T:
         ) from error
 
 
-def _object(value: Any, key: str) -> dict[str, Any]:
+def _object(value: Any, key: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise _mismatch(key, "an object", value)
     return value
@@ -237,8 +245,8 @@ def _received(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if _own_form(type(value)):
-        return value.to_dict()
+    if hasattr(type(value), "to_dict"):
+        return {name: _plain(item) for name, item in value.to_dict().items()}
     if dataclasses.is_dataclass(value):
         return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, Mapping):

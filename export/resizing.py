@@ -60,7 +60,7 @@ def _kernel(node: onnx.NodeProto, axis: int, parameters: list[np.ndarray]) -> An
     """Returns a function of images (1, n, 1, channels) that resizes their height as `node` does along an axis."""
     import tensorflow as tf
 
-    options: dict[str, Any] = {"size": [int(parameters[0][axis]), 1]}
+    options: dict[str, object] = {"size": [int(parameters[0][axis]), 1]}
     if node.op_type == "ScaleAndTranslate":
         options |= {
             "scale": [float(parameters[1][axis]), 1.0],

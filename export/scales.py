@@ -42,7 +42,7 @@ class Scales:
     scales: dict[str, float]
     method: str
     images: int
-    key: dict[str, Any] = field(default_factory=dict)
+    key: dict[str, object] = field(default_factory=dict)
     schema: int = 1
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Scales:
 
     @classmethod
     def from_histograms(
-        cls, histograms: Mapping[str, Histogram], method: str, *, images: int, key: dict[str, Any] | None = None
+        cls, histograms: Mapping[str, Histogram], method: str, *, images: int, key: dict[str, object] | None = None
     ) -> Scales:
         """Returns the scales that a method gives, ``clipping point / 127`` in float32.
 

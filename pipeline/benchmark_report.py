@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from export.errors import ProjectError
-from export.records import read_record, to_json
+from export.records import read_record, to_json, without_none
 from export.sidecar import Precision
 from pipeline.artifacts import Artifacts
 from pipeline.files import sha256_file, write_json
@@ -128,9 +128,9 @@ class BenchmarkRow:
         why = self.graph.removeprefix(NO_GRAPH)
         return f"launched without a CUDA graph: {why}" if why != self.graph else ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; what does not apply is left out."""
-        return {key: value for key, value in to_json(self).items() if value is not None}
+    def to_dict(self) -> dict[str, object]:
+        """Return what applies."""
+        return without_none(self)
 
 
 @dataclass(frozen=True)
@@ -205,4 +205,4 @@ def _read_serves(path: Path, _: str) -> tuple[Serves | None, str]:
 
 def write_benchmark(path: Path, report: BenchmarkReport) -> None:
     """Write a benchmark."""
-    write_json(path, to_json(report) | {"results": [row.to_json() for row in report.results]})
+    write_json(path, to_json(report))

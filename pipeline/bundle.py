@@ -15,16 +15,18 @@ from typing import Any
 from export.bounded_json import MOST_BYTES, parse_json
 from export.errors import ProjectError
 from export.files import put_folder, replacing_file, temporary_folder, write_atomic
+from export.records import from_json, to_json
 from pipeline.archive_files import open_tar
 from pipeline.command_line import Invocation, unpack_command
-from pipeline.config import dump_yaml, load_recipe, recipe_changes
+from pipeline.config import dump_yaml, load_recipe
 from pipeline.context import Context
 from pipeline.files import recipe_lock, sha256_bytes, sha256_file
 from pipeline.foreign_files import HEAD, describe_file, is_tar
 from pipeline.gpu_evidence import FOLDER as EVIDENCE
+from pipeline.inputs import recipe_changes
 from pipeline.layout import CARD, ONNX, TENSORRT8, is_written
 from pipeline.limits import RECIPE_NAME
-from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.manifest import INDEX, MANIFEST, BundleIndex, FileRecord, read_manifest
 from pipeline.output_files import check_folder, require_space
 from pipeline.permissions import code_in, without_permissions
 from pipeline.progress import progress_bar
@@ -33,12 +35,10 @@ from pipeline.words import count, listed
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-INDEX = "bundle.json"
 RECIPE = UNPACKED
 
 
-def bundle(context: Context, output: Path) -> dict[str, Any]:
+def bundle(context: Context, output: Path) -> dict[str, object]:
     """Write a tar archive of every finished stage, with an index of sha256 in front.
 
     Raises:
@@ -81,19 +81,18 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
         given, taken = without_permissions(context.recipe)
         _say_left_out(taken)
         recipe = dump_yaml(given)
-        index = {
-            "schema": SCHEMA,
-            "recipe": context.recipe.name,
-            "recipe_sha256": sha256_bytes(recipe.encode()),
-            "files": {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()},
-        }
+        index = BundleIndex(
+            recipe=context.recipe.name,
+            recipe_sha256=sha256_bytes(recipe.encode()),
+            files={name: FileRecord(sha256_file(path), path.stat().st_size) for name, path in files.items()},
+        )
         require_space(output.parent, sum(path.stat().st_size for path in files.values()), str(output), "-o")
         with (
             replacing_file(output) as temporary,
             tarfile.open(temporary, "w") as archive,
             progress_bar(total=len(files), desc="  bundle") as bar,
         ):
-            _add_text(archive, INDEX, json.dumps(index, indent=2))
+            _add_text(archive, INDEX, json.dumps(to_json(index), indent=2))
             _add_text(archive, RECIPE, recipe)
             for name, path in files.items():
                 archive.add(path, arcname=name)
@@ -105,7 +104,7 @@ def bundle(context: Context, output: Path) -> dict[str, Any]:
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
 
 
-def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str, Any]:
+def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str, object]:
     """Unpack an archive of ``bundle`` into ``artifacts/<recipe>``; nothing changes unless every hash is right.
 
     Args:
@@ -122,24 +121,24 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     try:
         with open_tar(archive_path) as archive:
             index = _read_index(archive, archive_path)
-            root = artifacts / index["recipe"]
+            root = artifacts / index.recipe
             if any(root.glob("*/" + MANIFEST)) and not force:
                 raise ProjectError(
-                    f"Expected no artifacts of recipe {index['recipe']}. Received: {root} exists. "
+                    f"Expected no artifacts of recipe {index.recipe}. Received: {root} exists. "
                     "Replace it with --force, or name another folder with --artifacts."
                 )
             with recipe_lock(root):
                 _extract(archive, index, root)
-    except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
         raise ProjectError(
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
-    log.info("%s: %s, every hash right", root, count(len(index["files"]), "file"))
+    log.info("%s: %s, every hash right", root, count(len(index.files), "file"))
     code = code_in(root)
     for line in code:
         log.warning("code: %s", line)
     log.info("next: %s", Invocation(root / RECIPE, artifacts).command("run"))
-    return {"recipe": index["recipe"], "folder": str(root), "files": len(index["files"]), "code": code}
+    return {"recipe": index.recipe, "folder": str(root), "files": len(index.files), "code": code}
 
 
 def _why_no_archive(path: Path) -> str:
@@ -158,26 +157,21 @@ def _why_no_archive(path: Path) -> str:
     return f"which is {what}. Name the file that `bundle` wrote. If this is the one: Copy it again."
 
 
-def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
+def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:
     if INDEX not in archive.getnames():
         raise ProjectError(
             f"Expected an archive made by `bundle`. Received: {path}, a tar archive of something else: it has no "
             f"{INDEX}."
         )
     file = archive.extractfile(INDEX)
-    index: dict[str, Any] = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
-    if index.get("schema") != SCHEMA:
-        raise ValueError(f"expected schema {SCHEMA}, received {index.get('schema')!r}")
-    files, recipe = index["files"], index["recipe"]
-    sizes = [(entry["sha256"], entry["bytes"]) for entry in files.values()]
-    if not all(isinstance(digest, str) and isinstance(size, int) for digest, size in sizes):
-        raise ValueError("its index does not hold a sha256 and a size for each file")
-    parts = [PurePosixPath(name).parts for name in files]
-    if not RECIPE_NAME.fullmatch(recipe) or any(
+    tree = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
+    index = from_json(BundleIndex, tree, f"{path}, {INDEX}", remedy="Copy it again.", what="index of a bundle")
+    parts = [PurePosixPath(name).parts for name in index.files]
+    if not RECIPE_NAME.fullmatch(index.recipe) or any(
         len(p) < 2 or ".." in p or p[0] in ("/", "") or p[0].startswith(".") or "\\" in "".join(p) for p in parts
     ):
         raise ValueError("it names files outside the artifacts folder")
-    if strange := [name for name in files if not is_written(name)]:
+    if strange := [name for name in index.files if not is_written(name)]:
         raise ProjectError(
             f"Expected an archive of files that stages write. Received: {path} with "
             f"{listed((name[:100] for name in strange), most=3)}. Don't use it, or ask its sender what they are."
@@ -185,24 +179,24 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> dict[str, Any]:
     return index
 
 
-def _extract(archive: tarfile.TarFile, index: dict[str, Any], root: Path) -> None:
+def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path) -> None:
     with temporary_folder(root / "unpacked") as staging:  # it goes, whatever a kill leaves of it
-        for name, expected in progress_bar(index["files"].items(), desc="  unpack"):
+        for name, expected in progress_bar(index.files.items(), desc="  unpack"):
             member = archive.getmember(name)
             file = archive.extractfile(member)  # None for links and devices, which are refused so
-            if file is None or member.size != expected["bytes"]:
+            if file is None or member.size != expected.bytes:
                 raise ValueError(f"{name} is not the file that the index lists")
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 shutil.copyfileobj(file, out)
-            if sha256_file(target) != expected["sha256"]:
+            if sha256_file(target) != expected.sha256:
                 raise ValueError(f"{name} does not have the sha256 that the index lists")
         file = archive.extractfile(RECIPE)
         recipe = file.read(1 << 20) if file else b""
-        if sha256_bytes(recipe) != index["recipe_sha256"]:
+        if sha256_bytes(recipe) != index.recipe_sha256:
             raise ValueError(f"{RECIPE} does not have the sha256 that the index lists")
-        write_atomic(root / RECIPE, _receivers(recipe, index["recipe"], staging))
+        write_atomic(root / RECIPE, _receivers(recipe, index.recipe, staging))
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
             put_folder(folder, root / folder.name)
 

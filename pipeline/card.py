@@ -78,7 +78,7 @@ class ModelCard:
         """Height and width of the input in pixels."""
         return self.decode.size
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """What the files made of the model say of themselves, as plain JSON types."""
         return {
             "classes": list(self.classes),

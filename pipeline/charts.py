@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipeline.stage_records import Epoch
+    from pipeline.checkpoint import Epoch
 
 MOST_TICKS = 8
 SIZE, LETTERS = (3.9, 2.7), 10.5  # inches, points

@@ -1,4 +1,4 @@
-"""What a training needs to go on after an interrupt: one file, whole or not there, for one recipe state only."""
+"""What a training keeps of its epochs: its history, and what it needs to go on after an interrupt."""
 
 from __future__ import annotations
 
@@ -6,15 +6,73 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.files import replacing_file
+from export.records import read_record, to_json, without_none
+from pipeline.files import write_json
 
 log = logging.getLogger(__name__)
+
+
+SCHEMA = 1  # of the history
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of a training.
+
+    Attributes:
+        phase: ``head`` or ``fine_tune``.
+        epoch: its number, over both phases, from 1 on.
+        loss: on the train images.
+        accuracy: on them.
+        val_loss: on the validation images; None where there are none, as what follows.
+        val_accuracy: on them.
+        learning_rate: where it was told.
+    """
+
+    phase: str
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    learning_rate: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what there is."""
+        return without_none(self)
+
+
+@dataclass(frozen=True)
+class History:
+    """``train/history.json``: the epochs of both phases, in their order, and the schema of the file."""
+
+    epochs: tuple[Epoch, ...]
+    schema: int = SCHEMA
+
+
+def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
+    """Write ``train/history.json``."""
+    write_json(path, to_json(History(tuple(epochs))))
+
+
+def read_history(path: Path) -> tuple[Epoch, ...]:
+    """Read the epochs of ``train/history.json``.
+
+    A file of earlier versions, a list without a schema number, is refused as one of another schema is: the code that
+    trained it has changed, so that its stage is to run again in any case.
+
+    Raises:
+        ProjectError: missing, damaged, or of another schema; with the file and the key.
+    """
+    remedy = "Run the train stage again: python -m pipeline train -c RECIPE."
+    return read_record(History, path, remedy=remedy, what="training history").epochs
 
 
 @dataclass
@@ -32,14 +90,14 @@ class Progress:
 
     phase: str = ""
     epochs: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     score: tuple[float, float] | None = None
     waited: int = 0
     arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 class Checkpoint:
-    """A file that is named after everything that decides the training, so a changed recipe never resumes from it.
+    """One file, whole or not there, named after all that decides the training: a changed recipe never resumes from it.
 
     Args:
         folder: outside the stage's folder, which is replaced as a whole.
@@ -65,7 +123,8 @@ class Checkpoint:
                 }
             score = None if meta["score"] is None else (meta["score"][0], meta["score"][1])
             self._kept = len(meta["history"])
-            return Progress(meta["phase"], meta["epochs"], meta["history"], score, meta["waited"], arrays)
+            history = [Epoch(**row) for row in meta["history"]]
+            return Progress(meta["phase"], meta["epochs"], history, score, meta["waited"], arrays)
         except Exception as error:  # a damaged zip fails in many ways; then the training starts anew
             log.warning("%s is damaged, the training starts anew: %s", self._path, error)
             return None
@@ -97,7 +156,7 @@ class Checkpoint:
         meta = {
             "phase": progress.phase,
             "epochs": progress.epochs,
-            "history": progress.history,
+            "history": [to_json(epoch) for epoch in progress.history],
             "score": progress.score,
             "waited": progress.waited,
             "groups": {group: len(arrays) for group, arrays in progress.arrays.items()},

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -111,7 +110,7 @@ def make_context(args: argparse.Namespace) -> Context:
 def run_command(
     parser: Parser,
     argv: Sequence[str] | None,
-    command: Callable[[argparse.Namespace], dict[str, Any]],
+    command: Callable[[argparse.Namespace], dict[str, object]],
 ) -> int:
     """Parse, run, print the JSON line, turn every error into a sentence and an exit status.
 
@@ -142,7 +141,7 @@ def run_command(
 def _run(
     parser: Parser,
     words: Sequence[str],
-    command: Callable[[argparse.Namespace], dict[str, Any]],
+    command: Callable[[argparse.Namespace], dict[str, object]],
     handler: _TqdmHandler,
 ) -> int:
     try:
@@ -210,7 +209,7 @@ def _with_place(message: str, args: argparse.Namespace) -> str:
     return message + where_else(message, args.config, args.overrides)
 
 
-def _json_line(result: dict[str, Any]) -> str:
+def _json_line(result: dict[str, object]) -> str:
     """Readable where standard output takes it; escaped where it does not, as JSON allows."""
     line = json.dumps(result, ensure_ascii=False)
     try:
@@ -220,7 +219,7 @@ def _json_line(result: dict[str, Any]) -> str:
     return line
 
 
-def _failed(command: str, status: str, message: str, code: int) -> dict[str, Any]:
+def _failed(command: str, status: str, message: str, code: int) -> dict[str, object]:
     log.error("%s", message)
     return {"command": command, "status": status, "error": message, "exit": code}
 

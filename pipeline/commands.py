@@ -12,13 +12,15 @@ from typing import Any
 
 from export.driver import driver_status
 from export.errors import ProjectError
+from export.records import to_json
 from pipeline import cli
 from pipeline.artifacts import Artifacts
 from pipeline.children import run_child_for_output
 from pipeline.command_line import Invocation
-from pipeline.config import dump_yaml, recipe_changes, to_dict
+from pipeline.config import dump_yaml, to_dict
 from pipeline.context import Context
 from pipeline.files import recipe_lock
+from pipeline.inputs import recipe_changes
 from pipeline.layout import CARD, KERAS, PARITY, REPORT
 from pipeline.manifest import read_manifest
 from pipeline.output_files import check_output
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run_command(build_parser(), argv, _dispatch)
 
 
-def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
+def _dispatch(args: argparse.Namespace) -> dict[str, object]:
     if args.command == "doctor":
         from pipeline.doctor import doctor
 
@@ -54,7 +56,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
     if args.command == "engine":
         from pipeline.engine_file import check_engine_file, inspect_engine_file
 
-        return inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan)
+        return to_json(inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan))
     if args.command == "unpack":
         from pipeline.bundle import unpack
 
@@ -95,7 +97,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, Any]:
         return _run_all(args, context) if args.command == "run" else _run_one(args, context)
 
 
-def _run_all(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
     outcomes: list[Outcome] = []
     serves = True
     for stage in STAGES:
@@ -132,7 +134,7 @@ def _can_serve(context: Context) -> bool:
     return True
 
 
-def _run_one(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
     stage = BY_NAME[args.command]
     if stage.name != "train" and (context.root / CARD).is_file():
         context.card()  # a recipe that says other than the model is refused, up to date or not
@@ -207,7 +209,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if text:
         print(text, flush=True)
     try:
-        result: dict[str, Any] = json.loads(line)
+        result: dict[str, object] = json.loads(line)
     except ValueError:  # a crash, or a kill
         raise ProjectError(f"Expected the benchmark to end well. Received: exit status {status}, see above.") from None
     return result | {"command": "benchmark"}
@@ -218,11 +220,11 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     verdict = results.get("verify", {}).get("verdict")
     failed = results.get("infer", {}).get("failed", 0)
     status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE
-    summary: dict[str, Any] = {"recipe": context.recipe.name, "stages": results, "exit": status}
+    summary: dict[str, object] = {"recipe": context.recipe.name, "stages": results, "exit": status}
     return summary | ({"verdict": verdict} if verdict else {})
 
 
-def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, object]:
     from pipeline.infer import classify, find_images, row_columns, write_rows
     from pipeline.serving import choose
 
@@ -285,7 +287,7 @@ def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[st
         )
 
 
-def _explain(args: argparse.Namespace, context: Context) -> dict[str, Any]:
+def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:
     stages = STAGES if args.command == "run" else (BY_NAME[args.command],)
     if args.command not in ("run", "train") and (context.root / CARD).is_file():
         context.card()

@@ -17,7 +17,6 @@ import yaml
 from pipeline.bounded_yaml import MOST_BYTES, parse_yaml, shown
 from pipeline.errors import RecipeError
 from pipeline.limits import RECIPE_NAME, Limit
-from pipeline.manifest import Manifest, config_changes
 from pipeline.recipe import IMAGENET, Recipe
 from pipeline.recipe_rules import check_rules
 from pipeline.usage import closest, meant
@@ -90,7 +89,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def to_dict(section: Any) -> dict[str, Any]:
+def to_dict(section: Any) -> dict[str, object]:
     """A recipe or a section of it as plain values (tuples become lists)."""
     return {name: _plain(value) for name, value in dataclasses.asdict(section).items()}
 
@@ -100,7 +99,7 @@ def dump_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def recipe_slice(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+def recipe_slice(recipe: Recipe, names: Iterable[str]) -> dict[str, object]:
     """The part that decides a stage's result, without permissions and paths (whose content is hashed instead).
 
     Args:
@@ -116,16 +115,6 @@ def recipe_slice(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
     return {name: section[key] for name, (section, key) in places.items() if key in section}
 
 
-def recipe_changes(manifest: Manifest | None, recipe: Recipe) -> list[str]:
-    """What the recipe says now and did not when a stage ran, such as "train.seed: 1 -> 2"; nothing is hashed.
-
-    Args:
-        manifest: of the stage. None: it has not run, and nothing changed.
-        recipe: in force.
-    """
-    return config_changes(manifest, recipe_slice(recipe, manifest.config)) if manifest else []
-
-
 def section_of(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     """The section that holds a dotted key (an empty one where there is none), and the key in it."""
     *sections, key = dotted.split(".")
@@ -135,7 +124,7 @@ def section_of(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     return (node if isinstance(node, dict) else {}), key
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, object]:
     """The sections of a recipe's file, as they are written.
 
     Raises:
@@ -157,7 +146,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def override_tree(override: str) -> dict[str, Any]:
+def override_tree(override: str) -> dict[str, object]:
     """What ``section.key=value`` says, as sections.
 
     Raises:
@@ -171,7 +160,7 @@ def override_tree(override: str) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
     *sections, last = key.strip().split(".")
-    tree: dict[str, Any] = {last: value}
+    tree: dict[str, object] = {last: value}
     for name in reversed(sections):
         tree = {name: tree}
     return tree

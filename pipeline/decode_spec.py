@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -65,6 +65,6 @@ class DecodeSpec:
             return resize_image(array_to_image(source), self.size, self.resize)
         return load_image(Path(source) if isinstance(source, str) else source, self.size, self.resize)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain JSON types."""
         return to_json(self)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export.capabilities import find_tensorrt, why_missing
 from export.driver import Device, DriverStatus, driver_status
@@ -106,7 +105,7 @@ class Findings:
         return self.conflict or BAD in states
 
 
-def doctor() -> dict[str, Any]:
+def doctor() -> dict[str, object]:
     """Print the state of this machine; the result holds the same for the JSON line.
 
     The exit status is 2 where anything is marked !!, that is missing or in conflict, else 0.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,6 @@ from export.engine_check import (
     unsupported_gpu,
 )
 from export.errors import ProjectError
-from export.records import to_json
 from export.sidecar import AskedLayers, FoundLayers, Sidecar, TensorInfo, read_sidecar
 from export.versions import supports
 from pipeline import cli
@@ -36,7 +36,47 @@ from pipeline.verdicts import Verdicts
 from pipeline.words import count, listed
 
 
-def inspect_engine_file(plan: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class InspectedEngine:
+    """What an engine is, as the JSON line has it.
+
+    Attributes:
+        plan: the file.
+        intact: whether it is the one that its sidecar describes.
+        reason: why it is not; "" where it is.
+        verdict: of the verify stage, with why it is none.
+        engine: the sidecar.
+        exit: the exit status.
+    """
+
+    plan: str
+    intact: bool
+    reason: str
+    verdict: str
+    engine: Sidecar
+    exit: int
+
+
+@dataclass(frozen=True)
+class CheckedEngine:
+    """Whether an engine fits this machine, as the JSON line has it.
+
+    Attributes:
+        plan: the file.
+        fits: whether it does.
+        reason: why it does not; "" where it does.
+        rebuild: a command, where rebuilding here would help; None elsewhere.
+        exit: the exit status.
+    """
+
+    plan: str
+    fits: bool
+    reason: str = ""
+    rebuild: str | None = None
+    exit: int = cli.DONE
+
+
+def inspect_engine_file(plan: Path) -> InspectedEngine:
     """Print what an engine is, from its sidecar; the result holds the same for the JSON line.
 
     Raises:
@@ -53,15 +93,11 @@ def inspect_engine_file(plan: Path) -> dict[str, Any]:
     verdict = _verdict(plan)
     print("\n".join(map(_printable, _lines(plan, sidecar, altered, verdict))))
     status = cli.NOT_FITTING if altered else cli.DONE
-    found = {"plan": str(plan), "intact": not altered, "reason": altered, "verdict": verdict}
-    return {**found, "engine": to_json(sidecar), "exit": status}
+    return InspectedEngine(str(plan), not altered, altered, verdict, sidecar, status)
 
 
-def check_engine_file(plan: Path) -> dict[str, Any]:
+def check_engine_file(plan: Path) -> CheckedEngine:
     """Say whether an engine fits this machine; if not, both sides and what to do.
-
-    Returns:
-        dict: ``fits``, ``reason``, ``rebuild`` (a command, where rebuilding here would help) and the exit status.
 
     Raises:
         ProjectError: no engine, or one that was damaged or altered.
@@ -73,10 +109,10 @@ def check_engine_file(plan: Path) -> dict[str, Any]:
     if refused is None:
         device = driver.devices[0]
         print(f"{plan} fits this machine: {device.name}, compute capability {device.compute_capability}")
-        return {"plan": str(plan), "fits": True, "reason": "", "rebuild": None, "exit": cli.DONE}
+        return CheckedEngine(str(plan), fits=True)
     print(f"{plan} does not fit this machine: {_with_command(str(refused), plan, _settings(refused))}")
     command = rebuild_command(plan, _settings(refused)) if _can_rebuild(refused) else None
-    return {"plan": str(plan), "fits": False, "reason": str(refused), "rebuild": command, "exit": cli.NOT_FITTING}
+    return CheckedEngine(str(plan), False, str(refused), command, cli.NOT_FITTING)
 
 
 def rebuild_command(plan: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> str:
@@ -98,7 +134,7 @@ def rebuild_command(plan: Path, settings: Mapping[str, Any] = MappingProxyType({
     return built.command("build", more=("--force",))
 
 
-def _overrides(recipe: Path, root: Path) -> dict[str, Any]:
+def _overrides(recipe: Path, root: Path) -> dict[str, object]:
     manifest = read_manifest(root / "build")
     if manifest is None or not recipe.is_file():
         return {}

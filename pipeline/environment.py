@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from export.capabilities import FLAVOURS, INSTALL, TensorRT, find_tensorrt, why_missing
 from export.driver import AMPERE, Device, as_numbers, driver_status
@@ -60,7 +59,7 @@ def _no_support(flavour: str, device: Device) -> str:
     return f"{said}: {INSTALL['tensorrt']}" if supports_advised(device.compute_capability) else said
 
 
-def machine_environment(flavour: str) -> dict[str, Any]:
+def machine_environment(flavour: str) -> dict[str, object]:
     """The TensorRT and the GPU of this machine, which decide what engines are built."""
     trt, _ = choose_tensorrt(flavour)
     return {"tensorrt": f"{trt.flavour} {trt.version}" if trt else None, "gpu": describe_gpu()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pipeline.gpu_evidence import GpuEvidence, StepState
 
@@ -25,12 +27,19 @@ _READ = (
     ("power_w", "power", "W"),
     ("temperature_c", "temperature", "°C"),
 )
+CHECKS: Mapping[str, str] = {"pass": "passed", "fail": "failed", "error": "could not be made", "skipped": "skipped"}
 _SHORT = 10  # characters of a commit, as Git shortens it
 
 
 def library(evidence: GpuEvidence) -> str:
     """The library's name and version."""
     return f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
+
+
+def counted(results: Iterable[object], names: Mapping[Any, str]) -> str:
+    """How many there are of each result, in words; of what there is none is left out."""
+    counts = Counter(results)
+    return ", ".join(f"{counts[key]} {words}" for key, words in names.items() if counts[key])
 
 
 def short_commit(evidence: GpuEvidence) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 
 from pipeline.batches import Batches, Features, Images, Source, compute_features
-from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.checkpoint import Checkpoint, Epoch, Progress
 from pipeline.data import ImageSet, Pixels
 from pipeline.errors import ModelError
 from pipeline.models import Built
@@ -32,7 +33,7 @@ def fit(
     pixels: Pixels,
     checkpoint: Checkpoint | None = None,
     strategy: Any = None,
-) -> list[dict[str, Any]]:
+) -> list[Epoch]:
     """Run both phases and leave the best weights in the model: by validation accuracy, then loss.
 
     In the head phase the backbone is frozen, and what it says of an image is computed once if nothing random stands
@@ -49,7 +50,7 @@ def fit(
         strategy: a tf.distribute strategy that the model was built under. Defaults to None.
 
     Returns:
-        One dictionary an epoch: phase, epoch, loss, accuracy and, with validation images, val_loss, val_accuracy.
+        One record an epoch, in their order.
 
     Raises:
         DataError: unreadable images above the recipe's limit.
@@ -100,7 +101,7 @@ def _run_phase(
         ", on features that are computed once" if isinstance(train, Features) else "",
     )  # fmt: skip
 
-    def after_epoch(epoch: int, logs: dict[str, Any]) -> None:
+    def after_epoch(epoch: int, logs: Mapping[str, float]) -> None:
         values = {name: float(number) for name, number in logs.items()}
         numbers = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN if name in values)
         log.info("  %s epoch %d/%d: %s", phase, epoch + 1, options.epochs, numbers)
@@ -210,7 +211,7 @@ class _State:
         """Keep the record of an epoch, its weights where they are the best, and the checkpoint."""
         progress = self.progress
         progress.epochs = epoch + 1
-        progress.history.append({"phase": progress.phase, "epoch": len(progress.history) + 1, **values})
+        progress.history.append(Epoch(progress.phase, len(progress.history) + 1, **values))
         progress.waited += 1
         if "val_accuracy" in values:
             score = (values["val_accuracy"], -values["val_loss"])

@@ -85,7 +85,7 @@ class FrozenGraph(keras.layers.Layer):  # type: ignore[misc]
         feeds[self.feed] = tf.cast(inputs, self.dtype_in)
         return tf.graph_util.import_graph_def(self._definition, feeds, [fetch or self.fetch], name="")[0]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Everything but the weights."""
         return {
             **super().get_config(),

@@ -289,10 +289,6 @@ class GpuEvidence:
             if number > MOST:
                 raise ValueError(f"{number:,} {kind}, where a visit has at most {MOST}")
 
-    def step(self, name: str) -> Step:
-        """The step of a name."""
-        return next(step for step in self.steps if step.name == name)
-
     @property
     def failures(self) -> tuple[str, ...]:
         """What is wrong, a sentence each: failed steps, checks and comparisons, and rows without their numbers."""

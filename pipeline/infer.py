@@ -126,7 +126,7 @@ def row_columns(top_k: int) -> list[str]:
 
 
 def write_rows(
-    rows: Iterable[dict[str, Any]], total: int, columns: Sequence[str], output: Path, keep: bool = True
+    rows: Iterable[dict[str, object]], total: int, columns: Sequence[str], output: Path, keep: bool = True
 ) -> dict[str, int]:
     """Write rows as CSV (or JSON lines, for ``.jsonl``) with a progress bar.
 

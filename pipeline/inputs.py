@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pipeline.artifacts import Artifacts, UndeclaredError
 from pipeline.command_line import Invocation
+from pipeline.config import recipe_slice
 from pipeline.files import sha256_json
+from pipeline.manifest import Manifest, config_changes
 from pipeline.recipe import IMAGENET, Recipe
 
 if TYPE_CHECKING:
@@ -250,3 +252,13 @@ def value_at(section: object, key: str) -> Any:
     for name in key.split("."):
         section = getattr(section, name, None)
     return section
+
+
+def recipe_changes(manifest: Manifest | None, recipe: Recipe) -> list[str]:
+    """What the recipe says now and did not when a stage ran, such as "train.seed: 1 -> 2"; nothing is hashed.
+
+    Args:
+        manifest: of the stage. None: it has not run, and nothing changed.
+        recipe: in force.
+    """
+    return config_changes(manifest, recipe_slice(recipe, manifest.config)) if manifest else []

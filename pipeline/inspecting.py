@@ -77,7 +77,7 @@ class ModelFacts:
     recipe: str | None
 
 
-def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, Any]:
+def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, object]:
     """Print what a model file is; the result holds the same for the JSON line.
 
     Of a model that cannot be deployed it says why instead of a recipe, which is no failure: that was the question.

@@ -119,7 +119,7 @@ def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
     return _Part(converted, weights, follows)
 
 
-def _wrapped(layer: Any, target: Any, config: dict[str, Any], model: Callable[[Any], Any]) -> _Part:
+def _wrapped(layer: Any, target: Any, config: dict[str, object], model: Callable[[Any], Any]) -> _Part:
     """A layer around another: the inner one is converted, and its weights are the outer one's."""
     if type(layer).__name__ == "TimeDistributed":
         inner = layer.layer

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+INDEX = "bundle.json"
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = (
     "tensorflow",
@@ -57,9 +58,9 @@ class Key:
     """
 
     inputs: dict[str, str]
-    config: dict[str, Any]
+    config: dict[str, object]
     code: str
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,23 @@ class FileRecord:
 
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleIndex:
+    """``bundle.json``, which lies in front of a bundle's files.
+
+    Attributes:
+        schema: of this file.
+        recipe: its name.
+        recipe_sha256: of the recipe in the bundle.
+        files: the others, by path relative to the folder of artifacts.
+    """
+
+    schema: int = 1
+    recipe: str
+    recipe_sha256: str
+    files: Mapping[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ def _warn_once(message: str) -> None:
 
 
 def write_manifest(
-    folder: Path, *, stage: str, recipe: str, key: Key, seconds: float, result: dict[str, Any]
+    folder: Path, *, stage: str, recipe: str, key: Key, seconds: float, result: dict[str, object]
 ) -> Manifest:
     """Hash what a stage wrote into ``folder`` and record it there."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
@@ -162,7 +180,7 @@ def write_manifest(
     return manifest
 
 
-def without_defaults(result: Any) -> dict[str, Any]:
+def without_defaults(result: Any) -> dict[str, object]:
     """Those fields of a dataclass that say something else than their default, as plain JSON types."""
     said = {one.name for one in fields(result) if getattr(result, one.name) != _default(one)}
     return {name: value for name, value in to_json(result).items() if name in said}
@@ -226,8 +244,8 @@ def tool_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -241,7 +241,7 @@ class Serves:
                 return True
         return False
 
-    def deciding(self) -> dict[str, Any] | None:
+    def deciding(self) -> dict[str, object] | None:
         """What of it can change which file answers, without the numbers, which differ at every run of the benchmark.
 
         None where nothing is decided: then it is as if nothing had been measured.
@@ -266,7 +266,7 @@ class Serves:
         }
 
 
-def runtime_part(options: RuntimeOptions) -> dict[str, Any]:
+def runtime_part(options: RuntimeOptions) -> dict[str, object]:
     """Of how engines are run, what their speed depends on; which of several GPUs it is, its name says."""
     return {"cuda": options.cuda, "graphs": options.graphs, "contexts": options.contexts}
 

@@ -104,7 +104,7 @@ def outputs(file: ModelFile) -> tuple[str, ...]:
         return _signature(file, "outputs")
     layers = list(layers_of(file.config))
     names = names_at(file.config, "output_layers")
-    chosen: list[tuple[str, str, dict[str, Any]]] = [entry for entry in layers if entry[0] in names] or layers[-1:]
+    chosen: list[tuple[str, str, dict[str, object]]] = [entry for entry in layers if entry[0] in names] or layers[-1:]
     described = []
     for name, kind, settings in chosen:
         activation = settings.get("activation")

@@ -202,7 +202,7 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
         yield Finding("custom", kind, foreign, False)
 
 
-def _judge_origin(node: dict[str, Any], kind: str, inner: Any) -> Finding | None:
+def _judge_origin(node: dict[str, object], kind: str, inner: Any) -> Finding | None:
     """What is wrong with where a node says that its class or function comes from."""
     module, registered = node.get("module"), node.get("registered_name")
     if FROZEN_GRAPH in (kind, registered):  # under either name Keras finds the class that we registered

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from export.errors import ProjectError
 from export.sidecar import read_sidecar
@@ -19,7 +18,7 @@ from pipeline.plans import engines
 from pipeline.recipe import Recipe
 
 # Key of the recipe, and what it says where no permission is given.
-PERMISSIONS: dict[str, Any] = {
+PERMISSIONS: dict[str, object] = {
     "model.allow": (),  # code in the model file
     "runtime.host_code": False,  # code that an engine brings for the CPU
     "build.version_compatible": False,  # the same, for engines of this recipe
@@ -29,12 +28,12 @@ PERMISSIONS: dict[str, Any] = {
 
 # The same where the images are a data set of tensorflow-datasets: it writes what it fetches there, and imports the
 # modules that a data set's description there names.
-TFDS_PERMISSIONS: dict[str, Any] = {"data.path": None}
+TFDS_PERMISSIONS: dict[str, object] = {"data.path": None}
 
 
-def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, object]]:
     """The recipe without what gives a permission, and the keys that were taken back with what they said."""
-    taken: dict[str, Any] = {}
+    taken: dict[str, object] = {}
     permissions = PERMISSIONS | (TFDS_PERMISSIONS if recipe.data.source == "tfds" else {})
     for key, none in permissions.items():
         name, _, field = key.partition(".")

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -198,7 +197,7 @@ class CalibrationImages:
         """Pixels and labels of the images that judge."""
         return self.pixels.all(self._held_out, "  held-out images")
 
-    def key(self, model: Path) -> dict[str, Any]:
+    def key(self, model: Path) -> dict[str, object]:
         """What scales are true of: the model, the images, the preprocessing and the recipe's way to quantise."""
         return {
             "model_sha256": sha256_file(model),
@@ -208,7 +207,7 @@ class CalibrationImages:
             "quantize": asdict(self._settings),
         }
 
-    def table(self) -> dict[str, Any]:
+    def table(self) -> dict[str, object]:
         """What the record says of them."""
         names = self._images.table("calibration")[: self._settings.max_images]
         split = len(self._scaling)

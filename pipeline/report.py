@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline import __version__, charts
 from pipeline.artifacts import Artifacts
 from pipeline.benchmark_report import read_benchmark
 from pipeline.card import ModelCard, read_card
+from pipeline.checkpoint import read_history
 from pipeline.command_line import Invocation
 from pipeline.html import Cell, Section, Table, badge, render, section, size
 from pipeline.layout import BENCHMARK, CARD, PARITY, REPORT
@@ -29,12 +28,11 @@ from pipeline.report_quantization import quantization_sections
 from pipeline.report_recipe import recipe_section, when
 from pipeline.report_speed import speed_section
 from pipeline.report_standing import SHOWN_STAGES, digest_now, engine_verdicts, standing
-from pipeline.stage_records import Epoch, read_history
 
 HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
 
 
-def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> dict[str, Any]:
+def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> str:
     """Write ``report.html``: no file, script or font from elsewhere, so it can be mailed.
 
     Args:
@@ -44,7 +42,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         out: folder of the page.
 
     Returns:
-        What the manifest records.
+        str: the verdict that the page shows.
 
     Raises:
         ProjectError: a file that it shows is missing or damaged; with the file and the key.
@@ -77,7 +75,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         ],
     )
     (out / Path(REPORT).name).write_text(page, encoding="utf-8", errors="backslashreplace")
-    return {"verdict_shown": stands.shown}
+    return stands.shown
 
 
 def _other_thresholds(recipe: Recipe, parity: ParityReport) -> list[str]:
@@ -101,7 +99,7 @@ def _chain(artifacts: Artifacts) -> Section:
 
 
 def _training(artifacts: Artifacts, card: ModelCard) -> Section:
-    history: Sequence[Epoch] = read_history(artifacts.path(HISTORY))
+    history = read_history(artifacts.path(HISTORY))
     curves = charts.training_curves(history) if history and card.source is None else ()
     values = {"card": card, "epochs": len(history), "curves": curves, "images": _sample_images(artifacts, card)}
     return section("Training" if card.source is None else "Model", "training.html.j2", **values)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from export.errors import ProjectError
 from pipeline.artifacts import Artifacts
-from pipeline.evidence_words import NAMES, PEERS, STATES, clocks, library, not_made, short_commit
+from pipeline.evidence_words import CHECKS, NAMES, PEERS, STATES, clocks, counted, library, not_made, short_commit
 from pipeline.gpu_evidence import (
     ENGINE,
     FOLDER,
@@ -39,7 +37,6 @@ WAYS: Mapping[str, str] = {
 }
 ALONE = "No copy over the bus: pixels and results lie on the GPU."
 MET: Mapping[bool | None, Cell] = {True: badge(PASS, "met"), False: badge(FAIL, "missed"), None: badge(NOT_RUN, "open")}
-CHECKS: Mapping[str, str] = {"pass": "passed", "fail": "failed", "error": "could not be made", "skipped": "skipped"}
 ORDER = (FAIL, NOT_RUN, INCONCLUSIVE, PASS)  # a file's verdict is the first of those of its comparisons
 
 
@@ -113,16 +110,10 @@ def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: 
         notes=[line for line in (STATES[evidence.state], *_belongs(evidence, others, digests)) if line],
         engines=_engines(evidence, others, table),
         targets=Table(("result", "target", "*limit", "*measured"), [_target(one) for one in evidence.targets]),
-        met=_counted([target.met for target in evidence.targets], {met: cell.text for met, cell in MET.items()}),
-        checks=_counted([check.result for check in evidence.checks], CHECKS),
+        met=counted([target.met for target in evidence.targets], {met: cell.text for met, cell in MET.items()}),
+        checks=counted([check.result for check in evidence.checks], CHECKS),
         not_made=not_made(evidence),
     )
-
-
-def _counted(results: Collection[object], names: Mapping[Any, str]) -> str:
-    """How many there are of each result, in words; of what there is none is left out."""
-    counts = Counter(results)
-    return ", ".join(f"{counts[key]} {words}" for key, words in names.items() if counts[key])
 
 
 def _is_here(engine: EngineEvidence, digests: Mapping[str, str]) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from export.sidecar import sidecar_path
 from pipeline.artifacts import Artifacts
-from pipeline.config import recipe_changes
 from pipeline.files import sha256_file
+from pipeline.inputs import recipe_changes
 from pipeline.layout import BENCHMARK, PARITY, PREDICTIONS, REFERENCE
 from pipeline.manifest import read_stage
 from pipeline.parity_report import NOT_VERIFIED, ParityReport

@@ -70,7 +70,7 @@ def read_saved_model(path: Path) -> ModelFile:
     }
     weights = _variables(path)
     written = f"{version}, TensorFlow {tensorflow}" if version else f"TensorFlow {tensorflow}"
-    facts: dict[str, Any] = {"signatures": signatures, "operations": used}
+    facts: dict[str, object] = {"signatures": signatures, "operations": used}
     if config is not None and (unfit := _unfit(layers)):
         facts["taken from"] = f"its graph, not its layers ({unfit})"
     return ModelFile(path, SAVED_MODEL_FOLDER, written, config, weights, tuple(findings), facts)
@@ -286,7 +286,7 @@ def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     return nodes
 
 
-def _keras_metadata(path: Path) -> tuple[dict[str, Any] | None, str]:
+def _keras_metadata(path: Path) -> tuple[dict[str, object] | None, str]:
     """The architecture that Keras 2 puts beside the graph, and the version of Keras."""
     for node, metadata in _metadata_nodes(path):
         if node.node_path == "root":

@@ -63,7 +63,7 @@ class Stage(Generic[R]):
     keys: Sequence[str]
     run: Callable[[Inputs, Recipe, Path], R]
     result: type[R]
-    environment: Callable[[Recipe], dict[str, Any]] = field(default=lambda _: {})
+    environment: Callable[[Recipe], dict[str, object]] = field(default=lambda _: {})
     takes_new_images: bool = False
     bytes_per_weight: Callable[[Recipe], int] = field(default=lambda _: 0)
     module: str = ""
@@ -78,7 +78,7 @@ class Stage(Generic[R]):
         """What of its inputs decides the result, by content; ``recorded`` are those of its former run."""
         return {name: digest for one in self.inputs for name, digest in one.digests(context, recorded).items()}
 
-    def recipe_part(self, context: Context) -> dict[str, Any]:
+    def recipe_part(self, context: Context) -> dict[str, object]:
         """The part of the recipe that decides this stage's result."""
         return recipe_slice(context.recipe, self.keys)
 

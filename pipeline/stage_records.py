@@ -1,4 +1,4 @@
-"""What stages say of their work where others read it: results in manifests, epochs, calibration, placement."""
+"""What stages say of their work where others read it: results in manifests, calibration, placement."""
 
 from __future__ import annotations
 
@@ -10,19 +10,6 @@ from export.int8.report import CalibrationReport
 from export.placement_row import Placement
 from export.records import read_record, read_records
 from pipeline.samples import Unreadable
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch of a training; validation is None where there were no such images."""
-
-    phase: str
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,15 +116,6 @@ class Inferred:
     precision: str
     measured_faster_than: str | None = None
     at_batch: int | None = None
-
-
-def read_history(path: Path) -> tuple[Epoch, ...]:
-    """The epochs of ``train/history.json``.
-
-    Raises:
-        ProjectError: missing or damaged; with the file and the key.
-    """
-    return read_records(Epoch, path, remedy="Run the train stage again.", what="training history")
 
 
 def read_calibration(path: Path) -> CalibrationReport:

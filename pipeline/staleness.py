@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from export.errors import ProjectError
-from pipeline.config import recipe_changes
 from pipeline.context import Context
+from pipeline.inputs import recipe_changes
 from pipeline.manifest import Key, Manifest, read_manifest, why_stale
 from pipeline.stage import Stage, reasons_to_run
 from pipeline.stages import BY_NAME, STAGES

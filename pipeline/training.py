@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +17,7 @@ import tensorflow as tf
 
 from pipeline.backbone_weights import set_weights
 from pipeline.card import ModelCard, source_of, write_card
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, Epoch, write_history
 from pipeline.data import ImageSet, Pixels, Sample
 from pipeline.decode_spec import DecodeSpec
 from pipeline.errors import ImageError
@@ -62,7 +61,7 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     tf.config.experimental.enable_op_determinism()
     decode = DecodeSpec((settings.model.input_size, settings.model.input_size), settings.data.resize)
     pixels = Pixels(decode, settings.data.max_bad_images)
-    history: list[dict[str, Any]] = []
+    history: list[Epoch] = []
     if settings.model.path is not None:
         taken = take_over(settings.model, images.classes, settings.data.resize, partial(_some_pictures, images))
         model, card = taken.model, taken.card
@@ -87,7 +86,7 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     trainable = int(sum(math.prod(w.shape) for w in model.trainable_weights))
     card = replace(card, parameters=int(model.count_params()), trainable_parameters=trainable)
     write_card(out / "model.json", card)
-    write_json(out / "history.json", history)
+    write_history(out / "history.json", history)
     write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
     return Trained(
         images={split: len(images.splits[split]) for split in ("train", "validation")},
@@ -96,7 +95,7 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
         pictures_in_two_classes=images.conflicts,
         unreadable_images=images.unreadable,
         unused_images={str(ready): number for ready, number in images.unused.items()},
-        best_validation_accuracy=max((e["val_accuracy"] for e in history if "val_accuracy" in e), default=None),
+        best_validation_accuracy=max((e.val_accuracy for e in history if e.val_accuracy is not None), default=None),
         skipped_images=pixels.skipped,
         **{name: getattr(card, name) for name in _OF_THE_CARD},
     )
@@ -123,7 +122,7 @@ def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
 
 def _train_new(
     settings: Recipe, images: ImageSet, pixels: Pixels, out: Path, checkpoint: Checkpoint | None
-) -> tuple[Built, list[dict[str, Any]]]:
+) -> tuple[Built, list[Epoch]]:
     """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
     gpus = tf.config.list_physical_devices("GPU")
     mixed = {"always": True, "never": False}.get(settings.train.mixed_precision, bool(gpus))

@@ -78,6 +78,13 @@ def recipe_file(text: str) -> Path:
     return Path(text)
 
 
+def positive(text: str) -> int:
+    """The value of an option that counts something."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"Expected a whole number from 1 on. Received: {text!r}. Correct it.")
+    return int(text)
+
+
 def override(text: str) -> str:
     """A ``--set section.key=value``, whole."""
     key, equals, _ = text.partition("=")

@@ -242,7 +242,7 @@ def _ask_keras(
         ) from error
 
 
-def _read_reference(inputs: Inputs) -> tuple[dict[str, Any], dict[str, np.ndarray] | None, FloatNoise | None]:
+def _read_reference(inputs: Inputs) -> tuple[dict[str, object], dict[str, np.ndarray] | None, FloatNoise | None]:
     path = inputs.path(REFERENCE)
     if not path.is_file():
         return {}, None, None

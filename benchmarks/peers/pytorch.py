@@ -12,27 +12,30 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.peers.pytorch_runner import MODES, PyTorchRunner
 from benchmarks.peers.torch_device import Precision, versions
 from benchmarks.telemetry import commit, gpu_snapshot, machine
-from benchmarks.timing import in_turns, measure, summarize
+from benchmarks.timing import Measurement, in_turns, measure
 from export.errors import ProjectError
 from export.records import to_json
 from export.words import aligned
 from pipeline.errors import RunnerError
 from pipeline.files import sha256_file, write_json
+from pipeline.machine import GpuSnapshot, Machine
+from pipeline.usage import positive
 
 log = logging.getLogger("peers")
 
 SCHEMA = 1
-INCLUDES: Mapping[str, str] = {
+Measures = Literal["infer", "compute", "stream"]
+INCLUDES: Mapping[Measures, str] = {
     "infer": "host to host, one batch after the other: uint8 pixels in host memory to logits and probabilities in host "
     "memory, through pinned memory; both copies over the bus; no decoding, no resizing",
     "compute": "the model alone, by CUDA events: uint8 pixels on the GPU to logits and probabilities on the GPU; "
@@ -42,7 +45,7 @@ INCLUDES: Mapping[str, str] = {
 }
 CHECKED_IMAGES = 4  # whose logits are compared with FP32 on the CPU
 SECONDS, TURNS = 3.0, 10  # of infer, for each mode; of compute and stream
-REPEATS: Mapping[str, int] = {"compute": 20, "stream": 30}  # calls, or batches, a turn
+REPEATS: Mapping[Measures, int] = {"compute": 20, "stream": 30}  # calls, or batches, a turn
 LARGEST_ERROR = 0.05  # of those; a ResNet-50 has 0.001 in FP16
 
 EXAMPLES = """examples:
@@ -54,6 +57,73 @@ The last line of the output is JSON. Exit status: 0 all was timed, 1 a mode fail
 """
 
 
+@dataclass(frozen=True)
+class PeerRow:
+    """One mode at one batch size and one kind of measurement, or why the mode has no times.
+
+    Attributes:
+        mode: "eager", "graphs" or "compile".
+        precision: "fp16" or "fp32".
+        batch: images a call.
+        error: why there are no times; None where there are, as in all that follows where there are none.
+        measures: what of the way is timed, see `INCLUDES`.
+        relative_error: of the logits, against FP32 on the CPU.
+        settings: see `PyTorchRunner.describe`.
+        measurement: the times.
+    """
+
+    mode: str
+    precision: Precision
+    batch: int
+    error: str | None = None
+    measures: Measures = "infer"
+    relative_error: float = 0.0
+    settings: Mapping[str, object] = field(default_factory=dict)
+    measurement: Measurement = field(default_factory=Measurement)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types: the samples with their summary, or the error."""
+        head = {"backend": "pytorch", "mode": self.mode, "precision": self.precision, "batch": self.batch}
+        if self.error is not None:
+            return {**head, "error": self.error}
+        return {
+            **head,
+            "measures": self.measures,
+            "includes": INCLUDES[self.measures],
+            "relative_error": self.relative_error,
+            "settings": self.settings,
+            "samples_ms": self.measurement.samples_ms,
+            **asdict(self.measurement.summary(self.batch)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerReport:
+    """All that one run of the command timed.
+
+    Attributes:
+        schema: of this file.
+        model: folder and name of the ONNX file.
+        model_sha256: of it.
+        machine: that it ran on.
+        versions: of PyTorch and what it computes with.
+        commit: of this code; None outside a repository.
+        gpu_before: clocks, temperature and load of the GPUs before.
+        gpu_after: and after.
+        results: every row.
+    """
+
+    schema: int = SCHEMA
+    model: str
+    model_sha256: str
+    machine: Machine
+    versions: Mapping[str, str | None]
+    commit: str | None
+    gpu_before: tuple[GpuSnapshot, ...]
+    gpu_after: tuple[GpuSnapshot, ...]
+    results: tuple[PeerRow, ...]
+
+
 def time_batch(
     model: Path,
     batch: int,
@@ -62,7 +132,7 @@ def time_batch(
     device: str = "cuda",
     seconds: float = SECONDS,
     turns: int = TURNS,
-) -> list[dict[str, Any]]:
+) -> list[PeerRow]:
     """Time the modes at one batch size, in turns against each other. A mode that fails does not stop the others.
 
     Args:
@@ -75,9 +145,7 @@ def time_batch(
         turns: of ``compute`` and ``stream``. Defaults to 10.
 
     Returns:
-        list[dict]: one a mode and kind of measurement: ``backend``, ``mode``, ``precision``, ``batch``, ``measures``,
-        ``includes``, ``relative_error`` (of the logits, against FP32 on the CPU), ``settings``, ``samples_ms`` and
-        what `benchmarks.timing.summarize` gives; for a mode that failed ``error`` and no numbers.
+        list[PeerRow]: one a mode and kind of measurement; for a mode that failed one with the error.
 
     Raises:
         ProjectError: the file does not fit, or PyTorch is missing.
@@ -86,7 +154,7 @@ def time_batch(
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *reference.size, 3), dtype=np.uint8)
         expected = reference.infer(pixels[:CHECKED_IMAGES]).logits
     errors: dict[str, str] = {}
-    rows: list[dict[str, Any]] = []
+    rows: list[PeerRow] = []
 
     def failed(mode: str, error: Exception) -> None:
         log.warning("%s at batch %d failed: %s", mode, batch, error)
@@ -94,7 +162,7 @@ def time_batch(
 
     with ExitStack() as stack:
         runners: dict[str, PyTorchRunner] = {}
-        described: dict[str, dict[str, Any]] = {}
+        opened: dict[str, PeerRow] = {}
         for mode in modes:
             patience = " (minutes)" if mode == "compile" else ""
             log.info("preparing %s %s at batch %d%s", mode, precision, batch, patience)
@@ -102,12 +170,13 @@ def time_batch(
                 runner = PyTorchRunner(model, precision, mode, device=device, max_batch=batch)  # type: ignore[arg-type]
                 stack.enter_context(runner)
                 distance = _distance(expected, runner.infer(pixels).logits[:CHECKED_IMAGES])
+                settings = runner.describe()
+                opened[mode] = PeerRow(mode, precision, batch, relative_error=distance, settings=settings)
             except Exception as error:  # whatever PyTorch raises: the others are to be timed all the same
                 failed(mode, error)
                 continue
             runners[mode] = runner
-            described[mode] = {"relative_error": distance, "settings": runner.describe()}
-        samples = {
+        timed: dict[Measures, dict[str, Measurement]] = {
             "infer": measure(
                 {mode: partial(runner.infer, pixels) for mode, runner in runners.items()},
                 seconds_each=seconds,
@@ -121,15 +190,12 @@ def time_batch(
                     for mode, runner in runners.items()
                     if mode not in errors
                 }
-                samples[kind] = in_turns(calls, turns, failed)
+                timed[kind] = in_turns(calls, turns, failed)
     for mode in modes:
-        head = {"backend": "pytorch", "mode": mode, "precision": precision, "batch": batch}
-        for kind, measured in samples.items():
-            if mode in measured:
-                what = {"measures": kind, "includes": INCLUDES[kind], **described[mode]}
-                rows.append({**head, **what, "samples_ms": measured[mode], **asdict(summarize(measured[mode], batch))})
+        found = {kind: by_mode[mode] for kind, by_mode in timed.items() if mode in by_mode}
+        rows += [replace(opened[mode], measures=kind, measurement=times) for kind, times in found.items()]
         if mode in errors:
-            rows.append({**head, "error": errors[mode]})
+            rows.append(PeerRow(mode, precision, batch, errors[mode]))
     return rows
 
 
@@ -144,16 +210,18 @@ def _distance(expected: np.ndarray, logits: np.ndarray) -> float:
     return distance
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[PeerRow]) -> str:
     """The rows as text."""
     cells: list[tuple[str, ...]] = [("mode", "batch", "measures", "p50 ms", "p99 ms", "img/s", "rel. error")]
     for row in rows:
-        head = (row["mode"], str(row["batch"]))
-        if "error" in row:
-            cells.append((*head, f"failed: {row['error'].splitlines()[0]}"))
+        head = (row.mode, str(row.batch))
+        if row.error is not None:
+            cells.append((*head, f"failed: {row.error.splitlines()[0]}"))
             continue
-        times = (f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['images_per_second']:.1f}")
-        cells.append((*head, row["measures"], *times, f"{row['relative_error']:.1e}"))
+        found = row.measurement.summary(row.batch)
+        speed = "" if found.images_per_second is None else f"{found.images_per_second:.1f}"
+        times = (f"{found.p50_ms:.3f}", f"{found.p99_ms:.3f}", speed)
+        cells.append((*head, row.measures, *times, f"{row.relative_error:.1e}"))
     return "\n".join(aligned(cells, right=(1, 3, 4, 5, 6)))
 
 
@@ -171,25 +239,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16", help="default %(default)s")
     parser.add_argument("--device", default="cuda", help="as torch names it: cuda, cuda:1, cpu; default %(default)s")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each mode; default %(default)s")
-    parser.add_argument("--turns", type=_positive, default=TURNS, help="of GPU times; default %(default)s")
+    parser.add_argument("--turns", type=positive, default=TURNS, help="of GPU times; default %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for all rows and samples")
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, received {text!r}")
-    return int(text)
-
-
 def _batches(text: str) -> list[int]:
-    return list(dict.fromkeys(_positive(one) for one in text.split(",")))
+    return list(dict.fromkeys(positive(one) for one in text.split(",")))
 
 
 def _modes(text: str) -> list[str]:
     names = list(dict.fromkeys(one.strip() for one in text.split(",")))
     if unknown := [one for one in names if one not in MODES]:
-        raise argparse.ArgumentTypeError(f"expected modes of {', '.join(MODES)}, received {', '.join(unknown)}")
+        raise argparse.ArgumentTypeError(f"Expected modes of {', '.join(MODES)}. Received: {', '.join(unknown)}.")
     return names
 
 
@@ -198,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     before = gpu_snapshot()
-    rows: list[dict[str, Any]] = []
+    rows: list[PeerRow] = []
     try:
         # Opened once before all: without a GPU or with another file nothing is to be tried mode by mode.
         with PyTorchRunner(args.model, args.precision, device=args.device, max_batch=1):
@@ -206,19 +268,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for batch in args.batches:
             rows += time_batch(args.model, batch, args.modes, args.precision, args.device, args.seconds, args.turns)
         if args.output is not None:
-            content = {
-                "schema": SCHEMA,
-                "model": f"{args.model.resolve().parent.name}/{args.model.name}",
-                "model_sha256": sha256_file(args.model),
-                "machine": to_json(machine()),
-                "versions": versions(),
-                "commit": commit(),
-                "gpu_before": [to_json(gpu) for gpu in before],
-                "gpu_after": [to_json(gpu) for gpu in gpu_snapshot()],
-                "results": rows,
-            }
+            report = PeerReport(
+                model=f"{args.model.resolve().parent.name}/{args.model.name}",
+                model_sha256=sha256_file(args.model),
+                machine=machine(),
+                versions=versions(),
+                commit=commit(),
+                gpu_before=before,
+                gpu_after=gpu_snapshot(),
+                results=tuple(rows),
+            )
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.output, content)
+            write_json(args.output, to_json(report))
     except (ProjectError, OSError) as error:
         log.error("%s", error)
         return 2
@@ -226,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("interrupted; nothing was written")
         return 130
     log.info("%s", table(rows))
-    failed = [f"{row['mode']} {row['batch']}" for row in rows if "error" in row]
+    failed = [f"{row.mode} {row.batch}" for row in rows if row.error is not None]
     print(json.dumps({"rows": len(rows) - len(failed), "failed": failed}))
     return 1 if failed else 0
 

@@ -142,7 +142,7 @@ class PyTorchRunner:
             gc.collect()  # a compiled model refers to itself
             self._torch.cuda.empty_cache()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What a reader must know of an open runner: mode, precision, settings as PyTorch reports them, versions."""
         torch = self._opened()
         matmul, cudnn = tf32_allowed(torch)

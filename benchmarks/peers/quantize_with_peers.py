@@ -14,26 +14,27 @@ import logging
 import multiprocessing
 import os
 import platform
-import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
-from benchmarks.peers.placement import placement
+from benchmarks.peers.placement import Int8Placement, placement
 from benchmarks.peers.tools import PEERS, TOOLS, PixelReader, read_images
+from benchmarks.telemetry import peak_memory_mib
 from export.errors import ProjectError
 from export.files import put_file, temporary_folder, write_atomic
+from export.records import to_json
 from export.sidecar import sha256_file
 from export.words import count
 from pipeline.machine import versions_of
+from pipeline.usage import positive
 
 log = logging.getLogger("peers")
 
@@ -64,14 +65,57 @@ class Job:
     batch: int
 
 
-def run_peer(job: Job) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PeerFile:
+    """The JSON beside a peer's model: how it was made, what it cost, and what in it is INT8.
+
+    Attributes:
+        schema: of this file.
+        name: of the peer.
+        tool: see `Peer`, as ``method`` and ``high_precision``.
+        settings: that differ from the tool's defaults.
+        model_sha256: of the ONNX file that it was made from.
+        images_sha256: of the calibration images' bytes, in their order.
+        images: calibration images.
+        seed: of their choice.
+        seconds: that the tool took.
+        cpu_seconds: of all threads: what it costs where others compute too.
+        peak_rss_mib: the most memory that its process held; None where the system does not say.
+        bytes: size of the model.
+        sha256: of the model.
+        opset: of the model.
+        placement: what is INT8.
+        versions: of Python and the packages; None where one is missing.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    tool: str
+    method: str
+    high_precision: str
+    settings: Mapping[str, object]
+    model_sha256: str
+    images_sha256: str
+    images: int
+    seed: int
+    seconds: float
+    cpu_seconds: float
+    peak_rss_mib: int | None
+    bytes: int
+    sha256: str
+    opset: int
+    placement: Int8Placement
+    versions: Mapping[str, str | None]
+
+
+def run_peer(job: Job) -> PeerFile:
     """Make one peer's file and its sidecar.
 
     Every peer needs a process of its own: modelopt replaces functions of onnxruntime's quantizer, and the peak memory
     is the process's.
 
     Returns:
-        dict: what the sidecar holds.
+        PeerFile: what the sidecar holds.
 
     Raises:
         ProjectError: an input does not fit, or the tool failed.
@@ -107,42 +151,28 @@ def run_peer(job: Job) -> dict[str, Any]:
                 f"{reader.position}. "
                 "Its file says nothing about the method: look at its log."
             )
-        sidecar = {
-            "schema": SCHEMA,
-            "name": job.name,
+        sidecar = PeerFile(
+            name=job.name,
             **asdict(peer),
-            "settings": settings,
-            "model_sha256": sha256_file(job.model),
-            "images_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
-            "images": len(pixels),
-            "seed": job.seed,
-            "seconds": round(seconds, 1),
-            "cpu_seconds": round(busy, 1),  # of all threads: what it costs where others compute too
-            "peak_rss_mib": _peak_rss_mib(),
-            "bytes": made.stat().st_size,
-            "sha256": sha256_file(made),
-            "opset": next(one.version for one in result.opset_import if one.domain in ("", "ai.onnx")),
-            "placement": placement(result),
-            "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
-        }
+            settings=settings,
+            model_sha256=sha256_file(job.model),
+            images_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+            images=len(pixels),
+            seed=job.seed,
+            seconds=round(seconds, 1),
+            cpu_seconds=round(busy, 1),
+            peak_rss_mib=peak_memory_mib(),
+            bytes=made.stat().st_size,
+            sha256=sha256_file(made),
+            opset=next(one.version for one in result.opset_import if one.domain in ("", "ai.onnx")),
+            placement=placement(result),
+            versions={"python": platform.python_version(), **versions_of(PACKAGES)},
+        )
         # The sidecar goes last: where it is, its model is whole.
         (job.out / f"{job.name}.json").unlink(missing_ok=True)
         put_file(made, job.out / f"{job.name}.onnx")
-        write_atomic(job.out / f"{job.name}.json", json.dumps(sidecar, indent=2) + "\n")
+        write_atomic(job.out / f"{job.name}.json", json.dumps(to_json(sidecar), indent=2) + "\n")
     return sidecar
-
-
-def _peak_rss_mib() -> int | None:
-    """Returns this process's peak resident memory, None where the system has no /proc.
-
-    ru_maxrss would count what the parent held before exec.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(peak[1]) // 1024 if peak is not None else None
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -158,25 +188,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--peer", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}"
     )
-    parser.add_argument("--limit", type=_positive, default=256, help="images, a seeded choice; default %(default)s")
+    parser.add_argument("--limit", type=positive, default=256, help="images, a seeded choice; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of that choice; default %(default)s")
     parser.add_argument(
         "--batch",
-        type=_positive,
+        type=positive,
         default=1,
         help="images a calibration step; entropy scales depend on it; default %(default)s, as modelopt takes them",
     )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, received {text!r}")
-    return value
 
 
 def own_process() -> ProcessPoolExecutor:
@@ -208,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         log.error("Expected a folder to write to. Received: %s (%s). Name another with --out.", options.out, error)
         return 2
-    done: dict[str, Any] = {}
+    done: dict[str, dict[str, object]] = {}
     failed: dict[str, str] = {}
     for number, name in enumerate(options.peer, 1):
         log.info("%d/%d %s", number, len(options.peer), name)
@@ -226,13 +246,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in failed:
             log.error("  %s", failed[name])
             continue
-        convolutions = sidecar["placement"]["int8"].get("Conv", {"int8": 0, "of": 0})
+        convolutions = sidecar.placement.convolutions
         log.info(
             "  %s: %d of %d Conv in INT8, %s, %.0f s, peak memory %s MiB",
-            *(f"{name}.onnx", convolutions["int8"], convolutions["of"], count(sidecar["images"], "image")),
-            *(sidecar["seconds"], sidecar["peak_rss_mib"]),
+            *(f"{name}.onnx", convolutions.int8, convolutions.of, count(sidecar.images, "image")),
+            *(sidecar.seconds, sidecar.peak_rss_mib),
         )
-        done[name] = {one: sidecar[one] for one in ("images", "seconds", "peak_rss_mib", "sha256")}
+        done[name] = {one: getattr(sidecar, one) for one in ("images", "seconds", "peak_rss_mib", "sha256")}
     print(json.dumps({"done": done, "failed": failed}))
     return 1 if failed else 0
 

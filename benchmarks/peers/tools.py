@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -134,7 +133,7 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
     return inputs[0].name, pixels[chosen]
 
 
-def modelopt_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, Any]:
+def modelopt_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, object]:
     """Quantise with nvidia-modelopt's ONNX quantizer. Returns the settings that differ from its defaults."""
     from modelopt.onnx.quantization import quantize
 
@@ -151,7 +150,7 @@ def modelopt_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> di
     return {**settings, "batch": reader.batch}
 
 
-def onnxruntime_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, Any]:
+def onnxruntime_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, object]:
     """Quantise with onnxruntime's quantize_static. Returns the settings that differ from its defaults.
 
     Its Percentile and Entropy calibrators keep the activations of every image until the reader ends. The stride makes
@@ -160,7 +159,7 @@ def onnxruntime_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) ->
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     # TensorRT refuses the int32 biases that it would write otherwise.
-    extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    extra: dict[str, object] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
     if peer.method != "MinMax":
         extra["CalibStridedMinMax"] = stride(len(reader))
     quantize_static(

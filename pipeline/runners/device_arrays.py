@@ -64,7 +64,7 @@ class DeviceArray:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
+    def __cuda_array_interface__(self) -> dict[str, object]:
         """Version 3, without a stream: what wrote the memory has been waited for."""
         return {
             "shape": self.shape,

@@ -65,7 +65,7 @@ class OnnxRunner(GraphRunner):
         self._session: Any = None
         self.graph_top_k = 0
         self.classes = 0
-        self.metadata: dict[str, Any] = {}
+        self.metadata: dict[str, object] = {}
 
     def __enter__(self) -> OnnxRunner:
         require_onnxruntime(self.path)

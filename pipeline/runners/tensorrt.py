@@ -80,7 +80,7 @@ class TensorRTRunner(GraphRunner):
         self._size = (height, width)
         (self.classes,) = tensors[OUTPUTS[0]].row
         said = {"classes": sidecar.classes and list(sidecar.classes), "preprocessing": sidecar.preprocessing}
-        self.metadata: dict[str, Any] = {**sidecar.metadata, **said}
+        self.metadata: dict[str, object] = {**sidecar.metadata, **said}
         self.graph_top_k: int = tensors[TOP_OUTPUTS[0]].row[0] if TOP_OUTPUTS[0] in tensors else 0
 
     def __enter__(self) -> TensorRTRunner:

@@ -31,7 +31,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
     """Write ``report.html``; see `pipeline.report.write_report`."""
     from pipeline.report import write_report
 
-    return Reported(**write_report(inputs, settings, inputs.invocation, out))
+    return Reported(write_report(inputs, settings, inputs.invocation, out))
 
 
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:

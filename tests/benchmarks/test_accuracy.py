@@ -10,6 +10,8 @@ from benchmarks.accuracy import main
 from export.scales import METHODS
 from tests.conftest import Chain
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def arguments(chain: Chain, *more: str) -> list[str]:
     return chain.arguments("", *more)[1:]
@@ -35,6 +37,9 @@ def test_every_candidate_is_judged_on_the_test_images(finished_chain: Chain, tmp
         assert row["int8_convolutions"] == row["convolutions"] == 21
         assert row["images"] == found["test_images"] == hops["export/model.onnx"]["images"]
     assert found["rows"][0]["int8_convolutions"] == 0
+    published = json.loads((ROOT / "benchmarks/results/int8-digits.json").read_text())
+    assert list(found) == list(published)
+    assert [list(found["rows"][at]) for at in (0, -1)] == [list(published["rows"][at]) for at in (0, -1)]
     assert rows["INT8 throughout, minmax"]["sqnr_db"] != rows["INT8 throughout, minmax, not equalized"]["sqnr_db"]
 
 

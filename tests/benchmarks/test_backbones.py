@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import backbones
-from benchmarks.backbones import main
+from benchmarks.backbones import Row, main, read_table
+from export.errors import ProjectError
 from tests.conftest import make_colour_images
+from tests.pipeline.report_artifacts import Artifacts
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks/results/backbones.json"
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +53,18 @@ def test_too_few_photographs_are_found_before_the_first_backbone(
     assert "at least 8 photographs for calibration" in said
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *failing: str) -> int:
-    def row(name: str, *_: Any) -> dict[str, Any]:
-        return {"backbone": name} | ({"stopped_in": "train", "status": 2} if name in failing else {})
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *failing: str, output: Path | None = None) -> int:
+    def row(name: str, *_: Any) -> Row:
+        stopped = {"stopped_in": "train", "status": 2} if name in failing else {}
+        return Row(backbone=name, input_size=96, parameters=1, **stopped)
 
     monkeypatch.setattr(backbones, "start_tensorflow", lambda: None)
     monkeypatch.setattr(backbones, "measure", row)
     folder = tmp_path / "images"
     if not folder.exists():
         make_colour_images(folder, 24)
-    return main(["--data", str(folder), "--only", "resnet50, vgg16"])
+    more = [] if output is None else ["--output", str(output)]
+    return main(["--data", str(folder), "--only", "resnet50, vgg16", *more])
 
 
 def test_the_exit_status_says_what_came_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,3 +80,37 @@ def test_a_stage_that_is_stopped_stops_it(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(backbones, "pipeline", lambda _: status)
     folder = make_colour_images(tmp_path / "images", 24)
     assert main(["--data", str(folder), "--only", "resnet50,vgg16"]) == status
+
+
+def test_rows_of_an_older_file_are_kept_and_those_of_other_backbones_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "backbones.json"
+    shutil.copy2(PUBLISHED, output)
+    assert measured(monkeypatch, tmp_path, "vgg16", output=output) == 3
+    before, after = (json.loads(path.read_text())["rows"] for path in (PUBLISHED, output))
+    rows = {row["backbone"]: row for row in after}
+    assert list(rows) == [row["backbone"] for row in before]
+    assert rows["mobilenetv2"] == before[1]
+    assert rows["vgg16"] == {
+        **{"backbone": "vgg16", "input_size": 96, "parameters": 1, "stopped_in": "train", "status": 2},
+    }
+
+
+def test_an_older_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "backbones.json"
+    path.write_text(PUBLISHED.read_text().replace("parameters", "weights"))
+    with pytest.raises(ProjectError, match="Name another file with --output"):
+        read_table(path)
+
+
+def test_a_row_says_what_the_verdict_and_the_calibration_say(tmp_path: Path) -> None:
+    made = Artifacts(tmp_path).write()
+    row = backbones._judged(Row(backbone="resnet20", input_size=32, parameters=1), made.root)
+    hops = [hop for hop in made.hops if (hop.kind, hop.backend) == ("from_keras", "onnxruntime")]
+    for hop in hops:
+        told = getattr(row, hop.precision)
+        assert (told.verdict, told.sqnr_db, told.why) == (hop.verdict, hop.sqnr_db, hop.why)
+    assert {hop.precision for hop in hops} == {"fp32", "fp16", "int8"}
+    assert row.convolutions is not None
+    assert row.kept is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks.contests import Ratio, compare, t_quantile
-from benchmarks.timing import Samples, in_turns, measure
+from benchmarks.timing import Measurement, in_turns, measure
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
@@ -32,8 +33,8 @@ def test_senseless_quantiles_are_refused(freedom: int, level: float) -> None:
         t_quantile(freedom, level)
 
 
-def of(*turns: list[float]) -> Samples:
-    return Samples([value for turn in turns for value in turn], [len(turn) for turn in turns])
+def of(*turns: list[float]) -> Measurement:
+    return Measurement.of_turns(turns)
 
 
 def test_the_interval_is_that_of_the_logarithms_of_the_rounds_medians() -> None:
@@ -67,7 +68,7 @@ def test_a_clock_too_coarse_counts_for_no_round() -> None:
     assert compare(of([0.0]), of([0.0])) == Ratio(0)
 
 
-def drifting(random: np.random.Generator, ratio: float, rounds: int = 20) -> tuple[Samples, Samples]:
+def drifting(random: np.random.Generator, ratio: float, rounds: int = 20) -> tuple[Measurement, Measurement]:
     """Two candidates in turns A B, B A on a machine whose state moves from turn to turn, with spikes."""
     state, turns = 0.0, ([], [])
     for number in range(rounds):
@@ -88,7 +89,7 @@ def test_equal_speeds_are_told_apart_one_time_in_twenty() -> None:
     random = np.random.default_rng(3)
     assert 0.02 <= decided(random, 1.0, 400) <= 0.085
     assert decided(random, 1.05, 50) > 0.95
-    pooled = [stats.mannwhitneyu(*drifting(random, 1.0)).pvalue < 0.05 for _ in range(150)]
+    pooled = [stats.mannwhitneyu(*(one.samples_ms for one in drifting(random, 1.0))).pvalue < 0.05 for _ in range(150)]
     assert np.mean(pooled) > 0.1
 
 
@@ -109,9 +110,9 @@ def test_turns_of_one_number_were_taken_in_one_round() -> None:
         warmup_seconds=0.0,
         clock=lambda: round(now),
     )
-    assert [sum(one.turns) for one in samples.values()] == [len(one) for one in samples.values()]
+    assert [sum(one.turns) for one in samples.values()] == [len(one.samples_ms) for one in samples.values()]
     assert samples["a"].turns[0] > 1
-    assert samples["a"][-1] > 1.5 * samples["a"][0]
+    assert samples["a"].samples_ms[-1] > 1.5 * samples["a"].samples_ms[0]
     found = compare(samples["a"], samples["b"])
     assert found.rounds >= 10
     assert found.interval[0] < 1.5 < found.interval[1]
@@ -119,12 +120,16 @@ def test_turns_of_one_number_were_taken_in_one_round() -> None:
 
 
 def test_samples_and_their_turns_go_together() -> None:
-    samples = Samples([1.0, 2.0, 3.0], [2, 1])
-    samples.add_turn([4.0])
-    samples.add_turn([])
-    assert samples.by_turn() == [[1.0, 2.0], [3.0], [4.0]]
-    for turns in ([2], [2, 2], [3, 0], [-1, 4]):
+    measurement = Measurement.of_turns([[1.0, 2.0], [3.0], [4.0], []])
+    assert measurement == Measurement((1.0, 2.0, 3.0, 4.0), (2, 1, 1))
+    assert measurement.by_turn() == [(1.0, 2.0), (3.0,), (4.0,)]
+    for turns in ((2,), (2, 2), (3, 0), (-1, 4)):
         with pytest.raises(ValueError, match="add up to 3"):
-            Samples([1.0, 2.0, 3.0], turns)
+            Measurement((1.0, 2.0, 3.0), turns)
     alone = in_turns({"a": lambda: [1.0, 2.0], "b": lambda: [3.0]}, turns=3)
-    assert (alone["a"].turns, alone["b"].turns) == ([2, 2, 2], [1, 1, 1])
+    assert (alone["a"].turns, alone["b"].turns) == ((2, 2, 2), (1, 1, 1))
+
+
+def test_a_measurement_is_not_changed_behind_its_summary() -> None:
+    with pytest.raises(FrozenInstanceError):
+        of([1.0]).samples_ms = (2.0,)  # type: ignore[misc]

@@ -16,7 +16,7 @@ import yaml
 from benchmarks import command, contests, scenarios
 from benchmarks.command import STAGE, table
 from benchmarks.contests import compare, contest_lines, find_serves
-from benchmarks.timing import Samples, measure
+from benchmarks.timing import Measurement, measure
 from export.driver import Device, DriverStatus
 from pipeline import runnable, serving
 from pipeline.artifacts import Artifacts
@@ -133,7 +133,7 @@ def _recomputed(report: BenchmarkReport) -> None:
     assert report.serves is not None
     for contest in report.serves.contests:
         samples = {
-            one.artifact: Samples(one.samples_ms or (), one.turns or ())
+            one.artifact: Measurement(one.samples_ms or (), one.turns or ())
             for one in report.results
             if one.batch == contest.batch and one.backend in ("tensorrt", "onnxruntime-cuda")
         }

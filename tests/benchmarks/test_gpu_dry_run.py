@@ -7,10 +7,11 @@ import pytest
 
 from benchmarks import gpu_command, gpu_visit
 from benchmarks.gpu_command import main
-from benchmarks.gpu_folder import INDEX
 from benchmarks.gpu_plan import BUILD_BY_LEVEL
+from export.records import to_json
 from pipeline.gpu_evidence import read_gpu_evidence
 from pipeline.layout import ONNX, PARITY, REFERENCE, TENSORRT8
+from pipeline.manifest import INDEX, BundleIndex, FileRecord
 from tests.benchmarks.visits import SHORT, install_visit, make_artifacts
 from tests.made_records import make_hop, write_verdict
 
@@ -105,7 +106,9 @@ def test_files_for_8_6_alone_are_planned_for_it(
 
 def test_what_the_folder_has_is_told(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_verdict(artifacts, make_hop(ONNX["int8"]))
-    (artifacts / INDEX).write_text(json.dumps({"files": {REFERENCE: {"sha256": "f"}}}))
+    (artifacts / INDEX).write_text(
+        json.dumps(to_json(BundleIndex(recipe="r", recipe_sha256="", files={REFERENCE: FileRecord("f", 1)})))
+    )
     lines = told(capsys, artifacts, "--precisions", "fp32")
     assert f"files: not as the bundle recorded: {ONNX['fp32']}, {REFERENCE}" in lines
     assert "thresholds: of the recipe" in lines

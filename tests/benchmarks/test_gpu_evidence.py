@@ -23,7 +23,7 @@ from pipeline.parity_report import read_parity, write_parity
 from pipeline.plans import engine_source
 from pipeline.recipe import Thresholds
 from pipeline.runners.tensorrt import TensorRTRunner
-from tests.benchmarks.visits import COUNT, QUICK, SHORT, install_visit, make_artifacts
+from tests.benchmarks.visits import COUNT, QUICK, SHORT, install_visit, make_artifacts, step_of
 from tests.fake_engine import SIZE
 from tests.fake_gpu import FakeTensorRT
 from tests.made_records import make_hop, write_verdict
@@ -84,7 +84,7 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert ("engine without graphs", "fp16", "infer", 1) in timed
     made = [name for name, state in states(evidence).items() if name.startswith("time ") and state == "done"]
     assert list(evidence.snapshots) == ["machine", *made]
-    assert evidence.step("build fp16-throughput").expected_seconds == 9, "at TensorRT's own level"
+    assert step_of(evidence, "build fp16-throughput").expected_seconds == 9, "at TensorRT's own level"
     targets = {one.target: one for one in evidence.targets}
     assert targets["int8 over fp16: images a second, host to host, largest batch"].met in (True, False)
     lines = printed.splitlines()
@@ -216,11 +216,11 @@ def test_an_interrupt_is_written(
     monkeypatch.setattr(gpu_visit, "time_engines", interrupt)
     status, evidence = run(artifacts)
     assert (status, evidence.state) == (130, "interrupted")
-    assert evidence.step("time throughput compute fp16+int8").why == "interrupted"
+    assert step_of(evidence, "time throughput compute fp16+int8").why == "interrupted"
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["output"], told["state"], told["exit"]) == (str(artifacts / "evidence.json"), "interrupted", 130)
     assert f"what was known is in {told['output']}" in caplog.text
-    assert evidence.step("PyTorch eager, batch 4").state == "pending"
+    assert step_of(evidence, "PyTorch eager, batch 4").state == "pending"
     assert evidence.parity is not None
 
 
@@ -278,7 +278,7 @@ def test_an_engine_that_we_refuse_is_asked_of_the_library(
     engine = evidence.engines["fp16-throughput"]
     assert (status, engine.refused) == (1, "TensorRT-RTX does not support this GPU.")
     assert "deserialize_cuda_engine said no" in engine.library
-    assert evidence.step("parity fp16-throughput").why == "there is no engine fp16-throughput that runs here"
+    assert step_of(evidence, "parity fp16-throughput").why == "there is no engine fp16-throughput that runs here"
     assert "the library: " in (artifacts / "evidence.md").read_text()
     for number, (fail, words) in enumerate(
         [("execute_async_v3", "execute_async_v3 said no"), ("", "it loads the engine and runs it")], start=2
@@ -312,7 +312,7 @@ def test_peers_take_turns_with_the_engine(gpu: FakeTensorRT, artifacts: Path, mo
     monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "")
     status, evidence = run(artifacts, "--precisions", "fp16")
     assert status == 1
-    assert evidence.step("PyTorch compile, batch 4").why == "RuntimeError: no Triton"
+    assert step_of(evidence, "PyTorch compile, batch 4").why == "RuntimeError: no Triton"
     rows = {(row.name, row.beside, row.batch, row.measures) for row in evidence.timings if row.beside}
     assert rows == {
         (name, mode, batch, measures)
@@ -330,7 +330,7 @@ def test_default_precisions_are_those_that_are_there(gpu: FakeTensorRT, artifact
     (artifacts / ONNX["fp32"]).unlink()
     status, evidence = run(artifacts)
     assert status == 0
-    assert evidence.step("build fp32-throughput").why == "export/model.onnx is not in the folder"
+    assert step_of(evidence, "build fp32-throughput").why == "export/model.onnx is not in the folder"
     assert not any("time" in name and "fp32" in name for name in states(evidence))
     (artifacts / engine_source("int8", gpu.trt.strongly_typed)).unlink()
     named = [str(artifacts), "-o", str(artifacts / "y.json"), "--precisions", "int8"]
@@ -358,7 +358,7 @@ def test_without_the_files_for_8_6_the_key_that_makes_them_is_named(
     (artifacts / engine_source("fp16", False)).write_bytes(b"onnx")
     _, evidence = run(artifacts)
     why = f"quantize/model.int8-trt8.onnx is not in the folder; the recipe makes it with {key}"
-    assert evidence.step("build int8-throughput").why == why
+    assert step_of(evidence, "build int8-throughput").why == why
 
 
 def test_a_visit_too_short_for_an_engine_says_what_to_do(
@@ -432,7 +432,9 @@ def test_what_was_asked_for_reaches_the_steps(
     for _, options in built.values():
         assert (options.optimization_level, options.targets) == (2, ("SM89",))
         assert options.timing_cache == plans / "timing.cache"
-    assert evidence.step("build fp16-throughput").expected_seconds == gpu_plan.BUILD_BY_LEVEL[2] * gpu_plan.LEAST == 4
+    assert (
+        step_of(evidence, "build fp16-throughput").expected_seconds == gpu_plan.BUILD_BY_LEVEL[2] * gpu_plan.LEAST == 4
+    )
     assert timed["throughput", "infer"] == (names["throughput"], COUNT, "throughput", 4, "infer", 0.001)
     assert timed["latency", "compute"] == (names["latency"], COUNT, "latency", 1, "compute", 0.001)
     assert cycles == [("fp16-throughput.plan", COUNT, 7, 5.0)], "the smallest engine is the quickest"
@@ -469,4 +471,4 @@ def test_a_build_is_guessed_by_the_size_of_its_file(
     with (artifacts / engine_source("fp16", gpu.trt.strongly_typed)).open("wb") as file:
         file.truncate(megabytes * 1_000_000)  # sparse: it takes no room
     _, evidence = run(artifacts, "--precisions", "fp16", "--variants", "throughput", "--minutes", "0.001")
-    assert evidence.step("build fp16-throughput").expected_seconds == seconds
+    assert step_of(evidence, "build fp16-throughput").expected_seconds == seconds

@@ -12,6 +12,7 @@ from benchmarks.gpu_plan import Estimates, Planned, make_steps
 from benchmarks.gpu_record import CUT_SHORT, Record
 from export.errors import ProjectError
 from pipeline.gpu_evidence import read_gpu_evidence
+from tests.benchmarks.visits import step_of
 from tests.pipeline.test_gpu_evidence_record import EVIDENCE
 
 
@@ -61,11 +62,11 @@ def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
     steps = [clock.step(name, 90, 10, "build") for name in ("fp16", "int8", "fp32")]
     make_steps(steps, record, 95, clock)
     assert clock.worked == ["fp16", "int8", "fp32"]
-    assert record.evidence.step("fp32").expected_seconds == 10
+    assert step_of(record.evidence, "fp32").expected_seconds == 10
     slow = Clock()
     make_steps([slow.step(name, 10, 60, "build") for name in ("fp16", "int8")], record, 100, slow)
     assert slow.worked == ["fp16"]
-    assert record.evidence.step("int8").why == "it takes about 60 s; 40 s are left"
+    assert step_of(record.evidence, "int8").why == "it takes about 60 s; 40 s are left"
 
 
 def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
@@ -78,7 +79,7 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
     make_steps(steps, record, 100, clock)
     assert clock.worked == ["build fp16", "time"]
     said = "it takes about 70 s with time, which it is made for; 60 s are left"
-    assert record.evidence.step("build int8").why == said
+    assert step_of(record.evidence, "build int8").why == said
 
 
 def test_without_a_limit_everything_is_made(record: Record) -> None:
@@ -86,7 +87,7 @@ def test_without_a_limit_everything_is_made(record: Record) -> None:
     absent = replace(clock.step("b", 1, 1), why_not=lambda: "no file")
     make_steps([clock.step("a", 1e6, 1e6), absent], record, None, clock)
     assert clock.worked == ["a"]
-    assert (record.evidence.step("b").state, record.evidence.step("b").why) == ("skipped", "no file")
+    assert (step_of(record.evidence, "b").state, step_of(record.evidence, "b").why) == ("skipped", "no file")
 
 
 def test_estimates_are_the_mean_of_what_was_seen() -> None:
@@ -100,7 +101,7 @@ def test_estimates_are_the_mean_of_what_was_seen() -> None:
 
 def test_the_step_under_way_is_written_before_it_is_made(record: Record) -> None:
     seen = []
-    step = Planned("a", "a", 1, lambda: seen.append(read_gpu_evidence(record.path).step("a").state))
+    step = Planned("a", "a", 1, lambda: seen.append(step_of(read_gpu_evidence(record.path), "a").state))
     make_steps([step], record, None)
     assert seen == ["running"]
 
@@ -130,7 +131,7 @@ def test_a_step_that_hangs_is_cut_short(
     def leave(status: int) -> None:
         left.append(status)
         kept = read_gpu_evidence(record.path)
-        states.extend((kept.state, kept.step("hangs").state))
+        states.extend((kept.state, step_of(kept, "hangs").state))
         ended.set()
 
     with record.watched(0.0, leave):

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from benchmarks.peers import quantize_with_peers as module
-from benchmarks.peers.placement import placement
+from benchmarks.peers.placement import Share, placement
 from benchmarks.peers.quantize_with_peers import Job, run_peer
 from benchmarks.peers.tools import PixelReader, read_images, stride
 from export.errors import ProjectError
@@ -55,10 +55,10 @@ def test_the_stride_divides_the_images(images: int, expected: int) -> None:
 
 def test_placement_counts_what_is_quantised() -> None:
     found = placement(tiny_onnx.classifier("int8"))
-    assert found["int8"]["Conv"] == {"int8": 1, "of": 1}
-    assert found["int8"]["GlobalAveragePool"] == {"int8": 0, "of": 1}
-    assert (found["activation_pairs"], found["quantized_biases"], found["nonzero_zero_points"]) == (1, 0, 0)
-    assert placement(tiny_onnx.classifier())["int8"]["Conv"] == {"int8": 0, "of": 1}
+    assert found.convolutions == Share(1, 1)
+    assert found.int8["GlobalAveragePool"] == Share(0, 1)
+    assert (found.activation_pairs, found.quantized_biases, found.nonzero_zero_points) == (1, 0, 0)
+    assert placement(tiny_onnx.classifier()).convolutions == Share(0, 1)
 
 
 def test_placement_names_what_tensorrt_refuses() -> None:
@@ -69,8 +69,8 @@ def test_placement_names_what_tensorrt_refuses() -> None:
     model.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["b", "s"], ["bias_dq"], "bias"))
     conv.input[2] = "bias_dq"
     found = placement(model)
-    assert found["quantized_biases"] == 1
-    assert found["nonzero_zero_points"] == 2
+    assert found.quantized_biases == 1
+    assert found.nonzero_zero_points == 2
 
 
 def test_the_choice_of_images_is_seeded(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_runners_take_turns_with_others(model: Path) -> None:
     with on_cpu(model) as one, on_cpu(model, precision="fp16") as other:
         calls = {"fp32": lambda: one.infer(pixels), "fp16": lambda: other.infer(pixels)}
         samples = measure(calls, seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
-    assert {name: len(one) for name, one in samples.items()} == {"fp32": 3, "fp16": 3}
+    assert {name: len(one.samples_ms) for name, one in samples.items()} == {"fp32": 3, "fp16": 3}
 
 
 def test_settings_are_set_reported_and_put_back(model: Path) -> None:
@@ -123,23 +123,21 @@ def test_the_compiled_model_gives_the_same(model: Path) -> None:
 
 def test_rows_say_what_they_include(model: Path) -> None:
     (row,) = pytorch.time_batch(model, 2, ["eager"], "fp16", "cpu", **QUICK)
-    assert (row["mode"], row["precision"], row["batch"], row["measures"]) == ("eager", "fp16", 2, "infer")
-    assert row["includes"] == pytorch.INCLUDES["infer"]
-    assert 0 < row["relative_error"] < 0.01
-    assert len(row["samples_ms"]) == row["n"] >= 10
-    assert row["settings"]["memory_format"] == "channels_last"
+    assert (row.mode, row.precision, row.batch, row.measures) == ("eager", "fp16", 2, "infer")
+    assert 0 < row.relative_error < 0.01
+    assert len(row.measurement.samples_ms) >= 10
+    assert row.settings["memory_format"] == "channels_last"
 
 
 def test_a_mode_that_fails_gives_a_row_and_the_others_go_on(model: Path) -> None:
     rows = pytorch.time_batch(model, 1, ["graphs", "eager"], "fp32", "cpu", **QUICK)
-    assert [("error" in row, row["mode"]) for row in rows] == [(True, "graphs"), (False, "eager")]
-    assert "p50_ms" not in rows[0]
+    assert [(row.error is None, row.mode) for row in rows] == [(False, "graphs"), (True, "eager")]
 
 
 def test_a_model_that_computes_something_else_is_not_timed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytorch, "LARGEST_ERROR", 1e-9)
     (row,) = pytorch.time_batch(model, 1, ["eager"], "fp16", "cpu", **QUICK)
-    assert "Expected the logits of FP32" in row["error"]
+    assert "Expected the logits of FP32" in str(row.error)
 
 
 def test_the_command_writes_every_row(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +185,6 @@ def test_every_mode_on_a_gpu(model: Path, mode: Any, precision: Any) -> None:
 @needs_gpu
 def test_a_gpu_gives_a_row_for_each_kind(model: Path) -> None:
     rows = pytorch.time_batch(model, 2, ["eager", "graphs"], **QUICK)
-    assert [(row["mode"], row["measures"]) for row in rows] == [
+    assert [(row.mode, row.measures) for row in rows] == [
         (mode, kind) for mode in ("eager", "graphs") for kind in pytorch.INCLUDES
     ]

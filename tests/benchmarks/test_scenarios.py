@@ -12,6 +12,7 @@ from benchmarks.scenarios import Scenario, open_scenario, run_scenarios, scenari
 from benchmarks.timing import measure
 from export.driver import Device, DriverStatus
 from export.errors import ProjectError
+from export.records import to_json
 from export.sidecar import sidecar_path, write_plan
 from pipeline.artifacts import Artifacts
 from pipeline.errors import RunnerError
@@ -141,7 +142,7 @@ def scenario(backend: str, batch: int) -> Scenario:
 def test_rows_come_in_order_and_a_failing_backend_does_not_stop_the_rest() -> None:
     wanted = [scenario(name, batch) for name in ("good", "cannot open", "cannot run", "fine") for batch in (2, 5)]
     log: list[Any] = []
-    rows = [row.to_json() for row in run_scenarios(wanted, lambda one: Runner(one, log), (6, 7), QUICK)]
+    rows = [to_json(row) for row in run_scenarios(wanted, lambda one: Runner(one, log), (6, 7), QUICK)]
     assert [(row["backend"], row["batch"]) for row in rows] == [(one.backend, one.batch) for one in wanted]
     for row in rows:
         if row["backend"] in ("good", "fine"):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats.mstats import mquantiles
 
-from benchmarks.timing import measure, summarize
+from benchmarks.timing import Measurement, measure
+from pipeline.benchmark_report import Summary
 
 
 class Machine:
@@ -24,7 +25,7 @@ class Machine:
         return call
 
 
-def run(machine: Machine, costs: dict[str, float], **options: object) -> dict[str, list[float]]:
+def run(machine: Machine, costs: dict[str, float], **options: object) -> dict[str, Measurement]:
     calls = {name: machine.candidate(name, cost) for name, cost in costs.items()}
     return measure(calls, clock=machine.clock, **{"warmup_seconds": 0, "min_samples": 1, **options})  # type: ignore[arg-type]
 
@@ -35,21 +36,21 @@ def test_turns_alternate_and_every_other_round_goes_backwards() -> None:
     warmup, measured = "".join(machine.order[:3]), "".join(machine.order[3:])
     assert warmup == "abc"
     assert measured == "abccbaabccba"
-    assert samples == {"a": [10.0] * 4, "b": [10.0] * 4, "c": [10.0] * 4}
+    assert samples == dict.fromkeys("abc", Measurement((10.0,) * 4, (1,) * 4))
 
 
 def test_a_fast_candidate_gets_as_much_time_in_a_turn_as_a_slow_one() -> None:
     machine = Machine()
     samples = run(machine, {"slow": 10, "fast": 2}, seconds_each=0.02, rounds=2)
     assert "".join(name[0] for name in machine.order[2:]) == "sffffffffffs"
-    assert {name: len(one) for name, one in samples.items()} == {"slow": 2, "fast": 10}
+    assert {name: len(one.samples_ms) for name, one in samples.items()} == {"slow": 2, "fast": 10}
 
 
 def test_drift_hits_all_alike() -> None:
     machine = Machine(drift=1.0)  # twice as slow after a second
     samples = run(machine, {"a": 1, "b": 1}, seconds_each=1.0, rounds=20)
-    a, b = (float(np.mean(samples[name])) for name in "ab")
-    assert samples["a"][-1] > 1.5 * samples["a"][0]
+    a, b = (float(np.mean(samples[name].samples_ms)) for name in "ab")
+    assert samples["a"].samples_ms[-1] > 1.5 * samples["a"].samples_ms[0]
     assert abs(a - b) / a < 0.02
 
 
@@ -57,7 +58,7 @@ def test_warmup_is_not_counted() -> None:
     machine = Machine()
     samples = run(machine, {"a": 10}, seconds_each=0.05, warmup_seconds=0.1, rounds=5)
     assert len(machine.order) == 10 + 5
-    assert len(samples["a"]) == 5
+    assert len(samples["a"].samples_ms) == 5
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_warmup_is_not_counted() -> None:
 )
 def test_sample_counts(options: dict[str, float], count: int) -> None:
     samples = run(Machine(), {"a": 10, "b": 10}, **options)
-    assert {name: len(one) for name, one in samples.items()} == {"a": count, "b": count}
+    assert {name: len(one.samples_ms) for name, one in samples.items()} == {"a": count, "b": count}
 
 
 @pytest.mark.parametrize("fails_at", [1, 4])
@@ -94,7 +95,7 @@ def test_a_failing_candidate_is_left_out_and_the_others_go_on(fails_at: int) -> 
         on_error=lambda name, error: errors.append((name, str(error))),
     )
     assert errors == [("bad", "out of memory")]
-    assert {name: len(one) for name, one in samples.items()} == {"good": 10}
+    assert {name: len(one.samples_ms) for name, one in samples.items()} == {"good": 10}
     assert len(calls) == fails_at
 
 
@@ -128,9 +129,13 @@ def test_nothing_to_measure() -> None:
     assert measure({}) == {}
 
 
+def summarize(samples: list[float], images: int) -> Summary:
+    return Measurement.of_turns([samples]).summary(images)
+
+
 def test_summary_against_numpy() -> None:
     samples = list(np.random.default_rng(0).gamma(2.0, 3.0, 500))
-    found = summarize(samples, batch=8)
+    found = summarize(samples, 8)
     assert found.n == 500
     for key, expected in (
         ("p50_ms", np.percentile(samples, 50)),
@@ -148,12 +153,12 @@ def test_summary_against_numpy() -> None:
 def test_percentiles_are_those_of_another_implementation(number: int) -> None:
     samples = np.random.default_rng(number).lognormal(size=number)
     expected = mquantiles(samples, (0.5, 0.9, 0.99), alphap=1, betap=1)  # interpolates linearly, R's type 7
-    found = summarize(list(samples), batch=1)
+    found = summarize(list(samples), 1)
     assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx(expected, rel=1e-3)
 
 
 def test_summary_of_known_numbers() -> None:
-    found = summarize([4.0, 1.0, 3.0, 2.0, 5.0], batch=6)
+    found = summarize([4.0, 1.0, 3.0, 2.0, 5.0], 6)
     assert (found.p50_ms, found.p90_ms, found.p99_ms) == (3.0, 4.6, 4.96)
     assert (found.mean_ms, found.images_per_second) == (3.0, 2000.0)
     assert found.p99_is_near_max is True

@@ -23,6 +23,7 @@ from benchmarks.gpu_command import main
 from export.errors import ProjectError
 from export.sidecar import Sidecar, read_sidecar
 from pipeline import files
+from pipeline.gpu_evidence import GpuEvidence, Step
 from pipeline.layout import ONNX
 from pipeline.plans import engine_source
 from pipeline.runners import tensorrt as runner_module
@@ -32,6 +33,10 @@ from tests.fake_gpu import FakeTensorRT
 COUNT = 60
 SHORT = ("--batch", "4", "--seconds", "0.001", "--checks", "none")
 QUICK = (*SHORT[:-2], "--cycles", "2")
+
+
+def step_of(evidence: GpuEvidence, name: str) -> Step:
+    return next(step for step in evidence.steps if step.name == name)
 
 
 def install_visit(monkeypatch: pytest.MonkeyPatch, kind: str = "10") -> FakeTensorRT:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.errors import ProjectError
-from export.records import from_json, read_record, to_json
+from export.records import from_json, read_record, to_json, without_none
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,24 @@ def test_any_json_is_a_record_or_one_error(change: dict[str, Any]) -> None:
     except ProjectError as error:
         message = str(error)
     assert re.search(r"file\.json.*Make it again\.$", message)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Written without what it need not say."""
+
+    name: str
+    note: str | None = None
+    more: object = None
+
+    def to_dict(self) -> dict[str, object]:
+        return without_none(self)
+
+
+@pytest.mark.parametrize(
+    ("record", "tree"),
+    [(Sparse("a"), {"name": "a"}), (Sparse("a", "b", {"c": [1]}), {"name": "a", "note": "b", "more": {"c": [1]}})],
+)
+def test_what_is_left_out_is_read_as_its_default(record: Sparse, tree: dict[str, object]) -> None:
+    assert to_json(record) == tree
+    assert from_json(Sparse, tree, "x.json", remedy="Make it anew.") == record

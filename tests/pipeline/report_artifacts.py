@@ -26,6 +26,7 @@ from pipeline.benchmark_report import (
     write_benchmark,
 )
 from pipeline.card import ModelCard, write_card
+from pipeline.checkpoint import Epoch, write_history
 from pipeline.config import load_recipe
 from pipeline.context import Context
 from pipeline.decode_spec import DecodeSpec
@@ -35,7 +36,6 @@ from pipeline.manifest import Key, write_manifest
 from pipeline.measured import Serves
 from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
 from pipeline.recipe import Recipe
-from pipeline.stage_records import Epoch
 from pipeline.stages import BY_NAME
 from tests.pipeline.report_page import Page
 from tests.stage_parts import run_stage
@@ -181,7 +181,7 @@ class Artifacts:
             (root / stage).mkdir(parents=True, exist_ok=True)
         (root / "train/model.keras").write_bytes(b"keras")
         write_card(root / "train/model.json", self.card)
-        write_json(root / "train/history.json", [to_json(epoch) for epoch in self.history])
+        write_history(root / "train/history.json", self.history)
         if self.samples is not None:
             pixels = np.stack([self.image(number) for number in range(len(self.samples))])
             np.savez(root / "train/samples.npz", pixels=pixels, labels=np.array(self.samples))

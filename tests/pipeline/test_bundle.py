@@ -15,11 +15,11 @@ import yaml
 
 from export.errors import ProjectError
 from pipeline import bundle as module
-from pipeline.bundle import INDEX, RECIPE, bundle, unpack
+from pipeline.bundle import RECIPE, bundle, unpack
 from pipeline.card import write_card
 from pipeline.config import load_recipe
 from pipeline.context import Context
-from pipeline.manifest import MANIFEST, Key, read_manifest, why_stale, write_manifest
+from pipeline.manifest import INDEX, MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.model_file import read_model_file
 from pipeline.permissions import without_permissions
 from tests.made_records import make_card

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from pipeline import charts
-from pipeline.stage_records import Epoch
+from pipeline.checkpoint import Epoch
 
 EPOCHS = [
     Epoch("head", 1, 4.0, 0.5, 6.0, 0.25),

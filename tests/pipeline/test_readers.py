@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from export.errors import ProjectError
 from export.sidecar import read_sidecar
 from pipeline.benchmark_report import read_benchmark
+from pipeline.checkpoint import read_history
 from pipeline.manifest import read_manifest
 from pipeline.parity_report import read_parity
-from pipeline.stage_records import read_calibration, read_history, read_placement
+from pipeline.stage_records import read_calibration, read_placement
 from tests.pipeline.report_artifacts import Artifacts
 
 PLAN = "build/rtx/int8.plan"

@@ -11,9 +11,9 @@ import pytest
 from jinja2 import UndefinedError
 
 from pipeline import report
+from pipeline.checkpoint import Epoch
 from pipeline.html import TEMPLATES, Cell, Table, render, size
 from pipeline.manifest import ROOT
-from pipeline.stage_records import Epoch
 from tests.pipeline.report_artifacts import CLASSES, LAYERS, ONNX, PLAN, Artifacts, hop, row
 from tests.pipeline.report_page import Page, element
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from export.errors import ProjectError
 from pipeline import charts
+from pipeline.checkpoint import Epoch
 from pipeline.decode_spec import DecodeSpec
 from pipeline.html import TEMPLATES
 from pipeline.pictures import data_uri
-from pipeline.stage_records import Epoch
 from tests.pipeline.report_artifacts import (
     CLASSES,
     LAYERS,

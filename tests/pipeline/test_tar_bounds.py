@@ -12,7 +12,8 @@ import pytest
 
 from export.errors import ProjectError
 from pipeline.archive_files import MOST_MEMBERS, open_tar
-from pipeline.bundle import INDEX, unpack
+from pipeline.bundle import unpack
+from pipeline.manifest import INDEX
 from tests.bounded import attempts
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 from pipeline import batches, fitting, models
 from pipeline.batches import Batches, Images, augment_image
 from pipeline.blocks import convolutional_block
-from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.checkpoint import Checkpoint, Epoch, Progress, read_history
 from pipeline.context import Context
 from pipeline.data import SPLITS, ImageSet, Pixels, Sample, load_image_set
 from pipeline.decode_spec import DecodeSpec
@@ -91,10 +92,10 @@ def test_features_computed_once_give_the_same_as_the_plain_path(
     once = run(TRAIN, images, tmp_path / "once", model)
     plain = run(replace(TRAIN, feature_cache_mib=0), images, tmp_path / "plain", model)
     assert largest_difference(once, plain) < 1e-4
-    a, b = (read_json(tmp_path / name / "history.json") for name in ("once", "plain"))
+    a, b = (read_history(tmp_path / name / "history.json") for name in ("once", "plain"))
     for one, other in zip(a, b, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert one["val_accuracy"] == pytest.approx(other["val_accuracy"])
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.val_accuracy == pytest.approx(other.val_accuracy)
 
 
 def test_features_above_the_limit_or_behind_augmentation_are_not_kept(
@@ -185,9 +186,9 @@ def test_a_training_resumes_where_it_was_interrupted(
     resumed = run(settings, images, tmp_path / "b", model, checkpoint=second)
     assert epochs == list(range(finished + 1, 5))
     assert largest_difference(whole, resumed) < 1e-5
-    history, expected = (read_json(tmp_path / name / "history.json") for name in ("b", "whole"))
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+    history, expected = (read_history(tmp_path / name / "history.json") for name in ("b", "whole"))
+    assert [row.epoch for row in history] == [1, 2, 3, 4]
+    assert [row.loss for row in history] == pytest.approx([row.loss for row in expected], rel=1e-4)
 
 
 def test_nothing_is_promised_where_nothing_was_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,14 +196,14 @@ def test_nothing_is_promised_where_nothing_was_kept(tmp_path: Path, caplog: pyte
     assert Checkpoint(tmp_path / "c", "key", 3600).keep() == starts_anew
     (tmp_path / "file").write_text("")
     full = Checkpoint(tmp_path / "file", "key", 3600)
-    full.put(Progress("head", 1, [{"phase": "head", "epoch": 1, "loss": 1.0}]))
+    full.put(Progress("head", 1, [Epoch("head", 1, 1.0, 0.5)]))
     assert full.keep() == starts_anew
     assert "no checkpoint was written" in caplog.text
 
 
 def test_an_interrupted_train_stage_says_from_where_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(recipe: Recipe, images: object, folder: Path, checkpoint: Checkpoint) -> None:
-        checkpoint.put(Progress("head", 3, [{"phase": "head", "epoch": n, "loss": 1.0} for n in (1, 2, 3)]))
+        checkpoint.put(Progress("head", 3, [Epoch("head", n, 1.0, 0.5) for n in (1, 2, 3)]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.training.train", interrupted)
@@ -227,9 +228,7 @@ def test_a_training_of_no_epoch_says_that_nothing_is_trained(
 
 
 def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
-    progress = Progress(
-        "head", 1, [{"phase": "head", "epoch": 1, "loss": 1.0}], (0.5, -1.0), 0, {"model": [np.ones(2)]}
-    )
+    progress = Progress("head", 1, [Epoch("head", 1, 1.0, 0.5)], (0.5, -1.0), 0, {"model": [np.ones(2)]})
     Checkpoint(tmp_path, "one", 0).put(progress)
     found = Checkpoint(tmp_path, "one", 0).read()
     assert found is not None
@@ -245,9 +244,9 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_not_used(tmp_path: P
 def test_early_stopping_ends_a_phase(images: ImageSet, tmp_path: Path) -> None:
     settings = replace(TRAIN, head=HeadPhase(30, 0.05), early_stopping=2)
     run(settings, images, tmp_path / "t")
-    history = read_json(tmp_path / "t" / "history.json")
+    history = read_history(tmp_path / "t" / "history.json")
     assert len(history) < 30
-    scores = [(row["val_accuracy"], -row["val_loss"]) for row in history]
+    scores = [(row.val_accuracy, -(row.val_loss or 0.0)) for row in history]
     assert len(scores) - 1 - scores.index(max(scores)) == 2
 
 
@@ -259,7 +258,16 @@ def test_without_validation_images_the_last_epoch_counts(images: ImageSet, tmp_p
     (tmp_path / "t").mkdir()
     result = train(toy, pooled, tmp_path / "t")
     assert result.best_validation_accuracy is None
-    assert set(read_json(tmp_path / "t" / "history.json")[0]) == {"phase", "epoch", "accuracy", "loss"}
+    written = read_json(tmp_path / "t" / "history.json")
+    assert written["schema"] == 1
+    assert set(written["epochs"][0]) == {"phase", "epoch", "accuracy", "loss"}
+
+
+def test_a_history_of_an_earlier_version_is_refused_with_the_command_that_makes_it_anew(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    path.write_text('[{"phase": "head", "epoch": 1, "loss": 1.0, "accuracy": 0.5}]')
+    with pytest.raises(ProjectError, match=r"schema 1 in .*history.json. Received: a list. .*python -m pipeline train"):
+        read_history(path)
 
 
 def test_class_weights() -> None:
@@ -377,7 +385,7 @@ with strategy.scope():
 toy = recipe(replace(TRAIN, fine_tune=FineTunePhase(1)))
 history = fitting.fit(toy, built, images, Pixels(DecodeSpec((32, 32), "stretch"), 0), None, strategy)
 assert len(history) == 3, history
-print(strategy.num_replicas_in_sync, history[-1]["val_accuracy"])
+print(strategy.num_replicas_in_sync, history[-1].val_accuracy)
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-3000:]
