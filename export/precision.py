@@ -148,12 +148,11 @@ def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodePro
 
 def lost_in_fp16(weight: np.ndarray) -> str:
     """Returns what FP16 does to a weight that it should not; empty where it does not."""
-    exact = weight.astype(np.float64)
-    largest = float(np.abs(exact).max()) if exact.size else 0.0
+    largest = float(np.abs(weight).max()) if weight.size else 0.0
     if not largest <= FP16_MAX:
         return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
-    lost = np.square(exact - exact.astype(np.float16).astype(np.float64)).sum()
-    if lost > _LOST**2 * np.square(exact).sum():
+    lost = np.square(weight - weight.astype(np.float16), dtype=np.float64).sum()
+    if lost > _LOST**2 * np.square(weight, dtype=np.float64).sum():
         return f"weights of at most {largest:.1e}, denormal in FP16"
     return ""
 
