@@ -18,7 +18,8 @@ from export.errors import ProjectError
 from export.graph import Index, copy_model
 from export.ort_session import open_session
 from export.placement import quantizable_tensors, quantized_edges
-from export.scales import INT8_MAX, Scales
+from export.quantize import insert_pair
+from export.scales import Scales
 from export.weights import fake_quantize_weight
 
 
@@ -145,21 +146,9 @@ def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto
     graph = result.graph
     outputs = []
     for tensor in quantizable_tensors(model):
-        # Plain arithmetic in the place of Q/DQ: the runtime neither moves nor fuses it.
-        scale, low, high = (f"{tensor}/{part}" for part in ("scale", "low", "high"))
-        values = (scales.scales[tensor], -INT8_MAX - 1, INT8_MAX)
-        for name, value in zip((scale, low, high), values):
-            graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
-        steps = [f"{tensor}/step_{i}" for i in range(4)]
+        rounded_values = insert_pair(graph, tensor, np.asarray(scales.scales[tensor], np.float32), axis=None)
         exact, rounded = f"{tensor}/mean", f"{tensor}/rounded_mean"
-        for op, inputs, output in (
-            ("Div", [tensor, scale], steps[0]),
-            ("Round", [steps[0]], steps[1]),
-            ("Clip", [steps[1], low, high], steps[2]),
-            ("Mul", [steps[2], scale], steps[3]),
-        ):
-            graph.node.append(helper.make_node(op, inputs, [output], output))
-        for source, output in ((tensor, exact), (steps[3], rounded)):
+        for source, output in ((tensor, exact), (rounded_values, rounded)):
             graph.node.append(helper.make_node("ReduceMean", [source], [output], output, axes=[0], keepdims=1))
             graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
             outputs.append(output)

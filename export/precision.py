@@ -36,6 +36,7 @@ _PREPROCESSING = (
     "Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad", "ReduceSum", "Floor",
 )  # fmt: skip
 FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
+_WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "QuantizeLinear")
 _CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
 _CAST_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
@@ -87,10 +88,10 @@ def to_half(
     base = _narrow_lowest(base, kind)
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in FP32_OPS or node.name in keep]
-    if kind == "fp16":
-        _check_fp16_weights(base, kept)
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in _CHOOSING]
     result = copy_model(base)  # the converter works in place
+    if kind == "fp16":
+        _halve_weights(result.graph, kept)
     del result.graph.value_info[:]
     result.graph.value_info.extend(infer_shapes(base).value_info)  # its own inference copies the weights four times
     result = convert_float_to_float16(
@@ -148,12 +149,11 @@ def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodePro
 
 def lost_in_fp16(weight: np.ndarray) -> str:
     """Returns what FP16 does to a weight that it should not; empty where it does not."""
-    exact = weight.astype(np.float64)
-    largest = float(np.abs(exact).max()) if exact.size else 0.0
+    largest = float(np.abs(weight).max()) if weight.size else 0.0
     if not largest <= FP16_MAX:
         return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
-    lost = np.square(exact - exact.astype(np.float16).astype(np.float64)).sum()
-    if lost > _LOST**2 * np.square(exact).sum():
+    lost = np.square(weight - weight.astype(np.float16), dtype=np.float64).sum()
+    if lost > _LOST**2 * np.square(weight, dtype=np.float64).sum():
         return f"weights of at most {largest:.1e}, denormal in FP16"
     return ""
 
@@ -175,15 +175,21 @@ def _narrow_lowest(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     return result
 
 
-def _check_fp16_weights(model: onnx.ModelProto, skipped: Collection[str]) -> None:
-    """Checks that every weight is finite in FP16, those of the nodes named in `skipped` aside.
+def _halve_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Halves the weights that FP16 arithmetic alone reads (in place), as the converter would, in a quarter of its time.
+
+    Args:
+        graph: float32.
+        kept: Names of nodes that stay FP32.
 
     Raises:
-        ProjectError: If one is not; the converter would clip it without a word.
+        ProjectError: If one that is not only for kept nodes is not finite in FP16; the converter would clip it without
+            a word.
     """
-    used = {name for node in model.graph.node if node.name not in skipped for name in node.input}
-    for tensor in model.graph.initializer:
-        if tensor.name not in used or tensor.data_type != TensorProto.FLOAT:
+    readers = consumers(graph)
+    for tensor in graph.initializer:
+        reading = readers.get(tensor.name, ())
+        if tensor.data_type != TensorProto.FLOAT or all(node.name in kept for node in reading):
             continue
         values = numpy_helper.to_array(tensor)
         largest = float(np.max(np.abs(values))) if values.size else 0.0
@@ -192,6 +198,11 @@ def _check_fp16_weights(model: onnx.ModelProto, skipped: Collection[str]) -> Non
                 f"Expected weights within ±{FP16_MAX:g}, the range of FP16. Received: {largest:g} in {tensor.name!r} "
                 "(keep its node in FP32: ask unfit_for_fp16)."
             )
+        if tensor.raw_data and all(node.op_type in _WEIGHTED and node.name not in kept for node in reading):
+            half = values.astype(np.float16)
+            lost = (half == 0) & (values != 0)
+            half[lost] = np.copysign(np.finfo(np.float16).smallest_subnormal, values[lost])
+            tensor.data_type, tensor.raw_data = TensorProto.FLOAT16, half.tobytes()
 
 
 def _as_bf16(model: onnx.ModelProto, base: onnx.ModelProto) -> onnx.ModelProto:

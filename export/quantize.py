@@ -68,7 +68,7 @@ def quantize(
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
         readers = [(edge.node, edge.index) for edge in edges if edge.tensor == tensor]
         scale = np.asarray(scales.scales[tensor], dtype=np.float32)
-        dequantized = _insert_pair(graph, tensor, scale, axis=None)
+        dequantized = insert_pair(graph, tensor, scale, axis=None)
         for name, index in readers:
             nodes[name].input[index] = dequantized
     table = constants(graph)
@@ -77,7 +77,7 @@ def quantize(
         weight = conv.input[1]
         if weight not in done:
             scale = weight_scales(numpy_helper.to_array(table[weight]))
-            done[weight] = _insert_pair(graph, weight, scale, axis=0)
+            done[weight] = insert_pair(graph, weight, scale, axis=0)
         conv.input[1] = done[weight]
     result = topological_sort(result)
     if base == "fp16":
@@ -87,7 +87,17 @@ def quantize(
     return result, describe(fp32_model, edges, base, kept)
 
 
-def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: int | None) -> str:
+def scale_values(scales: Scales, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Returns the scales of activations as the initializers of a quantized model, float32 () by name."""
+    names = {_scale_name(tensor): value for tensor, value in scales.scales.items()}
+    return {t.name: np.asarray(names[t.name], np.float32) for t in model.graph.initializer if t.name in names}
+
+
+def _scale_name(tensor: str) -> str:
+    return f"{tensor.replace(':', '_')}/scale"
+
+
+def insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: int | None) -> str:
     """Adds QuantizeLinear and DequantizeLinear of a tensor (in place).
 
     Returns:
@@ -95,7 +105,7 @@ def _insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: i
     """
     stem = tensor.replace(":", "_")
     zero = np.zeros(scale.shape, dtype=np.int8)
-    scale_name, zero_name = f"{stem}/scale", f"{stem}/zero_point"
+    scale_name, zero_name = _scale_name(tensor), f"{stem}/zero_point"
     graph.initializer.extend([numpy_helper.from_array(scale, scale_name), numpy_helper.from_array(zero, zero_name)])
     quantized, dequantized = f"{stem}/quantized", f"{stem}/dequantized"
     extra: dict[str, Any] = {} if axis is None else {"axis": axis}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from export.calibration import ChannelStatistics
 from export.graph import Index, attribute, constants, consumers, copy_model, tensor_shapes
@@ -18,10 +18,10 @@ _FEW = 256  # weights of a row that nearly always are enough to bring its mean b
 def with_weights(
     model: onnx.ModelProto, weights: Mapping[str, np.ndarray], kept: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Returns the model with other weights.
+    """Returns the model with other weights, of the types that it has.
 
     Args:
-        model: float32.
+        model: float32 or FP16.
         weights: Node name -> its weight, from `rounded_weights` or `rounded_first_conv`.
         kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
     """
@@ -30,7 +30,8 @@ def with_weights(
     for node in result.graph.node:
         if node.name in weights and node.name not in kept:
             tensor = table[node.input[1]]
-            tensor.CopyFrom(numpy_helper.from_array(weights[node.name].astype(np.float32), tensor.name))
+            kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            tensor.CopyFrom(numpy_helper.from_array(weights[node.name].astype(kind), tensor.name))
     return result
 
 
@@ -66,8 +67,8 @@ def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStat
         if lost_in_fp16(weight) or not inputs or rows.shape[1] % inputs:
             continue
         by_group = np.repeat(known.mean.reshape(groups, inputs), rows.shape[1] // inputs, axis=1)
-        mean = np.repeat(by_group, len(rows) // groups, axis=0)
-        rounded = _keep_mean(rows.astype(np.float64), mean, _bias_error(node, index, len(rows)))
+        mean = np.broadcast_to(by_group[:, None], (groups, len(rows) // groups, rows.shape[1])).reshape(rows.shape)
+        rounded = _keep_mean(rows, mean, _bias_error(node, index, len(rows)))
         result[node.name] = np.ascontiguousarray(rounded.T) if across else rounded.reshape(weight.shape)
     return result
 
@@ -123,36 +124,42 @@ def _bias_error(node: onnx.NodeProto, index: Index, count: int) -> np.ndarray:
 
 
 def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns (O, K) float64 weights rounded to FP16 whose sums with means (O, K), and offset (O,), stay.
+    """Returns (O, K) float32 weights rounded to FP16 whose sums with means (O, K), and offset (O,), stay; float64.
 
-    Greedy: in each row the weights that lose least by taking their other neighbour, for what that moves, go first.
+    Greedy: in each row the weights that lose least by taking their other neighbour, for what that moves, go first,
+    equal ones in order. The few that nearly always are enough are tried in all rows at once.
     """
     half = rows.astype(np.float16)
     nearest = half.astype(np.float64)
-    toward = np.where(nearest > rows, np.float16(-FP16_MAX), np.float16(FP16_MAX))
+    lost = nearest - rows
+    toward = np.where(lost > 0, np.float16(-FP16_MAX), np.float16(FP16_MAX))
     other = np.nextafter(half, toward).astype(np.float64)
     moves = (other - nearest) * mean
-    price = (np.abs(other - rows) - np.abs(nearest - rows)) / np.maximum(np.abs(moves), 1e-30)
-    errors = ((nearest - rows) * mean).sum(axis=1) + offset
-    for row, error in enumerate(errors.tolist()):
-        enough = abs(error) * 1e-2
-        for index, move in _cheapest_first(price[row], moves[row]):
-            if abs(error) <= enough:
+    price = np.abs(other - rows)
+    price -= np.abs(lost)
+    price /= np.maximum(np.abs(moves), 1e-30)
+    errors = (lost * mean).sum(axis=1) + offset
+    enough = np.abs(errors) * 1e-2
+    few = min(_FEW, rows.shape[1] - 1)
+    first = np.argpartition(price, few, axis=1)[:, : few + 1]
+    limit = np.take_along_axis(price, first[:, few:], axis=1)  # what costs as much may be among the others as well
+    first = np.sort(first[:, :few], axis=1)
+    costs = np.take_along_axis(price, first, axis=1)
+    first = np.take_along_axis(first, np.argsort(costs, axis=1, kind="stable"), axis=1)
+    tried = (costs < limit).sum(axis=1)
+    for step, (index, move) in enumerate(zip(first.T, np.take_along_axis(moves, first, axis=1).T)):
+        left = np.flatnonzero((np.abs(errors) > enough) & (step < tried))
+        if not left.size:
+            break
+        moved = errors[left] + move[left]
+        taken = left[np.abs(moved) < np.abs(errors[left])]
+        errors[taken] += move[taken]
+        nearest[taken, index[taken]] = other[taken, index[taken]]
+    for row in np.flatnonzero(np.abs(errors) > enough):
+        for index in np.argsort(price[row], kind="stable")[tried[row] :]:
+            if np.abs(errors[row]) <= enough[row]:
                 break
-            if abs(error + move) < abs(error):
-                error += move
+            if np.abs(errors[row] + moves[row, index]) < np.abs(errors[row]):
+                errors[row] += moves[row, index]
                 nearest[row, index] = other[row, index]
     return nearest
-
-
-def _cheapest_first(price: np.ndarray, moves: np.ndarray) -> Iterator[tuple[int, float]]:
-    """Gives the index and the move of each of (K,) weights by rising price, equal ones in order.
-
-    The few that nearly always are enough are sorted alone.
-    """
-    few = min(_FEW, len(price) - 1)
-    first = np.flatnonzero(price <= np.partition(price, few)[few])
-    first = first[np.argsort(price[first], kind="stable")]
-    yield from zip(first.tolist(), moves[first].tolist())
-    rest = np.argsort(price, kind="stable")[len(first) :]
-    yield from zip(rest.tolist(), moves[rest].tolist())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import helper
 
+from export.graph import copy_model
 from export.metrics import Comparison, compare
 from export.ort_session import open_session
 
@@ -22,10 +25,35 @@ def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) ->
         pixels: uint8 (N, height, width, 3) RGB.
         batch_size: How many are run at once. Defaults to 8.
     """
-    session = open_session(model, spinning=False)
+    return next(simulate_variants(model, pixels, batch_size, [{}]))
+
+
+def simulate_variants(
+    model: onnx.ModelProto, pixels: np.ndarray, batch_size: int, variants: Iterable[Mapping[str, np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """Yields what `simulate` returns for each variant of a model's constants; one session runs them all.
+
+    Args:
+        model: As for `simulate`.
+        pixels: uint8 (N, height, width, 3) RGB.
+        batch_size: How many are run at once.
+        variants: Values in the place of some initializers, by name, the same names in each.
+    """
     source, logits = model.graph.input[0].name, model.graph.output[0].name
     starts = range(0, len(pixels), batch_size)
-    return np.concatenate([session.run([logits], {source: pixels[i : i + batch_size]})[0] for i in starts])
+    session = None
+    for values in variants:
+        session = session or open_session(_with_inputs(model, values), spinning=False)
+        batches = [{source: pixels[i : i + batch_size], **values} for i in starts]
+        yield np.concatenate([session.run([logits], batch)[0] for batch in batches])
+
+
+def _with_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """Returns the model with initializers that a run may give other values."""
+    result = copy_model(model) if values else model
+    types = [(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) for name, value in values.items()]
+    result.graph.input.extend(helper.make_tensor_value_info(*each) for each in types)
+    return result
 
 
 @dataclass(frozen=True)
@@ -54,7 +82,14 @@ class HeldOut:
 
     def judge(self, model: onnx.ModelProto) -> Comparison:
         """Returns how close a model, on an FP32 base, comes to the reference."""
-        return compare(self.reference, simulate(model, self.pixels, self.batch_size), self.labels)
+        return next(self.judge_variants(model, [{}]))
+
+    def judge_variants(
+        self, model: onnx.ModelProto, variants: Iterable[Mapping[str, np.ndarray]]
+    ) -> Iterator[Comparison]:
+        """Yields how close a model, on an FP32 base, comes with each variant, see `simulate_variants`."""
+        for logits in simulate_variants(model, self.pixels, self.batch_size, variants):
+            yield compare(self.reference, logits, self.labels)
 
     def first(self, count: int) -> HeldOut:
         """Returns the first images only."""

@@ -68,18 +68,20 @@ def search_fp16(
         options: What is asked of FP16, whether layers may be measured, and how many may be kept.
         track: Shows the progress.
     """
-    weights: dict[Rounding, Mapping[str, np.ndarray]] = {
-        "nearest": rounded_first_conv(model),
-        "mean": rounded_weights(model, statistics),
-    }
-
+    first = rounded_first_conv(model)
+    rest = {node: weight for node, weight in rounded_weights(model, statistics).items() if node not in first}
+    weights: dict[Rounding, Mapping[str, np.ndarray]] = {"nearest": {}, "mean": rest}
     newest = convert_opset(model, max(opset(model), MINIMUM_OPSET))  # once, not for every graph that is tried
 
-    def half(rounding: Rounding, kept: Collection[str], at_opset: int = MINIMUM_OPSET) -> onnx.ModelProto:
+    def nearest(kept: Collection[str], at_opset: int) -> onnx.ModelProto:
         base = newest if at_opset == MINIMUM_OPSET else model
-        return to_half(with_weights(base, weights[rounding], kept), keep=kept, minimum_opset=at_opset)
+        return to_half(with_weights(base, first, kept), keep=kept, minimum_opset=at_opset)
 
-    halves = {rounding: half(rounding, unfit) for rounding in weights}
+    def half(rounding: Rounding, kept: Collection[str], at_opset: int = MINIMUM_OPSET) -> onnx.ModelProto:
+        return with_weights(nearest(kept, at_opset), weights[rounding], kept)
+
+    throughout = nearest(unfit, MINIMUM_OPSET)
+    halves = {rounding: with_weights(throughout, weights[rounding], unfit) for rounding in weights}
     found = {rounding: held_out.judge(emulate_half(half)) for rounding, half in halves.items()}
     best = max(found, key=lambda rounding: found[rounding].sqnr_db)
     make = partial(half, best)
@@ -91,9 +93,9 @@ def search_fp16(
         str(budget),
         budget.met_by(found[best]),
     )
-    throughout = Fp16Result(halves[best], partial(make, unfit), report)
+    result = Fp16Result(halves[best], partial(make, unfit), report)
     if report.budget_met or options.sensitivity == "never":
-        return throughout
+        return result
     units = half_units(model, unfit)
     costs = measure_units(
         model,
@@ -112,7 +114,7 @@ def search_fp16(
     most = int(options.max_kept_fp32 * sum(cost.op == "Conv" for cost in costs))
     chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _WORTH)
     if not chosen.met and chosen.comparison.sqnr_db <= found[best].sqnr_db:
-        return throughout
+        return result
     kept = keep(chosen.kept)
     logger.info(
         "  FP16 throughout: %s; kept in FP32, %s: %s",

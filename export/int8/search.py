@@ -23,7 +23,7 @@ from export.metrics import Comparison
 from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
 from export.placement_row import Placement
 from export.precision import unfit_for_fp16
-from export.quantize import quantize
+from export.quantize import quantize, scale_values
 from export.scales import METHODS, Scales
 from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
 from export.simulation import HeldOut, words
@@ -205,10 +205,10 @@ class _Int8Search:
         """Takes the scales of the best method; returns what each came to."""
         method = self._options.method
         candidates = {name: self._base.scales(name) for name in (METHODS if method == "auto" else (method,))}
-        results: dict[str, Comparison] = {}
-        for name in self._track(list(candidates), "methods", "method"):
-            self.scales = candidates[name]
-            results[name] = self._judge(self.kept)
+        quantized, _ = quantize(self.model(self.kept), next(iter(candidates.values())), base="fp32", kept=self.kept)
+        variants = (scale_values(scales, quantized) for scales in candidates.values())
+        judged = self._held_out.judge_variants(quantized, variants)
+        results = dict(zip(self._track(list(candidates), "methods", "method"), judged))
         chosen = best_method(results, self._options.int8)
         self.scales, self.result = candidates[chosen], results[chosen]
         return results

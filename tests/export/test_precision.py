@@ -4,14 +4,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export import graph
+from export import graph, precision
 from export.errors import ProjectError
 from export.metrics import compare, sqnr_db
 from export.precision import preprocessing_nodes, to_half, unfit_for_fp16
 from export.rounding import rounded_first_conv
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import images
-from tests.export.tiny_graphs import floats
+from tests.export.tiny_graphs import floats, pixel_graph
 from tests.export.tiny_graphs import graph as tiny
 
 
@@ -289,3 +289,18 @@ def test_isinf_stays_fp32():
     x = floats(1, 4, 6, 6)
     session = onnxruntime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
     assert np.isfinite(session.run(None, {"x": x})[0]).all()
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_weights_are_halved_as_the_converter_does(kept, monkeypatch):
+    smallest = np.float32(2.0**-24)
+    odd = [0.0, -0.0, 1e-30, -1e-30, smallest / 2, -smallest / 2, 0.6 * smallest, smallest, 65504.0, -65504.0, 0.1]
+    weight = np.resize(np.float32(odd), (4, 3, 3, 3))
+    nodes = [("Conv", ["f", "a"], "s", {}), ("Conv", ["s", "b"], "y", {})]
+    model = pixel_graph(nodes, {"a": weight, "b": np.resize(np.float32(odd), (2, 4, 1, 1))})
+    names = [node.name for node in model.graph.node if node.op_type == "Conv"][:kept]
+    ours = to_half(model, keep=names)
+    monkeypatch.setattr(precision, "_halve_weights", lambda graph, names: None)
+    assert ours.SerializeToString() == to_half(model, keep=names).SerializeToString()
+    halved = [t.name for t in ours.graph.initializer if t.data_type == TensorProto.FLOAT16 and t.name in "ab"]
+    assert len(halved) == 2 - kept

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from export import simulation
 from export.graph import op_counts
 from export.int8 import search as room
 from export.int8.options import SearchOptions
@@ -83,7 +84,23 @@ def test_the_errors_of_the_biases_are_measured_once(monkeypatch: pytest.MonkeyPa
     judge = HeldOut.judge
     monkeypatch.setattr(HeldOut, "judge", lambda self, model: judged.append(1) or judge(self, model))
     assert run(int8=MISSED, max_kept=1.0).report.bias_correction is not None
-    assert (len(calls), len(judged) > 8) == (1, True)
+    assert (len(calls), len(judged) > 4) == (1, True)
+
+
+def test_one_session_judges_all_methods_each_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    real = simulation.open_session
+
+    def counted(*arguments: object, **options: object) -> object:
+        opened.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(simulation, "open_session", counted)
+    together = run().report
+    assert len(opened) == 4, "FP16 rounded in two ways, INT8 with the scales of each method, INT8 with other biases"
+    alone = {method: run(method=method).report.methods[method] for method in METHODS}
+    assert together.methods == alone
+    assert len({found.sqnr_db for found in alone.values()}) > 2
 
 
 @pytest.mark.parametrize(
