@@ -4,7 +4,7 @@
 #   ARGS="--set train.seed=2"   options for the command
 
 TARGETS := help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-           lint test test-slow test-gpu gpu-evidence contract key-tables clean
+           lint check test test-slow test-gpu gpu-evidence contract key-tables clean
 VARIABLES := RECIPE ARGS GPU PYTHON VENV
 
 ifeq ($(strip $(RECIPE)),)
@@ -172,8 +172,13 @@ lint: $(TEST_TOOLS)  ## ruff and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+QUICK_TESTS := -m pytest -m "not slow and not gpu" -n auto --dist loadscope
+
+check: lint  ## lint, then the tests that need no TensorFlow: under two minutes
+	@$(PY) $(QUICK_TESTS) --unit -rfE
+
 test: lint  ## lint, then every test that needs no GPU and no long time
-	@$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadscope
+	@$(PY) $(QUICK_TESTS)
 
 test-slow: $(TEST_TOOLS)  ## the long tests
 	@$(PY) -m pytest -m slow

@@ -28,7 +28,7 @@ from export.preprocessing import PreprocessingSpec
 from export.resizing import expand_resizes
 from export.self_check import check_answers
 from export.shape_folding import fold_shapes, shapes_of_data
-from export.tf_conversion import MOST_STEPS, convert
+from export.tf_conversion import MOST_STEPS, convert, free_memory
 from export.words import count, listed
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,9 @@ def export_keras(
     best = {name: (kind, top_k) for name, kind in zip(top_names, (TensorProto.FLOAT, TensorProto.INT32)) if top_k}
     check_interface(result, input_name, full | best)
     graph.check_model(result)
+    free_memory()  # what the passes left: next to it Keras and ONNX Runtime hold a model each
     check_answers(result, logits, preprocessing)
+    free_memory()  # what they left: the file is put together in memory
     graph.save_model(result, path)
     after = graph.op_counts(result)
     logger.info(

@@ -119,7 +119,7 @@ def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) 
         ProjectError: If ONNX Runtime does not take the model, or does not run it.
     """
     try:
-        session = open_session(model.SerializeToString(), log_severity=4)  # what it would log is in the error
+        session = open_session(model, log_severity=4)  # what it would log is in the error
         return [session.run(outputs, {model.graph.input[0].name: pixels}) for pixels in batches]
     except Exception as error:  # ONNX Runtime's errors have no common class
         raise ProjectError(

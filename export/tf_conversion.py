@@ -98,7 +98,7 @@ def _inline_everything(definition: Any) -> None:
                 del holder.attr[name]
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
     gc.collect()
     with contextlib.suppress(TypeError, AttributeError):  # on Windows, and where the C library is another one
@@ -113,7 +113,7 @@ class _Pass:
     """
 
     def __init__(self, name: str, factory: Any, failures: list[str]) -> None:
-        _free_memory()
+        free_memory()
         self._name, self._pass, self._failures = name, factory(), failures
 
     @property
@@ -140,12 +140,12 @@ def _frozen_graph_prepared() -> Iterator[None]:
     original = tf_loader.tf_optimize
 
     def optimize(inputs: list[str], outputs: list[str], definition: Any) -> Any:
-        _free_memory()
+        free_memory()
         _inline_everything(definition)
         return original(inputs, outputs, definition)
 
     tf_loader.tf_optimize = optimize
-    _free_memory()
+    free_memory()
     gc.freeze()
     try:
         yield
@@ -219,7 +219,7 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
             f"for {model.name!r} (look for layers without an ONNX counterpart)."
         ) from error
     finally:
-        _free_memory()
+        free_memory()
     if failures:
         raise ProjectError(
             f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +31,61 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(1, min(cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // WORKER_BYTES))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--unit", action="store_true", help="skip what needs TensorFlow or starts a Python (make check)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--unit"):
+        sys.meta_path.insert(0, NoTensorFlow())
+        if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+            sys.addaudithook(no_python)  # not where the workers themselves are started
+
+
+class NoTensorFlow(MetaPathFinder):
+    """Skips the module, fixture or test that imports TensorFlow: what it needs decides, no list of tests."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in ("tensorflow", "keras", "tf2onnx"):
+            pytest.skip("needs TensorFlow", allow_module_level=True)
+
+
+def no_python(event: str, arguments: tuple[object, ...]) -> None:
+    """Skips the test that starts another Python, which may import TensorFlow unseen."""
+    if event == "subprocess.Popen" and arguments[0] == sys.executable:
+        pytest.skip("starts a Python", allow_module_level=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    draw_alike()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    draw_alike()
+
+
+def draw_alike() -> None:
+    """Every fixture and every test draws the same numbers, whatever ran before it; weights of Keras follow `random`."""
+    random.seed(0)
+    np.random.seed(0)
+
+
 CLASSES = ("blue", "green", "red", "yellow")
 TINTS = {"blue": (60, 80, 200), "green": (60, 180, 70), "red": (200, 60, 50), "yellow": (210, 190, 60)}
 
 
 def make_colour_images(root: Path, count: int = 96, seed: int = 7) -> Path:
     """``count`` noisy images of each colour, in a folder a class; channel order and mean decide the class."""
-    random = np.random.default_rng(seed)
+    drawn = np.random.default_rng(seed)
     for name in CLASSES:
         (root / name).mkdir(parents=True)
         for index in range(count):
-            tint = np.array(TINTS[name]) + random.normal(0, 25, 3)
-            pixels = tint + random.normal(0, 30, (40, 36, 3))
-            x, y = random.integers(0, 24, 2)
-            pixels[y : y + 12, x : x + 12] = random.integers(0, 256, 3)
+            tint = np.array(TINTS[name]) + drawn.normal(0, 25, 3)
+            pixels = tint + drawn.normal(0, 30, (40, 36, 3))
+            x, y = drawn.integers(0, 24, 2)
+            pixels[y : y + 12, x : x + 12] = drawn.integers(0, 256, 3)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index:03d}.png")
     return root
 
@@ -88,16 +133,48 @@ class Chain:
         return main(self.arguments(verb, *more))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of the whole run: the first worker that wants it fills it, the others wait and read.
+
+    Args:
+        factory: of temporary folders.
+        name: of the folder.
+        make: fills it. What it left when it failed is removed, and who comes next tries again.
+    """
+    from filelock import FileLock  # here, because the GPU machines of some tests lack it
+
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, made = root / name, root / f"{name}.made"
+    with FileLock(root / f"{name}.lock"):  # ends with its process: nobody waits for one that was killed
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def finished_chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """The tiny recipe after ``run``. Do not change it: take ``chain``."""
-    folder = tmp_path_factory.mktemp("tiny")
-    images = make_colour_images(folder / "images")
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_recipe(images)))
-    chain = Chain(recipe, images, folder / "artifacts")
-    assert chain.run("run") == 0
-    return chain
+def made_chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The tiny recipe after ``run``, which all workers read: run no verb on it, take ``finished_chain``."""
+
+    def located(folder: Path) -> Chain:
+        return Chain(folder / "tiny.yaml", folder / "images", folder / "artifacts")
+
+    def make(folder: Path) -> None:
+        chain = located(folder)
+        make_colour_images(chain.images)
+        chain.recipe.write_text(yaml.safe_dump(tiny_recipe(chain.images)))
+        assert chain.run("run") == 0
+
+    return located(made_once(tmp_path_factory, "tiny-of-all", make))
+
+
+@pytest.fixture(scope="session")
+def finished_chain(made_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The tiny recipe after ``run``, for this worker. Do not change it: take ``chain``."""
+    return copy_chain(made_chain, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

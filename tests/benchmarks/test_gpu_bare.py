@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,10 @@ sys.exit(main(sys.argv[2:]))
 
 
 def assert_ends_at_the_driver(command: list[str], limit: float, **more: str) -> None:
-    began = time.monotonic()
     environment = {**os.environ, **more}
+    began = sum(os.times()[2:4])  # what children took of the processor, whatever else the machine does
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    took = time.monotonic() - began
+    took = sum(os.times()[2:4]) - began
     assert done.returncode == 3, done.stderr
     assert SAID in done.stderr
     told = json.loads(done.stdout)

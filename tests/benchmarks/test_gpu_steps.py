@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_plan import Estimates, Planned, make_steps
-from benchmarks.gpu_record import CUT_SHORT, Record
+from benchmarks.gpu_record import CUT_SHORT, MARGIN, Record
 from export.errors import ProjectError
 from pipeline.gpu_evidence import read_gpu_evidence
 from tests.benchmarks.visits import step_of
@@ -123,8 +123,20 @@ def test_a_step_that_hangs_is_cut_short(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("benchmarks.gpu_record.MARGIN", 0.05)
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
+    seconds: list[float] = []
+
+    class AfterTheStepBegan(threading.Timer):
+        def run(self) -> None:
+            seconds.append(self.interval)
+            began.wait(20)
+            self.function(*self.args)
+
+    def hang() -> None:
+        began.set()
+        states.append(ended.wait(20))
+
+    monkeypatch.setattr("benchmarks.gpu_record.threading.Timer", AfterTheStepBegan)
     left: list[int] = []
     states: list[object] = []
 
@@ -134,8 +146,9 @@ def test_a_step_that_hangs_is_cut_short(
         states.extend((kept.state, step_of(kept, "hangs").state))
         ended.set()
 
-    with record.watched(0.0, leave):
-        make_steps([Planned("hangs", "x", 0.0, lambda: states.append(ended.wait(20)))], record, 1.0)
+    with record.watched(2.0, leave):
+        make_steps([Planned("hangs", "x", 0.0, hang)], record, 1.0)
+    assert seconds == [2.0 + MARGIN]
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
     assert f"the step hangs does not end: cut short, what was known is in {record.path}" in caplog.text
     told = json.loads(capsys.readouterr().out)

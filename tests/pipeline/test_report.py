@@ -11,13 +11,14 @@ import pytest
 from export.sidecar import sidecar_path
 from pipeline.parity_report import ParityReport
 from pipeline.recipe import Thresholds
-from pipeline.report_missed import reason
+from pipeline.report_missed import reached, reason
 from tests.pipeline.report_artifacts import (
     LAYERS,
     ONNX,
     PLAN,
     Artifacts,
     compute,
+    distances,
     hop,
     not_compared,
     row,
@@ -214,6 +215,21 @@ def test_rounding_never_makes_what_was_reached_meet_what_was_asked(limits: dict,
     one = hop(ONNX[2], "int8", "fail", **numbers)
     parity = ParityReport("fail", {}, {"int8": Thresholds(**limits)}, (one,))
     assert reason(one, parity) == words
+
+
+def test_what_passed_has_no_reason_and_what_gave_no_answers_reached_nothing() -> None:
+    passed = hop(ONNX[2], "int8")
+    assert reason(passed, ParityReport("pass", {}, {}, (passed,))) == ""
+    assert reached(not_compared(ONNX[2], "int8", "fail", "it died")) == ""
+    assert reached(hop(ONNX[2], "int8", sqnr_db=None, top1_agreement=0.5)) == "50.00% agreement"
+
+
+def test_fp16_with_layers_in_fp32_has_a_row_with_how_many(artifacts: Artifacts) -> None:
+    fp16 = artifacts.calibration_report.fp16
+    artifacts.calibration = {"fp16": replace(fp16, kept=("conv_3",), mixed=distances(71.5))}
+    said = artifacts.write().page().section("Quantization").text
+    assert "FP16, layers kept in FP32: 1" in said
+    assert "71.5" in said
 
 
 def test_a_precision_that_never_agrees_has_its_card(artifacts: Artifacts) -> None:

@@ -28,12 +28,13 @@ def step(artifacts: Artifacts) -> tuple[str, list[str]]:
     return node.text, command[:at] + command[at + 2 :]
 
 
-def verified_on_a_gpu(artifacts: Artifacts) -> None:
+def verified_on_a_gpu(artifacts: Artifacts, *also: str) -> None:
+    """What verify, and stages besides, record of the machine."""
     plain = artifacts.manifest
 
     def manifest(stage: str, result: dict, inputs: dict[str, str] | None = None) -> None:
         plain(stage, result, inputs)
-        if stage == "verify":
+        if stage in ("verify", *also):
             key = Key(inputs or {}, BY_NAME[stage].recipe_part(artifacts.context), "code", {"gpu": "Big GPU"})
             folder = artifacts.root / stage
             write_manifest(folder, stage=stage, recipe="hand", key=key, seconds=1, result=result)
@@ -55,6 +56,16 @@ def test_on_a_gpu_engines_that_do_not_run_are_built_there(artifacts: Artifacts) 
     words, command = step(artifacts)
     assert "Build engines that this GPU runs" in words
     assert (command[3], command[-1]) == ("build", "--force")
+
+
+def test_what_keeps_engines_of_this_gpu_from_running_is_asked_of_the_doctor(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    artifacts.hops.append(hop(PLAN, "int8", "not run", why="the driver is too old"))
+    verified_on_a_gpu(artifacts, "build")
+    words, command = step(artifacts)
+    assert "See what keeps engines from running here" in words
+    assert "The driver is too old." in words
+    assert command == ["python", "-m", "pipeline", "doctor"]
 
 
 def test_where_all_ran_and_passed_pictures_are_classified(artifacts: Artifacts) -> None:
@@ -361,6 +372,14 @@ def test_a_trained_model_that_knows_nothing_is_trained_longer_until_only_images_
     artifacts.card = replace(artifacts.card, backbone="resnet50")
     artifacts.overrides = []
     assert "model.weights=imagenet" in step(artifacts)[1]
+
+
+def test_a_model_as_it_was_published_is_held_against_its_recipe(artifacts: Artifacts) -> None:
+    artifacts.warnings = (NOTHING,)
+    artifacts.overrides = ["model.backbone=resnet50", "model.weights=imagenet", "model.head=published"]
+    words, command = step(artifacts)
+    assert "See what the recipe says of preprocessing and classes" in words
+    assert command[:4] == ["python", "-m", "pipeline", "config"]
 
 
 def test_what_was_doubtful_when_the_model_was_taken_over_is_looked_at(artifacts: Artifacts) -> None:

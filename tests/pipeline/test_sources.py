@@ -255,6 +255,28 @@ def test_tables_that_are_refused(tmp_path: Path, rows: list[str], header: str, m
         load_image_set(Data(source="csv", path=str(path)))
 
 
+def test_tables_of_no_split_and_ready_splits_that_are_not_wanted(tmp_path: Path) -> None:
+    for index in range(6):
+        picture(tmp_path / "test" / f"{index}.png", index)
+    table(tmp_path / "mine.csv", [f"test/{i}.png,{i % 2}" for i in range(6)])
+    config = Data(source="csv", path=str(tmp_path), splits=Splits(1, 0, 0, 0))
+    with pytest.raises(DataError, match=r"test_labels\.csv in .*Received: mine\.csv\. Or name one table"):
+        load_image_set(config)
+    (tmp_path / "mine.csv").rename(tmp_path / "test.csv")
+    assert sizes(load_image_set(config))["test"] == 6
+    assert sizes(load_image_set(replace(config, ready_splits=False)))["train"] == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"path,label\n\xff.png,x\n", "can't decode byte 0xff"), (b"path,label\n" + b"x" * 2**20, "1,048,576 characters")],
+)
+def test_a_table_that_is_no_text_or_one_long_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=f"Expected a CSV file in UTF-8.*{said}"):
+        load_image_set(Data(source="csv", path=str(tmp_path / "labels.csv")))
+
+
 def test_npz_parts_are_ready_made_splits(tmp_path: Path) -> None:
     arrays = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     labels = np.arange(30) % 3

@@ -67,16 +67,16 @@ def only_declared(chain: Chain, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, BENCHMARK], ids=lambda stage: stage.name)
-def test_a_stage_runs_on_its_declared_inputs_alone(stage: Stage, finished_chain: Chain, chain: Chain) -> None:
-    whole = read_manifest(finished_chain.root / stage.name)
+def test_a_stage_runs_on_its_declared_inputs_alone(stage: Stage, made_chain: Chain, chain: Chain) -> None:
+    whole = read_manifest(made_chain.root / stage.name)
     assert whole is not None
     only_declared(chain, stage)
     outcome = execute(stage, context_of(chain, *["train.fine_tune.epochs=1"] * (stage.name == "train")))
     assert outcome.ran
     assert outcome.manifest.outputs.keys() == whole.outputs.keys()
     for name in SAME.get(stage.name, ()):
-        written, expected = (one.root / stage.name / name for one in (chain, finished_chain))
-        assert written.read_text("latin-1").replace(str(chain.images), str(finished_chain.images)) == (
+        written, expected = (one.root / stage.name / name for one in (chain, made_chain))
+        assert written.read_text("latin-1").replace(str(chain.images), str(made_chain.images)) == (
             expected.read_text("latin-1")
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -329,32 +330,52 @@ def test_batches_hold_every_image_once_in_an_order_that_seed_and_epoch_decide(im
     assert again.order.tolist() == orders[1]
 
 
-def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the cache's size only what is under way is decoded: a few batches, one chunk while checking."""
-    path = tmp_path / "photo.jpg"
+def photos(folder: Path, count: int) -> tuple[Sample, ...]:
+    """Samples of one file, in two classes."""
+    path = folder / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
-    inputs = keras.Input((64, 64, 3))
-    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(inputs)))
-    model.compile("sgd", "mse")
+    return tuple(Sample(str(i), i % 2, str(i), lambda: path, path) for i in range(count))
 
-    def peak(count: int) -> int:
-        samples = tuple(Sample(str(i), i % 2, str(i), lambda: path, path) for i in range(count))
-        tracemalloc.start()
-        source = Images(
-            samples, Pixels(DecodeSpec((64, 64), "stretch"), 0), PreprocessingSpec.from_mode("unit"), "images"
-        )
-        model.fit(Batches(source, 32, 1), epochs=1, verbose=0)
-        _, highest = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return highest
 
-    count = 6144
-    decoded = count * 64 * 64 * 3
-    peak(32)  # traces the model
-    assert peak(count) > decoded, "in the cache they all are"
+def source_of(samples: tuple[Sample, ...], side: int) -> Images:
+    decode = DecodeSpec((side, side), "stretch")
+    return Images(samples, Pixels(decode, 0), PreprocessingSpec.from_mode("unit"), "images")
+
+
+def test_images_above_the_size_of_the_cache_are_checked_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = photos(tmp_path, 4096)
     monkeypatch.setattr(batches, "CACHE_BYTES", 0)
-    # How many batches wait for the model is up to threads: some 17 MB of these 75 were seen.
-    assert peak(count) < decoded / 2
+    tracemalloc.start()
+    source_of(samples, 64)
+    _, highest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert highest < len(samples) * 64 * 64 * 3 / 2
+
+
+def test_a_slow_model_has_no_more_batches_waiting_than_its_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "CACHE_BYTES", 0)
+    made, ahead = [], []
+
+    class Counted(Batches):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            made.append(index)
+            return super().__getitem__(index)
+
+    def wait(batch: int, logs: Any) -> None:
+        time.sleep(1.0 * (batch == 0))  # long enough for all that are decoded ahead; less only hides some of them
+        ahead.append(len(made) - batch)
+
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
+    model.compile("sgd", "mse")
+    source = Counted(source_of(photos(tmp_path, 400), 8), 2, 1)
+    model.fit(source, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_begin=wait)])
+    assert len(ahead) == 200
+    assert max(ahead) <= 14  # ten in the queue, one decoded, one taken, two for the model to see their shapes
 
 
 @pytest.mark.slow
