@@ -167,9 +167,10 @@ doctor: $(INSTALLED)  ## what is installed, and what each stage can do here
 
 # --- tests ---
 
-lint: $(TEST_TOOLS)  ## ruff and mypy
+lint: $(TEST_TOOLS)  ## ruff, the order of imports between rooms, mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) -m mypy
 
 QUICK_TESTS := -m pytest -m "not slow and not gpu" -n auto --dist loadscope
@@ -184,10 +185,10 @@ test-slow: $(TEST_TOOLS)  ## the long tests
 	@$(PY) -m pytest -m slow
 
 # Named, so that the others, which need TensorFlow and more, are not even imported.
-GPU_TESTS := tests/pipeline/test_engines_on_gpu.py tests/pipeline/test_cuda.py tests/benchmarks/test_pytorch_runner.py
+GPU_TESTS := tests/pipeline/runners/test_engines_on_gpu.py tests/pipeline/runners/test_cuda.py tests/benchmarks/peers/test_pytorch_runner.py
 
 test-gpu: $(TEST_TOOLS)  ## the tests that need an NVIDIA GPU
-	@$(PY) -c "import sys; from export.driver import driver_status as ask; here = ask(); \
+	@$(PY) -c "import sys; from export.tensorrt.driver import driver_status as ask; here = ask(); \
 	  sys.exit(0 if here else f'Expected an NVIDIA GPU. Received: {here.reason}.')"
 	@$(PY) -m pytest -m gpu $(GPU_TESTS)
 

@@ -21,33 +21,33 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from benchmarks.peers.placement import Share, placement
+from benchmarks.peers.quantizers.tools import Share, placement
 from benchmarks.telemetry import commit, machine, peak_memory_mib
 from export.calibration import collect_statistics
-from export.engine import build_engine
 from export.errors import ProjectError
+from export.int8.placement import measured_tensors
+from export.int8.qdq import quantize
 from export.int8.report import CalibrationReport
+from export.int8.scales import METHODS, Scales
 from export.int8.search import calibrate
-from export.metrics import Comparison, compare
-from export.onnx_file import load_model, save_model
-from export.placement import measured_tensors
-from export.quantize import quantize
+from export.metrics.distances import Comparison, compare
+from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
-from export.scales import METHODS, Scales
-from export.sidecar import BatchProfile
-from pipeline import cli
-from pipeline.context import Context
-from pipeline.environment import choose_tensorrt
-from pipeline.files import read_json, sha256_file, write_json
-from pipeline.layout import ONNX, REFERENCE, TENSORRT8
-from pipeline.machine import Machine
-from pipeline.npz_files import read_arrays
-from pipeline.output_files import check_output
-from pipeline.progress import progress_bar
-from pipeline.quantizing import CalibrationImages
+from export.tensorrt.build import build_engine
+from export.tensorrt.sidecar import BatchProfile
+from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.files import read_json, sha256_file, write_json
+from pipeline.artifacts.machine import Machine
+from pipeline.artifacts.output import check_output
+from pipeline.artifacts.paths import ONNX, REFERENCE, TENSORRT8
+from pipeline.artifacts.stage_files import read_calibration
+from pipeline.cli import options
+from pipeline.quantization.quantize import CalibrationImages
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.stage_records import read_calibration
-from pipeline.usage import Parser
+from pipeline.terminal.command_line import Parser
+from pipeline.terminal.console import progress_bar
+from pipeline.workflow.context import Context
+from pipeline.workflow.environment import choose_tensorrt
 
 log = logging.getLogger("benchmarks.accuracy")
 T = TypeVar("T")
@@ -290,8 +290,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks.accuracy",
         description="Judge FP16 and INT8 by every method, and other quantizers' files, on a recipe's test images.",
-        parents=[cli.recipe_options()],
-        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        parents=[options.recipe_options()],
+        epilog=f"{EXAMPLES}\n{options.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -305,11 +305,11 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns the exit status."""
-    return cli.run_command(build_parser(), argv, _accuracy)
+    return options.run_command(build_parser(), argv, _accuracy)
 
 
 def _accuracy(args: argparse.Namespace) -> dict[str, object]:
-    context = cli.make_context(args)
+    context = options.make_context(args)
     peers = {}
     for entry in args.peer:
         name, equals, path = entry.partition("=")

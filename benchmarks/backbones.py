@@ -20,26 +20,25 @@ import numpy as np
 import yaml
 
 from benchmarks.telemetry import commit, machine
-from export.errors import ProjectError
+from export.errors import DataError, ProjectError
 from export.records import read_record, to_json, without_none
-from pipeline import cli
-from pipeline.backbones import BACKBONES
-from pipeline.commands import main as pipeline
-from pipeline.config import load_recipe
-from pipeline.data import Pixels, load_image_set
-from pipeline.decode_spec import DecodeSpec
-from pipeline.errors import DataError
-from pipeline.files import write_json
-from pipeline.layout import PARITY
-from pipeline.machine import Machine
-from pipeline.output_files import check_output
-from pipeline.parity_report import FROM_KERAS, Overall, Verdict, read_parity
-from pipeline.recipe import Data, Model, Splits
-from pipeline.stage_records import read_calibration
-from pipeline.stopping import raise_as
-from pipeline.tensorflow_start import start_tensorflow
-from pipeline.usage import Parser, meant
-from pipeline.words import count, listed
+from export.words import count, listed
+from pipeline.artifacts.files import write_json
+from pipeline.artifacts.machine import Machine
+from pipeline.artifacts.output import check_output
+from pipeline.artifacts.parity_report import FROM_KERAS, Overall, Verdict, read_parity
+from pipeline.artifacts.paths import PARITY
+from pipeline.artifacts.stage_files import read_calibration
+from pipeline.cli import options
+from pipeline.cli.commands import main as pipeline
+from pipeline.data.dataset import Pixels, load_image_set
+from pipeline.data.decode import DecodeSpec
+from pipeline.recipe.backbones import BACKBONES
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.schema import Data, Model, Splits
+from pipeline.terminal.command_line import Parser, meant
+from pipeline.terminal.console import start_tensorflow
+from pipeline.terminal.processes import raise_as
 
 if TYPE_CHECKING:
     import keras
@@ -65,7 +64,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a file's logits are from Keras'; the fields are those of `pipeline.parity_report.Hop`."""
+    """How far a file's logits are from Keras'; the fields are those of `pipeline.artifacts.parity_report.Hop`."""
 
     verdict: Verdict
     images: int
@@ -181,7 +180,7 @@ def _make(name: str, size: int, recipe: Path, target: Path) -> int:
     """Draw a classifier's weights and save it; the number of its parameters comes back."""
     import keras
 
-    from pipeline.models import build_classifier
+    from pipeline.models.classifier import build_classifier
 
     images = load_image_set(load_recipe(recipe).data)
     keras.utils.set_random_seed(1)
@@ -254,8 +253,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks.backbones",
         description=__doc__,
-        parents=[cli.output_options()],
-        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        parents=[options.output_options()],
+        epilog=f"{EXAMPLES}\n{options.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="photographs, a subfolder a class")
@@ -277,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         int: exit status.
     """
-    return cli.run_command(build_parser(), argv, _measure_all)
+    return options.run_command(build_parser(), argv, _measure_all)
 
 
 def _measure_all(args: argparse.Namespace) -> dict[str, object]:
@@ -294,7 +293,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, object]:
     stopped = [name for name in names if rows[name].stopped_in is not None]
     if stopped == names:
         raise ProjectError(f"Expected a backbone that comes through the chain. Received: {listed(names)}; see above.")
-    return {"rows": [to_json(rows[name]) for name in names], "exit": cli.SOME_FAILED if stopped else cli.DONE}
+    return {"rows": [to_json(rows[name]) for name in names], "exit": options.SOME_FAILED if stopped else options.DONE}
 
 
 def _checked(args: argparse.Namespace) -> list[str]:

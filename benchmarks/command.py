@@ -15,22 +15,22 @@ from benchmarks.scenarios import installed, open_scenario, run_scenarios, scenar
 from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import measure
 from export.errors import ProjectError
-from pipeline import cli
-from pipeline.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
-from pipeline.card import read_card
-from pipeline.children import end_with_parent
-from pipeline.files import recipe_lock
-from pipeline.inputs import Inputs, Required
-from pipeline.layout import BENCHMARK, CARD, KERAS
-from pipeline.machine import describe_cpu
-from pipeline.plans import profiles
-from pipeline.progress import progress_bar
-from pipeline.recipe import Recipe
-from pipeline.runtime_environment import runtime_environment
-from pipeline.stage import Stage, execute, reasons_to_run
+from export.words import aligned
+from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
+from pipeline.artifacts.engines import profiles
+from pipeline.artifacts.files import recipe_lock
+from pipeline.artifacts.inputs import Inputs, Required
+from pipeline.artifacts.machine import describe_cpu
+from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS
+from pipeline.cli import options
+from pipeline.models.model_card import read_card
+from pipeline.recipe.schema import Recipe
 from pipeline.stages.declared import ENGINES, ONNX_FILES
-from pipeline.usage import Parser
-from pipeline.words import aligned
+from pipeline.terminal.command_line import Parser
+from pipeline.terminal.console import progress_bar
+from pipeline.terminal.processes import end_with_parent
+from pipeline.workflow.environment import runtime_environment
+from pipeline.workflow.stage import Stage, execute, reasons_to_run
 
 log = logging.getLogger(__name__)
 
@@ -138,8 +138,8 @@ def build_parser() -> Parser:
     return Parser(
         prog="python -m benchmarks",
         description="Time a recipe's model: Keras, ONNX Runtime and TensorRT engines, in turns against each other.",
-        parents=[cli.recipe_options(), cli.stage_options()],
-        epilog=f"{EXAMPLES}\n{cli.EXIT_STATUS}",
+        parents=[options.recipe_options(), options.stage_options()],
+        epilog=f"{EXAMPLES}\n{options.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -147,11 +147,11 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     end_with_parent()
-    return cli.run_command(build_parser(), argv, _benchmark)
+    return options.run_command(build_parser(), argv, _benchmark)
 
 
 def _benchmark(args: argparse.Namespace) -> dict[str, object]:
-    context = cli.make_context(args)
+    context = options.make_context(args)
     if args.explain:
         reasons = ["--force"] if args.force else reasons_to_run(STAGE, context)
         print(f"benchmark {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}")

@@ -17,12 +17,20 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.timing import Measurement
-from export.driver import driver_status
-from pipeline.artifacts import Artifacts
-from pipeline.benchmark_report import BenchmarkRow
-from pipeline.default_order import ON_GPU, fit
-from pipeline.measured import Contender, Pair, Serves, engine_contender, make_contest, onnx_contender, runtime_part
-from pipeline.runners.options import RuntimeOptions
+from export.tensorrt.driver import driver_status
+from pipeline.artifacts.benchmark_report import BenchmarkRow
+from pipeline.artifacts.fastest import (
+    Contender,
+    Pair,
+    Serves,
+    engine_contender,
+    make_contest,
+    onnx_contender,
+    runtime_part,
+)
+from pipeline.artifacts.paths import Artifacts
+from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.serving.candidates import ON_GPU, fit
 
 LEVEL = 0.95  # of the interval
 MIN_ROUNDS = 5  # fewer say too little about their own spread

@@ -21,7 +21,7 @@ def main(argv: "list[str] | None" = None) -> int:
             )
         )
     try:
-        from benchmarks.gpu_command import main as visit
+        from benchmarks.gpu.command import main as visit
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in OURS:

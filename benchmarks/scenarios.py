@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.timing import Measurement, Progress, in_turns, measure
-from export.capabilities import find_tensorrt
-from export.driver import driver_status
 from export.errors import ProjectError
-from export.sidecar import Sidecar, read_sidecar
-from pipeline.artifacts import Artifacts
-from pipeline.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
-from pipeline.layout import KERAS, ONNX
-from pipeline.plans import engines, plan_variant
+from export.tensorrt.driver import driver_status
+from export.tensorrt.library import find_tensorrt
+from export.tensorrt.sidecar import Sidecar, read_sidecar
+from pipeline.artifacts.benchmark_report import GRAPH, NO_GRAPH, BenchmarkRow, Compute
+from pipeline.artifacts.engines import engines, plan_variant
+from pipeline.artifacts.paths import KERAS, ONNX, Artifacts
+from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Runner
+from pipeline.runners.onnxruntime import DEVICES, why_not
 from pipeline.runners.open import open_runner
-from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.providers import DEVICES, why_not
-from pipeline.runners.tensorrt import TensorRTRunner
+from pipeline.runners.tensorrt.runner import TensorRTRunner
 
 if TYPE_CHECKING:
-    from pipeline.card import ModelCard
+    from pipeline.models.model_card import ModelCard
 
 log = logging.getLogger(__name__)
 

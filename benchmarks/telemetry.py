@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from export.driver import driver_status
-from pipeline.machine import Gpu, GpuSnapshot, Machine, describe_cpu, memory_bytes, system, versions_of
+from export.tensorrt.driver import driver_status
+from pipeline.artifacts.machine import Gpu, GpuSnapshot, Machine, describe_cpu, memory_bytes, system, versions_of
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.benchmark_report import Summary
+from pipeline.artifacts.benchmark_report import Summary
 
 PERCENTILE_METHOD: Literal["linear"] = "linear"  # interpolation between order statistics, numpy's default
 Progress = Callable[[str, int, int], None]

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
-from export.graph import copy_model, infer_shapes, tensor_shapes
+from export.onnx_passes.graph import copy_model, infer_shapes, tensor_shapes
 from export.ort_session import open_session
 
 BINS = 2048

@@ -22,6 +22,9 @@ from typing import IO
 
 from export.errors import ProjectError
 
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout, where the code lies
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
 _RUN = secrets.token_hex(4)  # process numbers come again, in a container with every start

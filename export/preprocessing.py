@@ -1,6 +1,6 @@
 """What happens to the pixels before the first convolution, as data.
 
-The exported graph does this itself (`export.graph.prepend_preprocessing`), so training, calibration and
+The exported graph does this itself (`export.onnx_passes.graph.prepend_preprocessing`), so training, calibration and
 verification must do exactly the same: `PreprocessingSpec.apply` is that reference, in numpy.
 The constants of the modes are those of ``keras.applications.imagenet_utils.preprocess_input``.
 """

@@ -1,13 +1,25 @@
-"""The fields of protocol buffers, read off their bytes without any package and without building messages.
+"""Protocol buffers read off their bytes, without any package: fields, and external data of ONNX files.
+
+The fields of protocol buffers, read off their bytes without any package and without building messages.
 
 A parser makes an object of some hundred bytes for two bytes of a file. So files that others wrote are looked through
 here first. Standard library only, Python 3.10 syntax.
+
+Whether an ONNX file keeps weights in other files, read off its bytes without any package.
+
+A verdict is bound to the sha256 of the ONNX file. Weights that lie beside it (external data) are in no hash, so
+such a file could be given other answers after it was verified: it is refused wherever one is run or built from.
+Field numbers are those of ``onnx.proto3``. Standard library only, Python 3.10 syntax.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from export.errors import ProjectError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 DEEPEST = 100  # messages in messages, as protobuf's own parsers
@@ -57,3 +69,53 @@ def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
             return value | byte << shift, at + 1
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
+
+
+# Message to its fields that lead to tensors: field number to message.
+PATHS: Mapping[str, Mapping[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto",
+        22: "SparseTensorProto", 23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+}  # fmt: skip
+EXTERNAL_DATA, DATA_LOCATION, EXTERNAL = 13, 14, 1  # of TensorProto
+
+
+def refuse_external_data(path: str | os.PathLike[str]) -> None:
+    """Refuse an ONNX file whose weights are in other files.
+
+    Raises:
+        ProjectError: it has such weights, or is no ONNX file.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            external = _has_external(data, 0, len(data), "ModelProto", 0)
+    except (OSError, ValueError, IndexError) as error:
+        raise ProjectError(
+            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Make it anew, or copy it again."
+        ) from error
+    if external:
+        raise ProjectError(
+            f"Expected an ONNX file that holds its own weights. Received: {file}, which keeps some in other files "
+            "(external data), where no hash and no verdict reaches. Export it again, in one file."
+        )
+
+
+def _has_external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
+    if depth > DEEPEST:
+        raise ValueError("nested too deep")
+    inner = PATHS.get(message, {})
+    for field, kind, begin, stop in fields(data, start, end):
+        if message == "TensorProto":
+            if field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == VARINT and begin == EXTERNAL):
+                return True
+        elif field in inner and kind == BYTES and _has_external(data, begin, stop, inner[field], depth + 1):
+            return True
+    return False

@@ -1,4 +1,9 @@
-"""Numbers and lists in sentences, and tables for a terminal. Standard library only, Python 3.10 syntax."""
+"""Numbers, lists and sentences in messages, and tables for a terminal. Standard library only.
+
+Numbers and lists in sentences, and tables for a terminal. Standard library only, Python 3.10 syntax.
+
+Numbers, lists, tables and sentences for people; the first three are those of ``export``.
+"""
 
 from __future__ import annotations
 
@@ -48,3 +53,17 @@ def aligned(rows: Iterable[Sequence[str]], right: Collection[int] = (), indent: 
         cells = [cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row)]
         lines.append((indent + "  ".join([*cells, remark])).rstrip())
     return lines
+
+
+__all__ = ["aligned", "count", "listed", "sentence"]
+
+
+def sentence(words: str) -> str:
+    """A remark as a sentence: with a capital, unless it begins with the name of a file or the like, and a full stop.
+
+    Args:
+        words: such as "a convolution is FP32"; "" stays "".
+    """
+    first = words.partition(" ")[0]
+    capital = f"{words[:1].upper()}{words[1:]}" if first.rstrip(",;:'").isalpha() else words
+    return capital if not words or words.endswith((".", "!", "?")) else f"{capital}."

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.starting import start
+from pipeline.terminal.starting import start
 
 if __name__ == "__main__":
-    sys.exit(start("pipeline.commands"))
+    sys.exit(start("pipeline.cli.commands"))

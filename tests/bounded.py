@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from export.files import ROOT
+
 MEMORY = 64 * 2**20  # what the child may allocate beyond its imports
 _CHILD = """
 import importlib, json, resource, sys, time

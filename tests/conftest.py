@@ -128,7 +128,7 @@ class Chain:
 
     def run(self, verb: str, *more: str) -> int:
         """The exit status of a verb, in this process."""
-        from pipeline.commands import main
+        from pipeline.cli.commands import main
 
         return main(self.arguments(verb, *more))
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.capabilities import find_tensorrt
-from export.driver import Device, DriverStatus
 from export.records import from_json
-from export.sidecar import SCHEMA, Sidecar, sha256_file, write_plan
-from pipeline.runners import cuda_bindings, cuda_pycuda, kernel_cache
-from pipeline.runners import tensorrt as runner_module
+from export.tensorrt.driver import Device, DriverStatus
+from export.tensorrt.library import find_tensorrt
+from export.tensorrt.sidecar import SCHEMA, Sidecar, sha256_file, write_plan
+from pipeline.runners.cuda import bindings
+from pipeline.runners.cuda import pycuda as cuda_pycuda
+from pipeline.runners.tensorrt import engine
+from pipeline.runners.tensorrt import runner as runner_module
 from tests.fake_cuda import FakeRuntime
 from tests.fake_gpu import FakeTensorRT
 from tests.fake_pycuda import fake_pycuda
@@ -76,9 +78,9 @@ def install(
     devices = (Device("Fake GPU", "8.9", 1 << 30), Device("Other GPU", "9.0", 1 << 30))
     status = DriverStatus(True, "", "580.95.05", "13.1", devices)
     for module in ("runtime", "driver_api"):
-        monkeypatch.setattr(cuda_bindings, module, lambda: fake.runtime)
+        monkeypatch.setattr(bindings, module, lambda: fake.runtime)
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
-    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: folder)
+    monkeypatch.setattr(engine, "cache_folder", lambda: folder)
     pycuda = fake_pycuda(fake.runtime)
     monkeypatch.setattr(cuda_pycuda, "driver", lambda: pycuda)
     monkeypatch.setattr(runner_module, "driver_status", lambda: status)

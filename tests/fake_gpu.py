@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from export.capabilities import TensorRT
+from export.tensorrt.library import TensorRT
 from tests import fake_builder
 from tests.fake_contexts import (
     ACTIVATION_BYTES,
@@ -231,7 +231,7 @@ class FakeTensorRT:
         self.fail = ""
         self.batches: list[int] = []
         self.first_runs: list[int] = []
-        self.shares_profile = True  # 8.6: built with PROFILE_SHARING_0806, as `export.build_steps` does
+        self.shares_profile = True  # 8.6: built with PROFILE_SHARING_0806, as `export.tensorrt.network` does
         self.classes = 3
         # Means of the red, green and blue pixels, so that every image has its own answer.
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda images: images.mean((1, 2), dtype=np.float64)

@@ -22,8 +22,8 @@ import onnxruntime as real
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
-from export.driver import Device, DriverStatus
-from pipeline.runners import providers
+from export.tensorrt.driver import Device, DriverStatus
+from pipeline.runners import onnxruntime
 
 GPU = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "9.0", 1 << 34),))
 NO_GPU = DriverStatus(False, "no NVIDIA driver (its library libcuda is not on this machine)")
@@ -145,6 +145,6 @@ class FakeSession:
 def install(monkeypatch: pytest.MonkeyPatch, runtime: FakeOnnxRuntime, driver: DriverStatus = GPU) -> FakeOnnxRuntime:
     """Put a fake in the place of ONNX Runtime, for one test."""
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    monkeypatch.setattr(providers, "driver_status", lambda: driver)
-    monkeypatch.setattr(providers, "_ask", functools.cache(providers._ask.__wrapped__))
+    monkeypatch.setattr(onnxruntime, "driver_status", lambda: driver)
+    monkeypatch.setattr(onnxruntime, "_ask", functools.cache(onnxruntime._ask.__wrapped__))
     return runtime

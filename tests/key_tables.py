@@ -8,19 +8,18 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from pipeline.config import to_dict
-from pipeline.limits import Limit
-from pipeline.recipe import Recipe
-from pipeline.words import listed
-from pipeline.wrong_values import TYPES
+from export.files import ROOT
+from export.words import listed
+from pipeline.recipe.limits import Limit
+from pipeline.recipe.load import to_dict
+from pipeline.recipe.messages import TYPES
+from pipeline.recipe.schema import Recipe
 
-ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/recipe.md")
 HEAD = "| key | default | takes | what |\n|---|---|---|---|"
 TABLE = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)

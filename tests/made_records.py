@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from export.preprocessing import PreprocessingSpec
-from export.sidecar import sidecar_path
-from pipeline.card import ModelCard, write_card
-from pipeline.decode_spec import DecodeSpec
-from pipeline.files import sha256_file
-from pipeline.layout import CARD, PARITY
-from pipeline.manifest import Key, write_manifest
-from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
-from pipeline.recipe import VerifyThresholds
+from export.tensorrt.sidecar import sidecar_path
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.manifest import Key, write_manifest
+from pipeline.artifacts.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
+from pipeline.artifacts.paths import CARD, PARITY
+from pipeline.data.decode import DecodeSpec
+from pipeline.models.model_card import ModelCard, write_card
+from pipeline.recipe.schema import VerifyThresholds
 
 
 def make_card(

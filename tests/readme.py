@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from export.files import ROOT
+
 PACKAGES = ("pipeline", "export", "benchmarks", "tests")
 RECORDED = (
     "make",

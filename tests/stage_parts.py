@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import serving, verify
-from pipeline.artifacts import Artifacts
-from pipeline.context import Context
-from pipeline.manifest import Key
-from pipeline.stage import Stage
+from pipeline.artifacts.manifest import Key
+from pipeline.artifacts.paths import Artifacts
+from pipeline.serving import select_model
+from pipeline.verification import verify
+from pipeline.workflow.context import Context
+from pipeline.workflow.stage import Stage
 
 if TYPE_CHECKING:
-    from pipeline.answering import Candidate
-    from pipeline.serving import Choice
+    from pipeline.serving.select_model import Selection
+    from pipeline.verification.parity import Candidate
 
 
 def run_stage(stage: Stage, context: Context, out: Path) -> Any:
@@ -22,9 +23,9 @@ def run_stage(stage: Stage, context: Context, out: Path) -> Any:
         return stage.run(stage.hand_over(context, Key({}, {}, "")), stage.settings(context), out)
 
 
-def choose(context: Context, *args: Any, **more: Any) -> Choice:
+def choose(context: Context, *args: Any, **more: Any) -> Selection:
     """The file that serves."""
-    return serving.choose(Artifacts(context.root), context.settings, *args, **more)
+    return select_model.select_model(Artifacts(context.root), context.settings, *args, **more)
 
 
 def list_candidates(context: Context) -> list[Candidate]:

@@ -16,11 +16,11 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from export.driver import driver_status
-from export.interface import append_top_k
-from pipeline.config import load_recipe
-from pipeline.data import load_image_set
-from pipeline.layout import ONNX, TENSORRT8
+from export.onnx_passes.signature import append_top_k
+from export.tensorrt.driver import driver_status
+from pipeline.artifacts.paths import ONNX, TENSORRT8
+from pipeline.data.dataset import load_image_set
+from pipeline.recipe.load import load_recipe
 from tests.conftest import CLASSES, Chain
 
 STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer", "report")
@@ -104,7 +104,7 @@ def test_engines_without_a_gpu_are_built_and_not_run(finished_chain: Chain) -> N
 
 
 def test_without_any_tensorrt_the_rest_goes_on(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import environment
+    from pipeline.workflow import environment
 
     shutil.rmtree(chain.root / "build")
     monkeypatch.setattr(environment, "find_tensorrt", lambda flavour: None)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from export.driver import driver_status
-from pipeline.command_line import pipeline_command
-from pipeline.commands import main
-from pipeline.manifest import ROOT
+from export.files import ROOT
+from export.tensorrt.driver import driver_status
+from pipeline.cli.commands import main
+from pipeline.terminal.command_line import pipeline_command
 from tests.conftest import CLASSES, Chain
-from tests.pipeline.test_files import read_only
+from tests.pipeline.artifacts.test_files import read_only
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -288,9 +288,9 @@ def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) ->
     plan = chain.root / "build" / "rtx" / "fp32.plan"
     if not plan.exists():
         pytest.skip("TensorRT-RTX has no wheel for this platform, so there is no engine")
-    from export.capabilities import find_tensorrt
-    from export.engine_check import check_engine
     from export.errors import ProjectError
+    from export.tensorrt.compatibility import check_engine
+    from export.tensorrt.library import find_tensorrt
 
     trt = find_tensorrt("rtx")
     assert trt is not None
@@ -371,7 +371,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(chain: Chain, monkeypatch: pytes
     def no_space(*args: object, **kwargs: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("pipeline.verify.make_reference", no_space)
+    monkeypatch.setattr("pipeline.verification.verify.make_reference", no_space)
     assert chain.run("verify", "--force") == 2
     assert {p: p.read_bytes() for p in (chain.root / "verify").iterdir()} == before
     assert not list(chain.root.glob(".*.tmp-*"))
@@ -441,7 +441,7 @@ def test_a_stage_that_finds_the_disk_full_says_what_stays(
     def no_space(*args: object, **kwargs: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("pipeline.verify.make_reference", no_space)
+    monkeypatch.setattr("pipeline.verification.verify.make_reference", no_space)
     assert chain.run("verify", "--force") == 2
     said = errors(capsys)
     assert f"Expected space to write {chain.root / 'verify'}. Received: No space left on device (" in said

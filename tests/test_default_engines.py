@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from export.build_options import BuildOptions
-from export.capabilities import find_tensorrt, why_missing
-from export.engine import build_engine
-from export.engine_check import check_engine
 from export.errors import ProjectError
+from export.files import ROOT
 from export.records import to_json
-from export.sidecar import BatchProfile
-from pipeline.commands import main
-from pipeline.plans import engine_source
+from export.tensorrt.build import build_engine
+from export.tensorrt.compatibility import check_engine
+from export.tensorrt.library import find_tensorrt, why_missing
+from export.tensorrt.options import BuildOptions
+from export.tensorrt.sidecar import BatchProfile
+from pipeline.artifacts.engines import engine_source
+from pipeline.cli.commands import main
 
-ROOT = Path(__file__).parents[1]
 # Weights as they come; what a training and a search for the best scales add changes no operator.
 QUICK = (
     "train.head.epochs=0",

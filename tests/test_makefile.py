@@ -208,7 +208,7 @@ def test_the_tests_for_a_gpu_are_collected_without_tensorflow_and_onnx() -> None
     command = [sys.executable, "-c", WITHOUT, *gpu_tests()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tests/pipeline/test_cuda.py::" in done.stdout
+    assert "tests/pipeline/runners/test_cuda.py::" in done.stdout
 
 
 def bare_environment(folder: Path, python: str, name: str = ".venv") -> Path:

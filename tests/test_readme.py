@@ -18,11 +18,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.commands import build_parser
-from pipeline.config import dump_yaml, load_recipe
-from pipeline.recipe import Build, Recipe
-from pipeline.recipe_files import find_recipe
-from pipeline.runners.options import RuntimeOptions
+from pipeline.cli.verbs import build_parser
+from pipeline.recipe.load import dump_yaml, load_recipe
+from pipeline.recipe.locate import find_recipe
+from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.recipe.schema import Build, Recipe
 from tests import key_tables, readme
 from tests.conftest import Chain
 from tests.fake_engine import install, make_plan
@@ -104,7 +104,7 @@ def check_python(words: list[str], checkout: Path) -> None:
 def parser_of(module: str) -> argparse.ArgumentParser:
     if module == "pipeline":
         return build_parser()
-    started = {"benchmarks": "benchmarks.__main__", "benchmarks.gpu_evidence": "benchmarks.gpu_options"}
+    started = {"benchmarks": "benchmarks.__main__", "benchmarks.gpu_evidence": "benchmarks.gpu.options"}
     parser: argparse.ArgumentParser = import_module(started.get(module, module)).build_parser()
     return parser
 

@@ -18,14 +18,15 @@ from keras import layers
 from PIL import Image
 
 from benchmarks.command import main as benchmark
-from pipeline.bundle import RECIPE, bundle
-from pipeline.card import read_card, write_card
-from pipeline.commands import main
-from pipeline.config import load_recipe
-from pipeline.context import Context
-from pipeline.files import sha256_file
-from pipeline.manifest import MANIFEST, Key, write_manifest
-from pipeline.runners.tensorrt import TensorRTRunner
+from export.files import ROOT
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.manifest import MANIFEST, Key, write_manifest
+from pipeline.cli.bundle import RECIPE, bundle
+from pipeline.cli.commands import main
+from pipeline.models.model_card import read_card, write_card
+from pipeline.recipe.load import load_recipe
+from pipeline.runners.tensorrt.runner import TensorRTRunner
+from pipeline.workflow.context import Context
 from tests.conftest import Chain
 from tests.made_records import make_card
 
@@ -100,7 +101,7 @@ def test_every_file_says_how_pictures_come_to_it(finished_chain: Chain) -> None:
 def test_the_snippet_of_the_readme_decodes_as_the_model_wants(
     finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     snippet = readme.split("```python\n")[1].split("with TensorRTRunner")[0]
     assert "artifacts/digits/train/model.json" in snippet
     (tmp_path / "photos").mkdir()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from export.sensitivity import Budget
+from export.int8.sensitivity import Budget
 
 # Shows the progress through some names: of what they are, and what one is called.
 Track = Callable[[Sequence[str], str, str], Iterable[str]]
@@ -17,7 +17,7 @@ class SearchOptions:
     """What is asked of the search.
 
     Args:
-        method: How scales are chosen: one of `export.scales.METHODS`, or ``"auto"``, which tries all of them.
+        method: How scales are chosen: one of `export.int8.scales.METHODS`, or ``"auto"``, which tries all of them.
         equalize: Give the channels of an activation alike ranges.
         bias_correction: Take the mean error of quantization out of the biases, where that helps.
         sensitivity: Whether each layer is measured alone: ``"auto"`` where a graph misses its budget throughout.

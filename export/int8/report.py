@@ -1,4 +1,9 @@
-"""What the search says of its work: the record ``calibration.json``. Standard library only, Python 3.10 syntax."""
+"""What the search reports: ``calibration.json`` and ``placement.json``. Standard library only, Python 3.10 syntax.
+
+A row of the table that says what each node of the INT8 graph computes in.
+
+What the search says of its work: the record ``calibration.json``. Standard library only, Python 3.10 syntax.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from export.metrics import Comparison
+    from export.metrics.distances import Comparison
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one node computes in, and why.
+
+    Args:
+        node: Its name in the graph.
+        keras_layer: The layer it comes from.
+        op: The ONNX operator.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` says that all data inputs are quantised.
+        why: The rule, for people.
+    """
+
+    node: str
+    keras_layer: str
+    op: str
+    precision: str
+    why: str
+
 
 CALIBRATION_SCHEMA = 1
 Rounding = Literal["nearest", "mean"]

@@ -1,7 +1,7 @@
 """The search for the best INT8 graph: method, bias correction, and the fewest layers in float that meet a budget.
 
 Every choice is made on held-out images, which gave no scales, and written down. The FP16 graph comes from
-`export.int8.fp16`.
+`export.int8.fp16_search`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import numpy as np
 import onnx
 
 from export.calibration import ChannelStatistics, Histogram, collect_histograms, collect_statistics
-from export.correction import BiasError, bias_errors, collect_mean_maps, correct_biases
-from export.equalization import Equalized, equalize
-from export.int8.fp16 import Fp16Result, search_fp16
+from export.fp16.convert import unfit_for_fp16
+from export.int8.bias_correction import BiasError, bias_errors, collect_mean_maps, correct_biases
+from export.int8.equalization import Equalized, equalize
+from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
-from export.int8.report import BiasCorrection, CalibrationReport, Distances
-from export.metrics import Comparison
-from export.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
-from export.placement_row import Placement
-from export.precision import unfit_for_fp16
-from export.quantize import quantize, scale_values
-from export.scales import METHODS, Scales
-from export.sensitivity import Budget, LayerCost, choose_layers, measure_layers
-from export.simulation import HeldOut, words
+from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
+from export.int8.qdq import quantize, scale_values
+from export.int8.report import BiasCorrection, CalibrationReport, Distances, Placement
+from export.int8.scales import METHODS, Scales
+from export.int8.sensitivity import Budget, LayerCost, choose_layers, measure_layers
+from export.int8.simulate import HeldOut, words
+from export.metrics.distances import Comparison
 from export.words import count, listed
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def search(
     """Returns the best FP16 and INT8 graphs of a model.
 
     Args:
-        model: float32, as `export.keras_to_onnx.export_keras` makes it.
+        model: float32, as `export.from_keras.convert.export_keras` makes it.
         batches: Gives the calibration images, once for each pass.
         held_out: Other images, which judge.
         options: What is asked.

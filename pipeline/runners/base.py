@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from export.sidecar import OUTPUTS, TOP_OUTPUTS
-from pipeline.errors import RunnerError
+from export.errors import RunnerError
+from export.tensorrt.sidecar import OUTPUTS, TOP_OUTPUTS
 
 
 class Outputs(NamedTuple):
@@ -152,5 +152,5 @@ def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Non
     if size is not None and pixels.shape[1:3] != size:
         raise RunnerError(
             f"Expected images of {size[0]}x{size[1]} pixels, as the model was exported. "
-            f"Received: {pixels.shape[1]}x{pixels.shape[2]}. Decode with pipeline.preprocess."
+            f"Received: {pixels.shape[1]}x{pixels.shape[2]}. Decode with pipeline.data.decode."
         )

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.errors import RunnerError
+from export.metrics.distances import FloatNoise, measure_noise
 from export.preprocessing import PreprocessingSpec
-from pipeline.errors import RunnerError
-from pipeline.float_noise import FloatNoise, measure_noise
 from pipeline.runners.base import Outputs, Top, check_pixels, pieces, softmax, top_of
 
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.card import ModelCard
+    from pipeline.models.model_card import ModelCard
 
 
 class KerasRunner:
@@ -54,8 +54,8 @@ class KerasRunner:
         self._model: keras.Model | None = None
 
     def __enter__(self) -> KerasRunner:
-        from export.logits import logits_model
-        from pipeline.loading import load_classifier
+        from export.from_keras.logits import logits_model
+        from pipeline.keras_files.load import load_classifier
 
         self._model = logits_model(load_classifier(self.path, self._allow), self._output)
         self.classes = int(self._model.outputs[0].shape[-1])

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import RunnerError
+from export.errors import RunnerError
+from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Runner
-from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.providers import DEVICES
+from pipeline.runners.onnxruntime import DEVICES
 
 BACKENDS = (*DEVICES, "tensorrt")
 
@@ -39,7 +39,7 @@ def open_runner(
     """
     runtime = runtime or RuntimeOptions()
     if backend == "tensorrt":
-        from pipeline.runners.tensorrt import TensorRTRunner
+        from pipeline.runners.tensorrt.runner import TensorRTRunner
 
         return TensorRTRunner(path, runtime)
     if backend not in DEVICES:

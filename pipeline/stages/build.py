@@ -9,23 +9,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from export.build_options import BuildOptions
-from export.capabilities import TensorRT
-from export.engine import build_engine
 from export.errors import ProjectError
-from export.sidecar import read_sidecar, sidecar_path
-from pipeline.command_line import COMMAND, CommandNeededError
-from pipeline.environment import choose_tensorrt, machine_environment, why_not_here
-from pipeline.files import sha256_file
-from pipeline.inputs import Consulted, Inputs
-from pipeline.layout import ENGINES, TENSORRT8
-from pipeline.plans import engine_source, engine_sources, engines, plan_flavour, plan_name, profiles
-from pipeline.progress import progress_bar
-from pipeline.recipe import Build, Recipe
-from pipeline.stage import Stage
-from pipeline.stage_records import Built, BuiltEngine
+from export.tensorrt.build import build_engine
+from export.tensorrt.library import TensorRT
+from export.tensorrt.options import BuildOptions
+from export.tensorrt.sidecar import read_sidecar, sidecar_path
+from export.words import listed
+from pipeline.artifacts.engines import engine_source, engine_sources, engines, plan_flavour, plan_name, profiles
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.inputs import Consulted, Inputs
+from pipeline.artifacts.paths import ENGINES, TENSORRT8
+from pipeline.artifacts.results import Built, BuiltEngine
+from pipeline.recipe.schema import Build, Recipe
 from pipeline.stages.declared import ONNX_FILES
-from pipeline.words import listed
+from pipeline.terminal.command_line import COMMAND, CommandNeededError
+from pipeline.terminal.console import progress_bar
+from pipeline.workflow.environment import choose_tensorrt, machine_environment, why_not_here
+from pipeline.workflow.stage import Stage
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The export stage: hands the trained model to ``export.keras_to_onnx``."""
+"""The export stage: hands the trained model to ``export.from_keras.convert``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.card import read_card
-from pipeline.files import write_json
-from pipeline.inputs import Inputs, Required
-from pipeline.layout import CARD, KERAS
-from pipeline.recipe import Recipe
-from pipeline.stage import Stage
+from pipeline.artifacts.files import write_json
+from pipeline.artifacts.inputs import Inputs, Required
+from pipeline.artifacts.paths import CARD, KERAS
+from pipeline.models.model_card import read_card
+from pipeline.recipe.schema import Recipe
+from pipeline.workflow.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class Exported:
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
     """Write ``model.onnx`` (uint8 NHWC in; logits, probabilities, `top_k` best classes out) and ``summary.json``."""
-    from pipeline.loading import load_classifier
+    from pipeline.keras_files.load import load_classifier
 
     card = read_card(inputs.path(CARD))
     model = load_classifier(inputs.path(KERAS), settings.model.allow)
     log.info("  converting %s parameters (a ResNet-50 takes about half a minute)", f"{model.count_params():,}")
-    from export.keras_to_onnx import export_keras  # imports TensorFlow, which loading starts without its messages
+    from export.from_keras.convert import export_keras  # imports TensorFlow, which loading starts without its messages
 
     summary = export_keras(
         model,

@@ -8,28 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import Artifacts
-from pipeline.benchmark_report import read_serves
-from pipeline.card import read_card
-from pipeline.data import ImageSet
-from pipeline.files import sha256_json
-from pipeline.inputs import Consulted, Derived, Inputs, Required, Split
-from pipeline.layout import BENCHMARK, CARD, KERAS, PARITY
-from pipeline.recipe import Recipe
-from pipeline.runtime_environment import runtime_environment
-from pipeline.stage import Stage
-from pipeline.stage_records import Inferred
+from pipeline.artifacts.benchmark_report import read_serves
+from pipeline.artifacts.files import sha256_json
+from pipeline.artifacts.inputs import Consulted, Derived, Inputs, Required, Split
+from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS, PARITY, Artifacts
+from pipeline.artifacts.results import Inferred
+from pipeline.data.dataset import ImageSet
+from pipeline.models.model_card import read_card
+from pipeline.recipe.schema import Recipe
 from pipeline.stages.declared import ENGINES, ONNX_FILES
+from pipeline.workflow.environment import runtime_environment
+from pipeline.workflow.stage import Stage
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:
     """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
-    from pipeline.infer import classify, row_columns, write_rows
-    from pipeline.serving import choose
+    from pipeline.serving.classify import classify, row_columns, write_rows
+    from pipeline.serving.select_model import select_model
 
     asked, card = settings.infer, read_card(inputs.path(CARD))
     paths = sample_images(inputs.images, asked.samples, out / "images")
-    choice = choose(inputs, settings, batch_size=min(asked.batch_size, max(len(paths), 1)))
+    choice = select_model(inputs, settings, batch_size=min(asked.batch_size, max(len(paths), 1)))
     with choice.open() as runner:
         rows = classify(paths, runner, card, asked.batch_size, asked.top_k)
         shown = ({**row, "path": _relative(Path(row["path"]), out)} for row in rows)
@@ -41,7 +40,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:
 
 def sample_images(images: ImageSet, number: int, folder: Path) -> list[Path]:
     """The first test images as files; those of array data sets are written as PNG, which loses nothing."""
-    from pipeline.preprocess import array_to_image
+    from pipeline.data.decode import array_to_image
 
     paths = []
     for index, sample in enumerate(images.splits["test"][:number]):

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.card import read_card
-from pipeline.inputs import Inputs, Required, Split
-from pipeline.layout import CARD, ONNX
-from pipeline.recipe import Recipe
-from pipeline.stage import Stage
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What the manifest records.
-
-    Attributes:
-        calibration_images: that were read, those held out among them.
-        method: of the scales.
-        skipped_images: unreadable ones, by name, and why.
-    """
-
-    calibration_images: int
-    method: str
-    skipped_images: Mapping[str, str] = field(default_factory=dict)
+from pipeline.artifacts.inputs import Inputs, Required, Split
+from pipeline.artifacts.paths import CARD, ONNX
+from pipeline.artifacts.results import Quantized
+from pipeline.models.model_card import read_card
+from pipeline.recipe.schema import Recipe
+from pipeline.workflow.stage import Stage
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
-    """Write the models, and how they came about; see `pipeline.quantizing.quantize_model`."""
-    from pipeline.quantizing import CalibrationImages, quantize_model
+    """Write the models, and how they came about; see `pipeline.quantization.quantize.quantize_model`."""
+    from pipeline.quantization.quantize import CalibrationImages, quantize_model
 
     card, thresholds = read_card(inputs.path(CARD)), settings.verify.thresholds
     images = CalibrationImages(inputs.images, card, settings.quantize, settings.data.max_bad_images)

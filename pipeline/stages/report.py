@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import Artifacts
-from pipeline.config import SECTIONS
-from pipeline.files import sha256_file
-from pipeline.gpu_evidence import FOLDER as EVIDENCE
-from pipeline.inputs import CommandLine, Derived, Inputs, Optional, Required
-from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE
-from pipeline.manifest import MANIFEST
-from pipeline.predictions import shown_images
-from pipeline.recipe import Recipe
-from pipeline.report_standing import SHOWN_STAGES
-from pipeline.stage import Stage
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.gpu_evidence import FOLDER as EVIDENCE
+from pipeline.artifacts.inputs import CommandLine, Derived, Inputs, Optional, Required
+from pipeline.artifacts.manifest import MANIFEST
+from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE, Artifacts
+from pipeline.artifacts.stage_files import shown_images
+from pipeline.recipe.load import SECTIONS
+from pipeline.recipe.schema import Recipe
+from pipeline.reporting.validity import SHOWN_STAGES
 from pipeline.stages.declared import ENGINES
+from pipeline.workflow.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Reported:
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
-    """Write ``report.html``; see `pipeline.report.write_report`."""
-    from pipeline.report import write_report
+    """Write ``report.html``; see `pipeline.reporting.page.write_report`."""
+    from pipeline.reporting.page import write_report
 
     return Reported(write_report(inputs, settings, inputs.invocation, out))
 

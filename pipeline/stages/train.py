@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import add_note
-from pipeline.inputs import Consulted, Inputs, Outside, Split
-from pipeline.recipe import Recipe
-from pipeline.stage import Stage
-from pipeline.stage_records import Trained
-from pipeline.tensorflow_start import start_tensorflow
+from export.errors import add_note
+from pipeline.artifacts.inputs import Consulted, Inputs, Outside, Split
+from pipeline.artifacts.results import Trained
+from pipeline.recipe.schema import Recipe
+from pipeline.terminal.console import start_tensorflow
+from pipeline.workflow.stage import Stage
 
 CHECKPOINT = ".checkpoint"  # below a recipe's artifacts
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Trained:
     """Train the model, from where an interrupted training of the very same inputs stopped, or take it over."""
-    from pipeline.checkpoint import Checkpoint
+    from pipeline.training.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(inputs.path(CHECKPOINT), inputs.key, settings.train.checkpoint_seconds)
     try:
         start_tensorflow()
-        from pipeline.training import train  # imports Keras, which is started without its messages
+        from pipeline.training.train import train  # imports Keras, which is started without its messages
 
         result = train(settings, inputs.images, out, checkpoint)
     except (KeyboardInterrupt, OSError) as error:

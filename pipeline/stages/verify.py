@@ -6,20 +6,19 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from export.driver import driver_status
-from export.errors import ProjectError
-from pipeline.card import read_card
-from pipeline.errors import DataError
-from pipeline.inputs import Consulted, Inputs, Required, Split
-from pipeline.layout import CARD, KERAS, PARITY, REFERENCE
-from pipeline.parity_report import INCONCLUSIVE, NOT_RUN, write_parity
-from pipeline.recipe import Recipe
-from pipeline.runtime_environment import runtime_environment
-from pipeline.split_sizes import images_in_all
-from pipeline.stage import Stage
-from pipeline.stage_records import Verified
+from export.errors import DataError, ProjectError
+from export.tensorrt.driver import driver_status
+from export.words import count, listed
+from pipeline.artifacts.inputs import Consulted, Inputs, Required, Split
+from pipeline.artifacts.parity_report import INCONCLUSIVE, NOT_RUN, write_parity
+from pipeline.artifacts.paths import CARD, KERAS, PARITY, REFERENCE
+from pipeline.artifacts.results import Verified
+from pipeline.data.splits import images_in_all
+from pipeline.models.model_card import read_card
+from pipeline.recipe.schema import Recipe
 from pipeline.stages.declared import ENGINES, ONNX_FILES
-from pipeline.words import count, listed
+from pipeline.workflow.environment import runtime_environment
+from pipeline.workflow.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +32,10 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
         DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
         ProjectError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
     """
-    from pipeline.doubts import doubts
-    from pipeline.parity import judge
-    from pipeline.runnable import files_to_run, why_nothing_runs
-    from pipeline.verify import list_candidates, make_reference, parity_table, run_all
+    from pipeline.serving.candidates import files_to_run, why_nothing_runs
+    from pipeline.verification.doubts import doubts
+    from pipeline.verification.parity import judge
+    from pipeline.verification.verify import list_candidates, make_reference, parity_table, run_all
 
     card = read_card(inputs.path(CARD))
     reference, skipped = make_reference(inputs, settings, card, out)

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import main
-from export.scales import METHODS
+from export.files import ROOT
+from export.int8.scales import METHODS
 from tests.conftest import Chain
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(chain: Chain, *more: str) -> list[str]:

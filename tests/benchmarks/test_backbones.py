@@ -12,10 +12,11 @@ import pytest
 from benchmarks import backbones
 from benchmarks.backbones import Row, main, read_table
 from export.errors import ProjectError
+from export.files import ROOT
 from tests.conftest import make_colour_images
 from tests.pipeline.report_artifacts import Artifacts
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks/results/backbones.json"
+PUBLISHED = ROOT / "benchmarks/results/backbones.json"
 
 
 @pytest.fixture(autouse=True)

@@ -17,20 +17,19 @@ from benchmarks import command, contests, scenarios
 from benchmarks.command import STAGE, table
 from benchmarks.contests import compare, contest_lines, find_serves
 from benchmarks.timing import Measurement, measure
-from export.driver import Device, DriverStatus
-from pipeline import runnable, serving
-from pipeline.artifacts import Artifacts
-from pipeline.benchmark_report import BenchmarkReport, read_benchmark
-from pipeline.card import write_card
-from pipeline.config import load_recipe
-from pipeline.context import Context
-from pipeline.files import sha256_file
-from pipeline.layout import BENCHMARK, CARD, KERAS, ONNX
+from export.tensorrt.driver import Device, DriverStatus
+from pipeline.artifacts.benchmark_report import BenchmarkReport, read_benchmark
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS, ONNX, Artifacts
+from pipeline.models.model_card import write_card
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Outputs
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.tensorrt import TensorRTRunner
-from pipeline.stage import execute
+from pipeline.runners.tensorrt.runner import TensorRTRunner
+from pipeline.serving import candidates, select_model
+from pipeline.workflow.context import Context
+from pipeline.workflow.stage import execute
 from tests import fake_engine, fake_onnxruntime, tiny_onnx
 from tests.fake_cuda import Code
 from tests.made_records import make_card, make_hop, write_verdict
@@ -70,9 +69,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     runtime = fake_onnxruntime.FakeOnnxRuntime(active=("CUDAExecutionProvider",))
     runtime.__spec__ = onnxruntime.__spec__  # by which it is found to be installed
     fake_onnxruntime.install(monkeypatch, runtime, GPU)
-    for module in (scenarios, runnable):
+    for module in (scenarios, candidates):
         monkeypatch.setattr(module, "find_tensorrt", lambda flavour: flavour == "tensorrt")
-    for module in (contests, scenarios, serving):
+    for module in (contests, scenarios, select_model):
         monkeypatch.setattr(module, "driver_status", lambda: GPU)
     clock = Clock()
     monkeypatch.setattr(command, "measure", partial(measure, clock=clock.nanoseconds))
@@ -154,7 +153,7 @@ def _rows_say_what_they_ran_on(report: BenchmarkReport) -> None:
 
 def test_without_a_gpu_nothing_serves_by_measurement(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     none = DriverStatus(False, "no NVIDIA driver")
-    for module in (contests, scenarios, serving):
+    for module in (contests, scenarios, select_model):
         monkeypatch.setattr(module, "driver_status", lambda: none)
     monkeypatch.setattr(scenarios, "why_not", lambda device: none.reason)
     monkeypatch.setattr(TensorRTRunner, "infer", None)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import scenarios as module
 from benchmarks.scenarios import Scenario, installed
-from export.capabilities import FLAVOURS
+from export.tensorrt.library import FLAVOURS
 from tests.fake_engine import make_plan
 
 

@@ -10,16 +10,15 @@ from benchmarks import scenarios as module
 from benchmarks.command import table
 from benchmarks.scenarios import Scenario, open_scenario, run_scenarios, scenarios
 from benchmarks.timing import measure
-from export.driver import Device, DriverStatus
-from export.errors import ProjectError
+from export.errors import ProjectError, RunnerError
 from export.records import to_json
-from export.sidecar import sidecar_path, write_plan
-from pipeline.artifacts import Artifacts
-from pipeline.errors import RunnerError
-from pipeline.inputs import Inputs
-from pipeline.recipe import Benchmark, Build, Profile, Recipe
+from export.tensorrt.driver import Device, DriverStatus
+from export.tensorrt.sidecar import sidecar_path, write_plan
+from pipeline.artifacts.inputs import Inputs
+from pipeline.artifacts.paths import Artifacts
+from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.recipe.schema import Benchmark, Build, Profile, Recipe
 from pipeline.runners.base import Outputs
-from pipeline.runners.options import RuntimeOptions
 from tests import tiny_onnx
 from tests.fake_engine import SIZE, install, make_plan, make_sidecar
 from tests.pipeline.report_artifacts import row as made_row

@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks import telemetry
 from benchmarks.telemetry import gpu_snapshot, machine
-from export.driver import Device, DriverStatus
 from export.records import to_json
-from pipeline.machine import Gpu, GpuSnapshot
+from export.tensorrt.driver import Device, DriverStatus
+from pipeline.artifacts.machine import Gpu, GpuSnapshot
 
 
 class NVMLError(Exception):

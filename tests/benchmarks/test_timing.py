@@ -3,7 +3,7 @@ import pytest
 from scipy.stats.mstats import mquantiles
 
 from benchmarks.timing import Measurement, measure
-from pipeline.benchmark_report import Summary
+from pipeline.artifacts.benchmark_report import Summary
 
 
 class Machine:

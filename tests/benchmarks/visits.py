@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu_checks, gpu_command, gpu_visit
-from benchmarks.gpu_command import main
+from benchmarks.gpu import checks, command, visit
+from benchmarks.gpu.command import main
 from export.errors import ProjectError
-from export.sidecar import Sidecar, read_sidecar
-from pipeline import files
-from pipeline.gpu_evidence import GpuEvidence, Step
-from pipeline.layout import ONNX
-from pipeline.plans import engine_source
-from pipeline.runners import tensorrt as runner_module
+from export.tensorrt.sidecar import Sidecar, read_sidecar
+from pipeline.artifacts import files
+from pipeline.artifacts.engines import engine_source
+from pipeline.artifacts.gpu_evidence import GpuEvidence, Step
+from pipeline.artifacts.paths import ONNX
+from pipeline.runners.tensorrt import runner as runner_module
 from tests.fake_engine import install, make_plan, pixels
 from tests.fake_gpu import FakeTensorRT
 
@@ -43,12 +43,12 @@ def install_visit(monkeypatch: pytest.MonkeyPatch, kind: str = "10") -> FakeTens
     """The fake GPU where the command looks for one. FP32 cannot be built; PyTorch is not there."""
     fake = install(monkeypatch, kind)
     monkeypatch.setattr(files.os, "fsync", lambda descriptor: None)  # for a crash of the whole machine; it costs much
-    monkeypatch.setattr(gpu_checks, "_WARM_UP", 1)
-    monkeypatch.setattr(gpu_checks, "_installed", lambda name: False)
-    monkeypatch.setattr(gpu_visit, "why_without_peers", lambda model: "torch not installed")
-    for module in (gpu_command, gpu_visit):
+    monkeypatch.setattr(checks, "_WARM_UP", 1)
+    monkeypatch.setattr(checks, "_installed", lambda name: False)
+    monkeypatch.setattr(visit, "why_without_peers", lambda model: "torch not installed")
+    for module in (command, visit):
         monkeypatch.setattr(module, "driver_status", runner_module.driver_status)
-    monkeypatch.setattr(gpu_command, "find_tensorrt", lambda flavour: fake.trt)
+    monkeypatch.setattr(command, "find_tensorrt", lambda flavour: fake.trt)
 
     def build(source: Path, plan: Path, *, precision: str, profile: Any, variant: str, **_: Any) -> Sidecar:
         fake.profile = (profile.min, profile.opt, profile.max)
@@ -65,7 +65,7 @@ def install_visit(monkeypatch: pytest.MonkeyPatch, kind: str = "10") -> FakeTens
         )
         return read_sidecar(plan)
 
-    monkeypatch.setattr(gpu_visit, "build_engine", build)
+    monkeypatch.setattr(visit, "build_engine", build)
     # One fake stands for all engines: its profile is that of the plan that is opened.
     enter = runner_module.TensorRTRunner.__enter__
 

@@ -34,7 +34,7 @@ class Capability:
 
 TARGETS = ("ComputeCapability", "IBuilderConfig.set_compute_capability", "IBuilderConfig.num_compute_capabilities")
 
-# One that is named as a property of export.capabilities.TensorRT is compared with what that says, too.
+# One that is named as a property of export.tensorrt.library.TensorRT is compared with what that says, too.
 CAPABILITIES = {
     # precision
     "strongly_typed": Capability(STRONG, ("NetworkDefinitionCreationFlag.STRONGLY_TYPED",)),
@@ -128,7 +128,7 @@ def wrong_capabilities(version: str, answers: Answers) -> list[str]:
 
 
 def wrong_answers(version: str, answers: dict[str, object], properties: Iterable[str]) -> list[str]:
-    """Properties of export.capabilities.TensorRT that say something else than the capability table."""
+    """Properties of export.tensorrt.library.TensorRT that say something else than the capability table."""
     found = []
     for name in properties:
         if name not in CAPABILITIES:

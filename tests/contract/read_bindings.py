@@ -35,7 +35,7 @@ def main():
     root, name = sys.argv[1:3]
     sys.path[:0] = [*sys.argv[3:], root]
     module = importlib.import_module(name)
-    from export.capabilities import TensorRT
+    from export.tensorrt.library import TensorRT
 
     trt = TensorRT(module, "rtx" if "rtx" in name else "tensorrt", module.__version__)
     capabilities = {name: getattr(trt, name) for name, value in vars(TensorRT).items() if isinstance(value, property)}

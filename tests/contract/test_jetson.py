@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.driver import DriverStatus
-from pipeline import commands, runnable, serving
-from pipeline.runners import onnxruntime, tensorrt
+from export.tensorrt.driver import DriverStatus
+from pipeline.cli import commands
+from pipeline.runners import onnxruntime
+from pipeline.runners.tensorrt import runner
+from pipeline.serving import candidates, select_model
 from pipeline.stages import verify
 from tests.conftest import Chain, copy_chain
 from tests.contract.bindings import ROOT, Unavailable, find_python
@@ -185,7 +187,12 @@ def orin(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Ori
 
 def test_the_verbs_of_a_bundle(orin: Orin) -> None:
     loaded = orin.loaded()
-    assert {"pipeline.verify", "pipeline.stages.build", "benchmarks.command", "pipeline.runners.tensorrt"} <= loaded
+    assert {
+        "pipeline.verification.verify",
+        "pipeline.stages.build",
+        "benchmarks.command",
+        "pipeline.runners.tensorrt.runner",
+    } <= loaded
 
 
 def test_other_packages_are_not_there(orin: Orin) -> None:
@@ -226,10 +233,10 @@ def test_where_the_environment_sees_no_tensorrt(orin: Orin, tmp_path: Path) -> N
 def test_a_verdict_of_another_machine_is_called_so(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runnable, "onnxruntime_is_installed", lambda: False)
+    monkeypatch.setattr(candidates, "onnxruntime_is_installed", lambda: False)
     monkeypatch.setattr(onnxruntime, "is_installed", lambda: False)
-    monkeypatch.setattr(serving, "onnxruntime_is_installed", lambda: False)
-    for module in (commands, serving, verify, tensorrt):
+    monkeypatch.setattr(select_model, "onnxruntime_is_installed", lambda: False)
+    for module in (commands, select_model, verify, runner):
         monkeypatch.setattr(module, "driver_status", lambda: DriverStatus(False, "no NVIDIA driver"))
     capsys.readouterr()
     assert chain.run("verify", "--json") == 0

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from export.capabilities import TensorRT
-from export.versions import CHECKED, is_checked
+from export.tensorrt.driver import CHECKED, is_checked
+from export.tensorrt.library import TensorRT
 from tests.contract.bindings import ALL, read_installed
 from tests.contract.capability_table import CAPABILITIES, names_needed, wrong_answers, wrong_capabilities
 from tests.contract.names import read_table

@@ -8,22 +8,22 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.capabilities import find_tensorrt, why_missing
-from export.sidecar import read_sidecar
+from export.tensorrt.library import find_tensorrt, why_missing
+from export.tensorrt.sidecar import read_sidecar
 from tests.contract.bindings import ROOT, Unavailable, find_python
 from tests.contract.python310 import library_names, newer_names, path_of, source_of, syntax_errors
 from tests.tiny_onnx import classifier
 
 # What is started there; the modules of ours that these import count with them.
 STARTS = (
-    "export.engine",
-    "export.inspection",
+    "export.tensorrt.build",
+    "export.tensorrt.layers",
     "pipeline.runners.base",
-    "pipeline.runners.cuda",
-    "pipeline.runners.tensorrt",
+    "pipeline.runners.cuda.api",
+    "pipeline.runners.tensorrt.runner",
     "benchmarks.timing",
     "benchmarks.gpu_evidence",
-    "benchmarks.gpu_command",
+    "benchmarks.gpu.command",
 )
 # Nothing is imported but the standard library, numpy and TensorRT. Where there is no numpy, as in a bare 3.10,
 # something stands in for it.
@@ -56,9 +56,9 @@ for module, name in json.loads(sys.argv[3]):
 print(json.dumps([sorted(name for name in sys.modules if name.split(".")[0] in OURS), absent]))
 """
 BUILDER = """
-from export.capabilities import find_tensorrt
-from export.engine import build_engine
-from export.sidecar import BatchProfile
+from export.tensorrt.library import find_tensorrt
+from export.tensorrt.build import build_engine
+from export.tensorrt.sidecar import BatchProfile
 trt = find_tensorrt("rtx")
 for source in sys.argv[2:]:
     build_engine(source, source + ".plan", precision="int8", profile=BatchProfile(1, 2, 4), trt=trt)
@@ -80,12 +80,17 @@ def loaded() -> list[str]:
 
 
 def test_they_import_with_numpy_alone(loaded: list[str]) -> None:
-    assert {"export.capabilities", "export.driver", "export.sidecar", "export.build_steps"} <= set(loaded)
+    assert {
+        "export.tensorrt.library",
+        "export.tensorrt.driver",
+        "export.tensorrt.sidecar",
+        "export.tensorrt.network",
+    } <= set(loaded)
 
 
 def test_anything_else_is_refused() -> None:
     with pytest.raises(AssertionError, match="refused: yaml"):
-        import_in(sys.executable, ("pipeline.config",), [])
+        import_in(sys.executable, ("pipeline.recipe.load",), [])
 
 
 def test_an_engine_is_built_with_numpy_alone(tmp_path: Path) -> None:

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from export import engine
-from export.build_options import BuildOptions
-from export.capabilities import TensorRT
-from export.engine import build_engine
-from export.engine_check import check_engine
 from export.errors import ProjectError
-from export.sidecar import BatchProfile, Sidecar
-from pipeline.runners.options import RuntimeOptions
-from pipeline.runners.tensorrt import TensorRTRunner
+from export.tensorrt import build as engine
+from export.tensorrt.build import build_engine
+from export.tensorrt.compatibility import check_engine
+from export.tensorrt.library import TensorRT
+from export.tensorrt.options import BuildOptions
+from export.tensorrt.sidecar import BatchProfile, Sidecar
+from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.runners.tensorrt.runner import TensorRTRunner
 from tests.contract.capability_table import CAPABILITIES
 from tests.contract.versions import every_version, install_version, onnx_file
 from tests.fake_engine import assert_answers, pixels
 from tests.fake_gpu import FakeTensorRT
-from tests.pipeline.test_device_arrays import Interface
+from tests.pipeline.runners.test_device_arrays import Interface
 
 PRECISIONS = ("fp32", "fp16", "int8")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from export import engine
-from export.driver import Device, DriverStatus
+from export.tensorrt import build
+from export.tensorrt.driver import Device, DriverStatus
 from tests.contract.names import read_table
 from tests.fake_cuda import FakeRuntime
 from tests.fake_engine import install
@@ -32,7 +32,7 @@ def gpu_of(version: str) -> FakeTensorRT:
 
 def install_version(monkeypatch: pytest.MonkeyPatch, version: str) -> FakeTensorRT:
     """Put a fake in the place of the real one: where engines are built and where they run."""
-    monkeypatch.setattr(engine, "driver_status", lambda: GPU)
+    monkeypatch.setattr(build, "driver_status", lambda: GPU)
     return install(monkeypatch, **kind_of(version))
 
 

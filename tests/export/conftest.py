@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from export.calibration import collect_histograms, collect_statistics
+from export.int8.placement import quantizable_tensors
+from export.int8.qdq import quantize
+from export.int8.scales import Scales
 from export.preprocessing import PreprocessingSpec
-from export.quantize import quantizable_tensors, quantize
-from export.scales import Scales
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def calibrate(model: onnx.ModelProto, batches: Sequence[np.ndarray], method: str
 
 
 def _export(folder, version: int, mode: str) -> Exported:
-    from export.keras_to_onnx import export_keras
+    from export.from_keras.convert import export_keras
     from tests.export import keras_models
 
     keras_model = keras_models.classifier(version, pooling="gap" if version == 1 else "flatten", nested=version == 1)

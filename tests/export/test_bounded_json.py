@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.bounded_json import DEEPEST, MOST_BYTES, MOST_VALUES, parse_json, read_json_file
 from export.errors import ProjectError
-from export.scales import Scales
-from export.sidecar import read_sidecar, sidecar_path
-from pipeline.files import read_json
+from export.int8.scales import Scales
+from export.records import DEEPEST, MOST_BYTES, MOST_VALUES, parse_json, read_json_file
+from export.tensorrt.sidecar import read_sidecar, sidecar_path
+from pipeline.artifacts.files import read_json
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | st.text(max_size=9)
 

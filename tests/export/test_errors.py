@@ -1,15 +1,13 @@
 """One base error: who catches it catches whatever a person can mend, wherever it was raised."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-from export.engine_check import RefusedEngineError
-from export.errors import ProjectError
-from pipeline.errors import DataError, ModelError, RecipeError, RunnerError
+from export.errors import DataError, ModelError, ProjectError, RecipeError, RunnerError
+from export.files import ROOT
+from export.tensorrt.compatibility import RefusedEngineError
 
-ROOT = Path(__file__).parents[2]
 CONTROL_FLOW = {"CheckFailedError", "CheckSkippedError"}  # the results of checks, which their caller records
 
 

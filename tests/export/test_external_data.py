@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.errors import ProjectError
-from export.external_data import DATA_LOCATION, EXTERNAL, EXTERNAL_DATA, PATHS, refuse_external_data
-from export.onnx_file import load_model
+from export.onnx_passes.file import load_model
+from export.wire_format import DATA_LOCATION, EXTERNAL, EXTERNAL_DATA, PATHS, refuse_external_data
 from pipeline.runners.onnxruntime import OnnxRunner
 from tests import tiny_onnx
 

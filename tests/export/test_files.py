@@ -12,6 +12,7 @@ import pytest
 
 from export.errors import ProjectError
 from export.files import (
+    ROOT,
     put_file,
     put_folder,
     replacing_file,
@@ -21,7 +22,6 @@ from export.files import (
     write_atomic,
 )
 
-ROOT = Path(__file__).parents[2]
 THE_PLACE = ROOT / "export" / "files.py"
 CALLS = {"os": {"replace", "rename", "renames", "link", "fsync", "fdatasync"}, "shutil": {"move"}}
 CALLS["tempfile"] = {"mkstemp", "mktemp", "NamedTemporaryFile"}

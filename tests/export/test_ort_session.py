@@ -10,11 +10,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
-from export.onnx_file import check_model
-from export.ort_session import open_session
-from export.skeleton import skeleton
-
-ROOT = Path(__file__).parents[2]
+from export.files import ROOT
+from export.onnx_passes.file import check_model
+from export.ort_session import open_session, skeleton
 
 
 def pad_before_pool() -> bytes:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pipeline import charts, manifest
+from pipeline.artifacts import manifest
+from pipeline.reporting import charts
 
 if TYPE_CHECKING:
     from tests.pipeline.report_artifacts import Artifacts

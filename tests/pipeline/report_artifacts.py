@@ -12,31 +12,32 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding
-from export.placement_row import Placement
+from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding, Placement
+from export.metrics.confidence import McNemar
 from export.preprocessing import PreprocessingSpec
 from export.records import to_json
-from export.sidecar import AskedLayers, BatchProfile, FoundLayers, Sidecar, sha256_file, sidecar_path, write_plan
-from export.statistics import McNemar
-from pipeline.benchmark_report import (
-    BenchmarkReport,
-    BenchmarkRow,
-    Compute,
-    TimedModel,
-    write_benchmark,
+from export.tensorrt.sidecar import (
+    AskedLayers,
+    BatchProfile,
+    FoundLayers,
+    Sidecar,
+    sha256_file,
+    sidecar_path,
+    write_plan,
 )
-from pipeline.card import ModelCard, write_card
-from pipeline.checkpoint import Epoch, write_history
-from pipeline.config import load_recipe
-from pipeline.context import Context
-from pipeline.decode_spec import DecodeSpec
-from pipeline.files import sha256_bytes, write_json
-from pipeline.machine import Cpu, Gpu, Machine
-from pipeline.manifest import Key, write_manifest
-from pipeline.measured import Serves
-from pipeline.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
-from pipeline.recipe import Recipe
+from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, Compute, TimedModel, write_benchmark
+from pipeline.artifacts.fastest import Serves
+from pipeline.artifacts.files import sha256_bytes, write_json
+from pipeline.artifacts.machine import Cpu, Gpu, Machine
+from pipeline.artifacts.manifest import Key, write_manifest
+from pipeline.artifacts.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
+from pipeline.data.decode import DecodeSpec
+from pipeline.models.model_card import ModelCard, write_card
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import BY_NAME
+from pipeline.training.checkpoint import Epoch, write_history
+from pipeline.workflow.context import Context
 from tests.pipeline.report_page import Page
 from tests.stage_parts import run_stage
 

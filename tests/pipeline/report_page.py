@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from pipeline.html import environment
+from pipeline.reporting.html import environment
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.words import aligned, count, listed, sentence
+from export.words import aligned, count, listed, sentence
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,216 @@
+"""What a visit to a GPU reads of the folder of artifacts, and what it would do with it.
+
+What a visit to a GPU reads of the folder of artifacts: Keras' answers, the recipe's thresholds, what was altered.
+
+Python 3.10 syntax, numpy alone.
+
+What a visit to a GPU would do with a folder, told where there is no GPU. Python 3.10 syntax, numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.options import MAIN, Options, check_artifacts, refuse_missing_sources
+from benchmarks.gpu.plan import Estimates, Plan, Planned, too_long
+from export.errors import ProjectError
+from export.metrics.distances import noise_of
+from export.records import parse_json, read_record
+from export.tensorrt.sidecar import Precision
+from export.words import count
+from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.engines import engine_source
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.manifest import INDEX, BundleIndex, as_recorded
+from pipeline.artifacts.parity_report import read_parity
+from pipeline.artifacts.paths import KERAS, ONNX, PARITY, REFERENCE, Artifacts
+from pipeline.recipe.schema import VerifyThresholds
+from pipeline.verification.parity import Reference
+
+
+def read_reference(artifacts: Path) -> Reference:
+    """Read Keras' answers, which the verify stage of another machine wrote.
+
+    Raises:
+        ProjectError: they are not there, or are not such a file.
+    """
+    path = artifacts / REFERENCE
+    try:
+        held = read_arrays(path, ("meta", "pixels", "labels", "logits"), "Keras' answers")
+        meta = parse_json(held["meta"].tobytes(), "meta")
+        _refuse_other_arrays(held["pixels"], held["labels"], held["logits"])
+        if not isinstance(sha256 := meta["model_sha256"], str):
+            raise ValueError(f"the model's sha256 is {sha256!r:.80}")
+        return Reference(KERAS, sha256, held["pixels"], held["labels"], held["logits"], noise_of(meta))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProjectError(
+            f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "
+            "artifacts here: python -m pipeline bundle."
+        ) from error
+
+
+def as_verified(artifacts: Path) -> bool:
+    """Whether Keras' answers are the very file that the verify stage wrote.
+
+    Others are taken too, as a visit may bring fewer images to travel lighter, and the evidence says so.
+    """
+    return as_recorded(Artifacts(artifacts), REFERENCE)
+
+
+def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+    """Refuse what no verify stage writes before a GPU spends its time on it."""
+    images = len(pixels) if pixels.ndim == 4 else 0
+    if not (
+        images > 0
+        and pixels.shape[3] == 3
+        and pixels.dtype == np.uint8
+        and labels.shape == (images,)
+        and np.issubdtype(labels.dtype, np.integer)
+        and logits.ndim == 2
+        and len(logits) == images
+        and logits.size > 0
+        and np.issubdtype(logits.dtype, np.floating)
+    ):
+        shapes = ", ".join(f"{name} {one.dtype} {one.shape}" for name, one in
+                           (("pixels", pixels), ("labels", labels), ("logits", logits)))  # fmt: skip
+        raise ValueError(f"images, classes and answers that do not go together: {shapes}")
+
+
+def read_thresholds(artifacts: Path) -> VerifyThresholds:
+    """Read what the recipe asked of each precision, from the verdict of its verify stage; without one the defaults.
+
+    Raises:
+        ProjectError: the verdict is damaged.
+    """
+    asked = read_parity(artifacts / PARITY).thresholds if has_verdict(artifacts) else {}
+    return VerifyThresholds(**{name: limits for name, limits in asked.items() if name in ONNX})
+
+
+def has_verdict(artifacts: Path) -> bool:
+    """Whether the verify stage's verdict is there, and with it what the recipe asks of each precision."""
+    return (artifacts / PARITY).is_file()
+
+
+def altered_files(artifacts: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some files that are not as the bundle recorded them; where its index is not there, none is known.
+
+    Tar compares nothing, as `python -m pipeline unpack` does.
+
+    Raises:
+        ProjectError: the index is damaged, or a file cannot be read.
+    """
+    path = artifacts / INDEX
+    if not path.is_file():
+        return ()
+    remedy = f"Unpack the bundle again, or delete {INDEX} to go on with files that are compared with nothing."
+    recorded = read_record(BundleIndex, path, remedy=remedy, what="index of a bundle").files
+    try:
+        return tuple(
+            name for name in names if name not in recorded or recorded[name].sha256 != sha256_file(artifacts / name)
+        )
+    except OSError as error:
+        raise ProjectError(
+            f"Expected to read {error.filename}. Received: {error.strerror}. Copy it again, or let it be read."
+        ) from error
+
+
+STRONG, RTX, OLDER = "TensorRT 10 and later", "TensorRT-RTX", "TensorRT 8.6"
+
+
+class DryRun:
+    """What is foreseen of the steps by first guesses; neither a library nor a driver is asked, and nothing is done.
+
+    Attributes:
+        why: why a step would be left out, by its name; "" where it would be made.
+    """
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+
+    def foresee(self, plan: Plan) -> list[tuple[Planned, str]]:
+        """Every step, and why it would be left out; "" where it would be made."""
+        steps, minutes = plan.steps(self), plan.options.minutes
+        by_name, estimates = {step.name: step for step in steps}, Estimates()
+        left = None if minutes is None else minutes * 60
+        for step in steps:
+            self.why[step.name] = step.why_not() or too_long(step, by_name, estimates, left)
+            if left is not None and not self.why[step.name]:
+                left -= step.seconds
+        return [(step, self.why[step.name]) for step in steps]
+
+    def usable(self, names: Sequence[str]) -> list[str]:
+        """Those that would be built."""
+        return [name for name in names if not self.why[f"build {name}"]]
+
+    def why_no_peer(self, model: Path) -> str:
+        """Whether PyTorch is there is seen where the GPU is."""
+        return "" if model.is_file() else f"it needs {model.parent.name}/{model.name}, which is not there"
+
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    look = build = compare = time = check = cycle = peer = _nothing
+
+
+def foresee(options: Options) -> list[str]:
+    """Check the folder, and say in lines of text what a visit would do with it.
+
+    Raises:
+        ProjectError: nothing can be measured with it.
+    """
+    check_artifacts(options)
+    folder = options.artifacts
+    images = len(read_reference(folder).pixels)
+    read_thresholds(folder)  # a damaged verdict is refused
+    strong = options.flavour == "rtx" or bool(_served(options, True, MAIN)) or not _served(options, False, MAIN)
+    library = RTX if options.flavour == "rtx" else STRONG if strong else OLDER
+    refuse_missing_sources(options, library, strong)
+    sources = {engine_source(one, strongly_typed) for one in options.precisions for strongly_typed in (True, False)}
+    altered = altered_files(folder, [name for name in sorted({*sources, REFERENCE}) if (folder / name).is_file()])
+    compared = "as the bundle recorded them" if (folder / INDEX).is_file() else f"compared with nothing: no {INDEX}"
+    compared = f"not as the bundle recorded: {', '.join(altered)}" if altered else compared
+    answers = "as the verify stage wrote them" if as_verified(folder) else "not the file that the verify stage wrote"
+    return [
+        f"{folder.resolve()}:",
+        f"  files: {compared}",
+        f"  Keras' answers: {count(images, 'test image')}, {answers}",
+        f"  thresholds: {'of the recipe' if has_verdict(folder) else 'the defaults, as the folder has no verdict'}",
+        f"  for {STRONG}, and {RTX}: {_served_words(options, True)}",
+        f"  for {OLDER}: {_served_words(options, False)}",
+        *_plan_lines(options, library, strong),
+    ]
+
+
+def _served(options: Options, strongly_typed: bool, precisions: Sequence[Precision]) -> list[str]:
+    """The precisions whose ONNX files are there for this TensorRT."""
+    return [one for one in precisions if (options.artifacts / engine_source(one, strongly_typed)).is_file()]
+
+
+def _served_words(options: Options, strongly_typed: bool) -> str:
+    there = _served(options, strongly_typed, options.precisions)
+    absent = [one for one in options.precisions if one not in there]
+    made = "" if strongly_typed or "fp32" in absent else ", which quantize.tensorrt8: true makes"
+    without = f"; no {', '.join(absent)}{made}" if absent else ""
+    return f"{', '.join(there) or 'nothing'}{without}"
+
+
+def _plan_lines(options: Options, library: str, strongly_typed: bool) -> list[str]:
+    flavour = "rtx" if library == RTX else "tensorrt"
+    plan = Plan(options, flavour, strongly_typed)
+    foreseen = DryRun().foresee(plan)
+    unlimited = DryRun().foresee(replace(plan, options=replace(options, minutes=None)))
+    whole = [step.seconds for step, why in unlimited if not why]
+    fits = sum(not why for _, why in foreseen)
+    limit = "" if options.minutes is None else f"; into the {options.minutes:g} asked for fit {fits}"
+    return [
+        f"planned for {library}, by first guesses:",
+        *(
+            f"  left out  {step.name}: {why}" if why else f"{step.seconds:8.0f} s  {step.name}"
+            for step, why in foreseen
+        ),
+        f"{count(len(whole), 'step')} in about {sum(whole) / 60:.1f} minutes{limit}",
+    ]

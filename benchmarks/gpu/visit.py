@@ -1,0 +1,184 @@
+"""What the steps of a visit to a GPU do. Python 3.10 syntax, numpy alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gpu.checks import Check, CheckFailedError, CheckSkippedError, cycles_leak_nothing
+from benchmarks.gpu.plan import Plan
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.timings import time_engines, time_peer, why_without_peers, words_of
+from benchmarks.telemetry import gpu_snapshot, machine
+from export.errors import ProjectError
+from export.tensorrt.build import build_engine
+from export.tensorrt.compatibility import check_engine
+from export.tensorrt.driver import driver_status
+from export.tensorrt.library import TensorRT
+from export.tensorrt.options import BuildOptions
+from export.tensorrt.sidecar import BatchProfile, Precision, Sidecar
+from pipeline.artifacts.engines import plan_name
+from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
+from pipeline.artifacts.parity_report import by_precision, overall_verdict
+from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.recipe.schema import VerifyThresholds
+from pipeline.runners.cuda.open import find_cuda
+from pipeline.runners.open import open_runner
+from pipeline.runners.tensorrt.open_engine import OpenEngine
+from pipeline.verification.evaluate import evaluate
+from pipeline.verification.parity import Candidate, Reference, judge
+
+log = logging.getLogger("benchmarks.gpu")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the steps of a visit do, and what they share.
+
+    Attributes:
+        plan: which steps there are.
+        reference: Keras' answers.
+        thresholds: of the recipe.
+        trt: the library.
+        plans: folder for the engines.
+        record: where everything that is seen is written.
+    """
+
+    plan: Plan
+    reference: Reference
+    thresholds: VerifyThresholds
+    trt: TensorRT
+    plans: Path
+    record: Record
+
+    def _engine(self, name: str) -> Path:
+        precision, _, variant = name.partition("-")
+        return self.plans / plan_name(precision, variant)
+
+    def usable(self, names: Sequence[str]) -> list[str]:
+        """Those that were built and that this project loads here."""
+        engines = self.record.evidence.engines
+        return [name for name in names if name in engines and not engines[name].refused]
+
+    def why_no_peer(self, model: Path) -> str:
+        """Why PyTorch cannot be timed; "" where it can be tried."""
+        return why_without_peers(model)
+
+    def look(self) -> None:
+        """Describe the machine."""
+        self.record.change(machine=machine())
+        self._snapshot("machine")
+
+    def _snapshot(self, step: str) -> None:
+        """Read clocks and power right after a step."""
+        self.record.change(snapshots={**self.record.evidence.snapshots, step: gpu_snapshot()})
+
+    def build(self, precision: Precision, variant: Variant) -> None:
+        """Build an engine, and see whether it is one that is loaded here."""
+        name, batch = f"{precision}-{variant}", self.plan.batch(variant)
+        plan = self._engine(name)
+        sidecar = build_engine(
+            self.plan.source(precision),
+            plan,
+            precision=precision,
+            profile=BatchProfile(1, batch, batch),
+            trt=self.trt,
+            options=BuildOptions(
+                timing_cache=self.plans / "timing.cache" if self.trt.timing_cache else None,
+                targets=self.plan.options.targets,
+                optimization_level=self.plan.options.level,
+            ),
+            variant=variant,
+        )
+        refused = self._refused(plan)
+        found = EngineEvidence(
+            precision=precision,
+            variant=variant,
+            profile=sidecar.profile,
+            flavour=sidecar.flavour,
+            tensorrt_version=sidecar.tensorrt_version,
+            onnx_sha256=sidecar.onnx_sha256,
+            plan_sha256=sidecar.plan_sha256,
+            plan_bytes=sidecar.plan_bytes,
+            seconds=sidecar.seconds,
+            options={key: value for key, value in sidecar.options.items() if key != "timing_cache"},
+            network_layers=sidecar.network_layers,
+            asked_convolutions=sidecar.asked.convolutions if sidecar.asked else {},
+            convolutions=sidecar.found.convolutions if sidecar.found else None,
+            warnings=sidecar.warnings,
+            refused=refused,
+            library=self._library_on(plan, sidecar) if refused else "",
+        )
+        self.record.change(engines={**self.record.evidence.engines, name: found})
+
+    def _refused(self, plan: Path) -> str:
+        status = driver_status()
+        try:
+            check_engine(plan, self.trt, status.devices[0].compute_capability, status.cuda_version)
+        except ProjectError as error:
+            return str(error)
+        return ""
+
+    def _library_on(self, plan: Path, sidecar: Sidecar) -> str:
+        """What the library itself says of an engine that this project does not load: built here, just now."""
+        try:
+            cuda = find_cuda()
+            with cuda.scope(0):
+                OpenEngine(cuda, self.trt, plan, sidecar, RuntimeOptions()).close()
+        except Exception as error:  # its words are what is wanted
+            return words_of(error)
+        return "it loads the engine and runs it"
+
+    def compare(self, precision: Precision, variant: Variant) -> None:
+        """Compare an engine's answers with Keras'."""
+        name = f"{precision}-{variant}"
+        plan, known = self._engine(name), self.record.evidence
+        sha256 = known.engines[name].plan_sha256
+        candidate = Candidate(name, "tensorrt", precision, sha256, None, partial(open_runner, plan, "tensorrt"))
+        answers = {name: evaluate(candidate, self.reference.pixels, 32, lambda images: None)}
+        judged = judge([candidate], answers, self.reference, self.thresholds)
+        hops = (*(known.parity.hops if known.parity else ()), *judged.hops)
+        self.record.change(parity=Parity(overall_verdict(hops), by_precision(self.thresholds), hops))
+        log.info("%s against Keras: %s", name, judged.verdict)
+
+    def time(self, variant: Variant, precisions: Sequence[Precision], measures: Measures) -> None:
+        """Time those of some engines that run here, in turns."""
+        plans = {one: self._engine(name) for one in precisions for name in self.usable([f"{one}-{variant}"])}
+        batch = self.plan.batch(variant)
+        rows = time_engines(plans, self.reference.pixels, variant, batch, measures, self.plan.options.seconds)
+        self.record.add("timings", *rows)
+        self._snapshot(f"time {variant} {measures} {'+'.join(precisions)}")
+
+    def check(self, check: Check, engine: str) -> None:
+        """Look for what only a GPU shows of an engine."""
+        self._add_check(check.__name__, engine, partial(check, self._engine(engine), self.reference.pixels))
+
+    def cycle(self) -> None:
+        """Open and close the smallest engine again and again."""
+        built = {name: self.record.evidence.engines[name] for name in self.usable(list(self.record.evidence.engines))}
+        smallest = min(built, key=lambda name: built[name].plan_bytes)
+        cycles, seconds = self.plan.options.cycles, self.plan.options.cycle_seconds
+        check = partial(cycles_leak_nothing, self._engine(smallest), self.reference.pixels, cycles, seconds)
+        self._add_check(cycles_leak_nothing.__name__, smallest, check)
+
+    def _add_check(self, check: str, engine: str, work: Callable[[], str]) -> None:
+        try:
+            row = CheckRow(check, engine, "pass", work())
+        except CheckSkippedError as skipped:
+            row = CheckRow(check, engine, "skipped", str(skipped))
+        except CheckFailedError as failed:
+            row = CheckRow(check, engine, "fail", str(failed))
+        except Exception as error:  # whatever a library raises: the other checks are to be made all the same
+            row = CheckRow(check, engine, "error", words_of(error))
+        log.info("%s, %s: %s (%s)", engine, check.replace("_", " "), row.result, row.detail)
+        self.record.add("checks", row)
+
+    def peer(self, mode: str, model: Path, variant: Variant, batch: int) -> None:
+        """Time PyTorch beside the FP16 engine."""
+        plan = self._engine(f"fp16-{variant}") if self.usable([f"fp16-{variant}"]) else None
+        rows = time_peer(mode, model, plan, self.reference.pixels, variant, batch, self.plan.options.seconds)
+        self.record.add("timings", *rows)
+        self._snapshot(f"PyTorch {mode}, batch {batch}")

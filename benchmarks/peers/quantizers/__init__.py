@@ -1,0 +1,1 @@
+"""Other quantizers as peers: ``python -m benchmarks.peers.quantizers``."""

@@ -1,0 +1,1 @@
+"""FP16 as a typed ONNX graph."""

@@ -1,0 +1,1 @@
+"""From a Keras classifier to an ONNX model, checked against Keras."""

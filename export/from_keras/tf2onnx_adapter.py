@@ -1,0 +1,227 @@
+"""tf2onnx, with what it does not know or gets wrong put right, kept within the memory of a laptop.
+
+Its failures are errors here instead of log lines, and recurrent layers reach it as the plain steps they are made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+import tf2onnx
+from tf2onnx import tf_loader
+from tf2onnx.optimizer import _get_optimizers
+from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
+
+from export.errors import ProjectError
+from export.onnx_passes.shape_folding import RESIZES
+
+TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
+# A step is some ten to twenty nodes, so 256 steps convert in about a minute: the rows of a picture of usual size.
+MOST_STEPS = 256
+
+
+def _leave(context: Any, node: Any, name: str, _: Any) -> None:
+    """Leaves an operation in the graph under its TensorFlow name."""
+
+
+def _with_one(context: Any, node: Any, name: str, _: Any, steps: tuple[tuple[str, str], tuple[str, str]]) -> None:
+    """Replaces a node by two operators, each with what it reads: ``x``, the value at hand, and ``1``."""
+    (first, its_inputs), (second, inputs) = steps
+    result = node.output[0]
+    kind = {"shapes": [context.get_shape(result)], "dtypes": [context.get_dtype(result)]}
+    context.remove_node(node.name)
+    values = {"x": node.input[0], "1": context.make_const(f"{name}/one", np.ones((), np.float32)).output[0]}
+    between = context.make_node(first, [values[v] for v in its_inputs], name=f"{name}/{first}", **kind)
+    values["x"] = between.output[0]
+    context.make_node(second, [values[v] for v in inputs], outputs=[result], name=name, **kind)
+
+
+# operation -> its handler and that handler's further arguments, as tf2onnx.convert takes them
+HANDLERS: dict[str, tuple[Any, list[Any]]] = {
+    # TensorFlow's GELU is built of Erfc: tf2onnx knows only Erf.
+    "Erfc": (functools.partial(_with_one, steps=(("Erf", "x"), ("Sub", "1x"))), []),
+    # CELU is built of Expm1. Near zero both of these are off by half an ulp of one.
+    "Expm1": (functools.partial(_with_one, steps=(("Exp", "x"), ("Sub", "x1"))), []),
+    "Log1p": (functools.partial(_with_one, steps=(("Add", "x1"), ("Log", "x"))), []),
+    **{operation: (_leave, []) for operation in RESIZES},
+}
+
+
+class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
+    """Pushes the Transposes behind NHWC operations down until they cancel.
+
+    tf2onnx 1.17 makes a constant added behind a Conv its bias wherever one axis of the constant is as long as the
+    Conv has filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and a constant for each row of as many rows
+    would become one for each channel. And a factor goes into the weight even where another Conv shares that weight.
+    """
+
+    def _add_handler(self, trans: Any, node: Any) -> bool:
+        constant = node.inputs[1]
+        if constant.is_const():
+            shape = np.shape(constant.get_tensor_value(as_list=False))
+            if not shape or any(d != 1 for d in shape[:-1]):
+                return bool(self._handle_node_having_branches(trans, node))
+            self._own(node, 1)
+        return bool(super()._add_handler(trans, node))
+
+    def _mul_handler(self, trans: Any, node: Any) -> bool:
+        conv = trans.inputs[0]
+        if conv is not None and conv.type == "Conv" and conv.inputs[1].is_const():
+            self._own(conv, 1)
+        return bool(super()._mul_handler(trans, node))
+
+    def _own(self, node: Any, index: int) -> None:
+        """Gives a node a copy of a constant that others read too, for it is about to be changed."""
+        constant = node.inputs[index]
+        if not self._nodes_has_single_consumer_node([constant]):
+            self._g.replace_input(node, node.input[index], self._g.copy_const(constant).output[0], index)
+
+
+def _inline_everything(definition: Any) -> None:
+    """Lets TensorFlow inline the functions that it would have compiled by XLA (in place).
+
+    Keras computes a grouped convolution on a CPU in such a function, and tf2onnx takes none.
+    """
+    functions = definition.library.function
+    for holder in (*definition.node, *functions, *(node for function in functions for node in function.node_def)):
+        for name in ("_XlaMustCompile", "_noinline"):
+            if name in holder.attr:
+                del holder.attr[name]
+
+
+def free_memory() -> None:
+    """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
+    gc.collect()
+    with contextlib.suppress(TypeError, AttributeError):  # on Windows, and where the C library is another one
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class _Pass:
+    """One of tf2onnx's own passes, with its memory freed and its failure kept.
+
+    tf2onnx copies the whole graph, weights included, before each pass and leaves the copies to the garbage
+    collector: 8 GB for a ResNet-50. And it only logs a pass that raises.
+    """
+
+    def __init__(self, name: str, factory: Any, failures: list[str]) -> None:
+        free_memory()
+        self._name, self._pass, self._failures = name, factory(), failures
+
+    @property
+    def graph_been_opt(self) -> bool:
+        """Whether the pass changed something."""
+        return bool(self._pass.graph_been_opt)
+
+    def optimize(self, target: Any, iteration: int) -> Any:
+        """Runs the pass on a tf2onnx graph."""
+        try:
+            return self._pass.optimize(target, iteration)
+        except Exception as error:
+            self._failures.append(f"{self._name}: {type(error).__name__}: {error}")
+            raise
+
+
+@contextlib.contextmanager
+def _frozen_graph_prepared() -> Iterator[None]:
+    """Prepares what tf2onnx froze, and keeps the conversion below 3 GB for a ResNet-50.
+
+    TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
+    lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
+    """
+    original = tf_loader.tf_optimize
+
+    def optimize(inputs: list[str], outputs: list[str], definition: Any) -> Any:
+        free_memory()
+        _inline_everything(definition)
+        return original(inputs, outputs, definition)
+
+    tf_loader.tf_optimize = optimize
+    free_memory()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        tf_loader.tf_optimize = original
+
+
+@contextlib.contextmanager
+def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
+    """Makes the recurrent layers of a model of few steps run unrolled while it is traced, and puts them back.
+
+    An unrolled layer is MatMuls and sums that each runtime has, in each precision. A loop instead is a node of its
+    own that only some parse, that FP16 conversion does not look into, and whose shapes nobody infers.
+
+    Args:
+        model: Functional; layers whose number of steps is not fixed, or larger, stay as they are.
+        most_steps: Defaults to `MOST_STEPS`.
+    """
+    rolled = [
+        layer
+        for layer in model._flatten_layers()  # wrappers such as Bidirectional keep theirs in no public list
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll and 0 < _steps(layer) <= most_steps
+    ]
+    for layer in rolled:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in rolled:
+            layer.unroll = False
+
+
+def _steps(layer: Any) -> int:
+    """Returns how many steps a built recurrent layer takes, 0 where that is not fixed."""
+    config: dict[str, Any] = layer.get_build_config() or {}
+    for key in ("input_shape", "sequences_shape", "sequence_shape"):
+        shape: Sequence[int | None] = config.get(key) or ()
+        if len(shape) > 2:
+            return shape[1] or 0
+    return 0
+
+
+def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
+    """Converts a functional Keras model to ONNX as tf2onnx makes it.
+
+    An operation without ONNX counterpart stays in the graph under its TensorFlow name; look for those.
+
+    Args:
+        model: Functional, one input (batch, height, width, channels), one output.
+        input_name: Of the graph's input, float32 NHWC.
+
+    Raises:
+        ProjectError: If tf2onnx or one of its passes fails.
+    """
+    failures: list[str] = []
+    factories = {**_get_optimizers(), "optimize_transpose": ExactTransposeOptimizer}
+    passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in factories.items()}
+    try:
+        with _frozen_graph_prepared(), unrolled(model):
+            result: onnx.ModelProto = tf2onnx.convert.from_keras(
+                model,
+                input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)],
+                opset=TF2ONNX_OPSET,
+                optimizers=passes,
+                custom_op_handlers=dict(HANDLERS),
+            )[0]
+    except Exception as error:
+        raise ProjectError(
+            f"Expected a model that tf2onnx converts. Received: {type(error).__name__}: {error} "
+            f"for {model.name!r} (look for layers without an ONNX counterpart)."
+        ) from error
+    finally:
+        free_memory()
+    if failures:
+        raise ProjectError(
+            f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
+        )
+    return result

@@ -1,0 +1,263 @@
+"""Where Q/DQ pairs go: a decision about the graph alone, read off its structure and never off names.
+
+The rules are TensorRT's for explicit quantization (Developer Guide, "Working with Quantized Types": recommended
+placement), and those of ModelOpt, whose placement on ResNets this reproduces:
+
+* the inputs of a Conv, activation and weight; its bias stays in float;
+* the skip branch of a residual Add, not the main one: Conv, Add and ReLU then fuse into one INT8 kernel that reads the
+  skip as INT8;
+* the input of the pooling that feeds the head, and of a MaxPool with a border (a Pad before it, or the Max with a
+  constant that `export.onnx_passes.folding.fold_pad_into_maxpool` makes of it);
+* the classifier's MatMul or Gemm, the Softmax and the TopK behind it stay in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from export.fp16.convert import FP32_OPS, preprocessing_nodes
+from export.int8.report import Placement
+from export.onnx_passes.graph import Index, attribute, infer_shapes, producers
+from export.onnx_passes.layer_names import keras_layer
+from export.words import aligned, count
+
+_POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+_ARITHMETIC = (
+    *("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Add", "Sum", "Mul", "Sub", "Div", "Pow", "Exp"),
+    *("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "Reciprocal"),
+    *("BatchNormalization", "InstanceNormalization", "LayerNormalization"),
+)
+_WITH_NEIGHBOURS = (
+    *("Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sub", "Div"),
+    *("MaxPool", "Max", "Pad", "Squeeze", "Reshape", "Flatten", "Transpose", "Cast"),
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A node that stays in float although a rule would quantise it.
+
+    Args:
+        precision: ``"fp16"`` or ``"fp32"``.
+        why: For people.
+    """
+
+    precision: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One input of one node that reads its tensor through a Q/DQ pair.
+
+    Args:
+        node: Name of the reader.
+        index: Which of its inputs.
+        tensor: What it reads.
+        why: The rule.
+    """
+
+    node: str
+    index: int
+    tensor: str
+    why: str
+
+
+def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[Edge]:
+    """Returns which activations are read as INT8, in the order of the graph.
+
+    Args:
+        model: float32, without Q/DQ.
+        kept: Names of nodes that stay in float all the same. Defaults to none.
+    """
+    index = Index.of(model.graph)
+    to_head = _feeds_no_conv(model.graph)
+    edges = []
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in index.constants:
+            edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
+        elif node.op_type == "Add" and (skip := skip_input(node, index)) is not None:
+            edges.append(Edge(node.name, skip, node.input[skip], "skip branch of a residual Add"))
+        elif node.op_type in _POOLS and _over_batch(node, index):
+            continue
+        elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, index):
+            edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
+        elif node.op_type == "MaxPool" and _has_border(node, index):
+            edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
+    return [edge for edge in edges if edge.node not in kept]
+
+
+def _over_batch(pool: onnx.NodeProto, index: Index) -> bool:
+    """Whether a mean is over axis 0: models or crops were stacked there, and the pictures lie on another axis."""
+    axes = list(attribute(pool, "axes", []))
+    if len(pool.input) > 1 and pool.input[1] in index.constants:
+        axes += onnx.numpy_helper.to_array(index.constants[pool.input[1]]).tolist()
+    return 0 in axes
+
+
+def _ends_the_map(pool: onnx.NodeProto, index: Index) -> bool:
+    """Whether what comes of a pooling never meets an activation again that did not come through it.
+
+    A gate and the statistics of a normalisation do: those are no pooling before the head, and as INT8 they cost more
+    than they save. A Concat is no such meeting.
+    """
+    behind, pending = {pool.output[0]}, [pool.output[0]]
+    met: list[onnx.NodeProto] = []
+    while pending:
+        for node in index.readers.get(pending.pop(), ()):
+            met.append(node)
+            new = [name for name in node.output if name not in behind]
+            behind.update(new)
+            pending += new
+    through = {"", *behind, *index.constants}
+    return all(node.op_type == "Concat" or through.issuperset(node.input) for node in met)
+
+
+def _has_border(pool: onnx.NodeProto, index: Index) -> bool:
+    """Whether a pool reads a Pad, or a Max with a constant, and nothing else, reads the pool."""
+    source = index.made.get(pool.input[0])
+    readers = index.readers.get(pool.output[0], [])
+    bounded = [node.op_type for node in readers] == ["Max"] and not index.constants.keys().isdisjoint(readers[0].input)
+    return bounded or (source is not None and source.op_type == "Pad")
+
+
+def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
+    """Returns the activations that need a scale, each once, in the order of the graph."""
+    return list(dict.fromkeys(edge.tensor for edge in quantized_edges(model)))
+
+
+def measured_tensors(model: onnx.ModelProto) -> list[str]:
+    """Returns the activations whose range or mean decides something, float32 (N, C, ...), in the order of the graph.
+
+    What will be quantised, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
+    """
+    skipped = {node.name for node in preprocessing_nodes(model)}
+    names = set()
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            names.add(node.input[0])
+        if node.op_type in _ARITHMETIC and node.name not in skipped:
+            names.add(node.output[0])
+    inferred = infer_shapes(model, data_prop=True)
+    maps = {  # shapes and other whole numbers are computed as well
+        info.name
+        for info in (*inferred.value_info, *inferred.output)
+        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        and len(info.type.tensor_type.shape.dim) >= 2
+        and info.type.tensor_type.shape.dim[1].HasField(
+            "dim_value"
+        )  # else the batch is there, and axis 0 something else
+    }
+    names = (names & maps) | set(quantizable_tensors(model))
+    return [name for node in model.graph.node for name in node.output if name in names]
+
+
+def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
+    """Returns which input of a residual Add is the skip branch, None where the Add is not residual.
+
+    The main branch ends in a Conv that nothing else reads, so that the Add can fuse into it. With one such input the
+    other one is the skip. With two, as in a block with a projection, the skip is the branch with fewer Convs since the
+    two parted (the projection has one, the main branch two or three); a tie makes it the second input. Without any
+    nothing could fuse, and the Add stays in float.
+    """
+    if len(add.input) != 2 or any(name in index.constants for name in add.input):
+        return None
+    ends = [index.made.get(name) for name in add.input]
+    fusable = [
+        node is not None and node.op_type == "Conv" and len(index.readers[name]) == 1
+        for node, name in zip(ends, add.input)
+    ]
+    if fusable[0] != fusable[1]:
+        return fusable.index(False)
+    if not fusable[0]:
+        return None
+    first, second = (_convs_behind(name, index) for name in add.input)
+    shared = set(first) & set(second)
+    depths = [
+        min((depth for name, depth in branch.items() if name in shared), default=len(branch))
+        for branch in (first, second)
+    ]
+    return 0 if depths[0] < depths[1] else 1
+
+
+def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
+    """Returns each tensor that `tensor` depends on -> the fewest Convs in between, itself included with 0."""
+    depth = {tensor: 0}
+    pending = [tensor]
+    while pending:
+        name = pending.pop()
+        node = index.made.get(name)
+        if node is None:
+            continue
+        below = depth[name] + (node.op_type == "Conv")
+        for parent in node.input:
+            if parent and (parent not in depth or below < depth[parent]):
+                depth[parent] = below
+                pending.append(parent)
+    return {name: convs for name, convs in depth.items() if name not in index.constants}
+
+
+def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:
+    """Returns the tensors from which no Conv can be reached: the head."""
+    reaching: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or any(name in reaching for name in node.output):
+            reaching.update(node.input)
+    return {name for node in graph.node for name in node.output} - reaching
+
+
+def describe(
+    model: onnx.ModelProto, edges: list[Edge], base: str = "fp16", kept: Mapping[str, Kept] | None = None
+) -> list[Placement]:
+    """Returns what each node of the quantised graph computes in, Q/DQ and casts aside.
+
+    Args:
+        model: The float32 model that `edges` is about.
+        edges: From `quantized_edges`, without those of kept nodes.
+        base: What is not quantised computes in: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
+        kept: Node name -> the precision it was taken out of INT8 for, and why. Defaults to None.
+    """
+    kept = kept or {}
+    before_conv = {node.name for node in preprocessing_nodes(model)}
+    made = producers(model.graph)
+    reasons = {(edge.node, edge.index): edge.why for edge in edges}
+    rows = []
+    for node in model.graph.node:
+        why = next((reasons[node.name, i] for i in range(len(node.input)) if (node.name, i) in reasons), None)
+        if node.name in kept:
+            precision, why = (kept[node.name].precision if base == "fp16" else base), kept[node.name].why
+        elif node.name in before_conv:
+            precision, why = "fp32", "arithmetic on 0..255, before the first Conv"
+        elif node.op_type in FP32_OPS:
+            precision, why = "fp32", f"{node.op_type} stays in FP32"
+        elif node.op_type == "Cast" and (source := made.get(node.input[0])) is not None and source.op_type == "TopK":
+            precision, why = "fp32", "indices of the best classes, whole numbers"
+        elif why is not None and node.op_type == "Add":
+            precision, why = base, f"{why}: that input is INT8, the main branch fuses"
+        elif why is not None:
+            precision = "int8"
+        elif node.op_type in ("MatMul", "Gemm"):
+            precision, why = base, "the classifier stays in float"
+        elif node.op_type in _WITH_NEIGHBOURS:
+            precision, why = base, "no rule quantises it; it fuses into its neighbours or only moves values"
+        else:
+            precision, why = base, f"no rule quantises {node.op_type}; it stays in float"
+        rows.append(Placement(node.name, keras_layer(node.name), node.op_type, precision, why))
+    return rows
+
+
+def placement_table(rows: list[Placement]) -> str:
+    """Returns the rows as a text table with a header and a last line that counts."""
+    cells = [("keras layer", "op", "precision", "why")]
+    cells += [(row.keras_layer, row.op, row.precision, row.why) for row in rows]
+    quantized, convs = int8_convs(rows)
+    return "\n".join([*aligned(cells, indent=""), f"{quantized} of {count(convs, 'convolution')} in INT8"])
+
+
+def int8_convs(rows: list[Placement]) -> tuple[int, int]:
+    """Returns how many Convs compute in INT8, and how many there are."""
+    convs = [row for row in rows if row.op == "Conv"]
+    return sum(row.precision == "int8" for row in convs), len(convs)

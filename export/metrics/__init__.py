@@ -1,0 +1,1 @@
+"""Distances between answers, and how sure they are."""

@@ -1,0 +1,314 @@
+"""Distances between two runs of a model, and what float32 arithmetic leaves undecided of them. NumPy only.
+
+How far two answers are from each other, where one masked class must not hide the others.
+
+Distances between two runs of a model. Numpy only, every reduction in float64.
+
+A row of the candidate that is not finite never looks good: it counts as a disagreement, as a wrong answer and
+as cosine 0; the distances become infinite and the SQNR minus infinity.
+
+What float32 arithmetic itself leaves undecided in a model's answers: the yardstick for "the same up to rounding".
+
+Some weights amplify the last bit of a sum so that two right implementations differ by more than 1e-5 of the largest
+logit. How much, the model shows itself: every preprocessed pixel is moved to the next float up, and to the next down.
+Keras and ONNX Runtime were 0.7 to 1.2 times that apart on the models that amplify most (1e-6 to 6e-5), and below 1e-5
+by far on all others (`FACTOR` leaves room for more images and for the kernels of a GPU).
+
+Standard library and numpy, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from export.errors import ProjectError
+from export.metrics.confidence import McNemar, drop_interval, mcnemar, wilson_interval
+
+_DEEPEST = 88.0  # below the largest: e^-88 is 0 in float32
+_MASK = -1e4  # no network gives such a logit: it is a constant that rules a class out
+
+
+def visible(logits: np.ndarray) -> np.ndarray:
+    """Returns (N, C) logits in which a masked class stands where its probability is 0, not at -1e9.
+
+    Distances are relative to the largest value, and one class that is ruled out by -1e9 would hide whatever the others
+    do. Logits without such a class, and what is not finite, stay as they are.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all() or logits.min() > _MASK:
+        return logits
+    return logits.clip(min=logits.max(axis=1, keepdims=True) - _DEEPEST)
+
+
+def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
+    """Returns the largest absolute difference over the largest absolute value expected.
+
+    Infinite where the shapes differ, or where not the same values are finite on both sides.
+    """
+    finite = np.isfinite(expected)
+    if expected.shape != received.shape or not np.array_equal(finite, np.isfinite(received)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    before, after = (visible(np.asarray(values, np.float64))[finite] for values in (expected, received))
+    return float(np.abs(before - after).max() / max(np.abs(before).max(), 1e-30))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a candidate's logits are from a reference's.
+
+    Args:
+        images: Rows compared.
+        max_abs: Largest absolute difference; inf where the candidate is not finite.
+        relative_error: `max_abs` over the largest absolute reference logit.
+        sqnr_db: Signal to quantisation noise in dB; inf where both are equal, -inf where the candidate is not
+            finite. `to_dict` makes None of both (tell them apart by `finite`), as JSON has no infinity.
+        cosine: Mean over rows of the cosine similarity.
+        top1_agreement: Share of rows whose largest logit is the same class.
+        agreement_interval: Wilson interval (95 %) of that share.
+        finite: Whether every candidate logit is finite.
+        reference_accuracy: Share of rows where the reference meets the label; None without labels.
+        candidate_accuracy: The same for the candidate.
+        accuracy_drop: Accuracy of the reference less that of the candidate, from counts; None without labels.
+        accuracy_drop_interval: Tango interval (95 %) of that drop; None without labels.
+        mcnemar: Right answers lost and gained, and whether chance explains them; None without labels.
+    """
+
+    images: int
+    max_abs: float
+    relative_error: float
+    sqnr_db: float
+    cosine: float
+    top1_agreement: float
+    agreement_interval: tuple[float, float]
+    finite: bool
+    reference_accuracy: float | None = None
+    candidate_accuracy: float | None = None
+    accuracy_drop: float | None = None
+    accuracy_drop_interval: tuple[float, float] | None = None
+    mcnemar: McNemar | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns plain JSON types; a number that is not finite becomes None."""
+        return {key: _json_number(value) for key, value in asdict(self).items()}
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both as float64 of one shape; a reference must be finite, or nothing can be said."""
+    a, b = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    if a.shape != b.shape or a.size == 0:
+        raise ProjectError(
+            f"Expected two arrays of one shape that are not empty. Received: {a.shape} and {b.shape} "
+            "(compare the same images, the same output)."
+        )
+    if not np.all(np.isfinite(a)):
+        raise ProjectError("Expected a finite reference. Received: NaN or infinity (check the Keras model itself).")
+    return a, b
+
+
+def _rows(logits: np.ndarray) -> np.ndarray:
+    """Returns the logits as (N, C)."""
+    x = np.asarray(logits, dtype=np.float64)
+    if x.ndim != 2 or x.size == 0:
+        raise ProjectError(f"Expected logits of shape (N, C). Received: {x.shape} (keep the batch dimension).")
+    return x
+
+
+def max_abs(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the largest absolute difference; inf where the candidate is not finite."""
+    a, b = _pair(reference, candidate)
+    return float(np.max(np.abs(a - b))) if np.all(np.isfinite(b)) else math.inf
+
+
+def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the largest absolute difference over the largest absolute reference value.
+
+    0 where both are equal; inf where the reference is all zero and the candidate is not.
+    """
+    difference = max_abs(reference, candidate)
+    largest = float(np.max(np.abs(np.asarray(reference, dtype=np.float64))))
+    if difference == 0.0:
+        return 0.0
+    return difference / largest if largest > 0.0 else math.inf
+
+
+def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
+
+    inf where both are equal, -inf where the candidate is not finite or the reference is all zero and the
+    candidate is not.
+    """
+    a, b = _pair(reference, candidate)
+    if not np.all(np.isfinite(b)):
+        return -math.inf
+    noise, signal = float(np.sum((a - b) ** 2)), float(np.sum(a**2))
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+
+
+def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the mean over rows of the cosine similarity of two (N, C) arrays.
+
+    A row that is not finite in the candidate counts 0; two zero rows count 1, one zero row 0.
+    """
+    a, b = _pair(_rows(reference), _rows(candidate))
+    good = np.all(np.isfinite(b), axis=1)
+    b = np.where(good[:, None], b, 0.0)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = np.sum(a * b, axis=1)
+    values = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0.0)
+    values[np.all(a == b, axis=1)] = 1.0
+    return float(np.mean(np.where(good, np.clip(values, -1.0, 1.0), 0.0)))
+
+
+def _top1(logits: np.ndarray) -> np.ndarray:
+    """Returns the class of each row, -1 where a row is not finite (np.argmax would name the NaN)."""
+    return np.where(np.all(np.isfinite(logits), axis=1), np.argmax(logits, axis=1), -1)
+
+
+def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Returns the share of rows of two (N, C) arrays whose largest value is at the same class."""
+    a, b = _pair(_rows(reference), _rows(candidate))
+    return float(np.mean(_top1(a) == _top1(b)))
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of rows of (N, C) logits whose largest value is at the label.
+
+    Args:
+        logits: (N, C); a row that is not finite is wrong.
+        labels: (N,), integers.
+
+    Raises:
+        ProjectError: If the shapes do not fit.
+    """
+    return float(np.mean(_hits(_rows(logits), labels)))
+
+
+def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns for each row of (N, C) logits whether it meets its label, (N,) bool."""
+    expected = np.asarray(labels)
+    if expected.shape != (rows.shape[0],) or not np.issubdtype(expected.dtype, np.integer):
+        raise ProjectError(
+            f"Expected {rows.shape[0]} integer labels. Received: {expected.dtype} {expected.shape} "
+            "(one class index per row, not one-hot)."
+        )
+    return np.asarray((_top1(rows) == expected) & (expected >= 0))
+
+
+def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None = None) -> Comparison:
+    """Compares a candidate's logits with a reference's.
+
+    Args:
+        reference: (N, C), finite.
+        candidate: (N, C).
+        labels: (N,) class indices. Defaults to None: no accuracies, nothing that is paired.
+
+    Raises:
+        ProjectError: If the shapes do not fit or the reference is not finite.
+    """
+    a, b = (visible(logits) for logits in _pair(_rows(reference), _rows(candidate)))
+    agreement = top1_agreement(a, b)
+    distances = Comparison(
+        images=a.shape[0],
+        max_abs=max_abs(a, b),
+        relative_error=relative_error(a, b),
+        sqnr_db=sqnr_db(a, b),
+        cosine=cosine(a, b),
+        top1_agreement=agreement,
+        agreement_interval=wilson_interval(round(agreement * a.shape[0]), a.shape[0]),
+        finite=bool(np.all(np.isfinite(b))),
+    )
+    if labels is None:
+        return distances
+    before, after = _hits(a, labels), _hits(b, labels)
+    losses, gains = int(np.sum(before & ~after)), int(np.sum(after & ~before))
+    return replace(
+        distances,
+        reference_accuracy=float(np.mean(before)),
+        candidate_accuracy=float(np.mean(after)),
+        accuracy_drop=(losses - gains) / len(before),
+        accuracy_drop_interval=drop_interval(losses, gains, len(before)),
+        mcnemar=mcnemar(losses, gains),
+    )
+
+
+AUTO = "auto"
+FLOOR = 1e-5  # two implementations may always be as far apart
+FACTOR = 4.0
+IMAGES = 64  # that are measured; a move costs as much as their answers
+# However much a model amplifies, an error as large as this is a fault: in half precision a unit in the last place
+# is 1e-3 of a value.
+CEILING = {"float32": 5e-4, "float16": 5e-3}
+
+
+@dataclass(frozen=True)
+class FloatNoise:
+    """How far Keras is from itself with every pixel moved by a unit in the last place.
+
+    Attributes:
+        relative_error: largest difference of a logit over the largest logit.
+        precision: of the unit; float16 where a unit of float32 changes no answer, as the model rounds its input.
+    """
+
+    relative_error: float
+    precision: Literal["float32", "float16"]
+
+    @property
+    def limit(self) -> float:
+        """The largest relative error that is no fault."""
+        return min(max(FLOOR, FACTOR * self.relative_error), CEILING[self.precision])
+
+    def __str__(self) -> str:
+        return (
+            f"Keras itself moves by {self.relative_error:.1e} when each pixel does by a unit in the last place of "
+            f"{self.precision}"
+        )
+
+
+def measure_noise(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, largest: float) -> FloatNoise:
+    """Move every value of a model's input, and see what that does to its logits.
+
+    Args:
+        predict: preprocessed images (N, height, width, channels) float32 to logits (N, classes).
+        inputs: such images.
+        largest: absolute value of a logit, over all images that will be compared.
+    """
+    reference = predict(inputs).astype(np.float64)
+    precisions: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
+    for precision in precisions:
+        near = inputs.astype(precision)
+        moved = (np.nextafter(near, near.dtype.type(to)).astype(np.float32) for to in (np.inf, -np.inf))
+        error = max(float(np.abs(predict(values) - reference).max()) for values in moved)
+        if error > 0:
+            return FloatNoise(error / largest if largest > 0 else 0.0, precision)
+    return FloatNoise(0.0, "float32")
+
+
+def noise_of(meta: Mapping[str, Any]) -> FloatNoise | None:
+    """The noise in what ``reference.npz`` says of itself; None where an earlier version wrote it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if meta.get("noise") is None:
+        return None
+    try:
+        noise = FloatNoise(float(meta["noise"]["relative_error"]), meta["noise"]["precision"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its noise is {meta['noise']!r}") from error
+    if not 0 <= noise.relative_error < np.inf or noise.precision not in CEILING:
+        raise ValueError(f"its noise is {meta['noise']!r}")
+    return noise

@@ -1,0 +1,1 @@
+"""Passes over ONNX graphs: plain functions from model to model."""

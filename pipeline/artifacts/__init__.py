@@ -1,0 +1,1 @@
+"""The files below ``artifacts/<recipe>/``: names, manifests, reports; one reader and one writer each."""

@@ -1,0 +1,329 @@
+"""What the verbs of ``python -m pipeline`` do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.errors import ProjectError
+from export.records import to_json
+from export.tensorrt.driver import driver_status
+from export.words import count, listed
+from pipeline.artifacts.files import recipe_lock
+from pipeline.artifacts.inputs import recipe_changes
+from pipeline.artifacts.manifest import read_manifest
+from pipeline.artifacts.output import check_output
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE
+from pipeline.artifacts.paths import CARD, KERAS, PARITY, REPORT, Artifacts
+from pipeline.artifacts.results import Verified
+from pipeline.cli import options as cli
+from pipeline.cli.status import (
+    refuse_in_advance,
+    refuse_stale_artifacts,
+    warn_of_a_new_training,
+    warn_of_damage,
+    warn_of_stale_inputs,
+)
+from pipeline.cli.verbs import build_parser
+from pipeline.recipe.load import dump_yaml, to_dict
+from pipeline.stages import BY_NAME, STAGES, build, verify
+from pipeline.terminal.command_line import Invocation
+from pipeline.terminal.processes import raise_as, run_child_for_output
+from pipeline.workflow.context import Context
+from pipeline.workflow.stage import Outcome, execute, reasons_to_run
+
+log = logging.getLogger(__name__)
+
+SAID_IMAGES = 10  # up to this many, infer logs each answer besides writing it, and of any number so many failures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    return cli.run_command(build_parser(), argv, _dispatch)
+
+
+def _dispatch(args: argparse.Namespace) -> dict[str, object]:
+    if args.command == "doctor":
+        from pipeline.cli.doctor import doctor
+
+        return doctor()
+    if args.command == "inspect":
+        from pipeline.cli.inspect_model import inspect_model
+
+        return inspect_model(args.model, args.recipe)
+    if args.command == "engine":
+        from pipeline.cli.inspect_engine import check_engine_file, inspect_engine_file
+
+        return to_json(inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan))
+    if args.command == "unpack":
+        from pipeline.cli.bundle import unpack
+
+        return unpack(args.archive, args.artifacts, force=args.force)
+    context = cli.make_context(args)
+    _warn_of_overrides_given_twice(args.overrides)
+    if args.command == "infer" and args.images and (args.explain or args.force):
+        raise ProjectError(
+            "Expected --explain and --force without images: they are about the stage. Received: both. Leave one out."
+        )
+    if args.command == "config":
+        print(dump_yaml(context.recipe), end="")
+        return {"recipe": context.recipe.name, "config": to_dict(context.recipe)}
+    log.info("recipe %s (%s)", context.recipe.name, context.recipe_path)
+    if args.command == "benchmark":
+        if not args.explain:
+            warn_of_damage(context)
+        return _benchmark(args)
+    if args.command == "bundle":
+        from pipeline.cli.bundle import bundle
+
+        name = f"{context.recipe.name}.bundle.tar"
+        output = args.output or Path(name)
+        check_output(output, "-o", name, (".tar",))
+        if (context.root / CARD).is_file():
+            context.card()  # what the recipe says otherwise comes before what is stale by it
+        refuse_stale_artifacts(context)
+        return bundle(context, output)
+    if args.command == "infer" and args.images:
+        return _infer_images(args, context)
+    if args.command == "infer":
+        given = [args.output, args.top_k, args.batch_size, args.allow_unverified or None]
+        if any(option is not None for option in given) or {args.backend, args.precision} != {"auto"}:
+            raise ProjectError("Expected images to classify with these options. Received: none. Name files, folders.")
+    if args.explain:
+        return _explain(args, context)
+    with recipe_lock(context.root, wait=not args.no_wait):
+        return _run_all(args, context) if args.command == "run" else _run_one(args, context)
+
+
+def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
+    outcomes: list[Outcome] = []
+    serves = True
+    for stage in STAGES:
+        if stage.name == "infer":
+            verified = verify.STAGE.recorded(context, outcomes[-1].manifest)
+            _say_verdict(context, verified)
+            measured = _benchmark(args)
+            if measured["exit"] != cli.DONE:
+                raise ProjectError(f"Expected the benchmark to end well. Received: {measured['error']}")
+            serves = _can_serve(context)
+            if not serves:
+                continue
+        outcomes.append(execute(stage, context, args.force))
+        _say_what_was_not_built(context, outcomes[-1])
+    log.info("verdict   %s", verified.verdict)
+    log.info("report    %s", context.root / REPORT)
+    result = _result(context, outcomes)
+    if not serves and result["exit"] == cli.DONE:
+        result["exit"] = cli.SOME_FAILED
+    result["stages"]["benchmark"] = {key: measured[key] for key in measured if key not in ("command", "recipe", "exit")}
+    return result
+
+
+def _can_serve(context: Context) -> bool:
+    """Whether one file at least may serve; the report is written either way."""
+    from pipeline.serving.select_model import select_model
+
+    try:
+        with context.invocation.completing_errors():
+            select_model(Artifacts(context.root), context.settings)
+    except ProjectError as error:
+        log.error("nothing is classified: %s", error)
+        return False
+    return True
+
+
+def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
+    stage = BY_NAME[args.command]
+    if stage.name != "train" and (context.root / CARD).is_file():
+        context.card()  # a recipe that says other than the model is refused, up to date or not
+    if stage.name == "train":
+        warn_of_a_new_training(context)
+    warn_of_stale_inputs(stage, context)
+    outcome = execute(stage, context, args.force)
+    if stage.name == "verify":
+        _say_verdict(context, verify.STAGE.recorded(context, outcome.manifest))
+        _say_whose_verdict(context, outcome)
+    _say_what_was_not_built(context, outcome)
+    return _result(context, [outcome])
+
+
+def _say_what_was_not_built(context: Context, outcome: Outcome) -> None:
+    """Say again why there are no engines, or none for this machine, where the stage is up to date and silent."""
+    if outcome.stage != "build" or outcome.ran:
+        return
+    result = build.STAGE.recorded(context, outcome.manifest)
+    if result.why_not:
+        log.warning("no engine is built here. %s", result.why_not)
+    if result.not_here:
+        log.warning("%s", result.not_here)
+
+
+def _say_verdict(context: Context, result: Verified) -> None:
+    """Say what a verdict that is no pass asks of the user; the stage may be up to date and say nothing itself."""
+    for warning in result.warnings:
+        log.warning("%s", warning)
+    if result.verdict == FAIL:
+        log.error("verdict: fail. See %s", context.root / PARITY)
+    elif result.verdict == INCONCLUSIVE:
+        log.warning(
+            "verdict: inconclusive: %s test images are too few to tell, about %s would. %s. See %s",
+            f"{result.images:,}",
+            f"{result.images_to_decide or 0:,}",
+            _more_images(result, context.recipe.verify.max_images),
+            context.root / PARITY,
+        )
+
+
+def _say_whose_verdict(context: Context, outcome: Outcome) -> None:
+    """Say where nothing was run, and nothing could be: an unpacked verdict is up to date like one given here."""
+    from pipeline.serving.candidates import why_nothing_runs
+
+    if not outcome.ran and (why := why_nothing_runs(Artifacts(context.root), driver_status())):
+        log.warning("the verdict is that of another machine; nothing of it can be run here: %s", why)
+
+
+def _more_images(result: Verified, most: int) -> str:
+    """What to do for as many test images as decide; those that are there already come first."""
+    wanted, left = result.images_to_decide or 0, result.images_left or 0
+    if result.images + left >= wanted:
+        return f"They are there: raise verify.max_images (now {most:,}) to {wanted:,}"
+    there = f", besides {left:,} that verify.max_images leaves out" if left else ""
+    in_all = f" (about {count(result.images_in_all, 'image')} in all give as many)" if result.images_in_all else ""
+    limit = f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else ""
+    return f"Bring more test images{there}{in_all}{limit}"
+
+
+def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    """The benchmark's JSON line. It is a process of its own, whose memory and threads nothing else has touched."""
+    options = Invocation(args.config, args.artifacts, args.overrides).options
+    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), *options, "--json"]
+    flags = ("force", "explain", "no_wait", "quiet", "verbose")
+    command += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
+    status, said = run_child_for_output(command)
+    raise_as(status)
+    if status == cli.OUTPUT_CLOSED:
+        raise BrokenPipeError
+    text, _, line = said.rstrip("\n").rpartition("\n")
+    if text:
+        print(text, flush=True)
+    try:
+        result: dict[str, object] = json.loads(line)
+    except ValueError:  # a crash, or a kill
+        raise ProjectError(f"Expected the benchmark to end well. Received: exit status {status}, see above.") from None
+    return result | {"command": "benchmark"}
+
+
+def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    results = {o.stage: {**o.manifest.result, "status": "done" if o.ran else "up to date"} for o in outcomes}
+    verdict = results.get("verify", {}).get("verdict")
+    failed = results.get("infer", {}).get("failed", 0)
+    status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE
+    summary: dict[str, object] = {"recipe": context.recipe.name, "stages": results, "exit": status}
+    return summary | ({"verdict": verdict} if verdict else {})
+
+
+def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, object]:
+    from pipeline.serving.classify import classify, find_images, row_columns, write_rows
+    from pipeline.serving.select_model import select_model
+
+    settings = context.recipe.infer
+    batch_size = settings.batch_size if args.batch_size is None else args.batch_size
+    top_k = settings.top_k if args.top_k is None else args.top_k
+    if batch_size < 1 or top_k < 1:
+        raise ProjectError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
+    output = args.output or Path("predictions.csv")
+    check_output(output, "-o", "predictions.csv", (".csv", ".jsonl"))
+    card = context.card()
+    if changes := recipe_changes(read_manifest(context.folder("train")), context.recipe):
+        said = listed(changes, separator="; ")
+        log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
+    paths = find_images(args.images)
+    with context.invocation.completing_errors():
+        choice = select_model(
+            Artifacts(context.root),
+            context.settings,
+            args.backend,
+            args.precision,
+            args.allow_unverified,
+            min(batch_size, len(paths)),
+        )
+    if not (context.root / KERAS).is_file():
+        log.info("%s is not here; %s, which was compared with it when it was verified, answers", KERAS, choice.name)
+    with choice.open() as runner:
+        rows = _said(classify(paths, runner, card, batch_size, top_k), all_of_them=len(paths) <= SAID_IMAGES)
+        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), output)
+    said = f"{output}: {count(counts['images'], 'image')}, {counts['failed']:,} of them failed"
+    if counts["failed"] < counts["images"]:
+        said += f", answered by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
+    log.info("%s", said)
+    return counts | {
+        "output": str(output),
+        "model": choice.name,
+        "verdict": choice.verdict,
+        "exit": cli.SOME_FAILED if counts["failed"] else cli.DONE,
+    }
+
+
+def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:
+    """The rows; logged are the first that failed, with the reason, and of few images the answers too.
+
+    Who names a single photo wants to read at once which class it is, or why it has none.
+    """
+    failed = 0
+    for row in rows:
+        if row["status"] != "ok":
+            failed += 1
+            if failed <= SAID_IMAGES:
+                log.error("%s: %s", row["path"], row["error"])
+        elif all_of_them:
+            log.info("%s: %s (%.1f %%)", row["path"], row["class"], 100 * row["probability"])
+        yield row
+    if failed > SAID_IMAGES:
+        log.error(
+            "%s; the reasons stand in the output",
+            count(failed - SAID_IMAGES, "more image failed", "more images failed"),
+        )
+
+
+def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:
+    stages = STAGES if args.command == "run" else (BY_NAME[args.command],)
+    if args.command not in ("run", "train") and (context.root / CARD).is_file():
+        context.card()
+    explained: dict[str, list[str]] = {}
+    upstream: str | None = None
+    for stage in stages:
+        if stage.name == "infer" and args.command == "run":
+            if upstream is None:
+                explained |= _benchmark(args).get("explain", {})
+            else:
+                explained["benchmark"] = [f"depends on what {upstream} will write"]
+                print(f"benchmark would run: depends on what {upstream} will write", flush=True)
+        if upstream is not None and read_manifest(context.folder(stage.name)) is None:
+            reasons = ["it has not run"]
+        elif upstream is not None:
+            reasons = [f"depends on what {upstream} will write"]
+        else:
+            reasons = ["--force"] if args.force else reasons_to_run(stage, context)
+        explained[stage.name] = reasons
+        if reasons and upstream is None:
+            try:
+                refuse_in_advance(stage, context)
+            except ProjectError as error:
+                raise ProjectError(f"{stage.name} would be refused: {error}") from error
+        print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}", flush=True)
+        upstream = upstream or (stage.name if reasons else None)
+    return {"recipe": context.recipe.name, "explain": explained}
+
+
+def _warn_of_overrides_given_twice(overrides: Sequence[str]) -> None:
+    last: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in last and last[key] != value:
+            log.warning("--set %s is given twice, %s and %s: the last one counts", key, last[key], value)
+        last[key] = value

@@ -1,0 +1,276 @@
+"""What ``python -m pipeline`` and ``python -m benchmarks`` share: options, logging, errors, exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from export.errors import ProjectError, notes
+from export.tensorrt.sidecar import REBUILD
+from pipeline.artifacts.output import sentence
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.locate import find_recipe, refuse_a_taken_name, where_else
+from pipeline.terminal.command_line import ARTIFACTS, Parser, UsageError, invocation_of, override, recipe_file
+from pipeline.terminal.processes import INTERRUPTED, TERMINATED, Terminated, terminated_as_interrupted
+from pipeline.workflow.context import Context
+
+log = logging.getLogger("pipeline")
+
+DONE, VERDICT_FAIL, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
+NOT_FITTING = VERDICT_FAIL  # `engine check`
+INTERNAL_ERROR = 70
+OUTPUT_CLOSED = 141  # as a shell shows a program that SIGPIPE ends
+EXIT_STATUS = """exit status:
+  0 done, and passed, or inconclusive, which a warning says
+  1 done, and the verdict is fail; engine check: the engine does not fit this machine
+  2 bad usage or bad input
+  3 done, but some inputs failed; run: done, but nothing is classified
+  70 a bug of ours, with a traceback
+  130 interrupted (Ctrl-C)     143 terminated (SIGTERM)
+  141 who read the output (head, less) closed it"""
+
+
+def recipe_options() -> Parser:
+    """The options of every command that works on a recipe."""
+    parser = Parser(add_help=False, parents=[output_options()])
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=recipe_file,
+        default=Path("configs/digits.yaml"),
+        metavar="RECIPE",
+        help="its file, or its name in configs/; default: %(default)s",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        type=override,
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the recipe, such as --set model.input_size=64; may be repeated",
+    )
+    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
+    return parser
+
+
+def stage_options() -> Parser:
+    """The options of every command that runs stages."""
+    return _switches(
+        {
+            ("--force",): "run even if the result is up to date",
+            ("--explain",): "say what would run and why, and run nothing",
+            ("--no-wait",): "fail instead of waiting if another process works on it",
+        }
+    )
+
+
+def output_options() -> Parser:
+    """How a command talks."""
+    return _switches(
+        {
+            ("--json",): "end with one line of JSON on standard output",
+            ("-q", "--quiet"): "warnings and errors only",
+            ("-v", "--verbose"): "debug messages too",
+        }
+    )
+
+
+def _switches(helps: Mapping[tuple[str, ...], str]) -> Parser:
+    parser = Parser(add_help=False)
+    for names, text in helps.items():
+        parser.add_argument(*names, action="store_true", help=text)
+    return parser
+
+
+def make_context(args: argparse.Namespace) -> Context:
+    """The recipe with overrides and the artifacts folder; ``args.config`` becomes the file of a recipe's name.
+
+    Raises:
+        RecipeError: the recipe is not there or not valid, or its artifacts are another recipe's.
+    """
+    args.config = find_recipe(args.config, args.artifacts)
+    recipe = load_recipe(args.config, args.overrides)
+    refuse_a_taken_name(recipe, args.config, args.artifacts, args.overrides)
+    return Context(recipe, args.config, args.artifacts, args.overrides)
+
+
+def run_command(
+    parser: Parser,
+    argv: Sequence[str] | None,
+    command: Callable[[argparse.Namespace], dict[str, object]],
+) -> int:
+    """Parse, run, print the JSON line, turn every error into a sentence and an exit status.
+
+    Where who reads the output closes it, as ``head`` does, the command ends in silence, and clears up as at Ctrl-C.
+
+    ``command`` returns what the JSON line holds; its key "exit" is the exit status (0 if it is missing).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name may hold what no encoding has
+            stream.reconfigure(errors="backslashreplace")
+    handler = _TqdmHandler()
+    try:
+        try:
+            status = _run(parser, words, command, handler)
+        finally:
+            if sys.stdout is not None:  # it is where standard output was closed from the start
+                sys.stdout.flush()
+    except OSError as error:  # standard output or standard error takes no more
+        _stop_writing()
+        if not isinstance(error, BrokenPipeError):
+            log.error("Expected standard output to take the result. Received: %s.", error.strerror or error)
+            return BAD_INPUT
+        handler.closed = True
+    return OUTPUT_CLOSED if handler.closed else status
+
+
+def _run(
+    parser: Parser,
+    words: Sequence[str],
+    command: Callable[[argparse.Namespace], dict[str, object]],
+    handler: _TqdmHandler,
+) -> int:
+    try:
+        args = parser.read(words)
+    except UsageError as error:
+        _start_logging(handler, logging.WARNING)
+        sys.stderr.write(error.usage)
+        refused = _failed(next((word for word in words if not word.startswith("-")), ""), "bad input", str(error), 2)
+        if "--json" in words:
+            print(_json_line(refused), flush=True)
+        return BAD_INPUT
+    _start_logging(handler, logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
+    quiet_libraries()
+    invocation = invocation_of(args)
+    handler.rebuild = invocation.command("build", more=("--force",)) if invocation else REBUILD
+    name = getattr(args, "command", parser.prog.rpartition(" ")[2])
+    try:
+        with terminated_as_interrupted():
+            result = {"command": name, "status": "done"} | command(args)
+    except BrokenPipeError:
+        raise
+    except ProjectError as error:
+        result = _failed(name, "bad input", _with_notes(_with_place(handler.said(str(error)), args), error), BAD_INPUT)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        said = _with_notes("Terminated." if terminated else "Interrupted.", error)
+        result = _failed(name, "interrupted", said, TERMINATED if terminated else INTERRUPTED)
+    except ModuleNotFoundError as error:
+        advice = (
+            f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make "
+            "install` (or `make install-gpu` on a GPU machine) installs all of them into an environment of their own, "
+            ".venv; use its Python. `python -m pipeline doctor` shows what is missing."
+        )
+        result = _failed(name, "bad input", advice, BAD_INPUT)
+    except OSError as error:
+        log.debug("where it happened", exc_info=True)
+        result = _failed(name, "bad input", _with_notes(sentence(error), error), BAD_INPUT)
+    except Exception as error:
+        log.exception("This is a bug of ours; please report it with the lines above and below.")
+        result = _failed(name, "internal error", _with_notes("See the traceback.", error), INTERNAL_ERROR)
+    result.setdefault("exit", DONE)
+    if args.json:
+        print(_json_line(result), flush=True)
+    return int(result["exit"])
+
+
+def quiet_libraries() -> None:
+    """Keep the chatter of other libraries off the screen; their errors stay."""
+    for name in ("tensorflow", "tf2onnx", "absl", "h5py", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata; what matters raises
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    """A message, and what whoever saw the error pass by knows of what is left."""
+    return " ".join([message, *notes(error)])
+
+
+def _with_place(message: str, args: argparse.Namespace) -> str:
+    """A message, and where the path is that it misses, if it was written as seen from elsewhere."""
+    if not isinstance(getattr(args, "config", None), Path):
+        return message
+    return message + where_else(message, args.config, args.overrides)
+
+
+def _json_line(result: dict[str, object]) -> str:
+    """Readable where standard output takes it; escaped where it does not, as JSON allows."""
+    line = json.dumps(result, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(result)
+    return line
+
+
+def _failed(command: str, status: str, message: str, code: int) -> dict[str, object]:
+    log.error("%s", message)
+    return {"command": command, "status": status, "error": message, "exit": code}
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above progress bars instead of through them; errors and warnings say that they are.
+
+    A warning that was given before, word for word, is not given again.
+
+    Attributes:
+        rebuild: the command that builds this recipe's engines, which takes the place of the general one.
+        closed: who reads standard error closed it. The first line that finds out raises; what comes after it, while
+            the command clears up, is not written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed, self.rebuild = False, REBUILD
+        self._given: set[str] = set()
+
+    def said(self, message: str) -> str:
+        """A message of ``export`` or of a runner, which know nothing of recipes, with the command for this one."""
+        return message.replace(REBUILD, self.rebuild)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.said(self.format(record))
+        if self.closed or (record.levelno == logging.WARNING and text in self._given):
+            return
+        if record.levelno == logging.WARNING:
+            self._given.add(text)
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        try:
+            tqdm.write(prefix + text, file=sys.stderr)
+        except BrokenPipeError:
+            self.closed = True
+            raise
+
+
+def _stop_writing() -> None:
+    """Let go of what cannot be written, so that Python does not try once more when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _start_logging(handler: logging.Handler, level: int) -> None:
+    for package in ("pipeline", "export", "benchmarks"):
+        logger = logging.getLogger(package)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(level)

@@ -1,0 +1,150 @@
+"""The names of classes: read, from what data and model say of them, and matched with each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.errors import DataError, ProjectError, RecipeError
+from export.records import MOST_DIGITS, parse_json, read_bounded
+from export.words import listed
+from pipeline.artifacts.files import as_text
+from pipeline.data.sample import DataMissingError
+from pipeline.recipe.schema import IMAGENET, Data
+
+if TYPE_CHECKING:
+    from pipeline.data.dataset import ImageSet
+
+
+def model_names(given: tuple[str, ...] | str | None) -> tuple[str, ...] | None:
+    """The names that ``model.classes`` says: a list, or a file as `read_names` takes it.
+
+    Raises:
+        RecipeError: the file is missing or of another form, a name is there twice, or there is but one.
+    """
+    if given is None:
+        return None
+    names = (
+        read_names(Path(given), "model.classes", RecipeError)
+        if isinstance(given, str)
+        else _each_once(tuple(map(as_text, given)), "model.classes", RecipeError)
+    )
+    if len(names) < 2:
+        raise RecipeError(f"model.classes: expected at least two names. Received: {list(names)}.")
+    return names
+
+
+def data_names(config: Data, folder: Path) -> tuple[str, ...] | None:
+    """The names that ``data.classes`` says, in the order of the labels; None where labels are names themselves.
+
+    Beside a table ``classes.json`` or ``classes.txt`` is taken too.
+
+    Args:
+        config: the recipe's section.
+        folder: that the data lie in.
+
+    Raises:
+        DataMissingError: the file does not exist.
+        DataError: it is of another form, or a name is there twice.
+    """
+    path = _file_of_data(config, folder)
+    return None if path is None else read_names(path, "data.classes", DataError)
+
+
+def read_names(path: Path, key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
+    """Read names of classes, in the order of the outputs.
+
+    A text file has a name a line. JSON is a list of names, or of lists that end in the name (as Keras lists the classes
+    of ImageNet), or an object of index to such a one, or of name to index (``class_indices`` of Keras' generators). Of
+    two classes with one name (ImageNet has two cranes) the id that a list begins with keeps them apart.
+
+    Args:
+        path: JSON where it ends so, else text.
+        key: of the recipe, which messages begin with.
+        refusal: what is raised.
+    """
+    try:
+        data = read_bounded(path)
+        if path.suffix.lower() == ".json":
+            entries = _in_order(parse_json(data, path.name))
+        else:
+            entries = [line.strip() for line in data.decode().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise refusal(f"{key}: expected names, or a .txt or .json file. Received: {path}{_why(error)}") from error
+    if not entries:
+        raise refusal(f"{key}: expected a list of names in {path}. Received: {data[:60]!r}.")
+    lists = [entry if isinstance(entry, list) and entry else [entry] for entry in entries]
+    same = Counter(str(entry[-1]) for entry in lists)
+    names = (
+        f"{entry[-1]} ({entry[0]})" if entry[1:] and same[str(entry[-1])] > 1 else str(entry[-1]) for entry in lists
+    )
+    return _each_once(tuple(map(as_text, names)), key, refusal)
+
+
+def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
+    """The images with their labels in the order of ``names``, which the data's own classes are matched to by name.
+
+    Raises:
+        DataError: the data has a class that is not among the names.
+    """
+    if names is None or names == images.classes:
+        return images
+    positions = {name: position for position, name in enumerate(names)}
+    if unknown := [name for name in images.classes if name not in positions]:
+        raise DataError(
+            "Expected the data's classes among the model's (model.classes). "
+            f"Received: data {_some(images.classes)}; model {_some(names)}; {_some(unknown)} "
+            f"{'is' if len(unknown) == 1 else 'are'} not among the model's. Rename the folders or the names."
+        )
+    label = {old: positions[name] for old, name in enumerate(images.classes)}
+    splits = {
+        split: tuple(dataclasses.replace(sample, label=label[sample.label]) for sample in samples)
+        for split, samples in images.splits.items()
+    }
+    return dataclasses.replace(images, classes=names, splits=splits)
+
+
+def _file_of_data(config: Data, folder: Path) -> Path | None:
+    if config.classes == IMAGENET:
+        from pipeline.data.download import IMAGENET_CLASSES, DownloadError, fetch
+
+        try:
+            return fetch(IMAGENET_CLASSES, "--set data.classes=/path/to/classes.json")
+        except DownloadError as error:
+            raise DataMissingError(str(error)) from error
+    if config.classes is not None:
+        path = Path(config.classes)
+        if not path.is_file():
+            raise DataMissingError(f"data.classes: expected a file. Received: {path}, which does not exist.")
+        return path
+    beside = (folder / "classes.json", folder / "classes.txt")
+    return next((path for path in beside if config.source == "csv" and path.is_file()), None)
+
+
+def _in_order(tree: Any) -> list[Any]:
+    """The entries of a JSON file by their index; empty where it is of another form."""
+    if isinstance(tree, dict) and all(isinstance(index, int) for index in tree.values()):
+        return sorted(tree, key=lambda name: tree[name])
+    if isinstance(tree, dict) and all(index.isdecimal() and len(index) <= MOST_DIGITS for index in tree):
+        return [tree[index] for index in sorted(tree, key=int)]
+    return tree if isinstance(tree, list) else []
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return ", which does not exist."
+    if isinstance(error, UnicodeDecodeError):
+        return ", which is no UTF-8 text. Save it as UTF-8."
+    return f": {getattr(error, 'strerror', None) or error}."
+
+
+def _each_once(names: tuple[str, ...], key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
+    if twice := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise refusal(f"{key}: expected each name once. Received: {listed(twice)} more than once.")
+    return names
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    return listed(names, most=8)

@@ -1,0 +1,289 @@
+"""The host part of preprocessing: decode and resize to uint8 RGB, by the rules in the model card.
+
+The host part of preprocessing: decode and resize to uint8 RGB.
+
+Training, calibration, verification and inference share this one function, so that a model sees in production what it
+saw in training. Everything after it (channel order, mean, scale) is inside the graph: ``export.preprocessing``.
+
+What the host does to a picture before the model sees it, as a part of the model.
+
+It is written once, into the model card, and from there into the ONNX files, the sidecars and ``reference.npz``.
+Training, calibration, verification, inference and thumbnails decode by it and by nothing else, so that a verdict
+holds for what is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+
+from export.errors import ImageError
+from export.records import to_json
+from pipeline.data.image_files import Budget, as_image_error, image_file, opened_file
+
+Resize = Literal["stretch", "crop", "imagenet", "pad"]
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
+MAX_SIDE = 1_000_000  # shrinking takes memory for each pixel of a side; JPEG ends at 65,535
+STRIP = 2**20  # pixels that are converted at once where the conversion takes several copies
+SCRATCH = 2**24  # pixels that a resize may hold between its two passes
+WHOLE = 8  # times the wanted side: up to here "imagenet" resizes a side whole, as torchvision does, to the bit
+
+# Formats whose header tells how large the decoded picture is; an icon, say, holds pictures of other sizes.
+SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+# Pixels that all threads together decode at a time: one picture of the largest, or what keeps each core busy.
+_PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
+HUGE = 2**24  # pixels, of which each takes 4 bytes
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image file completely, apply its EXIF orientation, convert to 8-bit RGB.
+
+    Greyscale is repeated over the channels, transparency is laid on black, 16-bit greyscale is scaled to 8 bit, of an
+    animation the first frame is taken.
+
+    Args:
+        data: the file's bytes, any format that Pillow reads.
+
+    Raises:
+        ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
+            in PostScript.
+    """
+    with as_image_error(len(data)), _opened(data) as image:
+        return _in_mode("RGB", _flat(image))
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The decoded picture, upright, while the block runs; threads wait for each other before pixels fill the memory."""
+    image = Image.open(io.BytesIO(data))
+    _check_format(image)
+    pixels = _pixels_to_decode(image)
+    if pixels > HUGE:  # the C library may keep freed memory for the thread that had it, unless it is in large blocks
+        Image.core.set_block_size(4 * HUGE)  # type: ignore[attr-defined]
+    with _PIXELS.hold(pixels):
+        try:
+            image.load()
+            _check_size(image)  # an icon says only now how large it is
+            ImageOps.exif_transpose(image, in_place=True)
+            yield image
+        except BaseException:
+            image.close()  # the error refers to it, and its pixels would stay as long as the error
+            raise
+
+
+def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
+    """Resize with Pillow's antialiased bilinear filter; the memory is bounded whatever the image's proportions.
+
+    Args:
+        image: RGB, or 8-bit greyscale, whose pixels come out the same as if it had been made RGB before.
+        size: (height, width) in pixels.
+        mode: "stretch" to the size; "crop": the largest centred part of the size's shape, then resize; "imagenet":
+            the short side to 8/7 of the size (256 for 224), then the centre; "pad": shrunk to fit if it is larger,
+            never enlarged, black around it.
+
+    Returns:
+        uint8 of shape (height, width, 3).
+    """
+    height, width = size
+    resize = {"stretch": _stretch, "crop": _crop, "imagenet": _centre, "pad": _pad}[mode]
+    return np.asarray(_in_mode("RGB", resize(image, width, height)), dtype=np.uint8)
+
+
+def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Pillow resizes rows before columns; a tall, narrow picture is first made lower, or its rows fill the memory."""
+    if image.width < width and width * image.height > SCRATCH:
+        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of the picture at 8/7 of the wanted size, of which nothing far outside that middle is computed."""
+    scale = max(width / image.width, height / image.height) * 8 / 7
+    whole = round(image.width * scale), round(image.height * scale)
+    left, right = _computed(whole[0], width)
+    top, bottom = _computed(whole[1], height)
+    across, down = image.width / whole[0], image.height / whole[1]
+    part = image.resize(
+        (right - left, bottom - top),
+        Image.Resampling.BILINEAR,
+        box=(left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)),
+    )
+    x, y = (whole[0] - width) // 2 - left, (whole[1] - height) // 2 - top
+    return part.crop((x, y, x + width, y + height))
+
+
+def _computed(whole: int, wanted: int) -> tuple[int, int]:
+    """From where to where a side of a resized picture is computed, of which only the middle is wanted.
+
+    All of it within reason: Pillow keeps the edges of a part in 32 bits, so that one value in fifty would differ by
+    one grey level from those of the whole.
+    """
+    start = (whole - wanted) // 2
+    return (0, whole) if whole <= WHOLE * wanted else (start, start + wanted)
+
+
+def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(1.0, width / image.width, height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    result = Image.new(image.mode, (width, height))
+    result.paste(image.resize(size, Image.Resampling.BILINEAR), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return result
+
+
+def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
+    """Decode and resize one image: uint8 of shape (height, width, 3).
+
+    Raises:
+        ImageError: the file cannot be read or decoded; the message says why.
+    """
+    if not isinstance(source, bytes):
+        with image_file(source) as data:
+            return load_image(data, size, mode)
+    with as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
+        return resize_image(_flat(image), size, mode)
+
+
+def array_to_image(pixels: np.ndarray) -> Image.Image:
+    """An RGB image from a uint8 array of shape (height, width) or (height, width, 1 or 3)."""
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).convert("RGB")
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file that does not even begin as an image, without decoding it.
+
+    Damage further inside shows only when the picture is decoded.
+
+    Raises:
+        ImageError: the file cannot be read, is empty, no image, or promises more pixels than are allowed.
+    """
+    with opened_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
+        _check_format(image)
+
+
+def _check_format(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
+    _check_size(image)
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
+    if max(image.size) > MAX_SIDE:
+        raise ImageError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE:,}")
+
+
+def _pixels_to_decode(image: Image.Image) -> int:
+    """How many pixels are in memory at least once, by what the header says."""
+    if image.format not in SIZED:
+        return MAX_PIXELS
+    if not isinstance(image, TiffImageFile):
+        return image.width * image.height
+    across, down = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
+    if across * down > MAX_PIXELS:
+        raise ImageError(f"tiles of {across}x{down} pixels, more than {MAX_PIXELS:,} allowed")
+    return max(image.width * image.height, across * down)  # a tile may be larger than the picture
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB without transparency; what is grey stays so, in 8 bits, which takes a quarter of the memory."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _by_strips(image, _scaled_to_8_bit, "L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return _by_strips(image, _laid_on_black, "RGB")
+    return _in_mode("L" if image.mode in ("1", "L") else "RGB", image)
+
+
+def _in_mode(mode: str, image: Image.Image) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
+    """Convert pixel by pixel, some rows at once, so that a large picture is not there in five copies."""
+    rows = max(1, STRIP // image.width)
+    if image.height <= rows:
+        return convert(image)
+    result = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = (0, top, image.width, min(top + rows, image.height))
+        result.paste(convert(image.crop(strip)), strip)
+    return result
+
+
+def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+
+
+def _laid_on_black(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, rgba).convert("RGB")
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """From a file, or an array, to the pixels that the graph takes: uint8, (height, width, 3).
+
+    The fields with one possible value are the rules of `pipeline.data.decode`. A card with others was made by another
+    version, whose pixels are not these, and is refused.
+
+    Attributes:
+        size: height and width of the model's input in pixels.
+        resize: see `pipeline.data.decode.resize_image`.
+        colour: order of the channels.
+        filter: of every resize, Pillow's.
+        orientation: the EXIF tag is applied.
+        transparency: what lies behind it.
+        sixteen_bit: what of a 16-bit grey value counts.
+        animation: which frame.
+    """
+
+    size: tuple[int, int]
+    resize: Literal["stretch", "crop", "imagenet", "pad"]
+    colour: Literal["RGB"] = "RGB"
+    filter: Literal["bilinear, antialiased"] = "bilinear, antialiased"
+    orientation: Literal["as EXIF says"] = "as EXIF says"
+    transparency: Literal["on black"] = "on black"
+    sixteen_bit: Literal["high byte"] = "high byte"
+    animation: Literal["first frame"] = "first frame"
+
+    def __post_init__(self) -> None:
+        if not all(1 <= side <= 4096 for side in self.size):
+            raise ValueError(f"a size of {self.size[0]}x{self.size[1]} pixels")
+
+    def pixels(self, source: Path | str | bytes | np.ndarray) -> np.ndarray:
+        """Decode and resize one image.
+
+        Args:
+            source: an image file, its bytes, or uint8 pixels of shape (height, width[, 1 or 3]).
+
+        Returns:
+            uint8 of shape (height, width, 3).
+
+        Raises:
+            ImageError: the file cannot be read or decoded; the message says why.
+        """
+        pass  # REMOVED  # a card is read without Pillow
+
+        if isinstance(source, np.ndarray):
+            return resize_image(array_to_image(source), self.size, self.resize)
+        return load_image(Path(source) if isinstance(source, str) else source, self.size, self.resize)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON types."""
+        return to_json(self)

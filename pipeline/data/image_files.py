@@ -1,0 +1,130 @@
+"""Opens image files, and nothing else that has a name: no pipe, no device, no file larger than an image is.
+
+A quantity, such as memory, that threads share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from export.errors import ImageError
+from export.files import digest_of
+from export.words import count
+
+
+class Budget:
+    """Threads hold parts of it; one that asks for more than is left waits until others have given theirs back.
+
+    Whoever holds a part must not ask this budget for another; of two budgets, all threads ask for the same one first.
+    Then some thread can always go on.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, amount: int) -> Iterator[None]:
+        """Hold a part while the block runs; more than there is counts as all of it: its block runs alone."""
+        amount = min(amount, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._held + amount <= self._total)
+            self._held += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= amount
+                self._changed.notify_all()
+
+
+LARGEST_FILE = 2**29  # 512 MiB: 179 megapixels of RGB without any compression
+_BYTES = Budget(LARGEST_FILE)  # of files that are in memory, in all threads together
+
+
+@contextlib.contextmanager
+def image_file(path: Path) -> Iterator[bytes]:
+    """The content of an image file while the block runs; threads wait for each other before files fill the memory.
+
+    Raises:
+        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+    """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        with _BYTES.hold(size):
+            with as_image_error():
+                data = file.read(size)
+            yield data
+
+
+def hash_image_file(path: Path) -> str:
+    """sha256 of an image file, read in pieces.
+
+    Raises:
+        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+    """
+    with _opened(path) as file, as_image_error():
+        return digest_of(file)
+
+
+@contextlib.contextmanager
+def opened_file(path: Path) -> Iterator[io.BufferedReader]:
+    """An image file, open while the block runs, for who may read all of it: threads wait for each other before that.
+
+    Raises:
+        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+    """
+    with _opened(path) as file, _BYTES.hold(os.fstat(file.fileno()).st_size):
+        yield file
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    with contextlib.ExitStack() as stack:
+        with as_image_error():
+            file = stack.enter_context(open(path, "rb", opener=_without_waiting))
+            status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise ImageError(f"{count(status.st_size, 'byte')}, more than the {LARGEST_FILE:,} allowed")
+        yield file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its other end
+
+
+@contextlib.contextmanager
+def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
+    """Make whatever the system and Pillow say of an image file the reason why it cannot be read.
+
+    Args:
+        size: of the file in bytes; of 0 it is empty. Defaults to one that is not.
+
+    Raises:
+        ImageError: with that reason.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(str(error)) from error
+    except MemoryError as error:
+        raise ImageError("more than fits into the memory that is left") from error
+    except OSError as error:  # of a file in memory: what Pillow says of its content
+        raise ImageError(error.strerror or str(error) or "not readable") from error
+    except Exception as error:  # Pillow's plugins raise many types on damaged files
+        raise ImageError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,273 @@
+"""Where labelled images come from: folders, arrays, TensorFlow Datasets. Tables are in ``pipeline.data.tables``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from export.errors import DataError, ImageError
+from export.words import count, listed
+from pipeline.artifacts.archives import array_names, read_arrays
+from pipeline.artifacts.files import sha256_bytes
+from pipeline.artifacts.results import Unreadable
+from pipeline.data.class_names import data_names
+from pipeline.data.decode import check_header
+from pipeline.data.folders import fits, has_images, images_below, other_files, subfolders, why_groups, why_no_images
+from pipeline.data.image_files import hash_image_file
+from pipeline.data.sample import DataMissingError, Found, Sample, natural_order
+from pipeline.data.tables import read_tables
+from pipeline.recipe.messages import what_it_is
+from pipeline.recipe.schema import SPLIT_NAMES, Data
+from pipeline.terminal.console import in_threads, progress_bar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+EXPECTED = {
+    "folder": "a folder with a subfolder for each class",
+    "csv": "a .csv file, or a folder with one for each split",
+    "npz": "an .npz file in the layout of keras.datasets",
+    "tfds": "the folder of tensorflow-datasets",
+}
+MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger one is a slip, and each class gets a name
+
+
+def read_source(config: Data) -> Found:
+    """Every labelled image of a recipe.
+
+    Raises:
+        DataMissingError: the folder or file does not exist, or cannot be fetched.
+        DataError: no images, or a file that is not what the recipe says.
+    """
+    readers: dict[str, Callable[[Data, Path], Found]] = {"folder": _folder, "npz": _npz, "csv": _csv, "tfds": _tfds}
+    if config.source == "digits":
+        return _digits()
+    return readers[config.source](config, _locate(config))
+
+
+def _locate(config: Data) -> Path:
+    if config.source == "tfds" and config.path is None:
+        return Path()
+    if config.path is None and config.download is not None:
+        from pipeline.data.download import DownloadError, fetch_dataset
+
+        try:
+            return fetch_dataset(config.download)
+        except DownloadError as error:
+            raise DataMissingError(str(error)) from error
+    path = Path(config.path or "")
+    expected = f"data.path: expected {EXPECTED[config.source]}. Received: {path}, {what_it_is(path)}"
+    if not path.exists():
+        raise DataMissingError(f"{expected} Name it with --set data.path=...")
+    if config.source != "tfds" and not fits(config.source, path):
+        raise DataError(expected)
+    return path
+
+
+def _digits() -> Found:
+    try:
+        from sklearn.datasets import load_digits  # its data comes with the package
+    except ImportError as error:
+        raise DataMissingError(f"Expected scikit-learn, which holds the digits. Received: {error}.") from error
+
+    digits = load_digits()
+    arrays = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return Found(_array_samples("digits", arrays, digits.target), [str(i) for i in range(10)])
+
+
+def _npz(config: Data, path: Path) -> Found:
+    expected = "arrays x_train, y_train, x_test, y_test (the layout of keras.datasets)"
+    samples: list[Sample] = []
+    try:
+        names = array_names(path, expected)
+        parts = [name[2:] for name in names if name.startswith("x_") and name[2:] in SPLIT_NAMES]
+        lacking = [f"x_{name[2:]}" for name in names if name.startswith("y_") and name[2:] not in parts]
+        if not parts or lacking:
+            missing = f" without {', '.join(lacking)}" if lacking else ""
+            raise DataError(f"Expected {expected} in {path}. Received: {', '.join(names)[:500]}{missing}.")
+        held = read_arrays(path, [f"{kind}_{part}" for part in parts for kind in "xy"], expected)
+        for part in parts:
+            arrays, labels = held[f"x_{part}"], held[f"y_{part}"].astype(np.int64)
+            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
+            _check_arrays(path, arrays, labels)
+            ready = SPLIT_NAMES[part] if config.ready_splits else None
+            samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
+    return Found(samples, _named(config, path, max((s.label for s in samples), default=-1) + 1))
+
+
+def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
+    images = arrays.dtype == np.uint8 and arrays.ndim in (3, 4) and 0 not in arrays.shape[1:]
+    if not images or labels.shape != arrays.shape[:1]:
+        raise DataError(
+            f"Expected uint8 images of shape (N, height, width[, channels]) and as many labels in {path}. "
+            f"Received: {arrays.dtype} {arrays.shape} and {labels.shape} labels."
+        )
+    if len(labels) and (labels.min() < 0 or labels.max() >= MOST_CLASSES):
+        raise DataError(
+            f"Expected labels from 0 to at most {MOST_CLASSES - 1:,} in {path}. "
+            f"Received: {labels.min()} to {labels.max()}."
+        )
+
+
+def _named(config: Data, path: Path, classes: int) -> Sequence[str]:
+    names = data_names(config, path.parent)
+    if names is None:
+        return [str(i) for i in range(classes)]
+    if len(names) < classes:
+        raise DataError(f"data.classes: expected at least {count(classes, 'name')}. Received: {len(names)}.")
+    return names
+
+
+def _array_samples(
+    name: str, arrays: np.ndarray, labels: np.ndarray, start: int = 0, ready: str | None = None
+) -> list[Sample]:
+    return [
+        Sample(f"{name}/{i}", int(label), _array_hash(array), partial(_identity, array), ready=ready)
+        for i, (array, label) in enumerate(zip(arrays, labels), start)
+    ]
+
+
+def _array_hash(array: np.ndarray) -> str:
+    return sha256_bytes(str(array.shape).encode() + array.tobytes())
+
+
+def _identity(content: T) -> T:
+    return content
+
+
+def _folder(config: Data, root: Path) -> Found:
+    parts = _ready_folders(root) if config.ready_splits else {}
+    rows: list[tuple[Path, str, str | None]] = []
+    for ready, folder in parts.items() if parts else [(None, root)]:
+        labelled = _by_name(folder, config.label_pattern) if config.label_pattern else _by_folder(folder)
+        rows += [(path, label, ready) for path, label in labelled]
+    others = other_files(root, {path for path, _, _ in rows})
+    if not rows:
+        raise DataError(why_no_images(config, root, others))
+    found = {label for _, label, _ in rows}
+    classes = data_names(config, root) or natural_order(found)
+    if unknown := sorted(found - set(classes)):
+        raise DataError(f"data.classes: expected a name for each class. Received: none for {listed(unknown)}.")
+    if not config.label_pattern and (odd := why_groups(root, found)):
+        log.warning("%s", odd)
+    numbers = {name: index for index, name in enumerate(classes)}
+    named = [(path, path.relative_to(root).as_posix(), numbers[label], ready) for path, label, ready in rows]
+    return _hashed(named, classes, others)
+
+
+def _ready_folders(root: Path) -> dict[str, Path]:
+    """Subfolders that are splits (``train``, ``val``, ...); empty where the subfolders are classes."""
+    folders = subfolders(root)
+    named = [p for p in folders if p.name.lower() in SPLIT_NAMES]
+    others = [p.name for p in folders if p not in named and has_images(p)]
+    if not named or (others and not any(subfolders(p) for p in named)):
+        return {}
+    if others:
+        raise DataError(
+            f"Expected either splits ({', '.join(p.name for p in named)}) or classes below {root}. Received: both; "
+            f"{listed(others)} is no split. Move it away, or set data.ready_splits=false for classes only."
+        )
+    found: dict[str, Path] = {}
+    for folder in named:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in found:
+            raise DataError(f"Expected one folder for a split. Received: {found[split]} and {folder}. Merge them.")
+        found[split] = folder
+    return found
+
+
+def _by_folder(root: Path) -> Iterator[tuple[Path, str]]:
+    for folder in subfolders(root):
+        found = sorted(images_below(folder))
+        if not found:
+            log.warning("class folder %s holds no images and is left out", folder)
+        yield from ((path, folder.name) for path in found)
+
+
+def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
+    for path in sorted(images_below(root)):
+        match = re.search(pattern, path.name)
+        if match is None or not match.group(1):
+            raise DataError(
+                f"data.label_pattern: expected {pattern!r} to find the class in every file name. "
+                f"Received: {path}, where it finds none. Correct the pattern or remove the file."
+            )
+        yield path, match.group(1)
+
+
+def _hashed(
+    rows: Sequence[tuple[Path, str, int, str | None]], classes: Sequence[str], others: Mapping[str, int] | None = None
+) -> Found:
+    """The images of (path, name, label, ready-made split); each file is opened once, and those that are none named."""
+    samples: list[Sample] = []
+    unreadable: list[Unreadable] = []
+    digests = in_threads(_hash_file, [path for path, *_ in rows], "opening images")
+    for (path, name, label, ready), digest in zip(rows, digests):
+        if isinstance(digest, ImageError):
+            unreadable.append(Unreadable(name, str(digest)))
+        else:
+            samples.append(Sample(name, label, digest, partial(_identity, path), path, ready))
+    return Found(samples, classes, tuple(unreadable), others or {})
+
+
+def _hash_file(path: Path) -> str | ImageError:
+    """sha256 of an image file, or why it is none, as far as its header shows."""
+    try:
+        check_header(path)
+        return hash_image_file(path)
+    except ImageError as error:
+        return ImageError(str(error))  # without its traceback, which refers to the open file
+
+
+def _csv(config: Data, path: Path) -> Found:
+    rows, classes = read_tables(config, path)
+    base = path if path.is_dir() else path.parent
+    return _hashed([(image, _name_below(image, base), label, ready) for image, label, ready in rows], classes)
+
+
+def _name_below(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+
+
+def _tfds(config: Data, path: Path) -> Found:
+    """A data set by its name, read by random access, so that images stay on the disk."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataMissingError(
+            f"data.source tfds: expected the package tensorflow-datasets. Received: {error}. "
+            "Install it with `.venv/bin/python -m pip install tensorflow-datasets array_record`, "
+            "or export the images to a folder for each class."
+        ) from error
+    folder = {"data_dir": str(path)} if config.path else {}
+    try:
+        builder = tfds.builder(config.tfds, **folder, file_format="array_record")
+        builder.download_and_prepare()
+        sources: dict[str, Any] = builder.as_data_source()
+        classes = list(builder.info.features["label"].names)
+    except Exception as error:  # the package raises many types: unknown names, no network, other features
+        raise DataMissingError(
+            f"data.tfds: expected a data set of tensorflow-datasets with 'image' and 'label'. Received: "
+            f"{config.tfds!r}: {type(error).__name__}: {error}"
+        ) from error
+    samples: list[Sample] = []
+    for part, source in sources.items():
+        ready = SPLIT_NAMES.get(part) if config.ready_splits and len(sources) > 1 else None
+        for index in progress_bar(range(len(source)), desc=f"  hashing {config.tfds} {part}", unit="img"):
+            record = source[index]
+            read = partial(_tfds_image, source, index)
+            digest = _array_hash(np.asarray(record["image"]))
+            samples.append(Sample(f"{part}/{index}", int(record["label"]), digest, read, ready=ready))
+    return Found(samples, classes)
+
+
+def _tfds_image(source: Any, index: int) -> np.ndarray:
+    return np.asarray(source[index]["image"])

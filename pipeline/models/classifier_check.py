@@ -1,0 +1,335 @@
+"""What a model takes and gives, read off its file, and why it is no image classifier where it is none.
+
+Nothing is built: shapes are followed back from the last layer as far as the architecture says them. Where it does not,
+nothing is said here, and taking the model over finds out. Imports no Keras.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from export.words import count, listed
+from pipeline.keras_files.model_file import (
+    ModelFile,
+    batch_shape,
+    by_name,
+    inner_layers,
+    is_model,
+    layers_of,
+    name_of,
+    names_at,
+    settings_of,
+)
+from pipeline.models.original import SMALLEST, layout_of
+
+Shape = tuple[int | None, ...]  # without the batch
+
+_SAME = frozenset(
+    """
+    Activation ActivityRegularization AlphaDropout BatchNormalization BatchNormalizationV1 Dropout ELU GaussianDropout
+    GaussianNoise GroupNormalization Identity LayerNormalization LeakyReLU PReLU ReLU Softmax SpatialDropout2D
+    ThresholdedReLU UnitNormalization Add Average Maximum Minimum Multiply Subtract
+    """.split()  # noqa: SIM905
+)
+_PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
+
+_NAMING = frozenset(("argmax", "onehot"))
+_ACTIVATIONS = frozenset(("ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "ThresholdedReLU"))
+_CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "Conv2DTranspose", "Convolution2D")
+_BEHIND_POOLING = _PASSING | {"BatchNormalization", "BatchNormalizationV1", "LayerNormalization"}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The output of a layer.
+
+    Attributes:
+        shape: without the batch; None where the architecture does not say.
+        activation: the last one, None where it is none or not known.
+    """
+
+    shape: Shape | None
+    activation: str | None
+
+    @property
+    def classes(self) -> int | None:
+        """Classes of a classifier with this end: two where one unit decides."""
+        units = self.shape[0] if self.shape is not None and len(self.shape) == 1 else None
+        return 2 if units == 1 else units
+
+
+def ending(file: ModelFile) -> Ending:
+    """What the first output of a model is."""
+    if file.config is None:
+        given = list(signature(file, "outputs").values())
+        return Ending(given[0][1] if given else None, None)
+    return _ending(file.config)
+
+
+def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
+    """The layers that give a model's outputs, each with what it gives.
+
+    One layer that gives several of them, or that is called several times, says nothing of its own.
+    """
+    layers = by_name(config)
+    names = names_at(config, "output_layers")
+    ends = []
+    for name in names:
+        layer = layers.get(name, {})
+        several = len(names_at(layer, "output_layers")) > 1 or len(layer.get("inbound_nodes") or ()) > 1
+        plain = not several and names.count(name) == 1
+        ends.append((name, _of(layers, name, set()) if plain else Ending(None, None)))
+    return ends
+
+
+def before_naming(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
+    """The layer before a last one that names a class (argmax), with what it gives; empty where none does."""
+    layers = by_name(config)
+    last = next(iter(names_at(config, "output_layers")), None)
+    name = _last_but(layers, last, _names_a_class)
+    return [(name, _of(layers, name, set()))] if name is not None and name != last else []
+
+
+def why_no_classifier(file: ModelFile) -> str | None:
+    """Why a model cannot be deployed, as a sentence without a stop; None where nothing speaks against it."""
+    if final := [f for f in file.findings if not f.allowable]:
+        return f"{final[0].name}: {final[0].why}"
+    if file.config is None:
+        signatures = file.facts.get("signatures", {})
+        if "serving_default" not in signatures and len(signatures) != 1:
+            return f"no signature serving_default, but {listed(signatures) or 'none at all'}"
+        inputs, outputs = list(signature(file, "inputs").values()), list(signature(file, "outputs").items())
+    else:
+        inputs = list(_inputs(file.config))
+        outputs = [("", ("", None))] * max(1, len(names_at(file.config, "output_layers")))
+    if len(inputs) > 1:
+        return f"it takes {count(len(inputs), 'input')}, and an image classifier takes one image"
+    if len(outputs) > 1:
+        given = output_ends(file.config) if file.config is not None else [(n, Ending(s, None)) for n, (_, s) in outputs]
+        said = listed(f"{name} {_text(end.shape)}" if end.shape is not None else name for name, end in given)
+        return f"it gives {count(len(outputs), 'output')} ({said}), and an image classifier gives one, (N, classes)"
+    return (
+        (_why_no_image(*inputs[0]) if inputs else None)
+        or (_why_no_layers(file.config) if file.config is not None else None)
+        or _why_no_classes(ending(file), inputs)
+        or (_why_features(file.config) if file.config is not None else None)
+    )
+
+
+def _why_no_layers(config: Mapping[str, Any]) -> str | None:
+    """What taking the model over refuses for its layers, as far as the file says it."""
+    if (first := next(iter(inner_layers(config)), None)) is not None and config.get("class_name") == "Sequential":
+        given = settings_of(config).get("build_input_shape") or _batched(settings_of(first)) or _recorded(first)
+        if given is None and not inner_layers(first):
+            return "it does not say what size of picture it takes. Call it once on a picture, and save it again"
+    name = next(iter(names_at(config, "output_layers")), None)
+    for layer in inner_layers(config):
+        if name_of(layer) == name and _names_a_class(layer):
+            kind = layer.get("class_name")
+            return f"it ends in {kind} {name!r}, which names a class and says nothing of the others"
+    for name, _, settings in layers_of(config):
+        if settings.get("stateful") is True:
+            return f"its layer {name} remembers the pictures before (stateful=True)"
+        dtype = settings.get("dtype")
+        if isinstance(dtype, dict) and str(dtype.get("class_name")).startswith("Quantized"):
+            return f"Keras quantized its layer {name} (model.quantize). Save the model before that step"
+    return None
+
+
+def _names_a_class(layer: Mapping[str, Any]) -> bool:
+    """Whether a layer is an argmax, or makes one class of it again."""
+    function = str(settings_of(layer).get("function", "")).rpartition(".")[2]
+    return str(layer.get("class_name")).lower().replace("_", "") in _NAMING or function in ("argmax", "one_hot")
+
+
+def _why_no_image(kind: str, shape: Shape | None) -> str | None:
+    if kind == "string":
+        return "it takes texts or encoded pictures, and pixels are due"
+    if shape is None:
+        return None
+    layout, what = layout_of(shape)
+    if layout is None:
+        return f"it takes {what}, {_text(shape)}; images are due, (N, height, width, 3 or 1)"
+    sides = shape[1:] if layout == "first" else shape[:2]
+    if any(side is not None and side < SMALLEST for side in sides):
+        return f"it takes {_text(shape)}, which is too small for an image"
+    return None
+
+
+def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str | None:
+    shape = end.shape
+    if shape is None:
+        return None
+    if len(shape) != 1:
+        taken = inputs[0][1] if inputs else None
+        same = taken is not None and len(shape) == 3 and shape[0] == taken[0] and shape[0] is not None
+        what = "a picture or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
+        return f"it gives {what}, {_text(shape)}, and an image classifier gives (N, classes)"
+    if shape[0] == 1 and end.activation not in (None, "sigmoid", "hard_sigmoid"):
+        return (
+            "it gives one number without a sigmoid, as a regression does. If that is the logit of the second of two "
+            "classes, say so in a recipe: model.output: logits"
+        )
+    return None
+
+
+def _why_features(config: Mapping[str, Any]) -> str | None:
+    """A backbone that ends in pooling gives features, unless a convolution before it gives a channel for each class."""
+    layers = by_name(config)
+    name = next(iter(names_at(config, "output_layers") or list(layers)[-1:]), None)
+    name = _last_but(layers, name, lambda layer: layer.get("class_name") in _BEHIND_POOLING)
+    if name is None:
+        return None
+    kind = str(layers[name].get("class_name"))
+    if inner_layers(layers[name]):
+        return _why_features(layers[name])
+    if not (kind.startswith("Global") and "Pool" in kind):
+        return None
+    behind = _last_but(layers, _source(layers, name), lambda layer: layer.get("class_name") in _PASSING)
+    before = layers.get(behind or "", {})
+    if before.get("class_name") in _CONVOLUTIONS and settings_of(before).get("activation") in (None, "linear"):
+        return None
+    return (
+        f"it ends in {kind} {name!r}, the features of a backbone, and not in a value for each class. Train a head "
+        "for it (a last Dense layer), or, if these are scores to rank classes by, say so in a recipe: model.output: "
+        "logits"
+    )
+
+
+def _last_but(layers: Mapping[str, Any], name: str | None, passed: Callable[[Mapping[str, Any]], bool]) -> str | None:
+    """The layer itself, or, where it is one that is passed over, the one that it takes its input from."""
+    seen: set[str] = set()
+    while name is not None and name in layers and name not in seen and passed(layers[name]):
+        seen.add(name)
+        name = _source(layers, name)
+    return name if name in layers else None
+
+
+def _ending(config: Mapping[str, Any]) -> Ending:
+    layers = by_name(config)
+    names = names_at(config, "output_layers") or list(layers)[-1:]
+    return _of(layers, names[0], set()) if names and names[0] in layers else Ending(None, None)
+
+
+def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
+    """The output of a layer by its name; ``seen``: layers on the way, which a damaged file may lead round in a ring."""
+    layer = layers.get(name)
+    if layer is None or name in seen:
+        return Ending(None, None)
+    kind, settings = str(layer.get("class_name")), settings_of(layer)
+    if is_model(layer):
+        return _ending(layer)
+    if kind == "InputLayer":
+        return Ending(_batched(settings), None)
+    source = _source(layers, name)
+    if len(layer.get("inbound_nodes") or ()) > 1 or len(set(_histories(layer.get("inbound_nodes")))) > 1:
+        return Ending(_shape(kind, settings, None), None)  # which call it is, or which shape wins, is not followed
+    before = _of(layers, source, seen | {name}) if source is not None else Ending(_batched(settings), None)
+    given = _recorded(layer) or before.shape
+    own = settings.get("activation")
+    activation = own if isinstance(own, str) else own.get("config") if isinstance(own, dict) else None
+    if kind in _ACTIVATIONS:
+        activation = kind.lower()
+    if kind in _PASSING or (kind == "Activation" and activation == "linear"):
+        activation = before.activation
+    return Ending(_shape(kind, settings, given), activation if isinstance(activation, str) else None)
+
+
+def _shape(kind: str, settings: Mapping[str, Any], given: Shape | None) -> Shape | None:
+    """The shape that a layer makes of another."""
+    units = settings.get("units", settings.get("output_dim"))
+    if kind == "Dense" and isinstance(units, int):
+        return (units,) if given is None else (*given[:-1], units)
+    if kind == "Flatten":
+        known = given is not None and None not in given
+        return (math.prod(n for n in given if n is not None),) if given is not None and known else (None,)
+    if kind == "Reshape":
+        target = settings.get("target_shape")
+        return tuple(n if n != -1 else None for n in target) if isinstance(target, list) else None
+    if kind in _CONVOLUTIONS:
+        filters = settings.get("filters", settings.get("nb_filter"))
+        kept = settings.get("padding") == "same" and settings.get("strides") in (1, [1, 1], (1, 1))
+        sides = given[:2] if kept and given is not None and len(given) == 3 else (None, None)
+        return (*sides, filters if isinstance(filters, int) else None)
+    if kind.startswith("Global") and kind.endswith("2D"):
+        channels = given[-1] if given else None
+        return (1, 1, channels) if settings.get("keepdims") else (channels,)
+    if kind.startswith(("MaxPool", "AveragePool", "UpSampling", "ZeroPadding", "Cropping")) and kind.endswith("2D"):
+        return (None, None, given[-1] if given else None)
+    return given if kind in _SAME else None
+
+
+def _source(layers: Mapping[str, Any], name: str) -> str | None:
+    """The layer whose output a layer takes first; in a Sequential, the one before it."""
+    nodes = layers[name].get("inbound_nodes")
+    found = next(_histories(nodes), None)
+    if found is not None:
+        return found
+    if nodes:
+        return None
+    order = list(layers)
+    place = order.index(name)
+    return order[place - 1] if place and not any(layer.get("inbound_nodes") for layer in layers.values()) else None
+
+
+def _histories(nodes: Any) -> Iterator[str]:
+    if isinstance(nodes, dict):
+        history = settings_of(nodes).get("keras_history")
+        if isinstance(history, list) and history:
+            yield str(history[0])
+        else:
+            for value in nodes.values():
+                yield from _histories(value)
+    elif isinstance(nodes, list):
+        if len(nodes) >= 3 and isinstance(nodes[0], str) and isinstance(nodes[1], int):
+            yield nodes[0]
+        else:
+            for value in nodes:
+                yield from _histories(value)
+
+
+def _recorded(layer: Mapping[str, Any]) -> Shape | None:
+    """The input's shape as Keras 3 writes it down beside a layer."""
+    build = layer.get("build_config")
+    shape = build.get("input_shape") if isinstance(build, dict) else None
+    return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
+
+
+def _batched(settings: Mapping[str, Any]) -> Shape | None:
+    shape = batch_shape(settings)
+    return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
+
+
+def _sizes(shape: list[Any]) -> Shape | None:
+    return tuple(shape) if all(n is None or isinstance(n, int) for n in shape) else None
+
+
+def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape | None]]:
+    """Kind and shape of every input of the whole model."""
+    layers = by_name(config)
+    for name in names_at(config, "input_layers") or list(layers)[:1]:
+        settings = settings_of(layers.get(name, {}))
+        dtype = settings.get("dtype", "float32")
+        yield dtype if isinstance(dtype, str) else "float32", _batched(settings)
+
+
+def signature(file: ModelFile, side: str) -> dict[str, tuple[str, Shape | None]]:
+    """Kind and shape of what a SavedModel's signature takes or gives, from ``float32 (None, 32, 32, 3)``.
+
+    Args:
+        file: a SavedModel.
+        side: "inputs" or "outputs".
+    """
+    found: dict[str, tuple[str, Shape | None]] = {}
+    for name, text in file.signature[1].get(side, {}).items():
+        kind, _, shape = text.partition(" ")
+        found[name] = kind, tuple(ast.literal_eval(shape))[1:] if shape not in ("", "()") else None
+    return found
+
+
+def _text(shape: Shape) -> str:
+    return f"(N{''.join(f', {n}' for n in shape)})"

@@ -1,0 +1,249 @@
+"""Weights into a backbone or a whole classifier: what Keras publishes, or a file of Keras 1, 2 or 3."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from export.errors import ModelError
+from export.files import digest_of
+from export.records import parse_json
+from export.words import listed
+from pipeline.artifacts.archives import open_zip
+from pipeline.data.download import fetch
+from pipeline.keras_files.archive_checks import HEAD, check_weights_file, describe_file
+from pipeline.keras_files.model_file import layers_of
+from pipeline.keras_files.read import names_in
+from pipeline.recipe.model_rules import check_published
+from pipeline.recipe.published_weights import imagenet_weights
+from pipeline.recipe.schema import IMAGENET, Model
+
+# Of ImageNet's channels; what Keras divides by once more in EfficientNet B0 to B7 (applications/efficientnet.py).
+_DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
+
+
+def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
+    """Load what ``model.weights`` names into a backbone, or (``top``) into a whole classifier.
+
+    Raises:
+        ModelError: no such file, or weights of another network.
+        DownloadError: ImageNet weights that are not here and cannot be fetched.
+    """
+    if config.weights is None:
+        return
+    if config.weights == IMAGENET:
+        check_published(config.backbone)
+        path = fetch(imagenet_weights(config.backbone, top), "--set model.weights=/path/to/weights.h5")
+        model.load_weights(path)  # in the order of layers, as keras.applications does with these files
+    else:
+        path = Path(config.weights)
+        _load_file(model, path, config.backbone)
+    divided = re.fullmatch(r"efficientnetb\d", config.backbone)
+    if divided and (config.weights == IMAGENET or _rescales_again(path, config.backbone)):
+        _divide_once_more(model)
+
+
+def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
+    """``model.set_weights``, and layers that compute with what they made of their weights make it anew."""
+    model.set_weights(values)
+    _finalize(model)
+
+
+def classic_name(layer: str) -> str:
+    """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
+    match = re.fullmatch(r"conv(\d)_block([1-6])_([0-3])_(conv|bn)", layer)
+    if match is None:
+        return {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}.get(layer, layer)
+    stage, block, part, kind = match.groups()
+    branch = ("1", "2a", "2b", "2c")[int(part)]
+    return f"{'res' if kind == 'conv' else 'bn'}{stage}{'abcdef'[int(block) - 1]}_branch{branch}"
+
+
+def _finalize(model: keras.Model) -> None:
+    """A Normalization computes with a copy of its mean and variance, which ``set_weights`` leaves as it was."""
+    for layer in model.layers:
+        if hasattr(layer, "finalize_state") and layer.weights:
+            layer.finalize_state()
+
+
+def _rescales_again(path: Path, backbone: str) -> bool:
+    """Whether a file holds weights for a network that divides by the deviation once more, see ``_divide_once_more``.
+
+    Two files are known to: what Keras publishes, and a whole model whose architecture says so.
+    """
+    with path.open("rb") as file:
+        digest = f"md5:{digest_of(file, 'md5')}"
+    if digest in {imagenet_weights(backbone, top).digest for top in (True, False)}:
+        return True
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("model_config")
+    if text is None:
+        return False
+    layers = layers_of(parse_json(text, str(path), finite=False))
+    return any(kind == "Rescaling" and isinstance(s.get("scale"), list) for _, kind, s in layers)
+
+
+def _divide_once_more(model: keras.Model) -> None:
+    """EfficientNet's published weights want pixels divided by the square root of the deviation once more.
+
+    Keras puts a Rescaling behind the Normalization, only where it loads these weights itself. Here it goes into the
+    Normalization's variance, so that the network is the same whatever its weights are:
+    (x - m) / sqrt(v) / sqrt(s) = (x - m) / sqrt(v * s).
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.adapt_variance.assign(layer.adapt_variance * _DEVIATION)
+    _finalize(model)
+
+
+def _load_file(model: keras.Model, path: Path, name: str) -> None:
+    _refuse_what_holds_none(path, name)
+    try:
+        check_weights_file(path)
+        held = _weight_names(path)
+    except ModelError:
+        raise
+    except Exception as error:  # h5py raises many types on a damaged file
+        raise ModelError(
+            f"model.weights: expected weights of {name}. Received: {path}, a damaged HDF5 file ({error}). "
+            "Copy it again."
+        ) from error
+    if held is None:
+        _load_keras3(model, path, name)
+        return
+    # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
+    layers = [layer for layer in model.layers if layer.weights]
+    names = {layer: layer.name for layer in layers}
+    missing = [layer.name for layer in layers if layer.name not in held]
+    renamed = {layer: classic_name(layer.name) for layer in layers}
+    if missing and all(old in held for old in renamed.values()):
+        names, missing = renamed, []
+    # Where Keras counts, the same name may be another layer.
+    elif (missing or _counts_layers(model)) and (counted := _by_order(model, held)):
+        names, missing = counted, []
+    if missing:
+        raise _of_another_network(path, name, f"lacks {len(missing):,} of its layers", missing)
+    values = _values({layer: (old, held[old]) for layer, old in names.items()}, path)
+    unfit = [
+        layer.name
+        for layer in layers
+        if [tuple(weight.shape) for weight in _in_file_order(layer)] != [value.shape for value in values[layer]]
+    ]
+    if unfit:
+        raise _of_another_network(path, name, f"does not fit {len(unfit):,} of its layers", unfit)
+    for layer in layers:
+        for weight, value in zip(_in_file_order(layer), values[layer]):
+            weight.assign(value)
+    _finalize(model)
+
+
+def _in_file_order(layer: keras.Layer) -> list[Any]:
+    """A layer's weights as files of Keras 1 and 2 hold them."""
+    return [*layer.trainable_weights, *layer.non_trainable_weights]
+
+
+def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
+    if not path.name.endswith(".weights.h5"):
+        raise ModelError(
+            f"model.weights: expected weights of {name}. Received: {path}, weights of Keras 3 under a name that "
+            f"Keras 3 does not take. Rename it to {path.stem}.weights.h5"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each part that the file lacks, before it is refused for them
+            model.load_weights(path)
+    except Exception as error:  # Keras raises many types, and the message may hold the weights themselves
+        _, _, unfit = str(error).partition("List of objects that could not be loaded:")
+        layers = re.findall(r"<\w+ name=([^,>]+)", unfit) or [layer.name for layer in model.layers if layer.weights]
+        raise _of_another_network(path, name, f"does not fit {len(layers):,} of its layers", layers) from error
+
+
+def _of_another_network(path: Path, name: str, how: str, layers: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"model.weights: expected weights of {name}. Received: {path}, weights of another network: it {how}, such as "
+        f"{listed(layers, most=3)}. Name the file of {name}, or the model.backbone that these weights are of."
+    )
+
+
+def _refuse_what_holds_none(path: Path, name: str) -> None:
+    """Refuse what is no HDF5 file, with what it is instead: names lie, so the content is asked."""
+    if path.is_file() and h5py.is_hdf5(path):
+        return
+    if path.is_dir():
+        whole = (path / "saved_model.pb").is_file()
+        what = "a SavedModel, which is a whole model: use model.path for it" if whole else "a folder"
+    elif not path.exists():
+        what = "which does not exist"
+    elif not path.is_file():
+        what = "which is a device or a pipe"
+    elif _is_keras_archive(path):
+        what = "a whole model: use model.path for it"
+    else:
+        with path.open("rb") as file:
+            what = describe_file(path, file.read(HEAD)).partition(". ")[0] or "no HDF5 file"
+    raise ModelError(
+        f"model.weights: expected weights of {name}, as a .weights.h5 of Keras 3 or an .h5 of Keras 1 or 2. "
+        f"Received: {path}, {what}."
+    )
+
+
+def _is_keras_archive(path: Path) -> bool:
+    try:
+        with open_zip(path) as archive:
+            return "config.json" in archive.namelist()
+    except (ModelError, zipfile.BadZipFile):
+        return False
+
+
+def _uncounted(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
+def _counts_layers(model: keras.Model) -> bool:
+    """Whether Keras named some layers with weights by their class and a counter that runs over the whole process."""
+    from keras.src.utils.naming import to_snake_case
+
+    return any(
+        layer.weights and _uncounted(layer.name) == to_snake_case(type(layer).__name__) for layer in model.layers
+    )
+
+
+def _by_order(model: keras.Model, held: dict[str, list[str]]) -> dict[Any, str]:
+    """Layers with weights and their names in a file, one by one; empty if the names differ in more than a counter.
+
+    InceptionV3 and others name their convolutions ``conv2d_17``, where the number depends on what was built before.
+    """
+    layers = [layer for layer in model.layers if layer.weights]
+    names = [name for name, weights in held.items() if weights][: len(layers)]
+    if [_uncounted(layer.name) for layer in layers] != [_uncounted(name) for name in names]:
+        return {}
+    return dict(zip(layers, names))
+
+
+def _values(names: Mapping[Any, tuple[str, list[str]]], path: Path) -> dict[Any, list[np.ndarray]]:
+    """What a file of Keras 1 or 2 holds for each layer, by the names that the layer and its weights have there."""
+    with h5py.File(path, "r") as file:
+        root = file.get("model_weights", file)
+        return {layer: [root[old][name][()] for name in weights] for layer, (old, weights) in names.items()}
+
+
+def _weight_names(path: Path) -> dict[str, list[str]] | None:
+    """Layers in the order of the file, and the weights of each; None where it is a file of Keras 3."""
+
+    def names(attributes: Any, key: str) -> list[str]:
+        return [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(attributes, key)]
+
+    with h5py.File(path, "r") as file:
+        root = file.get("model_weights", file)
+        layers = names(root.attrs, "layer_names")
+        if not layers and root is file and "vars" in file:
+            return None
+        return {layer: names(root[layer].attrs, "weight_names") for layer in layers or root if layer in root}

@@ -1,0 +1,1 @@
+"""The recipe: its keys with their limits, how it is read, and what is refused."""

@@ -1,0 +1,95 @@
+"""The backbones a recipe can name: who builds them, what their pixels look like, how small their input may be.
+
+Modes, native and smallest sizes are those in the sources of ``keras.applications`` (Keras 3.15). Imports no Keras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.words import listed
+
+LARGEST_INPUT = 600  # EfficientNet-B7's own
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build a feature extractor, and the preprocessing its published weights were trained with.
+
+    Attributes:
+        family: what it is listed under in messages.
+        preprocessing: a mode of ``export.preprocessing``; "none" where the network normalises 0..255 inside.
+        application: name in keras.applications; None: written out in pipeline.models.resnet.
+        layers: of a ResNet from blocks.
+        native: input size that the published weights were trained at.
+        smallest: input size.
+        flat_top: the published head reads a flattened map, so it exists at the native size only.
+    """
+
+    family: str
+    preprocessing: str
+    application: str | None = None
+    layers: int = 0
+    native: int = 224
+    smallest: int = 32
+    flat_top: bool = False
+
+    @property
+    def normalises_inside(self) -> bool:
+        """Whether the first layers of the network take 0..255 to what the rest was trained on."""
+        return self.application is not None and self.preprocessing == "none"
+
+
+def _several(family: str, mode: str, names: dict[str, int], smallest: int = 32) -> dict[str, Backbone]:
+    """One entry for each name in keras.applications, given with its native size."""
+    return {n.lower(): Backbone(family, mode, n, native=size, smallest=smallest) for n, size in names.items()}
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": Backbone("ResNet", "unit", layers=18),
+    "resnet20": Backbone("ResNet", "unit", layers=20, native=32),
+    "resnet34": Backbone("ResNet", "unit", layers=34),
+    "resnet50-blocks": Backbone("ResNet", "unit", layers=50),
+    **_several("ResNet", "caffe", {"ResNet50": 224, "ResNet101": 224, "ResNet152": 224}),
+    **_several("ResNet", "tf", {"ResNet50V2": 224, "ResNet101V2": 224, "ResNet152V2": 224}),
+    **_several(
+        "EfficientNet",
+        "none",
+        {f"EfficientNetB{n}": size for n, size in enumerate((224, 240, 260, 300, 380, 456, 528, LARGEST_INPUT))},
+    ),
+    **_several(
+        "EfficientNetV2",
+        "none",
+        {
+            **{f"EfficientNetV2B{n}": size for n, size in enumerate((224, 240, 260, 300))},
+            "EfficientNetV2S": 384,
+            "EfficientNetV2M": 480,
+            "EfficientNetV2L": 480,
+        },
+    ),
+    **_several("MobileNet", "tf", {"MobileNet": 224, "MobileNetV2": 224}),
+    **_several("MobileNet", "none", {"MobileNetV3Small": 224, "MobileNetV3Large": 224}),
+    **_several("DenseNet", "torch", {"DenseNet121": 224, "DenseNet169": 224, "DenseNet201": 224}),
+    **_several("ConvNeXt", "none", {f"ConvNeXt{size}": 224 for size in ("Tiny", "Small", "Base", "Large", "XLarge")}),
+    **_several("Inception", "tf", {"InceptionV3": 299, "InceptionResNetV2": 299}, smallest=75),
+    **_several("Xception", "tf", {"Xception": 299}, smallest=71),
+    **_several("NASNet", "tf", {"NASNetMobile": 224, "NASNetLarge": 331}),
+    "vgg16": Backbone("VGG", "caffe", "VGG16", flat_top=True),
+    "vgg19": Backbone("VGG", "caffe", "VGG19", flat_top=True),
+}
+
+
+def by_family(names: list[str] | None = None, near: str | None = None) -> str:
+    """Names for a message, one family after the other: ``ResNet: resnet18, resnet20; EfficientNet: ...``.
+
+    Args:
+        names: those to list. Defaults to None: all.
+        near: a backbone whose family is listed in full. Defaults to None: of each family three are named.
+    """
+    whole = BACKBONES[near].family if near is not None else None
+    families: dict[str, list[str]] = {}
+    for name in BACKBONES if names is None else names:
+        families.setdefault(BACKBONES[name].family, []).append(name)
+    return "; ".join(
+        f"{family}: {listed(members, len(members) if family == whole else 3)}" for family, members in families.items()
+    )

@@ -1,0 +1,129 @@
+"""The report stage: one self-contained HTML page of what the other stages wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.artifacts.benchmark_report import read_benchmark
+from pipeline.artifacts.manifest import MANIFEST, read_stage
+from pipeline.artifacts.parity_report import NOT_VERIFIED, PASS, ParityReport, by_precision, read_parity
+from pipeline.artifacts.paths import BENCHMARK, CARD, PARITY, REPORT, Artifacts
+from pipeline.models.model_card import ModelCard, read_card
+from pipeline.recipe.schema import Recipe
+from pipeline.reporting import charts
+from pipeline.reporting.charts import data_uri, read_labelled
+from pipeline.reporting.evidence import evidence_sections
+from pipeline.reporting.failures import Situation
+from pipeline.reporting.headline import cards, headline
+from pipeline.reporting.html import Cell, Section, Table, badge, render, section, size
+from pipeline.reporting.next_step import next_step
+from pipeline.reporting.quantization import quantization_sections
+from pipeline.reporting.sections import engines_section, parity_section, predictions_section, recipe_section, when
+from pipeline.reporting.speed import speed_section
+from pipeline.reporting.validity import SHOWN_STAGES, digest_now, engine_verdicts, standing
+from pipeline.terminal.command_line import Invocation
+from pipeline.training.checkpoint import read_history
+
+HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
+
+
+def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> str:
+    """Write ``report.html``: no file, script or font from elsewhere, so it can be mailed.
+
+    Args:
+        artifacts: what the stage declares.
+        recipe: in force.
+        invocation: what repeats it, for advice.
+        out: folder of the page.
+
+    Returns:
+        str: the verdict that the page shows.
+
+    Raises:
+        ProjectError: a file that it shows is missing or damaged; with the file and the key.
+    """
+    card, parity = read_card(artifacts.path(CARD)), read_parity(artifacts.path(PARITY))
+    benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None
+    stands, engines = standing(artifacts, parity), engine_verdicts(artifacts, parity)
+    verify = read_stage(artifacts, "verify")
+    page = render(
+        "page.html.j2",
+        version=__version__,
+        style=(Path(__file__).parent / "report.css").read_text(encoding="utf-8"),
+        recipe=recipe,
+        headline=headline(stands, parity, engines),
+        verified=when(verify),
+        alerts=[*parity.warnings, *stands.broken, *stands.remarks, *_other_thresholds(recipe, parity)],
+        cards=cards(parity, benchmark, engines),
+        sections=[
+            next_step(Situation(artifacts, recipe, invocation, card, parity, verify), stands, engines),
+            parity_section(parity),
+            engines_section(artifacts, engines),
+            speed_section(benchmark, artifacts, invocation, parity),
+            *evidence_sections(artifacts),
+            predictions_section(artifacts, card, parity),
+            _training(artifacts, card),
+            *quantization_sections(artifacts, invocation),
+            _chain(artifacts),
+            recipe_section(recipe, invocation, verify),
+            _judged(artifacts, parity),
+        ],
+    )
+    (out / Path(REPORT).name).write_text(page, encoding="utf-8", errors="backslashreplace")
+    return stands.shown
+
+
+def _other_thresholds(recipe: Recipe, parity: ParityReport) -> list[str]:
+    """What to say where the recipe asks for something else by now than the verdict was given by."""
+    if parity.thresholds == by_precision(recipe.verify.thresholds):
+        return []
+    return ["The verdict was given by other thresholds than the recipe has now. `verify` judges by those."]
+
+
+def _chain(artifacts: Artifacts) -> Section:
+    stages = {}
+    for stage in SHOWN_STAGES:
+        if manifest := read_stage(artifacts, stage):
+            written = sum(entry.bytes for entry in manifest.outputs.values())
+            stages[stage] = f"{manifest.seconds:.1f} s, {size(written)}"
+        else:
+            stages[stage] = (
+                "its record is damaged" if artifacts.has(f"{stage}/{MANIFEST}") else "not run, or its record is gone"
+            )
+    return section("Stages", "stages.html.j2", stages=stages)
+
+
+def _training(artifacts: Artifacts, card: ModelCard) -> Section:
+    history = read_history(artifacts.path(HISTORY))
+    curves = charts.training_curves(history) if history and card.source is None else ()
+    values = {"card": card, "epochs": len(history), "curves": curves, "images": _sample_images(artifacts, card)}
+    return section("Training" if card.source is None else "Model", "training.html.j2", **values)
+
+
+def _sample_images(artifacts: Artifacts, card: ModelCard) -> list[tuple[str, str]]:
+    """Some training images, each with the name of its class; none in a result of an earlier version."""
+    if not artifacts.has(SAMPLES):
+        return []
+    pixels, labels = read_labelled(artifacts.path(SAMPLES), card, "Run the train stage again.")
+    return [(card.classes[label], data_uri(image)) for image, label in zip(pixels, labels)]
+
+
+def _judged(artifacts: Artifacts, parity: ParityReport) -> Section:
+    subjects = []
+    for name, digest in parity.subjects.items():
+        now = digest_now(artifacts, name)
+        shown = badge(PASS, "as judged") if now == digest else badge(NOT_VERIFIED, "altered" if now else "missing")
+        subjects.append((shown, name, Cell(digest, code=True)))
+    versions: dict[str, set[str]] = {}
+    for stage in SHOWN_STAGES:
+        manifest = read_stage(artifacts, stage)
+        for tool, version in (manifest.versions if manifest else {}).items():
+            versions.setdefault(tool, set()).add(version)
+    tools = [(tool, ", ".join(sorted(found))) for tool, found in sorted(versions.items())]
+    return section(
+        "What was judged",
+        "judged.html.j2",
+        subjects=Table(("now", "file", "sha256"), subjects),
+        versions=Table(("tool", "version"), tools, titled=False),
+    )

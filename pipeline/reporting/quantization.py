@@ -1,0 +1,116 @@
+"""The report's sections on precision: how the scales were chosen, what each layer costs, what computes in what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from export.int8.report import CalibrationReport, Distances, Placement
+from export.words import count
+from pipeline.artifacts.manifest import read_stage
+from pipeline.artifacts.parity_report import PASS
+from pipeline.artifacts.paths import Artifacts
+from pipeline.artifacts.stage_files import read_calibration, read_placement, read_rows
+from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share
+from pipeline.reporting.sections import make_with
+from pipeline.terminal.command_line import Invocation
+
+SENSITIVITY = ("keras_layer", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
+REMEDY = "Run the quantize stage again."
+DRAWN = 15  # layers that have a bar; the others share one
+
+
+def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[Section]:
+    """The sections of a recipe's artifacts.
+
+    Raises:
+        ProjectError: a record of the quantize stage is missing or damaged.
+    """
+    report = read_calibration(artifacts.path("quantize/calibration.json"))
+    placement = read_placement(artifacts.path("quantize/placement.json"))
+    measure = make_with(invocation, ["quantize.sensitivity=always"], "run", read_stage(artifacts, "verify"))
+    return [_calibration(report), _sensitivity(artifacts, report, measure), _placement(placement, report)]
+
+
+def _calibration(report: CalibrationReport) -> Section:
+    rows = [_row(f"scales by {name}", found, name == report.method) for name, found in report.methods.items()]
+    bias, rounding = report.bias_correction, report.fp16.rounding
+    if bias:
+        rows.append(_row("with corrected biases", bias.after, bias.used))
+    if report.kept and report.mixed:
+        rows.append(_row(f"most sensitive layers kept in float: {len(report.kept):,}", report.mixed, True))
+    rows.append(_row("FP16, weights rounded to nearest", rounding.nearest, rounding.chosen == "nearest"))
+    rows.append(_row("FP16, rounded to keep the means", rounding.mean, rounding.chosen == "mean"))
+    if report.fp16.mixed:
+        rows.append(_row(f"FP16, layers kept in FP32: {len(report.fp16.kept):,}", report.fp16.mixed, True))
+    tried = Table(("chosen", "what was tried", "*SQNR, dB", "*agreement", "*accuracy drop"), rows)
+    return section("Quantization", "quantization.html.j2", report=report, tried=tried)
+
+
+def _row(title: str, found: Distances, used: bool) -> tuple[str | Cell, ...]:
+    return (
+        badge(PASS, "used") if used else "",
+        title,
+        number(found.sqnr_db, ".1f"),
+        share(found.top1_agreement),
+        number(found.accuracy_drop, ".2%"),
+    )
+
+
+def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) -> Section:
+    if not artifacts.has("quantize/sensitivity.csv"):
+        values = {"layers": None, "measure": measure, "budget_met": report.budget_met}
+        return section("Layers", "layers.html.j2", **values)
+    layers, rows = [], []
+    for row in read_rows(artifacts.path("quantize/sensitivity.csv"), SENSITIVITY, REMEDY):
+        layer, op, kept = (row.cells[name] for name in ("keras_layer", "op", "kept"))
+        row.choice("kept", ("int8", "fp16", "fp32"), "int8, fp16 or fp32")
+        noise = row.number("noise", finite=False, low=0.0)
+        layers.append((f"{layer} ({op})", noise, kept))
+        sqnr, agreement = row.number("sqnr_db", finite=False), row.number("top1_agreement", low=0.0, high=1.0)
+        drop = row.number("accuracy_drop", low=-1.0, high=1.0)
+        rows.append((kept.upper(), layer, op, f"{sqnr:.2f}", share(agreement), f"{drop:.2%}"))
+    head = ("stays", "layer", "operator", "*SQNR alone, dB", "*agreement", "*accuracy drop")
+    return section(
+        "Layers",
+        "layers.html.j2",
+        layers=Table(head, rows),
+        chart=noise_bars(layers, DRAWN),
+        any_kept=any(kept != "int8" for *_, kept in layers),
+    )
+
+
+def noise_bars(layers: Sequence[tuple[str, float, str]], most: int) -> Chart:
+    """Each layer's share of the INT8 noise, the dearest first.
+
+    Args:
+        layers: name, noise alone (energy of the error over that of the logits; infinite where the logits are not
+            finite), and the precision that it computes in.
+        most: how many have a bar; the others share one.
+    """
+    whole = sum(noise for _, noise, _ in layers if math.isfinite(noise)) or 1.0
+    shown = list(layers[:most])
+    if rest := layers[most:]:
+        shown.append((count(len(rest), "other"), sum(noise for _, noise, _ in rest), "int8"))
+    bars = []
+    for name, noise, precision in shown:
+        portion = 100 * noise / whole
+        words = f"{portion:.1f} %" if math.isfinite(portion) else "NaN or infinite"
+        kind, stays = ("int8", "") if precision == "int8" else ("fp16", f"stays {precision.upper()}")
+        bars.append(Bar(name, portion, words, kind, more=stays))
+    return Chart("Share of the noise that quantising each layer alone adds to the logits", bars)
+
+
+def _placement(rows: Sequence[Placement], report: CalibrationReport) -> Section:
+    counts = Counter(row.precision for row in rows)
+    return section(
+        "INT8 placement",
+        "placement.html.j2",
+        summary=", ".join(f"{number:,} {precision.upper()}" for precision, number in sorted(counts.items())),
+        in_fp32=[f"FP32: {node}, {why}." for node, why in report.fp16.kept_fp32.items()],
+        nodes=Table(
+            ("precision", "layer", "operator", "why"),
+            [(row.precision, row.keras_layer, row.op, row.why) for row in rows],
+        ),
+    )

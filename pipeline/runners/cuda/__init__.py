@@ -1,0 +1,1 @@
+"""CUDA as the TensorRT runner needs it, by cuda-bindings or PyCUDA."""

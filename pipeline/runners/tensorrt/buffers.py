@@ -1,0 +1,204 @@
+"""Buffers of an engine, several sets of them, so that copies and computing overlap.
+
+A slot is one set: page-locked memory and device memory for each tensor, and the events that say how far it is. A lane
+is a stream with an execution context. Python 3.10 syntax, numpy alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from export.errors import RunnerError
+from export.tensorrt.sidecar import INPUT
+from pipeline.runners.cuda.api import CudaApi
+from pipeline.runners.cuda.resources import DeviceBuffer, Event, PinnedBuffer, Stream
+from pipeline.runners.tensorrt.engine import EngineContext
+
+log = logging.getLogger(__name__)
+
+SLOTS = 3  # one uploads, one computes, one downloads
+_PARALLEL_BYTES = 4 << 20  # below this, starting threads costs more than they save
+_COPY_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine, without its batch dimension."""
+
+    name: str
+    row: tuple[int, ...]
+    dtype: np.dtype
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Size of one image's row in bytes."""
+        return int(np.prod(self.row)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A stream and the execution contexts that run in it, one at a time, in the same activation memory.
+
+    Attributes:
+        stream: where they run.
+        context: runs any batch size.
+        tuned: runs those of ``sizes``; TensorRT-RTX by kernels of their own, the others by ``context`` itself.
+        sizes: batch sizes.
+    """
+
+    stream: Stream
+    context: EngineContext
+    tuned: EngineContext
+    sizes: frozenset[int]
+
+    def run(self, batch: int, addresses: Mapping[str, int]) -> None:
+        """Queue the computing of a batch whose tensors lie at these addresses."""
+        context = self.tuned if batch in self.sizes else self.context
+        context.prepare(batch, addresses)
+        context.enqueue(self.stream)
+
+
+class Slot:
+    """Memory for one batch and how far it is.
+
+    Args:
+        cuda: the CUDA of the runner.
+        stack: closes what is made here.
+        tensors: the engine's, the input first.
+        batch: images that it holds at most.
+    """
+
+    def __init__(self, cuda: CudaApi, stack: ExitStack, tensors: Sequence[Tensor], batch: int) -> None:
+        self.host = {one.name: stack.enter_context(PinnedBuffer(cuda, (batch, *one.row), one.dtype)) for one in tensors}
+        self.device = {one.name: stack.enter_context(DeviceBuffer(cuda, batch * one.row_bytes)) for one in tensors}
+        self.addresses: Mapping[str, int] = {name: int(buffer) for name, buffer in self.device.items()}
+        self.uploaded = stack.enter_context(Event(cuda))
+        self.computed = stack.enter_context(Event(cuda))
+        self.downloaded = stack.enter_context(Event(cuda))
+
+
+class BufferRing:
+    """Moves batches through a GPU: page-locked memory, upload, compute, download, page-locked memory.
+
+    Args:
+        cuda: the CUDA of the runner.
+        stack: closes what is made here.
+        tensors: the engine's, the input first.
+        batch: images that a slot holds.
+        min_batch: the smallest batch that the engine takes; what is smaller is filled up with black images.
+        lanes: where the work goes, in turns.
+    """
+
+    def __init__(
+        self,
+        cuda: CudaApi,
+        stack: ExitStack,
+        tensors: Sequence[Tensor],
+        batch: int,
+        min_batch: int,
+        lanes: Sequence[Lane],
+    ) -> None:
+        self.tensors = {one.name: one for one in tensors}
+        self.batch = batch
+        self.lanes = lanes
+        self._min_batch = min_batch
+        count = max(SLOTS, len(lanes) + 2)
+        count += -count % len(lanes)  # a slot always meets the same lane, so that its addresses change less often
+        self.slots = [Slot(cuda, stack, tensors, batch) for _ in range(count)]
+        self._up = stack.enter_context(Stream(cuda))
+        self._down = stack.enter_context(Stream(cuda))
+        self._copiers = stack.enter_context(ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="stage"))
+        self._threads = min(_COPY_THREADS, os.cpu_count() or 1)
+
+    def upload(self, slot: Slot, pixels: np.ndarray, pinned: bool, stream: Stream) -> int:
+        """Queue the way of a batch to the device.
+
+        Args:
+            slot: where it goes.
+            pixels: uint8, (n, height, width, 3), n at most the slot's.
+            pinned: whether they lie in page-locked memory, without gaps, and need no copy there.
+            stream: where the copy is queued.
+
+        Returns:
+            int: the batch to compute: n, or the engine's smallest.
+        """
+        count = len(pixels)
+        batch = max(count, self._min_batch)
+        staging = slot.host[INPUT].array
+        if not pinned:
+            self._copy(staging[:count], pixels)
+            pixels = staging
+        row = self.tensors[INPUT].row_bytes
+        slot.device[INPUT].upload(pixels.ctypes.data, count * row, stream)
+        if batch > count:
+            staging[count:batch] = 0
+            blank = staging[count:].ctypes.data
+            slot.device[INPUT].upload(blank, (batch - count) * row, stream, offset=count * row)
+        return batch
+
+    def download(self, slot: Slot, names: Sequence[str], count: int, stream: Stream) -> None:
+        """Queue the way of ``count`` rows of these outputs to page-locked memory."""
+        for name in names:
+            host = slot.host[name]
+            slot.device[name].download(host.handle, count * self.tensors[name].row_bytes, stream)
+
+    def run(self, pixels: np.ndarray, pinned: bool, names: Sequence[str]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Classify more than fits into one slot: uploads, computing and downloads overlap.
+
+        Args:
+            pixels: uint8, (N, height, width, 3).
+            pinned: as for `upload`.
+            names: outputs to fetch.
+
+        Yields:
+            The first image of a piece and its rows of each output, in page-locked memory: copy before going on.
+        """
+        flying: deque[tuple[Slot, int, int]] = deque()
+        for index, start in enumerate(range(0, len(pixels), self.batch)):
+            slot, lane = self.slots[index % len(self.slots)], self.lanes[index % len(self.lanes)]
+            if len(flying) == len(self.slots):
+                yield self._collect(*flying.popleft(), names)
+            piece = pixels[start : start + self.batch]
+            batch = self.upload(slot, piece, pinned, self._up)
+            slot.uploaded.record(self._up)
+            lane.stream.wait(slot.uploaded)
+            lane.run(batch, slot.addresses)
+            slot.computed.record(lane.stream)
+            self._down.wait(slot.computed)
+            self.download(slot, names, len(piece), self._down)
+            slot.downloaded.record(self._down)
+            flying.append((slot, start, len(piece)))
+        while flying:
+            yield self._collect(*flying.popleft(), names)
+
+    @staticmethod
+    def _collect(slot: Slot, start: int, count: int, names: Sequence[str]) -> tuple[int, list[np.ndarray]]:
+        slot.downloaded.synchronize()
+        return start, [slot.host[name].array[:count] for name in names]
+
+    def settle(self) -> None:
+        """After a failure: nothing may be left in the streams when the next call begins."""
+        for stream in (self._up, *(lane.stream for lane in self.lanes), self._down):
+            try:
+                stream.synchronize()
+            except RunnerError as error:
+                log.debug("%s", error)  # the same failure again, from the streams that it stopped
+
+    def _copy(self, target: np.ndarray, source: np.ndarray) -> None:
+        """Copy rows; large ones in threads, because one processor core copies slower than a GPU classifies."""
+        if source.nbytes < _PARALLEL_BYTES or self._threads == 1:
+            np.copyto(target, source)
+            return
+        bounds = np.linspace(0, len(source), min(self._threads, len(source)) + 1).astype(int)
+        parts = [(target[a:b], source[a:b]) for a, b in pairwise(bounds)]
+        list(self._copiers.map(lambda part: np.copyto(*part), parts))

@@ -1,0 +1,1 @@
+"""Selects the file that answers, and classifies images with it."""

@@ -1,0 +1,1 @@
+"""Command lines, processes and progress: what a person sees of a command."""

@@ -1,0 +1,180 @@
+"""What a training keeps of its epochs: its history, and what it needs to go on after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from export.files import replacing_file
+from export.records import read_record, to_json, without_none
+from pipeline.artifacts.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+SCHEMA = 1  # of the history
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of a training.
+
+    Attributes:
+        phase: ``head`` or ``fine_tune``.
+        epoch: its number, over both phases, from 1 on.
+        loss: on the train images.
+        accuracy: on them.
+        val_loss: on the validation images; None where there are none, as what follows.
+        val_accuracy: on them.
+        learning_rate: where it was told.
+    """
+
+    phase: str
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    learning_rate: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what there is."""
+        return without_none(self)
+
+
+@dataclass(frozen=True)
+class History:
+    """``train/history.json``: the epochs of both phases, in their order, and the schema of the file."""
+
+    epochs: tuple[Epoch, ...]
+    schema: int = SCHEMA
+
+
+def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
+    """Write ``train/history.json``."""
+    write_json(path, to_json(History(tuple(epochs))))
+
+
+def read_history(path: Path) -> tuple[Epoch, ...]:
+    """Read the epochs of ``train/history.json``.
+
+    A file of earlier versions, a list without a schema number, is refused as one of another schema is: the code that
+    trained it has changed, so that its stage is to run again in any case.
+
+    Raises:
+        ProjectError: missing, damaged, or of another schema; with the file and the key.
+    """
+    remedy = "Run the train stage again: python -m pipeline train -c RECIPE."
+    return read_record(History, path, remedy=remedy, what="training history").epochs
+
+
+@dataclass
+class Progress:
+    """How far a training got.
+
+    Attributes:
+        phase: ``head`` or ``fine_tune``.
+        epochs: finished ones of that phase.
+        history: a row for each finished epoch.
+        score: of the best epoch so far; None before there is one.
+        waited: epochs since then, in this phase.
+        arrays: weights of the model, of the best epoch, of the optimizer, states of random layers.
+    """
+
+    phase: str = ""
+    epochs: int = 0
+    history: list[Epoch] = field(default_factory=list)
+    score: tuple[float, float] | None = None
+    waited: int = 0
+    arrays: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """One file, whole or not there, named after all that decides the training: a changed recipe never resumes from it.
+
+    Args:
+        folder: outside the stage's folder, which is replaced as a whole.
+        key: digest of the stage's inputs, recipe and code.
+        seconds: at least so much lies between two writes.
+    """
+
+    def __init__(self, folder: Path, key: str, seconds: float) -> None:
+        self._folder, self._path, self._seconds = folder, folder / f"{key}.npz", seconds
+        self._last = time.monotonic()
+        self._unwritten: Progress | None = None
+        self._kept = 0  # finished epochs of both phases, in the file
+
+    def read(self) -> Progress | None:
+        """The last state of this very training; None if there is none."""
+        if not self._path.is_file():
+            return None
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                meta = json.loads(file["meta"].tobytes())
+                arrays = {
+                    group: [file[f"{group}/{i}"] for i in range(count)] for group, count in meta["groups"].items()
+                }
+            score = None if meta["score"] is None else (meta["score"][0], meta["score"][1])
+            self._kept = len(meta["history"])
+            history = [Epoch(**row) for row in meta["history"]]
+            return Progress(meta["phase"], meta["epochs"], history, score, meta["waited"], arrays)
+        except Exception as error:  # a damaged zip fails in many ways; then the training starts anew
+            log.warning("%s is damaged, the training starts anew: %s", self._path, error)
+            return None
+
+    def put(self, progress: Progress) -> None:
+        """Remember the state after an epoch, and write it if enough time has passed since the last write."""
+        self._unwritten = progress
+        if time.monotonic() - self._last >= self._seconds:
+            self._write()
+
+    def keep(self) -> str:
+        """Write the last state if it is not yet, because the training stops; returns what that is good for.
+
+        Returns:
+            A sentence: from where the same command goes on.
+        """
+        self._write()
+        if not self._kept:
+            self.read()  # an earlier training may have left one, and this one was stopped before it looked
+        if not self._kept:
+            return "No finished epoch was kept: the training starts anew."
+        return f"Run it again: the training resumes after epoch {self._kept:,}."
+
+    def _write(self) -> None:
+        """Write the last state if it is not yet; atomic. A full disk costs the checkpoint, not the training."""
+        progress = self._unwritten
+        if progress is None:
+            return
+        meta = {
+            "phase": progress.phase,
+            "epochs": progress.epochs,
+            "history": [to_json(epoch) for epoch in progress.history],
+            "score": progress.score,
+            "waited": progress.waited,
+            "groups": {group: len(arrays) for group, arrays in progress.arrays.items()},
+        }
+        flat = {f"{group}/{i}": a for group, arrays in progress.arrays.items() for i, a in enumerate(arrays)}
+        try:
+            with replacing_file(self._path) as part, part.open("wb") as file:
+                for other in self._folder.iterdir():
+                    if other not in (self._path, part):  # of another recipe state, or cut short
+                        other.unlink(missing_ok=True)
+                np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **flat)  # type: ignore[arg-type]
+            self._kept, self._unwritten = len(progress.history), None
+        except OSError as error:
+            log.warning("no checkpoint was written: %s", error)
+        finally:
+            self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """The training is done."""
+        self._unwritten = None
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Compares every exported file with Keras and gives the verdict."""

@@ -1,0 +1,96 @@
+"""Runs what claims to give the model's answers: runners are known only by their protocol. Numpy alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from export.errors import DeviceUnavailableError, ProjectError
+from export.words import count, listed
+from pipeline.artifacts.parity_report import FAIL, NOT_RUN, PASS
+from pipeline.runners.base import Runner, Top, top_of
+from pipeline.verification.parity import Answer, Candidate, Finding
+
+log = logging.getLogger(__name__)
+
+# TensorRT 8.6 may compute a TopK in FP16, whatever the file says: a rounding of 2^-11, and of 2^-25 near zero.
+RELATIVE, ABSOLUTE = 1e-3, 1e-7
+
+
+def evaluate(
+    candidate: Candidate,
+    pixels: np.ndarray,
+    batch_size: int,
+    advance: Callable[[int], object],
+    check: Callable[[Runner, str], None] | None = None,
+) -> Answer:
+    """Run a candidate over the test images.
+
+    Args:
+        candidate: opens the runner.
+        pixels: uint8, (N, height, width, 3).
+        batch_size: images a call.
+        advance: called with the number of images after each call.
+        check: called with the open runner and its name; raises where it is not of this model. Defaults to None.
+
+    Returns:
+        Answer: logits; or that there is no such device, or what failed.
+    """
+    try:
+        with candidate.open() as runner:
+            if check is not None:
+                check(runner, candidate.run_name)
+            parts, wrong = [], []
+            for start in range(0, len(pixels), batch_size):
+                batch = pixels[start : start + batch_size]
+                outputs = runner.infer(batch)
+                parts.append(outputs.logits)
+                if runner.graph_top_k:
+                    wrong.append(wrong_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
+                advance(len(batch))
+            top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
+            return Answer(np.concatenate(parts), PASS, top=top)
+    except DeviceUnavailableError as error:
+        return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
+    except ProjectError as error:
+        log.error("%s failed: %s", candidate.run_name, error)
+        return Answer(None, FAIL, str(error))
+
+
+def _top(wrong: np.ndarray, k: int) -> Finding:
+    if not wrong.any():
+        return Finding(PASS, f"the best {k} that the graph picks are those of its probabilities")
+    where = np.flatnonzero(wrong)
+    return Finding(
+        FAIL,
+        f"the best {k} that the graph picks are not those of its probabilities for {len(where):,} of "
+        f"{count(len(wrong), 'image')} (test image {listed(where, most=3)})",
+    )
+
+
+def wrong_images(top: Top, probabilities: np.ndarray) -> np.ndarray:
+    """Returns which images got other best classes, or other probabilities of them, than all probabilities say.
+
+    Equal probabilities may stand in any order, as TensorRT promises none.
+
+    Args:
+        top: As the graph gave it, k classes of each image.
+        probabilities: As the same file gave them for the same images, float32 (N, C).
+
+    Returns:
+        Bool, (N,).
+    """
+    if top.classes.shape != top.probabilities.shape or len(top.classes) != len(probabilities):
+        return np.ones(len(probabilities), bool)
+    known = (top.classes >= 0) & (top.classes < probabilities.shape[1])
+    classes = np.where(known, top.classes, 0)
+    own = np.take_along_axis(probabilities, classes, axis=1)
+    best = top_of(probabilities, classes.shape[1]).probabilities
+    repeated = (np.diff(np.sort(classes, axis=1), axis=1) == 0).any(axis=1)
+    return np.asarray(repeated | ~(known & _alike(own, best) & _alike(top.probabilities, own)).all(axis=1))
+
+
+def _alike(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    return np.asarray(np.isclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE))

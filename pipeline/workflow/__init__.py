@@ -1,0 +1,1 @@
+"""What a stage is, when it runs, and what it is given."""

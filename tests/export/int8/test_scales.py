@@ -1,0 +1,190 @@
+import json
+
+import numpy as np
+import pytest
+
+from export.calibration import BINS, Histogram, count_bins
+from export.errors import ProjectError
+from export.int8.placement import quantizable_tensors
+from export.int8.scales import INT8_MAX, METHODS, MINIMUM_SCALE, Scales, clipping_point
+from tests.export.conftest import calibrate
+from tests.export.keras_models import images
+
+
+def histogram_of(values):
+    limit = float(np.abs(values).max())
+    return Histogram(count_bins(values, limit), limit)
+
+
+def test_scales_are_symmetric_and_never_too_small():
+    tensors = {"a": [-2.54, 1.0], "b": [0.0, 1.27], "dead": [0.0, 0.0]}
+    found = {name: histogram_of(np.array(values, np.float32)) for name, values in tensors.items()}
+    scales = Scales.from_histograms(found, "minmax", images=3)
+    assert scales.scales["a"] == np.float32(np.float32(2.54) / 127)
+    assert scales.scales["b"] == np.float32(np.float32(1.27) / 127)
+    assert scales.scales["dead"] == MINIMUM_SCALE == 2**-14
+    assert scales.smallest == ["dead"]
+    assert np.float16(MINIMUM_SCALE) == MINIMUM_SCALE
+
+
+def test_json_round_trip_is_exact(v1):
+    scales = calibrate(v1.model, [images(8, seed=3), images(4, seed=4)])
+    key = {"model_sha256": "ab" * 32, "images_sha256": "cd" * 32, "preprocessing": v1.spec.to_dict()}
+    scales = Scales(scales.scales, scales.method, scales.images, key)
+    assert list(scales.scales) == quantizable_tensors(v1.model)
+    assert scales.images == 12
+    assert scales.method == "minmax"
+    assert Scales.from_json(scales.to_json()) == Scales.from_json(scales.to_json(), key) == scales
+    data = json.loads(scales.to_json())
+    assert data["key"] == key
+    assert all(np.float32(value) == value for value in data["scales"].values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"scales": {"a": 0.0}, "method": "minmax", "images": 1, "schema": 1, "key": {}}',
+     '{"scales": {"a": NaN}, "method": "minmax", "images": 1, "schema": 1, "key": {}}',
+     '{"scales": {"a": 1.0}, "method": "minmax", "key": {}, "schema": 1}'],
+)  # fmt: skip
+def test_bad_json(text):
+    with pytest.raises(ProjectError, match="Expected"):
+        Scales.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "scales of schema 1 in scales.json. Received: schema 2. Run the quantize stage again"),
+        ({"images": "8"}, "'images' of type a whole number in scales.json. Received: '8'"),
+        ({"scales": {"a": 0.0}}, "at least 2.-14. Received: 0.0 for 'a'"),
+        ({"bins": 8}, "the unknown key 'bins'"),
+    ],
+)
+def test_a_damaged_record_is_one_sentence_with_the_key(change, said):
+    tree = json.loads(Scales({"a": 1.0}, "minmax", 8).to_json())
+    with pytest.raises(ProjectError, match=said):
+        Scales.from_json(json.dumps(tree | change))
+
+
+def test_a_record_of_before_schemas_is_refused_by_its_number():
+    with pytest.raises(ProjectError, match=r"Received: an object without the key 'schema'\. Run the quantize"):
+        Scales.from_json('{"scales": {"a": 1.0}, "method": "minmax", "images": 1, "key": {}}')
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_sha256": "ef"}, "model_sha256"),
+        ({"images_sha256": "01", "preprocessing": {"mode": "tf"}}, "images_sha256, preprocessing"),
+        ({"quantize": {"equalize": False}}, "quantize"),
+    ],
+)
+def test_scales_of_another_key_are_refused_and_named(change, named):
+    key = {"model_sha256": "ab", "images_sha256": "cd", "preprocessing": {"mode": "caffe"}}
+    text = Scales({"a": 1.0}, "minmax", 1, key).to_json()
+    with pytest.raises(ProjectError, match=f"scales with another {named}\\."):
+        Scales.from_json(text, key | change)
+    with pytest.raises(ProjectError, match="model_sha256"):
+        Scales.from_json('{"scales": {"a": 1.0}, "method": "minmax", "images": 1, "schema": 1}', key)
+
+
+# --- each method against the values themselves ------------------------------------------------------------------------
+
+
+def samples(kind):
+    random = np.random.default_rng(5)
+    values = {
+        "relu": lambda: np.maximum(random.normal(-0.5, 1, 39_989), 0),
+        "gauss": lambda: random.normal(0, 3, 39_989),
+        "tails": lambda: random.standard_t(2, 39_989),
+        "outlier": lambda: np.append(random.uniform(0, 1, 39_989), 50.0),
+    }[kind]()
+    return values.astype(np.float32)
+
+
+KINDS = ("relu", "gauss", "tails", "outlier")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_minmax_is_the_largest_value(kind):
+    values = samples(kind)
+    assert clipping_point(histogram_of(values), "minmax") == np.abs(values).max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", ["99.9", "99.99", "99.999"])
+def test_a_percentile_is_within_a_bin_of_that_of_the_values(kind, share):
+    values = samples(kind)
+    histogram = histogram_of(values)
+    exact = np.quantile(np.abs(values).astype(np.float64), float(share) / 100, method="inverted_cdf")
+    found = clipping_point(histogram, f"percentile_{share}")
+    assert exact - 1e-6 * histogram.limit <= found <= exact + 1.001 * histogram.width
+
+
+def squared_error(values, point):
+    scale = point / INT8_MAX
+    exact = np.abs(values).astype(np.float64)
+    return float(np.mean((exact - np.minimum(np.round(exact / scale), INT8_MAX) * scale) ** 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mse_is_the_best_of_the_values_themselves(kind):
+    """Next to the best candidate, and as good as it: bins blur the values a little."""
+    values = samples(kind)
+    histogram = histogram_of(values)
+    points = np.arange(128, BINS + 1, 8) * histogram.width
+    errors = [squared_error(values, point) for point in points]
+    found = clipping_point(histogram, "mse")
+    assert abs(found - points[int(np.argmin(errors))]) <= 8.01 * histogram.width
+    assert squared_error(values, found) <= 1.005 * min(errors)
+
+
+def divergence(counts, bins):
+    """Kullback-Leibler divergence of a distribution clipped after some bins and its 128 levels, value by value."""
+    wanted = [float(c) for c in counts[:bins]]
+    wanted[-1] += float(sum(counts[bins:]))
+    given = [0.0] * bins
+    for level in range(128):
+        members = [i for i in range(bins) if i * 128 // bins == level]
+        filled = [i for i in members if counts[i] > 0]
+        for i in filled:
+            given[i] = sum(float(counts[j]) for j in members) / len(filled)
+    total_wanted, total_given = sum(wanted), sum(given)
+    result = 0.0
+    for p, q in zip(wanted, given):
+        if p > 0:
+            if q == 0:
+                return np.inf
+            result += p / total_wanted * np.log(p / total_wanted / (q / total_given))
+    return result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropy_is_the_smallest_divergence(kind):
+    histogram = histogram_of(samples(kind))
+    counts = [0, *histogram.counts[1:].tolist()]
+    found = round(clipping_point(histogram, "entropy") / histogram.width)
+    mine = divergence(counts, found)
+    candidates = [128, *np.random.default_rng(0).choice(np.arange(136, BINS, 8), 24, replace=False).tolist(), BINS]
+    assert (found - 128) % 8 == 0
+    assert all(mine <= divergence(counts, bins) * (1 + 1e-9) for bins in candidates)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_leaves_the_range_of_the_values(method):
+    for kind in KINDS:
+        histogram = histogram_of(samples(kind))
+        assert 0 < clipping_point(histogram, method) <= histogram.limit
+    assert clipping_point(histogram_of(np.zeros(9, np.float32)), method) == 0
+    assert clipping_point(histogram_of(np.full(9, -2, np.float32)), method) == 2
+
+
+def test_an_outlier_is_clipped_where_that_loses_less():
+    values = np.append(np.random.default_rng(0).uniform(0, 1, 10**6), 16).astype(np.float32)
+    for method in METHODS[1:]:
+        assert clipping_point(histogram_of(values), method) < 4, method
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ProjectError, match="percentile_50"):
+        clipping_point(histogram_of(np.array([1, 2], np.float32)), "percentile_50")

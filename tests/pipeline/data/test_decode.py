@@ -1,0 +1,469 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from export.errors import ImageError
+from export.files import ROOT
+from pipeline.data import decode as preprocess
+from pipeline.data.decode import MAX_PIXELS, array_to_image, decode, load_image, resize_image
+from pipeline.data.image_files import Budget
+from pipeline.recipe.messages import EXTENSIONS
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels_of(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
+    decoded = decode(encode(image, kind, **options))
+    assert decoded.mode == "RGB"
+    return np.asarray(decoded)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])
+def test_lossless_formats(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(pixels_of(Image.fromarray(COLOURS), kind, **options), COLOURS)
+
+
+def test_jpeg() -> None:
+    grey = np.full((16, 16, 3), 120, np.uint8)
+    assert np.array_equal(pixels_of(Image.fromarray(grey), "JPEG"), grey)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_black(mode: str) -> None:
+    alpha = np.array([[0, 255], [128, 51]], np.uint8)
+    image = Image.new("L" if mode == "LA" else "RGB", (2, 2), "white").convert(mode)
+    image.putalpha(Image.fromarray(alpha))
+    expected = np.repeat(alpha[..., None], 3, axis=2)
+    assert np.abs(pixels_of(image).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_palette_with_transparency(as_bytes: bool) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putdata([0, 1])
+    received = pixels_of(image, transparency=bytes([0, 255]) if as_bytes else 0)
+    assert received.tolist() == [[[0, 0, 0], [0, 255, 0]]]
+
+
+def test_palette_without_transparency() -> None:
+    image = Image.fromarray(COLOURS).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert np.array_equal(pixels_of(image), COLOURS)
+
+
+def test_rgb_with_a_transparent_colour() -> None:
+    received = pixels_of(Image.fromarray(COLOURS), transparency=(255, 0, 0))
+    expected = COLOURS.copy()
+    expected[:8, :8] = 0
+    assert np.array_equal(received, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_greyscale_is_repeated(mode: str) -> None:
+    grey = np.array([[0, 255], [255, 0]], np.uint8)
+    received = pixels_of(Image.fromarray(grey).convert(mode))
+    assert np.array_equal(received, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_greyscale_is_scaled(kind: str) -> None:
+    deep = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    received = pixels_of(Image.fromarray(deep), kind)
+    assert received[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+    assert np.array_equal(received[..., 0], received[..., 2])
+
+
+def test_sixteen_bit_greyscale_big_endian() -> None:
+    data = b"P5 2 1 65535\n" + struct.pack(">HH", 0x8000, 0xFFFF)
+    assert np.asarray(decode(data))[..., 0].tolist() == [[128, 255]]
+
+
+def test_cmyk_jpeg() -> None:
+    received = pixels_of(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")
+    assert np.abs(received.astype(int) - [255, 0, 0]).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    upright = COLOURS[:, :12]
+    undo = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    assert np.array_equal(pixels_of(stored, exif=exif), upright)
+
+
+def test_damaged_exif_is_no_damaged_image() -> None:
+    assert np.array_equal(pixels_of(Image.fromarray(COLOURS), exif=b"Exif\0\0MM\0*garbage"), COLOURS)
+
+
+def test_of_an_animation_the_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    received = pixels_of(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
+    assert (received == [255, 0, 0]).all()
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    for part in (0.2, 0.5, 0.9):
+        with pytest.raises(ImageError):
+            decode(data[: int(len(data) * part)])
+
+
+def test_png_with_a_wrong_checksum() -> None:
+    data = bytearray(encode(Image.fromarray(COLOURS)))
+    position = data.index(b"IDAT") + 6
+    data[position] ^= 0xFF
+    with pytest.raises(ImageError):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
+        (b"\0" * 99, "not an image"),
+    ],
+)
+def test_what_is_no_image(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode(data)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """The header of a PNG, and hardly any data."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(MAX_PIXELS + 1, 1), (14000, 14000), (30000, 30000), (2**31 - 1, 2**31 - 1)]
+)
+def test_decompression_bomb(width: int, height: int) -> None:
+    with pytest.raises(ImageError):
+        decode(bomb(width, height))
+
+
+def test_a_bomb_says_how_many_pixels() -> None:
+    with pytest.raises(ImageError, match=r"196000000 pixels|14000x14000 pixels"):
+        decode(bomb(14000, 14000))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200), kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP"]), cut=st.integers(0, 120))
+def test_any_damage_is_an_image_error_or_an_image(data: bytes, kind: str, cut: int) -> None:
+    whole = encode(Image.fromarray(COLOURS), kind)
+    with contextlib.suppress(ImageError):
+        assert decode(whole[:cut] + data + whole[cut + len(data) :]).mode == "RGB"
+
+
+def test_decoding_in_threads_leaves_the_warning_filters() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise))
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        for _ in range(5):
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(decode, [data] * 60))
+        assert list(warnings.filters) == before
+
+
+# --- resize ---
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_the_exact_size_is_untouched(mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    received = resize_image(Image.fromarray(noise), (9, 7), mode)
+    assert np.array_equal(received, noise)
+    assert received.dtype == np.uint8
+
+
+def test_stretch_shows_everything_and_crop_the_middle() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, :10], wide[:, 10:20], wide[:, 20:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    image = Image.fromarray(wide)
+    assert (resize_image(image, (10, 10), "crop") == [0, 255, 0]).all()
+    stretched = resize_image(image, (10, 12), "stretch")
+    assert (stretched[:, 0] == [255, 0, 0]).all()
+    assert (stretched[:, -1] == [0, 0, 255]).all()
+    tall = Image.fromarray(np.ascontiguousarray(wide.swapaxes(0, 1)))
+    assert (resize_image(tall, (10, 10), "crop") == [0, 255, 0]).all()
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_size_is_height_and_width(mode: str) -> None:
+    assert resize_image(Image.new("RGB", (40, 30)), (8, 20), mode).shape == (8, 20, 3)
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
+def test_extreme_shapes(mode: str, size: tuple[int, int]) -> None:
+    received = resize_image(Image.new("RGB", size, (9, 8, 7)), (32, 32), mode)
+    assert (received == [9, 8, 7]).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inner = resize_image(Image.fromarray(stripes), (8, 8))[:, 1:-1]
+    assert np.abs(inner.astype(int) - 127).max() <= 2
+
+
+# --- load_image ---
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_bytes_and_path_give_the_same_pixels(tmp_path: Path, mode: str) -> None:
+    data = encode(Image.fromarray(COLOURS[:, :12]), "JPEG")
+    (tmp_path / "x.jpg").write_bytes(data)
+    assert np.array_equal(load_image(tmp_path / "x.jpg", (5, 6), mode), load_image(data, (5, 6), mode))
+
+
+def test_a_path_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        load_image(tmp_path / "x.png", (4, 4))
+    with pytest.raises(ImageError, match="Is a directory"):
+        load_image(tmp_path, (4, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+def test_arrays(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    received = np.asarray(array_to_image(array))
+    assert np.array_equal(received, np.broadcast_to(array.reshape(4, 5, -1), (4, 5, 3)))
+
+
+def test_extensions_are_lower_case_and_known_to_pillow() -> None:
+    Image.init()
+    assert all(extension == extension.lower() and extension in Image.EXTENSION for extension in EXTENSIONS)
+
+
+# --- bounded memory ---
+
+MODES = ("stretch", "crop", "imagenet", "pad")
+
+
+def whole_then_centre(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """What "imagenet" means, computed the expensive way: the whole picture, then its middle."""
+    height, width = size
+    scale = max(width / image.width, height / image.height) * 8 / 7
+    whole = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    left, top = (whole.width - width) // 2, (whole.height - height) // 2
+    return np.asarray(whole)[top : top + height, left : left + width]
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (333, 500), (500, 333), (97, 41), (37, 200), (64, 64), (150, 31)])
+def test_imagenet_on_ordinary_photos_is_the_middle_of_the_whole_to_the_bit(shape: tuple[int, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    for size in ((64, 64), (48, 40)):
+        assert np.array_equal(resize_image(noise, size, "imagenet"), whole_then_centre(noise, size))
+
+
+@pytest.mark.parametrize("shape", [(1200, 40), (30, 2000), (9, 171), (311, 7)])
+def test_imagenet_on_long_pictures_is_that_within_one_grey_level(shape: tuple[int, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    for size in ((64, 64), (48, 40)):
+        received = resize_image(noise, size, "imagenet").astype(int)
+        assert np.abs(received - whole_then_centre(noise, size)).max() <= 1
+
+
+def striped(width: int, height: int) -> Image.Image:
+    """A long picture: red, then green from 45 % to 55 % of its length, then blue."""
+    length = max(width, height)
+    line = np.zeros((length, 3), np.uint8)
+    line[: length * 45 // 100, 0] = line[length * 45 // 100 : length * 55 // 100, 1] = line[length * 55 // 100 :, 2] = (
+        255
+    )
+    return Image.fromarray(line[None] if width > height else line[:, None])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("width", "height"), [(1, 60_000), (60_000, 1), (1, 900_000), (900_000, 1)])
+def test_a_picture_as_thin_as_a_line(monkeypatch: pytest.MonkeyPatch, mode: str, width: int, height: int) -> None:
+    computed = []
+    real = Image.Image.resize
+
+    def resize(self, size, resample, box=None, **options):
+        box = box or (0, 0, *self.size)
+        rows = min(self.height, box[3] - box[1] + 2)  # Pillow resizes rows first, and keeps those it needs
+        computed.append(max(size[0] * size[1], size[0] * rows if size[0] != self.width else 0))
+        return real(self, size, resample, box, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    received = load_image(encode(striped(width, height)), (224, 224), mode)
+    assert max(computed) <= 2**24
+    assert received.shape == (224, 224, 3)
+    line = received if width > height else received.swapaxes(0, 1)
+    if mode in ("crop", "imagenet"):
+        assert (line == [0, 255, 0]).all()
+    elif mode == "stretch":
+        assert (line[:, [0, 50, 111, 180, 223]] == np.eye(3)[[0, 0, 1, 2, 2]] * 255).all()
+    else:
+        assert (line[111, [0, 50, 111, 180, 223]] == np.eye(3)[[0, 0, 1, 2, 2]] * 255).all()
+        assert (np.delete(line, 111, 0) == 0).all()
+
+
+@pytest.mark.parametrize("side", [(1, 1_000_001), (1_000_001, 1), (2, 80_000_000)])
+def test_a_side_that_no_picture_has_is_refused_before_it_is_decoded(side: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=r"a side of more than 1,000,000"):
+        decode(bomb(*side))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "RGB"])
+def test_what_is_converted_by_strips_is_what_is_converted_at_once(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    random = np.random.default_rng(0)
+    shapes = {"RGBA": (23, 17, 4), "LA": (23, 17, 2), "RGB": (23, 17, 3)}
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65536, (23, 17), dtype=np.uint16))
+    else:
+        image = Image.fromarray(random.integers(0, 256, shapes.get(mode, (23, 17)), dtype=np.uint8))
+    options = {}
+    if mode == "P":
+        image = image.convert("P")
+        options = {"transparency": bytes(range(256))}
+    data = encode(image, **options)
+    at_once = np.asarray(decode(data))
+    for pixels in (17 * 5, 16, 1):
+        monkeypatch.setattr(preprocess, "STRIP", pixels)
+        assert np.array_equal(np.asarray(decode(data)), at_once)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from pipeline.data.decode import decode
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+decode(Path(sys.argv[1]).read_bytes())
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("mode", "copies"), [("RGB", 1), ("RGBA", 2), ("I;16", 1.5)])
+def test_a_large_picture_is_decoded_without_needless_copies(tmp_path: Path, mode: str, copies: float) -> None:
+    side = 4000
+    (tmp_path / "x.png").write_bytes(encode(Image.new(mode, (side, side)), compress_level=1))
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "x.png")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < copies * 4 * side * side + 40e6
+
+
+def test_a_program_in_postscript_is_not_run() -> None:
+    with pytest.raises(ImageError, match="an EPS file is a program, which is not run"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize("kind", ["1", "L", "I;16", "I", "P"])
+def test_grey_that_is_resized_as_grey_is_what_it_would_be_as_rgb(kind: str) -> None:
+    random = np.random.default_rng(1)
+    if kind in ("I;16", "I"):
+        grey = Image.fromarray(random.integers(0, 65536, (133, 171), dtype=np.uint16))
+        grey = grey.convert("I") if kind == "I" else grey
+    else:
+        grey = Image.fromarray(random.integers(0, 256, (133, 171), dtype=np.uint8)).convert(kind)
+    for image in (grey, grey.crop((0, 0, 171, 3)), grey.crop((0, 0, 5, 133)), grey.crop((0, 0, 32, 24))):
+        data = encode(image, "TIFF")
+        for mode in MODES:
+            expected = resize_image(decode(data), (24, 32), mode)
+            assert np.array_equal(load_image(data, (24, 32), mode), expected)
+
+
+# --- bounded memory of all threads together ---
+
+THREADS = """
+import os, re, sys, warnings
+os.cpu_count = lambda: 2
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pipeline.data.dataset import Pixels
+from pipeline.data.decode import DecodeSpec
+from pipeline.data.decode import ImageError
+from pipeline.data.sample import Sample
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+warnings.simplefilter("ignore")
+pixels = Pixels(DecodeSpec((32, 32), "stretch"), 9)
+sample = Sample("x", 0, "", lambda: Path(sys.argv[1]))
+before = peak()
+with ThreadPoolExecutor(6) as pool:
+    found = list(pool.map(pixels._try, [sample] * int(sys.argv[2])))
+print(peak() - before, {type(one).__name__ for one in found})
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("part", "found", "count"), [(1, "ndarray", 3), (0.9, "ImageError", 6)])
+def test_pictures_of_a_few_bytes_do_not_fill_the_memory_together(
+    tmp_path: Path, part: float, found: str, count: int
+) -> None:
+    side = 9_500  # two of them are more than is decoded at a time
+    data = encode(Image.new("1", (side, side)), compress_level=1)
+    assert len(data) < 100_000
+    (tmp_path / "x.png").write_bytes(data[: int(len(data) * part)])
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "x.png"), str(count)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    peak, _, types = done.stdout.partition(" ")
+    assert types.strip() == f"{{'{found}'}}"
+    assert int(peak) < 4 * side * side
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 16x16 pixels in one tile of side x side."""
+    data = zlib.compress(bytes(side * side))
+    tags = ((256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8))
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (325, len(data)))]
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 10) + b"".join(entries) + bytes(4)
+
+
+def test_a_tile_counts_as_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    hold = Budget.hold
+    monkeypatch.setattr(Budget, "hold", lambda self, amount: asked.append(amount) or hold(self, amount))
+    assert np.asarray(decode(tiled(48))).shape == (16, 16, 3)
+    assert decode(encode(Image.new("L", (20, 30)), "TIFF")).size == (20, 30)
+    decode(encode(Image.new("L", (32, 32)), "ICO"))  # the pictures inside may be of any size
+    assert asked == [48 * 48, 600, MAX_PIXELS]
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 48 * 48 - 1)
+    with pytest.raises(ImageError, match="tiles of 48x48 pixels, more than 2,303 allowed"):
+        decode(tiled(48))

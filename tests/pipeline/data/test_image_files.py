@@ -1,0 +1,145 @@
+"""What has the name of an image and is none: pipes, devices, files of gigabytes. They are named and never read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from export.errors import DataError, ImageError
+from pipeline.data import image_files
+from pipeline.data.dataset import load_image_set
+from pipeline.data.decode import load_image
+from pipeline.data.image_files import LARGEST_FILE, hash_image_file, image_file
+from pipeline.recipe.schema import Data
+from pipeline.serving.classify import classify, find_images
+from tests.bounded import attempts
+from tests.pipeline.serving.test_classify import CARD, Runner
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+
+
+def sparse(path: Path, size: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def sound(path: Path, grey: int = 7) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), grey).save(path)
+    return path
+
+
+@needs_pipes
+@pytest.mark.timeout(30)
+def test_rows_of_what_is_no_image_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "pipe.png")
+    large = sparse(tmp_path / "large.png", 6 * 2**30)
+    named = [tmp_path / "pipe.png", link, Path("/dev/zero"), large, sound(tmp_path / "sound.png", 2)]
+    assert find_images(named) == named
+    rows = list(classify(named, Runner(), CARD, 8, 1))
+    assert [row["error"] for row in rows] == [
+        "not a regular file", "not a regular file", "not a regular file",
+        f"6,442,450,944 bytes, more than the {LARGEST_FILE:,} allowed", "",
+    ]  # fmt: skip
+    assert rows[4]["class"] == "two"
+
+
+@needs_pipes
+def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    image = sound(tmp_path / "sound.png")
+    assert find_images([tmp_path]) == [image]
+    assert "1 pipe or device (pipe.png)" in caplog.text
+
+
+def test_what_no_image_ending_has_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    for name in ("IMG_1.HEIC", "notes.txt", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"Received: none in .*, but 1 \.heic, 1 \.txt\. Convert what are images\."):
+        find_images([tmp_path])
+    image = sound(tmp_path / "sound.png")
+    assert find_images([tmp_path]) == [image]
+    assert f"left out below {tmp_path}: 1 .heic, 1 .txt" in caplog.text
+
+
+def test_a_path_that_is_named_twice_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sound(tmp_path / "a.png"), sound(tmp_path / "inner" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_images([tmp_path, tmp_path / "inner", Path("a.png"), tmp_path]) == [first, second]
+    assert find_images([Path("inner/b.png"), Path("./inner/../inner"), Path("a.png")]) == [
+        Path("inner/b.png"), Path("a.png"),
+    ]  # fmt: skip
+
+
+def test_files_of_gigabytes_fill_no_memory(tmp_path: Path) -> None:
+    large = sparse(tmp_path / "large.png", 6 * 2**30)
+    held = sparse(tmp_path / "held.png", LARGEST_FILE // 4)
+    calls = [
+        ("pipeline.data.decode:load_image", large, [[4, 4]]),
+        ("pipeline.data.sources:_hash_file", large, []),
+        ("pipeline.data.sources:_hash_file", held, []),
+        ("pipeline.data.image_files:hash_image_file", held, []),
+        ("pipeline.data.decode:load_image", held, [[4, 4]]),
+    ]
+    imports = ["pipeline.data.sources", "pipeline.data.decode"]
+    refused, unhashed, no_image, hashed, filling = attempts(calls, imports, memory=32 * 2**20)
+    assert (refused.error, filling.error) == ("ImageError", "ImageError")
+    assert "6,442,450,944 bytes, more than" in refused.message
+    assert "6,442,450,944 bytes, more than" in unhashed.message
+    assert max(refused.bytes_read, unhashed.bytes_read, no_image.bytes_read) < 2**20
+    assert "not an image that Pillow can read" in no_image.message
+    assert (hashed.error, hashed.bytes_read > LARGEST_FILE // 4) == ("", True)
+    assert filling.message == "more than fits into the memory that is left"
+
+
+@needs_pipes
+@pytest.mark.timeout(30)
+def test_data_that_lists_what_is_no_image_file(tmp_path: Path) -> None:
+    for index in range(3):
+        sound(tmp_path / "data" / "a" / f"{index}.png", index)
+        sound(tmp_path / "data" / "b" / f"{index}.png", 10 + index)
+    sparse(tmp_path / "data" / "b" / "large.png", LARGEST_FILE + 1)
+    with pytest.raises(DataError, match=r"b/large\.png: 536,870,913 bytes, more than the 536,870,912 allowed\nRemove"):
+        load_image_set(Data(path=str(tmp_path / "data")))
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\n" + "".join(f"data/{c}/{n}.png,{c}\n" for c in "ab" for n in range(3)))
+    config = Data(source="csv", path=str(table))
+    columns = type(config.columns)(image="image", label="label")
+    assert len(load_image_set(Data(source="csv", path=str(table), columns=columns)).classes) == 2
+    with table.open("a") as file:
+        file.write("data/b/large.png,b\n")
+    with pytest.raises(DataError, match=r"large\.png: 536,870,913 bytes"):
+        load_image_set(Data(source="csv", path=str(table), columns=columns))
+
+
+def test_content_and_hash(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"0123456789" * 100_000)
+    with image_file(path) as data:
+        assert data == path.read_bytes()
+    assert hash_image_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ImageError, match="Is a directory"), image_file(tmp_path):
+        pass
+
+
+def test_what_fails_while_a_file_is_open_is_not_said_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="of the caller"), image_file(sound(tmp_path / "x.png")):
+        raise OSError("of the caller")
+
+
+def test_the_largest_file_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sound(tmp_path / "x.png")
+    size = path.stat().st_size
+    monkeypatch.setattr(image_files, "LARGEST_FILE", size)
+    assert load_image(path, (4, 4)).shape == (4, 4, 3)
+    monkeypatch.setattr(image_files, "LARGEST_FILE", size - 1)
+    with pytest.raises(ImageError, match=f"{size} bytes, more than the {size - 1} allowed"):
+        load_image(path, (4, 4))

@@ -1,0 +1,72 @@
+"""One function opens every file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from export.errors import RunnerError
+from export.files import ROOT
+from export.preprocessing import PreprocessingSpec
+from pipeline.artifacts.code_key import closure
+from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.runners.keras import open_keras
+from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.runners.open import BACKENDS, open_runner
+from pipeline.runners.tensorrt.runner import TensorRTRunner
+from tests import fake_onnxruntime, tiny_onnx
+from tests.fake_engine import make_plan
+
+
+@dataclass(frozen=True)
+class Card:
+    """Of `pipeline.models.model_card.ModelCard`, what a Keras model needs."""
+
+    preprocessing: PreprocessingSpec = PreprocessingSpec.from_mode("tf")  # noqa: RUF009
+    output: str = "logits"
+
+
+def test_each_backend_has_its_runner(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "x.plan")
+    for backend in BACKENDS:
+        runner = open_runner(plan, backend)
+        assert runner.backend == backend
+
+
+def test_what_each_is_opened_with(tmp_path: Path) -> None:
+    plan, runtime = make_plan(tmp_path / "x.plan"), RuntimeOptions(device=1, graphs=False)
+    engine = open_runner(plan, "tensorrt", "fp16", runtime)
+    assert isinstance(engine, TensorRTRunner)
+    assert engine.options == runtime
+    onnx = open_runner(plan, "onnxruntime-cuda", "int8", runtime, at_once=300)
+    assert isinstance(onnx, OnnxRunner)
+    assert (onnx.precision, onnx.max_batch) == ("int8", 300)
+    assert open_runner(plan, "onnxruntime").max_batch == 256
+
+
+def test_a_keras_model_needs_its_card() -> None:
+    runner = open_keras(Path("model.keras"), Card(), ("Lambda",), 65)  # type: ignore[arg-type]
+    assert (runner.preprocessing, runner.max_batch) == (Card().preprocessing, 65)
+    with pytest.raises(RunnerError, match="card of the Keras model"):
+        open_keras(Path("model.keras"), None, (), 1)
+
+
+def test_who_opens_exported_files_imports_nothing_that_reads_keras_files() -> None:
+    found = closure("pipeline.runners.open", ROOT)
+    assert "pipeline/runners/onnxruntime.py" in found
+    assert not {"pipeline/runners/keras.py", "pipeline/keras_files/load.py"} & found.keys()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_exact_run_is_one_without_graph_optimizations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    runtime = fake_onnxruntime.install(monkeypatch, fake_onnxruntime.FakeOnnxRuntime())
+    tiny_onnx.write(tmp_path / "int8.onnx", "int8")
+    with open_runner(tmp_path / "int8.onnx", "onnxruntime", "int8", exact=exact):
+        assert runtime.opened[-1].optimized is not exact
+
+
+def test_another_backend_is_refused() -> None:
+    with pytest.raises(RunnerError, match="'tpu'"):
+        open_runner(Path("x"), "tpu")
