@@ -4,8 +4,6 @@ FP32, FP16, INT8 by each calibration method, INT8 as the recipe ships it, and IN
 the same model and images, side by side. The test images select nothing here; they only judge.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

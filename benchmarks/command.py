@@ -1,7 +1,5 @@
 """``python -m benchmarks``: times what a recipe built."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import logging

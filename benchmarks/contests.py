@@ -6,8 +6,6 @@ to one in four at equal speed, for a nominal one in twenty). A t interval on the
 its 5 %.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache

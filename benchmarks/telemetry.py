@@ -5,8 +5,6 @@ of JetPack, so that whatever is not found stays None. The names are those that o
 6; this code was never run on one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -4,8 +4,6 @@ Two passes: ranges and means of each channel first, reduced inside the graph so 
 histogram of each tensor that will be quantised. Memory is bounded by one batch, however many images there are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

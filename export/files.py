@@ -6,8 +6,6 @@ next write of that file, or with the next command that takes the lock on its fol
 file in the place of another. Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

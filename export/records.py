@@ -11,8 +11,6 @@ so that a damaged file is one error that names the file and the key, not a KeyEr
 Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

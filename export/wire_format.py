@@ -12,8 +12,6 @@ such a file could be given other answers after it was verified: it is refused wh
 Field numbers are those of ``onnx.proto3``. Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 from collections.abc import Iterator, Mapping

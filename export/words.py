@@ -5,8 +5,6 @@ Numbers and lists in sentences, and tables for a terminal. Standard library only
 Numbers, lists, tables and sentences for people; the first three are those of ``export``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 
 

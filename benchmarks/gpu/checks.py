@@ -3,8 +3,6 @@
 `make test-gpu` asks them of small engines, `make gpu-evidence` of a model's own. Python 3.10 syntax, numpy alone.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import time
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ and what fits into the time in `gpu_plan`, what the steps do in `gpu_visit`. Wha
 step (`gpu_record`), so that a crash of a driver or a library loses nothing.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import re

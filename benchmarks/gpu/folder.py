@@ -7,8 +7,6 @@ Python 3.10 syntax, numpy alone.
 What a visit to a GPU would do with a folder, told where there is no GPU. Python 3.10 syntax, numpy alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -5,8 +5,6 @@ Holds what was measured on a GPU against the project's targets. Python 3.10 synt
 What a visit to a GPU showed, as a page of Markdown tables. Python 3.10 syntax, standard library alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 from export.tensorrt.sidecar import PRECISIONS

@@ -3,8 +3,6 @@
 Python 3.10 syntax, numpy alone; no library and no driver is asked.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import defaultdict

@@ -3,8 +3,6 @@
 Python 3.10 syntax, standard library alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -4,8 +4,6 @@ What one call here times is one row or several that were measured in turns; they
 syntax, numpy alone; PyTorch where it is installed.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence

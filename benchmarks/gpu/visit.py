@@ -1,7 +1,5 @@
 """What the steps of a visit to a GPU do. Python 3.10 syntax, numpy alone."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

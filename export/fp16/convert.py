@@ -1,7 +1,5 @@
 """FP16 as a typed ONNX graph: what TensorRT builds is what the file says, and the CPU can check it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

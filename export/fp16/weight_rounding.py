@@ -1,7 +1,5 @@
 """FP16 weights whose rounding errors cancel where it counts: in the sum that a Conv or a Gemm forms."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

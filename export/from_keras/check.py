@@ -12,8 +12,6 @@ The export, tf2onnx and its passes are not trusted: what they get wrong is a wro
 only holds at one batch size, or gives each picture an answer that depends on its neighbours, is no classifier.
 """
 
-from __future__ import annotations
-
 import logging
 
 import keras

@@ -4,8 +4,6 @@ tf2onnx converts, the passes of this package tidy up, and what comes out is chec
 logs where one of its own passes fails.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

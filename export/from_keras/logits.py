@@ -4,8 +4,6 @@ That activation need not be the last layer: a Reshape, a Flatten, a Dropout may 
 ends. What is taken off is a call, never a layer: one Activation object may be a gate elsewhere in the network.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Its failures are errors here instead of log lines, and recurrent layers reach it as the plain steps they are made of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

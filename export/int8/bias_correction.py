@@ -4,8 +4,6 @@ Source: Nagel et al., Data-free quantization through weight equalization and bia
 with the means measured on calibration images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 

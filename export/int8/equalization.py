@@ -8,8 +8,6 @@ Source: Nagel et al., Data-free quantization through weight equalization and bia
 between activation and weight range: Xiao et al., SmoothQuant, ICML 2023, with their strength of 0.5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

@@ -5,8 +5,6 @@ FP16 arithmetic on a CPU: what a node of type FP16 writes is rounded, as a GPU d
 What FP16 costs in each layer alone, so that the few that cost most can stay FP32.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -11,8 +11,6 @@ placement), and those of ModelOpt, whose placement on ResNets this reproduces:
 * the classifier's MatMul or Gemm, the Softmax and the TopK behind it stay in float.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 

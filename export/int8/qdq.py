@@ -4,8 +4,6 @@ Symmetric int8 with zero point 0; activations per tensor with calibrated scales,
 the pairs go is decided in `export.int8.placement`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Every choice is made on held-out images, which gave no scales, and written down.
 `export.int8.fp16_search`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

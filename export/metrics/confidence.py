@@ -4,8 +4,6 @@ The intervals are score intervals: each holds exactly the values that a score te
 reject, so an interval and `images_to_decide` never contradict each other.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from statistics import NormalDist

@@ -17,8 +17,6 @@ by far on all others (`FACTOR` leaves room for more images and for the kernels o
 Standard library and numpy, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """ONNX files: written atomically, read with suspicion."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

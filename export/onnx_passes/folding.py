@@ -5,8 +5,6 @@ which is every trained ResNet. Left there they stand between Conv, residual Add 
 placement nor fusion works. `fold_affine` undoes that in the graph, so the Keras model is never touched.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

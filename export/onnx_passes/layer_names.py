@@ -1,7 +1,5 @@
 """Names: every node carries its Keras layer, so tables can report by layer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

@@ -11,8 +11,6 @@ for any kernel, antialiased or not, and each runtime has a MatMul.
 Graphs that arrive partly in half precision, made float32 throughout: `export.fp16.convert` halves what is to be.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

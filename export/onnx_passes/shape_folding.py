@@ -7,8 +7,6 @@ Reshape needs no more than one number that is not. Shapes that truly need the ba
 picture, the first state of a recurrent layer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

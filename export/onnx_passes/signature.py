@@ -1,7 +1,5 @@
 """The outside of the graph: the batch dimension, uint8 pixels in, logits, probabilities and the best classes out."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

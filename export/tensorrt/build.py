@@ -5,8 +5,6 @@ typed network, gets precision flags. Python 3.10 syntax, the standard library an
 machines that hold little else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

@@ -12,8 +12,6 @@ names in it, so they stand here by version, after NVIDIA's support matrices and 
 are sure. Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Where an engine was not loaded, TensorRT-RTX's own listing of what it built says
 Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import collections
 import json
 import re

@@ -3,8 +3,6 @@
 Python 3.10 syntax and numpy alone: TensorRT is imported inside the functions.
 """
 
-from __future__ import annotations
-
 import collections
 import importlib
 import logging

@@ -9,8 +9,6 @@ The steps of a build that talk to TensorRT: parse, check, configure, watch. `exp
 Python 3.10 syntax, no package needed but TensorRT, which comes in as an argument.
 """
 
-from __future__ import annotations
-
 import collections
 import signal
 import threading

@@ -3,8 +3,6 @@
 Python 3.10 syntax, the standard library alone.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ One file serves all precisions and variants. It is a help and nothing more: one 
 disk that refuses it costs time, not the engine. Python 3.10 syntax, the standard library and TensorRT.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

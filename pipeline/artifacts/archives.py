@@ -9,8 +9,6 @@ Reads arrays from .npz and .npy files, after comparing what their headers promis
 numpy and the standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """What the benchmark measured, as a file: ``benchmark/benchmark.json``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The engines of a recipe: the ONNX file that each is built from, its batch sizes, its file, and which are there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePath

@@ -6,8 +6,6 @@ Standard library only, Python 3.10 syntax.
 What the report and the Markdown page say alike of a visit to a GPU. Python 3.10 syntax, standard library alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping

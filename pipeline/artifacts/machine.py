@@ -3,8 +3,6 @@
 `benchmarks.telemetry` asks the GPUs. What cannot be found out is None. Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ A result is up to date when no input byte, recipe slice or statement of the stag
 still what it wrote. Versions of tools are recorded; a difference is reported, not rerun, so that artifacts travel.
 """
 
-from __future__ import annotations
-
 import logging
 import platform
 import time

@@ -1,7 +1,5 @@
 """Places to write to, looked at before any work is done for them; a disk that is full all the same is said so."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

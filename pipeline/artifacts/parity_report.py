@@ -3,8 +3,6 @@
 Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

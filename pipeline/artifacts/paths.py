@@ -5,8 +5,6 @@ Names of the files that stages hand to each other and to other programs, below `
 The files below ``artifacts/<recipe>/`` that a piece of code may read, by their names ``stage/file``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

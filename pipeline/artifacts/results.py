@@ -1,7 +1,5 @@
 """What the manifest records of each stage. Standard library only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

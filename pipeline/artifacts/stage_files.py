@@ -7,8 +7,6 @@ What the infer stage wrote, as rows; read by the report, and by what decides whe
 What stages say of their work where others read it: results in manifests, calibration, placement.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ would give a permission, and what in the archive runs code is named.
 Takes a recipe's artifacts to another machine in one archive, and checks every byte on arrival.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

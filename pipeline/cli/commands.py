@@ -1,7 +1,5 @@
 """What the verbs of ``python -m pipeline`` do."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

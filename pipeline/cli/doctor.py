@@ -1,7 +1,5 @@
 """What is here, what each stage can do with it, and the command that mends what is missing."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 import sys

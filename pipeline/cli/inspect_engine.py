@@ -1,7 +1,5 @@
 """``python -m pipeline engine``: what a TensorRT engine is, and whether it fits this machine. Loads nothing of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

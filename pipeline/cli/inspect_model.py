@@ -3,8 +3,6 @@
 The line of Python that cuts a model to the one output that is an image classifier's. Imports no Keras.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

@@ -1,7 +1,5 @@
 """The lines that mend what the doctor finds missing, and packages that want a newer driver than the one here."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ What a person is told of stages whose results are no longer those of what they w
 What a stage would refuse at once, found without running it: no TensorFlow, nothing decoded, nothing written.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex

@@ -12,8 +12,6 @@ Training, calibration, verification, inference and thumbnails decode by it and b
 holds for what is served.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -5,8 +5,6 @@ The addresses and hashes are those in the sources of Keras 3.15 (``applications/
 (``datasets/tf_flowers/checksums.tsv``). Files go where Keras keeps its own, so what Keras fetched before is used.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os

@@ -1,7 +1,5 @@
 """What lies in a folder of images, and in what was named instead of one: words for messages that say what to do."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path

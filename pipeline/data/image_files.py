@@ -3,8 +3,6 @@
 A quantity, such as memory, that threads share.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

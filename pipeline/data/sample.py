@@ -5,8 +5,6 @@ One labelled image, as every source of images gives it.
 Which images can be read: all of them are tried before the first stage, so that all bad ones are named at once.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re

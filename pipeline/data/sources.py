@@ -1,7 +1,5 @@
 """Where labelled images come from: folders, arrays, TensorFlow Datasets. Tables are in ``pipeline.data.tables``."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Labels in tables: CSV files of paths and labels."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Iterator, Sequence

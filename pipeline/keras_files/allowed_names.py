@@ -14,8 +14,6 @@ it was read and found to compute a tensor from tensors and numbers. It takes no 
 but that of the random generator.
 """
 
-from __future__ import annotations
-
 import re
 
 # Layers of Keras 1, 2 and 3 that only compute, from what the architecture and the weights hold. A Pipeline holds a list

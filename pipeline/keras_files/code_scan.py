@@ -5,8 +5,6 @@ function or class, and Keras calls it. So everything that Keras would build or l
 (``model_classes``, ``model_functions``) before Keras sees it; what is on none is refused, wherever it stands.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

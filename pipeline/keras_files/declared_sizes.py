@@ -11,8 +11,6 @@ By tables: most keys share one limit, and what a layer makes of its settings alo
 its own. Imports no Keras.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

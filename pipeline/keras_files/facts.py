@@ -8,8 +8,6 @@ Layers that Keras 2 calls in training mode for ever, and what is said where they
 batch, a Dropout goes on dropping. Keras 3's ``predict`` overrides it. Imports no Keras.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The graph's structure is in the layer's configuration and its constants are the 
 this layer is saved, loaded, exported and counted as any other. Import it before loading such a model.
 """
 
-from __future__ import annotations
-
 import base64
 from typing import Any
 

@@ -6,8 +6,6 @@ files. What is in a field that is not named here is counted as though it were a 
 than any parser finds. Imports no TensorFlow.
 """
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import os

@@ -12,8 +12,6 @@ Which operations of a TensorFlow graph do more than compute, by the closed list 
 Reads protocol buffers and runs nothing.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable, Mapping
 from typing import Any

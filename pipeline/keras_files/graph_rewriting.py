@@ -5,8 +5,6 @@ Walks over TensorFlow graphs as protocol buffers; imports no TensorFlow.
 Whether a rewritten graph answers as before is not asked here; ``saved_comparison`` runs both.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Architectures of Keras 1, in the words of Keras 2. Weights need no change: their order is the same."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

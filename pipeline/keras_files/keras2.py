@@ -3,8 +3,6 @@
 Everything behind this module sees a Keras 3 model. The rebuilt one must give tf_keras' answers, or it is refused.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from itertools import count

@@ -4,8 +4,6 @@ Answers alone would not do: where a softmax or a gate is saturated, another func
 photograph comes that it is not sure of.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Most have a namesake and need their settings renamed. What is gone from Keras 3,
 together from plain layers of Keras 3, so that the saved model needs nothing of ours.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ They come from ``preprocess_input`` called on a layer's output, from ``x / 255``
 ``tf.nn`` functions in hand-written blocks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import accumulate

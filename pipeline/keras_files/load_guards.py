@@ -10,8 +10,6 @@ Counts the rounds of loops that Keras writes out while it builds a stranger's mo
 Counts the weights that Keras makes while it builds a stranger's model, and stops before they fill the memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

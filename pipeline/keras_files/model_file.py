@@ -4,8 +4,6 @@ A node is what Keras writes of a layer or a model: its ``class_name`` and its ``
 of what a stranger's file holds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

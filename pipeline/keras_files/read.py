@@ -1,7 +1,5 @@
 """Reads what a model file says about itself, without building or running the model."""
 
-from __future__ import annotations
-
 import shlex
 import zipfile
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ one float32 (N, classes) out, at least two classes. The layers in between stay, 
 after each step the answers are compared with those of the model as it was loaded.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ The model is one flat graph of named layers (the backbone is not nested), so tha
 layers. It takes float32 pixels *after* preprocessing and ends with softmax, as keras.applications' models do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ Nothing is built: shapes are followed back from the last layer as far as the arc
 nothing is said here, and taking the model over finds out. Imports no Keras.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Takes over a finished model: loads it, brings it into the chain's form, asks for what its file leaves open."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ picture are probabilities, however they came about. Where no single softmax or s
 ``1 - sigmoid``, a sparsemax), their logarithms are logits: the softmax of those gives the probabilities back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ResNets written out from identity and convolutional blocks: 18, 20, 34 and 50 layers, without their heads."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Weights into a backbone or a whole classifier: what Keras publishes, or a file of Keras 1, 2 or 3."""
 
-from __future__ import annotations
-
 import re
 import warnings
 import zipfile

@@ -3,8 +3,6 @@
 Modes, native and smallest sizes are those in the sources of ``keras.applications`` (Keras 3.15). Imports no Keras.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from export.words import listed

@@ -3,8 +3,6 @@
 Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reads a recipe: YAML into typed dataclasses, unknown keys refused with the closest match, ``--set a.b=c`` on top."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

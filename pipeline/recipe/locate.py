@@ -1,7 +1,5 @@
 """Where recipes lie, and the files that they name: a recipe by its name, and a path that was written from elsewhere."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Parses YAML that somebody else wrote: never deeper, longer or larger than a reci
 Sentences about keys, values and names that a recipe does not take, for who writes YAML and knows no Python.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import re

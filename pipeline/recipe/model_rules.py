@@ -3,8 +3,6 @@
 So that nobody waits for TensorFlow, or for a training, to be told. Imports no Keras.
 """
 
-from __future__ import annotations
-
 from export.errors import ModelError
 from export.words import count
 from pipeline.recipe.backbones import BACKBONES, by_family

@@ -5,8 +5,6 @@ Read from the sources of Keras 3.15: the ``WEIGHTS_HASHES`` or the ``file_hash``
 came could be anything.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -9,8 +9,6 @@ Keys that somebody sets to change the images, or how a model file is read, are r
 training stays in many a recipe that takes a finished model for once, so it is named in one warning.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable, Iterator

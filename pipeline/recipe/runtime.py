@@ -1,7 +1,5 @@
 """How engines are run: the recipe's section ``runtime``. Python 3.10 syntax, standard library only."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 

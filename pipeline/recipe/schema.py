@@ -5,8 +5,6 @@ user needs to know; the tables in README.md and docs/recipe.md are made from the
 such a text describes is one key of those tables. Standard library only, Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """The report's section on evidence from a GPU: what ``python -m benchmarks.gpu_evidence`` brought back from a visit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Advice that was followed and brought nothing is not given again: a change that i
 ``calibration.json`` and ``sensitivity.csv`` say cannot help, makes way for the truth.
 """
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ What a comparison missed, from its numbers: what was asked, what was reached, in
 The report's cards: the few numbers that a reader wants first, each with its verdict in words and colour.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ The HTML of a page: templates fill in typed values, and everything from outside 
 Bar charts: a row is a label, its number and its bar; all text is the page's, so it fits paper and phone.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The report's next step: what a reader does with this verdict, with the command."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 

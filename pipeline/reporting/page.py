@@ -1,7 +1,5 @@
 """The report stage: one self-contained HTML page of what the other stages wrote."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipeline import __version__

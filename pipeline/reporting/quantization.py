@@ -1,7 +1,5 @@
 """The report's sections on precision: how the scales were chosen, what each layer costs, what computes in what."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ The report's section on engines: what was built, for which machines, and whether
 The report's section on predictions: some images with the class they got.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

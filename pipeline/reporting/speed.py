@@ -1,7 +1,5 @@
 """The report's section on speed: what the benchmark measured, and apart from it what says nothing about engines."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from export.words import count, sentence

@@ -1,7 +1,5 @@
 """What a report's verdict is worth now: the bytes that were judged, held against those that are there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath

@@ -3,8 +3,6 @@
 A Keras model is opened by `pipeline.runners.keras.open_keras`: who serves what was exported reads no Keras files.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from export.errors import RunnerError

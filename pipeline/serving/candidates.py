@@ -12,8 +12,6 @@ Hashes show accidents: a file that was altered, swapped or damaged since. Who ca
 hashes beside them as well, so they are no proof against malice.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Batch inference: images in, one row an image out."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

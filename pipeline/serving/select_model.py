@@ -5,8 +5,6 @@ leave open serves where none on its backend passed, with a warning. Where nothin
 decides, and on a CPU it always does.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

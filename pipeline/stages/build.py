@@ -1,7 +1,5 @@
 """The build stage: TensorRT engines, by whichever TensorRT this machine can build with."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Sequence

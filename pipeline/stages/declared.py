@@ -1,7 +1,5 @@
 """What several stages declare alike."""
 
-from __future__ import annotations
-
 from pipeline.artifacts import paths
 from pipeline.artifacts.inputs import Input, Optional, Required
 

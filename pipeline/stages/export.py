@@ -1,7 +1,5 @@
 """The export stage: hands the trained model to ``export.from_keras.convert``."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping

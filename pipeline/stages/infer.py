@@ -1,7 +1,5 @@
 """The infer stage: a sample of the test images, classified by the file that serves."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The quantize stage: the FP16 graph, and the INT8 graphs with scales from the calibration images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipeline.artifacts.inputs import Inputs, Required, Split

@@ -1,7 +1,5 @@
 """The report stage: one self-contained HTML page of what the other stages wrote."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

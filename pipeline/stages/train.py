@@ -1,7 +1,5 @@
 """The train stage: two-phase transfer learning, or taking over a finished model as it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from export.errors import add_note

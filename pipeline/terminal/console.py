@@ -5,8 +5,6 @@ Progress bars on standard error, where a person watches; none in a log file.
 Imports TensorFlow without its page of start-up messages, which would hide ours.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

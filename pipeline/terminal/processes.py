@@ -5,8 +5,6 @@ SIGTERM, as `docker stop` and `timeout` send it, ends a command as Ctrl-C does: 
 A command that another one starts ends with it, however that one ends: by Ctrl-C, an error, or ``kill -9``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """What a training keeps of its epochs: its history, and what it needs to go on after an interrupt."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

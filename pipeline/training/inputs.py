@@ -1,7 +1,5 @@
 """What a training loop is fed: preprocessed pixels, augmented if the recipe says so, or features computed once."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Two-phase transfer learning, or taking over a finished model as it is."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

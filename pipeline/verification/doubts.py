@@ -3,8 +3,6 @@
 What was doubtful when the model was taken over comes first.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from export.words import count, listed

@@ -1,7 +1,5 @@
 """Runs what claims to give the model's answers: runners are known only by their protocol. Numpy alone."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

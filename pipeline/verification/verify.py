@@ -1,7 +1,5 @@
 """The verify stage: Keras' answers on the test images, and how close each exported file comes to them."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

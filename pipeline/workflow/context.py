@@ -1,7 +1,5 @@
 """What every stage of one recipe shares: the recipe in force, its artifacts, its images, and what is said once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -5,8 +5,6 @@ Facts about this machine that decide a stage's result: which TensorRT, which GPU
 Facts about this machine that decide what runs a model; `environment` has those that decide what is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from export.tensorrt.driver import AMPERE, Device, as_numbers, driver_status, no_support, supports_advised

@@ -1,7 +1,5 @@
 """A stage is a step from files to files; this decides whether it runs, and puts its result in place at once."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ The command times PyTorch alone. A script that wants our engines in the same tur
 beside any other runner in `benchmarks.timing.measure`, or in `in_turns` for times that are no wall-clock times.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

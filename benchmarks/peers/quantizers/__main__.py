@@ -5,8 +5,6 @@ They stand beside ours in the comparison, so each is made by its quantizer's own
 project outside this folder.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -4,8 +4,6 @@
 gave is owned by the classes of `cuda_resources`. Python 3.10 syntax; both packages are imported when they are chosen.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager

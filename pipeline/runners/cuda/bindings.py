@@ -4,8 +4,6 @@ Everything goes through the runtime API and so through the device's primary cont
 use too. Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

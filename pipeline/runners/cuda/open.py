@@ -1,7 +1,5 @@
 """The choice between the two implementations of CUDA. Python 3.10 syntax."""
 
-from __future__ import annotations
-
 import importlib.util
 
 from export.errors import RunnerError

@@ -4,8 +4,6 @@ The context that is current in the calling thread is used, as with ``import pycu
 device's primary context is, which TensorRT, PyTorch and CuPy share. Python 3.10 syntax, numpy alone.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ A slot is one set: page-locked memory and device memory for each tensor, and the
 is a stream with an execution context. Python 3.10 syntax, numpy alone.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import deque

@@ -5,8 +5,6 @@ advises, "CUDA Graphs"); they share the activation memory of the lane that they 
 itself. Python 3.10 syntax.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence

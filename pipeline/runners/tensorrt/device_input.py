@@ -9,8 +9,6 @@ Python 3.10 syntax, numpy alone.
 Classifies what lies on the GPU already, for `TensorRTRunner.infer_device`. Python 3.10 syntax, numpy alone.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 from collections.abc import Mapping, Sequence

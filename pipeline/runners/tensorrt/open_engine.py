@@ -3,8 +3,6 @@
 Python 3.10 syntax, numpy alone.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
