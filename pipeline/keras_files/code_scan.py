@@ -53,7 +53,8 @@ _COMPOSITE = "_COMPOSITE_TYPE"  # Keras 2 decodes the text after it on its own, 
 
 SAVED_MODEL = "SavedModel"  # as model.allow
 FROZEN_GRAPH = "keras_resnet_to_tensorrt>FrozenGraph"  # our own layer, see pipeline.keras_files.frozen_graph
-_FROZEN_GRAPH_MODULE = "pipeline.keras_files.frozen_graph"
+# Where the layer is, and where it was when older models were saved.
+_FROZEN_GRAPH_MODULES = ("pipeline.keras_files.frozen_graph", "pipeline.frozen_graph")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _judge_origin(node: dict[str, object], kind: str, inner: Any) -> Finding | N
     module, registered = node.get("module"), node.get("registered_name")
     if FROZEN_GRAPH in (kind, registered):  # under either name Keras finds the class that we registered
         known = kind in (FROZEN_GRAPH, "FrozenGraph") and registered in (None, FROZEN_GRAPH)
-        if known and module in (None, _FROZEN_GRAPH_MODULE):
+        if known and module in (None, *_FROZEN_GRAPH_MODULES):
             return None
         return Finding("custom", f"{module}.{kind}", "no FrozenGraph of this project", False)
     names: list[Any] = [None, inner if kind == "function" else kind]

@@ -176,12 +176,18 @@ def test_every_graph_of_a_saved_model_is_looked_at(tmp_path: Path) -> None:
     assert "WriteFile" in [finding.name for finding in read_model_file(path).findings]
 
 
-def frozen(operation: str) -> dict:
+def frozen(operation: str, module: str = "pipeline.keras_files.frozen_graph") -> dict:
     config = {"graph": graph_of(operation), "feed": "x:0", "fetch": "x:0", "shapes": {}}
     entry = layer("FrozenGraph", [[["i", 0, 0, {}]]], name="graph", **config)
     model = as_objects(functional(entry, end="graph"))
-    model["config"]["layers"][1] |= {"module": "pipeline.keras_files.frozen_graph", "registered_name": FROZEN_GRAPH}
+    model["config"]["layers"][1] |= {"module": module, "registered_name": FROZEN_GRAPH}
     return model
+
+
+def test_a_model_that_was_saved_before_the_layer_moved_opens_as_before(tmp_path: Path) -> None:
+    model = frozen("Relu", "pipeline.frozen_graph")
+    path = write_archive(tmp_path / "m.keras", model, "3.10.0")
+    assert [f.name for f in read_model_file(path).findings] == ["SavedModel"]
 
 
 def test_the_graph_of_an_archive_is_looked_at_too(tmp_path: Path) -> None:
