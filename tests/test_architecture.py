@@ -81,6 +81,13 @@ def test_what_a_page_names_of_the_code_exists(name: str) -> None:
     assert missing == [], f"{name} names what is not there"
 
 
+def test_tests_that_contributing_names_exist() -> None:
+    names = set(re.findall(r"`(test_\w+)`", page("CONTRIBUTING.md")))
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names
+    assert [name for name in names if f"def {name}(" not in written] == []
+
+
 def exists(name: str) -> bool:
     if "/" in name:
         return name in (*OF_THE_READER, *ARTIFACTS) or (ROOT / name).exists()
