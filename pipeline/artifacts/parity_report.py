@@ -166,9 +166,7 @@ class ParityReport:
 
 def run_name(name: str, backend: str) -> str:
     """A file and what ran it, in words; no two runs have the same. The CPU's and TensorRT's need only the file."""
-    if backend in ("", "onnxruntime", "tensorrt"):
-        return name
-    return f"{name} on {'CUDA' if backend == CUDA else backend}"
+    return name if backend in ("", "onnxruntime", "tensorrt") else f"{name} on {'CUDA' if backend == CUDA else backend}"
 
 
 def overall_verdict(hops: Sequence[Hop]) -> Overall:

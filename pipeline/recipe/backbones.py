@@ -33,11 +33,6 @@ class Backbone:
     flat_top: bool = False
 
     @property
-    def has_stem(self) -> bool:
-        """Whether it begins with the 7x7 convolution that `model.padding` is about; a ResNet-20 has a 3x3 one."""
-        return self.layers not in (0, 20)
-
-    @property
     def normalises_inside(self) -> bool:
         """Whether the first layers of the network take 0..255 to what the rest was trained on."""
         return self.application is not None and self.preprocessing == "none"
