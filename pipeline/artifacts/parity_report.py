@@ -166,7 +166,7 @@ class ParityReport:
 
 def run_name(name: str, backend: str) -> str:
     """A file and what ran it, in words; no two runs have the same. The CPU's and TensorRT's need only the file."""
-    return f"{name} on CUDA" if backend == CUDA else name
+    return name if backend in ("", "onnxruntime", "tensorrt") else f"{name} on {'CUDA' if backend == CUDA else backend}"
 
 
 def overall_verdict(hops: Sequence[Hop]) -> Overall:

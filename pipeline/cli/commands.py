@@ -103,8 +103,6 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
     serves = True
     for stage in STAGES:
         if stage.name == "infer":
-            verified = verify.STAGE.recorded(context, outcomes[-1].manifest)
-            _say_verdict(context, verified)
             measured = _benchmark(args)
             if measured["exit"] != cli.DONE:
                 raise ProjectError(f"Expected the benchmark to end well. Received: {measured['error']}")
@@ -113,6 +111,9 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
                 continue
         outcomes.append(execute(stage, context, args.force))
         _say_what_was_not_built(context, outcomes[-1])
+        if stage is verify.STAGE:
+            verified = verify.STAGE.recorded(context, outcomes[-1].manifest)
+            _say_verdict(context, verified)
     log.info("verdict   %s", verified.verdict)
     log.info("report    %s", context.root / REPORT)
     result = _result(context, outcomes)

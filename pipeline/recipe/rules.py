@@ -94,7 +94,7 @@ DOWNLOADS = {"flowers": "folder", "mnist": "npz"}
 PATH_ONLY = ("output", "allow", "called_in_training")
 NEVER_BY_PATH = ("backbone", "weights", "head")
 NOT_TRAINED = ("padding", "pooling", "dense", "dropout")
-WITH_STEM = ("resnet18", "resnet34", "resnet50-blocks")
+WITH_STEM = tuple(name for name, entry in BACKBONES.items() if entry.layers not in (0, 20))  # 20 has a 3x3 one
 
 
 def check_rules(recipe: Recipe) -> None:

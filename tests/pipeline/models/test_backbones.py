@@ -14,7 +14,9 @@ from export.preprocessing import PreprocessingSpec
 from pipeline.models.classifier import build_backbone, build_classifier
 from pipeline.models.resnet import Style, convolutional_block, identity_block, resnet
 from pipeline.models.weights import classic_name
+from pipeline.recipe.backbones import BACKBONES
 from pipeline.recipe.load import load_recipe
+from pipeline.recipe.rules import WITH_STEM
 from pipeline.recipe.schema import Model
 from pipeline.terminal.console import start_tensorflow
 
@@ -67,6 +69,12 @@ def test_basic_block_resnets(name: str, parameters: int, channels: int) -> None:
     model = build_backbone(name, 64)
     assert model.count_params() == parameters
     assert model.output.shape == (None, 2, 2, channels)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in BACKBONES.items() if entry.application is None])
+def test_padding_is_for_the_backbones_whose_stem_has_it(name: str) -> None:
+    padded = {layer.name for layer in build_backbone(name, 64, "valid").layers} & {"stem_pad"}
+    assert bool(padded) == (name in WITH_STEM)
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50-blocks", 16), ("resnet20", 0)])

@@ -2,18 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from benchmarks.scenarios import INCLUDES
 from export.errors import RunnerError
 from export.files import ROOT
 from export.preprocessing import PreprocessingSpec
+from pipeline.artifacts.benchmark_report import BenchmarkRow
 from pipeline.artifacts.code_key import closure
+from pipeline.artifacts.parity_report import run_name
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.keras import open_keras
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.runners.open import BACKENDS, open_runner
 from pipeline.runners.tensorrt.runner import TensorRTRunner
+from pipeline.serving import candidates
+from pipeline.serving.candidates import PREFERENCE
 from tests import fake_onnxruntime, tiny_onnx
 from tests.fake_engine import make_plan
 
@@ -31,6 +37,15 @@ def test_each_backend_has_its_runner(tmp_path: Path) -> None:
     for backend in BACKENDS:
         runner = open_runner(plan, backend)
         assert runner.backend == backend
+
+
+def test_every_list_of_backends_has_each_of_them() -> None:
+    timed = set(get_args(get_type_hints(BenchmarkRow)["backend"]))
+    assert set(INCLUDES) == timed == {"keras", *BACKENDS}, "benchmarks/scenarios.py, and the row that holds it"
+    assert set(PREFERENCE) == set(candidates.BACKENDS) <= set(BACKENDS), "pipeline/serving/candidates.py"
+    runs = [run_name("model.onnx", backend) for backend in BACKENDS if backend != "tensorrt"]
+    assert len(set(runs)) == len(runs), "answers of one file by two backends are told apart by these names"
+    assert run_name("model.onnx", "another") != "model.onnx"
 
 
 def test_what_each_is_opened_with(tmp_path: Path) -> None:

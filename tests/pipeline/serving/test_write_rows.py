@@ -42,13 +42,13 @@ def read(path: Path) -> list[dict[str, str]]:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from pipeline import cli
+from pipeline.cli import options
 from pipeline.terminal.command_line import Parser
 from tests.pipeline.serving.test_write_rows import COLUMNS, TOTAL, rows, write_rows
 output = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # no file grows beyond, and write() says so
-parser = Parser(parents=[cli.output_options()])
-sys.exit(cli.run_command(parser, [], lambda args: write_rows(rows(), TOTAL, COLUMNS, output)))
+parser = Parser(parents=[options.output_options()])
+sys.exit(options.run_command(parser, [], lambda args: write_rows(rows(), TOTAL, COLUMNS, output)))
 """
 
 

@@ -390,7 +390,7 @@ from pipeline.terminal.console import start_tensorflow
 import tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2)
-from pipeline import fitting
+from pipeline.training import loop
 from pipeline.data.dataset import Pixels, load_image_set
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.classifier import build_classifier
@@ -406,7 +406,7 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     built = build_classifier(MODEL, 4)
 toy = recipe(replace(TRAIN, fine_tune=FineTunePhase(1)))
-history = fitting.fit(toy, built, images, Pixels(DecodeSpec((32, 32), "stretch"), 0), None, strategy)
+history = loop.fit(toy, built, images, Pixels(DecodeSpec((32, 32), "stretch"), 0), None, strategy)
 assert len(history) == 3, history
 print(strategy.num_replicas_in_sync, history[-1].val_accuracy)
 """

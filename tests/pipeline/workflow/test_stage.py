@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,11 +27,14 @@ from pipeline.artifacts import manifest
 from pipeline.artifacts.files import recipe_lock
 from pipeline.artifacts.inputs import Inputs, Required
 from pipeline.artifacts.manifest import MANIFEST, read_manifest
+from pipeline.artifacts.paths import is_written
+from pipeline.cli import doctor
 from pipeline.cli.options import make_context
-from pipeline.cli.verbs import build_parser
+from pipeline.cli.verbs import HELP, build_parser
 from pipeline.data.sample import DataMissingError
 from pipeline.recipe.load import load_recipe, to_dict
 from pipeline.recipe.schema import Recipe
+from pipeline.reporting.validity import SHOWN_STAGES
 from pipeline.stages import STAGES
 from pipeline.workflow.context import Context
 from pipeline.workflow.stage import Stage, execute, reasons_to_run
@@ -233,8 +237,8 @@ def test_a_stage_killed_in_a_process_of_its_own(toy: Toy) -> None:
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from pipeline import manifest
 from tests.pipeline.workflow.test_stage import Toy
+from pipeline.artifacts import manifest
 from pipeline.artifacts.inputs import Inputs, Required
 from pipeline.recipe.schema import Recipe
 from pipeline.workflow.stage import execute
@@ -349,3 +353,18 @@ def test_keys_of_a_stage_are_keys_of_the_recipe(stage: Stage) -> None:
 def test_stages_are_named_once_and_in_order() -> None:
     assert [s.name for s in STAGES] == ["train", "export", "quantize", "build", "verify", "infer", "report"]
     assert BENCHMARK.name == "benchmark"
+
+
+def test_every_list_of_stages_has_each_of_them() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (cleaned,) = re.findall(r"foreach stage,([\w ]+),", makefile)
+    stages = {stage.name for stage in ALL}
+    lists = {
+        "HELP in pipeline/cli/verbs.py": {*HELP, "benchmark"},
+        "_stages in pipeline/cli/doctor.py": set(doctor._stages({}, False, {})),
+        "SHOWN_STAGES in pipeline/reporting/validity.py": {*SHOWN_STAGES, "report"},
+        "_WRITTEN in pipeline/artifacts/paths.py": {name for name in stages if is_written(f"{name}/{MANIFEST}")},
+        "TARGETS of the Makefile, and a rule": set(re.findall(r"^(\w+): .*## ", makefile, re.MULTILINE)),
+        "clean in the Makefile": {"train", *cleaned.split()},
+    }
+    assert {where: lacking for where, there in lists.items() if (lacking := stages - there)} == {}

@@ -31,7 +31,7 @@ from pipeline.artifacts.inputs import (
     declared_part,
 )
 from pipeline.artifacts.manifest import Key, read_manifest
-from pipeline.artifacts.paths import Artifacts, UndeclaredError
+from pipeline.artifacts.paths import Artifacts, UndeclaredError, is_written
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Build, Quantize, Recipe, Thresholds, Train
 from pipeline.stages import BY_NAME, STAGES
@@ -74,6 +74,8 @@ def test_a_stage_runs_on_its_declared_inputs_alone(stage: Stage, made_chain: Cha
     outcome = execute(stage, context_of(chain, *["train.fine_tune.epochs=1"] * (stage.name == "train")))
     assert outcome.ran
     assert outcome.manifest.outputs.keys() == whole.outputs.keys()
+    strange = [name for name in outcome.manifest.outputs if not is_written(f"{stage.name}/{name}")]
+    assert strange == [], "a bundle takes only what _WRITTEN in pipeline/artifacts/paths.py knows: add them there"
     for name in SAME.get(stage.name, ()):
         written, expected = (one.root / stage.name / name for one in (chain, made_chain))
         assert written.read_text("latin-1").replace(str(chain.images), str(made_chain.images)) == (
