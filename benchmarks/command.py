@@ -102,7 +102,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
         speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
         cells.append((*head, f"{row.p50_ms:.3f}", f"{row.p90_ms:.3f}", f"{row.p99_ms:.3f}", speed, ratio))
-    alone = [
+    engines = [
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
         "engine alone"
         for row in results
@@ -112,7 +112,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.refused_graph}" for row in results if row.refused_graph
     ]
     notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
-    return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
+    return "\n".join([*aligned(cells, right=range(2, 8)), *engines, *refused, *notes])
 
 
 def _environment(settings: Recipe) -> dict[str, object]:

@@ -66,9 +66,11 @@ def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: Run
 
 
 def _contender(artifacts: Artifacts, row: BenchmarkRow) -> Contender:
-    if row.backend == "tensorrt":
-        return engine_contender(artifacts, row.artifact)
-    return onnx_contender(artifacts, row.artifact, row.precision)
+    return (
+        engine_contender(artifacts, row.artifact)
+        if row.backend == "tensorrt"
+        else onnx_contender(artifacts, row.artifact, row.precision)
+    )
 
 
 def _pair(first: tuple[Contender, BenchmarkRow], second: tuple[Contender, BenchmarkRow]) -> Pair:

@@ -136,7 +136,8 @@ def installed(candidates: Sequence[Scenario]) -> list[Scenario]:
     """
     missing = {scenario: _missing_library(scenario) for scenario in candidates}
     for library in filter(None, dict.fromkeys(missing.values())):
-        files = {f"{one.path.parent.name}/{one.path.name}" for one, name in missing.items() if name == library}
+        paths = [scenario.path for scenario, name in missing.items() if name == library]
+        files = {f"{path.parent.name}/{path.name}" for path in paths}
         log.info("  not timed, as %s is not installed here: %s", library, ", ".join(sorted(files)))
     return [scenario for scenario in candidates if not missing[scenario]]
 
