@@ -156,8 +156,8 @@ def measure(name: str, data: Path, size: int, images: int) -> Row:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recipe = folder / "recipe.yaml"
-        content = {"name": "b", "data": {"path": str(data.resolve()), "splits": {"train": SPLITS.train}}}
-        recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+        sections = {"name": "b", "data": {"path": str(data.resolve()), "splits": {"train": SPLITS.train}}}
+        recipe.write_text(yaml.safe_dump(sections), encoding="utf-8")
         parameters = _make(name, size, recipe, folder / "model.keras")
         settings = {
             "model.path": folder / "model.keras",

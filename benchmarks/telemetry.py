@@ -223,8 +223,7 @@ def _text(path: Path) -> str:
 
 def _output(*command: str, timeout: float | None = None) -> str | None:
     """Return the output of a program; None where it is missing, fails, or exceeds ``timeout`` seconds."""
-    run = partial(subprocess.run, command, capture_output=True, text=True, check=True, timeout=timeout)
-    return _try(lambda: run().stdout)
+    return _try(lambda: subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout).stdout)
 
 
 def _try(read: Callable[..., T]) -> T | None:

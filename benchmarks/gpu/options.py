@@ -96,11 +96,10 @@ class Options:
 
     def described(self) -> dict[str, object]:
         """Return the options for the evidence, without paths."""
-        names = (
+        return {name: getattr(self, name) for name in (
             "minutes", "level", "variants", "precisions", "checks", "peers", "seconds", "batch", "cycles",
             "cycle_seconds", "targets",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        )}  # fmt: skip
 
 
 def build_parser() -> VisitParser:

@@ -142,8 +142,7 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
 
 def described(options: BuildOptions) -> dict[str, object]:
     """Return the options for a sidecar, without the path of the timing cache, which does not describe the engine."""
-    names = (
+    return {name: getattr(options, name) for name in (
         "tf32", "workspace_mib", "optimization_level", "version_compatible", "hardware_compatibility", "strip_weights",
         "max_aux_streams", "builder_threads",
-    )  # fmt: skip
-    return {name: getattr(options, name) for name in names}
+    )}  # fmt: skip
