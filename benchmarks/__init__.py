@@ -1,1 +1,1 @@
-"""Measures what the pipeline built. Imports ``pipeline.runners``; nothing imports it."""
+"""Measure the models and engines that the pipeline built. It imports ``pipeline``; nothing imports it."""

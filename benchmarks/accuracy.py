@@ -1,7 +1,7 @@
-"""The command line: ``python -m benchmarks.accuracy`` judges every way to lower precision on a recipe's test images.
+"""Compare all ways to lower precision on a recipe's test images: ``python -m benchmarks.accuracy``.
 
-FP32, FP16, INT8 by each calibration method, INT8 as the recipe ships it, and INT8 files that other quantizers made of
-the same model and images, side by side. The test images select nothing here; they only judge.
+The candidates are FP32, FP16, INT8 by each calibration method, INT8 as the recipe ships it, and INT8 files that other
+quantizers made from the same model and images. The test images only judge; nothing is selected by them.
 """
 
 import argparse
@@ -51,7 +51,7 @@ log = logging.getLogger("benchmarks.accuracy")
 T = TypeVar("T")
 
 SCHEMA = 1
-_NOT_EQUALIZED = ("minmax", "mse")  # the simplest, and what ResNets mostly end up with: enough to show what it brings
+_NOT_EQUALIZED = ("minmax", "mse")  # the simplest and the usual choice for ResNets: enough to show the gain
 EXAMPLES = """examples:
   python -m benchmarks.accuracy -c configs/digits.yaml
   python -m benchmarks.accuracy -c configs/imagenet.yaml --set data.path=/data/imagenet \\
@@ -66,12 +66,12 @@ class AccuracyRow:
     Attributes:
         name: of the candidate.
         comparison: of its logits with Keras', computed node by node.
-        fused: the same, with Q/DQ pairs fused as an INT8 engine does.
-        convolutions: those in INT8, of all.
+        fused: the same comparison, with Q/DQ pairs fused as in an INT8 engine.
+        convolutions: how many convolutions are in INT8, of how many.
         bytes: size of the ONNX file.
-        reference_top5: share of the labels among Keras' best five; None with five classes or fewer.
-        candidate_top5: among the candidate's.
-        plan_bytes: size of its TensorRT engine, or why there is none; None where none was asked for.
+        reference_top5: share of the labels among Keras' best five classes; None with five classes or fewer.
+        candidate_top5: share of the labels among the candidate's best five classes.
+        plan_bytes: size of its TensorRT engine, or why there is none; None where no engine was built.
     """
 
     name: str
@@ -84,7 +84,7 @@ class AccuracyRow:
     plan_bytes: int | str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain JSON types, the comparison's among the others."""
+        """Return the row as JSON types, with the fields of the comparison beside the others."""
         fused = self.fused.to_dict()
         return {
             "name": self.name,
@@ -99,32 +99,32 @@ class AccuracyRow:
         }
 
     def __str__(self) -> str:
-        """Return the row as a line for a person."""
-        found = self.comparison
+        """Return the row as a line of text."""
+        comparison = self.comparison
         return (
-            f"{self.name}: SQNR {found.sqnr_db:.1f} dB, agreement {found.top1_agreement:.2%}, "
-            f"accuracy {found.candidate_accuracy:.2%} (Keras {found.reference_accuracy:.2%}), "
+            f"{self.name}: SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}, "
+            f"accuracy {comparison.candidate_accuracy:.2%} (Keras {comparison.reference_accuracy:.2%}), "
             f"{self.convolutions.int8} of {self.convolutions.of} convolutions in INT8"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyReport:
-    """Every candidate's row, and what they were measured on.
+    """The rows of all candidates, and what they were measured on.
 
     Attributes:
         schema: of this file.
-        recipe: its name.
-        machine: that it ran on.
+        recipe: name of the recipe.
+        machine: on which the command ran.
         commit: of this code; None outside a repository.
         model_sha256: of the FP32 ONNX file.
-        test_images: that judged.
-        classes: how many the model tells apart.
+        test_images: number of test images.
+        classes: number of classes.
         calibration: of the INT8 file as shipped.
         seconds: of each pass over the calibration images.
-        peak_memory_mib: of all passes; None where the system does not say.
-        peers: name to what the JSON beside a peer's file says.
-        rows: every candidate.
+        peak_memory_mib: of all passes; None where the system does not report it.
+        peers: name to the content of the JSON file beside a peer's file.
+        rows: a row for each candidate.
     """
 
     schema: int = SCHEMA
@@ -142,11 +142,15 @@ class AccuracyReport:
 
 
 def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyReport:
-    """Judge every candidate.
+    """Compare every candidate with Keras.
+
+    Args:
+        context: of the recipe, which was run up to ``verify``.
+        peers: name to INT8 ONNX file of another quantizer.
 
     Raises:
         ProjectError: the recipe was not run up to ``verify``, or a peer's file is missing.
-        ProjectError: the scales in the artifacts are of another model, other images or another recipe.
+        ProjectError: the scales in the artifacts belong to another model, other images or another recipe.
     """
     root = context.root
     for name in (*ONNX.values(), REFERENCE):
@@ -157,22 +161,21 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
             raise ProjectError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
     recipe = context.recipe
     images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
-    key = images.key(root / ONNX["fp32"])
-    Scales.from_json((root / "quantize/scales.json").read_text(encoding="utf-8"), key)  # of these images, this model
-    held = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
-    pixels, labels, keras = held["pixels"], held["labels"], held["logits"]
+    scales = (root / "quantize/scales.json").read_text(encoding="utf-8")
+    Scales.from_json(scales, images.key(root / ONNX["fp32"]))  # refuses the scales of another model or other images
+    arrays = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
+    pixels, labels, keras = arrays["pixels"], arrays["labels"], arrays["logits"]
     calibration = read_calibration(root / "quantize/calibration.json")
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]
-        made, seconds = _by_method(root / ONNX["fp32"], images, calibration.method, Path(temporary))
-        peak = peak_memory_mib()  # before the candidates run: decoding, all passes, quantising
+        by_method, seconds = _by_method(root / ONNX["fp32"], images, calibration.method, Path(temporary))
+        peak = peak_memory_mib()  # of decoding, all passes and quantisation, before the candidates run
         rows = []
-        for name, path in progress_bar(candidates + made, desc="  candidates", unit="model"):
-            # Engines of all methods are alike but for the values of the scales.
-            folder = None if (name, path) in made else Path(temporary)
-            rows.append(_row(name, path, pixels, labels, keras, folder))
+        for name, path in progress_bar(candidates + by_method, desc="  candidates", unit="model"):
+            # The engines of the methods differ only in the values of the scales, so their sizes are not measured.
+            rows.append(_row(name, path, pixels, labels, keras, build=(name, path) not in by_method))
             log.info("  %s", rows[-1])
-    described = {name: path.with_suffix(".json") for name, path in peers.items()}
+    sidecars = {name: path.with_suffix(".json") for name, path in peers.items()}
     return AccuracyReport(
         recipe=context.recipe.name,
         machine=machine(),
@@ -183,26 +186,25 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
         calibration=calibration,
         seconds=seconds,
         peak_memory_mib=peak,
-        peers={name: read_json(path) for name, path in described.items() if path.is_file()},
+        peers={name: read_json(path) for name, path in sidecars.items() if path.is_file()},
         rows=tuple(rows),
     )
 
 
 def _shipped(root: Path, calibration: CalibrationReport) -> list[tuple[str, Path]]:
-    kept = len(calibration.kept)
-    shipped = f"INT8 as shipped, {kept} layers in float" if kept else "INT8 as shipped, throughout"
-    titles = {"fp32": "FP32", "fp16": "FP16", "int8": shipped}
+    floats = f"{len(calibration.kept)} layers in float" if calibration.kept else "throughout"
+    titles = {"fp32": "FP32", "fp16": "FP16", "int8": f"INT8 as shipped, {floats}"}
     older = [(f"{titles[precision]}, for TensorRT 8.6", root / name) for precision, name in TENSORRT8.items()]
-    usual = [(titles[precision], root / name) for precision, name in ONNX.items()]
-    return usual + [(title, path) for title, path in older if path.is_file()]
+    current = [(titles[precision], root / name) for precision, name in ONNX.items()]
+    return current + [(title, path) for title, path in older if path.is_file()]
 
 
 def _by_method(
     source: Path, images: CalibrationImages, shipped: str, folder: Path
 ) -> tuple[list[tuple[str, Path]], dict[str, float]]:
-    """INT8 throughout by each method, equalized, and by some of them not equalized; and the seconds of each pass."""
+    """Write INT8 models by each method, equalized, and by some not equalized; return them and the passes' seconds."""
     model = load_model(source)
-    batches = list(images.batches("decoding"))  # decoded before, so that the seconds are of the passes alone
+    batches = list(images.batches("decoding"))  # decoded before, so that the seconds cover the passes alone
     seconds: dict[str, float] = {}
 
     def timed(name: str, call: Callable[[], T]) -> T:
@@ -213,7 +215,7 @@ def _by_method(
 
     timed("plain forward pass", lambda: _forward(source, batches))
     seen, statistics = timed("first pass: ranges", lambda: collect_statistics(model, batches, measured_tensors(model)))
-    made: list[tuple[str, Path]] = []
+    files: list[tuple[str, Path]] = []
     for title, equalized in (("", True), (", not equalized", False)):
         calibrating = partial(calibrate, model, statistics, batches, seen, equalized=equalized)
         base = timed(f"second pass: histograms{title}", calibrating)
@@ -224,9 +226,9 @@ def _by_method(
                 errors = timed("third pass: biases", partial(base.bias_errors, scales, batches))
                 candidates.append((f"INT8 throughout, {method}, biases corrected", base.corrected(errors)))
             for name, proto in candidates:
-                made.append((name, folder / f"{len(made)}.onnx"))
-                save_model(quantize(proto, scales)[0], made[-1][1])
-    return made, seconds
+                files.append((name, folder / f"{len(files)}.onnx"))
+                save_model(quantize(proto, scales)[0], files[-1][1])
+    return files, seconds
 
 
 def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
@@ -236,9 +238,9 @@ def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
 
 
 def _row(
-    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, plans: Path | None
+    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, *, build: bool
 ) -> AccuracyRow:
-    """Judge a candidate; in the folder ``plans`` its engine is built, None: it is not."""
+    """Compare a candidate with Keras; ``build`` its engine to measure its size."""
     logits = _logits(path, pixels, exact=True)
     convolutions = placement(onnx.load(path)).convolutions
     return AccuracyRow(
@@ -249,7 +251,7 @@ def _row(
         bytes=path.stat().st_size,
         reference_top5=_top5(keras, labels),
         candidate_top5=_top5(logits, labels),
-        plan_bytes=None if plans is None else _plan_bytes(path, convolutions.int8, plans),
+        plan_bytes=_plan_bytes(path, convolutions.int8) if build else None,
     )
 
 
@@ -265,29 +267,26 @@ def _top5(logits: np.ndarray, labels: np.ndarray) -> float | None:
     return float((best == labels[:, None]).any(axis=1).mean())
 
 
-def _plan_bytes(path: Path, int8: int, folder: Path) -> int | str:
-    """Size of the TensorRT engine; why there is none otherwise."""
-    halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in onnx.load(str(path)).graph.initializer)
-    precision = "int8" if int8 else "fp16" if halves else "fp32"
+def _plan_bytes(path: Path, int8: int) -> int | str:
+    """Build the TensorRT engine and return its size in bytes, or why it cannot be built."""
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in onnx.load(str(path)).graph.initializer)
+    precision = "int8" if int8 else "fp16" if half else "fp32"
     trt, why = choose_tensorrt("auto")
     if trt is None:
         return why
-    plan = folder / "candidate.plan"
-    try:
-        build_engine(path, plan, precision=precision, profile=BatchProfile(1, 8, 32), trt=trt)
-        return plan.stat().st_size
-    except Exception as error:  # a peer's file may be anything; the row says what became of it
-        return f"{trt.flavour} {trt.version} does not build it: {str(error).splitlines()[0][:200]}"
-    finally:
-        for made in folder.glob(f"{plan.stem}.*"):
-            made.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            plan = Path(folder) / "candidate.plan"
+            return build_engine(path, plan, precision=precision, profile=BatchProfile(1, 8, 32), trt=trt).plan_bytes
+        except Exception as error:  # a peer's file may hold anything; the row keeps the reason
+            return f"{trt.flavour} {trt.version} does not build it: {str(error).splitlines()[0][:200]}"
 
 
 def build_parser() -> Parser:
-    """The parser."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="python -m benchmarks.accuracy",
-        description="Judge FP16 and INT8 by every method, and other quantizers' files, on a recipe's test images.",
+        description="Compare FP16, INT8 by every method, and other quantizers' files on a recipe's test images.",
         parents=[options.recipe_options()],
         epilog=f"{EXAMPLES}\n{options.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -296,13 +295,13 @@ def build_parser() -> Parser:
         "--peer", action="append", default=[], metavar="NAME=FILE", help="an INT8 ONNX file of another quantizer"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where the JSON goes (default: beside the artifacts)"
+        "--output", type=Path, metavar="FILE", help="JSON file to write (default: accuracy.json in the artifacts)"
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; returns the exit status."""
+    """Run the command and return the exit status."""
     return options.run_command(build_parser(), argv, _accuracy)
 
 

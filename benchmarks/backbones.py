@@ -1,8 +1,9 @@
-"""The command line: ``python -m benchmarks.backbones`` takes one backbone of each family through the whole chain.
+"""Run one backbone of each family through the whole chain: ``python -m benchmarks.backbones``.
 
-Nobody's weights are needed: they are drawn and spread as if trained (statistics of every normalisation that fit the
-photographs, scales and shifts off their start, logits that differ between photographs), because a network as Keras
-starts it hides errors: its answers are all alike. Each runs train, export, quantize and verify as a finished model.
+No published weights are needed. Random weights are drawn with statistics like those of a trained network: normalisation
+statistics of the photographs, scales and shifts away from their initial values, and logits that differ between
+photographs. A freshly initialised network would hide errors, because its outputs are nearly equal for all images. Each
+backbone runs train, export, quantize and verify as a finished model.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ log = logging.getLogger("benchmarks.backbones")
 
 SCHEMA = 1
 SPLITS = Splits(train=0.1)
-FEWEST = 8  # images that calibrate, and that judge
-# Mean of the drawn shifts. Around 0 half of all units are off, and rounding grows from layer to layer as it does in no
-# trained network. FP16 of ResNet-50: 46 dB with 0.5, 53 with 1, 60 with its published weights; of MobileNetV2: 28 with
-# 0, 46 with 1, 34 to 49 in files of trained ones.
+FEWEST = 8  # calibration images, and test images
+# Mean of the random shifts. Around 0 half of all units are off, and rounding errors grow from layer to layer more than
+# in any trained network. FP16 of ResNet-50: 46 dB with 0.5, 53 with 1, 60 with its published weights; of MobileNetV2:
+# 28 with 0, 46 with 1, 34 to 49 in trained models.
 SHIFT = 1.0
 SMALLEST = (
     "resnet50", "efficientnetb0", "efficientnetv2b0", "mobilenet", "mobilenetv2", "mobilenetv3small", "densenet121",
@@ -64,7 +65,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a file's logits are from Keras'; the fields are those of `pipeline.artifacts.parity_report.Hop`."""
+    """The distance of a file's logits from Keras'; the fields are those of `pipeline.artifacts.parity_report.Hop`."""
 
     verdict: Verdict
     images: int
@@ -76,23 +77,24 @@ class Distance:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One backbone.
+    """The result of one backbone.
 
     Attributes:
         backbone: its name.
         input_size: height and width of the images.
-        parameters: of the classifier.
-        stopped_in: the stage that refused it; None where none did. With ``status``, its exit status.
-        verdict: of the verify stage; None where a stage refused it before, as what follows but the commit.
-        fp32: of this file, by ONNX Runtime.
-        fp16: of this one.
-        int8: and of this one.
+        parameters: number of parameters of the classifier.
+        stopped_in: the stage that refused it; None where none did.
+        status: exit status of that stage.
+        verdict: of the verify stage. This and all following fields but the commit are None where a stage refused it.
+        fp32: distance of the FP32 file, by ONNX Runtime.
+        fp16: distance of the FP16 file.
+        int8: distance of the INT8 file.
         method: that chose the INT8 scales.
-        convolutions: how many there are.
-        int8_convolutions: of them.
+        convolutions: number of convolutions.
+        int8_convolutions: number of convolutions in INT8.
         kept: nodes that stay in float in the INT8 graph.
         fp32_in_fp16: nodes that stay FP32 in the FP16 graph.
-        seconds: that all of it took.
+        seconds: duration of all stages.
         commit: of this code; None outside a repository.
     """
 
@@ -114,13 +116,13 @@ class Row:
     commit: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Return what there is."""
+        """Return the fields that are not None, as JSON types."""
         return without_none(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The JSON file: a row a backbone, the machine that measured last, and the schema."""
+    """The JSON file: a row for each backbone, the machine that measured last, and the schema."""
 
     schema: int = SCHEMA
     machine: Machine
@@ -128,7 +130,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read what an earlier run wrote.
+    """Read the results of an earlier run.
 
     Raises:
         ProjectError: missing, damaged, or of another schema; with the file and the key.
@@ -138,24 +140,24 @@ def read_table(path: Path) -> Table:
 
 
 def measure(name: str, data: Path, size: int, images: int) -> Row:
-    """One backbone through the chain.
+    """Run one backbone through the chain.
 
     Args:
         name: of the backbone.
-        data: a folder of photographs with a subfolder a class.
-        size: input size; raised to the smallest that the backbone takes.
-        images: calibration images, and test images.
+        data: a folder of photographs with a subfolder for each class.
+        size: height and width of the input; raised to the smallest that the backbone takes.
+        images: largest number of calibration images, and of test images.
 
     Returns:
-        Row: where a stage refuses, with the stage and its exit status.
+        Row: the result; where a stage refused the backbone, the stage and its exit status.
     """
     size = max(size, BACKBONES[name].smallest)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recipe = folder / "recipe.yaml"
-        asked = {"name": "b", "data": {"path": str(data.resolve()), "splits": {"train": SPLITS.train}}}
-        recipe.write_text(yaml.safe_dump(asked), encoding="utf-8")
+        sections = {"name": "b", "data": {"path": str(data.resolve()), "splits": {"train": SPLITS.train}}}
+        recipe.write_text(yaml.safe_dump(sections), encoding="utf-8")
         parameters = _make(name, size, recipe, folder / "model.keras")
         settings = {
             "model.path": folder / "model.keras",
@@ -165,40 +167,40 @@ def measure(name: str, data: Path, size: int, images: int) -> Row:
             "verify.min_images": FEWEST,
             "verify.max_images": images,
         }
-        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         row = Row(backbone=name, input_size=size, parameters=parameters, commit=commit())
         for verb in ("train", "export", "quantize", "verify"):
-            status = pipeline([verb, "-c", str(recipe), "--artifacts", str(folder / "artifacts"), *sets])
+            status = pipeline([verb, "-c", str(recipe), "--artifacts", str(folder / "artifacts"), *overrides])
             raise_as(status)
-            if status not in (0, 1):  # 1: a verdict that is no pass, which the row tells
+            if status not in (0, 1):  # 1: the verdict is fail, which the row records
                 return replace(row, stopped_in=verb, status=status)
         row = _judged(row, folder / "artifacts" / "b")
     return replace(row, seconds=round(time.monotonic() - started))
 
 
 def _make(name: str, size: int, recipe: Path, target: Path) -> int:
-    """Draw a classifier's weights and save it; the number of its parameters comes back."""
+    """Draw a classifier's weights, save it, and return the number of its parameters."""
     import keras
 
     from pipeline.models.classifier import build_classifier
 
     images = load_image_set(load_recipe(recipe).data)
     keras.utils.set_random_seed(1)
-    built = build_classifier(Model(backbone=name, input_size=size), len(images.classes))  # type: ignore[arg-type]
+    classifier = build_classifier(Model(backbone=name, input_size=size), len(images.classes))  # type: ignore[arg-type]
     samples = [sample for split in images.splits.values() for sample in split][:64]
     pixels, _ = Pixels(DecodeSpec((size, size), "stretch"), 0).all(samples, "photographs")
-    spread(built.model, built.backbone, built.preprocessing.apply(pixels))
-    built.model.save(target)
-    return int(built.model.count_params())
+    spread(classifier.model, classifier.backbone, classifier.preprocessing.apply(pixels))
+    classifier.model.save(target)
+    return int(classifier.model.count_params())
 
 
 def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> None:
-    """Give a fresh classifier weights as a trained one has them.
+    """Give a fresh classifier random weights with statistics like those of a trained one.
 
     Args:
-        model: ends with a Dense layer of one output a class; changed in place.
-        backbone: shares its layers.
-        pixels: preprocessed photographs, float32 (N, H, W, 3).
+        model: changed in place; it ends with a Dense layer of one output for each class.
+        backbone: shares the layers of ``model``.
+        pixels: preprocessed photographs, float32, (N, height, width, 3).
     """
     import keras
 
@@ -206,7 +208,7 @@ def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> Non
     layers = [layer for layer in backbone._flatten_layers() if not isinstance(layer, keras.Model)]
     for layer in layers:
         for weight in layer.trainable_weights:
-            if weight.name == "gamma":  # ConvNeXt's LayerScale starts at 1e-6, and the block behind it at nothing
+            if weight.name == "gamma":  # ConvNeXt's LayerScale starts at 1e-6, so that its block has no effect
                 low, high = (0.1, 0.5) if type(layer).__name__ == "LayerScale" else (0.6, 1.4)
                 weight.assign(random.uniform(low, high, weight.shape))
             elif weight.name in ("beta", "bias"):
@@ -214,7 +216,7 @@ def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> Non
     normalisations = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in normalisations]
     for layer in normalisations:
-        layer.momentum = 0.0  # one pass, and the statistics are those of these photographs
+        layer.momentum = 0.0  # one pass sets the statistics to those of the photographs
     backbone(pixels, training=True)
     for layer, momentum in zip(normalisations, momenta):
         layer.momentum = momentum
@@ -227,12 +229,12 @@ def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> Non
 
 
 def _judged(row: Row, root: Path) -> Row:
-    """Add what the artifacts say: distances from Keras, and what stayed in float."""
+    """Add the results in the artifacts: distances from Keras, and the nodes that stay in float."""
     parity, calibration = read_parity(root / PARITY), read_calibration(root / "quantize" / "calibration.json")
     hops = [hop for hop in parity.hops if (hop.kind, hop.backend) == (FROM_KERAS, "onnxruntime")]
     distances = {
-        hop.precision: Distance(**{one.name: getattr(hop, one.name) for one in fields(Distance)})
-        for hop in reversed(hops)  # of two of a precision the first counts
+        hop.precision: Distance(**{field.name: getattr(hop, field.name) for field in fields(Distance)})
+        for hop in reversed(hops)  # of two hops of a precision the first counts
     }
     return replace(
         row,
@@ -249,7 +251,7 @@ def _judged(row: Row, root: Path) -> Row:
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="python -m benchmarks.backbones",
         description=__doc__,
@@ -257,7 +259,9 @@ def build_parser() -> Parser:
         epilog=f"{EXAMPLES}\n{options.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="photographs, a subfolder a class")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="photographs, with a subfolder for each class"
+    )
     parser.add_argument(
         "--only", default=",".join(SMALLEST), metavar="NAMES", help="default: the smallest of each family"
     )
@@ -268,23 +272,15 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print a table, write one JSON file.
-
-    Args:
-        argv: arguments. Defaults to None: the command line's.
-
-    Returns:
-        int: exit status.
-    """
+    """Run the command and return the exit status."""
     return options.run_command(build_parser(), argv, _measure_all)
 
 
 def _measure_all(args: argparse.Namespace) -> dict[str, object]:
     names = _checked(args)
     start_tensorflow()
-    rows: dict[str, Row] = {}
-    if args.output is not None and args.output.is_file():
-        rows = {row.backbone: row for row in read_table(args.output).rows}
+    earlier = read_table(args.output).rows if args.output is not None and args.output.is_file() else ()
+    rows = {row.backbone: row for row in earlier}
     for name in names:
         rows[name] = measure(name, args.data, args.size, args.images)
         log.info("%s", to_json(rows[name]))
@@ -297,7 +293,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _checked(args: argparse.Namespace) -> list[str]:
-    """The backbones to measure, once what each of them needs is known to be there."""
+    """Return the backbones to measure, after a check of the arguments and the photographs."""
     names = [name.strip() for name in args.only.split(",")]
     for name in names:
         if name not in BACKBONES:
@@ -309,15 +305,15 @@ def _checked(args: argparse.Namespace) -> list[str]:
     if args.output is not None:
         check_output(args.output, "--output", "backbones.json", (".json",))
     if not args.data.is_dir():
-        what = "which is no folder" if args.data.exists() else "which does not exist"
-        raise DataError(f"--data: expected a folder with a subfolder for each class. Received: {args.data}, {what}.")
+        problem = "which is not a folder" if args.data.exists() else "which does not exist"
+        raise DataError(f"--data: expected a folder with a subfolder for each class. Received: {args.data}, {problem}.")
     splits = load_image_set(Data(path=str(args.data), splits=SPLITS)).splits
     few = {split: len(splits[split]) for split in ("calibration", "test") if len(splits[split]) < FEWEST}
     if few:
-        found = " and ".join(f"{number} for {split}" for split, number in few.items())
+        numbers = " and ".join(f"{number} for {split}" for split, number in few.items())
         raise DataError(
             f"--data: expected at least {count(FEWEST, 'photograph')} for calibration and as many for test. Received: "
-            f"{args.data} with {sum(map(len, splits.values())):,} in all, which leaves {found}. Name a larger one."
+            f"{args.data} with {sum(map(len, splits.values())):,} in all, which leaves {numbers}. Name a larger one."
         )
     return names
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: times what a recipe built."""
+"""Time the models and engines of a recipe: ``python -m benchmarks``."""
 
 import argparse
 import importlib.util
@@ -40,31 +40,30 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Benchmarked:
-    """What the manifest records: how many rows, and those that failed."""
+    """The manifest's record of a benchmark: the number of rows, and the names of those that failed."""
 
     rows: int
     failed: tuple[str, ...] = ()
 
 
 def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
-    """Write ``benchmark.json``: Keras, ONNX Runtime and, with a GPU, TensorRT, at every batch size of the recipe.
+    """Write ``benchmark.json``: times of Keras, ONNX Runtime and, with a GPU, TensorRT, at the recipe's batch sizes.
 
-    And which of the files that the GPU ran is fastest at each.
+    It also holds which of the files that the GPU ran is fastest at each batch size.
     """
-    asked = settings.benchmark
+    limits = settings.benchmark
     largest = sorted(profile.max for profile in profiles(settings.build).values())
-    batches = asked.batches or tuple(dict.fromkeys((1, *largest)))
-    wanted = installed(scenarios(inputs, batches))
+    selected = installed(scenarios(inputs, limits.batches or tuple(dict.fromkeys((1, *largest)))))
     card = read_card(inputs.path(CARD))
     timing = partial(
         measure,
-        seconds_each=asked.seconds,
-        warmup_seconds=asked.warmup_seconds,
-        min_samples=asked.min_samples,
+        seconds_each=limits.seconds,
+        warmup_seconds=limits.warmup_seconds,
+        min_samples=limits.min_samples,
     )
     before = gpu_snapshot()
     with progress_bar(
-        total=100 * len(wanted), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
+        total=100 * len(selected), desc="  benchmark", bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}"
     ) as bar:
         done: dict[str, int] = {}
 
@@ -74,7 +73,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
             done[name] = percent
 
         opener = partial(open_scenario, runtime=settings.runtime, card=card, allow=settings.model.allow)
-        results = run_scenarios(wanted, opener, card.size, timing, progress)
+        results = run_scenarios(selected, opener, card.size, timing, progress)
     content = BenchmarkReport(
         recipe=settings.name,
         model=TimedModel(card.size, len(card.classes)),
@@ -91,7 +90,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
 
 
 def table(results: Sequence[BenchmarkRow]) -> str:
-    """The results as text, with the speed relative to Keras at the same batch size."""
+    """Return the results as text, with the speed relative to Keras at the same batch size."""
     keras = {row.batch: row.p50_ms for row in results if row.backend == "keras"}
     cells: list[tuple[str, ...]] = [("backend", "prec.", "batch", "p50 ms", "p90 ms", "p99 ms", "img/s", "x Keras")]
     for row in results:
@@ -103,7 +102,7 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         ratio = f"{base / row.p50_ms:.2f}" if base and row.p50_ms else ""
         speed = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
         cells.append((*head, f"{row.p50_ms:.3f}", f"{row.p90_ms:.3f}", f"{row.p99_ms:.3f}", speed, ratio))
-    alone = [
+    engines = [
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.compute.p50_ms:.3f} of {row.p50_ms:.3f} ms are the "
         "engine alone"
         for row in results
@@ -113,12 +112,12 @@ def table(results: Sequence[BenchmarkRow]) -> str:
         f"  {row.name} on {row.backend}, batch {row.batch}: {row.refused_graph}" for row in results if row.refused_graph
     ]
     notes = dict.fromkeys(f"  {row.name} on {row.backend}: {row.caveat}" for row in results if row.caveat)
-    return "\n".join([*aligned(cells, right=range(2, 8)), *alone, *refused, *notes])
+    return "\n".join([*aligned(cells, right=range(2, 8)), *engines, *refused, *notes])
 
 
 def _environment(settings: Recipe) -> dict[str, object]:
-    keras = {"keras": "installed"} if importlib.util.find_spec("keras") else {}
-    return runtime_environment(settings) | keras | {"cpu": str(describe_cpu())}
+    packages = {"keras": "installed"} if importlib.util.find_spec("keras") else {}
+    return runtime_environment(settings) | packages | {"cpu": str(describe_cpu())}
 
 
 STAGE = Stage(
@@ -132,7 +131,7 @@ STAGE = Stage(
 
 
 def build_parser() -> Parser:
-    """The parser."""
+    """Return the parser of the command line."""
     return Parser(
         prog="python -m benchmarks",
         description="Time a recipe's model: Keras, ONNX Runtime and TensorRT engines, in turns against each other.",
@@ -143,7 +142,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
+    """Run the benchmark and return the exit status."""
     end_with_parent()
     return options.run_command(build_parser(), argv, _benchmark)
 
@@ -156,7 +155,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, object]:
         return {"recipe": context.recipe.name, "explain": {"benchmark": reasons}}
     with recipe_lock(context.root, wait=not args.no_wait):
         if (context.root / CARD).is_file():
-            context.card()  # a recipe that says other than the model is refused, up to date or not
+            context.card()  # refuses a recipe that contradicts the model, up to date or not
         outcome = execute(STAGE, context, args.force)
     if outcome.ran and not STAGE.recorded(context, outcome.manifest).rows:
         raise ProjectError(f"Expected something to time below {context.root}. Received: nothing.")

@@ -1,9 +1,9 @@
-"""Which of the files that a GPU runs is fastest at each batch size: the ``serves`` of a benchmark, from its rows.
+"""Determine which of the files that a GPU runs is fastest at each batch size: the ``serves`` of a benchmark.
 
-Two files are compared by the ratio of their times, with its interval. The unit is the round, not the sample: samples of
-one turn share the machine's state, and tests that take them for independent find differences where there are none (up
-to one in four at equal speed, for a nominal one in twenty). A t interval on the log ratios of the rounds' medians keeps
-its 5 %.
+Two files are compared by the ratio of their times, with a confidence interval. The unit is the round, not the sample:
+samples of one turn share the machine's state, and tests that assume independent samples find differences where there
+are none (up to one in four at equal speed, for a nominal one in twenty). A t interval on the log ratios of the rounds'
+medians keeps its 5 %.
 """
 
 import math
@@ -30,14 +30,14 @@ from pipeline.artifacts.paths import Artifacts
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.serving.candidates import ON_GPU, fit
 
-LEVEL = 0.95  # of the interval
-MIN_ROUNDS = 5  # fewer say too little about their own spread
+LEVEL = 0.95  # confidence level of the interval
+MIN_ROUNDS = 5  # fewer rounds do not allow an estimate of their spread
 
 
 def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: RuntimeOptions) -> Serves | None:
     """Compare every two rows of a batch size that a GPU ran and that can serve.
 
-    An engine that runs the batch in pieces is left out: its time says how it is cut, not which engine is faster.
+    An engine that splits the batch is left out: its time depends on the split, not only on the engine.
 
     Args:
         artifacts: that were timed.
@@ -45,7 +45,7 @@ def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: Run
         runtime: how engines were run.
 
     Returns:
-        Serves | None: None where no GPU ran anything that could be told apart.
+        Serves | None: None where no GPU ran anything that can be compared.
     """
     timed = [row for row in rows if row.backend in ON_GPU and row.samples_ms is not None]
     devices = driver_status().devices
@@ -54,34 +54,39 @@ def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: Run
     gpu = devices[runtime.device]
     contests = []
     for batch in dict.fromkeys(row.batch for row in timed):
-        every = [(_contender(artifacts, row), row) for row in timed if row.batch == batch]
-        found = [one for one in every if one[0].runs_at_once(batch)]
-        found.sort(key=lambda one: (*fit(one[0].backend, one[0].precision, one[0].batches, batch), one[0].file))
-        pairs = [_pair(*couple) for couple in combinations(found, 2)]
-        if found:
-            contests.append(make_contest(batch, [contender for contender, _ in found], pairs))
+        entries = [(_contender(artifacts, row), row) for row in timed if row.batch == batch]
+        entries = sorted(
+            (entry for entry in entries if entry[0].runs_at_once(batch)),
+            key=lambda entry: (*fit(entry[0].backend, entry[0].precision, entry[0].batches, batch), entry[0].file),
+        )
+        if entries:
+            pairs = [_pair(first, second) for first, second in combinations(entries, 2)]
+            contests.append(make_contest(batch, [contender for contender, _ in entries], pairs))
     return Serves(gpu.name, gpu.compute_capability, runtime_part(runtime), tuple(contests))
 
 
 def _contender(artifacts: Artifacts, row: BenchmarkRow) -> Contender:
-    if row.backend == "tensorrt":
-        return engine_contender(artifacts, row.artifact)
-    return onnx_contender(artifacts, row.artifact, row.precision)
+    return (
+        engine_contender(artifacts, row.artifact)
+        if row.backend == "tensorrt"
+        else onnx_contender(artifacts, row.artifact, row.precision)
+    )
 
 
-def _pair(one: tuple[Contender, BenchmarkRow], other: tuple[Contender, BenchmarkRow]) -> Pair:
-    rounds, ratio, interval = compare(*(Measurement(row.samples_ms or (), row.turns or ()) for _, row in (one, other)))
+def _pair(first: tuple[Contender, BenchmarkRow], second: tuple[Contender, BenchmarkRow]) -> Pair:
+    measurements = (Measurement(row.samples_ms or (), row.turns or ()) for _, row in (first, second))
+    rounds, ratio, interval = compare(*measurements)
     rounded = None if interval is None else (round(interval[0], 6), round(interval[1], 6))
-    return Pair(one[0].file, other[0].file, rounds, None if ratio is None else round(ratio, 6), rounded)
+    return Pair(first[0].file, second[0].file, rounds, None if ratio is None else round(ratio, 6), rounded)
 
 
 class Ratio(NamedTuple):
-    """How many times as long the second takes as the first: above 1, the first is faster.
+    """The time of the second over the time of the first: above 1, the first is faster.
 
     Attributes:
-        rounds: that were compared.
+        rounds: number of rounds that were compared.
         ratio: geometric mean over the rounds; None where none could be compared.
-        interval: that the true ratio lies in, at `LEVEL`; None with fewer than `MIN_ROUNDS` rounds.
+        interval: confidence interval of the ratio, at `LEVEL`; None with fewer than `MIN_ROUNDS` rounds.
     """
 
     rounds: int
@@ -92,20 +97,18 @@ class Ratio(NamedTuple):
 def compare(first: Measurement, second: Measurement) -> Ratio:
     """Compare two candidates of one `benchmarks.timing.measure`.
 
-    Turn i of each was in round i. Of each round the ratio of the two medians counts, as a logarithm; a round whose
-    clock was too coarse (a median of zero) is left out.
+    Turn i of each belongs to round i. Each round contributes the logarithm of the ratio of the two medians; a round
+    whose clock was too coarse (a median of zero) is left out.
 
     Args:
-        first: of the one.
-        second: of the other.
+        first: times of the first.
+        second: times of the second.
 
     Returns:
-        Ratio: of the second's times over the first's.
+        Ratio: the second's times over the first's.
     """
-    medians = [
-        (float(np.median(one)), float(np.median(other))) for one, other in zip(first.by_turn(), second.by_turn())
-    ]
-    logs = np.array([math.log(other / one) for one, other in medians if one > 0 and other > 0])
+    medians = [[float(np.median(turn)) for turn in turns] for turns in zip(first.by_turn(), second.by_turn())]
+    logs = np.array([math.log(later / earlier) for earlier, later in medians if earlier > 0 and later > 0])
     rounds = len(logs)
     if not rounds:
         return Ratio(0)
@@ -118,7 +121,7 @@ def compare(first: Measurement, second: Measurement) -> Ratio:
 
 @cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """Give the t that Student's distribution stays within, on both sides, with a probability.
+    """Return the two-sided quantile of Student's t distribution.
 
     Args:
         freedom: degrees of freedom, 1 or more.
@@ -128,7 +131,7 @@ def t_quantile(freedom: int, level: float = LEVEL) -> float:
         float: such as 2.262 for 9 degrees of freedom.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: an argument is out of its range.
     """
     if freedom < 1 or not 0 < level < 1:
         raise ValueError(f"Expected freedom >= 1 and a level between 0 and 1. Received: {freedom}, {level}.")
@@ -141,7 +144,7 @@ def t_quantile(freedom: int, level: float = LEVEL) -> float:
 
 
 def _within(t: float, freedom: int) -> float:
-    """P(-t <= T <= t), in the finite sums for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return P(-t <= T <= t), by the finite sums for integer degrees of freedom (Abramowitz and Stegun, 26.7.3-4)."""
     angle = math.atan(t / math.sqrt(freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
@@ -154,14 +157,15 @@ def _within(t: float, freedom: int) -> float:
 
 
 def contest_lines(serves: Serves | None) -> list[str]:
-    """What a benchmark's table says of it: a line a batch size where several files can serve."""
+    """Return a line of text for each batch size where several files can serve."""
     lines = []
     for contest in serves.contests if serves else ():
-        others = [one.file for one in contest.contenders if one.file != contest.serves]
+        others = [contender.file for contender in contest.contenders if contender.file != contest.serves]
         pairs = {file: contest.pair(contest.serves, file) for file in others}
-        rivals = [
-            f"{pair.words} as fast as {file}{'' if pair.faster else ', not decided'}" for file, pair in pairs.items()
-        ]
-        if rivals:
-            lines.append(f"  batch {contest.batch}: {contest.serves} serves if it passes: {'; '.join(rivals)}")
+        if pairs:
+            words = "; ".join(
+                f"{pair.words} as fast as {file}{'' if pair.faster else ', not decided'}"
+                for file, pair in pairs.items()
+            )
+            lines.append(f"  batch {contest.batch}: {contest.serves} serves if it passes: {words}")
     return lines

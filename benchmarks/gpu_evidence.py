@@ -1,7 +1,7 @@
-"""Proves and measures a model's engines on the GPU of this machine: starts it, or says why this Python cannot.
+"""Verify and measure a model's engines on the GPU of this machine: start the visit, or report why Python cannot.
 
-The visit itself is in `gpu_command`. Standard library only, and no syntax that an older Python does not know: it has to
-be read there to say so.
+The visit itself is in `benchmarks.gpu.command`. The module uses the standard library and old syntax only, so that an
+older Python can read it and report its version.
 """
 
 import faulthandler
@@ -13,7 +13,7 @@ OURS = ("benchmarks", "export", "pipeline")
 
 
 def main(argv: "list[str] | None" = None) -> int:
-    """Import the command and run it; returns the exit status."""
+    """Import the command, run it, and return the exit status."""
     if sys.version_info < OLDEST:
         return _refused(
             "Expected Python {}.{} or later. Received: Python {}.{}, {}. Start it with a newer one.".format(
@@ -23,8 +23,7 @@ def main(argv: "list[str] | None" = None) -> int:
     try:
         from benchmarks.gpu.command import main as visit
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name in OURS:
+        if (error.name or "").partition(".")[0] in OURS:
             return _refused(
                 "Expected this project's folders {}, whole and in the current folder. Received: no {}. "
                 "Copy them again.".format(", ".join(OURS), error.name)

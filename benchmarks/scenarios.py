@@ -1,4 +1,4 @@
-"""What this machine can time: a backend, a precision and a batch size each, with what the number includes."""
+"""List what this machine can time (a backend, a precision and a batch size each), and time it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Timing = Callable[..., dict[str, Measurement]]  # `benchmarks.timing.measure`, with how long
+Timing = Callable[..., dict[str, Measurement]]  # `benchmarks.timing.measure`, or a partial of it
 
 HOST_TO_HOST = "host to host: uint8 pixels in host memory to logits in host memory; no decoding, no resizing"
 INCLUDES: Mapping[str, str] = {
@@ -45,7 +45,7 @@ INCLUDES: Mapping[str, str] = {
     "tensorrt": f"{HOST_TO_HOST}; preprocessing in the engine; both copies over the bus, through pinned memory",
 }
 COMPUTE = "the engine alone, by CUDA events: pixels and results on the GPU, no copy over the bus"
-REPEATS = 20  # of the engine alone, in one turn
+REPEATS = 20  # calls of the engine alone in one turn
 _QDQ = "Q/DQ pairs are computed as they stand, in float: this says nothing about INT8 engines, which fuse them"
 _CAVEATS: Mapping[tuple[str, str], str] = {
     ("onnxruntime", "fp16"): "a CPU runs FP16 nodes in FP32 and casts between: this says nothing about FP16 engines",
@@ -56,22 +56,22 @@ _CAVEATS: Mapping[tuple[str, str], str] = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """One thing to time."""
+    """A file to time with one backend at one batch size."""
 
     backend: str  # one of `INCLUDES`
     precision: str  # "fp32", "fp16" or "int8"
     batch: int  # images a call
     path: Path  # model.keras, an ONNX file or a plan
     includes: str  # what a sample covers
-    caveat: str = ""  # what a reader must know before comparing; empty: nothing
-    variant: str = ""  # which engine of this precision, where there are several
+    caveat: str = ""  # what limits a comparison; "": nothing
+    variant: str = ""  # name of the engine's batch profile, where there are several of this precision
 
 
 def scenarios(artifacts: Artifacts, batches: Sequence[int]) -> list[Scenario]:
-    """Find what can be timed here.
+    """List what can be timed on this machine.
 
     Engines are listed only where there is a driver; one whose sidecar cannot be read is left out with a warning. ONNX
-    files are listed on ONNX Runtime's CUDA and TensorRT providers where these are really active.
+    files are listed on ONNX Runtime's CUDA and TensorRT providers where these are active.
 
     Args:
         artifacts: of a recipe; the Keras model, the ONNX files and the engines are listed.
@@ -89,69 +89,61 @@ def scenarios(artifacts: Artifacts, batches: Sequence[int]) -> list[Scenario]:
     models = [("keras", "fp32", artifacts.path(KERAS))]
     models += [(name, precision, artifacts.path(file)) for name in runtimes for precision, file in ONNX.items()]
     plans = _engines(artifacts)
-    found: list[Scenario] = []
+    listed: list[Scenario] = []
     for batch in dict.fromkeys(batches):
         for backend, precision, path in models:
             if path.is_file():
                 caveat = _CAVEATS.get((backend, precision), "")
-                found.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
+                listed.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
         for path, sidecar in plans:
-            if _worth_timing(path, sidecar, batch, batches):
-                caveat, variant = _engine_caveat(sidecar, batch), plan_variant(path) or ""
-                one = Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
-                found.append(one)
-    return found
-
-
-def _worth_timing(plan: Path, sidecar: Sidecar, batch: int, batches: Sequence[int]) -> bool:
-    """Whether an engine is for this batch size: a variant is for those of its profile, if it takes any of them."""
-    fitting = [size for size in batches if sidecar.profile.takes(size)]
-    return plan_variant(plan) is None or not fitting or batch in fitting
+            variant = plan_variant(path) or ""
+            fitting = [size for size in batches if sidecar.profile.takes(size)] if variant else []
+            if batch in (fitting or batches):  # a variant is for the batch sizes of its profile, if it takes any
+                caveat = _engine_caveat(sidecar, batch)
+                listed.append(
+                    Scenario("tensorrt", sidecar.precision, batch, path, INCLUDES["tensorrt"], caveat, variant)
+                )
+    return listed
 
 
 def _engines(artifacts: Artifacts) -> list[tuple[Path, Sidecar]]:
-    names, found = engines(artifacts), []
-    for path in map(artifacts.path, names if driver_status() else ()):
+    sidecars = []
+    for path in map(artifacts.path, engines(artifacts) if driver_status() else ()):
         try:
-            found.append((path, read_sidecar(path)))
+            sidecars.append((path, read_sidecar(path)))
         except ProjectError as error:
             log.warning("not timed: %s", error)
-    return found
+    return sidecars
 
 
 def _engine_caveat(sidecar: Sidecar, batch: int) -> str:
     largest, smallest = sidecar.profile.max, sidecar.profile.min
     notes = {
         "TensorRT-RTX: compiled for this GPU when it was loaded": sidecar.flavour == "rtx",
-        f"runs in pieces of {largest}, the engine's largest batch": batch > largest,
-        f"filled up to {smallest}, the engine's smallest batch": batch < smallest,
+        f"split into batches of {largest}, the engine's largest": batch > largest,
+        f"padded to {smallest}, the engine's smallest batch": batch < smallest,
     }
     return "; ".join(note for note, applies in notes.items() if applies)
 
 
-def installed(wanted: Sequence[Scenario]) -> list[Scenario]:
-    """Those whose library is installed here; what is left out is said, once a library.
+def installed(candidates: Sequence[Scenario]) -> list[Scenario]:
+    """Return the scenarios whose library is installed; log what is left out, a line for each library.
 
-    A machine that only runs a bundle has one TensorRT alone.
+    A machine that only runs a bundle has a single TensorRT.
 
     Args:
-        wanted: what there are files for.
+        candidates: scenarios whose files exist.
     """
-    kept: list[Scenario] = []
-    lacking: dict[str, set[str]] = {}
-    for scenario in wanted:
-        library = _lacking(scenario)
-        if library:
-            lacking.setdefault(library, set()).add(f"{scenario.path.parent.name}/{scenario.path.name}")
-        else:
-            kept.append(scenario)
-    for library, files in lacking.items():
+    missing = {scenario: _missing_library(scenario) for scenario in candidates}
+    for library in filter(None, dict.fromkeys(missing.values())):
+        paths = [scenario.path for scenario, name in missing.items() if name == library]
+        files = {f"{path.parent.name}/{path.name}" for path in paths}
         log.info("  not timed, as %s is not installed here: %s", library, ", ".join(sorted(files)))
-    return kept
+    return [scenario for scenario in candidates if not missing[scenario]]
 
 
-def _lacking(scenario: Scenario) -> str:
-    """The library that a scenario needs and this machine has not; "" if it has it, or cannot be told."""
+def _missing_library(scenario: Scenario) -> str:
+    """Return the library that a scenario needs and this machine does not have; "" if it has it, or is not known."""
     package, _, _ = scenario.backend.partition("-")
     if package != "tensorrt":
         return "" if importlib.util.find_spec(package) else {"keras": "Keras"}.get(package, "ONNX Runtime")
@@ -159,7 +151,7 @@ def _lacking(scenario: Scenario) -> str:
         flavour = read_sidecar(scenario.path).flavour
         return "" if find_tensorrt(flavour) else {"rtx": "TensorRT-RTX"}.get(flavour, "TensorRT")
     except ProjectError:
-        return ""  # its runner says what is wrong with it
+        return ""  # its runner reports what is wrong with it
 
 
 def open_scenario(
@@ -168,13 +160,13 @@ def open_scenario(
     card: ModelCard | None = None,
     allow: Sequence[str] = (),
 ) -> Runner:
-    """Make the runner of a scenario, which takes its batch at once; see `pipeline.runners.open.open_runner`.
+    """Make the runner of a scenario, which does not split its batch; see `pipeline.runners.open.open_runner`.
 
     Args:
-        scenario: what is to be timed.
-        runtime: how engines are run. Defaults to None: `RuntimeOptions()`.
-        card: what a Keras model needs besides its file.
-        allow: what of a Keras model may run code, by name. Defaults to nothing.
+        scenario: what to time.
+        runtime: how to run engines. Defaults to None: `RuntimeOptions()`.
+        card: the model card, for a Keras model. Defaults to None.
+        allow: names of the parts of a Keras model that may run code. Defaults to none.
     """
     if scenario.backend == "keras":
         from pipeline.runners.keras import open_keras
@@ -184,33 +176,34 @@ def open_scenario(
 
 
 def run_scenarios(
-    wanted: Sequence[Scenario],
+    selected: Sequence[Scenario],
     opener: Callable[[Scenario], Runner],
     size: tuple[int, int],
     timing: Timing = measure,
     progress: Progress | None = None,
 ) -> list[BenchmarkRow]:
-    """Time scenarios: those of one batch size in turns against each other, batch size after batch size.
+    """Time scenarios, those of one batch size in turns against each other, one batch size after the other.
 
-    Pixels are seeded noise, the same for all; zeros would flatter caches and power. A backend that fails gives a row
-    with ``error`` and no numbers, and the others go on.
+    Pixels are seeded noise, the same for all, because zeros would make caches and power look better. A backend that
+    fails gives a row with ``error`` and no numbers, and the others go on.
 
     Args:
-        wanted: what to time.
-        opener: makes the runner of a scenario; a file is opened once a batch size.
+        selected: what to time.
+        opener: makes the runner of a scenario; a file is opened once for each batch size.
         size: height and width of the model's input.
-        timing: times calls in turns, for as long as a partial of it says. Defaults to `benchmarks.timing.measure`.
+        timing: times calls in turns. Defaults to `benchmarks.timing.measure`.
         progress: called with (scenario, percent done, 100). Defaults to None.
 
     Returns:
-        list[BenchmarkRow]: one a scenario, in the order given, with an error or the samples and what
-        `Measurement.summary` gives; an engine that takes the batch at once has what its GPU takes alone.
+        list[BenchmarkRow]: a row for each scenario, in the given order, with an error or with the samples and
+        `Measurement.summary`; an engine that does not split the batch also has the time of the engine alone.
     """
     rows: dict[Scenario, BenchmarkRow] = {}
-    for batch in dict.fromkeys(one.batch for one in wanted):
+    for batch in dict.fromkeys(scenario.batch for scenario in selected):
         pixels = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-        rows.update(_run_batch([one for one in wanted if one.batch == batch], opener, pixels, timing, progress))
-    return [rows[one] for one in wanted]
+        group = [scenario for scenario in selected if scenario.batch == batch]
+        rows.update(_run_batch(group, opener, pixels, timing, progress))
+    return [rows[scenario] for scenario in selected]
 
 
 def _run_batch(
@@ -220,7 +213,7 @@ def _run_batch(
     timing: Timing,
     progress: Progress | None,
 ) -> dict[Scenario, BenchmarkRow]:
-    named = {_name(one): one for one in group}
+    named = {_name(scenario): scenario for scenario in group}
     errors: dict[str, str] = {}
 
     def failed(name: str, error: Exception) -> None:
@@ -229,15 +222,15 @@ def _run_batch(
 
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
-        for name, one in named.items():
+        for name, scenario in named.items():
             try:
-                runners[name] = stack.enter_context(opener(one))
-            except Exception as error:  # whatever a backend raises: the others are to be timed all the same
+                runners[name] = stack.enter_context(opener(scenario))
+            except Exception as error:  # any error of a backend: the others are still timed
                 failed(name, error)
         calls = {name: partial(runner.infer, pixels) for name, runner in runners.items()}
         timed = timing(calls, progress=progress, on_error=failed)
         engines = {name: runner for name, runner in runners.items() if isinstance(runner, TensorRTRunner)}
-        # Before computing alone is timed, which may be launched in another way.
+        # Before the engine alone is timed, which may be launched in another way.
         graphs = {name: _graph(engine, len(pixels)) for name, engine in engines.items()}
         computes = {
             name: partial(engine.compute_ms, pixels, REPEATS)
@@ -246,13 +239,13 @@ def _run_batch(
         }
         alone = in_turns(computes, on_error=failed)
     return {
-        one: _row(one, timed.get(name), errors.get(name), graphs.get(name, ""), alone.get(name))
-        for name, one in named.items()
+        scenario: _row(scenario, timed.get(name), errors.get(name), graphs.get(name, ""), alone.get(name))
+        for name, scenario in named.items()
     }
 
 
 def _graph(runner: TensorRTRunner, batch: int) -> str:
-    """What became of the CUDA graph of a batch: see `BenchmarkRow.graph`."""
+    """Return whether a batch runs by a CUDA graph, see `BenchmarkRow.graph`."""
     runs_as = max(batch, runner.sidecar.profile.min)
     if why := runner.graph_refusals.get(runs_as):
         return f"{NO_GRAPH}{why}"
@@ -268,9 +261,9 @@ def _name(scenario: Scenario) -> str:
 def _row(
     scenario: Scenario, timed: Measurement | None, error: str | None, graph: str, alone: Measurement | None
 ) -> BenchmarkRow:
-    described = {key: value for key, value in asdict(scenario).items() if key != "path"}
-    described |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
+    head = {key: value for key, value in asdict(scenario).items() if key != "path"}
+    head |= {"file": f"{scenario.path.parent.name}/{scenario.path.name}", "graph": graph}
     if timed is None:
-        return BenchmarkRow(**described, error=error or "it gave no sample")
+        return BenchmarkRow(**head, error=error or "it gave no sample")
     compute = Compute(**asdict(alone.summary(scenario.batch)), includes=COMPUTE) if alone is not None else None
-    return BenchmarkRow(**described, **asdict(timed), **asdict(timed.summary(scenario.batch)), compute=compute)
+    return BenchmarkRow(**head, **asdict(timed), **asdict(timed.summary(scenario.batch)), compute=compute)

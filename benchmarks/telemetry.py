@@ -1,8 +1,8 @@
-"""What the machine is and what its GPUs are doing: beside every number, and nothing that names a person or a host.
+"""Describe the machine and read the state of its GPUs, without the names of users, hosts or paths.
 
-A Jetson has no NVML: what its GPU is doing is read from /sys. Which files there are differs between boards and releases
-of JetPack, so that whatever is not found stays None. The names are those that others read on boards with JetPack 5 and
-6; this code was never run on one.
+A Jetson has no NVML, so the state of its GPU is read from /sys. The files differ between boards and releases of
+JetPack; values that are not found are None. The names are those documented for JetPack 5 and 6; this code has not been
+run on a Jetson.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ PACKAGES = (
     "pycuda",
     "nvidia-ml-py",
 )
-# What nvidia-smi calls what a snapshot holds; throttle reasons have other names from version to version.
+# nvidia-smi's names for the fields of a snapshot; those of throttle reasons differ between versions.
 SMI = {
     "sm_clock_mhz": "clocks.sm",
     "memory_clock_mhz": "clocks.mem",
@@ -48,7 +48,7 @@ SMI = {
     "memory_used_mib": "memory.used",
 }
 SMI_PATIENCE = 10.0  # seconds
-# Names below /sys/class/devfreq of Tegra's own GPUs: JetPack 6 says gpu at Tegra's address, earlier ones the chip.
+# Tegra's own GPUs in /sys/class/devfreq: JetPack 6 uses the name gpu and an address, earlier releases the chip's name.
 _TEGRA = re.compile(r"17000000\.gpu|[0-9a-f]+\.(ga10b|gv11b|gp10b|gm20b)")
 _ZONE = re.compile(r"gpu[-_]therm(al)?", re.IGNORECASE)
 # Power rails of Xavier, AGX Orin and Orin NX or Nano; the last one is the whole module.
@@ -67,75 +67,74 @@ def machine() -> Machine:
         packages=versions_of(PACKAGES),
         driver_version=status.driver_version,
         cuda_version=status.cuda_version,
-        gpus=_with_nvml([Gpu(one.name, one.compute_capability, one.memory) for one in status.devices]),
+        gpus=_with_nvml([Gpu(device.name, device.compute_capability, device.memory) for device in status.devices]),
     )
 
 
 def commit() -> str | None:
-    """The commit that this code is of, None outside a repository."""
-    said = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    return None if said is None else said.strip()
+    """Return the commit of this code, None outside a repository."""
+    return (_output("git", "-C", str(ROOT), "rev-parse", "HEAD") or "").strip() or None
 
 
 def peak_memory_mib() -> int | None:
-    """The most memory that this process has held so far; None where the system does not say (outside Linux).
+    """Return the peak memory of this process in MiB; None where the system does not report it (outside Linux).
 
-    ru_maxrss would count what the parent held before exec.
+    ru_maxrss would include the parent's memory before exec.
     """
     peak = re.search(r"^VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")), re.MULTILINE)
     return int(peak[1]) // 1024 if peak is not None else None
 
 
 def resident_bytes() -> int:
-    """The memory that this process holds now; 0 where the system does not say (outside Linux)."""
-    return _ask(lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")) or 0
+    """Return the memory of this process in bytes; 0 where the system does not report it (outside Linux)."""
+    return _try(lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")) or 0
 
 
 def gpu_snapshot(root: Path = Path("/")) -> tuple[GpuSnapshot, ...]:
-    """Read clocks, temperature, power and load of each GPU now, to see throttling and other people's work.
+    """Read clocks, temperature, power and load of each GPU, to detect throttling and other processes.
 
     Args:
         root: of the file system, whose /sys is read where NVML lists no GPU. Defaults to "/".
 
     Returns:
-        tuple[GpuSnapshot, ...]: one a GPU. A Jetson, which has no NVML, tells what it does in /sys.
-        Elsewhere without nvidia-ml-py the driver's nvidia-smi is asked. Empty without either, or without a driver.
+        tuple[GpuSnapshot, ...]: one for each GPU, from NVML, from /sys on a Jetson, or from the driver's nvidia-smi
+        where nvidia-ml-py is not installed. Empty without any of them, or without a driver.
     """
     with _nvml() as nvml:
-        found = tuple(_snapshot(nvml, handle) for handle in _handles(nvml))
-    return found or _tegra(root) or (_nvidia_smi() if driver_status() else ())
+        snapshots = tuple(_snapshot(nvml, handle) for handle in _handles(nvml))
+    return snapshots or _tegra(root) or (_nvidia_smi() if driver_status() else ())
 
 
 def _nvidia_smi() -> tuple[GpuSnapshot, ...]:
-    """Ask the tool that comes with the driver; empty where it is not there or fails."""
+    """Run the driver's nvidia-smi; empty where it is missing or fails."""
     query = f"--query-gpu={','.join(SMI.values())}"
-    told = _output("nvidia-smi", query, "--format=csv,noheader,nounits", patience=SMI_PATIENCE)
-    lines = [line.split(",") for line in (told or "").splitlines()]
+    output = _output("nvidia-smi", query, "--format=csv,noheader,nounits", timeout=SMI_PATIENCE)
+    lines = [line.split(",") for line in (output or "").splitlines()]
     return tuple(_smi_snapshot(values) for values in lines if len(values) == len(SMI))
 
 
 def _smi_snapshot(values: Sequence[str]) -> GpuSnapshot:
-    """What it told of a GPU; what is no number, as "[N/A]", is None."""
+    """Convert a line of nvidia-smi; values that are not numbers, such as "[N/A]", become None."""
     kinds: dict[str, Callable[[str], Any]] = {"power_w": float}
-    read = {key: _ask(partial(kinds.get(key, int), value)) for key, value in zip(SMI, values)}
-    used = read.pop("memory_used_mib")
-    return GpuSnapshot(**read, memory_used_bytes=None if used is None else used << 20)
+    numbers = {key: _try(partial(kinds.get(key, int), value)) for key, value in zip(SMI, values)}
+    used = numbers.pop("memory_used_mib")
+    return GpuSnapshot(**numbers, memory_used_bytes=None if used is None else used << 20)
 
 
 def _snapshot(nvml: Any, handle: Any) -> GpuSnapshot:
     return GpuSnapshot(
-        sm_clock_mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
-        memory_clock_mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
-        temperature_c=_ask(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
-        power_w=_ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-        gpu_load_percent=_ask(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
-        memory_used_bytes=_ask(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)),
-        throttle_reasons=_ask(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
+        sm_clock_mhz=_try(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+        memory_clock_mhz=_try(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
+        temperature_c=_try(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+        power_w=_try(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        gpu_load_percent=_try(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        memory_used_bytes=_try(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)),
+        throttle_reasons=_try(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
     )
 
 
 def _with_nvml(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Add what only NVML knows. It numbers GPUs without CUDA_VISIBLE_DEVICES, so only a full list is matched."""
+    """Add the values that only NVML has. It ignores CUDA_VISIBLE_DEVICES, so only a list of all GPUs is matched."""
     with _nvml() as nvml:
         handles = _handles(nvml)
         if len(handles) != len(gpus):
@@ -143,9 +142,9 @@ def _with_nvml(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
         return tuple(
             replace(
                 gpu,
-                power_limit_w=_ask(lambda h=handle: nvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
-                pcie_generation=_ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkGeneration(h))),
-                pcie_width=_ask(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkWidth(h))),
+                power_limit_w=_try(lambda h=handle: nvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
+                pcie_generation=_try(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkGeneration(h))),
+                pcie_width=_try(lambda h=handle: int(nvml.nvmlDeviceGetMaxPcieLinkWidth(h))),
             )
             for gpu, handle in zip(gpus, handles)
         )
@@ -153,7 +152,7 @@ def _with_nvml(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
-    """Give pynvml, started, or None where the package or the driver is missing."""
+    """Yield pynvml, initialised, or None where the package or the driver is missing."""
     try:
         import pynvml
 
@@ -169,36 +168,36 @@ def _nvml() -> Iterator[Any]:
 
 
 def _handles(nvml: Any) -> list[Any]:
-    """The GPUs that NVML lists; none without it."""
-    count = _ask(lambda: nvml.nvmlDeviceGetCount()) or 0
-    return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+    """Return the handles of the GPUs that NVML lists; none without NVML."""
+    return [nvml.nvmlDeviceGetHandleByIndex(at) for at in range(_try(lambda: nvml.nvmlDeviceGetCount()) or 0)]
 
 
 def _tegra(root: Path) -> tuple[GpuSnapshot, ...]:
-    """Clock, temperature, power and load of a Jetson's GPU; empty where /sys shows none."""
+    """Read clock, temperature, power and load of a Jetson's GPU; empty where /sys has none."""
     device = next((path for path in _matching(root, "sys/class/devfreq/*") if _TEGRA.fullmatch(path.name)), None)
     if device is None:
         return ()
     zones = _matching(root, "sys/class/thermal/thermal_zone*")
-    temperature = next((_number(one / "temp") for one in zones if _ZONE.fullmatch(_text(one / "type"))), None)
+    temperature = next((_number(zone / "temp") for zone in zones if _ZONE.fullmatch(_text(zone / "type"))), None)
     loads = map(_number, (device / "device" / "load", *(root / name for name in _LOADS)))
     rail, power = _power(root)
-    snapshot = GpuSnapshot(
-        sm_clock_mhz=_scaled(_number(device / "cur_freq"), 1e6),
-        temperature_c=_scaled(temperature, 1000),  # thousandths of a degree Celsius
-        power_w=power,
-        gpu_load_percent=_scaled(next((load for load in loads if load is not None), None), 10),  # thousandths
-        power_rail=rail,
+    return (
+        GpuSnapshot(
+            sm_clock_mhz=_scaled(_number(device / "cur_freq"), 1e6),
+            temperature_c=_scaled(temperature, 1000),  # thousandths of a degree Celsius
+            power_w=power,
+            gpu_load_percent=_scaled(next((load for load in loads if load is not None), None), 10),  # thousandths
+            power_rail=rail,
+        ),
     )
-    return (snapshot,)
 
 
 def _power(root: Path) -> tuple[str | None, float | None]:
-    """The rail closest to the GPU alone that tells voltage (mV) and current (mA), and its power in watts."""
+    """Return the rail that is closest to the GPU alone and has voltage (mV) and current (mA), and its power in W."""
     watts: dict[str, float] = {}
     for label in _matching(root, "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"):
         channel = label.name.removeprefix("in").removesuffix("_label")
-        millivolts, milliamperes = (_number(label.with_name(f"{what}{channel}_input")) for what in ("in", "curr"))
+        millivolts, milliamperes = (_number(label.with_name(f"{kind}{channel}_input")) for kind in ("in", "curr"))
         if millivolts is not None and milliamperes is not None:
             watts[_text(label)] = millivolts * milliamperes / 1e6
     return next(((rail, watts[rail]) for rail in _RAILS if rail in watts), (None, None))
@@ -214,23 +213,22 @@ def _scaled(value: int | None, by: float) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    return _ask(lambda: int(_text(path)))
+    return _try(lambda: int(_text(path)))
 
 
 def _text(path: Path) -> str:
-    """What a file says; "" where it says nothing, as a sensor of a part that sleeps."""
-    return (_ask(partial(path.read_text, "ascii")) or "").strip()
+    """Return the text of a file; "" where it cannot be read, as for the sensor of a part that is switched off."""
+    return (_try(partial(path.read_text, "ascii")) or "").strip()
 
 
-def _output(*command: str, patience: float | None = None) -> str | None:
-    """What a program prints; None where it is not there, fails, or takes longer than its seconds."""
-    run = partial(subprocess.run, command, capture_output=True, text=True, check=True, timeout=patience)
-    return _ask(lambda: run().stdout)
+def _output(*command: str, timeout: float | None = None) -> str | None:
+    """Return the output of a program; None where it is missing, fails, or exceeds ``timeout`` seconds."""
+    return _try(lambda: subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout).stdout)
 
 
-def _ask(question: Callable[..., T]) -> T | None:
-    """Ask for one value; GPUs and boards differ in what they answer."""
+def _try(read: Callable[..., T]) -> T | None:
+    """Return the value, or None on any error: GPUs and boards differ in what they support."""
     try:
-        return question()
-    except Exception:  # pynvml raises a class of its own for each code
+        return read()
+    except Exception:  # pynvml has an exception class for each error code
         return None

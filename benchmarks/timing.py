@@ -1,6 +1,6 @@
-"""Times several things on one noisy machine so that the noise hits all of them alike.
+"""Time several candidates on a noisy machine, in turns, so that the noise affects all of them alike.
 
-Python 3.10 syntax, numpy alone.
+The module needs Python 3.10 and numpy alone.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """The times of one candidate, call by call, and what they come to.
+    """The times of one candidate, call by call, with their summary.
 
     The turns of candidates that were timed together belong to the same rounds: turn i of one and turn i of another
-    saw the machine in the same state, so that they can be compared by pairs (see `benchmarks.contests`).
+    saw the machine in the same state, so that they can be compared in pairs (see `benchmarks.contests`).
 
     Attributes:
         samples_ms: milliseconds of each call, in the order of measuring.
-        turns: how many of them each turn gave, in order; together all of them. Defaults to none, for no samples.
+        turns: number of samples of each turn, in order. Defaults to none, for no samples.
 
     Raises:
-        ValueError: the turns do not add up to the samples, or one of them is empty.
+        ValueError: the turns do not add up to the samples, or a turn is empty.
     """
 
     samples_ms: tuple[float, ...] = ()
@@ -41,14 +41,15 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if sum(self.turns) != len(self.samples_ms) or any(count < 1 for count in self.turns):
-            wanted = len(self.samples_ms)
-            raise ValueError(f"Expected turns of 1 or more that add up to {wanted}. Received: {self.turns}.")
+            raise ValueError(
+                f"Expected turns of 1 or more that add up to {len(self.samples_ms)}. Received: {self.turns}."
+            )
 
     @classmethod
     def of_turns(cls, turns: Iterable[Sequence[float]]) -> Measurement:
-        """Join what each turn gave, in milliseconds; nothing is no turn."""
-        given = [turn for turn in turns if turn]
-        return cls(tuple(chain.from_iterable(given)), tuple(map(len, given)))
+        """Join the samples of each turn, in milliseconds; empty turns are left out."""
+        filled = [turn for turn in turns if turn]
+        return cls(tuple(chain.from_iterable(filled)), tuple(map(len, filled)))
 
     def by_turn(self) -> list[tuple[float, ...]]:
         """Return the samples of each turn, in milliseconds."""
@@ -58,16 +59,16 @@ class Measurement:
         """Reduce the samples to the numbers of a report.
 
         Percentiles interpolate linearly between the samples (``PERCENTILE_METHOD``). With fewer than 100 samples the
-        99th percentile lies between the two largest: read it as the maximum (``p99_is_near_max`` says so).
+        99th percentile lies between the two largest; ``p99_is_near_max`` is then true.
 
         Args:
-            images: a call.
+            images: number of images in a call.
 
         Returns:
             Summary: numbers rounded to four significant digits.
 
         Raises:
-            ValueError: no samples, or no image a call.
+            ValueError: there are no samples, or ``images`` is below 1.
         """
         samples = self.samples_ms
         if not samples or images < 1:
@@ -100,26 +101,26 @@ def measure(
     """Time calls of the candidates in turns.
 
     A round gives every candidate one turn of about ``seconds_each / rounds`` and at least one call; every other round
-    goes through them backwards (A B, B A, A B, …). So a machine that slows down for a while slows all of them, and
-    none always follows the same neighbour. The garbage collector stays on, as it is in use.
+    goes through them in reverse order (A B, B A, A B, …). A machine that slows down for a while thus slows all of
+    them, and no candidate always follows the same neighbour. The garbage collector stays on, as in production.
 
     Args:
-        candidates: name to function; a call is one sample and must end when its work has ended.
+        candidates: name to function; a call is one sample and must return only when its work is complete.
         seconds_each: time to spend on each candidate. Defaults to 3.
-        warmup_seconds: time to spend on each before, not counted, at least one call. Defaults to 0.5.
-        min_samples: go on beyond ``seconds_each`` until there are so many. Defaults to 10.
-        max_samples: stop a candidate at so many. Defaults to 10,000.
-        rounds: into how many turns ``seconds_each`` is divided. Defaults to 20.
-        progress: called after each turn with (name, percent done of it, 100). Defaults to None.
+        warmup_seconds: time for warm-up calls of each, at least one; not counted. Defaults to 0.5.
+        min_samples: continue beyond ``seconds_each`` until there are this many. Defaults to 10.
+        max_samples: stop a candidate at this many. Defaults to 10,000.
+        rounds: number of turns that ``seconds_each`` is divided into. Defaults to 20.
+        progress: called after each turn with (name, percent done, 100). Defaults to None.
         on_error: called when a candidate raises; it is left out of the result and the others go on. Defaults to
-            None: the exception goes through.
+            None: the exception is raised.
         clock: nanoseconds, monotonic. Defaults to ``time.perf_counter_ns``.
 
     Returns:
         dict[str, Measurement]: by the names of the candidates.
 
     Raises:
-        ValueError: a number that makes no sense.
+        ValueError: an argument is out of its range.
     """
     if seconds_each < 0 or warmup_seconds < 0 or not 1 <= min_samples <= max_samples or rounds < 1:
         raise ValueError(
@@ -159,24 +160,24 @@ def _in_rounds(
     done: Callable[[str, int], bool],
     on_error: Callable[[str, Exception], None] | None,
 ) -> dict[str, Measurement]:
-    """Take turns of those that are not done yet, by their name and how many turns they had (A B, B A, A B, …)."""
-    given: dict[str, list[Sequence[float]]] = {name: [] for name in names}
-    forward = True
-    while waiting := [name for name in given if not done(name, len(given[name]))]:
-        for name in waiting if forward else reversed(waiting):
+    """Run turns (A B, B A, A B, …) of the candidates that are not ``done``, a function of name and number of turns."""
+    turns: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+    step = 1
+    while waiting := [name for name in turns if not done(name, len(turns[name]))]:
+        for name in waiting[::step]:
             try:
-                given[name].append(take(name))
+                turns[name].append(take(name))
             except Exception as error:
                 if on_error is None:
                     raise
-                del given[name]
+                del turns[name]
                 on_error(name, error)
-        forward = not forward
-    return {name: Measurement.of_turns(turns) for name, turns in given.items()}
+        step = -step
+    return {name: Measurement.of_turns(samples) for name, samples in turns.items()}
 
 
 def _turn(call: Callable[[], object], length: int, most: int, clock: Callable[[], int]) -> tuple[list[float], int]:
-    """Call until ``length`` nanoseconds have gone, at least once; return the samples and the nanoseconds in calls."""
+    """Call for ``length`` nanoseconds, at least once; return the samples in ms and the nanoseconds spent in calls."""
     values: list[float] = []
     spent = 0
     while True:
@@ -194,13 +195,13 @@ def in_turns(
     turns: int = 10,
     on_error: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Measurement]:
-    """Collect times that the candidates take themselves, in turns (A B, B A, A B, …).
+    """Collect times that the candidates measure themselves, in turns (A B, B A, A B, …).
 
     Args:
-        candidates: name to function, which measures for a moment and returns milliseconds.
-        turns: of each candidate. Defaults to 10.
-        on_error: called when a candidate raises; it is left out of the result. Defaults to None: the exception goes
-            through.
+        candidates: name to function, which measures a few calls and returns milliseconds.
+        turns: number of turns of each candidate. Defaults to 10.
+        on_error: called when a candidate raises; it is left out of the result. Defaults to None: the exception is
+            raised.
 
     Returns:
         dict[str, Measurement]: by the names of the candidates.
@@ -209,6 +210,5 @@ def in_turns(
 
 
 def _significant(value: float, digits: int = 4) -> float:
-    if value == 0 or not math.isfinite(value):
-        return value
-    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
+    known = value != 0 and math.isfinite(value)
+    return round(value, digits - 1 - math.floor(math.log10(abs(value)))) if known else value

@@ -1,1 +1,1 @@
-"""What ``python -m benchmarks.gpu_evidence`` does on a GPU machine. Python 3.10 syntax, NumPy alone."""
+"""Run a visit to a GPU: the parts of ``python -m benchmarks.gpu_evidence``. Python 3.10 and NumPy alone."""

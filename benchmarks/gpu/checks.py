@@ -1,6 +1,7 @@
-"""What only a GPU shows about an engine: each check says what it saw, or raises what is wrong.
+"""Check properties of an engine that need a GPU: each check returns a summary, or raises what is wrong.
 
-`make test-gpu` asks them of small engines, `make gpu-evidence` of a model's own. Python 3.10 syntax, numpy alone.
+`make test-gpu` runs them on small engines, `make gpu-evidence` on the engines of a model. The module needs Python 3.10
+and numpy alone.
 """
 
 import importlib.util
@@ -22,45 +23,44 @@ from pipeline.runners.cuda.resources import DeviceBuffer, PinnedBuffer, Stream
 from pipeline.runners.tensorrt.device_input import DeviceArray
 from pipeline.runners.tensorrt.runner import TensorRTRunner
 
-DEVICE_SLACK, HOST_SLACK = 16 << 20, 64 << 20  # bytes that other work and allocators may take meanwhile
+DEVICE_SLACK, HOST_SLACK = 16 << 20, 64 << 20  # bytes that other processes and allocators may take meanwhile
 ROUNDING = 1e-3  # of the largest logit; FP16 and INT8 sums that are split among threads differ by less
-_WARM_UP = 20  # cycles until libraries have loaded what they load lazily
+_WARM_UP = 20  # cycles until the libraries' lazy loading has ended
 
 
 class CheckFailedError(Exception):
-    """An engine does not do what it should."""
+    """An engine fails a check."""
 
 
 class CheckSkippedError(Exception):
-    """A check that cannot be made here, and why."""
+    """A check cannot run on this machine."""
 
 
 Check = Callable[[Path, np.ndarray], str]
 
 
 def sizes_of(runner: TensorRTRunner) -> list[int]:
-    """Batch sizes where engines go wrong: the profile's ends and middle, odd ones, and what is split."""
-    profile = runner.sidecar.profile
-    small, best, large = profile.min, profile.opt, runner.max_batch
-    around = {1, small, small + 1, best, best + 1, large - 1, large, large + 1, 2 * large + 3, 7, 13}
-    return sorted(size for size in around if size >= 1)
+    """Return the batch sizes to check: the profile's ends and middle, odd sizes, and sizes that are split."""
+    small, best, large = runner.sidecar.profile.min, runner.sidecar.profile.opt, runner.max_batch
+    sizes = {1, small, small + 1, best, best + 1, large - 1, large, large + 1, 2 * large + 3, 7, 13}
+    return sorted(size for size in sizes if size >= 1)
 
 
 def equal_images_give_equal_rows(plan: Path, pixels: np.ndarray) -> str:
-    """The same image N times gives N equal rows, at every batch size (it did not: NVIDIA/TensorRT#4813, #4853)."""
+    """Check that N equal images give N equal rows, at every batch size (see NVIDIA/TensorRT#4813 and #4853)."""
     with TensorRTRunner(plan) as runner:
         sizes, most = sizes_of(runner), 0.0
         for number in sizes:
-            for _ in range(3):  # without a graph, while one is made, with it
+            for _ in range(3):  # before a graph is captured, while it is captured, and with it
                 rows = runner.infer(np.repeat(pixels[:1], number, axis=0)).logits
-                # Pieces of another size may go through other kernels: rows are equal within a piece.
+                # Parts of another size may use other kernels, so rows are equal within a part.
                 firsts = rows[np.arange(number) // runner.max_batch * runner.max_batch]
-                most = max(most, _apart(count(number, "equal image"), firsts, rows))
-    return _described(sizes, most)
+                most = max(most, _difference(count(number, "equal image"), firsts, rows))
+    return _summary(sizes, most)
 
 
 def rows_stay_with_their_images(plan: Path, pixels: np.ndarray) -> str:
-    """Images in another order give the same rows in that order, and input that is split gives its pieces' rows."""
+    """Check that permuted images give permuted rows, and that input that is split gives the rows of its parts."""
     with TensorRTRunner(plan, RuntimeOptions(graphs=False)) as runner:
         sizes, most = sizes_of(runner), 0.0
         for number in sizes:
@@ -70,17 +70,17 @@ def rows_stay_with_their_images(plan: Path, pixels: np.ndarray) -> str:
             if len(rows) != number:
                 raise CheckFailedError(f"{count(number, 'image')} gave {count(len(rows), 'row')}")
             if number <= runner.max_batch:
-                expected, found = rows[order], runner.infer(images[order]).logits
+                expected, received = rows[order], runner.infer(images[order]).logits
             else:
-                pieces = range(0, number, runner.max_batch)
-                found = np.concatenate([runner.infer(images[at : at + runner.max_batch]).logits for at in pieces])
-                expected = rows
-            most = max(most, _apart(f"{count(number, 'moved image')}", expected, found))
-    return _described(sizes, most)
+                starts = range(0, number, runner.max_batch)
+                parts = [runner.infer(images[start : start + runner.max_batch]).logits for start in starts]
+                expected, received = rows, np.concatenate(parts)
+            most = max(most, _difference(count(number, "moved image"), expected, received))
+    return _summary(sizes, most)
 
 
 def graphs_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
-    """Engines launched by CUDA graphs give the bytes that they give without."""
+    """Check that an engine gives the same bytes with CUDA graphs and without."""
     with (
         TensorRTRunner(plan) as with_graphs,
         TensorRTRunner(plan, RuntimeOptions(graphs=False)) as without,
@@ -92,14 +92,14 @@ def graphs_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
             expected = without.infer(images)
             for _ in range(4):
                 _same("a graph", number, expected, with_graphs.infer(images))
-        made = with_graphs.graph_batches
-    if made != tuple(sizes):
-        raise CheckFailedError(f"expected graphs for the batches {sizes}, there are some for {list(made)}")
+        captured = with_graphs.graph_batches
+    if captured != tuple(sizes):
+        raise CheckFailedError(f"expected graphs for the batches {sizes}, there are some for {list(captured)}")
     return f"batches of {', '.join(map(str, sizes))}"
 
 
 def options_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
-    """Page-locked input, several contexts and the best classes alone give what the plain way gives."""
+    """Check that page-locked input, several contexts and top-k output give the results of the default options."""
     with TensorRTRunner(plan) as runner, TensorRTRunner(plan, RuntimeOptions(contexts=2)) as two:
         number = 3 * runner.max_batch + 1
         images = _images(pixels, number)
@@ -117,7 +117,7 @@ def options_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
 
 
 def two_runners_at_once(plan: Path, pixels: np.ndarray) -> str:
-    """Two runners in two threads give what one gives alone."""
+    """Check that two runners in two threads give the results of one runner alone."""
     with TensorRTRunner(plan) as first, TensorRTRunner(plan) as second:
         number = first.max_batch + 1
         images = _images(pixels, number)
@@ -129,14 +129,14 @@ def two_runners_at_once(plan: Path, pixels: np.ndarray) -> str:
                 runner.infer(images[:1])
 
         with ThreadPoolExecutor(2) as pool:
-            ends = [pool.submit(work, runner) for runner in (first, second)]
-        if error := ends[0].exception() or ends[1].exception():
+            futures = [pool.submit(work, runner) for runner in (first, second)]
+        if error := futures[0].exception() or futures[1].exception():
             raise CheckFailedError(str(error)) from error
     return f"20 times {count(number, 'image')} each"
 
 
 def pycuda_gives_the_same_bytes(plan: Path, pixels: np.ndarray) -> str:
-    """Through PyCUDA an engine gives the bytes that it gives through cuda-bindings."""
+    """Check that an engine gives the same bytes through PyCUDA and through cuda-bindings."""
     if not _installed("pycuda"):
         raise CheckSkippedError("PyCUDA is not installed")
     with TensorRTRunner(plan, RuntimeOptions(cuda="bindings", graphs=False)) as runner:
@@ -145,35 +145,35 @@ def pycuda_gives_the_same_bytes(plan: Path, pixels: np.ndarray) -> str:
         expected = runner.infer(images)
     with TensorRTRunner(plan, RuntimeOptions(cuda="pycuda")) as runner:
         _same("PyCUDA", number, expected, runner.infer(images))
-    return f"{count(number, 'image')}"
+    return count(number, "image")
 
 
 def arrays_on_the_gpu(plan: Path, pixels: np.ndarray) -> str:
-    """Images that lie on the GPU give the bytes that images in host memory give; also those of PyTorch and CuPy."""
+    """Check that images on the GPU, also of PyTorch and CuPy, give the same bytes as images in host memory."""
     libraries = {"torch": _through_torch, "cupy": _through_cupy}
-    there = {name: through for name, through in libraries.items() if _installed(name)}
+    installed = {name: through for name, through in libraries.items() if _installed(name)}
     with TensorRTRunner(plan, RuntimeOptions(graphs=False)) as runner:
-        for name, through in {"our own array": _through_own_array, **there}.items():
+        for name, through in {"our own array": _through_own_array, **installed}.items():
             for number in (1, runner.max_batch, runner.max_batch + 3):
                 images = _images(pixels, number)
                 _same(name, number, runner.infer(images), through(runner, images))
-    return f"arrays: {', '.join(['ours', *there])}"
+    return f"arrays: {', '.join(['ours', *installed])}"
 
 
 def cycles_leak_nothing(plan: Path, pixels: np.ndarray, cycles: int = 1000, seconds: float | None = None) -> str:
-    """Opening, inferring and closing again and again keeps device memory and host memory flat.
+    """Check that cycles of opening, inferring and closing do not increase device memory and host memory.
 
     Args:
-        plan: the engine; a small one makes it quicker, and says as much.
-        pixels: images.
-        cycles: how many are counted. Defaults to 1,000.
-        seconds: after which it ends with fewer, those before the counting included; one is counted at least. Defaults
-            to None: all of them.
+        plan: the engine; a small one is quicker and shows the same leaks.
+        pixels: images, uint8, (N, height, width, 3).
+        cycles: number of cycles to count. Defaults to 1,000.
+        seconds: limit for all cycles, warm-up included, after which fewer cycles are counted, but at least one.
+            Defaults to None: no limit.
     """
     cuda = find_cuda()
     began = time.monotonic()
 
-    def once() -> tuple[int, int]:
+    def cycle() -> tuple[int, int]:
         with TensorRTRunner(plan) as runner:
             for _ in range(3):
                 runner.infer(_images(pixels, 1))
@@ -185,23 +185,23 @@ def cycles_leak_nothing(plan: Path, pixels: np.ndarray, cycles: int = 1000, seco
         return seconds is not None and time.monotonic() - began >= share * seconds
 
     for _ in range(_WARM_UP):
-        free_before, host_before = once()
+        free_before, host_before = cycle()
         if over(0.25):
             break
-    made = 0
-    while made < cycles and not (made and over(1.0)):
-        free_after, host_after = once()
-        made += 1
+    counted = 0
+    while counted < cycles and not (counted and over(1.0)):
+        free_after, host_after = cycle()
+        counted += 1
     device, host = free_before - free_after, host_after - host_before
-    took = f"{device / 2**20:.1f} MiB of device memory and {host / 2**20:.1f} MiB of host memory"
-    text = f"{count(made, 'cycle')} took {took}"
+    growth = f"{device / 2**20:.1f} MiB of device memory and {host / 2**20:.1f} MiB of host memory"
+    summary = f"{count(counted, 'cycle')} took {growth}"
     if device > DEVICE_SLACK or host > HOST_SLACK:
-        raise CheckFailedError(text)
-    return text
+        raise CheckFailedError(summary)
+    return summary
 
 
 def an_error_releases_everything(plan: Path, pixels: np.ndarray) -> str:
-    """What fails inside the with block gives its device memory back, and the next runner works."""
+    """Check that an error inside the with block releases its device memory, and that the next runner works."""
     cuda = find_cuda()
     frees = []
     for _ in range(6):
@@ -216,7 +216,7 @@ def an_error_releases_everything(plan: Path, pixels: np.ndarray) -> str:
 
 
 class _ExpectedError(Exception):
-    pass
+    """Raised on purpose inside the with block of a runner."""
 
 
 CHECKS: Sequence[Check] = (
@@ -232,20 +232,19 @@ CHECKS: Sequence[Check] = (
 QUICK: Sequence[Check] = (equal_images_give_equal_rows, rows_stay_with_their_images, graphs_change_no_bit)
 
 
-def _apart(what: str, expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference, over the largest logit: sums in another order may round otherwise, wrong rows may not."""
-    if not np.isfinite(found).all():
-        raise CheckFailedError(f"{what}: not finite")
-    apart = (
-        float(np.abs(expected - found).max() / np.abs(expected).max()) if not np.array_equal(expected, found) else 0.0
-    )
-    if not apart <= ROUNDING:
-        raise CheckFailedError(f"{what}: rows differ by {apart:.3g} of the largest logit")
-    return apart
+def _difference(case: str, expected: np.ndarray, received: np.ndarray) -> float:
+    """Return the largest difference over the largest logit; refuse more than sums in another order may give."""
+    if not np.isfinite(received).all():
+        raise CheckFailedError(f"{case}: not finite")
+    equal = np.array_equal(expected, received)
+    difference = 0.0 if equal else float(np.abs(expected - received).max() / np.abs(expected).max())
+    if not difference <= ROUNDING:
+        raise CheckFailedError(f"{case}: rows differ by {difference:.3g} of the largest logit")
+    return difference
 
 
-def _described(sizes: Sequence[int], apart: float) -> str:
-    words = f"rows differ by up to {apart:.3g} of the largest logit" if apart else "equal in every bit"
+def _summary(sizes: Sequence[int], difference: float) -> str:
+    words = f"rows differ by up to {difference:.3g} of the largest logit" if difference else "equal in every bit"
     return f"batches of {', '.join(map(str, sizes))}: {words}"
 
 
@@ -254,15 +253,15 @@ def _installed(name: str) -> bool:
 
 
 def _images(pixels: np.ndarray, number: int) -> np.ndarray:
-    """So many images, from the beginning again where there are fewer."""
+    """Return ``number`` images, repeated where there are fewer."""
     return pixels[np.arange(number) % len(pixels)]
 
 
-def _same(what: str, number: int, expected: Any, found: Any) -> None:
-    for name, before, after in zip(("logits", "probabilities"), expected, found):
+def _same(case: str, number: int, expected: Any, received: Any) -> None:
+    for name, before, after in zip(("logits", "probabilities"), expected, received):
         if before.tobytes() != after.tobytes():
             most = np.abs(before.astype(np.float64) - after).max()
-            raise CheckFailedError(f"{what}: {name} of {count(number, 'image')} differ by up to {most:.3g}")
+            raise CheckFailedError(f"{case}: {name} of {count(number, 'image')} differ by up to {most:.3g}")
 
 
 def _through_own_array(runner: TensorRTRunner, images: np.ndarray) -> list[np.ndarray]:
@@ -276,28 +275,25 @@ def _through_own_array(runner: TensorRTRunner, images: np.ndarray) -> list[np.nd
         host.array[:] = images
         device.upload(host.handle, images.nbytes, stream)
         stream.synchronize()
-        outputs = runner.infer_device(DeviceArray(int(device), images.shape, images.dtype, device))
-        found = []
-        for output in outputs:
+        results = []
+        for output in runner.infer_device(DeviceArray(int(device), images.shape, images.dtype, device)):
             with PinnedBuffer(cuda, output.shape, output.dtype) as back:
                 cuda.memcpy_async(back.handle, output.address, output.nbytes, "to_host", stream.handle)
                 stream.synchronize()
-                found.append(back.array.copy())
-    return found
+                results.append(back.array.copy())
+    return results
 
 
 def _through_torch(runner: TensorRTRunner, images: np.ndarray) -> list[np.ndarray]:
     import torch
 
-    source = torch.from_numpy(images).cuda()
-    classes = runner.sidecar.tensors[1].shape[1]
-    targets = [torch.zeros((len(images), classes), device="cuda") for _ in range(2)]
-    runner.infer_device(source, targets)
+    shape = (len(images), runner.sidecar.tensors[1].shape[1])
+    targets = [torch.zeros(shape, device="cuda") for _ in range(2)]
+    runner.infer_device(torch.from_numpy(images).cuda(), targets)
     return [target.cpu().numpy() for target in targets]
 
 
 def _through_cupy(runner: TensorRTRunner, images: np.ndarray) -> list[np.ndarray]:
     import cupy
 
-    outputs = runner.infer_device(cupy.asarray(images))
-    return [cupy.asnumpy(cupy.asarray(output)) for output in outputs]
+    return [cupy.asnumpy(cupy.asarray(output)) for output in runner.infer_device(cupy.asarray(images))]

@@ -1,9 +1,8 @@
-"""Proves and measures a model's engines on the GPU of this machine, from artifacts that came from another one.
+"""Verify and measure a model's engines on the GPU of this machine, from the artifacts of another machine.
 
-Needs numpy, TensorRT and cuda-bindings, no network, Python 3.10 or later; PyTorch is timed beside them where it is.
-`gpu_evidence` starts it. The options are in `gpu_options`, what is read of the folder in `gpu_folder`, the steps' order
-and what fits into the time in `gpu_plan`, what the steps do in `gpu_visit`. What is known is written after every
-step (`gpu_record`), so that a crash of a driver or a library loses nothing.
+`benchmarks.gpu_evidence` starts it. It needs Python 3.10, numpy, TensorRT and cuda-bindings, and no network; PyTorch is
+timed too where it is installed. The results are written after every step, so that a crash of a driver or a library
+loses nothing.
 """
 
 import itertools
@@ -42,24 +41,24 @@ class NothingHereError(ProjectError):
 
 
 def evidence_path(options: Options, gpu: str, trt: TensorRT) -> Path:
-    """A file that is not there yet: ``-o``, or ``evidence/<gpu>-<flavour>-<version>.json``; numbered if need be."""
+    """Reserve a new file: ``-o``, or ``evidence/<gpu>-<flavour>-<version>.json``, with a number where it exists."""
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
-    wanted = options.output or options.artifacts / FOLDER / f"{slug}-{trt.flavour}-{trt.version}.json"
-    others = (wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}") for number in itertools.count(2))
+    first = options.output or options.artifacts / FOLDER / f"{slug}-{trt.flavour}-{trt.version}.json"
+    others = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
     try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        path = next(one for one in itertools.chain([wanted], others) if not one.exists() and _is_ours(one))
+        first.parent.mkdir(parents=True, exist_ok=True)
+        path = next(path for path in itertools.chain([first], others) if not path.exists() and _reserve(path))
     except OSError as error:
         raise ProjectError(
-            f"Expected a place for {wanted}. Received: {error.strerror or error}. Name another with -o."
+            f"Expected a place for {first}. Received: {error.strerror or error}. Name another with -o."
         ) from error
-    if path != wanted:
-        log.warning("%s is that of an earlier visit and is kept; this one's is %s", wanted.name, path.name)
+    if path != first:
+        log.warning("%s is that of an earlier visit and is kept; this one's is %s", first.name, path.name)
     return path
 
 
-def _is_ours(path: Path) -> bool:
-    """Take a name by an empty page, unless it is taken: of two visits at once each has its own."""
+def _reserve(path: Path) -> bool:
+    """Create an empty page of this name; False where it exists, so that two visits at once have two files."""
     try:
         path.with_suffix(".md").touch(exist_ok=False)
     except FileExistsError:
@@ -68,7 +67,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def first_evidence(options: Options, reference: Reference, status: DriverStatus, trt: TensorRT) -> GpuEvidence:
-    """What is known before the first step."""
+    """Return the evidence before the first step."""
     gpu = status.devices[0]
     height, width = reference.pixels.shape[1:3]
     return GpuEvidence(
@@ -94,30 +93,32 @@ def first_evidence(options: Options, reference: Reference, status: DriverStatus,
 
 
 def _used(options: Options, trt: TensorRT) -> list[str]:
-    """The files of the folder that a visit reads, those that are there."""
+    """Return the files of the folder that a visit reads and that exist."""
     sources = [engine_source(precision, trt.strongly_typed) for precision in options.precisions]
-    sources += [ONNX["fp32"]] if options.peers else []
-    return [name for name in dict.fromkeys((*sources, REFERENCE)) if (options.artifacts / name).is_file()]
+    names = (*sources, *([ONNX["fp32"]] if options.peers else []), REFERENCE)
+    return [name for name in dict.fromkeys(names) if (options.artifacts / name).is_file()]
 
 
-def _say_doubts(model: Model) -> None:
-    """Warn of what makes the numbers other than those of the recipe's files."""
-    if model.altered:
-        log.warning(
-            "%s: not as the bundle recorded, and used all the same; the evidence says so", listed(model.altered)
-        )
-    if not model.as_verified and REFERENCE not in model.altered:
-        log.warning("%s is not the file that the verify stage wrote; the evidence says so", REFERENCE)
-    if not model.own_thresholds:
-        log.warning("the folder has no verdict (%s), so the default thresholds judge; the evidence says so", PARITY)
+def _warn_of_differences(model: Model) -> None:
+    """Warn where the files or thresholds are not those of the recipe."""
+    for differs, warning in (
+        (bool(model.altered), f"{listed(model.altered)}: not as the bundle recorded, and used all the same"),
+        (
+            not model.as_verified and REFERENCE not in model.altered,
+            f"{REFERENCE} is not the file that the verify stage wrote",
+        ),
+        (not model.own_thresholds, f"the folder has no verdict ({PARITY}), so the default thresholds judge"),
+    ):
+        if differs:
+            log.warning("%s; the evidence says so", warning)
 
 
 def gather(options: Options, reference: Reference, plans: Path, status: DriverStatus, trt: TensorRT) -> Record:
-    """Build, compare, time and check, as far as the time goes.
+    """Build, compare, time and check engines, within the time limit.
 
     Args:
         options: of the command.
-        reference: Keras' answers.
+        reference: Keras' outputs.
         plans: folder for the engines.
         status: of the driver.
         trt: the library.
@@ -126,13 +127,13 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
         Record: finished, or interrupted from the keyboard.
 
     Raises:
-        ProjectError: a damaged verdict, or the disk did not take the results.
+        ProjectError: the verdict is damaged, or the results cannot be written.
     """
     thresholds = read_thresholds(options.artifacts)
     path = evidence_path(options, status.devices[0].name, trt)
     record = Record(path, first_evidence(options, reference, status, trt))
     log.info("writing to %s, and to %s beside it, after every step", path, path.with_suffix(".md").name)
-    _say_doubts(record.evidence.model)
+    _warn_of_differences(record.evidence.model)
     seconds = None if options.minutes is None else options.minutes * 60
     try:
         with record.watched(seconds):
@@ -146,7 +147,7 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
 
 
 def _visit(options: Options) -> Record:
-    """Look for the GPU, and gather.
+    """Look for the GPU and TensorRT, and gather the evidence.
 
     Raises:
         NothingHereError: no GPU, or no TensorRT.
@@ -155,7 +156,7 @@ def _visit(options: Options) -> Record:
     check_artifacts(options)
     reference = read_reference(options.artifacts)
     status = driver_status()
-    trt = find_tensorrt(options.flavour) if status else None  # without a driver some versions crash when they are used
+    trt = find_tensorrt(options.flavour) if status else None  # some versions crash when used without a driver
     if trt is None:
         why = status.reason if not status else "; ".join(why_missing().values())
         raise NothingHereError(
@@ -167,7 +168,7 @@ def _visit(options: Options) -> Record:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Gather evidence; returns the exit status, which is in the last line that is printed as well."""
+    """Gather evidence; return the exit status, which is also in the last printed line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options = read_options(build_parser().read(sys.argv[1:] if argv is None else argv))
@@ -192,21 +193,22 @@ def _refused(status: int, why: str) -> int:
 
 
 def _ended(record: Record) -> int:
-    """Say how a visit ended; returns the exit status."""
+    """Report how a visit ended and return the exit status."""
     evidence = record.evidence
     for failure in evidence.failures:
         log.error("failed: %s", failure)
-    status, error = (FAILED, evidence.failures[0]) if evidence.failures else (DONE, "")
     if evidence.state == "interrupted":
-        status, error = INTERRUPTED, f"Interrupted; what was known is in {record.path}."
+        status, error = INTERRUPTED, f"Interrupted; the results so far are in {record.path}."
         log.error("%s", error)
     elif not evidence.engines:
         status = FAILED
         error = (
-            f"Expected an engine at least. Received: none, so nothing was measured. Why is in {record.path}; where "
-            "time was too short, give it more --minutes or a lower --level."
+            "Expected an engine at least. Received: none, so nothing was measured. The reasons are in "
+            f"{record.path}; where time was too short, give it more --minutes or a lower --level."
         )
         log.error("%s", error)
+    else:
+        status, error = (FAILED, evidence.failures[0]) if evidence.failures else (DONE, "")
     print(target_table(evidence.targets))
     print(last_line(record, status, error))
     return status

@@ -1,10 +1,6 @@
-"""What a visit to a GPU reads of the folder of artifacts, and what it would do with it.
+"""Read the artifacts that a visit to a GPU needs, and foresee its steps on a machine without a GPU.
 
-What a visit to a GPU reads of the folder of artifacts: Keras' answers, the recipe's thresholds, what was altered.
-
-Python 3.10 syntax, numpy alone.
-
-What a visit to a GPU would do with a folder, told where there is no GPU. Python 3.10 syntax, numpy alone.
+The module needs Python 3.10 and numpy alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,19 +28,20 @@ from pipeline.verification.parity import Reference
 
 
 def read_reference(artifacts: Path) -> Reference:
-    """Read Keras' answers, which the verify stage of another machine wrote.
+    """Read Keras' outputs, which the verify stage wrote on another machine.
 
     Raises:
-        ProjectError: they are not there, or are not such a file.
+        ProjectError: the file is missing or invalid.
     """
     path = artifacts / REFERENCE
     try:
-        held = read_arrays(path, ("meta", "pixels", "labels", "logits"), "Keras' answers")
-        meta = parse_json(held["meta"].tobytes(), "meta")
-        _refuse_other_arrays(held["pixels"], held["labels"], held["logits"])
+        arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"), "Keras' answers")
+        meta = parse_json(arrays["meta"].tobytes(), "meta")
+        pixels, labels, logits = arrays["pixels"], arrays["labels"], arrays["logits"]
+        _refuse_other_arrays(pixels, labels, logits)
         if not isinstance(sha256 := meta["model_sha256"], str):
             raise ValueError(f"the model's sha256 is {sha256!r:.80}")
-        return Reference(KERAS, sha256, held["pixels"], held["labels"], held["logits"], noise_of(meta))
+        return Reference(KERAS, sha256, pixels, labels, logits, noise_of(meta))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProjectError(
             f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "
@@ -53,15 +50,15 @@ def read_reference(artifacts: Path) -> Reference:
 
 
 def as_verified(artifacts: Path) -> bool:
-    """Whether Keras' answers are the very file that the verify stage wrote.
+    """Tell whether Keras' outputs are the file that the verify stage wrote.
 
-    Others are taken too, as a visit may bring fewer images to travel lighter, and the evidence says so.
+    Other files are accepted, for example one with fewer images to transfer, and the evidence records it.
     """
     return as_recorded(Artifacts(artifacts), REFERENCE)
 
 
 def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
-    """Refuse what no verify stage writes before a GPU spends its time on it."""
+    """Refuse arrays that the verify stage does not write, before GPU time is spent on them."""
     images = len(pixels) if pixels.ndim == 4 else 0
     if not (
         images > 0
@@ -74,30 +71,30 @@ def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndar
         and logits.size > 0
         and np.issubdtype(logits.dtype, np.floating)
     ):
-        shapes = ", ".join(f"{name} {one.dtype} {one.shape}" for name, one in
-                           (("pixels", pixels), ("labels", labels), ("logits", logits)))  # fmt: skip
+        arrays = (("pixels", pixels), ("labels", labels), ("logits", logits))
+        shapes = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays)
         raise ValueError(f"images, classes and answers that do not go together: {shapes}")
 
 
 def read_thresholds(artifacts: Path) -> VerifyThresholds:
-    """Read what the recipe asked of each precision, from the verdict of its verify stage; without one the defaults.
+    """Read the recipe's thresholds of each precision from the verdict of its verify stage; without one the defaults.
 
     Raises:
         ProjectError: the verdict is damaged.
     """
-    asked = read_parity(artifacts / PARITY).thresholds if has_verdict(artifacts) else {}
-    return VerifyThresholds(**{name: limits for name, limits in asked.items() if name in ONNX})
+    thresholds = read_parity(artifacts / PARITY).thresholds if has_verdict(artifacts) else {}
+    return VerifyThresholds(**{name: limits for name, limits in thresholds.items() if name in ONNX})
 
 
 def has_verdict(artifacts: Path) -> bool:
-    """Whether the verify stage's verdict is there, and with it what the recipe asks of each precision."""
+    """Tell whether the verify stage's verdict is in the folder, and with it the recipe's thresholds."""
     return (artifacts / PARITY).is_file()
 
 
 def altered_files(artifacts: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of some files that are not as the bundle recorded them; where its index is not there, none is known.
+    """Return the files that differ from the bundle's index; none where the index is missing.
 
-    Tar compares nothing, as `python -m pipeline unpack` does.
+    The check is for bundles unpacked with tar, which compares nothing, other than `python -m pipeline unpack`.
 
     Raises:
         ProjectError: the index is damaged, or a file cannot be read.
@@ -113,7 +110,7 @@ def altered_files(artifacts: Path, names: Iterable[str]) -> tuple[str, ...]:
         )
     except OSError as error:
         raise ProjectError(
-            f"Expected to read {error.filename}. Received: {error.strerror}. Copy it again, or let it be read."
+            f"Expected to read {error.filename}. Received: {error.strerror}. Copy it again, or correct its permissions."
         ) from error
 
 
@@ -121,17 +118,17 @@ STRONG, RTX, OLDER = "TensorRT 10 and later", "TensorRT-RTX", "TensorRT 8.6"
 
 
 class DryRun:
-    """What is foreseen of the steps by first guesses; neither a library nor a driver is asked, and nothing is done.
+    """Foresee the steps of a visit by first estimates, without a library or a driver; no step runs.
 
     Attributes:
-        why: why a step would be left out, by its name; "" where it would be made.
+        why: name of a step to why it would be left out; "" where it would run.
     """
 
     def __init__(self) -> None:
         self.why: dict[str, str] = {}
 
     def foresee(self, plan: Plan) -> list[tuple[Planned, str]]:
-        """Every step, and why it would be left out; "" where it would be made."""
+        """Return every step, and why it would be left out; "" where it would run."""
         steps, minutes = plan.steps(self), plan.options.minutes
         by_name, estimates = {step.name: step for step in steps}, Estimates()
         left = None if minutes is None else minutes * 60
@@ -142,11 +139,11 @@ class DryRun:
         return [(step, self.why[step.name]) for step in steps]
 
     def usable(self, names: Sequence[str]) -> list[str]:
-        """Those that would be built."""
+        """Return the engines that would be built."""
         return [name for name in names if not self.why[f"build {name}"]]
 
     def why_no_peer(self, model: Path) -> str:
-        """Whether PyTorch is there is seen where the GPU is."""
+        """Return why PyTorch cannot be timed; whether it is installed is only known on the GPU machine."""
         return "" if model.is_file() else f"it needs {model.parent.name}/{model.name}, which is not there"
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
@@ -155,19 +152,19 @@ class DryRun:
 
 
 def foresee(options: Options) -> list[str]:
-    """Check the folder, and say in lines of text what a visit would do with it.
+    """Check the folder and return lines of text with the steps of a visit.
 
     Raises:
-        ProjectError: nothing can be measured with it.
+        ProjectError: the folder has nothing to measure.
     """
     check_artifacts(options)
     folder = options.artifacts
     images = len(read_reference(folder).pixels)
-    read_thresholds(folder)  # a damaged verdict is refused
+    read_thresholds(folder)  # refuses a damaged verdict
     strong = options.flavour == "rtx" or bool(_served(options, True, MAIN)) or not _served(options, False, MAIN)
     library = RTX if options.flavour == "rtx" else STRONG if strong else OLDER
     refuse_missing_sources(options, library, strong)
-    sources = {engine_source(one, strongly_typed) for one in options.precisions for strongly_typed in (True, False)}
+    sources = {engine_source(precision, typed) for precision in options.precisions for typed in (True, False)}
     altered = altered_files(folder, [name for name in sorted({*sources, REFERENCE}) if (folder / name).is_file()])
     compared = "as the bundle recorded them" if (folder / INDEX).is_file() else f"compared with nothing: no {INDEX}"
     compared = f"not as the bundle recorded: {', '.join(altered)}" if altered else compared
@@ -184,31 +181,29 @@ def foresee(options: Options) -> list[str]:
 
 
 def _served(options: Options, strongly_typed: bool, precisions: Sequence[Precision]) -> list[str]:
-    """The precisions whose ONNX files are there for this TensorRT."""
-    return [one for one in precisions if (options.artifacts / engine_source(one, strongly_typed)).is_file()]
+    """Return the precisions whose ONNX files for this TensorRT exist."""
+    return [name for name in precisions if (options.artifacts / engine_source(name, strongly_typed)).is_file()]
 
 
 def _served_words(options: Options, strongly_typed: bool) -> str:
-    there = _served(options, strongly_typed, options.precisions)
-    absent = [one for one in options.precisions if one not in there]
-    made = "" if strongly_typed or "fp32" in absent else ", which quantize.tensorrt8: true makes"
-    without = f"; no {', '.join(absent)}{made}" if absent else ""
-    return f"{', '.join(there) or 'nothing'}{without}"
+    served = _served(options, strongly_typed, options.precisions)
+    missing = [name for name in options.precisions if name not in served]
+    source = "" if strongly_typed or "fp32" in missing else ", which quantize.tensorrt8: true makes"
+    return f"{', '.join(served) or 'nothing'}{'; no ' + ', '.join(missing) + source if missing else ''}"
 
 
 def _plan_lines(options: Options, library: str, strongly_typed: bool) -> list[str]:
-    flavour = "rtx" if library == RTX else "tensorrt"
-    plan = Plan(options, flavour, strongly_typed)
+    plan = Plan(options, "rtx" if library == RTX else "tensorrt", strongly_typed)
     foreseen = DryRun().foresee(plan)
     unlimited = DryRun().foresee(replace(plan, options=replace(options, minutes=None)))
-    whole = [step.seconds for step, why in unlimited if not why]
+    seconds = [step.seconds for step, why in unlimited if not why]
     fits = sum(not why for _, why in foreseen)
-    limit = "" if options.minutes is None else f"; into the {options.minutes:g} asked for fit {fits}"
+    limit = "" if options.minutes is None else f"; {fits} fit into the {options.minutes:g} of --minutes"
     return [
         f"planned for {library}, by first guesses:",
         *(
             f"  left out  {step.name}: {why}" if why else f"{step.seconds:8.0f} s  {step.name}"
             for step, why in foreseen
         ),
-        f"{count(len(whole), 'step')} in about {sum(whole) / 60:.1f} minutes{limit}",
+        f"{count(len(seconds), 'step')} in about {sum(seconds) / 60:.1f} minutes{limit}",
     ]

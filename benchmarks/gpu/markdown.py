@@ -1,8 +1,6 @@
-"""What a visit to a GPU showed, held against the project's targets, as a page of Markdown tables.
+"""Compare the results of a visit to a GPU with the project's targets, and write them as a page of Markdown tables.
 
-Holds what was measured on a GPU against the project's targets. Python 3.10 syntax, standard library alone.
-
-What a visit to a GPU showed, as a page of Markdown tables. Python 3.10 syntax, standard library alone.
+The module needs Python 3.10 and the standard library alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,29 +34,28 @@ _ELSEWHERE = "measured on another GPU or model than the target is for"
 def judge_targets(
     rows: Sequence[TimedRow], parity: Parity | None, gpu: str | None, resnet50: bool
 ) -> tuple[Target, ...]:
-    """Hold rows and verdicts against the project's targets.
+    """Compare rows and verdicts with the project's targets.
 
     Args:
-        rows: what was timed; none: nothing was measured.
-        parity: None: nothing was compared.
+        rows: what was timed; may be empty.
+        parity: None where nothing was compared.
         gpu: name of the GPU; the absolute targets are for an H100 or H200.
         resnet50: whether the model is a ResNet-50 at 224x224, which the absolute targets are for.
 
     Returns:
-        tuple[Target, ...]: all of them; ``measured`` is None where it was not, and ``met`` where it is open.
+        tuple[Target, ...]: all targets; ``measured`` is None where nothing was measured, ``met`` where it is open.
     """
     largest = max((row.batch for row in rows if row.variant == "throughput"), default=0)
     h200 = gpu is not None and "H200" in gpu
     hopper = h200 or (gpu is not None and "H100" in gpu)
+    by_key: dict[tuple[object, ...], TimedRow] = {
+        (row.name, row.precision, row.measures, row.batch, row.beside): row for row in reversed(rows) if not row.error
+    }
 
     def find(
         precision: str, measures: str, batch: int = largest, name: str = ENGINE, beside: str = ""
     ) -> TimedRow | None:
-        wanted = (name, precision, measures, batch, beside, "")
-        found = (
-            row for row in rows if (row.name, row.precision, row.measures, row.batch, row.beside, row.error) == wanted
-        )
-        return next(found, None)
+        return by_key.get((name, precision, measures, batch, beside))
 
     def speed(row: TimedRow | None) -> float | None:
         return row.images_per_second if row is not None else None
@@ -67,8 +64,8 @@ def judge_targets(
         high, low = speed(over), speed(under)
         return round(high / low, 4) if high and low else None
 
-    one = find("int8", "infer", 1)
-    few = "" if one is None or one.n >= FEWEST_FOR_P99 else f"{one.n} calls were timed, too few for a p99"
+    one_image = find("int8", "infer", 1)
+    few = f"{one_image.n} calls were timed, too few for a p99" if one_image and one_image.n < FEWEST_FOR_P99 else ""
     return (
         *(
             _target(
@@ -83,7 +80,7 @@ def judge_targets(
             "int8: p99 of one image, host to host, by a CUDA graph, in ms, at most, ResNet-50 at 224x224 on an H100 or "
             "H200",
             0.35,
-            one.p99_ms if one else None,
+            one_image.p99_ms if one_image else None,
             few if hopper and resnet50 else _ELSEWHERE,
             at_most=True,
         ),
@@ -95,11 +92,11 @@ def judge_targets(
         ),
         *(
             _target(
-                f"int8 over fp16: images a second, {said}, largest batch",
+                f"int8 over fp16: images a second, {words}, largest batch",
                 1.5,
                 ratio(find("int8", measures), find("fp16", measures)),
             )
-            for measures, said in (("compute", "the engines alone"), ("stream", "host to host"))
+            for measures, words in (("compute", "the engines alone"), ("stream", "host to host"))
         ),
         *(
             _target(
@@ -117,17 +114,19 @@ def judge_targets(
 
 
 def _parity_target(parity: Parity | None) -> Target:
-    """The share of engines that keep Keras' answers; open while the images are too few for one of them."""
-    name = "share of the engines whose answers are Keras', within the recipe's thresholds"
+    """Return the share of engines within the thresholds; open while some have too few images for a verdict."""
     by_engine: dict[str, set[str]] = {}
     for hop in parity.hops if parity else ():
         by_engine.setdefault(hop.candidate, set()).add(hop.verdict)
-    ran = [verdicts for verdicts in by_engine.values() if NOT_RUN not in verdicts]
-    if not ran:
-        return _target(name, 1.0, None)
-    failed = sum(FAIL in verdicts for verdicts in ran)
-    unclear = "" if failed or not any(INCONCLUSIVE in one for one in ran) else "the images are too few to tell"
-    return _target(name, 1.0, round(1 - failed / len(ran), 4), unclear)
+    verdicts = [verdicts for verdicts in by_engine.values() if NOT_RUN not in verdicts]
+    failed = sum(FAIL in each for each in verdicts)
+    unclear = not failed and any(INCONCLUSIVE in each for each in verdicts)
+    return _target(
+        "share of the engines whose answers are Keras', within the recipe's thresholds",
+        1.0,
+        round(1 - failed / len(verdicts), 4) if verdicts else None,
+        "the images are too few to tell" if unclear else "",
+    )
 
 
 def _target(name: str, limit: float, measured: float | None, open_for: str = "", at_most: bool = False) -> Target:
@@ -139,18 +138,18 @@ def _target(name: str, limit: float, measured: float | None, open_for: str = "",
 
 
 def target_table(targets: Sequence[Target]) -> str:
-    """The targets as lines of text."""
-    told = ((one, "" if one.measured is None else f"{rounded(one.measured)}, ") for one in targets)
-    return "\n".join(f"  {one.target}: {measured}target {rounded(one.limit)}: {said(one)}" for one, measured in told)
+    """Return the targets as lines of text."""
+    rows = ((target, "" if target.measured is None else f"{rounded(target.measured)}, ") for target in targets)
+    return "\n".join(f"  {row.target}: {measured}target {rounded(row.limit)}: {said(row)}" for row, measured in rows)
 
 
 def rounded(value: float) -> str:
-    """A number as people read it."""
+    """Format a number for display."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def said(target: Target) -> str:
-    """Whether a target is met, in a word; or why that is open."""
+    """Return "met" or "missed", or why the target is open."""
     return {True: "met", False: "missed", None: target.why}[target.met]
 
 
@@ -168,8 +167,7 @@ _LEGEND = (
 
 
 def as_markdown(evidence: GpuEvidence) -> str:
-    """The whole record as Markdown, most wanted first."""
-    idle = not_made(evidence)
+    """Return the evidence as Markdown, the most important sections first."""
     parts = [
         f"# {evidence.model.name} on {evidence.gpu.name}, {library(evidence)}",
         STATES[evidence.state],
@@ -177,10 +175,13 @@ def as_markdown(evidence: GpuEvidence) -> str:
         _section("Speed", _speed(evidence.timings)),
         _section("Answers against Keras'", _parity(evidence)),
         _section("Engines", _engines(evidence.engines)),
-        _section("Targets", _targets(evidence)),
+        _section("Targets", _targets(evidence.targets)),
         _section("Checks", _checks(evidence)),
         _section("Failed", _bullets(evidence.failures)),
-        _section("Not made", _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in idle.items())),
+        _section(
+            "Not made",
+            _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in not_made(evidence).items()),
+        ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -194,7 +195,7 @@ def _facts(evidence: GpuEvidence) -> str:
         ("driver", f"{gpu.driver_version or 'unknown'}, CUDA {gpu.cuda_version or 'unknown'}"),
         (
             "clocks and power, read after the steps",
-            clocks(evidence) or "not read: nvidia-ml-py or nvidia-smi would tell them",
+            clocks(evidence) or "not read, as neither nvidia-ml-py nor nvidia-smi is installed",
         ),
         ("processor", f"{cpu.model or 'unknown'}, {cpu.usable_cores or '?'} cores, Python {machine.python or '?'}"),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
@@ -207,13 +208,14 @@ def _facts(evidence: GpuEvidence) -> str:
 
 
 def _speed(rows: Sequence[TimedRow]) -> str:
-    """Rows with times; those without are among the failures."""
+    """Return a table of the rows with times; those without are among the failures."""
     shown = [
         (
-            _what(row),
+            _name(row),
             row.precision.upper(),
             str(row.batch),
-            _measured(row),
+            # The times of a stream are those of all batches of a call.
+            WHAT[row.measures] + (f", {count(row.batches, 'batch', 'batches')} a call" if row.batches > 1 else ""),
             {True: "yes", False: "no", None: "–"}[row.graphs],
             _number(row.p50_ms),
             _number(row.p90_ms),
@@ -225,25 +227,16 @@ def _speed(rows: Sequence[TimedRow]) -> str:
     ]
     head = ("what", "type", "batch", "measured", "CUDA graph", "p50, ms", "p90, ms", "p99, ms", "images/s")
     few = any(row.p99_is_near_max and not row.error for row in rows)
-    note = "\n\n\\* fewer than 100 calls were timed: about the slowest of them." if few else ""
+    note = "\n\n\\* from fewer than 100 calls, so nearly the slowest call." if few else ""
     peers = "".join(f"\n\n{words}" for name, words in PEERS.items() if any(row[0] == name for row in shown))
     return f"{_LEGEND}\n\n{table(head, shown, right=(2, 5, 6, 7, 8))}{note}{peers}" if shown else ""
 
 
-def _what(row: TimedRow) -> str:
-    """What ran; whether by a CUDA graph is in a column of its own."""
+def _name(row: TimedRow) -> str:
+    """Return the name of a row, without its use of a CUDA graph, which has its own column."""
     if row.name not in (ENGINE, WITHOUT_GRAPHS):
         return row.name
     return f"{ENGINE} (in turns with PyTorch {row.beside})" if row.beside else ENGINE
-
-
-def _measured(row: TimedRow) -> str:
-    """What the times are of; a stream's are of all the batches that one call holds."""
-    return (
-        f"{WHAT[row.measures]}, {count(row.batches, 'batch', 'batches')} a call"
-        if row.batches > 1
-        else WHAT[row.measures]
-    )
 
 
 def _parity(evidence: GpuEvidence) -> str:
@@ -251,9 +244,10 @@ def _parity(evidence: GpuEvidence) -> str:
         return ""
     rows = [(*_hop(hop), hop.why) for hop in evidence.parity.hops]
     head = ("engine", "verdict", "agreement", "SQNR, dB", "largest relative error", "why")
-    own = evidence.model.own_thresholds
-    by = "" if own else " Judged by the default thresholds, as the folder has no verdict."
-    return f"Over all: {evidence.parity.verdict}.{by}\n\n" + table(head, rows, right=(2, 3, 4))
+    default = (
+        "" if evidence.model.own_thresholds else " Judged by the default thresholds, as the folder has no verdict."
+    )
+    return f"Over all: {evidence.parity.verdict}.{default}\n\n" + table(head, rows, right=(2, 3, 4))
 
 
 def _hop(hop: Hop) -> tuple[str, ...]:
@@ -268,45 +262,48 @@ def _hop(hop: Hop) -> tuple[str, ...]:
 def _engines(engines: Mapping[str, EngineEvidence]) -> str:
     rows = [
         (
-            one.precision.upper(),
-            one.variant,
-            str(one.profile.max) if one.profile.min == one.profile.max else f"{one.profile.min} to {one.profile.max}",
-            "–" if one.seconds is None else f"{one.seconds:.1f}",
-            f"{one.plan_bytes / 2**20:.1f}",
-            _by_type(one),
-            "; ".join((*one.warnings, *_refusal(one))),
+            engine.precision.upper(),
+            engine.variant,
+            " to ".join(map(str, dict.fromkeys((engine.profile.min, engine.profile.max)))),
+            "–" if engine.seconds is None else f"{engine.seconds:.1f}",
+            f"{engine.plan_bytes / 2**20:.1f}",
+            _by_type(engine),
+            "; ".join(
+                (
+                    *engine.warnings,
+                    *(
+                        [f"not loaded here: {engine.refused}", f"the library: {engine.library}"]
+                        if engine.refused
+                        else []
+                    ),
+                )
+            ),
         )
-        for one in engines.values()
+        for engine in engines.values()
     ]
     head = ("type", "variant", "batch", "build, s", "plan, MiB", "convolutions", "warnings")
     return f"{NAMES}\n\n{table(head, rows, right=(3, 4))}" if rows else ""
 
 
 def _by_type(engine: EngineEvidence) -> str:
-    found = engine.convolutions
-    listed = ", ".join(f"{number} {kind.upper()}" for kind, number in (found or engine.asked_convolutions).items())
-    return listed if found or not listed else f"{listed} asked for"
+    by_type = engine.convolutions or engine.asked_convolutions
+    numbers = ", ".join(f"{number} {kind.upper()}" for kind, number in by_type.items())
+    return numbers if engine.convolutions or not numbers else f"{numbers} asked for"
 
 
-def _refusal(engine: EngineEvidence) -> tuple[str, ...]:
-    return (f"not loaded here: {engine.refused}", f"the library: {engine.library}") if engine.refused else ()
-
-
-def _targets(evidence: GpuEvidence) -> str:
-    rows = [
-        (one.target, rounded(one.limit), "–" if one.measured is None else rounded(one.measured), said(one))
-        for one in evidence.targets
-    ]
+def _targets(targets: Sequence[Target]) -> str:
+    rows = [(row.target, rounded(row.limit), "–" if row.measured is None else rounded(row.measured), said(row))
+            for row in targets]  # fmt: skip
     return table(("target", "limit", "measured", "result"), rows, right=(1, 2))
 
 
 def _checks(evidence: GpuEvidence) -> str:
     if not evidence.checks:
         return ""
-    ended = counted((one.result for one in evidence.checks), CHECKS)
-    wrong = [one for one in evidence.checks if one.result in ("fail", "error")]
-    rows = [(one.engine, one.check.replace("_", " "), one.result, one.detail) for one in wrong]
-    return f"{ended}." + ("\n\n" + table(("engine", "check", "result", "what was seen"), rows) if rows else "")
+    counts = counted((check.result for check in evidence.checks), CHECKS)
+    wrong = [check for check in evidence.checks if check.result in ("fail", "error")]
+    rows = [(check.engine, check.check.replace("_", " "), check.result, check.detail) for check in wrong]
+    return f"{counts}." + ("\n\n" + table(("engine", "check", "result", "details"), rows) if rows else "")
 
 
 def _section(title: str, content: str) -> str:
@@ -314,21 +311,18 @@ def _section(title: str, content: str) -> str:
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_line(one)}" for one in lines)
+    return "\n".join(f"- {_line(line)}" for line in lines)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A Markdown table; the columns ``right`` are numbers."""
-    rule = ["--:" if index in right else "---" for index in range(len(head))]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (head, rule, *rows))
-
-
-def _cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")
+    """Return a Markdown table; the columns ``right`` are right-aligned."""
+    rule = ("--:" if index in right else "---" for index in range(len(head)))
+    escaped = ([_line(cell).replace("|", "\\|") for cell in row] for row in (head, rule, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def _line(text: str) -> str:
-    """The text in one line; what a page would take for a tag is not one."""
+    """Return the text in one line, with the start of HTML tags escaped."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 

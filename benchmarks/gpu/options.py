@@ -1,6 +1,6 @@
-"""The options of ``python -m benchmarks.gpu_evidence``: read, and refused where they make no sense together.
+"""Define and check the options of ``python -m benchmarks.gpu_evidence``.
 
-Python 3.10 syntax, standard library alone.
+The module needs Python 3.10 and the standard library alone.
 """
 
 import argparse
@@ -25,7 +25,7 @@ log = logging.getLogger("benchmarks.gpu")
 VARIANTS: tuple[Variant, ...] = ("throughput", "latency")
 Checks = Literal["none", "quick", "all"]
 CHECKS = ("none", "quick", "all")
-MAIN: tuple[Precision, ...] = ("fp16", "int8")  # what the targets are about; FP32 comes behind them
+MAIN: tuple[Precision, ...] = ("fp16", "int8")  # the precisions of the targets; FP32 comes after them
 BATCH, CYCLES, CYCLE_SECONDS = 256, 1000, 60.0
 MOST_BATCH, MOST_CYCLES = 1 << 16, 10**6
 EXAMPLES = """examples:
@@ -35,35 +35,37 @@ EXAMPLES = """examples:
   python -m benchmarks.gpu_evidence imagenet --minutes 8 --level 2
   python -m benchmarks.gpu_evidence imagenet --variants latency --precisions int8 --checks none --peers none
 
-order, what is worth most first: FP16 and INT8 at the largest batch (build, answers against Keras', times), the same at
-a batch of 1 with CUDA graphs, then FP32, checks, leak cycles, PyTorch. What no longer fits into --minutes is skipped
-and named. Everything is written after every step, as JSON and as Markdown.
+order, by importance: FP16 and INT8 at the largest batch (build, parity with Keras, times), the same at a batch of 1
+with CUDA graphs, then FP32, checks, leak cycles, PyTorch. Steps that no longer fit into --minutes are skipped and
+listed. The results are written after every step, as JSON and as Markdown.
 
 exit status:
-  0 nothing that was made failed     1 a step, a check or the comparison with Keras failed, or there is no engine
+  0 no step failed     1 a step, a check or the comparison with Keras failed, or there is no engine
   2 bad input     3 no GPU, or no TensorRT: nothing was measured     4 a step hung and was cut short     130 interrupted
-The last line on stdout is JSON, however it ends: output (the file, or null), exit (the status), error (the first, or
-empty); after a visit also state, parity (the verdict), failed (how many things)."""
+The last line on stdout is always JSON: output (the file, or null), exit (the status), error (the first, or empty);
+after a visit also state, parity (the verdict), failed (the number of failures)."""
 
 
 class VisitParser(Parser):
-    """Refuses in a sentence what cannot be read; an option is written whole."""
+    """A parser that does not accept abbreviated options, with errors as sentences."""
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Read a command line, without the program's name.
+        """Parse a command line, without the program's name.
 
         Raises:
-            UsageError: it cannot be read.
+            UsageError: it cannot be parsed.
         """
-        found, left = self.parse_known_args(words)
-        if left:
-            name = left[0].partition("=")[0]
+        options, unknown = self.parse_known_args(words)
+        if unknown:
+            name = unknown[0].partition("=")[0]
             near = meant(name, self._option_string_actions, cutoff=0.7) if name.startswith("-") else ""
-            self.error(f"Expected one folder, and options of this command. Received: {left[0]} too.{near} See --help.")
-        return found
+            self.error(
+                f"Expected one folder, and options of this command. Received: {unknown[0]} too.{near} See --help."
+            )
+        return options
 
     def error(self, message: str) -> NoReturn:
-        """What argparse found, in our form."""
+        """Raise an error of argparse in the project's form."""
         if message.endswith("required: FOLDER"):
             message = "Expected a folder of artifacts. Received: none. Write: python -m benchmarks.gpu_evidence FOLDER"
         super().error(message)
@@ -71,13 +73,13 @@ class VisitParser(Parser):
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; see the help of the command."""
+    """The options of the command; see its help."""
 
     artifacts: Path
     output: Path | None
     flavour: str | None
     precisions: tuple[Precision, ...]
-    named: bool  # the precisions were named, and are not just those that there could be
+    named: bool  # whether --precisions was given
     variants: tuple[Variant, ...]
     targets: tuple[str, ...]
     batch: int
@@ -93,35 +95,34 @@ class Options:
     dry_run: bool
 
     def described(self) -> dict[str, object]:
-        """What of it a reader of the results must know: no paths."""
-        names = (
+        """Return the options for the evidence, without paths."""
+        return {name: getattr(self, name) for name in (
             "minutes", "level", "variants", "precisions", "checks", "peers", "seconds", "batch", "cycles",
             "cycle_seconds", "targets",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        )}  # fmt: skip
 
 
 def build_parser() -> VisitParser:
-    """The parser."""
+    """Return the parser of the command line."""
     parser = VisitParser(
         prog="python -m benchmarks.gpu_evidence",
-        description="Build, check, compare with Keras and time a model's engines on this GPU, and write what was seen.",
+        description="Build, check, compare with Keras and time a model's engines on this GPU, and write the results.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("artifacts", type=Path, metavar="FOLDER", help="a recipe's artifacts, or an unpacked bundle")
-    add("--dry-run", action="store_true", help="check the folder and say what would be done; no GPU is needed")
+    add("--dry-run", action="store_true", help="check the folder and list the steps; no GPU is needed")
     add("-o", "--output", type=Path, help=f"default: FOLDER/{FOLDER}/<gpu>-<flavour>-<version>.json")
-    add("--minutes", type=float, help="that all of it may take (default: as long as it takes)")
+    add("--minutes", type=float, help="time limit of the visit (default: none)")
     add(
         "--level",
         type=int,
         help="TensorRT's builder_optimization_level, 0 to 5: lower builds quicker (default: its own)",
     )
     add("--variants", help="throughput (large batches), latency (one image), or both with a comma (default: both)")
-    add("--precisions", help=f"some of {','.join(ONNX)} (default: those whose ONNX files are there)")
+    add("--precisions", help=f"some of {','.join(ONNX)} (default: those whose ONNX files exist)")
     add(
         "--checks",
         choices=CHECKS,
@@ -129,22 +130,22 @@ def build_parser() -> VisitParser:
         help="of the engines; none: no leak cycles either (default: %(default)s)",
     )
     add("--peers", help=f"PyTorch beside the engines: none, or some of {','.join(PEER_MODES)} (default: all)")
-    add("--seconds", type=float, default=3.0, help="that each number is measured for (default: %(default)s)")
+    add("--seconds", type=float, default=3.0, help="measured time of each number (default: %(default)s)")
     add("--batch", type=int, help=f"largest batch of the throughput engines (default: {BATCH})")
-    add("--cycles", type=int, help=f"of opening and closing an engine, in the leak check, at most (default: {CYCLES})")
-    add("--cycle-seconds", type=float, help=f"that the leak check takes at most (default: {CYCLE_SECONDS:g})")
+    add("--cycles", type=int, help=f"most openings and closings of an engine in the leak check (default: {CYCLES})")
+    add("--cycle-seconds", type=float, help=f"longest duration of the leak check (default: {CYCLE_SECONDS:g})")
     add("--flavour", choices=("tensorrt", "rtx"), help="default: the first that is installed")
-    add("--targets", help="of rtx alone: the GPUs to build for, such as current or SM89")
+    add("--targets", help="for rtx only: the GPUs to build for, such as current or SM89")
     add("--plans", type=Path, help="folder to keep the engines in (default: a temporary one)")
-    add("--commit", help="that this code is of, where there is no repository to ask")
+    add("--commit", help="commit of this code, where there is no repository")
     return parser
 
 
 def read_options(args: argparse.Namespace) -> Options:
-    """Take what `build_parser` parsed.
+    """Check the arguments from `build_parser` and convert them.
 
     Raises:
-        ProjectError: what was expected, what was received, what to do.
+        ProjectError: an option is out of its range, or options contradict each other.
     """
     if args.output is not None:
         check_output(args.output, "-o", "evidence.json", (".json",))
@@ -187,19 +188,17 @@ def read_options(args: argparse.Namespace) -> Options:
 
 
 def _listed(text: str | None, option: str, known: Sequence[str], before: str = "") -> tuple[str, ...]:
-    if text is None:
-        return tuple(known)
-    given = tuple(dict.fromkeys(text.split(",")))
-    if wrong := [one for one in given if one not in known]:
+    names = known if text is None else text.split(",")
+    if wrong := [name for name in names if name not in known]:
         raise ProjectError(
             f"Expected {option} of {before}{','.join(known)}, separated by commas. Received: {text}, where "
             f"{wrong[0]!r} is not one of them.{meant(wrong[0], known) or ' Correct it.'}"
         )
-    return tuple(one for one in known if one in given)
+    return tuple(name for name in known if name in names)
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done; say what has no effect, because a visit is too short to be stopped by it."""
+    """Refuse options that contradict each other; warn of options without effect."""
     if args.targets and args.flavour == "tensorrt":
         raise ProjectError(
             f"Expected --targets of rtx alone, as TensorRT builds for the GPU here. Received: --targets {args.targets} "
@@ -213,56 +212,58 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def check_artifacts(options: Options) -> None:
-    """Refuse a folder that nothing can be measured with, before a GPU is looked for: where it is made, it is mended.
+    """Refuse a folder without the necessary artifacts, before a GPU is looked for.
 
     Raises:
-        ProjectError: what was expected, and what to do.
+        ProjectError: the folder or files in it are missing.
     """
     folder = options.artifacts
     if not folder.is_dir():
-        what = "which is a file." if folder.exists() else "which does not exist."
-        line = f" A bundle is unpacked first: mkdir mine && tar xf {shlex.quote(str(folder))} -C mine"
-        near = sorted(p.name for p in folder.parent.glob("*/") if (p / REFERENCE).is_file())
-        there = f" In {folder.parent.resolve()} there are: {', '.join(near)}." if near else ""
+        neighbours = sorted(path.name for path in folder.parent.glob("*/") if (path / REFERENCE).is_file())
         raise ProjectError(
-            f"Expected a folder of a recipe's artifacts, or of an unpacked bundle. Received: {folder}, {what}{there}"
-            f"{line if folder.exists() else ''}"
+            "Expected a folder of a recipe's artifacts, or of an unpacked bundle. "
+            f"Received: {folder}, {'which is a file.' if folder.exists() else 'which does not exist.'}"
+            + (f" In {folder.parent.resolve()} there are: {', '.join(neighbours)}." if neighbours else "")
+            + (
+                f" A bundle is unpacked first: mkdir mine && tar xf {shlex.quote(str(folder))} -C mine"
+                if folder.exists()
+                else ""
+            )
         )
-    wanted = {one: [engine_source(one, strong) for strong in (True, False)] for one in options.precisions}
-    absent = [files[0] for files in wanted.values() if not any((folder / name).is_file() for name in files)]
-    missing = absent if options.named or len(absent) == len(wanted) else []
+    sources = {name: [engine_source(name, typed) for typed in (True, False)] for name in options.precisions}
+    absent = [files[0] for files in sources.values() if not any((folder / name).is_file() for name in files)]
+    missing = absent if options.named or len(absent) == len(sources) else []
     missing += [] if (folder / REFERENCE).is_file() else [REFERENCE]
     if missing:
-        here = folder.resolve()
-        above = (here.parent / REFERENCE).is_file()
+        path = folder.resolve()
         remedy = (
-            f"It is a folder within one: name {here.parent}."
-            if above
+            f"It is a folder within one: name {path.parent}."
+            if (path.parent / REFERENCE).is_file()
             else "Run the recipe, verify included, and bring its artifacts here: python -m pipeline bundle, there."
         )
-        raise ProjectError(f"Expected a recipe's artifacts in {here}. Received: no {', '.join(missing)}. {remedy}")
+        raise ProjectError(f"Expected a recipe's artifacts in {path}. Received: no {', '.join(missing)}. {remedy}")
     if options.output is None:
         check_folder(folder / FOLDER, "-o (which is the folder of artifacts unless it is given)")
 
 
 def refuse_missing_sources(options: Options, library: str, strongly_typed: bool) -> None:
-    """Refuse precisions that were named and have no file for this TensorRT; unnamed, FP32 alone is no visit's worth.
+    """Refuse named precisions without a file for this TensorRT, and unnamed ones where only FP32 is left.
 
     Args:
-        options: what was asked for.
-        library: which TensorRT, for the message.
-        strongly_typed: whether it is; what is not is TensorRT 8.6.
+        options: of the command.
+        library: name of the TensorRT, for the message.
+        strongly_typed: whether it has strongly typed networks; TensorRT 8.6 has none.
 
     Raises:
-        ProjectError: what is absent, and what makes it.
+        ProjectError: files are missing; with what makes them.
     """
     sources = {precision: engine_source(precision, strongly_typed) for precision in options.precisions}
     absent = {precision: name for precision, name in sources.items() if not (options.artifacts / name).is_file()}
-    alone = not options.named and "fp32" not in absent and all(one in absent for one in MAIN)
+    alone = not options.named and "fp32" not in absent and all(precision in absent for precision in MAIN)
     if absent and (options.named or alone or len(absent) == len(sources)):
-        made = "" if strongly_typed else ", with quantize.tensorrt8: true"
-        go_on = "--precisions fp32 to go on without them" if alone else "name other precisions"
+        setting = "" if strongly_typed else ", with quantize.tensorrt8: true"
+        alternative = "--precisions fp32 to go on without them" if alone else "name other precisions"
         raise ProjectError(
             f"Expected {', '.join(absent.values())} in {options.artifacts}, for {library}. Received: "
-            f"no such file. Run the recipe, verify included{made}, and bring its artifacts here, or {go_on}."
+            f"no such file. Run the recipe, verify included{setting}, and bring its artifacts here, or {alternative}."
         )

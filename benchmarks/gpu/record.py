@@ -1,6 +1,6 @@
-"""Keeps the record of a visit on disk: whole after every change, with nothing in it that names a machine or a path.
+"""Write the evidence of a visit to disk after every change, without names of machines and paths.
 
-Python 3.10 syntax, standard library alone.
+The module needs Python 3.10 and the standard library alone.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ log = logging.getLogger("benchmarks.gpu")
 
 RESNET50_CONVOLUTIONS = 53
 CUT_SHORT = 4  # the exit status
-MARGIN = 30.0  # seconds beyond the time asked for, after which a step counts as hung
-# An absolute path of two names or more; what follows a letter, a dot or a slash is none (images/s, http://a/b).
+MARGIN = 30.0  # seconds beyond the time limit, after which a step counts as hung
+# An absolute path of two names or more, not after a letter, a dot or a slash (images/s, http://a/b).
 _PATH = re.compile(r"""(?<![\w./])(?:/[^\s/:,;'"()|]+)+(/[^\s/:,;'"()|]+)""")
-_PATIENCE = 10.0  # seconds that the watchdog waits for a change under way
+_PATIENCE = 10.0  # seconds that the watchdog waits for a change in progress
 
 
 class Record:
-    """What is known of a visit. Every change is written at once, as JSON and beside it as Markdown.
+    """The evidence of a visit, written at every change, as JSON and as Markdown beside it.
 
     Args:
         path: of the JSON file.
-        evidence: what is known at the beginning.
+        evidence: at the start of the visit.
 
     Raises:
-        ProjectError: the disk does not take it: the visit would be for nothing.
+        ProjectError: the file cannot be written, so that the visit would be useless.
     """
 
     def __init__(self, path: Path, evidence: GpuEvidence) -> None:
@@ -53,40 +53,41 @@ class Record:
         self._refuse_loss()
 
     def change(self, **fields: Any) -> None:
-        """Replace fields of the evidence, judge the targets anew, and write everything.
+        """Replace fields of the evidence, judge the targets again, and write everything.
 
         Raises:
-            TypeError, ValueError, AttributeError: a value that cannot be written; the record stays what it was.
+            TypeError, ValueError, AttributeError: a value that cannot be written; the record stays unchanged.
         """
         with self._lock:
-            known = replace(self.evidence, **fields)
-            convolutions = {one.network_layers.get("CONVOLUTION") for one in known.engines.values()}
-            resnet50 = known.model.size == (224, 224) and RESNET50_CONVOLUTIONS in convolutions
-            known = replace(known, targets=judge_targets(known.timings, known.parity, known.gpu.name, resnet50))
-            data, page = as_json(tidy(to_json(known))), _without_names(as_markdown(known))
-            self.evidence = known
+            evidence = replace(self.evidence, **fields)
+            convolutions = {engine.network_layers.get("CONVOLUTION") for engine in evidence.engines.values()}
+            resnet50 = evidence.model.size == (224, 224) and RESNET50_CONVOLUTIONS in convolutions
+            targets = judge_targets(evidence.timings, evidence.parity, evidence.gpu.name, resnet50)
+            evidence = replace(evidence, targets=targets)
+            data, page = as_json(tidy(to_json(evidence))), _without_names(as_markdown(evidence))
+            self.evidence = evidence
             try:
                 write_atomic(self.path, data)
                 write_atomic(self.path.with_suffix(".md"), page)
                 self._lost = None
-            except OSError as error:  # a full disk may have room again; what was known is in the file before
+            except OSError as error:  # a full disk may have room again; the earlier results are in the old file
                 log.error("%s cannot be written: %s", self.path, error.strerror or error)
                 self._lost = error
 
     def step(self, name: str, state: StepState, **fields: Any) -> None:
         """Replace fields of a step."""
-        steps = (replace(one, state=state, **fields) if one.name == name else one for one in self.evidence.steps)
+        steps = (replace(step, state=state, **fields) if step.name == name else step for step in self.evidence.steps)
         self.change(steps=tuple(steps))
 
     def add(self, field: Literal["timings", "checks"], *rows: Any) -> None:
-        """Put rows behind those of a field."""
+        """Append rows to a field."""
         self.change(**{field: (*getattr(self.evidence, field), *rows)})
 
     def close(self, state: Literal["finished", "interrupted", "cut short"]) -> None:
-        """Write how the visit ended.
+        """Write the final state of the visit.
 
         Raises:
-            ProjectError: the disk did not take it; then the page is in the log.
+            ProjectError: the file cannot be written; the page is then in the log.
         """
         self.change(state=state)
         if self._lost is not None:
@@ -102,58 +103,58 @@ class Record:
 
     @contextlib.contextmanager
     def watched(self, seconds: float | None, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
-        """End the process when a step hangs: nothing within can stop a library that does not return.
+        """End the process when a step hangs, because a library that does not return cannot be stopped otherwise.
 
         Args:
-            seconds: the time asked for; `MARGIN` beyond it the record says in which step it was cut short. None: no
-                limit.
+            seconds: time limit; after `MARGIN` more the record names the step that hung, and the process ends. None:
+                no limit.
             leave: ends the process at once. Defaults to ``os._exit``.
         """
-        if seconds is None:
-            yield
-            return
-        timer = threading.Timer(seconds + MARGIN, self._cut_short, (leave,))
+        timer = threading.Timer((seconds or 0.0) + MARGIN, self._cut_short, (leave,))
         timer.daemon = True
-        timer.start()
+        if seconds is not None:
+            timer.start()
         try:
             yield
         finally:
             timer.cancel()
 
     def _cut_short(self, leave: Callable[[int], object]) -> None:
-        held = self._lock.acquire(timeout=_PATIENCE)  # who has it may hang as well, in a write
+        locked = self._lock.acquire(timeout=_PATIENCE)  # the thread that holds it may hang in a write
         try:
-            if held:
-                hung = ", ".join(one.name for one in self.evidence.steps if one.state == "running") or "none"
+            if locked:
+                hung = ", ".join(step.name for step in self.evidence.steps if step.state == "running") or "none"
                 self.close("cut short")
-                words = "the time is up by %.0f s and the step %s does not end: cut short, what was known is in %s"
-                log.error(words, MARGIN, hung, self.path)
-                print(last_line(self, CUT_SHORT, words % (MARGIN, hung, self.path)), flush=True)
+                error = (
+                    f"the time is up by {MARGIN:.0f} s and the step {hung} does not end: cut short, the results so "
+                    f"far are in {self.path}"
+                )
+                log.error("%s", error)
+                print(last_line(self, CUT_SHORT, error), flush=True)
         finally:
             leave(CUT_SHORT)
-            if held:  # where it is not ended at once
+            if locked:  # only where ``leave`` returns, in tests
                 self._lock.release()
 
 
 def last_line(record: Record | None, status: int, error: str) -> str:
-    """What the command prints last, however it ends: one line of JSON.
+    """Return the last line that the command prints, as JSON.
 
     Args:
-        record: of the visit; None where none began.
+        record: of the visit; None where no visit began.
         status: the exit status.
-        error: what went wrong first; "" where nothing did.
+        error: the first error; "" where there is none.
     """
-    told: dict[str, object] = {"output": None}
+    head: dict[str, object] = {"output": None}
     if record is not None:
         evidence = record.evidence
-        verdict = evidence.parity.verdict if evidence.parity else None
-        failed = len(evidence.failures)
-        told = {"output": str(record.path), "state": evidence.state, "parity": verdict, "failed": failed}
-    return json.dumps({**told, "exit": status, "error": error})
+        verdict, failed = evidence.parity.verdict if evidence.parity else None, len(evidence.failures)
+        head = {"output": str(record.path), "state": evidence.state, "parity": verdict, "failed": failed}
+    return json.dumps({**head, "exit": status, "error": error})
 
 
 def tidy(tree: Any) -> Any:
-    """JSON without what names this machine (its name, paths), and without numbers and letters that JSON has not."""
+    """Return a JSON tree without this machine's name, paths, and numbers and characters that JSON does not have."""
     if isinstance(tree, dict):
         return {key: tidy(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -164,9 +165,8 @@ def tidy(tree: Any) -> Any:
 
 
 def _without_names(text: str) -> str:
-    """The text with the last name of every absolute path alone, and without the name of the machine."""
+    """Return the text with absolute paths cut to their last name, and without the name of the machine."""
     text = _PATH.sub(lambda match: match[1][1:], as_text(text))
     host = platform.node().partition(".")[0]
-    if host.isalpha() or len(host) < 4:  # a word, which may well mean something else
-        return text
-    return re.sub(rf"\b{re.escape(host)}\b[\w.-]*", "this machine", text)
+    word = host.isalpha() or len(host) < 4  # may have another meaning in the text
+    return text if word else re.sub(rf"\b{re.escape(host)}\b[\w.-]*", "this machine", text)

@@ -1,7 +1,6 @@
-"""Times engines on a GPU in turns against each other, and PyTorch in turns against the engine beside it.
+"""Time engines on a GPU in turns against each other, and PyTorch in turns with the FP16 engine.
 
-What one call here times is one row or several that were measured in turns; they are known together. Python 3.10
-syntax, numpy alone; PyTorch where it is installed.
+The module needs Python 3.10 and numpy alone, and PyTorch for its own rows.
 """
 
 import importlib.util
@@ -24,12 +23,12 @@ from pipeline.runners.tensorrt.runner import TensorRTRunner
 
 log = logging.getLogger("benchmarks.gpu")
 
-# Batches that one streamed call holds: the first upload and the last download overlap with nothing, so there should be
-# many; they lie in ordinary memory once for all engines, and in page-locked memory for one engine at a time.
+# Batches of one streamed call: many, because the first upload and the last download overlap with nothing. They are in
+# ordinary memory once for all engines, and in page-locked memory for one engine at a time.
 MOST_STREAMED, STREAMED_BYTES = 32, 1 << 30
 _NOT_TIMED = "it was not timed yet"
-WARM_UP = 0.5  # seconds before a row is measured, and no longer than it is measured
-REPEATS = 20  # of computing alone, in one turn
+WARM_UP = 0.5  # seconds before a row is measured, and at most its measured time
+REPEATS = 20  # calls of the engine alone in one turn
 PEER_MODES = ("eager", "graphs", "compile")
 INCLUDES: Mapping[Measures, str] = {
     "infer": "host to host, one batch a call: uint8 pixels in ordinary memory to logits and probabilities there",
@@ -41,7 +40,7 @@ INCLUDES: Mapping[Measures, str] = {
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says; with its kind, unless it is one of ours, which are sentences."""
+    """Return the message of an error, with its class unless it is one of the project's."""
     return str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}"
 
 
@@ -56,24 +55,24 @@ def time_engines(
     """Time engines at a batch size.
 
     Calls from host to host are timed with CUDA graphs and without. "stream pinned" opens one engine after the other,
-    so that page-locked memory is held once; everything else is measured in turns.
+    so that there is only one block of page-locked memory; the others are measured in turns.
 
     Args:
         plans: precision to engine.
-        pixels: uint8, (N, height, width, 3); repeated where a batch holds more.
+        pixels: uint8, (N, height, width, 3); repeated where a batch has more images.
         variant: of the engines.
-        batch: images.
-        measures: what of the way is timed.
-        seconds: measured time for each row; "compute" takes a fixed number of calls.
+        batch: images a batch.
+        measures: which part of an inference is timed.
+        seconds: measured time of each row; "compute" takes a fixed number of calls.
 
     Returns:
-        list[TimedRow]: one for each engine and way of launching, or why it has no times.
+        list[TimedRow]: one for each engine and way of launching, with times or with the reason why it has none.
     """
     if measures == "stream pinned" and len(plans) > 1:
         each = [time_engines({key: plan}, pixels, variant, batch, measures, seconds) for key, plan in plans.items()]
         return [row for rows in each for row in rows]
     batches = _streamed(pixels, batch) if measures.startswith("stream") else 1
-    # Page-locked memory is filled from the few images themselves.
+    # Page-locked memory is filled from the images without repetition.
     images = pixels if measures == "stream pinned" else pixels[np.arange(batch * batches) % len(pixels)]
     turns = []
     with ExitStack() as stack:
@@ -93,10 +92,10 @@ def time_engines(
                 turns.append(turn := _Turn(row))
                 try:
                     runner = stack.enter_context(TensorRTRunner(plan, RuntimeOptions(graphs=graphs)))
-                    if runner.max_batch != batch:  # the parts of a call would be other batches
+                    if runner.max_batch != batch:  # a call would be split into other batches
                         raise ProjectError(f"it runs batches of {runner.max_batch} at most here")
                     turn.call = _call(runner, images, measures, batch * batches)
-                except Exception as error:  # the others are to be timed all the same
+                except Exception as error:  # the others are still timed
                     turn.fail(error)
                 else:
                     turn.doubt = partial(why_without_graph, runner, batch) if row.graphs else str
@@ -109,19 +108,19 @@ def time_peer(
     """Time PyTorch in FP16 on the same weights, in turns with the FP16 engine.
 
     Args:
-        mode: of `PEER_MODES`.
+        mode: one of `PEER_MODES`.
         model: the FP32 ONNX file.
         plan: the FP16 engine; None: PyTorch alone.
         pixels: uint8, (N, height, width, 3).
         variant: of the engine.
-        batch: images.
-        seconds: measured time for each row, host to host.
+        batch: images a batch.
+        seconds: measured time of each row, host to host.
 
     Returns:
-        list[TimedRow]: computing alone, and host to host.
+        list[TimedRow]: rows of the model alone, and host to host.
 
     Raises:
-        Exception: whatever PyTorch raises when it is opened, compiles or captures.
+        Exception: any error of PyTorch when it loads, compiles or captures the model.
     """
     from benchmarks.peers.pytorch.runner import PyTorchRunner
 
@@ -129,7 +128,7 @@ def time_peer(
     rows = []
     with ExitStack() as stack:
         peer = stack.enter_context(PyTorchRunner(model, "fp16", mode, max_batch=batch))  # type: ignore[arg-type]
-        peer.infer(images)  # captures or compiles, outside of the measured time
+        peer.infer(images)  # captures or compiles before the measured time
         runner = stack.enter_context(TensorRTRunner(plan)) if plan is not None else None
         measured: tuple[Measures, ...] = ("compute", "infer")
         for measures in measured:
@@ -148,14 +147,14 @@ def time_peer(
             call = partial(peer.compute_ms, batch, REPEATS) if measures == "compute" else partial(peer.infer, images)
             turns = [_Turn(row, call)]
             if runner is not None:
-                ours, doubt = _call(runner, images, measures, batch), partial(why_without_graph, runner, batch)
-                turns.append(_Turn(replace(row, name=ENGINE, graphs=True), ours, doubt))
+                engine, doubt = _call(runner, images, measures, batch), partial(why_without_graph, runner, batch)
+                turns.append(_Turn(replace(row, name=ENGINE, graphs=True), engine, doubt))
             rows += _time_in_turns(turns, measures == "compute", seconds)
     return rows
 
 
 def why_without_peers(model: Path) -> str:
-    """Why PyTorch cannot be timed here; "" where it can be tried."""
+    """Return why PyTorch cannot be timed on this machine; "" where it can be tried."""
     missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
@@ -163,11 +162,10 @@ def why_without_peers(model: Path) -> str:
 
 
 def why_without_graph(runner: TensorRTRunner, batch: int) -> str:
-    """Why a batch that was asked to run by a CUDA graph does not; "" where it does."""
+    """Return why a batch does not run by a CUDA graph as requested; "" where it does."""
     if batch in runner.graph_batches and batch not in runner.graph_refusals:
         return ""
-    why = f": {runner.graph_refusals[batch]}" if batch in runner.graph_refusals else ", and nobody said why"
-    return f"no CUDA graph was made for batches of {batch}{why}"
+    return f"no CUDA graph was made for batches of {batch}: {runner.graph_refusals.get(batch, 'no reason was given')}"
 
 
 def _streamed(pixels: np.ndarray, batch: int) -> int:
@@ -186,12 +184,12 @@ def _call(runner: TensorRTRunner, images: np.ndarray, measures: Measures, count:
 
 @dataclass
 class _Turn:
-    """A row to be.
+    """A row that is still to be timed.
 
     Attributes:
-        row: what is known of it: without times, and with the reason.
-        call: is timed in turns with the others'; None where that is not possible.
-        doubt: says afterwards why the times are not what the row says they are; "" where they are, as ``str()`` does.
+        row: without times, with the reason why it has none.
+        call: function to time in turns with the others; None where the row cannot be timed.
+        doubt: called afterwards; returns why the times are not valid for the row, "" where they are, as ``str()`` does.
     """
 
     row: TimedRow
@@ -199,17 +197,17 @@ class _Turn:
     doubt: Callable[[], str] = str
 
     def fail(self, error: Exception) -> None:
-        """Say why it has no times."""
+        """Record an error as the reason for no times."""
         self.row, self.call = replace(self.row, error=words_of(error)), None
 
 
 def _time_in_turns(turns: Sequence[_Turn], by_events: bool, seconds: float) -> list[TimedRow]:
-    """Time all calls; give all rows, in the order in which they came.
+    """Time all calls and return all rows, in the given order.
 
     Args:
-        turns: with names of their own.
-        by_events: the calls measure themselves and return milliseconds.
-        seconds: measured time for each other call.
+        turns: rows of different name, precision or measurement.
+        by_events: whether the calls measure themselves and return milliseconds.
+        seconds: measured time of each call that does not.
     """
     by_key = {f"{turn.row.name} {turn.row.precision} {turn.row.measures}": turn for turn in turns}
     calls = {key: turn.call for key, turn in by_key.items() if turn.call is not None}

@@ -1,4 +1,4 @@
-"""What the steps of a visit to a GPU do. Python 3.10 syntax, numpy alone."""
+"""Implement the steps of a visit to a GPU. The module needs Python 3.10 and numpy alone."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -34,15 +34,15 @@ log = logging.getLogger("benchmarks.gpu")
 
 @dataclass(frozen=True)
 class Visit:
-    """What the steps of a visit do, and what they share.
+    """The actions of a visit's steps, with what they share; see `benchmarks.gpu.plan.Work`.
 
     Attributes:
-        plan: which steps there are.
-        reference: Keras' answers.
+        plan: the steps.
+        reference: Keras' outputs.
         thresholds: of the recipe.
         trt: the library.
         plans: folder for the engines.
-        record: where everything that is seen is written.
+        record: of the results.
     """
 
     plan: Plan
@@ -57,12 +57,12 @@ class Visit:
         return self.plans / plan_name(precision, variant)
 
     def usable(self, names: Sequence[str]) -> list[str]:
-        """Those that were built and that this project loads here."""
+        """Return the engines that were built and can be loaded on this machine."""
         engines = self.record.evidence.engines
         return [name for name in names if name in engines and not engines[name].refused]
 
     def why_no_peer(self, model: Path) -> str:
-        """Why PyTorch cannot be timed; "" where it can be tried."""
+        """Return why PyTorch cannot be timed; "" where it can be tried."""
         return why_without_peers(model)
 
     def look(self) -> None:
@@ -75,7 +75,7 @@ class Visit:
         self.record.change(snapshots={**self.record.evidence.snapshots, step: gpu_snapshot()})
 
     def build(self, precision: Precision, variant: Variant) -> None:
-        """Build an engine, and see whether it is one that is loaded here."""
+        """Build an engine, and check whether it can be loaded on this machine."""
         name, batch = f"{precision}-{variant}", self.plan.batch(variant)
         plan = self._engine(name)
         sidecar = build_engine(
@@ -92,7 +92,7 @@ class Visit:
             variant=variant,
         )
         refused = self._refused(plan)
-        found = EngineEvidence(
+        engine = EngineEvidence(
             precision=precision,
             variant=variant,
             profile=sidecar.profile,
@@ -110,7 +110,7 @@ class Visit:
             refused=refused,
             library=self._library_on(plan, sidecar) if refused else "",
         )
-        self.record.change(engines={**self.record.evidence.engines, name: found})
+        self.record.change(engines={**self.record.evidence.engines, name: engine})
 
     def _refused(self, plan: Path) -> str:
         status = driver_status()
@@ -121,45 +121,44 @@ class Visit:
         return ""
 
     def _library_on(self, plan: Path, sidecar: Sidecar) -> str:
-        """What the library itself says of an engine that this project does not load: built here, just now."""
+        """Return the library's own error for an engine that this project does not load; it was built just now."""
         try:
             cuda = find_cuda()
             with cuda.scope(0):
                 OpenEngine(cuda, self.trt, plan, sidecar, RuntimeOptions()).close()
-        except Exception as error:  # its words are what is wanted
+        except Exception as error:  # the evidence records its message
             return words_of(error)
         return "it loads the engine and runs it"
 
     def compare(self, precision: Precision, variant: Variant) -> None:
-        """Compare an engine's answers with Keras'."""
+        """Compare an engine's outputs with Keras'."""
         name = f"{precision}-{variant}"
-        plan, known = self._engine(name), self.record.evidence
-        sha256 = known.engines[name].plan_sha256
-        candidate = Candidate(name, "tensorrt", precision, sha256, None, partial(open_runner, plan, "tensorrt"))
-        answers = {name: evaluate(candidate, self.reference.pixels, 32, lambda images: None)}
-        judged = judge([candidate], answers, self.reference, self.thresholds)
-        hops = (*(known.parity.hops if known.parity else ()), *judged.hops)
+        evidence, opener = self.record.evidence, partial(open_runner, self._engine(name), "tensorrt")
+        candidate = Candidate(name, "tensorrt", precision, evidence.engines[name].plan_sha256, None, opener)
+        outputs = {name: evaluate(candidate, self.reference.pixels, 32, lambda images: None)}
+        judged = judge([candidate], outputs, self.reference, self.thresholds)
+        hops = (*(evidence.parity.hops if evidence.parity else ()), *judged.hops)
         self.record.change(parity=Parity(overall_verdict(hops), by_precision(self.thresholds), hops))
         log.info("%s against Keras: %s", name, judged.verdict)
 
     def time(self, variant: Variant, precisions: Sequence[Precision], measures: Measures) -> None:
-        """Time those of some engines that run here, in turns."""
-        plans = {one: self._engine(name) for one in precisions for name in self.usable([f"{one}-{variant}"])}
-        batch = self.plan.batch(variant)
-        rows = time_engines(plans, self.reference.pixels, variant, batch, measures, self.plan.options.seconds)
+        """Time the engines that run on this machine, in turns."""
+        plans = {key: self._engine(name) for key in precisions for name in self.usable([f"{key}-{variant}"])}
+        pixels, seconds = self.reference.pixels, self.plan.options.seconds
+        rows = time_engines(plans, pixels, variant, self.plan.batch(variant), measures, seconds)
         self.record.add("timings", *rows)
         self._snapshot(f"time {variant} {measures} {'+'.join(precisions)}")
 
     def check(self, check: Check, engine: str) -> None:
-        """Look for what only a GPU shows of an engine."""
+        """Run a check that needs a GPU on an engine."""
         self._add_check(check.__name__, engine, partial(check, self._engine(engine), self.reference.pixels))
 
     def cycle(self) -> None:
-        """Open and close the smallest engine again and again."""
-        built = {name: self.record.evidence.engines[name] for name in self.usable(list(self.record.evidence.engines))}
-        smallest = min(built, key=lambda name: built[name].plan_bytes)
-        cycles, seconds = self.plan.options.cycles, self.plan.options.cycle_seconds
-        check = partial(cycles_leak_nothing, self._engine(smallest), self.reference.pixels, cycles, seconds)
+        """Open and close the smallest engine repeatedly, to find leaks."""
+        engines = self.record.evidence.engines
+        smallest = min(self.usable(list(engines)), key=lambda name: engines[name].plan_bytes)
+        limits = (self.plan.options.cycles, self.plan.options.cycle_seconds)
+        check = partial(cycles_leak_nothing, self._engine(smallest), self.reference.pixels, *limits)
         self._add_check(cycles_leak_nothing.__name__, smallest, check)
 
     def _add_check(self, check: str, engine: str, work: Callable[[], str]) -> None:
@@ -169,7 +168,7 @@ class Visit:
             row = CheckRow(check, engine, "skipped", str(skipped))
         except CheckFailedError as failed:
             row = CheckRow(check, engine, "fail", str(failed))
-        except Exception as error:  # whatever a library raises: the other checks are to be made all the same
+        except Exception as error:  # any error of a library: the other checks still run
             row = CheckRow(check, engine, "error", words_of(error))
         log.info("%s, %s: %s (%s)", engine, check.replace("_", " "), row.result, row.detail)
         self.record.add("checks", row)

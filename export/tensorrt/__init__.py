@@ -1,1 +1,1 @@
-"""TensorRT engines: what a library can do, building, sidecars. Python 3.10 syntax, NumPy alone."""
+"""Build, inspect and check TensorRT engines. Python 3.10 and NumPy alone."""

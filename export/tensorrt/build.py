@@ -1,8 +1,8 @@
-"""ONNX to TensorRT engine: a plan, and a sidecar that says what it is.
+"""Build a TensorRT engine from an ONNX file: a plan, and a sidecar that describes it.
 
-The types come from the ONNX file (FP16-typed graph, Q/DQ graph); only TensorRT 8.6, which knows no strongly
-typed network, gets precision flags. Python 3.10 syntax, the standard library and TensorRT: this also runs on GPU
-machines that hold little else.
+The types come from the ONNX file (FP16-typed graph, Q/DQ graph). Only TensorRT 8.6, which has no strongly typed
+networks, gets precision flags. The module needs Python 3.10, the standard library and TensorRT alone, because it
+also runs on GPU machines that have little else installed.
 """
 
 import contextlib
@@ -50,11 +50,13 @@ from export.wire_format import BYTES, fields, refuse_external_data
 
 log = logging.getLogger(__name__)
 
-METADATA_PROPS = 14  # of ModelProto in ``onnx.proto3``: pairs of a key (1) and a value (2)
+METADATA_PROPS = 14  # field of ModelProto in ``onnx.proto3``: pairs of a key (1) and a value (2)
+
+DEFAULT_TARGETS = "8.0 and later where TensorRT-RTX supports the GPU (its default; no Turing)"
 
 
 class EngineDeviceError(ProjectError):
-    """The GPU or driver that this TensorRT needs to build does not exist here: nothing was tried."""
+    """The GPU or driver that this TensorRT needs to build is missing on this machine; no build was started."""
 
 
 def build_engine(
@@ -72,16 +74,16 @@ def build_engine(
     """Build an engine for an exported classifier and write it with its sidecar.
 
     Args:
-        onnx_path: the graph: "images" uint8 (N, height, width, 3) in, "logits" and "probabilities" out,
-            "top_probabilities" and "top_classes" too where it was exported so.
-        plan_path: where the plan goes; the sidecar goes beside it, see `sidecar_path`. Not ending in ".json".
-        precision: "fp32", "fp16" or "int8": what the graph must hold.
-        profile: the batch sizes.
+        onnx_path: the graph, with the input "images" uint8 (N, height, width, 3) and the outputs "logits" and
+            "probabilities", optionally "top_probabilities" and "top_classes".
+        plan_path: file to write the plan to, not ending in ".json"; the sidecar goes beside it, see `sidecar_path`.
+        precision: "fp32", "fp16" or "int8"; the graph must have these types.
+        profile: batch sizes of the engine.
         trt: the library, from `export.tensorrt.library.find_tensorrt`.
         options: how to build. Defaults to `BuildOptions()`.
-        variant: name of the batch profile among several, for the sidecar. Defaults to None: there is one.
-        progress: called with (phase, steps done, steps), from TensorRT's threads too. Defaults to None.
-        extra: what else the sidecar is to hold, above all "classes" and "preprocessing"; it wins over the
+        variant: name of the batch profile among several, for the sidecar. Defaults to None: there is only one.
+        progress: called with (phase, steps done, steps), also from TensorRT's threads. Defaults to None.
+        extra: further metadata for the sidecar, mainly "classes" and "preprocessing"; takes precedence over the
             ONNX file's metadata. Defaults to None.
 
     Returns:
@@ -89,32 +91,32 @@ def build_engine(
 
     Raises:
         EngineDeviceError: this TensorRT needs a GPU and there is none.
-        ProjectError: TensorRT refused, in its own words, or the disk did. Nothing half-written is left.
+        ProjectError: TensorRT refused (with its message), or the files cannot be written. No partial file is left.
     """
     source, plan_file, options = Path(onnx_path), Path(plan_path), options or BuildOptions()
     _check_request(source, plan_file, precision)
     driver = driver_status()
     _require_device(trt, driver, options.targets)
     refuse_unsupported(options, trt, driver)
-    wanted = _targets(trt, options.targets, driver)
+    targets = _targets(trt, options.targets, driver)
     onnx_sha256 = sha256_file(source)
     started = time.monotonic()
 
-    with deferred_interrupt() as interrupt:
+    with deferred_interrupt() as interrupts:
         logger = trt.logger()
         builder = trt.module.Builder(logger)
         network = builder.create_network(network_flags(trt))
         parser = parse(trt, network, logger, source)
         tensors = check_tensors(network, profile, source)
         network_layers = count_layers(trt, network, precision, source)
-        asked = convolution_types(trt, network, precision)
+        requested = convolution_types(trt, network, precision)
         config = builder.create_builder_config()
-        flags = configure(trt, builder, config, precision, options, wanted)
+        flags = configure(trt, builder, config, precision, options, targets)
         add_profile(builder, network, config, profile, logger)
         cache, cache_state = None, None
         if options.timing_cache is not None:
             cache, cache_state = timing_cache.attach(trt, config, options.timing_cache, logger)
-        monitor = make_monitor(trt, progress, interrupt) if trt.progress_monitor else None
+        monitor = make_monitor(trt, progress, interrupts) if trt.progress_monitor else None
         if monitor is not None:
             config.progress_monitor = monitor
         logger.raise_pending()
@@ -122,37 +124,39 @@ def build_engine(
         plan = builder.build_serialized_network(network, config)
         listing = str(logger.listing())
         if monitor is not None and monitor.error is not None:
-            raise monitor.error  # an interrupt or an error of the caller's function; the build was cancelled
+            raise monitor.error  # an interrupt, or an error from ``progress``; the build was cancelled
         logger.raise_pending()
     if plan is None:
-        advice = "Change the graph or the options that it names."
-        if options.version_compatible:
-            advice = (
-                "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
-            )
+        advice = (
+            "version_compatible needs TensorRT's lean runtime: install it, or remove the option from the recipe."
+            if options.version_compatible
+            else "Change the graph or the options that it names."
+        )
         raise ProjectError(
             f"Expected {trt.flavour} {trt.version} to build {source.name} as {precision}. "
             f"Received: {logger.lines()}. {advice}"
         )
     if cache is not None and options.timing_cache is not None:
         timing_cache.save(cache, options.timing_cache)
-    del parser  # not earlier: it owns the weights that the network refers to
+    del parser  # not before the build has ended: the parser owns the weights that the network refers to
     seconds = time.monotonic() - started
 
     data = memoryview(plan)
-    found, why_not_found = _inspect(trt, data, driver, logger, asked, options, (profile.opt, *tensors[0].shape[1:]))
-    if found is None:
-        found = summarize_listing(listing, asked)
-    elif found.reason is not None:
-        log.warning("%s: %s", plan_file.name, found.reason)
-    warnings = [*differences(asked, found), *unfused(found)]
+    image = (profile.opt, *tensors[0].shape[1:])
+    layers, layers_reason = _inspect(trt, data, driver, logger, requested, options, image)
+    if layers is None:
+        layers = summarize_listing(listing, requested)
+    elif layers.reason is not None:
+        log.warning("%s: %s", plan_file.name, layers.reason)
+    warnings = (*differences(requested, layers), *unfused(layers))
     for warning in warnings:
         log.warning("%s: %s", plan_file.name, warning)
     metadata = {**_onnx_metadata(source), **(extra or {})}
+    classes = metadata.pop("classes", None)
     sidecar = Sidecar(
         flavour=trt.flavour,
         tensorrt_version=trt.version,
-        **_machine(trt, driver, wanted),
+        **_machine(trt, driver, targets),
         onnx_file=Path(os.path.relpath(source.resolve(), home_of(plan_file))).as_posix(),
         onnx_sha256=onnx_sha256,
         plan_sha256=hashlib.sha256(data).hexdigest(),
@@ -161,7 +165,7 @@ def build_engine(
         variant=variant,
         profile=profile,
         tensors=tensors,
-        classes=_names(metadata.pop("classes", None)),
+        classes=tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None,
         preprocessing=metadata.pop("preprocessing", None),
         metadata=metadata,
         options={
@@ -172,10 +176,10 @@ def build_engine(
         },
         seconds=round(seconds, 3),
         network_layers=network_layers,
-        asked=AskedLayers(precision, dict(Counter(asked.values())), asked),
-        found=found,
-        layers_reason=why_not_found,
-        warnings=tuple(warnings),
+        asked=AskedLayers(precision, dict(Counter(requested.values())), requested),
+        found=layers,
+        layers_reason=layers_reason,
+        warnings=warnings,
     )
     write_plan(plan_file, data, sidecar)
     log.debug("built %s: %.1f MB in %.1f s (%s %s)", plan_file, data.nbytes / 1e6, seconds, trt.flavour, trt.version)
@@ -194,51 +198,43 @@ def _check_request(source: Path, plan: Path, precision: str) -> None:
 
 def _require_device(trt: TensorRT, driver: DriverStatus, targets: Sequence[str]) -> None:
     current = any(target.lower() == "current" for target in targets)
-    if driver or (trt.builds_without_gpu and not current):
-        return
-    remedy = (
-        "Name the targets, such as SM86, or leave them out"
-        if current
-        else f"Build on the GPU machine, or install TensorRT-RTX, which builds without one: {INSTALL['rtx']}"
-    )
-    raise EngineDeviceError(
-        f"Expected an NVIDIA GPU to build with {trt.flavour} {trt.version}"
-        f"{' for the current GPU' if current else ''}. Received: {driver.reason}. {remedy}."
-    )
+    if not driver and (current or not trt.builds_without_gpu):
+        remedy = (
+            "Name the targets, such as SM86, or leave them out"
+            if current
+            else f"Build on the GPU machine, or install TensorRT-RTX, which builds without one: {INSTALL['rtx']}"
+        )
+        raise EngineDeviceError(
+            f"Expected an NVIDIA GPU to build with {trt.flavour} {trt.version}"
+            f"{' for the current GPU' if current else ''}. Received: {driver.reason}. {remedy}."
+        )
 
 
 def _targets(trt: TensorRT, targets: Sequence[str], driver: DriverStatus) -> list[str]:
-    """Give the targets as "8.6" (the driver's own for "current"), checked; none means the library's default."""
-    wanted: list[str] = []
+    """Return the checked targets as "8.6", with the driver's GPU for "current"; none means the library's default."""
+    capabilities: list[str] = []
     for target in targets:
-        text = target.lower()
-        if text == "current":
-            text = driver.devices[0].compute_capability
-        digits = text.removeprefix("sm").replace(".", "")
+        name = driver.devices[0].compute_capability if target.lower() == "current" else target.lower()
+        digits = name.removeprefix("sm").replace(".", "")
         if not trt.has("ComputeCapability", f"SM{digits}"):
             raise ProjectError(
                 f"Expected targets of {', '.join(trt.generations())} or current. Received: {target!r}: "
                 f"{trt.flavour} {trt.version} does not build for it. On such a GPU build with TensorRT: "
                 f"{INSTALL['tensorrt']}."
             )
-        wanted.append(f"{digits[:-1]}.{digits[-1:]}")
-    return list(dict.fromkeys(wanted))
+        capabilities.append(f"{digits[:-1]}.{digits[-1:]}")
+    return list(dict.fromkeys(capabilities))
 
 
-def _machine(trt: TensorRT, driver: DriverStatus, wanted: Sequence[str]) -> dict[str, Any]:
-    """Say for the sidecar what the plan runs on and where it was built (None: on a machine without a GPU)."""
+def _machine(trt: TensorRT, driver: DriverStatus, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the sidecar's fields on which GPUs the plan runs and where it was built (None: without a GPU)."""
     gpu = driver.devices[0] if driver else None
-    here = gpu.compute_capability if gpu else None
-    if not trt.targets:
-        runs_on = f"compute capability {here}"
-    elif wanted:
-        runs_on = f"compute capability {', '.join(wanted)}"
-    else:
-        runs_on = "compute capability 8.0 and later where TensorRT-RTX supports the GPU (its default; no Turing)"
+    capability = gpu.compute_capability if gpu and not trt.targets else None
+    gpus = ", ".join(targets) if trt.targets else str(capability)
     return {
-        "compute_capability": here if not trt.targets else None,
-        "targets": tuple(wanted),
-        "runs_on": runs_on,
+        "compute_capability": capability,
+        "targets": tuple(targets),
+        "runs_on": f"compute capability {gpus or DEFAULT_TARGETS}",
         "gpu": gpu.name if gpu else None,
         "driver_version": driver.driver_version if gpu else None,
         "cuda_version": driver.cuda_version if gpu else None,
@@ -250,46 +246,42 @@ def _inspect(
     plan: memoryview,
     driver: DriverStatus,
     logger: Any,
-    asked: Mapping[str, str],
+    requested: Mapping[str, str],
     options: BuildOptions,
     image: Sequence[int],
 ) -> tuple[FoundLayers | None, str | None]:
-    """Summarise the engine's layers where it can be loaded here; else None and why not."""
+    """Summarise the layers of the engine, loaded on this machine; None and the reason where it cannot be loaded."""
     if not driver:
         return None, f"the engine was not loaded here: {driver.reason}"
     logger.clear()
     try:
         runtime = trt.module.Runtime(logger)
         if options.version_compatible:
-            runtime.engine_host_code_allowed = True  # the plan brings its runtime, and it was built here just now
+            runtime.engine_host_code_allowed = True  # the plan contains its runtime; it was built just now, so trusted
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-        return inspect_engine(trt, engine, asked, None if options.strip_weights else (INPUT, image)), None
-    except Exception as error:  # of the library, or of an answer of another form: an engine took minutes to build
+        return inspect_engine(trt, engine, requested, None if options.strip_weights else (INPUT, image)), None
+    except Exception as error:  # any error of the library or its answer: the engine took minutes to build, so keep it
         return None, f"the engine's layers cannot be listed here: {type(error).__name__}: {error}"
 
 
-def _names(classes: Any) -> tuple[str, ...] | None:
-    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
-
-
-def _onnx_metadata(source: Path) -> dict[str, object]:
-    """Read the metadata of an ONNX file, values as JSON where they are, off its bytes: a GPU machine may have no onnx.
+def _onnx_metadata(source: Path) -> dict[str, Any]:
+    """Read the metadata of an ONNX file from its bytes, as a GPU machine may have no onnx; JSON values are parsed.
 
     Raises:
-        ProjectError: no ONNX file.
+        ProjectError: not an ONNX file.
     """
-    found: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     try:
         with source.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for field, kind, begin, end in fields(data, 0, len(data)):
                 if (field, kind) == (METADATA_PROPS, BYTES):
                     pair = {at: data[start:stop].decode() for at, _, start, stop in fields(data, begin, end)}
-                    found[pair.get(1, "")] = pair.get(2, "")
+                    metadata[pair.get(1, "")] = pair.get(2, "")
     except (OSError, ValueError, IndexError) as error:
         raise ProjectError(f"Expected an ONNX file. Received: {source}: {error}. Export the model again.") from error
-    for key, text in found.items():
+    for key, text in metadata.items():
         with contextlib.suppress(ValueError):
-            found[key] = parse_json(text, key)
-    return found
+            metadata[key] = parse_json(text, key)
+    return metadata

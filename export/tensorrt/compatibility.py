@@ -1,6 +1,6 @@
-"""Whether a plan may be loaded: compared with its sidecar before, because deserialising a plan runs code in it.
+"""Decide whether a plan may be loaded, by its sidecar: deserialising a plan runs code in it, so it is checked before.
 
-Standard library only, Python 3.10 syntax.
+The module needs Python 3.10 and the standard library alone.
 """
 
 import json
@@ -18,30 +18,29 @@ from export.tensorrt.library import TensorRT
 from export.tensorrt.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
 from export.words import count, listed
 
-# Version-compatible plans of one major version that the next runs (NVIDIA's support matrix of 11.4).
+# Major versions whose version-compatible plans the next major version runs (NVIDIA's support matrix of 11.4).
 _RUN_BY_NEXT = ((8, 10), (10, 11))
 
 _INSTEAD = {
-    ".onnx": f"an ONNX file, which runs on ONNX Runtime. Engines are made of it: {REBUILD}.",
+    ".onnx": f"an ONNX file, which runs on ONNX Runtime. Engines are built from it: {REBUILD}.",
     ".keras": "a Keras model. `python -m pipeline inspect` describes it.",
     ".h5": "a Keras model. `python -m pipeline inspect` describes it.",
-    ".engine": "an engine of another program, without the sidecar that says what it is.",
-    ".trt": "an engine of another program, without the sidecar that says what it is.",
+    ".engine": "an engine of another program, without the sidecar that describes it.",
+    ".trt": "an engine of another program, without the sidecar that describes it.",
 }
-
-
-_MAKERS = {
+_BUILDERS = {
     "tensorrt": "TensorRT builds one, on a GPU machine",
     "rtx": "TensorRT-RTX builds one",
 }
-_trying: list[bool] = []  # as many as there are of `trying_unsupported_gpus` at the moment
+_trying: list[bool] = []  # an entry for each `trying_unsupported_gpus` that is open
 
 
 class RefusedEngineError(ProjectError):
     """A plan that this machine must not load, or does not have.
 
     Attributes:
-        settings: of the recipe's build section, without which the same engine would be built anew; often none.
+        settings: of the recipe's build section, to change before a rebuild; without them the rebuild would make the
+            same engine. Often none.
     """
 
     def __init__(self, message: str, settings: Mapping[str, Any]) -> None:
@@ -53,7 +52,7 @@ class UnsupportedGpuError(RefusedEngineError):
     """The plan's TensorRT does not support the GPU: no plan of its flavour runs there.
 
     Attributes:
-        reason: the same in a few words, for tables.
+        reason: a short form of the message, for tables.
     """
 
     def __init__(self, message: str, settings: Mapping[str, Any], reason: str) -> None:
@@ -62,36 +61,39 @@ class UnsupportedGpuError(RefusedEngineError):
 
 
 def rebuild(settings: Mapping[str, Any]) -> str:
-    """The command that builds an engine anew with other settings of the recipe's build section."""
+    """Return the command that rebuilds an engine with other settings of the recipe's build section."""
     return REBUILD + "".join(f" --set {shlex.quote(word)}" for word in overrides(settings))
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Settings of the build section as ``--set`` takes them."""
+    """Return settings of the build section as arguments of ``--set``."""
     return [f"build.{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def require_plan(plan_path: str | os.PathLike[str]) -> None:
-    """Refuse what is no plan, before anything is said of its sidecar.
+    """Refuse a path that is not a plan, before its sidecar is read.
 
     Raises:
-        RefusedEngineError: there is none of that path, with those that there are and what builds one; or it is
-            something else.
+        RefusedEngineError: the path does not exist (the message names the plans beside it, or what builds one), or
+            it is something else.
     """
     plan = Path(plan_path)
     if plan.suffix == ".plan" and plan.is_file():
         return
     settings: dict[str, object] = {}
     if not os.path.lexists(plan):
-        there = sorted(path.name for path in plan.parent.glob("*.plan") if path.is_file())
-        received = f"{plan}, which does not exist."
-        if (flavour := plan.parent.name) in _MAKERS and not there:
-            settings = {"flavour": flavour}  # what builds here may be another
-        maker = _MAKERS.get(flavour, "This builds one")
-        received += f" In {plan.parent} there are: {listed(there)}." if there else f" {maker}: {rebuild(settings)}."
+        plans = sorted(path.name for path in plan.parent.glob("*.plan") if path.is_file())
+        if (flavour := plan.parent.name) in _BUILDERS and not plans:
+            settings = {"flavour": flavour}  # the default flavour of this machine may be another
+        advice = (
+            f"In {plan.parent} there are: {listed(plans)}"
+            if plans
+            else f"{_BUILDERS.get(flavour, 'This builds one')}: {rebuild(settings)}"
+        )
+        received = f"{plan}, which does not exist. {advice}."
     elif plan.is_dir():
-        held = sorted(str(path) for path in plan.rglob("*.plan"))
-        received = f"{plan}, a folder" + (f" that holds {listed(held)}. Name one of them." if held else ".")
+        plans = sorted(str(path) for path in plan.rglob("*.plan"))
+        received = f"{plan}, a folder" + (f" that holds {listed(plans)}. Name one of them." if plans else ".")
     elif not plan.exists():
         received = f"{plan}, a link that leads nowhere."
     elif plan.suffix == ".json" and plan.with_suffix(".plan").is_file():
@@ -104,10 +106,10 @@ def require_plan(plan_path: str | os.PathLike[str]) -> None:
 
 
 def check_plan(plan_path: str | os.PathLike[str]) -> Sidecar:
-    """Refuse a plan that is not the one that its sidecar describes.
+    """Refuse a plan other than the one that its sidecar describes.
 
     Returns:
-        Sidecar: what the plan is.
+        Sidecar: the plan's.
 
     Raises:
         ProjectError: there is no such plan, its sidecar is missing or malformed, or it is truncated or altered.
@@ -146,31 +148,36 @@ def check_engine(
         cuda_version: the newest CUDA that the driver here runs, such as "13.0". Defaults to None: not compared.
 
     Returns:
-        Sidecar: what the plan is.
+        Sidecar: the plan's.
 
     Raises:
         UnsupportedGpuError: this TensorRT does not support the GPU, see `trying_unsupported_gpus`.
         ProjectError: the sidecar is missing or malformed, the plan is not the one that it describes, or it is for
-            another flavour, version, GPU or driver. The message names both sides and the command that rebuilds.
+            another flavour, version, GPU or driver. The message names both sides and the command that rebuilds it.
     """
     plan = Path(plan_path)
     sidecar = check_plan(plan)
     if sidecar.flavour != trt.flavour:
         raise _refused(plan, f"flavour {sidecar.flavour}, which built it", f"flavour {trt.flavour} here")
     if compute_capability is not None and not _trying and trt.supports(compute_capability) is False:
-        # Before the version: building it anew with this TensorRT would not help.
+        # Before the version is compared, because a rebuild with this TensorRT would not help.
         raise unsupported_gpu(plan, sidecar, trt.version, compute_capability, trt.generations())
     _check_version(plan, sidecar, trt)
     if compute_capability is not None:
         _check_compute_capability(plan, sidecar, compute_capability)
-    if cuda_version is not None:
-        _check_driver(plan, sidecar, cuda_version)
+    built = sidecar.cuda_version
+    if cuda_version is not None and built is not None and as_numbers(cuda_version)[:1] < as_numbers(built)[:1]:
+        raise _refused(
+            plan,
+            f"a driver for CUDA {built.partition('.')[0]}, as it was built with (CUDA {built})",
+            f"a driver that runs CUDA {cuda_version} at most (a newer driver runs it too)",
+        )
     return sidecar
 
 
 @contextmanager
 def trying_unsupported_gpus() -> Iterator[None]:
-    """Let plans pass, in all threads, whose TensorRT does not support the GPU: for hearing what the library says."""
+    """Accept plans whose TensorRT does not support the GPU, in all threads, to get the library's own error."""
     _trying.append(True)
     try:
         yield
@@ -185,18 +192,19 @@ def unsupported_gpu(
 
     Args:
         plan: the plan.
-        sidecar: what it is.
+        sidecar: the plan's.
         version: of that TensorRT.
-        here: compute capability of the GPU.
-        generations: those that it supports, as "SM86". Defaults to none: it does not say.
+        here: compute capability of the GPU, such as "7.5".
+        generations: GPU generations that this TensorRT supports, as "SM86". Defaults to none: not known.
     """
     reason = no_support(sidecar.flavour, here)
-    known = listed((f"{name[2:-1]}.{name[-1]}" for name in generations), most=9)
+    supported = listed((f"{name[2:-1]}.{name[-1]}" for name in generations), most=9)
     settings = {"flavour": "tensorrt", **({"targets": []} if sidecar.targets else {})}  # classic takes no targets
-    remedy = f" Where that is installed, build it anew: {rebuild(settings)}." if supporting(here) else ""
+    remedy = f" Where that is installed, rebuild it: {rebuild(settings)}." if supporting(here) else ""
     return UnsupportedGpuError(
         f"The engine {plan} is not loaded. {reason}. Expected a GPU that {sidecar.flavour} {version} supports"
-        f"{f': compute capability {known}' if known else ''}. Received: compute capability {here} here.{remedy}",
+        f"{f': compute capability {supported}' if supported else ''}. Received: compute capability {here} here."
+        f"{remedy}",
         settings,
         reason,
     )
@@ -204,43 +212,27 @@ def unsupported_gpu(
 
 def _check_version(plan: Path, sidecar: Sidecar, trt: TensorRT) -> None:
     built, here = sidecar.tensorrt_version, trt.version
-    if built == here:
-        return
-    if not sidecar.options.get("version_compatible"):
-        raise _refused(plan, f"TensorRT {built}, which built it", f"TensorRT {here} here")
     old, new = as_numbers(built), as_numbers(here)
-    if not (old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)):
-        raise _refused(
-            plan,
-            f"TensorRT {built}, which built it as version-compatible, or a later one (10 runs those of 8, 11 of 10)",
-            f"TensorRT {here} here",
-        )
+    compatible = sidecar.options.get("version_compatible")
+    runs = compatible and old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)
+    if built != here and not runs:
+        note = " as version-compatible, or a later one (10 runs those of 8, 11 of 10)" if compatible else ""
+        raise _refused(plan, f"TensorRT {built}, which built it{note}", f"TensorRT {here} here")
 
 
 def _check_compute_capability(plan: Path, sidecar: Sidecar, here: str) -> None:
     targets, built = sidecar.targets, sidecar.compute_capability
+    ampere_plus = sidecar.options.get("hardware_compatibility") == "ampere_plus"
     if targets:
         if here not in targets:
-            expected = f"a GPU of compute capability {' or '.join(map(str, targets))}"
+            expected = f"a GPU of compute capability {' or '.join(targets)}"
             raise _refused(plan, expected, f"{here} here", {"targets": [*targets, here]})
-        return
-    ampere_plus = sidecar.options.get("hardware_compatibility") == "ampere_plus"
-    if ampere_plus or built is None:  # none: TensorRT-RTX for its default targets
+    elif ampere_plus or built is None:  # None: built by TensorRT-RTX for its default targets
         if as_numbers(here) < AMPERE:
             settings = {"hardware_compatibility": "none"} if ampere_plus else {"targets": [here]}
             raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here", settings)
     elif built != here:
         raise _refused(plan, f"a GPU of compute capability {built}, where it was built", f"{here} here")
-
-
-def _check_driver(plan: Path, sidecar: Sidecar, here: str) -> None:
-    built = sidecar.cuda_version
-    if built is not None and as_numbers(here)[:1] < as_numbers(built)[:1]:
-        raise _refused(
-            plan,
-            f"a driver for CUDA {built.partition('.')[0]}, as it was built with (CUDA {built})",
-            f"a driver that runs CUDA {here} at most (a newer driver runs it too)",
-        )
 
 
 def _refused(

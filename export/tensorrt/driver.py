@@ -1,21 +1,16 @@
-"""The NVIDIA driver and its GPUs, asked with ctypes, and which TensorRT supports which GPUs.
+"""Query the NVIDIA driver and its GPUs, and tell which TensorRT versions support which GPUs.
 
-Is there an NVIDIA driver here, and which GPUs? Asked with ctypes, before any CUDA library is touched.
-
-TensorRT 8.6 kills the process when it is used without a driver, so the answer has to come from outside.
-Standard library only, Python 3.10 syntax: this runs on GPU machines that hold nothing else.
-
-What is known of TensorRT's versions: which GPU generations each supports, and how far each was tried here.
-
-What a library can do is asked by name, in `export.tensorrt.library`. The GPUs that classic TensorRT supports have no
-names in it, so they stand here by version, after NVIDIA's support matrices and release notes, and only as far as those
-are sure. Standard library only, Python 3.10 syntax.
+The driver is queried with ctypes before any CUDA library is loaded, because TensorRT 8.6 kills the process when it is
+used without a driver. Classic TensorRT does not list the GPUs that it supports, so they are tabulated here by version,
+from NVIDIA's support matrices and release notes; other features are looked up by name in `export.tensorrt.library`.
+The module needs Python 3.10 and the standard library alone, because it runs on GPU machines without other packages.
 """
 
 import ctypes
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 AMPERE = (8, 0)  # compute capability of the first GPU generation after Turing
@@ -33,7 +28,7 @@ class Device:
 
 @dataclass(frozen=True)
 class DriverStatus:
-    """What the driver says. ``reason`` is empty when ``available``, else one sentence for a person."""
+    """The state of the driver. ``reason`` is empty when ``available``, else one sentence for the user."""
 
     available: bool
     reason: str
@@ -46,13 +41,13 @@ class DriverStatus:
 
 
 def driver_status() -> DriverStatus:
-    """Ask the driver, without any package and without creating a CUDA context.
+    """Query the driver, without any package and without creating a CUDA context.
 
     Returns:
         DriverStatus: ``available`` is true when the driver starts and lists one GPU or more. Never raises.
     """
     try:
-        return _ask(_load_cuda())
+        return _query(_load_cuda())
     except OSError as error:
         missing = "No such file" in str(error) or "could not find" in str(error).lower()
         detail = "its library libcuda is not on this machine" if missing else str(error)
@@ -62,20 +57,15 @@ def driver_status() -> DriverStatus:
 
 
 def as_numbers(version: str) -> tuple[int, ...]:
-    """Give "10.13.0.35" or "8.6" as numbers, which compare as versions do; what is none of up to 9 digits ends them."""
-    numbers = []
-    for part in version.split("."):
-        if not part.isdecimal() or len(part) > 9:
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    """Return "10.13.0.35" or "8.6" as numbers, up to the first part that is not a number of up to 9 digits."""
+    return tuple(map(int, takewhile(lambda part: part.isdecimal() and len(part) <= 9, version.split("."))))
 
 
 def _load_cuda() -> Any:
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
-def _ask(cuda: Any) -> DriverStatus:
+def _query(cuda: Any) -> DriverStatus:
     code = cuda.cuInit(0)
     version = ctypes.c_int(0)
     cuda.cuDriverGetVersion(ctypes.byref(version))
@@ -89,15 +79,13 @@ def _ask(cuda: Any) -> DriverStatus:
     if code != 0 or count.value == 0:
         reason = "the driver lists no GPU. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
         return DriverStatus(False, reason, driver_version, cuda_version)
-    devices = tuple(_device(cuda, index) for index in range(count.value))
-    return DriverStatus(True, "", driver_version, cuda_version, devices)
+    return DriverStatus(True, "", driver_version, cuda_version, tuple(_device(cuda, at) for at in range(count.value)))
 
 
 def _device(cuda: Any, index: int) -> Device:
-    handle = ctypes.c_int(0)
+    handle, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
     name = ctypes.create_string_buffer(256)
     memory = ctypes.c_size_t(0)
-    major, minor = ctypes.c_int(0), ctypes.c_int(0)
     for code in (
         cuda.cuDeviceGet(ctypes.byref(handle), index),
         cuda.cuDeviceGetName(name, len(name), handle),
@@ -112,9 +100,8 @@ def _device(cuda: Any, index: int) -> Device:
 
 def _error_name(cuda: Any, code: int) -> str:
     text = ctypes.c_char_p()
-    if cuda.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value:
-        return f"{text.value.decode(errors='replace')} ({code})"
-    return f"CUDA error {code}"
+    known = cuda.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value
+    return f"{known.decode(errors='replace')} ({code})" if known else f"CUDA error {code}"
 
 
 def _kernel_driver_version() -> str | None:
@@ -139,13 +126,13 @@ class Generations:
     """The GPUs that a range of versions supports, by compute capability.
 
     Attributes:
-        name: the versions, for people.
-        since: the first of them.
-        until: the first version that is none of them any more; None: there is none yet.
-        oldest: what is older is not supported.
-        newest: what is newer is not supported; None: not known.
-        listed: what NVIDIA lists.
-        complete: whether nothing that is not listed is supported. Defaults to False: it is not known.
+        name: the versions, for display.
+        since: the first version of the range.
+        until: the first version after the range; None: the range is open.
+        oldest: the oldest supported compute capability.
+        newest: the newest supported compute capability; None: not known.
+        listed: compute capabilities that NVIDIA lists.
+        complete: whether only the listed ones are supported. Defaults to False: not known.
     """
 
     name: str
@@ -158,10 +145,10 @@ class Generations:
 
     def supports(self, compute_capability: str) -> bool | None:
         """Whether these versions support a GPU; None: not known."""
-        here = as_numbers(compute_capability)
         if compute_capability in self.listed:
             return True
-        outside = here < self.oldest or (self.newest is not None and here > self.newest)
+        numbers = as_numbers(compute_capability)
+        outside = numbers < self.oldest or (self.newest is not None and numbers > self.newest)
         return False if outside or self.complete else None
 
 
@@ -169,29 +156,29 @@ _TO_HOPPER = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0")
 GENERATIONS: Mapping[str, tuple[Generations, ...]] = {
     "tensorrt": (
         Generations("8.6", (8, 6), (8, 7), (5, 0), (9, 0), ("7.0", *_TO_HOPPER)),
-        # 10.0 dropped Maxwell and Pascal, 10.5 Volta; 10.8 brought Blackwell.
+        # 10.0 dropped Maxwell and Pascal, 10.5 Volta; 10.8 added Blackwell.
         Generations("10.0 to 10.4", (10, 0), (10, 5), (7, 0), (9, 0), ("7.0", *_TO_HOPPER)),
         Generations("10.5 to 10.7", (10, 5), (10, 8), (7, 5), (9, 0), _TO_HOPPER),
         Generations("10.8 or later", (10, 8), None, (7, 5), None, ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")),
     ),
-    # As ComputeCapability of 1.7.1 has them, where there is no library to ask.
+    # The members of ComputeCapability in 1.7.1, for machines where the library is not installed.
     "rtx": (
         Generations("1", (1,), None, (7, 5), (12, 1), ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"), complete=True),
     ),
 }
 
-# Versions whose names the contract tests read off their bindings: the first, and the first that is none any more.
+# Versions whose names the contract tests read from their bindings: the first, and the first one after them.
 CHECKED: Mapping[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
     "tensorrt": (((8, 6), (8, 7)), ((10, 0), (10, 17)), ((11, 0), (11, 5))),
     "rtx": (((1, 7, 1), (1, 7, 2)),),
 }
 # Versions that built engines in this project's own tests.
 BUILT: Mapping[str, tuple[tuple[int, ...], ...]] = {"tensorrt": (), "rtx": ((1, 7, 1),)}
-_TYPED, _TYPED_FULLY = (10, 0), (10, 12)  # strong typing came with the first, and is complete from the second on
+_TYPED, _TYPED_FULLY = (10, 0), (10, 12)  # the first version with strong typing, and the first where it is complete
 
 
 def supports(flavour: str, version: str, compute_capability: str) -> bool | None:
-    """Whether a version of TensorRT supports a GPU.
+    """Tell whether a version of TensorRT supports a GPU.
 
     Args:
         flavour: "tensorrt" or "rtx".
@@ -199,32 +186,28 @@ def supports(flavour: str, version: str, compute_capability: str) -> bool | None
         compute_capability: of the GPU, such as "8.7".
 
     Returns:
-        bool | None: None where it is not known: it is to be tried.
+        bool | None: None where it is not known and has to be tried.
     """
-    here = as_numbers(version)
-    for row in GENERATIONS.get(flavour, ()):
-        if _within(here, row.since, row.until):
-            return row.supports(compute_capability)
-    return None
+    rows = GENERATIONS.get(flavour, ())
+    row = next((row for row in rows if _within(as_numbers(version), row.since, row.until)), None)
+    return row.supports(compute_capability) if row else None
 
 
 def supporting(compute_capability: str) -> str:
-    """Name the classic TensorRT for a GPU, the newest that there is: "TensorRT" where any new one does; "" for none."""
-    rows = GENERATIONS["tensorrt"]
-    fitting = [row for row in rows if row.supports(compute_capability) is not False]
+    """Name the newest classic TensorRT that supports a GPU; "TensorRT" where the latest does, "" where none does."""
+    fitting = [row for row in GENERATIONS["tensorrt"] if row.supports(compute_capability) is not False]
     if not fitting:
         return ""
-    best = fitting[-1]
-    return "TensorRT" if best.until is None and len(fitting) > 1 else f"TensorRT {best.name}"
+    return "TensorRT" if fitting[-1].until is None and len(fitting) > 1 else f"TensorRT {fitting[-1].name}"
 
 
 def supports_advised(compute_capability: str) -> bool:
-    """Whether the newest classic TensorRT, which is advised, supports a GPU as far as is known."""
+    """Tell whether the newest classic TensorRT, the recommended one, supports a GPU as far as is known."""
     return GENERATIONS["tensorrt"][-1].supports(compute_capability) is not False
 
 
 def no_support(flavour: str, compute_capability: str) -> str:
-    """Say in a few words that a flavour does not support this GPU, and what to build with."""
+    """Return a short message that a flavour does not support this GPU, with what to build with instead."""
     instead = supporting(compute_capability)
     return f"{NAMES[flavour]} does not support this GPU; " + (
         f"build with {instead}" if instead else "no TensorRT that is known does, use the ONNX file"
@@ -232,19 +215,18 @@ def no_support(flavour: str, compute_capability: str) -> str:
 
 
 def is_checked(flavour: str, version: str) -> bool:
-    """Whether the names that the code uses were read off the bindings of this version."""
-    here = as_numbers(version)
-    return any(_within(here, since, until) for since, until in CHECKED.get(flavour, ()))
+    """Tell whether the names that the code uses were checked against the bindings of this version."""
+    return any(_within(as_numbers(version), since, until) for since, until in CHECKED.get(flavour, ()))
 
 
 def unproven(flavour: str, version: str) -> str:
-    """Say what was never shown of a version; "" where this project's tests build engines with it."""
-    here = as_numbers(version)
-    if any(here[: len(built)] == built for built in BUILT.get(flavour, ())):
+    """Return a note on what was not tested with a version; "" where this project's tests build engines with it."""
+    numbers = as_numbers(version)
+    if any(numbers[: len(built)] == built for built in BUILT.get(flavour, ())):
         return ""
     if not is_checked(flavour, version):
-        return "unproven: a version that was never looked at here"
-    partly = "; its strong typing is complete from 10.12 only" if _within(here, _TYPED, _TYPED_FULLY) else ""
+        return "unproven: a version that was not checked"
+    partly = "; its strong typing is complete from 10.12 only" if _within(numbers, _TYPED, _TYPED_FULLY) else ""
     return f"unproven: names checked against the bindings; never built here{partly}"
 
 

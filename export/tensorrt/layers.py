@@ -1,14 +1,13 @@
-"""What is in an engine against what was asked for: the engine inspector's JSON, whose form differs between versions.
+"""Summarise the layers of an engine and compare their types with the requested ones.
 
-Where an engine was not loaded, TensorRT-RTX's own listing of what it built says the same.
-
-Standard library only, Python 3.10 syntax.
+The layers come from the engine inspector's JSON, whose form differs between versions, or, where the engine was not
+loaded, from the listing that TensorRT-RTX logs after a build. Needs Python 3.10 and the standard library alone.
 """
 
 import collections
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from export.tensorrt.library import TensorRT
 from export.tensorrt.sidecar import FoundLayers, Layer
 from export.words import count, listed
 
-# The longest names first: "bfloat16" holds "float16", "int8" stands in "uint8".
+# The longest names first: "bfloat16" contains "float16", and "uint8" contains "int8".
 _TYPES = (
     ("bf16", "bf16|bfloat16"),
     ("fp16", "fp16|half|float16"),
@@ -28,7 +27,7 @@ _TYPES = (
     ("bool", "bool"),
     ("fp32", "fp32|float32|float"),
 )
-ANY = "any"  # asked of a layer whose type TensorRT 8.6 may choose
+ANY = "any"  # requested of a layer whose type TensorRT 8.6 may choose
 UNKNOWN = "unknown"
 
 
@@ -38,7 +37,7 @@ class _Row:
     nodes: list[str]  # names of the ONNX nodes
     reformat: bool
     convolution: bool
-    output: str  # type of what it writes
+    output: str  # type of the first output
 
 
 def inspect_engine(
@@ -49,28 +48,27 @@ def inspect_engine(
     Args:
         trt: the library that loaded it.
         engine: the engine.
-        asked: ONNX node of each convolution and the type that was asked of it.
-        image: name and a full shape of the input. An engine for several batch sizes shows the types of its layers
-            only for one of them. None: they are not asked for, as an engine without weights cannot run.
+        asked: ONNX node of each convolution to the requested type.
+        image: name and full shape of the input, because an engine for several batch sizes shows the types of its
+            layers for one size only. None: no shape is set, as for an engine without weights, which cannot run.
 
     Returns:
-        FoundLayers: where such a size could not be set, without the types that depend on it, and with the reason.
+        FoundLayers: where the shape could not be set, without the types that depend on it, and with the reason.
     """
     inspector = engine.create_engine_inspector()
     reason = None
     if image is not None:
-        context, words = _context_for(trt, engine, image)
+        context, why = _context_for(trt, engine, image)
         if context is None:
-            reason = f"types that depend on the batch are not known: {words}"
+            reason = f"types that depend on the batch are not known: {why}"
         else:
             inspector.execution_context = context
-    answer = inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON"))
-    found = summarize_layers(answer, asked)
-    return replace(found, reason=found.reason or reason)
+    layers = summarize_layers(inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON")), asked)
+    return replace(layers, reason=layers.reason or reason)
 
 
 def _context_for(trt: TensorRT, engine: Any, image: tuple[str, Sequence[int]]) -> tuple[Any, str]:
-    """Make a context of one batch size, without memory, as it never runs; None and why where TensorRT refuses.
+    """Make a context for one batch size, without memory, as it never runs; None and the reason where TensorRT refuses.
 
     Engines that are built to get their memory from the caller refuse a context that allocates its own.
     """
@@ -89,83 +87,84 @@ def _context_for(trt: TensorRT, engine: Any, image: tuple[str, Sequence[int]]) -
 def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> FoundLayers:
     """Count the layers of an engine by kind and by the type that they compute in.
 
-    A layer's type is that of its first input: the output of an INT8 convolution may be FP16 again. TensorRT 8.6 to 10
-    write it as "Format/Datatype", TensorRT 11 as "DataType"; where it depends on the batch size, that of the weights
-    tells. Which ONNX nodes a layer does is in its "Metadata", and in 8.6 in its name.
+    A layer's type is that of its first input, as the output of an INT8 convolution may be FP16. TensorRT 8.6 to 10
+    write it as "Format/Datatype", TensorRT 11 as "DataType"; where it depends on the batch size, the type of the
+    weights is taken. The ONNX nodes of a layer are in its "Metadata", and in 8.6 in its name.
 
     Args:
-        information: what ``get_engine_information(JSON)`` gave, from an engine built with DETAILED verbosity.
-        asked: ONNX node of each convolution and the type asked of it. Defaults to None: what looks like a convolution
-            is one.
+        information: the result of ``get_engine_information(JSON)`` for an engine built with DETAILED verbosity.
+        asked: ONNX node of each convolution to the requested type. Defaults to None: convolutions are recognised by
+            their names and kinds.
 
     Returns:
-        FoundLayers: counts by kind and type, and the layers; where the inspector's answer
-        cannot be read, why not.
+        FoundLayers: counts by kind and type, and the layers; where the inspector's answer cannot be read, the reason.
     """
     try:
-        # Not strictly: what stands between the nodes in "Metadata" is a control character.
+        # Not strict, because the separator between the nodes in "Metadata" is a control character.
         rows = [_row(layer) for layer in json.loads(information, strict=False)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
         return FoundLayers(None, f"the engine inspector's answer is not understood: {error!r}")
-    convolutions = _find(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}
+    convolutions = _match_nodes(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}
     types = {name: row.layer.precision if row else UNKNOWN for name, row in convolutions.items()}
     outputs = [row.output for row in convolutions.values() if row and row.layer.precision == "int8"]
-    told = [kind for kind in outputs if kind != UNKNOWN]
+    known = [kind for kind in outputs if kind != UNKNOWN]
     return FoundLayers(
         count=len(rows),
         by_kind=_counts(row.layer.kind for row in rows),
         by_precision=_counts(row.layer.precision for row in rows),
         convolutions=_counts(types.values()),
         convolution_layers=types,
-        int8_outputs=_counts(told) if told or not outputs else None,
+        int8_outputs=_counts(known) if known or not outputs else None,
         reformats=tuple(row.layer.name for row in rows if row.reformat),
         layers=tuple(row.layer for row in rows),
     )
 
 
 def differences(asked: Mapping[str, str], found: FoundLayers | None) -> list[str]:
-    """Say where the engine computes a convolution in another type than was asked for, by Keras layer.
+    """List where the engine computes a convolution in another type than the requested one, by Keras layer.
 
     Args:
-        asked: ONNX node of each convolution and the type asked of it.
-        found: what `summarize_layers` gave, or None where the engine was not loaded.
+        asked: ONNX node of each convolution to the requested type.
+        found: the result of `summarize_layers`, or None where the engine was not loaded.
 
     Returns:
-        list[str]: a sentence for each type that was asked for and not met; none about what cannot be told.
+        list[str]: a sentence for each requested type that some layers do not have; layers of unknown type are left
+        out.
     """
     types = found.convolution_layers if found else {}
-    said = []
-    for wanted in dict.fromkeys(asked.values()):
-        names = [name for name, kind in asked.items() if kind == wanted]
-        others = [f"{_keras(name)} ({types[name]})" for name in names if types.get(name, UNKNOWN) != UNKNOWN
-                  and types[name] != wanted]  # fmt: skip
-        if others and wanted != ANY:
+    sentences = []
+    for requested in dict.fromkeys(asked.values()):
+        names = [name for name, kind in asked.items() if kind == requested]
+        others = [f"{_keras(name)} ({types[name]})" for name in names
+                  if types.get(name, UNKNOWN) not in (UNKNOWN, requested)]  # fmt: skip
+        if others and requested != ANY:
             why = (
                 "the ONNX file quantised"
-                if wanted == "int8"
-                else f"{'was' if len(names) == 1 else 'were'} asked for in {wanted.upper()}"
+                if requested == "int8"
+                else f"{'was' if len(names) == 1 else 'were'} asked for in {requested.upper()}"
             )
-            those = f"{len(others):,} of {count(len(names), 'convolution')} that {why}"
-            said.append(f"{those} {'does' if len(others) == 1 else 'do'} not run in {wanted.upper()}: {listed(others)}")
-    return said
+            sentences.append(
+                f"{len(others):,} of {count(len(names), 'convolution')} that {why} "
+                f"{'does' if len(others) == 1 else 'do'} not run in {requested.upper()}: {listed(others)}"
+            )
+    return sentences
 
 
 def unfused(found: FoundLayers | None) -> list[str]:
-    """Say where INT8 convolutions write float, so that separate kernels have to make INT8 of it again.
+    """Warn where INT8 convolutions write float, so that separate kernels have to requantise it.
 
-    The last convolution, before the head, has no INT8 to write, and a few others may go to where float is wanted: it is
-    said where fewer than half of the rest write INT8.
+    The last convolution, before the head, writes float in any case, and so may a few others: there is a warning where
+    fewer than half of the rest write INT8.
     """
     outputs = (found.int8_outputs if found else None) or {}
     total = sum(outputs.values())
     others = {kind: number for kind, number in outputs.items() if kind != "int8"}
     if 2 * outputs.get("int8", 0) >= total - 1:
         return []
-    kinds = " and ".join(kind.upper() for kind in others)
     return [
-        f"{sum(others.values()):,} of {count(total, 'INT8 convolution')} write {kinds}: they are not fused with what "
-        "follows them, so expect INT8 slower than FP16. This is about speed alone; the benchmark on a GPU tells "
-        "which is faster"
+        f"{sum(others.values()):,} of {count(total, 'INT8 convolution')} write {' and '.join(map(str.upper, others))}: "
+        "they are not fused with what follows them, so expect INT8 slower than FP16. This is about speed alone; the "
+        "benchmark on a GPU tells which is faster"
     ]
 
 
@@ -176,62 +175,50 @@ _LISTED = re.compile(
 
 
 def summarize_listing(listing: str, asked: Mapping[str, str]) -> FoundLayers | None:
-    """Summarise what TensorRT-RTX lists in its log when it has built an engine, as it does where no GPU is.
+    """Summarise the layers that TensorRT-RTX lists in its log after a build, also without a GPU.
 
     Args:
-        listing: the message: "Layers:", a line for each layer, an empty line, and what does not matter here.
-        asked: ONNX node of each convolution and the type asked of it.
+        listing: the message: "Layers:", a line for each layer, an empty line, and further text that is ignored.
+        asked: ONNX node of each convolution to the requested type.
 
     Returns:
-        FoundLayers | None: see `summarize_layers`; None where a line has another form than that of 1.7.
+        FoundLayers | None: see `summarize_layers`; None where a line has another form than in 1.7.
     """
     head, *lines = listing.partition("\n\n")[0].split("\n")
     matches = [_LISTED.fullmatch(line) for line in lines]
     if head != "Layers:" or not all(matches):
         return None
-    layers = []
-    for layer in (match.groupdict() for match in matches if match):
-        tensors = {side: [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", layer[side])]
-                   for side in ("Inputs", "Outputs")}  # fmt: skip
-        layers.append({**layer, **tensors})
+    layers = [match.groupdict() for match in matches if match]
+    for layer in layers:
+        for side in ("Inputs", "Outputs"):
+            layer[side] = [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", layer[side])]
     return summarize_layers(json.dumps({"Layers": layers}), asked)
 
 
 def _row(layer: Any) -> _Row:
-    if not isinstance(layer, dict):  # names only: an engine without DETAILED verbosity
+    if not isinstance(layer, dict):  # an engine without DETAILED verbosity has names only
         layer = {"Name": layer}
     name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", UNKNOWN))
-    weights = layer.get("Weights")
+    weights, output = layer.get("Weights"), _precision(layer.get("Outputs")) or UNKNOWN
     precision = (
-        _precision(layer.get("Inputs"))
-        or _type(weights.get("Type") if isinstance(weights, dict) else None)
-        or _precision(layer.get("Outputs"))
-        or UNKNOWN
+        _precision(layer.get("Inputs")) or _type(weights.get("Type") if isinstance(weights, dict) else None) or output
     )
     reformat = (
         "reformat" in kind.lower() or layer.get("Origin") == "REFORMAT" or name.startswith("Reformatting CopyNode")
     )
     nodes = re.findall(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]", str(layer.get("Metadata") or ""))
-    if not nodes and not reformat and "ForeignNode[" not in name:  # which names its first and last node only
+    if not nodes and not reformat and "ForeignNode[" not in name:  # a ForeignNode names its first and last node only
         nodes = [part.strip(" []{}") for part in re.split(r" \+ |\|\|", name)]
     keras = tuple(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
-    does = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()
-    named = any(word in does for word in ("conv", "fprop", "correlation")) or "conv" in name.lower()
-    output = _precision(layer.get("Outputs")) or UNKNOWN
+    operation = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()
+    named = any(word in operation for word in ("conv", "fprop", "correlation")) or "conv" in name.lower()
     return _Row(Layer(name, keras, kind, precision), nodes, reformat, named and not reformat, output)
 
 
-def _find(rows: Sequence[_Row], asked: Mapping[str, str]) -> dict[str, _Row | None]:
-    """The row that computes each convolution: what looks like one before what was merely fused with it."""
-    holding: dict[str, list[_Row]] = {name: [] for name in asked}
-    for row in rows:
-        for node in () if row.reformat else row.nodes:
-            if node in holding:
-                holding[node].append(row)
-    return {
-        name: next((row for row in found if row.convolution), found[0] if found else None)
-        for name, found in holding.items()
-    }
+def _match_nodes(rows: Sequence[_Row], names: Iterable[str]) -> dict[str, _Row | None]:
+    """Return the row that computes each convolution: a convolution row before a row that is only fused with it."""
+    ordered = sorted((row for row in rows if not row.reformat), key=lambda row: not row.convolution)
+    return {name: next((row for row in ordered if name in row.nodes), None) for name in names}
 
 
 def _keras(node: str) -> str:
@@ -245,13 +232,12 @@ def _counts(values: Any) -> dict[str, int]:
 def _precision(tensors: Any) -> str | None:
     if not isinstance(tensors, list) or not tensors or not isinstance(tensors[0], dict):
         return None
-    for wanted in ("datatype", "format"):
-        for key, value in tensors[0].items():
-            if wanted in key.lower() and (found := _type(value)):
-                return found
-    return None
+    fields = tensors[0].items()
+    types = (_type(value) for word in ("datatype", "format") for key, value in fields if word in key.lower())
+    return next(filter(None, types), None)
 
 
 def _type(value: Any) -> str | None:
-    text = str(value).lower()
-    return next((name for name, pattern in _TYPES if value is not None and re.search(pattern, text)), None)
+    return next(
+        (name for name, pattern in _TYPES if value is not None and re.search(pattern, str(value).lower())), None
+    )

@@ -1,6 +1,6 @@
-"""What a TensorRT library can do: the one place that knows, by name, never by version or enum number.
+"""Find a TensorRT library and look up its features, always by name and never by version or enumeration number.
 
-Python 3.10 syntax and numpy alone: TensorRT is imported inside the functions.
+The module needs Python 3.10 alone: TensorRT is imported inside the functions.
 """
 
 import collections
@@ -30,7 +30,7 @@ _why_missing: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class TensorRT:
-    """An imported TensorRT library and what it can do.
+    """An imported TensorRT library and its features.
 
     ``flavour`` is "tensorrt" (classic, 8.6 to 11) or "rtx" (TensorRT-RTX). Neither loads an engine of the other.
     """
@@ -66,7 +66,7 @@ class TensorRT:
 
     @property
     def timing_cache(self) -> bool:
-        """Whether a timing cache does something: TensorRT-RTX, which times on the user's GPU, made it a no-op."""
+        """Whether a timing cache has an effect: in TensorRT-RTX, which times on the user's GPU, it has none."""
         return hasattr(self.module.IBuilderConfig, "create_timing_cache") and not self.targets
 
     @property
@@ -91,32 +91,32 @@ class TensorRT:
 
     @property
     def strips_weights_without_gpu(self) -> bool:
-        """Whether that works without a GPU: TensorRT-RTX, which builds without one, then asks for one."""
+        """Whether that works without a GPU: TensorRT-RTX, which otherwise builds without one, then requires one."""
         return not self.targets
 
     @property
     def allocation_strategies(self) -> bool:
-        """Whether a context takes its memory from the caller by a strategy; TensorRT 8.6 has a method for it."""
+        """Whether a strategy makes a context take its memory from the caller; TensorRT 8.6 has a method instead."""
         return self.has("ExecutionContextAllocationStrategy", "USER_MANAGED")
 
     @property
     def memory_for_shapes(self) -> bool:
-        """Whether a context can say how much memory the shapes that are set need, instead of the largest ones."""
+        """Whether a context can report the memory that the current shapes need, instead of the largest ones."""
         return hasattr(self.module.IExecutionContext, "update_device_memory_size_for_shapes")
 
     @property
     def memory_with_size(self) -> bool:
-        """Whether a context is told the size of the memory that it gets, and not only the address."""
+        """Whether a context takes the size of its memory with the address."""
         return hasattr(self.module.IExecutionContext, "set_device_memory")
 
     @property
     def memory_size_v2(self) -> bool:
-        """Whether an engine says under the newer name how much memory a context needs."""
+        """Whether an engine has the newer attribute for the memory that a context needs."""
         return hasattr(self.module.ICudaEngine, "device_memory_size_v2")
 
     @property
     def jit(self) -> bool:
-        """Whether the library compiles kernels where an engine runs, keeps them, and captures CUDA graphs: RTX."""
+        """Whether the library compiles kernels at run time, caches them, and captures CUDA graphs, as RTX does."""
         return (
             self.has("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
             and self.has("DynamicShapesKernelSpecializationStrategy", "EAGER")
@@ -126,12 +126,12 @@ class TensorRT:
 
     @property
     def user_allocation(self) -> bool:
-        """Whether an engine has to be built so that its memory comes from the caller alone; graphs need that."""
+        """Whether a builder flag makes all memory of an engine come from the caller, which CUDA graphs need."""
         return self.has("BuilderFlag", "REQUIRE_USER_ALLOCATION")
 
     @property
     def engine_validity(self) -> bool:
-        """Whether the library says before it loads a plan if the plan fits the GPU and driver."""
+        """Whether the library can check a plan against the GPU and driver before it loads it."""
         return hasattr(self.module.Runtime, "get_engine_validity")
 
     @property
@@ -152,28 +152,29 @@ class TensorRT:
     def context_without_memory(self, engine: Any) -> Any:
         """Make an execution context that gets its memory from the caller; None where TensorRT refuses."""
         if self.allocation_strategies:
-            how = self.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-            return engine.create_execution_context(how)
+            return engine.create_execution_context(self.member("ExecutionContextAllocationStrategy", "USER_MANAGED"))
         return engine.create_execution_context_without_device_memory()
 
     def generations(self) -> list[str]:
-        """The GPU generations that can be targets, as SM86."""
-        members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", {})
-        return [name for name in members if name.startswith("SM")]
+        """Return the GPU generations that can be targets, such as "SM86"."""
+        return [name for name in self._members("ComputeCapability") if name.startswith("SM")]
 
     def supports(self, compute_capability: str) -> bool | None:
-        """Whether the library supports a GPU; None: not known, it is to be tried.
+        """Tell whether the library supports a GPU; None: not known, it has to be tried.
 
-        TensorRT-RTX names the generations that it knows; the others tell none, see `export.tensorrt.driver`.
+        TensorRT-RTX lists the generations that it knows; for the others see `export.tensorrt.driver`.
         """
-        named = self.generations()
-        if named:
-            return f"SM{compute_capability.replace('.', '')}" in named
+        if generations := self.generations():
+            return f"SM{compute_capability.replace('.', '')}" in generations
         return supports(self.flavour, self.version, compute_capability)
 
     def has(self, enum: str, name: str) -> bool:
-        """Whether the enumeration ``enum`` exists in this library and has a member ``name``."""
-        return name in getattr(getattr(self.module, enum, None), "__members__", {})
+        """Tell whether the enumeration ``enum`` exists in this library and has a member ``name``."""
+        return name in self._members(enum)
+
+    def _members(self, enum: str) -> Mapping[str, Any]:
+        members: Mapping[str, Any] = getattr(getattr(self.module, enum, None), "__members__", {})
+        return members
 
     def member(self, enum: str, name: str) -> Any:
         """Look up an enumeration member by name; numbers moved between versions.
@@ -185,35 +186,35 @@ class TensorRT:
         Raises:
             ProjectError: this library has no such enumeration or member.
         """
-        members = getattr(getattr(self.module, enum, None), "__members__", None)
-        if members is None or name not in members:
-            had = ", ".join(members) if members else "no such enumeration"
+        members = self._members(enum)
+        if name not in members:
             raise ProjectError(
-                f"Expected {enum}.{name} in TensorRT. Received: {self.flavour} {self.version} with {had}. "
+                f"Expected {enum}.{name} in TensorRT. Received: {self.flavour} {self.version} with "
+                f"{', '.join(members) or 'no such enumeration'}. "
                 f"Choose an option that this version has, or install another: {INSTALL[self.flavour]}."
             )
         return members[name]
 
     def logger(self) -> Any:
-        """Return the logger of this library for this process, emptied; ``lines(n)`` gives what it heard last.
+        """Return the logger of this library for this process, cleared; ``lines(n)`` returns its last messages.
 
-        One for the whole process: TensorRT keeps the first logger that it is given for good.
+        There is one for the whole process, because TensorRT keeps the first logger that it is given.
         """
-        kept = _loggers.setdefault(id(self.module), [])
-        if not kept:
-            kept.extend((self.module, _make_logger(self.module)))  # the module, so that its id stays taken
-        kept[1].clear()
-        return kept[1]
+        if id(self.module) not in _loggers:
+            _loggers[id(self.module)] = (self.module, _make_logger(self.module))  # the reference keeps the id valid
+        _, logger = _loggers[id(self.module)]
+        logger.clear()
+        return logger
 
 
 def find_tensorrt(flavour: str | None = None) -> TensorRT | None:
     """Import a TensorRT library.
 
     Args:
-        flavour: "tensorrt", "rtx", or None for the first that imports, in this order. Defaults to None.
+        flavour: "tensorrt", "rtx", or None for the first that can be imported, in this order. Defaults to None.
 
     Returns:
-        TensorRT | None: None when there is none; `why_missing` then says why.
+        TensorRT | None: None when there is none; `why_missing` then returns the reasons.
 
     Raises:
         ProjectError: no such flavour.
@@ -225,20 +226,20 @@ def find_tensorrt(flavour: str | None = None) -> TensorRT | None:
         for candidate in FLAVOURS[name]:
             try:
                 module = _import(candidate)
-                found = TensorRT(module, name, str(module.__version__))
-                # A stub package imports but is empty.
+                trt = TensorRT(module, name, str(module.__version__))
+                # A stub package can be imported but is empty.
                 for needed in ("Builder", "OnnxParser", "Runtime", "ILogger"):
                     getattr(module, needed)
             except ModuleNotFoundError as error:
-                # Not installed, unless it is one of its own parts that is missing.
+                # Not installed, unless a dependency of the package is missing.
                 absent = error.name is not None and error.name.split(".")[0] == candidate
                 reasons.append(f"{candidate} is not installed" if absent else f"{candidate} is broken: {error}")
-            except Exception as error:  # a missing libcuda, a wrong CUDA, a stub: whatever an import can raise
+            except Exception as error:  # a missing libcuda, a wrong CUDA, a stub: an import can raise anything
                 reasons.append(f"{candidate} is broken: {type(error).__name__}: {error}")
             else:
                 _why_missing.pop(name, None)
-                return found
-        # What is installed and broken is what a person needs to read.
+                return trt
+        # A broken installation is what the user needs to know about, more than a package that is not installed.
         broken = [reason for reason in reasons if "is broken" in reason]
         _why_missing[name] = "; ".join(broken or reasons) + f". Install it: {INSTALL[name]}"
         log.debug("TensorRT flavour %s: %s", name, _why_missing[name])
@@ -246,10 +247,10 @@ def find_tensorrt(flavour: str | None = None) -> TensorRT | None:
 
 
 def why_missing() -> dict[str, str]:
-    """Say why each flavour that cannot be used cannot be used.
+    """Return why flavours cannot be used.
 
     Returns:
-        dict[str, str]: flavour to reason; a flavour that works is not in it.
+        dict[str, str]: flavour to reason, without the flavours that work.
     """
     for flavour in FLAVOURS:
         find_tensorrt(flavour)
@@ -260,7 +261,7 @@ def _import(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-_loggers: dict[int, list[Any]] = {}
+_loggers: dict[int, tuple[Any, Any]] = {}  # id of a library's module to the module and its logger
 
 
 def _make_logger(module: Any) -> Any:
@@ -273,7 +274,7 @@ def _make_logger(module: Any) -> Any:
     }
 
     class Logger(module.ILogger):  # type: ignore[misc]
-        """Passes TensorRT's messages on to `logging` and keeps the last ones for error messages."""
+        """Forwards TensorRT's messages to `logging` and keeps the last ones for error messages."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
@@ -284,24 +285,20 @@ def _make_logger(module: Any) -> Any:
 
         def log(self, severity: Any, msg: str) -> None:
             try:
-                self._take(severity, msg)
-            except BaseException as error:  # TensorRT would swallow it, a Ctrl-C too; the caller raises it later
+                level = levels.get(int(severity))
+                if level is not None:
+                    log.log(logging.DEBUG if level < logging.ERROR else logging.INFO, "TensorRT: %s", msg)
+                elif msg.startswith("Layers:\n"):  # VERBOSE, with thousands of other messages a build
+                    self._listing.append(msg)
+                if level == logging.ERROR:
+                    self._errors.append(msg)
+                elif level == logging.WARNING:
+                    self._others.append(msg)
+            except BaseException as error:  # TensorRT would swallow it, even a Ctrl-C; `raise_pending` raises it again
                 self.error = error
 
-        def _take(self, severity: Any, msg: str) -> None:
-            level = levels.get(int(severity))
-            if level is None:  # VERBOSE: thousands a build
-                if msg.startswith("Layers:\n"):
-                    self._listing.append(msg)
-                return
-            log.log(logging.DEBUG if level < logging.ERROR else logging.INFO, "TensorRT: %s", msg)
-            if level == logging.ERROR:
-                self._errors.append(msg)
-            elif level == logging.WARNING:
-                self._others.append(msg)
-
         def raise_pending(self) -> None:
-            """Raise what came up inside the callback, once."""
+            """Raise the exception that occurred inside the callback, once."""
             error, self.error = self.error, None
             if error is not None:
                 raise error
@@ -312,16 +309,15 @@ def _make_logger(module: Any) -> Any:
             self._listing.clear()
 
         def heard(self) -> bool:
-            """Whether there was a warning or an error since the last `clear`."""
+            """Tell whether there was a warning or an error since the last `clear`."""
             return bool(self._errors or self._others)
 
         def listing(self) -> str:
-            """Give the message that lists the layers of what was built since the last `clear`, or nothing."""
+            """Return the message that lists the layers of the engine built since the last `clear`, or ""."""
             return "".join(self._listing)
 
         def lines(self, count: int = 4) -> str:
-            """Give the last errors, or the last warnings where there were no errors."""
-            kept = list(self._errors or self._others)[-count:]
-            return " | ".join(kept) if kept else "(TensorRT logged nothing)"
+            """Return the last errors, or the last warnings where there were no errors."""
+            return " | ".join(list(self._errors or self._others)[-count:]) or "(TensorRT logged nothing)"
 
     return Logger()

@@ -1,12 +1,7 @@
-"""The steps of a build that talk to TensorRT: parse, check, configure, watch, interrupt.
+"""Implement the steps of a build that call TensorRT: parse, check, configure, monitor, interrupt.
 
-Ctrl-C during a call into a C++ library that calls back into Python, where an exception would be swallowed.
-
-The same holds for SIGTERM where the program has a handler of its own for it. Standard library only, Python 3.10 syntax.
-
-The steps of a build that talk to TensorRT: parse, check, configure, watch. `export.tensorrt.build` puts them together.
-
-Python 3.10 syntax, no package needed but TensorRT, which comes in as an argument.
+`export.tensorrt.build` combines them. Ctrl-C and SIGTERM are deferred during a build, because TensorRT's C++ would
+swallow an exception in its callbacks. The module needs Python 3.10 alone; TensorRT is an argument.
 """
 
 import collections
@@ -14,9 +9,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from export.errors import ProjectError
@@ -27,45 +21,32 @@ from export.tensorrt.sidecar import INPUT, OUTPUTS, TOP_OUTPUTS, BatchProfile, T
 from export.words import listed
 
 
-@dataclass
-class Interrupt:
-    """Whether Ctrl-C was pressed, or SIGTERM arrived."""
-
-    pressed: bool = False
-
-
 @contextmanager
-def deferred_interrupt() -> Iterator[Interrupt]:
-    """Note Ctrl-C and SIGTERM instead of handling them at once; what handles them does when the block has ended.
+def deferred_interrupt() -> Iterator[Sequence[int]]:
+    """Record Ctrl-C and SIGTERM instead of handling them at once; their handler runs when the block has ended.
 
-    Only the main thread gets signals: in another one, and where a signal is ignored or handled by the system, nothing
-    is noted or changed.
+    Only the main thread gets signals: in another thread, and for a signal that is ignored or handled by the system,
+    nothing is recorded or changed.
+
+    Yields:
+        Sequence[int]: the signals that have arrived so far.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed, or whatever the handler of the signal raises.
     """
-    interrupt = Interrupt()
-    handlers = _handlers() if threading.current_thread() is threading.main_thread() else {}
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    # SIG_DFL and SIG_IGN are numbers.
+    handlers = {int(number): handler for number in signals if callable(handler := signal.getsignal(number))}
     arrived: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupt.pressed = True
-        arrived.append(number)
-
     for number in handlers:
-        signal.signal(number, note)
+        signal.signal(number, lambda number, frame: arrived.append(number))
     try:
-        yield interrupt
+        yield arrived
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if arrived:
             handlers[arrived[0]](arrived[0], None)
-
-
-def _handlers() -> dict[int, Callable[[int, FrameType | None], Any]]:
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    return {int(number): handler for number, handler in found.items() if callable(handler)}  # SIG_DFL is a number
 
 
 Progress = Callable[[str, int, int], None]
@@ -83,7 +64,7 @@ _DTYPES = {
 
 
 def network_flags(trt: TensorRT) -> int:
-    """Give the flags of a network: types from the ONNX file where that exists, an explicit batch where it does not."""
+    """Return the creation flags of a network: strongly typed where that exists, else with an explicit batch."""
     name = "STRONGLY_TYPED" if trt.strongly_typed else "EXPLICIT_BATCH"
     return 1 << int(trt.member("NetworkDefinitionCreationFlag", name))
 
@@ -95,30 +76,29 @@ def parse(trt: TensorRT, network: Any, logger: Any, source: Path) -> Any:
         The parser, which owns the weights and has to live until the engine is built.
 
     Raises:
-        ProjectError: with the parser's own words.
+        ProjectError: the parser refused; with its messages.
     """
     parser = trt.module.OnnxParser(network, logger)
     logger.clear()
     if not parser.parse_from_file(str(source)):
-        words = []
-        for index in range(parser.num_errors):
-            error = parser.get_error(index)
-            where = [str(getattr(error, name)()) for name in ("node_name", "node_operator") if hasattr(error, name)]
-            named = ", ".join(part for part in where if part)
-            words.append(f"{error.desc()} (node {error.node()}{': ' + named if named else ''})")
+        messages = []
+        for error in map(parser.get_error, range(parser.num_errors)):
+            names = [str(getattr(error, name)()) for name in ("node_name", "node_operator") if hasattr(error, name)]
+            node = ": ".join(filter(None, (str(error.node()), ", ".join(filter(None, names)))))
+            messages.append(f"{error.desc()} (node {node})")
         raise ProjectError(
             f"Expected an ONNX graph that {trt.flavour} {trt.version} can read. "
-            f"Received: {source}: {listed(words, separator='; ') or logger.lines()}. "
+            f"Received: {source}: {listed(messages, separator='; ') or logger.lines()}. "
             "Export it again; if an operator is named, TensorRT does not have it."
         )
     return parser
 
 
 def check_tensors(network: Any, profile: BatchProfile, source: Path) -> tuple[TensorInfo, ...]:
-    """Check inputs and outputs and list them for the sidecar, the input first; shapes hold -1 for the batch."""
+    """Check inputs and outputs and return them for the sidecar, the input first; the batch is -1 in the shapes."""
     inputs = [_tensor(network.get_input(index), "input") for index in range(network.num_inputs)]
     outputs = [_tensor(network.get_output(index), "output") for index in range(network.num_outputs)]
-    fits = (
+    if not (
         [tensor.name for tensor in inputs] == [INPUT]
         and _outputs_fit(outputs)
         and inputs[0].dtype == "uint8"
@@ -126,13 +106,13 @@ def check_tensors(network: Any, profile: BatchProfile, source: Path) -> tuple[Te
         and inputs[0].shape[0] == -1
         and min(inputs[0].shape[1:]) > 0
         and inputs[0].shape[3] == 3
-    )
-    if not fits:
-        had = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in [*inputs, *outputs]) or "an empty graph"
+    ):
+        tensors = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in [*inputs, *outputs])
         raise ProjectError(
             f"Expected the input {INPUT} uint8 [-1, height, width, 3] and the outputs "
             f"{' and '.join(OUTPUTS)} float32 [-1, classes], with {TOP_OUTPUTS[0]} float32 and {TOP_OUTPUTS[1]} int32 "
-            f"[-1, k] or without. Received: {source}: {had}. Export the model with this project."
+            f"[-1, k] or without. Received: {source}: {tensors or 'an empty graph'}. "
+            "Export the model with this project."
         )
     shapes = {name: (size, *inputs[0].shape[1:]) for name, size in asdict(profile).items()}
     return (replace(inputs[0], profile=shapes), *outputs)
@@ -143,13 +123,13 @@ def _tensor(tensor: Any, mode: Literal["input", "output"]) -> TensorInfo:
 
 
 def _outputs_fit(outputs: Sequence[TensorInfo]) -> bool:
-    found = {one.name: (one.dtype, list(one.shape)) for one in outputs}
-    classes = found.get(OUTPUTS[0], ("", []))[1][-1:]
+    tensors = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in outputs}
+    classes = tensors.get(OUTPUTS[0], ("", []))[1][-1:]
     expected = {name: ("float32", [-1, *classes]) for name in OUTPUTS}
-    k = found.get(TOP_OUTPUTS[0], ("", []))[1][-1:]
+    k = tensors.get(TOP_OUTPUTS[0], ("", []))[1][-1:]
     if k:
         expected |= {name: (dtype, [-1, *k]) for name, dtype in zip(TOP_OUTPUTS, ("float32", "int32"))}
-    return found == expected and [1] <= (k or classes) <= classes
+    return tensors == expected and [1] <= (k or classes) <= classes
 
 
 def _dtype(tensor: Any) -> str:
@@ -162,87 +142,81 @@ def _member_name(member: Any) -> str:
 
 
 def _layers(network: Any) -> Iterator[tuple[Any, str]]:
-    """Give each layer of a network and its kind, such as "CONVOLUTION"."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    return ((layer, _member_name(layer.type)) for layer in layers)
+    """Return each layer of a network with its kind, such as "CONVOLUTION"."""
+    return ((layer, _member_name(layer.type)) for layer in map(network.get_layer, range(network.num_layers)))
 
 
 def count_layers(trt: TensorRT, network: Any, precision: str, source: Path) -> dict[str, int]:
-    """Count the parsed layers by kind; refuse a graph whose types are not those of the asked precision."""
-    kinds: collections.Counter[str] = collections.Counter()
-    half = False
-    for layer, kind in _layers(network):
-        kinds[kind] += 1
-        half = half or any(_dtype(layer.get_output(at)) == "float16" for at in range(layer.num_outputs))
+    """Count the parsed layers by kind; refuse a graph whose types are not those of the requested precision."""
+    layers = list(_layers(network))
+    kinds = collections.Counter(kind for _, kind in layers)
+    half = any(_dtype(layer.get_output(at)) == "float16" for layer, _ in layers for at in range(layer.num_outputs))
     quantized = kinds["QUANTIZE"] + kinds["DEQUANTIZE"] > 0
-    had = " and ".join((["FP16 tensors"] if half else []) + (["Q/DQ pairs"] if quantized else [])) or "FP32 only"
-    wrong = {
-        "fp32": half or quantized,
-        "fp16": quantized or (trt.strongly_typed and not half),
-        "int8": not quantized,
+    expected, fits = {
+        "fp32": ("an FP32 graph", not half and not quantized),
+        "fp16": ("an FP16-typed graph", not quantized and (half or not trt.strongly_typed)),
+        "int8": ("a graph with Q/DQ pairs", quantized),
     }[precision]
-    if wrong:
-        need = {"fp32": "an FP32 graph", "fp16": "an FP16-typed graph", "int8": "a graph with Q/DQ pairs"}[precision]
+    if not fits:
+        types = " and ".join((["FP16 tensors"] if half else []) + (["Q/DQ pairs"] if quantized else [])) or "FP32 only"
         raise ProjectError(
-            f"Expected {need} for precision {precision}: the types come from the ONNX file. "
-            f"Received: {source} with {had}. Give the file that the quantize stage wrote for {precision}."
+            f"Expected {expected} for precision {precision}: the types come from the ONNX file. "
+            f"Received: {source} with {types}. Give the file that the quantize stage wrote for {precision}."
         )
     return dict(kinds.most_common())
 
 
 def convolution_types(trt: TensorRT, network: Any, precision: str) -> dict[str, str]:
-    """Give the type that is asked of each convolution, by the name of its ONNX node: "int8", "fp16", "fp32" or "any".
+    """Return the requested type of each convolution, by its ONNX node: "int8", "fp16", "fp32" or "any".
 
-    A convolution behind a DequantizeLinear is asked for in INT8. TensorRT 8.6, which knows no typed graph, may choose
-    for what an INT8 engine leaves in float.
+    A convolution after a DequantizeLinear is requested in INT8. TensorRT 8.6, which has no typed networks, may choose
+    the type of what an INT8 engine leaves in float.
     """
     float_type = {"fp32": "fp32", "fp16": "fp16", "int8": ANY}[precision]
     kinds: dict[str, str] = {}
-    asked: dict[str, str] = {}
+    requested: dict[str, str] = {}
     for layer, kind in _layers(network):
         if kind == "CONVOLUTION":
             source = layer.get_input(0)
             if trt.strongly_typed:
                 float_type = "fp16" if _dtype(source) == "float16" else "fp32"
-            asked[layer.name] = "int8" if kinds.get(source.name) == "DEQUANTIZE" else float_type
-        for at in range(layer.num_outputs):
-            kinds[layer.get_output(at).name] = kind
-    return asked
+            requested[layer.name] = "int8" if kinds.get(source.name) == "DEQUANTIZE" else float_type
+        kinds.update((layer.get_output(at).name, kind) for at in range(layer.num_outputs))
+    return requested
 
 
 def configure(
     trt: TensorRT, builder: Any, config: Any, precision: str, options: BuildOptions, targets: Sequence[str]
 ) -> list[str]:
     """Set the options; return the names of the builder flags that are on."""
-    flags = []
+    switches = {
+        "TF32": options.tf32,
+        "REQUIRE_USER_ALLOCATION": trt.user_allocation,  # our runner gives all memory, which CUDA graphs need
+        "VERSION_COMPATIBLE": options.version_compatible,
+        "STRIP_PLAN": options.strip_weights,
+        "REFIT_IDENTICAL": options.strip_weights,  # the same weights come back, without a slower, refittable engine
+    }
+    flags = [name for name, on in switches.items() if on]
     if not trt.strongly_typed:  # 8.6: permissions; an INT8 engine needs FP16 for what is not quantised
-        flags += {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
-        _keep_out_external_tactics(trt, config)
-        _share_profiles(trt, config)
-    if options.tf32:
-        flags.append("TF32")
-    else:
+        flags = {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision] + flags
+        _set_preview_features(trt, config)
+    if not options.tf32:
         config.clear_flag(trt.member("BuilderFlag", "TF32"))
-    if trt.user_allocation:  # our runner gives all memory, and CUDA graphs need an engine that allocates nothing itself
-        flags.append("REQUIRE_USER_ALLOCATION")
-    if options.version_compatible:
-        flags.append("VERSION_COMPATIBLE")
-    if options.strip_weights:  # the very same weights come back, which needs no slower, fully refittable engine
-        flags += ["STRIP_PLAN", "REFIT_IDENTICAL"]
     for name in flags:
         config.set_flag(trt.member("BuilderFlag", name))
     config.profiling_verbosity = trt.member("ProfilingVerbosity", "DETAILED")
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), options.workspace_mib << 20)
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.upper()
         config.hardware_compatibility_level = trt.member("HardwareCompatibilityLevel", level)
-    if options.max_aux_streams is not None:
-        config.max_aux_streams = options.max_aux_streams
-    if options.builder_threads is not None:
-        builder.max_threads = options.builder_threads
+    for owner, attribute, value in (
+        (config, "builder_optimization_level", options.optimization_level),
+        (config, "max_aux_streams", options.max_aux_streams),
+        (builder, "max_threads", options.builder_threads),
+    ):
+        if value is not None:
+            setattr(owner, attribute, value)
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
@@ -252,29 +226,26 @@ def configure(
     return flags
 
 
-def _keep_out_external_tactics(trt: TensorRT, config: Any) -> None:
-    """Make cuDNN and cuBLAS unnecessary where TensorRT (8.6) would load them."""
-    if not trt.has("PreviewFeature", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"):
-        return
-    config.set_preview_feature(trt.member("PreviewFeature", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"), True)
-    sources = 0
-    for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"):
-        sources |= 1 << int(trt.member("TacticSource", name))
-    if not config.set_tactic_sources(sources):
-        raise ProjectError(
-            f"Expected {trt.flavour} {trt.version} to build without cuDNN and cuBLAS. Received: it refuses the "
-            f"tactic sources {sources}. Install another TensorRT: {INSTALL['tensorrt']}."
-        )
+def _set_preview_features(trt: TensorRT, config: Any) -> None:
+    """Let TensorRT 8.6 share profiles and do without cuDNN and cuBLAS, as later versions do.
 
-
-def _share_profiles(trt: TensorRT, config: Any) -> None:
-    """Let several execution contexts use the one profile, as later versions do: the runner's CUDA graphs need it."""
+    Several execution contexts use the one profile in the runner's CUDA graphs.
+    """
     if trt.has("PreviewFeature", "PROFILE_SHARING_0806"):
         config.set_preview_feature(trt.member("PreviewFeature", "PROFILE_SHARING_0806"), True)
+    if trt.has("PreviewFeature", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"):
+        config.set_preview_feature(trt.member("PreviewFeature", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"), True)
+        names = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+        sources = sum(1 << int(trt.member("TacticSource", name)) for name in names)
+        if not config.set_tactic_sources(sources):
+            raise ProjectError(
+                f"Expected {trt.flavour} {trt.version} to build without cuDNN and cuBLAS. Received: it refuses the "
+                f"tactic sources {sources}. Install another TensorRT: {INSTALL['tensorrt']}."
+            )
 
 
 def add_profile(builder: Any, network: Any, config: Any, profile: BatchProfile, logger: Any) -> None:
-    """Give the input its batch sizes."""
+    """Add the batch sizes of the input to the builder's configuration."""
     image = [int(size) for size in network.get_input(0).shape][1:]
     shapes = builder.create_optimization_profile()
     shapes.set_shape(INPUT, *((size, *image) for size in (profile.min, profile.opt, profile.max)))
@@ -284,8 +255,14 @@ def add_profile(builder: Any, network: Any, config: Any, profile: BatchProfile, 
         )
 
 
-def make_monitor(trt: TensorRT, progress: Progress | None, interrupt: Interrupt) -> Any:
-    """Make a progress monitor; without a listener too, so that Ctrl-C stops a build within a step."""
+def make_monitor(trt: TensorRT, progress: Progress | None, interrupts: Sequence[int]) -> Any:
+    """Make a progress monitor, also without ``progress``, so that Ctrl-C stops a build within a step.
+
+    Args:
+        trt: the library.
+        progress: called with (phase, steps done, steps).
+        interrupts: the signals that have arrived, see `deferred_interrupt`; the build stops when there is one.
+    """
     base: Any = trt.module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
@@ -296,20 +273,20 @@ def make_monitor(trt: TensorRT, progress: Progress | None, interrupt: Interrupt)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
-            self._tell(phase_name, 0)
+            self._report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
-            return self.error is None and not interrupt.pressed
+            self._report(phase_name, step + 1)
+            return self.error is None and not interrupts
 
         def phase_finish(self, phase_name: str) -> None:
-            self._tell(phase_name, self._steps.get(phase_name, 0))
+            self._report(phase_name, self._steps.get(phase_name, 0))
 
-        def _tell(self, phase: str, done: int) -> None:
+        def _report(self, phase: str, done: int) -> None:
             try:
                 if progress is not None and self.error is None:
                     progress(phase, done, self._steps.get(phase, 0))
-            except BaseException as error:  # must not travel through TensorRT's C++; build_engine raises it again
+            except BaseException as error:  # must not pass through TensorRT's C++; build_engine raises it again
                 self.error = error
 
     return Monitor()

@@ -1,6 +1,6 @@
-"""What a build can be asked for besides precision and batch sizes; each option is given to TensorRT or refused by name.
+"""Define the build options besides precision and batch sizes, and refuse those that TensorRT or the GPU cannot do.
 
-Python 3.10 syntax, the standard library alone.
+The module needs Python 3.10 and the standard library alone.
 """
 
 import os
@@ -15,7 +15,7 @@ from export.tensorrt.library import INSTALL, TensorRT
 # By the names of the library's HardwareCompatibilityLevel, in lower case.
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
-# Whole numbers and their ranges. The top of the last two is what no machine exceeds, to catch a slip of the keyboard.
+# Integer options with their ranges. The upper limits of the last two catch typing errors; no machine exceeds them.
 _RANGES = {
     "workspace_mib": (1, 1 << 24, "MiB"),
     "optimization_level": (0, 5, "the levels TensorRT has"),
@@ -26,7 +26,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built. What is None or off is left at the library's default.
+    """How to build an engine. Options that are None or off keep the library's default.
 
     Attributes:
         tf32: let FP32 convolutions round their inputs to TF32. Defaults to False: parity needs it off.
@@ -34,7 +34,7 @@ class BuildOptions:
         optimization_level: the builder's effort, 0 to 5. Defaults to None.
         targets: GPU generations the plan is for, as "8.6", "SM86" or "current"; TensorRT-RTX only. Defaults to none:
             every GPU of compute capability 8.0 and later that TensorRT-RTX supports.
-        timing_cache: file that keeps what TensorRT timed, for the next build. Defaults to None: nothing is kept.
+        timing_cache: file that keeps TensorRT's timings for the next build. Defaults to None: no cache.
         version_compatible: the plan runs on later versions of TensorRT too. Defaults to False.
         hardware_compatibility: "ampere_plus": the plan runs on every GPU from Ampere (8.0) on;
             "same_compute_capability": on every GPU of that generation. Defaults to "none".
@@ -59,42 +59,51 @@ class BuildOptions:
     builder_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (low, high, what) in _RANGES.items():
+        for name, (low, high, unit) in _RANGES.items():
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and low <= value <= high):
+            if value is not None and not (type(value) is int and low <= value <= high):  # a bool is not a number here
                 raise ProjectError(
-                    f"Expected {name} from {low} to {high} ({what}), or none. Received: {value!r}. Correct the recipe."
+                    f"Expected {name} from {low} to {high} ({unit}), or none. Received: {value!r}. Correct the recipe."
                 )
         for name in ("tf32", "version_compatible", "strip_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ProjectError(f"Expected {name} true or false. Received: {getattr(self, name)!r}.")
         levels = get_args(HardwareCompatibility)
-        if self.hardware_compatibility not in levels:
-            raise ProjectError(
-                f"Expected hardware_compatibility of {', '.join(levels)}. Received: {self.hardware_compatibility!r}."
-            )
-        if isinstance(self.targets, str) or not all(isinstance(target, str) for target in self.targets):
-            raise ProjectError(f"Expected targets as a list of names such as SM86. Received: {self.targets!r}.")
-        if self.timing_cache is not None and os.path.isdir(self.timing_cache):
-            raise ProjectError(f"Expected timing_cache to be a file. Received: {self.timing_cache}, a folder.")
-        if self.strip_weights and self.version_compatible:
-            # NVIDIA: "the lean runtime cannot refit", and a version-compatible plan runs on it.
-            raise ProjectError(
-                "Expected strip_weights or version_compatible. Received: both; the lean runtime that runs a "
-                "version-compatible plan cannot put weights back. Choose one."
-            )
+        for wrong, expected, received in (
+            (
+                self.hardware_compatibility not in levels,
+                f"hardware_compatibility of {', '.join(levels)}",
+                repr(self.hardware_compatibility),
+            ),
+            (
+                isinstance(self.targets, str) or not all(isinstance(target, str) for target in self.targets),
+                "targets as a list of names such as SM86",
+                repr(self.targets),
+            ),
+            (
+                self.timing_cache is not None and os.path.isdir(self.timing_cache),
+                "timing_cache to be a file",
+                f"{self.timing_cache}, a folder",
+            ),
+            (  # NVIDIA: "the lean runtime cannot refit", and a version-compatible plan runs on it
+                self.strip_weights and self.version_compatible,
+                "strip_weights or version_compatible",
+                "both; the lean runtime that runs a version-compatible plan cannot put weights back. Choose one",
+            ),
+        ):
+            if wrong:
+                raise ProjectError(f"Expected {expected}. Received: {received}.")
 
 
 def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatus) -> None:
-    """Refuse, by name, what this TensorRT or this GPU cannot do; nothing that was asked for is left out silently.
+    """Refuse requested options that this TensorRT or this GPU cannot do, instead of ignoring them.
 
     Raises:
-        ProjectError: the option, the library, why and what to do.
+        ProjectError: an option is not supported; with the option, the library, the reason and what to do.
     """
     level = options.hardware_compatibility
     bound = "its plans are for one release and for its targets" if trt.targets else "it has no such flag or level"
-    for name, asked, able, why in (
+    for name, requested, supported, why in (
         ("targets", bool(options.targets), trt.targets, "it builds for the GPU of this machine"),
         ("version_compatible", options.version_compatible, trt.version_compatible, bound),
         (f"hardware_compatibility: {level}", level != "none", trt.hardware_compatible(level), bound),
@@ -102,7 +111,7 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
         ("max_aux_streams", options.max_aux_streams is not None, trt.max_aux_streams, "its IBuilderConfig has none"),
         ("builder_threads", options.builder_threads is not None, trt.builder_threads, "its Builder has no max_threads"),
     ):
-        if not asked or able:
+        if supported or not requested:
             continue
         if name == "targets":
             remedy = f"build with TensorRT-RTX: {INSTALL['rtx']}"
@@ -122,18 +131,18 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
             f"refits the weights on it. Received: {driver.reason}. Remove strip_weights from the recipe's build "
             "section, or build on the GPU machine."
         )
-    here = driver.devices[0].compute_capability if driver else None
-    if level == "ampere_plus" and here is not None and as_numbers(here) < AMPERE:
+    capability = driver.devices[0].compute_capability if driver else None
+    if level == "ampere_plus" and capability is not None and as_numbers(capability) < AMPERE:
         raise ProjectError(
             "Expected a GPU of compute capability 8.0 (Ampere) or later to build with hardware_compatibility: "
-            f"ampere_plus. Received: {here} here. Build on such a GPU, or remove it from the recipe's build section."
+            f"ampere_plus. Received: {capability} here. Build on such a GPU, or remove it from the recipe's build "
+            "section."
         )
 
 
 def described(options: BuildOptions) -> dict[str, object]:
-    """Give the options for a sidecar; the path of the timing cache stays out, it says nothing about the engine."""
-    names = (
+    """Return the options for a sidecar, without the path of the timing cache, which does not describe the engine."""
+    return {name: getattr(options, name) for name in (
         "tf32", "workspace_mib", "optimization_level", "version_compatible", "hardware_compatibility", "strip_weights",
         "max_aux_streams", "builder_threads",
-    )  # fmt: skip
-    return {name: getattr(options, name) for name in names}
+    )}  # fmt: skip

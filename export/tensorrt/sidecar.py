@@ -1,6 +1,6 @@
-"""The sidecar: a JSON file beside each plan that says what it is, for which TensorRT and GPU, made from what.
+"""Read and write the sidecar: a JSON file beside each plan with its source, TensorRT version, GPU and layers.
 
-Standard library only, Python 3.10 syntax.
+The module needs Python 3.10 and the standard library alone.
 """
 
 import json
@@ -20,15 +20,14 @@ OUTPUTS = ("logits", "probabilities")  # float32, (N, classes)
 TOP_OUTPUTS = ("top_probabilities", "top_classes")  # float32 and int32, (N, k), best first; with export.top_k only
 REBUILD = "python -m pipeline build -c RECIPE --force"
 
-
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)  # in the order of every list and table
-LARGEST_BATCH = 65_536  # more is a slip of the keyboard
+LARGEST_BATCH = 65_536  # more is a typing error
 BATCH_RULE = f"1 <= min <= opt <= max <= {LARGEST_BATCH:,}"
 
 
 def keeps_batch_rule(smallest: int, best: int, largest: int) -> bool:
-    """Whether these can be the batch sizes of an engine, see `BATCH_RULE`."""
+    """Tell whether batch sizes fit together, see `BATCH_RULE`."""
     return 1 <= smallest <= best <= largest <= LARGEST_BATCH
 
 
@@ -42,15 +41,14 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         sizes = (self.min, self.opt, self.max)
-        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-        if not (whole and keeps_batch_rule(*sizes)):
+        if not (all(type(size) is int for size in sizes) and keeps_batch_rule(*sizes)):  # a bool is not a size
             raise ProjectError(
                 f"Expected batch sizes {BATCH_RULE}. Received: min={self.min!r}, opt={self.opt!r}, max={self.max!r}. "
                 "Correct the recipe's profile."
             )
 
     def takes(self, batch: int) -> bool:
-        """Whether a batch runs as it is: neither in pieces nor filled up."""
+        """Tell whether a batch runs unchanged: neither split nor padded."""
         return self.min <= batch <= self.max
 
 
@@ -61,9 +59,9 @@ class TensorInfo:
     Attributes:
         name: such as "images".
         dtype: numpy's name of the type.
-        shape: -1 for the batch.
+        shape: with -1 for the batch.
         mode: "input" or "output".
-        profile: of the input: its shape at the smallest, best and largest batch.
+        profile: the input's shapes at the batch sizes "min", "opt" and "max"; None for an output.
     """
 
     name: str
@@ -75,7 +73,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of an engine: its name, the Keras layers it does the work of, its kind and the type it computes in."""
+    """One layer of an engine: its name, the Keras layers that it implements, its kind and the type it computes in."""
 
     name: str
     layers: tuple[str, ...]
@@ -85,7 +83,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class AskedLayers:
-    """What was asked of the convolutions: numbers by type, and the type by ONNX node."""
+    """The types requested of the convolutions: their number by type, and the type by ONNX node."""
 
     precision: str
     convolutions: Mapping[str, int]
@@ -94,19 +92,19 @@ class AskedLayers:
 
 @dataclass(frozen=True)
 class FoundLayers:
-    """What an engine's layers are; see `export.tensorrt.layers.summarize_layers`.
+    """The layers of an engine; see `export.tensorrt.layers.summarize_layers`.
 
     Attributes:
-        count: layers; None where the inspector's answer could not be read.
-        reason: why not, or why types that depend on the batch are missing.
-        by_kind: kind to number.
-        by_precision: type to number: "int8", "fp16", "fp32", ... or "unknown".
-        convolutions: the same, of the convolutions alone.
-        convolution_layers: ONNX node to type.
-        int8_outputs: of the convolutions that run in INT8: type that they write to number, without those that cannot
-            be told; None where none can. Fused ones write "int8".
+        count: number of layers; None where the inspector's answer could not be read.
+        reason: why it could not be read, or why types that depend on the batch are missing; None where all is known.
+        by_kind: kind to number of layers.
+        by_precision: type to number of layers: "int8", "fp16", "fp32", ... or "unknown".
+        convolutions: type to number of convolutions.
+        convolution_layers: ONNX node of each convolution to its type.
+        int8_outputs: output type to number, of the convolutions that run in INT8, without those whose output type is
+            unknown; None where all are unknown. Fused ones write "int8".
         reformats: names of the layers that only change a format.
-        layers: all of them.
+        layers: all layers.
     """
 
     count: int | None
@@ -122,35 +120,35 @@ class FoundLayers:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What an engine is.
+    """Description of an engine.
 
     Attributes:
         flavour: "tensorrt" or "rtx".
         tensorrt_version: of the library that built it.
-        compute_capability: of the GPU it was built on, such as "8.9"; None where ``targets`` say it, or by default.
-        targets: compute capabilities it was built for, TensorRT-RTX only.
+        compute_capability: of the GPU it was built on, such as "8.9"; None for TensorRT-RTX, see ``targets``.
+        targets: compute capabilities it was built for, TensorRT-RTX only; empty: the library's default.
         precision: "fp32", "fp16" or "int8".
-        onnx_sha256: of the file it was built from.
-        plan_sha256: of the plan.
+        onnx_sha256: sha256 of the file it was built from.
+        plan_sha256: sha256 of the plan.
         plan_bytes: size of the plan.
-        profile: its batch sizes.
+        profile: batch sizes.
         tensors: inputs and outputs.
         options: how it was built, see `export.tensorrt.options.described`.
-        runs_on: GPUs, for people.
-        gpu: where it was built; None: on a machine without one.
-        driver_version: there.
-        cuda_version: there.
-        onnx_file: what it was built from, relative to the folder two above the plan's.
-        variant: which of several engines of this precision.
-        classes: names of the outputs.
-        preprocessing: what the graph does to pixels, see `export.preprocessing`.
-        metadata: what else the ONNX file said.
-        seconds: the build took.
-        network_layers: kind to number, as parsed.
-        asked: types that were asked of the convolutions.
-        found: types that the engine has; where it was not loaded, as the builder listed them, or None.
-        layers_reason: why it was not.
-        warnings: where the engine differs from what was asked for, or is probably slow.
+        runs_on: GPUs that it runs on, for display.
+        gpu: name of the GPU where it was built; None: on a machine without one.
+        driver_version: of that machine's driver.
+        cuda_version: the newest CUDA that this driver runs.
+        onnx_file: the file it was built from, relative to the folder two above the plan's.
+        variant: name of the batch profile, where there are several engines of this precision.
+        classes: names of the classes.
+        preprocessing: how the graph preprocesses pixels, see `export.preprocessing`.
+        metadata: the other metadata of the ONNX file.
+        seconds: duration of the build.
+        network_layers: kind to number of layers, as parsed.
+        asked: types requested of the convolutions.
+        found: the engine's layers; where it was not loaded, as the builder listed them, or None.
+        layers_reason: why it was not loaded.
+        warnings: where the engine differs from the request, or is probably slow.
     """
 
     flavour: str
@@ -183,14 +181,14 @@ class Sidecar:
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> Path:
-    """Give the path of a plan's sidecar: ``fp16.plan`` has ``fp16.json``."""
+    """Return the path of a plan's sidecar: ``fp16.json`` for ``fp16.plan``."""
     return Path(plan_path).with_suffix(".json")
 
 
 def home_of(plan_path: Path) -> Path:
-    """Give the folder two above a plan's, which is that of a recipe's artifacts; the root where it lies no deeper."""
-    above = plan_path.resolve().parents
-    return above[min(2, len(above) - 1)]
+    """Return the folder two above a plan's, which is that of a recipe's artifacts, or the root of a shorter path."""
+    parents = plan_path.resolve().parents
+    return parents[min(2, len(parents) - 1)]
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -200,15 +198,15 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def write_plan(plan_path: Path, plan: Any, sidecar: Sidecar) -> None:
-    """Write a plan and its sidecar; a crash at any moment leaves the old pair, the new, or one that is refused.
+    """Write a plan and its sidecar; a crash at any moment leaves the old pair, the new one, or one that is refused.
 
     Args:
-        plan_path: where the plan goes; its folder is made.
+        plan_path: file to write the plan to; its folder is created.
         plan: the serialised engine, anything with the buffer protocol.
-        sidecar: what `read_sidecar` is to return.
+        sidecar: description of the plan.
 
     Raises:
-        ProjectError: the disk refused; nothing half-written is left.
+        ProjectError: the files cannot be written; no partial file is left.
     """
     target = sidecar_path(plan_path)
     text = json.dumps(to_json(sidecar), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -227,10 +225,12 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar:
     """Read a plan's sidecar.
 
     Raises:
-        ProjectError: it is missing, not JSON, of another schema, or lacks something; with the file and the key.
+        ProjectError: it is missing, not JSON, of another schema, or incomplete; with the file and the key.
     """
     path = sidecar_path(plan_path)
-    remedy = f"A plan without a whole sidecar is not loaded; rebuild it: {REBUILD}."
-    if not path.is_file():
-        remedy = f"Copy it along: it lies beside the plan where that was built. Or rebuild it: {REBUILD}."
-    return read_record(Sidecar, path, remedy=remedy, what="sidecar")
+    remedy = (
+        "A plan without a whole sidecar is not loaded; rebuild it"
+        if path.is_file()
+        else "Copy it along: it lies beside the plan where that was built. Or rebuild it"
+    )
+    return read_record(Sidecar, path, remedy=f"{remedy}: {REBUILD}.", what="sidecar")

@@ -1,7 +1,7 @@
-"""The timing cache: what TensorRT timed while it built, kept in a file so that the next build need not time it again.
+"""Keep TensorRT's timings of a build in a file, the timing cache, so that the next build does not repeat them.
 
-One file serves all precisions and variants. It is a help and nothing more: one that does not fit is replaced, and a
-disk that refuses it costs time, not the engine. Python 3.10 syntax, the standard library and TensorRT.
+One file serves all precisions and variants. It is optional: a cache that does not fit is replaced, and one that cannot
+be written costs time, not the engine. The module needs Python 3.10, the standard library and TensorRT alone.
 """
 
 import functools
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def attach(trt: TensorRT, config: Any, path: str | os.PathLike[str], logger: Any) -> tuple[Any, str]:
-    """Read a timing cache and give it to a build.
+    """Read a timing cache and attach it to a build.
 
     Args:
         trt: the library.
@@ -26,12 +26,12 @@ def attach(trt: TensorRT, config: Any, path: str | os.PathLike[str], logger: Any
         logger: the library's logger.
 
     Returns:
-        tuple: the cache, for `save` after the build, or None where there is none; and what became of it, for the
-        sidecar: "used", "new", "replaced: why" or "left out: why".
+        tuple: the cache, for `save` after the build, or None where there is none; and its state for the sidecar:
+        "used", "new", "replaced: why" or "left out: why".
     """
     if not trt.timing_cache:
         why = f"{trt.flavour} {trt.version} does not time layers while it builds"
-        _say_left_out(why)
+        _warn_left_out(why)
         return None, f"left out: {why}"
     file, data, why = Path(path), b"", ""
     try:
@@ -43,7 +43,7 @@ def attach(trt: TensorRT, config: Any, path: str | os.PathLike[str], logger: Any
     if data:
         logger.clear()
         cache = config.create_timing_cache(data)
-        # Some versions give an empty cache for bytes that they cannot read, and only log that.
+        # Some versions return an empty cache for bytes that they cannot read, and only log that.
         if cache is not None and not logger.heard() and config.set_timing_cache(cache, False):
             return cache, "used"
         why = logger.lines()
@@ -57,19 +57,18 @@ def attach(trt: TensorRT, config: Any, path: str | os.PathLike[str], logger: Any
 
 
 @functools.cache
-def _say_left_out(why: str) -> None:
+def _warn_left_out(why: str) -> None:
     """Warn once, not for every engine of a build."""
     log.warning("timing_cache is left out: %s", why)
 
 
 def save(cache: Any, path: str | os.PathLike[str]) -> None:
-    """Write a timing cache back, whole or not at all; a refusal is a warning."""
-    file = Path(path)
-    timed = cache.serialize()
-    if timed is None:
-        log.warning("the timing cache %s is not kept: TensorRT gave nothing to keep", file)
+    """Write a timing cache back, whole or not at all; warn where it cannot be written."""
+    timings = cache.serialize()
+    if timings is None:
+        log.warning("the timing cache %s is not kept: TensorRT returned no timings", path)
         return
     try:
-        write_atomic(file, memoryview(timed))
+        write_atomic(Path(path), memoryview(timings))
     except OSError as error:
-        log.warning("the timing cache %s is not kept: %s", file, error.strerror or error)
+        log.warning("the timing cache %s is not kept: %s", path, error.strerror or error)

@@ -69,8 +69,8 @@ def test_with_a_gpu_the_engines_come_too(artifacts: Path, monkeypatch: pytest.Mo
     ]
     caveats = {(one.path.parent.name, one.batch): one.caveat for one in found}
     assert caveats["tensorrt", 4] == ""
-    assert "filled up to 2" in caveats["tensorrt", 1]
-    assert "pieces of 8" in caveats["tensorrt", 20]
+    assert "padded to 2" in caveats["tensorrt", 1]
+    assert "split into batches of 8" in caveats["tensorrt", 20]
     assert "TensorRT-RTX" in caveats["rtx", 4]
 
 

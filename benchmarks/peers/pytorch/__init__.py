@@ -1,1 +1,1 @@
-"""PyTorch as a peer: ``python -m benchmarks.peers.pytorch``."""
+"""Time PyTorch as a peer: ``python -m benchmarks.peers.pytorch``."""

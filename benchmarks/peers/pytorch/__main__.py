@@ -1,7 +1,7 @@
-"""PyTorch as a peer: an exported model eager, as a CUDA graph and compiled, on the same weights as our engines.
+"""Time an exported model in PyTorch, eager, as a CUDA graph and compiled, with the same weights as our engines.
 
-The command times PyTorch alone. A script that wants our engines in the same turns takes the parts: `PyTorchRunner`
-beside any other runner in `benchmarks.timing.measure`, or in `in_turns` for times that are no wall-clock times.
+The command times PyTorch alone. To time our engines in the same turns, use `PyTorchRunner` with another runner in
+`benchmarks.timing.measure`, or in `in_turns` for times that are not wall-clock times.
 """
 
 import argparse
@@ -40,10 +40,10 @@ INCLUDES: Mapping[Measures, str] = {
     "stream": "batches overlapped: uint8 pixels in pinned memory to logits and probabilities in pinned memory, the "
     "next batch uploaded while one is computed; mean of a run of batches by the host's clock",
 }
-CHECKED_IMAGES = 4  # whose logits are compared with FP32 on the CPU
-SECONDS, TURNS = 3.0, 10  # of infer, for each mode; of compute and stream
+CHECKED_IMAGES = 4  # images whose logits are compared with FP32 on the CPU
+SECONDS, TURNS = 3.0, 10  # seconds of infer for each mode; turns of compute and stream
 REPEATS: Mapping[Measures, int] = {"compute": 20, "stream": 30}  # calls, or batches, a turn
-LARGEST_ERROR = 0.05  # of those; a ResNet-50 has 0.001 in FP16
+LARGEST_ERROR = 0.05  # largest relative error of these logits; a ResNet-50 has 0.001 in FP16
 
 EXAMPLES = """examples:
   python -m benchmarks.peers.pytorch artifacts/imagenet/export/model.onnx -o pytorch.json
@@ -56,14 +56,14 @@ The last line of the output is JSON. Exit status: 0 all was timed, 1 a mode fail
 
 @dataclass(frozen=True)
 class PeerRow:
-    """One mode at one batch size and one kind of measurement, or why the mode has no times.
+    """Times of one mode at one batch size and one kind of measurement, or why the mode has none.
 
     Attributes:
         mode: "eager", "graphs" or "compile".
         precision: "fp16" or "fp32".
         batch: images a call.
-        error: why there are no times; None where there are, as in all that follows where there are none.
-        measures: what of the way is timed, see `INCLUDES`.
+        error: why there are no times, and the other fields have their defaults; None where there are times.
+        measures: which part of an inference is timed, see `INCLUDES`.
         relative_error: of the logits, against FP32 on the CPU.
         settings: see `PyTorchRunner.describe`.
         measurement: the times.
@@ -96,18 +96,18 @@ class PeerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerReport:
-    """All that one run of the command timed.
+    """The results of one run of the command.
 
     Attributes:
         schema: of this file.
         model: folder and name of the ONNX file.
-        model_sha256: of it.
-        machine: that it ran on.
-        versions: of PyTorch and what it computes with.
+        model_sha256: of the ONNX file.
+        machine: on which the command ran.
+        versions: of PyTorch and its libraries.
         commit: of this code; None outside a repository.
-        gpu_before: clocks, temperature and load of the GPUs before.
-        gpu_after: and after.
-        results: every row.
+        gpu_before: clocks, temperature and load of the GPUs before the run.
+        gpu_after: the same after the run.
+        results: all rows.
     """
 
     schema: int = SCHEMA
@@ -135,14 +135,14 @@ def time_batch(
     Args:
         model: FP32 ONNX file.
         batch: images a call.
-        modes: of ``eager``, ``graphs`` and ``compile``.
-        precision: Defaults to ``"fp16"``.
-        device: as torch names it; a CPU has no ``compute`` and no ``stream``. Defaults to ``"cuda"``.
-        seconds: of ``infer``, for each mode; see `benchmarks.timing.measure`. Defaults to 3.
+        modes: some of ``eager``, ``graphs`` and ``compile``.
+        precision: of the model. Defaults to ``"fp16"``.
+        device: as torch names it; ``compute`` and ``stream`` need a GPU. Defaults to ``"cuda"``.
+        seconds: time of ``infer`` for each mode; see `benchmarks.timing.measure`. Defaults to 3.
         turns: of ``compute`` and ``stream``. Defaults to 10.
 
     Returns:
-        list[PeerRow]: one a mode and kind of measurement; for a mode that failed one with the error.
+        list[PeerRow]: a row for each mode and kind of measurement; for a mode that failed, a row with the error.
 
     Raises:
         ProjectError: the file does not fit, or PyTorch is missing.
@@ -167,12 +167,10 @@ def time_batch(
                 runner = PyTorchRunner(model, precision, mode, device=device, max_batch=batch)  # type: ignore[arg-type]
                 stack.enter_context(runner)
                 distance = _distance(expected, runner.infer(pixels).logits[:CHECKED_IMAGES])
-                settings = runner.describe()
-                opened[mode] = PeerRow(mode, precision, batch, relative_error=distance, settings=settings)
-            except Exception as error:  # whatever PyTorch raises: the others are to be timed all the same
+                opened[mode] = PeerRow(mode, precision, batch, relative_error=distance, settings=runner.describe())
+                runners[mode] = runner
+            except Exception as error:  # any error of PyTorch: the others are still timed
                 failed(mode, error)
-                continue
-            runners[mode] = runner
         timed: dict[Measures, dict[str, Measurement]] = {
             "infer": measure(
                 {mode: partial(runner.infer, pixels) for mode, runner in runners.items()},
@@ -189,17 +187,20 @@ def time_batch(
                 }
                 timed[kind] = in_turns(calls, turns, failed)
     for mode in modes:
-        found = {kind: by_mode[mode] for kind, by_mode in timed.items() if mode in by_mode}
-        rows += [replace(opened[mode], measures=kind, measurement=times) for kind, times in found.items()]
+        rows += [
+            replace(opened[mode], measures=kind, measurement=by_mode[mode])
+            for kind, by_mode in timed.items()
+            if mode in by_mode
+        ]
         if mode in errors:
             rows.append(PeerRow(mode, precision, batch, errors[mode]))
     return rows
 
 
 def _distance(expected: np.ndarray, logits: np.ndarray) -> float:
-    """The relative error of logits; a model that computes something else is not worth timing."""
+    """Return the relative error of logits; refuse a model that computes something else."""
     distance = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
-    if not distance <= LARGEST_ERROR:  # also of NaN
+    if not distance <= LARGEST_ERROR:  # also refuses NaN
         raise RunnerError(
             f"Expected the logits of FP32 on the CPU up to a relative error of {LARGEST_ERROR}. "
             f"Received: {distance:.3g}. Take precision fp32, or look for what overflows in FP16."
@@ -208,22 +209,22 @@ def _distance(expected: np.ndarray, logits: np.ndarray) -> float:
 
 
 def table(rows: Sequence[PeerRow]) -> str:
-    """The rows as text."""
+    """Return the rows as text."""
     cells: list[tuple[str, ...]] = [("mode", "batch", "measures", "p50 ms", "p99 ms", "img/s", "rel. error")]
     for row in rows:
         head = (row.mode, str(row.batch))
         if row.error is not None:
             cells.append((*head, f"failed: {row.error.splitlines()[0]}"))
             continue
-        found = row.measurement.summary(row.batch)
-        speed = "" if found.images_per_second is None else f"{found.images_per_second:.1f}"
-        times = (f"{found.p50_ms:.3f}", f"{found.p99_ms:.3f}", speed)
+        summary = row.measurement.summary(row.batch)
+        speed = "" if summary.images_per_second is None else f"{summary.images_per_second:.1f}"
+        times = (f"{summary.p50_ms:.3f}", f"{summary.p99_ms:.3f}", speed)
         cells.append((*head, row.measures, *times, f"{row.relative_error:.1e}"))
     return "\n".join(aligned(cells, right=(1, 3, 4, 5, 6)))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers.pytorch",
         description="Time an exported model in PyTorch, channels-last, on the same weights as our engines.",
@@ -235,31 +236,33 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--modes", type=_modes, default=list(MODES), metavar="NAME,…", help=f"of {', '.join(MODES)}")
     parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16", help="default %(default)s")
     parser.add_argument("--device", default="cuda", help="as torch names it: cuda, cuda:1, cpu; default %(default)s")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each mode; default %(default)s")
-    parser.add_argument("--turns", type=positive, default=TURNS, help="of GPU times; default %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="measured time of each mode; default %(default)s"
+    )
+    parser.add_argument("--turns", type=positive, default=TURNS, help="turns of GPU times; default %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for all rows and samples")
     return parser
 
 
 def _batches(text: str) -> list[int]:
-    return list(dict.fromkeys(positive(one) for one in text.split(",")))
+    return list(dict.fromkeys(map(positive, text.split(","))))
 
 
 def _modes(text: str) -> list[str]:
-    names = list(dict.fromkeys(one.strip() for one in text.split(",")))
-    if unknown := [one for one in names if one not in MODES]:
+    names = list(dict.fromkeys(map(str.strip, text.split(","))))
+    if unknown := [name for name in names if name not in MODES]:
         raise argparse.ArgumentTypeError(f"Expected modes of {', '.join(MODES)}. Received: {', '.join(unknown)}.")
     return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Time the model. Returns 0, 1 where a mode failed, 2 where nothing could be timed."""
+    """Time the model; return 0, 1 where a mode failed, 2 where nothing could be timed, or 130 when interrupted."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     before = gpu_snapshot()
     rows: list[PeerRow] = []
     try:
-        # Opened once before all: without a GPU or with another file nothing is to be tried mode by mode.
+        # Opened once before, so that a missing GPU or a wrong file is not tried in every mode.
         with PyTorchRunner(args.model, args.precision, device=args.device, max_batch=1):
             pass
         for batch in args.batches:

@@ -1,11 +1,12 @@
-"""An exported FP32 ONNX file as a PyTorch model: the same weights in layers as a PyTorch engineer would write them.
+"""Convert an exported FP32 ONNX file to an idiomatic PyTorch model with the same weights.
 
 The graph becomes a `torch.fx.GraphModule`: nn.Conv2d and nn.Linear with the file's weights, functions around them, and
-a plain `forward` that torch.compile and CUDA graphs take as it is. Needs numpy, onnx and torch; Python 3.10 syntax.
+a plain `forward` for torch.compile and CUDA graphs. The module needs Python 3.10, numpy, onnx and torch.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from export.onnx_passes.graph import attribute, constants, consumers, producers
 
 
 def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Module:
-    """Make a PyTorch model of an exported file, on the CPU and in channels-last.
+    """Convert an exported file to a PyTorch model, on the CPU and in channels-last.
 
     Args:
         path: FP32 ONNX file with one input, uint8 (batch, height, width, 3).
@@ -33,21 +34,21 @@ def load_onnx(path: str | Path, precision: Precision = "fp32") -> torch.nn.Modul
             the first Conv, Softmax is FP32, outputs are float32. Defaults to ``"fp32"``.
 
     Returns:
-        torch.nn.Module: in eval mode; takes the pixels, gives the tuple of the file's outputs, in its order. Its
-        attributes: ``output_names``, ``output_widths`` (of the last dimension), ``input_size`` (height, width).
+        torch.nn.Module: in eval mode; maps pixels to the tuple of the file's outputs, in its order. It has the
+        attributes ``output_names``, ``output_widths`` (of the last dimension) and ``input_size`` (height, width).
 
     Raises:
-        ProjectError: the file is none of ours, or holds an operator or attribute that is not known here.
+        ProjectError: the file was not exported by this project, or has an operator or attribute without a handler.
     """
     return Converter(load_model(path), str(path), precision).convert()
 
 
 class Converter:
-    """Turns nodes into fx nodes, one after the other.
+    """Converts ONNX nodes to fx nodes, in order.
 
     Args:
-        model: the graph, its nodes in order.
-        where: the file, for messages.
+        model: the model, its nodes in order.
+        where: path of the file, for messages.
         precision: of weights and activations.
     """
 
@@ -55,8 +56,8 @@ class Converter:
         self.where = where
         self.model = model
         self.table = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model.graph).items()}
-        self.made, self.readers = producers(model.graph), consumers(model.graph)
-        self.outputs = {one.name: one.type.tensor_type.elem_type for one in model.graph.output}
+        self.producers, self.readers = producers(model.graph), consumers(model.graph)
+        self.outputs = {output.name: output.type.tensor_type.elem_type for output in model.graph.output}
         self.values: dict[str, Any] = {}  # ONNX tensor to fx node
         self.root, self.graph = torch.nn.Module(), torch.fx.Graph()
         self.dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
@@ -65,43 +66,47 @@ class Converter:
         self._last_prepared = steps[-1].output[0] if steps else None
 
     def convert(self) -> torch.nn.Module:
-        """Make the module; see `load_onnx`."""
+        """Return the module; see `load_onnx`."""
         name, size = self._input()
         self.values[name] = self.graph.placeholder(name)
         for node in self.model.graph.node:
             if all(output in self.values for output in node.output):
-                continue  # a node before it did its work too
+                continue  # converted together with an earlier node
             self.expect(node.op_type in HANDLERS, node, f"operators of {', '.join(HANDLERS)}", node.op_type)
             result = HANDLERS[node.op_type](self, node)
             if node.output[0] == self._last_prepared and self.dtype != torch.float32:
                 result = self.call_method("to", result, self.dtype)
             self.values[node.output[0]] = result
-        results = []
-        for output, kind in self.outputs.items():
-            half = kind == TensorProto.FLOAT and self.dtype != torch.float32
-            results.append(self.call_method("float", self.values[output]) if half else self.values[output])
+        half = self.dtype != torch.float32
+        results = (
+            self.call_method("float", self.values[output])
+            if half and kind == TensorProto.FLOAT
+            else self.values[output]
+            for output, kind in self.outputs.items()
+        )
         self.graph.output(tuple(results))
         self.graph.lint()
         module = torch.fx.GraphModule(self.root, self.graph, "ExportedModel").eval().requires_grad_(False)
         module = module.to(memory_format=torch.channels_last)
         module.output_names, module.input_size = tuple(self.outputs), size
-        module.output_widths = tuple(one.type.tensor_type.shape.dim[-1].dim_value for one in self.model.graph.output)
+        shapes = [output.type.tensor_type.shape for output in self.model.graph.output]
+        module.output_widths = tuple(shape.dim[-1].dim_value for shape in shapes)
         return module
 
     def _input(self) -> tuple[str, tuple[int, int]]:
-        """Give the name of the input, and the height and width of its images."""
-        inputs = [one for one in self.model.graph.input if one.name not in self.table]
-        kinds = [one.type.tensor_type for one in inputs]
+        """Return the name of the input, and the height and width of its images."""
+        inputs = [value for value in self.model.graph.input if value.name not in self.table]
+        kinds = [value.type.tensor_type for value in inputs]
         shapes = [[dim.dim_value for dim in kind.shape.dim] for kind in kinds]
         if len(inputs) != 1 or kinds[0].elem_type != TensorProto.UINT8 or len(shapes[0]) != 4 or shapes[0][3] != 3:
             raise RunnerError(
                 "Expected one uint8 input of shape (batch, height, width, 3). Received: "
-                f"{[one.name for one in inputs]} of shape {shapes} in {self.where}. Name an exported model.onnx."
+                f"{[value.name for value in inputs]} of shape {shapes} in {self.where}. Name an exported model.onnx."
             )
         return inputs[0].name, (shapes[0][1], shapes[0][2])
 
     def expect(self, fits: bool, node: onnx.NodeProto, expected: str, received: str) -> None:
-        """Refuse a node that is not as it is known here."""
+        """Refuse a node that the handlers do not support."""
         if not fits:
             raise RunnerError(
                 f"Expected {expected}. Received: {received} in node {node.name!r} of {self.where}. "
@@ -117,7 +122,7 @@ class Converter:
         return self.graph.call_method(name, arguments)
 
     def layer(self, node: onnx.NodeProto, module: torch.nn.Module, *arguments: Any) -> Any:
-        """Call a module, which is kept under the node's name."""
+        """Call a module, registered under the node's name."""
         name = self._free_name(node)
         self.root.add_module(name, module)
         return self.graph.call_module(name, arguments)
@@ -125,44 +130,40 @@ class Converter:
     def _free_name(self, node: onnx.NodeProto) -> str:
         base = re.sub(r"\W", "_", node.name or node.output[0]) or "node"
         base = f"_{base}" if base[0].isdigit() else base
-        name, number = base, 1
-        while hasattr(self.root, name):
-            name, number = f"{base}_{number}", number + 1
-        return name
+        names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
+        return next(name for name in names if not hasattr(self.root, name))
 
     def value(self, node: onnx.NodeProto, index: int = 0) -> Any:
-        """The fx node of an input; a constant becomes a buffer, in FP16 where the model computes in it."""
+        """Return the fx node of an input; a constant becomes a buffer, in FP16 where the model computes in it."""
         name = node.input[index]
         if name in self.values:
             return self.values[name]
         buffer = self._free_name(node)
-        keep = node.name in self.prepared
-        self.root.register_buffer(buffer, self.tensor(self.constant(node, index), keep=keep))
+        self.root.register_buffer(buffer, self.tensor(self.constant(node, index), keep=node.name in self.prepared))
         return self.graph.get_attr(buffer)
 
     def constant(self, node: onnx.NodeProto, index: int) -> np.ndarray:
-        """An input that must be a constant."""
+        """Return an input that must be a constant."""
         name = node.input[index]
-        expected = f"a constant as input {index} of {node.op_type}"
-        self.expect(name in self.table, node, expected, f"the tensor {name!r}")
+        self.expect(name in self.table, node, f"a constant as input {index} of {node.op_type}", f"the tensor {name!r}")
         return self.table[name]
 
     def optional(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
-        """An input that must be a constant where there is one."""
+        """Return an input that must be a constant, or None where it is missing."""
         return self.constant(node, index) if len(node.input) > index and node.input[index] else None
 
     def integers(self, node: onnx.NodeProto, name: str, index: int) -> list[int] | None:
-        """An attribute that newer opsets have as an input."""
-        held = self.optional(node, index)
-        found = attribute(node, name) if held is None else np.atleast_1d(held)
-        return None if found is None else [int(one) for one in found]
+        """Return an attribute that is an input in newer opsets."""
+        constant = self.optional(node, index)
+        values = attribute(node, name) if constant is None else np.atleast_1d(constant)
+        return None if values is None else list(map(int, values))
 
     def tensor(self, values: np.ndarray, keep: bool = False) -> torch.Tensor:
-        """A constant as a tensor; numbers in the model's precision, unless it is to keep its own."""
-        made = torch.from_numpy(np.array(values))
-        return made.to(self.dtype) if made.is_floating_point() and not keep else made
+        """Convert a constant; floats get the model's precision, unless they ``keep`` their own."""
+        tensor = torch.from_numpy(np.array(values))
+        return tensor.to(self.dtype) if tensor.is_floating_point() and not keep else tensor
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:
-        """The node that reads a tensor that nobody else does."""
+        """Return the only node that reads a tensor; None where there are several, or it is an output."""
         readers = self.readers.get(name, ())
         return readers[0] if len(readers) == 1 and name not in self.outputs else None

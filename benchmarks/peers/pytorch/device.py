@@ -1,4 +1,4 @@
-"""What PyTorch needs around a model: the package itself, the settings of the process, pinned buffers."""
+"""Import PyTorch, set its process-wide options, and allocate pinned buffers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from export.errors import DeviceUnavailableError
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "fp16"]  # of what PyTorch computes in; its INT8 is another format
+Precision = Literal["fp32", "fp16"]  # of PyTorch's computations; its INT8 is another format
 
 
 def import_torch() -> Any:
-    """Return torch.
+    """Import and return torch.
 
     Raises:
-        DeviceUnavailableError: it is not installed here; the project itself never needs it.
+        DeviceUnavailableError: it is not installed; the project itself does not need it.
     """
     try:
         import torch
@@ -32,7 +32,7 @@ def import_torch() -> Any:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions that decide PyTorch's speed: torch, its CUDA, cuDNN and Triton; None where one is missing."""
+    """Return the versions that matter for PyTorch's speed: torch, its CUDA, cuDNN and Triton; None where missing."""
     torch = import_torch()
     try:
         import triton
@@ -51,14 +51,14 @@ def versions() -> dict[str, str | None]:
 
 @contextmanager
 def settings(torch: Any, tf32: bool) -> Iterator[None]:
-    """Set what decides PyTorch's speed and is global to the process; put it back afterwards.
+    """Set the process-wide options that matter for PyTorch's speed, and restore them afterwards.
 
-    PyTorch 2.9 brought new switches for TF32. Who reads the old ones after the new ones were set may get a
-    RuntimeError, so the old ones are touched only where the new ones do not exist.
+    PyTorch 2.9 introduced new switches for TF32. Reading the old ones after the new ones were set may raise a
+    RuntimeError, so the old ones are used only where the new ones do not exist.
 
-    ``set_float32_matmul_precision`` has a state of its own, which torch.compile reads and refuses where it says other
-    than the new switch of products (pytorch/pytorch#166387): it is set alongside, before the switches, and put back
-    where it could be read.
+    ``set_float32_matmul_precision`` has a state of its own, which torch.compile reads and refuses where it differs from
+    the new switch of matrix products (pytorch/pytorch#166387): it is set too, before the switches, and restored where
+    it could be read.
     """
     owners, name = _tf32_switches(torch)
     new = name == "fp32_precision"
@@ -69,24 +69,24 @@ def settings(torch: Any, tf32: bool) -> Iterator[None]:
     try:
         if new:
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        for owner, switch, wanted in switches:
-            setattr(owner, switch, wanted)
+        for owner, switch, setting in switches:
+            setattr(owner, switch, setting)
         yield
     finally:
         if matmul is not None:
             torch.set_float32_matmul_precision(matmul)
-        for (owner, switch, _), held in zip(switches, before):
-            setattr(owner, switch, held)
+        for (owner, switch, _), earlier in zip(switches, before):
+            setattr(owner, switch, earlier)
 
 
 def tf32_allowed(torch: Any) -> tuple[bool, bool]:
-    """Whether products and convolutions may use TF32 now."""
+    """Return whether matrix products and convolutions may use TF32 now."""
     (matmul, conv, *_), name = _tf32_switches(torch)
     return getattr(matmul, name) in (True, "tf32"), getattr(conv, name) in (True, "tf32")
 
 
 def _tf32_switches(torch: Any) -> tuple[list[Any], str]:
-    """What has a switch for TF32 (products, convolutions and recurrent layers, which have to agree), and its name."""
+    """Return the owners of TF32 switches (products, convolutions, recurrent layers; they must agree), and the name."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     conv, rnn = getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)
     if hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision"):
@@ -95,7 +95,7 @@ def _tf32_switches(torch: Any) -> tuple[list[Any], str]:
 
 
 def _matmul_precision(torch: Any) -> str | None:
-    """The state of ``set_float32_matmul_precision``; None where somebody mixed old and new switches before."""
+    """Return the state of ``set_float32_matmul_precision``; None where old and new switches were mixed before."""
     try:
         return str(torch.get_float32_matmul_precision())
     except RuntimeError:
@@ -108,7 +108,7 @@ class Slot:
     def __init__(self, torch: Any, device: str, shape: tuple[int, ...], classes: list[int]) -> None:
         cuda = device.startswith("cuda")
         self.host: torch.Tensor = torch.zeros(shape, dtype=torch.uint8, pin_memory=cuda)
-        self.pixels: torch.Tensor = self.host.to(device)  # on a CPU the same tensor
+        self.pixels: torch.Tensor = self.host.to(device)  # the same tensor on a CPU
         self.host_outputs: list[torch.Tensor] = [
             torch.empty((shape[0], count), dtype=torch.float32, pin_memory=cuda) for count in classes
         ]

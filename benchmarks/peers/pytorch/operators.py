@@ -1,4 +1,4 @@
-"""What each ONNX operator of our exporter is in PyTorch: a layer with the file's weights, or a function.
+"""Convert each ONNX operator of our exporter to PyTorch: a layer with the file's weights, or a function.
 
 Each handler takes the converter and the node, and returns the fx node of its first output.
 """
@@ -20,11 +20,11 @@ from export.onnx_passes.graph import attribute
 if TYPE_CHECKING:
     from benchmarks.peers.pytorch.convert import Converter
 
-_FRESH = ("Conv", "Add")  # what they write is theirs alone, so that a ReLU behind them may overwrite it
+_FRESH = ("Conv", "Add")  # operators with an output of their own, so that a following ReLU may overwrite it
 
 
 def _pads(it: Converter, node: onnx.NodeProto) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Give the padding before and after, each (height, width)."""
+    """Return the padding before and after, each (height, width)."""
     auto = attribute(node, "auto_pad", b"NOTSET")
     it.expect(auto in (b"NOTSET", b"VALID"), node, "explicit padding", f"auto_pad {auto.decode()}")
     top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
@@ -89,13 +89,12 @@ def _matmul(it: Converter, node: onnx.NodeProto) -> Any:
     add, index = _added_constant(it, node)
     if add is None or it.constant(add, index).shape not in ((weight.shape[1],), (1, weight.shape[1])):
         return _linear(it, node, weight.T, None)
-    result = _linear(it, node, weight.T, it.constant(add, index).reshape(-1))
-    it.values[add.output[0]] = result  # the Add is done
-    return result
+    it.values[add.output[0]] = _linear(it, node, weight.T, it.constant(add, index).reshape(-1))  # includes the Add
+    return it.values[add.output[0]]
 
 
 def _added_constant(it: Converter, node: onnx.NodeProto) -> tuple[onnx.NodeProto | None, int]:
-    """Give the Add that alone reads a node's result and adds a constant to it, and the index of that input."""
+    """Return the Add that alone reads a node's result and adds a constant, and the index of the constant's input."""
     add = it.only_reader(node.output[0])
     if add is None or add.op_type != "Add" or add.name in it.prepared:
         return None, 0
@@ -104,23 +103,22 @@ def _added_constant(it: Converter, node: onnx.NodeProto) -> tuple[onnx.NodeProto
 
 
 def _mul(it: Converter, node: onnx.NodeProto) -> Any:
-    """Multiply; with the Add behind it in one step where that is a BatchNorm that no Conv could take in."""
+    """Multiply, together with a following Add where both are a BatchNorm that was not folded into a Conv."""
     add, index = _added_constant(it, node)
     if add is None or not any(name in it.table for name in node.input):
         return it.call(torch.mul, it.value(node), it.value(node, 1))
-    result = it.call(torch.addcmul, it.value(add, index), it.value(node), it.value(node, 1))
-    it.values[add.output[0]] = result
-    return result
+    it.values[add.output[0]] = it.call(torch.addcmul, it.value(add, index), it.value(node), it.value(node, 1))
+    return it.values[add.output[0]]
 
 
 def _relu(it: Converter, node: onnx.NodeProto) -> Any:
-    maker = it.made.get(node.input[0])
-    fresh = maker is not None and maker.op_type in _FRESH and it.only_reader(node.input[0]) is not None
+    producer = it.producers.get(node.input[0])
+    fresh = producer is not None and producer.op_type in _FRESH and it.only_reader(node.input[0]) is not None
     return it.call(functional.relu, it.value(node), inplace=fresh)
 
 
 def _max_pool(it: Converter, node: onnx.NodeProto) -> Any:
-    it.expect(not any(node.output[1:]), node, "a MaxPool without indices", "one that gives them")
+    it.expect(not any(node.output[1:]), node, "a MaxPool without indices", "one with indices")
     x, (before, after), kernel = it.value(node), _pads(it, node), _pair(node, "kernel_shape")
     if before != after or any(pad > size // 2 for pad, size in zip(before, kernel)):
         x, before = _padded(it, x, before, after, float("-inf")), (0, 0)
@@ -137,8 +135,12 @@ def _max_pool(it: Converter, node: onnx.NodeProto) -> Any:
 
 def _average_pool(it: Converter, node: onnx.NodeProto) -> Any:
     before, after = _pads(it, node)
-    known = before == after and not attribute(node, "ceil_mode", 0) and _pair(node, "dilations") == (1, 1)
-    it.expect(known, node, "an AveragePool with equal padding", "other padding, ceil_mode or dilations")
+    it.expect(
+        before == after and not attribute(node, "ceil_mode", 0) and _pair(node, "dilations") == (1, 1),
+        node,
+        "an AveragePool with equal padding",
+        "other padding, ceil_mode or dilations",
+    )
     return it.call(
         functional.avg_pool2d,
         it.value(node),
@@ -151,14 +153,18 @@ def _average_pool(it: Converter, node: onnx.NodeProto) -> Any:
 
 def _pad(it: Converter, node: onnx.NodeProto) -> Any:
     pads = it.integers(node, "pads", 1) or []
-    known = attribute(node, "mode", b"constant") == b"constant" and not any(node.input[3:])
-    it.expect(known, node, "a Pad with a constant on all axes", "another mode, or axes")
-    held = it.optional(node, 2)
-    value = 0.0 if held is None else float(held.reshape(-1)[0])
+    it.expect(
+        attribute(node, "mode", b"constant") == b"constant" and not any(node.input[3:]),
+        node,
+        "a Pad with a constant on all axes",
+        "another mode, or axes",
+    )
+    constant = it.optional(node, 2)
+    value = 0.0 if constant is None else float(constant.reshape(-1)[0])
     rank = len(pads) // 2
     flat = [pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)]
     while flat[-2:] == [0, 0]:
-        del flat[-2:]  # functional.pad wants the last axes alone
+        del flat[-2:]  # functional.pad takes the last axes only
     return it.call(functional.pad, it.value(node), flat, value=value) if flat else it.value(node)
 
 
@@ -172,19 +178,23 @@ def _cast(it: Converter, node: onnx.NodeProto) -> Any:
 
 def _gather(it: Converter, node: onnx.NodeProto) -> Any:
     indices = it.constant(node, 1)
-    known = indices.ndim == 1 and not (indices < 0).any()
-    it.expect(known, node, "a Gather by a list of positions", f"indices of shape {indices.shape}")
+    it.expect(
+        indices.ndim == 1 and not (indices < 0).any(),
+        node,
+        "a Gather by a list of positions",
+        f"indices of shape {indices.shape}",
+    )
     return it.call(torch.index_select, it.value(node), attribute(node, "axis", 0), it.value(node, 1))
 
 
 def reshape(x: Any, shape: Sequence[int]) -> Any:
-    """ONNX's Reshape: 0 keeps a dimension, -1 is what is left."""
+    """Reshape as ONNX does: 0 keeps a dimension, -1 is inferred."""
     return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
 
 
 def _reshape(it: Converter, node: onnx.NodeProto) -> Any:
     it.expect(not attribute(node, "allowzero", 0), node, "a Reshape whose 0 keeps a dimension", "allowzero")
-    return it.call(reshape, it.value(node), [int(one) for one in it.constant(node, 1)])
+    return it.call(reshape, it.value(node), it.constant(node, 1).tolist())
 
 
 def _flatten(it: Converter, node: onnx.NodeProto) -> Any:
@@ -193,16 +203,10 @@ def _flatten(it: Converter, node: onnx.NodeProto) -> Any:
     return it.call(torch.flatten, it.value(node), 1)
 
 
-def _squeeze(it: Converter, node: onnx.NodeProto) -> Any:
+def _axes(it: Converter, node: onnx.NodeProto) -> tuple[int, ...]:
     axes = it.integers(node, "axes", 1)
-    it.expect(axes is not None, node, "a Squeeze of named axes", "none")
-    return it.call_method("squeeze", it.value(node), tuple(axes or ()))
-
-
-def _mean(it: Converter, node: onnx.NodeProto) -> Any:
-    axes = it.integers(node, "axes", 1)
-    it.expect(axes is not None, node, "a ReduceMean over named axes", "none")
-    return it.call(torch.mean, it.value(node), tuple(axes or ()), bool(attribute(node, "keepdims", 1)))
+    it.expect(axes is not None, node, f"a {node.op_type} over named axes", "none")
+    return tuple(axes or ())
 
 
 def _top_k(it: Converter, node: onnx.NodeProto) -> Any:
@@ -213,7 +217,7 @@ def _top_k(it: Converter, node: onnx.NodeProto) -> Any:
 
 
 def _function(name: str) -> Callable[[Converter, onnx.NodeProto], Any]:
-    """Make the handler of an operator that a function of torch computes from the same inputs."""
+    """Make the handler of an operator that is a function of torch with the same inputs."""
 
     def handler(it: Converter, node: onnx.NodeProto) -> Any:
         return it.call(getattr(torch, name), *(it.value(node, index) for index in range(len(node.input))))
@@ -236,14 +240,16 @@ HANDLERS: dict[str, Callable[[Converter, onnx.NodeProto], Any]] = {
     "MaxPool": _max_pool,
     "Mul": _mul,
     "Pad": _pad,
-    "ReduceMean": _mean,
+    "ReduceMean": lambda it, node: it.call(
+        torch.mean, it.value(node), _axes(it, node), bool(attribute(node, "keepdims", 1))
+    ),
     "Relu": _relu,
     "Reshape": _reshape,
     "Sigmoid": _function("sigmoid"),
     "Softmax": lambda it, node: it.call(
         torch.softmax, it.value(node), attribute(node, "axis", -1), dtype=torch.float32
     ),
-    "Squeeze": _squeeze,
+    "Squeeze": lambda it, node: it.call_method("squeeze", it.value(node), _axes(it, node)),
     "Sub": _function("sub"),
     "TopK": _top_k,
     "Transpose": lambda it, node: it.call_method("permute", it.value(node), tuple(attribute(node, "perm"))),

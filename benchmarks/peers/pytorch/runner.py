@@ -1,12 +1,13 @@
-"""Runs an exported ONNX file in PyTorch: eager, as a CUDA graph, or compiled.
+"""Run an exported ONNX file in PyTorch: eager, as a CUDA graph, or compiled.
 
-The same work as our TensorRT runner: uint8 pixels from pinned memory over the bus, the model in channels-last, logits
-and probabilities back to pinned memory. Needs numpy, onnx and torch; Python 3.10 syntax.
+It does the same work as our TensorRT runner: uint8 pixels from pinned memory over the bus, the model in channels-last,
+logits and probabilities back to pinned memory. The module needs Python 3.10, numpy, onnx and torch.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -26,18 +27,18 @@ MODES: dict[str, str] = {
     "graphs": "one CUDA graph a batch size, captured over static buffers",
     "compile": 'torch.compile(mode="max-autotune", fullgraph=True, dynamic=False)',
 }
-SLOTS = 3  # batches under way at once when they are streamed
-WARMUP_CALLS = 3  # cuDNN chooses its algorithms in the first; a compiled model records its CUDA graph in the second
+SLOTS = 3  # batches in flight when they are streamed
+WARMUP_CALLS = 3  # cuDNN selects its algorithms in the first; a compiled model captures its CUDA graph in the second
 
 
 class PyTorchRunner:
-    """Classifies batches with PyTorch; `infer` is that of `pipeline.runners.base.Runner`. Not for several threads.
+    """Classifies batches with PyTorch, with the `infer` of `pipeline.runners.base.Runner`. Not thread-safe.
 
-    A batch size is prepared when it is first seen: warmed up and, by the mode, captured or compiled (minutes; eight
-    sizes a runner, then PyTorch's recompile limit raises). Larger input than ``max_batch`` is split.
+    A batch size is prepared at its first use: warmed up and, depending on the mode, captured or compiled (which takes
+    minutes; after eight sizes PyTorch's recompile limit raises). Input larger than ``max_batch`` is split.
 
     While a runner is open, TF32 and cuDNN's benchmark mode are set for the whole process; runners that are open at the
-    same time take the same ``tf32``.
+    same time must have the same ``tf32``.
 
     Args:
         path: FP32 ONNX file as our export writes it.
@@ -48,7 +49,7 @@ class PyTorchRunner:
         tf32: whether FP32 convolutions and products may use TF32, as TensorRT may by default. Defaults to True.
 
     Attributes:
-        module: of an open runner, the model as the mode runs it.
+        module: the model as the mode runs it; None where the runner is closed.
     """
 
     backend = "pytorch"
@@ -81,7 +82,7 @@ class PyTorchRunner:
         self._cuda = device.startswith("cuda")
 
     def __enter__(self) -> PyTorchRunner:
-        """Load the model and allocate.
+        """Load the model and allocate its buffers.
 
         Raises:
             DeviceUnavailableError: PyTorch or its GPU is missing.
@@ -123,27 +124,27 @@ class PyTorchRunner:
         self.module = module.to(self.device)
         if self.mode == "compile":
             self.module = torch.compile(self.module, mode="max-autotune", fullgraph=True, dynamic=False)
-        classes = [module.output_widths[index] for index in self._indices]
+        widths = [module.output_widths[index] for index in self._indices]
         self._stream: Any = torch.cuda.Stream() if self._cuda else None
         self._uploads = torch.cuda.Stream() if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self.mode == "graphs" else None
         self._calls: dict[tuple[int, int], Callable[[], Any]] = {}
         shape = (self.max_batch, *self.size, 3)
-        self._slots = [Slot(torch, self.device, shape, classes) for _ in range(SLOTS if self._cuda else 1)]
+        self._slots = [Slot(torch, self.device, shape, widths) for _ in range(SLOTS if self._cuda else 1)]
         if self._cuda:
-            torch.cuda.synchronize()  # all that was queued outside of the runner's own stream
+            torch.cuda.synchronize()  # waits for work that was queued outside the runner's own stream
 
     def _forget(self) -> None:
-        """Drop everything that holds memory of the device, and give that memory back."""
+        """Release everything that holds device memory."""
         self.module = None
         self._calls, self._slots, self._pool = {}, [], None
         if self._cuda:
             self._torch.cuda.synchronize()
-            gc.collect()  # a compiled model refers to itself
+            gc.collect()  # a compiled model has reference cycles
             self._torch.cuda.empty_cache()
 
     def describe(self) -> dict[str, object]:
-        """What a reader must know of an open runner: mode, precision, settings as PyTorch reports them, versions."""
+        """Return the mode, precision, settings as PyTorch reports them, and versions of an open runner."""
         torch = self._opened()
         matmul, cudnn = tf32_allowed(torch)
         return {
@@ -160,7 +161,7 @@ class PyTorchRunner:
         }
 
     def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC RGB pixels, any number from 1 on.
+        """Classify uint8 NHWC RGB pixels, one image or more.
 
         Args:
             pixels: uint8, (N, height, width, 3), of the size that the model was exported for.
@@ -174,35 +175,35 @@ class PyTorchRunner:
         self._opened()
         check_pixels(pixels, self.size)
         slot = self._slots[0]
-        results = [np.empty((len(pixels), *one.shape[1:]), np.float32) for one in slot.host_outputs]
+        results = [np.empty((len(pixels), *output.shape[1:]), np.float32) for output in slot.host_outputs]
         for start in range(0, len(pixels), self.max_batch):
-            piece = pixels[start : start + self.max_batch]
-            count = len(piece)
+            part = pixels[start : start + self.max_batch]
+            count = len(part)
             call = self._call(count, 0)
-            slot.host.numpy()[:count] = piece
+            slot.host.numpy()[:count] = part
             with self._working():
                 slot.upload(count)
                 slot.download(call(), count)
             self._synchronize()
-            for result, one in zip(results, slot.host_outputs):
-                result[start : start + count] = one.numpy()[:count]
+            for result, output in zip(results, slot.host_outputs):
+                result[start : start + count] = output.numpy()[:count]
         return Outputs(*results)
 
     def compute_ms(self, batch: int, repeats: int = 50) -> list[float]:
-        """Time the model alone on the GPU: pixels and results stay there.
+        """Time the model alone on the GPU, where pixels and results stay.
 
-        The calls are queued one behind the other, each between two CUDA events. Where the host queues more slowly than
-        the GPU works (eager, small batches), the time is the host's.
+        The calls are queued without waiting, each between two CUDA events. Where the host queues more slowly than the
+        GPU computes (eager, small batches), the time is the host's.
 
         Args:
             batch: images a call, at most ``max_batch``.
-            repeats: calls. Defaults to 50.
+            repeats: number of calls. Defaults to 50.
 
         Returns:
-            list[float]: milliseconds, one a call.
+            list[float]: milliseconds of each call.
 
         Raises:
-            RunnerError: not on a GPU, or numbers that make no sense.
+            RunnerError: not on a GPU, or an argument is out of its range.
         """
         torch = self._check_timed(batch, repeats)
         self._fill(1, batch)
@@ -219,38 +220,35 @@ class PyTorchRunner:
         return [start.elapsed_time(end) for start, end in events]
 
     def stream_ms(self, batch: int, batches: int = 30) -> list[float]:
-        """Time batches one behind the other, with the upload of the next while the GPU computes.
+        """Time a stream of batches, with the upload of the next batch while the GPU computes.
 
-        Pixels lie in pinned memory and results end there; a decoder would write and read them in place.
+        Pixels and results are in pinned memory; a decoder would write and read them in place.
 
         Args:
             batch: images a batch, at most ``max_batch``.
-            batches: how many. Defaults to 30.
+            batches: number of batches. Defaults to 30.
 
         Returns:
-            list[float]: milliseconds a batch by the host's clock, one number: the mean from the first upload until all
-            results are there.
+            list[float]: milliseconds a batch by the host's clock, as one number: the mean from the first upload to the
+            last result.
 
         Raises:
-            RunnerError: not on a GPU, or numbers that make no sense.
+            RunnerError: not on a GPU, or an argument is out of its range.
         """
         torch = self._check_timed(batch, batches)
         self._fill(SLOTS, batch)
-        calls = [self._call(batch, index) for index in range(SLOTS)]
-        uploaded = [torch.cuda.Event() for _ in range(SLOTS)]
-        done = [torch.cuda.Event() for _ in range(SLOTS)]
+        ring = [(self._slots[at], self._call(batch, at), torch.cuda.Event(), torch.cuda.Event()) for at in range(SLOTS)]
         self._synchronize()
         began = time.perf_counter()
-        for number in range(batches):
-            index = number % SLOTS
-            done[index].synchronize()  # the slot's buffers are free again
+        for slot, call, uploaded, done in itertools.islice(itertools.cycle(ring), batches):
+            done.synchronize()  # the slot's buffers are free again
             with torch.cuda.stream(self._uploads):
-                self._slots[index].upload(batch)
-                uploaded[index].record()
+                slot.upload(batch)
+                uploaded.record()
             with self._working():
-                self._stream.wait_event(uploaded[index])
-                self._slots[index].download(calls[index](), batch)
-                done[index].record()
+                self._stream.wait_event(uploaded)
+                slot.download(call(), batch)
+                done.record()
         self._synchronize()
         return [(time.perf_counter() - began) * 1000.0 / batches]
 
@@ -269,7 +267,7 @@ class PyTorchRunner:
         return torch
 
     def _fill(self, slots: int, batch: int) -> None:
-        """Put seeded noise into the first slots; zeros would flatter caches and power."""
+        """Fill the first slots with seeded noise, because zeros would make caches and power look better."""
         noise = np.random.default_rng(0).integers(0, 256, (batch, *self.size, 3), dtype=np.uint8)
         with self._working():
             for slot in self._slots[:slots]:
@@ -278,15 +276,15 @@ class PyTorchRunner:
         self._synchronize()
 
     def _call(self, batch: int, index: int) -> Callable[[], Any]:
-        """The function that runs the model on a slot's pixels and gives logits and probabilities on the device."""
+        """Return the function that runs the model on a slot's pixels, with logits and probabilities on the device."""
         if (batch, index) not in self._calls:
             source = self._slots[index].pixels[:batch]
 
             def call() -> Any:
                 if self.mode == "compile":
-                    self._torch.compiler.cudagraph_mark_step_begin()  # the results of the call before may go
+                    self._torch.compiler.cudagraph_mark_step_begin()  # the earlier results may be overwritten
                 results = self.module(source)
-                return [results[one] for one in self._indices]
+                return [results[at] for at in self._indices]
 
             with self._working():
                 for _ in range(WARMUP_CALLS):
@@ -298,7 +296,7 @@ class PyTorchRunner:
     def _capture(self, call: Callable[[], Any]) -> Callable[[], Any]:
         torch = self._torch
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: the graphs run one behind the other, and results are copied before the next one starts.
+        # One pool for all, because the graphs run in sequence and results are copied before the next one starts.
         with torch.inference_mode(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             results = call()
 
@@ -310,7 +308,7 @@ class PyTorchRunner:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Without autograd, on the runner's own stream."""
+        """Disable autograd and use the runner's own stream."""
         torch = self._torch
         with torch.inference_mode(), torch.cuda.stream(self._stream) if self._cuda else nullcontext():
             yield

@@ -1,1 +1,1 @@
-"""Other quantizers as peers: ``python -m benchmarks.peers.quantizers``."""
+"""Run other quantizers as peers: ``python -m benchmarks.peers.quantizers``."""

@@ -1,8 +1,7 @@
-"""INT8 files as other quantizers make them, from the same ONNX model and the same calibration images.
+"""Make INT8 files with other quantizers, from the same ONNX model and the same calibration images.
 
-They stand beside ours in the comparison, so each is made by its quantizer's own defaults plus what TensorRT asks for
-(symmetric int8, per-channel weights). It runs in an environment of its own, see README.md, and imports nothing of the
-project outside this folder.
+They are compared with ours, so each quantizer uses its own defaults plus what TensorRT requires (symmetric int8,
+per-channel weights). The command runs in an environment of its own, see README.md.
 """
 
 import argparse
@@ -49,35 +48,24 @@ Each peer writes NAME.onnx and NAME.json. The last line of the output is JSON.
 """
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one peer shall do; it travels to the process that does it."""
-
-    name: str
-    model: Path
-    images: Path
-    out: Path
-    limit: int
-    seed: int
-    batch: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class PeerFile:
-    """The JSON beside a peer's model: how it was made, what it cost, and what in it is INT8.
+    """The JSON beside a peer's model: how it was made, its cost, and what in it is INT8.
 
     Attributes:
         schema: of this file.
         name: of the peer.
-        tool: see `Peer`, as ``method`` and ``high_precision``.
+        tool: see `Peer`.
+        method: see `Peer`.
+        high_precision: see `Peer`.
         settings: that differ from the tool's defaults.
         model_sha256: of the ONNX file that it was made from.
         images_sha256: of the calibration images' bytes, in their order.
-        images: calibration images.
-        seed: of their choice.
-        seconds: that the tool took.
-        cpu_seconds: of all threads: what it costs where others compute too.
-        peak_rss_mib: the most memory that its process held; None where the system does not say.
+        images: number of calibration images.
+        seed: of their random choice.
+        seconds: wall-clock time of the tool.
+        cpu_seconds: processor time of all threads.
+        peak_rss_mib: peak memory of its process in MiB; None where the system does not report it.
         bytes: size of the model.
         sha256: of the model.
         opset: of the model.
@@ -105,75 +93,83 @@ class PeerFile:
     versions: Mapping[str, str | None]
 
 
-def run_peer(job: Job) -> PeerFile:
+def run_peer(name: str, model: Path, images: Path, out: Path, *, limit: int, seed: int, batch: int) -> PeerFile:
     """Make one peer's file and its sidecar.
 
-    Every peer needs a process of its own: modelopt replaces functions of onnxruntime's quantizer, and the peak memory
-    is the process's.
+    Every peer needs a process of its own, because modelopt replaces functions of onnxruntime's quantizer, and the peak
+    memory is that of the process.
+
+    Args:
+        name: of the peer, a key of `PEERS`.
+        model: FP32 ONNX file.
+        images: .npz file with the calibration images.
+        out: folder for the file and its sidecar.
+        limit: most calibration images.
+        seed: of their random choice.
+        batch: images a calibration step.
 
     Returns:
-        PeerFile: what the sidecar holds.
+        PeerFile: the sidecar.
 
     Raises:
         ProjectError: an input does not fit, or the tool failed.
     """
-    peer = PEERS[job.name]
+    peer = PEERS[name]
     try:
-        model = onnx.load(job.model)
+        graph = onnx.load(model)
     except Exception as error:
-        raise ProjectError(f"Expected an ONNX model. Received: {job.model} ({error}). Name another file.") from error
-    name, pixels = read_images(job.images, model, job.limit, job.seed)
-    with temporary_folder(job.out / job.name) as scratch:
-        source, made = scratch / "model.onnx", scratch / "int8.onnx"  # a copy: the tools write beside what they read
-        onnx.save(model, source)
-        del model
-        reader = PixelReader(name, pixels, job.batch, job.name)
+        raise ProjectError(f"Expected an ONNX model. Received: {model} ({error}). Name another file.") from error
+    input_name, pixels = read_images(images, graph, limit, seed)
+    with temporary_folder(out / name) as scratch:
+        source, int8 = scratch / "model.onnx", scratch / "int8.onnx"  # a copy, as the tools write beside their input
+        onnx.save(graph, source)
+        del graph
+        reader = PixelReader(input_name, pixels, batch, name)
         start, busy = time.perf_counter(), time.process_time()
         try:
-            settings = TOOLS[peer.tool](peer, source, reader, made)
+            settings = TOOLS[peer.tool](peer, source, reader, int8)
             seconds, busy = time.perf_counter() - start, time.process_time() - busy
-            result = onnx.load(made)
+            result = onnx.load(int8)
             onnx.checker.check_model(result)
         except ImportError as error:
             raise ProjectError(
                 f"Expected the packages of requirements.txt. Received: {error}. Install them, see README.md."
             ) from error
         except Exception as error:
-            raise ProjectError(f"{job.name} failed: {type(error).__name__}: {error}") from error
+            raise ProjectError(f"{name} failed: {type(error).__name__}: {error}") from error
         finally:
             reader.progress.close()
         if reader.position < len(pixels):
             raise ProjectError(
-                f"Expected {job.name} to calibrate on {count(len(pixels), 'image')}. Received: it read "
-                f"{reader.position}. "
-                "Its file says nothing about the method: look at its log."
+                f"Expected {name} to calibrate on {count(len(pixels), 'image')}. Received: it read {reader.position}. "
+                "Its file would not represent the method: look at its log."
             )
         sidecar = PeerFile(
-            name=job.name,
+            name=name,
             **asdict(peer),
             settings=settings,
-            model_sha256=sha256_file(job.model),
+            model_sha256=sha256_file(model),
             images_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
             images=len(pixels),
-            seed=job.seed,
+            seed=seed,
             seconds=round(seconds, 1),
             cpu_seconds=round(busy, 1),
             peak_rss_mib=peak_memory_mib(),
-            bytes=made.stat().st_size,
-            sha256=sha256_file(made),
-            opset=next(one.version for one in result.opset_import if one.domain in ("", "ai.onnx")),
+            bytes=int8.stat().st_size,
+            sha256=sha256_file(int8),
+            opset=next(opset.version for opset in result.opset_import if opset.domain in ("", "ai.onnx")),
             placement=placement(result),
             versions={"python": platform.python_version(), **versions_of(PACKAGES)},
         )
-        # The sidecar goes last: where it is, its model is whole.
-        (job.out / f"{job.name}.json").unlink(missing_ok=True)
-        put_file(made, job.out / f"{job.name}.onnx")
-        write_atomic(job.out / f"{job.name}.json", json.dumps(to_json(sidecar), indent=2) + "\n")
+        # The sidecar is written last, so that its model is complete wherever it exists.
+        (out / f"{name}.json").unlink(missing_ok=True)
+        put_file(int8, out / f"{name}.onnx")
+        write_atomic(out / f"{name}.json", json.dumps(to_json(sidecar), indent=2) + "\n")
     return sidecar
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         epilog=EXAMPLES,
@@ -181,7 +177,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, required=True, help="FP32 ONNX model with one input")
     parser.add_argument("--images", type=Path, required=True, help=".npz with the calibration images, array `pixels`")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files; made if missing")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files; created if missing")
     parser.add_argument(
         "--peer", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}"
     )
@@ -197,15 +193,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def own_process() -> ProcessPoolExecutor:
-    """A process for one peer, whose memory is its own; it ends with this one, also by kill -9."""
+    """Make a process for one peer, with its own memory, that ends with this process, also on kill -9."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-
     def wait() -> None:
-        if parent is not None:
+        if parent := multiprocessing.parent_process():
             parent.join()
             os._exit(1)
 
@@ -213,10 +207,10 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the files. Returns 0, or 1 where a peer failed."""
+    """Make the files; return 0, 1 where a peer failed, 2 for bad input, or 130 when interrupted."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    missing = [one for one in (options.model, options.images) if not one.is_file()]
+    missing = [path for path in (options.model, options.images) if not path.is_file()]
     if missing:
         log.error("Expected a file. Received: %s, which is none. Name one that exists.", missing[0])
         return 2
@@ -229,14 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed: dict[str, str] = {}
     for number, name in enumerate(options.peer, 1):
         log.info("%d/%d %s", number, len(options.peer), name)
-        job = Job(name, options.model, options.images, options.out, options.limit, options.seed, options.batch)
+        settings = {"limit": options.limit, "seed": options.seed, "batch": options.batch}
         try:
             with own_process() as pool:
-                sidecar = pool.submit(run_peer, job).result()
+                sidecar = pool.submit(run_peer, name, options.model, options.images, options.out, **settings).result()
         except (ProjectError, OSError) as error:
             failed[name] = str(error)
         except KeyboardInterrupt:
-            log.error("  interrupted; what was made before is whole")
+            log.error("  interrupted; the files written before are complete")
             return 130
         except BrokenProcessPool:
             failed[name] = "its process died, likely for lack of memory: free some, or take fewer images with --limit"
@@ -249,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *(f"{name}.onnx", convolutions.int8, convolutions.of, count(sidecar.images, "image")),
             *(sidecar.seconds, sidecar.peak_rss_mib),
         )
-        done[name] = {one: getattr(sidecar, one) for one in ("images", "seconds", "peak_rss_mib", "sha256")}
+        done[name] = {field: getattr(sidecar, field) for field in ("images", "seconds", "peak_rss_mib", "sha256")}
     print(json.dumps({"done": done, "failed": failed}))
     return 1 if failed else 0
 

@@ -1,14 +1,9 @@
-"""The quantizers, how each is called, and what of their files computes in INT8.
-
-What a quantised file computes in INT8.
-
-The quantizers, how each is called, and the calibration images as they read them.
-"""
+"""Call other quantizers, give them the calibration images, and count what their files compute in INT8."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +17,7 @@ from export.errors import ProjectError
 
 @dataclass(frozen=True)
 class Share:
-    """How many nodes of a kind are computed in INT8, of how many."""
+    """The number of nodes of a kind that are computed in INT8, of how many."""
 
     int8: int = 0
     of: int = 0
@@ -35,10 +30,10 @@ class Int8Placement:
     Attributes:
         int8: op type to its share. A Conv, MatMul or Gemm counts where activation and weight are quantised, another op
             where its first input is.
-        add_inputs: quantised inputs of an Add to number of such Adds.
-        activation_pairs: activations with their own Q/DQ.
-        quantized_biases: TensorRT refuses.
-        nonzero_zero_points: TensorRT refuses, too.
+        add_inputs: number of quantised inputs of an Add to the number of such Adds.
+        activation_pairs: number of activations with their own Q/DQ pair.
+        quantized_biases: number of quantised biases, which TensorRT refuses.
+        nonzero_zero_points: number of zero points other than 0, which TensorRT refuses.
     """
 
     int8: Mapping[str, Share]
@@ -59,42 +54,38 @@ def placement(model: onnx.ModelProto) -> Int8Placement:
     Args:
         model: the quantised model.
     """
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    constants = {one.name: one for one in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
-    def dequantize(name: str) -> onnx.NodeProto | None:
-        node = made_by.get(name)
-        while node is not None and node.op_type == "Cast":
-            node = made_by.get(node.input[0])
-        return node if node is not None and node.op_type == "DequantizeLinear" else None
+    def quantized(node: onnx.NodeProto, index: int) -> bool:
+        source = producers.get(node.input[index]) if len(node.input) > index else None
+        while source is not None and source.op_type == "Cast":
+            source = producers.get(source.input[0])
+        return source is not None and source.op_type == "DequantizeLinear"
 
-    def quantized(node: onnx.NodeProto, inputs: Iterable[int]) -> list[bool]:
-        return [len(node.input) > one and dequantize(node.input[one]) is not None for one in inputs]
-
-    found: dict[str, list[bool]] = collections.defaultdict(list)
+    flags: dict[str, list[bool]] = collections.defaultdict(list)
     adds: collections.Counter[int] = collections.Counter()
     biases = 0
     for node in model.graph.node:
         if node.op_type in ("Conv", "MatMul", "Gemm"):
-            found[node.op_type].append(all(quantized(node, (0, 1))))
-            biases += quantized(node, (2,))[0]
+            flags[node.op_type].append(quantized(node, 0) and quantized(node, 1))
+            biases += quantized(node, 2)
         elif node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean"):
-            found[node.op_type].append(quantized(node, (0,))[0])
+            flags[node.op_type].append(quantized(node, 0))
         elif node.op_type == "Add":
-            adds[sum(quantized(node, (0, 1)))] += 1
+            adds[quantized(node, 0) + quantized(node, 1)] += 1
     halves = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    pairs = [node for node in halves if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
     zeros = [constants[name] for node in halves for name in node.input[2:3] if name in constants]
     return Int8Placement(
-        int8={op: Share(sum(flags), len(flags)) for op, flags in sorted(found.items())},
+        int8={op: Share(sum(each), len(each)) for op, each in sorted(flags.items())},
         add_inputs={str(count): number for count, number in sorted(adds.items())},
-        activation_pairs=len(pairs),
+        activation_pairs=sum(node.op_type == "QuantizeLinear" and node.input[0] not in constants for node in halves),
         quantized_biases=biases,
-        nonzero_zero_points=sum(bool(np.any(numpy_helper.to_array(one))) for one in zeros),
+        nonzero_zero_points=sum(bool(np.any(numpy_helper.to_array(zero))) for zero in zeros),
     )
 
 
-# ONNX Runtime's histogram calibrators hold the activations of that many images: 82 MB each for ResNet-50 at 224×224.
+# ONNX Runtime's histogram calibrators keep the activations of this many images: 82 MB each for ResNet-50 at 224×224.
 HELD_IMAGES = 32
 
 
@@ -104,8 +95,8 @@ class Peer:
 
     Attributes:
         tool: "modelopt" or "onnxruntime".
-        method: how the tool turns activations into scales, in its own words.
-        high_precision: type of what stays unquantised, "fp16" or "fp32".
+        method: the tool's name of its calibration method.
+        high_precision: type of the unquantised nodes, "fp16" or "fp32".
     """
 
     tool: str
@@ -125,7 +116,7 @@ PEERS = {
 
 
 class PixelReader:
-    """Calibration images in the order of their numbers, as both tools want to read them.
+    """Calibration images in order, with the interface that both tools require.
 
     Args:
         name: the model's input.
@@ -143,11 +134,11 @@ class PixelReader:
         return len(self.pixels)
 
     def get_first(self) -> dict[str, np.ndarray]:
-        """Returns the first step without going forward."""
+        """Return the first step without moving on."""
         return {self.name: self.pixels[: self.batch]}
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """Returns the next step, None at the end."""
+        """Return the next step, None at the end."""
         rows = self.pixels[self.position : min(self.position + self.batch, self.end)]
         if not len(rows):
             return None
@@ -159,17 +150,16 @@ class PixelReader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        step = self.get_next()
-        if step is None:
-            raise StopIteration
-        return step
+        if step := self.get_next():
+            return step
+        raise StopIteration
 
     def rewind(self) -> None:
         """Start again."""
         self.set_range(0, len(self.pixels))
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Go to the images start_index up to end_index, the last not included."""
+        """Restrict the reader to the images from start_index up to, but not including, end_index."""
         self.position, self.end = start_index, min(end_index, len(self.pixels))
 
 
@@ -178,25 +168,25 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
 
     Args:
         path: .npz file with the array ``pixels``.
-        model: the model that shall be calibrated; it has one input.
+        model: the model to calibrate; it has one input.
         limit: number of images, or all where there are fewer.
-        seed: of the choice.
+        seed: of the random choice.
 
     Returns:
-        tuple: the name of the model's input, array (n, ...) of its type.
+        tuple: the name of the model's input, and the images as an array (n, ...) of its type.
 
     Raises:
         ProjectError: the file or its array do not fit the model.
     """
-    constants = {one.name for one in model.graph.initializer}
-    inputs = [one for one in model.graph.input if one.name not in constants]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
         raise ProjectError(
-            f"Expected a model with one input. Received: {[one.name for one in inputs]}. Export it again."
+            f"Expected a model with one input. Received: {[value.name for value in inputs]}. Export it again."
         )
     kind = inputs[0].type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-    shape = [one.dim_value if one.HasField("dim_value") else None for one in kind.shape.dim]
+    shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pixels = arrays["pixels"]
@@ -205,7 +195,7 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
             f"Expected an .npz file with the array 'pixels'. Received: {path} ({error}). "
             "Write it with numpy.savez(path, pixels=array)."
         ) from error
-    fits = pixels.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape[1:], pixels.shape[1:]))
+    fits = pixels.ndim == len(shape) and all(dim in (None, size) for dim, size in zip(shape[1:], pixels.shape[1:]))
     if pixels.dtype != dtype or not fits or not len(pixels):
         raise ProjectError(
             f"Expected pixels of type {dtype} and shape (images, {', '.join(map(str, shape[1:]))}) for the input "
@@ -217,7 +207,7 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
 
 
 def modelopt_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, object]:
-    """Quantise with nvidia-modelopt's ONNX quantizer. Returns the settings that differ from its defaults."""
+    """Quantise with nvidia-modelopt's ONNX quantizer; return the settings that differ from its defaults."""
     from modelopt.onnx.quantization import quantize
 
     settings = {"calibration_method": peer.method, "high_precision_dtype": peer.high_precision}
@@ -234,14 +224,14 @@ def modelopt_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> di
 
 
 def onnxruntime_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, object]:
-    """Quantise with onnxruntime's quantize_static. Returns the settings that differ from its defaults.
+    """Quantise with onnxruntime's quantize_static; return the settings that differ from its defaults.
 
     Its Percentile and Entropy calibrators keep the activations of every image until the reader ends. The stride makes
     them read a few images at a time and merge the histograms, so that all images fit into memory.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    # TensorRT refuses the int32 biases that it would write otherwise.
+    # Without QuantizeBias=False it writes int32 biases, which TensorRT refuses.
     extra: dict[str, object] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
     if peer.method != "MinMax":
         extra["CalibStridedMinMax"] = stride(len(reader))
@@ -264,5 +254,5 @@ TOOLS = {"modelopt": modelopt_int8, "onnxruntime": onnxruntime_int8}
 
 
 def stride(images: int) -> int:
-    """Returns the largest divisor of `images` up to HELD_IMAGES: ONNX Runtime takes no other stride."""
-    return max(one for one in range(1, min(images, HELD_IMAGES) + 1) if images % one == 0)
+    """Return the largest divisor of ``images`` up to `HELD_IMAGES`; ONNX Runtime accepts divisors only."""
+    return max(divisor for divisor in range(1, min(images, HELD_IMAGES) + 1) if images % divisor == 0)

@@ -69,10 +69,10 @@ def test_what_does_not_fit_is_named(artifacts: Path, capsys: pytest.CaptureFixtu
     lines = told(capsys, artifacts, "--minutes", "0.45", "--checks", "none", "--peers", "none")
     compute = "time throughput compute fp16+int8"
     assert planned(lines) == ["machine", "build fp16-throughput", "parity fp16-throughput", compute]
-    why = f"it takes about 20 s with {compute}, which it is made for; 17 s are left"
+    why = f"it takes about 20 s with {compute}, which needs it; 17 s are left"
     assert f"left out  build int8-throughput: {why}" in lines
     assert "left out  parity int8-throughput: there is no engine int8-throughput that runs here" in lines
-    assert lines[-1] == "26 steps in about 3.6 minutes; into the 0.45 asked for fit 4"
+    assert lines[-1] == "26 steps in about 3.6 minutes; 4 fit into the 0.45 of --minutes"
 
 
 def test_rtx_is_guessed_as_itself(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,7 +221,7 @@ def test_an_interrupt_is_written(
     assert step_of(evidence, "time throughput compute fp16+int8").why == "interrupted"
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["output"], told["state"], told["exit"]) == (str(artifacts / "evidence.json"), "interrupted", 130)
-    assert f"what was known is in {told['output']}" in caplog.text
+    assert f"the results so far are in {told['output']}" in caplog.text
     assert step_of(evidence, "PyTorch eager, batch 4").state == "pending"
     assert evidence.parity is not None
 

@@ -78,7 +78,7 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
     ]
     make_steps(steps, record, 100, clock)
     assert clock.worked == ["build fp16", "time"]
-    said = "it takes about 70 s with time, which it is made for; 60 s are left"
+    said = "it takes about 70 s with time, which needs it; 60 s are left"
     assert step_of(record.evidence, "build int8").why == said
 
 
@@ -150,7 +150,7 @@ def test_a_step_that_hangs_is_cut_short(
         make_steps([Planned("hangs", "x", 0.0, hang)], record, 1.0)
     assert seconds == [2.0 + MARGIN]
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
-    assert f"the step hangs does not end: cut short, what was known is in {record.path}" in caplog.text
+    assert f"the step hangs does not end: cut short, the results so far are in {record.path}" in caplog.text
     told = json.loads(capsys.readouterr().out)
     assert (told["output"], told["state"], told["exit"]) == (str(record.path), "cut short", CUT_SHORT)
     assert told["error"] in caplog.text

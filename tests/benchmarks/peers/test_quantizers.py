@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from benchmarks.peers.quantizers import __main__ as module
-from benchmarks.peers.quantizers.__main__ import Job, run_peer
+from benchmarks.peers.quantizers.__main__ import run_peer
 from benchmarks.peers.quantizers.tools import PixelReader, Share, placement, read_images, stride
 from export.errors import ProjectError
 from tests import tiny_onnx
@@ -18,11 +18,13 @@ def save_pixels(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
-def job(folder: Path, name: str = "modelopt-max") -> Job:
+def job(folder: Path, name: str = "modelopt-max") -> dict[str, Any]:
     model = tiny_onnx.write(folder / "model.onnx")
     images = save_pixels(folder / "pixels.npz", tiny_onnx.pixels(5))
     (folder / "out").mkdir()
-    return Job(name, model, images, folder / "out", limit=4, seed=0, batch=3)
+    return {
+        "name": name, "model": model, "images": images, "out": folder / "out", "limit": 4, "seed": 0, "batch": 3,
+    }  # fmt: skip
 
 
 def as_tool(monkeypatch: pytest.MonkeyPatch, tool: Any) -> None:
@@ -98,10 +100,10 @@ def test_a_file_without_pixels_is_refused(tmp_path: Path) -> None:
 
 def test_a_peer_leaves_its_model_and_a_sidecar_and_nothing_else(tmp_path: Path, monkeypatch: Any) -> None:
     as_tool(monkeypatch, write_int8)
-    todo = job(tmp_path)
-    run_peer(todo)
-    assert sorted(one.name for one in todo.out.iterdir()) == ["modelopt-max.json", "modelopt-max.onnx"]
-    sidecar = json.loads((todo.out / "modelopt-max.json").read_text())
+    arguments = job(tmp_path)
+    run_peer(**arguments)
+    assert sorted(one.name for one in arguments["out"].iterdir()) == ["modelopt-max.json", "modelopt-max.onnx"]
+    sidecar = json.loads((arguments["out"] / "modelopt-max.json").read_text())
     assert (sidecar["tool"], sidecar["method"], sidecar["images"]) == ("modelopt", "max", 4)
     assert sidecar["settings"] == {"setting": 1}
     assert sidecar["placement"]["int8"]["Conv"] == {"int8": 1, "of": 1}
@@ -112,10 +114,10 @@ def test_a_peer_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> N
         raise ValueError("no scale")
 
     as_tool(monkeypatch, fail)
-    todo = job(tmp_path)
+    arguments = job(tmp_path)
     with pytest.raises(ProjectError, match="ValueError: no scale"):
-        run_peer(todo)
-    assert list(todo.out.iterdir()) == []
+        run_peer(**arguments)
+    assert list(arguments["out"].iterdir()) == []
 
 
 def test_a_peer_that_did_not_read_the_images_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
@@ -125,10 +127,10 @@ def test_a_peer_that_did_not_read_the_images_is_refused(tmp_path: Path, monkeypa
         return {}
 
     as_tool(monkeypatch, ignore)
-    todo = job(tmp_path)
+    arguments = job(tmp_path)
     with pytest.raises(ProjectError, match="calibrate on 4 images"):
-        run_peer(todo)
-    assert list(todo.out.iterdir()) == []
+        run_peer(**arguments)
+    assert list(arguments["out"].iterdir()) == []
 
 
 def test_a_missing_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ from export.tensorrt import driver, network, sidecar
 from export.tensorrt.build import EngineDeviceError, build_engine
 from export.tensorrt.compatibility import check_engine
 from export.tensorrt.library import TensorRT, find_tensorrt, why_missing
-from export.tensorrt.network import Interrupt, configure, make_monitor, network_flags
+from export.tensorrt.network import configure, make_monitor, network_flags
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.sidecar import BatchProfile, home_of, read_sidecar, sha256_file, sidecar_path
 from tests import tiny_onnx
@@ -531,14 +531,14 @@ def test_classic_tensorrt_is_not_touched_without_a_driver(tmp_path: Path, no_dri
 
 
 def test_classic_tensorrt_takes_no_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "driver_status", lambda: driver._ask(FakeDriver()))
+    monkeypatch.setattr(engine, "driver_status", lambda: driver._query(FakeDriver()))
     with pytest.raises(ProjectError, match=r"can do targets.*tensorrt 11\.x: it builds for the GPU of this machine"):
         build(tmp_path, version(11), targets=("8.6",))
 
 
 def test_what_a_sidecar_says_about_the_machine(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT) -> None:
     monkeypatch.setattr(driver, "_kernel_driver_version", lambda: "580.95.05")
-    here = driver._ask(FakeDriver())
+    here = driver._query(FakeDriver())
     classic = engine._machine(version(10), here, [])
     assert (classic["compute_capability"], classic["gpu"]) == ("8.9", "Fake GPU")
     assert (classic["driver_version"], classic["cuda_version"]) == ("580.95.05", "13.1")
@@ -555,7 +555,7 @@ def test_the_monitor_cancels_after_an_error() -> None:
         if done == 2:
             raise KeyboardInterrupt
 
-    monitor = make_monitor(trt, progress, Interrupt())
+    monitor = make_monitor(trt, progress, [])
     monitor.phase_start("tactics", None, 3)
     assert monitor.step_complete("tactics", 0)
     assert not monitor.step_complete("tactics", 1)

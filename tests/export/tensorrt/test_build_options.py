@@ -176,7 +176,7 @@ def test_every_option_reaches_the_library_by_name(major: int) -> None:
     refuse_unsupported(options, trt, gpu("8.9"))
     if major == 8:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(network, "_keep_out_external_tactics", lambda *_: None)
+            patch.setattr(network, "_set_preview_features", lambda *_: None)
             flags = network.configure(trt, builder, config, "fp32", options, ())
         assert flags == ["VERSION_COMPATIBLE"]
     else:
@@ -283,7 +283,7 @@ def test_a_cache_that_cannot_be_kept_costs_a_warning(tmp_path: Path, caplog: pyt
 def test_a_cache_that_tensorrt_does_not_give_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="export"):
         timing_cache.save(types.SimpleNamespace(serialize=lambda: None), tmp_path / "timing.cache")
-    assert "is not kept: TensorRT gave nothing to keep" in caplog.text
+    assert "is not kept: TensorRT returned no timings" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,7 +291,7 @@ def test_rtx_leaves_the_timing_cache_out_and_says_so(
     tmp_path: Path, rtx: TensorRT, no_driver: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A recipe that names one for the GPU machine builds here too."""
-    timing_cache._say_left_out.cache_clear()
+    timing_cache._warn_left_out.cache_clear()
     source = tiny_onnx.write(tmp_path / "fp32.onnx")
     options = BuildOptions(timing_cache=tmp_path / "timing.cache")
     with caplog.at_level(logging.WARNING, logger="export"):

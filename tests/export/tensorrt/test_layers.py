@@ -248,7 +248,7 @@ def test_an_engine_is_not_lost_because_its_layers_cannot_be_listed(
     else:
         monkeypatch.setattr(runtime, call, fail)
     monkeypatch.setattr(rtx.module, "Runtime", runtime)
-    monkeypatch.setattr(build, "driver_status", lambda: driver._ask(FakeDriver()))
+    monkeypatch.setattr(build, "driver_status", lambda: driver._query(FakeDriver()))
     source = tiny_onnx.write(tmp_path / "fp16.onnx", "fp16")
     plan = tmp_path / "a" / "fp16.plan"
     made = build_engine(source, plan, precision="fp16", profile=BatchProfile(1, 8, 32), trt=rtx)
@@ -282,7 +282,7 @@ def test_what_the_graph_asks_of_its_convolutions(tmp_path: Path, rtx: TensorRT, 
 def test_a_difference_is_said_and_written(
     tmp_path: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build, "driver_status", lambda: driver._ask(FakeDriver()))
+    monkeypatch.setattr(build, "driver_status", lambda: driver._query(FakeDriver()))
     information = json.dumps({"Layers": [layer_8("conv + relu", "CaskConvolution", HALF)]})
     monkeypatch.setattr(build, "_inspect", lambda *given: (summarize_layers(information, given[4]), None))
     source = tiny_onnx.write(tmp_path / "int8.onnx", "int8")

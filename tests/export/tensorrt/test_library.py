@@ -192,7 +192,7 @@ def test_an_interrupt_inside_the_logger_is_kept_for_the_caller(monkeypatch: pyte
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(logger, "_take", interrupted)
+    monkeypatch.setattr(library.log, "log", interrupted)
     logger.log(trt.module.ILogger.Severity.INFO, "hello")
     with pytest.raises(KeyboardInterrupt):
         logger.raise_pending()

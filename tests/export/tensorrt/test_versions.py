@@ -79,7 +79,7 @@ def test_what_to_build_with_on_a_gpu(gpu: str, instead: str) -> None:
 
 def test_what_was_never_shown_of_a_version_is_said() -> None:
     assert unproven("rtx", "1.7.1.116") == ""
-    assert unproven("rtx", "1.8.0.1") == "unproven: a version that was never looked at here"
+    assert unproven("rtx", "1.8.0.1") == "unproven: a version that was not checked"
     assert "names checked against the bindings; never built here" in unproven("tensorrt", "10.13.0.35")
     assert "strong typing" not in unproven("tensorrt", "10.12.0.36")
     assert unproven("tensorrt", "10.3.0").endswith("never built here; its strong typing is complete from 10.12 only")

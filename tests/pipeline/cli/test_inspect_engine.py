@@ -299,7 +299,7 @@ def test_rtx_on_a_gpu_that_it_does_not_support(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are made of it:"),
+        ("model.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are built from it:"),
         ("other.json", "other.json, which is none"),
         ("build/tensorrt/int8.json", "int8.json, the sidecar of an engine. Name the engine: artifacts/toy/build"),
         ("model.keras", "`python -m pipeline inspect` describes it"),

@@ -192,7 +192,7 @@ def test_a_missing_sidecar_is_refused_by_the_constructor(tmp_path: Path) -> None
         ("empty/nothere.plan", "which does not exist. This builds one: python -m pipeline build -c RECIPE --force."),
         ("", r", a folder that holds .*x.plan. Name one of them."),
         ("x.json", "the sidecar of an engine. Name the engine: .*x.plan"),
-        ("m.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are made of it: python -m pipeline build"),
+        ("m.onnx", "an ONNX file, which runs on ONNX Runtime. Engines are built from it: python -m pipeline build"),
         ("link.plan", "a link that leads nowhere."),
     ],
 )

@@ -228,7 +228,7 @@ def test_each_variant_is_timed_at_its_own_batches(tmp_path: Path, monkeypatch: p
     assert found == [("latency", 1), ("throughput", 1), ("throughput", 256)]
     listed = scenarios(Artifacts(tmp_path), [4])
     none_fits = [(one.variant, one.batch, one.caveat) for one in listed if one.variant == "latency"]
-    assert none_fits == [("latency", 4, "runs in pieces of 1, the engine's largest batch")]
+    assert none_fits == [("latency", 4, "split into batches of 1, the engine's largest")]
 
 
 def test_variants_are_told_apart_in_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
