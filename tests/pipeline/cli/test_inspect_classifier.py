@@ -96,7 +96,7 @@ def test_a_nested_head_and_a_signature(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("built", "why"),
     [
-        (lambda: model(layers.Dense(3), shape=(8,)), r"rows of numbers, \(N, 8\); images are due"),
+        (lambda: model(layers.Dense(3), shape=(8,)), r"rows of numbers, \(N, 8\); an image classifier takes images"),
         (lambda: model(*body(), layers.Dense(1)), "one number without a sigmoid, as a regression does"),
         (lambda: model(layers.Conv2D(3, 3, padding="same")), r"a picture or a map for each input, \(N, 16, 16, 3\)"),
         (lambda: model(layers.Conv2D(64, 3, strides=2)), r"a feature map, \(N, .*, 64\)"),
