@@ -6,7 +6,6 @@ least two classes. The layers in between keep their names and weights, and after
 with those of the model as it was loaded.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,8 +39,6 @@ from pipeline.models.output_form import (
     refuse_other_answers,
     to_logits,
 )
-
-log = logging.getLogger(__name__)
 
 _NONE = PreprocessingSpec.from_mode("none")
 _AUGMENTING = "keras.src.layers.preprocessing.image_preprocessing."  # the package of Keras' augmentation layers
@@ -104,7 +101,7 @@ def to_canonical_form(
     current, received = model, expected  # values before a removable final activation
     steps = _steps(model, inputs[: form.batch or 4], form)
     if not steps and not _is_plain(model, size):
-        steps = [("its input and output brought into the usual form", {})]
+        steps = [("its input and output rewritten to canonical form", {})]
     for step, replacements in steps:
         swaps |= replacements
         tolerance = half_tolerance(model) if "half precision" in step else tolerance
@@ -115,8 +112,8 @@ def to_canonical_form(
     if steps and form.grey:
         changes.append("takes greyscale: RGB becomes whole grey levels first, as Pillow makes them")
     if steps and form.layout == "first":
-        changes.append("takes channels first: pictures are transposed for it")
-    alone = _outputs_after(inner(current), outer.apply(pixels[:_ALONE]), "pictures one at a time", where, 1)
+        changes.append("takes channels first: images are transposed for it")
+    alone = _outputs_after(inner(current), outer.apply(pixels[:_ALONE]), "images one at a time", where, 1)
     refuse_batch_dependence(received[:_ALONE], alone, where, max(tolerance, 1e-3))
     end = to_logits(current, where, output, predictions, received, outer.apply(pixels), tolerance)
     return CanonicalModel(end.model, end.output, (*changes, *end.changes), outer)
@@ -136,7 +133,7 @@ def _steps(model: Any, inputs: np.ndarray, form: Form) -> list[tuple[str, dict[i
     if form.batch is not None and (reshapes := _reshapes_of_batch(model, form.batch)):
         names = listed(reshape.name for reshape in reshapes)
         swaps = {id(old): keras.layers.Reshape(tuple(old.output.shape[1:]), name=old.name) for old in reshapes}
-        steps.append((f"takes any number of pictures, not {form.batch} at once ({names})", swaps))
+        steps.append((f"takes any number of images, not {form.batch} at once ({names})", swaps))
     return steps
 
 
@@ -161,7 +158,7 @@ def _original_outputs(
         expected = predictions if inner is model else answers(inner, inputs, form.batch)
     except Exception as error:  # Keras and TensorFlow raise many types
         raise ModelError(
-            f"Expected a model that Keras itself can run. Received: {where}, which fails on a picture of shape "
+            f"Expected a model that Keras itself can run. Received: {where}, which fails on an image of shape "
             f"{inputs.shape[1:]}: {cause(error)}"
         ) from error
     if not (np.isfinite(predictions).all() and np.isfinite(expected).all()):
@@ -177,7 +174,7 @@ def _outputs_after(
         return answers(model, inputs, batch)
     except Exception as error:  # Keras and TensorFlow raise many types
         raise ModelError(
-            f"Expected a model that runs on any number of pictures. Received: {where}, which fails after this step: "
+            f"Expected a model that runs on any number of images. Received: {where}, which fails after this step: "
             f"{step}: {cause(error)}"
         ) from error
 
@@ -192,8 +189,8 @@ def _refuse_layers(model: Any, where: Path) -> None:
         ),
         (
             "stateful",
-            "layers without state from one picture to the next",
-            "remember the pictures before (stateful=True). Rebuild them with stateful=False and load the weights.",
+            "layers without state from one image to the next",
+            "remember the images before (stateful=True). Rebuild them with stateful=False and load the weights.",
         ),
     ):
         if names := [layer.name for layer in all_layers(model) if getattr(layer, attribute, None)]:
@@ -228,7 +225,7 @@ def _with_canonical_input(
         return keras.Model(inputs, flat(run_graph(model, x, swaps)), name=model.name)
     except Exception as error:  # Keras raises many types on shapes that do not fit
         fixed = (
-            "" if form.batch is None else f" It was saved for {count(form.batch, 'picture')} at once; save it for any."
+            "" if form.batch is None else f" It was saved for {count(form.batch, 'image')} at once; save it for any."
         )
         raise ModelError(
             f"Expected a model that takes (N, {size[0]}, {size[1]}, 3). Received: {where}: {error}{fixed}"
@@ -245,7 +242,7 @@ def _check_output(model: keras.Model, where: Path) -> None:
         hint = (
             ": a feature map: a backbone without its head"
             if downsampled and (shape[3] or 0) > 4
-            else ": a picture or a map for each input, as in denoising or segmentation"
+            else ": an image or a map for each input, as in denoising or segmentation"
         )
     if len(shape) != 2 or shape[1] is None:
         raise ModelError(

@@ -35,7 +35,6 @@ _SAME = frozenset(
 )
 _PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
 
-_NAMING = frozenset(("argmax", "onehot"))
 _ACTIVATIONS = frozenset(("ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "ThresholdedReLU"))
 _CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "Conv2DTranspose", "Convolution2D")
 _BEHIND_POOLING = _PASSING | {"BatchNormalization", "BatchNormalizationV1", "LayerNormalization"}
@@ -122,7 +121,7 @@ def _why_no_layers(config: Mapping[str, Any]) -> str | None:
     if (first := next(iter(inner_layers(config)), None)) is not None and config.get("class_name") == "Sequential":
         shape = settings_of(config).get("build_input_shape") or _batched(settings_of(first)) or _recorded(first)
         if shape is None and not inner_layers(first):
-            return "it does not say what size of picture it takes. Call it once on a picture, and save it again"
+            return "it does not say what size of image it takes. Call it once on an image, and save it again"
     name = next(iter(names_at(config, "output_layers")), None)
     for layer in inner_layers(config):
         if name_of(layer) == name and _names_a_class(layer):
@@ -131,7 +130,7 @@ def _why_no_layers(config: Mapping[str, Any]) -> str | None:
             )
     for name, _, settings in layers_of(config):
         if settings.get("stateful") is True:
-            return f"its layer {name} remembers the pictures before (stateful=True)"
+            return f"its layer {name} remembers the images before (stateful=True)"
         dtype = settings.get("dtype")
         if isinstance(dtype, dict) and str(dtype.get("class_name")).startswith("Quantized"):
             return f"Keras quantized its layer {name} (model.quantize). Save the model before that step"
@@ -141,12 +140,13 @@ def _why_no_layers(config: Mapping[str, Any]) -> str | None:
 def _names_a_class(layer: Mapping[str, Any]) -> bool:
     """Whether a layer is an argmax, or a one-hot encoding of one."""
     function = str(settings_of(layer).get("function", "")).rpartition(".")[2]
-    return str(layer.get("class_name")).lower().replace("_", "") in _NAMING or function in ("argmax", "one_hot")
+    kind = str(layer.get("class_name")).lower().replace("_", "")
+    return kind in ("argmax", "onehot") or function in ("argmax", "one_hot")
 
 
 def _why_no_image(kind: str, shape: Shape | None) -> str | None:
     if kind == "string":
-        return "it takes texts or encoded pictures, and an image classifier takes pixels"
+        return "it takes texts or encoded images, and an image classifier takes pixels"
     if shape is None:
         return None
     layout, kind = layout_of(shape)
@@ -164,7 +164,7 @@ def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str 
     if len(shape) != 1:
         taken = inputs[0][1] if inputs else None
         same = taken is not None and len(shape) == 3 and shape[0] == taken[0] and shape[0] is not None
-        kind = "a picture or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
+        kind = "an image or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
         return f"it gives {kind}, {_text(shape)}, and an image classifier gives (N, classes)"
     if shape[0] == 1 and end.activation not in (None, "sigmoid", "hard_sigmoid"):
         return (
@@ -180,8 +180,8 @@ def _why_features(config: Mapping[str, Any]) -> str | None:
     It is none where a convolution before the pooling gives one channel for each class.
     """
     layers = by_name(config)
-    name = next(iter(names_at(config, "output_layers") or list(layers)[-1:]), None)
-    name = _last_but(layers, name, lambda layer: layer.get("class_name") in _BEHIND_POOLING)
+    last = next(iter(names_at(config, "output_layers") or list(layers)[-1:]), None)
+    name = _last_but(layers, last, lambda layer: layer.get("class_name") in _BEHIND_POOLING)
     if name is None:
         return None
     kind = str(layers[name].get("class_name"))
@@ -189,8 +189,8 @@ def _why_features(config: Mapping[str, Any]) -> str | None:
         return _why_features(layers[name])
     if not (kind.startswith("Global") and "Pool" in kind):
         return None
-    behind = _last_but(layers, _source(layers, name), lambda layer: layer.get("class_name") in _PASSING)
-    before = layers.get(behind or "", {})
+    source = _last_but(layers, _source(layers, name), lambda layer: layer.get("class_name") in _PASSING)
+    before = layers.get(source or "", {})
     if before.get("class_name") in _CONVOLUTIONS and settings_of(before).get("activation") in (None, "linear"):
         return None
     return (

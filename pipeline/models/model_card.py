@@ -24,8 +24,6 @@ from pipeline.recipe.schema import Model, Preprocessing, Recipe
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
 
-SCHEMA = 3
-REMEDY = "Run the train stage again."
 Output = Literal["auto", "logits", "softmax", "sigmoid"]
 
 
@@ -63,7 +61,7 @@ class ModelCard:
     transfer: bool = False
     parameters: int | None = None
     trainable_parameters: int | None = None
-    schema: int = SCHEMA
+    schema: int = 3
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -110,7 +108,7 @@ def read_card(path: Path | str) -> ModelCard:
     Raises:
         ModelError: missing, damaged, or of another schema; with the file and the key.
     """
-    return read_record(ModelCard, Path(path), remedy=REMEDY, what="model card")
+    return read_record(ModelCard, Path(path), remedy="Run the train stage again.", what="model card")
 
 
 def write_card(path: Path, card: ModelCard) -> None:
@@ -165,8 +163,10 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         not isinstance(model.preprocessing.mean, str) or Path(model.preprocessing.mean).is_file()
     ):
         trained = replace(card.preprocessing, grey=False)  # grey comes from the model, not from the recipe
-        own = own_preprocessing(model.preprocessing)
-        pairs["model.preprocessing"] = (trained.to_dict(values=False), own.to_dict(values=False))
+        pairs["model.preprocessing"] = (
+            trained.to_dict(values=False),
+            own_preprocessing(model.preprocessing).to_dict(values=False),
+        )
     if not isinstance(model.classes, str) or Path(model.classes).is_file():
         pairs["model.classes"] = (list(card.classes), list(model_names(model.classes) or card.classes))
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

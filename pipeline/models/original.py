@@ -87,7 +87,9 @@ def form_of(model: keras.Model, where: Path) -> Form:
         raise ModelError(
             f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {received}: {reason}."
         )
-    form = Form(*_sides(tuple(shape), layout), layout, str(inputs[0].dtype), batch)
+    channels_last = {"last": shape, "first": [*shape[1:], shape[0]], "plane": [*shape, 1]}
+    height, width, channels = channels_last[layout]
+    form = Form(height, width, 3 if channels == 3 else 1, layout, str(inputs[0].dtype), batch)
     not_one_vector = len(model.outputs) == 1 and len(model.outputs[0].shape) > 2  # the error about it is clearer
     if min(form.height or SMALLEST, form.width or SMALLEST) < SMALLEST and not (form.grey and not_one_vector):
         raise ModelError(f"Expected an image classifier. Received: {received}, which is too small for an image.")
@@ -106,14 +108,6 @@ def layout_of(shape: tuple[int | None, ...]) -> tuple[str | None, str]:
     if shape[0] in (1, 3) and (shape[2] is None or shape[2] > 4):
         return "first", ""
     return None, f"{shape[2]} channels" if shape[2] is not None else "any number of channels"
-
-
-def _sides(shape: tuple[int | None, ...], layout: str) -> tuple[int | None, int | None, int]:
-    """Return height, width and channels."""
-    if layout == "plane":
-        return shape[0], shape[1], 1
-    channels, height, width = shape if layout == "first" else (shape[2], shape[0], shape[1])
-    return height, width, 3 if channels == 3 else 1
 
 
 def answers(model: keras.Model, values: np.ndarray, batch: int | None = None) -> np.ndarray:

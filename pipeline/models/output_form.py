@@ -30,7 +30,7 @@ _FEW = 4  # images on which a rewritten output is checked
 _FLOOR = 1e-7  # of a probability before its logarithm: about the resolution of float32 near 1
 _SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
 
-_TAKEN_OFF = "its sigmoid was taken off, what is before it are the logits"
+_REMOVED = "its final sigmoid was removed: the values before it are the logits"
 _TWO_CLASSES = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
 
 
@@ -53,7 +53,7 @@ def refuse_other_answers(
     if difference > tolerance:
         raise ModelError(
             f"Expected the same answers before and after this step: {step}. Received: {where}, off by "
-            f"{_share(difference)} of the largest on {count(len(expected), 'picture')}. The model cannot be imported "
+            f"{_share(difference)} of the largest on {count(len(expected), 'image')}. The model cannot be imported "
             "as it is; rebuild it without that part, or report the fault with the model's architecture."
         )
 
@@ -73,8 +73,8 @@ def refuse_batch_dependence(whole: np.ndarray, alone: np.ndarray, where: Path, t
     difference = relative_difference(whole, alone)
     if difference > tolerance:
         raise ModelError(
-            f"Expected a model whose answer for a picture does not depend on other pictures. Received: {where}: "
-            f"answers for a picture alone and in a batch differ by {_share(difference)} of the largest. Something in "
+            f"Expected a model whose answer for an image does not depend on other images. Received: {where}: "
+            f"answers for an image alone and in a batch differ by {_share(difference)} of the largest. Something in "
             "it computes over the batch (a mean over axis 0, batch statistics); an engine could not reproduce that."
         )
 
@@ -132,11 +132,10 @@ def to_logits(
             f"{end.activation or 'no activation'}. Received: sigmoid."
         )
     if predictions.shape[1] == 1:
-        # A softmax over one unit always gives 1; on some processors the last digit differs.
-        always_one = bool((np.abs(predictions - 1) <= 4 * np.finfo(np.float32).eps).all())
-        form, read = _one_unit(model, where, output, predictions, sigmoid, (bounded or stated) and not always_one)
+        probability = (bounded or stated) and not _always_one(predictions)
+        form, read = _one_unit(model, where, output, predictions, sigmoid, probability)
     elif output == "sigmoid":
-        form, read = OutputForm(before_activation(model), "logits", (_TAKEN_OFF,)), _sigmoid
+        form, read = OutputForm(before_activation(model), "logits", (_REMOVED,)), _sigmoid
     else:
         sum_tolerance = _SUM_HALF if tolerance > EXACT else _SUM
         sums_to_one = _within_unit(predictions) and np.abs(predictions.sum(axis=1) - 1).max() < sum_tolerance
@@ -155,20 +154,25 @@ def to_logits(
     return form
 
 
+def _always_one(predictions: np.ndarray) -> bool:
+    """Whether a unit is constantly 1, as a softmax over one unit is; on some processors the last digit differs."""
+    return bool((np.abs(predictions - 1) <= 4 * np.finfo(np.float32).eps).all())
+
+
 def _one_unit(
     model: keras.Model, where: Path, output: str, predictions: np.ndarray, sigmoid: bool, probability: bool
 ) -> tuple[OutputForm, Read]:
     """Rewrite one unit to two classes: logits 0 and z, or the logarithms of 1 - p and p."""
     end = end_of(model)
     if sigmoid:
-        return OutputForm(_two_classes(before_activation(model)), "logits", (_TAKEN_OFF, _TWO_CLASSES)), _second
+        return OutputForm(_two_classes(before_activation(model)), "logits", (_REMOVED, _TWO_CLASSES)), _second
     if probability:
         change = f"one unit, two classes: it gives p between 0 and 1 ({end}), and the logarithms of 1 - p and p are"
         return OutputForm(_append(model, _two_logarithms), "logits", (f"{change} the logits",)), _second
     if end.activation is None and _within_unit(predictions):
         raise ModelError(
             "model.output: expected to be told what one unit means, whose answers on "
-            f"{count(len(predictions), 'picture')} all lie between 0 and 1. Received: {output} for {where}, which ends "
+            f"{count(len(predictions), 'image')} all lie between 0 and 1. Received: {output} for {where}, which ends "
             f"with {end}. If it is the probability of the second of two classes, say so: --set model.output=sigmoid; a "
             "regression is no classifier."
         )
@@ -192,7 +196,7 @@ def _several(
 ) -> tuple[OutputForm, Read]:
     """Rewrite the output of two or more exclusive classes."""
     end = end_of(model)
-    images = count(len(predictions), "picture")
+    images = count(len(predictions), "image")
     if sigmoid:
         raise ModelError(
             f"model.output: expected to be told what {predictions.shape[1]} sigmoids mean, in {where}. Received: "
