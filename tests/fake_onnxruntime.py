@@ -146,5 +146,5 @@ def install(monkeypatch: pytest.MonkeyPatch, runtime: FakeOnnxRuntime, driver: D
     """Put a fake in the place of ONNX Runtime, for one test."""
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setattr(onnxruntime, "driver_status", lambda: driver)
-    monkeypatch.setattr(onnxruntime, "_ask", functools.cache(onnxruntime._ask.__wrapped__))
+    monkeypatch.setattr(onnxruntime, "_test_provider", functools.cache(onnxruntime._test_provider.__wrapped__))
     return runtime

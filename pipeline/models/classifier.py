@@ -1,7 +1,7 @@
-"""Classifiers: a backbone of keras.applications or written out from blocks, with a new head or its published one.
+"""Classifiers: a backbone from keras.applications or from this package's blocks, with a new or its published head.
 
-The model is one flat graph of named layers (the backbone is not nested), so that every later table can speak of its
-layers. It takes float32 pixels *after* preprocessing and ends with softmax, as keras.applications' models do.
+The model is one flat graph of named layers (the backbone is not nested), so that later stages can name its layers. It
+takes float32 pixels *after* preprocessing and ends with softmax, as keras.applications' models do.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,27 @@ from pipeline.recipe.schema import Model
 
 @dataclass(frozen=True)
 class Built:
-    """A classifier and what belongs to it."""
+    """A new classifier, its backbone and its preprocessing.
 
-    model: keras.Model  # float32 NHWC in, softmax probabilities out
-    backbone: keras.Model  # shares the layers of ``model``
+    Attributes:
+        model: float32 (N, height, width, 3) in, softmax probabilities (N, classes) out.
+        backbone: shares its layers with ``model``.
+        preprocessing: applied to pixels before ``model``.
+        head_input: name of the layer whose output (N, features) the head is trained on. Defaults to "": no new head.
+    """
+
+    model: keras.Model
+    backbone: keras.Model
     preprocessing: PreprocessingSpec
-    head_input: str = ""  # the layer whose output the head learns from, (N, features)
+    head_input: str = ""
 
 
 def build_classifier(config: Model, classes: int) -> Built:
-    """Build the backbone, load its weights if the recipe names some, put a head on it.
+    """Build the backbone, load its weights if the recipe names some, and add a head.
 
     Raises:
-        ModelError: the weights file is missing or belongs to another backbone, the head does not fit.
-        DownloadError: ImageNet weights that are not here and cannot be fetched.
+        ModelError: the weights file is missing or belongs to another backbone, or the head does not fit.
+        DownloadError: ImageNet weights that are neither cached nor can be downloaded.
     """
     spec = preprocessing_of(config)
     if config.head == "published":
@@ -52,7 +59,7 @@ def build_classifier(config: Model, classes: int) -> Built:
 
 
 def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.Model:
-    """A feature extractor without weights: float32 (N, size, size, 3) in, a feature map out."""
+    """Build a feature extractor without pretrained weights: float32 (N, size, size, 3) in, a feature map out."""
     entry = BACKBONES[name]
     if entry.application is not None:
         return _application(entry.application, input_size, include_top=False)

@@ -1,7 +1,7 @@
-"""What a model takes and gives, read off its file, and why it is no image classifier where it is none.
+"""Inputs and outputs of a model, read from its file without building it, and why it is not an image classifier.
 
-Nothing is built: shapes are followed back from the last layer as far as the architecture says them. Where it does not,
-nothing is said here, and taking the model over finds out. Imports no Keras.
+Shapes are traced back from the last layer as far as the architecture states them; what it leaves open is found out
+when the model is imported. Imports no Keras.
 """
 
 import ast
@@ -35,7 +35,6 @@ _SAME = frozenset(
 )
 _PASSING = frozenset("ActivityRegularization AlphaDropout Dropout Flatten GaussianDropout Identity Reshape".split())  # noqa: SIM905
 
-_NAMING = frozenset(("argmax", "onehot"))
 _ACTIVATIONS = frozenset(("ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softmax", "ThresholdedReLU"))
 _CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "Conv2DTranspose", "Convolution2D")
 _BEHIND_POOLING = _PASSING | {"BatchNormalization", "BatchNormalizationV1", "LayerNormalization"}
@@ -47,7 +46,7 @@ class Ending:
 
     Attributes:
         shape: without the batch; None where the architecture does not say.
-        activation: the last one, None where it is none or not known.
+        activation: the last one; None where there is none or it is not known.
     """
 
     shape: Shape | None
@@ -55,23 +54,22 @@ class Ending:
 
     @property
     def classes(self) -> int | None:
-        """Classes of a classifier with this end: two where one unit decides."""
+        """Number of classes: two for a single unit, None where the shape is not known."""
         units = self.shape[0] if self.shape is not None and len(self.shape) == 1 else None
         return 2 if units == 1 else units
 
 
 def ending(file: ModelFile) -> Ending:
-    """What the first output of a model is."""
-    if file.config is None:
-        given = list(signature(file, "outputs").values())
-        return Ending(given[0][1] if given else None, None)
-    return _ending(file.config)
+    """Return the first output of a model."""
+    if file.config is not None:
+        return _ending(file.config)
+    return Ending(next((shape for _, shape in signature(file, "outputs").values()), None), None)
 
 
 def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
-    """The layers that give a model's outputs, each with what it gives.
+    """Return the output layers of a model, each with its output.
 
-    One layer that gives several of them, or that is called several times, says nothing of its own.
+    The output is unknown for a layer that gives several outputs or is called several times.
     """
     layers = by_name(config)
     names = names_at(config, "output_layers")
@@ -79,13 +77,13 @@ def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
     for name in names:
         layer = layers.get(name, {})
         several = len(names_at(layer, "output_layers")) > 1 or len(layer.get("inbound_nodes") or ()) > 1
-        plain = not several and names.count(name) == 1
-        ends.append((name, _of(layers, name, set()) if plain else Ending(None, None)))
+        known = not several and names.count(name) == 1
+        ends.append((name, _of(layers, name, set()) if known else Ending(None, None)))
     return ends
 
 
 def before_naming(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
-    """The layer before a last one that names a class (argmax), with what it gives; empty where none does."""
+    """Return the layer before a final argmax, with its output; empty where the model does not end in one."""
     layers = by_name(config)
     last = next(iter(names_at(config, "output_layers")), None)
     name = _last_but(layers, last, _names_a_class)
@@ -93,9 +91,9 @@ def before_naming(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
 
 
 def why_no_classifier(file: ModelFile) -> str | None:
-    """Why a model cannot be deployed, as a sentence without a stop; None where nothing speaks against it."""
-    if final := [f for f in file.findings if not f.allowable]:
-        return f"{final[0].name}: {final[0].why}"
+    """Return why a model cannot be deployed, as a sentence without a full stop; None where no reason is known."""
+    if forbidden := [f for f in file.findings if not f.allowable]:
+        return f"{forbidden[0].name}: {forbidden[0].why}"
     if file.config is None:
         signatures = file.facts.get("signatures", {})
         if "serving_default" not in signatures and len(signatures) != 1:
@@ -107,9 +105,9 @@ def why_no_classifier(file: ModelFile) -> str | None:
     if len(inputs) > 1:
         return f"it takes {count(len(inputs), 'input')}, and an image classifier takes one image"
     if len(outputs) > 1:
-        given = output_ends(file.config) if file.config is not None else [(n, Ending(s, None)) for n, (_, s) in outputs]
-        said = listed(f"{name} {_text(end.shape)}" if end.shape is not None else name for name, end in given)
-        return f"it gives {count(len(outputs), 'output')} ({said}), and an image classifier gives one, (N, classes)"
+        ends = output_ends(file.config) if file.config is not None else [(n, Ending(s, None)) for n, (_, s) in outputs]
+        names = listed(f"{name} {_text(end.shape)}" if end.shape is not None else name for name, end in ends)
+        return f"it gives {count(len(outputs), 'output')} ({names}), and an image classifier gives one, (N, classes)"
     return (
         (_why_no_image(*inputs[0]) if inputs else None)
         or (_why_no_layers(file.config) if file.config is not None else None)
@@ -119,19 +117,20 @@ def why_no_classifier(file: ModelFile) -> str | None:
 
 
 def _why_no_layers(config: Mapping[str, Any]) -> str | None:
-    """What taking the model over refuses for its layers, as far as the file says it."""
+    """Return why the import will refuse the model's layers, as far as the file tells."""
     if (first := next(iter(inner_layers(config)), None)) is not None and config.get("class_name") == "Sequential":
-        given = settings_of(config).get("build_input_shape") or _batched(settings_of(first)) or _recorded(first)
-        if given is None and not inner_layers(first):
-            return "it does not say what size of picture it takes. Call it once on a picture, and save it again"
+        shape = settings_of(config).get("build_input_shape") or _batched(settings_of(first)) or _recorded(first)
+        if shape is None and not inner_layers(first):
+            return "it does not say what size of image it takes. Call it once on an image, and save it again"
     name = next(iter(names_at(config, "output_layers")), None)
     for layer in inner_layers(config):
         if name_of(layer) == name and _names_a_class(layer):
-            kind = layer.get("class_name")
-            return f"it ends in {kind} {name!r}, which names a class and says nothing of the others"
+            return (
+                f"it ends in {layer.get('class_name')} {name!r}, which names a class and gives no value for the others"
+            )
     for name, _, settings in layers_of(config):
         if settings.get("stateful") is True:
-            return f"its layer {name} remembers the pictures before (stateful=True)"
+            return f"its layer {name} remembers the images before (stateful=True)"
         dtype = settings.get("dtype")
         if isinstance(dtype, dict) and str(dtype.get("class_name")).startswith("Quantized"):
             return f"Keras quantized its layer {name} (model.quantize). Save the model before that step"
@@ -139,23 +138,23 @@ def _why_no_layers(config: Mapping[str, Any]) -> str | None:
 
 
 def _names_a_class(layer: Mapping[str, Any]) -> bool:
-    """Whether a layer is an argmax, or makes one class of it again."""
+    """Whether a layer is an argmax, or a one-hot encoding of one."""
     function = str(settings_of(layer).get("function", "")).rpartition(".")[2]
-    return str(layer.get("class_name")).lower().replace("_", "") in _NAMING or function in ("argmax", "one_hot")
+    kind = str(layer.get("class_name")).lower().replace("_", "")
+    return kind in ("argmax", "onehot") or function in ("argmax", "one_hot")
 
 
 def _why_no_image(kind: str, shape: Shape | None) -> str | None:
     if kind == "string":
-        return "it takes texts or encoded pictures, and pixels are due"
+        return "it takes texts or encoded images, and an image classifier takes pixels"
     if shape is None:
         return None
-    layout, what = layout_of(shape)
+    layout, kind = layout_of(shape)
     if layout is None:
-        return f"it takes {what}, {_text(shape)}; images are due, (N, height, width, 3 or 1)"
+        return f"it takes {kind}, {_text(shape)}; an image classifier takes images, (N, height, width, 3 or 1)"
     sides = shape[1:] if layout == "first" else shape[:2]
-    if any(side is not None and side < SMALLEST for side in sides):
-        return f"it takes {_text(shape)}, which is too small for an image"
-    return None
+    too_small = any(side is not None and side < SMALLEST for side in sides)
+    return f"it takes {_text(shape)}, which is too small for an image" if too_small else None
 
 
 def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str | None:
@@ -165,8 +164,8 @@ def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str 
     if len(shape) != 1:
         taken = inputs[0][1] if inputs else None
         same = taken is not None and len(shape) == 3 and shape[0] == taken[0] and shape[0] is not None
-        what = "a picture or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
-        return f"it gives {what}, {_text(shape)}, and an image classifier gives (N, classes)"
+        kind = "an image or a map for each input" if same else "a feature map" if len(shape) == 3 else "a sequence"
+        return f"it gives {kind}, {_text(shape)}, and an image classifier gives (N, classes)"
     if shape[0] == 1 and end.activation not in (None, "sigmoid", "hard_sigmoid"):
         return (
             "it gives one number without a sigmoid, as a regression does. If that is the logit of the second of two "
@@ -176,10 +175,13 @@ def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str 
 
 
 def _why_features(config: Mapping[str, Any]) -> str | None:
-    """A backbone that ends in pooling gives features, unless a convolution before it gives a channel for each class."""
+    """Return why a model that ends in global pooling is a backbone.
+
+    It is none where a convolution before the pooling gives one channel for each class.
+    """
     layers = by_name(config)
-    name = next(iter(names_at(config, "output_layers") or list(layers)[-1:]), None)
-    name = _last_but(layers, name, lambda layer: layer.get("class_name") in _BEHIND_POOLING)
+    last = next(iter(names_at(config, "output_layers") or list(layers)[-1:]), None)
+    name = _last_but(layers, last, lambda layer: layer.get("class_name") in _BEHIND_POOLING)
     if name is None:
         return None
     kind = str(layers[name].get("class_name"))
@@ -187,8 +189,8 @@ def _why_features(config: Mapping[str, Any]) -> str | None:
         return _why_features(layers[name])
     if not (kind.startswith("Global") and "Pool" in kind):
         return None
-    behind = _last_but(layers, _source(layers, name), lambda layer: layer.get("class_name") in _PASSING)
-    before = layers.get(behind or "", {})
+    source = _last_but(layers, _source(layers, name), lambda layer: layer.get("class_name") in _PASSING)
+    before = layers.get(source or "", {})
     if before.get("class_name") in _CONVOLUTIONS and settings_of(before).get("activation") in (None, "linear"):
         return None
     return (
@@ -199,7 +201,7 @@ def _why_features(config: Mapping[str, Any]) -> str | None:
 
 
 def _last_but(layers: Mapping[str, Any], name: str | None, passed: Callable[[Mapping[str, Any]], bool]) -> str | None:
-    """The layer itself, or, where it is one that is passed over, the one that it takes its input from."""
+    """Return the layer itself or, where it is to be skipped, the nearest one before it that is not."""
     seen: set[str] = set()
     while name is not None and name in layers and name not in seen and passed(layers[name]):
         seen.add(name)
@@ -214,7 +216,7 @@ def _ending(config: Mapping[str, Any]) -> Ending:
 
 
 def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
-    """The output of a layer by its name; ``seen``: layers on the way, which a damaged file may lead round in a ring."""
+    """Return the output of a layer. ``seen`` holds the layers on the way: in a damaged file they may form a cycle."""
     layer = layers.get(name)
     if layer is None or name in seen:
         return Ending(None, None)
@@ -225,56 +227,53 @@ def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
         return Ending(_batched(settings), None)
     source = _source(layers, name)
     if len(layer.get("inbound_nodes") or ()) > 1 or len(set(_histories(layer.get("inbound_nodes")))) > 1:
-        return Ending(_shape(kind, settings, None), None)  # which call it is, or which shape wins, is not followed
+        return Ending(_shape(kind, settings, None), None)  # which call or which shape applies is not known here
     before = _of(layers, source, seen | {name}) if source is not None else Ending(_batched(settings), None)
-    given = _recorded(layer) or before.shape
     own = settings.get("activation")
-    activation = own if isinstance(own, str) else own.get("config") if isinstance(own, dict) else None
+    activation = own.get("config") if isinstance(own, dict) else own
     if kind in _ACTIVATIONS:
         activation = kind.lower()
     if kind in _PASSING or (kind == "Activation" and activation == "linear"):
         activation = before.activation
-    return Ending(_shape(kind, settings, given), activation if isinstance(activation, str) else None)
+    shape = _shape(kind, settings, _recorded(layer) or before.shape)
+    return Ending(shape, activation if isinstance(activation, str) else None)
 
 
-def _shape(kind: str, settings: Mapping[str, Any], given: Shape | None) -> Shape | None:
-    """The shape that a layer makes of another."""
+def _shape(kind: str, settings: Mapping[str, Any], shape: Shape | None) -> Shape | None:
+    """Return the output shape of a layer with this input shape."""
     units = settings.get("units", settings.get("output_dim"))
     if kind == "Dense" and isinstance(units, int):
-        return (units,) if given is None else (*given[:-1], units)
+        return (units,) if shape is None else (*shape[:-1], units)
     if kind == "Flatten":
-        known = given is not None and None not in given
-        return (math.prod(n for n in given if n is not None),) if given is not None and known else (None,)
+        sizes = [n for n in shape or () if n is not None]
+        return (math.prod(sizes),) if shape is not None and len(sizes) == len(shape) else (None,)
     if kind == "Reshape":
         target = settings.get("target_shape")
         return tuple(n if n != -1 else None for n in target) if isinstance(target, list) else None
+    channels = shape[-1] if shape else None
     if kind in _CONVOLUTIONS:
         filters = settings.get("filters", settings.get("nb_filter"))
-        kept = settings.get("padding") == "same" and settings.get("strides") in (1, [1, 1], (1, 1))
-        sides = given[:2] if kept and given is not None and len(given) == 3 else (None, None)
+        same = settings.get("padding") == "same" and settings.get("strides") in (1, [1, 1], (1, 1))
+        sides = shape[:2] if same and shape is not None and len(shape) == 3 else (None, None)
         return (*sides, filters if isinstance(filters, int) else None)
     if kind.startswith("Global") and kind.endswith("2D"):
-        channels = given[-1] if given else None
         return (1, 1, channels) if settings.get("keepdims") else (channels,)
     if kind.startswith(("MaxPool", "AveragePool", "UpSampling", "ZeroPadding", "Cropping")) and kind.endswith("2D"):
-        return (None, None, given[-1] if given else None)
-    return given if kind in _SAME else None
+        return (None, None, channels)
+    return shape if kind in _SAME else None
 
 
 def _source(layers: Mapping[str, Any], name: str) -> str | None:
-    """The layer whose output a layer takes first; in a Sequential, the one before it."""
-    nodes = layers[name].get("inbound_nodes")
-    found = next(_histories(nodes), None)
-    if found is not None:
-        return found
-    if nodes:
-        return None
+    """Return the layer whose output a layer takes first; in a Sequential, the one before it."""
+    if nodes := layers[name].get("inbound_nodes"):
+        return next(_histories(nodes), None)
     order = list(layers)
-    place = order.index(name)
-    return order[place - 1] if place and not any(layer.get("inbound_nodes") for layer in layers.values()) else None
+    index = order.index(name)
+    return order[index - 1] if index and not any(layer.get("inbound_nodes") for layer in layers.values()) else None
 
 
 def _histories(nodes: Any) -> Iterator[str]:
+    """Yield the names of the source layers, from the node formats of Keras 2 and 3."""
     if isinstance(nodes, dict):
         history = settings_of(nodes).get("keras_history")
         if isinstance(history, list) and history:
@@ -291,23 +290,22 @@ def _histories(nodes: Any) -> Iterator[str]:
 
 
 def _recorded(layer: Mapping[str, Any]) -> Shape | None:
-    """The input's shape as Keras 3 writes it down beside a layer."""
+    """Return the input shape that Keras 3 records beside a layer."""
     build = layer.get("build_config")
-    shape = build.get("input_shape") if isinstance(build, dict) else None
-    return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
+    return _without_batch(build.get("input_shape") if isinstance(build, dict) else None)
 
 
 def _batched(settings: Mapping[str, Any]) -> Shape | None:
-    shape = batch_shape(settings)
-    return _sizes(shape[1:]) if isinstance(shape, list) and shape else None
+    return _without_batch(batch_shape(settings))
 
 
-def _sizes(shape: list[Any]) -> Shape | None:
-    return tuple(shape) if all(n is None or isinstance(n, int) for n in shape) else None
+def _without_batch(shape: Any) -> Shape | None:
+    known = isinstance(shape, list) and shape and all(n is None or isinstance(n, int) for n in shape[1:])
+    return tuple(shape[1:]) if known else None
 
 
 def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape | None]]:
-    """Kind and shape of every input of the whole model."""
+    """Yield the dtype and shape of every input of the whole model."""
     layers = by_name(config)
     for name in names_at(config, "input_layers") or list(layers)[:1]:
         settings = settings_of(layers.get(name, {}))
@@ -316,17 +314,17 @@ def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape | None]]:
 
 
 def signature(file: ModelFile, side: str) -> dict[str, tuple[str, Shape | None]]:
-    """Kind and shape of what a SavedModel's signature takes or gives, from ``float32 (None, 32, 32, 3)``.
+    """Return dtype and shape of a SavedModel's inputs or outputs, parsed from ``float32 (None, 32, 32, 3)``.
 
     Args:
         file: a SavedModel.
         side: "inputs" or "outputs".
     """
-    found: dict[str, tuple[str, Shape | None]] = {}
-    for name, text in file.signature[1].get(side, {}).items():
-        kind, _, shape = text.partition(" ")
-        found[name] = kind, tuple(ast.literal_eval(shape))[1:] if shape not in ("", "()") else None
-    return found
+    return {
+        name: (dtype, tuple(ast.literal_eval(shape))[1:] if shape not in ("", "()") else None)
+        for name, text in file.signature[1].get(side, {}).items()
+        for dtype, _, shape in [text.partition(" ")]
+    }
 
 
 def _text(shape: Shape) -> str:

@@ -1,4 +1,4 @@
-"""Takes over a finished model: loads it, brings it into the chain's form, asks for what its file leaves open."""
+"""Import of a finished model: load it, rewrite it to canonical form, and require what its file leaves open."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pipeline.keras_files.read import read_model_file
 from pipeline.models.canonical_form import to_canonical_form
 from pipeline.models.model_card import ModelCard, Output, source_of
 from pipeline.models.original import form_of
-from pipeline.models.preprocessing import normalised_range, normalised_twice, preprocessing_of, refuse_unproven
+from pipeline.models.preprocessing import normalised_range, normalised_twice, preprocessing_of
 from pipeline.recipe.schema import Model
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A finished model as the chain takes it."""
+    """A finished model in canonical form, and its card."""
 
     model: keras.Model
     card: ModelCard
@@ -40,17 +40,17 @@ def import_model(
     resize: Resize,
     photographs: Callable[[DecodeSpec], np.ndarray | None] = lambda decode: None,
 ) -> ImportedModel:
-    """Load the model of ``model.path`` and bring it into the form that every later stage takes.
+    """Load the model of ``model.path`` and rewrite it to canonical form.
 
     Args:
         config: the recipe's model section.
         classes: of the data, in the order of ``model.classes`` where the recipe has it.
-        resize: how pictures come to the model's size.
-        photographs: gives some of the data's pictures, uint8 (N, height, width, 3), or None: answers before and
-            after each step are compared on them, besides made pictures. Defaults to none.
+        resize: how images are resized to the model's input.
+        photographs: returns some of the data's images, uint8 (N, height, width, 3), or None. Outputs before and after
+            each rewrite are compared on them and on synthetic images. Defaults to a function that returns None.
 
     Raises:
-        ModelError: unsafe, not an image classifier, or something must be told by name: ``preprocessing``,
+        ModelError: unsafe, not an image classifier, or a setting that the recipe must name: ``preprocessing``,
             ``classes``, ``output``, ``allow``.
     """
     path = Path(config.path or "")
@@ -63,57 +63,60 @@ def import_model(
         _refuse_another_size(config.input_size, size, path)
     decode = DecodeSpec(size, resize)
     spec = _preprocessing(config, file, model, size)
-    adopted = to_canonical_form(model, path, config.output, config.input_size, spec, photographs(decode))
-    changes = (*became_single(file), *adopted.changes)
+    canonical = to_canonical_form(model, path, config.output, config.input_size, spec, photographs(decode))
+    changes = (*became_single(file), *canonical.changes)
     doubts = normalised_twice(model, path, config.input_size, spec)
     for line in (*deviations, *doubts):
         log.warning("%s", line)
     for change in changes:
         log.info("  %s: %s", path.name, change)
-    _check_classes(adopted.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
+    _check_classes(canonical.model.outputs[0].shape[-1], classes, path, named=config.classes is not None)
     card = ModelCard(
         classes,
-        adopted.preprocessing,
+        canonical.preprocessing,
         decode,
-        cast(Output, adopted.output),
+        cast(Output, canonical.output),
         source=source_of(config),
         written_by=file.written_by,
         changes=changes,
         deviations=deviations,
         doubts=doubts,
     )
-    return ImportedModel(adopted.model, card)
+    return ImportedModel(canonical.model, card)
 
 
 def became_single(file: ModelFile) -> tuple[str, ...]:
-    """What is said of a file of Keras 2 whose layers compute in half precision; empty for any other."""
+    """Return the change that loading makes to a Keras 2 file in half precision; empty for any other file."""
     if not file.legacy or file.config is None or in_single(file.config) == file.config:
         return ()
     return ("its layers compute in float32, in the file in half precision, which rounds its answers to three digits",)
 
 
-def _refuse_another_size(asked: int, size: tuple[int, int], path: Path) -> None:
-    """Refuse a model.input_size that the file does not have; the default is what nobody asked for."""
-    if asked not in (Model().input_size, *(size[:1] if size[0] == size[1] else ())):
-        fitting = f", or say {size[0]}" if size[0] == size[1] else ""
+def _refuse_another_size(requested: int, size: tuple[int, int], path: Path) -> None:
+    """Refuse a model.input_size other than the file's. The default value counts as not set."""
+    square = size[0] == size[1]
+    if requested != Model().input_size and not (square and requested == size[0]):
         raise ModelError(
-            f"model.input_size: expected the size that {path} has, {size[0]}x{size[1]}. Received: {asked}. "
-            f"Leave it out{fitting}."
+            f"model.input_size: expected the size that {path} has, {size[0]}x{size[1]}. Received: {requested}. "
+            f"Leave it out{f', or say {size[0]}' if square else ''}."
         )
 
 
 def _preprocessing(config: Model, file: ModelFile, model: keras.Model, size: tuple[int, int]) -> PreprocessingSpec:
     if config.preprocessing == "auto":
-        inside = preprocessing_inside(file.config)
-        proven = normalised_range(model, file.path, config.input_size)
-        if proven is not None:
+        if (proven := normalised_range(model, file.path, config.input_size)) is not None:
             log.info(
                 "  %s normalises its input itself (0..255 become %.4g..%.4g), so it gets pixels as they are",
                 *(file.path.name, *proven),
             )
             return PreprocessingSpec.from_mode("none")
-        if inside:
-            refuse_unproven(file.path, inside)
+        if inside := preprocessing_inside(file.config):
+            raise ModelError(
+                f"model.preprocessing: expected caffe, tf, torch, unit or none, because what {file.path} does to "
+                f"pixels itself ({listed(inside, separator='; ')}) does not take 0..255 to a normalised range. "
+                "Received: auto. Name the preprocessing of its training images: 'unit' for x/255, 'none' for pixels "
+                "as they are."
+            )
     spec = preprocessing_of(config)
     image = spec.mean_image
     if image is not None and image.shape[:2] != size:
@@ -125,11 +128,17 @@ def _preprocessing(config: Model, file: ModelFile, model: keras.Model, size: tup
 
 
 def _check_classes(outputs: int, classes: tuple[str, ...], path: Path, *, named: bool) -> None:
-    if outputs == len(classes):
-        return
-    source = "model.classes names" if named else "the data has"
-    advice = "" if named else " If it knows more classes than the data shows, name them all in model.classes."
-    raise ModelError(
-        f"Expected a model with as many outputs as {'there are names' if named else 'the data has classes'}. "
-        f"Received: {path} with {outputs}; {source} {len(classes)} ({listed(classes, most=8)}).{advice}"
+    expected, source, advice = (
+        ("there are names", "model.classes names", "")
+        if named
+        else (
+            "the data has classes",
+            "the data has",
+            " If it has more classes than the data, name them all in model.classes.",
+        )
     )
+    if outputs != len(classes):
+        raise ModelError(
+            f"Expected a model with as many outputs as {expected}. Received: {path} with {outputs}; {source} "
+            f"{len(classes)} ({listed(classes, most=8)}).{advice}"
+        )

@@ -1,8 +1,7 @@
-"""What belongs to a model besides its weights: classes, decoding, preprocessing. ``train/model.json``.
+"""The model card, ``train/model.json``: classes, decoding, preprocessing and origin of a model.
 
-What a picture goes through is read here and nowhere else: it was settled when the model was trained, and a recipe that
-says otherwise is refused.
-Permission to run code that a model holds is not in here: it comes from the recipe alone.
+The card is the only source of decoding and preprocessing: training sets them, and a recipe that disagrees is refused.
+Permission to run code in a model file is not part of the card: it comes from the recipe alone.
 """
 
 from __future__ import annotations
@@ -25,30 +24,28 @@ from pipeline.recipe.schema import Model, Preprocessing, Recipe
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
 
-SCHEMA = 3
-REMEDY = "Run the train stage again."
 Output = Literal["auto", "logits", "softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What belongs to a model besides its weights.
+    """What a model needs besides its weights.
 
     Attributes:
         classes: names of the outputs, in their order.
         preprocessing: what the graph does to pixels.
-        decode: what the host does to a picture before.
-        output: what the Keras model ends with.
-        source: a finished model that was taken over: its file.
-        written_by: such as "Keras 2.2.5", of that file.
-        changes: what was changed of it, its answers unchanged.
-        deviations: where its answers are not those of its file, because the recipe asked for it, as sentences.
-        doubts: what speaks against what the recipe asked for, its answers those of the file, as sentences.
-        backbone: what was trained; None where nothing was.
-        transfer: from pretrained weights.
-        parameters: all of them.
-        trainable_parameters: those of the last phase.
-        schema: of the file.
+        decode: how the host decodes an image before that.
+        output: the kind of output of the Keras model.
+        source: origin of a finished model: its file name, or the published backbone. None for a trained one.
+        written_by: the Keras that wrote that file, such as "Keras 2.2.5".
+        changes: rewrites that left the outputs unchanged, as sentences.
+        deviations: where the recipe makes the outputs differ from those of the file, as sentences.
+        doubts: reasons to distrust a setting of the recipe, as sentences.
+        backbone: that was trained; None where nothing was.
+        transfer: whether it was trained from pretrained weights.
+        parameters: number of all weights.
+        trainable_parameters: number of weights that the last phase trained.
+        schema: version of the file format.
     """
 
     classes: tuple[str, ...]
@@ -64,7 +61,7 @@ class ModelCard:
     transfer: bool = False
     parameters: int | None = None
     trainable_parameters: int | None = None
-    schema: int = SCHEMA
+    schema: int = 3
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -78,7 +75,7 @@ class ModelCard:
         return self.decode.size
 
     def metadata(self) -> dict[str, object]:
-        """What the files made of the model say of themselves, as plain JSON types."""
+        """Return the metadata that exported files carry, as plain JSON types."""
         return {
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_dict(values=False),
@@ -86,10 +83,10 @@ class ModelCard:
         }
 
     def check_runner(self, runner: Runner, name: str) -> None:
-        """Refuse an open runner whose file was made of another model than this card's.
+        """Refuse an open runner whose file was exported from another model than this card's.
 
         Raises:
-            ModelError: another number of classes, or its metadata is not the card's.
+            ModelError: another number of classes, or metadata that differs from the card's.
         """
         if runner.classes != len(self.classes):
             raise ModelError(
@@ -109,9 +106,9 @@ def read_card(path: Path | str) -> ModelCard:
     """Read ``model.json``.
 
     Raises:
-        ModelError: missing, damaged, or of another version; with the file and the key.
+        ModelError: missing, damaged, or of another schema; with the file and the key.
     """
-    return read_record(ModelCard, Path(path), remedy=REMEDY, what="model card")
+    return read_record(ModelCard, Path(path), remedy="Run the train stage again.", what="model card")
 
 
 def write_card(path: Path, card: ModelCard) -> None:
@@ -120,30 +117,32 @@ def write_card(path: Path, card: ModelCard) -> None:
 
 
 def source_of(model: Model) -> str | None:
-    """What a model is that is not trained here, as its card says it: the file's name, or the published one."""
+    """Return the card's ``source``: the file name or the published backbone; None where the recipe trains a model."""
     if model.path is not None:
         return Path(model.path).name
     return f"{model.backbone} with its 1,000 ImageNet classes" if model.head == "published" else None
 
 
 def refuse_disagreement(recipe: Recipe, card: ModelCard, retrain: str) -> None:
-    """Refuse a recipe that would do something else to a picture than the model was trained and verified with.
+    """Refuse a recipe that disagrees with the settings that the model was trained and verified with.
 
     Args:
         recipe: in force.
         card: of the model.
-        retrain: the command that trains by this recipe.
+        retrain: the command that trains with this recipe.
 
     Raises:
-        ProjectError: with the key, what the model has and what the recipe says.
+        ProjectError: with the key and both values.
     """
-    for key, (has, says) in _differences(recipe, card).items():
-        anew = f"Leave it as it was, or train anew: `{retrain}`."
-        if recipe.model.path is not None and key == "model.input_size":
-            anew = f"Leave it out; of a file that takes any size, take it over anew: `{retrain}`."
+    for key, (expected, received) in _differences(recipe, card).items():
+        file_size = recipe.model.path is not None and key == "model.input_size"
+        advice = (
+            "Leave it out, or, for a file that takes any size, import it again" if file_size
+            else "Leave it as it was, or train again"
+        )  # fmt: skip
         raise ProjectError(
-            f"{key}: expected {has}, which the model was trained and is verified with ({CARD}). Received: {says}. "
-            f"{anew}"
+            f"{key}: expected {expected}, which the model was trained and is verified with ({CARD}). "
+            f"Received: {received}. {advice}: `{retrain}`."
         )
 
 
@@ -153,16 +152,21 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
         "data.resize": (card.decode.resize, recipe.data.resize),
         "model.path": (_origin(card.source is not None), _origin(source_of(model) is not None)),
     }
-    if model.path is None or model.input_size != Model().input_size:  # a file has its size; the default asks for none
+    if model.path is None or model.input_size != Model().input_size:  # for a file, the default counts as not set
         pairs["model.input_size"] = ("x".join(map(str, card.size)), f"{model.input_size}x{model.input_size}")
     if model.path is None and card.backbone is not None:
         pairs["model.backbone"] = (card.backbone, model.backbone)
     if isinstance(model.preprocessing, str) and model.preprocessing != "auto":
         pairs["model.preprocessing"] = (card.preprocessing.mode, model.preprocessing)
-    elif isinstance(model.preprocessing, Preprocessing) and _mean_is_here(model.preprocessing):
-        has = replace(card.preprocessing, grey=False)  # which the model says, not the recipe
-        own = own_preprocessing(model.preprocessing)
-        pairs["model.preprocessing"] = (has.to_dict(values=False), own.to_dict(values=False))
+    elif isinstance(model.preprocessing, Preprocessing) and (
+        # Artifacts travel without the mean's file; their card holds its values.
+        not isinstance(model.preprocessing.mean, str) or Path(model.preprocessing.mean).is_file()
+    ):
+        trained = replace(card.preprocessing, grey=False)  # grey comes from the model, not from the recipe
+        pairs["model.preprocessing"] = (
+            trained.to_dict(values=False),
+            own_preprocessing(model.preprocessing).to_dict(values=False),
+        )
     if not isinstance(model.classes, str) or Path(model.classes).is_file():
         pairs["model.classes"] = (list(card.classes), list(model_names(model.classes) or card.classes))
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -170,8 +174,3 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
 
 def _origin(finished: bool) -> str:
     return "a finished model" if finished else "a model that is trained here"
-
-
-def _mean_is_here(own: Preprocessing) -> bool:
-    """Artifacts travel without the mean's file; their card holds its values."""
-    return not isinstance(own.mean, str) or Path(own.mean).is_file()

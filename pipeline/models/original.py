@@ -1,8 +1,6 @@
-"""A model as its author runs it, and calls of it with some operations replaced.
+"""Running a Keras 3 model as it was saved, in its own input form, or with some of its operations replaced.
 
-A model as its author runs it: fed in its own form, it gives the answers that the rewritten one must give.
-
-Calls a Keras 3 model with some of its operations replaced, those of nested models too.
+The outputs of the original are what each rewrite is compared with. Operations of nested models can be replaced too.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ if TYPE_CHECKING:
 
 
 SMALLEST = 8  # pixels; below this a (N, height, width, channels) input is no image
-SMALLEST_PLANE = 16  # the same of (N, height, width), which may be a sequence of a few numbers each
-_CHUNK = 8  # pictures at once, of 224x224; larger ones fewer
+SMALLEST_PLANE = 16  # pixels; the same for (N, height, width), which may be a sequence of short vectors
+_CHUNK = 8  # images of 224x224 in one call; fewer of larger ones
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a model takes a picture.
+    """The input form of a model.
 
     Attributes:
         height: in pixels; None for any.
@@ -38,7 +36,7 @@ class Form:
         layout: ``"last"`` (N, height, width, channels), ``"first"`` (N, channels, height, width) or ``"plane"``
             (N, height, width), greyscale.
         dtype: of its input.
-        batch: how many pictures at once; None for any number.
+        batch: fixed batch size; None for any.
     """
 
     height: int | None
@@ -54,11 +52,11 @@ class Form:
         return self.channels == 1
 
     def feed(self, pixels: np.ndarray, spec: PreprocessingSpec) -> np.ndarray:
-        """uint8 RGB pixels (N, height, width, 3) as the model takes them.
+        """Preprocess uint8 RGB pixels (N, height, width, 3) and convert them to this form.
 
         Args:
             pixels: of the model's size.
-            spec: what the author's pictures went through; for a greyscale model one mean and one scale.
+            spec: the preprocessing in training; for a greyscale model one mean and one scale.
         """
         values = replace(spec, grey=self.grey).apply(pixels)[..., : self.channels]
         if self.layout == "first":
@@ -69,10 +67,10 @@ class Form:
 
 
 def form_of(model: keras.Model, where: Path) -> Form:
-    """How a model takes a picture.
+    """Return the input form of a model.
 
     Raises:
-        ModelError: it takes something else than one picture.
+        ModelError: its input is not one image.
     """
     inputs = getattr(model, "inputs", None)
     if not inputs:
@@ -83,20 +81,23 @@ def form_of(model: keras.Model, where: Path) -> Form:
     if len(inputs) > 1:
         raise ModelError(f"Expected one input, an image. Received: {where} with {len(inputs)}: {tensor_names(inputs)}.")
     batch, *shape = inputs[0].shape
-    found = f"{where} takes {tuple(inputs[0].shape)}"
-    layout, why = layout_of(tuple(shape))
+    received = f"{where} takes {tuple(inputs[0].shape)}"
+    layout, reason = layout_of(tuple(shape))
     if layout is None:
-        raise ModelError(f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {found}: {why}.")
-    form = Form(*_sides(tuple(shape), layout), layout, str(inputs[0].dtype), batch)
-    if form.grey and len(model.outputs) == 1 and len(model.outputs[0].shape) > 2:
-        return form  # its output says better what it is
-    if min(form.height or SMALLEST, form.width or SMALLEST) < SMALLEST:
-        raise ModelError(f"Expected an image classifier. Received: {found}, which is too small for an image.")
+        raise ModelError(
+            f"Expected an image classifier, input (N, height, width, 3 or 1). Received: {received}: {reason}."
+        )
+    channels_last = {"last": shape, "first": [*shape[1:], shape[0]], "plane": [*shape, 1]}
+    height, width, channels = channels_last[layout]
+    form = Form(height, width, 3 if channels == 3 else 1, layout, str(inputs[0].dtype), batch)
+    not_one_vector = len(model.outputs) == 1 and len(model.outputs[0].shape) > 2  # the error about it is clearer
+    if min(form.height or SMALLEST, form.width or SMALLEST) < SMALLEST and not (form.grey and not_one_vector):
+        raise ModelError(f"Expected an image classifier. Received: {received}, which is too small for an image.")
     return form
 
 
 def layout_of(shape: tuple[int | None, ...]) -> tuple[str | None, str]:
-    """How a model of this input shape, without the batch, takes pictures: its layout, or None and why it takes none."""
+    """Return the layout of an input shape without its batch, or None and what it holds instead of images."""
     if len(shape) == 2 and all(side is not None and side >= SMALLEST_PLANE for side in shape):
         return "plane", ""
     if len(shape) != 3:
@@ -109,21 +110,14 @@ def layout_of(shape: tuple[int | None, ...]) -> tuple[str | None, str]:
     return None, f"{shape[2]} channels" if shape[2] is not None else "any number of channels"
 
 
-def _sides(shape: tuple[int | None, ...], layout: str) -> tuple[int | None, int | None, int]:
-    """Height, width and channels."""
-    if layout == "plane":
-        return shape[0], shape[1], 1
-    channels, height, width = shape if layout == "first" else (shape[2], shape[0], shape[1])
-    return height, width, 3 if channels == 3 else 1
-
-
 def answers(model: keras.Model, values: np.ndarray, batch: int | None = None) -> np.ndarray:
-    """What a model answers at inference, a few pictures at a time.
+    """Run a model at inference, in small batches.
 
     Args:
         model: of one input and one output.
-        values: (N, ...), as it takes them.
-        batch: how many at once; with fewer left, the last one is repeated. Defaults to None: as memory allows.
+        values: (N, ...), in the model's input form.
+        batch: fixed batch size; a last smaller batch is filled up with copies of its last row. Defaults to None: by
+            the size of the images.
 
     Returns:
         float64 (N, ...).
@@ -133,10 +127,8 @@ def answers(model: keras.Model, values: np.ndarray, batch: int | None = None) ->
     parts = []
     for start in range(0, len(values), size):
         chunk = values[start : start + size]
-        count = len(chunk)
-        if batch is not None and count < batch:
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - count, axis=0)])
-        parts.append(_call(model, chunk)[:count])
+        padding = np.repeat(chunk[-1:], size - len(chunk) if batch is not None else 0, axis=0)
+        parts.append(_call(model, np.concatenate([chunk, padding]))[: len(chunk)])
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -144,24 +136,23 @@ def _call(model: Any, values: np.ndarray) -> np.ndarray:
     from keras import ops, tree
 
     form = getattr(getattr(model, "_functional", model), "_inputs_struct", None)
-    given: Any = ops.convert_to_tensor(values)
+    inputs: Any = ops.convert_to_tensor(values)
     if isinstance(form, (Mapping, list, tuple)):
-        given = tree.pack_sequence_as(form, [given])
-    (result,) = tree.flatten(model(given, training=False))
+        inputs = tree.pack_sequence_as(form, [inputs])
+    (result,) = tree.flatten(model(inputs, training=False))
     return np.asarray(ops.convert_to_numpy(ops.cast(result, "float32")))
 
 
 def tensor_names(tensors: Any) -> str:
-    """Names and shapes of Keras tensors, for a message."""
+    """List names and shapes of Keras tensors for a message."""
     return listed(f"{t.name.split(':')[0]} {tuple(t.shape)}" for t in tensors)
 
 
 def all_layers(model: Any) -> list[Any]:
-    """All layers, those of nested models included."""
-    found = []
-    for layer in model.layers:
-        found += [layer, *(all_layers(layer) if hasattr(layer, "layers") else [])]
-    return found
+    """Return all layers, including nested models and their layers."""
+    return [
+        inner for layer in model.layers for inner in (layer, *(all_layers(layer) if hasattr(layer, "layers") else ()))
+    ]
 
 
 def run_graph(model: Any, x: Any, swaps: dict[int, Any]) -> Any:
@@ -169,17 +160,17 @@ def run_graph(model: Any, x: Any, swaps: dict[int, Any]) -> Any:
 
     Args:
         model: Functional or Sequential.
-        x: what it takes.
-        swaps: id of an operation, also of a nested model, to what is called in its place; None hands on the input.
-            The others are shared, weights and all.
+        x: its input.
+        swaps: replacements by the id of an operation, also of a nested model's; None passes the input through. All
+            other operations are shared with the model, including their weights.
     """
     import keras
     from keras import tree
 
     def operation(layer: Any) -> Any:
         if id(layer) in swaps:
-            new = swaps[id(layer)]
-            return (lambda x, *args, **options: x) if new is None else new
+            replacement = swaps[id(layer)]
+            return (lambda x, *args, **options: x) if replacement is None else replacement
         if isinstance(layer, keras.Model) and any(id(inner) in swaps for inner in _operations(layer)):
             return _nested(layer, swaps)
         return layer if isinstance(x, keras.KerasTensor) else at_inference(layer)
@@ -188,12 +179,11 @@ def run_graph(model: Any, x: Any, swaps: dict[int, Any]) -> Any:
         for layer in model.layers:
             x = operation(layer)(x)
         return x
-    given = tree.pack_sequence_as(model._inputs_struct, [x])
-    return model._run_through_graph(given, operation_fn=operation)
+    return model._run_through_graph(tree.pack_sequence_as(model._inputs_struct, [x]), operation_fn=operation)
 
 
 def at_inference(operation: Any) -> Any:
-    """The operation as a model calls it at inference; by itself an augmentation layer is in training."""
+    """Wrap an operation to run at inference: called on its own, an augmentation layer is in training mode."""
 
     def call(*args: Any, **options: Any) -> Any:
         if "training" in getattr(operation, "_call_context_args", ()):
@@ -204,15 +194,16 @@ def at_inference(operation: Any) -> Any:
 
 
 def _operations(model: Any) -> list[Any]:
-    """All operations, those of nested models included."""
-    found: list[Any] = []
-    for operation in getattr(getattr(model, "_functional", model), "operations", None) or model.layers:
-        found += [operation, *(_operations(operation) if hasattr(operation, "layers") else [])]
-    return found
+    """Return all operations, including nested models and their operations."""
+    return [
+        inner
+        for operation in getattr(getattr(model, "_functional", model), "operations", None) or model.layers
+        for inner in (operation, *(_operations(operation) if hasattr(operation, "layers") else ()))
+    ]
 
 
 def _nested(model: Any, swaps: dict[int, Any]) -> Any:
-    """What is called in the place of a nested model in which something is replaced."""
+    """Return the call that stands for a nested model with replaced operations."""
     import keras
 
     def call(x: Any, *args: Any, **options: Any) -> Any:
@@ -231,14 +222,14 @@ def _nested(model: Any, swaps: dict[int, Any]) -> Any:
 
 
 def free_name(model: Any, name: str) -> str:
-    """The name, or one with a number behind it where the model has an operation of that name."""
+    """Return the name, with a number appended where the model has an operation of that name."""
     taken = {operation.name for operation in _operations(model)}
     return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
 def flat(value: Any) -> Any:
-    """The tensor in a structure of one."""
+    """Return the tensor of a structure that holds only one, or else the structure."""
     from keras import tree
 
-    flat = tree.flatten(value)
-    return flat[0] if len(flat) == 1 else value
+    tensors = tree.flatten(value)
+    return tensors[0] if len(tensors) == 1 else value

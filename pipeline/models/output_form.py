@@ -1,15 +1,11 @@
-"""Brings the end of a classifier to logits or a softmax, and refuses a rewrite that changes its answers.
+"""The output form of a classifier: logits, or a softmax that the export can remove; and checks of each rewrite.
 
-Compares what a model answers before and after a rewrite, and refuses what changed them, by the name of the step.
+The kind of output follows from the layers and from the predictions: values between 0 and 1 with the sum 1 on every
+image are probabilities. Where no single softmax or sigmoid computes them (a mean of several, ``1 - sigmoid``, a
+sparsemax), their logarithms become the logits: the softmax of these is the probabilities again.
 
-The reference of every later stage is the rewritten model, so a fault here would be in the reference and in what is
-compared with it, and every verdict would be a pass.
-
-Brings the end of a classifier into one of two forms: logits, or a softmax that the export can take off.
-
-What a model ends with is told by its layers and by what it answers: values between 0 and 1 whose sum is 1 on every
-picture are probabilities, however they came about. Where no single softmax or sigmoid made them (a mean of several,
-``1 - sigmoid``, a sparsemax), their logarithms are logits: the softmax of those gives the probabilities back.
+Later stages take the rewritten model as their reference, so they could not detect a fault made here. Outputs before
+and after each rewrite are therefore compared, and a difference is an error that names the step.
 """
 
 from collections.abc import Callable
@@ -29,50 +25,57 @@ from pipeline.models.original import answers, free_name
 EXACT = 1e-4  # of the largest value; the same operations in another order differ by 1e-6
 HALF, BFLOAT16 = 3e-2, 0.2  # where one of the two computes in float16 and in bfloat16, of eight times the ulp
 
+Read = Callable[[np.ndarray], np.ndarray]  # from the logits to the original model's outputs
+_FEW = 4  # images on which a rewritten output is checked
+_FLOOR = 1e-7  # of a probability before its logarithm: about the resolution of float32 near 1
+_SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
+
+_REMOVED = "its final sigmoid was removed: the values before it are the logits"
+_TWO_CLASSES = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
+
 
 def refuse_other_answers(
     step: str, expected: np.ndarray, received: np.ndarray, where: Path, tolerance: float = EXACT
 ) -> None:
-    """Refuse a rewrite that changed what the model answers.
+    """Refuse a rewrite that changed the outputs of the model.
 
     Args:
-        step: what was done to the model, in words.
+        step: description of the rewrite.
         expected: the values before, (N, ...).
         received: the values after.
         where: the model's file.
-        tolerance: relative to the largest value.
+        tolerance: relative to the largest value. Defaults to 1e-4.
 
     Raises:
-        ModelError: with the step, and by how much.
+        ModelError: with the step and the difference.
     """
-    found = relative_difference(expected, received)
-    if found > tolerance:
+    difference = relative_difference(expected, received)
+    if difference > tolerance:
         raise ModelError(
             f"Expected the same answers before and after this step: {step}. Received: {where}, off by "
-            f"{_share(found)} of the largest on {count(len(expected), 'picture')}. The model cannot be taken over as "
-            "it is; "
-            "rebuild it without that part, or report the fault with the model's architecture."
+            f"{_share(difference)} of the largest on {count(len(expected), 'image')}. The model cannot be imported "
+            "as it is; rebuild it without that part, or report the fault with the model's architecture."
         )
 
 
 def refuse_batch_dependence(whole: np.ndarray, alone: np.ndarray, where: Path, tolerance: float) -> None:
-    """Refuse a model whose answer for a picture depends on the others of its batch.
+    """Refuse a model whose output for an image depends on the other images of the batch.
 
     Args:
-        whole: values of several pictures at once.
-        alone: of the same pictures, one at a time.
+        whole: values of several images in one batch, (N, ...).
+        alone: of the same images, one at a time.
         where: the model's file.
         tolerance: relative to the largest value.
 
     Raises:
-        ModelError: by how much they differ.
+        ModelError: with the difference.
     """
-    found = relative_difference(whole, alone)
-    if found > tolerance:
+    difference = relative_difference(whole, alone)
+    if difference > tolerance:
         raise ModelError(
-            f"Expected a model whose answer for a picture is its own. Received: {where}: answers for a picture alone "
-            f"and in a batch differ by {_share(found)} of the largest. Something in it computes over the batch (a "
-            "mean over axis 0, batch statistics); no engine could promise such answers."
+            f"Expected a model whose answer for an image does not depend on other images. Received: {where}: "
+            f"answers for an image alone and in a batch differ by {_share(difference)} of the largest. Something in "
+            "it computes over the batch (a mean over axis 0, batch statistics); an engine could not reproduce that."
         )
 
 
@@ -80,23 +83,14 @@ def _share(value: float) -> str:
     return f"{value:.2g}" if np.isfinite(value) else "NaN or another shape"
 
 
-Read = Callable[[np.ndarray], np.ndarray]  # what the model as it was loaded says, of the logits
-_FEW = 4  # pictures on which a changed end is run
-_FLOOR = 1e-7  # of a probability before its logarithm: what float32 can tell beside 1
-_SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
-
-_TAKEN_OFF = "its sigmoid was taken off, what is before it are the logits"
-_TWO_CLASSES = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
-
-
 @dataclass(frozen=True)
 class OutputForm:
-    """A classifier whose end later stages know.
+    """A classifier with an output form that later stages handle.
 
     Attributes:
-        model: float32 (N, classes) out.
-        output: "logits" or "softmax".
-        changes: what was done, for people.
+        model: float32 (N, height, width, 3) in, (N, classes) out.
+        output: the kind of its output, "logits" or "softmax".
+        changes: the rewrites, as sentences.
     """
 
     model: keras.Model
@@ -108,78 +102,79 @@ def to_logits(
     model: keras.Model,
     where: Path,
     output: str,
-    said: np.ndarray,
+    predictions: np.ndarray,
     before: np.ndarray,
-    values: np.ndarray,
+    inputs: np.ndarray,
     tolerance: float,
 ) -> OutputForm:
-    """Find out what a classifier ends with, and change it where later stages could not.
+    """Determine the kind of output of a classifier, and rewrite it where later stages could not handle it.
 
     Args:
         model: float32 (N, height, width, 3) in, (N, units) out.
         where: its file, for messages.
-        output: what the recipe says of its end: "auto", "logits", "softmax" or "sigmoid".
-        said: (N, units), what the model as it was loaded answers to some pictures.
-        before: (N, units), what `model` answers to them, before a final activation that can be taken off.
-        values: (N, height, width, 3), those pictures as `model` takes them.
-        tolerance: how far the answers may be off, relative to the largest: more where it computed in half precision.
+        output: the recipe's ``model.output``: "auto", "logits", "softmax" or "sigmoid".
+        predictions: (N, units), outputs of the model as it was loaded.
+        before: (N, units), values of ``model`` for the same images, before a removable final activation.
+        inputs: (N, height, width, 3), those images as ``model`` takes them.
+        tolerance: of the outputs, relative to the largest; higher where the model computed in half precision.
 
     Raises:
-        ModelError: what it ends with must be told, or is not what the recipe says, or its answers changed.
+        ModelError: ``model.output`` must name the kind of output or is wrong, or the rewrite changed the outputs.
     """
     end = end_of(model)
     sigmoid = end.activation == "sigmoid" and end.removable
-    bounded = activations_at_the_end(model) & set(BOUNDED)
-    unit = bool(bounded) and _within_unit(said)
-    # Where the layers do not tell (a TensorFlow graph, a division), the recipe may: one unit between 0 and 1 is p.
-    told = output == "sigmoid" and end.activation is None and said.shape[1] == 1 and _within_unit(said)
-    if output == "sigmoid" and not (sigmoid or told):
+    bounded = bool(activations_at_the_end(model) & set(BOUNDED)) and _within_unit(predictions)
+    # Where the layers leave it open (a TensorFlow graph, a division), the recipe decides: a unit between 0 and 1 is p.
+    stated = output == "sigmoid" and end.activation is None and predictions.shape[1] == 1 and _within_unit(predictions)
+    if output == "sigmoid" and not (sigmoid or stated):
         raise ModelError(
             f"model.output: expected logits, softmax or auto, because {where} ends with "
             f"{end.activation or 'no activation'}. Received: sigmoid."
         )
-    if said.shape[1] == 1:
-        ended, read = _one_unit(model, where, output, said, sigmoid, (unit or told) and not _always_one(said))
+    if predictions.shape[1] == 1:
+        probability = (bounded or stated) and not _always_one(predictions)
+        form, read = _one_unit(model, where, output, predictions, sigmoid, probability)
     elif output == "sigmoid":
-        ended, read = OutputForm(before_activation(model), "logits", (_TAKEN_OFF,)), _sigmoid
+        form, read = OutputForm(before_activation(model), "logits", (_REMOVED,)), _sigmoid
     else:
-        sums_to_one = _within_unit(said) and np.abs(said.sum(axis=1) - 1).max() < (
-            _SUM_HALF if tolerance > EXACT else _SUM
-        )
-        ended, read = _several(model, where, output, said, sigmoid, unit, bool(sums_to_one))
-    if ended.model is model:
-        off = relative_difference(said, read(before))
-    else:
-        off = relative_difference(said[:_FEW], read(answers(ended.model, values[:_FEW])))
-    if off > tolerance:
+        sum_tolerance = _SUM_HALF if tolerance > EXACT else _SUM
+        sums_to_one = _within_unit(predictions) and np.abs(predictions.sum(axis=1) - 1).max() < sum_tolerance
+        form, read = _several(model, where, output, predictions, sigmoid, bounded, bool(sums_to_one))
+    difference = (
+        relative_difference(predictions, read(before))
+        if form.model is model
+        else relative_difference(predictions[:_FEW], read(answers(form.model, inputs[:_FEW])))
+    )
+    if difference > tolerance:
         raise ModelError(
             f"model.output: expected the model's own answers once its end ({end}) is made logits. Received: {where}, "
-            f"off by {off:.2g} of the largest. Say what it ends with: --set model.output=logits, softmax or sigmoid."
+            f"off by {difference:.2g} of the largest. Name its kind of output: --set model.output=logits, softmax or "
+            "sigmoid."
         )
-    return ended
+    return form
 
 
-def _always_one(said: np.ndarray) -> bool:
-    """Whether a unit only ever says 1, as a softmax over one unit does; some processors miss it by the last place."""
-    return bool((np.abs(said - 1) <= 4 * np.finfo(np.float32).eps).all())
+def _always_one(predictions: np.ndarray) -> bool:
+    """Whether a unit is constantly 1, as a softmax over one unit is; on some processors the last digit differs."""
+    return bool((np.abs(predictions - 1) <= 4 * np.finfo(np.float32).eps).all())
 
 
 def _one_unit(
-    model: keras.Model, where: Path, output: str, said: np.ndarray, sigmoid: bool, probability: bool
+    model: keras.Model, where: Path, output: str, predictions: np.ndarray, sigmoid: bool, probability: bool
 ) -> tuple[OutputForm, Read]:
-    """One unit, two classes: logits 0 and z, or the logarithms of 1 - p and p."""
+    """Rewrite one unit to two classes: logits 0 and z, or the logarithms of 1 - p and p."""
     end = end_of(model)
     if sigmoid:
-        return OutputForm(_two_classes(before_activation(model)), "logits", (_TAKEN_OFF, _TWO_CLASSES)), _second
+        return OutputForm(_two_classes(before_activation(model)), "logits", (_REMOVED, _TWO_CLASSES)), _second
     if probability:
         change = f"one unit, two classes: it gives p between 0 and 1 ({end}), and the logarithms of 1 - p and p are"
-        return OutputForm(_behind(model, _two_logarithms), "logits", (f"{change} the logits",)), _second
-    if end.activation is None and _within_unit(said):
+        return OutputForm(_append(model, _two_logarithms), "logits", (f"{change} the logits",)), _second
+    if end.activation is None and _within_unit(predictions):
         raise ModelError(
-            f"model.output: expected to be told what one unit means, whose answers on {count(len(said), 'picture')} "
-            "all lie "
-            f"between 0 and 1. Received: {output} for {where}, which ends with {end}. If it is the probability of the "
-            "second of two classes, say so: --set model.output=sigmoid; a regression is no classifier."
+            "model.output: expected to be told what one unit means, whose answers on "
+            f"{count(len(predictions), 'image')} all lie between 0 and 1. Received: {output} for {where}, which ends "
+            f"with {end}. If it is the probability of the second of two classes, say so: --set model.output=sigmoid; a "
+            "regression is no classifier."
         )
     if end.activation in (None, "linear") and output == "logits":
         return OutputForm(_two_classes(model), "logits", (_TWO_CLASSES,)), lambda z: z[:, 1:]
@@ -194,50 +189,53 @@ def _several(
     model: keras.Model,
     where: Path,
     output: str,
-    said: np.ndarray,
+    predictions: np.ndarray,
     sigmoid: bool,
-    unit: bool,
+    bounded: bool,
     probabilities: bool,
 ) -> tuple[OutputForm, Read]:
-    """Two units or more, of which one is right."""
+    """Rewrite the output of two or more exclusive classes."""
     end = end_of(model)
-    units = said.shape[1]
+    images = count(len(predictions), "image")
     if sigmoid:
         raise ModelError(
-            f"model.output: expected to be told what {units} sigmoids mean, in {where}. Received: {output}. If "
-            "exactly one class is right for each image: --set model.output=sigmoid (the order of the classes "
-            "stays, the probabilities become a softmax). A model that gives several labels to one image is not "
+            f"model.output: expected to be told what {predictions.shape[1]} sigmoids mean, in {where}. Received: "
+            f"{output}. If exactly one class is right for each image: --set model.output=sigmoid (the order of the "
+            "classes stays, the probabilities become a softmax). A model that gives several labels to one image is not "
             "supported."
         )
-    total = said.sum(axis=1)
-    shares = end.activation != "linear" and (_within_unit(said) or np.ptp(total) < _SUM * np.abs(total).max())
-    if output == "logits" and (probabilities or unit or shares):
-        what = f"no logits: {'between 0 and 1' if _within_unit(said) else 'of one sum'}, by {end}"
-        what = "probabilities: between 0 and 1, with the sum 1" if probabilities else what
+    total = predictions.sum(axis=1)
+    shares = end.activation != "linear" and (_within_unit(predictions) or np.ptp(total) < _SUM * np.abs(total).max())
+    if output == "logits" and (probabilities or bounded or shares):
+        kind = (
+            "probabilities: between 0 and 1, with the sum 1"
+            if probabilities
+            else f"no logits: {'between 0 and 1' if _within_unit(predictions) else 'of one sum'}, by {end}"
+        )
         raise ModelError(
-            f"model.output: expected softmax or auto, because on {count(len(said), 'picture')} the answers of {where} "
-            "are "
-            f"{what}. Received: logits. A second softmax would be put on them. Where softmax and auto are refused as "
-            "well, end the model with the layer before."
+            f"model.output: expected softmax or auto, because on {images} the answers of {where} are {kind}. Received: "
+            "logits. A second softmax would be put on them. Where softmax and auto are refused as well, end the model "
+            "with the layer before."
         )
     if end.activation == "softmax" and end.removable and output != "logits":
         return OutputForm(model, "softmax"), _softmax
-    if probabilities and not np.logical_and(said > 0, said < 1).any():
+    if probabilities and not np.logical_and(predictions > 0, predictions < 1).any():
         raise ModelError(
-            f"Expected probabilities or logits. Received: {where}, whose answers on {count(len(said), 'picture')} are "
-            "only 0 "
-            f"and 1, by {end}: they name a class and say nothing of the others. End it before that step."
+            f"Expected probabilities or logits. Received: {where}, whose answers on {images} are only 0 and 1, by "
+            f"{end}: they name a class and give no value for the others. End it before that step."
         )
     if probabilities:
         change = f"its probabilities are made by {end} from others: their logarithms are the logits"
-        return OutputForm(_behind(model, _logarithm), "logits", (change,)), _softmax
-    logarithms = bool((said <= 1e-6).all()) and float(np.abs(np.log(np.exp(said).sum(axis=1))).max()) < _SUM
-    if output != "softmax" and (logarithms or (output == "auto" and end.activation == "linear" and not unit)):
-        return OutputForm(model, "logits"), lambda z: z
-    try:
-        logits_model(model, output)
-    except ProjectError as error:
-        raise ModelError(f"model.output: {where}: {error}") from error
+        return OutputForm(_append(model, _logarithm), "logits", (change,)), _softmax
+    log_softmax = bool((predictions <= 1e-6).all()) and (
+        float(np.abs(np.log(np.exp(predictions).sum(axis=1))).max()) < _SUM
+    )
+    linear = output == "auto" and end.activation == "linear" and not bounded
+    if output == "softmax" or not (log_softmax or linear):
+        try:
+            logits_model(model, output)
+        except ProjectError as error:
+            raise ModelError(f"model.output: {where}: {error}") from error
     return OutputForm(model, "logits"), lambda z: z
 
 
@@ -259,25 +257,21 @@ def _softmax(values: np.ndarray) -> np.ndarray:
 
 
 def _logarithm(x: Any) -> Any:
-    from keras import ops
-
-    return ops.log(ops.maximum(x, _FLOOR))
+    return keras.ops.log(keras.ops.maximum(x, _FLOOR))
 
 
 def _two_logarithms(p: Any) -> Any:
-    from keras import ops
-
-    return ops.concatenate([_logarithm(ops.subtract(1.0, p)), _logarithm(p)], axis=-1)
+    return keras.ops.concatenate([_logarithm(keras.ops.subtract(1.0, p)), _logarithm(p)], axis=-1)
 
 
 def _two_classes(model: keras.Model) -> keras.Model:
     layer = keras.layers.Dense(
         2, use_bias=False, trainable=False, name=free_name(model, "two_classes"), dtype="float32"
     )
-    result = _behind(model, layer)
+    result = _append(model, layer)
     layer.set_weights([np.asarray([[0.0, 1.0]], np.float32)])
     return result
 
 
-def _behind(model: keras.Model, operation: Any) -> keras.Model:
+def _append(model: keras.Model, operation: Any) -> keras.Model:
     return keras.Model(model.inputs[0], operation(model.outputs[0]), name=model.name)

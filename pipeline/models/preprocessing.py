@@ -1,12 +1,8 @@
-"""The preprocessing of a model: by its recipe or backbone, or found inside it by running its first layers.
+"""The preprocessing of a model: from the recipe, from its backbone, or detected by running its first layers.
 
-The preprocessing of a recipe's model: its backbone's, one of Keras' modes, or spelt out in the recipe.
-
-Whether a model normalises its pixels itself, found by running its first layers.
-
-Arithmetic before the first convolution proves nothing: a Rescaling from 0..1 to -1..1, a Normalization by ImageNet's
-mean in 0..1, a sum of two branches, all want pixels that were divided by 255 before. What counts is where the grey
-levels 0 to 255 end up.
+Arithmetic before the first convolution does not show that a model normalises its pixels itself: a Rescaling from 0..1
+to -1..1, a Normalization by ImageNet's mean in 0..1 and a sum of two branches all expect pixels divided by 255.
+Therefore the grey levels 0 to 255 are run through these layers, and the range of the result decides.
 """
 
 from __future__ import annotations
@@ -19,9 +15,8 @@ import numpy as np
 
 from export.errors import DataError, ModelError, ProjectError, RecipeError
 from export.preprocessing import MeanImage, PreprocessingSpec
-from export.words import listed
 from pipeline.artifacts.archives import read_array
-from pipeline.models.original import form_of, run_graph
+from pipeline.models.original import all_layers, form_of, run_graph
 from pipeline.recipe.backbones import BACKBONES
 from pipeline.recipe.model_rules import check_model
 from pipeline.recipe.schema import Model, Preprocessing
@@ -30,15 +25,22 @@ if TYPE_CHECKING:
     import keras
 
 
-LARGEST_MEAN = 4096  # pixels a side
+log = logging.getLogger(__name__)
+
+LARGEST_MEAN = 4096  # pixels, of a mean image's longer side
+_LEVELS = (0, 1, 32, 64, 96, 128, 160, 192, 224, 254, 255)
+_WIDEST = 12.0  # a normalised pixel is within a few standard deviations of the mean
+_NARROWEST = 0.5  # pixels that were divided by 255 twice are nearly all the same
+_BENT = 0.01  # of the range: resizing and rounding deviate less than this from a straight line
+_CENTRED = 40.0, 300.0  # grey levels minus a mean: at least this far on both sides of 0, and at most this wide
 
 
 def preprocessing_of(config: Model) -> PreprocessingSpec:
-    """The preprocessing that the recipe names, or that belongs to its backbone.
+    """Return the preprocessing that the recipe names, or that belongs to its backbone.
 
     Raises:
-        ModelError: a model file is deployed and the recipe leaves its preprocessing open; a backbone that normalises
-            inside would get pixels that are normalised already.
+        ModelError: the recipe leaves the preprocessing of a model file open, or adds one to a backbone that normalises
+            its input itself.
     """
     check_model(config)
     if config.path is None and BACKBONES[config.backbone].normalises_inside:
@@ -57,10 +59,10 @@ def preprocessing_of(config: Model) -> PreprocessingSpec:
 
 
 def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:
-    """The spec of ``model.preprocessing: {channel_order, mean, scale, mean_of}``.
+    """Return the spec of ``model.preprocessing: {channel_order, mean, scale, mean_of}``.
 
     Raises:
-        RecipeError: not three numbers, a mean file that is none, or a mean whose unit must be told.
+        RecipeError: not three numbers, an unreadable mean file, or a mean whose unit ``mean_of`` must name.
     """
     scale = _three((config.scale,) * 3 if isinstance(config.scale, float) else config.scale, "scale")
     if not np.all(scale):
@@ -76,8 +78,8 @@ def own_preprocessing(config: Preprocessing) -> PreprocessingSpec:
         )
     try:
         image = MeanImage.from_array(mean) if mean.ndim == 3 else None
-        grey_levels = (0.0, 0.0, 0.0) if image else tuple(mean.tolist())
-        return PreprocessingSpec(config.channel_order, grey_levels, tuple(scale.tolist()), mean_image=image)
+        channel_mean = (0.0, 0.0, 0.0) if image else tuple(mean.tolist())
+        return PreprocessingSpec(config.channel_order, channel_mean, tuple(scale.tolist()), mean_image=image)
     except ProjectError as error:
         raise RecipeError(f"model.preprocessing: {error}") from error
 
@@ -104,57 +106,47 @@ def _read_mean(path: Path) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-log = logging.getLogger(__name__)
-
-_LEVELS = (0, 1, 32, 64, 96, 128, 160, 192, 224, 254, 255)
-_WIDEST = 12.0  # a normalised pixel is a few standard deviations from the mean at most
-_NARROWEST = 0.5  # and pixels that were divided by 255 twice are nearly all the same
-_BENT = 0.01  # of the range: resizing and rounding leave a line less straight than this
-_CENTRED = 40.0, 300.0  # grey levels less a mean: this far to both sides of 0 at least, and this wide at most
-
-
 def normalised_range(model: keras.Model, where: Path, free_size: int) -> tuple[float, float] | None:
-    """What the grey levels 0 to 255 become before the first layer with weights, if that is a normalised range.
+    """Compute the range of the grey levels 0 to 255 before the first layer with weights, if it is a normalised one.
 
     Args:
         model: as it was loaded.
         where: its file, for messages.
-        free_size: height and width for a model that takes any size.
+        free_size: height and width in pixels for a model that takes any size.
 
     Returns:
-        The smallest and the largest value, or None: the model takes pixels that somebody else has to normalise, or
-        it can't be told.
+        The smallest and the largest value; None where the model expects normalised pixels or the range is unclear.
 
     Raises:
-        ModelError: it is no image classifier.
+        ModelError: not an image classifier.
     """
     form = form_of(model, where)
-    height, width = form.height or free_size, form.width or free_size
+    shape = (form.batch or 1, form.height or free_size, form.width or free_size, 3)
     spec = PreprocessingSpec.from_mode("none")
     try:
-        found = []
-        for level in _LEVELS:  # one at a time: what is stacked in front of the layers is stacked for each
-            pixels = np.full((form.batch or 1, height, width, 3), level, np.uint8)
-            found.append(_before_the_first_weights(model, form.feed(pixels, spec)))
-        return judge_range(np.stack([values for values in found if values is not None]) if found else None)
-    except Exception as error:  # an operation that does not run here, or nothing with weights at all: ask
+        # One level at a time: the first layers may combine the images of a batch.
+        levels = [
+            _before_the_first_weights(model, form.feed(np.full(shape, level, np.uint8), spec)) for level in _LEVELS
+        ]
+        return judge_range(np.stack([values for values in levels if values is not None]))
+    except Exception as error:  # an operation that does not run here, or no layer with weights: the recipe must say
         log.debug("what %s does to pixels cannot be told: %s", where, error)
         return None
 
 
 def normalised_twice(model: keras.Model, where: Path, free_size: int, spec: PreprocessingSpec) -> tuple[str, ...]:
-    """A sentence where a model that normalises its pixels itself is to get normalised ones, else none.
+    """Return a warning where a model that normalises its pixels itself would get normalised ones; else nothing.
 
-    It is no error: who trained the model so has to deploy it so.
+    It is not an error: a model that was trained this way has to be deployed this way.
 
     Args:
         model: as it was loaded.
         where: its file, for messages.
-        free_size: height and width for a model that takes any size.
-        spec: what is done to pixels before the model.
+        free_size: height and width in pixels for a model that takes any size.
+        spec: applied to pixels before the model.
 
     Raises:
-        ModelError: it is no image classifier.
+        ModelError: not an image classifier.
     """
     untouched = spec.mean_image is None and set(spec.mean) == {0.0} and set(spec.scale) == {1.0}
     proven = None if untouched else normalised_range(model, where, free_size)
@@ -163,16 +155,14 @@ def normalised_twice(model: keras.Model, where: Path, free_size: int, spec: Prep
     low, high = proven
     return (
         f"{where.name} normalises its input itself (0..255 become {low:.4g}..{high:.4g}), and gets pixels that "
-        f"model.preprocessing ({spec.mode}) has changed before. Unless it was trained so, its answers are worth "
-        "nothing: set model.preprocessing to none.",
+        f"model.preprocessing ({spec.mode}) has changed before. Unless it was trained so, its answers are wrong: set "
+        "model.preprocessing to none.",
     )
 
 
 def judge_range(values: np.ndarray | None) -> tuple[float, float] | None:
-    """The range of some values of the grey levels 0 to 255, where it proves that they were meant; None elsewhere."""
-    if values is None or not np.isfinite(values).all():
-        return None
-    if len(values) == len(_LEVELS) and not _straight(values):
+    """Return the range of the values, where it shows that grey levels 0 to 255 were the expected input; else None."""
+    if values is None or not np.isfinite(values).all() or (len(values) == len(_LEVELS) and not _straight(values)):
         return None
     low, high = float(values.min()), float(values.max())
     near, wide = _CENTRED
@@ -182,22 +172,18 @@ def judge_range(values: np.ndarray | None) -> tuple[float, float] | None:
 
 
 def _straight(values: np.ndarray) -> bool:
-    """Whether every value rises with the grey level as a line does: what is cut off or bent there says nothing."""
+    """Whether every value is a linear function of the grey level; clipped or bent values prove nothing."""
     share = (np.asarray(_LEVELS, np.float64) / 255).reshape(-1, *(1,) * (values.ndim - 1))
     line = values[:1] + (values[-1:] - values[:1]) * share
     return float(np.abs(values - line).max()) <= _BENT * float(np.ptp(values))
 
 
 class _ReachedError(Exception):
-    """The first operation with weights is about to run on these values."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        super().__init__()
-        self.values = values
+    """The first operation with weights is about to run; its input is the only argument."""
 
 
-def _before_the_first_weights(model: Any, given: np.ndarray) -> np.ndarray | None:
-    """Runs a model until it meets an operation with weights other than a Normalization's."""
+def _before_the_first_weights(model: Any, inputs: np.ndarray) -> np.ndarray | None:
+    """Run a model up to its first operation with weights, other than a Normalization, and return that one's input."""
     from keras import ops
 
     def stop(layer: Any) -> Any:
@@ -208,37 +194,16 @@ def _before_the_first_weights(model: Any, given: np.ndarray) -> np.ndarray | Non
 
         return call
 
+    weighted = [
+        layer
+        for layer in all_layers(model)
+        if not hasattr(layer, "layers")
+        and type(layer).__name__ != "Normalization"
+        # The state of a random generator is not a weight.
+        and any(weight.path.rsplit("/", 1)[-1] != "seed_generator_state" for weight in layer.weights)
+    ]
     try:
-        run_graph(model, ops.convert_to_tensor(given), {id(layer): stop(layer) for layer in _with_weights(model)})
+        run_graph(model, ops.convert_to_tensor(inputs), {id(layer): stop(layer) for layer in weighted})
     except _ReachedError as reached:
-        return reached.values
+        return np.asarray(reached.args[0])
     return None
-
-
-def _with_weights(model: Any) -> list[Any]:
-    found = []
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            found += _with_weights(layer)
-        elif layer.weights and type(layer).__name__ not in ("Normalization",) and not _only_seeds(layer):
-            found.append(layer)
-    return found
-
-
-def _only_seeds(layer: Any) -> bool:
-    """Whether a layer's weights are the state of a random generator."""
-    return all(weight.path.rsplit("/", 1)[-1] == "seed_generator_state" for weight in layer.weights)
-
-
-def refuse_unproven(where: Path, inside: tuple[str, ...]) -> None:
-    """Ask for the preprocessing of a model with arithmetic inside that does not prove one.
-
-    Raises:
-        ModelError: always.
-    """
-    raise ModelError(
-        f"model.preprocessing: expected caffe, tf, torch, unit or none, because what {where} does to pixels itself "
-        f"({listed(inside, separator='; ')}) does not take 0..255 to a normalised range. Received: auto. Say what its "
-        "training "
-        "images went through before: 'unit' for x/255, 'none' for pixels as they are."
-    )

@@ -1,4 +1,4 @@
-"""ResNets written out from identity and convolutional blocks: 18, 20, 34 and 50 layers, without their heads."""
+"""ResNets of 18, 20, 34 and 50 layers without their heads, built from identity and convolutional blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ BLOCKS = {18: (2, 2, 2, 2), 20: (3, 3, 3), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  
 
 @dataclass(frozen=True)
 class Style:
-    """What all layers of one network share, and how they are called: ``{block}`` and ``{part}`` are filled in.
+    """Settings that all layers of a network share, and templates of their names with ``{block}`` and ``{part}``.
 
     Attributes:
-        bias: whether convolutions have one (the BatchNorm behind each makes it redundant).
+        bias: whether convolutions have one (the BatchNorm after each makes it redundant).
         epsilon: of every BatchNorm.
-        momentum: of every BatchNorm; Keras' default of 0.99 leaves the statistics near their start values in a short
-            training.
+        momentum: of every BatchNorm; with Keras' default of 0.99 the statistics stay near their initial values in a
+            short training.
         residual_gamma: initializer of the last BatchNorm's gamma in each block. ``"zeros"`` starts every block as its
             shortcut alone (Goyal et al., Accurate, Large Minibatch SGD, 2017, section 5.1). After a short training
             from scratch such a network amplifies rounding far less: measured on 64x64 signs after 4 epochs, FP16 is
             15 dB and INT8 6 dB closer to FP32 than with ``"ones"``.
-        block: with {stage}, {index} (from 1) and {letter} (from a).
-        first_stage: its number.
-        conv: a convolution, as the next three a layer of a block.
-        norm: behind it.
-        relu: behind that.
-        add: of both branches.
-        out: the activation behind that.
-        parts: of the main branch.
-        shortcut: the part that it is.
-        stem: convolution, normalisation, activation.
+        block: template of a block's name, with {stage}, {index} (from 1) and {letter} (from a).
+        first_stage: number of the first stage.
+        conv: template of a convolution's name.
+        norm: of the BatchNorm after it.
+        relu: of the activation after that.
+        add: of the sum of both branches.
+        out: of the activation after the sum.
+        parts: ``{part}`` of the main branch's convolutions.
+        shortcut: ``{part}`` of the shortcut's convolution.
+        stem: names of the stem's convolution, BatchNorm and activation.
     """
 
     bias: bool = False
@@ -52,8 +52,8 @@ class Style:
 
 
 PLAIN_STYLE = Style(residual_gamma="zeros")
-# The names of Keras 1 and of the courses that taught this network, so that their weights load by name, and Keras'
-# default epsilon, which those weights were made with.
+# The names of Keras 1 and of courses that teach this network, so that their weights load by name, with Keras' default
+# epsilon, which those weights were trained with.
 CLASSIC_STYLE = Style(
     bias=True,
     epsilon=1e-3,
@@ -81,17 +81,17 @@ def identity_block(
     name: str,
     style: Style = Style(),
 ) -> Any:
-    """A residual block whose input is added as it is.
+    """Add a residual block with an identity shortcut.
 
     Args:
         x: float32 (N, H, W, C).
         filters: of each convolution: two make a basic block (both ``kernel_size``), three a bottleneck (1x1,
             ``kernel_size``, 1x1). The last must be C.
         kernel_size: height and width of the spatial convolutions. Defaults to 3.
-        stride: of the first convolution; above 1 the input is subsampled alike. Defaults to 1.
+        stride: of the first convolution; above 1 the shortcut is subsampled by it too. Defaults to 1.
         initializer: of the kernels, a Keras initializer or its name. Defaults to ``"he_normal"``.
-        name: of the block, which names its layers.
-        style: what all layers share. Defaults to ``Style()``.
+        name: of the block; part of the names of its layers.
+        style: shared settings and names. Defaults to ``Style()``.
 
     Returns:
         float32 (N, H / stride, W / stride, filters[-1]).
@@ -120,10 +120,10 @@ def convolutional_block(
     name: str,
     style: Style = Style(),
 ) -> Any:
-    """A residual block with a 1x1 convolution on its shortcut, which may change size and channels.
+    """Add a residual block with a 1x1 convolution on its shortcut, which may change size and channels.
 
-    The arguments are those of ``identity_block``, but that the last filters may be any number, and the default
-    stride is 2; the shortcut's convolution has it too.
+    Takes the arguments of ``identity_block``, except that the last number of filters is free and the stride defaults
+    to 2; the convolution on the shortcut has the same stride.
 
     Returns:
         float32 (N, ceil(H / stride), ceil(W / stride), filters[-1]).
@@ -136,11 +136,11 @@ def convolutional_block(
 
 
 def resnet20(input_size: int, width: int = 16) -> keras.Model:
-    """ResNet-20 for small images, without its head.
+    """Build ResNet-20 for small images, without its head.
 
-    Three stages of three basic blocks with ``width``, 2x and 4x filters; identity blocks, and a convolutional block
-    with stride 2 at the start of the second and third stage. He et al., Deep Residual Learning (2015), section 4.2,
-    with projection shortcuts (option B).
+    Three stages of three basic blocks with ``width``, 2x and 4x filters: identity blocks, with a convolutional block
+    of stride 2 at the start of the second and third stage (He et al., Deep Residual Learning, 2015, section 4.2, with
+    projection shortcuts, option B).
 
     Args:
         input_size: height and width in pixels.
@@ -163,14 +163,14 @@ def resnet(
     style: Style | None = None,
     initializer: Any = "he_normal",
 ) -> keras.Model:
-    """ResNet-18, 34 (basic blocks) or 50 (bottlenecks), without its head.
+    """Build ResNet-18 or 34 (basic blocks) or 50 (bottlenecks), without its head.
 
     Args:
         layers: 18, 34 or 50.
         input_size: height and width in pixels.
-        padding: of the stem: ``"same"`` lets its 7x7/2 convolution and 3x3/2 pooling pad as they need; ``"valid"``
-            puts three zeros around the picture and pads nothing more, as courses do for 64x64. Defaults to "same".
-        style: names, bias and BatchNorm. Defaults to the classic style for 50 layers, the plain one otherwise.
+        padding: of the stem's 7x7/2 convolution and 3x3/2 pooling: ``"same"``, or ``"valid"`` after three zeros around
+            the image, as courses do for 64x64. Defaults to ``"same"``.
+        style: names, bias and BatchNorm. Defaults to None: the classic style for 50 layers, else the plain one.
         initializer: of the kernels. Defaults to ``"he_normal"``.
 
     Returns:
@@ -186,7 +186,7 @@ def resnet(
 
 
 def _stages(x: Any, layers: int, width: int, initializer: Any, style: Style) -> Any:
-    """Every stage doubles the filters and, but for the first, halves the size."""
+    """Add the stages: each doubles the filters of the one before and halves the size."""
     for stage, blocks in enumerate(BLOCKS[layers]):
         n = width * 2**stage
         filters = (n, n, 4 * n) if layers == 50 else (n, n)
@@ -217,8 +217,8 @@ def _main_branch(
 
 
 def _add(main: Any, skip: Any, name: str, style: Style) -> Any:
-    total = keras.layers.Add(name=style.add.format(block=name))([main, skip])
-    return keras.layers.ReLU(name=style.out.format(block=name))(total)
+    x = keras.layers.Add(name=style.add.format(block=name))([main, skip])
+    return keras.layers.ReLU(name=style.out.format(block=name))(x)
 
 
 def _conv_bn(

@@ -1,4 +1,4 @@
-"""Weights into a backbone or a whole classifier: what Keras publishes, or a file of Keras 1, 2 or 3."""
+"""Loading of weights into a backbone or a whole classifier: ImageNet's, or a file of Keras 1, 2 or 3."""
 
 import re
 import warnings
@@ -24,16 +24,21 @@ from pipeline.recipe.model_rules import check_published
 from pipeline.recipe.published_weights import imagenet_weights
 from pipeline.recipe.schema import IMAGENET, Model
 
-# Of ImageNet's channels; what Keras divides by once more in EfficientNet B0 to B7 (applications/efficientnet.py).
+# Standard deviations of ImageNet's channels, for EfficientNet B0 to B7 (keras/src/applications/efficientnet.py).
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
-    """Load what ``model.weights`` names into a backbone, or (``top``) into a whole classifier.
+    """Load the weights that ``model.weights`` names.
+
+    Args:
+        model: a backbone, or a whole classifier.
+        config: the recipe's model section.
+        top: whether ``model`` is a whole classifier. Defaults to False.
 
     Raises:
         ModelError: no such file, or weights of another network.
-        DownloadError: ImageNet weights that are not here and cannot be fetched.
+        DownloadError: ImageNet weights that are neither cached nor can be downloaded.
     """
     if config.weights is None:
         return
@@ -44,19 +49,20 @@ def load_weights(model: keras.Model, config: Model, top: bool = False) -> None:
     else:
         path = Path(config.weights)
         _load_file(model, path, config.backbone)
-    divided = re.fullmatch(r"efficientnetb\d", config.backbone)
-    if divided and (config.weights == IMAGENET or _rescales_again(path, config.backbone)):
+    if re.fullmatch(r"efficientnetb\d", config.backbone) and (
+        config.weights == IMAGENET or _rescales_again(path, config.backbone)
+    ):
         _divide_once_more(model)
 
 
 def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
-    """``model.set_weights``, and layers that compute with what they made of their weights make it anew."""
+    """Call ``model.set_weights`` and update the values that layers derive from their weights."""
     model.set_weights(values)
     _finalize(model)
 
 
 def classic_name(layer: str) -> str:
-    """The name that Keras 2.0 to 2.2 gave a layer of keras.applications' ResNet50 (``res2a_branch2a``)."""
+    """Return the name of a layer of keras.applications' ResNet50 in Keras 2.0 to 2.2, such as ``res2a_branch2a``."""
     match = re.fullmatch(r"conv(\d)_block([1-6])_([0-3])_(conv|bn)", layer)
     if match is None:
         return {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}.get(layer, layer)
@@ -66,16 +72,16 @@ def classic_name(layer: str) -> str:
 
 
 def _finalize(model: keras.Model) -> None:
-    """A Normalization computes with a copy of its mean and variance, which ``set_weights`` leaves as it was."""
+    """Update the copies of mean and variance that Normalization layers compute with; ``set_weights`` does not."""
     for layer in model.layers:
         if hasattr(layer, "finalize_state") and layer.weights:
             layer.finalize_state()
 
 
 def _rescales_again(path: Path, backbone: str) -> bool:
-    """Whether a file holds weights for a network that divides by the deviation once more, see ``_divide_once_more``.
+    """Whether a file's weights are for a network with the extra division of ``_divide_once_more``.
 
-    Two files are known to: what Keras publishes, and a whole model whose architecture says so.
+    They are in the files that Keras publishes, and in a whole model whose architecture has a Rescaling by channel.
     """
     with path.open("rb") as file:
         digest = f"md5:{digest_of(file, 'md5')}"
@@ -90,10 +96,10 @@ def _rescales_again(path: Path, backbone: str) -> bool:
 
 
 def _divide_once_more(model: keras.Model) -> None:
-    """EfficientNet's published weights want pixels divided by the square root of the deviation once more.
+    """Divide pixels by the square root of the deviation once more, as EfficientNet's published weights require.
 
-    Keras puts a Rescaling behind the Normalization, only where it loads these weights itself. Here it goes into the
-    Normalization's variance, so that the network is the same whatever its weights are:
+    Keras adds a Rescaling after the Normalization, but only where it loads these weights itself. Here the factor is
+    part of the Normalization's variance, so that the architecture does not depend on the weights:
     (x - m) / sqrt(v) / sqrt(s) = (x - m) / sqrt(v * s).
     """
     for layer in model.layers:
@@ -103,7 +109,7 @@ def _divide_once_more(model: keras.Model) -> None:
 
 
 def _load_file(model: keras.Model, path: Path, name: str) -> None:
-    _refuse_what_holds_none(path, name)
+    _require_hdf5(path, name)
     try:
         check_weights_file(path)
         held = _weight_names(path)
@@ -117,35 +123,31 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     if held is None:
         _load_keras3(model, path, name)
         return
-    # A file of Keras 1 or 2, by layer name: Keras skips layers that the file lacks without a word.
+    # A file of Keras 1 or 2, by layer name: Keras itself silently skips layers that the file lacks.
     layers = [layer for layer in model.layers if layer.weights]
     names = {layer: layer.name for layer in layers}
     missing = [layer.name for layer in layers if layer.name not in held]
     renamed = {layer: classic_name(layer.name) for layer in layers}
     if missing and all(old in held for old in renamed.values()):
         names, missing = renamed, []
-    # Where Keras counts, the same name may be another layer.
-    elif (missing or _counts_layers(model)) and (counted := _by_order(model, held)):
-        names, missing = counted, []
+    # Where Keras numbers its layers, the same name may belong to another layer.
+    elif (missing or _counts_layers(layers)) and (numbered := _by_order(layers, held)):
+        names, missing = numbered, []
     if missing:
         raise _of_another_network(path, name, f"lacks {len(missing):,} of its layers", missing)
     values = _values({layer: (old, held[old]) for layer, old in names.items()}, path)
-    unfit = [
+    # Files of Keras 1 and 2 hold the trainable weights of a layer first.
+    weights = {layer: [*layer.trainable_weights, *layer.non_trainable_weights] for layer in layers}
+    if unfit := [
         layer.name
         for layer in layers
-        if [tuple(weight.shape) for weight in _in_file_order(layer)] != [value.shape for value in values[layer]]
-    ]
-    if unfit:
+        if [tuple(weight.shape) for weight in weights[layer]] != [value.shape for value in values[layer]]
+    ]:
         raise _of_another_network(path, name, f"does not fit {len(unfit):,} of its layers", unfit)
     for layer in layers:
-        for weight, value in zip(_in_file_order(layer), values[layer]):
+        for weight, value in zip(weights[layer], values[layer]):
             weight.assign(value)
     _finalize(model)
-
-
-def _in_file_order(layer: keras.Layer) -> list[Any]:
-    """A layer's weights as files of Keras 1 and 2 hold them."""
-    return [*layer.trainable_weights, *layer.non_trainable_weights]
 
 
 def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
@@ -156,7 +158,7 @@ def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each part that the file lacks, before it is refused for them
+            warnings.simplefilter("ignore")  # Keras warns of each part that the file lacks before it raises
             model.load_weights(path)
     except Exception as error:  # Keras raises many types, and the message may hold the weights themselves
         _, _, unfit = str(error).partition("List of objects that could not be loaded:")
@@ -167,29 +169,30 @@ def _load_keras3(model: keras.Model, path: Path, name: str) -> None:
 def _of_another_network(path: Path, name: str, how: str, layers: Sequence[str]) -> ModelError:
     return ModelError(
         f"model.weights: expected weights of {name}. Received: {path}, weights of another network: it {how}, such as "
-        f"{listed(layers, most=3)}. Name the file of {name}, or the model.backbone that these weights are of."
+        f"{listed(layers, most=3)}. Name the file of {name}, or the model.backbone that these weights belong to."
     )
 
 
-def _refuse_what_holds_none(path: Path, name: str) -> None:
-    """Refuse what is no HDF5 file, with what it is instead: names lie, so the content is asked."""
+def _require_hdf5(path: Path, name: str) -> None:
+    """Refuse anything but an HDF5 file, by its content: a suffix may be wrong."""
     if path.is_file() and h5py.is_hdf5(path):
         return
-    if path.is_dir():
-        whole = (path / "saved_model.pb").is_file()
-        what = "a SavedModel, which is a whole model: use model.path for it" if whole else "a folder"
+    if (path / "saved_model.pb").is_file():
+        received = "a SavedModel, which is a whole model: use model.path for it"
+    elif path.is_dir():
+        received = "a folder"
     elif not path.exists():
-        what = "which does not exist"
+        received = "which does not exist"
     elif not path.is_file():
-        what = "which is a device or a pipe"
+        received = "which is a device or a pipe"
     elif _is_keras_archive(path):
-        what = "a whole model: use model.path for it"
+        received = "a whole model: use model.path for it"
     else:
         with path.open("rb") as file:
-            what = describe_file(path, file.read(HEAD)).partition(". ")[0] or "no HDF5 file"
+            received = describe_file(path, file.read(HEAD)).partition(". ")[0] or "no HDF5 file"
     raise ModelError(
         f"model.weights: expected weights of {name}, as a .weights.h5 of Keras 3 or an .h5 of Keras 1 or 2. "
-        f"Received: {path}, {what}."
+        f"Received: {path}, {received}."
     )
 
 
@@ -205,36 +208,32 @@ def _uncounted(name: str) -> str:
     return re.sub(r"_\d+$", "", name)
 
 
-def _counts_layers(model: keras.Model) -> bool:
-    """Whether Keras named some layers with weights by their class and a counter that runs over the whole process."""
+def _counts_layers(layers: Sequence[keras.Layer]) -> bool:
+    """Whether Keras named some layers by their class and a number that counts over the whole process."""
     from keras.src.utils.naming import to_snake_case
 
-    return any(
-        layer.weights and _uncounted(layer.name) == to_snake_case(type(layer).__name__) for layer in model.layers
-    )
+    return any(_uncounted(layer.name) == to_snake_case(type(layer).__name__) for layer in layers)
 
 
-def _by_order(model: keras.Model, held: dict[str, list[str]]) -> dict[Any, str]:
-    """Layers with weights and their names in a file, one by one; empty if the names differ in more than a counter.
+def _by_order(layers: Sequence[keras.Layer], held: dict[str, list[str]]) -> dict[Any, str]:
+    """Pair layers with the names in a file by their order; empty if the names differ in more than a number.
 
     InceptionV3 and others name their convolutions ``conv2d_17``, where the number depends on what was built before.
     """
-    layers = [layer for layer in model.layers if layer.weights]
     names = [name for name, weights in held.items() if weights][: len(layers)]
-    if [_uncounted(layer.name) for layer in layers] != [_uncounted(name) for name in names]:
-        return {}
-    return dict(zip(layers, names))
+    same = [_uncounted(layer.name) for layer in layers] == [_uncounted(name) for name in names]
+    return dict(zip(layers, names)) if same else {}
 
 
 def _values(names: Mapping[Any, tuple[str, list[str]]], path: Path) -> dict[Any, list[np.ndarray]]:
-    """What a file of Keras 1 or 2 holds for each layer, by the names that the layer and its weights have there."""
+    """Read the weights of each layer from a file of Keras 1 or 2, by the names of layer and weights in the file."""
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         return {layer: [root[old][name][()] for name in weights] for layer, (old, weights) in names.items()}
 
 
 def _weight_names(path: Path) -> dict[str, list[str]] | None:
-    """Layers in the order of the file, and the weights of each; None where it is a file of Keras 3."""
+    """Return the layers of a file in its order, with the names of their weights; None for a file of Keras 3."""
 
     def names(attributes: Any, key: str) -> list[str]:
         return [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(attributes, key)]

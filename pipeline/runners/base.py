@@ -1,4 +1,4 @@
-"""The protocol that every backend follows, and what one inference returns."""
+"""The protocol of all backends, and the results of an inference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export.tensorrt.sidecar import OUTPUTS, TOP_OUTPUTS
 
 
 class Outputs(NamedTuple):
-    """What a classifier says about a batch of N images with C classes."""
+    """Outputs of a classifier for N images and C classes."""
 
     logits: np.ndarray  # (N, C) float32
     probabilities: np.ndarray  # (N, C) float32, rows sum to 1
@@ -22,18 +22,18 @@ class Outputs(NamedTuple):
 class Top(NamedTuple):
     """The best k classes of each of N images, best first; of equal probabilities the lower class first.
 
-    Where the graph itself picked them (`export.top_k`), the backend decides between equal probabilities.
+    Where the graph itself selects them (`export.top_k`), the backend orders equal probabilities.
     """
 
-    probabilities: np.ndarray  # (N, k) float32, falling
+    probabilities: np.ndarray  # (N, k) float32, descending
     classes: np.ndarray  # (N, k) int32
 
 
 class Runner(Protocol):
     """A context manager that classifies batches: ``with runner: runner.infer(pixels)``.
 
-    ``infer`` takes uint8 NHWC RGB pixels at the model's size, any number of images from 1 on (a runner splits what is
-    larger than it can take at once), and returns exactly one row an image.
+    ``infer`` takes uint8 NHWC RGB pixels of the model's size, at least one image (a larger input than ``max_batch`` is
+    split), and returns exactly one row for each image.
     """
 
     @property
@@ -46,19 +46,19 @@ class Runner(Protocol):
 
     @property
     def max_batch(self) -> int:
-        """The largest batch that runs at once; larger input is split."""
+        """The largest batch that runs at once; a larger input is split."""
 
     @property
     def graph_top_k(self) -> int:
-        """Of an open runner: how many best classes its graph itself picks (`export.top_k`); 0: none, the host does."""
+        """Of an open runner: number of best classes that its graph selects (`export.top_k`); 0: the host does it."""
 
     @property
     def classes(self) -> int:
-        """Of an open runner: how many classes it tells apart."""
+        """Of an open runner: number of classes."""
 
     @property
     def metadata(self) -> Mapping[str, Any] | None:
-        """Of an open runner: what its file says of itself (classes, preprocessing, decode); None: it is the model."""
+        """Of an open runner: metadata of its file (classes, preprocessing, decode); None for the Keras model itself."""
 
     def __enter__(self) -> Runner: ...
 
@@ -68,16 +68,16 @@ class Runner(Protocol):
         """Classify uint8 NHWC pixels."""
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
-        """The best k classes of each image, or all of them where there are fewer than k."""
+        """Return the best k classes of each image, or all of them where there are fewer than k."""
 
 
 class GraphRunner(ABC):
-    """What runners of a graph with the outputs `OUTPUTS`, and perhaps `TOP_OUTPUTS`, have in common."""
+    """Base of runners of a graph with the outputs `OUTPUTS` and, optionally, `TOP_OUTPUTS`."""
 
     graph_top_k: int
 
     def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC RGB pixels, any number from 1 on.
+        """Classify uint8 NHWC RGB pixels, at least one image.
 
         Args:
             pixels: uint8, (N, height, width, 3), of the size that the model was exported for.
@@ -91,7 +91,7 @@ class GraphRunner(ABC):
         return Outputs(*self._fetch(pixels, OUTPUTS))
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
-        """Give the best k classes of each image; only they are fetched where the graph itself picks as many.
+        """Return the best k classes of each image; nothing else is fetched where the graph itself selects as many.
 
         Raises:
             RunnerError: as `infer`, or k is below 1.
@@ -103,47 +103,50 @@ class GraphRunner(ABC):
 
     @abstractmethod
     def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
-        """Run the graph and give these outputs, a row an image."""
+        """Run the graph and return these outputs, with one row for each image."""
 
 
 def pieces(pixels: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Cut images into runs of at most ``most``."""
+    """Split images into batches of at most ``most``."""
     return (pixels[start : start + most] for start in range(0, len(pixels), most))
 
 
 def top_of(probabilities: np.ndarray, k: int) -> Top:
-    """The best k of each row, best first; of equal ones the lower class first.
+    """Select the best k classes of each row, best first; of equal ones the lower class first.
 
     Args:
         probabilities: float32, (N, C).
-        k: at least 1; above C it is C.
+        k: at least 1; values above C count as C.
 
     Raises:
         RunnerError: k is below 1.
     """
     if k < 1:
         raise RunnerError(f"Expected k >= 1 best classes. Received: {k}.")
-    # The maximum k times over: of 1,000 classes the best 5 in a fiftieth of a stable sort's time.
-    left, rows = probabilities.copy(), np.arange(len(probabilities))
+    # k times the maximum: for the best 5 of 1,000 classes it takes a fiftieth of a stable sort's time.
+    remaining, rows = probabilities.copy(), np.arange(len(probabilities))
     classes = np.empty((len(probabilities), min(k, probabilities.shape[1])), np.int32)
     for rank in range(classes.shape[1]):
-        classes[:, rank] = left.argmax(axis=1)
-        left[rows, classes[:, rank]] = -np.inf
+        classes[:, rank] = remaining.argmax(axis=1)
+        remaining[rows, classes[:, rank]] = -np.inf
     return Top(np.take_along_axis(probabilities, classes, axis=1), classes)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, computed in float64, returned as float32."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    exp = np.exp(shifted)
+    """Compute the softmax over the last axis in float64, and return it as float32."""
+    exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True), np.float32)
 
 
 def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None = None) -> None:
-    """Refuse anything but a non-empty uint8 NHWC RGB batch, before a backend sees it.
+    """Refuse anything but a non-empty uint8 NHWC RGB batch.
+
+    Args:
+        pixels: the batch.
+        size: height and width in pixels that it must have. Defaults to None: any.
 
     Raises:
-        RunnerError: with what was expected and received.
+        RunnerError: another dtype, shape or size.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0:
         raise RunnerError(

@@ -1,4 +1,4 @@
-"""The reference: the Keras model itself, preprocessing applied in numpy."""
+"""The reference runner: the Keras model itself, with preprocessing in numpy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class KerasRunner:
-    """Runs a Keras classifier on uint8 pixels; logits in float32.
+    """Runs a Keras classifier on uint8 pixels.
 
     Args:
         path: the model file.
         preprocessing: applied in numpy, independently of the exported graph.
-        output: what the model ends with: "auto", "logits" or "softmax".
-        allow: Lambda layers that may run.
-        max_batch: larger input is split.
+        output: the kind of output of the model: "auto", "logits" or "softmax". Defaults to "auto".
+        allow: names of parts of the model that may run code. Defaults to none.
+        max_batch: a larger input is split. Defaults to 64.
     """
 
     backend = "keras"
@@ -66,7 +66,7 @@ class KerasRunner:
         gc.collect()
 
     def infer(self, pixels: np.ndarray) -> Outputs:
-        """Classify uint8 NHWC pixels; ``predict_on_batch`` on pieces of at most ``max_batch``."""
+        """Classify uint8 NHWC pixels, by ``predict_on_batch`` on batches of at most ``max_batch``."""
         _, height, width, _ = self._opened().inputs[0].shape
         check_pixels(pixels, (height, width))
         logits = self._predict(map(self.preprocessing.apply, pieces(pixels, self.max_batch)))
@@ -74,7 +74,7 @@ class KerasRunner:
         return Outputs(logits, softmax(logits))
 
     def noise(self, pixels: np.ndarray, largest: float) -> FloatNoise:
-        """How far the logits move when each preprocessed pixel does by a unit in the last place.
+        """Measure how far the logits move when each preprocessed pixel moves by a unit in the last place.
 
         Args:
             pixels: uint8 NHWC.
@@ -87,7 +87,7 @@ class KerasRunner:
         return measure_noise(predict, self.preprocessing.apply(pixels), largest)
 
     def _predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        """Logits of preprocessed images."""
+        """Compute the logits of preprocessed images."""
         return np.concatenate([self._opened().predict_on_batch(batch) for batch in batches])
 
     def _opened(self) -> keras.Model:
@@ -96,21 +96,21 @@ class KerasRunner:
         return self._model
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
-        """The best k classes of each image."""
+        """Return the best k classes of each image."""
         return top_of(self.infer(pixels).probabilities, k)
 
 
 def open_keras(path: Path, card: ModelCard | None, allow: Sequence[str], max_batch: int) -> KerasRunner:
-    """Make the runner of a Keras model; it is loaded when its with block begins.
+    """Make the runner of a Keras model; the model is loaded when its with block begins.
 
     Args:
         path: the model file.
-        card: what the model needs besides it.
-        allow: what of the model may run code, by name.
-        max_batch: larger input is split.
+        card: the model's card.
+        allow: names of parts of the model that may run code.
+        max_batch: a larger input is split.
 
     Raises:
-        RunnerError: there is no card.
+        RunnerError: ``card`` is None.
     """
     if card is None:
         raise RunnerError("Expected the card of the Keras model (train/model.json). Received: none.")

@@ -1,11 +1,7 @@
-"""ONNX Runtime: runs exactly the graph that TensorRT will build, on any of its execution providers.
-
-ONNX Runtime's execution providers: which are really active here, and how a session on each is made.
+"""The runner of ONNX Runtime, and its execution providers: on CPU, CUDA or TensorRT, the same graph TensorRT builds.
 
 onnxruntime-gpu lists its CUDA and TensorRT providers on every machine and falls back to the CPU where one does not
-load, so that only a session tells. Python 3.10 syntax; onnxruntime is imported inside the functions.
-
-ONNX Runtime: runs exactly the graph that TensorRT will build, on any machine, and on a GPU by its own kernels.
+load, so only a session shows which is active. Python 3.10 syntax; onnxruntime is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +45,7 @@ PROVIDERS: dict[Device, str] = {
 }
 DEVICES: dict[str, Device] = {backend: device for device, backend in BACKENDS.items()}
 _PLACE = re.compile(r"^\S+\.cc:\d+ .*?\) (?=\w)")  # "/src/session.cc:729 void ort::f(int) "
-# y = x + x of one float, opset 17: the smallest model that a provider can be asked with.
+# y = x + x of one float, opset 17: a minimal model to test a provider with.
 TINY = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
@@ -57,20 +53,20 @@ TINY = (
 
 
 def why_not(device: Literal["cuda", "tensorrt"]) -> str:
-    """Say why an execution provider of ONNX Runtime cannot be used here; asked of a session once a process.
+    """Return why an execution provider of ONNX Runtime cannot be used here; tested by a session once a process.
 
     Args:
         device: "cuda" or "tensorrt".
 
     Returns:
-        str: "" where the provider is really active, else the reason, a sentence without a stop.
+        str: "" where the provider is active, else the reason, a sentence without a full stop.
     """
     driver = driver_status()
-    return _ask(device) if driver else driver.reason
+    return _test_provider(device) if driver else driver.reason
 
 
 @functools.cache
-def _ask(device: Literal["cuda", "tensorrt"]) -> str:
+def _test_provider(device: Literal["cuda", "tensorrt"]) -> str:
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -79,71 +75,67 @@ def _ask(device: Literal["cuda", "tensorrt"]) -> str:
     if provider not in (listed := ort.get_available_providers()):
         return f"this ONNX Runtime has no {provider}, only {', '.join(listed)}; install requirements-gpu.txt"
     try:
-        session = open_on(device, TINY, precision="fp32", log_severity=4)
+        open_on(device, TINY, precision="fp32", log_severity=4)
     except DeviceUnavailableError as error:
         return error.reason
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         return f"{provider} does not start: {_first_line(error)}"
-    del session
     return ""
 
 
 def open_on(device: Device, model: str | bytes, *, precision: str, index: int = 0, **options: Any) -> Any:
-    """Open a session that runs on the device asked for and nowhere else.
+    """Open a session on a device, without a fallback to another one.
 
     Args:
-        device: what is to run it; what CUDA or TensorRT lack, the CPU computes.
+        device: "cpu", "cuda" or "tensorrt". The CPU computes nodes that CUDA and TensorRT do not support.
         model: path of an ONNX file, or its bytes.
-        precision: what the file is: "fp32", "fp16" or "int8".
+        precision: of the file: "fp32", "fp16" or "int8".
         index: of the GPU. Defaults to 0.
-        **options: handed to `export.ort_session.open_session`.
+        **options: passed to `export.ort_session.open_session`.
 
     Raises:
         DeviceUnavailableError: ONNX Runtime fell back to another provider.
     """
-    said = [] if device == "cpu" else _load_libraries(device)
+    not_loaded = [] if device == "cpu" else _load_libraries(device)[:1]
     session = open_session(model, providers=provider_options(device, precision, index), **options)
     active = session.get_providers()
     if active[0] != PROVIDERS[device]:
         reason = f"{PROVIDERS[device]} does not load, ONNX Runtime fell back to {active[0]}"
         raise DeviceUnavailableError(
             f"Expected {PROVIDERS[device]}. Received: {active}; ONNX Runtime fell back because the device or its "
-            f"libraries are missing{''.join(f'; {line}' for line in said[:1])}. Install requirements-gpu.txt.",
-            f"{reason}{''.join(f' ({line})' for line in said[:1])}",
+            f"libraries are missing{''.join(f'; {line}' for line in not_loaded)}. Install requirements-gpu.txt.",
+            f"{reason}{''.join(f' ({line})' for line in not_loaded)}",
         )
     return session
 
 
 def provider_options(device: Device, precision: str, index: int) -> list[tuple[str, dict[str, str]]]:
-    """The providers of a session, the first one first, each with its options.
+    """Return the providers of a session by priority, each with its options.
 
-    CUDA computes FP32 in FP32: its TF32, which is on by default, is switched off. TensorRT is permitted the types that
-    the file holds, and keeps neither engines nor timings on the disk; it has no switch for TF32.
+    CUDA computes FP32 in FP32: TF32, its default, is switched off. TensorRT may use the types in the file, and caches
+    neither engines nor timings on disk; its provider has no option for TF32.
     """
     cuda = (PROVIDERS["cuda"], {"device_id": str(index), "use_tf32": "0"})
-    if device == "cpu":
-        return [(PROVIDERS["cpu"], {})]
-    if device == "cuda":
-        return [cuda]
-    tensorrt = {
+    tensorrt = {  # ONNX Runtime's Python accepts True and False for TensorRT's switches, but not 1 and 0
         "device_id": str(index),
-        "trt_fp16_enable": _flag(precision in ("fp16", "int8")),  # the float part of an INT8 file is FP16
-        "trt_int8_enable": _flag(precision == "int8"),
-        "trt_engine_cache_enable": _flag(False),
-        "trt_timing_cache_enable": _flag(False),
+        "trt_fp16_enable": str(precision in ("fp16", "int8")),  # the float part of an INT8 file is FP16
+        "trt_int8_enable": str(precision == "int8"),
+        "trt_engine_cache_enable": "False",
+        "trt_timing_cache_enable": "False",
     }
-    return [(PROVIDERS["tensorrt"], tensorrt), cuda]
-
-
-def _flag(on: bool) -> str:
-    return "True" if on else "False"  # ONNX Runtime's Python refuses 1 and 0 of TensorRT's switches
+    providers: dict[Device, list[tuple[str, dict[str, str]]]] = {
+        "cpu": [(PROVIDERS["cpu"], {})],
+        "cuda": [cuda],
+        "tensorrt": [(PROVIDERS["tensorrt"], tensorrt), cuda],
+    }
+    return providers[device]
 
 
 def _load_libraries(device: Device) -> list[str]:
-    """Load what the provider links from the installed packages, where the system's loader does not look.
+    """Load the provider's libraries from the installed packages, where the system's loader does not look.
 
     Returns:
-        list[str]: what could not be loaded, a line each.
+        list[str]: the libraries that could not be loaded, one in each line.
     """
     import onnxruntime as ort
 
@@ -151,29 +143,20 @@ def _load_libraries(device: Device) -> list[str]:
         find_tensorrt("tensorrt")  # its import loads libnvinfer and libnvonnxparser
     if not hasattr(ort, "preload_dlls"):  # before ONNX Runtime 1.21
         return []
-    with _printed() as lines:
+    lines: list[str] = []
+    with io.StringIO() as text, contextlib.redirect_stdout(text):  # standard output is for results only
         try:
             ort.preload_dlls()
         except (OSError, RuntimeError) as error:
             lines.append(_first_line(error))
+        lines += [line.strip() for line in text.getvalue().splitlines() if line.strip()]
     for line in lines:
         log.debug("ONNX Runtime: %s", line)
     return lines
 
 
-@contextlib.contextmanager
-def _printed() -> Iterator[list[str]]:
-    """Give what is printed inside as lines, when the block ends: standard output belongs to our results."""
-    lines: list[str] = []
-    with io.StringIO() as text, contextlib.redirect_stdout(text):
-        try:
-            yield lines
-        finally:
-            lines += [line.strip() for line in text.getvalue().splitlines() if line.strip()]
-
-
 def _first_line(error: Exception) -> str:
-    """What ONNX Runtime says, without the place in its code and without a stop."""
+    """Return the first line of an error of ONNX Runtime, without its source position and without a full stop."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _PLACE.sub("", line).rstrip(". ")
 
@@ -183,16 +166,18 @@ class OnnxRunner(GraphRunner):
 
     Args:
         path: a model with the input ``images`` and the outputs ``logits`` and ``probabilities``.
-        precision: what the file is: "fp32", "fp16" or "int8"; for reports.
-        exact: no graph optimizations at all: every Q/DQ pair and every FP16 cast is computed as the file says.
-        fuse_int8: let ONNX Runtime put its own INT8 kernels in the place of Q/DQ pairs. For comparisons only: it forms
-            a Conv's bias scale in the type of the scales, where FP16 underflows (on a ResNet-50 most answers get
-            wrong), and the kernels saturate on a CPU without VNNI.
-        device: "cpu"; "cuda", where FP16 is FP16, and INT8 without graph optimizations, so that what is verified is
-            what serves; or "tensorrt", ONNX Runtime's own way to TensorRT, a peer to be timed: it builds an engine for
-            the first batch size that comes and another when a later one does not fit, and may compute FP32 in TF32.
-        gpu: index of the GPU.
-        max_batch: larger input is split.
+        precision: of the file: "fp32", "fp16" or "int8"; for reports. Defaults to "fp32".
+        exact: disable graph optimizations, so that every Q/DQ pair and FP16 cast is computed as in the file. Defaults
+            to False.
+        fuse_int8: let ONNX Runtime replace Q/DQ pairs with its own INT8 kernels. For comparisons only: it computes a
+            Conv's bias scale in the type of the scales, where FP16 underflows (most predictions of a ResNet-50 become
+            wrong), and the kernels saturate on a CPU without VNNI. Defaults to False.
+        device: "cpu"; "cuda", with native FP16, and INT8 without graph optimizations, so that the verified graph is
+            the one that serves; or "tensorrt", ONNX Runtime's TensorRT provider, for benchmarks: it builds an engine
+            for the first batch size and another one when a later size does not fit, and may compute FP32 in TF32.
+            Defaults to "cpu".
+        gpu: index of the GPU. Defaults to 0.
+        max_batch: a larger input is split. Defaults to 256.
     """
 
     def __init__(
@@ -217,7 +202,7 @@ class OnnxRunner(GraphRunner):
             str(path),
             precision=precision,
             index=gpu,
-            # Folding the weights' scales away would leave TensorRT without them, and other sums than were verified.
+            # Constant folding would remove the weights' scales, which TensorRT needs, and change the verified sums.
             exact=exact or (device != "cpu" and precision == "int8"),
             fuse_int8=fuse_int8,
         )
@@ -227,7 +212,13 @@ class OnnxRunner(GraphRunner):
         self.metadata: dict[str, object] = {}
 
     def __enter__(self) -> OnnxRunner:
-        require_onnxruntime(self.path)
+        if not is_installed():
+            reason = "ONNX Runtime is not installed"
+            raise DeviceUnavailableError(
+                f"Expected ONNX Runtime to run {self.path}. Received: none, {reason} in {sys.executable}. Install it "
+                "there: pip install onnxruntime. Or run an engine.",
+                reason,
+            )
         if self._device != "cpu" and (why := why_not(self._device)):
             raise DeviceUnavailableError(
                 f"Expected ONNX Runtime with {PROVIDERS[self._device]}. Received: {why}. "
@@ -271,27 +262,12 @@ class OnnxRunner(GraphRunner):
 
 
 def is_installed() -> bool:
-    """Whether ONNX Runtime is installed here; a machine that only runs engines has none."""
+    """Whether ONNX Runtime is installed; a machine that only runs engines does not need it."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def require_onnxruntime(path: Path) -> None:
-    """Refuse to open a file where ONNX Runtime is not installed.
-
-    Raises:
-        DeviceUnavailableError: it is not, so that nothing was run.
-    """
-    if not is_installed():
-        reason = "ONNX Runtime is not installed"
-        raise DeviceUnavailableError(
-            f"Expected ONNX Runtime to run {path}. Received: none, {reason} in {sys.executable}. Install it there: "
-            "pip install onnxruntime. Or run an engine.",
-            reason,
-        )
-
-
 def _json(text: str) -> Any:
-    """A value of the metadata: JSON, or the text itself."""
+    """Parse a metadata value as JSON; return text that is not JSON unchanged."""
     try:
         return parse_json(text, "metadata")
     except ValueError:

@@ -1,6 +1,6 @@
-"""The one place that knows which runner opens an exported file. Python 3.10 syntax; what runs it is imported then.
+"""The choice of the runner for an exported file. Python 3.10 syntax; backends are imported when they are chosen.
 
-A Keras model is opened by `pipeline.runners.keras.open_keras`: who serves what was exported reads no Keras files.
+A Keras model is opened by `pipeline.runners.keras.open_keras`, so that serving exported files needs no Keras.
 """
 
 from pathlib import Path
@@ -22,18 +22,18 @@ def open_runner(
     exact: bool = False,
     at_once: int = 1,
 ) -> Runner:
-    """Make the runner of a file; it is loaded when its with block begins.
+    """Make the runner of a file; the file is loaded when its with block begins.
 
     Args:
         path: an ONNX file or a plan.
         backend: one of `BACKENDS`.
-        precision: what an ONNX file is; an engine's sidecar says it itself. Defaults to "fp32".
-        runtime: how engines are run, and on which GPU. Defaults to None: `RuntimeOptions()`.
-        exact: ONNX Runtime computes every node as the file says. Defaults to False.
-        at_once: images that ONNX Runtime must not split. Defaults to 1: whatever it takes anyway.
+        precision: of an ONNX file; that of an engine is in its sidecar. Defaults to "fp32".
+        runtime: options of engines, and the GPU. Defaults to None: `RuntimeOptions()`.
+        exact: disable the graph optimizations of ONNX Runtime. Defaults to False.
+        at_once: batch size that ONNX Runtime must not split, if it is above 256. Defaults to 1.
 
     Raises:
-        ProjectError: no such backend, or an engine without a whole sidecar.
+        ProjectError: unknown backend, or an engine with a missing or malformed sidecar.
     """
     runtime = runtime or RuntimeOptions()
     if backend == "tensorrt":

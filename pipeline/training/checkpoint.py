@@ -1,4 +1,4 @@
-"""What a training keeps of its epochs: its history, and what it needs to go on after an interrupt."""
+"""Records of a training: the history of its epochs, and the checkpoint from which an interrupted training resumes."""
 
 import json
 import logging
@@ -17,21 +17,18 @@ from pipeline.artifacts.files import write_json
 log = logging.getLogger(__name__)
 
 
-SCHEMA = 1  # of the history
-
-
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of a training.
+    """Metrics of an epoch.
 
     Attributes:
         phase: ``head`` or ``fine_tune``.
-        epoch: its number, over both phases, from 1 on.
+        epoch: number of the epoch, counted from 1 over both phases.
         loss: on the train images.
-        accuracy: on them.
-        val_loss: on the validation images; None where there are none, as what follows.
-        val_accuracy: on them.
-        learning_rate: where it was told.
+        accuracy: on the train images.
+        val_loss: on the validation images; None where there are none.
+        val_accuracy: on the validation images; None where there are none.
+        learning_rate: None where Keras does not report it.
     """
 
     phase: str
@@ -49,10 +46,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """``train/history.json``: the epochs of both phases, in their order, and the schema of the file."""
+    """``train/history.json``: the epochs of both phases in order, and the schema of the file."""
 
     epochs: tuple[Epoch, ...]
-    schema: int = SCHEMA
+    schema: int = 1
 
 
 def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
@@ -63,8 +60,8 @@ def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
 def read_history(path: Path) -> tuple[Epoch, ...]:
     """Read the epochs of ``train/history.json``.
 
-    A file of earlier versions, a list without a schema number, is refused as one of another schema is: the code that
-    trained it has changed, so that its stage is to run again in any case.
+    A file of earlier versions, a list without a schema number, is refused like one of another schema: the training
+    code has changed since, so its stage has to run again in any case.
 
     Raises:
         ProjectError: missing, damaged, or of another schema; with the file and the key.
@@ -75,15 +72,15 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
 
 @dataclass
 class Progress:
-    """How far a training got.
+    """State of a training after an epoch.
 
     Attributes:
         phase: ``head`` or ``fine_tune``.
-        epochs: finished ones of that phase.
-        history: a row for each finished epoch.
-        score: of the best epoch so far; None before there is one.
-        waited: epochs since then, in this phase.
-        arrays: weights of the model, of the best epoch, of the optimizer, states of random layers.
+        epochs: number of finished epochs in this phase.
+        history: the finished epochs of both phases.
+        score: validation accuracy and negative loss of the best epoch; None before there is one.
+        waited: epochs since the best one, in this phase.
+        arrays: weights of the model and of its best epoch, state of the optimizer and of random layers.
     """
 
     phase: str = ""
@@ -95,22 +92,22 @@ class Progress:
 
 
 class Checkpoint:
-    """One file, whole or not there, named after all that decides the training: a changed recipe never resumes from it.
+    """A file with the state of a training, written atomically. Its name is the key: a changed recipe never resumes.
 
     Args:
         folder: outside the stage's folder, which is replaced as a whole.
         key: digest of the stage's inputs, recipe and code.
-        seconds: at least so much lies between two writes.
+        seconds: minimum time between two writes.
     """
 
     def __init__(self, folder: Path, key: str, seconds: float) -> None:
         self._folder, self._path, self._seconds = folder, folder / f"{key}.npz", seconds
         self._last = time.monotonic()
         self._unwritten: Progress | None = None
-        self._kept = 0  # finished epochs of both phases, in the file
+        self._saved = 0  # finished epochs of both phases, in the file
 
     def read(self) -> Progress | None:
-        """The last state of this very training; None if there is none."""
+        """Read the last state of the training with this key; None if there is none."""
         if not self._path.is_file():
             return None
         try:
@@ -120,34 +117,34 @@ class Checkpoint:
                     group: [file[f"{group}/{i}"] for i in range(count)] for group, count in meta["groups"].items()
                 }
             score = None if meta["score"] is None else (meta["score"][0], meta["score"][1])
-            self._kept = len(meta["history"])
             history = [Epoch(**row) for row in meta["history"]]
+            self._saved = len(history)
             return Progress(meta["phase"], meta["epochs"], history, score, meta["waited"], arrays)
-        except Exception as error:  # a damaged zip fails in many ways; then the training starts anew
-            log.warning("%s is damaged, the training starts anew: %s", self._path, error)
+        except Exception as error:  # a damaged zip fails in many ways; then the training starts from the beginning
+            log.warning("%s is damaged, the training starts from the beginning: %s", self._path, error)
             return None
 
     def put(self, progress: Progress) -> None:
-        """Remember the state after an epoch, and write it if enough time has passed since the last write."""
+        """Store the state after an epoch, and write it if enough time has passed since the last write."""
         self._unwritten = progress
         if time.monotonic() - self._last >= self._seconds:
             self._write()
 
     def keep(self) -> str:
-        """Write the last state if it is not yet, because the training stops; returns what that is good for.
+        """Write the last state, if it is not written yet, because the training stops.
 
         Returns:
-            A sentence: from where the same command goes on.
+            A sentence that says where the same command resumes.
         """
         self._write()
-        if not self._kept:
-            self.read()  # an earlier training may have left one, and this one was stopped before it looked
-        if not self._kept:
-            return "No finished epoch was kept: the training starts anew."
-        return f"Run it again: the training resumes after epoch {self._kept:,}."
+        if not self._saved:
+            self.read()  # an earlier run may have left a file, and this one was stopped before it read it
+        if not self._saved:
+            return "No finished epoch was saved: the training starts from the beginning."
+        return f"Run it again: the training resumes after epoch {self._saved:,}."
 
     def _write(self) -> None:
-        """Write the last state if it is not yet; atomic. A full disk costs the checkpoint, not the training."""
+        """Write the last state if it is not written yet. A full disk costs the checkpoint, not the training."""
         progress = self._unwritten
         if progress is None:
             return
@@ -166,13 +163,13 @@ class Checkpoint:
                     if other not in (self._path, part):  # of another recipe state, or cut short
                         other.unlink(missing_ok=True)
                 np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **flat)  # type: ignore[arg-type]
-            self._kept, self._unwritten = len(progress.history), None
+            self._saved, self._unwritten = len(progress.history), None
         except OSError as error:
             log.warning("no checkpoint was written: %s", error)
         finally:
             self._last = time.monotonic()
 
     def remove(self) -> None:
-        """The training is done."""
+        """Delete the checkpoint, because the training is finished."""
         self._unwritten = None
         shutil.rmtree(self._folder, ignore_errors=True)

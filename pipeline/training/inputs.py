@@ -1,4 +1,4 @@
-"""What a training loop is fed: preprocessed pixels, augmented if the recipe says so, or features computed once."""
+"""Inputs of a training: preprocessed and optionally augmented pixels, or features that are computed once."""
 
 import math
 import os
@@ -15,22 +15,22 @@ from pipeline.data.sample import Sample
 from pipeline.recipe.schema import Augment
 from pipeline.terminal.console import progress_bar
 
-CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; more are decoded in every epoch
+CACHE_BYTES = 512 * 2**20  # decoded images up to this size stay in memory; beyond it each epoch decodes them again
 FEATURE_BATCH = 64
 
 
 class Images:
-    """Preprocessed images. Up to 512 MB of decoded pixels stay in memory, others are decoded when they are taken.
+    """Labelled, preprocessed images. If they exceed `CACHE_BYTES`, they are decoded again in each epoch.
 
-    Every image is decoded once at the start, so that unreadable ones are named before the training begins.
+    Every image is decoded once at the start, so that unreadable ones are reported before the training begins.
 
     Args:
         samples: the images.
         pixels: how they are decoded.
-        spec: what the model expects.
+        spec: the preprocessing of the model.
         description: for messages and progress bars.
-        augment: random changes, or None.
-        seed: of those changes, which follow from it, the epoch and the image's index alone.
+        augment: limits of random augmentation. Defaults to None: no augmentation.
+        seed: of the augmentation, which depends only on it, the epoch and the image's index. Defaults to 0.
 
     Raises:
         DataError: unreadable images above the recipe's limit, or none left.
@@ -52,21 +52,21 @@ class Images:
         if len(samples) * height * width * 3 <= CACHE_BYTES:
             self._cached, self.labels = pixels.all(samples, description)
         else:
-            known = set(pixels.skipped)
-            parts = [labels for _, labels in pixels.batches(samples, 256, f"checking {description}")]
-            self.labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-            bad = set(pixels.skipped) - known
-            self._usable = [s for s in samples if s.name not in bad]
+            earlier = set(pixels.skipped)
+            batches = pixels.batches(samples, 256, f"checking {description}")
+            self.labels = np.concatenate([np.zeros(0, np.int64), *(labels for _, labels in batches)])
+            unreadable = set(pixels.skipped) - earlier
+            self._usable = [sample for sample in samples if sample.name not in unreadable]
         if not len(self.labels):
             raise DataError(f"Expected readable {description}. Received: none of {len(samples)}.")
 
     @property
     def in_memory(self) -> bool:
-        """Whether the pixels are decoded already."""
+        """Whether the decoded pixels are in memory."""
         return self._cached is not None
 
     def take(self, indices: np.ndarray, epoch: int) -> np.ndarray:
-        """Preprocessed float32 NHWC."""
+        """Return some images of an epoch, augmented and preprocessed: float32 NHWC."""
         batch = (
             np.stack([self._pixels.one(self._usable[i]) for i in indices])
             if self._cached is None
@@ -84,22 +84,28 @@ class Images:
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen backbone says of each image, computed once."""
+    """Outputs of a frozen backbone for each image, computed once.
 
-    values: np.ndarray  # float32 (N, features)
+    Attributes:
+        values: float32 (N, features).
+        labels: int64 (N,).
+        in_memory: always True.
+    """
+
+    values: np.ndarray
     labels: np.ndarray
     in_memory: bool = True
 
     def take(self, indices: np.ndarray, epoch: int) -> np.ndarray:
-        """The features of some images; the epoch does not matter, because nothing random stands before them."""
+        """Return the features of some images; they are the same in each epoch."""
         return np.asarray(self.values[indices])
 
 
-Source = Images | Features  # labelled examples by index
+Source = Images | Features  # labelled examples, by index
 
 
 def compute_features(extractor: keras.Model, source: Source, description: str) -> Features:
-    """Run a frozen extractor (float32 pixels to (N, features)) over every image once."""
+    """Run a frozen extractor, from float32 pixels to (N, features), once on each image."""
     count = len(source.labels)
     values = np.empty((count, extractor.output_shape[-1]), dtype=np.float32)
     with progress_bar(total=count, desc=f"  features of {description}", unit="img") as bar:
@@ -111,23 +117,22 @@ def compute_features(extractor: keras.Model, source: Source, description: str) -
 
 
 def augment_image(pixels: np.ndarray, settings: Augment, random: np.random.Generator) -> np.ndarray:
-    """A random flip, rotation and zoom of one image; what comes in from outside is black.
+    """Flip, rotate and zoom an image at random; pixels from outside it are black.
 
     Args:
         pixels: uint8 (height, width, 3).
-        settings: the largest changes.
-        random: where they come from.
+        settings: limits of the changes.
+        random: generator of the changes.
 
     Returns:
         uint8 of the same shape.
     """
-    flip = settings.flip and random.random() < 0.5
-    angle = math.radians(random.uniform(-settings.rotation, settings.rotation))
-    zoom = random.uniform(1 - settings.zoom, 1 + settings.zoom)
-    if flip:
+    if settings.flip and random.random() < 0.5:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     if not settings.rotation and not settings.zoom:
         return pixels
+    angle = math.radians(random.uniform(-settings.rotation, settings.rotation))
+    zoom = random.uniform(1 - settings.zoom, 1 + settings.zoom)
     height, width = pixels.shape[:2]
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
@@ -145,9 +150,9 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
     Args:
         source: the examples.
-        batch_size: examples in a batch; the last holds the rest.
-        shuffle_seed: None keeps the order; otherwise the order of an epoch follows from this seed and the attribute
-            ``epoch`` alone, so that a training which is resumed sees what it would have seen.
+        batch_size: examples in a batch; the last batch holds the rest.
+        shuffle_seed: the order of an epoch depends only on this seed and the attribute ``epoch``, so that a resumed
+            training sees the same batches. Defaults to None: not shuffled.
     """
 
     def __init__(self, source: Source, batch_size: int, shuffle_seed: int | None = None) -> None:
@@ -156,7 +161,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle for an epoch, if this shuffles."""
+        """Set the order of an epoch."""
         self.epoch = epoch
         self.order = np.arange(len(self._source.labels))
         if self._shuffle_seed is not None:

@@ -34,23 +34,22 @@ def fit(
     checkpoint: Checkpoint | None = None,
     strategy: Any = None,
 ) -> list[Epoch]:
-    """Run both phases and leave the best weights in the model: by validation accuracy, then loss.
+    """Run both phases and set the best weights in the model: by validation accuracy, then loss.
 
-    In the head phase the backbone is frozen, and what it says of an image is computed once if nothing random stands
-    before it. In the fine-tuning phase everything learns, but (by default) BatchNorm layers stay frozen: their
-    statistics would otherwise follow the few new images and undo the pretraining. Without validation images the last
-    weights stay.
+    In the head phase the backbone is frozen, and without augmentation its features are computed once. In the
+    fine-tuning phase all layers are trained except, by default, BatchNorm: its statistics would otherwise follow the
+    few new images and undo the pretraining. Without validation images the last weights stay.
 
     Args:
-        recipe: what the training does.
+        recipe: with the settings of the training.
         built: the model, changed in place.
         images: the splits; train and validation are used.
         pixels: how images are decoded.
-        checkpoint: where the training resumes from and leaves its state. Defaults to None, neither.
-        strategy: a tf.distribute strategy that the model was built under. Defaults to None.
+        checkpoint: where the training resumes and saves its state. Defaults to None: neither.
+        strategy: the tf.distribute strategy that the model was built under. Defaults to None.
 
     Returns:
-        One record an epoch, in their order.
+        One record for each epoch, in order.
 
     Raises:
         DataError: unreadable images above the recipe's limit.
@@ -59,13 +58,14 @@ def fit(
     settings, spec = recipe.train, built.preprocessing
     if settings.head.epochs == settings.fine_tune.epochs == 0:
         log.warning(
-            "train.head.epochs and train.fine_tune.epochs are both 0: nothing is trained, and the model's answers are "
-            "those of a head whose weights were drawn at random"
+            "train.head.epochs and train.fine_tune.epochs are both 0: nothing is trained, and the model's answers come "
+            "from a head with random weights"
         )
     augment = settings.augment if settings.augment != Augment() else None
     train: Source = Images(images.splits["train"], pixels, spec, "train images", augment, settings.seed)
-    held_out = images.splits["validation"]
-    validation: Source | None = Images(held_out, pixels, spec, "validation images") if held_out else None
+    validation: Source | None = (
+        Images(images.splits["validation"], pixels, spec, "validation images") if images.splits["validation"] else None
+    )
     state = _State(built.model, checkpoint, settings.early_stopping)
     for phase, options in (("head", settings.head), ("fine_tune", settings.fine_tune)):
         if options.epochs == 0 or (phase, state.progress.phase) == ("head", "fine_tune"):  # done before an interrupt
@@ -78,7 +78,7 @@ def fit(
             _compile(model, settings, options, steps=math.ceil(len(train.labels) / settings.batch_size))
             state.start(phase, model)
         if state.progress.epochs < options.epochs and not state.stopped:
-            _run_phase(model, sources, settings, phase, options, state)
+            _run_phase(model, *sources, settings, phase, options, state)
     if state.best:
         built.model.set_weights(state.best)
     return state.progress.history
@@ -86,13 +86,13 @@ def fit(
 
 def _run_phase(
     model: keras.Model,
-    sources: tuple[Source, Source | None],
+    train: Source,
+    validation: Source | None,
     settings: Train,
     phase: str,
     options: Any,
     state: _State,
 ) -> None:
-    train, validation = sources
     batches = Batches(train, settings.batch_size, settings.seed)
     log.info(
         "%s phase: %s, learning rate %g, %s%s",
@@ -134,8 +134,9 @@ def _run_phase(
 
 def _freeze(backbone: keras.Model, phase: str, freeze_batchnorm: bool) -> None:
     for layer in backbone.layers:
-        frozen_norm = freeze_batchnorm and isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = phase == "fine_tune" and not frozen_norm
+        layer.trainable = phase == "fine_tune" and not (
+            freeze_batchnorm and isinstance(layer, keras.layers.BatchNormalization)
+        )
 
 
 def _compile(model: keras.Model, settings: Train, options: Any, steps: int) -> None:
@@ -148,19 +149,19 @@ def _compile(model: keras.Model, settings: Train, options: Any, steps: int) -> N
 def _on_features(
     built: Built, train: Source, validation: Source | None, limit_mib: int
 ) -> tuple[keras.Model, tuple[Source, Source | None]]:
-    """The head alone, sharing its layers with the model, and the features it learns from.
+    """Return the head alone, sharing its layers with the model, and the features it is trained on.
 
-    Above the limit everything stays as it is: then the backbone runs in every epoch.
+    Above the limit of memory, return the arguments: the backbone then runs in every epoch.
     """
     cut = built.model.get_layer(built.head_input).output
     if len(cut.shape) != 2:
         return built.model, (train, validation)
     images = len(train.labels) + (len(validation.labels) if validation is not None else 0)
-    needed = images * cut.shape[-1] * 4
-    if needed > limit_mib * 2**20:
+    nbytes = images * cut.shape[-1] * 4
+    if nbytes > limit_mib * 2**20:
         log.info(
             "the features of %s take %d MiB, more than train.feature_cache_mib (%d): the frozen backbone runs "
-            "in every epoch", count(images, "image"), needed // 2**20, limit_mib,
+            "in every epoch", count(images, "image"), nbytes // 2**20, limit_mib,
         )  # fmt: skip
         return built.model, (train, validation)
     extractor = keras.Model(built.model.input, cut)
@@ -170,7 +171,7 @@ def _on_features(
 
 
 def _class_weights(labels: np.ndarray) -> dict[int, float]:
-    """Each class counts as much as every other: N / (classes * images of the class)."""
+    """Weight each class so that all count alike: N / (classes * images of the class)."""
     classes, counts = np.unique(labels, return_counts=True)
     return {int(c): float(len(labels) / (len(classes) * n)) for c, n in zip(classes, counts)}
 
@@ -180,13 +181,13 @@ class _State:
 
     def __init__(self, model: keras.Model, checkpoint: Checkpoint | None, patience: int) -> None:
         self._whole, self._checkpoint, self._patience = model, checkpoint, patience
-        found = checkpoint.read() if checkpoint is not None else None
-        self.progress = found or Progress()
+        saved = checkpoint.read() if checkpoint is not None else None
+        self.progress = saved or Progress()
         self.best: list[np.ndarray] = self.progress.arrays.get("best", [])
-        self._resumed = found is not None
-        if found is not None:
-            model.set_weights(found.arrays["model"])
-            log.info("resuming after %s", count(len(found.history), "epoch"))
+        self._resumed = saved is not None
+        if saved is not None:
+            model.set_weights(saved.arrays["model"])
+            log.info("resuming after %s", count(len(saved.history), "epoch"))
 
     @property
     def stopped(self) -> bool:
@@ -194,7 +195,7 @@ class _State:
         return bool(self._patience) and self.progress.waited >= self._patience
 
     def start(self, phase: str, model: keras.Model) -> None:
-        """Begin a phase, or take it up where the checkpoint left it."""
+        """Begin a phase, or resume it from the checkpoint."""
         model.optimizer.build(model.trainable_variables)
         if self._resumed and self.progress.phase == phase:
             arrays = self.progress.arrays
@@ -204,11 +205,11 @@ class _State:
             ):
                 variable.assign(value)
             self._resumed, self.progress.arrays = False, {}
-            return
-        self.progress.phase, self.progress.epochs, self.progress.waited = phase, 0, 0
+        else:
+            self.progress.phase, self.progress.epochs, self.progress.waited = phase, 0, 0
 
     def after_epoch(self, epoch: int, values: dict[str, float], model: keras.Model) -> None:
-        """Keep the record of an epoch, its weights where they are the best, and the checkpoint."""
+        """Record an epoch, its weights if they are the best so far, and the checkpoint."""
         progress = self.progress
         progress.epochs = epoch + 1
         progress.history.append(Epoch(progress.phase, len(progress.history) + 1, **values))
@@ -227,7 +228,7 @@ class _State:
                 "optimizer": [np.asarray(v) for v in model.optimizer.variables],
                 "random": [np.asarray(v) for v in _random_states(self._whole)],
             }
-            # A copy, because the training goes on, and it may be written only when that is interrupted.
+            # A copy: the training continues, and the checkpoint may be written later, when it is interrupted.
             self._checkpoint.put(replace(progress, history=list(progress.history), arrays=arrays))
 
 

@@ -1,4 +1,4 @@
-"""Two-phase transfer learning, or taking over a finished model as it is."""
+"""The model of a recipe: trained in two phases, published, or imported from a file."""
 
 import contextlib
 import logging
@@ -33,21 +33,21 @@ log = logging.getLogger(__name__)
 
 _OF_THE_CARD = ("source", "written_by", "changes", "backbone", "transfer", "parameters", "trainable_parameters")
 _SHOWN = 6  # images, for the report
-_COMPARED_ON = 4  # pictures of the data, before and after a finished model is taken over
+_COMPARED_ON = 4  # images of the data, for outputs before and after a model is rewritten
 
 
 def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint | None = None) -> Trained:
-    """Train (or take over) the model of a recipe.
+    """Train or import the model of a recipe.
 
     Writes ``model.keras``, ``model.json`` (the card), ``history.json``, ``samples.npz`` (some of the images, for the
-    report), ``images.json`` (what was trained and validated on) and, if the recipe asks for it,
+    report), ``images.json`` (the images of training and validation) and, if the recipe asks for it,
     ``backbone.weights.h5`` into ``out``.
 
     Args:
-        settings: what to do.
+        settings: the recipe.
         images: the splits.
-        out: where to write.
-        checkpoint: where an interrupted training goes on from. Defaults to None: it starts anew.
+        out: folder to write to.
+        checkpoint: where an interrupted training resumes. Defaults to None: it starts from the beginning.
 
     Returns:
         What the manifest records.
@@ -62,8 +62,8 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     pixels = Pixels(decode, settings.data.max_bad_images)
     history: list[Epoch] = []
     if settings.model.path is not None:
-        taken = import_model(settings.model, images.classes, settings.data.resize, partial(_some_pictures, images))
-        model, card = taken.model, taken.card
+        imported = import_model(settings.model, images.classes, settings.data.resize, partial(_some_images, images))
+        model, card = imported.model, imported.card
         _require_space(model, out)
         pixels = Pixels(card.decode, settings.data.max_bad_images)
     elif settings.model.head == "published":
@@ -82,8 +82,11 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     shown, labels = pixels.all(list(islice(one_of_each(images.splits["train"]), _SHOWN)), "sample images")
     np.savez(out / "samples.npz", pixels=shown, labels=labels)
     model.save(out / "model.keras", include_optimizer=False)
-    trainable = int(sum(math.prod(w.shape) for w in model.trainable_weights))
-    card = replace(card, parameters=int(model.count_params()), trainable_parameters=trainable)
+    card = replace(
+        card,
+        parameters=int(model.count_params()),
+        trainable_parameters=int(sum(math.prod(weight.shape) for weight in model.trainable_weights)),
+    )
     write_card(out / "model.json", card)
     write_history(out / "history.json", history)
     write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
@@ -100,18 +103,18 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     )
 
 
-def _some_pictures(images: ImageSet, decode: DecodeSpec) -> np.ndarray | None:
-    """Some pictures of the data, of several classes; None where none can be read (later stages count those)."""
+def _some_images(images: ImageSet, decode: DecodeSpec) -> np.ndarray | None:
+    """Decode some images of several classes; None where none can be read (later stages count those)."""
     samples = [sample for split in ("calibration", "test", "train") for sample in images.splits[split]]
-    pictures = []
+    decoded = []
     for sample in islice(one_of_each(samples), _COMPARED_ON):
         with contextlib.suppress(ImageError):
-            pictures.append(decode.pixels(sample.read()))
-    return np.stack(pictures) if pictures else None
+            decoded.append(decode.pixels(sample.read()))
+    return np.stack(decoded) if decoded else None
 
 
 def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """The samples reordered: the first of every class, then the second of every class, and so on."""
+    """Yield the first sample of every class, then the second of every class, and so on."""
     classes: dict[int, list[Sample]] = {}
     for sample in samples:
         classes.setdefault(sample.label, []).append(sample)
@@ -122,7 +125,7 @@ def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
 def _train_new(
     settings: Recipe, images: ImageSet, pixels: Pixels, out: Path, checkpoint: Checkpoint | None
 ) -> tuple[Built, list[Epoch]]:
-    """Build and fit, on all GPUs of the machine and in mixed precision where there are any."""
+    """Build and train a model, on all GPUs of the machine and, by default, in mixed precision where there are any."""
     gpus = tf.config.list_physical_devices("GPU")
     mixed = {"always": True, "never": False}.get(settings.train.mixed_precision, bool(gpus))
     strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else None
@@ -140,7 +143,7 @@ def _train_new(
         history = fit(settings, built, images, pixels, checkpoint, strategy)
     finally:
         keras.config.set_dtype_policy(policy)
-    if mixed or strategy is not None:  # the same weights in a plain float32 model, which is what gets exported
+    if mixed or strategy is not None:  # the export needs the same weights in a plain float32 model
         plain = build_classifier(replace(settings.model, weights=None), len(images.classes))
         set_weights(plain.model, built.model.get_weights())
         built = plain

@@ -1,7 +1,8 @@
-"""What the TensorRT runner asks of CUDA: a protocol, and the choice between its two implementations.
+"""The CUDA interface of the TensorRT runner, and the texts of its errors.
 
-`cuda_bindings` follows it by cuda-bindings, `cuda_pycuda` by PyCUDA, for programs that bring its context. What CUDA
-gave is owned by the classes of `cuda_resources`. Python 3.10 syntax; both packages are imported when they are chosen.
+`pipeline.runners.cuda.bindings` implements it with cuda-bindings, `pipeline.runners.cuda.pycuda` with PyCUDA, for
+programs with a context of PyCUDA. `pipeline.runners.cuda.resources` owns the memory, streams and events. Python 3.10
+syntax.
 """
 
 from abc import ABC, abstractmethod
@@ -12,9 +13,9 @@ from typing import Any, Literal
 from export.errors import RunnerError
 
 Direction = Literal["to_device", "to_host", "on_device"]
-Kind = Literal["device buffer", "pinned buffer", "stream", "event", "graph"]  # of what CUDA gives
+Kind = Literal["device buffer", "pinned buffer", "stream", "event", "graph"]  # of a resource
 
-# After one of these every later call in the process fails as well; the words are PyCUDA's, which has no names.
+# After one of these, every later call in the process fails as well. PyCUDA reports only the text, not the name.
 STICKY: dict[str, str] = {
     "cudaErrorIllegalAddress": "an illegal memory access",
     "cudaErrorLaunchTimeout": "timed out",
@@ -37,9 +38,9 @@ SMALLER = " Use a smaller batch profile, or free the GPU's memory (see nvidia-sm
 
 
 class CudaApi(ABC):
-    """CUDA as the runner needs it. Streams, events and graphs are whatever the implementation returned for them.
+    """CUDA calls of the runner. Streams, events and graphs are opaque handles of the implementation.
 
-    Every failure is a `RunnerError`; what is a lack of memory, an `OutOfMemoryError`.
+    Every failure is a `RunnerError`; a lack of memory is an `OutOfMemoryError`.
     """
 
     name: str
@@ -47,55 +48,55 @@ class CudaApi(ABC):
 
     @abstractmethod
     def scope(self, device: int) -> AbstractContextManager[None]:
-        """Make a device current in this thread for a with block; afterwards it is as it was."""
+        """Make a device current in this thread for a with block, and restore the previous one after it."""
 
     @abstractmethod
     def malloc(self, nbytes: int) -> int:
-        """Allocate device memory; give its address."""
+        """Allocate device memory and return its address."""
 
     @abstractmethod
     def host_alloc(self, nbytes: int) -> int:
-        """Allocate page-locked host memory; give its address."""
+        """Allocate page-locked host memory and return its address."""
 
     @abstractmethod
     def release(self, kind: Kind, handle: Any) -> None:
-        """Give back what was given."""
+        """Release a resource."""
 
     @abstractmethod
     def memory_info(self) -> tuple[int, int]:
-        """Give the free and the total memory of the device in bytes."""
+        """Return the free and the total memory of the device in bytes."""
 
     @abstractmethod
     def stream_create(self) -> Any:
-        """Make a stream that does not wait for the default stream."""
+        """Create a stream that does not synchronize with the default stream."""
 
     @abstractmethod
     def stream_number(self, stream: Any) -> int:
-        """Give the handle as the number that TensorRT and DLPack take."""
+        """Return the handle as the integer that TensorRT and DLPack take."""
 
     @abstractmethod
     def stream_synchronize(self, stream: Any) -> None:
-        """Wait until everything in the stream is done; errors of that work are raised here."""
+        """Wait until the stream is idle; errors of its work are raised here."""
 
     @abstractmethod
     def stream_wait_event(self, stream: Any, event: Any) -> None:
-        """Let what is put into the stream from now on wait for an event."""
+        """Make later work in the stream wait for an event."""
 
     @abstractmethod
     def event_create(self, timed: bool) -> Any:
-        """Make an event; untimed ones cost less."""
+        """Create an event; without timing it costs less."""
 
     @abstractmethod
     def event_record(self, event: Any, stream: Any) -> None:
-        """Put the event behind what is in the stream now."""
+        """Record the event after the work that is in the stream now."""
 
     @abstractmethod
     def event_synchronize(self, event: Any) -> None:
-        """Wait until the event has happened."""
+        """Wait until the event has completed."""
 
     @abstractmethod
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
-        """Give the time between two timed events that have happened, in milliseconds."""
+        """Return the time between two timed, completed events in milliseconds."""
 
     @abstractmethod
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
@@ -107,10 +108,10 @@ class CudaApi(ABC):
 
     @abstractmethod
     def wait_for_foreign_stream(self, number: int | None) -> None:
-        """Wait for another library's stream, given as its number, or for the whole device (None)."""
+        """Wait for another library's stream, given by its integer handle, or for the whole device (None)."""
 
     def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
-        """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
+        """Capture the work that ``enqueue`` puts into the stream, without running it; return an executable graph."""
         raise self._lacks_graphs()
 
     def graph_launch(self, graph: Any, stream: Any) -> None:

@@ -1,7 +1,7 @@
 """CUDA by cuda-bindings (12.9.1 and later, 13), with every return code checked.
 
-Everything goes through the runtime API and so through the device's primary context, which TensorRT, PyTorch and CuPy
-use too. Python 3.10 syntax.
+All calls go through the runtime API and therefore use the device's primary context, as TensorRT, PyTorch and CuPy do.
+Python 3.10 syntax.
 """
 
 import importlib
@@ -47,15 +47,15 @@ def check(result: tuple[Any, ...], doing: str) -> Any:
 
     Args:
         result: what the call returned: the code, then its values.
-        doing: what was being done, for the message: "copying pixels to the device".
+        doing: description of the call for the message, such as "copying pixels to the device".
 
     Returns:
-        None, the one value, or a tuple of the values.
+        None, the only value, or a tuple of the values.
 
     Raises:
-        DeviceUnavailableError: the code says that there is no device, and there is no driver.
-        OutOfMemoryError: the device has not the memory.
-        RunnerError: any other code but success.
+        DeviceUnavailableError: no device, and no driver.
+        OutOfMemoryError: not enough device memory.
+        RunnerError: any other error code.
     """
     code, *values = result
     if int(code) == 0:
@@ -63,12 +63,12 @@ def check(result: tuple[Any, ...], doing: str) -> Any:
     name = getattr(code, "name", str(code))
     if name in NO_DEVICE:
         status = driver_status()
-        had = status.reason or f"driver {status.driver_version}, which runs CUDA up to {status.cuda_version}"
+        reason = status.reason or f"driver {status.driver_version}, which runs CUDA up to {status.cuda_version}"
         message = (
-            f"Expected an NVIDIA GPU and a driver for cuda-bindings' CUDA. Received: {name} while {doing}: {had}. "
+            f"Expected an NVIDIA GPU and a driver for cuda-bindings' CUDA. Received: {name} while {doing}: {reason}. "
             "Update the driver, or install the cuda-bindings of the CUDA version that it runs."
         )
-        # A driver that is there and too old is a failure to mend, not an absent device.
+        # An outdated driver is an error to fix, not a machine without a device.
         raise RunnerError(message) if status else DeviceUnavailableError(message, status.reason)
     message = f"Expected CUDA to succeed at {doing}. Received: {name} ({int(code)}): {_describe(code)}."
     if name == "cudaErrorMemoryAllocation":
@@ -80,7 +80,7 @@ def _describe(code: Any) -> str:
     try:
         error, text = runtime().cudaGetErrorString(code)
         return text.decode(errors="replace") if int(error) == 0 else "no description"
-    except Exception:  # only a message: it must not replace the error that it is for
+    except Exception:  # a failure here must not replace the error that is described
         return "no description"
 
 
@@ -93,7 +93,6 @@ class CudaBindings(CudaApi):
     def __init__(self) -> None:
         self._rt, self._driver = runtime(), driver_api()
         self._kinds = {direction: getattr(self._rt.cudaMemcpyKind, name) for direction, name in _DIRECTIONS.items()}
-
         self._releases = {
             "device buffer": (self._rt.cudaFree, "releasing device memory"),
             "pinned buffer": (self._rt.cudaFreeHost, "releasing pinned memory"),
@@ -104,69 +103,68 @@ class CudaBindings(CudaApi):
 
     @contextmanager
     def scope(self, device: int) -> Iterator[None]:
-        """Make a device's primary context current in this thread for a with block; afterwards it is as it was."""
+        """Make a device's primary context current in this thread for a with block, and restore the previous one."""
         before = check(self._rt.cudaGetDevice(), "asking for the current device")
-        # cudaSetDevice puts the primary context in the place of one that PyCUDA, say, has made current here.
+        # cudaSetDevice replaces the current context of this thread, which may be one of PyCUDA's.
         code, context = self._driver.cuCtxGetCurrent()
-        found = int(context) if int(code) == 0 else 0
         check(self._rt.cudaSetDevice(device), f"choosing device {device}")
         try:
             yield
         finally:
-            if found:
+            if int(code) == 0 and int(context):
                 check(self._driver.cuCtxSetCurrent(context), "returning to the context of before")
             elif before != device:
                 check(self._rt.cudaSetDevice(before), f"returning to device {before}")
 
     def malloc(self, nbytes: int) -> int:
-        """Allocate device memory; give its address."""
+        """Allocate device memory and return its address."""
         return int(check(self._rt.cudaMalloc(nbytes), f"allocating {nbytes} bytes on the device"))
 
     def host_alloc(self, nbytes: int) -> int:
-        """Allocate page-locked host memory; give its address."""
+        """Allocate page-locked host memory and return its address."""
         return int(check(self._rt.cudaHostAlloc(nbytes, 0), f"pinning {nbytes} bytes of host memory"))
 
     def release(self, kind: Kind, handle: Any) -> None:
-        """Give back what was given."""
+        """Release a resource."""
         free, doing = self._releases[kind]
         check(free(handle), doing)
 
     def memory_info(self) -> tuple[int, int]:
-        """Give the free and the total memory of the device in bytes."""
+        """Return the free and the total memory of the device in bytes."""
         free, total = check(self._rt.cudaMemGetInfo(), "asking for the free memory")
         return int(free), int(total)
 
     def stream_create(self) -> Any:
-        """Make a stream that does not wait for the default stream."""
+        """Create a stream that does not synchronize with the default stream."""
         return check(self._rt.cudaStreamCreateWithFlags(self._rt.cudaStreamNonBlocking), "creating a stream")
 
     def stream_number(self, stream: Any) -> int:
-        """Give the handle as the number that TensorRT and DLPack take."""
+        """Return the handle as the integer that TensorRT and DLPack take."""
         return int(stream)
 
     def stream_synchronize(self, stream: Any) -> None:
-        """Wait until everything in the stream is done; errors of that work are raised here."""
+        """Wait until the stream is idle; errors of its work are raised here."""
         check(self._rt.cudaStreamSynchronize(stream), "waiting for the stream")
 
     def stream_wait_event(self, stream: Any, event: Any) -> None:
-        """Let what is put into the stream from now on wait for an event."""
+        """Make later work in the stream wait for an event."""
         check(self._rt.cudaStreamWaitEvent(stream, event, 0), "letting a stream wait for an event")
 
     def event_create(self, timed: bool) -> Any:
-        """Make an event; untimed ones cost less."""
+        """Create an event; without timing it costs less."""
         flags = 0 if timed else self._rt.cudaEventDisableTiming
         return check(self._rt.cudaEventCreateWithFlags(flags), "creating an event")
 
     def event_record(self, event: Any, stream: Any) -> None:
-        """Put the event behind what is in the stream now."""
+        """Record the event after the work that is in the stream now."""
         check(self._rt.cudaEventRecord(event, stream), "recording an event")
 
     def event_synchronize(self, event: Any) -> None:
-        """Wait until the event has happened."""
+        """Wait until the event has completed."""
         check(self._rt.cudaEventSynchronize(event), "waiting for an event")
 
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
-        """Give the time between two timed events that have happened, in milliseconds."""
+        """Return the time between two timed, completed events in milliseconds."""
         return float(check(self._rt.cudaEventElapsedTime(start, end), "reading a time"))
 
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
@@ -184,34 +182,30 @@ class CudaBindings(CudaApi):
         return on_gpu and int(attributes.device) == device
 
     def wait_for_foreign_stream(self, number: int | None) -> None:
-        """Wait for another library's stream, given as its number, or for the whole device (None)."""
+        """Wait for another library's stream, given by its integer handle, or for the whole device (None)."""
         if number is None:
             check(self._rt.cudaDeviceSynchronize(), "waiting for the device")
         else:
             check(self._rt.cudaStreamSynchronize(number), "waiting for another library's stream")
 
     def capture(self, stream: Any, enqueue: Callable[[], object]) -> Any:
-        """Record what this thread puts into the stream, instead of running it; give a graph that can be launched."""
-        # Of this thread: what other threads allocate meanwhile is no concern of this graph.
+        """Capture the work that ``enqueue`` puts into the stream, without running it; return an executable graph."""
+        # Thread-local: allocations by other threads during the capture do not concern this graph.
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(self._rt.cudaStreamBeginCapture(stream, mode), "beginning a graph")
         try:
             enqueue()
         except BaseException:
-            self._abort_capture(stream)
+            code, graph = self._rt.cudaStreamEndCapture(stream)
+            if int(code) == 0 and int(graph) != 0:
+                check(self._rt.cudaGraphDestroy(graph), "releasing a recorded graph")
+            self._rt.cudaGetLastError()  # clear the error of the failed capture, which the next check would raise
             raise
         graph = check(self._rt.cudaStreamEndCapture(stream), "recording a graph")
         try:
             return check(self._rt.cudaGraphInstantiate(graph, 0), "preparing a graph")
         finally:
-            self._rt.cudaGraphDestroy(graph)  # a failure would show again at the next call; the graph must not be lost
-
-    def _abort_capture(self, stream: Any) -> None:
-        """End a recording that failed, whatever state it is in."""
-        code, graph = self._rt.cudaStreamEndCapture(stream)
-        if int(code) == 0 and int(graph) != 0:
-            check(self._rt.cudaGraphDestroy(graph), "releasing a recorded graph")
-        self._rt.cudaGetLastError()  # a broken capture leaves its error behind; the next check must not find it
+            self._rt.cudaGraphDestroy(graph)  # unchecked: an error would hide the one above or lose the result
 
     def graph_launch(self, graph: Any, stream: Any) -> None:
         """Queue a graph."""

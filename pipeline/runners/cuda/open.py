@@ -1,4 +1,4 @@
-"""The choice between the two implementations of CUDA. Python 3.10 syntax."""
+"""The choice between the two implementations of `CudaApi`. Python 3.10 syntax."""
 
 import importlib.util
 
@@ -7,13 +7,13 @@ from pipeline.runners.cuda.api import CudaApi
 
 
 def find_cuda(name: str = "auto") -> CudaApi:
-    """Give an implementation of the protocol.
+    """Return an implementation of `CudaApi`.
 
     Args:
         name: "bindings", "pycuda", or "auto": cuda-bindings where it is installed, else PyCUDA. Defaults to "auto".
 
     Raises:
-        RunnerError: no such implementation, or its package is not installed.
+        RunnerError: unknown name, or its package is not installed.
     """
     if name == "auto":
         name = "pycuda" if not _installed("cuda.bindings") and _installed("pycuda") else "bindings"

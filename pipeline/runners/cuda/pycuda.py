@@ -1,7 +1,7 @@
-"""CUDA by PyCUDA, for programs that bring its context; without graphs, which PyCUDA does not have.
+"""CUDA by PyCUDA, for programs with a context of PyCUDA; without CUDA graphs, which PyCUDA does not support.
 
-The context that is current in the calling thread is used, as with ``import pycuda.autoinit``. Where there is none, the
-device's primary context is, which TensorRT, PyTorch and CuPy share. Python 3.10 syntax, numpy alone.
+It uses the context that is current in the calling thread, as after ``import pycuda.autoinit``, or else the device's
+primary context, which TensorRT, PyTorch and CuPy share. Python 3.10 syntax, numpy alone.
 """
 
 import ctypes
@@ -16,14 +16,14 @@ import numpy as np
 from export.errors import OutOfMemoryError, RunnerError
 from pipeline.runners.cuda.api import RESTART, SMALLER, STICKY, CudaApi, Direction, Kind
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: PyCUDA hands the flags on and names none for streams
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which PyCUDA has no name
 
 
 def driver() -> ModuleType:
     """Return ``pycuda.driver``, initialised.
 
     Raises:
-        RunnerError: PyCUDA is not installed, or there is no driver, without which it cannot be imported.
+        RunnerError: PyCUDA is not installed, or there is no driver, which its import requires.
     """
     try:
         module = importlib.import_module("pycuda.driver")
@@ -44,12 +44,12 @@ class PyCuda(CudaApi):
 
     def __init__(self) -> None:
         self._drv = driver()
-        self._context: Any = None  # the one that the memory is in
-        self._memory: dict[int, Any] = {}  # address to PyCUDA's object
+        self._context: Any = None  # that owns the memory
+        self._memory: dict[int, Any] = {}  # PyCUDA's objects, by address
 
     @contextmanager
     def scope(self, device: int) -> Iterator[None]:
-        """Make the runner's context current in this thread for a with block; afterwards it is as it was."""
+        """Make the runner's context current in this thread for a with block, and restore the previous one after it."""
         current = self._drv.Context.get_current()
         if self._context is None:
             self._context = self._choose(current, device)
@@ -63,19 +63,19 @@ class PyCuda(CudaApi):
             self._do("leaving the context", self._drv.Context.pop)
 
     def _choose(self, current: Any, device: int) -> Any:
-        wanted = self._do(f"choosing device {device}", self._drv.Device, device)
+        expected = self._do(f"choosing device {device}", self._drv.Device, device)
         if current is None:
-            return self._do(f"entering device {device}", wanted.retain_primary_context)
-        had = self._drv.Context.get_device()
-        if had != wanted:
+            return self._do(f"entering device {device}", expected.retain_primary_context)
+        received = self._drv.Context.get_device()
+        if received != expected:
             raise RunnerError(
-                f"Expected PyCUDA's current context on device {device}. Received: one on {had.name()}. "
+                f"Expected PyCUDA's current context on device {device}. Received: one on {received.name()}. "
                 "Push the context of the runner's device, or set runtime.device to that of the context."
             )
         return current
 
     def malloc(self, nbytes: int) -> int:
-        """Allocate device memory; give its address."""
+        """Allocate device memory and return its address."""
         return self._keep(self._do(f"allocating {nbytes} bytes on the device", self._drv.mem_alloc, nbytes))
 
     def _keep(self, memory: Any, address: int | None = None) -> int:
@@ -84,53 +84,51 @@ class PyCuda(CudaApi):
         return address
 
     def host_alloc(self, nbytes: int) -> int:
-        """Allocate page-locked host memory; give its address."""
+        """Allocate page-locked host memory and return its address."""
         array = self._do(f"pinning {nbytes} bytes of host memory", self._drv.pagelocked_empty, (nbytes,), np.uint8)
         return self._keep(array.base, array.ctypes.data)
 
     def release(self, kind: Kind, handle: Any) -> None:
-        """Give memory back; PyCUDA gives back streams and events with the last reference, which is this one."""
-        if kind == "device buffer":
-            self._do("releasing device memory", self._memory.pop(handle).free)
-        elif kind == "pinned buffer":
-            self._do("releasing pinned memory", self._memory.pop(handle).free)
+        """Release memory; PyCUDA releases streams and events with their last reference, which is ``handle``."""
+        if kind in ("device buffer", "pinned buffer"):
+            self._do(f"releasing {kind.replace('buffer', 'memory')}", self._memory.pop(handle).free)
 
     def memory_info(self) -> tuple[int, int]:
-        """Give the free and the total memory of the device in bytes."""
+        """Return the free and the total memory of the device in bytes."""
         free, total = self._do("asking for the free memory", self._drv.mem_get_info)
         return int(free), int(total)
 
     def stream_create(self) -> Any:
-        """Make a stream that does not wait for the default stream."""
+        """Create a stream that does not synchronize with the default stream."""
         return self._do("creating a stream", self._drv.Stream, _NON_BLOCKING)
 
     def stream_number(self, stream: Any) -> int:
-        """Give the handle as the number that TensorRT and DLPack take."""
+        """Return the handle as the integer that TensorRT and DLPack take."""
         return int(stream.handle)
 
     def stream_synchronize(self, stream: Any) -> None:
-        """Wait until everything in the stream is done; errors of that work are raised here."""
+        """Wait until the stream is idle; errors of its work are raised here."""
         self._do("waiting for the stream", stream.synchronize)
 
     def stream_wait_event(self, stream: Any, event: Any) -> None:
-        """Let what is put into the stream from now on wait for an event."""
+        """Make later work in the stream wait for an event."""
         self._do("letting a stream wait for an event", stream.wait_for_event, event)
 
     def event_create(self, timed: bool) -> Any:
-        """Make an event; untimed ones cost less."""
+        """Create an event; without timing it costs less."""
         flags = self._drv.event_flags
         return self._do("creating an event", self._drv.Event, flags.DEFAULT if timed else flags.DISABLE_TIMING)
 
     def event_record(self, event: Any, stream: Any) -> None:
-        """Put the event behind what is in the stream now."""
+        """Record the event after the work that is in the stream now."""
         self._do("recording an event", event.record, stream)
 
     def event_synchronize(self, event: Any) -> None:
-        """Wait until the event has happened."""
+        """Wait until the event has completed."""
         self._do("waiting for an event", event.synchronize)
 
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
-        """Give the time between two timed events that have happened, in milliseconds."""
+        """Return the time between two timed, completed events in milliseconds."""
         return float(self._do("reading a time", end.time_since, start))
 
     def memcpy_async(self, target: int, source: int, nbytes: int, direction: Direction, stream: Any) -> None:
@@ -154,7 +152,7 @@ class PyCuda(CudaApi):
         return True
 
     def wait_for_foreign_stream(self, number: int | None) -> None:
-        """Wait for the whole device: PyCUDA cannot wait for a stream that it did not make."""
+        """Wait for the whole device: PyCUDA cannot wait for a stream that it did not create."""
         self._do("waiting for the device", self._drv.Context.synchronize)
 
     def _do(self, doing: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -163,10 +161,9 @@ class PyCuda(CudaApi):
         except self._drv.MemoryError as error:
             raise OutOfMemoryError(f"Expected CUDA to succeed at {doing}. Received: {error}.{SMALLER}") from error
         except self._drv.Error as error:
-            text = str(error)
-            sticky = any(words in text for words in STICKY.values())
+            sticky = any(text in str(error) for text in STICKY.values())
             raise RunnerError(
-                f"Expected CUDA to succeed at {doing}. Received: {text}.{RESTART if sticky else ''}"
+                f"Expected CUDA to succeed at {doing}. Received: {error}.{RESTART if sticky else ''}"
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""Buffers of an engine, several sets of them, so that copies and computing overlap.
+"""Buffers of an engine, several sets of them, so that copies and inference overlap.
 
-A slot is one set: page-locked memory and device memory for each tensor, and the events that say how far it is. A lane
-is a stream with an execution context. Python 3.10 syntax, numpy alone.
+A slot is one set: page-locked memory and device memory for each tensor, and the events of its progress. A lane is a
+stream with its execution contexts. Python 3.10 syntax, numpy alone.
 """
 
 import logging
@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
@@ -25,13 +24,13 @@ from pipeline.runners.tensorrt.engine import EngineContext
 log = logging.getLogger(__name__)
 
 SLOTS = 3  # one uploads, one computes, one downloads
-_PARALLEL_BYTES = 4 << 20  # below this, starting threads costs more than they save
+_PARALLEL_BYTES = 4 << 20  # below this size, starting threads takes longer than it saves
 _COPY_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine, without its batch dimension."""
+    """An input or output of an engine; ``row`` is its shape without the batch."""
 
     name: str
     row: tuple[int, ...]
@@ -50,7 +49,8 @@ class Lane:
     Attributes:
         stream: where they run.
         context: runs any batch size.
-        tuned: runs those of ``sizes``; TensorRT-RTX by kernels of their own, the others by ``context`` itself.
+        tuned: runs the batch sizes in ``sizes``; on TensorRT-RTX with kernels for each size, on the others it is
+            ``context``.
         sizes: batch sizes.
     """
 
@@ -60,25 +60,25 @@ class Lane:
     sizes: frozenset[int]
 
     def run(self, batch: int, addresses: Mapping[str, int]) -> None:
-        """Queue the computing of a batch whose tensors lie at these addresses."""
+        """Queue the inference of a batch whose tensors are at these addresses."""
         context = self.tuned if batch in self.sizes else self.context
         context.prepare(batch, addresses)
         context.enqueue(self.stream)
 
 
 class Slot:
-    """Memory for one batch and how far it is.
+    """Memory for one batch, and the events of its progress.
 
     Args:
         cuda: the CUDA of the runner.
-        stack: closes what is made here.
-        tensors: the engine's, the input first.
-        batch: images that it holds at most.
+        stack: releases the memory and events.
+        tensors: of the engine, the input first.
+        batch: maximum number of images.
     """
 
     def __init__(self, cuda: CudaApi, stack: ExitStack, tensors: Sequence[Tensor], batch: int) -> None:
-        self.host = {one.name: stack.enter_context(PinnedBuffer(cuda, (batch, *one.row), one.dtype)) for one in tensors}
-        self.device = {one.name: stack.enter_context(DeviceBuffer(cuda, batch * one.row_bytes)) for one in tensors}
+        self.host = {t.name: stack.enter_context(PinnedBuffer(cuda, (batch, *t.row), t.dtype)) for t in tensors}
+        self.device = {t.name: stack.enter_context(DeviceBuffer(cuda, batch * t.row_bytes)) for t in tensors}
         self.addresses: Mapping[str, int] = {name: int(buffer) for name, buffer in self.device.items()}
         self.uploaded = stack.enter_context(Event(cuda))
         self.computed = stack.enter_context(Event(cuda))
@@ -90,11 +90,11 @@ class BufferRing:
 
     Args:
         cuda: the CUDA of the runner.
-        stack: closes what is made here.
-        tensors: the engine's, the input first.
-        batch: images that a slot holds.
-        min_batch: the smallest batch that the engine takes; what is smaller is filled up with black images.
-        lanes: where the work goes, in turns.
+        stack: releases the memory, streams and threads.
+        tensors: of the engine, the input first.
+        batch: maximum number of images in a slot.
+        min_batch: the smallest batch of the engine; a smaller one is padded with black images.
+        lanes: used in turns.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class BufferRing:
         min_batch: int,
         lanes: Sequence[Lane],
     ) -> None:
-        self.tensors = {one.name: one for one in tensors}
+        self.tensors = {tensor.name: tensor for tensor in tensors}
         self.batch = batch
         self.lanes = lanes
         self._min_batch = min_batch
         count = max(SLOTS, len(lanes) + 2)
-        count += -count % len(lanes)  # a slot always meets the same lane, so that its addresses change less often
+        count += -count % len(lanes)  # each slot always runs in the same lane, whose addresses then change less often
         self.slots = [Slot(cuda, stack, tensors, batch) for _ in range(count)]
         self._up = stack.enter_context(Stream(cuda))
         self._down = stack.enter_context(Stream(cuda))
@@ -119,16 +119,16 @@ class BufferRing:
         self._threads = min(_COPY_THREADS, os.cpu_count() or 1)
 
     def upload(self, slot: Slot, pixels: np.ndarray, pinned: bool, stream: Stream) -> int:
-        """Queue the way of a batch to the device.
+        """Queue the copies of a batch to the device.
 
         Args:
-            slot: where it goes.
-            pixels: uint8, (n, height, width, 3), n at most the slot's.
-            pinned: whether they lie in page-locked memory, without gaps, and need no copy there.
-            stream: where the copy is queued.
+            slot: whose memory is used.
+            pixels: uint8, (n, height, width, 3), n at most the batch of the slot.
+            pinned: whether they are contiguous in page-locked memory, so that they are uploaded from there.
+            stream: where the upload is queued.
 
         Returns:
-            int: the batch to compute: n, or the engine's smallest.
+            int: the batch size to run: n, or the engine's smallest.
         """
         count = len(pixels)
         batch = max(count, self._min_batch)
@@ -140,18 +140,16 @@ class BufferRing:
         slot.device[INPUT].upload(pixels.ctypes.data, count * row, stream)
         if batch > count:
             staging[count:batch] = 0
-            blank = staging[count:].ctypes.data
-            slot.device[INPUT].upload(blank, (batch - count) * row, stream, offset=count * row)
+            slot.device[INPUT].upload(staging[count:].ctypes.data, (batch - count) * row, stream, offset=count * row)
         return batch
 
     def download(self, slot: Slot, names: Sequence[str], count: int, stream: Stream) -> None:
-        """Queue the way of ``count`` rows of these outputs to page-locked memory."""
+        """Queue the copies of ``count`` rows of these outputs to page-locked memory."""
         for name in names:
-            host = slot.host[name]
-            slot.device[name].download(host.handle, count * self.tensors[name].row_bytes, stream)
+            slot.device[name].download(slot.host[name].handle, count * self.tensors[name].row_bytes, stream)
 
     def run(self, pixels: np.ndarray, pinned: bool, names: Sequence[str]) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Classify more than fits into one slot: uploads, computing and downloads overlap.
+        """Classify more images than one slot holds: uploads, inference and downloads overlap.
 
         Args:
             pixels: uint8, (N, height, width, 3).
@@ -159,13 +157,14 @@ class BufferRing:
             names: outputs to fetch.
 
         Yields:
-            The first image of a piece and its rows of each output, in page-locked memory: copy before going on.
+            Index of a batch's first image, and the batch's rows of each output, in page-locked memory: copy them
+            before the next step.
         """
-        flying: deque[tuple[Slot, int, int]] = deque()
+        running: deque[tuple[Slot, int, int]] = deque()
         for index, start in enumerate(range(0, len(pixels), self.batch)):
             slot, lane = self.slots[index % len(self.slots)], self.lanes[index % len(self.lanes)]
-            if len(flying) == len(self.slots):
-                yield self._collect(*flying.popleft(), names)
+            if len(running) == len(self.slots):
+                yield self._collect(*running.popleft(), names)
             piece = pixels[start : start + self.batch]
             batch = self.upload(slot, piece, pinned, self._up)
             slot.uploaded.record(self._up)
@@ -175,9 +174,9 @@ class BufferRing:
             self._down.wait(slot.computed)
             self.download(slot, names, len(piece), self._down)
             slot.downloaded.record(self._down)
-            flying.append((slot, start, len(piece)))
-        while flying:
-            yield self._collect(*flying.popleft(), names)
+            running.append((slot, start, len(piece)))
+        while running:
+            yield self._collect(*running.popleft(), names)
 
     @staticmethod
     def _collect(slot: Slot, start: int, count: int, names: Sequence[str]) -> tuple[int, list[np.ndarray]]:
@@ -185,18 +184,17 @@ class BufferRing:
         return start, [slot.host[name].array[:count] for name in names]
 
     def settle(self) -> None:
-        """After a failure: nothing may be left in the streams when the next call begins."""
+        """Wait until all streams are idle after a failure, before the next call begins."""
         for stream in (self._up, *(lane.stream for lane in self.lanes), self._down):
             try:
                 stream.synchronize()
             except RunnerError as error:
-                log.debug("%s", error)  # the same failure again, from the streams that it stopped
+                log.debug("%s", error)  # the same failure, reported by each stream that it stopped
 
     def _copy(self, target: np.ndarray, source: np.ndarray) -> None:
-        """Copy rows; large ones in threads, because one processor core copies slower than a GPU classifies."""
+        """Copy rows; many bytes in threads, because one CPU core copies slower than a GPU classifies."""
         if source.nbytes < _PARALLEL_BYTES or self._threads == 1:
             np.copyto(target, source)
             return
-        bounds = np.linspace(0, len(source), min(self._threads, len(source)) + 1).astype(int)
-        parts = [(target[a:b], source[a:b]) for a, b in pairwise(bounds)]
-        list(self._copiers.map(lambda part: np.copyto(*part), parts))
+        parts = min(self._threads, len(source))
+        list(self._copiers.map(np.copyto, np.array_split(target, parts), np.array_split(source, parts)))

@@ -1,12 +1,8 @@
-"""Classifies arrays that lie on the GPU already and belong to another library.
+"""Classification of arrays on the GPU that belong to CuPy, PyTorch, Numba or another library.
 
-Arrays on the GPU that belong to another library: CuPy, PyTorch, Numba and whatever follows their protocols.
-
-DLPack (https://dmlc.github.io/dlpack/latest/) is asked first: the producer then orders its own work before ours;
-``__cuda_array_interface__`` (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html) is the other.
+DLPack (https://dmlc.github.io/dlpack/latest/) is preferred, because the producer then orders its work before ours; the
+alternative is ``__cuda_array_interface__`` (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html).
 Python 3.10 syntax, numpy alone.
-
-Classifies what lies on the GPU already, for `TensorRTRunner.infer_device`. Python 3.10 syntax, numpy alone.
 """
 
 import ctypes
@@ -23,6 +19,7 @@ from pipeline.runners.cuda.resources import Stream
 from pipeline.runners.tensorrt.buffers import Tensor
 from pipeline.runners.tensorrt.open_engine import OpenEngine
 
+ALIGNMENT = 256  # bytes, of every address that TensorRT gets
 _CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _KINDS = {0: "i", 1: "u", 2: "f"}  # kDLInt, kDLUInt, kDLFloat
 
@@ -53,9 +50,9 @@ class DeviceArray:
 
     Attributes:
         address: of the first element.
-        shape: sizes, row after row without gaps.
+        shape: of the array, which is C-contiguous.
         dtype: of the elements.
-        owner: what keeps the memory alive.
+        owner: object that keeps the memory alive.
     """
 
     address: int
@@ -70,7 +67,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
-        """Version 3, without a stream: what wrote the memory has been waited for."""
+        """The array in version 3 of the interface, without a stream: the memory is already written."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -82,44 +79,43 @@ class DeviceArray:
 
 
 def device_array(array: Any, name: str, device: int, stream: Stream, *, written: bool = False) -> DeviceArray:
-    """See another library's array as it lies on the GPU; nothing is copied.
+    """View another library's array on the GPU without a copy.
 
     Args:
-        array: has ``__dlpack__`` or ``__cuda_array_interface__``.
+        array: with ``__dlpack__`` or ``__cuda_array_interface__``.
         name: for messages.
-        device: index of the GPU that it has to be on.
-        stream: what is queued here afterwards runs after what its library has queued for the array.
-        written: whether it will be written to. Defaults to False. DLPack does not tell arrays that must not be.
+        device: index of the GPU that the array has to be on.
+        stream: later work in it runs after the work that the array's library has queued for it.
+        written: whether the array will be written to. Defaults to False. DLPack does not report read-only arrays.
 
     Raises:
-        RunnerError: it is not on this GPU, has gaps, or may not be written to.
+        RunnerError: the array is not on this GPU, not contiguous, or read-only.
     """
-    found = None
     try:
         if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-            found, strides = _from_dlpack(array, name, device, stream)
+            view, strides = _from_dlpack(array, name, device, stream)
         elif hasattr(array, "__cuda_array_interface__"):
-            found, strides = _from_interface(array, name, device, stream, written)
+            view, strides = _from_interface(array, name, device, stream, written)
+        else:
+            raise RunnerError(
+                f"Expected {name} as an array on the GPU, with DLPack or __cuda_array_interface__. "
+                f"Received: {type(array).__name__}. Arrays in host memory go to infer()."
+            )
     except (BufferError, RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
         raise RunnerError(
-            f"Expected {name} as an array that its library hands out. Received: {type(array).__name__}: {error}. "
+            f"Expected {name} as an array that its library exports. Received: {type(array).__name__}: {error}. "
             "Detach it from gradients and make it a plain array first."
         ) from error
-    if found is None:
+    if strides is not None and not _contiguous(view.shape, strides):
         raise RunnerError(
-            f"Expected {name} as an array on the GPU, with DLPack or __cuda_array_interface__. "
-            f"Received: {type(array).__name__}. Arrays in host memory go to infer()."
+            f"Expected {name} to be C-contiguous. Received: shape {view.shape} with strides {tuple(strides)} in "
+            "elements. Make it contiguous first."
         )
-    if strides is not None and not _contiguous(found.shape, strides):
-        raise RunnerError(
-            f"Expected {name} without gaps, row after row. Received: shape {found.shape} with strides {tuple(strides)} "
-            "in elements. Make it contiguous first."
-        )
-    return found
+    return view
 
 
 def _from_dlpack(array: Any, name: str, device: int, stream: Stream) -> tuple[DeviceArray, Sequence[int] | None]:
-    kind, index = (int(one) for one in array.__dlpack_device__())
+    kind, index = map(int, array.__dlpack_device__())
     if kind not in _CUDA_DEVICES or index != device:
         where = f"GPU {index}" if kind in _CUDA_DEVICES else "host memory or another kind of device"
         raise RunnerError(
@@ -129,19 +125,18 @@ def _from_dlpack(array: Any, name: str, device: int, stream: Stream) -> tuple[De
     capsule = array.__dlpack__(stream=int(stream))
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    # The capsule keeps its name and so its destructor: the tensor is released with it.
+    # The capsule keeps its name, so its destructor releases the tensor.
     tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
-    kind_of = _KINDS.get(tensor.dtype.code)
-    if kind_of is None or tensor.dtype.lanes != 1 or tensor.dtype.bits % 8:
+    code = _KINDS.get(tensor.dtype.code)
+    if code is None or tensor.dtype.lanes != 1 or tensor.dtype.bits % 8:
         raise RunnerError(
             f"Expected {name} of integers or floats. Received: DLPack type {tensor.dtype.code} of "
             f"{tensor.dtype.bits} bits."
         )
     strides = [tensor.strides[axis] for axis in range(tensor.ndim)] if tensor.strides else None
-    dtype = np.dtype(f"{kind_of}{tensor.dtype.bits // 8}")
-    address = (tensor.data or 0) + tensor.byte_offset
-    return DeviceArray(address, shape, dtype, (array, capsule)), strides
+    dtype = np.dtype(f"{code}{tensor.dtype.bits // 8}")
+    return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, (array, capsule)), strides
 
 
 def _from_interface(
@@ -159,35 +154,32 @@ def _from_interface(
             "Copy it there, or choose its GPU with runtime.device."
         )
     dtype = np.dtype(interface["typestr"])
-    strides = interface.get("strides")
-    if strides is not None:
-        strides = [size // dtype.itemsize for size in strides]
+    nbytes = interface.get("strides")
+    strides = None if nbytes is None else [size // dtype.itemsize for size in nbytes]
     if interface.get("version", 0) < 3 or "stream" not in interface:
-        stream.cuda.wait_for_foreign_stream(None)  # the older protocol does not say which stream
+        stream.cuda.wait_for_foreign_stream(None)  # older versions of the interface do not name the stream
     elif interface["stream"] is not None:
         stream.cuda.wait_for_foreign_stream(int(interface["stream"]))
     return DeviceArray(int(address or 0), tuple(interface["shape"]), dtype, array), strides
 
 
 def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    expected = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    return all(size == 1 or stride == plain for size, stride, plain in zip(shape, strides, expected))
-
-
-ALIGNMENT = 256  # bytes, of every address that TensorRT gets
+    return all(
+        size == 1 or stride == math.prod(shape[axis + 1 :]) for axis, (size, stride) in enumerate(zip(shape, strides))
+    )
 
 
 def run_on_device(opened: OpenEngine, device: int, images: Any, outputs: Sequence[Any] | None) -> list[DeviceArray]:
-    """Classify arrays of other libraries, in a scope of the device; returns when the results are there.
+    """Classify arrays of other libraries while the device is current; return when the results are written.
 
     Args:
         opened: the engine.
         device: index of its GPU.
         images: uint8, (N, height, width, 3).
-        outputs: where the results go, float32, (N, classes), in the order of `OUTPUTS`; None: memory of the engine.
+        outputs: float32 arrays (N, classes) to write to, in the order of `OUTPUTS`; None: memory of the engine.
 
     Raises:
-        RunnerError: arrays that do not fit, or a failure of TensorRT or CUDA.
+        RunnerError: arrays of another dtype, shape or layout, or a failure of TensorRT or CUDA.
     """
     stream = opened.ring.lanes[0].stream
     source = device_array(images, "images", device, stream)
@@ -199,7 +191,9 @@ def run_on_device(opened: OpenEngine, device: int, images: Any, outputs: Sequenc
             tensor, buffer = opened.tensors[name], opened.rows(name, count)
             targets[name] = DeviceArray(int(buffer), (count, *tensor.row), tensor.dtype, buffer)
     elif len(outputs) == len(OUTPUTS):
-        targets = {name: device_array(one, name, device, stream, written=True) for name, one in zip(OUTPUTS, outputs)}
+        targets = {
+            name: device_array(array, name, device, stream, written=True) for name, array in zip(OUTPUTS, outputs)
+        }
     else:
         raise RunnerError(f"Expected two arrays, for {' and '.join(OUTPUTS)}. Received: {len(outputs)}.")
     for name, target in targets.items():
@@ -213,22 +207,21 @@ def run_on_device(opened: OpenEngine, device: int, images: Any, outputs: Sequenc
 def _run_piece(
     opened: OpenEngine, source: DeviceArray, targets: Mapping[str, DeviceArray], start: int, count: int
 ) -> None:
-    """Queue one batch: straight from and to the arrays where TensorRT takes their addresses, else by way of a slot."""
+    """Queue one batch: directly on the arrays where TensorRT takes their addresses, else with copies in a slot."""
     lane, slot = opened.ring.lanes[0], opened.ring.slots[0]
     batch = max(count, opened.min_batch)
-
-    addresses, aside = dict(slot.addresses), {}
+    addresses, copies = dict(slot.addresses), {}
     for name, array in {INPUT: source, **targets}.items():
         row = opened.tensors[name].row_bytes
         address = array.address + start * row
         if batch == count and address % ALIGNMENT == 0:
             addresses[name] = address
         else:
-            aside[name] = (address, count * row)
-    if copied := aside.pop(INPUT, None):
-        slot.device[INPUT].fill_from(*copied, lane.stream)
+            copies[name] = (address, count * row)
+    if INPUT in copies:
+        slot.device[INPUT].fill_from(*copies.pop(INPUT), lane.stream)
     lane.run(batch, addresses)
-    for name, (address, nbytes) in aside.items():
+    for name, (address, nbytes) in copies.items():
         slot.device[name].copy_to(address, nbytes, lane.stream)
 
 

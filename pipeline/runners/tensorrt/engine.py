@@ -1,18 +1,12 @@
-"""A loaded engine and its execution contexts, and the kernels that TensorRT-RTX compiled for it.
+"""A loaded engine, its execution contexts, and the cache of the kernels that TensorRT-RTX compiles for it.
 
-Keeps the kernels that TensorRT-RTX compiled, so that an engine starts quickly the second time.
-
-They are code, so they lie in a folder of the user's own, one file a plan, and never beside a plan that came from
-elsewhere. TensorRT-RTX itself refuses those of another GPU, driver or version. Standard library only.
-
-A loaded engine and its execution contexts: TensorRT's part of a run. Every None and False becomes an error.
-
-Contexts take their activation memory from the caller, so that those that never run at the same time share it.
-Python 3.10 syntax: TensorRT comes in as an argument.
+Every None and False that TensorRT returns becomes an error. Contexts take their activation memory from the caller, so
+that contexts which never run at the same time share it. Python 3.10 syntax: TensorRT is an argument.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -31,20 +25,23 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/keras-resnet-to-tensorrt/rtx``, below ``~/.cache`` where that is not set."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "keras-resnet-to-tensorrt" / "rtx"
+    """Return ``$XDG_CACHE_HOME/keras-resnet-to-tensorrt/rtx``, in ``~/.cache`` where the variable is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras-resnet-to-tensorrt" / "rtx"
 
 
 class KernelCache:
-    """The compiled kernels of one engine. Without a readable or writable folder they are compiled every time.
+    """The compiled kernels of one engine, kept so that later starts are quick.
+
+    Kernels are code: they are stored in a folder of the user, one file for each plan, and never beside a plan from
+    elsewhere. TensorRT-RTX itself refuses those of another GPU, driver or version. Without a readable or writable
+    folder they are compiled at every start.
 
     Args:
-        config: a runtime configuration of the engine, which makes the cache; kept with it.
-        plan_sha256: names the file.
+        config: a runtime configuration of the engine, which creates the cache; it must outlive the cache.
+        plan_sha256: name of the file.
 
     Attributes:
-        cache: what execution contexts are given; None where TensorRT made none.
+        cache: the runtime cache of the execution contexts; None where TensorRT creates none.
     """
 
     def __init__(self, config: Any, plan_sha256: str) -> None:
@@ -52,15 +49,13 @@ class KernelCache:
         self.cache: Any = config.create_runtime_cache()
         self._path = cache_folder() / f"{plan_sha256}.bin"
         self._loaded = b""
-        try:
-            kept = self._path.read_bytes()
-        except OSError:
-            return
-        if self.cache is not None and self.cache.deserialize(kept):
-            self._loaded = kept
+        with contextlib.suppress(OSError):
+            stored = self._path.read_bytes()
+            if self.cache is not None and self.cache.deserialize(stored):
+                self._loaded = stored
 
     def keep(self) -> None:
-        """Write what was compiled since, in one step; what cannot be written is compiled again another time."""
+        """Write newly compiled kernels atomically; without it they are compiled again at the next start."""
         compiled = bytes(self.cache.serialize() or b"") if self.cache is not None else b""
         if not compiled or compiled == self._loaded:
             return
@@ -73,17 +68,17 @@ class KernelCache:
 
 
 class EngineSession:
-    """An engine that is loaded on the current device; `close` drops it.
+    """An engine that is loaded on the current device until `close`.
 
     Args:
         trt: the library.
-        plan_path: the plan; `export.tensorrt.sidecar.check_engine` let it pass.
-        sidecar: what that gave.
-        host_code: whether it may bring code for the CPU. Defaults to False.
+        plan_path: the plan, accepted by `export.tensorrt.compatibility.check_engine`.
+        sidecar: returned by that check.
+        host_code: whether the plan may contain code for the CPU. Defaults to False.
 
     Raises:
-        RunnerError: the plan brings code and may not, it changed since it was checked, or TensorRT refused it, in its
-            own words.
+        RunnerError: the plan contains code without permission, changed since the check, or was refused by TensorRT,
+            with TensorRT's messages.
     """
 
     def __init__(self, trt: TensorRT, plan_path: Path, sidecar: Sidecar, host_code: bool = False) -> None:
@@ -93,12 +88,11 @@ class EngineSession:
         plan = plan_path.read_bytes()
         if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
             raise RunnerError(f"Expected {plan_path} to stay as it was checked. Received: a changed file.")
-        options = sidecar.options
         self._kernels: KernelCache | None = None
         self._runtime: Any = trt.module.Runtime(self.logger)
-        if options.get("version_compatible"):
-            # Such a plan brings its own runtime, which is code. Who made the plan made the sidecar too, so neither
-            # says whether it may run.
+        if sidecar.options.get("version_compatible"):
+            # Such a plan contains its own runtime, which is code. The author of the plan wrote the sidecar too, so
+            # neither can give permission to run it.
             if not host_code:
                 raise RunnerError(
                     f"Expected an engine without code of its own. Received: {plan_path}, which was built as "
@@ -111,7 +105,7 @@ class EngineSession:
         self.engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise self.failed("loading the plan")
-        if options.get("strip_weights"):
+        if sidecar.options.get("strip_weights"):
             self._refit(sidecar)
         if trt.jit:
             self._kernels = KernelCache(self._runtime_config(), str(sidecar.plan_sha256))
@@ -130,13 +124,13 @@ class EngineSession:
             log.warning("%s was built for other GPUs and may be slower here. Rebuild it: %s", self.plan_path, REBUILD)
 
     def _refit(self, sidecar: Sidecar) -> None:
-        """Give a stripped engine its weights, from the ONNX file that it was built from."""
+        """Load the weights of a stripped engine from the ONNX file that it was built from."""
         source = home_of(self.plan_path) / str(sidecar.onnx_file)
         if not source.is_file() or sha256_file(source) != sidecar.onnx_sha256:
-            had = "another file" if source.is_file() else "no such file"
             raise RunnerError(
                 f"Expected {source} with sha256 {sidecar.onnx_sha256}: the plan {self.plan_path} holds no weights. "
-                f"Received: {had}. Put the ONNX file there, or build with build.strip_weights: false."
+                f"Received: {'another file' if source.is_file() else 'no such file'}. Put the ONNX file there, or "
+                "build with build.strip_weights: false."
             )
         if not self.trt.refit_from_onnx:
             raise RunnerError(
@@ -151,46 +145,41 @@ class EngineSession:
 
     @property
     def activation_bytes(self) -> int:
-        """Memory in bytes that a context needs, whatever the batch."""
-        size = self.engine.device_memory_size_v2 if self.trt.memory_size_v2 else self.engine.device_memory_size
-        return int(size)
+        """Activation memory of a context in bytes, enough for every batch size."""
+        return int(self.engine.device_memory_size_v2 if self.trt.memory_size_v2 else self.engine.device_memory_size)
 
     @property
     def memory_follows_batch(self) -> bool:
         """Whether smaller batches run in less than `activation_bytes`.
 
-        TensorRT 8.6 cannot say how much they need, and TensorRT-RTX takes nothing below the whole
-        (``set_device_memory``: "at least as large as" the engine's ``device_memory_size_v2``).
+        TensorRT 8.6 does not report how much they need, and TensorRT-RTX requires all of it (``set_device_memory``:
+        "at least as large as" the engine's ``device_memory_size_v2``).
         """
         return self.trt.memory_for_shapes and not self.trt.jit
 
     def context(self, stream: Stream, own_kernels: bool = True, graph: bool = False) -> EngineContext:
-        """Make an execution context without memory.
+        """Create an execution context without memory.
 
         Args:
-            stream: where it is to run; waited for here.
-            own_kernels: TensorRT-RTX compiles kernels for each batch size that it runs, else for all at once. The
-                others ignore it. Defaults to True.
-            graph: it is to run one batch size by a CUDA graph, again and again. Defaults to False.
+            stream: where the context will run; synchronized here.
+            own_kernels: on TensorRT-RTX, compile kernels for each batch size that runs, instead of one set for all
+                sizes. Ignored by the other flavours. Defaults to True.
+            graph: the context will run one batch size repeatedly by a CUDA graph. Defaults to False.
         """
-        made = self._make_context(own_kernels, graph)
-        # In TensorRT 8.6 only an engine's first context has the profile without asking.
-        if not made.set_optimization_profile_async(0, int(stream)):
-            raise self.failed("choosing the batch profile of an execution context")
-        stream.synchronize()  # it may copy, and what runs next need not run in this stream
-        return EngineContext(self, made)
-
-    def _make_context(self, own_kernels: bool, graph: bool) -> Any:
-        trt = self.trt
-        if trt.jit:
-            made = self.engine.create_execution_context(self._jit_config(own_kernels, graph))
-        else:
-            made = trt.context_without_memory(self.engine)
-        if made is None:
+        context = (
+            self.engine.create_execution_context(self._jit_config(own_kernels, graph))
+            if self.trt.jit
+            else self.trt.context_without_memory(self.engine)
+        )
+        if context is None:
             raise self.failed("creating an execution context")
-        # Engines are built to name their layers, which costs time at every run unless it is turned off.
-        made.nvtx_verbosity = trt.member("ProfilingVerbosity", "NONE")
-        return made
+        # Engines contain the names of their layers, and reporting them to NVTX takes time in every run.
+        context.nvtx_verbosity = self.trt.member("ProfilingVerbosity", "NONE")
+        # In TensorRT 8.6 only an engine's first context has the profile by default.
+        if not context.set_optimization_profile_async(0, int(stream)):
+            raise self.failed("choosing the batch profile of an execution context")
+        stream.synchronize()  # the call may copy, and the next work may run in another stream
+        return EngineContext(self, context)
 
     def _runtime_config(self) -> Any:
         config = self.engine.create_runtime_config()
@@ -199,11 +188,11 @@ class EngineSession:
         return config
 
     def _jit_config(self, own_kernels: bool, graph: bool) -> Any:
-        """Configure TensorRT-RTX, which compiles kernels where it runs.
+        """Configure TensorRT-RTX, which compiles kernels on the machine that runs them.
 
-        Its strategies: EAGER compiles a batch size's own kernels before it runs, which takes its time; NONE runs all
-        sizes by one set of kernels; LAZY begins with that set and goes over to a size's own at some moment, so that
-        answers change in their last bits from one request to the next. LAZY is never used: a context's answers stay.
+        Its strategies: EAGER compiles kernels for a batch size before the first run, which takes time; NONE runs all
+        sizes with one set of kernels; LAZY starts with that set and switches to kernels for the size later, so that
+        the last bits of outputs change between requests. LAZY is never used: outputs of a context are reproducible.
         """
         trt, config = self.trt, self._runtime_config()
         config.set_execution_context_allocation_strategy(
@@ -224,31 +213,31 @@ class EngineSession:
         log.warning("%s: kernels are compiled at every start: %s", self.plan_path, self.logger.lines())
 
     def keep_kernels(self) -> None:
-        """Write what TensorRT-RTX compiled so far, so that a process that is killed compiles it only once."""
-        if self.trt.jit and self._kernels is not None:
+        """Write the kernels that TensorRT-RTX has compiled so far, so that they survive if the process is killed."""
+        if self._kernels is not None:
             self._kernels.keep()
 
     def close(self) -> None:
-        """Drop the engine, then the runtime; its contexts must be gone."""
+        """Release the engine, then the runtime; its contexts must be closed."""
         self.keep_kernels()
         self._kernels = None
         self.engine = None
         self._runtime = None
 
     def failed(self, doing: str) -> RunnerError:
-        """Make an error of TensorRT's last words."""
-        words = str(self.logger.lines())
-        message = f"Expected TensorRT to succeed at {doing}, with {self.plan_path}. Received: {words}."
-        lacking = "out of memory" in words.lower() or "outofmemory" in words.lower()
-        return OutOfMemoryError(message + SMALLER) if lacking else RunnerError(message)
+        """Make an error with TensorRT's last messages."""
+        received = str(self.logger.lines())
+        message = f"Expected TensorRT to succeed at {doing}, with {self.plan_path}. Received: {received}."
+        out_of_memory = any(text in received.lower() for text in ("out of memory", "outofmemory"))
+        return OutOfMemoryError(message + SMALLER) if out_of_memory else RunnerError(message)
 
 
 class EngineContext:
-    """One execution context: a batch size, addresses and activation memory. In use by one stream at a time."""
+    """One execution context: a batch size, addresses and activation memory. Used by one stream at a time."""
 
-    def __init__(self, session: EngineSession, made: Any) -> None:
+    def __init__(self, session: EngineSession, context: Any) -> None:
         self._session = session
-        self._context = made
+        self._context = context
         self._image = tuple(int(size) for size in session.engine.get_tensor_shape(INPUT))[1:]
         self._memory: DeviceBuffer | None = None
         self._by_shape = False
@@ -256,68 +245,61 @@ class EngineContext:
         self._addresses: dict[str, int] = {}
 
     def bytes_for(self, batch: int) -> int:
-        """Give the memory in bytes that a batch size needs, where `EngineSession.memory_follows_batch`."""
+        """Return the memory in bytes that a batch size needs, where `EngineSession.memory_follows_batch`."""
         self._set_batch(batch)
-        return self._size_for_shapes(batch)
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        if needed == 0 and self._session.activation_bytes > 0:  # TensorRT reports a failure as 0
+            raise self._session.failed(f"telling the memory of a batch of {batch}")
+        return needed
 
     def use_memory(self, memory: DeviceBuffer) -> None:
-        """Take activation memory. Less than every batch size needs is used as far as it goes."""
+        """Use activation memory. If it is less than `EngineSession.activation_bytes`, `prepare` checks each batch."""
         self._memory = memory
         self._by_shape = memory.nbytes < self._session.activation_bytes and self._session.memory_follows_batch
-        self._batch = None  # the sizes within the memory have to be laid out again
+        self._batch = None  # the layout within the memory depends on the batch size
         if not self._by_shape:
-            self._give(memory)
+            self._set_memory(memory)
 
-    def _give(self, memory: DeviceBuffer) -> None:
+    def _set_memory(self, memory: DeviceBuffer) -> None:
         if self._session.trt.memory_with_size:
             self._context.set_device_memory(int(memory), memory.nbytes)
         else:
             self._context.device_memory = int(memory)
 
     def prepare(self, batch: int, addresses: Mapping[str, int]) -> None:
-        """Set the batch size and the addresses of all tensors; what is set already costs nothing.
+        """Set the batch size and the addresses of all tensors, where they change.
 
         Raises:
-            OutOfMemoryError: the memory does not do for this batch.
+            OutOfMemoryError: the activation memory is too small for this batch.
             RunnerError: TensorRT refused.
         """
-        if batch != self._batch:
+        if batch != self._batch and self._by_shape:
+            assert self._memory is not None
+            if (needed := self.bytes_for(batch)) > self._memory.nbytes:
+                raise OutOfMemoryError(
+                    f"Expected at most {self._memory.nbytes} bytes of activation memory for a batch of {batch}. "
+                    f"Received: {needed}. Free the GPU's memory (see nvidia-smi) and open the engine again."
+                )
+            self._set_memory(self._memory)
+        elif batch != self._batch:
             self._set_batch(batch)
-            if self._by_shape:
-                self._lay_out(batch)
-            self._batch = batch
+        self._batch = batch
         for name, address in addresses.items():
             if self._addresses.get(name) != address:
                 if not self._context.set_tensor_address(name, address):
                     raise self._session.failed(f"taking the address of {name}")
                 self._addresses[name] = address
 
-    def _lay_out(self, batch: int) -> None:
-        needed = self._size_for_shapes(batch)
-        assert self._memory is not None
-        if needed > self._memory.nbytes:
-            raise OutOfMemoryError(
-                f"Expected at most {self._memory.nbytes} bytes of activation memory for a batch of {batch}. "
-                f"Received: {needed}. Free the GPU's memory (see nvidia-smi) and open the engine again."
-            )
-        self._give(self._memory)
-
-    def _size_for_shapes(self, batch: int) -> int:
-        needed = int(self._context.update_device_memory_size_for_shapes())
-        if needed == 0 and self._session.activation_bytes > 0:  # so it says that it could not tell
-            raise self._session.failed(f"telling the memory of a batch of {batch}")
-        return needed
-
     def _set_batch(self, batch: int) -> None:
         if not self._context.set_input_shape(INPUT, (batch, *self._image)):
             raise self._session.failed(f"taking a batch of {batch}")
 
     def close(self) -> None:
-        """Drop the context."""
+        """Release the context."""
         self._context = None
 
     def capturable(self, stream: Stream) -> bool:
-        """Whether what runs can be captured as a CUDA graph; where the library does not say, it is tried."""
+        """Whether a run can be captured as a CUDA graph; assumed where the library cannot tell."""
         return not self._session.trt.jit or bool(self._context.is_stream_capturable(int(stream)))
 
     def enqueue(self, stream: Stream) -> None:

@@ -1,7 +1,7 @@
-"""Runs a TensorRT engine: uint8 pixels over the bus, what was asked for back.
+"""The runner of TensorRT engines: uint8 pixels are copied to the GPU, and only the requested outputs back.
 
-The parts: `session` is TensorRT, `cuda` is CUDA, `opened` allocates, `ring` moves batches, `graphs` launches those that
-come again with one call, `on_device` takes what lies on the GPU already. Python 3.10 syntax, numpy alone.
+`engine` wraps TensorRT, `open_engine` allocates, `buffers` moves batches, `cuda_graphs` launches repeated batch sizes
+with one call, and `device_input` takes arrays that are on the GPU already. Python 3.10 syntax, numpy alone.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from pipeline.runners.tensorrt.open_engine import OpenEngine, tensors_of
 
 
 class DeviceOutputs(NamedTuple):
-    """What `TensorRTRunner.infer_device` wrote, on the GPU; valid until the next call unless the caller gave them."""
+    """Results of `TensorRTRunner.infer_device` on the GPU; the runner's own arrays are valid until the next call."""
 
     logits: Any  # (N, classes) float32
     probabilities: Any  # (N, classes) float32
 
 
 class TensorRTRunner(GraphRunner):
-    """Classifies batches with an engine; by the protocol of `pipeline.runners.base.Runner`. For one thread at a time.
+    """Classifies batches with an engine, as a `pipeline.runners.base.Runner`. Not thread-safe.
 
-    Buffers are allocated once, for the largest batch; what is larger is split, and its parts overlap.
+    Buffers are allocated once, for the largest batch; a larger input is split into overlapping batches.
 
     Args:
-        plan_path: the engine; its sidecar lies beside it.
-        options: how it is run. Defaults to `RuntimeOptions()`.
+        plan_path: the engine, with its sidecar in the same folder.
+        options: how to run it. Defaults to None: `RuntimeOptions()`.
 
     Attributes:
-        sidecar: what the engine's sidecar says.
+        sidecar: the engine's sidecar.
         precision: "fp32", "fp16" or "int8", from the sidecar.
-        max_batch: the largest batch of the engine's profile; while open, the largest that the GPU had memory for.
-        graph_top_k: how many best classes the engine itself picks; 0: none.
-        classes: how many classes it tells apart.
-        metadata: what the ONNX file that it was built from said of itself.
+        max_batch: the largest batch of the engine's profile; while open, the largest that fits into GPU memory.
+        graph_top_k: number of best classes that the engine itself selects; 0: none.
+        classes: number of classes.
+        metadata: of the ONNX file that the engine was built from.
 
     Raises:
         ProjectError: the sidecar is missing or malformed.
@@ -77,8 +77,11 @@ class TensorRTRunner(GraphRunner):
         height, width, _ = tensors[INPUT].row
         self._size = (height, width)
         (self.classes,) = tensors[OUTPUTS[0]].row
-        said = {"classes": sidecar.classes and list(sidecar.classes), "preprocessing": sidecar.preprocessing}
-        self.metadata: dict[str, object] = {**sidecar.metadata, **said}
+        self.metadata: dict[str, object] = {
+            **sidecar.metadata,
+            "classes": sidecar.classes and list(sidecar.classes),
+            "preprocessing": sidecar.preprocessing,
+        }
         self.graph_top_k: int = tensors[TOP_OUTPUTS[0]].row[0] if TOP_OUTPUTS[0] in tensors else 0
 
     def __enter__(self) -> TensorRTRunner:
@@ -95,16 +98,16 @@ class TensorRTRunner(GraphRunner):
         status = driver_status()
         device = self.options.device
         if not status or not 0 <= device < len(status.devices):
-            had = status.reason or f"{count(len(status.devices), 'GPU')} and runtime.device {device}"
+            reason = status.reason or f"{count(len(status.devices), 'GPU')} and runtime.device {device}"
             raise DeviceUnavailableError(
-                f"Expected an NVIDIA GPU to run {self.plan_path}. Received: {had}. "
+                f"Expected an NVIDIA GPU to run {self.plan_path}. Received: {reason}. "
                 "Run it on the GPU machine, or use the ONNX file on this one.",
-                reason=had,
+                reason=reason,
             )
-        here = status.devices[device].compute_capability
+        compute_capability = status.devices[device].compute_capability
         try:
-            trt = self._library(here)
-            self._describe(check_engine(self.plan_path, trt, here, status.cuda_version))
+            trt = self._library(compute_capability)
+            self._describe(check_engine(self.plan_path, trt, compute_capability, status.cuda_version))
         except UnsupportedGpuError as error:
             raise DeviceUnavailableError(str(error), reason=error.reason) from None
         cuda = find_cuda(self.options.cuda)
@@ -123,9 +126,9 @@ class TensorRTRunner(GraphRunner):
         if trt is None and supports(flavour, version, compute_capability) is False:  # installing it would not help
             raise unsupported_gpu(self.plan_path, self.sidecar, version, compute_capability)
         if trt is None:
-            why = why_missing().get(flavour, "none")
             raise DeviceUnavailableError(
-                f"Expected TensorRT of the flavour {flavour} to run {self.plan_path}. Received: {why}.",
+                f"Expected TensorRT of the flavour {flavour} to run {self.plan_path}. "
+                f"Received: {why_missing().get(flavour, 'none')}.",
                 reason=f"no TensorRT of the flavour {flavour} here",
             )
         return trt
@@ -138,7 +141,7 @@ class TensorRTRunner(GraphRunner):
 
     @contextmanager
     def _open(self) -> Iterator[OpenEngine]:
-        """Give the engine with its device current; what fails leaves nothing in its streams."""
+        """Yield the engine with its device current, and wait until its streams are idle after a failure."""
         engine = self._engine
         if engine is None:
             raise RunnerError("Expected an open runner. Received: one outside its with block. Use `with runner:`.")
@@ -147,7 +150,7 @@ class TensorRTRunner(GraphRunner):
                 "Expected one thread at a time. Received: a call while another one runs. Open a runner for each thread."
             )
         try:
-            with engine.cuda.scope(self.options.device):  # a thread has a current device of its own
+            with engine.cuda.scope(self.options.device):  # each thread has its own current device
                 try:
                     yield engine
                 except BaseException:
@@ -159,21 +162,21 @@ class TensorRTRunner(GraphRunner):
     def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         with self._open() as engine:
             check_pixels(pixels, self._size)
-            count, kinds = len(pixels), [engine.tensors[name] for name in names]
-            results = [np.empty((count, *kind.row), kind.dtype) for kind in kinds]
-            pieces = (
+            tensors = [engine.tensors[name] for name in names]
+            results = [np.empty((len(pixels), *tensor.row), tensor.dtype) for tensor in tensors]
+            batches = (
                 [(0, self._run_one(engine, pixels, names))]
-                if count <= engine.max_batch
+                if len(pixels) <= engine.max_batch
                 else engine.ring.run(pixels, engine.is_pinned(pixels), names)
             )
-            for start, rows in pieces:
+            for start, rows in batches:
                 for result, part in zip(results, rows):
                     result[start : start + len(part)] = part
         return results
 
     @staticmethod
     def _run_one(engine: OpenEngine, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
-        """Run what fits into one batch, on one stream, with a graph where there is one; the rows are page-locked."""
+        """Run a single batch on one stream, by a graph where there is one; the returned rows are page-locked."""
         ring, lane, slot, count = engine.ring, engine.ring.lanes[0], engine.ring.slots[0], len(pixels)
         batch = ring.upload(slot, pixels, engine.is_pinned(pixels), lane.stream)
         if not engine.graphs.launch(batch, names):
@@ -183,13 +186,16 @@ class TensorRTRunner(GraphRunner):
         return [slot.host[name].array[:count] for name in names]
 
     def pinned_pixels(self, count: int) -> np.ndarray:
-        """Allocate page-locked memory for images, once, not for each request: `infer` of a part is spared a copy.
+        """Allocate page-locked memory for images, from which `infer` uploads without a copy; allocate it only once.
 
         Args:
-            count: images.
+            count: number of images.
 
         Returns:
-            np.ndarray: uint8, (count, height, width, 3), not set; the runner's own, not to be used once it is closed.
+            np.ndarray: uint8, (count, height, width, 3), uninitialised; not to be used after the runner is closed.
+
+        Raises:
+            RunnerError: ``count`` is below 1, or a closed runner.
         """
         if count < 1:
             raise RunnerError(f"Expected a count of images of at least 1. Received: {count}.")
@@ -197,21 +203,21 @@ class TensorRTRunner(GraphRunner):
             return engine.pinned((count, *self._size, 3))
 
     def infer_device(self, images: Any, outputs: Sequence[Any] | None = None) -> DeviceOutputs:
-        """Classify images that are on the GPU already; results stay there. Returns when they are computed.
+        """Classify images on the GPU and leave the results there. Return when they are computed.
 
-        Nothing is copied where addresses are multiples of 256 bytes (those of whole arrays of CuPy and PyTorch are)
-        and the engine takes a batch as small.
+        Nothing is copied where addresses are multiples of 256 bytes (as those of whole arrays of CuPy and PyTorch) and
+        the batch is not below the engine's smallest.
 
         Args:
             images: uint8, (N, height, width, 3), on the runner's GPU, with DLPack or ``__cuda_array_interface__``.
-            outputs: float32 arrays (N, classes) for logits and probabilities to write to. Defaults to None: memory of
-                the runner, valid until the next call.
+            outputs: float32 arrays (N, classes) for logits and probabilities. Defaults to None: memory of the runner,
+                valid until the next call.
 
         Returns:
-            DeviceOutputs: ``outputs``, or `DeviceArray`, which CuPy and PyTorch take without a copy.
+            DeviceOutputs: ``outputs``, or two `DeviceArray`, which CuPy and PyTorch take without a copy.
 
         Raises:
-            RunnerError: arrays that do not fit, a closed runner, or a failure of TensorRT or CUDA.
+            RunnerError: arrays of another dtype, shape or layout, a closed runner, or a failure of TensorRT or CUDA.
         """
         with self._open() as engine:
             written = run_on_device(engine, self.options.device, images, outputs)
@@ -219,27 +225,30 @@ class TensorRTRunner(GraphRunner):
 
     @property
     def graph_batches(self) -> tuple[int, ...]:
-        """The batch sizes that run by a CUDA graph by now."""
+        """The batch sizes that currently run by a CUDA graph."""
         return self._engine.graphs.batches if self._engine is not None else ()
 
     @property
     def graph_refusals(self) -> Mapping[int, str]:
-        """Batch sizes that came again and got no CUDA graph although ``options.graphs`` asks for them, and why.
+        """Repeated batch sizes that got no CUDA graph although ``options.graphs`` enables them, and why.
 
-        Also after the runner is closed, until it is opened again. Pieces of larger input and `infer_device` never run
-        by graphs; they are not listed.
+        Kept after the runner is closed, until it is opened again. Batches of a split input and of `infer_device` never
+        use graphs and are not listed.
         """
         return dict(sorted(self._refusals.items()))
 
     def compute_ms(self, pixels: np.ndarray, repeats: int) -> list[float]:
-        """Time the GPU's computing alone: no copies, the images lie on the device and the results stay there.
+        """Time the inference on the GPU alone, without copies.
 
         Args:
             pixels: uint8, (N, height, width, 3), N from the engine's smallest batch to `max_batch`.
-            repeats: how many times, one right behind the other.
+            repeats: number of consecutive runs.
 
         Returns:
-            list[float]: milliseconds of each, between two events.
+            list[float]: duration of each run in milliseconds, between two CUDA events.
+
+        Raises:
+            RunnerError: a batch size outside this range, ``repeats`` below 1, a closed runner, or a failure.
         """
         with self._open() as engine, ExitStack() as stack:
             check_pixels(pixels, self._size)
@@ -256,7 +265,7 @@ class TensorRTRunner(GraphRunner):
                 if not engine.graphs.launch(batch, ()):
                     lane.run(batch, slot.addresses)
 
-            for _ in range(3):  # the graph, if there is one, is made here
+            for _ in range(3):  # a graph is captured here, if at all
                 compute()
             marks = [stack.enter_context(Event(engine.cuda, timed=True)) for _ in range(repeats + 1)]
             marks[0].record(lane.stream)

@@ -96,9 +96,9 @@ def test_a_nested_head_and_a_signature(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("built", "why"),
     [
-        (lambda: model(layers.Dense(3), shape=(8,)), r"rows of numbers, \(N, 8\); images are due"),
+        (lambda: model(layers.Dense(3), shape=(8,)), r"rows of numbers, \(N, 8\); an image classifier takes images"),
         (lambda: model(*body(), layers.Dense(1)), "one number without a sigmoid, as a regression does"),
-        (lambda: model(layers.Conv2D(3, 3, padding="same")), r"a picture or a map for each input, \(N, 16, 16, 3\)"),
+        (lambda: model(layers.Conv2D(3, 3, padding="same")), r"an image or a map for each input, \(N, 16, 16, 3\)"),
         (lambda: model(layers.Conv2D(64, 3, strides=2)), r"a feature map, \(N, .*, 64\)"),
         (lambda: model(*body(), layers.Dense(3), shape=(16, 16, 5)), r"takes 5 channels, \(N, 16, 16, 5\)"),
         (lambda: model(layers.Flatten(), layers.Dense(3), shape=(4, 16, 16, 3)), "videos or volumes"),
@@ -217,7 +217,7 @@ def test_a_model_that_keras_quantized_or_never_called_gets_no_recipe(tmp_path: P
     quantized.quantize("int8")
     assert "Keras quantized its layer end" in facts(quantized, tmp_path / "q.keras")["cannot_go"]
     uncalled = keras.Sequential([*body(), layers.Dense(3)])
-    assert "does not say what size of picture it takes" in facts(uncalled, tmp_path / "u.keras")["cannot_go"]
+    assert "does not say what size of image it takes" in facts(uncalled, tmp_path / "u.keras")["cannot_go"]
     uncalled(np.zeros((1, 16, 16, 3), np.float32))
     assert facts(uncalled, tmp_path / "c.keras")["cannot_go"] is None
 

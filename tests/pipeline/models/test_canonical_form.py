@@ -115,12 +115,12 @@ def test_a_batch_that_was_saved_with_the_model_is_freed() -> None:
     adopted = to_canonical_form(model, WHERE)
     said = [model.predict(PIXELS[i : i + 2].astype(np.float32), verbose=0) for i in range(0, 10, 2)]
     np.testing.assert_allclose(probabilities(adopted), np.concatenate(said), atol=2e-6)
-    assert any("any number of pictures" in change for change in adopted.changes)
+    assert any("any number of images" in change for change in adopted.changes)
 
 
 def test_what_depends_on_the_others_of_its_batch_is_refused() -> None:
     model = classifier(lambda x: dense(5, "softmax")(x - ops.mean(x, axis=0, keepdims=True)))
-    with pytest.raises(ModelError, match=r"answer for a picture is its own.*alone and in a batch"):
+    with pytest.raises(ModelError, match=r"does not depend on other images.*alone and in a batch"):
         to_canonical_form(model, WHERE)
 
 
@@ -190,7 +190,7 @@ def test_a_masked_class_hides_no_fault() -> None:
 def test_layers_with_a_memory_are_named() -> None:
     rows = layers.LSTM(4, stateful=True, name="remembering")
     model = classifier(lambda x: dense(5, "softmax")(rows(layers.Reshape((-1, 9), name="rows")(x))), batch=2)
-    with pytest.raises(ModelError, match=r"with remembering, which remember the pictures before"):
+    with pytest.raises(ModelError, match=r"with remembering, which remember the images before"):
         to_canonical_form(model, WHERE)
 
 

@@ -64,7 +64,7 @@ def test_a_size_that_somebody_asked_for_is_no_other_than_the_file_has() -> None:
     card = make_card(("a", "b"), (64, 64), source="m.keras")
     finished = replace(RECIPE, model=Model(path="m.keras", input_size=64))
     refuse_disagreement(finished, card, "train")
-    with pytest.raises(ProjectError, match=r"model\.input_size: expected 64x64.* Received: 96x96\. Leave it out; "):
+    with pytest.raises(ProjectError, match=r"model\.input_size: expected 64x64.* Received: 96x96\. Leave it out, "):
         refuse_disagreement(replace(finished, model=Model(path="m.keras", input_size=96)), card, "train")
 
 

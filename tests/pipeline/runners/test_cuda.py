@@ -211,7 +211,7 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_auto_takes_what_is_installed(fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     for installed, expected in ((("cuda.bindings", "pycuda"), "cuda-bindings"), (("pycuda",), "PyCUDA")):
-        monkeypatch.setattr(cuda, "_installed", lambda name, here=installed: name in here)
+        monkeypatch.setattr("pipeline.runners.cuda.open._installed", lambda name, here=installed: name in here)
         assert find_cuda().name == expected
     with pytest.raises(RunnerError, match=r"auto, bindings or pycuda\. Received: 'cupy'"):
         find_cuda("cupy")

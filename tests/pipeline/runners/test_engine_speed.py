@@ -291,7 +291,7 @@ def test_too_little_memory_halves_the_batch(plan: Path, gpu: FakeTensorRT, caplo
         assert runner.max_batch == 2
         for count in (1, 2, 1, 3, 2, 1, 7):
             assert_answers(runner.infer(pixels(count)).logits, pixels(count))
-    assert "not the memory for batches of 4" in caplog.text
+    assert "lacks memory for batches of 4" in caplog.text
     assert "runs batches of 2" in caplog.text
     assert gpu.runtime.live == 0
     gpu.runtime.total = 1 << 20

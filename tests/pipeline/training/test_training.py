@@ -195,12 +195,12 @@ def test_a_training_resumes_where_it_was_interrupted(
 
 
 def test_nothing_is_promised_where_nothing_was_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    starts_anew = "No finished epoch was kept: the training starts anew."
-    assert Checkpoint(tmp_path / "c", "key", 3600).keep() == starts_anew
+    from_the_beginning = "No finished epoch was saved: the training starts from the beginning."
+    assert Checkpoint(tmp_path / "c", "key", 3600).keep() == from_the_beginning
     (tmp_path / "file").write_text("")
     full = Checkpoint(tmp_path / "file", "key", 3600)
     full.put(Progress("head", 1, [Epoch("head", 1, 1.0, 0.5)]))
-    assert full.keep() == starts_anew
+    assert full.keep() == from_the_beginning
     assert "no checkpoint was written" in caplog.text
 
 
