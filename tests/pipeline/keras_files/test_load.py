@@ -423,7 +423,7 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     assert "called_in_training: refuse" in (describe(read_model_file(tmp_path / "resnet50.h5")).recipe or "")
     config = Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit")
     with pytest.raises(
-        ModelError, match=r"calls of 1 layer \(bn\).*other pictures of its batch.*called_in_training=inference"
+        ModelError, match=r"calls of 1 layer \(bn\).*other images of its batch.*called_in_training=inference"
     ):
         import_model(config, ("a", "b", "c"), "stretch")
     taken = import_model(replace(config, called_in_training="inference"), ("a", "b", "c"), "stretch")
