@@ -137,8 +137,8 @@ def _inside_frozen(config: Any) -> set[str]:
     inside: set[str] = set()
     for layer in inner_layers(config):
         if "layers" in settings_of(layer):
-            frozen = settings_of(layer).get("trainable") is False
-            inside |= {name for name, _, _ in layers_of(layer)} if frozen else _inside_frozen(layer)
+            trains = settings_of(layer).get("trainable") is not False
+            inside |= _inside_frozen(layer) if trains else {name for name, _, _ in layers_of(layer)}
     return inside
 
 

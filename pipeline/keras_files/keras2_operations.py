@@ -214,9 +214,7 @@ def _resize(images: Any, size: Any, method: str = "bilinear", name: str | None =
 
 def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0, name: str | None = None) -> Any:
     widths = tuple((int(before), int(after)) for before, after in _constant(paddings))
-    if mode.lower() == "constant":
-        return ops.pad(tensor, widths, mode="constant", constant_values=constant_values)
-    return ops.pad(tensor, widths, mode=mode.lower())
+    return ops.pad(tensor, widths, mode.lower(), constant_values if mode.lower() == "constant" else None)
 
 
 def _split(value: Any, num_or_size_splits: Any, axis: int = 0, num: int | None = None, name: str = "split") -> Any:

@@ -76,9 +76,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
     """
     import keras
 
-    classes: list[Any] = [keras.layers.TimeDistributed, keras.layers.RNN]
-    if keras2:
-        classes += keras2_layers("RNN")
+    classes = [keras.layers.TimeDistributed, keras.layers.RNN, *(keras2_layers("RNN") if keras2 else ())]
     known: dict[int, tuple[Any, int]] = {}  # with the layer, so that its id is not reused
 
     def calls(layer: Any) -> int:

@@ -58,9 +58,7 @@ def read_model_file(path: Path) -> ModelFile:
         archive = zipfile.is_zipfile(path)
         if archive and not is_tar(head) and not head.startswith(b"PK\x03\x04"):
             # A zip archive may follow other data: Keras would then read another format than is checked here.
-            raise ModelError(
-                f"Expected one format. Received: {path}, a zip archive behind something else ({head[:32]!r})."
-            )
+            raise ModelError(f"Expected one format. Received: {path}, a zip archive after other data ({head[:32]!r}).")
         if is_tar(head):  # a bundle, which may end with the bytes of a model's zip archive
             raise ModelError(f"Expected a Keras model. Received: {path}, {describe_file(path, head)}.")
         if archive and (other := describe_zip(path)):
@@ -116,7 +114,7 @@ def _read_hdf5(path: Path) -> ModelFile:
                     "model.save(...), or name it as model.weights of a recipe with the right model.backbone."
                 )
             content = listed(file) or "it is empty"
-            raise ModelError(f"Expected a Keras model. Received: {path}, an HDF5 file without one ({content}).")
+            raise ModelError(f"Expected a Keras model. Received: {path}, an HDF5 file without a model ({content}).")
         version = _text(file.attrs.get("keras_version", "1 (it does not say which)"))
         facts = {"backend": _text(file.attrs["backend"])} if "backend" in file.attrs else {}
         weights = tuple(_legacy_weights(file))
