@@ -1,23 +1,16 @@
-"""The classes and functions that a model's architecture may name.
+"""The classes and functions that a model's architecture may name: closed lists for Keras 1, 2 and 3.
 
-The classes and names that a model's architecture may use: Keras' own parts, in its several ages.
-
-Keras builds every dictionary with a ``class_name`` that it meets, wherever it stands, and calls functions that such a
-name finds. So the lists are closed, and a name that is on none of them is refused wherever it stands.
-
-The functions that a model's architecture may name: they compute on their arguments, and do nothing else.
-
-A layer of Keras 2 (``TFOpLambda``) names any function of TensorFlow, and Keras calls it while it builds the model. Most
-of the 8,500 names read or write files, fetch addresses, load code, call what they are given or change the process. So
-the list is closed: what is not on it is refused, whether anybody has found a use for it or not. A function is on it if
-it was read and found to compute a tensor from tensors and numbers. It takes no path, no function, and keeps no state
-but that of the random generator.
+Keras instantiates every dictionary with a ``class_name``, wherever it stands, and a ``TFOpLambda`` layer of Keras 2
+calls any TensorFlow function that it names. Most of TensorFlow's 8,500 functions read or write files, fetch URLs, load
+code, call their arguments or change the process, so a name on none of these lists is refused. A name is on a list only
+after a review of its source: it computes tensors from tensors and numbers, takes no path and no function, and keeps no
+state but that of the random generator.
 """
 
 import re
 
-# Layers of Keras 1, 2 and 3 that only compute, from what the architecture and the weights hold. A Pipeline holds a list
-# of layers, each of which is judged as one.
+# Layers of Keras 1, 2 and 3 that only compute, from the architecture and the weights alone. A Pipeline holds a list of
+# layers, each of which is checked as a layer.
 KNOWN_LAYERS = frozenset(
     """
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
@@ -52,9 +45,9 @@ FOREIGN_LAYERS = {
     "JaxLayer": "runs a JAX function, whose code is not in the file",
     "FlaxLayer": "runs a Flax module, whose code is not in the file",
     "DenseFeatures": "computes with feature columns, which read files and call functions by name",
-    "Layer": "the class that others are made of, which computes nothing itself",
-    "Wrapper": "the class that wrappers are made of, which computes nothing itself",
-    "AbstractRNNCell": "the class that cells are made of, which computes nothing itself",
+    "Layer": "the base class of layers, which computes nothing itself",
+    "Wrapper": "the base class of wrappers, which computes nothing itself",
+    "AbstractRNNCell": "the base class of recurrent cells, which computes nothing itself",
 }
 # Operations of Keras 3 (keras.ops) that only compute. Map, Scan, Cond, Switch, WhileLoop, ForiLoop, VectorizedMap,
 # AssociativeScan and JVP call a function that the architecture names.
@@ -107,7 +100,7 @@ CONSTRAINTS = frozenset(
     radial_constraint unit_norm unitnorm
     """.split()  # noqa: SIM905
 )
-# Activations by name, those of Keras 1 included; and the layers that Keras 2 takes in the place of one.
+# Activations by name, including those of Keras 1, and the layers that Keras 2 accepts as activations.
 ACTIVATIONS = frozenset(
     """
     celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear
@@ -125,7 +118,7 @@ DTYPES = frozenset(
 QUANTIZERS = frozenset(
     "AbsMaxQuantizer Float8QuantizationConfig Int4QuantizationConfig Int8QuantizationConfig".split()  # noqa: SIM905
 )
-# What a model inside a model was compiled with: Keras builds it though nothing here trains with it.
+# Optimizers that a nested model was compiled with: Keras builds them although nothing here trains with them.
 OPTIMIZERS = frozenset(
     """
     Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lion LossScaleOptimizer Muon Nadam RMSprop SGD
@@ -158,27 +151,23 @@ LOSS_FUNCTIONS = frozenset(
 PARTS = INITIALIZERS | REGULARIZERS | CONSTRAINTS | ACTIVATIONS | DTYPES | QUANTIZERS | OPTIMIZERS | LOSSES
 CLASS_FUNCTIONS = ACTIVATIONS | LOSS_FUNCTIONS
 
-_PACKAGE = r"(tf_keras|keras|tensorflow\.keras|tensorflow\.python\.keras)"
-# Groups of classes, and the modules below one of Keras' packages that each lives in, in Keras' several ages.
-_HOMES = tuple(
-    (group, re.compile(rf"{_PACKAGE}((\.src)?\.({modules})(\.\w+)*)?"))
-    for group, modules in (
-        (KNOWN_LAYERS | {"Lambda"}, "layers|models|engine"),
-        (OPERATIONS, "ops"),
-        (INITIALIZERS, "initializers"),
-        (REGULARIZERS, "regularizers"),
-        (CONSTRAINTS, "constraints"),
-        (ACTIVATIONS, "activations|layers"),
-        (DTYPES, "dtype_policies|mixed_precision"),
-        (QUANTIZERS, "quantizers"),
-        (OPTIMIZERS, "optimizers|mixed_precision"),
-        (LOSSES, "losses|metrics"),
-    )
+# Groups of classes, and the modules below one of Keras' packages that define them, in every version of Keras.
+_HOMES = (
+    (KNOWN_LAYERS | {"Lambda"}, "layers|models|engine"),
+    (OPERATIONS, "ops"),
+    (INITIALIZERS, "initializers"),
+    (REGULARIZERS, "regularizers"),
+    (CONSTRAINTS, "constraints"),
+    (ACTIVATIONS, "activations|layers"),
+    (DTYPES, "dtype_policies|mixed_precision"),
+    (QUANTIZERS, "quantizers"),
+    (OPTIMIZERS, "optimizers|mixed_precision"),
+    (LOSSES, "losses|metrics"),
 )
-_TENSORFLOW_INITIALIZERS = re.compile(r"tensorflow\.python\.ops\.init_ops(_v2)?")  # tf.constant_initializer and so on
+_PACKAGE = r"(tf_keras|keras|tensorflow\.keras|tensorflow\.python\.keras)"
 _FUNCTION_HOME = re.compile(r"builtins|(tf_)?keras(\.src)?\.(activations|losses|metrics)(\.\w+)?")
-# Layers that keras.applications defines for one family of models, and the module of each. Keras finds them by it only,
-# and its HDF5 files name none.
+# Layers that keras.applications defines for one model family, and the module of each. Keras finds them by module only,
+# and HDF5 files name no module.
 APPLICATION_LAYERS = {
     "LayerScale": "applications.convnext",
     "StochasticDepth": "applications.convnext",
@@ -187,22 +176,53 @@ APPLICATION_LAYERS = {
 
 
 def lives_in(kind: str, module: str) -> bool:
-    """Whether Keras has, or had, a class of that name on the lists above in that module.
+    """Whether some version of Keras defines a listed class of this name in this module.
 
     Args:
         kind: a class name, or ``function`` for any function.
-        module: as the architecture names it.
+        module: the module as the architecture names it.
     """
     if kind == "function":
         return _FUNCTION_HOME.fullmatch(module) is not None
     if kind in APPLICATION_LAYERS:
         return module in (f"keras.src.{APPLICATION_LAYERS[kind]}", f"tf_keras.src.{APPLICATION_LAYERS[kind]}")
-    if kind in INITIALIZERS and _TENSORFLOW_INITIALIZERS.fullmatch(module):
-        return True
-    return any(kind in group and home.fullmatch(module) for group, home in _HOMES)
+    if kind in INITIALIZERS and re.fullmatch(r"tensorflow\.python\.ops\.init_ops(_v2)?", module):
+        return True  # tf.constant_initializer and so on
+    return any(
+        kind in group and re.fullmatch(rf"{_PACKAGE}((\.src)?\.({modules})(\.\w+)*)?", module)
+        for group, modules in _HOMES
+    )
 
 
-_MATH = """
+# TensorFlow functions by the prefix of their names. What each group leaves out, and why:
+#   nn: the candidate samplers (one reads a vocabulary file), rnn and with_space_to_batch (they call their arguments),
+#       the CTC functions (decoders of text);
+#   image: decode_* and encode_* (parsers of image formats, no part of a classifier);
+#   no prefix: map_fn, cond, while_loop, scan, py_function, numpy_function, custom_gradient (they call their arguments),
+#       print, Assert, import_graph_def, load_library, load_op_library, xla_*, rpc_* and all that change the process;
+#   keras: models, utils, saving, preprocessing, layers, datasets, callbacks (files, URLs, code); in backend those that
+#       call functions (rnn, map_fn, function, switch, in_train_phase) or set state (set_value, set_floatx, update).
+_FUNCTION_GROUPS = {
+    # Shapes and values, and functions of the groups below that TensorFlow also exports, or once did, without a prefix.
+    "": """
+    argsort batch_to_space bitcast boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat constant
+    convert_to_tensor dynamic_partition dynamic_stitch ensure_shape expand_dims fill gather gather_nd identity
+    identity_n linspace meshgrid norm one_hot ones ones_like pad range rank repeat required_space_to_batch_paddings
+    reshape reverse reverse_sequence roll saturate_cast scatter_nd searchsorted sequence_mask shape shape_n size slice
+    sort space_to_batch space_to_batch_nd split squeeze stack stop_gradient strided_slice tensor_scatter_nd_add
+    tensor_scatter_nd_max tensor_scatter_nd_min tensor_scatter_nd_sub tensor_scatter_nd_update tensordot tile transpose
+    unique unravel_index unstack where where_v2 zeros zeros_like
+    abs acos acosh add add_n argmax argmin asin asinh atan atan2 atanh ceil cos cosh cumprod cumsum div div_no_nan
+    divide einsum equal erf erfc exp expm1 eye floor floor_div floordiv floormod greater greater_equal is_finite is_inf
+    is_nan less less_equal lin_space log log1p log_sigmoid logical_and logical_not logical_or logical_xor matmul
+    matrix_band_part matrix_diag matrix_diag_part matrix_transpose maximum minimum mod multiply negative not_equal pow
+    realdiv reciprocal reduce_all reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min reduce_prod reduce_sum
+    reverse_v2 rint round rsqrt scalar_mul sigmoid sign sin sinh space_to_depth depth_to_space sqrt square
+    squared_difference subtract tan tanh to_bfloat16 to_double to_float to_int32 to_int64 trace truediv truncatediv
+    truncatemod extract_image_patches batch_to_space_nd
+    """,
+    "__operators__.": "add eq getitem ne",
+    "math.": """
     abs accumulate_n acos acosh add add_n angle argmax argmin asin asinh atan atan2 atanh bessel_i0 bessel_i0e bessel_i1
     bessel_i1e betainc bincount ceil confusion_matrix conj cos cosh count_nonzero cumprod cumsum cumulative_logsumexp
     digamma divide divide_no_nan equal erf erfc erfcinv erfinv exp expm1 floor floordiv floormod greater greater_equal
@@ -214,8 +234,8 @@ _MATH = """
     segment_mean segment_min segment_prod segment_sum sigmoid sign sin sinh softmax softplus softsign sqrt square
     squared_difference subtract tan tanh top_k truediv unsorted_segment_max unsorted_segment_mean unsorted_segment_min
     unsorted_segment_prod unsorted_segment_sqrt_n unsorted_segment_sum xdivy xlog1py xlogy zero_fraction zeta
-"""
-_NN = """
+    """,
+    "nn.": """
     atrous_conv2d atrous_conv2d_transpose avg_pool avg_pool1d avg_pool2d avg_pool3d avg_pool_v2 batch_normalization
     batch_norm_with_global_normalization bias_add conv1d conv1d_transpose conv2d conv2d_transpose conv3d
     conv3d_transpose conv_transpose convolution crelu depth_to_space depthwise_conv2d depthwise_conv2d_native dilation2d
@@ -226,8 +246,8 @@ _NN = """
     softmax_cross_entropy_with_logits softplus softsign space_to_batch space_to_depth
     sparse_softmax_cross_entropy_with_logits sufficient_statistics swish tanh top_k weighted_cross_entropy_with_logits
     weighted_moments xw_plus_b zero_fraction
-"""
-_IMAGE = """
+    """,
+    "image.": """
     adjust_brightness adjust_contrast adjust_gamma adjust_hue adjust_jpeg_quality adjust_saturation central_crop
     combined_non_max_suppression convert_image_dtype crop_and_resize crop_to_bounding_box draw_bounding_boxes
     extract_glimpse extract_image_patches extract_patches flip_left_right flip_up_down grayscale_to_rgb hsv_to_rgb
@@ -239,37 +259,17 @@ _IMAGE = """
     rot90 sobel_edges ssim ssim_multiscale stateless_random_brightness stateless_random_contrast stateless_random_crop
     stateless_random_flip_left_right stateless_random_flip_up_down stateless_random_hue stateless_random_jpeg_quality
     stateless_random_saturation total_variation transpose transpose_image yiq_to_rgb yuv_to_rgb
-"""
-_LINALG = """
+    """,
+    "linalg.": """
     adjoint band_part banded_triangular_solve cholesky cholesky_solve cross det diag diag_part eigh eigvalsh einsum expm
     eye global_norm inv l2_normalize logdet logm lstsq lu lu_matrix_inverse lu_reconstruct lu_solve matmul matrix_rank
     matrix_transpose matvec norm normalize pinv qr set_diag slogdet solve sqrtm svd tensor_diag tensor_diag_part
     tensordot trace transpose triangular_solve tridiagonal_matmul tridiagonal_solve
-"""
-_SHAPES = """
-    argsort batch_to_space bitcast boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat constant
-    convert_to_tensor dynamic_partition dynamic_stitch ensure_shape expand_dims fill gather gather_nd identity
-    identity_n linspace meshgrid norm one_hot ones ones_like pad range rank repeat required_space_to_batch_paddings
-    reshape reverse reverse_sequence roll saturate_cast scatter_nd searchsorted sequence_mask shape shape_n size slice
-    sort space_to_batch space_to_batch_nd split squeeze stack stop_gradient strided_slice tensor_scatter_nd_add
-    tensor_scatter_nd_max tensor_scatter_nd_min tensor_scatter_nd_sub tensor_scatter_nd_update tensordot tile transpose
-    unique unravel_index unstack where where_v2 zeros zeros_like
-"""
-# Functions of the groups above that TensorFlow also exports, or once exported, without the group's name.
-_BARE = """
-    abs acos acosh add add_n argmax argmin asin asinh atan atan2 atanh ceil cos cosh cumprod cumsum div div_no_nan
-    divide einsum equal erf erfc exp expm1 eye floor floor_div floordiv floormod greater greater_equal is_finite is_inf
-    is_nan less less_equal lin_space log log1p log_sigmoid logical_and logical_not logical_or logical_xor matmul
-    matrix_band_part matrix_diag matrix_diag_part matrix_transpose maximum minimum mod multiply negative not_equal pow
-    realdiv reciprocal reduce_all reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min reduce_prod reduce_sum
-    reverse_v2 rint round rsqrt scalar_mul sigmoid sign sin sinh space_to_depth depth_to_space sqrt square
-    squared_difference subtract tan tanh to_bfloat16 to_double to_float to_int32 to_int64 trace truediv truncatediv
-    truncatemod extract_image_patches batch_to_space_nd
-"""
-_KERAS_ACTIVATIONS = """
+    """,
+    "keras.activations.": """
     elu exponential gelu hard_sigmoid linear mish relu selu sigmoid softmax softplus softsign swish tanh
-"""
-_KERAS_BACKEND = """
+    """,
+    "keras.backend.": """
     abs all any argmax argmin batch_dot batch_flatten batch_normalization bias_add cast cast_to_floatx clip concatenate
     conv1d conv2d conv2d_transpose conv3d cos cumprod cumsum depthwise_conv2d dot elu equal exp expand_dims flatten
     gather greater greater_equal hard_sigmoid l2_normalize less less_equal log max maximum mean min minimum not_equal
@@ -277,28 +277,11 @@ _KERAS_BACKEND = """
     resize_volumes reverse round separable_conv2d shape sigmoid sign sin softmax softplus softsign spatial_2d_padding
     spatial_3d_padding sqrt square squeeze stack std stop_gradient sum tanh temporal_padding tile transpose var
     zeros_like
-"""
-# Prefix -> (names, what they are). What is left out of a group, and why:
-#   nn: the candidate samplers (one reads a vocabulary file), rnn and with_space_to_batch (call what they are given),
-#       the CTC functions (decoders of text);
-#   image: decode_* and encode_* (parsers of foreign formats, no part of a classifier);
-#   bare: map_fn, cond, while_loop, scan, py_function, numpy_function, custom_gradient (call what they are given),
-#       print, Assert, import_graph_def, load_library, load_op_library, xla_*, rpc_* and all that changes the process;
-#   keras: models, utils, saving, preprocessing, layers, datasets, callbacks (files, addresses, code); of backend what
-#       calls functions (rnn, map_fn, function, switch, in_train_phase) or sets state (set_value, set_floatx, update).
-GROUPS: dict[str, tuple[str, str]] = {
-    "": (_SHAPES + _BARE, "shapes, values and arithmetic"),
-    "__operators__.": ("add eq getitem ne", "Python's operators on tensors"),
-    "math.": (_MATH, "arithmetic"),
-    "nn.": (_NN, "parts of neural networks"),
-    "image.": (_IMAGE, "arithmetic on images"),
-    "linalg.": (_LINALG, "linear algebra"),
-    "keras.activations.": (_KERAS_ACTIVATIONS, "activation functions"),
-    "keras.backend.": (_KERAS_BACKEND, "arithmetic under Keras' names"),
+    """,
 }
-FUNCTIONS = frozenset(prefix + name for prefix, (names, _) in GROUPS.items() for name in names.split())
+FUNCTIONS = frozenset(prefix + name for prefix, names in _FUNCTION_GROUPS.items() for name in names.split())
 
 
 def only_computes(name: str) -> bool:
-    """Whether a function of TensorFlow, by the name in a model file, is on the reviewed list."""
+    """Whether a TensorFlow function, by its name in a model file, is on the reviewed list."""
     return name.removeprefix("compat.v1.") in FUNCTIONS

@@ -1,8 +1,8 @@
-"""Finds what would run or reach outside when a Keras model is built from its architecture. Imports no Keras.
+"""Finds code that would run, and files that would be read, when Keras builds a model. Imports no Keras.
 
-Keras has had several holes here (CVE-2025-1550, -8747, -9905, -9906), all of one kind: the architecture names a
+Keras has had several vulnerabilities of one kind (CVE-2025-1550, -8747, -9905, -9906): the architecture names a
 function or class, and Keras calls it. So everything that Keras would build or look up by name must be on a closed list
-(``model_classes``, ``model_functions``) before Keras sees it; what is on none is refused, wherever it stands.
+(``allowed_names``) before Keras sees it; any other name is refused, wherever it stands.
 """
 
 import re
@@ -35,23 +35,23 @@ _VALUES = frozenset(
     __tensor__ __numpy__ __keras_tensor__ __ellipsis__ __slice__ __tuple__ __bytes__ slice TensorShape InputSpec
     """.split()  # noqa: SIM905
 )
-# Settings whose text Keras looks up as the name of a function or class, and what is there to be found.
+# Settings whose text Keras looks up as the name of a function or class, and the names that are allowed.
 _LOOKED_UP = {
     "activation": ACTIVATIONS,
     "initializer": INITIALIZERS,
     "regularizer": REGULARIZERS,
     "constraint": CONSTRAINTS,
-    "cell": frozenset(),  # these two are described, never only named
+    "cell": frozenset(),  # cells and layers are always dictionaries, never names
     "layer": frozenset(),
     "standardize": frozenset(("lower_and_strip_punctuation", "lower", "strip_punctuation")),
     "split": frozenset(("whitespace", "character")),
 }
 # Settings whose text is a path that the layer reads.
 _PATH = re.compile(r"vocabulary|idf_weights|(.*_)?(file(name|path)?|path|dir(ectory)?|ur[il])")
-_REGISTERED = "Custom>"  # Keras puts it before the names of some of its own classes
-_COMPOSITE = "_COMPOSITE_TYPE"  # Keras 2 decodes the text after it on its own, past any scan
+_REGISTERED = "Custom>"  # the prefix of some of Keras' own classes
+_COMPOSITE = "_COMPOSITE_TYPE"  # Keras 2 decodes the text after it by code that bypasses this scan
 
-SAVED_MODEL = "SavedModel"  # as model.allow
+SAVED_MODEL = "SavedModel"  # its name in model.allow
 FROZEN_GRAPH = "keras_resnet_to_tensorrt>FrozenGraph"  # our own layer, see pipeline.keras_files.frozen_graph
 # Where the layer is, and where it was when older models were saved.
 _FROZEN_GRAPH_MODULES = ("pipeline.keras_files.frozen_graph", "pipeline.frozen_graph")
@@ -63,9 +63,9 @@ class Finding:
 
     Attributes:
         kind: "Lambda", "SavedModel", "operation", "custom", "file" or "code".
-        name: of the layer, class or operation.
-        why: what it does, in words.
-        allowable: whether the recipe can let it run by name.
+        name: name of the layer, class or operation.
+        why: what it does, for messages.
+        allowable: whether the recipe can allow it by name.
     """
 
     kind: str
@@ -75,9 +75,10 @@ class Finding:
 
 
 def scan_config(config: Any) -> list[Finding]:
-    """Everything in an architecture that is not one of Keras' own parts, each name once.
+    """Find everything in an architecture that is not one of Keras' own parts, each name once.
 
-    What the whole model was compiled with is left out: it is loaded with ``compile=False``. A model inside it is not.
+    The settings that the model was compiled with are left out, because it is loaded with ``compile=False``; those of
+    nested models are not.
     """
     if isinstance(config, dict):
         config = {key: value for key, value in config.items() if key not in _WHOLE_MODEL}
@@ -85,26 +86,25 @@ def scan_config(config: Any) -> list[Finding]:
 
 
 def scan_node(node: Any, is_layer: bool) -> list[Finding]:
-    """The same of a part that Keras builds on its own.
+    """Find the same in a part that Keras builds by itself.
 
     Args:
         node: a dictionary of ``class_name`` and ``config``, or a list or dictionary of such.
-        is_layer: only a layer is due here; otherwise an initializer, a metric and so on will do too.
+        is_layer: whether only a layer may stand here; otherwise an initializer, a metric and so on may too.
     """
-    found = {(f.kind, f.name): f for f in _scan(node, is_layer, "the model")}
-    return list(found.values())
+    return list({(f.kind, f.name): f for f in _scan(node, is_layer, "the model")}.values())
 
 
 def refuse_unsafe(findings: Sequence[Finding], allow: Sequence[str], where: str) -> None:
-    """Refuse what is not allowed by name.
+    """Refuse every finding that the recipe does not allow by name.
 
     Args:
-        findings: of ``scan_config``.
-        allow: names that the recipe lets run (``model.allow``).
+        findings: result of ``scan_config``.
+        allow: names that the recipe allows to run (``model.allow``).
         where: the file, for the message.
 
     Raises:
-        ModelError: something runs code and is not allowed, or cannot be allowed.
+        ModelError: a finding is not allowed, or cannot be.
     """
     if final := [f for f in findings if not f.allowable]:
         named = listed((f"{f.name}: {f.why}" for f in final), most=4, separator="; ")
@@ -115,19 +115,16 @@ def refuse_unsafe(findings: Sequence[Finding], allow: Sequence[str], where: str)
     if refused := [f for f in findings if f.name not in allow]:
         names = list(dict.fromkeys([*allow, *(f.name for f in refused)]))
         named = listed((f"{f.name}: {f.why}" for f in refused), most=4, separator="; ")
+        lambdas = "a Lambda layer" if len(refused) == 1 else "Lambda layers"
         raise ModelError(
-            f"Expected a model without code in it. Received: {where} with {_what(refused)} {named}. "
+            f"Expected a model without code in it. Received: {where} with "
+            f"{lambdas if all(f.kind == 'Lambda' for f in refused) else 'code:'} {named}. "
             f"If you trust its author: --set 'model.allow=[{', '.join(names)}]'."
         )
 
 
-def _what(findings: Sequence[Finding]) -> str:
-    lambdas = [f for f in findings if f.kind == "Lambda"]
-    return ("Lambda layers" if len(lambdas) > 1 else "a Lambda layer") if len(lambdas) == len(findings) else "code:"
-
-
 def _scan(node: Any, is_layer: bool, owner: str) -> Iterator[Finding]:
-    """What is found in a node; ``owner`` is the part it belongs to, for the messages."""
+    """Yield the findings in a node; ``owner`` is the part that it belongs to, for the messages."""
     if isinstance(node, (list, tuple)):
         if _COMPOSITE in node:
             yield Finding("code", _COMPOSITE, f"{owner} has a constant that is decoded past every check", False)
@@ -138,51 +135,45 @@ def _scan(node: Any, is_layer: bool, owner: str) -> Iterator[Finding]:
         return
     kind = node.get("class_name")
     inner = node.get("config")
-    opaque = False
+    findings: list[Finding] = []
     if isinstance(kind, str):
         if kind.removeprefix(_REGISTERED) in APPLICATION_LAYERS:
             kind = kind.removeprefix(_REGISTERED)
-        owner = _label(kind, inner)
-        for found in _judge(node, kind, inner, is_layer):
-            yield found
-            opaque = opaque or found.kind == "Lambda"  # the function it carries is part of it
+        owner = f"{kind} {inner['name']!r}" if isinstance(inner, dict) and "name" in inner else kind
+        findings = list(_check_object(node, kind, inner, is_layer))
+        yield from findings
     elif "class_name" in node or any(node.get(key) is not None for key in ("module", "registered_name")):
-        yield Finding("code", str(kind)[:80], f"{owner} names a class by something that is no name", False)
+        yield Finding("code", str(kind)[:80], f"{owner} names a class by a value that is no name", False)
     for key, value in node.items():
-        if opaque and key == "config":
-            continue
+        if key == "config" and any(f.kind == "Lambda" for f in findings):
+            continue  # the function in it is the finding itself
         if isinstance(value, str):
-            yield from _judge_text(key, value, owner)
+            yield from _check_text(key, value, owner)
         # In Keras 1 and 2 a Sequential's config is the list of its layers itself.
         layers = key == "layers" or (key == "config" and kind == "Sequential" and isinstance(value, list))
         yield from _scan(value, layers or (key == "layer" and isinstance(value, dict)), owner)
 
 
-def _label(kind: str, inner: Any) -> str:
-    return f"{kind} {inner['name']!r}" if isinstance(inner, dict) and "name" in inner else kind
-
-
-def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Iterator[Finding]:
-    """What is wrong with a dictionary that Keras takes for an object."""
-    origin = _judge_origin(node, kind, inner)
-    if origin is not None:  # first, and of every kind: Keras 2 imports any module that is named, whatever for
+def _check_object(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Iterator[Finding]:
+    """Yield the findings of a dictionary that Keras builds an object from."""
+    origin = _check_origin(node, kind, inner)
+    if origin is not None:  # before all else and for every kind: Keras 2 imports any module that a node names
         yield origin
         return
     module, name = node.get("module"), inner.get("name", kind) if isinstance(inner, dict) else kind
     if FROZEN_GRAPH in (kind, node.get("registered_name")):
-        yield Finding("SavedModel", SAVED_MODEL, "a TensorFlow graph, taken from a SavedModel", True)
+        yield Finding("SavedModel", SAVED_MODEL, "a TensorFlow graph from a SavedModel", True)
         yield from _frozen_graph(inner)
     elif kind == "Lambda" and name == SAVED_MODEL:
         yield Finding("code", SAVED_MODEL, "a Lambda layer under the name that allows a SavedModel", False)
     elif kind == "Lambda":
-        yield Finding("Lambda", str(name), "runs whatever Python its author wrote", True)
+        yield Finding("Lambda", str(name), "runs any Python that its author wrote", True)
     elif kind == "__lambda__":
-        yield Finding("Lambda", "__lambda__", "a function saved as Python bytecode, runs whatever it holds", True)
+        yield Finding("Lambda", "__lambda__", "a function saved as Python bytecode, which runs as it is", True)
     elif kind in ("TFOpLambda", "SlicingOpLambda"):
         function = inner.get("function") if isinstance(inner, dict) else None
         if not (isinstance(function, str) and only_computes(function)):
-            why = "a TensorFlow function that may reach outside the model"
-            yield Finding("operation", str(function), why, False)
+            yield Finding("operation", str(function), "a TensorFlow function that may reach outside the model", False)
     elif kind == "function":
         if not (isinstance(inner, str) and inner in CLASS_FUNCTIONS):
             yield Finding("code", str(inner), f"a function of {module or 'its author'}", False)
@@ -192,21 +183,19 @@ def _judge(node: dict[str, Any], kind: str, inner: Any, is_layer: bool) -> Itera
     elif kind in _VALUES or (module is not None and ".ops" in module and kind in OPERATIONS):
         return
     elif module is not None and not kind[:1].isupper():
-        yield Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
-    elif kind in APPLICATION_LAYERS:  # Keras 2 names no module in HDF5 files
-        return
-    elif kind not in KNOWN_LAYERS and (is_layer or kind not in PARTS):
-        what = "layer" if is_layer else "part"
-        foreign = FOREIGN_LAYERS.get(kind, f"{str(name)!r} is no {what} of Keras, and its code is not in the file")
-        yield Finding("custom", kind, foreign, False)
+        yield Finding("code", f"{module}.{kind}", "a function in the place of a class", False)
+    elif not (kind in APPLICATION_LAYERS or kind in KNOWN_LAYERS or (kind in PARTS and not is_layer)):
+        role = "layer" if is_layer else "part"
+        why = FOREIGN_LAYERS.get(kind, f"{str(name)!r} is no {role} of Keras, and its code is not in the file")
+        yield Finding("custom", kind, why, False)
 
 
-def _judge_origin(node: dict[str, object], kind: str, inner: Any) -> Finding | None:
-    """What is wrong with where a node says that its class or function comes from."""
+def _check_origin(node: dict[str, object], kind: str, inner: Any) -> Finding | None:
+    """Check the module and the registered name by which Keras finds the class or function of a node."""
     module, registered = node.get("module"), node.get("registered_name")
-    if FROZEN_GRAPH in (kind, registered):  # under either name Keras finds the class that we registered
-        known = kind in (FROZEN_GRAPH, "FrozenGraph") and registered in (None, FROZEN_GRAPH)
-        if known and module in (None, *_FROZEN_GRAPH_MODULES):
+    if FROZEN_GRAPH in (kind, registered):  # Keras finds our registered class by either
+        ours = kind in (FROZEN_GRAPH, "FrozenGraph") and registered in (None, FROZEN_GRAPH)
+        if ours and module in (None, *_FROZEN_GRAPH_MODULES):
             return None
         return Finding("custom", f"{module}.{kind}", "no FrozenGraph of this project", False)
     names: list[Any] = [None, inner if kind == "function" else kind]
@@ -214,26 +203,23 @@ def _judge_origin(node: dict[str, object], kind: str, inner: Any) -> Finding | N
         names += [f"keras>{kind}", *([_REGISTERED + kind] if kind in OPTIMIZERS or kind in APPLICATION_LAYERS else [])]
     if registered not in names:
         return Finding("custom", str(registered), "a class whose code is not in the file", False)
-    if module is None:
+    builtin = kind in _VALUES or kind in ("__lambda__", "TypeSpec")
+    if module is None or (builtin and module == "builtins"):
         return None
-    if kind in _VALUES or kind in ("__lambda__", "TypeSpec"):
-        known = module == "builtins"
-    else:
-        known = isinstance(module, str) and lives_in(kind, module)
-    if known:
+    if not builtin and isinstance(module, str) and lives_in(kind, module):
         return None
     if kind == "function":
         return Finding("code", str(inner), f"a function of {module}", False)
     if isinstance(module, str) and ".ops" in module:
         return Finding("operation", f"{module}.{kind}", "no operation of Keras that only computes", False)
     if not kind[:1].isupper():
-        return Finding("code", f"{module}.{kind}", "a function, where a class is due", False)
+        return Finding("code", f"{module}.{kind}", "a function in the place of a class", False)
     why = FOREIGN_LAYERS.get(kind, "") if module == "keras.layers" else ""
     return Finding("custom", f"{module}.{kind}", why or "a class whose code is not in the file", False)
 
 
-def _judge_text(key: str, value: str, owner: str) -> Iterator[Finding]:
-    """What is wrong with a setting that is a text: a name that Keras would look up, or a path it would read."""
+def _check_text(key: str, value: str, owner: str) -> Iterator[Finding]:
+    """Yield the findings of a text setting: a name that Keras would look up, or a path that it would read."""
     for setting, names in _LOOKED_UP.items():
         if (key == setting or key.endswith(f"_{setting}")) and value not in names:
             yield Finding("custom", value, f"no {setting} of Keras, and its code is not in the file ({owner})", False)
@@ -248,6 +234,5 @@ def _frozen_graph(inner: Any) -> Iterator[Finding]:
     operations = frozen_operations(graph)
     if operations is None:
         yield Finding("code", FROZEN_GRAPH, "a TensorFlow graph that cannot be read", False)
-        return
-    for name, why in operations:
+    for name, why in operations or ():
         yield Finding("operation", name, why, True)

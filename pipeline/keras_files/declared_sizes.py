@@ -1,14 +1,8 @@
-"""Compares what an architecture asks for with what its file holds, before anything is built. Imports no Keras.
+"""Limits of the sizes, weights and layer calls that an architecture declares, checked before Keras builds it.
 
-Counts how often a model calls its layers, from its architecture alone. Imports no Keras.
-
-A model in a model is described once and may be called twice by the next, and so on: twenty of them are a file of some
-kilobytes and a million calls, each of which Keras makes while it builds the model.
-
-How large the numbers in a model's architecture may be: what layers and calls make of them is as large.
-
-By tables: most keys share one limit, and what a layer makes of its settings alone, whatever its input is, has one of
-its own. Imports no Keras.
+Layers allocate tensors as large as the numbers in their settings, and weights before Keras looks for them in the file.
+A nested model is described once and may be called twice by the model around it, and so on: twenty levels are a file of
+some kilobytes and a million calls. Imports no Keras.
 """
 
 import math
@@ -19,42 +13,38 @@ from typing import Any
 from export.errors import ModelError
 from export.words import count
 
-MOST_CALLS = 20_000  # for one image, each a few milliseconds to build; NASNetLarge makes 1,039
+MOST_CALLS = 20_000  # for one image; each takes a few milliseconds to build, and NASNetLarge has 1,039
 _WRAPPED = ("layer", "forward_layer", "backward_layer", "cell", "cells", "layers")
 
 
-def check_calls(config: Mapping[str, Any], where: str) -> None:
+def check_calls(node: Mapping[str, Any], where: str) -> int:
     """Refuse an architecture that calls its layers more often than any network does.
 
     Args:
-        config: the architecture, nested no deeper than ``export.records`` reads.
+        node: the architecture or a layer in it, nested no deeper than ``export.records`` reads.
         where: the file, for the message.
 
+    Returns:
+        The number of layer calls that all calls of the node make.
+
     Raises:
-        ModelError: with the layer that is called most often, and the number.
+        ModelError: with the innermost layer that makes too many calls, and their number.
     """
-    _, calls = _calls(config, where)
-    if calls > MOST_CALLS:
-        raise _too_many(where, "all", calls)
-
-
-def _calls(node: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """How often a layer is called in the model that it is in, and how many calls one such call makes."""
-    inbound = node.get("inbound_nodes")
+    inbound, settings = node.get("inbound_nodes"), node.get("config")
     times = max(1, len(inbound)) if isinstance(inbound, list) else 1
-    total = 1
-    for layer in _layers(node.get("config")):
-        inner_times, inner = _calls(layer, where)
-        total += inner_times * inner
-    if times * total > MOST_CALLS:
-        settings = node.get("config")
+    calls = times * (1 + sum(check_calls(layer, where) for layer in _layers(settings)))
+    if calls > MOST_CALLS:
         name = node.get("name") or (settings.get("name") if isinstance(settings, dict) else None)
-        raise _too_many(where, f"layer {name} ({node.get('class_name')})", times * total)
-    return times, total
+        raise ModelError(
+            f"Expected a model that calls its layers at most {MOST_CALLS:,} times for an image. Received: {where}, in "
+            f"layer {name} ({node.get('class_name')}): {count(calls, 'call')}. It would take hours to build; do not "
+            "use it."
+        )
+    return calls
 
 
 def _layers(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """The layers that a layer's settings describe: of a model, and of one that wraps others."""
+    """Yield the layers that the settings of a model or of a wrapper describe."""
     # In Keras 1 and 2 a Sequential's config is the list of its layers itself.
     groups = [settings.get(key) for key in _WRAPPED] if isinstance(settings, dict) else [settings]
     for group in groups:
@@ -63,35 +53,31 @@ def _layers(settings: Any) -> Iterator[Mapping[str, Any]]:
                 yield layer
 
 
-def _too_many(where: str, what: str, calls: int) -> ModelError:
-    return ModelError(
-        f"Expected a model that calls its layers at most {MOST_CALLS:,} times for an image. Received: {where}, in "
-        f"{what}: {count(calls, 'call')}. It would hardly ever be built; do not use it."
-    )
-
-
-LARGEST_SIDE = 2**14  # of a picture, a kernel or a fixed batch
+LARGEST_SIDE = 2**14  # pixels of an image or a kernel, images of a fixed batch
 LARGEST_TENSOR = 2**27  # values of one image between two layers: half a GiB; EfficientNet-B7's largest has 6 million
-LARGEST_CONSTANT = 2**24  # values that settings alone make, or times that they repeat what comes in
+LARGEST_CONSTANT = 2**24  # values of a tensor that settings alone make, or repetitions of an input
 LARGEST_COUNT = 2**20
-LARGEST_MATRIX = 2**12  # rows of a square one
+LARGEST_MATRIX = 2**12  # rows of a square matrix
 MOST_ROUNDS = 2**10  # of a loop in Python
-MOST_TILES = 2**7  # a side of a picture, with a histogram each
+MOST_TILES = 2**7  # on a side of an image, each with a histogram
 LONGEST_SHAPE = 8
 
-_SIDES = """
-    size padding paddings pad_width output_padding cropping kernel_size pool_size dilation_rate height width nb_row
-    nb_col target_height target_width crop_height crop_width num_rows num_columns fft_length num_mel_bins frame_length
-    frame_step sequence_length sequence_stride output_sequence_length output_size
-"""
-_COUNTS = (
-    "num_tokens num_bins max_tokens depth num_classes minlength maxlength num num_oov_indices n repeats max_number"
-)
-_ROUNDS = "power_iterations num_ops num_chains chain_depth ngrams"
 _MOST: Mapping[str, int] = {
-    **dict.fromkeys(_SIDES.split(), LARGEST_SIDE),
-    **dict.fromkeys(_COUNTS.split(), LARGEST_COUNT),
-    **dict.fromkeys(_ROUNDS.split(), MOST_ROUNDS),
+    **dict.fromkeys(
+        """
+        size padding paddings pad_width output_padding cropping kernel_size pool_size dilation_rate height width nb_row
+        nb_col target_height target_width crop_height crop_width num_rows num_columns fft_length num_mel_bins
+        frame_length frame_step sequence_length sequence_stride output_sequence_length output_size
+        """.split(),  # noqa: SIM905
+        LARGEST_SIDE,
+    ),
+    **dict.fromkeys(
+        """
+        num_tokens num_bins max_tokens depth num_classes minlength maxlength num num_oov_indices n repeats max_number
+        """.split(),  # noqa: SIM905
+        LARGEST_COUNT,
+    ),
+    **dict.fromkeys(("power_iterations", "num_ops", "num_chains", "chain_depth", "ngrams"), MOST_ROUNDS),
     "tile_grid_size": MOST_TILES,
 }
 _FACTORS = frozenset(("kernel_size", "pool_size", "size", "repeats", "reps", "multiples"))
@@ -101,12 +87,12 @@ _TOGETHER: Mapping[tuple[str, str], int] = {
     ("fft_length", "num_mel_bins"): LARGEST_CONSTANT,
     ("num_rows", "num_columns"): LARGEST_CONSTANT,
 }
-# Numbers that count nothing (positions, values, identities), and settings of a training that nobody resumes.
+# Numbers that are no sizes (positions, values, identities), and settings of a training that is not resumed.
 NO_SIZES = frozenset(
     {"vocabulary", "bin_boundaries", "start", "stop", "end", "step", "value", "mask_value", "max_value", "min_value"}
     | {"seed", "shared_object_id", "compile_config", "training_config"}
 )
-# Functions of Keras 2 (TFOpLambda) and operations of Keras 3 that make a tensor of the numbers in their call.
+# Functions of Keras 2 (TFOpLambda) and operations of Keras 3 whose numeric arguments are the size of their result.
 _SQUARES = frozenset(("eye", "linalg.eye"))
 _RANGES = frozenset(("range", "Arange"))
 _MAKERS = frozenset(
@@ -118,11 +104,11 @@ _MAKERS = frozenset(
 
 
 def check_settings(node: Mapping[str, Any], described: str) -> None:
-    """Refuse numbers in a dictionary of an architecture that ask for more memory or time than any model takes.
+    """Refuse numbers in a dictionary of an architecture that would take more memory or time than any model does.
 
     Args:
-        node: the dictionary; dictionaries in it are looked at by themselves.
-        described: whose it is, for the message.
+        node: the dictionary; those nested in it are not checked.
+        described: its owner, for the message.
 
     Raises:
         ModelError: with the key and the number.
@@ -137,7 +123,12 @@ def check_settings(node: Mapping[str, Any], described: str) -> None:
 
 
 def check_shape(shape: Sequence[Any], described: str, most: int = LARGEST_TENSOR) -> None:
-    """Refuse a tensor that fits no memory; sizes that are not known count as one.
+    """Refuse a tensor that does not fit in memory.
+
+    Args:
+        shape: its dimensions; unknown ones count as 1.
+        described: its owner, for the message.
+        most: allowed number of values. Defaults to ``LARGEST_TENSOR``.
 
     Raises:
         ModelError: with the shape.
@@ -164,7 +155,7 @@ def _check_numbers(key: str, value: Any, described: str) -> None:
 
 
 def _check_call(node: Mapping[str, Any], described: str) -> None:
-    """The numbers in the calls of a function that makes a tensor of them."""
+    """Refuse too large numbers in the calls of a function whose result has their size."""
     settings, name = node.get("config"), node.get("class_name")
     if name == "TFOpLambda" and isinstance(settings, dict):
         name = settings.get("function")
@@ -200,43 +191,39 @@ def _numbers(value: Any) -> Iterator[float]:
             yield value
 
 
-# Keras makes a layer's weights before it looks for them in the file. So a file may ask for no more than it holds,
-# up to what harms nobody: weights that files do not hold, such as the state of a random generator.
+# An architecture may declare no more weights than its file holds, beside a harmless number that files do not hold, such
+# as the state of a random generator.
 SPARE_VALUES = 2**20
 MOST_LAYERS = 10_000  # NASNetLarge has 1,039
-_CONSTANTS = ("__numpy__", "__tensor__", "__bytes__")  # what they hold is in the file itself
-_RECURRENT = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # weights between a layer's own units, in squares of them
-_RANK = re.compile(r"([123])D")
+_CONSTANTS = ("__numpy__", "__tensor__", "__bytes__")  # their values are in the file itself
+_GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # matrices of weights between a layer's own units
 
 
 def check_declared_sizes(config: Mapping[str, Any], held: int, where: str) -> None:
-    """Refuse an architecture that asks for far more than its file holds, or for tensors that fit no memory.
+    """Refuse an architecture that declares far more weights than its file holds, or tensors that do not fit in memory.
 
-    It is a lower bound: what depends on a layer's input, ``pipeline.keras_files.load_guards`` counts while the layers
-    are built.
+    The count is a lower bound: weights that depend on a layer's input are counted by
+    ``pipeline.keras_files.load_guards`` while the layers are built.
 
     Args:
         config: the architecture.
-        held: values of all weights in the file.
+        held: number of values of all weights in the file.
         where: the file, for the message.
 
     Raises:
         ModelError: with the layer and the key.
     """
-    promised, layers = 0, 0
+    declared = layers = 0
     for label, kind, node in _nodes(config):
-        described = f"{where}, whose layer {label} has"
-        check_settings(node, described)
-        for key, value in node.items():
-            layers += len(value) if isinstance(value, list) and key in ("layers", "config") else 0
+        check_settings(node, f"{where}, whose layer {label} has")
+        layers += sum(len(node[key]) for key in ("layers", "config") if isinstance(node.get(key), list))
         least = least_weights(kind, node)
-        promised += least
-        if promised > held + SPARE_VALUES:
+        declared += least
+        if declared > held + SPARE_VALUES:
             raise ModelError(
                 f"Expected weights for every layer. Received: {where}, whose layer {label} asks for "
-                f"{count(least, 'value')} "
-                f"or more, its layers up to there for {promised:,}; the file holds {held:,}. It would fill the "
-                "memory; do not use it."
+                f"{count(least, 'value')} or more, its layers up to there for {declared:,}; the file holds {held:,}. "
+                "It would fill the memory; do not use it."
             )
         if layers > MOST_LAYERS:
             raise ModelError(f"Expected at most {MOST_LAYERS:,} layers. Received: {where} with more.")
@@ -244,7 +231,7 @@ def check_declared_sizes(config: Mapping[str, Any], held: int, where: str) -> No
 
 
 def least_weights(kind: str, settings: Mapping[str, Any]) -> int:
-    """Values of the weights that a layer has whatever its input is, or fewer."""
+    """Count the weights, in values, that a layer has for any input: a lower bound."""
     units, filters = _count(settings, "units"), _count(settings, "filters", "nb_filter")
     if kind == "Embedding":
         return _count(settings, "input_dim") * _count(settings, "output_dim")
@@ -252,9 +239,8 @@ def least_weights(kind: str, settings: Mapping[str, Any]) -> int:
         return _count(settings, "num_heads", "num_query_heads") * _count(settings, "key_dim", "head_dim")
     if kind == "Dense" and not units:
         return _count(settings, "output_dim")  # Keras 1
-    for start, times in _RECURRENT.items():
-        if kind.startswith(start):
-            return times * units * units
+    if gates := next((matrices for prefix, matrices in _GATES.items() if kind.startswith(prefix)), 0):
+        return gates * units * units
     kernel = _kernel(kind, settings)
     if kind.startswith("ConvLSTM"):
         return 4 * kernel * filters * filters
@@ -266,7 +252,7 @@ def least_weights(kind: str, settings: Mapping[str, Any]) -> int:
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Every dictionary of an architecture: the layer that it belongs to, the class that it configures, itself."""
+    """Yield every dictionary of an architecture, after the layer that it belongs to and the class it configures."""
     waiting: list[tuple[str, str, Any]] = [("", "", config)]
     while waiting:
         label, kind, node = waiting.pop()
@@ -274,27 +260,27 @@ def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
             waiting += [(label, kind, item) for item in node if isinstance(item, (dict, list))]
         elif isinstance(node, dict) and node.get("class_name") not in _CONSTANTS:
             yield label, kind, node
-            inner, named = node.get("config"), node.get("class_name")
+            class_name = node.get("class_name")
             for key, value in node.items():
-                if key == "config" and isinstance(named, str):
-                    name = inner.get("name") if isinstance(inner, dict) else None
-                    waiting.append((f"{name} ({named})" if isinstance(name, str) else label, named, value))
+                if key == "config" and isinstance(class_name, str):
+                    name = value.get("name") if isinstance(value, dict) else None
+                    waiting.append((f"{name} ({class_name})" if isinstance(name, str) else label, class_name, value))
                 elif key not in NO_SIZES and isinstance(value, (dict, list)):
                     waiting.append((label, "", value))
 
 
 def _kernel(kind: str, settings: Mapping[str, Any]) -> int:
-    """Positions of a convolution's kernel, 1 where it has none."""
+    """Count the positions of a convolution's kernel; 1 for a layer without one."""
     if "nb_row" in settings:  # Keras 1
         return max(1, _count(settings, "nb_row") * _count(settings, "nb_col"))
     size = settings.get("kernel_size")
     if isinstance(size, list):
         return math.prod(n for n in size if isinstance(n, int) and n > 0)
-    rank = _RANK.search(kind)
+    rank = re.search(r"([123])D", kind)
     return int(max(1, _count(settings, "kernel_size")) ** (int(rank.group(1)) if rank else 1))
 
 
 def _count(settings: Mapping[str, Any], *keys: str) -> int:
-    """The first of the keys that is a positive whole number, 0 where none is."""
+    """Return the first of these settings that is a positive integer, or 0."""
     values = [settings.get(key) for key in keys]
     return next((n for n in values if isinstance(n, int) and n > 0), 0)

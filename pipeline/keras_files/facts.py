@@ -1,11 +1,7 @@
-"""What an architecture says about a model: sizes, parameters, preprocessing, training mode. Imports no Keras.
+"""Facts of a model from its architecture: sizes, parameters, preprocessing, training mode. Imports no Keras.
 
-What an architecture says about a model: sizes, parameters, preprocessing inside. Imports no Keras.
-
-Layers that Keras 2 calls in training mode for ever, and what is said where they are taken at inference.
-
-``layer(x, training=True)`` holds in Keras 2's ``predict`` too: a BatchNormalization goes on using the statistics of the
-batch, a Dropout goes on dropping. Keras 3's ``predict`` overrides it. Imports no Keras.
+In Keras 2, ``layer(x, training=True)`` holds in ``predict`` too: a BatchNormalization keeps using the statistics of the
+batch, and a Dropout keeps dropping. Keras 3's ``predict`` overrides it.
 """
 
 from collections import Counter
@@ -37,25 +33,23 @@ _REORDER = ("GetItem", "SlicingOpLambda", "Stack", "Take", "Flip")
 
 
 def preprocessing_inside(config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Layers before the first convolution that change pixels, described for people."""
-    found: list[str] = []
-    for name, kind, settings in layers_of(config) if config else ():
+    """Describe the layers before the first convolution that change pixels."""
+    steps: list[str] = []
+    for name, kind, settings in layers_of(config):
         if kind.startswith(_MAIN):
             break
         if kind == "Rescaling":
-            found.append(f"Rescaling {name}: x * {settings.get('scale')} + {settings.get('offset', 0)}")
-        elif kind == "Normalization":
-            found.append(f"Normalization {name}")
-        elif kind == "Lambda":
-            found.append(f"Lambda {name}")
+            steps.append(f"Rescaling {name}: x * {settings.get('scale')} + {settings.get('offset', 0)}")
+        elif kind in ("Normalization", "Lambda"):
+            steps.append(f"{kind} {name}")
         elif kind in _ARITHMETIC or kind in _REORDER:
             function = settings.get("function")
-            found.append(f"{kind} {name}" + (f": tf.{function}" if function else ""))
-    return tuple(found)
+            steps.append(f"{kind} {name}" + (f": tf.{function}" if function else ""))
+    return tuple(steps)
 
 
 def arithmetic_inside(config: Mapping[str, Any] | None) -> bool:
-    """Whether what comes before the first convolution may normalise pixels; that shows where it is run."""
+    """Whether layers before the first convolution may normalise pixels; only running them shows whether they do."""
     return any(
         text.split(" ")[0] in (*_NORMALISING, *_ARITHMETIC) and not text.endswith(_NO_ARITHMETIC)
         for text in preprocessing_inside(config)
@@ -63,13 +57,13 @@ def arithmetic_inside(config: Mapping[str, Any] | None) -> bool:
 
 
 def layer_counts(config: Mapping[str, Any] | None) -> dict[str, int]:
-    """Layers by class name, the most frequent first."""
-    return dict(Counter(kind for _, kind, _ in layers_of(config)).most_common()) if config else {}
+    """Count the layers by class name, the most frequent first."""
+    return dict(Counter(kind for _, kind, _ in layers_of(config)).most_common())
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many values a model has; two are None where the file does not tell them apart."""
+    """Numbers of values in a model's weights; ``trainable`` and ``frozen`` are None if the file does not show them."""
 
     total: int
     trainable: int | None = None
@@ -77,55 +71,55 @@ class Parameters:
 
 
 def parameters(file: ModelFile) -> Parameters:
-    """Total, trainable and frozen values."""
+    """Count the total, trainable and frozen values."""
     total = sum(weight.size for weight in file.weights)
-    if file.config is None:
-        return Parameters(total)
     layers = {name: (kind, settings) for name, kind, settings in layers_of(file.config)}
-    numbered = file.kind == ARCHIVE and file.written_by.startswith("Keras 2")  # where only some numbers are names too
+    numbered = file.kind == ARCHIVE and file.written_by.startswith("Keras 2")  # layers by number, not by name
     if numbered or not any(weight.layer in layers for weight in file.weights):  # a SavedModel numbers its variables
         return Parameters(total)
     frozen_models = _inside_frozen(file.config)
     trainable = 0
     for weight in file.weights:
         kind, settings = layers.get(weight.layer, ("", {}))
-        statistics = weight.name.endswith(_STATISTICS) or (
-            kind == "BatchNormalization" and _is_statistic(weight.name, settings)
+        frozen = (
+            weight.name.endswith(_STATISTICS)
+            or (kind == "BatchNormalization" and _is_statistic(weight.name, settings))
+            or (kind == "SpectralNormalization" and file.kind == ARCHIVE)
+            or kind == "Normalization"
+            or settings.get("trainable") is False
+            or weight.layer in frozen_models
         )
-        statistics = statistics or (kind == "SpectralNormalization" and file.kind == ARCHIVE)
-        frozen = settings.get("trainable") is False or weight.layer in frozen_models or kind == "Normalization"
-        trainable += 0 if statistics or frozen else weight.size
+        trainable += 0 if frozen else weight.size
     return Parameters(total, trainable, total - trainable)
 
 
 def input_shapes(file: ModelFile) -> tuple[str, ...]:
-    """Inputs as the file describes them."""
+    """Describe the inputs: name, dtype and shape with the batch."""
     if file.config is None:
         return _signature(file, "inputs")
-    found: list[str] = []
+    inputs: list[str] = []
     for name, kind, settings in layers_of(file.config):
         shape = batch_shape(settings)
-        if shape and (kind == "InputLayer" or not found):
-            found.append(f"{name} {_dtype(settings)} ({', '.join(str(n) for n in shape)})")
+        if shape and (kind == "InputLayer" or not inputs):
+            inputs.append(f"{name} {_dtype(settings)} ({', '.join(str(n) for n in shape)})")
             if file.config.get("class_name") == "Sequential":
                 break
     outer = names_at(file.config, "input_layers")
-    return tuple(text for text in found if not outer or text.split(" ")[0] in outer)
+    return tuple(text for text in inputs if not outer or text.split(" ")[0] in outer)
 
 
 def outputs(file: ModelFile) -> tuple[str, ...]:
-    """The last layers: name, class, units and activation."""
+    """Describe the last layers: class, name, units and activation."""
     if file.config is None:
         return _signature(file, "outputs")
     layers = list(layers_of(file.config))
     names = names_at(file.config, "output_layers")
-    chosen: list[tuple[str, str, dict[str, object]]] = [entry for entry in layers if entry[0] in names] or layers[-1:]
     described = []
-    for name, kind, settings in chosen:
+    for name, kind, settings in [layer for layer in layers if layer[0] in names] or layers[-1:]:
         activation = settings.get("activation")
         activation = activation.get("config") if isinstance(activation, dict) else activation
-        parts = [kind, name, f"{settings['units']} units" if "units" in settings else "", str(activation or "")]
-        described.append(" ".join(part for part in parts if part))
+        units = f"{settings['units']} units" if "units" in settings else ""
+        described.append(" ".join(part for part in (kind, name, units, str(activation or "")) if part))
     return tuple(described)
 
 
@@ -134,17 +128,17 @@ def _signature(file: ModelFile, side: str) -> tuple[str, ...]:
 
 
 def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a BatchNormalization's weight is one, in archives that number weights instead of naming them."""
-    own = int(settings.get("scale", True)) + int(settings.get("center", True))
-    return index.isdecimal() and len(index) <= MOST_DIGITS and int(index) >= own
+    """Whether a numbered weight of a BatchNormalization is a statistic; these come after gamma and beta."""
+    learned = int(settings.get("scale", True)) + int(settings.get("center", True))
+    return index.isdecimal() and len(index) <= MOST_DIGITS and int(index) >= learned
 
 
-def _inside_frozen(config: Mapping[str, Any]) -> set[str]:
+def _inside_frozen(config: Any) -> set[str]:
     inside: set[str] = set()
     for layer in inner_layers(config):
         if "layers" in settings_of(layer):
-            frozen = settings_of(layer).get("trainable") is False
-            inside |= {name for name, _, _ in layers_of(layer)} if frozen else _inside_frozen(layer)
+            trains = settings_of(layer).get("trainable") is not False
+            inside |= _inside_frozen(layer) if trains else {name for name, _, _ in layers_of(layer)}
     return inside
 
 
@@ -153,77 +147,76 @@ def _dtype(settings: Mapping[str, Any]) -> str:
     return str(dtype.get("config", {}).get("name", "float32")) if isinstance(dtype, dict) else str(dtype)
 
 
-_NORMALISING_LAYERS = "BatchNormalization"
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
 
 
 def taken_at_inference(file: ModelFile, choice: Literal["refuse", "inference"]) -> tuple[str, ...]:
-    """How the model that is taken over differs from its file, as sentences; empty where it does not.
+    """Describe how the imported model differs from its file because of layers called with ``training=True``.
 
     Args:
-        file: the model's.
+        file: file of the model.
         choice: ``model.called_in_training`` of the recipe.
 
+    Returns:
+        Sentences; empty if there is no difference.
+
     Raises:
-        ModelError: layers were called in training mode, and the recipe does not take them at inference.
+        ModelError: layers were called in training mode, and ``choice`` is "refuse".
     """
-    called = _called(file)
-    if not called:
+    reasons = _training_calls(file)
+    if not reasons:
         return ()
-    names = [name for name, _ in called]
-    named = listed(names)
-    why = " and ".join(dict.fromkeys(reason for _, reason in called))
+    named = listed(reasons)
+    why = " and ".join(dict.fromkeys(reasons.values()))
     if choice == "refuse":
         raise ModelError(
-            f"Expected layers that answer as at inference. Received: {file.path}, with training=True in the calls of "
-            f"{count(len(names), 'layer')} ({named}). Keras 2 keeps to that, so that the answer for a picture depends "
-            f"on {why}, which no engine can follow. To take these layers at inference, as Keras 3 does, with other "
-            "answers than the file's: --set model.called_in_training=inference"
+            f"Expected layers that run in inference mode. Received: {file.path}, with training=True in the calls of "
+            f"{count(len(reasons), 'layer')} ({named}). Keras 2 runs them in training mode, so that the prediction for "
+            f"an image depends on {why}, which no engine can reproduce. To run these layers in inference mode, as "
+            "Keras 3 does, with other predictions than the file's: --set model.called_in_training=inference"
         )
-    were = "was" if len(names) == 1 else "were"
+    were = "was" if len(reasons) == 1 else "were"
     return (
-        f"The model does not answer as {file.path.name} does in Keras 2: {len(names):,} of its layers ({named}) {were} "
-        f"called with training=True, so that an answer depends on {why}. Here it answers as at inference, as "
-        "model.called_in_training asks. Parity is to the model so taken, not to the file.",
+        f"The model does not predict as {file.path.name} does in Keras 2: {len(reasons):,} of its layers ({named}) "
+        f"{were} called with training=True, so that a prediction depends on {why}. Here they run in inference mode, as "
+        "model.called_in_training asks. Parity is with this model, not with the file.",
     )
 
 
 def called_in_training(file: ModelFile) -> tuple[str, ...]:
-    """Names of the layers that Keras 2 calls with ``training=True`` and that mind it, nested models' included."""
-    return tuple(name for name, _ in _called(file))
+    """Name the layers that Keras 2 calls with ``training=True`` and that it changes, nested models' included."""
+    return tuple(_training_calls(file))
 
 
-def _called(file: ModelFile) -> list[tuple[str, str]]:
-    return list(dict(_search(file.config)).items()) if file.legacy else []
+def _training_calls(file: ModelFile) -> dict[str, str]:
+    return dict(_search(file.config)) if file.legacy else {}
 
 
 def _search(config: Any) -> Iterator[tuple[str, str]]:
     for layer in inner_layers(config):
         if any(options.get("training") in (True, 1) for options in _call_options(layer.get("inbound_nodes"))):
-            yield from ((str(layer.get("name")), reason) for reason in _minds(layer))
+            yield from ((str(layer.get("name")), reason) for reason in _dependencies(layer))
         yield from _search(layer)
 
 
-def _minds(layer: dict[str, Any]) -> list[str]:
-    """What a layer's answer depends on in training mode; empty where the mode makes no difference."""
+def _dependencies(layer: dict[str, Any]) -> list[str]:
+    """Name what a layer's output depends on in training mode; empty if the mode makes no difference."""
     kind, settings = str(layer.get("class_name")), settings_of(layer)
     inner = [*inner_layers(layer), *(part for part in (settings.get("layer"),) if isinstance(part, dict))]
     if inner:
-        return sorted({reason for part in inner for reason in _minds(part)}, reverse=True)[:1]
-    if _NORMALISING_LAYERS in kind:  # a frozen one keeps to what it has learned, in either mode
-        return [] if settings.get("trainable") is False else ["the other pictures of its batch"]
-    given = [settings[key] for key in _RATES if key in settings]
-    return ["chance"] if kind.startswith("Random") or any(given) else []
+        return sorted({reason for part in inner for reason in _dependencies(part)}, reverse=True)[:1]
+    if "BatchNormalization" in kind:  # a frozen one uses its moving statistics in either mode
+        return [] if settings.get("trainable") is False else ["the other images of its batch"]
+    return ["chance"] if kind.startswith("Random") or any(settings.get(key) for key in _RATES) else []
 
 
 def _call_options(nodes: Any) -> Iterator[dict[str, Any]]:
-    """The named arguments of every call: ``{"kwargs": {...}}`` in Keras 3, ``[name, node, tensor, {...}]`` before."""
+    """Yield the keyword arguments of every call: ``{"kwargs": {...}}`` in Keras 3."""
     if isinstance(nodes, dict):
         if isinstance(nodes.get("kwargs"), dict):
             yield nodes["kwargs"]
-    elif isinstance(nodes, list):
+    elif isinstance(nodes, list):  # Keras 1 and 2: [name, node, tensor, {...}]
         if len(nodes) == 4 and isinstance(nodes[3], dict):
             yield nodes[3]
         for node in nodes:
-            if isinstance(node, (dict, list)):
-                yield from _call_options(node)
+            yield from _call_options(node)

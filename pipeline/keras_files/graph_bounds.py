@@ -1,9 +1,9 @@
-"""Looks through TensorFlow's protocol buffers before anything parses them: how many parts, which operations and calls.
+"""Limits of TensorFlow's protocol buffers, checked before anything parses them: parts, constants, function calls.
 
-A parser makes some hundred bytes of memory for a part of two bytes, and a function that calls another twice, which
-calls a third twice, grows without end when TensorFlow expands it. Field numbers are those of TensorFlow's ``.proto``
-files. What is in a field that is not named here is counted as though it were a message, which gives no fewer parts
-than any parser finds. Imports no TensorFlow.
+A parser allocates some hundred bytes for a part of two bytes, and a function that calls another twice, which calls a
+third twice, grows exponentially when TensorFlow expands it. Field numbers are those of TensorFlow's ``.proto`` files.
+The content of any other field is counted as if it were a message, so the count is an upper bound of the parts that a
+parser finds. Imports no TensorFlow.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from export.words import count
 from pipeline.keras_files.archive_checks import RATIO
 from pipeline.keras_files.declared_sizes import LARGEST_TENSOR
 
-MOST_BYTES = 2**31 - 1  # what protobuf reads
+MOST_BYTES = 2**31 - 1  # protobuf's own limit
 MOST_STRUCTURE = 64 * 2**20  # bytes beside the values of constants
 MOST_PARTS = 4_000_000
-MOST_CALLS = 1_000_000  # nodes of a graph whose functions are written out
+MOST_CALLS = 1_000_000  # nodes of a graph with its functions inlined
 LONGEST_NAME = 2**15
 _KINDS = (VARINT, FIXED64, BYTES, FIXED32)
 _TEXT, _DATA, _PARTS = "a name", "values", "parts"
@@ -51,12 +51,12 @@ _SCHEMA: Mapping[str, Mapping[int, str]] = {
 
 @dataclass
 class Graph:
-    """What a protocol buffer holds.
+    """Content of a protocol buffer.
 
     Attributes:
-        operations: all names that its nodes, those of its functions too, have as their operation.
+        operations: operations of its nodes, those in functions included.
         functions: names of its functions.
-        parts: fields of all its messages.
+        parts: number of fields of all its messages.
     """
 
     operations: set[str] = field(default_factory=set)
@@ -65,14 +65,14 @@ class Graph:
 
 
 def check_file(path: Path, message: str) -> Graph:
-    """Look through a file.
+    """Check a file that holds a protocol buffer.
 
     Args:
-        path: of the file.
-        message: that it holds, "SavedModel" for instance.
+        path: the file.
+        message: type of its message, such as "SavedModel".
 
     Raises:
-        ModelError: damaged, or more than a model has.
+        ModelError: damaged, or beyond the limits.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -91,122 +91,118 @@ def check_file(path: Path, message: str) -> Graph:
 
 
 def check_graph(data: bytes | mmap.mmap, message: str, where: str) -> Graph:
-    """Look through a protocol buffer.
+    """Check a protocol buffer.
 
     Args:
         data: its bytes.
-        message: that it holds, "Graph" for instance.
-        where: for the messages.
+        message: type of its message, such as "Graph".
+        where: the file or layer, for messages.
 
     Raises:
         ValueError: damaged.
-        ModelError: more than a model has.
+        ModelError: beyond the limits.
     """
     walk = _Walk(data, where)
-    walk.enter(0, len(data), message, 0)
-    walk.check_structure()
+    walk.check_message(0, len(data), message, 0)
+    if len(data) - walk.held > MOST_STRUCTURE:
+        raise walk.refusal(f"at most {MOST_STRUCTURE:,} bytes beside its constants", f"{len(data) - walk.held:,}")
     walk.check_calls()
-    return walk.found
+    return walk.graph
 
 
 class _Walk:
-    """One look through one protocol buffer."""
+    """Walk over a protocol buffer."""
 
     def __init__(self, data: bytes | mmap.mmap, where: str) -> None:
-        self.data, self.where, self.found = data, where, Graph()
-        self.held = self.promised = 0  # bytes of constants, and values by their shapes
-        self.sizes: list[int] = []  # of the constant at hand
-        self.called: dict[str, Counter[str]] = {}  # function to what its nodes name; the graph's own is ""
-        self.label, self.names = "", Counter[str]()  # of the function at hand
+        self.data, self.where, self.graph = data, where, Graph()
+        self.held = self.declared = 0  # bytes of constants, and values by their shapes
+        self.sizes: list[int] = []  # dimensions of the current constant
+        self.called: dict[str, Counter[str]] = {}  # operations and calls by function; the graph's own under ""
+        self.label, self.names = "", Counter[str]()  # of the current function
 
-    def enter(self, begin: int, stop: int, message: str, depth: int) -> None:
-        """Look at a message, and judge it when all its fields are known."""
+    def check_message(self, begin: int, stop: int, message: str, depth: int) -> None:
+        """Check a message, then what only all of its fields together show."""
         if depth > DEEPEST:
             raise ValueError(f"nested more than {DEEPEST} deep")
         if message in ("Graph", "Function"):
             outer = self.label, self.names
             self.label, self.names = "", Counter()
-            self.look(begin, stop, message, depth)
+            self.check_fields(begin, stop, message, depth)
             self.called[self.label] = self.called.get(self.label, Counter()) + self.names
             self.label, self.names = outer
-        elif message in ("Attribute", "Element"):  # a field that is given twice is merged, within these
+        elif message in ("Attribute", "Element"):  # protobuf merges a repeated field within these
             sizes, self.sizes = self.sizes, []
-            self.look(begin, stop, message, depth)
+            self.check_fields(begin, stop, message, depth)
             self.check_constant()
             self.sizes = sizes
         elif message == "Node":
             before = self.names.total()
-            self.look(begin, stop, message, depth)
+            self.check_fields(begin, stop, message, depth)
             if self.names.total() == before:
                 raise ValueError("a node without an operation")
         else:
-            self.look(begin, stop, message, depth)
+            self.check_fields(begin, stop, message, depth)
 
-    def look(self, start: int, end: int, message: str, depth: int) -> None:
+    def check_fields(self, start: int, end: int, message: str, depth: int) -> None:
         schema = _SCHEMA[message]
         for number, kind, begin, stop in fields(self.data, start, end):
-            self.count_one()
+            self.count_part()
             inner = schema.get(number, _PARTS)
             if kind != BYTES:
                 if message == "Size" and number == 1 and kind == VARINT:
                     self.sizes.append(begin)
             elif inner == _TEXT:
-                self.name(message, number, begin, stop)
+                self.check_name(message, number, begin, stop)
             elif inner == _DATA:
                 self.held += stop - begin
             elif inner == _PARTS and stop - begin > 1:
-                self.count(begin, stop, depth + 1)
+                self.count_parts(begin, stop, depth + 1)
             elif inner != _PARTS:
-                self.enter(begin, stop, inner, depth + 1)
+                self.check_message(begin, stop, inner, depth + 1)
 
-    def name(self, message: str, number: int, begin: int, stop: int) -> None:
+    def check_name(self, message: str, number: int, begin: int, stop: int) -> None:
         if stop - begin > LONGEST_NAME:
-            raise self.refused(f"names of at most {LONGEST_NAME:,} bytes", f"one of {stop - begin:,}")
+            raise self.refusal(f"names of at most {LONGEST_NAME:,} bytes", f"one of {stop - begin:,}")
         text = self.data[begin:stop].decode()
         if (message, number) in (("Node", 2), ("Call", 1)):
             if message == "Node":
                 if not text:
                     raise ValueError("a node without an operation")
-                self.found.operations.add(text)
+                self.graph.operations.add(text)
             self.names[text] += 1
         elif (message, number) == ("Signature", 1):
-            self.found.functions.add(text)
+            self.graph.functions.add(text)
             self.label = text
 
-    def count(self, begin: int, stop: int, depth: int) -> None:
-        """Count the fields of what may be a message; of what is none, those before that shows."""
+    def count_parts(self, begin: int, stop: int, depth: int) -> None:
+        """Count the fields of bytes that may be a message, up to the first that is no field."""
         if depth > DEEPEST:
             return
         with contextlib.suppress(ValueError):
             for _, kind, inner, end in fields(self.data, begin, stop):
-                self.count_one()
+                self.count_part()
                 if kind == BYTES and end - inner > 1 and self.data[inner] & 7 in _KINDS:
-                    self.count(inner, end, depth + 1)
+                    self.count_parts(inner, end, depth + 1)
 
-    def count_one(self) -> None:
-        self.found.parts += 1
-        if self.found.parts > MOST_PARTS:
-            raise self.refused(f"at most {MOST_PARTS:,} parts", "more")
+    def count_part(self) -> None:
+        self.graph.parts += 1
+        if self.graph.parts > MOST_PARTS:
+            raise self.refusal(f"at most {MOST_PARTS:,} parts", "more")
 
     def check_constant(self) -> None:
         if self.sizes:
             size = 1
             for n in self.sizes:
-                size = min(size * n, 2**63)  # below zero is what a varint has there
-            self.promised += size
-            if self.promised > RATIO * self.held + LARGEST_TENSOR:
-                raise self.refused(
+                size = min(size * n, 2**63)  # a negative dimension is a varint of at least 2**63
+            self.declared += size
+            if self.declared > RATIO * self.held + LARGEST_TENSOR:
+                raise self.refusal(
                     f"constants of at most {LARGEST_TENSOR:,} values more than it holds",
-                    f"{count(self.promised, 'value')}, the last of shape {self.sizes[:8]}",
+                    f"{count(self.declared, 'value')}, the last of shape {self.sizes[:8]}",
                 )
 
-    def check_structure(self) -> None:
-        structure = len(self.data) - self.held
-        if structure > MOST_STRUCTURE:
-            raise self.refused(f"at most {MOST_STRUCTURE:,} bytes beside its constants", f"{structure:,}")
-
     def check_calls(self) -> None:
-        """Refuse functions that call each other so often, or in a circle, that TensorFlow would not end."""
+        """Refuse functions that call each other in a cycle, or too often for TensorFlow to inline."""
         total: dict[str, int] = {}
         for function in self.called:
             waiting: list[tuple[str, Iterator[str]]] = [(function, iter(self.called[function]))]
@@ -219,17 +215,17 @@ class _Walk:
                     above.discard(name)
                     total[name] = sum(times * total.get(c, 1) for c, times in self.called[name].items())
                     if total[name] > MOST_CALLS:
-                        raise self.refused(
+                        raise self.refusal(
                             f"functions that run at most {MOST_CALLS:,} operations",
                             f"{name or 'its graph'} with {total[name]:,}",
                         )
                 elif callee in above:
-                    raise self.refused("functions that end", f"{callee}, which calls itself")
+                    raise self.refusal("functions that end", f"{callee}, which calls itself")
                 else:
                     above.add(callee)
                     waiting.append((callee, iter(self.called[callee])))
 
-    def refused(self, expected: str, received: str) -> ModelError:
+    def refusal(self, expected: str, received: str) -> ModelError:
         return ModelError(
             f"Expected a TensorFlow graph with {expected}. Received: {self.where}: {received}. It would fill the "
             "memory or take hours; do not use it."

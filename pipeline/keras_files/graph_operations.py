@@ -1,15 +1,10 @@
-"""Which operations of a TensorFlow graph do more than compute, by a closed list.
-
-TensorFlow operations that only compute: the closed list for graphs in model files.
+"""Operations of a TensorFlow graph that do more than compute, found by a closed list of those that only compute.
 
 TensorFlow registers some 1,900 operations. Many read and write files (``ReadFile``, ``ImmutableConst``,
 ``LoadAndRemapMatrix``), call Python (``EagerPyFunc``), reach other processes and addresses (``RpcCall``,
-``DebugIdentityV3``), or run compiled programs. So the list is closed: an operation is on it if it was read and found to
-compute on its inputs and on the model's own variables. Any other runs only if the recipe allows it by name.
-
-Which operations of a TensorFlow graph do more than compute, by the closed list of ``operation_list``.
-
-Reads protocol buffers and runs nothing.
+``DebugIdentityV3``), or run compiled programs. An operation is on the list only after a review of its source: it
+computes on its inputs and on the model's own variables. Any other runs only if the recipe allows it by name. This
+module reads protocol buffers and runs nothing.
 """
 
 import base64
@@ -20,8 +15,10 @@ from pipeline.keras_files.graph_bounds import check_graph
 from pipeline.keras_files.graph_rewriting import all_nodes, owner, reached
 from pipeline.terminal.console import start_tensorflow
 
-# Arithmetic.
-_ARITHMETIC = """
+COMPUTING = frozenset(
+    (  # noqa: SIM905
+        # Arithmetic.
+        """
     Abs AccumulateNV2 Acos Acosh Add AddN AddV2 All Angle Any ApproxTopK ApproximateEqual ArgMax ArgMin Asin Asinh
     Atan Atan2 Atanh BesselI0 BesselI0e BesselI1 BesselI1e BesselJ0 BesselJ1 BesselK0 BesselK0e BesselK1 BesselK1e
     BesselY0 BesselY1 Betainc Bincount BitwiseAnd BitwiseOr BitwiseXor Bucketize Cast Ceil ClipByValue Complex
@@ -34,9 +31,9 @@ _ARITHMETIC = """
     Rsqrt RsqrtGrad SegmentMax SegmentMean SegmentMin SegmentProd SegmentSum Sigmoid SigmoidGrad Sign Sin Sinh
     Spence Sqrt SqrtGrad Square SquaredDifference Sub Sum Tan Tanh TanhGrad TopK TopKV2 TruncateDiv TruncateMod
     UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound Xdivy Xlog1py Xlogy Zeta
-"""
-# Parts of neural networks, and their gradients.
-_NETWORKS = """
+    """
+        # Parts of neural networks, and their gradients.
+        """
     AvgPool AvgPool3D AvgPool3DGrad AvgPoolGrad BatchNormWithGlobalNormalization BatchToSpace BatchToSpaceND BiasAdd
     BiasAddGrad BiasAddV1 BlockLSTM BlockLSTMGrad BlockLSTMGradV2 BlockLSTMV2 Conv Conv2D Conv2DBackpropFilter
     Conv2DBackpropInput Conv3D Conv3DBackpropFilterV2 Conv3DBackpropInputV2 CudnnRNN CudnnRNNBackprop
@@ -51,18 +48,18 @@ _NETWORKS = """
     MaxPoolV2 MaxPoolWithArgmax Relu Relu6 Relu6Grad ReluGrad Selu SeluGrad Softmax SoftmaxCrossEntropyWithLogits
     Softplus SoftplusGrad Softsign SoftsignGrad SpaceToBatch SpaceToBatchND SpaceToDepth
     SparseSoftmaxCrossEntropyWithLogits
-"""
-# Rounding.
-_QUANTIZED = """
+    """
+        # Quantization.
+        """
     Dequantize FakeQuantWithMinMaxArgs FakeQuantWithMinMaxArgsGradient FakeQuantWithMinMaxVars
     FakeQuantWithMinMaxVarsGradient FakeQuantWithMinMaxVarsPerChannel FakeQuantWithMinMaxVarsPerChannelGradient
     QuantizeAndDequantize QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4
     QuantizeAndDequantizeV4Grad QuantizeDownAndShrinkRange QuantizeV2 QuantizedAdd QuantizedAvgPool QuantizedBiasAdd
     QuantizedConcat QuantizedConv2D QuantizedMatMul QuantizedMaxPool QuantizedMul QuantizedRelu QuantizedRelu6
     QuantizedReluX QuantizedReshape QuantizedResizeBilinear RequantizationRange Requantize
-"""
-# Pixels and signals; decoders of what is handed in.
-_IMAGES = """
+    """
+        # Images and signals; decoders of their inputs.
+        """
     AdjustContrastv2 AdjustHue AdjustSaturation CombinedNonMaxSuppression CropAndResize CropAndResizeGradBoxes
     CropAndResizeGradImage DecodeAndCropJpeg DecodeBase64 DecodeBmp DecodeGif DecodeImage DecodeJpeg DecodePng
     DecodeRaw DrawBoundingBoxes DrawBoundingBoxesV2 EncodeJpeg EncodePng ExtractGlimpse ExtractGlimpseV2
@@ -72,17 +69,17 @@ _IMAGES = """
     ParseExampleV2 ParseSingleExample RFFT RFFT2D RFFT3D RGBToHSV ResizeArea ResizeBicubic ResizeBicubicGrad
     ResizeBilinear ResizeBilinearGrad ResizeNearestNeighbor ResizeNearestNeighborGrad SampleDistortedBoundingBox
     SampleDistortedBoundingBoxV2 ScaleAndTranslate ScaleAndTranslateGrad StatelessSampleDistortedBoundingBox
-"""
-# Linear algebra.
-_MATRICES = """
+    """
+        # Linear algebra.
+        """
     BandedTriangularSolve BatchMatMul BatchMatMulV2 BatchMatMulV3 Cholesky CholeskyGrad Diag DiagPart Eig Einsum
     LogMatrixDeterminant Lu MatMul MatrixBandPart MatrixDeterminant MatrixDiag MatrixDiagPart MatrixDiagPartV2
     MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixExponential MatrixInverse MatrixLogarithm MatrixSetDiag
     MatrixSetDiagV2 MatrixSetDiagV3 MatrixSolve MatrixSolveLs MatrixSquareRoot MatrixTriangularSolve Qr
     SelfAdjointEig SelfAdjointEigV2 SparseMatMul SparseTensorDenseMatMul Svd TridiagonalMatMul TridiagonalSolve
-"""
-# Shapes and values.
-_SHAPES = """
+    """
+        # Shapes and values.
+        """
     Bitcast BroadcastArgs BroadcastGradientArgs BroadcastTo Concat ConcatOffset ConcatV2 ConjugateTranspose Const
     ControlTrigger CopyOp DeepCopy DynamicPartition DynamicStitch Empty EnsureShape ExpandDims FakeParam Fill Gather
     GatherNd GatherV2 GuaranteeConst Identity IdentityN InplaceAdd InplaceSub InplaceUpdate ListDiff MirrorPad
@@ -95,9 +92,9 @@ _SHAPES = """
     SparseSplit SparseTensorDenseAdd SparseToDense Split SplitV Squeeze StopGradient StridedSlice StridedSliceGrad
     TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate TensorStridedSliceUpdate
     Tile TileGrad Transpose Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack UnravelIndex Where ZerosLike
-"""
-# The random generator.
-_RANDOM = """
+    """
+        # The random generator.
+        """
     Multinomial NonDeterministicInts ParameterizedTruncatedNormal RandomGamma RandomPoisson RandomPoissonV2
     RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt RngReadAndSkip RngSkip StatefulRandomBinomial
     StatefulStandardNormal StatefulStandardNormalV2 StatefulTruncatedNormal StatefulUniform StatefulUniformFullInt
@@ -107,14 +104,14 @@ _RANDOM = """
     StatelessRandomUniform StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomUniformInt
     StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessShuffle StatelessTruncatedNormal
     StatelessTruncatedNormalV2 TruncatedNormal
-"""
-# Which function runs; every function of a file is looked at.
-_FLOW = """
+    """
+        # Control flow and calls; every function of a file is checked.
+        """
     Assert Case CheckNumerics CheckNumericsV2 Enter Exit If LoopCond MapDefun Merge NextIteration PartitionedCall
     StatefulPartitionedCall StatelessCase StatelessIf StatelessWhile Switch While
-"""
-# Variables, lists and tables of the model itself.
-_STATE = """
+    """
+        # Variables, lists and tables of the model itself.
+        """
     AnonymousHashTable AnonymousMutableHashTable Assign AssignAdd AssignAddVariableOp AssignSub AssignSubVariableOp
     AssignVariableOp DestroyResourceOp DisableCopyOnRead EmptyTensorList HashTable HashTableV2 InitializeTableV2
     IsVariableInitialized LookupTableExportV2 LookupTableFindV2 LookupTableImportV2 LookupTableInsertV2
@@ -130,20 +127,19 @@ _STATE = """
     TensorListPushBackBatch TensorListReserve TensorListResize TensorListScatter TensorListScatterIntoExistingList
     TensorListScatterV2 TensorListSetItem TensorListSplit TensorListStack VarHandleOp VarIsInitializedOp Variable
     VariableShape VariableV2
-"""
-# Texts, with which the names of checkpoints are made.
-_TEXT = """
+    """
+        # Strings, from which the names of checkpoints are made.
+        """
     AsString ReduceJoin RegexFullMatch RegexReplace ShardedFilename StaticRegexFullMatch StaticRegexReplace
     StringFormat StringJoin StringLength StringLower StringNGrams StringSplit StringSplitV2 StringStrip
     StringToHashBucket StringToHashBucketFast StringToHashBucketStrong StringToNumber StringUpper Substr
     UnicodeDecodeWithOffsets
-"""
-COMPUTING = frozenset(
-    " ".join((_ARITHMETIC, _NETWORKS, _QUANTIZED, _IMAGES, _MATRICES, _SHAPES, _RANDOM, _FLOW, _STATE, _TEXT)).split()
+    """
+    ).split()
 )
-# What saving and restoring the variables takes, in every SavedModel; fine there, and nowhere else in it.
+# Operations that save and restore the variables of every SavedModel; allowed for that, and nowhere else in it.
 CHECKPOINT = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints"})
-# Parts of the names of other operations, and what these do.
+# Effects of other operations, by parts of their names.
 _REASONS = {
     "PyFunc": "calls Python",
     "File": "reads or writes files",
@@ -177,61 +173,63 @@ _REASONS = {
 
 
 def reason(operation: str) -> str:
-    """What an operation that is not on the list does, as far as its name tells."""
+    """Describe the effect of an operation that is not on the list, as far as its name shows it."""
     return next((why for part, why in _REASONS.items() if part in operation), "is not known to only compute")
 
 
 def frozen_operations(graph: Any, where: str = "the graph in a FrozenGraph") -> list[tuple[str, str]] | None:
-    """What does more than compute in a ``GraphDef`` in base64, as (operation, what it does).
+    """Find the operations that do more than compute in a ``GraphDef`` in base64.
 
     Returns:
-        None where it cannot be read.
+        Pairs of operation and effect; None if the graph cannot be read.
 
     Raises:
-        ModelError: more than a model has.
+        ModelError: beyond the limits of ``graph_bounds``.
     """
     try:
-        found = check_graph(base64.b64decode(graph), "Graph", where)
+        content = check_graph(base64.b64decode(graph), "Graph", where)
     except (TypeError, ValueError):
         return None
-    return _outside(found.operations, found.functions)
+    return _unlisted(content.operations, content.functions)
 
 
 def saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]:
-    """The same for the ``MetaGraphDef`` of a SavedModel, all of them, and how many operations they use.
+    """Find the same in all ``MetaGraphDef`` of a SavedModel, and count the different operations that they use.
 
-    Saving and restoring files is passed over in the functions that only the saver calls.
+    Operations that save and restore files are allowed in functions that only the saver calls.
     """
-    found: set[tuple[str, str]] = set()
+    effects: set[tuple[str, str]] = set()
     used: set[str] = set()
     for graph in graphs:
         operations = {node.op for node in all_nodes(graph.graph_def)}
         used |= operations
-        functions = {function.signature.name for function in graph.graph_def.library.function}
         if operations & CHECKPOINT:
             operations = operations - CHECKPOINT | (_beyond_saver(graph) & CHECKPOINT)
-        found |= set(_outside(operations, functions))
-    return sorted(found), len(used)
+        effects |= set(
+            _unlisted(operations, {function.signature.name for function in graph.graph_def.library.function})
+        )
+    return sorted(effects), len(used)
 
 
-def _outside(operations: set[str], functions: set[str]) -> list[tuple[str, str]]:
+def _unlisted(operations: set[str], functions: set[str]) -> list[tuple[str, str]]:
     operations = operations - COMPUTING
-    if not operations & functions:
-        return [(name, reason(name)) for name in sorted(operations)]
-    start_tensorflow()
-    from tensorflow.python.framework import op_def_registry
+    if operations & functions:
+        start_tensorflow()
+        from tensorflow.python.framework import op_def_registry
 
-    # A function of the graph, called by its name, is no operation; what is in it is looked at like all else.
-    own = {name for name in functions if op_def_registry.get(name) is None}
-    return [(name, reason(name)) for name in sorted(operations - own)]
+        # A node may call a function of the graph by its name; the nodes of that function are checked as all others.
+        operations -= {name for name in functions if op_def_registry.get(name) is None}
+    return [(name, reason(name)) for name in sorted(operations)]
 
 
 def _beyond_saver(graph: Any) -> set[str]:
-    """Operations of everything but what the saver alone runs."""
+    """Find the operations of all nodes and functions but those that only the saver runs."""
     nodes = {node.name: node for node in graph.graph_def.node}
     functions = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
     if len(nodes) < len(graph.graph_def.node) or len(functions) < len(graph.graph_def.library.function):
-        return {node.op for node in all_nodes(graph.graph_def)}  # names that stand for two things tell nothing
+        return {
+            node.op for node in all_nodes(graph.graph_def)
+        }  # a repeated name does not show which of the two is meant
     saver = graph.saver_def
     savers = {owner(name) for name in (saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name)}
     only_saver = _needed(savers, nodes)
@@ -240,21 +238,24 @@ def _beyond_saver(graph: Any) -> set[str]:
     other_nodes = _needed((set(nodes) - only_saver) | named, nodes)
     saver_functions = _called([nodes[name] for name in only_saver - other_nodes], functions)
     other_functions = _called([nodes[name] for name in other_nodes], functions)
-    loose = (set(functions) - saver_functions) | set(graph.object_graph_def.concrete_functions)
-    other_functions |= _called([node for name in loose for node in functions.get(name, ())], functions) | loose
+    entries = (set(functions) - saver_functions) | set(graph.object_graph_def.concrete_functions)
+    other_functions |= _called([node for name in entries for node in functions.get(name, ())], functions) | entries
     return {nodes[name].op for name in other_nodes} | {
         node.op for name in other_functions for node in functions.get(name, ())
     }
 
 
 def _needed(names: set[str], nodes: Mapping[str, Any]) -> set[str]:
-    """The nodes of these names, and all that they read."""
-    start = [name for name in names if name in nodes]
-    return set(reached(start, lambda name: (source for source in map(owner, nodes[name].input) if source in nodes)))
+    """Find the nodes of these names and all nodes that they depend on."""
+    return set(
+        reached(
+            names & nodes.keys(), lambda name: (source for source in map(owner, nodes[name].input) if source in nodes)
+        )
+    )
 
 
 def _called(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
-    """The functions that nodes call, and those that these call."""
+    """Find the functions that nodes call, and those that these call in turn."""
 
     def names(callers: Iterable[Any]) -> set[str]:
         called = {node.op for node in callers}

@@ -1,8 +1,6 @@
-"""Rewrites frozen TensorFlow graphs: the final activation at the very end, a free batch, float32 throughout.
+"""Rewrites of frozen TensorFlow graphs: the final activation as the last operation, a free batch, float32 throughout.
 
-Walks over TensorFlow graphs as protocol buffers; imports no TensorFlow.
-
-Whether a rewritten graph answers as before is not asked here; ``saved_comparison`` runs both.
+``saved_comparison`` checks that a rewritten graph computes the same; nothing here does.
 """
 
 import copy
@@ -15,50 +13,53 @@ import numpy as np
 
 
 def all_nodes(definition: Any) -> Iterator[Any]:
-    """The nodes of a ``GraphDef``, and those of its functions."""
+    """Yield the nodes of a ``GraphDef`` and those of its functions."""
     yield from definition.node
     for function in definition.library.function:
         yield from function.node_def
 
 
 def owner(tensor: str) -> str:
-    """The name of the node that a tensor comes from, or that an input waits for."""
+    """Name the node that a tensor or a control input comes from."""
     return tensor.removeprefix("^").split(":")[0]
 
 
 def readers(nodes: Iterable[Any]) -> dict[str, list[Any]]:
-    """The nodes that read a node, by its name."""
-    found: dict[str, list[Any]] = {}
+    """List the nodes that read a node, by its name."""
+    by_source: dict[str, list[Any]] = {}
     for node in nodes:
         for name in node.input:
-            found.setdefault(owner(name), []).append(node)
-    return found
+            by_source.setdefault(owner(name), []).append(node)
+    return by_source
 
 
 def reached(start: Iterable[str], following: Callable[[str], Iterable[str]]) -> dict[str, None]:
-    """The names that are reached from some, themselves included, as a set that keeps the order.
+    """Find the names reachable from some names, these included, breadth first.
 
     Args:
-        start: where to begin.
-        following: the names right behind one.
+        start: the names to begin with.
+        following: gives the successors of a name.
+
+    Returns:
+        The names as keys, in the order of their discovery.
     """
-    found, waiting = dict.fromkeys(start), list(start)
+    names = dict.fromkeys(start)
+    waiting = list(names)
     for name in waiting:  # which grows
-        for new in following(name):
-            if new not in found:
-                found[new] = None
-                waiting.append(new)
-    return found
+        successors = dict.fromkeys(new for new in following(name) if new not in names)
+        names |= successors
+        waiting += successors
+    return names
 
 
-_HALF = ("float16", "bfloat16")
-# Behind a softmax these leave its values as they are, in another shape at most (Mean: over one position).
-_HANDING_ON = frozenset(
+_FLOAT, _INT32, _HALF = 1, 3, (19, 14)  # of TensorFlow's types.proto: DT_FLOAT, DT_INT32, DT_HALF and DT_BFLOAT16
+# After a softmax, these keep its values, in another shape at most (Mean: over one position).
+_PRESERVING = frozenset(
     """
     Cast CheckNumerics EnsureShape ExpandDims Identity Mean PreventGradient Reshape Squeeze StopGradient
     """.split()  # noqa: SIM905
 )
-_MIXING = _HANDING_ON | frozenset(
+_MIXING = _PRESERVING | frozenset(
     "Add AddN AddV2 AvgPool ConcatV2 Max MaxPool Mul Pack RealDiv Sub Transpose".split()  # noqa: SIM905
 )
 _LINEAR = frozenset("Add AddV2 BiasAdd Conv2D LogSoftmax MatMul Mean".split())  # noqa: SIM905
@@ -66,12 +67,12 @@ _LINEAR = frozenset("Add AddV2 BiasAdd Conv2D LogSoftmax MatMul Mean".split())  
 
 @dataclass(frozen=True)
 class End:
-    """A graph, the tensor to take from it, and the activation that belongs behind it.
+    """A graph, the tensor to fetch from it, and the activation that follows.
 
     Attributes:
         definition: the graph.
         fetch: the tensor's name.
-        activation: "softmax", "sigmoid" or "linear"; None where it cannot be told.
+        activation: "softmax", "sigmoid" or "linear"; None if it is unknown.
     """
 
     definition: Any
@@ -80,10 +81,10 @@ class End:
 
 
 def ends(definition: Any, output: str) -> Iterator[End]:
-    """Ways to read the end of a graph, the best first; the last is the graph as it is.
+    """Yield interpretations of the end of a graph, the best first; the last is the unchanged graph.
 
-    A softmax or sigmoid need not be the last operation: a Reshape, Squeeze or Identity behind it is done to its input
-    instead, which is the same if the shapes agree.
+    A softmax or sigmoid need not be the last operation: a Reshape, Squeeze or Identity after it is applied to its input
+    instead, which is equivalent if the shapes agree.
 
     Args:
         definition: a frozen ``GraphDef``.
@@ -92,81 +93,77 @@ def ends(definition: Any, output: str) -> Iterator[End]:
     nodes = {node.name: node for node in definition.node}
     path: list[Any] = []
     tensor = output
-    while (node := nodes[owner(tensor)]).op in _HANDING_ON and (source := _source(node)):
+    while (node := nodes[owner(tensor)]).op in _PRESERVING and (source := _source(node)):
         path.append(node)
         tensor = source
-    found = _activation(node, nodes)
-    if found is not None:
-        before, name = found
-        if all(one.op in ("Identity", "StopGradient", "PreventGradient") for one in path):
-            yield End(definition, before, name)
+    if (activation := _activation(node, nodes)) is not None:
+        logits, name = activation
+        if all(step.op in ("Identity", "StopGradient", "PreventGradient") for step in path):
+            yield End(definition, logits, name)
         else:
             changed = copy.deepcopy(definition)
-            next(one for one in changed.node if one.name == path[-1].name).input[0] = before
+            next(step for step in changed.node if step.name == path[-1].name).input[0] = logits
             yield End(changed, output, name)
         yield End(definition, output, None)
         return
-    linear = node.op in _LINEAR or any(one.op in ("Reshape", "Mean") for one in path)
-    probabilities = any(_activation(one, nodes) for one in _mixed(owner(output), nodes))
+    linear = node.op in _LINEAR or any(step.op in ("Reshape", "Mean") for step in path)
+    probabilities = any(_activation(source, nodes) for source in _mixed(owner(output), nodes))
     yield End(definition, output, "linear" if linear and not probabilities else None)
 
 
 def free_batch(definition: Any, feed: str, batch: int, shape: Callable[[str], Any]) -> Any:
-    """A graph of a fixed batch whose reshapes take any.
+    """Copy a graph of a fixed batch with reshapes that accept any batch.
 
     Args:
         definition: a frozen ``GraphDef``.
         feed: name of its input tensor.
-        batch: what it is fixed to.
-        shape: of a tensor by its name, as a list, None where it is not known.
+        batch: its fixed batch size.
+        shape: gives the shape of a tensor by its name, None if it is unknown.
     """
     import tensorflow as tf
 
     changed = copy.deepcopy(definition)
-    reading = readers(changed.node)
-    moving = reached([owner(feed)], lambda name: (node.name for node in reading.get(name, ())))
+    readers_of = readers(changed.node)
+    dependent = reached([owner(feed)], lambda name: (node.name for node in readers_of.get(name, ())))
     for node in list(changed.node):
-        if node.op != "Reshape" or node.name not in moving:
+        if node.op != "Reshape" or node.name not in dependent:
             continue
-        given, made = shape(_tensor(node.input[0])), shape(f"{node.name}:0")
-        if not given or not made or given[0] != batch or made[0] != batch or None in made[1:]:
+        before, after = shape(_tensor(node.input[0])), shape(f"{node.name}:0")
+        if not before or not after or before[0] != batch or after[0] != batch or None in after[1:]:
             continue
         sizes = changed.node.add(name=f"{node.name}/any_batch", op="Const")
-        sizes.attr["dtype"].type = 3  # int32
-        sizes.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.asarray([-1, *made[1:]], np.int32)))
+        sizes.attr["dtype"].type = _INT32
+        sizes.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.asarray([-1, *after[1:]], np.int32)))
         node.input[1] = sizes.name
-        node.attr["Tshape"].type = 3
+        node.attr["Tshape"].type = _INT32
     return changed
 
 
 def in_single(definition: Any) -> Any:
-    """A graph with float32 in the place of half precision, in its functions too."""
+    """Copy a graph with float32 in place of half precision, in its functions too."""
     import tensorflow as tf
-    from tensorflow.core.framework import types_pb2
 
-    half = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
     changed = copy.deepcopy(definition)
-    for node in all_nodes(changed):
-        for attribute in node.attr.values():
-            if attribute.type in half:
-                attribute.type = types_pb2.DT_FLOAT
-            elif attribute.HasField("tensor") and attribute.tensor.dtype in half:
-                single = tf.make_ndarray(attribute.tensor).astype(np.float32)
-                attribute.tensor.CopyFrom(tf.make_tensor_proto(single))
-            for index, kind in enumerate(attribute.list.type):
-                if kind in half:
-                    attribute.list.type[index] = types_pb2.DT_FLOAT
-    for function in changed.library.function:
-        for argument in (*function.signature.input_arg, *function.signature.output_arg):
-            if argument.type in half:
-                argument.type = types_pb2.DT_FLOAT
+    attributes = [attribute for node in all_nodes(changed) for attribute in node.attr.values()]
+    signatures = [function.signature for function in changed.library.function]
+    arguments = (argument for signature in signatures for argument in (*signature.input_arg, *signature.output_arg))
+    for typed in (*attributes, *arguments):
+        if typed.type in _HALF:
+            typed.type = _FLOAT
+    for attribute in attributes:
+        if attribute.HasField("tensor") and attribute.tensor.dtype in _HALF:
+            values = tf.make_ndarray(attribute.tensor).astype(np.float32)
+            attribute.tensor.CopyFrom(tf.make_tensor_proto(values))
+        for index, dtype in enumerate(attribute.list.type):
+            if dtype in _HALF:
+                attribute.list.type[index] = _FLOAT
     return changed
 
 
 def own_functions(definition: Any) -> Any:
-    """A graph whose functions (the bodies of loops) have names that no other graph's have.
+    """Copy a graph with unique names for its functions (loop bodies).
 
-    TensorFlow knows functions by name only, all over the process, and keeps to the first of a name.
+    TensorFlow registers functions by name for the whole process, and keeps the first of each name.
     """
     changed = copy.deepcopy(definition)
     functions = changed.library.function
@@ -185,21 +182,13 @@ def own_functions(definition: Any) -> Any:
     return changed
 
 
-def is_half(dtype: str) -> bool:
-    """Whether a type, by TensorFlow's name, is half precision."""
-    return dtype in _HALF
-
-
 def has_half(definition: Any) -> bool:
     """Whether anything in a graph is in half precision."""
-    from tensorflow.core.framework import types_pb2
-
-    half = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
-    return any(attribute.type in half for node in all_nodes(definition) for attribute in node.attr.values())
+    return any(attribute.type in _HALF for node in all_nodes(definition) for attribute in node.attr.values())
 
 
 def _activation(node: Any, nodes: dict[str, Any]) -> tuple[str, str] | None:
-    """What a softmax or sigmoid is applied to, and its name; None for any other operation."""
+    """Name the input of a softmax or sigmoid, and the function; None for any other operation."""
     source = _source(node)
     if node.op in ("Softmax", "Sigmoid"):
         return source, node.op.lower()
@@ -212,11 +201,11 @@ def _activation(node: Any, nodes: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _mixed(start: str, nodes: dict[str, Any]) -> Iterator[Any]:
-    """The operations that an output is a sum, mean or other mixture of, and those in between."""
+    """Yield the operations that an output is a sum, mean or other mixture of, and those in between."""
 
     def inputs(name: str) -> list[str]:
         node = nodes[name]
-        return [owner(one) for one in node.input if not one.startswith("^")] if node.op in _MIXING else []
+        return [owner(tensor) for tensor in node.input if not tensor.startswith("^")] if node.op in _MIXING else []
 
     return (nodes[name] for name in reached([start], inputs))
 

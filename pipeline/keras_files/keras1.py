@@ -1,4 +1,4 @@
-"""Architectures of Keras 1, in the words of Keras 2. Weights need no change: their order is the same."""
+"""Translation of Keras 1 architectures to Keras 2. Weights need no change: their order is the same."""
 
 import json
 import shutil
@@ -38,10 +38,10 @@ _DROPPED = frozenset(
 
 @contextmanager
 def as_keras2(file: ModelFile) -> Iterator[Path]:
-    """The path of an HDF5 file whose architecture Keras 2 understands: the file itself, or a translated copy.
+    """Yield the path of an HDF5 file that Keras 2 reads: the file itself, or a translated copy.
 
     Raises:
-        ModelError: something in an architecture of Keras 1 has no counterpart.
+        ModelError: a part of a Keras 1 architecture has no counterpart.
     """
     if file.config is None or not _is_keras1(file.config):
         yield file.path
@@ -57,7 +57,7 @@ def as_keras2(file: ModelFile) -> Iterator[Path]:
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """An architecture of Keras 1 as Keras 2 writes it.
+    """Translate an architecture of Keras 1 to Keras 2.
 
     Raises:
         ModelError: channels first, or a merge that Keras 2 does not have.
@@ -69,7 +69,7 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def translate_layer(layer: dict[str, Any]) -> dict[str, Any]:
-    """One layer, or a model among the layers."""
+    """Translate one layer, or a nested model."""
     kind, config = layer["class_name"], layer["config"]
     if kind in ("Sequential", "Model") or ("layers" in config and kind != "Merge"):
         return translate(layer)
@@ -90,8 +90,8 @@ def translate_layer(layer: dict[str, Any]) -> dict[str, Any]:
         if config.get("mode", 0) != 0:
             raise ModelError(f"Expected BatchNormalization of mode 0. Received: mode {config['mode']}.")
         new["axis"] = config.get("axis", -1)
-    # The weights are loaded; Keras 1 knew names that Keras 2 does not.
-    new |= {key: plain for key, plain in _INITIALIZERS.items() if isinstance(new.get(key), str)}
+    # Initializers have no effect, as the weights are loaded; but Keras 2 does not know all names of Keras 1.
+    new |= {key: default for key, default in _INITIALIZERS.items() if isinstance(new.get(key), str)}
     return layer | {"class_name": _CLASSES.get(kind, kind), "config": new}
 
 

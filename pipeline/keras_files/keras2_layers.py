@@ -1,7 +1,7 @@
-"""Layers of Keras 2 as layers of Keras 3 that compute the same.
+"""Conversion of Keras 2 layers to Keras 3 layers that compute the same.
 
-Most have a namesake and need their settings renamed. What is gone from Keras 3, or means something else there, is put
-together from plain layers of Keras 3, so that the saved model needs nothing of ours.
+Most layers keep their name and need some settings renamed. A layer that Keras 3 lacks or defines differently is built
+from standard layers of Keras 3, so that the saved model needs no custom code.
 """
 
 import inspect
@@ -23,17 +23,17 @@ _RENAMED = {
     "LSTMV1": "LSTM",
 }
 _SETTINGS = {"LeakyReLU": {"alpha": "negative_slope"}}
-# Keras 2 computes clip(0.2 x + 0.5), Keras 3 clip(x / 6 + 0.5) under the name of hard_sigmoid.
+# hard_sigmoid is clip(0.2 x + 0.5) in Keras 2 and clip(x / 6 + 0.5) in Keras 3.
 SLOPE, STEEPER = 0.2, 1.2
-# Blocks of a recurrent layer's weights along their last axis, and those that the gates' activation is applied to.
+# Blocks of a recurrent layer's weights along their last axis, and the blocks of the gates, which have an activation.
 _GATES = {"LSTM": (4, (0, 1, 3)), "GRU": (3, (0, 1)), "ConvLSTM1D": (4, (0, 1, 3)), "ConvLSTM2D": (4, (0, 1, 3))}
-# The same for the activation of the candidate, where it is applied to nothing else.
+# The same for the candidate, where its activation applies to nothing else.
 _CANDIDATES = {"GRU": (3, (2,)), "SimpleRNN": (1, (0,))}
 
 
 @dataclass
 class _Part:
-    """A layer of Keras 3 before it is built, the weights that it gets then, and whether a hard_sigmoid follows."""
+    """A Keras 3 layer before it is built, its weights for then, and whether a hard_sigmoid follows it."""
 
     layer: Any
     weights: list[np.ndarray]
@@ -41,31 +41,31 @@ class _Part:
 
 
 def plain_name(name: str) -> str:
-    """A layer's name as Keras 3 takes it: DenseNet and MobileNet v3 of Keras 2 have slashes in theirs."""
+    """Return a layer's name without slashes, as in DenseNet and MobileNet v3 of Keras 2; Keras 3 refuses them."""
     return name.replace("/", "_")
 
 
 def convert_layer(layer: Any, name: str, model: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The Keras 3 counterpart of a tf_keras layer, to be called on tensors; it gets its weights with the first call.
+    """Return the Keras 3 counterpart of a tf_keras layer, a callable on tensors that gets its weights when called.
 
     Args:
-        layer: of tf_keras, built.
-        name: of the counterpart.
+        layer: built tf_keras layer.
+        name: name of the counterpart.
         model: rebuilds a model inside a layer.
 
     Raises:
-        ModelError: it has none.
+        ModelError: the layer has no counterpart.
     """
     kind = type(layer).__name__
-    special: Callable[..., Callable[..., Any]] | None = {
+    special: dict[str, Callable[..., Callable[..., Any]]] = {
         "ThresholdedReLU": _thresholded_relu,
         "LocallyConnected2D": _locally_connected,
         "CustomScaleLayer": _custom_scale,
         "RandomCrop": _crop_at_inference,
         "LayerScale": _layer_scale,
-    }.get(kind)
-    if special is not None:
-        return special(layer, name)
+    }
+    if kind in special:
+        return special[kind](layer, name)
     part = _part(layer, name, model)
 
     def call(x: Any, *args: Any, **named: Any) -> Any:
@@ -78,9 +78,9 @@ def convert_layer(layer: Any, name: str, model: Callable[[Any], Any]) -> Callabl
 
 
 def hard_sigmoid(x: Any, name: str) -> Any:
-    """What Keras 2 means by it, exactly: clip(0.2 x + 0.5, 0, 1)."""
-    steep = keras.layers.Rescaling(SLOPE, offset=0.5, name=f"{name}_rescaled")(x)
-    return keras.layers.ReLU(max_value=1.0, name=name)(steep)
+    """Apply the hard_sigmoid of Keras 2: clip(0.2 x + 0.5, 0, 1)."""
+    rescaled = keras.layers.Rescaling(SLOPE, offset=0.5, name=f"{name}_rescaled")(x)
+    return keras.layers.ReLU(max_value=1.0, name=name)(rescaled)
 
 
 def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
@@ -95,8 +95,8 @@ def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
             f"Expected layers that Keras 3 has too. Received: {kind} {layer.name!r}. Save the model as a SavedModel "
             "with Keras 2 without it, or replace the layer."
         )
-    config = layer.get_config() | {"name": name}
-    config = {_SETTINGS.get(kind, {}).get(key, key): value for key, value in config.items()}
+    renamed = _SETTINGS.get(kind, {})
+    config = {renamed.get(key, key): value for key, value in (layer.get_config() | {"name": name}).items()}
     config = {key: value for key, value in config.items() if key in _parameters(target)}
     if isinstance(config.get("axis"), (list, tuple)) and len(config["axis"]) == 1:
         config["axis"] = config["axis"][0]
@@ -118,7 +118,7 @@ def _part(layer: Any, name: str, model: Callable[[Any], Any]) -> _Part:
 
 
 def _wrapped(layer: Any, target: Any, config: dict[str, object], model: Callable[[Any], Any]) -> _Part:
-    """A layer around another: the inner one is converted, and its weights are the outer one's."""
+    """Convert a wrapper: the inner layer is converted, and its weights become those of the wrapper."""
     if type(layer).__name__ == "TimeDistributed":
         inner = layer.layer
         part = _Part(model(inner), []) if hasattr(inner, "layers") else _part(inner, plain_name(inner.name), model)
@@ -131,7 +131,7 @@ def _wrapped(layer: Any, target: Any, config: dict[str, object], model: Callable
 
 
 def _with_keras2s_gates(layer: Any, kind: str, weights: list[np.ndarray]) -> list[np.ndarray]:
-    """Weights with which Keras 3's hard_sigmoid answers as Keras 2's: what it is applied to is 1.2 times as large."""
+    """Scale the weights by 1.2 where a hard_sigmoid follows, so that Keras 3's equals that of Keras 2."""
     for setting, blocks in (("recurrent_activation", _GATES), ("activation", _CANDIDATES)):
         if not _is_hard_sigmoid(layer, setting):
             continue
@@ -146,8 +146,8 @@ def _with_keras2s_gates(layer: Any, kind: str, weights: list[np.ndarray]) -> lis
     return weights
 
 
-def _scaled(weight: np.ndarray, blocks: int, chosen: tuple[int, ...]) -> np.ndarray:
-    factors = np.where(np.isin(np.arange(blocks), chosen), STEEPER, 1.0)
+def _scaled(weight: np.ndarray, blocks: int, gates: tuple[int, ...]) -> np.ndarray:
+    factors = np.where(np.isin(np.arange(blocks), gates), STEEPER, 1.0)
     return np.asarray(weight * np.repeat(factors, weight.shape[-1] // blocks), weight.dtype)
 
 
@@ -157,7 +157,7 @@ def _is_hard_sigmoid(layer: Any, setting: str) -> bool:
 
 def _normalization(layer: Any, name: str) -> Any:
     mean, variance = np.asarray(layer.mean), np.asarray(layer.variance)
-    axis: Any = None if not layer.axis else tuple(layer.axis)
+    axis: Any = tuple(layer.axis) if layer.axis else None
     if axis in ((3,), (-1,)):
         axis, mean, variance = -1, mean.reshape(-1), variance.reshape(-1)
     elif axis is None:
@@ -170,13 +170,13 @@ def _thresholded_relu(layer: Any, name: str) -> Any:
 
 
 def _crop_at_inference(layer: Any, name: str) -> Callable[..., Any]:
-    """RandomCrop's, which Keras 3 leaves out at inference: the largest centred part of its shape, resized."""
+    """Resize the largest centred crop: RandomCrop at inference, which Keras 3 leaves out."""
     resizing = keras.layers.Resizing(layer.height, layer.width, crop_to_aspect_ratio=True, name=name)
     return lambda x, **named: resizing(x)
 
 
 def _custom_scale(layer: Any, name: str) -> Callable[..., Any]:
-    """InceptionResNetV2's: the first input and a part of the second."""
+    """Add a scaled second input to the first, as in InceptionResNetV2."""
 
     def call(inputs: Any, **named: Any) -> Any:
         scaled = keras.layers.Rescaling(float(layer.scale), name=f"{name}_scaled")(inputs[1])
@@ -186,54 +186,49 @@ def _custom_scale(layer: Any, name: str) -> Callable[..., Any]:
 
 
 def _layer_scale(layer: Any, name: str) -> Callable[..., Any]:
-    """ConvNeXt's: a factor for each channel."""
+    """Multiply each channel by a factor, as in ConvNeXt."""
     gamma = np.asarray(layer.get_weights()[0])
-
-    def call(x: Any, **named: Any) -> Any:
-        return ops.multiply(x, gamma)
-
-    return call
+    return lambda x, **named: ops.multiply(x, gamma)
 
 
 def _locally_connected(layer: Any, name: str) -> Callable[..., Any]:
-    """A convolution whose weights differ from place to place: its windows side by side, each a group of channels."""
-    height, width = layer.output_row, layer.output_col
+    """Build a convolution with weights of its own at each position: a grouped one, with the windows as channels."""
     if layer.implementation != 1 or layer.data_format != "channels_last":
         raise ModelError(
             f"Expected layers that Keras 3 has too. Received: LocallyConnected2D {layer.name!r} of implementation "
             f"{layer.implementation}, {layer.data_format}. Build it with implementation=1 and channels last in Keras "
             "2, give it the weights, and save the model again."
         )
-    kernel = np.asarray(layer.kernel)  # (places, values of a window, filters)
-    places, window, filters = kernel.shape
-    weights: list[Any] = [kernel.transpose(1, 0, 2).reshape(1, 1, window, places * filters)]
+    kernel = np.asarray(layer.kernel)  # (positions, values of a window, filters)
+    positions, window, filters = kernel.shape
+    weights: list[Any] = [kernel.transpose(1, 0, 2).reshape(1, 1, window, positions * filters)]
     if layer.use_bias:
         weights.append(np.asarray(layer.bias).reshape(-1))
-    beside = keras.layers.Reshape((1, 1, places * window), name=f"{name}_windows")
+    flatten = keras.layers.Reshape((1, 1, positions * window), name=f"{name}_windows")
     grouped = keras.layers.Conv2D(
-        places * filters, 1, groups=places, use_bias=layer.use_bias, name=f"{name}_convolution"
+        positions * filters, 1, groups=positions, use_bias=layer.use_bias, name=f"{name}_convolution"
     )
     follows = _is_hard_sigmoid(layer, "activation")
     activation = None if follows else keras.layers.Activation(layer.get_config()["activation"], name=name)
 
     def call(x: Any, **named: Any) -> Any:
         windows = ops.image.extract_patches(x, tuple(layer.kernel_size), tuple(layer.strides), padding="valid")
-        y = grouped(beside(windows))
+        y = grouped(flatten(windows))
         grouped.set_weights(weights)
-        y = keras.layers.Reshape((height, width, filters), name=f"{name}_places")(y)
+        y = keras.layers.Reshape((layer.output_row, layer.output_col, filters), name=f"{name}_places")(y)
         return hard_sigmoid(y, name) if activation is None else activation(y)
 
     return call
 
 
 def _parameters(target: type) -> set[str]:
-    """The arguments of a Keras 3 layer that a Keras 2 configuration may set."""
+    """List the arguments of a Keras 3 layer that a Keras 2 configuration may set."""
     names = {"name"}
     for base in target.__mro__:
         parameters = inspect.signature(vars(base).get("__init__", base)).parameters
-        names |= set(parameters)
+        names |= parameters.keys()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    # dtype: everything computes in float32, as the reference of a conversion must. What only training asks is left out.
+    # No dtype: all layers compute in float32, as the reference of a conversion must. Nothing for training alone either.
     names -= {"self", "dtype", "args", "kwargs", "batch_input_shape", "input_shape"}
     return {name for name in names if not name.endswith(("_constraint", "_regularizer", "_initializer"))}

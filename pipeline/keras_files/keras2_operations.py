@@ -1,4 +1,4 @@
-"""TensorFlow functions in the graph of a Keras 2 model (TFOpLambda layers), as operations of Keras 3.
+"""Conversion of TensorFlow functions in a Keras 2 model (TFOpLambda layers) to operations of Keras 3.
 
 They come from ``preprocess_input`` called on a layer's output, from ``x / 255`` and ``x[..., ::-1]``, and from
 ``tf.nn`` functions in hand-written blocks.
@@ -20,10 +20,10 @@ _PREFIXES = ("compat.v1.", "__operators__.", "math.", "nn.", "keras.activations.
 
 
 def convert_operation(layer: Any) -> Callable[..., Any]:
-    """The Keras 3 operation of a TFOpLambda layer; it takes the same arguments.
+    """Return the Keras 3 operation of a TFOpLambda layer; it takes the same arguments.
 
     Raises:
-        ModelError: none is known.
+        ModelError: no operation is known.
     """
     name = short = str(layer.get_config()["function"])
     for prefix in _PREFIXES:
@@ -38,7 +38,33 @@ def convert_operation(layer: Any) -> Callable[..., Any]:
 
 
 def _operations() -> dict[str, Callable[..., Any]]:
-    table: dict[str, Callable[..., Any]] = {
+    same_name = """
+        add subtract multiply divide maximum minimum matmul greater greater_equal less less_equal equal not_equal
+        logical_and logical_or
+    """
+    other_name = {
+        "sub": "subtract",
+        "mul": "multiply",
+        "radd": "add",
+        "rmul": "multiply",
+        "truediv": "true_divide",
+        "div": "true_divide",
+        "floordiv": "floor_divide",
+        "floormod": "mod",
+    }
+    unary = """
+        relu6 sigmoid tanh exp square sqrt rsqrt abs softplus softsign selu negative log log1p expm1 floor ceil round
+        sign sin cos erf reciprocal zeros_like ones_like logical_not
+    """
+    reductions = {name: _reduction(getattr(ops, name)) for name in ("mean", "max", "sum", "min", "prod")}
+    return {
+        **{name: _binary(getattr(ops, name)) for name in same_name.split()},
+        **{name: _binary(getattr(ops, target)) for name, target in other_name.items()},
+        **{name: _unary(getattr(ops, name)) for name in unary.split()},
+        **reductions,
+        **{f"reduce_{name}": reduction for name, reduction in reductions.items()},
+        "reduce_std": _reduction(ops.std),
+        "reduce_variance": _reduction(ops.var),
         "getitem": _getitem,
         "cast": _cast,
         "bias_add": _bias_add,
@@ -68,7 +94,9 @@ def _operations() -> dict[str, Callable[..., Any]]:
         "pow": _binary(ops.power),
         "squared_difference": _binary(lambda x, y: ops.square(ops.subtract(x, y))),
         "rsub": _binary(lambda y, x: ops.subtract(x, y)),
-        "convert_to_tensor": _cast_or_same,
+        "convert_to_tensor": lambda value, dtype=None, name=None, **options: (
+            value if dtype is None else _cast(value, dtype)
+        ),
         "identity": _unary(lambda x: x),
         "stop_gradient": _unary(lambda x: x),
         "mish": _unary(keras.activations.mish),
@@ -80,36 +108,13 @@ def _operations() -> dict[str, Callable[..., Any]]:
         "tile": lambda input, multiples, name=None: ops.tile(input, _axes(multiples)),
         "unstack": lambda value, num=None, axis=0, name="": ops.unstack(value, num, axis=axis),
         "where": lambda condition, x=None, y=None, name=None: ops.where(condition, _beside(x, y), _beside(y, x)),
-        "swish": lambda features, beta=1.0, name=None: (
-            ops.multiply(features, ops.sigmoid(ops.multiply(features, beta))) if beta != 1.0 else ops.silu(features)
-        ),
+        "swish": _swish,
+        "silu": _swish,
     }
-    table["silu"] = table["swish"]
-    names = {"sub": "subtract", "mul": "multiply", "radd": "add", "rmul": "multiply", "truediv": "true_divide"}
-    names |= {"div": "true_divide", "floordiv": "floor_divide", "floormod": "mod"}
-    for name in (*_BINARY.split(), *names):
-        table[name] = _binary(getattr(ops, names.get(name, name)))
-    for name in _UNARY.split():
-        table[name] = _unary(getattr(ops, name))
-    for name in ("mean", "max", "sum", "min", "prod"):
-        table[f"reduce_{name}"] = table[name] = _reduction(getattr(ops, name))
-    table |= {"reduce_std": _reduction(ops.std), "reduce_variance": _reduction(ops.var)}
-    return table
-
-
-_BINARY = """
-    add subtract multiply divide maximum minimum matmul greater greater_equal less less_equal equal not_equal
-    logical_and logical_or
-"""
-_UNARY = """
-    relu6 sigmoid tanh exp square sqrt rsqrt abs softplus softsign selu negative log log1p expm1 floor ceil round sign
-    sin cos erf reciprocal zeros_like ones_like
-    logical_not
-"""
 
 
 def _constant(value: Any) -> Any:
-    """TensorFlow constants as numpy, which a saved Keras 3 model can hold."""
+    """Convert a TensorFlow constant to NumPy, which a saved Keras 3 model can hold."""
     return value.numpy() if hasattr(value, "numpy") else value
 
 
@@ -121,7 +126,7 @@ def _axes(value: Any) -> Any:
 
 
 def _beside(value: Any, other: Any) -> Any:
-    """A constant beside a tensor: lists, such as a mean for each channel, become arrays of the tensor's type."""
+    """Convert the other operand of a tensor: a list, such as a mean for each channel, becomes an array of its dtype."""
     value = _constant(value)
     if isinstance(value, (list, tuple)):
         return np.asarray(value, dtype=getattr(other, "dtype", "float32"))
@@ -130,14 +135,14 @@ def _beside(value: Any, other: Any) -> Any:
 
 def _binary(operation: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, name: str | None = None, **named: Any) -> Any:
-        # The two are x and y, or a and b, by the function; options of matmul are not known here.
-        given = [*args, *(v for v in named.values() if v is not None and v is not False)]
-        if len(given) != 2:
+        # The arguments are called x and y, or a and b, depending on the function; options of matmul are refused.
+        operands = [*args, *(v for v in named.values() if v is not None and v is not False)]
+        if len(operands) != 2:
             raise ModelError(
                 f"Expected an operation on two tensors. Received: {operation.__name__} with {', '.join(named)}. Save "
                 "the model as a SavedModel with Keras 2 and name that folder."
             )
-        x, y = given
+        x, y = operands
         return operation(_beside(x, y), _beside(y, x))
 
     return call
@@ -145,7 +150,7 @@ def _binary(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 def _unary(operation: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, name: str | None = None, **named: Any) -> Any:
-        (x,) = (*args, *named.values())  # the one argument is x, features, tensor ... by the function
+        (x,) = (*args, *named.values())  # called x, features, tensor ..., depending on the function
         return operation(x)
 
     return call
@@ -153,8 +158,7 @@ def _unary(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reduction(operation: Callable[..., Any]) -> Callable[..., Any]:
     def call(x: Any = None, axis: Any = None, keepdims: bool = False, name: str | None = None, **named: Any) -> Any:
-        x = named.get("input_tensor", x)
-        return operation(x, axis=_axes(axis), keepdims=keepdims)
+        return operation(named.get("input_tensor", x), axis=_axes(axis), keepdims=keepdims)
 
     return call
 
@@ -167,10 +171,9 @@ def _relu(
     name: str | None = None,
     **named: Any,
 ) -> Any:
-    """``tf.nn.relu`` and Keras' own, whose slope was once called alpha."""
-    x = named.get("x", features)
+    """Apply ``tf.nn.relu`` or Keras' own, whose slope was once called alpha."""
     slope = named.get("alpha", negative_slope)
-    return keras.activations.relu(x, negative_slope=slope, max_value=max_value, threshold=threshold)
+    return keras.activations.relu(named.get("x", features), slope, max_value, threshold)
 
 
 def _bias_add(value: Any, bias: Any, data_format: str | None = None, name: str | None = None) -> Any:
@@ -192,16 +195,15 @@ def _cast(x: Any, dtype: Any, name: str | None = None) -> Any:
     return ops.cast(x, getattr(dtype, "name", dtype))
 
 
-def _cast_or_same(value: Any, dtype: Any = None, name: str | None = None, **options: Any) -> Any:
-    """``tf.convert_to_tensor`` on what is a tensor already."""
-    return value if dtype is None else _cast(value, dtype)
+def _swish(features: Any, beta: float = 1.0, name: str | None = None) -> Any:
+    return ops.silu(features) if beta == 1.0 else ops.multiply(features, ops.sigmoid(ops.multiply(features, beta)))
 
 
 def _reshape(tensor: Any = None, shape: Any = (), name: str | None = None, x: Any = None) -> Any:
-    given, sizes = tensor if x is None else x, [int(n) for n in _constant(shape)]
-    if given.shape[0] is not None and sizes[0] == given.shape[0]:  # the batch, fixed; others must pass as well
-        sizes = [-1, *(math.prod(given.shape[1:]) // -math.prod(sizes[1:]) if n == -1 else n for n in sizes[1:])]
-    return ops.reshape(given, tuple(sizes))
+    before, sizes = tensor if x is None else x, [int(n) for n in _constant(shape)]
+    if before.shape[0] is not None and sizes[0] == before.shape[0]:  # a fixed batch becomes free
+        sizes = [-1, *(math.prod(before.shape[1:]) // -math.prod(sizes[1:]) if n == -1 else n for n in sizes[1:])]
+    return ops.reshape(before, tuple(sizes))
 
 
 def _resize(images: Any, size: Any, method: str = "bilinear", name: str | None = None, **options: Any) -> Any:
@@ -212,9 +214,7 @@ def _resize(images: Any, size: Any, method: str = "bilinear", name: str | None =
 
 def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0, name: str | None = None) -> Any:
     widths = tuple((int(before), int(after)) for before, after in _constant(paddings))
-    if mode.lower() == "constant":
-        return ops.pad(tensor, widths, mode="constant", constant_values=constant_values)
-    return ops.pad(tensor, widths, mode=mode.lower())
+    return ops.pad(tensor, widths, mode.lower(), constant_values if mode.lower() == "constant" else None)
 
 
 def _split(value: Any, num_or_size_splits: Any, axis: int = 0, num: int | None = None, name: str = "split") -> Any:

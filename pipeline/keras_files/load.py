@@ -1,7 +1,7 @@
-"""Opens a model that somebody else made, without letting it run code that the recipe does not allow.
+"""Loading of untrusted models, without running code that the recipe does not allow.
 
-The file is read and judged first (``model_file``, ``model_safety``); only then Keras builds it. What comes out is
-always a Keras 3 model: files that only Keras 2 opens are rebuilt (``legacy``), graphs of SavedModels become a layer
+The file is read and checked first (``read``, ``code_scan``); only then Keras builds it. The result is always a Keras 3
+model: files that only Keras 2 opens are rebuilt (``keras2``), and graphs of SavedModels become a layer
 (``frozen_graph``).
 """
 
@@ -29,20 +29,20 @@ log = logging.getLogger(__name__)
 
 
 def load_model(path: Path, allow: Sequence[str] = (), *, compare: bool = False) -> keras.Model:
-    """Load a model, whatever version of Keras wrote it.
+    """Load a model written by any version of Keras.
 
     Args:
         path: a ``.keras`` archive, an HDF5 file or a SavedModel folder.
-        allow: what may run, by name: Lambda layers, ``SavedModel``, operations of one.
-        compare: also open a file of Keras 2 with tf_keras, and take that where a layer's values differ: Keras 3 fills
-            layers by position, which goes wrong in some nested models without a word, and some functions of Keras 2
-            mean something else in it.
+        allow: names that may run: Lambda layers, ``SavedModel``, operations of a SavedModel. Defaults to none.
+        compare: whether to open a file of Keras 2 with tf_keras too, and to rebuild that model if a layer's values
+            differ: Keras 3 assigns weights by position, which silently fails in some nested models, and defines some
+            functions of Keras 2 differently. Defaults to False.
 
     Returns:
         A Keras 3 model, not compiled.
 
     Raises:
-        ModelError: not a model, unsafe, or nothing here opens it.
+        ModelError: not a model, unsafe, or neither Keras 3 nor Keras 2 opens it.
     """
     file = read_model_file(path)
     refuse_unsafe(file.findings, allow, str(path))
@@ -52,18 +52,15 @@ def load_model(path: Path, allow: Sequence[str] = (), *, compare: bool = False) 
 
         return load_saved_model(file)
     with weight_budget(file.held, str(path), file.legacy):
-        model = _build(file, allow, compare)
+        try:
+            model = _load_keras3(file, allow)
+        except Exception as error:  # Keras raises many types on what it cannot rebuild
+            model = _load_legacy(file, allow, error)
+        else:
+            check_tensors(model, str(path))  # before it runs for the first time
+            model = _compared(model, file, allow) if compare and file.legacy else model
     check_tensors(model, str(path))
     return model
-
-
-def _build(file: ModelFile, allow: Sequence[str], compare: bool) -> keras.Model:
-    try:
-        model = _load_keras3(file, allow)
-    except Exception as error:  # Keras raises many types on what it cannot rebuild
-        return _load_legacy(file, allow, error)
-    check_tensors(model, str(file.path))  # before it runs for the first time
-    return _compared(model, file, allow) if compare and file.legacy else model
 
 
 def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
@@ -71,7 +68,7 @@ def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
 
     Args:
         path: ``train/model.keras``.
-        allow: what may run, from the recipe.
+        allow: names that may run, from the recipe. Defaults to none.
 
     Returns:
         float32 (N, height, width, 3) in, (N, classes) out; not compiled.
@@ -85,18 +82,18 @@ def load_classifier(path: Path, allow: Sequence[str] = ()) -> keras.Model:
 
 
 def check_classifier(model: keras.Model, path: Path) -> None:
-    """Refuse what does not have the form that every stage takes.
+    """Refuse a model without the form that every stage needs.
 
     Raises:
         ModelError: several inputs or outputs, or other shapes than (N, height, width, 3) to (N, classes).
     """
     inputs = [tuple(t.shape) for t in model.inputs or ()]
     outputs = [tuple(t.shape) for t in model.outputs or ()]
-    found = f"{path} takes {inputs} and gives {outputs}"
+    signature = f"{path} takes {inputs} and gives {outputs}"
     if len(inputs) != 1 or len(inputs[0]) != 4 or inputs[0][-1] != 3 or None in inputs[0][1:]:
-        raise ModelError(f"Expected one input of shape (N, height, width, 3), fixed size. Received: {found}.")
+        raise ModelError(f"Expected one input of shape (N, height, width, 3), fixed size. Received: {signature}.")
     if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][-1] is None or outputs[0][-1] < 2:
-        raise ModelError(f"Expected one output of shape (N, classes), at least two classes. Received: {found}.")
+        raise ModelError(f"Expected one output of shape (N, classes), at least two classes. Received: {signature}.")
 
 
 def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
@@ -104,15 +101,17 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
 
     if any(f.name == SAVED_MODEL for f in file.findings):
         import pipeline.keras_files.frozen_graph  # noqa: F401 - registers the layer
-    # Keras' own safe mode knows all or nothing; what is not allowed by name was refused before.
+    # Keras' own safe mode allows all or nothing; code that is not allowed by name was refused before.
     with own_temporary_files(), only_kerass_modules(), keras.saving.custom_object_scope(_application_layers()):
         return keras.saving.load_model(file.path, compile=False, safe_mode=not _lambdas(file, allow))
 
 
 def _application_layers() -> dict[str, type[keras.Layer]]:
-    """Layers of keras.applications, which HDF5 files name without the module that Keras would find them in."""
-    modules = {kind: importlib.import_module(f"keras.src.{module}") for kind, module in APPLICATION_LAYERS.items()}
-    return {kind: getattr(module, kind) for kind, module in modules.items()}
+    """Return the layers of keras.applications, which HDF5 files name without their module."""
+    return {
+        kind: getattr(importlib.import_module(f"keras.src.{module}"), kind)
+        for kind, module in APPLICATION_LAYERS.items()
+    }
 
 
 def _lambdas(file: ModelFile, allow: Sequence[str]) -> bool:
@@ -129,10 +128,10 @@ def _load_legacy(file: ModelFile, allow: Sequence[str], error: Exception) -> ker
     log.info("Keras 3 does not open %s (%s); trying tf_keras, which is Keras 2", file.path.name, reason)
     try:
         with as_keras2(file) as path:
-            if path != file.path:  # rewritten from Keras 1: what is loaded is what is checked
+            if path != file.path:  # rewritten from Keras 1: check the file that will be loaded
                 refuse_unsafe(read_model_file(path).findings, allow, str(file.path))
             return load_legacy(path, lambdas=_lambdas(file, allow))
-    except Exception as second:  # translating Keras 1 meets whatever the file holds in the place of an architecture
+    except Exception as second:  # translating Keras 1 raises many types on a malformed architecture
         bytecode = (
             " A Lambda's bytecode runs only in the Python that wrote it."
             if any(f.kind == "Lambda" for f in file.findings)
@@ -150,21 +149,24 @@ def _compared(model: keras.Model, file: ModelFile, allow: Sequence[str]) -> kera
 
     try:
         original = load_tf_keras(file.path, lambdas=_lambdas(file, allow))
-        found = first_difference(original, model)
-    except Exception as error:  # the comparison is an extra; Keras 3 opened the file
-        log.warning("%s is not compared with what Keras 2 answers: %s", file.path.name, error)
+        difference = first_difference(original, model)
+    except Exception as error:  # Keras 3 opened the file, so the comparison is not required
+        log.warning("%s is not compared with Keras 2: %s", file.path.name, error)
         return model
-    if found is None:
+    if difference is None:
         return model
     log.warning(
-        "Keras 3 reads %s other than Keras 2 does (%s); the model is rebuilt from Keras 2's", file.path.name, found
+        "Keras 3 reads %s differently from Keras 2 (%s); the model is rebuilt from Keras 2",
+        file.path.name,
+        difference,
     )
     rebuilt = rebuild(original)
     check_tensors(rebuilt, str(file.path))  # before it runs for the first time
-    found = first_difference(original, rebuilt)
-    if found is not None:
+    difference = first_difference(original, rebuilt)
+    if difference is not None:
         raise ModelError(
-            f"Expected the same answers from Keras 2 and Keras 3. Received: {file.path}, written by {file.written_by}, "
-            f"{found}. Save it as a SavedModel with model.export('folder') in Keras 2, and name that folder."
+            f"Expected the same predictions from Keras 2 and Keras 3. Received: {file.path}, written by "
+            f"{file.written_by}, {difference}. Save it as a SavedModel with model.export('folder') in Keras 2, and "
+            "name that folder."
         )
     return rebuilt

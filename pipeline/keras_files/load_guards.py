@@ -1,16 +1,10 @@
-"""While a stranger's model is built: which modules Keras may import, how many weights and rounds it may take.
-
-While a model is loaded, Keras may import its own modules and no others, whatever the file names.
+"""Limits while Keras builds an untrusted model: modules that it imports, weights and unrolled loops that it makes.
 
 An architecture names a module for each of its classes, and Keras 2 imports it: any file of that name in the working
-directory would run. ``model_safety`` refuses such files before; this holds even where it overlooks one.
-
-Counts the rounds of loops that Keras writes out while it builds a stranger's model; stops before they are many.
-
-Counts the weights that Keras makes while it builds a stranger's model, and stops before they fill the memory.
+directory would run. ``code_scan`` refuses such files before; this is the second line of defence. Weights and loops are
+counted as Keras makes them, because their size depends on a layer's input.
 """
 
-import contextlib
 import functools
 import importlib
 import math
@@ -26,7 +20,7 @@ from export.words import count
 from pipeline.keras_files.declared_sizes import MOST_CALLS, SPARE_VALUES, check_shape
 
 _READERS = ("keras.src.saving.serialization_lib", "tf_keras.src.saving.serialization_lib")
-# Activation functions that Keras 2 takes from TensorFlow, and then imports from where they are; nothing beside them.
+# Activation functions of Keras 2 that it imports from TensorFlow; nothing else of these modules is available.
 _ACTIVATIONS = {
     "tensorflow.python.ops.nn_ops": ("leaky_relu", "log_softmax_v2", "relu6"),
     "tensorflow.python.ops.nn_impl": ("swish",),
@@ -35,14 +29,14 @@ _OWN = re.compile(r"((tf_)?keras|tensorflow\.(python\.)?keras)(\.\w+)*|tensorflo
 
 
 class _OwnModules:
-    """What stands for ``importlib`` in the modules of Keras that read architectures."""
+    """Replaces ``importlib`` in the modules of Keras that read architectures."""
 
     @staticmethod
     def import_module(name: str) -> ModuleType | SimpleNamespace:
         """Import a module of Keras.
 
         Raises:
-            ModelError: of anybody else.
+            ModelError: it is no module of Keras.
         """
         if name in _ACTIVATIONS:
             module = importlib.import_module(name)
@@ -56,45 +50,40 @@ class _OwnModules:
 
 @contextmanager
 def only_kerass_modules() -> Iterator[None]:
-    """Within it, reading an architecture imports nothing but modules of Keras."""
-    readers = [vars(sys.modules[name]) for name in _READERS if name in sys.modules]
-    former = [reader["importlib"] for reader in readers]  # a Keras without it would import by other ways: not opened
-    for reader in readers:
-        reader["importlib"] = _OwnModules
-    try:
+    """Let Keras import only its own modules while it reads an architecture.
+
+    Raises:
+        AttributeError: a version of Keras that imports modules by other means.
+    """
+    readers = [sys.modules[name] for name in _READERS if name in sys.modules]
+    with replaced(readers, "importlib", lambda _: _OwnModules):
         yield
-    finally:
-        for reader, module in zip(readers, former):
-            reader["importlib"] = module
 
 
-@contextlib.contextmanager
+@contextmanager
 def loop_budget(where: str, keras2: bool) -> Iterator[None]:
-    """Within it, no layer is built that writes out a loop over more steps than a model has calls.
+    """Refuse layers that unroll a loop over more steps than a model has calls, while they are built.
 
-    ``TimeDistributed`` calls what it wraps once for each step of its input, and so does a recurrent layer with
-    ``unroll``; how many these are, only Keras knows, when it builds the layer.
+    ``TimeDistributed`` calls its inner layer once for each step of its input, and so does a recurrent layer with
+    ``unroll``; only Keras knows the number of steps, when it builds the layer.
 
     Args:
         where: the file, for the message.
         keras2: whether tf_keras may build the model too.
 
     Raises:
-        ModelError: by the layer's method; Keras passes it on.
+        ModelError: from the layer's method; Keras passes it on.
     """
     import keras
 
-    classes: list[Any] = [keras.layers.TimeDistributed, keras.layers.RNN]
-    if keras2:
-        classes += keras2_layers("RNN")
-    known: dict[int, tuple[Any, int]] = {}  # the layer too, so that its identity stays its own
+    classes = [keras.layers.TimeDistributed, keras.layers.RNN, *(keras2_layers("RNN") if keras2 else ())]
+    known: dict[int, tuple[Any, int]] = {}  # with the layer, so that its id is not reused
 
     def calls(layer: Any) -> int:
-        """How many calls one call of a layer makes."""
+        """Count the calls that one call of a layer makes."""
         if id(layer) in known:
             return known[id(layer)][1]
-        inner = getattr(layer, "operations", getattr(layer, "layers", ()))
-        return 1 + sum(map(calls, inner))
+        return 1 + sum(map(calls, _inner(layer)))
 
     def counted(original: Any) -> Any:
         @functools.wraps(original)
@@ -102,7 +91,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
             result = original(layer, *shapes, **named)
             shape = next(iter((*shapes, *named.values())))
             if isinstance(shape, (list, tuple)) and not isinstance(shape[0], (int, type(None))):
-                shape = shape[0]  # a state comes with the sequence
+                shape = shape[0]  # the shape of the sequence; those of the states follow
             steps = tuple(shape)[1]
             if isinstance(steps, int) and getattr(layer, "unroll", True):
                 rounds = steps * calls(layer.cell if hasattr(layer, "cell") else layer.layer)
@@ -110,8 +99,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
                     raise ModelError(
                         f"Expected a model that calls its layers at most {MOST_CALLS:,} times for an image. Received: "
                         f"{where}, whose layer {layer.name} makes {count(rounds, 'call')} in {count(steps, 'step')}. "
-                        "It would hardly "
-                        "ever be built; do not use it."
+                        "It would take hours to build; do not use it."
                     )
                 known[id(layer)] = layer, rounds
             return result
@@ -123,7 +111,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
 
 
 def keras2_layers(name: str) -> list[Any]:
-    """The layer class of a name in Keras 2; none where that is not installed."""
+    """List the layer class of this name in Keras 2; none if it is not installed."""
     try:
         import tf_keras
     except ImportError:
@@ -131,53 +119,58 @@ def keras2_layers(name: str) -> list[Any]:
     return [getattr(tf_keras.layers, name)]
 
 
-@contextlib.contextmanager
-def replaced(classes: Sequence[Any], method: str, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Within it, a method of some classes is what ``change`` makes of it."""
-    originals = [getattr(one, method) for one in classes]
-    for one, original in zip(classes, originals):
-        setattr(one, method, change(original))
+@contextmanager
+def replaced(owners: Sequence[Any], name: str, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace an attribute of classes or modules by the result of ``change``, and restore it at the end.
+
+    Raises:
+        AttributeError: an owner has no such attribute.
+    """
+    originals = [getattr(owner, name) for owner in owners]
+    for owner, original in zip(owners, originals):
+        setattr(owner, name, change(original))
     try:
         yield
     finally:
-        for one, original in zip(classes, originals):
-            setattr(one, method, original)
+        for owner, original in zip(owners, originals):
+            setattr(owner, name, original)
 
 
-BUILDS = 3  # a model of Keras 2 is built by Keras 3, which fails, by tf_keras, and once more by Keras 3
+BUILDS = 3  # a Keras 2 model is built by Keras 3, which fails, then by tf_keras, then by Keras 3 again
 LARGEST_INSIDE = 2**29  # values inside a layer, such as attention with 4,096 positions and 32 heads
 
 
-@contextlib.contextmanager
+@contextmanager
 def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
-    """Within it, no model is built whose weights are far more than the file holds.
+    """Refuse a model with far more weights than the file holds, while it is built.
 
-    How large a layer's weights are depends on its input, which only Keras knows. So it is asked as it makes them; what
-    would be too much is refused before it is allocated.
+    The size of a layer's weights depends on its input, which only Keras knows. So they are counted as Keras makes them,
+    and refused before they are allocated.
 
     Args:
-        held: values of all weights in the file.
+        held: number of values of all weights in the file.
         where: the file, for the message.
         keras2: whether tf_keras may build the model too.
 
     Raises:
-        ModelError: by the layer's method; Keras passes it on.
+        ModelError: from the layer's method; Keras passes it on.
     """
     import keras
 
-    most, made = BUILDS * held + SPARE_VALUES, 0
+    allocated = 0
 
     def counted(original: Any) -> Any:
         def add_weight(layer: Any, *args: Any, **options: Any) -> Any:
-            nonlocal made
-            given = next((a for a in args if not isinstance(a, str)), None)  # tf_keras takes a name before the shape
-            values = _values(options.get("shape", given))
-            if made + values > most:
+            nonlocal allocated
+            shape = options.get("shape", next((a for a in args if not isinstance(a, str)), None))  # after a name
+            sizes = (shape,) if shape is None or isinstance(shape, int) else shape
+            values = math.prod(int(n) for n in sizes if n is not None)
+            if allocated + values > BUILDS * held + SPARE_VALUES:
                 raise ModelError(
                     f"Expected weights for every layer. Received: {where}, whose layer {layer.name} asks for "
                     f"{count(values, 'value')}; the file holds {held:,}. It would fill the memory; do not use it."
                 )
-            made += values
+            allocated += values
             return original(layer, *args, **options)
 
         return add_weight
@@ -188,7 +181,7 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
 
 
 def check_tensors(model: Any, where: str) -> None:
-    """Refuse a model that makes a tensor out of one image that fits no memory.
+    """Refuse a model with a tensor for one image that does not fit in memory.
 
     Raises:
         ModelError: with the layer.
@@ -196,23 +189,27 @@ def check_tensors(model: Any, where: str) -> None:
     waiting = [model]
     while waiting:
         layer = waiting.pop()
-        waiting += getattr(layer, "operations", getattr(layer, "layers", ()))  # of a Sequential, layers alone
+        waiting += _inner(layer)
         for node in getattr(layer, "_inbound_nodes", ()):
             for tensor in node.output_tensors:
                 check_shape(tensor.shape[1:], f"{where}, whose layer {layer.name} makes")
             _check_inside(layer, node.input_tensors, where)
 
 
+def _inner(layer: Any) -> Any:
+    return getattr(layer, "operations", getattr(layer, "layers", ()))  # a Sequential has layers only
+
+
 def _check_inside(layer: Any, tensors: Any, where: str) -> None:
-    """The tensors that a layer makes on the way to its output."""
+    """Refuse too large tensors inside a layer's call."""
     described, kind = f"{where}, whose layer {layer.name} makes", type(layer).__name__
     if kind.endswith("Attention"):
         check_shape(_scores(layer, tensors), f"{described} scores of", LARGEST_INSIDE)
     elif kind == "ContrastLimitedAdaptiveHistogramEqualization":
-        *sides, channels = tensors[0].shape[1:]  # padded to whole tiles, and one of 256 is 1 for each value
+        *sides, channels = tensors[0].shape[1:]  # padded to whole tiles, each value one-hot in 256 bins
         padded = [(side or 1) + tiles for side, tiles in zip(sides, layer.tile_grid_size)]
         check_shape([*padded, channels, 256], f"{described} histograms of", LARGEST_INSIDE)
-    elif kind == "Pipeline":  # its layers are called inside its call, where Keras keeps no record
+    elif kind == "Pipeline":  # Keras does not record the calls of its layers
         import keras
 
         inner = tensors[0]
@@ -223,14 +220,9 @@ def _check_inside(layer: Any, tensors: Any, where: str) -> None:
 
 
 def _scores(layer: Any, tensors: Any) -> list[int]:
-    """The largest tensor in a layer of attention: what every position of the query is to every one of the value."""
+    """Return the shape of an attention layer's largest tensor: a score for each pair of query and value positions."""
     query, value = tensors[0].shape, tensors[min(1, len(tensors) - 1)].shape
     heads = getattr(layer, "num_query_heads", getattr(layer, "num_heads", 1))
-    each = query[-1] if type(layer).__name__ == "AdditiveAttention" else heads
+    depth = query[-1] if type(layer).__name__ == "AdditiveAttention" else heads
     axes = getattr(layer, "_attention_axes", None) or range(1, len(value) - 1)
-    return [each or 1, math.prod(n or 1 for n in query[1:-1]), math.prod(value[axis] or 1 for axis in axes)]
-
-
-def _values(shape: Any) -> int:
-    sizes = (shape,) if isinstance(shape, int) else () if shape is None else tuple(shape)
-    return math.prod(int(n) for n in sizes if n is not None)
+    return [depth or 1, math.prod(n or 1 for n in query[1:-1]), math.prod(value[axis] or 1 for axis in axes)]

@@ -1,7 +1,7 @@
-"""Walks over a model's architecture as the ages of Keras wrote it, a tree of dictionaries. Imports no Keras.
+"""A model file as a record, and walks over its architecture in the form of any Keras version. Imports no Keras.
 
-A node is what Keras writes of a layer or a model: its ``class_name`` and its ``config``. Nothing is taken for granted
-of what a stranger's file holds.
+An architecture is a tree of dictionaries. A node is the dictionary of a layer or a model, with ``class_name`` and
+``config``. The content of a file is untrusted, so nothing is assumed about it.
 """
 
 import math
@@ -17,35 +17,35 @@ HALF = ("float16", "bfloat16")
 
 
 def settings_of(node: Node) -> dict[str, Any]:
-    """What configures a node; empty where that is no dictionary."""
+    """Return the configuration of a node; empty if that is no dictionary."""
     inner = node.get("config")
     return inner if isinstance(inner, dict) else {}
 
 
 def name_of(node: Node) -> str:
-    """The name of a layer."""
+    """Return the name of a layer."""
     return str(node.get("name") or settings_of(node).get("name") or "unnamed")
 
 
 def is_model(node: Node) -> bool:
-    """Whether a node describes layers of its own; a Sequential of Keras 1 and early 2 is configured by their list."""
+    """Whether a node describes layers; the config of a Sequential of Keras 1 and early Keras 2 is their list."""
     return isinstance(node.get("config"), list) or "layers" in settings_of(node)
 
 
 def inner_layers(node: Any) -> list[dict[str, Any]]:
-    """The layers right below a model's node, in their order."""
+    """List the direct layers of a model's node, in their order."""
     inner = node.get("config") if isinstance(node, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else inner
     return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def by_name(node: Any) -> dict[str, dict[str, Any]]:
-    """The same by their names."""
+    """Return the direct layers of a model's node by name."""
     return {name_of(layer): layer for layer in inner_layers(node)}
 
 
 def layers_of(config: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every layer of an architecture as (name, class name, config), nested models before their layers."""
+    """Yield every layer of an architecture as (name, class name, config), nested models before their layers."""
     for layer in inner_layers(config if isinstance(config, dict) and "config" in config else {"config": config}):
         yield name_of(layer), str(layer.get("class_name")), settings_of(layer)
         if is_model(layer):
@@ -53,17 +53,17 @@ def layers_of(config: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def names_at(node: Node, end: str) -> list[str]:
-    """Names of the layers at an end of a model.
+    """List the names of a model's input or output layers.
 
     Args:
-        node: the model's.
+        node: the model.
         end: "input_layers" or "output_layers".
     """
     return _names(settings_of(node).get(end))
 
 
 def _names(entries: Any) -> list[str]:
-    """Names in ["a", 0, 0], [["a", 0, 0], ...] or a dictionary of these."""
+    """List the names in ["a", 0, 0], [["a", 0, 0], ...] or a dictionary of these."""
     if isinstance(entries, list) and entries and isinstance(entries[0], str):
         return [entries[0]]
     inner = entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else ()
@@ -71,13 +71,13 @@ def _names(entries: Any) -> list[str]:
 
 
 def batch_shape(settings: Node) -> Any:
-    """The shape of an input with its batch, as it is written down; None where it is not."""
+    """Return the shape of an input with its batch, as the file has it; None if it has none."""
     shape = settings.get("batch_shape") or settings.get("batch_input_shape")
     return shape.get("items") if isinstance(shape, dict) else shape  # in a SavedModel
 
 
 def in_single(config: Any) -> Any:
-    """An architecture, or a part of one, with float32 in the place of half precision."""
+    """Copy an architecture, or a part of one, with float32 in place of half precision."""
     if isinstance(config, (list, tuple)):
         return type(config)(in_single(item) for item in config)
     if not isinstance(config, dict):
@@ -96,7 +96,7 @@ ARCHIVE, HDF5, SAVED_MODEL_FOLDER = ".keras archive", "HDF5 file", "SavedModel f
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight as the file holds it."""
+    """One weight of the file."""
 
     layer: str
     name: str
@@ -110,17 +110,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a file says of the model in it.
+    """Content of a model file.
 
     Attributes:
         path: file or folder.
         kind: ``ARCHIVE``, ``HDF5`` or ``SAVED_MODEL_FOLDER``.
-        written_by: such as "Keras 2.2.5".
-        config: the architecture as Keras wrote it; None where there is none (a SavedModel by ``model.export``).
-        weights: all of them.
-        findings: what would run, or cannot be built.
-        facts: kind-specific, for people.
-        held: values of all weights, those of an optimizer too.
+        written_by: writer and version, such as "Keras 2.2.5".
+        config: the architecture as Keras wrote it; None without one (a SavedModel by ``model.export``).
+        weights: all weights of the model.
+        findings: parts that would run code or cannot be built.
+        facts: further facts of this kind of file, for display.
+        held: number of values of all weights, those of an optimizer included.
     """
 
     path: Path
@@ -134,12 +134,12 @@ class ModelFile:
 
     @property
     def legacy(self) -> bool:
-        """Written by Keras 1 or 2."""
+        """Whether Keras 1 or 2 wrote the file."""
         return not self.written_by.startswith("Keras 3")
 
     @property
     def signature(self) -> tuple[str, dict[str, dict[str, str]]]:
-        """Name of a SavedModel's signature, and its inputs and outputs by name, as ``float32 (None, 32, 32, 3)``."""
+        """A SavedModel's signature: its name, its inputs and outputs by name, as ``float32 (None, 32, 32, 3)``."""
         signatures = self.facts.get("signatures", {})
         name = "serving_default" if "serving_default" in signatures else next(iter(signatures), "")
         return name, signatures.get(name, {})

@@ -1,4 +1,4 @@
-"""Reads what a model file says about itself, without building or running the model."""
+"""Reading of model files: architecture, weights and facts, without building or running the model."""
 
 import shlex
 import zipfile
@@ -30,42 +30,36 @@ from pipeline.keras_files.model_file import ARCHIVE, HDF5, ModelFile, Weight, la
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """Read what a model file says about itself.
+    """Read the architecture, the weights' shapes and the facts of a model file.
 
     Args:
         path: a ``.keras`` archive, an HDF5 file, or a SavedModel folder.
 
     Raises:
-        ModelError: nothing there, damaged, not a model, links to other files, or a bomb.
+        ModelError: nothing there, damaged, not a model, links to other files, or a decompression bomb.
     """
-    if path.is_dir():
-        if (path / "saved_model.pb").is_file():
-            from pipeline.keras_files.saved_model import read_saved_model
+    if (path / "saved_model.pb").is_file():
+        from pipeline.keras_files.saved_model import read_saved_model
 
-            return read_saved_model(path)
-        if (path / "config.json").is_file() and (path / "model.weights.h5").is_file():
-            raise ModelError(
-                f"model.path: expected a .keras archive. Received: {path}, the unpacked content of one. Zip it again: "
-                f"cd {shlex.quote(str(path))} && zip -0 -r ../model.keras ."
-            )
+        return read_saved_model(path)
+    if (path / "config.json").is_file() and (path / "model.weights.h5").is_file():
         raise ModelError(
-            f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (a folder without "
-            "saved_model.pb)."
+            f"model.path: expected a .keras archive. Received: {path}, the unpacked content of one. Zip it again: "
+            f"cd {shlex.quote(str(path))} && zip -0 -r ../model.keras ."
         )
     if not path.is_file():
         raise ModelError(
-            f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} (nothing there)."
+            f"model.path: expected a .keras or .h5 file, or a SavedModel folder. Received: {path} "
+            f"({'a folder without saved_model.pb' if path.is_dir() else 'nothing there'})."
         )
     with path.open("rb") as file:
         head = file.read(HEAD)
     try:
         archive = zipfile.is_zipfile(path)
         if archive and not is_tar(head) and not head.startswith(b"PK\x03\x04"):
-            # A zip may hide behind anything: what is checked here would not be what Keras then reads.
-            raise ModelError(
-                f"Expected one format. Received: {path}, a zip archive behind something else ({head[:32]!r})."
-            )
-        if is_tar(head):  # a bundle, which may end in an archive that is a model
+            # A zip archive may follow other data: Keras would then read another format than is checked here.
+            raise ModelError(f"Expected one format. Received: {path}, a zip archive after other data ({head[:32]!r}).")
+        if is_tar(head):  # a bundle, which may end with the bytes of a model's zip archive
             raise ModelError(f"Expected a Keras model. Received: {path}, {describe_file(path, head)}.")
         if archive and (other := describe_zip(path)):
             raise ModelError(f"Expected a Keras model (.keras archive). Received: {path}, {other}.")
@@ -73,7 +67,7 @@ def read_model_file(path: Path) -> ModelFile:
             return _read_archive(path)
         if head.startswith(HDF5_SIGNATURE):
             return _read_hdf5(path)
-    except (ModelError, ModuleNotFoundError):  # without h5py nothing is known of the file, and it is not damaged
+    except (ModelError, ModuleNotFoundError):  # a missing h5py does not mean a damaged file
         raise
     except Exception as error:  # a damaged file fails in many ways
         raise ModelError(f"Expected a whole Keras file. Received: {path}, damaged: {error}") from error
@@ -81,8 +75,10 @@ def read_model_file(path: Path) -> ModelFile:
         raise ModelError(
             f"model.path: expected a SavedModel's folder. Received: {path}. Name the folder: {path.parent}."
         )
-    what = describe_file(path, head) or f"which is none; it starts with {head[:8]!r}"
-    raise ModelError(f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, {what}.")
+    raise ModelError(
+        f"Expected a Keras model (.keras archive, HDF5 or SavedModel folder). Received: {path}, "
+        f"{describe_file(path, head) or f'which is none; it starts with {head[:8]!r}'}."
+    )
 
 
 def _read_archive(path: Path) -> ModelFile:
@@ -98,7 +94,7 @@ def _read_archive(path: Path) -> ModelFile:
         if extracted is not None:
             with extracted, h5py.File(extracted, "r") as file:
                 held = check_hdf5(file, extracted.seek(0, 2), f"{path}: model.weights.h5")
-                weights = tuple(_once(_keras3_weights(file), config))
+                weights = tuple(_keras3_weights(file, config))
     _check_config(config, held, path)
     version = metadata.get("keras_version", "3 (it does not say which)")
     facts = {"saved": metadata["date_saved"]} if "date_saved" in metadata else {}
@@ -117,9 +113,8 @@ def _read_hdf5(path: Path) -> ModelFile:
                     f"Expected a whole model. Received: {path}, which holds weights only. Save it with "
                     "model.save(...), or name it as model.weights of a recipe with the right model.backbone."
                 )
-            raise ModelError(
-                f"Expected a Keras model. Received: {path}, an HDF5 file of something else ({_top(file)})."
-            )
+            content = listed(file) or "it is empty"
+            raise ModelError(f"Expected a Keras model. Received: {path}, an HDF5 file without a model ({content}).")
         version = _text(file.attrs.get("keras_version", "1 (it does not say which)"))
         facts = {"backend": _text(file.attrs["backend"])} if "backend" in file.attrs else {}
         weights = tuple(_legacy_weights(file))
@@ -140,41 +135,33 @@ def _check_config(config: Any, held: int, path: Path) -> None:
 
 
 def names_in(attributes: Any, key: str) -> list[Any]:
-    """A list of names; Keras divides one that is too long for an attribute of HDF5."""
+    """Return a list of names, which Keras splits if it is too long for an attribute of HDF5."""
     parts = takewhile(lambda part: part in attributes, (f"{key}{number}" for number in count()))
     return [name for part in (key, *parts) for name in attributes.get(part, ())]
-
-
-def _top(file: Any) -> str:
-    return listed(file) or "it is empty"
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _keras3_weights(file: Any) -> Iterator[Weight]:
+def _keras3_weights(file: Any, config: Any) -> Iterator[Weight]:
+    wrappers = {name for name, kind, _ in layers_of(config) if kind == "SpectralNormalization"}
     for name, dataset in hdf5_datasets(file, "weights"):
-        parts = name.split("/")  # /layers/conv2d/vars/0, the layer's own name is an attribute of vars
-        # Metrics stand beside the layers in archives of Keras 2 that were saved after a training.
+        parts = name.split("/")  # /layers/conv2d/vars/0; the layer's own name is an attribute of vars
+        # Archives of Keras 2 that were saved after a training also hold metrics.
         if {"optimizer", "metrics"} & set(parts) or "vars" not in parts or "seed_generator" in name:
             continue
         group = "/".join(parts[: parts.index("vars") + 1])
-        yield Weight(_text(file[group].attrs.get("name", parts[-3])), parts[-1], dataset.shape)
-
-
-def _once(weights: Iterator[Weight], config: Any) -> Iterator[Weight]:
-    """Without what a SpectralNormalization lists as its own beside its vector: the kernel of the layer it wraps."""
-    wrappers = {name for name, kind, _ in layers_of(config) if kind == "SpectralNormalization"}
-    for weight in weights:
-        if weight.layer not in wrappers or weight.shape[:-1] == (1,):
-            yield weight
+        layer = _text(file[group].attrs.get("name", parts[-3]))
+        # Beside its own vector, a SpectralNormalization repeats the kernel of the layer that it wraps.
+        if layer not in wrappers or dataset.shape[:-1] == (1,):
+            yield Weight(layer, parts[-1], dataset.shape)
 
 
 def _legacy_weights(file: Any) -> Iterator[Weight]:
     root = file.get("model_weights", file)
     for layer in names_in(root.attrs, "layer_names") or list(root):
-        group = _text(layer)  # of a layer such as block/conv it is a group in a group
+        group = _text(layer)  # block/conv is a group in a group
         for item in names_in(root[group].attrs, "weight_names") if group in root else ():
             name = _text(item)
             if name in root[group]:

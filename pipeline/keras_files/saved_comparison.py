@@ -1,4 +1,4 @@
-"""Runs a SavedModel's signature, and holds the model that is made of its graph against it."""
+"""Comparison of a SavedModel's signature with the Keras model that was built from it."""
 
 from __future__ import annotations
 
@@ -8,103 +8,102 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import ModelError, cause
-from export.from_keras.check import probe_pixels
 from export.metrics.distances import relative_difference
+from pipeline.keras_files.graph_rewriting import has_half
 
 if TYPE_CHECKING:
     import keras
 
-TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2  # relative to the largest answer
-COUNT = 3  # pictures, so batches of 1, 2 and 3
-ANY_SIZE = 224  # pixels, for a signature that takes any
+TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2  # relative to the largest output value
+COUNT = 3  # images, for batches of 1, 2 and 3
+ANY_SIZE = 224  # pixels of a side, for a signature without a fixed size
 RANGES = ((0.0, 255.0), (0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a signature says to pictures, each for itself."""
+class Predictions:
+    """Predictions of a signature for images, each in a batch of its own; ``tolerance`` is relative to the largest."""
 
-    pictures: np.ndarray
-    answers: np.ndarray
+    images: np.ndarray
+    values: np.ndarray
     tolerance: float
 
 
-def signature_answers(signature: Any, name: str, spec: Any, where: str, half: bool) -> list[Answers]:
-    """A signature's answers to probe pictures, after they were found to depend on nothing but the picture.
+def signature_predictions(signature: Any, name: str, spec: Any, where: str) -> list[Predictions]:
+    """Run a signature on probe images, and check that each prediction depends on its image alone.
 
     Args:
-        signature: of one input and one output, as ``tf.saved_model.load`` gives it.
-        name: of its input.
-        spec: of its input.
+        signature: signature with one input and one output, from ``tf.saved_model.load``.
+        name: name of its input.
+        spec: ``tf.TensorSpec`` of its input.
         where: file and signature, for messages.
-        half: it computes in half precision.
 
     Raises:
-        ModelError: it does not run, or an answer depends on chance or on the other pictures of the batch.
+        ModelError: it does not run, or a prediction depends on chance or on the other images of the batch.
     """
     import tensorflow as tf
 
-    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    tolerance = HALF_TOLERANCE if has_half(signature.graph.as_graph_def()) else TOLERANCE
     fixed = spec.shape[0]
 
-    def run(pictures: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> np.ndarray:
         try:
-            result = signature(**{name: tf.constant(pictures, spec.dtype)})
+            result = signature(**{name: tf.constant(images, spec.dtype)})
         except tf.errors.OpError as error:
             raise ModelError(
-                f"Expected a SavedModel that runs on pictures. Received: {where}, which fails on {pictures.shape}: "
+                f"Expected a SavedModel that runs on images. Received: {where}, which fails on {images.shape}: "
                 f"{cause(error)}"
             ) from error
         return np.asarray(next(iter(result.values())), np.float32)
 
-    found = []
-    for pictures in _pictures(spec):
-        batches = [pictures] if fixed is None else [np.repeat(one[None], fixed, axis=0) for one in pictures]
-        answers = [run(batch) for batch in batches]
-        if any(relative_difference(answer, run(batch)) > tolerance for answer, batch in zip(answers, batches)):
+    predictions = []
+    for images in _probes(spec):
+        batches = [images] if fixed is None else [np.repeat(image[None], fixed, axis=0) for image in images]
+        outputs = [run(batch) for batch in batches]
+        if any(relative_difference(output, run(batch)) > tolerance for output, batch in zip(outputs, batches)):
             raise ModelError(
-                f"Expected one answer for a picture. Received: {where}, which answers the same pictures otherwise each "
-                "time: its graph has a dropout or noise of training in it. Export the model with training=False."
-            )
-        if fixed is None:
-            alone = np.concatenate([run(picture[None]) for picture in pictures])
-            together = answers[0]
-        elif fixed > 1:
-            together = run(np.resize(pictures, (fixed, *pictures.shape[1:])))
-            alone = np.concatenate([answer[:1] for answer in answers])
-            together, alone = together[:COUNT], alone[: len(together)]
-        else:
-            together = alone = np.concatenate([answer[:1] for answer in answers])
-        if relative_difference(alone, together) > tolerance:
-            raise ModelError(
-                f"Expected an answer that depends on its picture alone. Received: {where}, where it depends on the "
-                "other pictures of the batch, as with a BatchNormalization in training mode. Export the model with "
+                f"Expected one prediction for an image. Received: {where}, which predicts differently for the same "
+                "images each time: its graph has a dropout or noise of training in it. Export the model with "
                 "training=False."
             )
-        found.append(Answers(pictures, alone, tolerance))
-    return found
+        if fixed is None:
+            alone = np.concatenate([run(image[None]) for image in images])
+            together = outputs[0]
+        else:
+            together = run(np.resize(images, (fixed, *images.shape[1:])))[:COUNT]
+            alone = np.concatenate([output[:1] for output in outputs])
+        if relative_difference(alone[: len(together)], together) > tolerance:
+            raise ModelError(
+                f"Expected a prediction that depends on its image alone. Received: {where}, where it depends on the "
+                "other images of the batch, as with a BatchNormalization in training mode. Export the model with "
+                "training=False."
+            )
+        predictions.append(Predictions(images, alone, tolerance))
+    return predictions
 
 
-def difference(model: keras.Model, expected: list[Answers]) -> str:
-    """How a model's answers differ from a signature's, at several batch sizes; empty where they do not."""
+def difference(model: keras.Model, expected: list[Predictions]) -> str:
+    """Describe how a model's predictions differ from a signature's at several batch sizes; empty if they do not."""
     for known in expected:
         for size in (1, 2, COUNT):
-            parts = [known.pictures[k : k + size] for k in range(0, len(known.answers), size)]
+            parts = [known.images[k : k + size] for k in range(0, len(known.values), size)]
             try:
-                answers = np.concatenate([np.asarray(model(part, training=False)) for part in parts])
+                values = np.concatenate([np.asarray(model(part, training=False)) for part in parts])
             except Exception as error:  # Keras and TensorFlow raise many types on shapes that do not fit
                 return f"it fails for a batch of {size}: {cause(error)}"
-            off = relative_difference(known.answers, answers)
+            off = relative_difference(known.values, values)
             if not off <= known.tolerance:
-                return f"answers for batches of {size} are off by {off:.1e} of the largest"
+                return f"predictions for batches of {size} are off by {off:.1e} of the largest"
     return ""
 
 
-def _pictures(spec: Any) -> list[np.ndarray]:
-    """Pictures in the shape and type of an input: as they are and from 0 to 1, of integers only as they are."""
+def _probes(spec: Any) -> list[np.ndarray]:
+    """Make images in the shape and dtype of an input: from 0 to 255, and floats from 0 to 1 too."""
+    from export.from_keras.check import probe_pixels  # it imports Keras, which reading a SavedModel does not need
+
     shape = [n or ANY_SIZE for n in spec.shape[1:3]] + [spec.shape[3] or 3]
     pixels = probe_pixels(shape[0], shape[1], count=COUNT)
-    if shape[2] != pixels.shape[3]:  # of one channel, or channels first: what is said of that comes later
+    if shape[2] != pixels.shape[3]:  # one channel, or channels first, which a later check reports
         pixels = np.resize(pixels, (COUNT, *shape))
     if spec.dtype.is_integer:
         return [pixels.astype(spec.dtype.as_numpy_dtype)]

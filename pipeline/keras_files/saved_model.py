@@ -1,12 +1,13 @@
-"""SavedModel folders: what they say about themselves, and the model in them.
+"""SavedModel folders: facts about them, and their models in Keras 3.
 
-A SavedModel is a program. TensorFlow runs its operations, at loading already, and some of them read and write files,
-so one is loaded only if the recipe allows it. Reading about it here parses protocol buffers and runs nothing.
+A SavedModel is a program. TensorFlow runs its operations, some already while loading, and some read and write files,
+so it is loaded only if the recipe allows it. ``read_saved_model`` parses protocol buffers and runs nothing.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from export.words import listed
 from pipeline.keras_files.code_scan import SAVED_MODEL, Finding, scan_node
 from pipeline.keras_files.graph_bounds import check_file, check_graph
 from pipeline.keras_files.graph_operations import saved_operations
-from pipeline.keras_files.graph_rewriting import End, ends, free_batch, has_half, in_single, is_half
-from pipeline.keras_files.model_file import SAVED_MODEL_FOLDER, ModelFile, Weight
-from pipeline.keras_files.saved_comparison import difference, signature_answers
+from pipeline.keras_files.graph_rewriting import End, ends, free_batch, has_half, in_single
+from pipeline.keras_files.model_file import HALF, SAVED_MODEL_FOLDER, ModelFile, Weight
+from pipeline.keras_files.saved_comparison import difference, signature_predictions
 from pipeline.terminal.console import start_tensorflow
 
 if TYPE_CHECKING:
@@ -26,18 +27,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The last: model.export of Keras 3 writes every variable once more, as a list of all.
+# Parts of the names of variables that are no weights. model.export of Keras 3 repeats all in "_all_variables".
 _NO_WEIGHT = (
     "OPTIMIZER_SLOT", "optimizer", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH", "keras_api", "_all_variables",
 )  # fmt: skip
-_RANDOM_STATES = (("uint32", [2]), ("int64", [2]), ("int64", [3]))  # of Keras 3 and of Keras 2: no weights
+_RANDOM_STATES = (("uint32", [2]), ("int64", [2]), ("int64", [3]))  # of Keras 3 and Keras 2
 
 
 def read_saved_model(path: Path) -> ModelFile:
-    """What a SavedModel says about itself.
+    """Read the facts of a SavedModel.
 
     Raises:
-        ModelError: damaged.
+        ModelError: damaged, or beyond the limits of ``graph_bounds``.
     """
     try:
         check_file(path / "saved_model.pb", "SavedModel")
@@ -54,50 +55,46 @@ def read_saved_model(path: Path) -> ModelFile:
     config, version = _keras_metadata(path)
     operations, used = saved_operations(proto.meta_graphs)
     layers = layer_findings(path)
-    findings = [
+    findings = (
         Finding("SavedModel", SAVED_MODEL, "a program that TensorFlow runs as its author wrote it", True),
         *(Finding("operation", name, why, True) for name, why in operations),
         *(f for f in layers if f.kind == "Lambda"),
-    ]
-    tensorflow = graph.meta_info_def.tensorflow_version
+    )
     signatures = {
         name: {
-            "inputs": {key: _tensor(info) for key, info in signature.inputs.items()},
-            "outputs": {key: _tensor(info) for key, info in signature.outputs.items()},
+            "inputs": {key: _tensor_text(info) for key, info in signature.inputs.items()},
+            "outputs": {key: _tensor_text(info) for key, info in signature.outputs.items()},
         }
         for name, signature in graph.signature_def.items()
         if name != "__saved_model_init_op"
     }
-    weights = _variables(path)
-    written = f"{version}, TensorFlow {tensorflow}" if version else f"TensorFlow {tensorflow}"
+    tensorflow = f"TensorFlow {graph.meta_info_def.tensorflow_version}"
     facts: dict[str, object] = {"signatures": signatures, "operations": used}
     if config is not None and (unfit := _unfit(layers)):
         facts["taken from"] = f"its graph, not its layers ({unfit})"
-    return ModelFile(path, SAVED_MODEL_FOLDER, written, config, weights, tuple(findings), facts)
+    written_by = f"{version}, {tensorflow}" if version else tensorflow
+    return ModelFile(path, SAVED_MODEL_FOLDER, written_by, config, tuple(_variables(path)), findings, facts)
 
 
-def _variables(path: Path) -> tuple[Weight, ...]:
-    """The weights of a SavedModel; none of a graph without variables, or a frozen one."""
+def _variables(path: Path) -> Iterator[Weight]:
+    """Yield the weights of a SavedModel; none for a graph without variables or a frozen one."""
     import tensorflow as tf
 
-    weights = []
     try:
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
-        shapes, kinds = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError):
-        return ()
-    for name in sorted(shapes):
-        known = (kinds[name].name, shapes[name]) in _RANDOM_STATES
-        if not known and not any(part in name for part in _NO_WEIGHT):
-            parts = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
-            weights.append(Weight("/".join(parts[:-1]), parts[-1], tuple(shapes[name])))
-    return tuple(weights)
+        return
+    for name, shape in sorted(shapes.items()):
+        if (dtypes[name].name, shape) not in _RANDOM_STATES and not any(part in name for part in _NO_WEIGHT):
+            layer, _, weight = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").rpartition("/")
+            yield Weight(layer, weight, tuple(shape))
 
 
 def load_saved_model(file: ModelFile) -> keras.Model:
-    """The model of a SavedModel that is allowed, as a Keras 3 model.
+    """Load a SavedModel that the recipe allows as a Keras 3 model.
 
-    One that Keras 2 saved comes back layer by layer; of any other the serving signature's graph is taken.
+    A model that Keras 2 saved is rebuilt layer by layer; for any other, the graph of the serving signature is used.
 
     Raises:
         ModelError: it does not load, or no signature has one input and one output.
@@ -109,7 +106,7 @@ def load_saved_model(file: ModelFile) -> keras.Model:
     problem = ""
     if file.config is not None:
         findings = layer_findings(file.path)
-        if unfit := _unfit(findings):  # the graph still says what the model computes
+        if unfit := _unfit(findings):  # the graph still defines the model
             problem = f" (its layers: {unfit})"
         else:
             try:
@@ -117,14 +114,14 @@ def load_saved_model(file: ModelFile) -> keras.Model:
             except ModelError as error:
                 problem = f" (its layers: {error})"
             else:
-                _say_of_signature(model, file.path)
+                _warn_of_signature(model, file.path)
                 return model
     try:
         loaded = tf.saved_model.load(str(file.path))
     except Exception as error:  # TensorFlow raises many types on what it cannot load
         raise ModelError(f"Expected a SavedModel that loads. Received: {file.path}: {error}{problem}") from error
     signatures = dict(loaded.signatures)
-    name = _serving(list(signatures))
+    name = _serving_signature(list(signatures))
     if name is None:
         raise ModelError(
             f"Expected a SavedModel with a signature serving_default. Received: {file.path} with "
@@ -133,31 +130,30 @@ def load_saved_model(file: ModelFile) -> keras.Model:
     return _graph_model(signatures[name], file.path, name)
 
 
-def _say_of_signature(model: keras.Model, path: Path) -> None:
-    """Says where a SavedModel's own signature answers otherwise than its layers, which are what Keras' predict runs."""
+def _warn_of_signature(model: keras.Model, path: Path) -> None:
+    """Warn if a SavedModel's signature predicts differently from its layers, which are what Keras' predict runs."""
     import tensorflow as tf
 
     signatures = dict(tf.saved_model.load(str(path)).signatures)
-    name = _serving(list(signatures))
+    name = _serving_signature(list(signatures))
     if name is None:
         return
     try:
-        key, spec = _picture_input(signatures[name], path, name)
-        half = has_half(signatures[name].graph.as_graph_def())
-        problem = difference(model, signature_answers(signatures[name], key, spec, f"{path}, signature {name}", half))
-    except ModelError as error:  # the layers are what is taken; a signature of texts or of a batch is none of theirs
+        key, spec = _image_input(signatures[name], path, name)
+        expected = signature_predictions(signatures[name], key, spec, f"{path}, signature {name}")
+    except ModelError as error:  # the layers are used; a signature of strings or of a batch is not theirs
         log.debug("%s", error)
         return
-    if problem:
+    if problem := difference(model, expected):
         log.warning(
-            "%s: its signature %s answers otherwise than its layers (%s). The layers are taken, as load_model(...) and "
-            "predict() run them; to have what the signature does, save it alone with tf.saved_model.save.",
+            "%s: its signature %s predicts differently from its layers (%s). The layers are used, as load_model(...) "
+            "and predict() run them; to use the signature, save it alone with tf.saved_model.save.",
             *(path.name, name, problem),
         )
 
 
-def _serving(names: list[str]) -> str | None:
-    """The signature to take: the one for serving, or the only one that is not for training."""
+def _serving_signature(names: list[str]) -> str | None:
+    """Name the signature to use: the one for serving, or the only one that is not for training."""
     if "serving_default" in names:
         return "serving_default"
     others = [name for name in names if "train" not in name.lower()]
@@ -167,21 +163,20 @@ def _serving(names: list[str]) -> str | None:
 def _graph_model(signature: Any, path: Path, name: str) -> keras.Model:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    key, spec = _picture_input(signature, path, name)
+    key, spec = _image_input(signature, path, name)
     where = f"{path}, signature {name}"
-    half = has_half(signature.graph.as_graph_def())
-    expected = signature_answers(signature, key, spec, where, half)
+    expected = signature_predictions(signature, key, spec, where)
     try:
-        # Loops stay functions: taken apart, they hold weights that nothing outside can replace.
+        # Loops stay functions: lowered, they would hold constants that the layer's weights cannot replace.
         frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False)
     except Exception as error:  # TensorFlow raises many types on what it cannot freeze
         raise ModelError(
-            f"Expected a graph whose variables stay as they are. Received: {where}: {cause(error)}. Export the model "
+            f"Expected a graph whose variables do not change. Received: {where}: {cause(error)}. Export the model "
             "with training=False."
         ) from error
     definition = frozen.graph.as_graph_def()
     feed, output = frozen.inputs[0].name, frozen.outputs[0].name
-    if half:
+    if has_half(definition):
         definition = in_single(definition)
     if spec.shape[0] is not None:
         definition = free_batch(definition, feed, spec.shape[0], lambda tensor: _known_shape(frozen.graph, tensor))
@@ -193,28 +188,28 @@ def _graph_model(signature: Any, path: Path, name: str) -> keras.Model:
             return model
     if spec.shape[0] is not None:
         raise ModelError(
-            f"Expected a SavedModel for any number of pictures. Received: {where}, for exactly {spec.shape[0]}, whose "
-            f"graph takes no others: {problem}. Export the model again with a free batch: an input of shape "
+            f"Expected a SavedModel for any number of images. Received: {where}, for exactly {spec.shape[0]}, whose "
+            f"graph takes no other batch: {problem}. Export the model again with a free batch: an input of shape "
             f"{(None, *spec.shape[1:])}."
         )
     raise ModelError(
-        f"Expected a graph that answers outside its SavedModel as in it. Received: {where}: {problem}. Save the model "
+        f"Expected a graph that predicts the same outside its SavedModel. Received: {where}: {problem}. Save the model "
         "as a .keras or .h5 file."
     )
 
 
-def _picture_input(signature: Any, path: Path, name: str) -> tuple[str, Any]:
-    """The name and the kind of a signature's one input, a picture.
+def _image_input(signature: Any, path: Path, name: str) -> tuple[str, Any]:
+    """Return the name and the ``tf.TensorSpec`` of a signature's one input, a batch of images.
 
     Raises:
-        ModelError: it takes or gives something else.
+        ModelError: the signature has other inputs or outputs.
     """
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(
             f"Expected an image classifier with one input and one output. Received: {path}, whose signature {name} "
             f"takes {_shapes(inputs)} and gives {_shapes(outputs)}. Save a signature serving_default that takes "
-            "pictures and gives the scores alone."
+            "images and gives the scores alone."
         )
     key, spec = next(iter(inputs.items()))
     if spec.shape.rank != 4 or not (spec.dtype.is_floating or spec.dtype.is_integer):
@@ -232,7 +227,7 @@ def _with_end(end: End, feed: str, spec: Any) -> keras.Model:
     from pipeline.keras_files.frozen_graph import from_graph_def
 
     pixels = keras.Input(tuple(spec.shape[1:]), name="pixels")
-    dtype = "float32" if is_half(spec.dtype.name) else spec.dtype.name
+    dtype = "float32" if spec.dtype.name in HALF else spec.dtype.name
     x = from_graph_def(end.definition, feed, end.fetch, dtype, "graph")(pixels)
     if end.activation is not None:
         x = keras.layers.Activation(end.activation, name="predictions")(x)
@@ -245,25 +240,28 @@ def _known_shape(graph: Any, tensor: str) -> list[int | None] | None:
 
 
 def layer_findings(path: Path) -> list[Finding]:
-    """What is no part of Keras, or code, in the layers that Keras 2 describes beside the graph and would build.
+    """Find custom parts and code in the layers that Keras 2 describes beside the graph and would build.
 
-    A model whose layers are not Keras' own is read from its graph, so only Lambdas are of interest to people.
+    A model with custom layers is loaded from its graph, so only its Lambda layers need the recipe's permission.
     """
-    found: dict[tuple[str, str], Finding] = {}
-    for node, metadata in _metadata_nodes(path):
-        parts = {key: value for key, value in metadata.items() if key != "training_config"}  # it is not compiled
-        for finding in scan_node(parts, is_layer=node.identifier != "_tf_keras_metric"):
-            found[(finding.kind, finding.name)] = finding
-    return list(found.values())
+    findings = [
+        finding
+        for node, metadata in _metadata_nodes(path)
+        for finding in scan_node(
+            {key: value for key, value in metadata.items() if key != "training_config"},  # it is not compiled
+            is_layer=node.identifier != "_tf_keras_metric",
+        )
+    ]
+    return list({(finding.kind, finding.name): finding for finding in findings}.values())
 
 
 def _unfit(findings: list[Finding]) -> str:
-    """Why layers with these findings are not built; empty where they may be."""
+    """Describe why layers with these findings are not built; empty if they may be."""
     return next((f"{f.name}: {f.why}" for f in findings if f.kind != "Lambda"), "")
 
 
 def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
-    """The objects that Keras 2 describes beside the graph; none where Keras 2 did not write it.
+    """List the objects that Keras 2 describes beside the graph; none if Keras 2 did not write it.
 
     Raises:
         ModelError: damaged.
@@ -287,7 +285,7 @@ def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def _keras_metadata(path: Path) -> tuple[dict[str, object] | None, str]:
-    """The architecture that Keras 2 puts beside the graph, and the version of Keras."""
+    """Return the architecture that Keras 2 stores beside the graph, and the version of Keras."""
     for node, metadata in _metadata_nodes(path):
         if node.node_path == "root":
             version = f"Keras {metadata.get('keras_version', '2')}"
@@ -297,7 +295,7 @@ def _keras_metadata(path: Path) -> tuple[dict[str, object] | None, str]:
     return None, "Keras 2" if (path / "keras_metadata.pb").is_file() else ""
 
 
-def _tensor(info: Any) -> str:
+def _tensor_text(info: Any) -> str:
     import tensorflow as tf
 
     dims = [d.size if d.size >= 0 else None for d in info.tensor_shape.dim]
@@ -305,5 +303,4 @@ def _tensor(info: Any) -> str:
 
 
 def _shapes(tensors: dict[str, Any]) -> str:
-    found = sorted(tensors.items())
-    return listed(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in found) or "nothing"
+    return listed(f"{name}: {t.dtype.name} {tuple(t.shape)}" for name, t in sorted(tensors.items())) or "nothing"

@@ -307,12 +307,12 @@ def test_parameters_are_those_that_keras_counts(tmp_path: Path, package: Any, ki
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("m.onnx", b"\x08\x08\x12\x07pytorch", "an ONNX model, which is what this makes"),
+        ("m.onnx", b"\x08\x08\x12\x07pytorch", "an ONNX model, which is an output of the conversion"),
         ("m.bin", b"\x1c\0\0\0TFL3" + bytes(40), "a TensorFlow Lite model"),
         ("graph.pb", b"\n\x10", "without the folder of a SavedModel"),
         ("m.pth", b"\x80\x02\x8a\n", "PyTorch's"),
         ("m.plan", b"ftrt\0\0", "a TensorRT engine"),
-        ("m.h5", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ("m.h5", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         ("m.h5", b"<!DOCTYPE html>", "a web page"),
         ("m.keras.gz", b"\x1f\x8b\x08", "a gzip archive"),
         ("m.pkl", b"\x80\x04\x95", "a Python pickle"),
@@ -334,7 +334,7 @@ def test_a_file_is_told_what_it_is(tmp_path: Path, name: str, content: bytes, wh
         (["m/saved_model.pb", "m/variables/variables.index"], "a SavedModel in a zip archive. Unzip it.* folder m"),
         (["archive/data.pkl", "archive/version"], "PyTorch's"),
         (["m/config.json", "m/model.weights.h5"], "zipped with its folder. Zip its content: cd m "),
-        (["a.npy", "b.npy"], "arrays of NumPy"),
+        (["a.npy", "b.npy"], "NumPy arrays"),
         (["models/best.h5"], "Unzip it, and name models/best.h5"),
     ],
 )

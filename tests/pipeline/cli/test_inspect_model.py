@@ -62,7 +62,7 @@ def test_an_archive(modern, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     recipe = yaml.safe_load(facts["recipe"])
     assert recipe["model"]["allow"] == ["mystery"]
     assert recipe["model"]["output"] == "sigmoid"
-    assert "mystery: runs whatever Python its author wrote (refused unless model.allow names it)" in text
+    assert "mystery: runs any Python that its author wrote (refused unless model.allow names it)" in text
 
 
 @pytest.mark.parametrize("name", ["nested.h5", "nested_saved", "binary.h5"])

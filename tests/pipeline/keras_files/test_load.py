@@ -399,7 +399,7 @@ def test_what_keras_3_reads_wrongly_is_taken_from_keras_2(brought, monkeypatch, 
     monkeypatch.setattr(load.log, "propagate", True)
     with caplog.at_level("WARNING"):
         model = load_model(folder / "nested.h5", compare=True)
-    assert "other than Keras 2 does" in caplog.text
+    assert "differently from Keras 2" in caplog.text
     x = legacy_models.images().astype(np.float32)
     np.testing.assert_allclose(np.asarray(model(x)), answers["nested.h5"], atol=2e-5)
     assert load_model(folder / "nested.h5") is wrong, "only taking over pays for the comparison"
@@ -423,7 +423,7 @@ def test_batch_norms_in_training_mode_use_what_they_learned(tmp_path, nested) ->
     assert "called_in_training: refuse" in (describe(read_model_file(tmp_path / "resnet50.h5")).recipe or "")
     config = Model(path=str(tmp_path / "resnet50.h5"), preprocessing="unit")
     with pytest.raises(
-        ModelError, match=r"calls of 1 layer \(bn\).*other pictures of its batch.*called_in_training=inference"
+        ModelError, match=r"calls of 1 layer \(bn\).*other images of its batch.*called_in_training=inference"
     ):
         import_model(config, ("a", "b", "c"), "stretch")
     taken = import_model(replace(config, called_in_training="inference"), ("a", "b", "c"), "stretch")

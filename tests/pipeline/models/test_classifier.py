@@ -217,14 +217,14 @@ def test_weights_of_another_backbone_are_refused(weights: Path, backbone: str, n
         (b"", "an empty file"),
         (b"hello", "no HDF5 file"),
         (b"\x89HDF\r\n\x1a\n", r"a damaged HDF5 file \(.*Copy it again"),
-        (b"\x93NUMPY\x01", "an array of NumPy, not a model"),
+        (b"\x93NUMPY\x01", "a NumPy array, not a model"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".npz"])
 def test_a_file_without_weights(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
     (tmp_path / f"x{suffix}").write_bytes(content)
     if content == b"hello" and suffix == ".npz":
-        said = "arrays of NumPy"
+        said = "NumPy arrays"
     with pytest.raises(ModelError, match=said):
         build_classifier(tiny(weights=str(tmp_path / f"x{suffix}")), 2)
 

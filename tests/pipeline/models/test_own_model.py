@@ -62,14 +62,14 @@ def test_a_legacy_model_goes_through_the_whole_chain(tmp_path: Path, capsys: pyt
     assert main(["train", *options]) == 2
     said = capsys.readouterr().err
     assert "training=True in the calls of 2 layers (backbone, monte_carlo)" in said
-    assert "depends on the other pictures of its batch and chance" in said
+    assert "depends on the other images of its batch and chance" in said
     options += ["--set", "model.called_in_training=inference"]
     for verb in ("train", "export", "quantize", "build", "verify", "infer", "report"):
         assert main([verb, *options]) == 0, verb
     root = tmp_path / "artifacts" / "colleague"
     card = json.loads((root / "train" / "model.json").read_text())
     (deviation,) = card["deviations"]
-    assert "does not answer as colleague.h5 does in Keras 2: 2 of its layers (backbone, monte_carlo)" in deviation
+    assert "does not predict as colleague.h5 does in Keras 2: 2 of its layers (backbone, monte_carlo)" in deviation
     assert card["classes"] == names
     assert card["written_by"].startswith("Keras 2")
     parity = json.loads((root / "verify" / "parity.json").read_text())
