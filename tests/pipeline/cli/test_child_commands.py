@@ -37,7 +37,7 @@ run_child([sys.executable, "-c", sys.argv[1]])
 """
 BENCHMARK = """
 import sys
-from pipeline import commands
+from pipeline.cli import commands
 args = commands.build_parser().parse_args(["run", "-c", "configs/digits.yaml", "--artifacts", sys.argv[1], "--explain"])
 commands._benchmark(args)
 """

@@ -132,8 +132,8 @@ def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(
     capsys.readouterr()
     assert older.run("bundle", "-o", str(tmp_path / "tiny.tar"), *key) == 0
     said = capsys.readouterr().err
-    assert "There: make install-gpu && .venv-gpu/bin/python -m pipeline unpack tiny.tar\n" in said
-    assert "FP16 and INT8 for TensorRT 10 and later, and for 8.6. On 8.6 and on a Jetson the way is another" in said
+    assert "On the other machine: make install-gpu && .venv-gpu/bin/python -m pipeline unpack tiny.tar\n" in said
+    assert "FP16 and INT8 for TensorRT 10 and later, and for 8.6. The steps for 8.6 and for a Jetson differ" in said
     with tarfile.open(tmp_path / "tiny.tar") as archive:
         assert names <= set(archive.getnames())
     assert older.run("quantize", *QUICK) == 0
