@@ -156,9 +156,9 @@ def test_an_altered_file_is_named_where_the_next_one_answers(
     status, rows = served(chain, tmp_path)
     assert (status, len(rows)) == (0, 1)
     said = errors(capsys)
-    passed_over = [line for line in said.splitlines() if "Passed over" in line]
+    passed_over = [line for line in said.splitlines() if "Skipped:" in line]
     assert passed_over == [
-        "warning: quantize/model.fp16.onnx answers. Passed over: export/model.onnx was altered since it was verified"
+        "warning: quantize/model.fp16.onnx serves. Skipped: export/model.onnx was altered since it was verified"
     ]
 
 

@@ -42,7 +42,7 @@ def read(path: Path) -> list[dict[str, str]]:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from pipeline import cli
+from pipeline.cli import options as cli
 from pipeline.terminal.command_line import Parser
 from tests.pipeline.serving.test_write_rows import COLUMNS, TOTAL, rows, write_rows
 output = Path(sys.argv[1])

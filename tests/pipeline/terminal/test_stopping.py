@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals")
 STAGE = """
 import sys, time
 from pathlib import Path
-from pipeline import cli
+from pipeline.cli import options as cli
 from export.files import replacing_folder
 from pipeline.artifacts.files import recipe_lock
 from pipeline.terminal.command_line import Parser
