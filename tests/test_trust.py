@@ -202,7 +202,7 @@ def test_answers_that_somebody_wrote_into_the_reference_are_not_believed(
     true = held["logits"].copy()
     np.savez(path, **held | {"logits": held["logits"][:, ::-1]})
     assert chain.run("verify") == 0
-    assert "reference.npz is damaged and is made anew: it is not what the verify stage wrote" in errors(capsys)
+    assert "reference.npz is damaged and is computed again: it is not what the verify stage wrote" in errors(capsys)
     with np.load(path) as file:
         np.testing.assert_allclose(file["logits"], true, rtol=1e-3, atol=1e-4)
 

@@ -284,9 +284,9 @@ def test_evidence_of_another_source_is_passed_over_and_said(
 @pytest.mark.parametrize(
     ("devices", "overrides", "why"),
     [
-        ((Device("Other GPU", "8.9", 1),), (), "it is of Fake GPU 8.9, and here is Other GPU 8.9"),
-        ((Device("Fake GPU", "9.0", 1),), (), "it is of Fake GPU 8.9, and here is Fake GPU 9.0"),
-        ((GPU, Device("Other GPU", "9.0", 1)), ("runtime.device=1",), "here is Other GPU 9.0"),
+        ((Device("Other GPU", "8.9", 1),), (), "it ran on Fake GPU 8.9, and this is Other GPU 8.9"),
+        ((Device("Fake GPU", "9.0", 1),), (), "it ran on Fake GPU 8.9, and this is Fake GPU 9.0"),
+        ((GPU, Device("Other GPU", "9.0", 1)), ("runtime.device=1",), "this is Other GPU 9.0"),
         ((GPU,), ("runtime.device=1",), "there is no GPU 1"),
         ((GPU,), ("runtime.graphs=false",), "engines ran with runtime"),
         ((GPU,), ("runtime.contexts=2",), "engines ran with runtime"),
