@@ -338,10 +338,10 @@ def test_a_warning_about_many_tensors_is_one_line_with_five_names(
 
 def test_what_is_missed_is_told_with_what_can_still_be_raised() -> None:
     assert missed("int8", "SQNR", "quantize.max_kept", 0.1) == (
-        "INT8 misses what verify.thresholds.int8 asks for on held-out images (SQNR). To keep more convolutions in FP16 "
+        "INT8 misses verify.thresholds.int8 on held-out images (SQNR). To keep more convolutions in FP16 "
         "raise quantize.max_kept (now 0.1)."
     )
     said = missed("fp16", "SQNR", "quantize.max_kept_fp32", 1.0)
     assert "FP16 misses" in said
-    assert "All convolutions may stay in FP32 already (quantize.max_kept_fp32): bring more calibration images" in said
+    assert "All convolutions may stay in FP32 already (quantize.max_kept_fp32): add calibration images" in said
     assert "raise" not in said
