@@ -156,8 +156,10 @@ def bundle(context: Context, output: Path) -> dict[str, object]:
             tarfile.open(temporary, "w") as archive,
             progress_bar(total=len(files), desc="  bundle") as bar,
         ):
-            _add_text(archive, INDEX, json.dumps(to_json(index), indent=2))
-            _add_text(archive, UNPACKED, recipe)
+            for name, text in ((INDEX, json.dumps(to_json(index), indent=2)), (UNPACKED, recipe)):
+                member = tarfile.TarInfo(name)
+                member.size = len(text.encode())
+                archive.addfile(member, io.BytesIO(text.encode()))
             for name, path in files.items():
                 archive.add(path, arcname=name)
                 bar.update()
@@ -285,12 +287,11 @@ def _warn_of_changed_recipe(context: Context) -> None:
     """Warn where the receiver's `run` would repeat stages, because the recipe changed since they ran."""
     from pipeline.stages import STAGES
 
-    changes = [
+    if changes := [
         change
         for stage in STAGES
         for change in recipe_changes(read_manifest(context.folder(stage.name)), context.recipe)
-    ]
-    if changes:
+    ]:
         log.warning(
             "the archive's recipe differs from the one that its stages ran with, so they run again: %s",
             listed(changes, separator="; "),
@@ -314,10 +315,3 @@ def _yaml_without_permissions(recipe: Recipe) -> str:
         option = f"--set '{key}={json.dumps(list(value) if isinstance(value, tuple) else value)}'"
         log.warning("left out of the archive's recipe, because the receiver decides it: %s", option)
     return dump_yaml(stripped)
-
-
-def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
-    data = text.encode()
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))

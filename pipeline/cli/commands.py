@@ -116,8 +116,12 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
             benchmark = _benchmark(args)
             if benchmark["exit"] != cli.DONE:
                 raise ProjectError(f"Expected the benchmark to succeed. Received: {benchmark['error']}")
-            serves = _can_serve(context)
-            if not serves:
+            try:
+                with context.invocation.completing_errors():
+                    select_model(Artifacts(context.root), context.settings)
+            except ProjectError as error:  # the report is written all the same
+                log.error("nothing is classified: %s", error)
+                serves = False
                 continue
         outcomes.append(execute(stage, context, args.force))
         _log_missing_engines(context, outcomes[-1])
@@ -130,17 +134,6 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
         key: value for key, value in benchmark.items() if key not in ("command", "recipe", "exit")
     }
     return result
-
-
-def _can_serve(context: Context) -> bool:
-    """Return whether at least one file may serve; the report is written either way."""
-    try:
-        with context.invocation.completing_errors():
-            select_model(Artifacts(context.root), context.settings)
-    except ProjectError as error:
-        log.error("nothing is classified: %s", error)
-        return False
-    return True
 
 
 def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:

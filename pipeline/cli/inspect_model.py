@@ -286,8 +286,6 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
     inside = inline_yaml("; ".join(preprocessing_inside(file.config)))
     normalises = f". none, if this normalises: {inside}" if preprocessing_inside(file.config) else ""
     end = ending(file)
-    one_of_several = end.activation == "sigmoid" and end.shape is not None and end.shape != (1,)
-    scores = end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax")
     arithmetic = arithmetic_inside(file.config)
     allow = ", ".join(inline_yaml(finding.name) for finding in file.findings if finding.allowable)
     keys = (
@@ -302,8 +300,14 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
             "called_in_training: refuse  # inference: with other predictions than the file's, see training=True",
         ),
         (file.config is None, "output: auto  # or name it: logits, softmax or sigmoid"),
-        (one_of_several, "output: sigmoid  # if exactly one class is right for each image"),
-        (scores, f"output: logits  # if the values of its {end.activation} are scores to rank classes by"),
+        (
+            end.activation == "sigmoid" and end.shape is not None and end.shape != (1,),
+            "output: sigmoid  # if exactly one class is right for each image",
+        ),
+        (
+            end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax"),
+            f"output: logits  # if the values of its {end.activation} are scores to rank classes by",
+        ),
         (allow, f"allow: [{allow}]  # lets it run; only if you trust its author"),
         (True, "# classes: [first, second]  # names in the order of its outputs, if not that of the sorted folders"),
         (any("None, None" in shape for shape in input_shapes(file)), "input_size: 224  # it takes any size"),

@@ -6,7 +6,7 @@ Nothing here runs a stage, imports TensorFlow, decodes an image or writes a file
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,7 @@ def refuse_stale_artifacts(context: Context) -> None:
 
 def warn_of_a_new_training(context: Context) -> None:
     """Warn that a changed recipe replaces the model, with the options that keep it."""
-    if options := list(_former_options(context)):
-        log.warning(
-            "the recipe has changed since the model in %s was made, so a new one replaces it. To keep it, stop now "
-            "and add the same options as before: %s",
-            *(context.folder("train"), " ".join(options)),
-        )
-
-
-def _former_options(context: Context) -> Iterator[str]:
+    options = []
     manifest = read_manifest(context.folder("train"))
     for change in recipe_changes(manifest, context.recipe):
         key = change.partition(": ")[0]
@@ -112,7 +104,13 @@ def _former_options(context: Context) -> Iterator[str]:
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
             text = value if isinstance(value, str) else json.dumps(value)
-            yield f"--set {shlex.quote(f'{key}={text}')}"
+            options.append(f"--set {shlex.quote(f'{key}={text}')}")
+    if options:
+        log.warning(
+            "the recipe has changed since the model in %s was made, so a new one replaces it. To keep it, stop now "
+            "and add the same options as before: %s",
+            *(context.folder("train"), " ".join(options)),
+        )
 
 
 def refuse_in_advance(stage: Stage[Any], context: Context) -> None:

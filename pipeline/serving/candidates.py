@@ -98,9 +98,8 @@ def why_not_opened(plan: Path, driver: DriverStatus) -> str:
     flavour, capability = sidecar.flavour, driver.devices[0].compute_capability
     if flavour not in FLAVOURS or find_tensorrt(flavour) is not None:
         return ""
-    if supports(flavour, sidecar.tensorrt_version, capability) is False:
-        return no_support(flavour, capability)
-    return _missing(flavour)
+    is_unsupported = supports(flavour, sidecar.tensorrt_version, capability) is False
+    return no_support(flavour, capability) if is_unsupported else _missing(flavour)
 
 
 def files_to_run(artifacts: Artifacts) -> str:

@@ -180,9 +180,8 @@ def select_model(
 
     serving = sorted((choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)), key=rank)
     if serving:
-        first = serving[0]
-        better = [choice for choice in choices if choice not in serving and choice.fit(size) < first.fit(size)]
-        objections += [choice.objection for choice in better]
+        best_rank = serving[0].fit(size)
+        objections += [choice.objection for choice in choices if choice not in serving and choice.fit(size) < best_rank]
         best = _measured_fastest(artifacts, settings.runtime, serving, driver, size)
         if objections:
             log.warning("%s serves. Skipped: %s", best.run_name, listed(dict.fromkeys(objections), separator="; "))

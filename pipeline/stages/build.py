@@ -49,8 +49,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return Built({}, tuple(kept), why)
     _check_sources(inputs, section.precisions, trt)
-    not_here = why_not_here(trt, section.targets)
-    if not_here:
+    if not_here := why_not_here(trt, section.targets):
         log.warning("%s", not_here)
     options = build_options(section)
     plans = [(precision, *named) for precision in section.precisions for named in profiles(section).items()]

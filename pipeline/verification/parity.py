@@ -172,7 +172,7 @@ def find(comparison: Comparison, limits: Thresholds, noise: FloatNoise | None = 
     Returns:
         list[Finding]: one per threshold.
     """
-    findings = [_exact(comparison.finite, "the candidate gave NaN or infinite logits")]
+    findings = [Finding(PASS) if comparison.finite else Finding(FAIL, "the candidate gave NaN or infinite logits")]
     limit = relative_limit(limits, noise)
     if limit is not None:
         error = comparison.relative_error
@@ -184,7 +184,7 @@ def find(comparison: Comparison, limits: Thresholds, noise: FloatNoise | None = 
         findings.append(_agreement(comparison, limits.top1_agreement))
     if limits.sqnr_db is not None:
         text = f"SQNR {comparison.sqnr_db:.1f} dB, at least {limits.sqnr_db:.1f} dB needed"
-        findings.append(_exact(comparison.sqnr_db >= limits.sqnr_db, text))
+        findings.append(Finding(PASS) if comparison.sqnr_db >= limits.sqnr_db else Finding(FAIL, text))
     if limits.accuracy_drop is not None:
         findings.append(_drop(comparison, limits.accuracy_drop))
     return findings
@@ -195,10 +195,6 @@ def relative_limit(limits: Thresholds, noise: FloatNoise | None) -> float | None
     if isinstance(limits.relative_error, str):  # auto
         return FLOOR if noise is None else noise.limit
     return limits.relative_error
-
-
-def _exact(met: bool, why: str) -> Finding:
-    return Finding(PASS) if met else Finding(FAIL, why)
 
 
 def _agreement(comparison: Comparison, limit: float) -> Finding:
