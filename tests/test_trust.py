@@ -257,7 +257,7 @@ def test_an_archive_brings_no_permission(with_code: Path, tmp_path: Path, capsys
     assert main(["unpack", str(with_code), "--artifacts", str(there), "--json"]) == 0
     out, said = capsys.readouterr()
     assert "code: train/model.keras holds Lambda preprocess: runs whatever Python its author wrote" in said
-    assert "refused unless you say --set 'model.allow=[preprocess]'" in said
+    assert "refused unless you give --set 'model.allow=[preprocess]'" in said
     assert any("Lambda preprocess" in line for line in json.loads(out.splitlines()[-1])["code"])
     for option in ("model.allow=", "build.version_compatible=true", "build.timing_cache="):
         assert f"left out of the archive's recipe, because the receiver decides it: --set '{option}" in said
