@@ -70,7 +70,7 @@ def test_infer_a_folder_with_bad_images(
     assert said.count("error: ") == 3
     for name in ("cut.png", "empty.jpg", "text.jpg"):
         assert f"error: {photos / name}: {rows[name]['error']}\n" in said
-    assert f"{out}: 7 images, 3 of them failed, answered by export/model.onnx (onnxruntime, verdict: pass)\n" in said
+    assert f"{out}: 7 images, 3 of them failed, classified by export/model.onnx (onnxruntime, verdict: pass)\n" in said
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -86,9 +86,9 @@ def test_infer_says_ten_reasons_of_many_and_no_model_where_none_answered(
     assert said.count("error: ") == 11
     assert "/09.jpg: " in said
     assert "/10.jpg: " not in said
-    assert "error: 4 more images failed; the reasons stand in the output\n" in said
+    assert "error: 4 more images failed; the output has the reasons\n" in said
     assert said.endswith(f"{out}: 14 images, 14 of them failed\n")
-    assert "answered by" not in said
+    assert "classified by" not in said
 
 
 def test_infer_says_what_it_left_out(finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -515,7 +515,7 @@ def test_a_machine_that_only_serves_needs_no_keras_model_and_is_told(
     photo = str(next((chain.images / "red").iterdir()))
     (chain.root / "train" / "model.keras").unlink()
     assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 0
-    said = "train/model.keras is not here; export/model.onnx, which was compared with it when it was verified, answers"
+    said = "train/model.keras is not here; export/model.onnx classifies, which was compared with it when verified"
     assert f"{said}\n" in capsys.readouterr().err
     (chain.root / "train" / "model.keras").write_bytes(b"other")
     assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 2

@@ -21,10 +21,11 @@ from benchmarks.command import main as benchmark
 from export.files import ROOT
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.manifest import MANIFEST, Key, write_manifest
-from pipeline.cli.bundle import RECIPE, bundle
+from pipeline.cli.bundle import bundle
 from pipeline.cli.commands import main
 from pipeline.models.model_card import read_card, write_card
 from pipeline.recipe.load import load_recipe
+from pipeline.recipe.locate import UNPACKED
 from pipeline.runners.tensorrt.runner import TensorRTRunner
 from pipeline.workflow.context import Context
 from tests.conftest import Chain
@@ -69,7 +70,7 @@ def test_what_else_the_recipe_says_by_now_is_said(
 ) -> None:
     status, rows = served(finished_chain, tmp_path, "--set", "train.seed=99", "--set", "model.dropout=0.5")
     assert (status, len(rows)) == (0, 1)
-    said = "the model answers as it was trained; the recipe says otherwise by now: "
+    said = "the model predicts as it was trained; the recipe has changed since: "
     assert f"{said}model.dropout: 0.0 -> 0.5; train.seed: 1 -> 99" in errors(capsys)
 
 
@@ -155,9 +156,9 @@ def test_an_altered_file_is_named_where_the_next_one_answers(
     status, rows = served(chain, tmp_path)
     assert (status, len(rows)) == (0, 1)
     said = errors(capsys)
-    passed_over = [line for line in said.splitlines() if "Passed over" in line]
+    passed_over = [line for line in said.splitlines() if "Skipped:" in line]
     assert passed_over == [
-        "warning: quantize/model.fp16.onnx answers. Passed over: export/model.onnx was altered since it was verified"
+        "warning: quantize/model.fp16.onnx serves. Skipped: export/model.onnx was altered since it was verified"
     ]
 
 
@@ -201,7 +202,7 @@ def test_answers_that_somebody_wrote_into_the_reference_are_not_believed(
     true = held["logits"].copy()
     np.savez(path, **held | {"logits": held["logits"][:, ::-1]})
     assert chain.run("verify") == 0
-    assert "reference.npz is damaged and is made anew: it is not what the verify stage wrote" in errors(capsys)
+    assert "reference.npz is damaged and is computed again: it is not what the verify stage wrote" in errors(capsys)
     with np.load(path) as file:
         np.testing.assert_allclose(file["logits"], true, rtol=1e-3, atol=1e-4)
 
@@ -242,10 +243,10 @@ def _with_recipe(archive: Path, recipe: str) -> Path:
     folder = archive.with_suffix(".d")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    (folder / RECIPE).write_text(recipe)
-    edit(folder / "bundle.json", lambda tree: tree.update(recipe_sha256=sha256_file(folder / RECIPE)))
+    (folder / UNPACKED).write_text(recipe)
+    edit(folder / "bundle.json", lambda tree: tree.update(recipe_sha256=sha256_file(folder / UNPACKED)))
     with tarfile.open(archive, "w") as tar:
-        for name in ("bundle.json", RECIPE, *sorted(json.loads((folder / "bundle.json").read_text())["files"])):
+        for name in ("bundle.json", UNPACKED, *sorted(json.loads((folder / "bundle.json").read_text())["files"])):
             tar.add(folder / name, arcname=name)
     return archive
 
@@ -256,13 +257,13 @@ def test_an_archive_brings_no_permission(with_code: Path, tmp_path: Path, capsys
     assert main(["unpack", str(with_code), "--artifacts", str(there), "--json"]) == 0
     out, said = capsys.readouterr()
     assert "code: train/model.keras holds Lambda preprocess: runs any Python that its author wrote" in said
-    assert "refused unless you say --set 'model.allow=[preprocess]'" in said
+    assert "refused unless you give --set 'model.allow=[preprocess]'" in said
     assert any("Lambda preprocess" in line for line in json.loads(out.splitlines()[-1])["code"])
     for option in ("model.allow=", "build.version_compatible=true", "build.timing_cache="):
-        assert f"left out of the archive's recipe, because it is for the receiver to say: --set '{option}" in said
-    recipe = load_recipe(there / "toy" / RECIPE)
+        assert f"left out of the archive's recipe, because the receiver decides it: --set '{option}" in said
+    recipe = load_recipe(there / "toy" / UNPACKED)
     assert (recipe.model.allow, recipe.build.timing_cache, recipe.build.version_compatible) == ((), None, False)
-    arguments = ["-c", str(there / "toy" / RECIPE), "--artifacts", str(there)]
+    arguments = ["-c", str(there / "toy" / UNPACKED), "--artifacts", str(there)]
     assert main(["export", *arguments]) == 2
     assert "a Lambda layer preprocess" in errors(capsys)
     assert not (tmp_path / "ran").exists()
@@ -274,7 +275,7 @@ def test_a_card_cannot_give_one_either(with_code: Path, tmp_path: Path, capsys: 
     there = tmp_path / "there"
     assert main(["unpack", str(with_code), "--artifacts", str(there)]) == 0
     edit(there / "toy" / "train" / "model.json", lambda tree: tree.update(allow=["preprocess"]))
-    assert main(["export", "-c", str(there / "toy" / RECIPE), "--artifacts", str(there)]) == 2
+    assert main(["export", "-c", str(there / "toy" / UNPACKED), "--artifacts", str(there)]) == 2
     assert "the unknown key 'allow'" in errors(capsys)
     assert not (tmp_path / "ran").exists()
 

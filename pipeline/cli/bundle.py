@@ -1,11 +1,7 @@
-"""Takes a recipe's artifacts to another machine in one archive, and checks on arrival what it may decide.
+"""Take a recipe's artifacts to another machine in one archive, and check every byte on arrival.
 
-What an archive from somewhere else may not decide: which code runs here, and which files are written here.
-
-Both are the receiver's word, by the recipe that they wrote or the command line. So an archive's recipe loses what
-would give a permission, and what in the archive runs code is named.
-
-Takes a recipe's artifacts to another machine in one archive, and checks every byte on arrival.
+Which code runs here and which files are written here is the receiver's decision, by their own recipe or command line.
+So an archive's recipe loses every key that gives a permission, and what in the archive runs code is named.
 """
 
 import dataclasses
@@ -17,7 +13,6 @@ import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from export.errors import ModelError, ProjectError
 from export.files import put_folder, replacing_file, temporary_folder, write_atomic
@@ -41,93 +36,92 @@ from pipeline.terminal.command_line import Invocation, unpack_command
 from pipeline.terminal.console import progress_bar
 from pipeline.workflow.context import Context
 
-# Key of the recipe, and what it says where no permission is given.
+log = logging.getLogger(__name__)
+
+# Keys of the recipe, each with its value where no permission is given.
 PERMISSIONS: dict[str, object] = {
     "model.allow": (),  # code in the model file
-    "runtime.host_code": False,  # code that an engine brings for the CPU
+    "runtime.host_code": False,  # code for the CPU inside an engine
     "build.version_compatible": False,  # the same, for engines of this recipe
-    "build.timing_cache": None,  # a file that is written, wherever it says
+    "build.timing_cache": None,  # a file that is written, at whatever path the recipe names
 }
-
-
-# The same where the images are a data set of tensorflow-datasets: it writes what it fetches there, and imports the
-# modules that a data set's description there names.
+# The same where the images are a data set of tensorflow-datasets: it writes what it downloads below this path, and
+# imports the modules that the data set's description names.
 TFDS_PERMISSIONS: dict[str, object] = {"data.path": None}
 
 
 def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, object]]:
-    """The recipe without what gives a permission, and the keys that were taken back with what they said."""
-    taken: dict[str, object] = {}
-    permissions = PERMISSIONS | (TFDS_PERMISSIONS if recipe.data.source == "tfds" else {})
-    for key, none in permissions.items():
+    """Return the recipe without permissions, and the keys that gave them with their values."""
+    revoked: dict[str, object] = {}
+    for key, none in (PERMISSIONS | (TFDS_PERMISSIONS if recipe.data.source == "tfds" else {})).items():
         name, _, field = key.partition(".")
         section = getattr(recipe, name)
-        if getattr(section, field) != none:
-            taken[key] = getattr(section, field)
+        if (value := getattr(section, field)) != none:
+            revoked[key] = value
             recipe = dataclasses.replace(recipe, **{name: dataclasses.replace(section, **{field: none})})
-    return recipe, taken
+    return recipe, revoked
 
 
 def code_in(root: Path) -> list[str]:
-    """What in a recipe's artifacts runs code when it is used, a line each.
+    """List what in a recipe's artifacts runs code when it is used, a line each.
 
     Args:
         root: ``artifacts/<recipe>``.
     """
     from pipeline.keras_files.read import read_model_file
 
-    said = []
+    lines = []
     try:
         for finding in read_model_file(root / KERAS).findings if (root / KERAS).is_file() else ():
-            way = f"refused unless you say --set 'model.allow=[{finding.name}]'" if finding.allowable else "refused"
-            said.append(f"{KERAS} holds {finding.kind} {finding.name}: {finding.why} ({way})")
+            terms = f"refused unless you give --set 'model.allow=[{finding.name}]'" if finding.allowable else "refused"
+            lines.append(f"{KERAS} holds {finding.kind} {finding.name}: {finding.why} ({terms})")
     except ModelError as error:
-        said.append(f"{KERAS} cannot be told: {error}")
+        lines.append(f"{KERAS} could not be checked: {error}")
     except ModuleNotFoundError as error:
-        said.append(f"{KERAS} was not looked into: {error.name} is not installed, and nothing here opens it")
+        lines.append(f"{KERAS} was not checked: {error.name} is not installed, and nothing here opens it")
     artifacts = Artifacts(root)
-    plans = engines(artifacts)
-    if plans:
-        said.append(
+    if plans := engines(artifacts):
+        lines.append(
             f"{len(plans)} TensorRT engines: an engine is a program; build your own from the ONNX files instead"
         )
-    return said + [
-        f"{plan} brings code for the CPU too (refused unless you say --set runtime.host_code=true)"
+    return lines + [
+        f"{plan} holds code for the CPU too (refused unless you give --set runtime.host_code=true)"
         for plan in plans
-        if _brings_host_code(artifacts.path(plan))
+        if _has_host_code(artifacts.path(plan))
     ]
 
 
-def _brings_host_code(plan: Path) -> bool:
+def _has_host_code(plan: Path) -> bool:
     try:
         return bool(read_sidecar(plan).options.get("version_compatible"))
     except ProjectError:
-        return False  # such a plan is not loaded at all
-
-
-log = logging.getLogger(__name__)
-
-RECIPE = UNPACKED
+        return False  # a plan without a valid sidecar is never loaded
 
 
 def bundle(context: Context, output: Path) -> dict[str, object]:
-    """Write a tar archive of every finished stage, with an index of sha256 in front.
+    """Write a tar archive of every finished stage, with an index of sha256 digests as its first member.
+
+    Args:
+        context: the recipe and its artifacts.
+        output: the archive to write.
+
+    Returns:
+        dict[str, object]: what the JSON line holds.
 
     Raises:
-        ProjectError: nothing to pack, or a file is not what its manifest says.
+        ProjectError: no stage has finished, or a file differs from its manifest.
     """
     with recipe_lock(context.root):
         files: dict[str, Path] = {}
         for folder in sorted(p for p in context.root.iterdir() if p.is_dir() and not p.name.startswith(".")):
             if folder.name == EVIDENCE:
-                log.info("left out %s: it is of a GPU that was visited, no stage writes it", folder)
+                log.info("left out %s: the evidence of a GPU visit, no stage writes it", folder)
                 continue
             manifest = read_manifest(folder)
-            if manifest is None:
-                log.warning("left out %s, which has no manifest", folder)
-                continue
-            if not is_written(f"{folder.name}/{MANIFEST}"):
-                log.warning("left out %s, which no stage writes", folder)
+            if manifest is None or not is_written(f"{folder.name}/{MANIFEST}"):
+                log.warning(
+                    "left out %s, which %s", folder, "has no manifest" if manifest is None else "no stage writes"
+                )
                 continue
             for name, recorded in manifest.outputs.items():
                 path = folder / name
@@ -148,11 +142,9 @@ def bundle(context: Context, output: Path) -> dict[str, object]:
                 f"Expected finished stages below {context.root}. Received: none. Run `{context.command('run')}` first."
             )
         if (context.root / CARD).is_file():
-            context.card()  # a recipe that says other than the model is no recipe of it
-            _say_other_recipe(context)
-        given, taken = without_permissions(context.recipe)
-        _say_left_out(taken)
-        recipe = dump_yaml(given)
+            context.card()  # refuses a recipe that contradicts the model
+            _warn_of_changed_recipe(context)
+        recipe = _yaml_without_permissions(context.recipe)
         index = BundleIndex(
             recipe=context.recipe.name,
             recipe_sha256=sha256_bytes(recipe.encode()),
@@ -164,15 +156,20 @@ def bundle(context: Context, output: Path) -> dict[str, object]:
             tarfile.open(temporary, "w") as archive,
             progress_bar(total=len(files), desc="  bundle") as bar,
         ):
-            _add_text(archive, INDEX, json.dumps(to_json(index), indent=2))
-            _add_text(archive, RECIPE, recipe)
+            for name, text in ((INDEX, json.dumps(to_json(index), indent=2)), (UNPACKED, recipe)):
+                member = tarfile.TarInfo(name)
+                member.size = len(text.encode())
+                archive.addfile(member, io.BytesIO(text.encode()))
             for name, path in files.items():
                 archive.add(path, arcname=name)
                 bar.update()
     size = output.stat().st_size
-    log.info("%s: %s, %.1f MB. There: %s", output, count(len(files), "file"), size / 1e6, unpack_command(output))
-    if serves := _tensorrt_served(files):
-        log.info("%s", serves)
+    log.info(
+        "%s: %s, %.1f MB. On the other machine: %s",
+        *(output, count(len(files), "file"), size / 1e6, unpack_command(output)),
+    )
+    if supported := _supported_tensorrt(files):
+        log.info("%s", supported)
     return {"recipe": context.recipe.name, "output": str(output), "files": len(files), "bytes": size}
 
 
@@ -182,14 +179,17 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     Args:
         archive_path: the archive.
         artifacts: folder of all recipes' artifacts.
-        force: replace artifacts of that recipe that are there.
+        force: replace existing artifacts of that recipe. Defaults to False.
+
+    Returns:
+        dict[str, object]: what the JSON line holds.
 
     Raises:
-        ProjectError: not such an archive, cut short, altered, or artifacts are there already.
+        ProjectError: no archive of ``bundle``, or one that is cut short or altered; or artifacts exist already.
     """
     check_folder(artifacts, "--artifacts")
-    if what := _why_no_archive(archive_path):
-        raise ProjectError(f"Expected an archive made by `bundle`. Received: {archive_path}, {what}")
+    if refusal := _why_no_archive(archive_path):
+        raise ProjectError(f"Expected an archive made by `bundle`. Received: {archive_path}, {refusal}")
     try:
         with open_tar(archive_path) as archive:
             index = _read_index(archive, archive_path)
@@ -209,12 +209,12 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
     code = code_in(root)
     for line in code:
         log.warning("code: %s", line)
-    log.info("next: %s", Invocation(root / RECIPE, artifacts).command("run"))
+    log.info("next: %s", Invocation(root / UNPACKED, artifacts).command("run"))
     return {"recipe": index.recipe, "folder": str(root), "files": len(index.files), "code": code}
 
 
 def _why_no_archive(path: Path) -> str:
-    """What lies at a path that is not even the beginning of a tar archive, and what to do; else empty."""
+    """Say what a path holds that is not the beginning of a tar archive, and what to do; "" for an archive."""
     if path.is_dir():
         return "which is a folder. Name the .tar file that `bundle` wrote; artifacts in a folder need no unpacking."
     if not path.is_file():
@@ -225,8 +225,8 @@ def _why_no_archive(path: Path) -> str:
         return ""
     if head.startswith(b"\x1f\x8b"):
         return f"which is compressed. Write gunzip {shlex.quote(str(path))}, and name the .tar file that it leaves."
-    what = describe_file(path, head).partition(". ")[0] or "no tar archive"
-    return f"which is {what}. Name the file that `bundle` wrote. If this is the one: Copy it again."
+    kind = describe_file(path, head).partition(". ")[0] or "no tar archive"
+    return f"which is {kind}. Name the file that `bundle` wrote. If this is the one: Copy it again."
 
 
 def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:
@@ -236,26 +236,31 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:
             f"{INDEX}."
         )
     file = archive.extractfile(INDEX)
-    tree = parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX)
-    index = from_json(BundleIndex, tree, f"{path}, {INDEX}", remedy="Copy it again.", what="index of a bundle")
-    parts = [PurePosixPath(name).parts for name in index.files]
+    index = from_json(
+        BundleIndex,
+        parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX),
+        f"{path}, {INDEX}",
+        remedy="Copy it again.",
+        what="index of a bundle",
+    )
     if not RECIPE_NAME.fullmatch(index.recipe) or any(
-        len(p) < 2 or ".." in p or p[0] in ("/", "") or p[0].startswith(".") or "\\" in "".join(p) for p in parts
+        len(parts) < 2 or ".." in parts or parts[0].startswith(("/", ".")) or "\\" in "".join(parts)
+        for parts in (PurePosixPath(name).parts for name in index.files)
     ):
         raise ValueError("it names files outside the artifacts folder")
-    if strange := [name for name in index.files if not is_written(name)]:
+    if unknown := [name for name in index.files if not is_written(name)]:
         raise ProjectError(
             f"Expected an archive of files that stages write. Received: {path} with "
-            f"{listed((name[:100] for name in strange), most=3)}. Don't use it, or ask its sender what they are."
+            f"{listed((name[:100] for name in unknown), most=3)}. Don't use it, or ask its sender what they are."
         )
     return index
 
 
 def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path) -> None:
-    with temporary_folder(root / "unpacked") as staging:  # it goes, whatever a kill leaves of it
+    with temporary_folder(root / "unpacked") as staging:  # the next run removes what a killed one leaves
         for name, expected in progress_bar(index.files.items(), desc="  unpack"):
             member = archive.getmember(name)
-            file = archive.extractfile(member)  # None for links and devices, which are refused so
+            file = archive.extractfile(member)  # None for links and devices, which are refused that way
             if file is None or member.size != expected.bytes:
                 raise ValueError(f"{name} is not the file that the index lists")
             target = staging / name
@@ -264,58 +269,49 @@ def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path) -> None:
                 shutil.copyfileobj(file, out)
             if sha256_file(target) != expected.sha256:
                 raise ValueError(f"{name} does not have the sha256 that the index lists")
-        file = archive.extractfile(RECIPE)
-        recipe = file.read(1 << 20) if file else b""
-        if sha256_bytes(recipe) != index.recipe_sha256:
-            raise ValueError(f"{RECIPE} does not have the sha256 that the index lists")
-        write_atomic(root / RECIPE, _receivers(recipe, index.recipe, staging))
+        file = archive.extractfile(UNPACKED)
+        content = file.read(1 << 20) if file else b""
+        if sha256_bytes(content) != index.recipe_sha256:
+            raise ValueError(f"{UNPACKED} does not have the sha256 that the index lists")
+        path = staging / UNPACKED
+        path.write_bytes(content)
+        recipe = load_recipe(path)
+        if recipe.name != index.recipe:
+            raise ValueError(f"its recipe is named {recipe.name!r}, its index says {index.recipe!r}")
+        write_atomic(root / UNPACKED, _yaml_without_permissions(recipe))
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
             put_folder(folder, root / folder.name)
 
 
-def _receivers(recipe: bytes, name: str, folder: Path) -> str:
-    """The archive's recipe as the receiver's: without any permission, which is theirs to give."""
-    path = folder / RECIPE
-    path.write_bytes(recipe)
-    loaded = load_recipe(path)
-    if loaded.name != name:
-        raise ValueError(f"its recipe is named {loaded.name!r}, its index says {name!r}")
-    given, taken = without_permissions(loaded)
-    _say_left_out(taken)
-    return dump_yaml(given)
-
-
-def _say_other_recipe(context: Context) -> None:
-    """The receiver's `run` would train anew where this recipe is not the one that the stages ran by."""
+def _warn_of_changed_recipe(context: Context) -> None:
+    """Warn where the receiver's `run` would repeat stages, because the recipe changed since they ran."""
     from pipeline.stages import STAGES
 
-    manifests = (read_manifest(context.folder(stage.name)) for stage in STAGES)
-    changes = [change for manifest in manifests for change in recipe_changes(manifest, context.recipe)]
-    if changes:
+    if changes := [
+        change
+        for stage in STAGES
+        for change in recipe_changes(read_manifest(context.folder(stage.name)), context.recipe)
+    ]:
         log.warning(
-            "the archive's recipe says other than what its stages ran by, so that they run again: %s",
+            "the archive's recipe differs from the one that its stages ran with, so they run again: %s",
             listed(changes, separator="; "),
         )
 
 
-def _tensorrt_served(files: Mapping[str, Path]) -> str:
-    """Which TensorRT builds FP16 and INT8 engines from the ONNX files of an archive; "" where they are not in it."""
+def _supported_tensorrt(files: Mapping[str, Path]) -> str:
+    """Say which TensorRT builds FP16 and INT8 engines from an archive's ONNX files; "" where it holds none of them."""
     if not {ONNX["fp16"], ONNX["int8"]} <= files.keys():
         return ""
     newer = "its ONNX files serve FP16 and INT8 for TensorRT 10 and later"
     if not set(TENSORRT8.values()) <= files.keys():
         return f"{newer}; for 8.6 add --set quantize.tensorrt8=true to `run`, and to `bundle` then"
-    return f'{newer}, and for 8.6. On 8.6 and on a Jetson the way is another: README, "A GPU machine"'
+    return f'{newer}, and for 8.6. The steps for 8.6 and for a Jetson differ: README, "A GPU machine"'
 
 
-def _say_left_out(taken: Mapping[str, Any]) -> None:
-    for key, value in taken.items():
+def _yaml_without_permissions(recipe: Recipe) -> str:
+    """Return the recipe as YAML without permissions; each one left out is a warning."""
+    stripped, revoked = without_permissions(recipe)
+    for key, value in revoked.items():
         option = f"--set '{key}={json.dumps(list(value) if isinstance(value, tuple) else value)}'"
-        log.warning("left out of the archive's recipe, because it is for the receiver to say: %s", option)
-
-
-def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
-    data = text.encode()
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))
+        log.warning("left out of the archive's recipe, because the receiver decides it: %s", option)
+    return dump_yaml(stripped)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ProjectError
-from export.records import to_json
 from export.tensorrt.driver import driver_status
 from export.words import count, listed
 from pipeline.artifacts.files import recipe_lock
@@ -29,6 +28,8 @@ from pipeline.cli.status import (
 )
 from pipeline.cli.verbs import build_parser
 from pipeline.recipe.load import dump_yaml, to_dict
+from pipeline.serving.candidates import why_nothing_runs
+from pipeline.serving.select_model import select_model
 from pipeline.stages import BY_NAME, STAGES, build, verify
 from pipeline.terminal.command_line import Invocation
 from pipeline.terminal.processes import raise_as, run_child_for_output
@@ -37,11 +38,18 @@ from pipeline.workflow.stage import Outcome, execute, reasons_to_run
 
 log = logging.getLogger(__name__)
 
-SAID_IMAGES = 10  # up to this many, infer logs each answer besides writing it, and of any number so many failures
+LOGGED_IMAGES = 10  # infer logs each prediction for up to this many images, and at most this many failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb.
+
+    Args:
+        argv: the words after the program's name. Defaults to None: those of this process.
+
+    Returns:
+        int: the exit status.
+    """
     return cli.run_command(build_parser(), argv, _dispatch)
 
 
@@ -57,7 +65,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
     if args.command == "engine":
         from pipeline.cli.inspect_engine import check_engine_file, inspect_engine_file
 
-        return to_json(inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan))
+        return inspect_engine_file(args.plan) if args.action == "inspect" else check_engine_file(args.plan)
     if args.command == "unpack":
         from pipeline.cli.bundle import unpack
 
@@ -66,7 +74,7 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
     _warn_of_overrides_given_twice(args.overrides)
     if args.command == "infer" and args.images and (args.explain or args.force):
         raise ProjectError(
-            "Expected --explain and --force without images: they are about the stage. Received: both. Leave one out."
+            "Expected --explain and --force without images: they concern the stage. Received: both. Leave one out."
         )
     if args.command == "config":
         print(dump_yaml(context.recipe), end="")
@@ -83,15 +91,15 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
         output = args.output or Path(name)
         check_output(output, "-o", name, (".tar",))
         if (context.root / CARD).is_file():
-            context.card()  # what the recipe says otherwise comes before what is stale by it
+            context.card()  # a recipe that contradicts the model is the cause of stale results, so it is named first
         refuse_stale_artifacts(context)
         return bundle(context, output)
     if args.command == "infer" and args.images:
         return _infer_images(args, context)
     if args.command == "infer":
-        given = [args.output, args.top_k, args.batch_size, args.allow_unverified or None]
-        if any(option is not None for option in given) or {args.backend, args.precision} != {"auto"}:
-            raise ProjectError("Expected images to classify with these options. Received: none. Name files, folders.")
+        options = [args.output, args.top_k, args.batch_size, args.allow_unverified or None]
+        if any(option is not None for option in options) or {args.backend, args.precision} != {"auto"}:
+            raise ProjectError("Expected images to classify with these options. Received: none. Name files or folders.")
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):
@@ -103,56 +111,51 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
     serves = True
     for stage in STAGES:
         if stage.name == "infer":
-            measured = _benchmark(args)
-            if measured["exit"] != cli.DONE:
-                raise ProjectError(f"Expected the benchmark to end well. Received: {measured['error']}")
-            serves = _can_serve(context)
-            if not serves:
+            benchmark = _benchmark(args)
+            if benchmark["exit"] != cli.DONE:
+                raise ProjectError(f"Expected the benchmark to succeed. Received: {benchmark['error']}")
+            try:
+                with context.invocation.completing_errors():
+                    select_model(Artifacts(context.root), context.settings)
+            except ProjectError as error:  # the report is written all the same
+                log.error("nothing is classified: %s", error)
+                serves = False
                 continue
         outcomes.append(execute(stage, context, args.force))
-        _say_what_was_not_built(context, outcomes[-1])
+        _log_missing_engines(context, outcomes[-1])
         if stage is verify.STAGE:
             verified = verify.STAGE.recorded(context, outcomes[-1].manifest)
-            _say_verdict(context, verified)
+            _log_verdict(context, verified)
     log.info("verdict   %s", verified.verdict)
     log.info("report    %s", context.root / REPORT)
     result = _result(context, outcomes)
     if not serves and result["exit"] == cli.DONE:
         result["exit"] = cli.SOME_FAILED
-    result["stages"]["benchmark"] = {key: measured[key] for key in measured if key not in ("command", "recipe", "exit")}
+    result["stages"]["benchmark"] = {
+        key: value for key, value in benchmark.items() if key not in ("command", "recipe", "exit")
+    }
     return result
-
-
-def _can_serve(context: Context) -> bool:
-    """Whether one file at least may serve; the report is written either way."""
-    from pipeline.serving.select_model import select_model
-
-    try:
-        with context.invocation.completing_errors():
-            select_model(Artifacts(context.root), context.settings)
-    except ProjectError as error:
-        log.error("nothing is classified: %s", error)
-        return False
-    return True
 
 
 def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
     stage = BY_NAME[args.command]
     if stage.name != "train" and (context.root / CARD).is_file():
-        context.card()  # a recipe that says other than the model is refused, up to date or not
+        context.card()  # refuses a recipe that contradicts the model, even where the stage is up to date
     if stage.name == "train":
         warn_of_a_new_training(context)
     warn_of_stale_inputs(stage, context)
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
-        _say_verdict(context, verify.STAGE.recorded(context, outcome.manifest))
-        _say_whose_verdict(context, outcome)
-    _say_what_was_not_built(context, outcome)
+        _log_verdict(context, verify.STAGE.recorded(context, outcome.manifest))
+        # An unpacked verdict is up to date like one that was given here.
+        if not outcome.ran and (reason := why_nothing_runs(Artifacts(context.root), driver_status())):
+            log.warning("the verdict comes from another machine; none of its files can be run here: %s", reason)
+    _log_missing_engines(context, outcome)
     return _result(context, [outcome])
 
 
-def _say_what_was_not_built(context: Context, outcome: Outcome) -> None:
-    """Say again why there are no engines, or none for this machine, where the stage is up to date and silent."""
+def _log_missing_engines(context: Context, outcome: Outcome) -> None:
+    """Warn again that there are no engines, or none for this machine, where the build stage did not run."""
     if outcome.stage != "build" or outcome.ran:
         return
     result = build.STAGE.recorded(context, outcome.manifest)
@@ -162,8 +165,8 @@ def _say_what_was_not_built(context: Context, outcome: Outcome) -> None:
         log.warning("%s", result.not_here)
 
 
-def _say_verdict(context: Context, result: Verified) -> None:
-    """Say what a verdict that is no pass asks of the user; the stage may be up to date and say nothing itself."""
+def _log_verdict(context: Context, result: Verified) -> None:
+    """Log what a verdict other than pass asks of the user; the stage logs nothing where it is up to date."""
     for warning in result.warnings:
         log.warning("%s", warning)
     if result.verdict == FAIL:
@@ -178,43 +181,38 @@ def _say_verdict(context: Context, result: Verified) -> None:
         )
 
 
-def _say_whose_verdict(context: Context, outcome: Outcome) -> None:
-    """Say where nothing was run, and nothing could be: an unpacked verdict is up to date like one given here."""
-    from pipeline.serving.candidates import why_nothing_runs
-
-    if not outcome.ran and (why := why_nothing_runs(Artifacts(context.root), driver_status())):
-        log.warning("the verdict is that of another machine; nothing of it can be run here: %s", why)
-
-
 def _more_images(result: Verified, most: int) -> str:
-    """What to do for as many test images as decide; those that are there already come first."""
-    wanted, left = result.images_to_decide or 0, result.images_left or 0
-    if result.images + left >= wanted:
-        return f"They are there: raise verify.max_images (now {most:,}) to {wanted:,}"
-    there = f", besides {left:,} that verify.max_images leaves out" if left else ""
+    """Say how to get enough test images for a verdict; images that the limit leaves out come first."""
+    needed, unused = result.images_to_decide or 0, result.images_left or 0
+    if result.images + unused >= needed:
+        return f"There are enough: raise verify.max_images (now {most:,}) to {needed:,}"
+    besides = f", besides {unused:,} that verify.max_images leaves out" if unused else ""
     in_all = f" (about {count(result.images_in_all, 'image')} in all give as many)" if result.images_in_all else ""
-    limit = f", and raise verify.max_images (now {most:,}) to as many" if wanted > most else ""
-    return f"Bring more test images{there}{in_all}{limit}"
+    limit = f", and raise verify.max_images (now {most:,}) to as many" if needed > most else ""
+    return f"Add more test images{besides}{in_all}{limit}"
 
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
-    """The benchmark's JSON line. It is a process of its own, whose memory and threads nothing else has touched."""
-    options = Invocation(args.config, args.artifacts, args.overrides).options
-    command = [sys.executable, "-m", "benchmarks", "-c", str(args.config), *options, "--json"]
+    """Run the benchmark in a process of its own, whose memory and threads nothing else uses; return its JSON line."""
     flags = ("force", "explain", "no_wait", "quiet", "verbose")
-    command += [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
-    status, said = run_child_for_output(command)
+    status, output = run_child_for_output(
+        [
+            *(sys.executable, "-m", "benchmarks", "-c", str(args.config)),
+            *Invocation(args.config, args.artifacts, args.overrides).options,
+            "--json",
+            *(f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)),
+        ]
+    )
     raise_as(status)
     if status == cli.OUTPUT_CLOSED:
         raise BrokenPipeError
-    text, _, line = said.rstrip("\n").rpartition("\n")
+    text, _, line = output.rstrip("\n").rpartition("\n")
     if text:
         print(text, flush=True)
     try:
-        result: dict[str, object] = json.loads(line)
-    except ValueError:  # a crash, or a kill
-        raise ProjectError(f"Expected the benchmark to end well. Received: exit status {status}, see above.") from None
-    return result | {"command": "benchmark"}
+        return {**json.loads(line), "command": "benchmark"}
+    except ValueError:  # the process crashed or was killed
+        raise ProjectError(f"Expected the benchmark to succeed. Received: exit status {status}, see above.") from None
 
 
 def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -222,13 +220,14 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     verdict = results.get("verify", {}).get("verdict")
     failed = results.get("infer", {}).get("failed", 0)
     status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE
-    summary: dict[str, object] = {"recipe": context.recipe.name, "stages": results, "exit": status}
-    return summary | ({"verdict": verdict} if verdict else {})
+    return {
+        **{"recipe": context.recipe.name, "stages": results, "exit": status},
+        **({"verdict": verdict} if verdict else {}),
+    }
 
 
 def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, object]:
     from pipeline.serving.classify import classify, find_images, row_columns, write_rows
-    from pipeline.serving.select_model import select_model
 
     settings = context.recipe.infer
     batch_size = settings.batch_size if args.batch_size is None else args.batch_size
@@ -239,8 +238,9 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, objec
     check_output(output, "-o", "predictions.csv", (".csv", ".jsonl"))
     card = context.card()
     if changes := recipe_changes(read_manifest(context.folder("train")), context.recipe):
-        said = listed(changes, separator="; ")
-        log.warning("the model answers as it was trained; the recipe says otherwise by now: %s", said)
+        log.warning(
+            "the model predicts as it was trained; the recipe has changed since: %s", listed(changes, separator="; ")
+        )
     paths = find_images(args.images)
     with context.invocation.completing_errors():
         choice = select_model(
@@ -252,14 +252,16 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, objec
             min(batch_size, len(paths)),
         )
     if not (context.root / KERAS).is_file():
-        log.info("%s is not here; %s, which was compared with it when it was verified, answers", KERAS, choice.name)
+        log.info("%s is not here; %s classifies, which was compared with it when verified", KERAS, choice.name)
     with choice.open() as runner:
-        rows = _said(classify(paths, runner, card, batch_size, top_k), all_of_them=len(paths) <= SAID_IMAGES)
+        rows = _logged(classify(paths, runner, card, batch_size, top_k), all_of_them=len(paths) <= LOGGED_IMAGES)
         counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), output)
-    said = f"{output}: {count(counts['images'], 'image')}, {counts['failed']:,} of them failed"
-    if counts["failed"] < counts["images"]:
-        said += f", answered by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
-    log.info("%s", said)
+    by = f", classified by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
+    log.info(
+        "%s: %s, %s of them failed%s",
+        *(output, count(counts["images"], "image"), f"{counts['failed']:,}"),
+        by if counts["failed"] < counts["images"] else "",
+    )
     return counts | {
         "output": str(output),
         "model": choice.name,
@@ -268,24 +270,24 @@ def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, objec
     }
 
 
-def _said(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:
-    """The rows; logged are the first that failed, with the reason, and of few images the answers too.
+def _logged(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:
+    """Pass the rows on, and log the first that failed with the reason; the predictions too if ``all_of_them``.
 
-    Who names a single photo wants to read at once which class it is, or why it has none.
+    A user who names a single photo wants to read its class at once, or why it has none.
     """
     failed = 0
     for row in rows:
         if row["status"] != "ok":
             failed += 1
-            if failed <= SAID_IMAGES:
+            if failed <= LOGGED_IMAGES:
                 log.error("%s: %s", row["path"], row["error"])
         elif all_of_them:
             log.info("%s: %s (%.1f %%)", row["path"], row["class"], 100 * row["probability"])
         yield row
-    if failed > SAID_IMAGES:
+    if failed > LOGGED_IMAGES:
         log.error(
-            "%s; the reasons stand in the output",
-            count(failed - SAID_IMAGES, "more image failed", "more images failed"),
+            "%s; the output has the reasons",
+            count(failed - LOGGED_IMAGES, "more image failed", "more images failed"),
         )
 
 
@@ -294,28 +296,26 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:
     if args.command not in ("run", "train") and (context.root / CARD).is_file():
         context.card()
     explained: dict[str, list[str]] = {}
-    upstream: str | None = None
+    depends = ""  # the reason of every stage behind the first that would run
     for stage in stages:
         if stage.name == "infer" and args.command == "run":
-            if upstream is None:
-                explained |= _benchmark(args).get("explain", {})
+            if depends:
+                explained["benchmark"] = [depends]
+                print(f"benchmark would run: {depends}", flush=True)
             else:
-                explained["benchmark"] = [f"depends on what {upstream} will write"]
-                print(f"benchmark would run: depends on what {upstream} will write", flush=True)
-        if upstream is not None and read_manifest(context.folder(stage.name)) is None:
-            reasons = ["it has not run"]
-        elif upstream is not None:
-            reasons = [f"depends on what {upstream} will write"]
+                explained |= _benchmark(args).get("explain", {})
+        if depends:
+            reasons = ["it has not run" if read_manifest(context.folder(stage.name)) is None else depends]
         else:
             reasons = ["--force"] if args.force else reasons_to_run(stage, context)
+            if reasons:
+                depends = f"depends on what {stage.name} will write"
+                try:
+                    refuse_in_advance(stage, context)
+                except ProjectError as error:
+                    raise ProjectError(f"{stage.name} would be refused: {error}") from error
         explained[stage.name] = reasons
-        if reasons and upstream is None:
-            try:
-                refuse_in_advance(stage, context)
-            except ProjectError as error:
-                raise ProjectError(f"{stage.name} would be refused: {error}") from error
         print(f"{stage.name:<9} {'would run: ' + '; '.join(reasons) if reasons else 'up to date'}", flush=True)
-        upstream = upstream or (stage.name if reasons else None)
     return {"recipe": context.recipe.name, "explain": explained}
 
 

@@ -1,4 +1,4 @@
-"""What is here, what each stage can do with it, and the command that mends what is missing."""
+"""Show what is installed on this machine, what each stage can do with it, and the commands that fix what is missing."""
 
 import platform
 import shutil
@@ -24,7 +24,13 @@ OK, WARN, BAD = "ok", "--", "!!"
 
 @dataclass(frozen=True)
 class Package:
-    """A package that a requirements file pins; None where it is not installed."""
+    """A package that a requirements file pins.
+
+    Attributes:
+        here: the installed version; None where it is not installed.
+        pinned: what the requirements file asks for.
+        state: `OK`, `WARN` (another version), or `BAD` (missing).
+    """
 
     here: str | None
     pinned: str
@@ -36,13 +42,13 @@ class Library:
     """A flavour of TensorRT.
 
     Attributes:
-        version: None where it is not here.
-        why: it is not here.
-        builds_without_gpu: whether it needs none to build.
-        unproven: what nobody tried of this version; "" for nothing.
-        unsupported: GPUs of this machine that it does not support, with what does.
-        runs: whether what it builds runs here.
-        builds: whether it builds here.
+        version: None where it is not installed.
+        why: why it is not installed. Defaults to "".
+        builds_without_gpu: whether it builds engines without a GPU.
+        unproven: what was never tested with this version; "" for nothing.
+        unsupported: the GPUs of this machine that it does not support, and what supports them.
+        runs: whether the engines that it builds run here.
+        builds: whether it can build engines here.
     """
 
     version: str | None
@@ -56,7 +62,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver, and the packages that want a newer one."""
+    """NVIDIA's driver, and the packages that need a newer one."""
 
     available: bool
     reason: str
@@ -68,7 +74,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class OnnxRuntimeCuda:
-    """Whether ONNX Runtime computes on the GPU."""
+    """Whether ONNX Runtime computes on the GPU; ``why_not`` is "" where it does."""
 
     active: bool
     why_not: str
@@ -76,7 +82,7 @@ class OnnxRuntimeCuda:
 
 @dataclass(frozen=True)
 class StageFinding:
-    """What a stage can do here, or needs."""
+    """What a stage can do here, or what it lacks."""
 
     state: str
     text: str = ""
@@ -84,7 +90,7 @@ class StageFinding:
 
 @dataclass(frozen=True)
 class Findings:
-    """The state of a machine; ``conflict``: two packages that break each other are both here."""
+    """The state of a machine; ``conflict``: two packages that break each other are both installed."""
 
     machine: Mapping[str, str]
     packages: Mapping[str, Package]
@@ -97,24 +103,21 @@ class Findings:
 
     @property
     def is_broken(self) -> bool:
-        """Whether anything is marked !!, that is missing or in conflict."""
-        states = [one.state for one in self.packages.values()] + [one.state for one in self.stages.values()]
-        return self.conflict or BAD in states
+        """Whether anything is marked !!: missing or in conflict."""
+        return self.conflict or BAD in [
+            *(package.state for package in self.packages.values()),
+            *(stage.state for stage in self.stages.values()),
+        ]
 
 
 def doctor() -> dict[str, object]:
-    """Print the state of this machine; the result holds the same for the JSON line.
+    """Print the state of this machine.
 
-    The exit status is 2 where anything is marked !!, that is missing or in conflict, else 0.
+    Returns:
+        dict[str, object]: the same for the JSON line; "exit" is 2 where anything is marked !!, else 0.
     """
-    status = driver_status()
-    newer = newer_than_driver(status, _installed)
-    findings = _find(status, newer)
-    print(_text(findings, newer))
-    return to_json(findings) | {"exit": 2 if findings.is_broken else 0}
-
-
-def _find(driver: DriverStatus, newer: Mapping[str, int]) -> Findings:
+    driver = driver_status()
+    newer = newer_than_driver(driver, _installed)
     packages = _packages(ROOT / _requirements())
     if not _for_a_bundle():
         packages |= _packages(ROOT / "requirements-legacy.txt")
@@ -124,7 +127,7 @@ def _find(driver: DriverStatus, newer: Mapping[str, int]) -> Findings:
     if _for_a_bundle():
         stages |= _bundle_stages(bool(driver), tensorrt)
     no_cuda = why_not("cuda") if driver else driver.reason
-    return Findings(
+    findings = Findings(
         machine=_machine(),
         packages=packages,
         conflict=conflict,
@@ -134,53 +137,54 @@ def _find(driver: DriverStatus, newer: Mapping[str, int]) -> Findings:
         tensorrt=tensorrt,
         onnxruntime_cuda=OnnxRuntimeCuda(not no_cuda, no_cuda),
         stages=stages,
-        mend=(*_mend(packages, conflict, stages["build"], driver), *driver_lines(driver, newer)),
+        mend=(*_remedies(packages, conflict, stages["build"], driver), *driver_lines(driver, newer)),
     )
+    print(_text(findings, newer))
+    return to_json(findings) | {"exit": 2 if findings.is_broken else 0}
 
 
 def _text(findings: Findings, newer: Mapping[str, int]) -> str:
     driver, no_cuda = findings.driver, findings.onnxruntime_cuda.why_not
     gpu = [
-        f"[{OK}] driver {driver.version or 'of a version it does not tell'}, CUDA {driver.cuda}",
+        f"[{OK}] driver {driver.version or 'of an unknown version'}, CUDA {driver.cuda}",
         *(
             f"[{WARN}] {package} is for CUDA {cuda}, this driver for CUDA {driver.cuda} at most"
             for package, cuda in newer.items()
         ),
         *(
-            f"[{OK}] {one.name}, compute capability {one.compute_capability}, {one.memory >> 20} MiB"
-            for one in driver.devices
+            f"[{OK}] {device.name}, compute capability {device.compute_capability}, {device.memory >> 20} MiB"
+            for device in driver.devices
         ),
         f"[{WARN if no_cuda else OK}] ONNX Runtime on CUDA{f': {no_cuda}' if no_cuda else ''}",
     ]
-    both = f"[{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other"
+    conflict = f"[{BAD}] onnxruntime and onnxruntime-gpu are both installed and break each other"
     sections = {
         "machine": [f"{name:<14} {value}" for name, value in findings.machine.items()],
         f"packages against {_requirements()}": [
             *(
-                f"[{one.state}] {name:<28} {one.here or 'missing':<14} pinned {one.pinned}"
-                for name, one in findings.packages.items()
+                f"[{package.state}] {name:<28} {package.here or 'missing':<14} pinned {package.pinned}"
+                for name, package in findings.packages.items()
             ),
-            *([both] if findings.conflict else []),
+            *([conflict] if findings.conflict else []),
         ],
         "GPU": gpu if driver.available else [f"[{WARN}] {driver.reason}"],
         "TensorRT": [line for name, library in findings.tensorrt.items() for line in _library_lines(name, library)],
-        "stages": [f"[{one.state}] {name:<10} {one.text}" for name, one in findings.stages.items()],
-        "to mend": findings.mend,
+        "stages": [f"[{stage.state}] {name:<10} {stage.text}" for name, stage in findings.stages.items()],
+        "to fix": findings.mend,
     }
-    parts = ("\n  ".join([title, *lines]) for title, lines in sections.items() if lines)
-    return "\n\n".join(parts)
+    return "\n\n".join("\n  ".join([title, *lines]) for title, lines in sections.items() if lines)
 
 
 def _library_lines(name: str, library: Library) -> list[str]:
-    standing = (library.version or library.why) + (f", {library.unproven}" if library.unproven else "")
+    unproven = f", {library.unproven}" if library.unproven else ""
     return [
-        f"[{OK if library.version else WARN}] {name:<10} {standing}",
+        f"[{OK if library.version else WARN}] {name:<10} {library.version or library.why}{unproven}",
         *(f"[{WARN}] {name:<10} {line}" for line in library.unsupported),
     ]
 
 
 def _requirements() -> str:
-    """The file that says what should be here."""
+    """Return the requirements file for this machine."""
     if _for_a_bundle():
         return "requirements-jetson.txt"
     return "requirements-gpu.txt" if _installed("onnxruntime-gpu") else "requirements.txt"
@@ -203,18 +207,18 @@ def _python_fits() -> bool:
 
 
 def _for_a_bundle() -> bool:
-    """Whether this Python is for running bundles alone, as JetPack's is."""
+    """Return whether this Python can only run bundles, as JetPack's."""
     return OLDEST_FOR_A_BUNDLE <= sys.version_info[:2] < OLDEST
 
 
 def _packages(requirements: Path) -> dict[str, Package]:
     from packaging.requirements import Requirement
 
-    found: dict[str, Package] = {}
+    packages: dict[str, Package] = {}
     for line in requirements.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
         if text.startswith("-r "):
-            found |= _packages(requirements.parent / text[3:].strip())
+            packages |= _packages(requirements.parent / text[3:].strip())
         if not text or text.startswith("-"):
             continue
         requirement = Requirement(text)
@@ -222,17 +226,19 @@ def _packages(requirements: Path) -> dict[str, Package]:
             continue
         here = _installed(requirement.name)
         if requirement.name == "tensorrt" and here is None:
-            here = _installed("tensorrt-cu12") or _installed("tensorrt-cu13")  # what it stands for
-        fits = here is not None and requirement.specifier.contains(here, prereleases=True)
-        if requirement.name == "tensorrt" and here is not None:
-            fits = fits or is_checked("tensorrt", here)  # older than what is advised, as JetPack's own
+            here = _installed("tensorrt-cu12") or _installed("tensorrt-cu13")  # "tensorrt" only installs one of them
+        fits = here is not None and (
+            requirement.specifier.contains(here, prereleases=True)
+            # older than what is advised, as JetPack's own
+            or (requirement.name == "tensorrt" and is_checked("tensorrt", here))
+        )
         state = OK if fits else WARN if here else BAD
-        found[requirement.name] = Package(here, str(requirement.specifier), state)
-    return found
+        packages[requirement.name] = Package(here, str(requirement.specifier), state)
+    return packages
 
 
 def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
-    """What is known of a flavour; whether it builds here, and whether what it builds runs here."""
+    """Describe a flavour of TensorRT: whether it builds here, and whether its engines run here."""
     trt = find_tensorrt(flavour)
     if trt is None:
         return Library(None, why_missing().get(flavour, "not installed"))
@@ -241,9 +247,9 @@ def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
         builds_without_gpu=trt.builds_without_gpu,
         unproven=unproven(flavour, trt.version),
         unsupported=tuple(
-            f"{one.name}, compute capability {one.compute_capability}: {no_support(flavour, one.compute_capability)}"
-            for one in driver.devices
-            if trt.supports(one.compute_capability) is False
+            f"{gpu.name}, compute capability {gpu.compute_capability}: {no_support(flavour, gpu.compute_capability)}"
+            for gpu in driver.devices
+            if trt.supports(gpu.compute_capability) is False
         ),
         runs=bool(driver) and not refuses_all(trt, driver.devices),
         builds=trt.builds_without_gpu or (bool(driver) and not refuses_all(trt, driver.devices[:1])),
@@ -251,11 +257,12 @@ def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
 
 
 def _stages(packages: Mapping[str, Package], driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, StageFinding]:
-    def has(*names: str) -> bool:
-        return all(any(p == n or p.startswith(f"{n}-") for p, one in packages.items() if one.here) for n in names)
+    installed = [name for name, package in packages.items() if package.here]
 
     def with_all(text: str, *names: str) -> StageFinding:
-        missing = " and ".join(name for name in names if not has(name))
+        missing = " and ".join(
+            name for name in names if not any(f"{package}-".startswith(f"{name}-") for package in installed)
+        )
         return StageFinding(BAD, f"needs {missing}") if missing else StageFinding(OK, text)
 
     builders = [name for name, library in tensorrt.items() if library.builds]
@@ -284,28 +291,28 @@ def _stages(packages: Mapping[str, Package], driver: bool, tensorrt: Mapping[str
 
 
 def _engines_need(driver: bool, tensorrt: Mapping[str, Library]) -> str:
-    """What an engine needs to run and this machine has not; "" if it has all."""
-    here = {
+    """Return what an engine needs to run and this machine lacks; "" if it has all."""
+    present = {
         "a GPU": driver,
         "TensorRT": any(library.version for library in tensorrt.values()),
         "a TensorRT that supports this GPU": any(library.runs for library in tensorrt.values()),
         "cuda-bindings": _installed("cuda-bindings") or _installed("pycuda"),
     }
-    return next((need for need, is_here in here.items() if not is_here), "")
+    return next((need for need, is_present in present.items() if not is_present), "")
 
 
 def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, StageFinding]:
-    """The stages but `build` on a machine that runs bundles alone: it has engines, and neither Keras nor ONNX files."""
+    """Return all stages but `build` on a machine for bundles: it runs engines, and has neither Keras nor ONNX files."""
     missing = _engines_need(driver, tensorrt)
     engines = StageFinding(WARN, f"engines need {missing}") if missing else StageFinding(OK, "engines")
-    elsewhere = StageFinding(WARN, "not here; a bundle brings what it made elsewhere")
+    elsewhere = StageFinding(WARN, "not here; a bundle holds its result from another machine")
     return {
         **dict.fromkeys(("train", "export", "quantize", "report"), elsewhere),
         **dict.fromkeys(("verify", "benchmark", "infer"), engines),
     }
 
 
-def _mend(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:
+def _remedies(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:
     lines = []
     pip = f"{python_line()} -m pip"
     if not _python_fits() and not _for_a_bundle():

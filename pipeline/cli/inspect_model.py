@@ -1,14 +1,16 @@
-"""``python -m pipeline inspect``: what a model file is, and a recipe to start from. Runs nothing of the model.
+"""``python -m pipeline inspect``: describe a model file, and write a recipe to start from.
 
-The line of Python that cuts a model to the one output that is an image classifier's. Imports no Keras.
+Imports no Keras, and runs nothing of the model. For a model that is no image classifier but holds one, it gives the
+line of Python that cuts the model to that output.
 """
 
 import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from pipeline.models.classifier_check import Ending, before_naming, ending, outp
 from pipeline.recipe.locate import RECIPES
 from pipeline.recipe.messages import CHOOSE, inline_yaml
 
-_ORDER = ("softmax", "sigmoid", "linear")  # what most likely is the classifier among several outputs
+_ORDER = ("softmax", "sigmoid", "linear")  # activations of a classifier's output, the most likely first
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Cut:
 
     Attributes:
         output: the layer, or the output of a SavedModel, that stays.
-        others: those that fit as well.
+        others: the other outputs that could be an image classifier's.
         saved: the file or folder that the line writes.
-        line: Python, to be run where the model's path is relative to.
+        line: Python; the model's path in it is relative to the working directory.
     """
 
     output: str
@@ -57,45 +59,42 @@ class Cut:
 
 
 def cut_to_one_output(file: ModelFile) -> Cut | None:
-    """How to cut a model of several outputs, or one that ends in the name of a class; None where nothing fits."""
-    fitting = sorted(_candidates(file), key=lambda found: _rank(found[1]))
-    if not fitting:
+    """Return how to cut a model with several outputs, or one that ends in class names; None if no output fits."""
+    candidates = [
+        (_ORDER.index(end.activation) if end.activation in _ORDER else len(_ORDER), name)
+        for name, end in _endings(file)
+        if end.shape is not None and len(end.shape) == 1 and (end.shape[0] != 1 or end.activation == "sigmoid")
+    ]
+    if not candidates:
         return None
-    output, *others = (name for name, _ in fitting)
-    saved = f"{stem_of(file.path)}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', output)}"
+    output, *others = (name for _, name in sorted(candidates, key=itemgetter(0)))
+    saved = f"{_stem_of(file.path)}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', output)}"
     if file.config is None:
-        return _of_signature(file, output, others, saved)
-    suffix = ".h5" if file.legacy else ".keras"
-    package = "tf_keras as keras" if file.legacy else "keras"
+        return _cut_by_signature(file, output, others, saved)
+    saved += ".h5" if file.legacy else ".keras"
     line = (
-        f"import {package}; model = keras.models.load_model({str(file.path)!r}, compile=False); "
-        f"keras.Model(model.inputs[0], model.get_layer({output!r}).output).save({saved + suffix!r})"
+        f"import {'tf_keras as ' if file.legacy else ''}keras; "
+        f"model = keras.models.load_model({str(file.path)!r}, compile=False); "
+        f"keras.Model(model.inputs[0], model.get_layer({output!r}).output).save({saved!r})"
     )
-    return Cut(output, tuple(others), saved + suffix, line)
+    return Cut(output, tuple(others), saved, line)
 
 
-def stem_of(path: Path) -> str:
-    """The name of a model's file without its ending, as a recipe may be called."""
+def _stem_of(path: Path) -> str:
+    """Return the name of a model's file without its suffix, in the characters of a recipe's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "model"
 
 
-def _candidates(file: ModelFile) -> Iterator[tuple[str, Ending]]:
+def _endings(file: ModelFile) -> Sequence[tuple[str, Ending]]:
+    """Return the outputs if there are several, else those in front of layers that turn classes into their names."""
     if file.config is None:
-        found = [(name, Ending(shape, None)) for name, (_, shape) in sorted(signature(file, "outputs").items())]
-        ends = found if len(found) > 1 else []
-    else:
-        found = output_ends(file.config)
-        ends = found if len(found) > 1 else before_naming(file.config)
-    for name, end in ends:
-        if end.shape is not None and len(end.shape) == 1 and (end.shape[0] != 1 or end.activation == "sigmoid"):
-            yield name, end
+        endings = [(name, Ending(shape, None)) for name, (_, shape) in sorted(signature(file, "outputs").items())]
+        return endings if len(endings) > 1 else []
+    endings = output_ends(file.config)
+    return endings if len(endings) > 1 else before_naming(file.config)
 
 
-def _rank(end: Ending) -> int:
-    return _ORDER.index(end.activation) if end.activation in _ORDER else len(_ORDER)
-
-
-def _of_signature(file: ModelFile, output: str, others: list[str], saved: str) -> Cut | None:
+def _cut_by_signature(file: ModelFile, output: str, others: list[str], saved: str) -> Cut | None:
     inputs = signature(file, "inputs")
     if len(inputs) != 1:
         return None
@@ -117,22 +116,22 @@ class ModelFacts:
     """What a model file is.
 
     Attributes:
-        path: of the file.
-        kind: of file.
+        path: the file, or the folder of a SavedModel.
+        kind: the file's format.
         written_by: such as "Keras 3.1.0".
-        model_class: of the architecture; None where the file holds none.
+        model_class: class of the architecture; None where the file holds none.
         inputs: name, dtype and shape of each.
         outputs: the last layers: class, name, units and activation.
-        classes: that it tells apart; None where the file does not say, or it is no classifier.
-        layers: class to number.
+        classes: how many classes it has; None where the file does not say, or it is no classifier.
+        layers: number of layers by class.
         parameters: how many values it has.
         preprocessing: layers that change pixels before the first convolution.
         called_in_training: layers that the file calls with ``training=True``.
         unsafe: what runs code, or cannot be built.
-        facts: of this kind of file, for people.
-        cannot_go: why it cannot be deployed; None where nothing speaks against it.
-        cut: how to make a classifier of it, where it cannot be deployed and that is known.
-        recipe: to start from; None where it cannot be deployed.
+        facts: further facts for people, by name; they depend on the format.
+        cannot_go: why it cannot be deployed; None where it can.
+        cut: how to cut it to a classifier, where it cannot be deployed as it is and a cut is known.
+        recipe: to start from, YAML; None where it cannot be deployed.
     """
 
     path: str
@@ -154,17 +153,20 @@ class ModelFacts:
 
 
 def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, object]:
-    """Print what a model file is; the result holds the same for the JSON line.
+    """Print what a model file is.
 
-    Of a model that cannot be deployed it says why instead of a recipe, which is no failure: that was the question.
+    For a model that cannot be deployed it prints why instead of a recipe, which is no failure: that was the question.
 
     Args:
         path: the model file, or the folder of a SavedModel.
         recipe: where to write the recipe to start from. Defaults to None: it is printed.
 
+    Returns:
+        dict[str, object]: `ModelFacts`, for the JSON line.
+
     Raises:
         ModelError: not a model, damaged, or a file that is not safe to open at all.
-        ProjectError: the recipe's file is there already, or there is no recipe to write.
+        ProjectError: the recipe's file exists already, or there is no recipe to write.
     """
     if recipe is not None:
         _check_new(recipe)
@@ -192,9 +194,9 @@ def inspect_model(path: Path, recipe: Path | None = None) -> dict[str, object]:
 
 
 def _open_keys(recipe: str) -> str:
-    """The keys of the recipe that hold no value yet."""
-    preprocessing = yaml.safe_load(recipe)["model"]["preprocessing"]
-    return "data.path" + (" and model.preprocessing" if preprocessing != "auto" else "")
+    """Return the keys of the recipe that the user has to fill in."""
+    is_known = yaml.safe_load(recipe)["model"]["preprocessing"] == "auto"
+    return "data.path" if is_known else "data.path and model.preprocessing"
 
 
 def _run(recipe: Path) -> str:
@@ -203,17 +205,17 @@ def _run(recipe: Path) -> str:
 
 def _check_new(recipe: Path) -> None:
     if recipe.exists() or not recipe.parent.is_dir() or recipe.suffix not in (".yaml", ".yml"):
-        what = "which is there already" if recipe.exists() else "which is no .yaml file in a folder that exists"
-        raise ProjectError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {what}. Name another.")
+        reason = "which exists already" if recipe.exists() else "which is no .yaml file in a folder that exists"
+        raise ProjectError(f"Expected a new .yaml file for the recipe. Received: {recipe}, {reason}. Name another.")
     check_folder(recipe.parent, "--recipe", recipe)
 
 
 def describe(file: ModelFile, recipe: Path | None = None) -> ModelFacts:
-    """What a model file is.
+    """Describe a model file.
 
     Args:
-        file: what was read.
-        recipe: where its recipe will stand. Defaults to None: a free name among the recipes here.
+        file: the content of the file.
+        recipe: path of its recipe. Defaults to None: a free name in ``configs/``.
     """
     cannot = why_no_classifier(file)
     cut = cut_to_one_output(file) if cannot and not any(not finding.allowable for finding in file.findings) else None
@@ -240,9 +242,9 @@ def describe(file: ModelFile, recipe: Path | None = None) -> ModelFacts:
 def _lines(facts: ModelFacts) -> list[str]:
     counts = facts.parameters
     trainable = (
-        "not told apart in this file"
+        "this file does not say which are trainable"
         if counts.trainable is None
-        else (f"{counts.trainable:,} trainable, {counts.frozen:,} not")
+        else f"{counts.trainable:,} trainable, {counts.frozen:,} not"
     )
     layers = ", ".join(f"{number} {kind}" for kind, number in facts.layers.items())
     lines = [
@@ -252,7 +254,7 @@ def _lines(facts: ModelFacts) -> list[str]:
         f"  {'input':<14} {'; '.join(facts.inputs) or 'the file does not say'}",
         f"  {'output':<14} {'; '.join(facts.outputs) or 'the file does not say'}",
         f"  {'classes':<14} {facts.classes or 'the file does not say'}",
-        f"  {'layers':<14} {layers or 'none: a graph without layers'}",
+        f"  {'layers':<14} {layers or 'none, the file holds only a graph'}",
         f"  {'parameters':<14} {counts.total:,} ({trainable})",
         f"  {'preprocessing':<14} {'; '.join(facts.preprocessing) or 'none found inside'}",
     ]
@@ -261,36 +263,33 @@ def _lines(facts: ModelFacts) -> list[str]:
             f"  {'training=True':<14} in the calls of {len(called)} of its layers ({listed(called)}); refused unless "
             "model.called_in_training says inference"
         )
-    for finding in facts.unsafe:
-        way = "refused unless model.allow names it" if finding.allowable else "refused"
-        lines.append(f"  {'unsafe':<14} {finding.name}: {finding.why} ({way})")
-    return lines if facts.unsafe else [*lines, f"  {'unsafe':<14} nothing"]
+    unsafe = [
+        f"{finding.name}: {finding.why} (refused{' unless model.allow names it' if finding.allowable else ''})"
+        for finding in facts.unsafe
+    ]
+    return lines + [f"  {'unsafe':<14} {text}" for text in unsafe or ["nothing"]]
 
 
 def _recipe(file: ModelFile, recipe: Path) -> str:
-    """A recipe as YAML; what the file does not say is there to fill in, with the choices beside it.
+    """Return a recipe as YAML; what the file does not say is left to fill in, with the choices beside it.
 
-    The path in it is right where the recipe is saved as its first line says.
+    The model's path in it is relative to the recipe's own path, which is its first line.
     """
-    text = inline_yaml
     lines = [
         f"# {recipe}",
         "data:",
         "  path: /path/to/images  # a folder with a subfolder for each class",
         "  splits: {calibration: 0.5, test: 0.5}  # nothing is trained: half for INT8's scales, half for the verdict",
         "model:",
-        f"  path: {text(_path_from(recipe.parent, file.path))}",
+        f"  path: {inline_yaml(_path_from(recipe.parent, file.path))}",
     ]
-    inside = "; ".join(preprocessing_inside(file.config))
-    normalises = f". none, if this normalises: {text(inside)}" if inside else ""
+    inside = inline_yaml("; ".join(preprocessing_inside(file.config)))
+    normalises = f". none, if this normalises: {inside}" if preprocessing_inside(file.config) else ""
     end = ending(file)
-    one_of_several = end.activation == "sigmoid" and end.shape is not None and end.shape != (1,)
-    scores = end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax")
     arithmetic = arithmetic_inside(file.config)
-    any_size = any("None, None" in shape for shape in input_shapes(file))
-    allow = ", ".join(text(finding.name) for finding in file.findings if finding.allowable)
+    allow = ", ".join(inline_yaml(finding.name) for finding in file.findings if finding.allowable)
     keys = (
-        (arithmetic, f"preprocessing: auto  # none, if this takes 0..255 to a normalised range: {text(inside)}"),
+        (arithmetic, f"preprocessing: auto  # none, if this takes 0..255 to a normalised range: {inside}"),
         (
             not arithmetic,
             f"preprocessing: {CHOOSE}  # caffe, tf, torch, unit or none, as it was trained with; the file does not "
@@ -298,26 +297,32 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
         ),
         (
             called_in_training(file),
-            "called_in_training: refuse  # inference: with other answers than the file's, see training=True",
+            "called_in_training: refuse  # inference: with other predictions than the file's, see training=True",
         ),
-        (file.config is None, "output: auto  # or say it: logits, softmax or sigmoid"),
-        (one_of_several, "output: sigmoid  # if exactly one class is right for each image"),
-        (scores, f"output: logits  # if the values of its {end.activation} are scores to rank classes by"),
+        (file.config is None, "output: auto  # or name it: logits, softmax or sigmoid"),
+        (
+            end.activation == "sigmoid" and end.shape is not None and end.shape != (1,),
+            "output: sigmoid  # if exactly one class is right for each image",
+        ),
+        (
+            end.activation not in (None, "sigmoid", "softmax", "linear", "log_softmax"),
+            f"output: logits  # if the values of its {end.activation} are scores to rank classes by",
+        ),
         (allow, f"allow: [{allow}]  # lets it run; only if you trust its author"),
         (True, "# classes: [first, second]  # names in the order of its outputs, if not that of the sorted folders"),
-        (any_size, "input_size: 224  # it takes any size"),
+        (any("None, None" in shape for shape in input_shapes(file)), "input_size: 224  # it takes any size"),
     )
     return "\n".join([*lines, *(f"  {line}" for due, line in keys if due)]) + "\n"
 
 
 def _destination(model: Path) -> Path:
-    """Where a recipe of a model is to be saved: a name that is free, among the recipes where they lie here."""
+    """Return a free path for a model's recipe, in ``configs/`` where that exists."""
     folder = RECIPES if RECIPES.is_dir() else Path()
-    names = (stem_of(model) + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    names = (_stem_of(model) + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
     return next(path for name in names if not (path := folder / f"{name}.yaml").exists())
 
 
 def _path_from(folder: Path, model: Path) -> str:
-    """A model's path as a recipe in a folder names it: relative below the working directory, else in full."""
+    """Return a model's path relative to a recipe's folder if it is below the working directory, else in full."""
     model = model.resolve()
     return os.path.relpath(model, folder.resolve()) if model.is_relative_to(Path.cwd().resolve()) else str(model)

@@ -1,4 +1,4 @@
-"""What ``python -m pipeline`` and ``python -m benchmarks`` share: options, logging, errors, exit status."""
+"""Options, logging, errors and exit status that ``python -m pipeline`` and ``python -m benchmarks`` share."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ EXIT_STATUS = """exit status:
   3 done, but some inputs failed; run: done, but nothing is classified
   70 a bug of ours, with a traceback
   130 interrupted (Ctrl-C)     143 terminated (SIGTERM)
-  141 who read the output (head, less) closed it"""
+  141 the reader of the output (head, less) closed it"""
 
 
 def recipe_options() -> Parser:
-    """The options of every command that works on a recipe."""
+    """Return the options of every command that works on a recipe."""
     parser = Parser(add_help=False, parents=[output_options()])
     parser.add_argument(
         "-c",
@@ -49,7 +49,7 @@ def recipe_options() -> Parser:
         type=recipe_file,
         default=Path("configs/digits.yaml"),
         metavar="RECIPE",
-        help="its file, or its name in configs/; default: %(default)s",
+        help="path of a recipe, or its name in configs/; default: %(default)s",
     )
     parser.add_argument(
         "--set",
@@ -65,7 +65,7 @@ def recipe_options() -> Parser:
 
 
 def stage_options() -> Parser:
-    """The options of every command that runs stages."""
+    """Return the options of every command that runs stages."""
     return _switches(
         {
             ("--force",): "run even if the result is up to date",
@@ -76,7 +76,7 @@ def stage_options() -> Parser:
 
 
 def output_options() -> Parser:
-    """How a command talks."""
+    """Return the options for what a command prints."""
     return _switches(
         {
             ("--json",): "end with one line of JSON on standard output",
@@ -94,10 +94,10 @@ def _switches(helps: Mapping[tuple[str, ...], str]) -> Parser:
 
 
 def make_context(args: argparse.Namespace) -> Context:
-    """The recipe with overrides and the artifacts folder; ``args.config`` becomes the file of a recipe's name.
+    """Load the recipe with its overrides; ``args.config`` becomes the path of the recipe that it names.
 
     Raises:
-        RecipeError: the recipe is not there or not valid, or its artifacts are another recipe's.
+        RecipeError: the recipe is missing or invalid, or its artifacts belong to another recipe.
     """
     args.config = find_recipe(args.config, args.artifacts)
     recipe = load_recipe(args.config, args.overrides)
@@ -110,24 +110,31 @@ def run_command(
     argv: Sequence[str] | None,
     command: Callable[[argparse.Namespace], dict[str, object]],
 ) -> int:
-    """Parse, run, print the JSON line, turn every error into a sentence and an exit status.
+    """Parse the options, run a command, print its JSON line, and turn every error into a sentence and an exit status.
 
-    Where who reads the output closes it, as ``head`` does, the command ends in silence, and clears up as at Ctrl-C.
+    If the reader of the output closes it, as ``head`` does, the command ends without a message, and cleans up as it
+    does at Ctrl-C.
 
-    ``command`` returns what the JSON line holds; its key "exit" is the exit status (0 if it is missing).
+    Args:
+        parser: of the command line.
+        argv: the words after the program's name. Defaults to those of this process where it is None.
+        command: returns what the JSON line holds; its key "exit" is the exit status (0 if it is missing).
+
+    Returns:
+        int: the exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name may hold what no encoding has
+        if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes that no encoding has
             stream.reconfigure(errors="backslashreplace")
     handler = _TqdmHandler()
     try:
         try:
             status = _run(parser, words, command, handler)
         finally:
-            if sys.stdout is not None:  # it is where standard output was closed from the start
+            if sys.stdout is not None:  # None: the process was started with standard output closed
                 sys.stdout.flush()
-    except OSError as error:  # standard output or standard error takes no more
+    except OSError as error:  # standard output or standard error cannot be written
         _stop_writing()
         if not isinstance(error, BrokenPipeError):
             log.error("Expected standard output to take the result. Received: %s.", error.strerror or error)
@@ -162,18 +169,18 @@ def _run(
     except BrokenPipeError:
         raise
     except ProjectError as error:
-        result = _failed(name, "bad input", _with_notes(_with_place(handler.said(str(error)), args), error), BAD_INPUT)
+        message = _with_location(handler.with_rebuild(str(error)), args)
+        result = _failed(name, "bad input", _with_notes(message, error), BAD_INPUT)
     except KeyboardInterrupt as error:
-        terminated = isinstance(error, Terminated)
-        said = _with_notes("Terminated." if terminated else "Interrupted.", error)
-        result = _failed(name, "interrupted", said, TERMINATED if terminated else INTERRUPTED)
+        word, status = ("Terminated.", TERMINATED) if isinstance(error, Terminated) else ("Interrupted.", INTERRUPTED)
+        result = _failed(name, "interrupted", _with_notes(word, error), status)
     except ModuleNotFoundError as error:
-        advice = (
+        message = (
             f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make "
             "install` (or `make install-gpu` on a GPU machine) installs all of them into an environment of their own, "
             ".venv; use its Python. `python -m pipeline doctor` shows what is missing."
         )
-        result = _failed(name, "bad input", advice, BAD_INPUT)
+        result = _failed(name, "bad input", message, BAD_INPUT)
     except OSError as error:
         log.debug("where it happened", exc_info=True)
         result = _failed(name, "bad input", _with_notes(sentence(error), error), BAD_INPUT)
@@ -187,28 +194,27 @@ def _run(
 
 
 def quiet_libraries() -> None:
-    """Keep the chatter of other libraries off the screen; their errors stay."""
+    """Hide the log lines and deprecation warnings of other libraries; their errors stay."""
     for name in ("tensorflow", "tf2onnx", "absl", "h5py", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata; what matters raises
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata; real damage raises
 
 
 def _with_notes(message: str, error: BaseException) -> str:
-    """A message, and what whoever saw the error pass by knows of what is left."""
+    """Return a message with the error's notes, which say what is left on the disk."""
     return " ".join([message, *notes(error)])
 
 
-def _with_place(message: str, args: argparse.Namespace) -> str:
-    """A message, and where the path is that it misses, if it was written as seen from elsewhere."""
-    if not isinstance(getattr(args, "config", None), Path):
-        return message
-    return message + where_else(message, args.config, args.overrides)
+def _with_location(message: str, args: argparse.Namespace) -> str:
+    """Return a message, and where a missing path exists if it was written relative to another folder."""
+    has_recipe = isinstance(getattr(args, "config", None), Path)
+    return message + (where_else(message, args.config, args.overrides) if has_recipe else "")
 
 
 def _json_line(result: dict[str, object]) -> str:
-    """Readable where standard output takes it; escaped where it does not, as JSON allows."""
+    """Return one line of JSON, escaped to ASCII where the encoding of standard output lacks a character."""
     line = json.dumps(result, ensure_ascii=False)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
@@ -223,31 +229,31 @@ def _failed(command: str, status: str, message: str, code: int) -> dict[str, obj
 
 
 class _TqdmHandler(logging.Handler):
-    """Writes above progress bars instead of through them; errors and warnings say that they are.
+    """Write log lines above progress bars; errors and warnings begin with their level.
 
-    A warning that was given before, word for word, is not given again.
+    A warning with the same text as an earlier one is dropped.
 
     Attributes:
-        rebuild: the command that builds this recipe's engines, which takes the place of the general one.
-        closed: who reads standard error closed it. The first line that finds out raises; what comes after it, while
-            the command clears up, is not written.
+        rebuild: the command that builds this recipe's engines, which replaces the general one in messages.
+        closed: the reader of standard error closed it. The first line that fails for it raises; later ones, while the
+            command cleans up, are dropped.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.closed, self.rebuild = False, REBUILD
-        self._given: set[str] = set()
+        self._warnings: set[str] = set()
 
-    def said(self, message: str) -> str:
-        """A message of ``export`` or of a runner, which know nothing of recipes, with the command for this one."""
+    def with_rebuild(self, message: str) -> str:
+        """Return a message of ``export`` or of a runner, which do not know the recipe, with this recipe's command."""
         return message.replace(REBUILD, self.rebuild)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.said(self.format(record))
-        if self.closed or (record.levelno == logging.WARNING and text in self._given):
+        text = self.with_rebuild(self.format(record))
+        if self.closed or (record.levelno == logging.WARNING and text in self._warnings):
             return
         if record.levelno == logging.WARNING:
-            self._given.add(text)
+            self._warnings.add(text)
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         try:
             tqdm.write(prefix + text, file=sys.stderr)
@@ -257,15 +263,15 @@ class _TqdmHandler(logging.Handler):
 
 
 def _stop_writing() -> None:
-    """Let go of what cannot be written, so that Python does not try once more when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Redirect streams that cannot be written to the null device, so that Python does not flush them again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             try:
                 stream.flush()
             except OSError:
-                os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+                os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _start_logging(handler: logging.Handler, level: int) -> None:

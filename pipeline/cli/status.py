@@ -1,14 +1,12 @@
-"""What a person is told before a stage runs: results that are out of date, and refusals that are known at once.
+"""Warnings and refusals before a stage runs: stale or damaged results, and inputs that a stage would refuse at once.
 
-What a person is told of stages whose results are no longer those of what they were made from.
-
-What a stage would refuse at once, found without running it: no TensorFlow, nothing decoded, nothing written.
+Nothing here runs a stage, imports TensorFlow, decodes an image or writes a file.
 """
 
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from export.errors import ModelError, ProjectError
 from export.words import listed
 from pipeline.artifacts.inputs import recipe_changes
-from pipeline.artifacts.manifest import Key, Manifest, read_manifest, why_stale
+from pipeline.artifacts.manifest import Key, read_manifest, why_stale
 from pipeline.data.splits import check_split_sizes, needed_images
 from pipeline.stages import BY_NAME, STAGES
 from pipeline.workflow.context import Context
@@ -25,87 +23,79 @@ from pipeline.workflow.stage import Stage, reasons_to_run
 log = logging.getLogger(__name__)
 
 _ABSENT = object()
-_PACKED = STAGES[: STAGES.index(BY_NAME["verify"]) + 1]  # the rest is made from these, on any machine
+_PACKED = STAGES[: STAGES.index(BY_NAME["verify"]) + 1]  # any machine can make the results of later stages from these
 
 
 def warn_of_stale_inputs(stage: Stage[Any], context: Context) -> None:
-    """Say which earlier results of the chain are damaged or not up to date."""
-    if warn_of_damage(context, STAGES[: STAGES.index(stage)]):
-        return  # what else is stale is so because of that
-    for earlier in STAGES[: STAGES.index(stage)]:
-        if read_manifest(context.folder(earlier.name)) is None:
-            continue  # the stage itself says what it misses
-        if reasons := reasons_to_run(earlier, context):
+    """Warn of results of earlier stages that are damaged or not up to date."""
+    earlier = STAGES[: STAGES.index(stage)]
+    if warn_of_damage(context, earlier):
+        return  # damage is what makes later results stale
+    for other in earlier:
+        # A missing result is the stage's own error.
+        if read_manifest(context.folder(other.name)) is not None and (reasons := reasons_to_run(other, context)):
             log.warning(
-                "the result of %s is not up to date (%s); `run` brings the whole chain up", earlier.name, reasons[0]
+                "the result of %s is not up to date (%s); `run` updates the whole chain", other.name, reasons[0]
             )
 
 
 def warn_of_damage(context: Context, stages: Sequence[Stage[Any]] = _PACKED[:-1]) -> bool:
-    """Name files that are not what their stage wrote, with the command that makes them anew; no input is looked at.
+    """Warn of files that differ from what their stage wrote, with the command that rewrites them; inputs do not count.
 
     Args:
-        context: of the recipe.
-        stages: whose files. Defaults to those that verify and the benchmark read.
+        context: the recipe and its artifacts.
+        stages: the stages whose files are compared. Defaults to those that verify and the benchmark read.
 
     Returns:
-        Whether there are such files.
+        bool: whether there are such files.
     """
-    found = False
+    is_damaged = False
     for stage in stages:
         folder = context.folder(stage.name)
         if (manifest := read_manifest(folder)) is None:
             continue
         own = Key(dict(manifest.inputs), dict(manifest.config), manifest.code, dict(manifest.environment))
         if damage := why_stale(folder, manifest, own):
-            command = context.command(stage.name)
-            log.warning("%s: not as the stage wrote it: %s. Make it anew: `%s`", folder, listed(damage), command)
-            found = True
-    return found
+            is_damaged = True
+            log.warning(
+                "%s: not as the stage wrote it: %s. Run it again: `%s`",
+                *(folder, listed(damage), context.command(stage.name)),
+            )
+    return is_damaged
 
 
 def refuse_stale_artifacts(context: Context) -> None:
     """Refuse to pack results that the other machine, without images and Keras, could not bring up to date.
 
-    What a stage asks of its machine does not count, nor how engines are to be built: both are the other machine's.
-    Where the images are not here what the manifests say of them stands, so that an unpacked archive can be packed.
+    A stage's environment does not count, nor how engines are to be built: the other machine decides both. Where the
+    images are not here, their digests in the manifests count, so that an unpacked archive can be packed again.
 
     Raises:
-        ProjectError: a stage has not run, or is older than what it was made from; with the command to run first.
+        ProjectError: a stage has not run, or is older than its inputs; with the command to run first.
     """
-    found = []
+    stale = []
     for stage in _PACKED:
         folder = context.folder(stage.name)
         manifest = read_manifest(folder)
         if manifest is None:
-            found.append(f"{stage.name} has not run")
-        elif reasons := why_stale(folder, manifest, _key_there(stage, context, manifest)):
-            found.append(f"{stage.name} is not up to date ({reasons[0]})")
-    if found:
+            stale.append(f"{stage.name} has not run")
+            continue
+        key = replace(stage.key(context, manifest), environment=dict(manifest.environment))
+        if stage.name == "build":
+            key = replace(key, config=dict(manifest.config))
+        if reasons := why_stale(folder, manifest, key):
+            stale.append(f"{stage.name} is not up to date ({reasons[0]})")
+    if stale:
         raise ProjectError(
             f"Expected results from {_PACKED[0].name} to {_PACKED[-1].name} that are up to date, because the machine "
-            f"that unpacks them may lack what makes them anew. Received: {listed(found, separator='; ')}. "
+            f"that unpacks them may be unable to update them. Received: {listed(stale, separator='; ')}. "
             f"Run first: `{context.command('run')}`"
         )
 
 
-def _key_there(stage: Stage[Any], context: Context, manifest: Manifest) -> Key:
-    """What decides a stage's result, but for what is the other machine's to decide."""
-    key = replace(stage.key(context, manifest), environment=dict(manifest.environment))
-    return replace(key, config=dict(manifest.config)) if stage.name == "build" else key
-
-
 def warn_of_a_new_training(context: Context) -> None:
-    """Before a model is replaced because the recipe says otherwise by now: how to keep it."""
-    if options := list(_options_as_before(context)):
-        log.warning(
-            "the recipe says otherwise than when the model in %s was made, so it is made anew. To keep it, stop here "
-            "and add the same options as before: %s",
-            *(context.folder("train"), " ".join(options)),
-        )
-
-
-def _options_as_before(context: Context) -> Iterator[str]:
+    """Warn that a changed recipe replaces the model, with the options that keep it."""
+    options = []
     manifest = read_manifest(context.folder("train"))
     for change in recipe_changes(manifest, context.recipe):
         key = change.partition(": ")[0]
@@ -113,15 +103,21 @@ def _options_as_before(context: Context) -> Iterator[str]:
         for part in key.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
-            said = value if isinstance(value, str) else json.dumps(value)
-            yield f"--set {shlex.quote(f'{key}={said}')}"
+            text = value if isinstance(value, str) else json.dumps(value)
+            options.append(f"--set {shlex.quote(f'{key}={text}')}")
+    if options:
+        log.warning(
+            "the recipe has changed since the model in %s was made, so a new one replaces it. To keep it, stop now "
+            "and add the same options as before: %s",
+            *(context.folder("train"), " ".join(options)),
+        )
 
 
 def refuse_in_advance(stage: Stage[Any], context: Context) -> None:
-    """Raise what a stage that has to run would raise before it works on anything.
+    """Raise what a stage that has to run would raise before it starts its work.
 
     Raises:
-        DataError: the images are not here, or too few of them for a split.
+        DataError: the images are missing, or too few for a split.
         ModelError: ``model.path`` is no model file, holds code that is not allowed, or is no image classifier.
     """
     if stage.name == "train":

@@ -18,13 +18,13 @@ EXAMPLES = """examples:
   python -m pipeline infer photos/ -o predictions.csv       classify a folder
   python -m pipeline benchmark -c digits                    latency and throughput
   python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
-  python -m pipeline inspect model.h5                       what somebody else's model is
+  python -m pipeline inspect model.h5                       describe any model file
   python -m pipeline engine check artifacts/digits/build/rtx/fp16.plan
   python -m pipeline doctor                                 what this machine can do
 """
 
 HELP = {
-    "train": "train the model of the recipe, or take over a finished one",
+    "train": "train the model of the recipe, or import a finished one",
     "export": "Keras to ONNX: uint8 pixels in, preprocessing inside, logits and probabilities out",
     "quantize": "the FP16 graph, and the INT8 graph with scales from the calibration images",
     "build": "TensorRT engines",
@@ -36,7 +36,7 @@ BENCHMARK_HELP = "latency and throughput of Keras, ONNX Runtime and the engines,
 
 
 def build_parser() -> Parser:
-    """The parser of every verb."""
+    """Return the parser of every verb."""
     parser = Parser(
         prog="python -m pipeline",
         description="From a trained Keras ResNet to verified, measured TensorRT engines.",
@@ -61,9 +61,9 @@ def build_parser() -> Parser:
     infer.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", type=str.lower)
     infer.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", type=str.lower)
     infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
-    infer.add_argument("--top-k", type=int, metavar="K", help="classes a row; default: the recipe's")
+    infer.add_argument("--top-k", type=int, metavar="K", help="classes per row; default: the recipe's")
     infer.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
-    add("config", "print the recipe in force, defaults filled in", [recipe], "-c digits")
+    add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(
         "inspect",
@@ -81,26 +81,23 @@ def build_parser() -> Parser:
     unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
     unpack.add_argument("archive", type=Path)
     unpack.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
-    unpack.add_argument("--force", action="store_true", help="replace artifacts of the same recipe that are there")
+    unpack.add_argument("--force", action="store_true", help="replace existing artifacts of the same recipe")
     return parser
 
 
 def _add_engine(verbs: Any, output: Parser) -> None:
-    """The verb with two verbs of its own."""
-    examples = "\n".join(
-        f"  python -m pipeline engine {action} artifacts/digits/build/rtx/int8.plan{option}"
+    """Add the verb ``engine`` with its own verbs ``inspect`` and ``check``."""
+    examples = "examples:" + "".join(
+        f"\n  python -m pipeline engine {action} artifacts/digits/build/rtx/int8.plan{option}"
         for action, option in (("inspect", ""), ("inspect", " --json"), ("check", ""))
     )
-
-    text = "what a TensorRT engine is, and whether it fits this machine"
-    actions = _add(verbs, "engine", text, (), f"examples:\n{examples}").add_subparsers(
-        dest="action", required=True, metavar="inspect|check"
-    )
+    engine = _add(verbs, "engine", "what a TensorRT engine is, and whether it fits this machine", (), examples)
+    actions = engine.add_subparsers(dest="action", required=True, metavar="inspect|check")
     for name, text in {
         "inspect": "what an engine is: precision asked for and found, GPUs, batch sizes, sources; nothing is loaded",
-        "check": "whether an engine fits this machine; if not, both sides and the command that rebuilds it",
+        "check": "whether an engine fits this machine; if not, why, and the command that rebuilds it",
     }.items():
-        action = _add(actions, name, text, [output], f"examples:\n{examples}")
+        action = _add(actions, name, text, [output], examples)
         action.add_argument("plan", type=Path, help="a .plan file, its sidecar beside it")
 
 

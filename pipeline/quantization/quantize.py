@@ -1,4 +1,4 @@
-"""The quantize stage: the FP16 graph, and the INT8 graphs with scales from the calibration images."""
+"""The parts of the quantize stage: calibration images for the search, and the files that hold its result."""
 
 from __future__ import annotations
 
@@ -45,23 +45,26 @@ def quantize_model(
     int8: Thresholds,
     out: Path,
 ) -> Quantized:
-    """Write the FP16 and the INT8 model, and how they came about.
+    """Write the FP16 and the INT8 model, and the record of the search.
 
-    ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``,
-    ``images.json``; ``sensitivity.csv`` where layers were measured; where the recipe says ``quantize.tensorrt8``, both
-    models at opset 17 besides: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
+    The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``
+    and ``images.json``; ``sensitivity.csv`` if layers were measured; with ``quantize.tensorrt8`` also both models at
+    opset 17: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
 
     Args:
         path: the FP32 model.
         images: the calibration images.
         settings: the recipe's section.
-        fp16: what is asked of FP16.
-        int8: what is asked of INT8.
+        fp16: thresholds of FP16.
+        int8: thresholds of INT8.
         out: the stage's folder, empty.
+
+    Returns:
+        Quantized: what the manifest records.
 
     Raises:
         DataError: fewer calibration images than the recipe's minimum, or unreadable ones above its limit.
-        ProjectError: weights, activations or images that no scale can come of.
+        ProjectError: weights, activations or images that give no valid scale.
     """
     model = load_model(path)
     readable = sum(len(batch) for batch in images.batches("decoding"))
@@ -72,15 +75,15 @@ def quantize_model(
         images.batches,
         HeldOut.of(model, pixels, labels, settings.batch_size),
         _options(settings, fp16, int8),
-        lambda names, what, unit: progress_bar(names, desc=f"  {what}", unit=unit),
+        lambda names, description, unit: progress_bar(names, desc=f"  {description}", unit=unit),
     )
     _write(result, images, path, settings, out)
-    _tell(result, settings)
+    _log_result(result, settings)
     return Quantized(readable + len(labels), result.scales.method, images.pixels.skipped)
 
 
 def _options(settings: Quantize, fp16: Thresholds, int8: Thresholds) -> SearchOptions:
-    error = fp16.relative_error if isinstance(fp16.relative_error, float) else None  # auto is about float32
+    error = fp16.relative_error if isinstance(fp16.relative_error, float) else None  # "auto" is for FP32 only
     return SearchOptions(
         method=settings.method,
         equalize=settings.equalize,
@@ -109,23 +112,23 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
         write_atomic(out / "sensitivity.csv", _sensitivity_csv(result.costs, result.kept))
 
 
-def _tell(result: SearchResult, settings: Quantize) -> None:
+def _log_result(result: SearchResult, settings: Quantize) -> None:
     report = result.report
     if settings.sensitivity != "never":
         if not report.fp16.budget_met:
             log.warning("%s", missed("fp16", report.fp16.budget, "quantize.max_kept_fp32", settings.max_kept_fp32))
         if not report.budget_met:
-            said = missed("int8", report.budget, "quantize.max_kept", settings.max_kept)
-            log.warning("%s sensitivity.csv says what each costs.", said)
+            log.warning(
+                "%s sensitivity.csv has the cost of each.",
+                missed("int8", report.budget, "quantize.max_kept", settings.max_kept),
+            )
     if not report.convolutions:
-        log.warning(
-            "this model has no convolution: INT8 has a rule for little of it, the rest is FP16 (placement.json)"
-        )
+        log.warning("this model has no convolution: few of its layers can be INT8, the rest is FP16 (placement.json)")
     if settings.tensorrt8:
-        newer, for_8 = (
-            listed(Path(files[precision]).name for precision in ("fp16", "int8")) for files in (ONNX, TENSORRT8)
+        log.info(
+            "  wrote %s; for TensorRT 8.6 %s",
+            *(listed(Path(files[precision]).name for precision in ("fp16", "int8")) for files in (ONNX, TENSORRT8)),
         )
-        log.info("  wrote %s; for TensorRT 8.6 %s", newer, for_8)
     log.info(
         "  INT8: %s, %d of %s; %s on %s",
         *(report.method, report.int8_convolutions, count(report.convolutions, "convolution"), words(result.result)),
@@ -134,32 +137,31 @@ def _tell(result: SearchResult, settings: Quantize) -> None:
 
 
 def missed(precision: str, budget: str, key: str, kept: float) -> str:
-    """What to do where a graph misses its budget on held-out images.
+    """Say what to do where a graph misses its budget on held-out images.
 
     Args:
         precision: "int8" or "fp16".
-        budget: in words.
-        key: of the share of convolutions that may stay in more bits.
-        kept: its value; at 1 there is nothing to raise.
+        budget: the budget as text.
+        key: recipe key of the share of convolutions that may stay in more bits.
+        kept: its value; at 1 it cannot be raised.
     """
     more = {"int8": "FP16", "fp16": "FP32"}[precision]
-    way = (
+    remedy = (
         f"To keep more convolutions in {more} raise {key} (now {kept:g})"
         if kept < 1
-        else f"All convolutions may stay in {more} already ({key}): bring more calibration images, or ask for less"
+        else f"All convolutions may stay in {more} already ({key}): add calibration images, or relax the thresholds"
     )
-    asked = f"verify.thresholds.{precision}"
-    return f"{precision.upper()} misses what {asked} asks for on held-out images ({budget}). {way}."
+    return f"{precision.upper()} misses verify.thresholds.{precision} on held-out images ({budget}). {remedy}."
 
 
 class CalibrationImages:
-    """The calibration images: those that give scales, once for each pass, and those held out, which judge them.
+    """The calibration images: those that give scales, iterated in every pass, and those held out, which judge them.
 
     Args:
         images: the image set.
-        card: says how they are decoded, and what the classes are.
-        settings: how many are taken, and how many of these are held out.
-        max_bad_images: so many may be unreadable.
+        card: how they are decoded, and the names of the classes.
+        settings: how many are used, and the share of these that is held out.
+        max_bad_images: how many may be unreadable.
 
     Raises:
         DataError: fewer calibration images than the recipe's minimum, or data of other classes than the model's.
@@ -169,14 +171,14 @@ class CalibrationImages:
         check_split_sizes(images, {"calibration": settings.min_images})
         check_classes(images, card.classes)
         samples = images.splits["calibration"][: settings.max_images]
-        held = max(1, round(len(samples) * settings.held_out))
-        self._scaling, self._held_out = samples[:-held], samples[-held:]
+        number = max(1, round(len(samples) * settings.held_out))
+        self._scaling, self._held_out = samples[:-number], samples[-number:]
         self._images, self._card, self._settings = images, card, settings
         self._decoded: list[np.ndarray] | None = None
         self.pixels = Pixels(card.decode, max_bad_images)
 
     def batches(self, description: str) -> Iterable[np.ndarray]:
-        """The images that give scales, uint8 NHWC; those found unreadable are not tried again."""
+        """Iterate over the images that give scales, uint8 NHWC; unreadable ones are not tried again."""
         if self._decoded is None:
             return self._decode(description)
         return progress_bar(self._decoded, desc=f"  calibration: {description}", unit="batch")
@@ -194,11 +196,11 @@ class CalibrationImages:
             self._decoded = decoded
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and labels of the images that judge."""
+        """Return the held-out images: pixels uint8 (N, height, width, 3), labels int64 (N,)."""
         return self.pixels.all(self._held_out, "  held-out images")
 
     def key(self, model: Path) -> dict[str, object]:
-        """What scales are true of: the model, the images, the preprocessing and the recipe's way to quantise."""
+        """Return what scales are valid for: the model, the images, the preprocessing and the recipe's section."""
         return {
             "model_sha256": sha256_file(model),
             "images_sha256": self._images.fingerprint("calibration"),
@@ -208,18 +210,21 @@ class CalibrationImages:
         }
 
     def table(self) -> dict[str, object]:
-        """What the record says of them."""
-        names = self._images.table("calibration")[: self._settings.max_images]
-        split = len(self._scaling)
-        return {"calibration": names[:split], "held_out": names[split:]}
+        """Return the table of the images for ``images.json``, those that give scales and those held out."""
+        rows = self._images.table("calibration")[: self._settings.max_images]
+        return {"calibration": rows[: len(self._scaling)], "held_out": rows[len(self._scaling) :]}
 
 
 def _sensitivity_csv(costs: Sequence[LayerCost], kept: Mapping[str, Kept]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("keras_layer", "node", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept"))
-    for cost in costs:
-        row = (cost.keras_layer, cost.node, cost.op, f"{cost.sqnr_db:.2f}", f"{cost.noise:.3e}")
-        numbers = (f"{cost.top1_agreement:.4f}", f"{cost.accuracy_drop:.4f}")
-        writer.writerow((*row, *numbers, kept[cost.node].precision if cost.node in kept else "int8"))
+    writer.writerows(
+        (
+            *(cost.keras_layer, cost.node, cost.op, f"{cost.sqnr_db:.2f}", f"{cost.noise:.3e}"),
+            *(f"{cost.top1_agreement:.4f}", f"{cost.accuracy_drop:.4f}"),
+            kept[cost.node].precision if cost.node in kept else "int8",
+        )
+        for cost in costs
+    )
     return buffer.getvalue()

@@ -1,1 +1,1 @@
-"""Selects the file that answers, and classifies images with it."""
+"""Select the file that serves, and classify images with it."""

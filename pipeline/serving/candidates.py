@@ -1,15 +1,7 @@
-"""Which files may answer here: their verdicts, what runs them, and their order where nothing was measured.
+"""Which files may serve here: their verdicts, what runs them, and their default order.
 
-Which of several files comes first where nothing was measured: by backend, batch sizes and precision.
-
-Standard library only, Python 3.10 syntax.
-
-What runs a recipe's files on this machine: asked where nothing does, so that the true reason is said.
-
-What may be served: the verdicts of the verify stage, held against the bytes that are there now.
-
-Hashes show accidents: a file that was altered, swapped or damaged since. Who can rewrite the artifacts can rewrite the
-hashes beside them as well, so they are no proof against malice.
+A verdict counts only for the bytes that were verified. Hashes reveal accidents: a file that was altered, swapped or
+damaged since. They are no proof against malice, because whoever can rewrite the artifacts can rewrite the hashes too.
 """
 
 import math
@@ -32,7 +24,7 @@ from pipeline.artifacts.paths import CARD, KERAS, ONNX, PARITY, TENSORRT8, Artif
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
 
-BACKENDS: Final = ("tensorrt", "onnxruntime-cuda", "onnxruntime")  # the first that is here comes first
+BACKENDS: Final = ("tensorrt", "onnxruntime-cuda", "onnxruntime")  # in their default order
 ON_GPU: Final = ("tensorrt", "onnxruntime-cuda")
 # On TensorRT INT8 is expected to be fastest. ONNX Runtime computes Q/DQ pairs as they stand: on a GPU FP16 is expected
 # to be fastest, and on a CPU, which computes FP16 in FP32, it is FP32.
@@ -44,12 +36,12 @@ PREFERENCE: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def misfit(profile: BatchProfile | None, batch_size: int) -> tuple[int, float]:
-    """How badly batches of a size fit, the smaller the better: runs a batch, then distance from the best size.
+    """Rate how badly batches of a size fit, smaller is better: runs per batch, then distance from the optimal size.
 
-    An engine runs in pieces what is larger than its largest batch, and fills up what is smaller than its smallest.
+    An engine splits a batch that is larger than its maximum, and pads one that is smaller than its minimum.
 
     Args:
-        profile: of an engine; None: any batch runs as it is.
+        profile: batch sizes of an engine; None: any batch runs as it is.
         batch_size: in images.
     """
     if profile is None:
@@ -60,17 +52,24 @@ def misfit(profile: BatchProfile | None, batch_size: int) -> tuple[int, float]:
 
 
 def fit(backend: str, precision: str, profile: BatchProfile | None, batch_size: int) -> tuple[int, int, int, float]:
-    """Where a file stands, the smallest first: backend, runs a batch, precision, distance from the best size."""
+    """Return a file's default rank, smallest first: backend, runs per batch, precision, distance from the optimal size.
+
+    Args:
+        backend: one of `BACKENDS`.
+        precision: "fp32", "fp16" or "int8".
+        profile: batch sizes of an engine; None: any batch runs as it is.
+        batch_size: in images.
+    """
     runs, distance = misfit(profile, batch_size)
     return BACKENDS.index(backend), runs, PREFERENCE[backend].index(precision), distance
 
 
 def why_nothing_runs(artifacts: Artifacts, driver: DriverStatus) -> str:
-    """Why none of a recipe's files can be run on this machine; "" where one may be, or where there is none.
+    """Return why none of a recipe's files can be run on this machine; "" where one may be, or where there is none.
 
     Args:
-        artifacts: of the recipe.
-        driver: of this machine.
+        artifacts: files of the recipe.
+        driver: the driver of this machine.
     """
     files, plans = _onnx_files(artifacts), engines(artifacts)
     if files and onnxruntime_is_installed():
@@ -78,35 +77,35 @@ def why_nothing_runs(artifacts: Artifacts, driver: DriverStatus) -> str:
     reasons = [why_not_opened(artifacts.path(plan), driver) for plan in plans]
     if "" in reasons:
         return ""
-    if driver and plans and find_tensorrt("tensorrt") is None:  # which runs its own engines, and builds them here
+    if driver and plans and find_tensorrt("tensorrt") is None:  # with it, engines could be built here
         reasons.insert(0, _missing("tensorrt"))
     return listed(dict.fromkeys([*reasons, *(["no ONNX Runtime"] if files else [])]), separator="; ")
 
 
 def why_not_opened(plan: Path, driver: DriverStatus) -> str:
-    """Why nothing here opens an engine; "" where something may.
+    """Return why nothing on this machine opens an engine; "" where something may.
 
     Args:
         plan: the engine.
-        driver: of this machine.
+        driver: the driver of this machine.
     """
     if not driver:
         return driver.reason
     try:
         sidecar = read_sidecar(plan)
     except ProjectError:
-        return ""  # what is wrong with it is said where it is opened
-    flavour, here = sidecar.flavour, driver.devices[0].compute_capability
+        return ""  # opening it raises the error
+    flavour, capability = sidecar.flavour, driver.devices[0].compute_capability
     if flavour not in FLAVOURS or find_tensorrt(flavour) is not None:
         return ""
-    unsupported = supports(flavour, sidecar.tensorrt_version, here) is False
-    return no_support(flavour, here) if unsupported else _missing(flavour)
+    is_unsupported = supports(flavour, sidecar.tensorrt_version, capability) is False
+    return no_support(flavour, capability) if is_unsupported else _missing(flavour)
 
 
 def files_to_run(artifacts: Artifacts) -> str:
-    """How many of a recipe's files there are to be run, and where: "the 3 engines and 3 ONNX files below …"."""
-    counted = {"engine": len(engines(artifacts)), "ONNX file": len(_onnx_files(artifacts))}
-    return f"the {' and '.join(count(number, noun) for noun, number in counted.items() if number)} below {artifacts}"
+    """Count the files of a recipe that can be run: "the 3 engines and 3 ONNX files below …"."""
+    numbers = {"engine": len(engines(artifacts)), "ONNX file": len(_onnx_files(artifacts))}
+    return f"the {' and '.join(count(number, noun) for noun, number in numbers.items() if number)} below {artifacts}"
 
 
 def _onnx_files(artifacts: Artifacts) -> list[str]:
@@ -114,10 +113,10 @@ def _onnx_files(artifacts: Artifacts) -> list[str]:
 
 
 def _missing(flavour: str) -> str:
-    what = "TensorRT" if flavour == "tensorrt" else f"TensorRT of the flavour {flavour}"
+    name = "TensorRT" if flavour == "tensorrt" else f"TensorRT of the flavour {flavour}"
     hidden = flavour == "tensorrt" and sys.prefix != sys.base_prefix
     jetpack = "; an environment made with --system-site-packages sees that" if hidden else ""
-    return f"no {what} ({why_missing().get(flavour, 'not installed')}{jetpack})"
+    return f"no {name} ({why_missing().get(flavour, 'not installed')}{jetpack})"
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Verdict:
 
     Attributes:
         verdict: "pass", "inconclusive", "fail", "not run" or "not verified".
-        why: what is the matter where it is "not verified", as a sentence without a stop; "" elsewhere.
+        why: the reason where it is "not verified", without a full stop; "" elsewhere.
     """
 
     verdict: str
@@ -137,8 +136,8 @@ class Verdicts:
     """The verdicts on a recipe's artifacts.
 
     Args:
-        artifacts: of the recipe; the verdict, its manifest and the model's files are read.
-        thresholds: what is asked now; a verdict by others does not count. Defaults to None: whatever was asked.
+        artifacts: files of the recipe; the verdict, its manifest and the model's files are read.
+        thresholds: the recipe's; a verdict by other thresholds does not count. Defaults to None: any thresholds.
 
     Raises:
         ProjectError: ``parity.json`` is damaged.
@@ -150,47 +149,43 @@ class Verdicts:
         self._doubt = self._find_doubt()
 
     def _find_doubt(self) -> str:
-        """Why nothing of the report counts; "" if it does."""
+        """Return why the report does not count; "" if it does."""
         if self.report is None:
             return "there is no verdict"
         if read_stage(self._artifacts, "verify") is None:
             return f"no manifest of the verify stage vouches for {PARITY}"
         if not as_recorded(self._artifacts, PARITY):
             return f"{PARITY} was altered since the verify stage wrote it"
-        for name, needed in (
-            (CARD, True),
-            (KERAS, False),
-        ):  # what answers is compared by itself, Keras need not be here
-            there = self._artifacts.has(name)
-            if there and self.report.subjects.get(name) != sha256_file(self._artifacts.path(name)):
-                return f"{name} was altered since it was verified"
-            if needed and not there:
+        for name in (CARD, KERAS):
+            if self._artifacts.has(name):
+                if self.report.subjects.get(name) != sha256_file(self._artifacts.path(name)):
+                    return f"{name} was altered since it was verified"
+            elif name == CARD:  # Keras' file may be missing: the hash of the file that serves is compared too
                 return f"{name} is missing"
         if self._thresholds is not None and self.report.thresholds != by_precision(self._thresholds):
             return "the verdict was given by other thresholds than the recipe's verify.thresholds"
         return ""
 
     def on(self, name: str, backend: str | None = None) -> Verdict:
-        """The verdict on a file below the artifacts, an engine's together with its sidecar's bytes.
+        """Return the verdict on a file; on an engine, of its sidecar's bytes too.
 
         Args:
-            name: of the file.
-            backend: what is to run it: "onnxruntime", "onnxruntime-cuda" or "tensorrt". Defaults to None: the worst of
-                all that ran it.
+            name: the file's path below the artifacts.
+            backend: what is to run it: "onnxruntime", "onnxruntime-cuda" or "tensorrt". Defaults to None: the worst
+                verdict of all backends that ran it.
         """
         if self._doubt or self.report is None:
             return Verdict(NOT_VERIFIED, self._doubt)
         names = [name, sidecar_path(Path(name)).as_posix()] if name.endswith(".plan") else [name]
-        digests = {one: sha256_file(self._artifacts.path(one)) for one in names if self._artifacts.has(one)}
+        digests = {file: sha256_file(self._artifacts.path(file)) for file in names if self._artifacts.has(file)}
         verdict = self.report.verdict_of(name, digests, backend)
         if verdict != NOT_VERIFIED:
             return Verdict(verdict)
-        altered = [key for key, digest in digests.items() if self.report.subjects.get(key, digest) != digest]
-        if altered:
+        if altered := [file for file, digest in digests.items() if self.report.subjects.get(file, digest) != digest]:
             verb = "were altered since they were" if altered[1:] else "was altered since it was"
             return Verdict(NOT_VERIFIED, f"{' and '.join(altered)} {verb} verified")
         return Verdict(NOT_VERIFIED, f"{run_name(name, backend or '')} was never verified")
 
     def knows(self, name: str) -> bool:
-        """Whether a file of that name was verified, whatever became of it."""
+        """Return whether a file of that name was verified, even if it was altered since."""
         return self.report is not None and name in self.report.subjects

@@ -1,4 +1,4 @@
-"""Batch inference: images in, one row an image out."""
+"""Batch inference: images in, one row per image out."""
 
 import csv
 import json
@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,49 +26,52 @@ log = logging.getLogger(__name__)
 
 
 def find_images(inputs: Sequence[Path]) -> list[Path]:
-    """Files as they are named, folders with every image below them, sorted; what is named twice is there once.
+    """List the files among the inputs, and every image below the folders among them, sorted; each path once.
 
-    What a folder holds and nobody classifies is said: files with other endings, folders without an image, links to
-    folders (they are not followed, as they may lead in a circle), links that lead nowhere, pipes and devices.
+    What is left out of a folder is a warning: files with other suffixes, folders without an image, links to folders
+    (they are not followed, as they may form a cycle), broken links, pipes and devices.
+
+    Args:
+        inputs: images and folders.
 
     Raises:
         DataError: a path that does not exist, or no image at all.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     others: list[str] = []
-    for path in _once(inputs):
+    for path in _unique(inputs):
         if path.is_dir():
             below = sorted(path.rglob("*"))
-            images = [p for p in below if _named_as_image(p) and p.is_file()]
-            _say_left_out(path, below, images)
-            if left := named(other_files(path, set(images))):
+            inside = [p for p in below if _has_image_suffix(p) and p.is_file()]
+            _warn_of_left_out(path, below, inside)
+            if left := named(other_files(path, set(inside))):
                 others.append(left)
-                if images:
+                if inside:
                     log.warning("left out below %s: %s", path, left)
-            found += images
+            images += inside
         elif path.exists():
-            found.append(path)
+            images.append(path)
         else:
             raise DataError(f"Expected an image or a folder of images. Received: {path}, which does not exist.")
-    if not found:
-        held = f", but {', '.join(others)}. Convert what are images" if others else ""
-        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}{held}.")
-    return _once(found)
+    if not images:
+        only = f", but {', '.join(others)}. Convert those that are images" if others else ""
+        raise DataError(f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(inputs)}{only}.")
+    return _unique(images)
 
 
-def _once(paths: Sequence[Path]) -> list[Path]:
-    """The paths in their order, without those that name a file or folder again; links are other files."""
+def _unique(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths in their order, each file or folder once; a link is a file of its own."""
     first: dict[str, Path] = {}
     for path in paths:
         first.setdefault(os.path.abspath(path), path)
     return list(first.values())
 
 
-def _named_as_image(path: Path) -> bool:
+def _has_image_suffix(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith("._")
 
 
-def _say_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -> None:
+def _warn_of_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -> None:
     filled = {parent for image in images for parent in image.parents}
     groups = {
         ("folder without an image", "folders without an image"): [
@@ -77,32 +81,42 @@ def _say_left_out(folder: Path, below: Sequence[Path], images: Sequence[Path]) -
             p for p in below if p.is_dir() and p.is_symlink()
         ],
         ("link that leads nowhere", "links that lead nowhere"): [
-            p for p in below if _named_as_image(p) and p.is_symlink() and not p.exists()
+            p for p in below if _has_image_suffix(p) and p.is_symlink() and not p.exists()
         ],
         ("pipe or device", "pipes and devices"): [
-            p for p in below if _named_as_image(p) and p.exists() and not (p.is_file() or p.is_dir())
+            p for p in below if _has_image_suffix(p) and p.exists() and not (p.is_file() or p.is_dir())
         ],
     }
-    for what, paths in groups.items():
+    for nouns, paths in groups.items():
         if paths:
-            named = listed((p.relative_to(folder).as_posix() for p in paths), most=3)
-            log.warning("left out below %s: %s (%s)", folder, count(len(paths), *what), named)
+            names = listed((p.relative_to(folder).as_posix() for p in paths), most=3)
+            log.warning("left out below %s: %s (%s)", folder, count(len(paths), *nouns), names)
 
 
 def classify(
     paths: Sequence[Path], runner: Runner, card: ModelCard, batch_size: int, top_k: int
 ) -> Iterator[dict[str, Any]]:
-    """One row an image, in the order given; decoding runs ahead in threads, memory stays bounded.
+    """Yield one row per image, in their order; threads decode ahead, within bounded memory.
 
     An unreadable image gives a row with status "error" and the reason; the others go on.
+
+    Args:
+        paths: the images.
+        runner: an open runner of the model.
+        card: the model's card: classes, and how images are decoded.
+        batch_size: images per call, at most the runner's maximum.
+        top_k: classes per row, at most all.
+
+    Yields:
+        dict[str, Any]: the columns of `row_columns`; probabilities are float, empty columns "".
     """
     card.check_runner(runner, "the model")
     size = min(batch_size, runner.max_batch)
     k = min(top_k, len(card.classes))
     columns = row_columns(k)
     with ThreadPoolExecutor() as pool:
-        ahead = _decode_ahead(pool, paths, card.decode, 4 * size)
-        for group in _groups(ahead, size):
+        decoded = _decode_ahead(pool, paths, card.decode, 4 * size)
+        while group := list(islice(decoded, size)):
             images = [image for _, image in group if isinstance(image, np.ndarray)]
             best = zip(*runner.top(np.stack(images), k)) if images else iter(())
             for path, image in group:
@@ -118,7 +132,7 @@ def classify(
 
 
 def row_columns(top_k: int) -> list[str]:
-    """``path, status, class, probability, class_2, probability_2, ..., error``."""
+    """Return ``path, status, class, probability, class_2, probability_2, ..., error``."""
     further = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
     return ["path", "status", "class", "probability", *further, "error"]
 
@@ -128,20 +142,21 @@ def write_rows(
 ) -> dict[str, int]:
     """Write rows as CSV (or JSON lines, for ``.jsonl``) with a progress bar.
 
-    Rows go to ``<output>.partial``, which takes the name of the output when all are written, so that a file of that
-    name is always complete.
+    Rows go to ``<output>.partial``, which is renamed to the output when all are written, so that a file of that name is
+    always complete.
 
     Args:
         rows: what to write.
-        total: how many there will be.
-        columns: of CSV.
-        output: where to; JSON lines if it ends in ``.jsonl``.
-        keep: the rows that were finished, where something ends this early; a note of the error says how many.
+        total: number of rows, for the progress bar.
+        columns: of CSV, see `row_columns`.
+        output: the file; JSON lines if it ends in ``.jsonl``.
+        keep: whether finished rows stay in ``<output>.partial`` after an error, whose note says how many. Defaults to
+            True.
 
     Returns:
-        {"images", "failed"}.
+        dict[str, int]: the number of "images", and how many of them "failed".
     """
-    lines = output.suffix.lower() == ".jsonl"
+    is_jsonl = output.suffix.lower() == ".jsonl"
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     images = failed = whole = 0
@@ -150,9 +165,15 @@ def write_rows(
             partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
             progress_bar(total=total, desc="  infer", unit="img") as bar,
         ):
-            write = _jsonl_writer(file) if lines else _csv_writer(file, columns)
+            table = csv.DictWriter(file, columns)
+            if not is_jsonl:
+                table.writeheader()
             for row in rows:
-                write(row)
+                if is_jsonl:
+                    filled = {key: value for key, value in row.items() if value != ""}
+                    file.write(json.dumps(filled, ensure_ascii=False) + "\n")
+                else:
+                    table.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()})
                 file.flush()  # a row counts once it has left this process
                 whole, images = os.fstat(file.fileno()).st_size, images + 1
                 failed += row["status"] != "ok"
@@ -173,7 +194,7 @@ def write_rows(
 
 
 def _cut(path: Path, size: int) -> bool:
-    """Take half a row off the end of a file; False where the disk refuses."""
+    """Cut a file to its whole rows, ``size`` bytes; return False where the disk refuses."""
     try:
         with path.open("rb+") as file:
             file.truncate(size)
@@ -199,24 +220,3 @@ def _decode_ahead(
         yield first, future.result()
     for first, future in pending:
         yield first, future.result()
-
-
-def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _csv_writer(file: IO[str], columns: Sequence[str]) -> Any:
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    return lambda row: writer.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()})
-
-
-def _jsonl_writer(file: IO[str]) -> Any:
-    return lambda row: file.write(json.dumps({k: v for k, v in row.items() if v != ""}, ensure_ascii=False) + "\n")

@@ -1,8 +1,8 @@
-"""Which file answers: decided by the verdict of the verify stage, then by what was measured on this GPU.
+"""Select the file that serves: by the verdict of the verify stage, then by the benchmark on this GPU.
 
-One that failed, or was never verified, does not serve unless the caller allows it by name. One that too few images
-leave open serves where none on its backend passed, with a warning. Where nothing was measured the default order
-decides, and on a CPU it always does.
+A file that failed, or was never verified, does not serve unless the caller allows it. One with an inconclusive verdict
+serves where none on its backend passed, with a warning. Without a benchmark the default order decides, and on a CPU it
+always does.
 """
 
 import logging
@@ -52,38 +52,55 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """The file that answers."""
+    """A file that may serve, and how it is run.
 
-    name: str  # below the artifacts folder
+    Attributes:
+        name: the file's path below the artifacts folder.
+        path: the file.
+        backend: one of `BACKENDS`.
+        precision: "fp32", "fp16" or "int8".
+        verdict: of the verify stage.
+        profile: batch sizes of an engine. Defaults to None: any batch.
+        runtime: options of the runner.
+        why: the reason where it is "not verified", or nothing here opens it; "" elsewhere.
+        opens: False where it is known that nothing here opens it.
+        won: the comparison that it won against the first file of the default order. Defaults to None: it is the first.
+        over: run name of that file.
+    """
+
+    name: str
     path: Path
     backend: str
     precision: str
     verdict: str
-    profile: BatchProfile | None = None  # of an engine; None: any batch
+    profile: BatchProfile | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-    why: str = ""  # where it is "not verified", or nothing here opens it
-    opens: bool = True  # as far as that is seen before
-    won: Nearest | None = None  # where it was measured to be faster than what comes first by default
-    over: str = ""  # that one's run name
+    why: str = ""
+    opens: bool = True
+    won: Nearest | None = None
+    over: str = ""
 
     @property
     def run_name(self) -> str:
-        """The file, and what runs it where that has to be said."""
+        """The file, and the backend where the name does not imply it."""
         return run_name(self.name, self.backend)
 
-    def misfit(self, batch_size: int) -> tuple[int, float]:
-        """How badly batches of this size fit, the smaller the better: see `pipeline.serving.candidates.misfit`."""
-        return misfit(self.profile, batch_size)
+    @property
+    def objection(self) -> str:
+        """Why it does not serve: the reason, or its verdict."""
+        return self.why or f"{self.run_name}: {self.verdict}"
 
     def fit(self, batch_size: int) -> tuple[int, int, int, float]:
-        """Where it stands by default, the smallest first."""
+        """Return its default rank, smallest first: see `pipeline.serving.candidates.fit`."""
         return fit(self.backend, self.precision, self.profile, batch_size)
 
     def open(self) -> Runner:
-        """The runner for it; says so where it serves because it is faster, or without having passed."""
+        """Open its runner; log where it serves because it is faster, or although it did not pass."""
         if self.won is not None:
-            measured = f"measured {self.won.pair.words} as fast as {self.over} at batch {self.won.batch}"
-            log.info("%s answers: %s on this GPU", self.run_name, measured)
+            log.info(
+                "%s serves: measured %s as fast as %s at batch %s on this GPU",
+                *(self.run_name, self.won.pair.words, self.over, self.won.batch),
+            )
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
@@ -98,31 +115,35 @@ def select_model(
     allow_unverified: bool = False,
     batch_size: int | None = None,
 ) -> Selection:
-    """The best file that may serve here: on a GPU the fastest by measurement, else ONNX Runtime on the CPU.
+    """Select the best file that may serve here: on a GPU the fastest by measurement, else ONNX Runtime on the CPU.
 
-    By default a backend comes before the next one (`BACKENDS`); on one backend, one that passed comes before one whose
-    verdict is inconclusive; of those, engines that take a batch in the fewest runs, of these the preferred precision,
-    and of this the engine tuned closest to the batch size. Where a GPU answers, one that was measured on this GPU to be
-    decidedly faster takes its place (`pipeline.artifacts.fastest`), if its verdict is no worse and it needs no more
-    runs. What would have come first and may not serve is named in one warning.
+    Files are ranked by backend (`BACKENDS`); within a backend by verdict, pass before inconclusive; then by the number
+    of runs that an engine needs for a batch, by precision, and by the distance of the engine's optimal batch size. If
+    the first runs on a GPU, a file that was measured on this GPU to be significantly faster replaces it
+    (`pipeline.artifacts.fastest`), provided that its verdict is no worse and it needs no more runs. Files that would
+    rank higher but may not serve are named in one warning.
 
     Args:
         artifacts: files of the recipe.
-        settings: its parts ``infer``, ``runtime`` and ``verify.thresholds``.
-        backend: "tensorrt", "onnxruntime-cuda", "onnxruntime" (the CPU), or "auto" for whatever is here.
-        precision: "fp32", "fp16", "int8", or "auto" for the fastest.
-        allow_unverified: take the best fit where nothing passed.
-        batch_size: images that will come at once. Defaults to None: the recipe's ``infer.batch_size``.
+        settings: the sections ``infer``, ``runtime`` and ``verify.thresholds`` of the recipe.
+        backend: "tensorrt", "onnxruntime-cuda", "onnxruntime" (the CPU), or "auto". Defaults to "auto": any that is
+            available.
+        precision: "fp32", "fp16", "int8", or "auto". Defaults to "auto": the fastest.
+        allow_unverified: take the best file where none passed. Defaults to False.
+        batch_size: images per batch. Defaults to None: the recipe's ``infer.batch_size``.
+
+    Returns:
+        Selection: the file, its verdict, and how it is run.
 
     Raises:
-        ProjectError: none fits, nothing here runs any, or the verify stage failed it or does not know it.
+        ProjectError: there is no such file, nothing here runs any, or none passed.
     """
     driver = driver_status()
-    lacking = _why_not(backend, driver)
-    if backend != "auto" and lacking:
-        what = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
+    refusal = _why_not(backend, driver)
+    if backend != "auto" and refusal:
+        needed = "an NVIDIA GPU" if not driver else "ONNX Runtime's CUDA provider"
         instead = " Use --backend onnxruntime here." if onnxruntime_is_installed() else ""
-        raise ProjectError(f"Expected {what} for --backend {backend}. Received: {lacking}.{instead}")
+        raise ProjectError(f"Expected {needed} for --backend {backend}. Received: {refusal}.{instead}")
     if backend == "auto" and (idle := why_nothing_runs(artifacts, driver)):
         raise ProjectError(
             f"Expected something here that runs {files_to_run(artifacts)}. Received: {idle}. Install what runs "
@@ -130,25 +151,25 @@ def select_model(
         )
     verdicts = Verdicts(artifacts, settings.verify.thresholds)
     choices: list[Selection] = []
-    passed_over: list[str] = []
+    objections: list[str] = []
     for name in BACKENDS if backend == "auto" else (backend,):
-        if name == "onnxruntime-cuda" and backend == "auto" and not _may_answer(name, artifacts, choices):
+        if (
+            (name == "onnxruntime-cuda" and backend == "auto" and not _may_serve(name, artifacts, choices))
+            or _why_not(name, driver)
+            or (name == "onnxruntime" and backend == "auto" and not onnxruntime_is_installed())
+        ):
             continue
-        if _why_not(name, driver):
-            continue
-        if backend == "auto" and name == "onnxruntime" and not onnxruntime_is_installed():
-            continue
-        for wanted in PREFERENCE[name] if precision == "auto" else (precision,):
-            found, unusable = _files(artifacts, settings.runtime, name, wanted, verdicts)
+        for each in PREFERENCE[name] if precision == "auto" else (precision,):
+            files, unusable = _files(artifacts, settings.runtime, name, each, verdicts)
             if backend == "auto" and name == "tensorrt":
-                found = [_as_here(choice, driver) for choice in found]
-            choices += found
-            passed_over += unusable
+                files = [_on_this_machine(choice, driver) for choice in files]
+            choices += files
+            objections += unusable
     if not choices:
-        missing = f" ({listed(passed_over, separator='; ')})" if passed_over else ""
+        reasons = f" ({listed(objections, separator='; ')})" if objections else ""
         raise CommandNeededError(
             f"Expected a built model for backend {backend}, precision {precision} below {artifacts}. Received: "
-            f"none{missing}. Run `{COMMAND}` first.",
+            f"none{reasons}. Run `{COMMAND}` first.",
             "run",
         )
     size = settings.infer.batch_size if batch_size is None else batch_size
@@ -159,30 +180,26 @@ def select_model(
 
     serving = sorted((choice for choice in choices if choice.verdict in (PASS, INCONCLUSIVE)), key=rank)
     if serving:
-        first = serving[0]
-        better = [choice for choice in choices if choice not in serving and choice.fit(size) < first.fit(size)]
-        passed_over += [choice.why or f"{choice.run_name}: {choice.verdict}" for choice in better]
+        best_rank = serving[0].fit(size)
+        objections += [choice.objection for choice in choices if choice not in serving and choice.fit(size) < best_rank]
         best = _measured_fastest(artifacts, settings.runtime, serving, driver, size)
-        if passed_over:
-            log.warning(
-                "%s answers. Passed over: %s", best.run_name, listed(dict.fromkeys(passed_over), separator="; ")
-            )
+        if objections:
+            log.warning("%s serves. Skipped: %s", best.run_name, listed(dict.fromkeys(objections), separator="; "))
         return best
     if allow_unverified:
         return min(choices, key=lambda choice: (not choice.opens, rank(choice)))
-    every = [*passed_over, *(choice.why or f"{choice.run_name}: {choice.verdict}" for choice in choices)]
-    reasons = listed(dict.fromkeys(every), separator="; ")
+    reasons = listed(dict.fromkeys([*objections, *(choice.objection for choice in choices)]), separator="; ")
     failed = all(choice.verdict == FAIL for choice in choices)
-    mend = f"{artifacts.path(PARITY)} says why" if failed else f"Run `{COMMAND}`"
+    remedy = f"{artifacts.path(PARITY)} says why" if failed else f"Run `{COMMAND}`"
     raise CommandNeededError(
-        f"Expected a model that passed verification. Received: {reasons}. {mend}, or take the risk with "
+        f"Expected a model that passed verification. Received: {reasons}. {remedy}, or accept the risk with "
         "--allow-unverified.",
         "run",
     )
 
 
 def _why_not(backend: str, driver: DriverStatus) -> str:
-    """Why a backend cannot run here; "" where it can, or may."""
+    """Return why a backend cannot run here; "" where it can, or may."""
     if backend not in ON_GPU:
         return ""
     if not driver:
@@ -190,18 +207,19 @@ def _why_not(backend: str, driver: DriverStatus) -> str:
     return why_not("cuda") if backend == "onnxruntime-cuda" else ""
 
 
-def _as_here(choice: Selection, driver: DriverStatus) -> Selection:
-    """An engine as this machine has it: whatever its verdict elsewhere, it does not serve where nothing opens it."""
+def _on_this_machine(choice: Selection, driver: DriverStatus) -> Selection:
+    """Return an engine as "not run" where nothing here opens it, whatever its verdict on another machine."""
     why = why_not_opened(choice.path, driver)
     return replace(choice, verdict=NOT_RUN, why=f"engines: {why}", opens=False) if why else choice
 
 
-def _may_answer(backend: str, artifacts: Artifacts, before: Sequence[Selection]) -> bool:
-    """Whether a later backend can take the place of what passed on earlier ones.
+def _may_serve(backend: str, artifacts: Artifacts, earlier: Sequence[Selection]) -> bool:
+    """Return whether a later backend can replace what passed on earlier ones.
 
-    Asking ONNX Runtime for CUDA loads its libraries and takes memory of the GPU, which an engine should not pay for.
+    To find out whether ONNX Runtime has CUDA loads its libraries and takes memory of the GPU, a cost that an engine
+    should not pay.
     """
-    if not any(choice.verdict == PASS for choice in before):
+    if not any(choice.verdict == PASS for choice in earlier):
         return True
     serves, _ = read_serves(artifacts)
     return serves is not None and serves.beats_others(backend)
@@ -210,7 +228,7 @@ def _may_answer(backend: str, artifacts: Artifacts, before: Sequence[Selection])
 def _measured_fastest(
     artifacts: Artifacts, runtime: RuntimeOptions, serving: Sequence[Selection], driver: DriverStatus, size: int
 ) -> Selection:
-    """The first of those that may serve, or the one that was measured to be faster than it on this GPU."""
+    """Return the first of the files that may serve, or one that was measured to be faster than it on this GPU."""
     first = serving[0]
     if first.backend not in ON_GPU:
         return first
@@ -219,21 +237,26 @@ def _measured_fastest(
         for choice in serving
         if choice.backend in ON_GPU
         and choice.verdict in (PASS, first.verdict)
-        and choice.misfit(size)[0] <= first.misfit(size)[0]
+        and misfit(choice.profile, size)[0] <= misfit(first.profile, size)[0]
     ]
     serves, doubt = read_serves(artifacts)
     if serves is None:
         if doubt:
-            log.warning("what was measured does not count: %s", doubt)
+            log.warning("the benchmark does not count: %s", doubt)
         return first
-    if why := _elsewhere(serves, driver, runtime):
-        log.debug("what was measured does not count: %s", why)
+    if difference := _other_gpu(serves, driver, runtime):
+        log.debug("the benchmark does not count: %s", difference)
         return first
-    here = {choice.name: _contender(artifacts, choice) for choice in rivals}
-    _say_others(serves, here)
+    contenders = {
+        choice.name: engine_contender(artifacts, choice.name)
+        if choice.backend == "tensorrt"
+        else onnx_contender(artifacts, choice.name, choice.precision)
+        for choice in rivals
+    }
+    _log_changed_files(serves, contenders)
 
     def compared(name: str, other: str) -> Nearest | None:
-        return nearest(serves.contests, here[name], here[other], size)
+        return nearest(serves.contests, contenders[name], contenders[other], size)
 
     def faster(name: str, other: str) -> bool:
         comparison = compared(name, other)
@@ -245,44 +268,38 @@ def _measured_fastest(
     return replace(next(choice for choice in rivals if choice.name == name), won=won, over=first.run_name)
 
 
-def _elsewhere(serves: Serves, driver: DriverStatus, runtime: RuntimeOptions) -> str:
-    """Why a measurement is not one of this GPU, run as it will be; "" if it is."""
+def _other_gpu(serves: Serves, driver: DriverStatus, runtime: RuntimeOptions) -> str:
+    """Return how the benchmark's GPU or runtime options differ from those that will be used; "" if they do not."""
     if not 0 <= runtime.device < len(driver.devices):
         return f"there is no GPU {runtime.device}"
     gpu = driver.devices[runtime.device]
-    then, now = (serves.gpu, serves.compute_capability), (gpu.name, gpu.compute_capability)
-    if then != now:
-        return f"it is of {' '.join(then)}, and here is {' '.join(now)}"
+    measured, present = (serves.gpu, serves.compute_capability), (gpu.name, gpu.compute_capability)
+    if measured != present:
+        return f"it ran on {' '.join(measured)}, and this is {' '.join(present)}"
     if (options := runtime_part(runtime)) != dict(serves.runtime):
         return f"engines ran with runtime {dict(serves.runtime)}, and will with {options}"
     return ""
 
 
-def _contender(artifacts: Artifacts, choice: Selection) -> Contender:
-    if choice.backend == "tensorrt":
-        return engine_contender(artifacts, choice.name)
-    return onnx_contender(artifacts, choice.name, choice.precision)
-
-
-def _say_others(serves: Serves, here: dict[str, Contender]) -> None:
-    """Say which measured files are others than those here, so that what was measured of them does not count."""
-    for then in {one.file: one for contest in serves.contests for one in contest.contenders}.values():
-        now = here.get(then.file)
-        if now is not None and (others := then.differences(now)):
-            log.debug("what was measured of %s does not count, it is another now: %s", then.file, listed(others))
+def _log_changed_files(serves: Serves, contenders: dict[str, Contender]) -> None:
+    """Log which files changed since they were measured, so that their measurements do not count."""
+    for measured in {one.file: one for contest in serves.contests for one in contest.contenders}.values():
+        present = contenders.get(measured.file)
+        if present is not None and (differences := measured.differences(present)):
+            log.debug("the benchmark of %s does not count, the file changed: %s", measured.file, listed(differences))
 
 
 def _files(
     artifacts: Artifacts, runtime: RuntimeOptions, backend: str, precision: str, verdicts: Verdicts
 ) -> tuple[list[Selection], list[str]]:
-    """The files of a precision that can be run, and what the others lack."""
+    """Return the files of a precision that can be run, and why the others cannot."""
     if backend != "tensorrt":
         name = ONNX[precision]
         path = artifacts.path(name)
         if not path.is_file():
             return [], [f"{name} is missing"] if verdicts.knows(name) else []
-        found = verdicts.on(name, backend)
-        return [Selection(name, path, backend, precision, found.verdict, None, runtime, found.why)], []
+        verdict = verdicts.on(name, backend)
+        return [Selection(name, path, backend, precision, verdict.verdict, None, runtime, verdict.why)], []
     choices, unusable = [], []
     for name in engines(artifacts):
         if plan_precision(name) != precision:
@@ -293,6 +310,6 @@ def _files(
         except ProjectError as error:
             unusable.append(str(error))
             continue
-        found = verdicts.on(name)
-        choices.append(Selection(name, plan, backend, precision, found.verdict, profile, runtime, found.why))
+        verdict = verdicts.on(name)
+        choices.append(Selection(name, plan, backend, precision, verdict.verdict, profile, runtime, verdict.why))
     return choices, unusable

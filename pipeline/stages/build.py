@@ -31,34 +31,33 @@ log = logging.getLogger(__name__)
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
     """Build an engine for each precision and variant of the recipe, with its sidecar.
 
-    It goes into ``<flavour>/<precision>.plan``, or ``<flavour>/<precision>-<variant>.plan`` where there are variants.
+    It is written to ``<flavour>/<precision>.plan``, or ``<flavour>/<precision>-<variant>.plan`` if there are variants.
 
     Engines of another flavour that were built from the same ONNX files (on another machine) are kept. Without any
-    TensorRT nothing is built; the reason is recorded and the rest of the chain goes on.
+    TensorRT nothing is built; the reason is recorded and the chain continues.
 
     Raises:
-        ProjectError: TensorRT is there and refused.
-        ProjectError: TensorRT 8.6 is there, and its ONNX files are not.
+        ProjectError: TensorRT is installed and refused to build.
+        ProjectError: TensorRT 8.6 is installed, and its ONNX files are missing.
     """
-    asked = settings.build
-    trt, why = choose_tensorrt(asked.flavour)
+    section = settings.build
+    trt, why = choose_tensorrt(section.flavour)
     kept = _keep_engines(inputs, out, except_flavour=trt.flavour if trt else None)
     if trt is None:
         log.warning("no engine is built here. %s", why)
         if kept:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return Built({}, tuple(kept), why)
-    _check_sources(inputs, asked.precisions, trt)
-    not_here = why_not_here(trt, asked.targets)
-    if not_here:
+    _check_sources(inputs, section.precisions, trt)
+    if not_here := why_not_here(trt, section.targets):
         log.warning("%s", not_here)
-    options = build_options(asked)
-    wanted = [(precision, *named) for precision in asked.precisions for named in profiles(asked).items()]
+    options = build_options(section)
+    plans = [(precision, *named) for precision in section.precisions for named in profiles(section).items()]
     built: dict[str, BuiltEngine] = {}
-    for number, (precision, variant, profile) in enumerate(wanted, 1):
+    for number, (precision, variant, profile) in enumerate(plans, 1):
         plan = out / trt.flavour / plan_name(precision, variant)
         name = f"{trt.flavour}/{plan.stem}"
-        with progress_bar(desc=f"  {name} ({number} of {len(wanted)})", unit="step", leave=False) as bar:
+        with progress_bar(desc=f"  {name} ({number} of {len(plans)})", unit="step", leave=False) as bar:
 
             def advance(phase: str, step: int, steps: int, bar: Any = bar) -> None:
                 bar.set_postfix_str(f"{phase} {step}/{steps}")
@@ -79,14 +78,13 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
 
 
 def _check_sources(inputs: Inputs, precisions: Sequence[str], trt: TensorRT) -> None:
-    """Refuse to start where a file that an engine is to be built from was not asked of the quantize stage.
+    """Refuse to start without an ONNX file for TensorRT 8.6 that an engine is built from.
 
     Raises:
-        ProjectError: with the key and the command that make it.
+        ProjectError: a file is missing; with the key and the command that make it.
     """
     sources = (engine_source(precision, trt.strongly_typed) for precision in precisions)
-    missing = [name for name in sources if name in TENSORRT8.values() and not inputs.has(name)]
-    if missing:
+    if missing := [name for name in sources if name in TENSORRT8.values() and not inputs.has(name)]:
         raise CommandNeededError(
             f"Expected {' and '.join(missing)} to build with {trt.flavour} {trt.version}, whose ONNX parser is for "
             "opset 17. Received: no such file. Set quantize.tensorrt8: true in the recipe, or --set it each time, and "
@@ -96,18 +94,16 @@ def _check_sources(inputs: Inputs, precisions: Sequence[str], trt: TensorRT) -> 
 
 
 def bytes_per_weight(recipe: Recipe) -> int:
-    """What one weight of the model takes in all engines together."""
-    settings = recipe.build
-    if choose_tensorrt(settings.flavour)[0] is None:
+    """Return how many bytes one weight of the model takes in all engines together."""
+    if choose_tensorrt(recipe.build.flavour)[0] is None:
         return 0
     widths = {"fp32": 4, "fp16": 2, "int8": 1}
-    return sum(widths[precision] for precision in settings.precisions) * len(profiles(settings))
+    return sum(widths[precision] for precision in recipe.build.precisions) * len(profiles(recipe.build))
 
 
 def build_options(settings: Build) -> BuildOptions:
-    """The recipe's options of the build, those of the same name."""
-    names = [field.name for field in fields(BuildOptions)]
-    return BuildOptions(**{name: getattr(settings, name) for name in names})
+    """Return the build options that the recipe's section holds under the same names."""
+    return BuildOptions(**{field.name: getattr(settings, field.name) for field in fields(BuildOptions)})
 
 
 def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list[str]:
@@ -124,10 +120,9 @@ def _keep_engines(inputs: Inputs, out: Path, except_flavour: str | None) -> list
         sources = engine_sources(inputs, sidecar.precision)
         if sidecar.onnx_sha256 not in {sha256_file(inputs.path(source)) for source in sources}:
             continue
-        target = out / flavour
-        target.mkdir(exist_ok=True)
+        (out / flavour).mkdir(exist_ok=True)
         for path in (plan, sidecar_path(plan)):
-            shutil.copy2(path, target / path.name)
+            shutil.copy2(path, out / flavour / path.name)
         kept.append(f"{flavour}/{plan.name}")
     return kept
 

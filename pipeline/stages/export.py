@@ -1,4 +1,4 @@
-"""The export stage: hands the trained model to ``export.from_keras.convert``."""
+"""The export stage: the trained model as ONNX, by ``export.from_keras.convert``."""
 
 import json
 import logging
@@ -21,9 +21,9 @@ class Exported:
     """What the manifest records.
 
     Attributes:
-        opset: of the ONNX file.
-        parameters: floating-point values in it.
-        operators: how many of each.
+        opset: opset of the ONNX file.
+        parameters: number of floating-point values in it.
+        operators: number of nodes by operator.
     """
 
     opset: int
@@ -38,7 +38,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
     card = read_card(inputs.path(CARD))
     model = load_classifier(inputs.path(KERAS), settings.model.allow)
     log.info("  converting %s parameters (a ResNet-50 takes about half a minute)", f"{model.count_params():,}")
-    from export.from_keras.convert import export_keras  # imports TensorFlow, which loading starts without its messages
+    from export.from_keras.convert import export_keras  # imports TensorFlow, which loading started without its messages
 
     summary = export_keras(
         model,

@@ -24,20 +24,22 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:
     from pipeline.serving.classify import classify, row_columns, write_rows
     from pipeline.serving.select_model import select_model
 
-    asked, card = settings.infer, read_card(inputs.path(CARD))
-    paths = sample_images(inputs.images, asked.samples, out / "images")
-    choice = select_model(inputs, settings, batch_size=min(asked.batch_size, max(len(paths), 1)))
+    section, card = settings.infer, read_card(inputs.path(CARD))
+    paths = sample_images(inputs.images, section.samples, out / "images")
+    choice = select_model(inputs, settings, batch_size=min(section.batch_size, max(len(paths), 1)))
     with choice.open() as runner:
-        rows = classify(paths, runner, card, asked.batch_size, asked.top_k)
-        shown = ({**row, "path": _relative(Path(row["path"]), out)} for row in rows)
-        columns = row_columns(min(asked.top_k, len(card.classes)))
-        counts = write_rows(shown, len(paths), columns, out / "predictions.csv", keep=False)
+        rows = (
+            {**row, "path": _relative(Path(row["path"]), out)}
+            for row in classify(paths, runner, card, section.batch_size, section.top_k)
+        )
+        columns = row_columns(min(section.top_k, len(card.classes)))
+        counts = write_rows(rows, len(paths), columns, out / "predictions.csv", keep=False)
     won = (choice.won.pair.second, choice.won.batch) if choice.won else ()
     return Inferred(counts["images"], counts["failed"], choice.name, choice.backend, choice.precision, *won)
 
 
 def sample_images(images: ImageSet, number: int, folder: Path) -> list[Path]:
-    """The first test images as files; those of array data sets are written as PNG, which loses nothing."""
+    """Return the first test images as files; those of array data sets are written as PNG, which is lossless."""
     from pipeline.data.decode import array_to_image
 
     paths = []
@@ -46,7 +48,7 @@ def sample_images(images: ImageSet, number: int, folder: Path) -> list[Path]:
             paths.append(sample.path)
             continue
         folder.mkdir(exist_ok=True)
-        label = re.sub(r"[/\\\0]", "_", images.classes[sample.label])[:60]  # a part of a file's name
+        label = re.sub(r"[/\\\0]", "_", images.classes[sample.label])[:60]  # safe and short in a file name
         path = folder / f"{index:03d}-{label}.png"
         content = sample.read()
         if isinstance(content, np.ndarray):
@@ -60,7 +62,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _serves(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
-    """What of the benchmark can change which file answers: times differ at every run, which is faster seldom does."""
+    """Digest what can change which file serves: times differ in every benchmark, their order seldom does."""
     serves, _ = read_serves(artifacts)
     deciding = serves.deciding() if serves else None
     return {"benchmark/serves": sha256_json(deciding)} if deciding else {}
@@ -71,7 +73,7 @@ STAGE = Stage(
     inputs=(
         *(Required(CARD), *ONNX_FILES, *ENGINES, Required(PARITY), Consulted("verify/manifest.json")),
         Derived((BENCHMARK, "benchmark/manifest.json"), _serves),
-        *(Consulted(KERAS), Split("test")),  # Keras' file need not be here; if it is, it is the one that was verified
+        *(Consulted(KERAS), Split("test")),  # Keras' file may be missing; if it exists, it must be the verified one
     ),
     keys=("infer", "runtime", "verify.thresholds"),
     run=run,

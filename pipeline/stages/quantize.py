@@ -11,7 +11,7 @@ from pipeline.workflow.stage import Stage
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
-    """Write the models, and how they came about; see `pipeline.quantization.quantize.quantize_model`."""
+    """Write the models and the record of the search; see `pipeline.quantization.quantize.quantize_model`."""
     from pipeline.quantization.quantize import CalibrationImages, quantize_model
 
     card, thresholds = read_card(inputs.path(CARD)), settings.verify.thresholds
@@ -22,7 +22,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
 
 
 def bytes_per_weight(recipe: Recipe) -> int:
-    """What one weight of the model takes in all files together, at least."""
+    """Return how many bytes one weight of the model takes in all files together, at least."""
     usual, older = 2 + 2, 2 + 4  # FP16, and INT8 on FP16; for TensorRT 8.6 FP16, and INT8 on FP32
     return usual + older if recipe.quantize.tensorrt8 else usual
 

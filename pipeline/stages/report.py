@@ -32,7 +32,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Reported:
 
 
 def _shown_images(artifacts: Artifacts, recorded: Mapping[str, str]) -> dict[str, str]:
-    """The images that the page shows; of one that is not on this machine, the recorded digest stands."""
+    """Digest the images that the page shows; for one that is not on this machine the recorded digest counts."""
     digests = {}
     for number, path in enumerate(shown_images(artifacts)):
         name = f"infer/image {number}"
@@ -54,7 +54,7 @@ STAGE = Stage(
         *(Optional(f"{stage}/{MANIFEST}") for stage in SHOWN_STAGES),
         CommandLine(),
     ),
-    keys=("name", "description", *SECTIONS),  # it shows all that differs from the defaults
+    keys=("name", "description", *SECTIONS),  # the page shows all that differs from the defaults
     run=run,
     result=Reported,
 )

@@ -1,4 +1,4 @@
-"""The train stage: two-phase transfer learning, or taking over a finished model as it is."""
+"""The train stage: two-phase transfer learning, or the import of a finished model."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ CHECKPOINT = ".checkpoint"  # below a recipe's artifacts
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Trained:
-    """Train the model, from where an interrupted training of the very same inputs stopped, or take it over."""
+    """Train the model, resuming an interrupted training of the same inputs, or import a finished one."""
     from pipeline.training.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(inputs.path(CHECKPOINT), inputs.key, settings.train.checkpoint_seconds)
     try:
         start_tensorflow()
-        from pipeline.training.train import train  # imports Keras, which is started without its messages
+        from pipeline.training.train import train  # imports Keras, only after TensorFlow's messages are off
 
         result = train(settings, inputs.images, out, checkpoint)
     except (KeyboardInterrupt, OSError) as error:

@@ -1,4 +1,4 @@
-"""The verify stage: Keras' answers on the test images, and how close each exported file comes to them."""
+"""The verify stage: Keras' logits on the test images, and how close each exported file comes to them."""
 
 import logging
 from dataclasses import replace
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     """Write ``reference.npz`` and ``parity.json``.
 
-    Nothing that was built is changed: the verdict is bound to the files by their sha256.
+    The files themselves do not change: the verdict is bound to them by their sha256.
 
     Raises:
         DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
-        ProjectError: neither Keras nor a fitting ``reference.npz`` is here, or nothing here runs any of the files.
+        ProjectError: neither Keras nor a matching ``reference.npz`` is here, or nothing here runs any of the files.
     """
     from pipeline.serving.candidates import files_to_run, why_nothing_runs
     from pipeline.verification.doubts import doubts
@@ -40,33 +40,43 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     candidates = list_candidates(inputs, settings.runtime)
     answers = run_all(candidates, reference, settings.verify.batch_size, card.check_runner)
     if all(answer.verdict == NOT_RUN for answer in answers.values()):
-        idle = why_nothing_runs(inputs, driver_status())
-        idle = idle or listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
+        reasons = listed(dict.fromkeys(answer.why for answer in answers.values()), separator="; ")
         raise ProjectError(
-            f"Expected something here that runs {files_to_run(inputs)}. Received: nothing: {idle}. Nothing is "
-            "judged, and a former verdict stands. Install what runs them, or verify where they run."
+            f"Expected something here that runs {files_to_run(inputs)}. Received: nothing: "
+            f"{why_nothing_runs(inputs, driver_status()) or reasons}. There is no new verdict, and a former verdict "
+            "stands. Install what runs them, or verify where they run."
         )
-    accuracy = float((reference.logits.argmax(axis=1) == reference.labels).mean())
-    warnings = [*card.deviations, *doubts(reference.logits.argmax(axis=1), reference.labels, card)]
+    predictions = reference.logits.argmax(axis=1)
+    accuracy = float((predictions == reference.labels).mean())
+    warnings = [*card.deviations, *doubts(predictions, reference.labels, card)]
     parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
     write_parity(out / Path(PARITY).name, parity)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = Verified(parity.verdict, len(reference.labels), accuracy, skipped, tuple(warnings))
     if parity.verdict != INCONCLUSIVE:
         return result
-    wanted = max(hop.images_to_decide or 0 for hop in parity.hops)
-    left, in_all = where_more_are(inputs, settings.verify.max_images, wanted)
-    return replace(result, images_to_decide=wanted, images_left=left, images_in_all=in_all)
+    needed = max(hop.images_to_decide or 0 for hop in parity.hops)
+    unused, in_all = where_more_are(inputs, settings.verify.max_images, needed)
+    return replace(result, images_to_decide=needed, images_left=unused, images_in_all=in_all)
 
 
-def where_more_are(inputs: Inputs, most: int, wanted: int) -> tuple[int | None, int | None]:
-    """Test images that verify.max_images leaves out, and how many images in all would give as many as are wanted."""
+def where_more_are(inputs: Inputs, most: int, needed: int) -> tuple[int | None, int | None]:
+    """Count the test images that verify.max_images leaves out, and the images in all that give enough for a verdict.
+
+    Args:
+        inputs: of the stage.
+        most: the recipe's verify.max_images.
+        needed: test images that decide.
+
+    Returns:
+        tuple[int | None, int | None]: None where there are none, or where it is unknown.
+    """
     try:
         images = inputs.images
     except DataError:
         return None, None
-    left = len(images.splits["test"]) - most
-    return left if left > 0 else None, images_in_all(images, "test", wanted)
+    unused = len(images.splits["test"]) - most
+    return unused if unused > 0 else None, images_in_all(images, "test", needed)
 
 
 STAGE = Stage(
@@ -74,7 +84,7 @@ STAGE = Stage(
     inputs=(
         *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
         Split("test", minimum="verify.min_images"),
-        *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras need not answer the same twice
+        *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras' logits may differ in every run
     ),
     keys=("verify", "runtime", "model.allow", "data.max_bad_images"),
     run=run,

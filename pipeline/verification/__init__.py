@@ -1,1 +1,1 @@
-"""Compares every exported file with Keras and gives the verdict."""
+"""Compare every exported file with Keras and give the verdict."""

@@ -1,7 +1,8 @@
-"""Runs what claims to give the model's answers: runners are known only by their protocol. Numpy alone."""
+"""Run candidates over the test images; a runner is known only by its protocol. Needs only NumPy."""
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -29,12 +30,12 @@ def evaluate(
     Args:
         candidate: opens the runner.
         pixels: uint8, (N, height, width, 3).
-        batch_size: images a call.
+        batch_size: images per call.
         advance: called with the number of images after each call.
-        check: called with the open runner and its name; raises where it is not of this model. Defaults to None.
+        check: called with the open runner and its name; raises where it runs another model. Defaults to None.
 
     Returns:
-        Answer: logits; or that there is no such device, or what failed.
+        Answer: logits; or why there are none: no such device, or an error.
     """
     try:
         with candidate.open() as runner:
@@ -69,26 +70,23 @@ def _top(wrong: np.ndarray, k: int) -> Finding:
 
 
 def wrong_images(top: Top, probabilities: np.ndarray) -> np.ndarray:
-    """Returns which images got other best classes, or other probabilities of them, than all probabilities say.
+    """Find the images whose best classes, or their probabilities, contradict the probabilities of all classes.
 
-    Equal probabilities may stand in any order, as TensorRT promises none.
+    Equal probabilities may come in any order, as TensorRT guarantees none.
 
     Args:
-        top: As the graph gave it, k classes of each image.
-        probabilities: As the same file gave them for the same images, float32 (N, C).
+        top: the graph's k best classes of each image.
+        probabilities: float32 (N, C), of the same file for the same images.
 
     Returns:
-        Bool, (N,).
+        np.ndarray: bool, (N,).
     """
     if top.classes.shape != top.probabilities.shape or len(top.classes) != len(probabilities):
         return np.ones(len(probabilities), bool)
-    known = (top.classes >= 0) & (top.classes < probabilities.shape[1])
-    classes = np.where(known, top.classes, 0)
+    valid = (top.classes >= 0) & (top.classes < probabilities.shape[1])
+    classes = np.where(valid, top.classes, 0)
     own = np.take_along_axis(probabilities, classes, axis=1)
     best = top_of(probabilities, classes.shape[1]).probabilities
     repeated = (np.diff(np.sort(classes, axis=1), axis=1) == 0).any(axis=1)
-    return np.asarray(repeated | ~(known & _alike(own, best) & _alike(top.probabilities, own)).all(axis=1))
-
-
-def _alike(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    return np.asarray(np.isclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE))
+    close = partial(np.isclose, rtol=RELATIVE, atol=ABSOLUTE)
+    return np.asarray(repeated | ~(valid & close(own, best) & close(top.probabilities, own)).all(axis=1))

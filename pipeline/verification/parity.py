@@ -1,8 +1,8 @@
-"""Compares answers hop by hop and gives the verdict.
+"""Compare logits hop by hop and give the verdict.
 
-``from_keras`` hops compare a candidate with Keras, ``step`` hops with the step before it, so that a report says which
-step lost what. A ``top_k`` hop compares the best classes that a graph itself picks with its own probabilities. Who
-gave the answers is no concern of this module, see `pipeline.verification.evaluate`.
+``from_keras`` hops compare a candidate with Keras, ``step`` hops with the file it was made from, so that a report shows
+which step lost what. A ``top_k`` hop compares the best classes that a graph itself picks with its own probabilities.
+`pipeline.verification.evaluate` produces the logits.
 
 A share of images (agreement, accuracy drop) fails only when its 95 % interval excludes the threshold. One that misses
 it while the interval contains it is inconclusive: the images are too few to tell. Other distances fail at once.
@@ -44,16 +44,16 @@ from pipeline.runners.base import Runner
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that claims to give the model's answers.
+    """A file on a backend, to be compared with Keras.
 
     Attributes:
-        name: file below the artifacts folder.
+        name: the file's path below the artifacts folder.
         backend: "onnxruntime", "onnxruntime-cuda" or "tensorrt".
         precision: "fp32", "fp16" or "int8"; decides which thresholds apply.
         sha256: of the file.
         step_from: run_name of the candidate it was made from; None for the first (made from Keras).
-        open: makes the runner.
-        note: what this backend does and does not prove.
+        open: opens the runner.
+        note: what this backend does and does not prove. Defaults to "".
         with_it: files that belong to it, such as an engine's sidecar, and their sha256.
     """
 
@@ -68,41 +68,58 @@ class Candidate:
 
     @property
     def run_name(self) -> str:
-        """What tells it from every other candidate, also from the same file on another backend."""
+        """A name that is unique among candidates, also among the same file's on other backends."""
         return run_name(self.name, self.backend)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Keras' own answers on the test images."""
+    """Keras' logits on the test images.
+
+    Attributes:
+        name: the Keras model's path below the artifacts folder.
+        sha256: of that file.
+        pixels: uint8 (N, height, width, 3).
+        labels: int64 (N,).
+        logits: float32 (N, C).
+        noise: how far rounding alone moves the logits. Defaults to None: unknown.
+        with_it: further files that the verdict holds for, and their sha256.
+    """
 
     name: str
-    sha256: str  # of the Keras model
-    pixels: np.ndarray  # (N, height, width, 3) uint8
-    labels: np.ndarray  # (N,) int64
-    logits: np.ndarray  # (N, C) float32
-    noise: FloatNoise | None = None  # how far rounding alone moves them
-    with_it: Mapping[str, str] = field(default_factory=dict)  # further files the verdict holds for, and their sha256
+    sha256: str
+    pixels: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    noise: FloatNoise | None = None
+    with_it: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a candidate said: logits, or why there are none."""
+    """A candidate's logits, or why there are none.
+
+    Attributes:
+        logits: float32 (N, C); None where there are none.
+        verdict: PASS: it ran; FAIL: it is present and failed; NOT_RUN: there is no such device.
+        why: the reason for FAIL or NOT_RUN; "" for PASS.
+        top: the finding on the best classes, where the graph itself picks them. Defaults to None.
+    """
 
     logits: np.ndarray | None
-    verdict: Verdict  # PASS: it ran, FAIL: it is present and failed, NOT_RUN: no such device
+    verdict: Verdict
     why: str = ""
-    top: Finding | None = None  # on the best classes, where the graph itself picks them
+    top: Finding | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the test images say about one threshold.
+    """The result for one threshold on the test images.
 
     Attributes:
         verdict: PASS, INCONCLUSIVE or FAIL.
-        text: why, or for a PASS what these images show; "" where a PASS needs no words.
-        images: how many would decide, if INCONCLUSIVE.
+        text: the reason, or for a PASS what these images show; "" where a PASS needs no text.
+        images: how many images would decide, if INCONCLUSIVE.
     """
 
     verdict: Verdict
@@ -117,14 +134,14 @@ def judge(
     thresholds: VerifyThresholds,
     warnings: Sequence[str] = (),
 ) -> ParityReport:
-    """Every hop, its distances and its verdict, and the verdict over all.
+    """Compute every hop with its distances and verdict, and the verdict over all.
 
     Args:
-        candidates: what claims to give the model's answers, each behind the one it was made from.
-        answers: of each candidate, by run_name.
-        reference: Keras' answers.
-        thresholds: what is asked, by precision.
-        warnings: what a reader must know besides the verdict.
+        candidates: each after the one it was made from.
+        answers: the logits of each candidate, by run_name.
+        reference: Keras' logits.
+        thresholds: by precision.
+        warnings: sentences that a reader must know besides the verdict. Defaults to none.
     """
     hops: list[Hop] = []
     for candidate in candidates:
@@ -133,11 +150,11 @@ def judge(
         keras, labels, noise = Answer(reference.logits, PASS), reference.labels, reference.noise
         hops.append(_hop(FROM_KERAS, reference.name, keras, candidate, answer, labels, limits, noise))
         if candidate.step_from is not None:
-            before = answers[candidate.step_from]
-            hops.append(_hop(STEP, candidate.step_from, before, candidate, answer, labels, limits, noise))
+            source = answers[candidate.step_from]
+            hops.append(_hop(STEP, candidate.step_from, source, candidate, answer, labels, limits, noise))
         if answer.top is not None:
-            own = _empty_hop(TOP_K, "its own probabilities", candidate, len(labels))
-            hops.append(_concluded(own, [answer.top]))
+            hop = _empty_hop(TOP_K, "its own probabilities", candidate, len(labels))
+            hops.append(_concluded(hop, [answer.top]))
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
@@ -145,34 +162,39 @@ def judge(
 
 
 def find(comparison: Comparison, limits: Thresholds, noise: FloatNoise | None = None) -> list[Finding]:
-    """What a comparison says about every threshold that is asked for, and about NaN, which always is."""
-    found = [_exact(comparison.finite, "the candidate gave NaN or infinite logits")]
-    most = relative_limit(limits, noise)
-    if most is not None:
+    """Compare distances with every threshold that is set; NaN and infinity always fail.
+
+    Args:
+        comparison: distances of the logits.
+        limits: the thresholds of the candidate's precision.
+        noise: how far rounding alone moves the logits. Defaults to None: unknown.
+
+    Returns:
+        list[Finding]: one per threshold.
+    """
+    findings = [Finding(PASS) if comparison.finite else Finding(FAIL, "the candidate gave NaN or infinite logits")]
+    limit = relative_limit(limits, noise)
+    if limit is not None:
         error = comparison.relative_error
-        why = f"relative error {error:.2e}, at most {most:.2e} allowed"
-        owed = limits.relative_error == AUTO and noise is not None and most > FLOOR
-        why += f", as {noise}" if owed else ""
-        found.append(Finding(PASS, why if owed and error > FLOOR else "") if error <= most else Finding(FAIL, why))
+        by_noise = limits.relative_error == AUTO and noise is not None and limit > FLOOR
+        text = f"relative error {error:.2e}, at most {limit:.2e} allowed" + (f", as {noise}" if by_noise else "")
+        passed = Finding(PASS, text if by_noise and error > FLOOR else "")
+        findings.append(passed if error <= limit else Finding(FAIL, text))
     if limits.top1_agreement is not None:
-        found.append(_agreement(comparison, limits.top1_agreement))
+        findings.append(_agreement(comparison, limits.top1_agreement))
     if limits.sqnr_db is not None:
-        why = f"SQNR {comparison.sqnr_db:.1f} dB, at least {limits.sqnr_db:.1f} dB needed"
-        found.append(_exact(comparison.sqnr_db >= limits.sqnr_db, why))
+        text = f"SQNR {comparison.sqnr_db:.1f} dB, at least {limits.sqnr_db:.1f} dB needed"
+        findings.append(Finding(PASS) if comparison.sqnr_db >= limits.sqnr_db else Finding(FAIL, text))
     if limits.accuracy_drop is not None:
-        found.append(_drop(comparison, limits.accuracy_drop))
-    return found
+        findings.append(_drop(comparison, limits.accuracy_drop))
+    return findings
 
 
 def relative_limit(limits: Thresholds, noise: FloatNoise | None) -> float | None:
-    """The relative error allowed: the recipe's own number, or what the model's own noise makes of it."""
+    """Return the relative error allowed: the recipe's number, or with "auto" the one that follows from the noise."""
     if isinstance(limits.relative_error, str):  # auto
         return FLOOR if noise is None else noise.limit
     return limits.relative_error
-
-
-def _exact(met: bool, why: str) -> Finding:
-    return Finding(PASS) if met else Finding(FAIL, why)
 
 
 def _agreement(comparison: Comparison, limit: float) -> Finding:
@@ -181,19 +203,20 @@ def _agreement(comparison: Comparison, limit: float) -> Finding:
         # Rounded down, so that the sentence never says more than the interval.
         return Finding(PASS, f"at least {math.floor(1000 * low) / 10:.1f} % agreement with 95 % confidence")
     measured = _measured("top-1 agreement", share, (low, high), comparison.images)
-    return _missed(f"{measured}, {limit:.4f} asked", high < limit, images_to_decide(share, limit))
+    return _missed(f"{measured}, {limit:.4f} required", high < limit, images_to_decide(share, limit))
 
 
 def _drop(comparison: Comparison, limit: float) -> Finding:
     drop, interval, changed = comparison.accuracy_drop, comparison.accuracy_drop_interval, comparison.mcnemar
     if drop is None or interval is None or changed is None:
-        return Finding(FAIL, f"no labels to measure the accuracy drop with, at most {limit:.4f} asked")
+        return Finding(FAIL, f"no labels to measure the accuracy drop with, at most {limit:.4f} allowed")
     if drop <= limit:
         most = math.ceil(1000 * max(interval[1], 0.0)) / 10
         return Finding(PASS, f"at most {most:.1f} points of accuracy lost with 95 % confidence")
     measured = _measured("accuracy drop", drop, interval, comparison.images)
     rates = changed.losses / comparison.images, changed.gains / comparison.images
-    return _missed(f"{measured}, at most {limit:.4f} asked", interval[0] > limit, images_to_decide_drop(*rates, limit))
+    enough = images_to_decide_drop(*rates, limit)
+    return _missed(f"{measured}, at most {limit:.4f} allowed", interval[0] > limit, enough)
 
 
 def _measured(name: str, value: float, interval: tuple[float, float], images: int) -> str:
@@ -208,7 +231,7 @@ def _missed(why: str, excluded: bool, images: int | None) -> Finding:
 
 
 def _empty_hop(kind: Kind, reference_name: str, candidate: Candidate, images: int) -> Hop:
-    """A hop before anything is known."""
+    """Return a hop that is not run yet."""
     return Hop(
         kind=kind,
         reference=reference_name,
@@ -266,16 +289,16 @@ def _hop(
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: None, which ``finite`` and ``max_abs`` of a hop tell apart."""
+    """Return None for infinity and NaN, which JSON lacks; ``finite`` and ``max_abs`` of a hop tell which it was."""
     return value if math.isfinite(value) else None
 
 
-def _concluded(hop: Hop, found: Sequence[Finding]) -> Hop:
-    """The hop with what follows from its thresholds: ``why`` for what is missed, ``certainty`` for a pass."""
-    verdicts = {finding.verdict for finding in found}
+def _concluded(hop: Hop, findings: Sequence[Finding]) -> Hop:
+    """Return the hop with its verdict: ``why`` names the thresholds it misses, ``certainty`` what a pass shows."""
+    verdicts = {finding.verdict for finding in findings}
     verdict: Verdict = FAIL if FAIL in verdicts else INCONCLUSIVE if INCONCLUSIVE in verdicts else PASS
-    texts = [finding.text for finding in found if (verdict == PASS or finding.verdict != PASS) and finding.text]
-    images = [finding.images for finding in found if finding.images is not None]
+    texts = [finding.text for finding in findings if (verdict == PASS or finding.verdict != PASS) and finding.text]
+    images = [finding.images for finding in findings if finding.images is not None]
     return replace(
         hop,
         verdict=verdict,

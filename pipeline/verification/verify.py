@@ -1,4 +1,4 @@
-"""The verify stage: Keras' answers on the test images, and how close each exported file comes to them."""
+"""The parts of the verify stage: Keras' logits on the test images, the candidates, and the table of the verdict."""
 
 import importlib.util
 import json
@@ -48,12 +48,12 @@ log = logging.getLogger(__name__)
 NOTES = {
     "fp32": "",
     "fp16": "a proxy: a CPU runs the FP16 graph's arithmetic in FP32, only the weights and casts are FP16",
-    "int8": "exact fake quantization: graph optimizations off; what fuses Q/DQ pairs on a CPU gives other answers",
+    "int8": "exact fake quantization: graph optimizations off; fusing Q/DQ pairs on a CPU changes the results",
 }
 CUDA_NOTES = {
     "fp32": "",
     "fp16": "",
-    "int8": "fake quantization: CUDA computes every Q/DQ pair as the file says, and what is between them in floats",
+    "int8": "fake quantization: CUDA computes every Q/DQ pair as the file says, and all between them in floats",
 }
 
 
@@ -63,7 +63,17 @@ def run_all(
     batch_size: int,
     check: Callable[[Runner, str], None] | None = None,
 ) -> dict[str, Answer]:
-    """Run every candidate over the test images, one after the other, with a progress bar."""
+    """Run every candidate over the test images, one after the other, with a progress bar.
+
+    Args:
+        candidates: what to run.
+        reference: holds the test images.
+        batch_size: images per call.
+        check: see `pipeline.verification.evaluate.evaluate`. Defaults to None.
+
+    Returns:
+        dict[str, Answer]: by run_name.
+    """
     answers = {}
     for candidate in candidates:
         with progress_bar(total=len(reference.pixels), desc=f"  {candidate.run_name}", unit="img") as bar:
@@ -72,32 +82,27 @@ def run_all(
 
 
 def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candidate]:
-    """The ONNX files on ONNX Runtime, on CUDA too where that is active, then every engine on TensorRT."""
+    """List the ONNX files on ONNX Runtime, on CUDA too where that is active, then every engine on TensorRT."""
     from pipeline.runners.onnxruntime import why_not
 
     cuda_is_active = not why_not("cuda")
-
-    def onnx(name: str, precision: str, before: str | None) -> list[Candidate]:
+    files = [(name, precision, source) for source, (precision, name) in zip([None, *ONNX.values()], ONNX.items())]
+    files += [(name, precision, ONNX["fp32"]) for precision, name in TENSORRT8.items() if artifacts.has(name)]
+    candidates: list[Candidate] = []
+    for name, precision, source in files:
         path = artifacts.path(name)
         digest = sha256_file(path)
         runner = partial(open_runner, path, "onnxruntime", precision, exact=precision == "int8")
-        runs = [Candidate(name, "onnxruntime", precision, digest, before, runner, NOTES[precision])]
+        cpu = Candidate(name, "onnxruntime", precision, digest, source, runner, NOTES[precision])
+        candidates.append(cpu)
         if cuda_is_active:
-            # As it serves; held against the same file on the CPU as an engine is, so that the device alone differs.
+            # As it serves; its step is from the same file on the CPU, as an engine's, so that only the device differs.
             runner = partial(open_runner, path, CUDA, precision, runtime)
-            runs.append(Candidate(name, CUDA, precision, digest, runs[0].run_name, runner, CUDA_NOTES[precision]))
-        return runs
-
-    found: list[Candidate] = []
-    for before, (precision, name) in zip([None, *ONNX.values()], ONNX.items()):
-        found += onnx(name, precision, before)
-    for precision, name in TENSORRT8.items():
-        if artifacts.has(name):
-            found += onnx(name, precision, ONNX["fp32"])
+            candidates.append(Candidate(name, CUDA, precision, digest, cpu.run_name, runner, CUDA_NOTES[precision]))
     for name in engines(artifacts):
         plan, precision = artifacts.path(name), plan_precision(name)
-        beside = sidecar_path(Path(name)).as_posix()
-        found.append(
+        sidecar = sidecar_path(Path(name)).as_posix()
+        candidates.append(
             Candidate(
                 name,
                 "tensorrt",
@@ -105,14 +110,14 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
                 sha256_file(plan),
                 _source(artifacts, name),
                 partial(open_runner, plan, "tensorrt", precision, runtime),
-                with_it={beside: sha256_file(artifacts.path(beside))} if artifacts.has(beside) else {},
+                with_it={sidecar: sha256_file(artifacts.path(sidecar))} if artifacts.has(sidecar) else {},
             )
         )
-    return found
+    return candidates
 
 
 def _source(artifacts: Artifacts, plan: str) -> str:
-    """The ONNX file that an engine was built from; the usual one where the sidecar is damaged, as its runner says."""
+    """Return the ONNX file an engine was built from; the default one if the sidecar is damaged, an error when run."""
     precision = plan_precision(plan)
     try:
         digest = read_sidecar(artifacts.path(plan)).onnx_sha256
@@ -123,10 +128,23 @@ def _source(artifacts: Artifacts, plan: str) -> str:
 
 
 def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path) -> tuple[Reference, Mapping[str, str]]:
-    """Keras' logits on the test images, from the former run if neither model nor images changed.
+    """Compute Keras' logits on the test images, or take those of the former run if neither model nor images changed.
 
     Writes ``reference.npz`` (pixels, labels, logits, meta) into ``out``: all that a machine without TensorFlow
-    and without the data set needs to verify engines; meta says how far rounding alone moves the logits.
+    and without the data set needs to verify engines; meta holds how far rounding alone moves the logits.
+
+    Args:
+        inputs: of the stage.
+        settings: its part of the recipe.
+        card: the model's card.
+        out: folder to write to.
+
+    Returns:
+        tuple[Reference, Mapping[str, str]]: the reference, and unreadable test images with the reason.
+
+    Raises:
+        DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
+        ProjectError: neither Keras nor a ``reference.npz`` of this model and these images is here.
     """
     meta: dict[str, Any] = {
         "model_sha256": sha256_file(inputs.path(KERAS)),
@@ -136,54 +154,48 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
         **{name: digest for name, digest in inputs.digests.items() if name.startswith("data/")},
     }
     former_meta, saved, noise = _read_reference(inputs)
-    if former_meta != meta:
-        saved = None
     skipped: Mapping[str, str] = {}
-    if saved is None:
+    if saved is None or former_meta != meta:
         check_classes(inputs.images, card.classes)
         pixels = Pixels(card.decode, settings.data.max_bad_images)
         images, labels = pixels.all(inputs.images.splits["test"][: settings.verify.max_images], "test images")
         check_readable(len(images), settings.verify.min_images, "test", pixels)
         skipped = pixels.skipped
-        saved = {
-            "pixels": images,
-            "labels": labels,
-        }
-        saved["logits"], noise = _ask_keras(inputs, settings, card, images)
-    elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote it
-        _, noise = _ask_keras(inputs, settings, card, saved["pixels"], saved["logits"])
-    told = meta | {"noise": asdict(noise) if noise is not None else None}
-    text = np.frombuffer(json.dumps(told, sort_keys=True).encode(), dtype=np.uint8)
+        logits, noise = _run_keras(inputs, settings, card, images)
+        saved = {"pixels": images, "labels": labels, "logits": logits}
+    elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote the file
+        _, noise = _run_keras(inputs, settings, card, saved["pixels"], saved["logits"])
+    text = json.dumps(meta | {"noise": asdict(noise) if noise is not None else None}, sort_keys=True)
     np.savez(
         out / Path(REFERENCE).name,
         pixels=saved["pixels"],
         labels=saved["labels"],
         logits=saved["logits"],
-        meta=text,
+        meta=np.frombuffer(text.encode(), dtype=np.uint8),
     )
-    # Names of classes and decoding are part of an answer; the images are what it was compared on.
+    # The verdict depends on the card, which names classes and decoding, and on the images that were compared.
     with_it = {CARD: sha256_file(inputs.path(CARD)), REFERENCE: sha256_file(out / Path(REFERENCE).name)}
     return Reference(KERAS, meta["model_sha256"], **saved, noise=noise, with_it=with_it), skipped
 
 
 def parity_table(parity: ParityReport) -> str:
-    """The hops as a text table, for a terminal; what did not run is a line a reason below it."""
-    rows = [("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict")]
-    said: set[tuple[str, str]] = set()
-    for hop in (hop for hop in parity.hops if hop.verdict != NOT_RUN):
-        rows.append(
-            (
-                hop.kind,
-                hop.reference,
-                hop.run_name,
-                "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
-                _sqnr_text(hop),
-                "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
-                "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
-                _verdict_text(hop, said),
-            )
+    """Format the hops as a text table for a terminal; hops that did not run are a line per reason below it."""
+    failures: set[tuple[str, str]] = set()
+    rows = [
+        (
+            hop.kind,
+            hop.reference,
+            hop.run_name,
+            "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
+            _sqnr_text(hop),
+            "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
+            "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
+            _verdict_text(hop, failures),
         )
-    lines = aligned(rows)
+        for hop in parity.hops
+        if hop.verdict != NOT_RUN
+    ]
+    lines = aligned([("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict"), *rows])
     lines += [
         f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
     ]
@@ -192,28 +204,28 @@ def parity_table(parity: ParityReport) -> str:
 
 
 def _sqnr_text(hop: Hop) -> str:
-    """The SQNR, or what there is in its place: it is infinite where both are equal, and no number with NaN."""
+    """Format the SQNR; it is infinite where both logits are equal, and undefined with NaN."""
     if not hop.compared:
         return ""
     return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
 
 
-def _verdict_text(hop: Hop, said: set[tuple[str, str]]) -> str:
-    """The verdict and why; what keeps a file from answering is said once, although each of its hops fails by it."""
+def _verdict_text(hop: Hop, failures: set[tuple[str, str]]) -> str:
+    """Format the verdict and its reason; a candidate's error is written once, although all its hops fail by it."""
     if hop.verdict == FAIL and not hop.compared:
-        if (what := (hop.run_name, str(hop.why))) in said:
+        if (failure := (hop.run_name, str(hop.why))) in failures:
             return f"{hop.verdict} (as above)"
-        said.add(what)
+        failures.add(failure)
     if hop.verdict == INCONCLUSIVE:
         return str(hop.why)  # which begins with the word
     more = {PASS: hop.certainty, FAIL: hop.why}.get(hop.verdict)
     return f"{hop.verdict} ({more})" if more else str(hop.verdict)
 
 
-def _ask_keras(
+def _run_keras(
     inputs: Inputs, settings: Recipe, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
 ) -> tuple[np.ndarray, FloatNoise]:
-    """Keras' logits, unless they are known, and how far rounding alone moves them."""
+    """Return Keras' logits, computed unless they are passed in, and how far rounding alone moves them."""
     from pipeline.runners.keras import open_keras
 
     model, batch_size, allow = inputs.path(KERAS), settings.verify.batch_size, settings.model.allow
@@ -252,6 +264,6 @@ def _read_reference(inputs: Inputs) -> tuple[dict[str, object], dict[str, np.nda
         noise = noise_of(meta)
         meta.pop("noise", None)
         return meta, arrays, noise
-    except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is made anew
-        log.warning("%s is damaged and is made anew: %s", path, error)
+    except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is computed again
+        log.warning("%s is damaged and is computed again: %s", path, error)
         return {}, None, None

@@ -121,7 +121,7 @@ def test_the_fastest_measured_serves(context: Context, caplog: pytest.LogCapture
     assert choice.name == FP16
     choice.open()
     (message,) = caplog.messages
-    assert message.startswith(f"{FP16} answers: measured ")
+    assert message.startswith(f"{FP16} serves: measured ")
     caplog.clear()
     assert not execute(STAGE, context).ran
     assert choose(context, batch_size=1).name == FP16

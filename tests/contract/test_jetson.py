@@ -107,7 +107,7 @@ def walk(orin: Orin) -> None:
     status, said, errors = orin.call("unpack", orin.bundle, "--artifacts", orin.root.parent)
     assert status == 0, errors
     assert said["recipe"] == "tiny"
-    assert "code: train/model.keras was not looked into: h5py is not installed" in errors
+    assert "code: train/model.keras was not checked: h5py is not installed" in errors
     assert "damaged" not in errors
 
     status, said, errors = orin.verb("build")
@@ -241,7 +241,7 @@ def test_a_verdict_of_another_machine_is_called_so(
     capsys.readouterr()
     assert chain.run("verify", "--json") == 0
     said = capsys.readouterr().err
-    assert "the verdict is that of another machine; nothing of it can be run here: no NVIDIA driver; no " in said
+    assert "the verdict comes from another machine; none of its files can be run here: no NVIDIA driver; no " in said
     assert said.count("no ONNX Runtime") == 1
     parity = (chain.root / "verify" / "parity.json").read_bytes()
 

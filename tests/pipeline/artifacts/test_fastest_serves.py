@@ -193,7 +193,7 @@ def test_what_was_measured_to_be_faster_answers_and_one_line_says_so(
     assert caplog.records == [], "`run` asks whether anything serves before it does"
     choice.open()
     (record,) = caplog.records
-    words = f"{FP16} answers: measured 1.31x (1.3 to 1.32) as fast as {INT8} at batch 32 on this GPU"
+    words = f"{FP16} serves: measured 1.31x (1.3 to 1.32) as fast as {INT8} at batch 32 on this GPU"
     assert record.getMessage() == words
 
 
@@ -278,15 +278,15 @@ def test_evidence_of_another_source_is_passed_over_and_said(
     here.verify()
     caplog.set_level(logging.DEBUG, "pipeline")
     assert choose(here.context()).name == INT8
-    assert f"what was measured of {name} does not count, it is another now: {what}" in caplog.messages
+    assert f"the benchmark of {name} does not count, the file changed: {what}" in caplog.messages
 
 
 @pytest.mark.parametrize(
     ("devices", "overrides", "why"),
     [
-        ((Device("Other GPU", "8.9", 1),), (), "it is of Fake GPU 8.9, and here is Other GPU 8.9"),
-        ((Device("Fake GPU", "9.0", 1),), (), "it is of Fake GPU 8.9, and here is Fake GPU 9.0"),
-        ((GPU, Device("Other GPU", "9.0", 1)), ("runtime.device=1",), "here is Other GPU 9.0"),
+        ((Device("Other GPU", "8.9", 1),), (), "it ran on Fake GPU 8.9, and this is Other GPU 8.9"),
+        ((Device("Fake GPU", "9.0", 1),), (), "it ran on Fake GPU 8.9, and this is Fake GPU 9.0"),
+        ((GPU, Device("Other GPU", "9.0", 1)), ("runtime.device=1",), "this is Other GPU 9.0"),
         ((GPU,), ("runtime.device=1",), "there is no GPU 1"),
         ((GPU,), ("runtime.graphs=false",), "engines ran with runtime"),
         ((GPU,), ("runtime.contexts=2",), "engines ran with runtime"),
@@ -345,7 +345,7 @@ def test_onnxruntime_on_cuda_is_the_fallback_and_competes(here: Here, caplog: py
     choice = choose(here.context(), batch_size=32)
     assert (choice.name, choice.backend) == (ONNX["fp16"], "onnxruntime-cuda")
     choice.open()
-    assert f"{ONNX['fp16']} on CUDA answers: measured 1.3x" in caplog.text
+    assert f"{ONNX['fp16']} on CUDA serves: measured 1.3x" in caplog.text
     (here.root / ONNX["fp16"]).write_bytes(b"another model")
     here.verify()
     assert choose(here.context()).name == INT8  # another ONNX file than was timed
@@ -406,7 +406,7 @@ def test_a_benchmark_of_before_or_a_damaged_one_is_no_evidence(
     assert choose(here.context()).name == INT8
     assert here.inputs() == {}
     (record,) = caplog.records
-    assert re.search(f"what was measured does not count: .*{words}", record.getMessage())
+    assert re.search(f"the benchmark does not count: .*{words}", record.getMessage())
 
 
 def test_a_benchmark_that_was_edited_is_no_evidence(here: Here, caplog: pytest.LogCaptureFixture) -> None:

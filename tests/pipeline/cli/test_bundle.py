@@ -16,10 +16,11 @@ import yaml
 from export.errors import ProjectError
 from pipeline.artifacts.manifest import INDEX, MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.cli import bundle as module
-from pipeline.cli.bundle import RECIPE, bundle, unpack, without_permissions
+from pipeline.cli.bundle import bundle, unpack, without_permissions
 from pipeline.keras_files.read import read_model_file
 from pipeline.models.model_card import write_card
 from pipeline.recipe.load import load_recipe
+from pipeline.recipe.locate import UNPACKED
 from pipeline.workflow.context import Context
 from tests.made_records import make_card
 
@@ -105,7 +106,7 @@ def test_round_trip(context: Context, archive: Path, there: Path) -> None:
     result = unpack(archive, there)
     here = content(context.root)
     arrived = content(there / "toy")
-    arrived.pop(RECIPE, None)
+    arrived.pop(UNPACKED, None)
     assert arrived == here
     assert result["files"] == len(here) == 7
     assert result["recipe"] == "toy"
@@ -172,7 +173,7 @@ def test_an_interrupt_keeps_the_former_archive(context: Context, archive: Path, 
 # --- damage on the way ---
 
 
-@pytest.mark.parametrize("name", ["train/model.keras", "build/rtx/fp16.plan", f"train/{MANIFEST}", RECIPE])
+@pytest.mark.parametrize("name", ["train/model.keras", "build/rtx/fp16.plan", f"train/{MANIFEST}", UNPACKED])
 def test_one_flipped_bit(archive: Path, there: Path, name: str) -> None:
     with tarfile.open(archive) as tar:
         member = tar.getmember(name)
@@ -199,7 +200,7 @@ def test_a_flipped_byte_anywhere_is_found_or_does_no_harm(context: Context, arch
         else:
             harmless += 1
             arrived = content(Path(result["folder"]))
-            arrived.pop(RECIPE, None)
+            arrived.pop(UNPACKED, None)
             assert arrived == expected
     assert run > 10 > 0
     assert harmless < run

@@ -71,7 +71,7 @@ class Said:
 
     @property
     def mend(self) -> list[str]:
-        return self.lines[self.lines.index("to mend") + 1 :] if "to mend" in self.lines else []
+        return self.lines[self.lines.index("to fix") + 1 :] if "to fix" in self.lines else []
 
 
 @dataclass
@@ -194,7 +194,7 @@ def test_everything_is_missing(ask) -> None:
     assert said.line("build") == "[--] build no engine can be built here"
     assert said.mend[0] == install("requirements.txt")
     assert said.mend[2:] == [
-        "    /py/python -m pipeline bundle -c RECIPE   here, then there:",
+        "    /py/python -m pipeline bundle -c RECIPE   here, then on that machine:",
         "    make install-gpu && .venv-gpu/bin/python -m pipeline unpack RECIPE.bundle.tar",
     ]
 
@@ -259,7 +259,7 @@ def test_a_gpu_without_tensorrt(ask) -> None:
     assert said.line("build") == "[--] build no engine can be built here"
     assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need TensorRT"
     assert said.line("train") == "[ok] train on the CPU", "tensorflow-cpu stays on the CPU"
-    assert said.mend == ["  make install-gpu        (brings TensorRT for this GPU)"]
+    assert said.mend == ["  make install-gpu        (installs TensorRT for this GPU)"]
     assert said.status == 0
 
 
@@ -282,7 +282,7 @@ def test_rtx_on_a_hopper_builds_for_others_alone(ask) -> None:
     assert said.line("build") == "[--] build with rtx, which does not support this GPU: for others"
     assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need a TensorRT that supports this GPU"
     assert said.line("infer") == "[ok] infer with ONNX Runtime"
-    assert said.mend == ["  make install-gpu        (brings TensorRT for this GPU)"]
+    assert said.mend == ["  make install-gpu        (installs TensorRT for this GPU)"]
     assert said.result["tensorrt"]["rtx"]["unsupported"] == [instead]
     assert said.status == 0
 
@@ -332,7 +332,7 @@ def test_a_gpu_that_is_too_old_for_what_is_advised(ask) -> None:
     assert said.mend == ["  install TensorRT 10.0 to 10.4: later ones do not support A 7.0"]
     older = DriverStatus(True, "", "390", "9.0", (Device("A 3.5", "3.5", 8 << 30),))
     said = ask(Machine(GPU, older, {"tensorrt": FULL}))
-    assert said.mend == ["  no TensorRT that is known supports A 3.5: ONNX Runtime runs the ONNX files"]
+    assert said.mend == ["  no known TensorRT supports A 3.5: ONNX Runtime runs the ONNX files"]
 
 
 def test_tensorrt_that_needs_a_gpu_builds_nothing_without(ask) -> None:
@@ -386,7 +386,7 @@ def test_a_python_for_bundles_alone_is_held_against_its_own_requirements(ask) ->
     assert (said.status, said.mend) == (0, [])
     assert "packages against requirements-jetson.txt" in said.lines
     assert set(said.result["packages"]) == set(JETSON)
-    assert "  [ok] driver of a version it does not tell, CUDA 12.6" in said.lines
+    assert "  [ok] driver of an unknown version, CUDA 12.6" in said.lines
     assert said.result["machine"]["python"].endswith(
         "(for what runs a bundle; training and exporting need 3.11 to 3.13)"
     )
@@ -394,7 +394,7 @@ def test_a_python_for_bundles_alone_is_held_against_its_own_requirements(ask) ->
     for stage in ("verify", "benchmark", "infer"):
         assert said.line(stage) == f"[ok] {stage} engines"
     for stage in ("train", "export", "quantize", "report"):
-        assert said.line(stage) == f"[--] {stage} not here; a bundle brings what it made elsewhere"
+        assert said.line(stage) == f"[--] {stage} not here; a bundle holds its result from another machine"
 
 
 def test_what_such_a_machine_lacks(ask) -> None:
@@ -433,7 +433,7 @@ def of_cuda(version: str, capability: str = "9.0") -> DriverStatus:
     return DriverStatus(True, "", "550.54", version, (Device("A GPU", capability, 8 << 30),))
 
 
-NEWER = "  install a newer NVIDIA driver, one for CUDA 13        (nvidia-smi says which CUDA)"
+NEWER = "  install a newer NVIDIA driver, one for CUDA 13        (nvidia-smi shows which CUDA)"
 BINDINGS = f"{PIP} install 'cuda-bindings==12.9.*'"
 
 

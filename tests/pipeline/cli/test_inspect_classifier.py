@@ -418,7 +418,7 @@ def test_a_recipe_is_written_to_a_new_file_and_names_the_model_from_there(
     )
     assert said in capsys.readouterr().out
     assert main(["inspect", "m.keras", "--recipe", "configs/mine.yaml"]) == 2
-    assert "Received: configs/mine.yaml, which is there already" in capsys.readouterr().err
+    assert "Received: configs/mine.yaml, which exists already" in capsys.readouterr().err
     assert Path("configs/mine.yaml").read_text() == text
 
     def read_only(**_: Any) -> None:

@@ -49,7 +49,7 @@ def test_why_nothing_is_built_is_said_again_where_the_stage_did_not_run(
 ) -> None:
     result = {"built": {}, "kept": [], "why_not": "no wheel"}
     outcome: Any = SimpleNamespace(stage=stage, ran=ran, manifest=SimpleNamespace(stage=stage, result=result))
-    commands._say_what_was_not_built(context, outcome)
+    commands._log_missing_engines(context, outcome)
     assert caplog.messages == (["no engine is built here. no wheel"] if said else [])
 
 

@@ -105,7 +105,7 @@ def test_damage_is_said_once_with_the_stage_that_wrote_the_file(chain: Chain, fi
     stage, name = file.split("/")
     (line,) = warned
     assert f"{chain.root / stage}: not as the stage wrote it: output {name} was altered." in line
-    assert line.endswith(f"Make it anew: `{context_of(chain).command(stage)}`")
+    assert line.endswith(f"Run it again: `{context_of(chain).command(stage)}`")
 
 
 def test_a_damaged_file_is_told_with_its_stage_and_the_table_gives_its_reason_once(
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_told_with_its_stage_and_the_table_gives_its_reason_on
     path.write_bytes(path.read_bytes() + b"x")
     assert chain.run("verify") == 1
     err = capsys.readouterr().err
-    assert f"output model.int8.onnx was altered. Make it anew: `{context_of(chain).command('quantize')}`" in err
+    assert f"output model.int8.onnx was altered. Run it again: `{context_of(chain).command('quantize')}`" in err
     assert "Export or copy" not in err
     assert err.count("fail (Expected an ONNX file.") == 1
     assert err.count("fail (as above)") == 1

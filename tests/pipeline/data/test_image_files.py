@@ -63,7 +63,7 @@ def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.Log
 def test_what_no_image_ending_has_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     for name in ("IMG_1.HEIC", "notes.txt", ".DS_Store", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(DataError, match=r"Received: none in .*, but 1 \.heic, 1 \.txt\. Convert what are images\."):
+    with pytest.raises(DataError, match=r"none in .*, but 1 \.heic, 1 \.txt\. Convert those that are images\."):
         find_images([tmp_path])
     image = sound(tmp_path / "sound.png")
     assert find_images([tmp_path]) == [image]

@@ -18,7 +18,7 @@ from export.errors import DataError
 from pipeline.artifacts.manifest import Key
 from pipeline.artifacts.parity_report import INCONCLUSIVE
 from pipeline.artifacts.results import Unreadable, Verified
-from pipeline.cli.commands import _say_verdict
+from pipeline.cli.commands import _log_verdict
 from pipeline.data.dataset import ImageSet, deal
 from pipeline.data.sample import Found, Sample
 from pipeline.data.splits import Roles, chance, check_split_sizes, images_for, needed_images
@@ -221,14 +221,14 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     found = where_more_are(inputs, 60, 3838)
     assert found == (tests - 60, 20_000), "a fifth of them tests"
     result = Verified(INCONCLUSIVE, 60, 0.9, images_to_decide=3838)
-    _say_verdict(context, replace(result, images_left=found[0], images_in_all=found[1]))
+    _log_verdict(context, replace(result, images_left=found[0], images_in_all=found[1]))
     assert (
-        f"about 3,838 would. Bring more test images, besides {tests - 60:,} that verify.max_images leaves out "
+        f"about 3,838 would. Add more test images, besides {tests - 60:,} that verify.max_images leaves out "
         "(about 20,000 images in all give as many), and raise verify.max_images (now 60) to as many. See"
     ) in caplog.text
     caplog.clear()
-    _say_verdict(context, replace(result, images_to_decide=70, images_left=10))
-    assert "They are there: raise verify.max_images (now 60) to 70. See" in caplog.text
+    _log_verdict(context, replace(result, images_to_decide=70, images_left=10))
+    assert "There are enough: raise verify.max_images (now 60) to 70. See" in caplog.text
 
 
 def test_a_minimum_that_is_missed_by_little_may_be_lowered_to_what_is_there() -> None:

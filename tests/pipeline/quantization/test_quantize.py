@@ -132,8 +132,8 @@ def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(
     capsys.readouterr()
     assert older.run("bundle", "-o", str(tmp_path / "tiny.tar"), *key) == 0
     said = capsys.readouterr().err
-    assert "There: make install-gpu && .venv-gpu/bin/python -m pipeline unpack tiny.tar\n" in said
-    assert "FP16 and INT8 for TensorRT 10 and later, and for 8.6. On 8.6 and on a Jetson the way is another" in said
+    assert "On the other machine: make install-gpu && .venv-gpu/bin/python -m pipeline unpack tiny.tar\n" in said
+    assert "FP16 and INT8 for TensorRT 10 and later, and for 8.6. The steps for 8.6 and for a Jetson differ" in said
     with tarfile.open(tmp_path / "tiny.tar") as archive:
         assert names <= set(archive.getnames())
     assert older.run("quantize", *QUICK) == 0
@@ -338,10 +338,10 @@ def test_a_warning_about_many_tensors_is_one_line_with_five_names(
 
 def test_what_is_missed_is_told_with_what_can_still_be_raised() -> None:
     assert missed("int8", "SQNR", "quantize.max_kept", 0.1) == (
-        "INT8 misses what verify.thresholds.int8 asks for on held-out images (SQNR). To keep more convolutions in FP16 "
+        "INT8 misses verify.thresholds.int8 on held-out images (SQNR). To keep more convolutions in FP16 "
         "raise quantize.max_kept (now 0.1)."
     )
     said = missed("fp16", "SQNR", "quantize.max_kept_fp32", 1.0)
     assert "FP16 misses" in said
-    assert "All convolutions may stay in FP32 already (quantize.max_kept_fp32): bring more calibration images" in said
+    assert "All convolutions may stay in FP32 already (quantize.max_kept_fp32): add calibration images" in said
     assert "raise" not in said

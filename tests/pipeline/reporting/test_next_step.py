@@ -349,7 +349,7 @@ def test_an_engine_fails_with_the_graph_that_it_was_made_from(artifacts: Artifac
 
 # --- a model that knows nothing, and a chain that is not up to date ---
 
-NOTHING = "Keras itself answers 'cat' to all 17 test images. Check model.preprocessing."
+NOTHING = "Keras itself predicts 'cat' for all 17 test images. Check model.preprocessing."
 
 
 @pytest.mark.parametrize("verdict", ["pass", "inconclusive", "fail"])
@@ -359,7 +359,7 @@ def test_a_model_that_knows_nothing_is_not_taken_further(artifacts: Artifacts, v
     artifacts.warnings = (NOTHING,)
     words, command = step(artifacts)
     assert command == ["python", "-m", "pipeline", "inspect", "model.keras"]
-    assert "Keras itself answers 'cat' to all 17 test images" in words
+    assert "Keras itself predicts 'cat' for all 17 test images" in words
     assert "GPU" not in words
 
 
@@ -395,7 +395,7 @@ def test_a_deviation_that_the_recipe_asked_for_is_no_doubt(artifacts: Artifacts)
 
 
 def test_classes_without_a_test_image_come_before_the_gpu(artifacts: Artifacts) -> None:
-    artifacts.warnings = ("No test image is of 1 class of 3: owl.",)
+    artifacts.warnings = ("There is no test image of 1 class of 3: owl.",)
     words, command = step(artifacts)
     assert "Bring test images of the classes that have none" in words
     assert command[3] == "run"

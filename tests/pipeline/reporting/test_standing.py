@@ -24,7 +24,7 @@ REPORT = BY_NAME["report"]
 
 
 def test_warnings_of_the_verdict_stand_under_the_header(artifacts: Artifacts) -> None:
-    doubt = "Keras itself names 31.0% of the test images right, about what guessing among 3 classes gives."
+    doubt = "Keras itself classifies 31.0% of the test images correctly, about what guessing among 3 classes gives."
     artifacts.warnings = (doubt,)
     page = artifacts.write().page()
     assert page.alerts == [doubt]

@@ -16,7 +16,7 @@ from export.tensorrt.library import TensorRT
 from pipeline.artifacts.inputs import Inputs
 from pipeline.artifacts.manifest import without_defaults
 from pipeline.artifacts.parity_report import NOT_RUN
-from pipeline.cli.commands import _say_what_was_not_built
+from pipeline.cli.commands import _log_missing_engines
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import Profile, Recipe
 from pipeline.runners.tensorrt import runner as runner_module
@@ -150,7 +150,7 @@ def test_the_build_says_that_it_is_for_other_machines(
     manifest = SimpleNamespace(stage="build", result=without_defaults(result))
     outcome: Any = SimpleNamespace(stage="build", ran=False, manifest=manifest)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
-        _say_what_was_not_built(
+        _log_missing_engines(
             Context(Recipe("toy"), tmp_path, tmp_path), outcome
         )  # and again where the stage is up to date
     assert (expected in caplog.text) == said

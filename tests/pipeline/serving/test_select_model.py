@@ -59,7 +59,7 @@ def test_the_next_file_answers_only_with_a_word_about_it(
     damage(context.root / ONNX["fp32"])
     assert choose(context).name == ONNX["fp16"]
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{ONNX['fp16']} answers. Passed over: {ONNX['fp32']}")
+    assert record.getMessage().startswith(f"{ONNX['fp16']} serves. Skipped: {ONNX['fp32']}")
     assert why in record.getMessage()
 
 

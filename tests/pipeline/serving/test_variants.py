@@ -17,7 +17,6 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import Artifacts
 from pipeline.recipe.load import load_recipe
 from pipeline.serving import candidates, select_model
-from pipeline.serving.select_model import Selection
 from pipeline.stages import build as building
 from pipeline.stages.build import build_options
 from pipeline.workflow.context import Context
@@ -192,7 +191,7 @@ def test_an_engine_without_its_sidecar_does_not_serve(
     made = judged(context(tmp_path, {}), int8="pass", fp16="pass")
     (made.root / "build" / "tensorrt" / "int8.json").unlink()
     assert choose(made).precision == "fp16"
-    assert "fp16.plan answers. Passed over: Expected the sidecar" in caplog.text
+    assert "fp16.plan serves. Skipped: Expected the sidecar" in caplog.text
     (made.root / "build" / "tensorrt" / "fp16.json").unlink()
     with pytest.raises(ProjectError, match="Expected a built model"):
         choose(made)
@@ -206,15 +205,15 @@ def test_unverified_engines_are_taken_by_fit_too(tmp_path: Path, monkeypatch: py
 
 
 def test_misfit_counts_runs_first() -> None:
-    def of(*sizes: int) -> Selection:
-        return Selection("", Path(), "tensorrt", "int8", "pass", BatchProfile(*sizes))
+    def misfit(*sizes: int, batch: int) -> tuple[int, float]:
+        return candidates.misfit(BatchProfile(*sizes), batch)
 
-    assert of(1, 1, 1).misfit(32)[0] == 32
-    assert of(1, 8, 16).misfit(33)[0] == 3
-    assert of(1, 8, 16).misfit(8) == (1, 0.0)
-    assert of(8, 8, 16).misfit(2) > of(1, 4, 16).misfit(2), "filling up is waste"
-    assert of(1, 8, 16).misfit(4) > of(1, 4, 16).misfit(4), "tuned for more is as far as tuned for less"
-    assert Selection("", Path(), "onnxruntime", "fp32", "pass").misfit(10**6) == (1, 0.0)
+    assert misfit(1, 1, 1, batch=32)[0] == 32
+    assert misfit(1, 8, 16, batch=33)[0] == 3
+    assert misfit(1, 8, 16, batch=8) == (1, 0.0)
+    assert misfit(8, 8, 16, batch=2) > misfit(1, 4, 16, batch=2), "padding is waste"
+    assert misfit(1, 8, 16, batch=4) > misfit(1, 4, 16, batch=4), "tuned for more is as far as tuned for less"
+    assert candidates.misfit(None, 10**6) == (1, 0.0)
 
 
 # --- timing them ---

@@ -28,19 +28,19 @@ def test_what_was_doubtful_when_the_model_was_taken_over_is_said_first() -> None
 
 def test_one_answer_to_everything_is_said_though_it_is_often_right() -> None:
     (line,) = said([0] * 10)
-    assert line.startswith("Keras itself answers 'ant' to all 10 test images.")
+    assert line.startswith("Keras itself predicts 'ant' for all 10 test images.")
     assert "Train longer" in line
 
 
 def test_an_accuracy_that_naming_the_largest_class_reaches_too_is_said() -> None:
     (line,) = said([0, 0, 0, 0, 1, 1, 1, 0, 2, 1])  # 6 of 10, as ant for every one
-    assert "names 60.0% of the test images right; 'ant' for every one would be right for 60.0%" in line
+    assert "classifies 60.0% of the test images correctly; always predicting 'ant' would reach 60.0%" in line
 
 
 def test_guessing_is_said_where_the_classes_are_alike() -> None:
     labels = np.repeat(np.arange(3), 3)
     (line,) = said([0, 0, 1, 1, 2, 0, 2, 0, 1], labels)  # 4 of 9
-    assert "names 44.4% of the test images right, about what guessing among 3 classes gives" in line
+    assert "classifies 44.4% of the test images correctly, about what guessing among 3 classes gives" in line
     assert said([0, 0, 1, 1, 1, 0, 2, 0, 1], labels) == []  # 5 of 9
 
 
@@ -53,5 +53,5 @@ def test_the_advice_is_for_a_trained_or_for_a_finished_model(source: str | None,
 
 
 def test_classes_without_a_test_image_are_named() -> None:
-    assert said([0, 0, 1], np.array([0, 0, 1])) == ["No test image is of 1 class of 3: cat."]
-    assert said([0, 0], np.array([0, 0])) == ["No test image is of 2 classes of 3: bee, cat."]
+    assert said([0, 0, 1], np.array([0, 0, 1])) == ["There is no test image of 1 class of 3: cat."]
+    assert said([0, 0], np.array([0, 0])) == ["There is no test image of 2 classes of 3: bee, cat."]

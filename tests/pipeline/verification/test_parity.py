@@ -185,10 +185,10 @@ def test_every_image_is_asked_for_once_the_last_partial_batch_too() -> None:
         (
             Thresholds(accuracy_drop=0.05),
             "inconclusive",
-            "(95 %: -0.0156 to 0.1622) of 50 images, at most 0.0500 asked",
+            "(95 %: -0.0156 to 0.1622) of 50 images, at most 0.0500 allowed",
         ),
         (Thresholds(accuracy_drop=-0.02), "fail", "accuracy drop 0.0600 (95 %"),
-        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), "fail", "0.9900 asked; inconclusive: accuracy drop"),
+        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), "fail", "0.9900 required; inconclusive: accuracy drop"),
         (Thresholds(top1_agreement=0.95, sqnr_db=60), "fail", "would decide; SQNR"),
         (Thresholds(top1_agreement=0.95, relative_error=10), "inconclusive", "top-1"),
     ],
@@ -215,7 +215,7 @@ def test_one_image_of_500_does_not_decide() -> None:
     hop = hop_with(500, 1, Thresholds(top1_agreement=0.999))
     assert hop["verdict"] == "inconclusive"
     assert hop["why"] == (
-        "inconclusive: top-1 agreement 0.9980 (95 %: 0.9888 to 0.9996) of 500 images, 0.9990 asked; "
+        "inconclusive: top-1 agreement 0.9980 (95 %: 0.9888 to 0.9996) of 500 images, 0.9990 required; "
         "about 3,838 images would decide"
     )
     assert hop["images_to_decide"] == 3838
@@ -224,7 +224,7 @@ def test_one_image_of_500_does_not_decide() -> None:
 def test_ten_images_of_100_do() -> None:
     hop = hop_with(100, 10, Thresholds(top1_agreement=0.99))
     assert hop["verdict"] == "fail"
-    assert hop["why"] == "top-1 agreement 0.9000 (95 %: 0.8256 to 0.9448) of 100 images, 0.9900 asked"
+    assert hop["why"] == "top-1 agreement 0.9000 (95 %: 0.8256 to 0.9448) of 100 images, 0.9900 required"
 
 
 @pytest.mark.parametrize(("high", "verdict"), [(0.999, "inconclusive"), (np.nextafter(0.999, 0), "fail")])
