@@ -505,7 +505,7 @@ def test_a_damaged_manifest_promises_nothing_that_the_verb_does_not_do(
     photo = str(next((chain.images / "red").iterdir()))
     assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 0
     said = capsys.readouterr().err
-    assert "the result beside it does not count; `run` makes it anew." in said
+    assert "the result beside it does not count; `run` makes it again." in said
     assert "runs again" not in said
 
 
