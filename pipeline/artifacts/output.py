@@ -124,7 +124,7 @@ def sentence(error: OSError) -> str:
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
     # Libraries write to the temporary folder first, which may be on another disk.
     folders = [_nearest_folder(Path(str(error.filename))), _nearest_folder(Path(tempfile.gettempdir()))]
-    if folders[0].stat().st_dev == folders[1].stat().st_dev:
+    if _device(folders[0]) == _device(folders[1]):
         del folders[1]
     free = [f"{_size(size)} free in {folder}" for folder in folders if (size := _free(folder)) is not None]
     return (
@@ -143,6 +143,10 @@ def _free(path: Path) -> int | None:
         return shutil.disk_usage(_nearest_folder(path)).free
     except OSError:
         return None
+
+
+def _device(path: Path) -> int:
+    return path.stat().st_dev
 
 
 def _size(count: int) -> str:

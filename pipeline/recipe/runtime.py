@@ -1,4 +1,4 @@
-"""How engines are run: the recipe's section ``runtime``. Python 3.10 syntax, standard library only."""
+"""Runtime options of engines: the recipe's section ``runtime``. Standard library only, Python 3.10 syntax."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args

@@ -36,7 +36,7 @@ def names(folder: Path) -> list[str]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import files
+from pipeline.artifacts import files
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 command, root = sys.argv[1], Path(sys.argv[2])
 if command == "lock":
