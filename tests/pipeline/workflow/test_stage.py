@@ -233,7 +233,7 @@ def test_a_stage_killed_in_a_process_of_its_own(toy: Toy) -> None:
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from pipeline import manifest
+from pipeline.artifacts import manifest
 from tests.pipeline.workflow.test_stage import Toy
 from pipeline.artifacts.inputs import Inputs, Required
 from pipeline.recipe.schema import Recipe
