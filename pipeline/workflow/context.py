@@ -90,8 +90,8 @@ class Context:
         # The file is identified by its content. On another machine it may be missing.
         if path is not None and recorded and Path(path).exists() and sha256_path(Path(path)) != recorded:
             raise ProjectError(
-                f"model.path: expected the file that the model was taken from (sha256 {recorded[:12]}...). "
-                f"Received: {path}, which is another. Name that file, or take this one over: `{self.command('train')}`."
+                f"model.path: expected the file that the model was imported from (sha256 {recorded[:12]}...). "
+                f"Received: {path}, which is another. Name that file, or import this one: `{self.command('train')}`."
             )
         return card
 
@@ -182,7 +182,9 @@ class Context:
             if key not in recorded or self._given_by_option("data.path", "data.classes"):
                 raise
             why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
-            self.say_once(logging.WARNING, f"the images are not here; what the manifests say of them stands: {why}")
+            self.say_once(
+                logging.WARNING, f"the images are not on this machine; their recorded digests are used: {why}"
+            )
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def _given_by_option(self, *keys: str) -> bool:
@@ -199,6 +201,6 @@ class Context:
             return {name: sha256_path(Path(path))}
         if name in recorded and not self._given_by_option(name):
             place = where_else(path, self.recipe_path, self.overrides)
-            self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands.{place}")
+            self.say_once(logging.WARNING, f"{path} does not exist; the recorded digest of {name} is used.{place}")
             return {name: recorded[name]}
         raise ProjectError(f"{name}: expected a file. Received: {path}, which does not exist.")
