@@ -113,7 +113,7 @@ class Columns:
 class Data:
     """Labelled images."""
 
-    source: Annotated[Literal["folder", "csv", "npz", "tfds", "digits"], "where they come from"] = "folder"
+    source: Annotated[Literal["folder", "csv", "npz", "tfds", "digits"], "where the images come from"] = "folder"
     path: Annotated[
         str | None,
         "folder; `.csv`, or a folder of `<split>.csv`; `.npz` as of keras.datasets; tfds: its data folder",
