@@ -162,16 +162,12 @@ def _write(value: object, out: list[str]) -> None:
     elif isinstance(value, list):
         out.append("[")
         for item in value:
-            if not _is_docstring(item):
+            is_string = isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)
+            if not (is_string and isinstance(item.value.value, str)):  # docstrings do not count
                 _write(item, out)
         out.append("]")
     else:
         out.append(f"{value!r};")
-
-
-def _is_docstring(node: object) -> bool:
-    """Return whether a statement is nothing but a string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _join_strings(parts: Iterable[ast.expr]) -> list[ast.expr]:

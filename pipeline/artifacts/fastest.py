@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from export.records import to_json
 from export.tensorrt.sidecar import BatchProfile, Precision, read_sidecar
 from pipeline.artifacts.engines import plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import Artifacts
-
-if TYPE_CHECKING:
-    from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.recipe.runtime import RuntimeOptions
 
 MARGIN = 0.02  # a smaller speed-up is ignored, even where it is statistically certain
 

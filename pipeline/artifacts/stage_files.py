@@ -96,13 +96,11 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str, most: int = 100_0
         raise ProjectError(
             f"Expected the column '{missing[0]}' once in {path}. Received: {','.join(head)!a:.120}. {remedy}"
         )
-    rows = []
-    for index, cells in enumerate(lines[1:], 1):
-        where = f"row {index} of {path}"
-        if len(cells) != len(head):
-            raise ProjectError(f"Expected {count(len(head), 'cell')} in {where}. Received: {len(cells)}. {remedy}")
-        rows.append(Row(dict(zip(head, cells)), where, remedy))
-    return rows
+    if ragged := next((index for index, cells in enumerate(lines) if len(cells) != len(head)), 0):
+        raise ProjectError(
+            f"Expected {count(len(head), 'cell')} in row {ragged} of {path}. Received: {len(lines[ragged])}. {remedy}"
+        )
+    return [Row(dict(zip(head, cells)), f"row {n} of {path}", remedy) for n, cells in enumerate(lines[1:], 1)]
 
 
 THUMBNAILS = 24

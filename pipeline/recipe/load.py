@@ -23,7 +23,6 @@ from pipeline.recipe.messages import (
     missing_space,
     no_choice,
     no_list,
-    nothing_is_null,
     other_split,
     parse_yaml,
     shown,
@@ -83,8 +82,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe: Recipe = _convert(Recipe, tree, "", Recipe(name=path.stem))
     except RecipeError as error:
-        hint = HINTS.get(str(error).partition(":")[0], "")
-        raise RecipeError(f"{error} {hint}".rstrip()) from error
+        raise RecipeError(f"{error} {HINTS.get(str(error).partition(':')[0], '')}".rstrip()) from error
     check_rules(recipe)
     return recipe
 
@@ -134,10 +132,9 @@ def read_yaml(path: Path) -> dict[str, object]:
         raise RecipeError(f"Expected a recipe file. Received: {path}, which does not exist.")
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        tree = parse_yaml(data.decode())
+            tree = parse_yaml(file.read(MOST_BYTES + 1).decode())
     except UnicodeDecodeError as error:
-        what = "UTF-16 text" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "no UTF-8 text"
+        what = "UTF-16 text" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "no UTF-8 text"
         raise RecipeError(f"Expected YAML in {path}. Received: {what}. Save it as UTF-8.") from error
     except ValueError as error:
         raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
@@ -220,7 +217,10 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         if type(None) in args and value is None:
             return None
         if type(None) in args and means_nothing(value):
-            raise nothing_is_null(where, value)
+            raise RecipeError(
+                f"{where}: expected a value, or null for none. Received: the text {shown(value)}. "
+                "Write null, without quotes."
+            )
         return _convert_union([kind for kind in args if kind is not type(None)], value, where, default)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):

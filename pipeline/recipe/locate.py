@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ProjectError, RecipeError
@@ -45,8 +44,8 @@ def find_recipe(given: Path, artifacts: Path) -> Path:
     elsewhere = ROOT / RECIPES / f"{given.name.removesuffix('.yaml')}.yaml"
     if given.parent in (Path(), RECIPES) and elsewhere.is_file():
         hint = f" There is {elsewhere}: commands run from the repository's root (cd {ROOT})."
-    what = "a folder" if given.is_dir() else "which does not exist"
-    raise RecipeError(f"Expected a recipe file, or the name of one. Received: {given}, {what}.{hint}")
+    received = f"{given}, {'a folder' if given.is_dir() else 'which does not exist'}"
+    raise RecipeError(f"Expected a recipe file, or the name of one. Received: {received}.{hint}")
 
 
 def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: Sequence[str]) -> None:
@@ -69,25 +68,6 @@ def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: 
             )
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A path as it was written.
-
-    Attributes:
-        key: Dotted key.
-        text: The path.
-        base: Folder that it is relative to.
-        other: Folder that its author may have meant instead.
-        by_option: Whether it was given by ``--set``.
-    """
-
-    key: str
-    text: str
-    base: Path
-    other: Path
-    by_option: bool
-
-
 def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str:
     """Suggest what to write for a missing path that exists relative to the other folder.
 
@@ -100,22 +80,24 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
         A sentence that follows the message, starting with a space; empty where there is nothing to suggest.
     """
     try:
+        folder, working = recipe_path.resolve().parent, Path.cwd()
         written = _written(recipe_path, overrides)
     except (ProjectError, OSError):
         return ""
-    for path in written:
+    for dotted, (text, by_option) in written.items():
+        base, other = (working, folder) if by_option else (folder, working)
         try:
-            missing = Path(resolved(path.text, path.base, path.key))
+            missing = Path(resolved(text, base, dotted))
         except RecipeError:  # not a path, which the message says
             continue
-        existing = Path(os.path.normpath(path.other / Path(path.text).expanduser()))  # symbolic links are kept
+        existing = Path(os.path.normpath(other / Path(text).expanduser()))  # symbolic links are kept
         if str(missing) not in message or missing.exists() or not existing.exists():
             continue
-        if path.by_option:
-            line = set_option(path.key, os.path.relpath(existing))
+        if by_option:
+            line = set_option(dotted, os.path.relpath(existing))
             return f" It exists beside the recipe; a path in --set is relative to the working directory. Write: {line}"
-        section, _, key = path.key.rpartition(".")
-        line = f"{key}: {inline_yaml(os.path.relpath(existing, path.base))}"
+        section, _, key = dotted.rpartition(".")
+        line = f"{key}: {inline_yaml(os.path.relpath(existing, base))}"
         return (
             f" It exists in the working directory; a path in a recipe is relative to the recipe's file. "
             f"Write in {recipe_path}, below {section}: {line}"
@@ -123,16 +105,14 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     return ""
 
 
-def _written(recipe_path: Path, overrides: Sequence[str]) -> list[_Written]:
-    """List the paths in effect: the last one that was given for each key."""
-    folder, working = recipe_path.resolve().parent, Path.cwd()
-    last: dict[str, _Written] = {}
+def _written(recipe_path: Path, overrides: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Return the last path that was given for each key, as it was written, and whether --set gave it."""
+    last: dict[str, tuple[str, bool]] = {}
     trees = [read_yaml(recipe_path), *map(override_tree, overrides)]
     for (index, tree), dotted in itertools.product(enumerate(trees), PATH_KEYS):
         section, key = section_of(tree, dotted)
         if key in section:
             last.pop(dotted, None)
         if isinstance(section.get(key), str):
-            base, other = (working, folder) if index else (folder, working)
-            last[dotted] = _Written(dotted, section[key], base, other, index > 0)
-    return list(last.values())
+            last[dotted] = (section[key], index > 0)
+    return last

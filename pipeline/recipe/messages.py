@@ -145,13 +145,6 @@ def means_nothing(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() in ("none", "null", "nil")
 
 
-def nothing_is_null(where: str, value: str) -> RecipeError:
-    """Build the error for a text that was meant as no value."""
-    return RecipeError(
-        f"{where}: expected a value, or null for none. Received: the text {shown(value)}. Write null, without quotes."
-    )
-
-
 def wrong_type(where: str, expected: type, value: Any) -> RecipeError:
     """Build the error for a value of another type.
 

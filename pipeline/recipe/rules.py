@@ -37,9 +37,8 @@ def takes_too_long(pattern: str) -> bool:
     Raises:
         re.error, OverflowError, RecursionError: It is not a regular expression.
     """
-    parsed: Any = parser.parse(pattern)
-    tree = list(parsed)
-    anchored = bool(tree) and str(tree[0][1]) in ("AT_BEGINNING", "AT_BEGINNING_STRING")
+    tree: Any = parser.parse(pattern)
+    anchored = len(tree) > 0 and str(tree[0][1]) in ("AT_BEGINNING", "AT_BEGINNING_STRING")
     return _ways(tree) * (1 if anchored else LONGEST_NAME) > MOST_WAYS
 
 
@@ -63,9 +62,8 @@ def _ways_of(kind: str, value: Any) -> int:
 def _ways_of_repeating(least: int, most: int, item: Any) -> int:
     ways = _ways(item)
     fewest, highest = min(least, LONGEST_NAME), min(most, LONGEST_NAME)
-    ends = highest - fewest + 1
     idle = 1 if item.getwidth()[0] else max(least, 1)  # repeating an empty match takes time too
-    return int(ends * ways**highest * idle)
+    return int((highest - fewest + 1) * ways**highest * idle)
 
 
 SMALLEST_INPUT = 32

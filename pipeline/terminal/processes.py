@@ -42,13 +42,10 @@ def terminated_as_interrupted() -> Iterator[None]:
     ):
         yield  # the handler of the outer command stays
         return
-    arrived = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal arrived
-        if not arrived:
-            arrived = True
-            raise Terminated
+        signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which child processes would inherit
+        raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -76,29 +73,26 @@ def run_child_for_output(command: Sequence[str]) -> tuple[int, str]:
 
 
 def _run(command: Sequence[str], output: int | None) -> tuple[int, str]:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=output,
         env=os.environ | {ENDS_WITH_PARENT: "1"},
         encoding="utf-8",
         errors="backslashreplace",
-    )
-    try:
-        text = process.stdout.read() if process.stdout else ""
-        return process.wait(), text
-    except BaseException as error:
-        if isinstance(error, Terminated):
-            process.terminate()  # Ctrl-C reaches the child too, SIGTERM only this process
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)  # for its clean-up
-        raise
-    finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream:
-                stream.close()
+    ) as process:
+        try:
+            text = process.stdout.read() if process.stdout else ""
+            return process.wait(), text
+        except BaseException as error:
+            if isinstance(error, Terminated):
+                process.terminate()  # Ctrl-C reaches the child too, SIGTERM only this process
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)  # for its clean-up
+            raise
+        finally:
+            process.kill()
+            process.wait()
 
 
 def end_with_parent() -> None:

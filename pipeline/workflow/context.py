@@ -188,8 +188,8 @@ class Context:
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def _given_by_option(self, *keys: str) -> bool:
-        trees = [override_tree(override) for override in self.overrides]
-        return any(key in section for tree in trees for section, key in (section_of(tree, dotted) for dotted in keys))
+        places = (section_of(override_tree(override), key) for override in self.overrides for key in keys)
+        return any(key in section for section, key in places)
 
     def external(self, name: str, path: str, recorded: Mapping[str, str]) -> dict[str, str]:
         """Return the sha256 of a file or folder that the recipe names, or the recorded one if it does not exist here.

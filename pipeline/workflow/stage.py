@@ -65,9 +65,12 @@ class Stage(Generic[R]):
 
     def key(self, context: Context, manifest: Manifest | None) -> Key:
         """Return everything that decides this stage's present result."""
-        digests = self.digests(context, manifest.inputs if manifest else {})
-        code = code_hash(self.module or self.run.__module__)
-        return Key(digests, self.recipe_part(context), code, self.environment(self.settings(context)))
+        return Key(
+            self.digests(context, manifest.inputs if manifest else {}),
+            self.recipe_part(context),
+            code_hash(self.module or self.run.__module__),
+            self.environment(self.settings(context)),
+        )
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
         """Return the digests of its inputs; ``recorded`` are those of its last run."""

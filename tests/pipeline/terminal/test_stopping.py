@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals")
 STAGE = """
 import sys, time
 from pathlib import Path
-from pipeline import cli
+from pipeline.cli import options
 from export.files import replacing_folder
 from pipeline.artifacts.files import recipe_lock
 from pipeline.terminal.command_line import Parser
@@ -34,7 +34,7 @@ def command(args):
         finally:
             print("clears up", flush=True)
             time.sleep(float(sys.argv[2]))
-sys.exit(cli.run_command(Parser(parents=[cli.output_options()]), ["--json"], command))
+sys.exit(options.run_command(Parser(parents=[options.output_options()]), ["--json"], command))
 """
 
 
