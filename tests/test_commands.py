@@ -445,7 +445,7 @@ def test_a_stage_that_finds_the_disk_full_says_what_stays(
     assert chain.run("verify", "--force") == 2
     said = errors(capsys)
     assert f"Expected space to write {chain.root / 'verify'}. Received: No space left on device (" in said
-    assert said.endswith(" Finished stages stay; verify keeps its former result.\n")
+    assert said.endswith(" Finished stages stay; verify keeps its previous result.\n")
     shutil.rmtree(chain.root / "verify")
     assert chain.run("verify") == 2
     assert errors(capsys).endswith(" Finished stages stay; verify has no result yet.\n")

@@ -213,7 +213,7 @@ def missing_space(where: str, text: Any, keys: Collection[str]) -> RecipeError |
     if not colon or not rest or name not in keys:
         return None
     return RecipeError(
-        f"{where or 'recipe'}: expected a space behind each colon. Received: {text[:200]}. Write {name}: {rest[:200]}."
+        f"{where or 'recipe'}: expected a space after each colon. Received: {text[:200]}. Write {name}: {rest[:200]}."
     )
 
 

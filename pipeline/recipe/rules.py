@@ -146,7 +146,7 @@ def _check_pattern(pattern: str) -> None:
     if slow:
         raise RecipeError(
             "data.label_pattern: expected a regular expression that is searched for in little time: no repetition "
-            "inside a repetition, and up to three (four behind a ^) side by side. "
+            "inside a repetition, and up to three (four after a ^) side by side. "
             f"Received: {shown(pattern)}. Repeat a set instead of a group, as [a-z_]+ for ([a-z]+_)+, and leave out "
             "what follows the class."
         )

@@ -169,7 +169,7 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
                 result=without_defaults(result),
             )
     except (OSError, KeyboardInterrupt) as error:
-        left = "keeps its former result" if folder.is_dir() else "has no result yet"
+        left = "keeps its previous result" if folder.is_dir() else "has no result yet"
         add_note(error, f"Finished stages stay; {stage.name} {left}.")
         raise
     log.info("%-9s done in %.1f s", stage.name, seconds)
