@@ -445,7 +445,7 @@ def test_a_stage_that_finds_the_disk_full_says_what_stays(
     assert chain.run("verify", "--force") == 2
     said = errors(capsys)
     assert f"Expected space to write {chain.root / 'verify'}. Received: No space left on device (" in said
-    assert said.endswith(" Finished stages stay; verify keeps its former result.\n")
+    assert said.endswith(" Finished stages stay; verify keeps its previous result.\n")
     shutil.rmtree(chain.root / "verify")
     assert chain.run("verify") == 2
     assert errors(capsys).endswith(" Finished stages stay; verify has no result yet.\n")
@@ -505,7 +505,7 @@ def test_a_damaged_manifest_promises_nothing_that_the_verb_does_not_do(
     photo = str(next((chain.images / "red").iterdir()))
     assert chain.run("infer", photo, "-o", str(tmp_path / "x.csv")) == 0
     said = capsys.readouterr().err
-    assert "the result beside it does not count; `run` makes it anew." in said
+    assert "the result beside it does not count; `run` makes it again." in said
     assert "runs again" not in said
 
 

@@ -168,7 +168,7 @@ def test_the_page_of_keys_has_every_section_and_says_what_each_key_is() -> None:
 
 def test_a_table_of_keys_follows_its_fields() -> None:
     old = "before\n<!-- keys of export -->\nold\n<!-- end of keys -->\nafter\n"
-    row = "| `top_k` | `0` | 0 (none) or more | best classes that the graph itself picks"
+    row = "| `top_k` | `0` | 0 (none) or more | best classes that the graph itself selects"
     new = key_tables.with_tables(old)
     assert new.startswith("before\n<!-- keys of export -->\n| key | default | takes | what |\n")
     assert row in new

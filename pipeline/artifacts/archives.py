@@ -1,12 +1,7 @@
-"""Zip and tar archives and NumPy arrays, read within the bounds that their headers promise.
+"""Read untrusted zip and tar archives and NumPy arrays within bounds.
 
-Opens zip and tar archives that somebody else wrote: no more of them than they say, and than the caller asks for.
-
-Standard library only, Python 3.10 syntax.
-
-Reads arrays from .npz and .npy files, after comparing what their headers promise with what the files hold.
-
-numpy and the standard library only, Python 3.10 syntax.
+No more is read or unpacked than the headers declare and the caller allows; what .npy headers declare is compared with
+the bytes in the file before anything is allocated. NumPy and the standard library only, Python 3.10 syntax.
 """
 
 import contextlib
@@ -26,15 +21,15 @@ import numpy as np
 from export.errors import DataError
 from export.words import count, listed
 
-MOST_DIRECTORY = 2**20  # bytes of the table of contents, some 15,000 members; Python takes ten times as much for it
-MOST_ENDING = 2**17  # bytes of what stands behind it, a comment of up to 2**16 among them
-PIECE = 2**20
+MOST_DIRECTORY = 2**20  # bytes of a zip's central directory, some 15,000 members; Python takes ten times as much for it
+MOST_ENDING = 2**17  # bytes after it, including a comment of up to 2**16
+CHUNK = 2**20  # bytes
 MOST_MEMBERS = 10_000
-MOST_HEADER = 2**20  # bytes of all that stands before a member: long names, attributes, maps of holes
+MOST_HEADER = 2**20  # bytes of everything before a tar member: long names, attributes, sparse maps
 
 
 class _Bounded(io.FileIO):
-    """A file that gives no more than ``left`` bytes in all, while that is set, and raises ``refusal`` instead."""
+    """A file that gives at most ``left`` bytes in total, then raises ``refusal``; unlimited while ``left`` is None."""
 
     def __init__(self, path: Path, left: int, refusal: Exception) -> None:
         super().__init__(path, "rb")
@@ -42,10 +37,9 @@ class _Bounded(io.FileIO):
         self._refusal = refusal
 
     def read(self, size: int | None = -1) -> bytes:
-        size = -1 if size is None else size
         if self.left is None:
             return super().read(size)
-        data = super().read(self.left + 1 if size < 0 else min(size, self.left + 1))
+        data = super().read(self.left + 1 if size is None or size < 0 else min(size, self.left + 1))
         self.left -= len(data)
         if self.left < 0:
             raise self._refusal
@@ -54,11 +48,11 @@ class _Bounded(io.FileIO):
 
 @contextlib.contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose table of contents is of bearable size and names each member once.
+    """Open a zip archive whose central directory is within bounds and names each member once.
 
     Raises:
-        OSError: it cannot be read.
-        zipfile.BadZipFile: no zip archive, or such a table of contents.
+        OSError: It cannot be read.
+        zipfile.BadZipFile: Not a zip archive, or its central directory is too long or names a member twice.
     """
     too_long = zipfile.BadZipFile(f"a table of contents of more than the {MOST_DIRECTORY:,} bytes that are read")
     with _Bounded(path, MOST_DIRECTORY + MOST_ENDING, too_long) as file, zipfile.ZipFile(file) as archive:
@@ -69,11 +63,11 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """The content of a member.
+    """Return the content of a member.
 
     Raises:
-        KeyError: there is none of this name.
-        zipfile.BadZipFile: it is damaged, larger than ``most``, or another size than the archive says.
+        KeyError: No member has this name.
+        zipfile.BadZipFile: It is damaged, larger than ``most`` bytes, or of another size than its header declares.
     """
     buffer = io.BytesIO()
     copy_member(archive, name, buffer, most)
@@ -81,40 +75,38 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def copy_member(archive: zipfile.ZipFile, name: str, target: IO[bytes], most: int) -> None:
-    """Write the content of a member to ``target``, piece by piece.
+    """Write the content of a member to ``target`` in chunks.
 
     Raises:
-        KeyError: there is none of this name.
-        zipfile.BadZipFile: it is damaged, larger than ``most``, or another size than the archive says.
+        KeyError: No member has this name.
+        zipfile.BadZipFile: It is damaged, larger than ``most`` bytes, or of another size than its header declares.
     """
-    said = archive.getinfo(name)
-    if said.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+    info = copy.copy(archive.getinfo(name))
+    size = info.file_size
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
         raise zipfile.BadZipFile(f"{name} is packed in a way that is not read here")
-    if said.file_size > most:
-        raise zipfile.BadZipFile(f"{name} unpacks to {count(said.file_size, 'byte')}, where at most {most:,} are read")
-    # zipfile cuts off what goes beyond the size that the archive says, after unpacking it; so it is told a larger one.
-    info = copy.copy(said)
-    info.file_size = said.file_size + 2 * PIECE
+    if size > most:
+        raise zipfile.BadZipFile(f"{name} unpacks to {count(size, 'byte')}, where at most {most:,} are read")
+    # zipfile silently drops what exceeds the declared size, after unpacking it; a larger size makes the excess visible.
+    info.file_size = size + 2 * CHUNK
     length = 0
     with archive.open(info) as member:
-        while piece := member.read(min(PIECE, said.file_size + 1 - length)):
-            length += len(piece)
-            if length > said.file_size:
-                break
-            target.write(piece)
-    if length != said.file_size:
-        more = "more than" if length > said.file_size else f"{count(length, 'byte')}, not"
-        raise zipfile.BadZipFile(f"{name} holds {more} the {count(said.file_size, 'byte')} that the archive says")
+        while chunk := member.read(min(CHUNK, size + 1 - length)):
+            length += len(chunk)
+            target.write(chunk)
+    if length != size:
+        more = "more than" if length > size else f"{count(length, 'byte')}, not"
+        raise zipfile.BadZipFile(f"{name} holds {more} the {count(size, 'byte')} that the archive says")
 
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open an uncompressed archive; all its headers have been read and lie within bounds.
+    """Open an uncompressed tar archive after checking that all its headers are within bounds.
 
     Raises:
-        OSError: it cannot be read.
-        tarfile.TarError: no such archive, more members or longer headers than a bundle has, a name that is there
-            twice, a file with holes, or one that promises more than the archive holds.
+        OSError: It cannot be read.
+        tarfile.TarError: Not such an archive, more members or longer headers than a bundle has, a name that occurs
+            twice, a sparse file, or a member that declares more bytes than the archive holds.
     """
     size = path.stat().st_size
     names: set[str] = set()
@@ -139,11 +131,11 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
             raise tarfile.ReadError("headers within headers") from error
 
 
-# Photographs shrink by a half, MNIST's digits to a fifth, drawings and masks to a thirtieth; deflate's utmost is a
-# thousandth, which nothing but one repeated value comes near. The constant lets small files be.
+# Photographs compress to a half, MNIST's digits to a fifth, drawings and masks to a thirtieth. Deflate's limit is a
+# thousandth, which only a single repeated value approaches. The constant exempts small files.
 RATIO, SMALL = 100, 32 * 2**20
 ARRAYS = "arrays as numpy.savez writes them"
-LONGEST_HEADER = 10_000  # as numpy
+LONGEST_HEADER = 10_000  # bytes; NumPy's own limit
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -158,39 +150,39 @@ _UNREADABLE = (
 
 
 def array_names(path: Path, expected: str = ARRAYS) -> list[str]:
-    """The names of an archive's arrays.
+    """List the names of the arrays in an .npz file.
 
     Args:
-        path: the file.
-        expected: what it should be, for the message.
+        path: The file.
+        expected: What the file should be, for the message. Defaults to `ARRAYS`.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: not an .npz file.
+        FileNotFoundError: No such file.
+        DataError: Not an .npz file.
     """
     with _reading(path, expected), open_zip(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = ARRAYS) -> dict[str, np.ndarray]:
-    """Read arrays of an .npz file; nothing is allocated before every header agrees with its bytes.
+    """Read arrays from an .npz file; nothing is allocated before every header agrees with its bytes.
 
     Args:
-        path: the file.
-        names: arrays that it must hold; None reads all.
-        expected: what the file should be, for the message.
+        path: The file.
+        names: Arrays that it must hold. Defaults to None: read all.
+        expected: What the file should be, for the message. Defaults to `ARRAYS`.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: not an .npz file, an array is missing, holds objects, or promises other than what is there; or the
-            archive unpacks to far more than its size.
+        FileNotFoundError: No such file.
+        DataError: Not an .npz file; an array is missing, holds objects, or has a header that disagrees with its
+            bytes; or the archive unpacks to far more than its size.
     """
     with _reading(path, expected), open_zip(path) as archive:
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        chosen = list(members) if names is None else list(names)
-        if lacking := [name for name in chosen if name not in members]:
-            raise ValueError(f"no {listed(lacking)}, but {listed(members)}"[:500])
-        _check_sizes(archive, [members[name] for name in chosen], path)
+        chosen = list(members) if names is None else names
+        if missing := [name for name in chosen if name not in members]:
+            raise ValueError(f"no {listed(missing)}, but {listed(members)}"[:500])
+        _check_sizes(archive, [archive.getinfo(members[name]) for name in chosen], path)
         arrays: dict[str, np.ndarray] = {}
         for name in chosen:
             with archive.open(members[name]) as file:
@@ -199,15 +191,15 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = 
 
 
 def read_array(path: Path, most: int) -> np.ndarray:
-    """Read the array of an .npy file.
+    """Read the array in an .npy file.
 
     Args:
-        path: the file.
-        most: values that it may have.
+        path: The file.
+        most: Most values that it may have.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: not an .npy file, objects, more values, or a header that promises other than what is there.
+        FileNotFoundError: No such file.
+        DataError: Not an .npy file, an array of objects, too many values, or a header that disagrees with the bytes.
     """
     with _reading(path, "an array as numpy.save writes it"), path.open("rb") as file:
         shape = _check_header(file, path.stat().st_size)
@@ -217,15 +209,13 @@ def read_array(path: Path, most: int) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _check_sizes(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> None:
-    infos = [archive.getinfo(name) for name in names]
-    for info in infos:
+def _check_sizes(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    declared, size = sum(info.file_size for info in members), path.stat().st_size
+    if declared > RATIO * size + SMALL:
+        raise ValueError(f"{count(size, 'byte')} that unpack to {declared:,}. It would fill the memory; do not use it")
+    for info in members:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{info.filename} is packed in another way than numpy's")
-    promised, size = sum(info.file_size for info in infos), path.stat().st_size
-    if promised > RATIO * size + SMALL:
-        raise ValueError(f"{count(size, 'byte')} that unpack to {promised:,}. It would fill the memory; do not use it")
-    for info in infos:
         with archive.open(info) as file:
             try:
                 _check_header(file, info.file_size)
@@ -234,7 +224,7 @@ def _check_sizes(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> 
 
 
 def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
-    """The shape that the header says, if that is what the rest of the file holds."""
+    """Return the shape in an .npy header after comparing the header with the file's size in bytes."""
     start = file.read(12)
     version = tuple(start[6:8])
     if start[:6] != np.lib.format.MAGIC_PREFIX or version not in ((1, 0), (2, 0)):
@@ -243,29 +233,30 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     length = int.from_bytes(start[8 : 8 + width], "little")
     if length > LONGEST_HEADER:
         raise ValueError(f"a header of {count(length, 'byte')}")
-    text = io.BytesIO(start[8:] + file.read(length + width - 4))
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(text)
-    held = size - 8 - width - length
-    promised = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise ValueError("Object arrays, which are read by running what they hold")
-    if dtype.itemsize == 0 or min(shape, default=0) < 0:
-        raise ValueError(f"{dtype} of shape {shape}, no plain numbers or texts")
-    if promised != held:
-        raise ValueError(f"its header promises {dtype} {shape}, {count(promised, 'byte')}; it holds {held:,}")
+    shape, _, dtype = read_header(io.BytesIO(start[8:] + file.read(length + width - 4)))
+    actual = size - 8 - width - length
+    declared = math.prod(shape) * dtype.itemsize
+    for wrong, reason in (
+        (dtype.hasobject, "Object arrays, which are read by running what they hold"),
+        (dtype.itemsize == 0 or min(shape, default=0) < 0, f"{dtype} of shape {shape}, no plain numbers or texts"),
+        (
+            declared != actual,
+            f"its header promises {dtype} {shape}, {count(declared, 'byte')}; it holds {actual:,}",
+        ),
+    ):
+        if wrong:
+            raise ValueError(reason)
     return shape
 
 
 @contextlib.contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a damaged file raises into one error that names it; a file that is not there stays what it is."""
+    """Raise whatever a damaged file raises as one DataError with its path; FileNotFoundError passes unchanged."""
     try:
         yield
     except FileNotFoundError:
         raise
     except (*_UNREADABLE, RuntimeError) as error:  # RuntimeError: a password
-        reason = str(error) or type(error).__name__
-        raise DataError(
-            f"Expected {expected} in {path}. Received: {reason[:500]}. Copy it again, or write it anew."
-        ) from error
+        reason = (str(error) or type(error).__name__)[:500]
+        raise DataError(f"Expected {expected} in {path}. Received: {reason}. Copy or write it again.") from error

@@ -1,4 +1,4 @@
-"""What the benchmark measured, as a file: ``benchmark/benchmark.json``."""
+"""The benchmark's record, ``benchmark/benchmark.json``: types, reading and writing."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ from pipeline.artifacts.manifest import as_recorded
 from pipeline.artifacts.paths import BENCHMARK, Artifacts
 
 SCHEMA = 3
-PEER = "onnxruntime-tensorrt"  # it is timed beside ours, not verified, and does not serve
+PEER = "onnxruntime-tensorrt"  # timed for comparison only: not verified, and never served
 GRAPH = "graph"
 NO_GRAPH = "no graph: "
 REMEDY = "Run the benchmark again: python -m benchmarks -c RECIPE."
@@ -23,17 +23,17 @@ REMEDY = "Run the benchmark again: python -m benchmarks -c RECIPE."
 
 @dataclass(frozen=True)
 class Summary:
-    """Samples reduced to the numbers of a report; times in milliseconds.
+    """Summary statistics of latency samples; times in milliseconds.
 
     Attributes:
-        n: samples.
-        p50_ms: median.
+        n: Number of samples.
+        p50_ms: Median.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
-        mean_ms: mean.
-        images_per_second: of the median call; None where the clock was too coarse.
-        p99_is_near_max: fewer than 100 samples, so that it is about the largest.
-        percentile_method: numpy's name.
+        mean_ms: Mean.
+        images_per_second: Throughput of the median call; None where the clock was too coarse.
+        p99_is_near_max: Whether there are fewer than 100 samples, so that the 99th percentile is close to the maximum.
+        percentile_method: NumPy's name of the method.
     """
 
     n: int
@@ -48,10 +48,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Compute(Summary):
-    """What the engine alone takes, without the copies.
+    """Time of the engine alone, without copies between host and device.
 
     Attributes:
-        includes: what a sample covers.
+        includes: What a sample covers.
     """
 
     includes: str
@@ -59,25 +59,25 @@ class Compute(Summary):
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One thing that was timed; times in milliseconds, None where it failed.
+    """Timing of one backend, file and batch size; times in milliseconds, None where it failed.
 
     Attributes:
         backend: "keras", "onnxruntime" (on the CPU), "onnxruntime-cuda", "tensorrt", or the peer
-            "onnxruntime-tensorrt", ONNX Runtime's own use of TensorRT.
+            "onnxruntime-tensorrt", ONNX Runtime's TensorRT execution provider.
         precision: "fp32", "fp16" or "int8".
-        batch: images a call.
-        includes: what a sample covers.
-        caveat: what a reader must know before comparing; "" for nothing.
-        variant: which engine of this precision, where there are several.
-        file: that was run.
-        error: why there are no numbers.
-        graph: of an engine: "graph" where a CUDA graph ran it, "no graph: " and why where one was asked for and could
-            not be made, "" where none was asked for, or the batch runs in pieces.
-        samples_ms: each call, in the order of measuring.
-        turns: how many of them each turn gave, in order; turns of equal number, of rows of one batch size, were taken
-            in the same round.
-        n: how many; and the numbers of `Compute`, copies included.
-        compute: of an engine that takes the batch at once: its GPU's part.
+        batch: Images per call.
+        includes: What a sample covers.
+        caveat: What a reader must know before comparing; "" for nothing.
+        variant: Name of the engine where a precision has several; else "".
+        file: File that was run.
+        graph: For an engine: "graph" where a CUDA graph launched it, "no graph: " and the reason where one was
+            requested and could not be captured, "" where none was requested or the batch was split.
+        error: Why there are no numbers; None where there are.
+        samples_ms: Time of each call, in the order of measurement.
+        turns: Number of samples in each turn, in order; turns with the same index, of rows with the same batch size,
+            belong to the same round.
+        n: Number of samples; it and the fields up to `percentile_method` are those of `Summary`, copies included.
+        compute: GPU time alone, for an engine that takes the batch in one run.
     """
 
     backend: Literal["keras", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
@@ -111,28 +111,33 @@ class BenchmarkRow:
 
     @property
     def name(self) -> str:
-        """The precision, with the variant where there is one."""
+        """Precision, followed by the variant where there is one."""
         return f"{self.precision} {self.variant}" if self.variant else self.precision
 
     @property
     def artifact(self) -> str:
-        """The file that was run, below the artifacts."""
+        """Path of the file that was run, relative to ``artifacts/<recipe>/``."""
         return f"build/{self.file}" if self.backend == "tensorrt" else self.file
 
     @property
     def refused_graph(self) -> str:
-        """Why there was no CUDA graph although one was asked for; "" elsewhere."""
-        why = self.graph.removeprefix(NO_GRAPH)
-        return f"launched without a CUDA graph: {why}" if why != self.graph else ""
+        """Why no CUDA graph was captured although one was requested; else ""."""
+        reason = self.graph.removeprefix(NO_GRAPH)
+        return f"launched without a CUDA graph: {reason}" if reason != self.graph else ""
 
     def to_dict(self) -> dict[str, object]:
-        """Return what applies."""
+        """Return the fields that are not None."""
         return without_none(self)
 
 
 @dataclass(frozen=True)
 class TimedModel:
-    """What was timed: height and width of its images, and how many classes it tells apart."""
+    """The model that was timed.
+
+    Attributes:
+        size: Height and width of its input images in pixels.
+        classes: Number of its classes.
+    """
 
     size: tuple[int, int]
     classes: int
@@ -143,15 +148,15 @@ class BenchmarkReport:
     """The benchmark of a recipe.
 
     Attributes:
-        recipe: its name.
-        model: that was timed.
-        machine: that it ran on.
-        commit: of this code; None outside a repository.
-        gpu_before: clocks, temperature and load of the GPUs before.
-        gpu_after: and after.
-        results: a row a backend, precision, variant and batch.
-        serves: which file is fastest at each batch size, of those that a GPU ran; None without any.
-        schema: of this file.
+        recipe: Name of the recipe.
+        model: Model that was timed.
+        machine: Machine that it ran on.
+        commit: Git commit of this code; None outside a repository.
+        gpu_before: Clocks, temperature and load of the GPUs before.
+        gpu_after: The same after.
+        results: One row per backend, precision, variant and batch size.
+        serves: The fastest of the files that a GPU ran, at each batch size; None if a GPU ran none.
+        schema: Version of this file format.
     """
 
     recipe: str
@@ -169,19 +174,19 @@ def read_benchmark(path: Path) -> BenchmarkReport:
     """Read a benchmark.
 
     Raises:
-        ProjectError: missing, damaged, or of another schema; with the file and the key.
+        ProjectError: It is missing, damaged, or of another schema; with the file and the key.
     """
     return read_record(BenchmarkReport, path, remedy=REMEDY, what="benchmark")
 
 
 def read_serves(artifacts: Artifacts) -> tuple[Serves | None, str]:
-    """What the benchmark of a recipe says of the fastest file.
+    """Read which file is fastest from a recipe's benchmark.
 
     Args:
-        artifacts: of the recipe; the benchmark and its manifest are read.
+        artifacts: Artifacts of the recipe; the benchmark and its manifest are read.
 
     Returns:
-        tuple: None where there is nothing that counts; and why, "" where there is no benchmark.
+        The record, or None where there is no valid one; and the reason, "" where there is no benchmark.
     """
     if not artifacts.has(BENCHMARK):
         return None, ""
@@ -193,7 +198,7 @@ def read_serves(artifacts: Artifacts) -> tuple[Serves | None, str]:
 
 @lru_cache(maxsize=8)
 def _read_serves(path: Path, _: str) -> tuple[Serves | None, str]:
-    """The same, of a file by its digest: with all its samples it takes half a second to read."""
+    """Cached by the file's digest, because reading it with all its samples takes half a second."""
     try:
         return read_benchmark(path).serves, ""
     except ProjectError as error:

@@ -1,4 +1,4 @@
-"""The engines of a recipe: the ONNX file that each is built from, its batch sizes, its file, and which are there."""
+"""A recipe's engines: names of their files, their ONNX sources and their batch sizes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,51 +11,54 @@ from pipeline.recipe.schema import Build, Profile
 
 
 def profiles(settings: Build) -> dict[str | None, BatchProfile]:
-    """The batch sizes of the engines of each precision by variant; None is the name where there are none."""
+    """Return the batch sizes by variant; the key is None where the recipe has no variants."""
     named: Mapping[Any, Profile] = settings.variants or {None: settings.profile}
     return {name: BatchProfile(**asdict(profile)) for name, profile in named.items()}
 
 
 def engine_source(precision: str, strongly_typed: bool) -> str:
-    """The ONNX file that an engine is built from; what is not strongly typed is TensorRT 8.6.
+    """Return the name of the ONNX file that an engine is built from.
 
-    That of TensorRT 8.6 is there only where the recipe says ``quantize.tensorrt8``.
+    Args:
+        precision: "fp32", "fp16" or "int8".
+        strongly_typed: Whether TensorRT takes a strongly typed network; False for 8.6, whose file exists only with
+            ``quantize.tensorrt8``.
     """
     return ONNX[precision] if strongly_typed else TENSORRT8.get(precision, ONNX[precision])
 
 
 def engine_sources(artifacts: Artifacts, precision: str) -> list[str]:
-    """The ONNX files that are there of those that engines of a precision are built from, whatever TensorRT does it."""
+    """List the existing ONNX files that engines of a precision are built from, by any version of TensorRT."""
     names = dict.fromkeys(engine_source(precision, strongly_typed) for strongly_typed in (True, False))
     return [name for name in names if artifacts.has(name)]
 
 
 def engines(artifacts: Artifacts) -> list[str]:
-    """Names of the plans ``build/<flavour>/<precision>[-<variant>].plan`` that are there; by flavour, FP32 first.
+    """List the existing plans ``build/<flavour>/<precision>[-<variant>].plan``, by flavour, FP32 first.
 
     Raises:
-        UndeclaredError: plans and their sidecars are not both declared.
+        UndeclaredError: Plans and their sidecars are not both declared.
     """
-    names = [name for pattern in ENGINES for name in artifacts.matching(pattern) if name.endswith(".plan")]
-    plans = [name for name in names if plan_precision(name) in PRECISIONS]
+    names = [name for pattern in ENGINES for name in artifacts.matching(pattern)]
+    plans = [name for name in names if name.endswith(".plan") and plan_precision(name) in PRECISIONS]
     return sorted(plans, key=lambda name: (plan_flavour(name), PRECISIONS.index(plan_precision(name)), name))
 
 
 def plan_flavour(plan: str) -> str:
-    """``build/<flavour>/<precision>[-<variant>].plan``, of a plan that `engines` lists."""
+    """Return the flavour, "tensorrt" or "rtx", of a plan that `engines` lists."""
     return PurePath(plan).parent.name
 
 
 def plan_name(precision: str, variant: str | None) -> str:
-    """The file of an engine: ``<precision>[-<variant>].plan``."""
+    """Return the name of an engine's file: ``<precision>[-<variant>].plan``."""
     return f"{precision}-{variant}.plan" if variant else f"{precision}.plan"
 
 
 def plan_variant(plan: str | PurePath) -> str | None:
-    """``<precision>[-<variant>].plan``."""
+    """Return the variant in ``<precision>[-<variant>].plan``; None without one."""
     return PurePath(plan).stem.partition("-")[2] or None
 
 
 def plan_precision(plan: str | PurePath) -> Precision:
-    """``<precision>[-<variant>].plan``, of a plan that `engines` lists."""
+    """Return the precision in ``<precision>[-<variant>].plan``, of a plan that `engines` lists."""
     return cast(Precision, PurePath(plan).stem.partition("-")[0])

@@ -1,7 +1,7 @@
-"""Which file is faster on a GPU, as the benchmark measured it: ``serves`` in ``benchmark/benchmark.json``.
+"""Which file is fastest on a GPU, as the benchmark measured it: ``serves`` in ``benchmark/benchmark.json``.
 
-The benchmark compares every two files that a GPU runs, at each batch size, because which of them may serve is known
-only when one is to serve: a verdict may come or go later. Standard library only.
+The benchmark compares every pair of files that a GPU runs, at each batch size: which of them passed verification may
+change after the measurement. Standard library only.
 """
 
 from __future__ import annotations
@@ -9,34 +9,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from export.records import to_json
 from export.tensorrt.sidecar import BatchProfile, Precision, read_sidecar
 from pipeline.artifacts.engines import plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import Artifacts
+from pipeline.recipe.runtime import RuntimeOptions
 
-if TYPE_CHECKING:
-    from pipeline.recipe.runtime import RuntimeOptions
-
-MARGIN = 0.02  # a smaller gain changes nothing, however sure it is
+MARGIN = 0.02  # a smaller speed-up is ignored, even where it is statistically certain
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A file that a GPU runs, and all that its speed depends on besides the GPU.
+    """A file that a GPU runs, and everything besides the GPU that its speed depends on.
 
     Attributes:
-        file: below the artifacts, such as "build/rtx/fp16.plan".
-        backend: that runs it.
+        file: Path relative to ``artifacts/<recipe>/``, such as "build/rtx/fp16.plan".
+        backend: Backend that runs it.
         precision: "fp32", "fp16" or "int8".
-        onnx_sha256: of the ONNX file: of what an engine was built from, or of the file itself.
-        version: of the TensorRT that built it, or of ONNX Runtime.
-        plan_sha256: of an engine; None for an ONNX file.
-        flavour: of its TensorRT; None for an ONNX file.
-        profile: smallest, best and largest batch of an engine; None: any batch.
-        options: that an engine was built with.
+        onnx_sha256: sha256 of the ONNX file that an engine was built from, or of the ONNX file itself.
+        version: Version of the TensorRT that built it, or of ONNX Runtime.
+        plan_sha256: sha256 of an engine; None for an ONNX file.
+        flavour: "tensorrt" or "rtx"; None for an ONNX file.
+        profile: Smallest, optimal and largest batch size of an engine; None: any batch size.
+        options: Build options of an engine.
     """
 
     file: str
@@ -51,28 +49,28 @@ class Contender:
 
     @property
     def source(self) -> Contender:
-        """What a rebuilt plan has in common with this one: what was measured of the one holds for the other."""
+        """This contender without the plan's digest, which differs in a rebuilt plan that is as fast."""
         return replace(self, plan_sha256=None)
 
     def differences(self, other: Contender) -> list[str]:
-        """In what another one is not of the same source; none: what was measured of the one holds for the other."""
+        """List the fields in which the sources differ; if there are none, measurements of one hold for the other."""
         return [name for name, value in vars(self.source).items() if value != getattr(other.source, name)]
 
     @property
     def batches(self) -> BatchProfile | None:
-        """The batch sizes of an engine; None: any."""
+        """Batch sizes of an engine; None: any."""
         return BatchProfile(*self.profile) if self.profile else None
 
     def runs_at_once(self, batch: int) -> bool:
-        """Whether a batch is one run, filled up or not."""
+        """Return whether a batch takes one run, with or without padding."""
         return self.profile is None or batch <= self.profile[2]
 
 
 def engine_contender(artifacts: Artifacts, name: str) -> Contender:
-    """An engine below a recipe's artifacts, by its sidecar.
+    """Describe an engine among a recipe's artifacts from its sidecar.
 
     Raises:
-        ProjectError: the sidecar is missing or damaged.
+        ProjectError: The sidecar is missing or damaged.
     """
     sidecar = read_sidecar(artifacts.path(name))
     return Contender(
@@ -89,7 +87,7 @@ def engine_contender(artifacts: Artifacts, name: str) -> Contender:
 
 
 def onnx_contender(artifacts: Artifacts, name: str, precision: str) -> Contender:
-    """An ONNX file below a recipe's artifacts, on ONNX Runtime's CUDA provider."""
+    """Describe an ONNX file among a recipe's artifacts on ONNX Runtime's CUDA provider."""
     import onnxruntime
 
     return Contender(
@@ -103,14 +101,15 @@ def onnx_contender(artifacts: Artifacts, name: str, precision: str) -> Contender
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files, timed in the same rounds.
+    """Comparison of two files that were timed in the same rounds.
 
     Attributes:
-        first: a contender's file.
-        second: another's.
-        rounds: that were compared.
-        ratio: the second's times over the first's: above 1, the first is faster; None where nothing could be compared.
-        interval: of the ratio, 95 %, by the spread of the rounds; None with too few of them.
+        first: A contender's file.
+        second: Another contender's file.
+        rounds: Number of rounds compared.
+        ratio: Time of the second over time of the first; above 1, the first is faster. None where there is nothing
+            to compare.
+        interval: 95 % confidence interval of the ratio, from the spread of the rounds; None with too few of them.
     """
 
     first: str
@@ -128,10 +127,10 @@ class Pair:
 
     @property
     def faster(self) -> str:
-        """The file that is faster; "" where that is not decided.
+        """The faster file; "" where neither is decidedly faster.
 
-        Decided is what is sure and worth it: the interval lies on one side of 1, whatever its width, and the ratio
-        itself, the best guess at the gain, says more than `MARGIN`. The interval's near end may be a smaller gain.
+        A file is decidedly faster if the interval excludes 1 and the ratio, as the best estimate of the speed-up,
+        exceeds `MARGIN`. The near end of the interval may be a smaller speed-up.
         """
         if self.ratio is None or self.interval is None:
             return ""
@@ -141,13 +140,13 @@ class Pair:
 
     @property
     def words(self) -> str:
-        """How fast the first is against the second, such as "1.31x (1.28 to 1.34)"."""
+        """Speed of the first relative to the second, such as "1.31x (1.28 to 1.34)"."""
         if self.ratio is None:
             return "not known how"
         return f"{self.ratio:.3g}x" + (f" ({self.interval[0]:.3g} to {self.interval[1]:.3g})" if self.interval else "")
 
     def turned(self, first: str) -> Pair:
-        """The same comparison with this file first."""
+        """Return the same comparison with the given file first."""
         if first == self.first:
             return self
         ratio = None if self.ratio is None else 1 / self.ratio
@@ -157,13 +156,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Contest:
-    """The files that were timed at one batch size, which they run at once, each against each.
+    """Pairwise comparison of the files that run one batch size without splitting it.
 
     Attributes:
-        batch: images a call.
-        serves: the file that answers batches of this size, if all passed verification.
-        contenders: in the order that holds where nothing is decided.
-        pairs: every two of them; an earlier one is first.
+        batch: Images per call.
+        serves: File that runs batches of this size, if all passed verification.
+        contenders: Files in order of preference where none is decidedly faster.
+        pairs: Comparison of every pair of contenders; the earlier one comes first.
     """
 
     batch: int
@@ -172,35 +171,35 @@ class Contest:
     pairs: tuple[Pair, ...]
 
     def __post_init__(self) -> None:
-        files = [one.file for one in self.contenders]
-        couples = {frozenset((pair.first, pair.second)) for pair in self.pairs}
-        wanted = {frozenset((one, other)) for one in files for other in files if one != other}
-        if len(set(files)) != len(files) or couples != wanted or len(couples) != len(self.pairs):
+        files = [contender.file for contender in self.contenders]
+        compared = {frozenset((pair.first, pair.second)) for pair in self.pairs}
+        expected = {frozenset((first, second)) for first in files for second in files if first != second}
+        if len(set(files)) != len(files) or compared != expected or len(compared) != len(self.pairs):
             raise ValueError("pairs that are not every two of its contenders, once")
         if self.batch < 1:
             raise ValueError(f"a batch of {self.batch}")
-        if not all(one.runs_at_once(self.batch) for one in self.contenders):
+        if not all(contender.runs_at_once(self.batch) for contender in self.contenders):
             raise ValueError("a contender that runs the batch in pieces")
         if self.serves != fastest(files, self.decided):
             raise ValueError(f"{self.serves} serves, which does not follow from its pairs")
 
     def pair(self, first: str, second: str) -> Pair:
-        """The comparison of two of its contenders."""
+        """Return the comparison of two contenders."""
         return next(pair for pair in self.pairs if {pair.first, pair.second} == {first, second}).turned(first)
 
     def decided(self, first: str, second: str) -> bool:
-        """Whether the first is faster than the second."""
+        """Return whether the first is decidedly faster than the second."""
         return self.pair(first, second).faster == first
 
 
 def fastest(files: Sequence[str], faster: Callable[[str, str], bool]) -> str:
-    """The file that answers: the first, unless another one is decidedly faster.
+    """Return the file to run: the first, unless another is decidedly faster.
 
-    Another one takes its place only if it is decidedly faster than the first and than whatever had taken it before.
+    Another file is chosen only if it is decidedly faster than the first and than the one chosen so far.
 
     Args:
-        files: in the order that holds where nothing is decided; one at least.
-        faster: whether a file is decidedly faster than another.
+        files: Files in order of preference; at least one.
+        faster: Whether a file is decidedly faster than another.
     """
     best = files[0]
     for file in files[1:]:
@@ -210,22 +209,22 @@ def fastest(files: Sequence[str], faster: Callable[[str, str], bool]) -> str:
 
 
 def make_contest(batch: int, contenders: Sequence[Contender], pairs: Iterable[Pair]) -> Contest:
-    """A contest with the file that serves by its pairs."""
+    """Build a contest; its pairs decide which file serves."""
     pairs = tuple(pairs)
     won = {(pair.faster, pair.second if pair.faster == pair.first else pair.first) for pair in pairs if pair.faster}
-    files = [one.file for one in contenders]
+    files = [contender.file for contender in contenders]
     return Contest(batch, fastest(files, lambda *files: files in won), tuple(contenders), pairs)
 
 
 @dataclass(frozen=True)
 class Serves:
-    """What answers fastest on a GPU.
+    """The fastest files on one GPU.
 
     Attributes:
-        gpu: its name.
-        compute_capability: such as "9.0".
-        runtime: how the files were run, as `runtime_part` gives it.
-        contests: one a batch size.
+        gpu: Name of the GPU.
+        compute_capability: Such as "9.0".
+        runtime: How the files were run, as returned by `runtime_part`.
+        contests: One per batch size.
     """
 
     gpu: str
@@ -234,17 +233,20 @@ class Serves:
     contests: tuple[Contest, ...]
 
     def beats_others(self, backend: str) -> bool:
-        """Whether anything on a backend was decidedly faster than anything on another."""
-        for contest in self.contests:
-            own = {one.file for one in contest.contenders if one.backend == backend}
-            if any(pair.faster in own and not {pair.first, pair.second} <= own for pair in contest.pairs):
-                return True
-        return False
+        """Return whether any file on a backend was decidedly faster than any file on another backend."""
+        backends = [
+            {contender.file: contender.backend for contender in contest.contenders} for contest in self.contests
+        ]
+        return any(
+            files.get(pair.faster) == backend and not files[pair.first] == files[pair.second] == backend
+            for contest, files in zip(self.contests, backends)
+            for pair in contest.pairs
+        )
 
     def deciding(self) -> dict[str, object] | None:
-        """What of it can change which file answers, without the numbers, which differ at every run of the benchmark.
+        """Return what can change which file is chosen, without the times, which differ in every run of the benchmark.
 
-        None where nothing is decided: then it is as if nothing had been measured.
+        None where no file is decidedly faster, which has the same effect as no measurement.
         """
         if not any(pair.faster for contest in self.contests for pair in contest.pairs):
             return None
@@ -254,49 +256,51 @@ class Serves:
             "contests": [
                 {
                     "batch": contest.batch,
-                    "contenders": [to_json(one.source) for one in sorted(contest.contenders, key=lambda one: one.file)],
+                    "contenders": [
+                        to_json(item.source) for item in sorted(contest.contenders, key=lambda item: item.file)
+                    ],
                     "faster": sorted(
                         (pair.faster, *{pair.first, pair.second} - {pair.faster})
                         for pair in contest.pairs
                         if pair.faster
                     ),
                 }
-                for contest in sorted(self.contests, key=lambda one: one.batch)
+                for contest in sorted(self.contests, key=lambda contest: contest.batch)
             ],
         }
 
 
 def runtime_part(options: RuntimeOptions) -> dict[str, object]:
-    """Of how engines are run, what their speed depends on; which of several GPUs it is, its name says."""
+    """Return the runtime options that affect speed; the GPU is identified by its name."""
     return {"cuda": options.cuda, "graphs": options.graphs, "contexts": options.contexts}
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The comparison that counts for a request: two files, at the measured batch that is most like it."""
+    """Comparison of two files at the measured batch size nearest to a request."""
 
     batch: int
     pair: Pair
 
 
 def nearest(contests: Sequence[Contest], first: Contender, second: Contender, batch_size: int) -> Nearest | None:
-    """The comparison of two files that decides for batches of a size; None if they were not timed together.
+    """Return the comparison of two files that applies to a batch size; None if they were not timed together.
 
-    Of the measured batch sizes that both run at once, it is the one nearest to the request by ratio, and of two equally
-    near ones the larger. Larger requests than any are run in pieces, and the largest size is the nearest then.
+    Among the measured batch sizes that both run without splitting, this is the nearest by ratio, or the larger of two
+    equally near ones. A request beyond the largest size is split, and the largest size is the nearest.
 
     Args:
-        contests: of one GPU.
-        first: as it is now.
-        second: as it is now.
-        batch_size: of the request, in images.
+        contests: Contests of one GPU.
+        first: A file in its present state.
+        second: Another file in its present state.
+        batch_size: Images in the request.
     """
-    found = [
+    both = [
         contest
         for contest in contests
         if all(any(now.source == then.source for then in contest.contenders) for now in (first, second))
     ]
-    if not found:
+    if not both:
         return None
-    best = min(found, key=lambda contest: (abs(math.log(contest.batch / batch_size)), -contest.batch))
+    best = min(both, key=lambda contest: (abs(math.log(contest.batch / batch_size)), -contest.batch))
     return Nearest(best.batch, best.pair(first.file, second.file))

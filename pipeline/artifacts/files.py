@@ -1,4 +1,4 @@
-"""Files of a recipe: their digests, JSON, the temporary ones of libraries, and the lock on the recipe's folder."""
+"""Digests, JSON, libraries' temporary files, and the lock on a recipe's artifacts."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCK_HELD = "PIPELINE_LOCK_HELD"  # set for commands that `run` starts while it holds the lock itself
+LOCK_HELD = "PIPELINE_LOCK_HELD"  # environment variable, set for commands that `run` starts while it holds the lock
 _hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex digest of bytes."""
+    """Return the sha256 of bytes as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """Hex digest of plain values, independent of the order of keys."""
+    """Return the sha256 of plain values, independent of the order of keys."""
     return sha256_bytes(_encoded(json.dumps(value, sort_keys=True, ensure_ascii=False)))
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file; within one process an unchanged file is read once."""
+    """Return the sha256 of a file; a process reads an unchanged file only once."""
     stat = path.stat()
     key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key not in _hashes:
@@ -48,7 +48,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_path(path: Path) -> str:
-    """Hex digest of a file, or of a folder's files with their names below it."""
+    """Return the sha256 of a file, or of a folder's files with their relative names."""
     if not path.is_dir():
         return sha256_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -56,16 +56,20 @@ def sha256_path(path: Path) -> str:
 
 
 def as_text(name: str) -> str:
-    r"""A name that libraries take: a byte of a file name that is no UTF-8 (a lone surrogate) becomes ``\udcff``."""
+    r"""Return a file name as text that libraries accept: a byte that is not UTF-8 becomes an escape, ``\udcff``."""
     return _encoded(name).decode()
 
 
 def _encoded(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")  # as JSON escapes, so that JSON stays JSON
+    return text.encode(errors="backslashreplace")  # the form of JSON's escapes, so that JSON stays valid
 
 
 def as_json(value: Any) -> str:
-    """Plain values as JSON. NaN and infinity are refused, because other readers of JSON refuse them too."""
+    """Return plain values as JSON text.
+
+    Raises:
+        ValueError: NaN or infinity, which other readers of JSON refuse.
+    """
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -75,10 +79,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, within the bounds of ``export.records``.
+    """Read JSON within the bounds of ``export.records``.
 
     Raises:
-        ProjectError: missing, damaged or out of bounds, with the path.
+        ProjectError: It is missing, damaged or out of bounds; with the path.
     """
     try:
         return read_json_file(path)
@@ -90,40 +94,43 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def own_temporary_files() -> Iterator[Path]:
-    """Lead the temporary files of libraries to a folder of our own, which goes at the end, whatever they leave in it.
+    """Redirect libraries' temporary files, in all threads, to a folder that is deleted at the end.
 
-    Keras unpacks an archive that has assets, and leaves the copy where reading it fails. What a killed process left is
-    removed by the next one that comes here. Every thread's temporary files go there meanwhile.
+    Keras unpacks archives that have assets, and leaves the copy behind if reading fails. What a killed process left is
+    removed the next time.
     """
-    former = tempfile.tempdir
+    previous = tempfile.tempdir
     with temporary_folder(Path(tempfile.gettempdir()) / "pipeline", mode=0o700) as folder:
         tempfile.tempdir = str(folder)
         try:
             yield folder
         finally:
-            tempfile.tempdir = former
+            tempfile.tempdir = previous
 
 
 @contextlib.contextmanager
 def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock on a recipe's artifacts; a second process waits, and is told for whom.
+    """Hold the lock on a recipe's artifacts; a second process waits, and logs who holds the lock.
 
-    What is up to date in a folder that cannot be written is used without the lock. A folder that is made for the lock
-    goes where nothing else came into it.
+    In a folder that cannot be written, up-to-date results are used without the lock. A folder that was created for the
+    lock and stayed empty is removed.
+
+    Args:
+        folder: ``artifacts/<recipe>``.
+        wait: Whether to wait for a lock that is held. Defaults to True.
 
     Raises:
-        ProjectError: the lock is held and ``wait`` is false, or something is to be written and cannot be.
+        ProjectError: The lock is held and ``wait`` is False, or something has to be written and cannot be.
     """
-    from filelock import FileLock  # here, because GPU machines that lock nothing may lack it
+    from filelock import FileLock  # here, because GPU machines that lock nothing may not have it
 
     path = folder / ".lock"
     if os.environ.get(LOCK_HELD) == str(path.resolve()):
-        yield  # the command that started this one holds it
+        yield  # the parent process holds it
         return
     lock = FileLock(str(path))
     holder = folder / ".lock.json"
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    locked = True
+    created = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         try:
             _take(lock, folder, holder, wait)
@@ -131,21 +138,28 @@ def recipe_lock(folder: Path, wait: bool = True) -> Iterator[None]:
             if not folder.is_dir() or error.errno not in _UNWRITABLE:
                 raise
             log.info("%s cannot be written (%s): what is up to date there is used", folder, error.strerror)
-            locked = False
-        os.environ[LOCK_HELD] = str(path.resolve())
-        if locked:
+        else:
             recover_folders(folder)
+        os.environ[LOCK_HELD] = str(path.resolve())
         yield
     except OSError as error:
-        if _is_below(error.filename, folder, made) and (error.errno in _UNWRITABLE or not folder.is_dir()):
-            raise _cannot_write(folder, error) from error
-        raise
+        place = Path(str(error.filename))
+        is_ours = place in created or place.is_relative_to(folder)
+        if not is_ours or (error.errno not in _UNWRITABLE and folder.is_dir()):
+            raise
+        refused = ProjectError(
+            f"Expected a folder that can be written, for the results of this recipe. Received: {folder}: "
+            f"{error.strerror or error}. Name another with --artifacts."
+        )
+        for note in notes(error):
+            add_note(refused, note)
+        raise refused from error
     finally:
         os.environ.pop(LOCK_HELD, None)
         if lock.is_locked:
             with contextlib.suppress(OSError):
                 holder.unlink(missing_ok=True)
-            _remove_unused(made, path)
+            _remove_unused(created, path)
         lock.release()
 
 
@@ -153,7 +167,7 @@ _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _take(lock: FileLock, folder: Path, holder: Path, wait: bool) -> None:
-    """Take the lock, from whoever has it as soon as that is done, and write who has it now."""
+    """Take the lock, waiting for the process that holds it, and record this process as its holder."""
     from filelock import Timeout
 
     try:
@@ -170,40 +184,24 @@ def _take(lock: FileLock, folder: Path, holder: Path, wait: bool) -> None:
 
 
 def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:
-    while True:
+    while not lock.is_locked:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=timeout)
-            return
         except FileNotFoundError:
-            continue  # who held it wrote nothing, and took the folder away
-        except FileExistsError:  # it was there when it was to be made, and went before that was looked at
+            continue  # the holder wrote nothing and removed the folder
+        except FileExistsError:  # the folder existed for mkdir, and was removed before mkdir checked what it is
             if os.path.lexists(folder) and not folder.is_dir():
                 raise
 
 
-def _remove_unused(made: Sequence[Path], lock: Path) -> None:
-    """Remove folders that were made for the lock, innermost first, where nothing but the lock is in them."""
-    if not made or [entry.name for entry in made[0].iterdir()] != [lock.name]:
-        return
-    with contextlib.suppress(OSError):
-        lock.unlink()
-        for folder in made:
-            folder.rmdir()
-
-
-def _is_below(name: Any, folder: Path, made: Sequence[Path]) -> bool:
-    return isinstance(name, str) and (Path(name) in made or folder in (Path(name), *Path(name).parents))
-
-
-def _cannot_write(folder: Path, error: OSError) -> ProjectError:
-    refused = ProjectError(
-        f"Expected a folder that can be written, for the results of this recipe. Received: {folder}: "
-        f"{error.strerror or error}. Name another with --artifacts."
-    )
-    for note in notes(error):
-        add_note(refused, note)
-    return refused
+def _remove_unused(created: Sequence[Path], lock: Path) -> None:
+    """Remove folders that were created for the lock, innermost first, if they hold nothing but the lock."""
+    if created and [entry.name for entry in created[0].iterdir()] == [lock.name]:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+            for folder in created:
+                folder.rmdir()
 
 
 def _describe_holder(holder: Path) -> str:

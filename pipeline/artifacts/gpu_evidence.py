@@ -1,9 +1,7 @@
-"""What a visit to a GPU showed, as a file: engines, parity, timings, checks, targets, and which steps were made.
+"""The record of a visit to a GPU: engines, parity, timings, checks, targets and steps; and the texts that present it.
 
-The file is written after every step, so that whatever ends a visit leaves a whole record of what was known by then.
+The file is written after every step, so that an interrupted visit leaves a complete record of the steps so far.
 Standard library only, Python 3.10 syntax.
-
-What the report and the Markdown page say alike of a visit to a GPU. Python 3.10 syntax, standard library alone.
 """
 
 import math
@@ -21,9 +19,9 @@ from pipeline.artifacts.parity_report import Hop, Overall, overall_verdict
 from pipeline.recipe.schema import Thresholds
 
 SCHEMA = 2
-MOST = 500  # of each kind in a record; a visit with everything has a hundred steps
-LARGEST = 1e12  # of the numbers of a timed row; none comes near it
-FOLDER = "evidence"  # below a recipe's artifacts
+MOST = 500  # entries of each kind in a record; a complete visit has a hundred steps
+LARGEST = 1e12  # upper bound of every number in a timed row
+FOLDER = "evidence"  # in a recipe's artifacts
 ENGINE, WITHOUT_GRAPHS = "engine", "engine without graphs"  # names of timed rows; PyTorch's are "PyTorch <mode>"
 
 StepState = Literal["pending", "running", "done", "skipped", "error"]
@@ -37,11 +35,11 @@ class Step:
     """One step of a visit.
 
     Attributes:
-        name: such as "build fp16-throughput".
-        state: "running" in a file whose visit has ended: it ended in this step.
-        seconds: it took; None before it ended.
-        expected_seconds: what it was expected to take when its turn came; None before.
-        why: it was skipped, or failed, in the library's own words.
+        name: Such as "build fp16-throughput".
+        state: State of the step; "running" in the file of a visit that ended during this step.
+        seconds: Duration; None before it ended.
+        expected_seconds: Duration expected when it started; None before.
+        why: Why it was skipped or failed, in the library's words.
     """
 
     name: str
@@ -53,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that everything ran on, and its driver."""
+    """The GPU of the visit, and its driver."""
 
     name: str
     compute_capability: str
@@ -63,17 +61,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Model:
-    """The model that the engines are of.
+    """The model that the engines were built from.
 
     Attributes:
-        name: of the recipe, as its folder is named.
-        keras_sha256: of the Keras model whose answers the engines are held against.
-        size: height and width of its images.
-        classes: how many it tells apart.
-        test_images: how many answers of Keras there are.
-        as_verified: whether those are the very file that the verify stage wrote.
-        altered: files that are not as the bundle that brought them recorded.
-        own_thresholds: whether the verdict of its verify stage was there, whose thresholds judge; else the defaults do.
+        name: Name of the recipe and of its folder.
+        keras_sha256: sha256 of the Keras model, the reference of the engines.
+        size: Height and width of its input images in pixels.
+        classes: Number of its classes.
+        test_images: Number of test images with Keras' logits.
+        as_verified: Whether the file with these logits is the one that the verify stage wrote.
+        altered: Files that differ from the record in their bundle.
+        own_thresholds: Whether the thresholds are those in the verify stage's verdict; False: the defaults.
     """
 
     name: str
@@ -92,21 +90,21 @@ class EngineEvidence:
 
     Attributes:
         precision: "fp32", "fp16" or "int8".
-        variant: "throughput" (up to the largest batch) or "latency" (a batch of 1).
-        profile: its batch sizes.
+        variant: "throughput" (up to the largest batch) or "latency" (batch size 1).
+        profile: Batch sizes.
         flavour: "tensorrt" or "rtx".
-        tensorrt_version: of the library that built it.
-        onnx_sha256: of the file that it was built from.
-        plan_sha256: of the plan.
-        plan_bytes: size of the plan.
-        seconds: the build took.
-        options: how it was built, see `export.tensorrt.options.described`.
-        network_layers: kind to number, as parsed.
-        asked_convolutions: type to number, as asked for.
-        convolutions: type to number, as the engine has them; None where the library did not tell.
-        warnings: where the engine differs from what was asked for.
-        refused: why this project does not load it on this GPU; "" where it does.
-        library: what the library itself says of an engine that is refused.
+        tensorrt_version: Version of the library that built it.
+        onnx_sha256: sha256 of the ONNX file that it was built from.
+        plan_sha256: sha256 of the plan.
+        plan_bytes: Size of the plan in bytes.
+        seconds: Duration of the build.
+        options: Build options, see `export.tensorrt.options.described`.
+        network_layers: Number of parsed layers by kind.
+        asked_convolutions: Requested number of convolutions by type.
+        convolutions: Number of convolutions by type in the engine; None where the library did not tell.
+        warnings: Differences between the engine and the request.
+        refused: Why this project does not load it on this GPU; "" where it does.
+        library: The library's own message about an engine that is refused.
     """
 
     precision: Precision
@@ -129,10 +127,10 @@ class EngineEvidence:
 
 @dataclass(frozen=True)
 class Parity:
-    """The engines' answers against Keras'; a hop's candidate is the name of an engine.
+    """Comparison of the engines with Keras; a hop's candidate is the name of an engine.
 
     Raises:
-        ValueError: the verdict is not that of the hops.
+        ValueError: The verdict does not follow from the hops.
     """
 
     verdict: Overall
@@ -146,30 +144,30 @@ class Parity:
 
 @dataclass(frozen=True)
 class TimedRow:
-    """One thing that was timed at one batch size.
+    """Timing of an engine, or of PyTorch, at one batch size.
 
     Attributes:
         name: "engine", "engine without graphs", or "PyTorch <mode>".
-        precision: what it computes in.
-        variant: of the engine; that of the engine beside it for PyTorch.
-        batch: images a batch.
-        batches: that one call holds.
-        measures: "compute" (no copies), "infer" (host to host), "stream" (many batches a call, overlapped), "stream
-            pinned" (the same from page-locked memory).
-        includes: what of the way from pixels to answers the time holds, in words.
-        graphs: whether a CUDA graph launched it; None where that is no question, as of streams.
-        beside: in turns with what it was timed, where that is PyTorch; "" else: with the other engines.
-        n: calls that were timed.
-        p50_ms: median of a call, in milliseconds; None with an error, as all that follow.
-        p90_ms: of ten calls nine took at most as long.
-        p99_ms: of a hundred 99 did.
-        mean_ms: over the calls.
-        images_per_second: of the median call.
-        p99_is_near_max: the calls were fewer than a hundred.
-        error: why there are no times; "" where there are.
+        precision: "fp32", "fp16" or "int8".
+        variant: Variant of the engine; for PyTorch, of the engine that it is compared with.
+        batch: Images per batch.
+        batches: Batches per call.
+        measures: "compute" (without copies), "infer" (host to host), "stream" (many overlapped batches per call),
+            "stream pinned" (the same from page-locked memory).
+        includes: Description of what the time covers, from pixels to predictions.
+        graphs: Whether a CUDA graph launched it; None where that does not apply, as with streams.
+        beside: What it was timed in turns with, if that is PyTorch; "": the other engines.
+        n: Number of calls.
+        p50_ms: Median time of a call in milliseconds; None with an error, like all that follow.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile.
+        mean_ms: Mean.
+        images_per_second: Throughput of the median call.
+        p99_is_near_max: Whether there were fewer than 100 calls.
+        error: Why there are no times; "" where there are.
 
     Raises:
-        ValueError: times and an error, or neither; or numbers that no clock and no counter gives.
+        ValueError: There are both times and an error, or neither; or a number is out of range.
     """
 
     name: str
@@ -194,15 +192,15 @@ class TimedRow:
         if (self.p50_ms is None) != bool(self.error):
             raise ValueError("a timed row has either times or an error")
         numbers = (self.n, self.p50_ms, self.p90_ms, self.p99_ms, self.mean_ms, self.images_per_second)
-        if not all(1 <= one <= LARGEST for one in (self.batch, self.batches)):
+        if not all(1 <= size <= LARGEST for size in (self.batch, self.batches)):
             raise ValueError(f"a timed row of {self.batches} times {self.batch} images")
-        if wrong := [one for one in numbers if one is not None and not 0 <= one <= LARGEST]:
+        if wrong := [number for number in numbers if number is not None and not 0 <= number <= LARGEST]:
             raise ValueError(f"a timed row with the number {wrong[0]:g}")
 
 
 @dataclass(frozen=True)
 class CheckRow:
-    """What a check of `benchmarks.gpu.checks` saw of an engine; "error": the check itself could not be made."""
+    """Result of a check in `benchmarks.gpu.checks` for one engine; "error" if the check itself failed to run."""
 
     check: str
     engine: str
@@ -212,17 +210,17 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class Target:
-    """A number that the project wants to reach.
+    """A performance target of the project.
 
     Attributes:
-        target: what is measured, where and in which unit.
-        limit: to reach, or not to exceed.
-        measured: None where it was not.
-        met: None where it is open.
-        why: it is open.
+        target: What is measured, on which hardware and in which unit.
+        limit: Value to reach or not to exceed.
+        measured: Measured value; None where there is none.
+        met: Whether the target is met; None where that is open.
+        why: Why it is open.
 
     Raises:
-        ValueError: judged without a number.
+        ValueError: The target is judged without a measured value.
     """
 
     target: str
@@ -238,29 +236,29 @@ class Target:
 
 @dataclass(frozen=True)
 class GpuEvidence:
-    """All that one visit showed.
+    """The results of one visit.
 
     Attributes:
-        date: when it began, UTC, to the minute.
-        commit: of this code; None where nobody knows.
-        state: how it ended; "running" in a file that nobody writes any more: it was killed.
-        gpu: what it ran on.
+        date: When it began, UTC, to the minute.
+        commit: Git commit of this code; None where it is unknown.
+        state: How it ended; "running" in the file of a visit that was killed.
+        gpu: GPU of the visit.
         flavour: "tensorrt" or "rtx".
-        tensorrt_version: of the library.
-        machine: that the GPU is in; with nothing in it before it was described.
-        model: what the engines are of.
-        asked: the options of the command.
-        steps: in the order in which they were planned.
-        engines: by name, ``<precision>-<variant>``.
-        parity: None before there is a comparison.
-        timings: every row.
-        checks: every check.
-        targets: as far as they could be judged.
-        snapshots: step to clocks, power and temperature right after it.
-        schema: of this file.
+        tensorrt_version: Version of the library.
+        machine: Machine with the GPU; empty until it was described.
+        model: Model that the engines were built from.
+        asked: Options of the command.
+        steps: Steps in the planned order.
+        engines: Engines by name, ``<precision>-<variant>``.
+        parity: Comparison with Keras; None before there is one.
+        timings: All timed rows.
+        checks: All checks.
+        targets: Targets, judged where that was possible.
+        snapshots: Clocks, power and temperature right after each step.
+        schema: Version of this file format.
 
     Raises:
-        ValueError: two steps of one name, or more of a kind than a visit can have.
+        ValueError: Two steps have the same name, or a kind has more than `MOST` entries.
     """
 
     date: str
@@ -293,29 +291,29 @@ class GpuEvidence:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What is wrong, a sentence each: failed steps, checks and comparisons, and rows without their numbers."""
+        """One sentence for each failed step, check or comparison, and each row without numbers."""
         hops = self.parity.hops if self.parity else ()
         refused: dict[str, list[str]] = {}
-        for name, one in self.engines.items():
-            if one.refused:
-                refused.setdefault(one.refused, []).append(name)
+        for name, engine in self.engines.items():
+            if engine.refused:
+                refused.setdefault(engine.refused, []).append(name)
         return (
-            *(f"{one.name}: {one.why}" for one in self.steps if one.state == "error"),
+            *(f"{step.name}: {step.why}" for step in self.steps if step.state == "error"),
             *(f"{listed(names)} {'is' if len(names) == 1 else 'are'} not loaded here: {why}"
               for why, names in refused.items()),
-            *(f"{one.candidate} against Keras: {one.why}" for one in hops if one.verdict == "fail"),
-            *(f"{one.engine}, {one.check.replace('_', ' ')}: {one.detail}" for one in self.checks
-              if one.result in ("fail", "error")),
-            *(f"{one.name}, {one.precision}, batch {one.batch}, {one.measures}: {one.error}" for one in self.timings
-              if one.error),
+            *(f"{hop.candidate} against Keras: {hop.why}" for hop in hops if hop.verdict == "fail"),
+            *(f"{check.engine}, {check.check.replace('_', ' ')}: {check.detail}" for check in self.checks
+              if check.result in ("fail", "error")),
+            *(f"{row.name}, {row.precision}, batch {row.batch}, {row.measures}: {row.error}" for row in self.timings
+              if row.error),
         )  # fmt: skip
 
 
 def read_gpu_evidence(path: Path) -> GpuEvidence:
-    """Read what a visit showed.
+    """Read the record of a visit.
 
     Raises:
-        ProjectError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
+        ProjectError: It is missing, damaged, of another schema, or contradicts itself; with the file and the key.
     """
     return read_record(GpuEvidence, path, remedy=REMEDY, what="evidence from a GPU")
 
@@ -332,54 +330,52 @@ PEERS: Mapping[str, str] = {
     "PyTorch graphs": "PyTorch graphs: channels last, launched by a CUDA graph.",
     "PyTorch compile": "PyTorch compile: channels last, by torch.compile.",
 }
-_READ = (
+_TELEMETRY = (  # field of a snapshot, its name and unit
     ("sm_clock_mhz", "GPU clock", "MHz"),
     ("memory_clock_mhz", "memory clock", "MHz"),
     ("power_w", "power", "W"),
     ("temperature_c", "temperature", "°C"),
 )
 CHECKS: Mapping[str, str] = {"pass": "passed", "fail": "failed", "error": "could not be made", "skipped": "skipped"}
-_SHORT = 10  # characters of a commit, as Git shortens it
 
 
 def library(evidence: GpuEvidence) -> str:
-    """The library's name and version."""
+    """Return the library's name and version."""
     return f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
 
 
 def counted(results: Iterable[object], names: Mapping[Any, str]) -> str:
-    """How many there are of each result, in words; of what there is none is left out."""
+    """Return the number of each result, such as "3 passed, 1 failed"; results that do not occur are left out."""
     counts = Counter(results)
-    return ", ".join(f"{counts[key]} {words}" for key, words in names.items() if counts[key])
+    return ", ".join(f"{counts[key]} {name}" for key, name in names.items() if counts[key])
 
 
 def short_commit(evidence: GpuEvidence) -> str:
-    """The commit, as people write it; the file has all of it."""
-    return evidence.commit[:_SHORT] if evidence.commit else "unknown"
+    """Return the first 10 characters of the commit, or "unknown"."""
+    return evidence.commit[:10] if evidence.commit else "unknown"
 
 
 def clocks(evidence: GpuEvidence) -> str:
-    """The range of what was read of the first GPU after the steps; "" where nothing was."""
-    read = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
-    said = []
-    for key, name, unit in _READ:
-        told = [getattr(one, key) for one in read]
-        values = [value for value in told if value is not None and math.isfinite(value)]
-        if values:
+    """Return the ranges of the first GPU's clocks, power and temperature after the steps; "" without snapshots."""
+    snapshots = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
+    ranges = []
+    for key, name, unit in _TELEMETRY:
+        values = [getattr(snapshot, key) for snapshot in snapshots]
+        if values := [value for value in values if value is not None and math.isfinite(value)]:
             low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
-            said.append(f"{name} {low if low == high else f'{low} to {high}'} {unit}")
-    return ", ".join(said)
+            ranges.append(f"{name} {low if low == high else f'{low} to {high}'} {unit}")
+    return ", ".join(ranges)
 
 
 def not_made(evidence: GpuEvidence) -> dict[str, list[str]]:
-    """Names of the steps that were not made, or not to the end, by the reason."""
+    """Return the names of the steps that did not run to the end, by reason."""
     ended = evidence.state != "running"
     reasons: dict[StepState, str] = {
         "running": "the visit ended in it" if ended else "it is under way, or the visit was ended in it",
         "pending": "the visit ended before" if ended else "its turn has not come, or the visit was ended before",
     }
-    named: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for step in evidence.steps:
         if step.state in ("skipped", "running", "pending"):
-            named.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
-    return named
+            names.setdefault(reasons.get(step.state, step.why or "no reason is known"), []).append(step.name)
+    return names

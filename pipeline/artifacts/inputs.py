@@ -1,7 +1,7 @@
-"""What a stage declares to read, as data, and what the executor hands over by that: nothing else.
+"""Declarations of what a stage reads, and the inputs that it is given by them.
 
-From one declaration come the digests that decide whether a result is up to date, and the files, images and keys that a
-stage can reach. What was not declared cannot be read without an ``UndeclaredError``.
+One declaration gives both the digests that decide whether a result is up to date, and the files, images and keys that
+the stage can access. Access to anything else raises an ``UndeclaredError``.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ if TYPE_CHECKING:
 
 
 class Input(Protocol):
-    """One declaration."""
+    """A declaration of something that a stage reads."""
 
     @property
     def files(self) -> Sequence[str]:
-        """Patterns of the names below ``artifacts/<recipe>/`` that may be read by it."""
-        ...
+        """Patterns of the names in ``artifacts/<recipe>/`` that the stage may read."""
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """What of it decides the result: name to sha256.
+        """Return the sha256, by name, of what decides the result.
 
         Args:
-            context: of the recipe.
-            recorded: the digests of the stage's former run.
+            context: Context of the recipe.
+            recorded: Digests in the manifest of the stage's last run.
         """
-        ...
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Files by their names below ``artifacts/<recipe>/``.
+    """Files in ``artifacts/<recipe>/``.
 
     Attributes:
-        pattern: such as ``train/model.json`` or ``build/*/*.plan``.
+        pattern: Pattern of their names, such as ``train/model.json`` or ``build/*/*.plan``.
     """
 
     pattern: str
@@ -59,34 +57,34 @@ class _Files:
 
 
 class Required(_Files):
-    """A file of an earlier stage that has to be there."""
+    """A file of an earlier stage that must exist."""
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Its own.
+        """Return the file's digest.
 
         Raises:
-            ProjectError: it is not there; with the command that makes it.
+            ProjectError: The file does not exist; with the command that writes it.
         """
         return context.required(self.pattern)
 
 
 class Optional(_Files):
-    """Files of earlier stages, as many as are there."""
+    """Files of earlier stages that may be missing."""
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """One a file."""
+        """Return one digest per existing file."""
         return context.files(self.pattern)
 
 
 class Consulted(_Files):
-    """Files that may be read and decide nothing.
+    """Files that may be read and do not decide the result.
 
-    Such as a manifest that vouches for a file that does, a former result that spares work, or the folder that an
-    interrupted run goes on from.
+    Such as the manifest that records the digest of another input, an earlier result that saves work, or the folder
+    from which an interrupted run resumes.
     """
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """None."""
+        """Return no digests."""
         return {}
 
 
@@ -95,9 +93,9 @@ class Split:
     """The images of a split.
 
     Attributes:
-        name: of the split.
-        minimum: the recipe's key that says how many there must be. Defaults to None: any number will do.
-        decides: whether other images are another result. Defaults to True.
+        name: Name of the split.
+        minimum: Key of the recipe with the smallest number of images. Defaults to None: no minimum.
+        decides: Whether the images decide the result. Defaults to True.
     """
 
     name: str
@@ -106,30 +104,30 @@ class Split:
     files = ()
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """One of contents and labels, one of the classes; see ``Context.split``.
+        """Return a digest of contents and labels and one of the classes, see ``Context.split``.
 
         Raises:
-            DataMissingError: the images are not here, and neither is a former result that stands in.
+            DataMissingError: The images are not on this machine, and no recorded digest replaces theirs.
         """
         return context.split(self.name, recorded) if self.decides else {}
 
 
 @dataclass(frozen=True)
 class Outside:
-    """A file or folder that the recipe names, known by its content.
+    """A file or folder that the recipe names, identified by its content.
 
     Attributes:
-        key: of the recipe.
+        key: Dotted key of the recipe.
     """
 
     key: str
     files = ()
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Its own, none where the recipe names no file.
+        """Return the digest of its content; none where the recipe names no file.
 
         Raises:
-            ProjectError: it is not here; see ``Context.external``.
+            ProjectError: It does not exist; see ``Context.external``.
         """
         path = value_at(context.recipe, self.key)
         if not isinstance(path, str):
@@ -141,42 +139,42 @@ class Outside:
 
 @dataclass(frozen=True)
 class Derived:
-    """What is made of files that change more often than what matters of them, or that name others.
+    """Digests derived from files of which only a part matters, or which name other files.
 
     Attributes:
-        files: patterns of their names.
-        derive: gives the digests; gets all files below the artifacts and the digests of the former run.
+        files: Patterns of the files' names.
+        derive: Function from these artifacts and the digests of the last run to the digests.
     """
 
     files: Sequence[str]
     derive: Callable[[Artifacts, Mapping[str, str]], dict[str, str]]
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Whatever is derived."""
+        """Return the derived digests."""
         return self.derive(Artifacts(context.root, self.files), recorded)
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What repeats the recipe on a command line, for a stage that shows that."""
+    """The command line that repeats the recipe, for a stage that shows it."""
 
     files = ()
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """One of the overrides and of the recipe's place as seen from the artifacts, so that both can move together."""
-        place = os.path.relpath(context.recipe_path, context.artifacts)
-        return {"command line": sha256_json([Path(place).as_posix(), *context.overrides])}
+        """Return a digest of the overrides and the recipe's path relative to the artifacts, so that both can move."""
+        place = Path(os.path.relpath(context.recipe_path, context.artifacts))
+        return {"command line": sha256_json([place.as_posix(), *context.overrides])}
 
 
 @dataclass(frozen=True)
 class Inputs(Artifacts):
-    """What a stage declared, and nothing else.
+    """The declared inputs of a stage.
 
     Attributes:
-        digests: what of it decides the result: name to sha256.
-        key: sha256 of all that decides the result: of these digests, the recipe's part, the code, the machine.
-        find_images: gives the images; they may not be here where a former result stands in for them.
-        command_line: where it was declared.
+        digests: sha256 by name of what decides the result.
+        key: sha256 of everything that decides the result: these digests, the recipe's part, the code, the machine.
+        find_images: Function that returns the images, which need not be on this machine; None if no split was declared.
+        command_line: Command line that repeats the recipe; None if it was not declared.
     """
 
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -186,11 +184,11 @@ class Inputs(Artifacts):
 
     @property
     def images(self) -> ImageSet:
-        """The images of the declared splits.
+        """Images of the declared splits.
 
         Raises:
-            DataError: they are not here, or too few for a split that has a minimum.
-            UndeclaredError: no split was declared.
+            DataError: They are not on this machine, or too few for a split with a minimum.
+            UndeclaredError: No split was declared.
         """
         if self.find_images is None:
             raise UndeclaredError("Expected a declared split of the images. Received: none.")
@@ -198,10 +196,10 @@ class Inputs(Artifacts):
 
     @property
     def invocation(self) -> Invocation:
-        """What repeats the recipe on a command line.
+        """Command line that repeats the recipe.
 
         Raises:
-            UndeclaredError: it was not declared.
+            UndeclaredError: It was not declared.
         """
         if self.command_line is None:
             raise UndeclaredError("Expected the command line to be declared. Received: no such input.")
@@ -209,18 +207,18 @@ class Inputs(Artifacts):
 
 
 class DeclaredSplits(dict[str, Any]):
-    """Samples by split; asking for one that was not declared is an error."""
+    """Samples by split; an undeclared split raises an ``UndeclaredError``."""
 
     def __missing__(self, name: str) -> Any:
         raise UndeclaredError(f"Expected one of the declared splits {list(self)}. Received: {name}.")
 
 
 class Part:
-    """A section of a recipe of which only declared keys can be read; it stands in for the section.
+    """Proxy of a recipe's section that gives only declared keys.
 
     Args:
-        section: the dataclass.
-        keys: dotted names below it.
+        section: The dataclass.
+        keys: Dotted keys within it.
     """
 
     def __init__(self, section: Any, keys: Sequence[str]) -> None:
@@ -229,36 +227,35 @@ class Part:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        below = [key.partition(".")[2] for key in self._keys if key.partition(".")[0] == name]
-        if not below:
+        keys = [key.partition(".")[2] for key in self._keys if key.partition(".")[0] == name]
+        if not keys:
             raise UndeclaredError(f"Expected one of the declared keys {list(self._keys)}. Received: {name}.")
         value = getattr(self._section, name)
-        return value if "" in below or not is_dataclass(value) else Part(value, below)
+        return value if "" in keys or not is_dataclass(value) else Part(value, keys)
 
 
 def declared_part(recipe: Recipe, keys: Sequence[str]) -> Recipe:
-    """The recipe as far as it is declared; reading anything else of it raises ``UndeclaredError``.
+    """Return the declared part of a recipe; reading anything else raises an ``UndeclaredError``.
 
     Args:
-        recipe: all of it.
-        keys: sections and dotted keys.
+        recipe: The whole recipe.
+        keys: Sections and dotted keys.
     """
-    whole = all(one.name in keys for one in fields(recipe))
-    return recipe if whole else cast("Recipe", Part(recipe, keys))
+    return recipe if all(item.name in keys for item in fields(recipe)) else cast("Recipe", Part(recipe, keys))
 
 
 def value_at(section: object, key: str) -> Any:
-    """The value of a dotted key; None where there is no such key."""
+    """Return the value of a dotted key; None if there is no such key."""
     for name in key.split("."):
         section = getattr(section, name, None)
     return section
 
 
 def recipe_changes(manifest: Manifest | None, recipe: Recipe) -> list[str]:
-    """What the recipe says now and did not when a stage ran, such as "train.seed: 1 -> 2"; nothing is hashed.
+    """List the recipe's keys that changed since a stage ran, such as "train.seed: 1 -> 2"; no file is hashed.
 
     Args:
-        manifest: of the stage. None: it has not run, and nothing changed.
-        recipe: in force.
+        manifest: Manifest of the stage; None if it has not run, which gives no changes.
+        recipe: The present recipe.
     """
     return config_changes(manifest, recipe_slice(recipe, manifest.config)) if manifest else []

@@ -1,15 +1,17 @@
-"""What a machine is, and what its GPUs are doing: beside every number that is measured, and nothing that names anybody.
+"""Description of a machine and of the state of its GPUs, recorded with every measurement.
 
-`benchmarks.telemetry` asks the GPUs. What cannot be found out is None. Standard library only, Python 3.10 syntax.
+It holds nothing that identifies a person or a host; what is unknown is None. `benchmarks.telemetry` queries the GPUs.
+Standard library only, Python 3.10 syntax.
 """
 
+import contextlib
 import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 
-# Instruction sets that decide how fast INT8 and FP16 can be on a CPU.
+# Instruction sets that decide the speed of INT8 and FP16 on a CPU.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
 
 
@@ -18,10 +20,10 @@ class Cpu:
     """A processor.
 
     Attributes:
-        model: as it names itself.
-        cores: logical ones.
-        usable_cores: that this process may use.
-        features: those of `CPU_FEATURES` that it has.
+        model: Model name.
+        cores: Number of logical cores.
+        usable_cores: Number of cores that this process may use.
+        features: Those of `CPU_FEATURES` that it has.
     """
 
     model: str | None = None
@@ -35,7 +37,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU; what only NVML knows is None without it."""
+    """A GPU; the fields with a default come from NVML and are None without it."""
 
     name: str
     compute_capability: str
@@ -47,17 +49,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine; one of which nothing was told yet has the defaults.
+    """A machine; the defaults stand for one that has not been described yet.
 
     Attributes:
-        cpu: its processor.
-        memory_bytes: all of it.
-        os: distribution and kernel.
-        python: version.
-        packages: name to version, of those that matter to a benchmark.
-        driver_version: of NVIDIA's driver.
-        cuda_version: the newest that the driver takes.
-        gpus: those that CUDA lists.
+        cpu: Processor.
+        memory_bytes: Total memory in bytes.
+        os: Distribution and kernel.
+        python: Version of Python.
+        packages: Versions by name of the packages that matter to a benchmark.
+        driver_version: Version of NVIDIA's driver.
+        cuda_version: Newest CUDA version that the driver supports.
+        gpus: GPUs that CUDA lists.
     """
 
     cpu: Cpu = field(default_factory=Cpu)
@@ -72,17 +74,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class GpuSnapshot:
-    """What a GPU is doing at one moment.
+    """State of a GPU at one moment.
 
     Attributes:
-        sm_clock_mhz: of the multiprocessors.
-        memory_clock_mhz: of its memory.
-        temperature_c: degrees Celsius.
-        power_w: watts.
-        gpu_load_percent: of the time before.
-        memory_used_bytes: by everybody.
+        sm_clock_mhz: Clock of the multiprocessors in MHz.
+        memory_clock_mhz: Clock of the memory in MHz.
+        temperature_c: Temperature in degrees Celsius.
+        power_w: Power in watts.
+        gpu_load_percent: Utilisation in the time before, in percent.
+        memory_used_bytes: Memory in use by all processes, in bytes.
         throttle_reasons: NVML's bit mask.
-        power_rail: of a Jetson: the rail that ``power_w`` is of, which on an Orin is never the GPU's alone.
+        power_rail: On a Jetson, the rail that ``power_w`` was read from; on an Orin it supplies more than the GPU.
     """
 
     sm_clock_mhz: int | None = None
@@ -97,7 +99,10 @@ class GpuSnapshot:
 
 def describe_cpu() -> Cpu:
     """Describe the processor of this machine."""
-    info = _cpuinfo()
+    info: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        first = (line.partition(":") for line in file.read().partition("\n\n")[0].splitlines())
+        info = {key.strip(): value.strip() for key, _, value in first}
     flags = (info.get("flags") or info.get("Features") or "").split()
     return Cpu(
         model=info.get("model name") or platform.processor() or platform.machine(),
@@ -108,7 +113,7 @@ def describe_cpu() -> Cpu:
 
 
 def memory_bytes() -> int | None:
-    """The memory of the machine."""
+    """Return the total memory of the machine in bytes; None where it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -116,18 +121,18 @@ def memory_bytes() -> int | None:
 
 
 def system() -> str:
-    """Name of the distribution, kernel and architecture."""
+    """Return the name of the distribution, the kernel and the architecture."""
     try:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
     except OSError:
         name = ""
-    release = platform.release().partition("-")[0]  # what follows may name who built it
+    release = platform.release().partition("-")[0]  # the rest may name a host or a person
     kernel = f"{platform.system()} {release} {platform.machine()}"
     return f"{name} ({kernel})" if name else kernel
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package, which is not imported."""
+    """Return the version of an installed package without importing it; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -135,15 +140,5 @@ def version_of(package: str) -> str | None:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """Return the versions of those packages that are installed."""
     return {name: version for name in packages if (version := version_of(name)) is not None}
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            lines = file.read().partition("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

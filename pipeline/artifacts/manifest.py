@@ -1,14 +1,14 @@
-"""What a stage read and wrote, and from that: is its result up to date, and if not, why.
+"""Manifests: what a stage read and wrote, and whether its result is up to date.
 
-A result is up to date when no input byte, recipe slice or statement of the stage's own code changed and its files are
-still what it wrote. Versions of tools are recorded; a difference is reported, not rerun, so that artifacts travel.
+A result is up to date if its inputs, its part of the recipe and its code are unchanged and its files are as it wrote
+them. Other versions of tools are logged and cause no rerun, so that artifacts can move between machines.
 """
 
 import logging
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,10 +49,10 @@ class Key:
     """Everything that decides a stage's result.
 
     Attributes:
-        inputs: name to sha256, for files ``stage/name`` and for image sets ``data/split``.
-        config: the slice of the recipe.
-        code: sha256 of the stage's own modules.
-        environment: facts about this machine that decide too, of the stages that build or run engines.
+        inputs: sha256 by name, for files ``stage/name`` and for image sets ``data/split``.
+        config: The stage's part of the recipe.
+        code: sha256 of the stage's modules.
+        environment: Facts about this machine that decide too, for stages that build or run engines.
     """
 
     inputs: dict[str, str]
@@ -71,13 +71,13 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleIndex:
-    """``bundle.json``, which lies in front of a bundle's files.
+    """``bundle.json``, the first file of a bundle.
 
     Attributes:
-        schema: of this file.
-        recipe: its name.
-        recipe_sha256: of the recipe in the bundle.
-        files: the others, by path relative to the folder of artifacts.
+        schema: Version of this file format.
+        recipe: Name of the recipe.
+        recipe_sha256: sha256 of the recipe's file in the bundle.
+        files: All other files, by path relative to the artifacts folder.
     """
 
     schema: int = 1
@@ -96,21 +96,21 @@ class Manifest:
     config: Mapping[str, Any]
     code: str
     environment: Mapping[str, Any]
-    outputs: Mapping[str, FileRecord]  # by path relative to the folder
+    outputs: Mapping[str, FileRecord]  # by path relative to the stage's folder
     seconds: float
     versions: Mapping[str, str]
-    result: Mapping[str, Any]  # what the stage reports: accuracy, verdict, skipped images
-    finished: str = ""  # when it was written: UTC, ISO 8601, to the second; earlier versions did not say
+    result: Mapping[str, Any]  # what the stage returns: accuracy, verdict, skipped images
+    finished: str = ""  # when it was written: UTC, ISO 8601, in seconds; "" in manifests of earlier versions
     schema: int = SCHEMA
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a stage folder; None if there is none, or, with a warning, if it is damaged."""
+    """Read the manifest in a stage's folder; None if it is missing or, with a warning, damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        remedy = "Without it the result beside it does not count; `run` makes it anew."
+        remedy = "Without it the result beside it does not count; `run` makes it again."
         return read_record(Manifest, path, remedy=remedy, what="manifest")
     except ProjectError as error:
         _warn_once(str(error))
@@ -118,34 +118,34 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_stage(artifacts: Artifacts, stage: str) -> Manifest | None:
-    """The record of a stage; None if there is none, or, with a warning, if it is damaged.
+    """Read the manifest of a stage; None if it is missing or, with a warning, damaged.
 
     Raises:
-        UndeclaredError: it is not declared.
+        UndeclaredError: It is not declared.
     """
     return read_manifest(artifacts.path(f"{stage}/{MANIFEST}").parent)
 
 
 def read_result(manifest: Manifest, kind: type[T], remedy: str = "") -> T:
-    """What a stage reported, as the type that it returned.
+    """Return a stage's recorded result as the type that the stage returned.
 
     Args:
-        manifest: of the stage.
-        kind: the dataclass.
-        remedy: what to do where it is another. Defaults to "": to run the stage again.
+        manifest: Manifest of the stage.
+        kind: Dataclass of the result.
+        remedy: What to do if the record is not of this type. Defaults to "": run the stage again.
 
     Raises:
-        ProjectError: it is another; with the manifest and the key.
+        ProjectError: The record is not of this type; with the manifest and the key.
     """
-    again = f"Run the {manifest.stage} stage again, with --force."
-    return from_json(kind, manifest.result, f"{manifest.stage}/{MANIFEST}", remedy=remedy or again, what="result")
+    remedy = remedy or f"Run the {manifest.stage} stage again, with --force."
+    return from_json(kind, manifest.result, f"{manifest.stage}/{MANIFEST}", remedy=remedy, what="result")
 
 
 def as_recorded(artifacts: Artifacts, name: str) -> bool:
-    """Whether a file ``stage/name`` that is there is what the stage's manifest says that it wrote.
+    """Return whether an existing file ``stage/name`` is as the stage's manifest records it.
 
     Raises:
-        UndeclaredError: the file or the manifest is not declared.
+        UndeclaredError: The file or the manifest is not declared.
     """
     stage, _, file = name.partition("/")
     manifest = read_stage(artifacts, stage)
@@ -161,7 +161,7 @@ def _warn_once(message: str) -> None:
 def write_manifest(
     folder: Path, *, stage: str, recipe: str, key: Key, seconds: float, result: dict[str, object]
 ) -> Manifest:
-    """Hash what a stage wrote into ``folder`` and record it there."""
+    """Hash the files that a stage wrote into ``folder`` and write their manifest there."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     outputs = {p.relative_to(folder).as_posix(): FileRecord(sha256_file(p), p.stat().st_size) for p in files}
     manifest = Manifest(
@@ -179,20 +179,19 @@ def write_manifest(
 
 
 def without_defaults(result: Any) -> dict[str, object]:
-    """Those fields of a dataclass that say something else than their default, as plain JSON types."""
-    said = {one.name for one in fields(result) if getattr(result, one.name) != _default(one)}
-    return {name: value for name, value in to_json(result).items() if name in said}
-
-
-def _default(one: Field[Any]) -> Any:
-    return one.default_factory() if one.default_factory is not MISSING else one.default
+    """Return the fields of a dataclass that differ from their defaults, as plain JSON types."""
+    defaults = {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(result)
+    }
+    return {name: value for name, value in to_json(result).items() if getattr(result, name) != defaults[name]}
 
 
 def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
-    """The reasons to run a stage; empty when its result is up to date."""
+    """List the reasons to run a stage; empty if its result is up to date."""
     if manifest is None:
         return ["it has not run"]
-    reasons = [f"input {name}: {what}" for name, what in _changes(manifest.inputs, key.inputs)]
+    reasons = [f"input {change}" for change in _changes(manifest.inputs, key.inputs)]
     reasons += [f"recipe {change}" for change in config_changes(manifest, key.config)]
     if manifest.code != key.code:
         reasons.append("the stage's code changed")
@@ -207,38 +206,39 @@ def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
 
 
 def config_changes(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
-    """Keys of the recipe that say something else than when a stage ran."""
-    return [f"{name}: {what}" for name, what in _changes(_flat(manifest.config), _flat(config))]
+    """List the recipe's keys whose values changed since a stage ran, such as "train.seed: 1 -> 2"."""
+    return _changes(_flat(manifest.config), _flat(config))
 
 
-def environment_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Differences of the machine that call for a rerun.
+def environment_changes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """List the differences of the machine that require a rerun.
 
-    A result that was made with more than this machine has is kept: rerunning it here would only replace it by less.
-    Without the GPU or the TensorRT of then nothing else counts; of the rest, a library or a permission, what is gone
-    counts by itself alone.
+    A result made with more than this machine has is kept, because a rerun could only replace it by less: without the
+    recorded GPU or TensorRT no difference counts, and a library or permission that is missing here is ignored.
     """
-    if any(recorded.get(name) and not here.get(name) for name in ("gpu", "tensorrt")):
+    if any(recorded.get(name) and not current.get(name) for name in ("gpu", "tensorrt")):
         return []
-    kept = {name: value for name, value in recorded.items() if name in here}
-    return [f"this machine's {name}: {what}" for name, what in _changes(kept, here)]
+    common = {name: value for name, value in recorded.items() if name in current}
+    return [f"this machine's {change}" for change in _changes(common, current)]
 
 
 def version_changes(manifest: Manifest) -> list[str]:
-    """Tools whose version here differs from the one that a result was made with (both installed)."""
-    here = tool_versions()
+    """List the installed tools whose version differs from the one that a result was made with."""
+    installed = tool_versions()
     return [
-        f"{tool} {then} -> {here[tool]}" for tool, then in manifest.versions.items() if here.get(tool, then) != then
+        f"{tool} {version} -> {installed[tool]}"
+        for tool, version in manifest.versions.items()
+        if installed.get(tool, version) != version
     ]
 
 
 def code_hash(module: str) -> str:
-    """sha256 over what a module and those that it imports do: see ``pipeline.artifacts.code_key``."""
+    """Return the sha256 of the code of a module and its imports, see ``pipeline.artifacts.code_key``."""
     return code_digest(module, ROOT)
 
 
 def tool_versions() -> dict[str, str]:
-    """Installed versions of the tools that can change a result, without importing them."""
+    """Return the installed versions of the tools that can change a result, without importing them."""
     return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
@@ -249,17 +249,16 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def short(value: Any) -> str:
-        text = str(value)
-        return text[:12] if len(text) == 64 else text
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    changes = {name: f"is new ({_short(after[name])})" for name in after.keys() - before.keys()}
+    changes |= dict.fromkeys(before.keys() - after.keys(), "is gone")
+    changes |= {
+        name: f"{_short(before[name])} -> {_short(after[name])}"
+        for name in before.keys() & after.keys()
+        if before[name] != after[name]
+    }
+    return [f"{name}: {change}" for name, change in sorted(changes.items())]
 
-    changes = []
-    for name in sorted(then.keys() | now.keys()):
-        if name not in then:
-            changes.append((name, f"is new ({short(now[name])})"))
-        elif name not in now:
-            changes.append((name, "is gone"))
-        elif then[name] != now[name]:
-            changes.append((name, f"{short(then[name])} -> {short(now[name])}"))
-    return changes
+
+def _short(value: Any) -> str:
+    return str(value)[:12] if len(str(value)) == 64 else str(value)  # 64: a sha256

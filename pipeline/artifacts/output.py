@@ -1,4 +1,4 @@
-"""Places to write to, looked at before any work is done for them; a disk that is full all the same is said so."""
+"""Check output paths and free disk space before any work starts, and explain a full disk."""
 
 import contextlib
 import errno
@@ -11,20 +11,20 @@ from pathlib import Path
 from export.errors import ProjectError, add_note, notes
 from export.files import FULL, with_place
 
-_NEARLY_NOTHING = 2**20  # bytes; libraries report a full disk in many ways, and then less than this is left
+_NEARLY_NOTHING = 2**20  # bytes; with less than this free, an error of a library is taken for a full disk
 
 
 def check_output(path: Path, option: str, example: str, endings: Sequence[str] = ()) -> None:
-    """Refuse a path that no file can be written to. Folders that do not exist are made when it is written.
+    """Refuse a path to which no file can be written; missing folders are created later, when it is written.
 
     Args:
-        path: what was given.
-        option: as it is typed, such as "-o".
-        example: a name of such a file.
-        endings: of the name, of which one must be there. Defaults to (): any.
+        path: Path of the output file.
+        option: Option that names it, such as "-o".
+        example: Name of such a file, for messages.
+        endings: File name endings that are allowed. Defaults to (): any.
 
     Raises:
-        ProjectError: a folder, standard output, a device, another ending, or a place where nothing can be written.
+        ProjectError: The path is a folder, standard output or a device, has another ending, or cannot be written.
     """
     if str(path) == "-":
         raise ProjectError(
@@ -35,10 +35,11 @@ def check_output(path: Path, option: str, example: str, endings: Sequence[str] =
             f"Expected a file after {option}, such as {path / example}. Received: {path}, which is a folder."
         )
     if endings and path.suffix.lower() not in endings:
-        shorter = path.with_suffix("")  # of my.tar.gz my.tar, which is no my.tar.tar
+        shorter = path.with_suffix("")  # my.tar.gz becomes my.tar, not my.tar.tar
         fit = shorter if shorter.suffix.lower() in endings else path.with_suffix(endings[0])
-        wanted = f"ends in {' or '.join(endings)} after {option}, such as {fit}"
-        raise ProjectError(f"Expected a file that {wanted}. Received: {path}.")
+        raise ProjectError(
+            f"Expected a file that ends in {' or '.join(endings)} after {option}, such as {fit}. Received: {path}."
+        )
     if path.exists() and not path.is_file():
         raise ProjectError(
             f"Expected a file after {option}, such as {example}. Received: {path}, which is a device or a pipe."
@@ -47,60 +48,58 @@ def check_output(path: Path, option: str, example: str, endings: Sequence[str] =
 
 
 def check_folder(folder: Path, option: str, path: Path | None = None) -> None:
-    """Refuse a folder that is none, or in which (or in the nearest one above that exists) nothing can be written.
+    """Refuse a folder if nothing can be written to it or, where it does not exist, to its nearest existing parent.
 
     Args:
-        folder: it need not exist yet.
-        option: as it is typed.
-        path: what is to be written there, as it was given. Defaults to None: the folder itself was given.
+        folder: The folder; it need not exist.
+        option: Option that names it.
+        path: File to be written in the folder, for messages. Defaults to None: the folder itself.
 
     Raises:
-        ProjectError: with the reason of the system.
+        ProjectError: The folder cannot be written; with the system's reason.
     """
-    given = folder if path is None else path
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
         raise ProjectError(
-            f"Expected a place in a folder after {option}. Received: {given}, where {there} is no folder."
+            f"Expected a place in a folder after {option}. Received: {path or folder}, where {existing} is no folder."
         )
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise ProjectError(
-            f"Expected a place that can be written after {option}. Received: {given}: {error.strerror or error} "
-            f"(in {there}). Name another."
+            f"Expected a place that can be written after {option}. Received: {path or folder}: "
+            f"{error.strerror or error} (in {existing}). Name another."
         ) from error
 
 
 def require_space(folder: Path, needed: int, what: str, option: str = "--artifacts") -> None:
-    """Refuse to start where a disk does not hold what is to be written.
+    """Refuse to start if the disk has too little space for the files to be written.
 
     Args:
-        folder: where to; it need not be there yet.
-        needed: bytes, as few as it can be.
-        what: is written, for the message.
-        option: names another place. Defaults to "--artifacts".
+        folder: Folder to be written; it need not exist.
+        needed: Lower bound of the size in bytes.
+        what: Description of the files, for the message.
+        option: Option that names another folder. Defaults to "--artifacts".
 
     Raises:
-        ProjectError: less is free.
+        ProjectError: Less space is free.
     """
     free = _free(folder)
     if free is not None and free < needed:
         raise ProjectError(
-            f"Expected at least {_size(needed)} free in {_there(folder)} for {what}. Received: {_size(free)}. "
+            f"Expected at least {_size(needed)} free in {_nearest_folder(folder)} for {what}. Received: {_size(free)}. "
             f"Free some, or name another place with {option}."
         )
 
 
 @contextlib.contextmanager
 def explaining_full_disk(folder: Path) -> Iterator[None]:
-    """Make whatever a library raises where the disk is full the system's error, with the folder that was written.
+    """Replace whatever a library raises on a full disk by the system's error, with the folder that was written.
 
-    HDF5, TensorFlow and numpy say it in as many ways, and some by a wrong number of bytes.
+    HDF5, TensorFlow and NumPy each report a full disk in their own way, some as a wrong number of bytes.
 
     Raises:
-        OSError: instead of what was raised, if next to nothing is free. Errors of our own pass as they are.
+        OSError: Instead of the library's error, if almost nothing is free. A ProjectError passes unchanged.
     """
     try:
         yield
@@ -120,37 +119,36 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
 
 
 def sentence(error: OSError) -> str:
-    """What the system said, as a sentence; of a full disk with what is free and what to do."""
-    if error.errno not in FULL or not error.filename:  # without a name it may be anywhere
+    """Return the system's error as a sentence; for a full disk, with the free space and what to do."""
+    if error.errno not in FULL or not error.filename:  # without a name the full disk is unknown
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
-    places, temporary = [Path(str(error.filename))], Path(tempfile.gettempdir())
-    if _device(places[0]) != _device(temporary):
-        places.append(temporary)  # libraries write there before they write here
-    free = [f"{_size(bytes_free)} free in {_there(p)}" for p in places if (bytes_free := _free(p)) is not None]
+    # Libraries write to the temporary folder first, which may be on another disk.
+    folders = [_nearest_folder(Path(str(error.filename))), _nearest_folder(Path(tempfile.gettempdir()))]
+    if _device(folders[0]) == _device(folders[1]):
+        del folders[1]
+    free = [f"{_size(size)} free in {folder}" for folder in folders if (size := _free(folder)) is not None]
     return (
         f"Expected space to write {error.filename}. Received: {error.strerror} ({', '.join(free)}). Free some, or "
         "write to another disk (--artifacts, -o, TMPDIR), and run the same command again."
     )
 
 
-def _there(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+def _nearest_folder(path: Path) -> Path:
+    """Return the folder itself, or its nearest existing parent."""
     return next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path("/"))
 
 
 def _free(path: Path) -> int | None:
     try:
-        return shutil.disk_usage(_there(path)).free
+        return shutil.disk_usage(_nearest_folder(path)).free
     except OSError:
         return None
 
 
 def _device(path: Path) -> int:
-    return os.stat(_there(path)).st_dev
+    return path.stat().st_dev
 
 
 def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next((f"{count / size:.1f} {unit}" for unit, size in units if count >= size), f"{count} bytes")

@@ -1,4 +1,4 @@
-"""The verdict as a file, ``verify/parity.json``: every hop with its distances, and the bytes that they hold for.
+"""The verdict's record, ``verify/parity.json``: every hop with its distances, and the digests of the files judged.
 
 Standard library only, Python 3.10 syntax.
 """
@@ -23,8 +23,8 @@ NOT_VERIFIED: Final = "not verified"
 FROM_KERAS: Final = "from_keras"
 STEP: Final = "step"
 TOP_K: Final = "top_k"
-CUDA: Final = "onnxruntime-cuda"  # the backend that runs the same files as "onnxruntime", on a GPU
-NO_LOGITS: Final = "did not give usable logits"  # of a reference, in why a comparison with it failed
+CUDA: Final = "onnxruntime-cuda"  # backend that runs the files of "onnxruntime" on a GPU
+NO_LOGITS: Final = "did not give usable logits"  # said of a reference in `Hop.why`
 SCHEMA = 3
 Kind = Literal["from_keras", "step", "top_k"]
 Overall = Literal["pass", "inconclusive", "fail"]
@@ -37,33 +37,34 @@ class Hop:
     """One comparison of a candidate with a reference on the test images.
 
     Attributes:
-        kind: "from_keras" (against Keras), "step" (against the step before), "top_k" (the best classes that a graph
-            picks, against its own probabilities).
-        reference: file that gave the expected answers, or what they are.
-        candidate: file that was judged, relative to the artifacts folder.
+        kind: "from_keras" (with Keras), "step" (with the step before), or "top_k" (the best classes that a graph
+            returns, with its own probabilities).
+        reference: File that gave the expected logits, or a description of them.
+        candidate: File that was judged, relative to the artifacts folder.
         backend: "onnxruntime", "onnxruntime-cuda" or "tensorrt".
         precision: "fp32", "fp16" or "int8".
-        images: test images.
-        verdict: on this hop.
-        why: what was missed, or why it did not run.
-        certainty: what a pass shows.
-        images_to_decide: about how many images would decide, where it is inconclusive.
-        note: what this backend does and does not prove.
-        finite: whether every logit is; None where nothing was compared, as all that follow.
-        max_abs: largest difference of a logit; None where not all are finite.
-        relative_error: that over the largest logit of the reference.
-        relative_limit: the relative error allowed; None where none was asked for.
-        noise: what the limit follows from, where the recipe leaves it to the model; None else, and where it was not
-            measured.
-        cosine: mean over the images.
-        sqnr_db: signal to noise of the logits in dB; None where both are equal, or not all are finite.
-        top1_agreement: share of images with the same best class.
-        agreement_interval: 95 %, Wilson.
-        accuracy_reference: share of the labels that the reference meets.
-        accuracy_candidate: share of the labels that the candidate meets.
-        accuracy_drop: share lost.
-        accuracy_drop_interval: 95 %, Tango.
-        mcnemar: right answers lost and gained.
+        images: Number of test images.
+        verdict: Verdict on this hop.
+        why: Which threshold was missed, or why it did not run.
+        certainty: What a pass shows.
+        images_to_decide: Estimated number of images that would decide an inconclusive hop.
+        note: What this backend does and does not prove.
+        finite: Whether all logits are finite; None where nothing was compared, like all that follow.
+        max_abs: Largest absolute difference of a logit; None where not all are finite.
+        relative_error: That difference over the largest absolute logit of the reference.
+        relative_limit: Relative error allowed; None without a limit.
+        noise: Float noise that the limit follows from, where the recipe says "auto"; None otherwise, and where it was
+            not measured.
+        cosine: Mean cosine similarity of the logits over the images.
+        sqnr_db: Signal to quantization noise ratio of the logits in dB; None where both are equal, or not all are
+            finite.
+        top1_agreement: Share of the images with the same top class.
+        agreement_interval: 95 % confidence interval by Wilson.
+        accuracy_reference: Accuracy of the reference, as a share.
+        accuracy_candidate: Accuracy of the candidate, as a share.
+        accuracy_drop: Difference of the two.
+        accuracy_drop_interval: 95 % confidence interval by Tango.
+        mcnemar: Numbers of correct predictions lost and gained.
     """
 
     kind: Kind
@@ -94,7 +95,7 @@ class Hop:
 
     @property
     def run_name(self) -> str:
-        """The candidate in words: the file, and what ran it where that has to be said."""
+        """Name of the candidate's run, see the function `run_name`."""
         return run_name(self.candidate, self.backend)
 
     @property
@@ -104,15 +105,15 @@ class Hop:
 
     @property
     def lacks_reference(self) -> bool:
-        """Whether what the candidate is held against was not run here, so that the hop says nothing of the candidate.
+        """Whether the reference was not run here, so that the hop has no verdict on the candidate.
 
-        A candidate that was not run itself has a ``from_keras`` hop that says so.
+        A candidate that was not run itself has a ``from_keras`` hop that records it.
         """
         return self.verdict == NOT_RUN and self.kind != FROM_KERAS
 
     @property
     def equal(self) -> bool:
-        """Whether candidate and reference gave the very same logits."""
+        """Whether candidate and reference gave identical logits."""
         return self.compared and self.sqnr_db is None and self.max_abs == 0
 
 
@@ -121,12 +122,12 @@ class ParityReport:
     """The verdict of the verify stage.
 
     Attributes:
-        verdict: over all hops.
-        subjects: file to sha256, of all that the verdict holds for: the judged files and what they were judged with.
-        thresholds: what was asked, by precision.
-        hops: every comparison.
-        warnings: what a reader must know besides the verdict.
-        schema: of this file.
+        verdict: Verdict over all hops.
+        subjects: sha256 by name of the files that were judged and of those that they were judged with.
+        thresholds: Thresholds by precision.
+        hops: All comparisons.
+        warnings: What a reader must know besides the verdict.
+        schema: Version of this file format.
     """
 
     verdict: Overall
@@ -141,18 +142,18 @@ class ParityReport:
             raise ValueError(f"the verdict {self.verdict!r} over hops whose verdict is {expected!r}")
 
     def verdict_of(self, name: str, digests: Mapping[str, str], backend: str | None = None) -> str:
-        """The verdict on one file.
+        """Return the verdict on one file.
 
-        One file that two backends run has two verdicts: what passed on a CPU may fail in the GPU's own arithmetic.
+        A file that two backends ran has two verdicts, because what passed on a CPU may fail on a GPU.
 
         Args:
-            name: the file, relative to the artifacts folder.
-            digests: sha256 of the file, and of what belongs to it, by name.
-            backend: what is to run it. Defaults to None: the worst of all that ran it.
+            name: The file, relative to the artifacts folder.
+            digests: sha256 by name of the file and of the files that belong to it.
+            backend: Backend to run it. Defaults to None: the worst verdict over all backends.
 
         Returns:
-            "pass", "inconclusive", "fail", "not run", or "not verified" if it is unknown, was not run by this
-            backend, or was changed since.
+            "pass", "inconclusive", "fail", "not run", or "not verified" if the file is unknown, was not run by this
+            backend, or was altered since.
         """
         if name not in digests or any(self.subjects.get(key) != digest for key, digest in digests.items()):
             return NOT_VERIFIED
@@ -165,12 +166,12 @@ class ParityReport:
 
 
 def run_name(name: str, backend: str) -> str:
-    """A file and what ran it, in words; no two runs have the same. The CPU's and TensorRT's need only the file."""
+    """Return the unique name of a run: the file, with the backend unless it is ONNX Runtime's CPU or TensorRT."""
     return name if backend in ("", "onnxruntime", "tensorrt") else f"{name} on {'CUDA' if backend == CUDA else backend}"
 
 
 def overall_verdict(hops: Sequence[Hop]) -> Overall:
-    """The verdict over all: "fail" when a hop failed or none ran, else "inconclusive" when a hop is, else "pass"."""
+    """Return "fail" if a hop failed or none ran, else "inconclusive" if a hop is inconclusive, else "pass"."""
     verdicts = {hop.verdict for hop in hops}
     if FAIL in verdicts or not verdicts & {PASS, INCONCLUSIVE}:
         return "fail"
@@ -178,7 +179,7 @@ def overall_verdict(hops: Sequence[Hop]) -> Overall:
 
 
 def allowed(hops: Sequence[Hop]) -> str:
-    """What a relative error may be where the recipe leaves it to the model, and why; "" where it says a number."""
+    """Describe the relative error allowed where the recipe says "auto", and why; "" where it says a number."""
     limits = (
         f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
         for hop in hops
@@ -188,19 +189,18 @@ def allowed(hops: Sequence[Hop]) -> str:
 
 
 def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
-    """The files of comparisons that did not run, each once, by the reason; one that ran itself with its reference."""
-    found: dict[str, list[str]] = {}
-    idle = {hop.run_name for hop in hops if hop.verdict == NOT_RUN and hop.kind == FROM_KERAS}
-    for hop in hops:
-        if hop.verdict == NOT_RUN:
-            name = hop.run_name if hop.run_name in idle else f"{hop.run_name} against {hop.reference}"
-            if name not in found.setdefault(hop.why, []):
-                found[hop.why].append(name)
-    return found
+    """Return the files of comparisons that did not run, by reason; a file that did run is named with its reference."""
+    skipped = [hop for hop in hops if hop.verdict == NOT_RUN]
+    idle = {hop.run_name for hop in skipped if hop.kind == FROM_KERAS}
+    names: dict[str, dict[str, None]] = {}  # dicts as ordered sets
+    for hop in skipped:
+        name = hop.run_name if hop.run_name in idle else f"{hop.run_name} against {hop.reference}"
+        names.setdefault(hop.why, {})[name] = None
+    return {why: list(files) for why, files in names.items()}
 
 
 def by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:
-    """The recipe's thresholds as a verdict records them."""
+    """Return the recipe's thresholds by precision."""
     return {"fp32": thresholds.fp32, "fp16": thresholds.fp16, "int8": thresholds.int8}
 
 
@@ -208,7 +208,7 @@ def read_parity(path: Path) -> ParityReport:
     """Read a verdict.
 
     Raises:
-        ProjectError: missing, damaged, of another schema, or at odds with itself; with the file and the key.
+        ProjectError: It is missing, damaged, of another schema, or contradicts itself; with the file and the key.
     """
     return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
 

@@ -1,9 +1,4 @@
-"""Names of the files below ``artifacts/<recipe>/``, and access to those that were declared.
-
-Names of the files that stages hand to each other and to other programs, below ``artifacts/<recipe>/``.
-
-The files below ``artifacts/<recipe>/`` that a piece of code may read, by their names ``stage/file``.
-"""
+"""Names of the files in ``artifacts/<recipe>/``, and access to those that code has declared."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,12 +15,12 @@ ONNX: Mapping[str, str] = {
     "fp16": "quantize/model.fp16.onnx",
     "int8": "quantize/model.int8.onnx",
 }
-# For TensorRT 8.6, whose parser is for opset 17; there only where the recipe says quantize.tensorrt8.
+# For TensorRT 8.6, whose parser takes opset 17; written only with quantize.tensorrt8.
 TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",
     "int8": "quantize/model.int8-trt8.onnx",  # FP32 where it is not INT8
 }
-# An engine is a plan and the sidecar beside it: whoever reads the one reads the other.
+# An engine is a plan and the sidecar beside it; they are read together.
 ENGINES = ("build/*/*.plan", "build/*/*.json")
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
@@ -34,7 +29,7 @@ PREDICTIONS = "infer/predictions.csv"
 REPORT = "report/report.html"
 
 _ENGINE = rf"({'|'.join(PRECISIONS)})(-[a-z0-9_]{{1,100}})?\.(plan|json)"
-# Every file that a stage writes, by the stage; its manifest.json besides. What else an archive holds is not ours.
+# Every file that a stage writes, besides its manifest.json. Other files in an archive are ignored.
 _WRITTEN: Mapping[str, str] = {
     "train": r"model\.(keras|json)|history\.json|images\.json|samples\.npz|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
@@ -48,26 +43,26 @@ _WRITTEN: Mapping[str, str] = {
 
 
 def is_written(name: str) -> bool:
-    """Whether a stage writes a file of that name.
+    """Return whether a stage writes a file of this name.
 
     Args:
-        name: as ``<stage>/<file>``, with forward slashes.
+        name: ``<stage>/<file>``, with forward slashes.
     """
     stage, _, file = name.partition("/")
     return stage in _WRITTEN and re.fullmatch(rf"manifest\.json|{_WRITTEN[stage]}", file) is not None
 
 
 class UndeclaredError(AssertionError):
-    """A stage asked for what it did not declare: a mistake in its code, not in what a person gave it."""
+    """A stage read something that it did not declare: an error in its code, not in a user's input."""
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Files of one recipe, all of them or the declared ones; as text it is their folder, for messages.
+    """Files of one recipe, all or the declared ones; ``str()`` gives their folder, for messages.
 
     Args:
-        _root: ``artifacts/<recipe>``, which nobody else may ask for: what is joined to it would go round the names.
-        declared: patterns of the names that may be asked for. Defaults to None: every one.
+        _root: ``artifacts/<recipe>``; private, because joining a path to it would bypass the declared names.
+        declared: Patterns of the names that may be read. Defaults to None: all.
     """
 
     _root: Path
@@ -77,32 +72,32 @@ class Artifacts:
         return str(self._root)
 
     def declares(self, name: str) -> bool:
-        """Whether a name, or a pattern with all that fits it, may be asked for."""
+        """Return whether a name, or every name that matches a pattern, may be read."""
         return self.declared is None or any(fnmatchcase(name, pattern) for pattern in self.declared)
 
     def path(self, name: str) -> Path:
-        """Where a file is, or would be.
+        """Return the path of a file, which need not exist.
 
         Raises:
-            UndeclaredError: it is none of the declared ones.
+            UndeclaredError: The file is not declared.
         """
         if not self.declares(name):
             raise UndeclaredError(f"Expected one of the declared files {list(self.declared or ())}. Received: {name}.")
         return self._root / name
 
     def has(self, name: str) -> bool:
-        """Whether a file is there.
+        """Return whether a file exists.
 
         Raises:
-            UndeclaredError: it is none of the declared ones.
+            UndeclaredError: The file is not declared.
         """
         return self.path(name).is_file()
 
     def matching(self, pattern: str) -> list[str]:
-        """Sorted names of the files that are there and fit a pattern such as ``build/*/*.plan``.
+        """Return the sorted names of the existing files that match a pattern such as ``build/*/*.plan``.
 
         Raises:
-            UndeclaredError: it is none of the declared patterns, nor within one, whether a file fits or not.
+            UndeclaredError: No declared pattern covers this one, whether or not a file matches.
         """
         self.path(pattern)
         return sorted(path.relative_to(self._root).as_posix() for path in self._root.glob(pattern) if path.is_file())

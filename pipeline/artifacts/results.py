@@ -1,4 +1,4 @@
-"""What the manifest records of each stage. Standard library only."""
+"""Results of the stages as their manifests record them. Standard library only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,23 +10,23 @@ class Unreadable:
 
     name: str
     why: str
-    sha256: str | None = None  # of a file that opens and shows only when it is decoded that it is damaged
+    sha256: str | None = None  # of a file that opens, and whose damage shows only when it is decoded
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the manifest of the train stage records.
+    """Result of the train stage.
 
     Attributes:
-        images: how many of each split.
-        duplicates: copies of a picture that were left out.
-        duplicates_across_splits: of them, those that stood in another split than the one that was kept.
-        pictures_in_two_classes: that were left out.
-        unreadable_images: that were left out.
-        unused_images: of ready-made splits, by the split.
-        best_validation_accuracy: of all epochs; None without any, or without validation images.
-        skipped_images: unreadable ones, by name, and why.
-        source: and those below are of the model's card.
+        images: Number of images by split.
+        duplicates: Number of duplicate pictures that were left out.
+        duplicates_across_splits: How many of these were in another split than the one that was kept.
+        pictures_in_two_classes: Pictures left out because they occur in two classes.
+        unreadable_images: Images left out because they cannot be read.
+        unused_images: Number of unused images by ready-made split.
+        best_validation_accuracy: Best of all epochs, as a share; None without epochs or validation images.
+        skipped_images: Reasons why images were unreadable, by name.
+        source: This and all that follow come from the model's card.
     """
 
     images: Mapping[str, int]
@@ -48,7 +48,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine that was built: the size of the plan in bytes, and the seconds that it took."""
+    """An engine that was built: the size of its plan in bytes, and the duration in seconds."""
 
     bytes: int
     seconds: float | None
@@ -56,13 +56,13 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class Built:
-    """What the manifest of the build stage records.
+    """Result of the build stage.
 
     Attributes:
-        built: engines by ``<flavour>/<precision>[-<variant>]``.
-        kept: engines of another flavour, of the same ONNX files.
-        why_not: nothing is built here. Defaults to "": it is.
-        not_here: what is built here runs on no GPU of this machine. Defaults to "": it may.
+        built: Engines by ``<flavour>/<precision>[-<variant>]``.
+        kept: Engines of another flavour that were built from the same ONNX files.
+        why_not: Why nothing was built. Defaults to "": something was.
+        not_here: Why the engines run on no GPU of this machine. Defaults to "": they may.
     """
 
     built: Mapping[str, BuiltEngine]
@@ -73,17 +73,17 @@ class Built:
 
 @dataclass(frozen=True)
 class Verified:
-    """What the manifest of the verify stage records.
+    """Result of the verify stage.
 
     Attributes:
-        verdict: of all.
-        images: test images that it was given on.
-        accuracy: of Keras on them, as a share.
-        skipped_images: unreadable ones, by name, and why.
-        warnings: what a person should know of the model or of the images, whatever the verdict.
-        images_to_decide: about how many test images would, where these are too few.
-        images_left: test images that verify.max_images leaves out.
-        images_in_all: about how many images in all would give as many test images as decide.
+        verdict: Verdict over all hops.
+        images: Number of test images.
+        accuracy: Accuracy of Keras on them, as a share.
+        skipped_images: Reasons why images were unreadable, by name.
+        warnings: What a user should know about the model or the images, whatever the verdict.
+        images_to_decide: Estimated number of test images that would decide, where these are too few.
+        images_left: Number of test images that verify.max_images leaves out.
+        images_in_all: Estimated total number of images that gives so many test images.
     """
 
     verdict: str
@@ -98,16 +98,16 @@ class Verified:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the manifest of the infer stage records.
+    """Result of the infer stage.
 
     Attributes:
-        images: that were classified.
-        failed: of them, those that could not be read.
-        model: the file that answered.
-        backend: what ran it.
-        precision: of it.
-        measured_faster_than: the file that comes first by default. Defaults to None: it is that one.
-        at_batch: the batch size at which it was measured.
+        images: Number of images.
+        failed: How many of them could not be read.
+        model: File that classified them.
+        backend: Backend that ran it.
+        precision: Precision of the file.
+        measured_faster_than: File that would be taken by default. Defaults to None: it was taken.
+        at_batch: Batch size at which the two were compared.
     """
 
     images: int
@@ -121,12 +121,12 @@ class Inferred:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What the manifest records.
+    """Result of the quantize stage.
 
     Attributes:
-        calibration_images: that were read, those held out among them.
-        method: of the scales.
-        skipped_images: unreadable ones, by name, and why.
+        calibration_images: Number of images read, including those held out.
+        method: Calibration method of the scales.
+        skipped_images: Reasons why images were unreadable, by name.
     """
 
     calibration_images: int

@@ -1,10 +1,6 @@
-"""Tables and records that stages wrote, read strictly and within bounds.
+"""Read tables and records that stages wrote: CSV files, predictions, calibration and placement.
 
-Reads a CSV file that a stage wrote, strictly and within bounds: damage is one error that names file, row, column.
-
-What the infer stage wrote, as rows; read by the report, and by what decides whether the report is up to date.
-
-What stages say of their work where others read it: results in manifests, calibration, placement.
+Files are read strictly and within bounds; damage raises one error with the file and the row and column, or the key.
 """
 
 import csv
@@ -25,12 +21,12 @@ LONGEST_LINE = 2**16  # characters
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file; its cells are read by name.
+    """A row of a CSV file.
 
     Attributes:
-        cells: by column.
-        where: file and row, for messages.
-        remedy: the last sentence of messages.
+        cells: Cells by column name.
+        where: File and row, for messages.
+        remedy: Last sentence of messages: what to do.
     """
 
     cells: dict[str, str]
@@ -38,10 +34,16 @@ class Row:
     remedy: str
 
     def number(self, name: str, *, finite: bool = True, low: float = -math.inf, high: float = math.inf) -> float:
-        """A cell as a number.
+        """Return a cell as a number.
+
+        Args:
+            name: Column.
+            finite: Whether to refuse infinities. Defaults to True.
+            low: Smallest value. Defaults to no bound.
+            high: Largest value. Defaults to no bound.
 
         Raises:
-            ProjectError: it is none, or out of bounds.
+            ProjectError: The cell is not a number, or out of bounds.
         """
         try:
             value = float(self.cells[name])
@@ -53,33 +55,33 @@ class Row:
         return value
 
     def choice(self, name: str, choices: Sequence[str], what: str) -> str:
-        """A cell that is one of some texts.
+        """Return a cell that must be one of ``choices``; ``what`` describes them in the message.
 
         Raises:
-            ProjectError: it is none of them.
+            ProjectError: The cell is none of them.
         """
         if self.cells[name] not in choices:
             raise self.error(name, what)
         return self.cells[name]
 
     def error(self, name: str, expected: str) -> ProjectError:
-        """What is wrong with a cell."""
+        """Build the error for a cell that is not as expected."""
         return ProjectError(
             f"Expected {expected} as '{name}' in {self.where}. Received: {self.cells[name]!a:.80}. {self.remedy}"
         )
 
 
 def read_rows(path: Path, columns: Sequence[str], remedy: str, most: int = 100_000) -> list[Row]:
-    """The first rows of a CSV file with a header.
+    """Read the first rows of a CSV file with a header.
 
     Args:
-        path: the file, UTF-8.
-        columns: that must be there; others may be.
-        remedy: the last sentence of messages: what to do.
-        most: rows to read.
+        path: The file, in UTF-8.
+        columns: Columns that it must have, besides any others.
+        remedy: Last sentence of messages: what to do.
+        most: Most rows to read. Defaults to 100,000.
 
     Raises:
-        ProjectError: missing, not CSV, without a column, or with a row of another length.
+        ProjectError: The file is missing, is not CSV, lacks a column, or has a row of another length.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -94,13 +96,11 @@ def read_rows(path: Path, columns: Sequence[str], remedy: str, most: int = 100_0
         raise ProjectError(
             f"Expected the column '{missing[0]}' once in {path}. Received: {','.join(head)!a:.120}. {remedy}"
         )
-    rows = []
-    for index, cells in enumerate(lines[1:], 1):
-        where = f"row {index} of {path}"
-        if len(cells) != len(head):
-            raise ProjectError(f"Expected {count(len(head), 'cell')} in {where}. Received: {len(cells)}. {remedy}")
-        rows.append(Row(dict(zip(head, cells)), where, remedy))
-    return rows
+    if ragged := next((index for index, cells in enumerate(lines) if len(cells) != len(head)), 0):
+        raise ProjectError(
+            f"Expected {count(len(head), 'cell')} in row {ragged} of {path}. Received: {len(lines[ragged])}. {remedy}"
+        )
+    return [Row(dict(zip(head, cells)), f"row {n} of {path}", remedy) for n, cells in enumerate(lines[1:], 1)]
 
 
 THUMBNAILS = 24
@@ -113,10 +113,10 @@ class Prediction:
     """A row of ``predictions.csv``.
 
     Attributes:
-        path: of the image; relative to the stage's folder where infer wrote it.
-        name: of its class; "" where it could not be read.
-        probability: of that class.
-        error: why it could not be read.
+        path: Path of the image; relative to the stage's folder if the infer stage wrote it.
+        name: Name of its class; "" if the image could not be read.
+        probability: Probability of that class.
+        error: Why the image could not be read; "" if it could.
     """
 
     path: str
@@ -126,23 +126,23 @@ class Prediction:
 
 
 def read_predictions(path: Path, classes: tuple[str, ...]) -> list[Prediction]:
-    """The rows that a page shows.
+    """Read the predictions that a page shows, the first `THUMBNAILS`.
 
     Raises:
-        ProjectError: damaged, or of other classes; with file, row and column.
+        ProjectError: The file is damaged, or names other classes; with file, row and column.
     """
-    found = []
-    for row in read_rows(path, COLUMNS, REMEDY, THUMBNAILS):
-        if row.choice("status", ("ok", "error"), "ok or error") == "error":
-            found.append(Prediction(row.cells["path"], "", 0.0, row.cells["error"]))
-            continue
-        name = row.choice("class", classes, f"a class of {CARD}")
-        found.append(Prediction(row.cells["path"], name, row.number("probability", low=0.0, high=1.0), ""))
-    return found
+    return [_prediction(row, classes) for row in read_rows(path, COLUMNS, REMEDY, THUMBNAILS)]
+
+
+def _prediction(row: Row, classes: tuple[str, ...]) -> Prediction:
+    if row.choice("status", ("ok", "error"), "ok or error") == "error":
+        return Prediction(row.cells["path"], "", 0.0, row.cells["error"])
+    name = row.choice("class", classes, f"a class of {CARD}")
+    return Prediction(row.cells["path"], name, row.number("probability", low=0.0, high=1.0), "")
 
 
 def shown_images(artifacts: Artifacts) -> list[Path | None]:
-    """The images that a page would read, as `image_file` gives them; none where ``predictions.csv`` cannot be read."""
+    """List the images that a page shows, see `image_file`; empty if ``predictions.csv`` cannot be read."""
     try:
         rows = read_rows(artifacts.path(PREDICTIONS), COLUMNS, REMEDY, THUMBNAILS)
     except ProjectError:
@@ -151,11 +151,11 @@ def shown_images(artifacts: Artifacts) -> list[Path | None]:
 
 
 def image_file(artifacts: Artifacts, path: str) -> Path | None:
-    """Where the image of a row is, or was; None for a path that the infer stage does not write.
+    """Return the path of a row's image, which may not exist; None for a path that the infer stage does not write.
 
     Args:
-        artifacts: of the recipe.
-        path: as the row has it: absolute, or ``images/NAME`` where infer wrote the image.
+        artifacts: Artifacts of the recipe.
+        path: Path in the row: absolute, or ``images/NAME`` if the infer stage wrote the image.
     """
     if PurePath(path).is_absolute():
         return Path(path)
@@ -164,19 +164,18 @@ def image_file(artifacts: Artifacts, path: str) -> Path | None:
 
 
 def read_calibration(path: Path) -> CalibrationReport:
-    """``quantize/calibration.json``.
+    """Read ``quantize/calibration.json``.
 
     Raises:
-        ProjectError: missing or damaged; with the file and the key.
+        ProjectError: It is missing or damaged; with the file and the key.
     """
-    remedy = "Run the quantize stage again."
-    return read_record(CalibrationReport, path, remedy=remedy, what="calibration report")
+    return read_record(CalibrationReport, path, remedy="Run the quantize stage again.", what="calibration report")
 
 
 def read_placement(path: Path) -> tuple[Placement, ...]:
-    """What each node of the INT8 graph computes in, from ``quantize/placement.json``.
+    """Read the precision of each node of the INT8 graph from ``quantize/placement.json``.
 
     Raises:
-        ProjectError: missing or damaged; with the file and the key.
+        ProjectError: It is missing or damaged; with the file and the key.
     """
     return read_records(Placement, path, remedy="Run the quantize stage again.", what="placement")

@@ -1,6 +1,7 @@
-"""The backbones a recipe can name: who builds them, what their pixels look like, how small their input may be.
+"""The backbones that a recipe can name, with their preprocessing and input sizes.
 
-Modes, native and smallest sizes are those in the sources of ``keras.applications`` (Keras 3.15). Imports no Keras.
+Preprocessing modes, native and smallest sizes are those in the sources of ``keras.applications`` (Keras 3.15).
+Imports no Keras.
 """
 
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ LARGEST_INPUT = 600  # EfficientNet-B7's own
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build a feature extractor, and the preprocessing its published weights were trained with.
+    """How to build a feature extractor, and the preprocessing that its published weights were trained with.
 
     Attributes:
-        family: what it is listed under in messages.
-        preprocessing: a mode of ``export.preprocessing``; "none" where the network normalises 0..255 inside.
-        application: name in keras.applications; None: written out in pipeline.models.resnet.
-        layers: of a ResNet from blocks.
-        native: input size that the published weights were trained at.
-        smallest: input size.
-        flat_top: the published head reads a flattened map, so it exists at the native size only.
+        family: Name under which messages list it.
+        preprocessing: Mode of ``export.preprocessing``; "none" where the network normalises 0..255 itself.
+        application: Name in keras.applications; None: built in pipeline.models.resnet.
+        layers: Number of layers of a ResNet from blocks; else 0.
+        native: Input size of the published weights, in pixels.
+        smallest: Smallest input size, in pixels.
+        flat_top: Whether the published head takes a flattened feature map, and therefore only the native size.
     """
 
     family: str
@@ -34,12 +35,12 @@ class Backbone:
 
     @property
     def normalises_inside(self) -> bool:
-        """Whether the first layers of the network take 0..255 to what the rest was trained on."""
+        """Whether the first layers of the network normalise pixels of 0..255."""
         return self.application is not None and self.preprocessing == "none"
 
 
 def _several(family: str, mode: str, names: dict[str, int], smallest: int = 32) -> dict[str, Backbone]:
-    """One entry for each name in keras.applications, given with its native size."""
+    """Return a backbone for each name in keras.applications, which are given with their native sizes."""
     return {n.lower(): Backbone(family, mode, n, native=size, smallest=smallest) for n, size in names.items()}
 
 
@@ -78,11 +79,11 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def by_family(names: list[str] | None = None, near: str | None = None) -> str:
-    """Names for a message, one family after the other: ``ResNet: resnet18, resnet20; EfficientNet: ...``.
+    """List names for a message by family: ``ResNet: resnet18, resnet20; EfficientNet: ...``.
 
     Args:
-        names: those to list. Defaults to None: all.
-        near: a backbone whose family is listed in full. Defaults to None: of each family three are named.
+        names: Backbones to list. Defaults to None: all.
+        near: Backbone whose family is listed in full. Defaults to None: three names per family.
     """
     whole = BACKBONES[near].family if near is not None else None
     families: dict[str, list[str]] = {}

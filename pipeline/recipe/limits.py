@@ -1,4 +1,4 @@
-"""What stands beside the type of a recipe's key in ``Annotated``: its limits; a text there is its help.
+"""Limits of a recipe's values, written beside the types in ``Annotated``; a string there is the key's help text.
 
 Standard library only, Python 3.10 syntax.
 """
@@ -13,11 +13,11 @@ from export.tensorrt.sidecar import BATCH_RULE, LARGEST_BATCH, keeps_batch_rule
 
 @dataclass(frozen=True)
 class Limit:
-    """What a value is held to where its type says too little.
+    """A condition on a value besides its type.
 
     Attributes:
-        expected: in words, as messages and tables say it.
-        holds: whether a value of the key's type keeps to it. A null is not asked.
+        expected: Description of the accepted values, for messages and tables.
+        holds: Whether a value of the key's type is accepted; not called with None.
     """
 
     expected: str
@@ -25,28 +25,28 @@ class Limit:
 
 
 def within(least: float, most: float, expected: str = "") -> Limit:
-    """Numbers from one to another, both included.
+    """Accept numbers between two bounds, both included.
 
     Args:
-        least: the smallest.
-        most: the largest.
-        expected: in words. Defaults to "": both numbers.
+        least: Smallest number.
+        most: Largest number.
+        expected: Description for messages. Defaults to "": both bounds.
     """
     return Limit(expected or f"{least} to {most:,}", lambda number: least <= number <= most)
 
 
 def at_least(least: float, expected: str = "") -> Limit:
-    """Numbers from one on.
+    """Accept numbers from a lower bound on.
 
     Args:
-        least: the smallest.
-        expected: in words. Defaults to "": the number.
+        least: Smallest number.
+        expected: Description for messages. Defaults to "": the bound.
     """
     return Limit(expected or f"at least {least}", lambda number: number >= least)
 
 
-RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it names a folder
-MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a slip of the keyboard, and fills the memory
+RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # also the name of a folder
+MOST_DENSE, LARGEST_DENSE = 16, 65_536  # more is a typing error, and fills the memory
 DENSE = Limit(
     f"up to {MOST_DENSE} sizes from 1 to {LARGEST_DENSE:,}",
     lambda sizes: len(sizes) <= MOST_DENSE and all(1 <= size <= LARGEST_DENSE for size in sizes),

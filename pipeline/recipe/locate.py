@@ -1,9 +1,8 @@
-"""Where recipes lie, and the files that they name: a recipe by its name, and a path that was written from elsewhere."""
+"""Find recipes by name, and suggest the right path where a recipe or ``--set`` names a missing file."""
 
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import ProjectError, RecipeError
@@ -16,30 +15,27 @@ from pipeline.recipe.schema import Recipe
 from pipeline.terminal.command_line import closest
 
 RECIPES = Path("configs")
-UNPACKED = "recipe.yaml"  # an unpacked archive brings it, beside the stages in artifacts/<name>
+UNPACKED = "recipe.yaml"  # in artifacts/<name> of an unpacked archive
 
 
 def find_recipe(given: Path, artifacts: Path) -> Path:
-    """The file of a recipe that is named by its path, with or without ``.yaml``, or by its name alone.
+    """Find a recipe's file from its path, with or without ``.yaml``, or from its name alone.
 
-    A file of exactly that path goes before ``configs/<name>.yaml``, and that before the one that an unpacked archive
-    brought.
+    The path itself takes precedence over ``configs/<name>.yaml``, and that over the recipe of an unpacked archive.
 
     Args:
-        given: as it was typed.
-        artifacts: folder of all recipes' artifacts.
+        given: Path or name as it was typed.
+        artifacts: Folder of all recipes' artifacts.
 
     Raises:
-        RecipeError: there is none, with those that there are.
+        RecipeError: There is no such recipe; with those that exist.
     """
     places = [given.parent] + ([RECIPES] if given.parent == Path() else [])
-    for folder in places:
-        for name in (given.name, f"{given.name}.yaml", f"{given.name}.yml"):
-            if (path := folder / name).is_file():
-                return path
-    unpacked = artifacts / given.name / UNPACKED
-    if given.parent == Path() and RECIPE_NAME.fullmatch(given.name) and unpacked.is_file():
-        return unpacked
+    paths = [folder / f"{given.name}{ending}" for folder in places for ending in ("", ".yaml", ".yml")]
+    if given.parent == Path() and RECIPE_NAME.fullmatch(given.name):
+        paths.append(artifacts / given.name / UNPACKED)
+    if recipe := next((path for path in paths if path.is_file()), None):
+        return recipe
     folder = next((folder for folder in reversed(places) if folder.is_dir()), given.parent)
     known = sorted(path.stem for path in folder.glob("*.yaml")) if folder.is_dir() else []
     hint = f" Recipes in {folder}: {listed(known, most=12)}." if known else ""
@@ -48,17 +44,17 @@ def find_recipe(given: Path, artifacts: Path) -> Path:
     elsewhere = ROOT / RECIPES / f"{given.name.removesuffix('.yaml')}.yaml"
     if given.parent in (Path(), RECIPES) and elsewhere.is_file():
         hint = f" There is {elsewhere}: commands run from the repository's root (cd {ROOT})."
-    what = "a folder" if given.is_dir() else "which does not exist"
-    raise RecipeError(f"Expected a recipe file, or the name of one. Received: {given}, {what}.{hint}")
+    received = f"{given}, {'a folder' if given.is_dir() else 'which does not exist'}"
+    raise RecipeError(f"Expected a recipe file, or the name of one. Received: {received}.{hint}")
 
 
 def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: Sequence[str]) -> None:
-    """Refuse a copy of a recipe that still has the ``name`` of the one it was copied from: both write to one folder.
+    """Refuse a copy of a recipe with the ``name`` of the original, because both would write to one folder.
 
     Raises:
-        RecipeError: with the line to change.
+        RecipeError: With the line to change.
     """
-    unpacked = path.resolve().parent == (artifacts / recipe.name).resolve()  # an archive brings its recipe there
+    unpacked = path.resolve().parent == (artifacts / recipe.name).resolve()  # the recipe of an unpacked archive
     if path.stem == recipe.name or unpacked or any("name" in override_tree(override) for override in overrides):
         return
     for folder in dict.fromkeys((path.parent, RECIPES)):
@@ -72,45 +68,36 @@ def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: 
             )
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A path as somebody wrote it: from where it counts, and the other place from where it may have been meant."""
-
-    key: str
-    text: str
-    base: Path
-    other: Path
-    by_option: bool
-
-
 def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str:
-    """What to write instead of a path that a message names as missing, where it exists from the other place.
+    """Suggest what to write for a missing path that exists relative to the other folder.
 
     Args:
-        message: any that names the missing path in full.
-        recipe_path: file of the recipe; its paths are relative to it.
-        overrides: those of ``--set``; their paths are relative to the working directory.
+        message: Message that contains the missing path in full.
+        recipe_path: File of the recipe; its paths are relative to it.
+        overrides: Values of ``--set``; their paths are relative to the working directory.
 
     Returns:
-        A sentence that follows the message; empty where there is nothing to say.
+        A sentence that follows the message, starting with a space; empty where there is nothing to suggest.
     """
     try:
+        folder, working = recipe_path.resolve().parent, Path.cwd()
         written = _written(recipe_path, overrides)
     except (ProjectError, OSError):
         return ""
-    for path in written:
+    for dotted, (text, by_option) in written.items():
+        base, other = (working, folder) if by_option else (folder, working)
         try:
-            here = Path(resolved(path.text, path.base, path.key))
-        except RecipeError:  # no path at all, which is what the message says
+            missing = Path(resolved(text, base, dotted))
+        except RecipeError:  # not a path, which the message says
             continue
-        there = Path(os.path.normpath(path.other / Path(path.text).expanduser()))  # links stay as they are named
-        if str(here) not in message or here.exists() or not there.exists():
+        existing = Path(os.path.normpath(other / Path(text).expanduser()))  # symbolic links are kept
+        if str(missing) not in message or missing.exists() or not existing.exists():
             continue
-        if path.by_option:
-            line = set_option(path.key, os.path.relpath(there))
+        if by_option:
+            line = set_option(dotted, os.path.relpath(existing))
             return f" It exists beside the recipe; a path in --set is relative to the working directory. Write: {line}"
-        section, _, key = path.key.rpartition(".")
-        line = f"{key}: {inline_yaml(os.path.relpath(there, path.base))}"
+        section, _, key = dotted.rpartition(".")
+        line = f"{key}: {inline_yaml(os.path.relpath(existing, base))}"
         return (
             f" It exists in the working directory; a path in a recipe is relative to the recipe's file. "
             f"Write in {recipe_path}, below {section}: {line}"
@@ -118,16 +105,14 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     return ""
 
 
-def _written(recipe_path: Path, overrides: Sequence[str]) -> list[_Written]:
-    """The paths in force: the last one that was given of each key."""
-    folder, here = recipe_path.resolve().parent, Path.cwd()
-    last: dict[str, _Written] = {}
+def _written(recipe_path: Path, overrides: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Return the last path that was given for each key, as it was written, and whether --set gave it."""
+    last: dict[str, tuple[str, bool]] = {}
     trees = [read_yaml(recipe_path), *map(override_tree, overrides)]
-    for (place, tree), dotted in itertools.product(enumerate(trees), PATH_KEYS):
+    for (index, tree), dotted in itertools.product(enumerate(trees), PATH_KEYS):
         section, key = section_of(tree, dotted)
         if key in section:
             last.pop(dotted, None)
         if isinstance(section.get(key), str):
-            base, other = (here, folder) if place else (folder, here)
-            last[dotted] = _Written(dotted, section[key], base, other, place > 0)
-    return list(last.values())
+            last[dotted] = (section[key], index > 0)
+    return last

@@ -1,7 +1,4 @@
-"""What of a recipe's model cannot be built or exported, as far as the recipe and its images say it.
-
-So that nobody waits for TensorFlow, or for a training, to be told. Imports no Keras.
-"""
+"""Check whether a recipe's model can be built and exported, before TensorFlow is imported or anything is trained."""
 
 from export.errors import ModelError
 from export.words import count
@@ -13,10 +10,10 @@ PUBLISHED_CLASSES = 1000
 
 
 def check_model(config: Model) -> None:
-    """Refuse a backbone with settings that do not go with it; of a model file nothing is known here.
+    """Refuse settings that the backbone does not support; a model file is checked elsewhere.
 
     Raises:
-        ModelError: with the key and what would fit.
+        ModelError: With the key and what it accepts.
     """
     if config.path is not None:
         return
@@ -42,10 +39,10 @@ def check_model(config: Model) -> None:
 
 
 def check_published(backbone: str) -> None:
-    """Refuse ``model.weights: imagenet`` where nobody says what the right bytes are.
+    """Refuse ``model.weights: imagenet`` for a backbone whose weights are not published with a hash.
 
     Raises:
-        ModelError: with the backbones that have published weights.
+        ModelError: With the backbones that have published weights.
     """
     if backbone not in published_backbones():
         raise ModelError(
@@ -56,10 +53,10 @@ def check_published(backbone: str) -> None:
 
 
 def check_published_head(config: Model, classes: int) -> None:
-    """Refuse the published head for another number of classes than it has.
+    """Refuse the published head for any number of classes but its own.
 
     Raises:
-        ModelError: with both numbers.
+        ModelError: With both numbers.
     """
     if config.path is None and config.head == "published" and classes != PUBLISHED_CLASSES:
         raise ModelError(
@@ -69,10 +66,10 @@ def check_published_head(config: Model, classes: int) -> None:
 
 
 def check_with_classes(recipe: Recipe, classes: int) -> None:
-    """Refuse what a recipe asks for and so many classes cannot give.
+    """Refuse settings that do not fit the number of classes.
 
     Raises:
-        ModelError: with the key and the number of classes.
+        ModelError: With the key and the number of classes.
     """
     check_published_head(recipe.model, classes)
     if recipe.export.top_k > classes:

@@ -1,8 +1,7 @@
-"""ImageNet weights that keras.applications publishes: where each file is, and the hash that Keras' sources give for it.
+"""ImageNet weights that keras.applications publishes: the address of each file, and its hash in Keras' sources.
 
-Read from the sources of Keras 3.15: the ``WEIGHTS_HASHES`` or the ``file_hash`` of each module of
-``keras/src/applications``. Keras publishes none for MobileNet and MobileNetV2, so their files are not fetched: what
-came could be anything.
+The hashes are the ``WEIGHTS_HASHES`` or the ``file_hash`` in the modules of ``keras/src/applications`` (Keras 3.15).
+Keras has none for MobileNet and MobileNetV2, so their files cannot be checked and are not downloaded.
 """
 
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """A file that somebody publishes.
+    """A published file.
 
     Attributes:
-        url: where.
+        url: Address of the file.
         digest: ``algorithm:hex``.
-        folder: below Keras' own folder.
-        saved_as: the file's name there. Defaults to None: the last part of the address.
+        folder: Subfolder of Keras' folder.
+        saved_as: Name of the file there. Defaults to None: the last part of the address.
     """
 
     url: str
@@ -26,7 +25,7 @@ class Published:
 
     @property
     def name(self) -> str:
-        """Of the file in Keras' folder."""
+        """Name of the file in Keras' folder."""
         return self.saved_as or self.url.rpartition("/")[2]
 
 
@@ -37,13 +36,13 @@ _CLASSIC = "_weights_tf_dim_ordering_tf_kernels"
 
 @dataclass(frozen=True)
 class _Files:
-    """Two files of one network: with its top, and without."""
+    """The two files of a network: with its top, and without."""
 
-    start: str  # the address up to where the two differ
+    start: str  # common start of both addresses
     with_top: str  # hash
-    without_top: str
+    without_top: str  # hash
     ending: str = "_notop"
-    saved_as: str | None = None  # the name's start in Keras' folder, where it is not the address' own
+    saved_as: str | None = None  # start of the name in Keras' folder, where it differs from the address
     saved_ending: str = "_notop"
 
 
@@ -209,19 +208,19 @@ _FILES: dict[str, _Files] = {
 
 
 def published_backbones() -> list[str]:
-    """Backbones whose ImageNet weights Keras publishes with a hash."""
+    """List the backbones whose ImageNet weights Keras publishes with a hash."""
     return list(_FILES)
 
 
 def imagenet_weights(backbone: str, top: bool) -> Published:
-    """The weights that keras.applications publishes for a backbone.
+    """Return the weights that keras.applications publishes for a backbone.
 
     Args:
-        backbone: one of ``published_backbones()``.
-        top: with the head of 1,000 classes.
+        backbone: One of ``published_backbones()``.
+        top: Whether to include the head of 1,000 classes.
     """
     files = _FILES[backbone]
     digest = files.with_top if top else files.without_top
-    algorithm = "sha256" if len(digest) == 64 else "md5"
+    algorithm = "sha256" if len(digest) == 64 else "md5"  # the length tells which one Keras used
     saved = None if files.saved_as is None else f"{files.saved_as}{'' if top else files.saved_ending}.h5"
     return Published(f"{files.start}{'' if top else files.ending}.h5", f"{algorithm}:{digest}", "models", saved)

@@ -1,4 +1,4 @@
-"""How engines are run: the recipe's section ``runtime``. Python 3.10 syntax, standard library only."""
+"""Runtime options of engines: the recipe's section ``runtime``. Standard library only, Python 3.10 syntax."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
@@ -17,20 +17,20 @@ class RuntimeOptions:
 
     cuda: Annotated[
         CudaPackage,
-        "`bindings` (cuda-bindings) or `pycuda`, for programs that bring a PyCUDA context: `requirements-pycuda.txt`, "
+        "`bindings` (cuda-bindings) or `pycuda`, for programs with a PyCUDA context: `requirements-pycuda.txt`, "
         "no graphs",
     ] = "auto"
     device: Annotated[int, DEVICE, "index of the GPU"] = 0
     graphs: Annotated[
-        bool, "a CUDA graph for each batch size that comes again (cuda-bindings; TensorRT-RTX makes its own)"
+        bool, "a CUDA graph for each batch size that recurs (cuda-bindings; TensorRT-RTX captures its own)"
     ] = True
     contexts: Annotated[
-        int, CONTEXTS, "execution contexts that larger input is dealt to, each with its own stream and memory"
+        int, CONTEXTS, "execution contexts that share larger input, each with its own stream and memory"
     ] = 1
     host_code: Annotated[
         bool,
-        "engines built as version_compatible bring code for the CPU; true lets that of others run (yours may, where "
-        "your recipe builds them so)",
+        "engines built as version_compatible contain code for the CPU; true permits it in any engine (in your own "
+        "it is permitted if your recipe builds them so)",
     ] = False
 
     def __post_init__(self) -> None:

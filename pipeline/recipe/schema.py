@@ -1,8 +1,8 @@
-"""What a recipe says: one frozen dataclass a section, whose fields carry their limits and help.
+"""The schema of a recipe: one frozen dataclass per section, whose fields carry their limits and help texts.
 
-In the ``Annotated`` of a field stand what its values are held to (``pipeline.recipe.limits``) and, as a text, what a
-user needs to know; the tables in README.md and docs/recipe.md are made from them (``make key-tables``). A section that
-such a text describes is one key of those tables. Standard library only, Python 3.10 syntax.
+``Annotated`` holds a field's limits (``pipeline.recipe.limits``) and, as a string, its help text; ``make key-tables``
+writes the tables in README.md and docs/recipe.md from them. A section with a help text is one key of those tables.
+Standard library only, Python 3.10 syntax.
 """
 
 from collections.abc import Mapping
@@ -30,12 +30,8 @@ from pipeline.recipe.limits import (
 from pipeline.recipe.runtime import RuntimeOptions
 
 TRAINED_WITH = ("train", "validation")
-
-
-# Where the same picture stands in several splits, the first of these keeps it. Hash ranges are dealt in this order too.
+# If the same picture is in several splits, the first of these keeps it. Hash ranges are assigned in this order too.
 SPLITS = ("test", "validation", "calibration", "train")
-
-
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -49,8 +45,6 @@ SPLIT_NAMES = {
     "calib": "calibration",
     "calibration": "calibration",
 }
-
-
 BACKBONES = Literal[
     "resnet18", "resnet20", "resnet34", "resnet50-blocks",  # written out from blocks
     "resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2",  # keras.applications, and below
@@ -63,17 +57,17 @@ BACKBONES = Literal[
     "convnexttiny", "convnextsmall", "convnextbase", "convnextlarge", "convnextxlarge",
     "inceptionv3", "inceptionresnetv2", "xception", "nasnetmobile", "nasnetlarge", "vgg16", "vgg19",
 ]  # fmt: skip
-IMAGENET = "imagenet"  # as model.weights: what keras.applications publishes, downloaded and checked by Keras
+IMAGENET = "imagenet"  # as model.weights: the weights that keras.applications publishes, downloaded and checked
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 METHODS = Literal["auto", "minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Shares of the images; each image's own hash decides where it goes. They need not sum to 1 exactly.
+    """Shares of the images; each image's hash decides its split. They need not sum to 1 exactly.
 
-    With a finished model nothing is trained: only calibration and test count, in their proportion; unless it is given,
-    half and half.
+    With a finished model nothing is trained: only calibration and test count, in their proportion, by default half and
+    half.
     """
 
     train: Share = 0.6
@@ -84,7 +78,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Shares:
-    """Where the images of one ready-made split go. All 0: see ``Divide``."""
+    """Splits that the images of one ready-made split go to. All 0: see ``Divide``."""
 
     train: Share = 0.0
     validation: Share = 0.0
@@ -96,7 +90,7 @@ class Shares:
 class Divide:
     """Ready-made splits (folders train/, val/, test/, calibration/; a split column; x_train and x_test of an .npz).
 
-    By default each stays what it is, and train gives up images for the splits that are missing, in the proportions of
+    By default each stays as it is, and train gives images to the missing splits, in the proportions of
     ``data.splits``. With a finished model nothing is trained: see ``pipeline.data.splits``.
     """
 
@@ -119,7 +113,7 @@ class Columns:
 class Data:
     """Labelled images."""
 
-    source: Annotated[Literal["folder", "csv", "npz", "tfds", "digits"], "where they come from"] = "folder"
+    source: Annotated[Literal["folder", "csv", "npz", "tfds", "digits"], "where the images come from"] = "folder"
     path: Annotated[
         str | None,
         "folder; `.csv`, or a folder of `<split>.csv`; `.npz` as of keras.datasets; tfds: its data folder",
@@ -133,7 +127,7 @@ class Data:
     classes: Annotated[
         str | None, "a file with the names of all classes in the order of the outputs, or `imagenet`"
     ] = None
-    ready_splits: Annotated[bool, "false: the images of ready-made splits are pooled and dealt out again"] = True
+    ready_splits: Annotated[bool, "false: the images of ready-made splits are pooled and split again"] = True
     divide: Divide = field(default_factory=Divide)
     splits: Annotated[
         Splits,
@@ -146,13 +140,13 @@ class Data:
         "crop: the largest centred part of the input's shape; imagenet: short side to 8/7 of the input size (256 for "
         "224), then the centre; pad: black around, never enlarged",
     ] = "stretch"
-    max_bad_images: Annotated[Whole, "so many unreadable images are named and left out; more are refused"] = 0
-    salt: Annotated[str, "another salt, another split"] = ""
+    max_bad_images: Annotated[Whole, "up to so many unreadable images are reported and left out; more are an error"] = 0
+    salt: Annotated[str, "another salt gives another split"] = ""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model's training did to RGB pixels, where no mode says it: (pixels - mean) * scale."""
+    """Preprocessing of RGB pixels in the model's training, where no mode describes it: (pixels - mean) * scale."""
 
     channel_order: Annotated[Literal["RGB", "BGR"], "of the model's input, of mean and of scale"] = "RGB"
     mean: Annotated[tuple[float, ...] | str, "three numbers, or a `.npy` file: (3,) or (height, width, 3)"] = (
@@ -166,7 +160,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Model:
-    """A backbone with a new head, or (``path``) a finished Keras classifier."""
+    """A backbone with a new head, or, with ``path``, a finished Keras classifier."""
 
     path: Annotated[
         str | None, "a `.keras` or `.h5` file or a SavedModel folder, deployed as it is; `inspect` describes it"
@@ -210,17 +204,17 @@ class Model:
 
 @dataclass(frozen=True)
 class HeadPhase:
-    """First phase: the backbone is frozen, only the head learns."""
+    """First phase: the backbone is frozen, only the head is trained."""
 
-    epochs: Annotated[Whole, "the backbone is frozen, only the head learns"] = 5
+    epochs: Annotated[Whole, "the backbone is frozen, only the head is trained"] = 5
     learning_rate: Annotated[AboveZero, "of Adam"] = 1e-3
 
 
 @dataclass(frozen=True)
 class FineTunePhase:
-    """Second phase: everything learns, at a small rate."""
+    """Second phase: all layers are trained at a small learning rate."""
 
-    epochs: Annotated[Whole, "everything learns, at a small rate"] = 5
+    epochs: Annotated[Whole, "all layers are trained, at a small learning rate"] = 5
     learning_rate: Annotated[AboveZero, "of Adam"] = 1e-4
     freeze_batchnorm: Annotated[bool, "keep the pretrained BatchNorm statistics; false when training from scratch"] = (
         True
@@ -229,10 +223,10 @@ class FineTunePhase:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images. They are not part of the model, so they are not exported."""
+    """Random changes of training images, which are not part of the model and not exported."""
 
-    flip: Annotated[bool, "left to right, every second image"] = False
-    rotation: Annotated[float, within(0, 180, "0 to 180 degrees"), "up to so many degrees either way"] = 0.0
+    flip: Annotated[bool, "left to right, with probability 1/2"] = False
+    rotation: Annotated[float, within(0, 180, "0 to 180 degrees"), "by up to so many degrees in either direction"] = 0.0
     zoom: Annotated[BelowOne, "by up to this share, in or out"] = 0.0
 
 
@@ -243,11 +237,11 @@ class Train:
     batch_size: Annotated[BatchSize, "images in a step"] = 32
     head: HeadPhase = field(default_factory=HeadPhase)
     fine_tune: FineTunePhase = field(default_factory=FineTunePhase)
-    schedule: Annotated[Literal["cosine", "constant"], "cosine: each phase's rate falls to 0 along a half wave"] = (
-        "cosine"
-    )
+    schedule: Annotated[
+        Literal["cosine", "constant"], "cosine: each phase's learning rate falls to 0 along a half wave"
+    ] = "cosine"
     early_stopping: Annotated[Whole, "a phase ends after so many epochs without a better one; 0: never"] = 0
-    class_weights: Annotated[Literal["none", "balanced"], "balanced: rare classes count as much as common ones"] = (
+    class_weights: Annotated[Literal["none", "balanced"], "balanced: rare classes weigh as much as common ones"] = (
         "none"
     )
     augment: Augment = field(default_factory=Augment)
@@ -258,10 +252,10 @@ class Train:
         Whole, "features of a frozen backbone up to this size are computed once; 0: every epoch"
     ] = 1024
     checkpoint_seconds: Annotated[
-        float, at_least(0, "0 or more"), "the state to resume from is written at most so often"
+        float, at_least(0, "0 or more"), "least time between two writes of the state to resume from"
     ] = 60.0
     seed: Annotated[
-        int, within(0, 2**32 - 1, "0 to 2**32 - 1"), "of new weights and of the order and changes of images"
+        int, within(0, 2**32 - 1, "0 to 2**32 - 1"), "for new weights, and the order and augmentation of images"
     ] = 1
     save_backbone: Annotated[bool, "also write the backbone's weights, for another recipe to start from"] = False
 
@@ -270,11 +264,11 @@ class Train:
 class Export:
     """Keras to ONNX."""
 
-    opset: Annotated[Literal[17], "what tf2onnx exports this family of models to without leftovers"] = 17
+    opset: Annotated[Literal[17], "the opset to which tf2onnx exports these models completely"] = 17
     top_k: Annotated[
         int,
         at_least(0, "0 (none) or more"),
-        "best classes that the graph itself picks, so that only they travel back; 0: the host picks",
+        "best classes that the graph itself selects, so that only these are copied back; 0: the host selects",
     ] = 0
 
 
@@ -284,18 +278,18 @@ class Quantize:
 
     method: Annotated[
         METHODS,
-        "how the clipping point of each activation is chosen; auto: the one that is best on held-out images",
+        "how the clipping point of each activation is chosen; auto: the method that is best on held-out images",
     ] = "auto"
-    equalize: Annotated[
-        bool, "give the channels of an activation alike ranges; the model's answers stay what they are"
-    ] = True
-    bias_correction: Annotated[bool, "take the mean error of quantization out of the biases, where that helps"] = True
+    equalize: Annotated[bool, "equalize the ranges of an activation's channels; the FP32 model computes the same"] = (
+        True
+    )
+    bias_correction: Annotated[bool, "correct the biases by the mean quantization error, where that helps"] = True
     sensitivity: Annotated[
         Literal["auto", "always", "never"],
-        "what each layer costs alone; auto: where INT8 or FP16 throughout misses `verify.thresholds`",
+        "measure the error of each layer alone; auto: if INT8 or FP16 throughout misses `verify.thresholds`",
     ] = "auto"
     sensitivity_images: Annotated[
-        Positive, "held-out images that measure a layer; all of them judge the whole model"
+        Positive, "held-out images for measuring one layer; the whole model is judged on all of them"
     ] = 32
     max_kept: Annotated[
         float,
@@ -310,7 +304,7 @@ class Quantize:
     held_out: Annotated[
         float,
         Limit("above 0, up to 0.5", lambda share: 0 < share <= 0.5),
-        "share of the calibration images that gives no scales but judges them",
+        "share of the calibration images that judges the scales instead of setting them",
     ] = 0.25
     min_images: Annotated[Positive, "fewer calibration images than this are refused"] = 128
     max_images: Annotated[int, "no more calibration images than this are used"] = 512
@@ -319,13 +313,13 @@ class Quantize:
         "all activations of a batch are in memory at once: ResNet-50 at 224x224 takes 82 MB an image",
     ] = 8
     tensorrt8: Annotated[
-        bool, "also write what TensorRT 8.6 builds from, `model.fp16-trt8.onnx` and `model.int8-trt8.onnx`"
+        bool, "also write the files that TensorRT 8.6 builds from, `model.fp16-trt8.onnx` and `model.int8-trt8.onnx`"
     ] = False
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The batch sizes that an engine takes, as a recipe says them; everything else knows `BatchProfile`."""
+    """Batch sizes of an engine in a recipe; all other code uses `BatchProfile`."""
 
     min: int = 1
     opt: int = 8
@@ -338,18 +332,18 @@ class Build:
 
     flavour: Annotated[
         Literal["auto", "tensorrt", "rtx"],
-        "`tensorrt` (10.0 to 11.x, 8.6) or `rtx` (TensorRT-RTX, builds without a GPU); auto: what can build here, for "
-        "the GPU that is here",
+        "`tensorrt` (10.0 to 11.x, 8.6) or `rtx` (TensorRT-RTX, builds without a GPU); auto: the one that can build on "
+        "this machine, for its GPU",
     ] = "auto"
     precisions: Annotated[tuple[Precision, ...], EACH_ONCE, "an engine each"] = PRECISIONS
     profile: Annotated[
-        Profile, ORDERED, "batch sizes the engine takes, tuned for `opt`; all three alike: a fixed batch"
+        Profile, ORDERED, "batch sizes of the engine, tuned for `opt`; three equal numbers: a fixed batch size"
     ] = field(default_factory=Profile)
     variants: Annotated[
         Mapping[Annotated[str, VARIANT_NAMED], Annotated[Profile, ORDERED]],
         "several engines of each precision instead of `profile`, by name: `{latency: {min: 1, opt: 1, max: 1}}`",
     ] = field(default_factory=dict)
-    tf32: Annotated[bool, "TF32 in FP32 convolutions: faster, and parity with Keras is lost"] = False
+    tf32: Annotated[bool, "TF32 in FP32 convolutions: faster, but without parity with Keras"] = False
     workspace_mib: Annotated[
         int | None, within(1, 1 << 24, "1 to 16777216"), "limit of scratch memory; null: the GPU's memory"
     ] = None
@@ -362,7 +356,7 @@ class Build:
     ] = ()
     timing_cache: Annotated[
         str | None,
-        "`tensorrt`: a file that keeps what was timed; the next build, and the other engines of this one, are faster",
+        "`tensorrt`: a file that keeps the builder's timings; later builds, and other engines of this one, are faster",
     ] = None
     version_compatible: Annotated[
         bool,
@@ -371,11 +365,11 @@ class Build:
     ] = False
     hardware_compatibility: Annotated[
         Literal["none", "ampere_plus", "same_compute_capability"],
-        "`tensorrt`: on more GPUs, and slower: every one from Ampere on, or every one of that generation",
+        "`tensorrt`: runs on more GPUs, but slower: all from Ampere on, or all of the same generation",
     ] = "none"
     strip_weights: Annotated[
         bool,
-        "10.x and later, with a GPU: plans without weights, which come back from the ONNX file when they are loaded",
+        "10.x and later, with a GPU: plans without weights, which are read from the ONNX file when a plan is loaded",
     ] = False
     max_aux_streams: Annotated[
         int | None, within(0, 64), "further CUDA streams an inference may use; null: TensorRT's choice"
@@ -385,13 +379,13 @@ class Build:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a candidate must reach against its reference. A null is not asked for."""
+    """Thresholds of a candidate against its reference. With null a threshold is not checked."""
 
     relative_error: Annotated[
         float | Literal["auto"] | None,
         Limit("0 to 100, as a share of the largest logit", lambda error: error == "auto" or 0 <= error <= 100),
-        "at most: largest difference over the largest reference logit; auto: 1e-5, or, where rounding alone makes more "
-        "of it, four times what moving each pixel by a unit in the last place does to Keras itself",
+        "at most: largest difference over the largest reference logit; auto: 1e-5, or, if float noise is larger, four "
+        "times the change in Keras' own logits when each pixel moves by a unit in the last place",
     ] = None
     top1_agreement: Annotated[
         float | None,
@@ -406,7 +400,7 @@ class Thresholds:
     accuracy_drop: Annotated[
         float | None,
         within(-1, 1, "a share from -1 to 1 (0.01 is one point)"),
-        "at most: accuracy lost",
+        "at most: loss of accuracy",
     ] = None
 
 
@@ -421,7 +415,7 @@ class VerifyThresholds:
 
 @dataclass(frozen=True)
 class Verify:
-    """Parity, hop by hop, on test images that selected nothing."""
+    """Parity of each hop on test images that were not used to select anything."""
 
     min_images: Annotated[Positive, "fewer test images than this are refused"] = 50
     max_images: Annotated[int, "no more test images than this are used"] = 1000
@@ -440,7 +434,7 @@ class Benchmark:
     ] = ()
     seconds: Annotated[Seconds, "measured time for each backend, precision and batch"] = 1.5
     warmup_seconds: Annotated[Seconds, "before them, not measured"] = 0.3
-    min_samples: Annotated[Positive, "measured at least, however long they take"] = 20
+    min_samples: Annotated[Positive, "fewest samples, however long they take"] = 20
 
 
 @dataclass(frozen=True)
@@ -454,10 +448,10 @@ class Infer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One whole recipe: what runs, on which data, and what it must reach."""
+    """A recipe: what runs, on which data, and which thresholds hold."""
 
-    name: Annotated[str, NAMED, "of the folder in artifacts/; without one, that of the recipe's file"]
-    description: Annotated[str, "what it is for, in a sentence"] = ""
+    name: Annotated[str, NAMED, "name of the folder in artifacts/; by default that of the recipe's file"]
+    description: Annotated[str, "its purpose, in a sentence"] = ""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)

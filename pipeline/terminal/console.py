@@ -1,9 +1,4 @@
-"""Progress bars, and TensorFlow without its start-up messages.
-
-Progress bars on standard error, where a person watches; none in a log file.
-
-Imports TensorFlow without its page of start-up messages, which would hide ours.
-"""
+"""Show progress bars on a terminal, and import TensorFlow without its start-up messages."""
 
 import os
 import sys
@@ -15,18 +10,25 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-# disable=None: no bar where standard error is not a terminal
+# disable=None: no bar if standard error is not a terminal
 progress_bar = partial(tqdm, disable=None, dynamic_ncols=True)
-_passing_bar = partial(progress_bar, leave=False, delay=1)  # for what is mostly done at once and never a result
 
-AT_ONCE = 64  # calls that wait for a thread; Ctrl-C waits for no more than these
+AT_ONCE = 64  # calls queued at a time; Ctrl-C has to wait for these
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T], description: str, unit: str = "img") -> Iterator[R]:
-    """What the function gives for each item, in their order, with a progress bar."""
-    with ThreadPoolExecutor() as pool, _passing_bar(total=len(items), desc=description, unit=unit) as bar:
+    """Yield the function's result for each item, in order, with a progress bar.
+
+    Args:
+        function: Function of one item; it is called in several threads.
+        items: The items.
+        description: Text before the bar.
+        unit: Unit of the items. Defaults to "img".
+    """
+    bar = progress_bar(total=len(items), desc=description, unit=unit, leave=False, delay=1)
+    with ThreadPoolExecutor() as pool, bar:
         for start in range(0, len(items), AT_ONCE):
             for result in pool.map(function, items[start : start + AT_ONCE]):
                 bar.update()
@@ -34,10 +36,10 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], description: str,
 
 
 def start_tensorflow() -> None:
-    """Import TensorFlow and Keras; what they write to standard error while they do is shown only if they fail.
+    """Import TensorFlow and Keras, and show what they write to standard error only if the import fails.
 
-    TensorFlow's C++ part writes before any of its own log settings take effect, so its file descriptor is diverted.
-    Call it before the first ``import keras`` of a command; later calls do nothing.
+    TensorFlow's C++ code writes before its log settings take effect, so the file descriptor is redirected. Call it
+    before the first ``import keras`` of a command; later calls do nothing.
     """
     if "tensorflow" in sys.modules:
         return
@@ -52,7 +54,7 @@ def start_tensorflow() -> None:
             import keras  # noqa: F401
             import tensorflow as tf
 
-            # The CPU's features are announced at the first operation; GPUs must stay untouched for set-up options.
+            # The first operation logs the CPU's features. It must not initialise the GPUs, whose options are set later.
             with tf.device("/CPU:0"):
                 tf.constant(0)
             failed = False

@@ -1,26 +1,26 @@
-"""Starts a command, or says in one sentence why this Python cannot.
+"""Start a command, or explain in one sentence why this Python cannot.
 
-Standard library only, and no syntax that an older Python does not know: it has to be read there to say so.
+Standard library only, and only syntax that older versions of Python can parse, so that the message appears there.
 """
 
 import importlib
 import sys
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-OLDEST_FOR_A_BUNDLE = (3, 10)  # unpack, build, verify, infer and benchmark, as JetPack 6 has no newer one
+OLDEST_FOR_A_BUNDLE = (3, 10)  # for unpack, build, verify, infer and benchmark, because JetPack 6 has no newer one
 
 
 def start(module: str) -> int:
-    """Import a module and run its ``main``; returns the exit status.
+    """Import a module, run its ``main`` and return the exit status.
 
-    Before any package is there, and on a Python that is too old, a sentence comes instead of a traceback.
+    Without the packages, or on a Python that is too old, print a sentence instead of a traceback.
     """
-    here, for_a_bundle = sys.version_info[:2], sys.version_info < OLDEST
+    present, for_a_bundle = sys.version_info[:2], sys.version_info < OLDEST
     make = "Run `make install` and use .venv/bin/python."
-    if here < OLDEST_FOR_A_BUNDLE:
+    if present < OLDEST_FOR_A_BUNDLE:
         return _refused(
             "Expected Python {}.{} to {}.{}, or {}.{} to run a bundle. Received: Python {}.{}, {}. {}".format(
-                *OLDEST, *NEWEST, *OLDEST_FOR_A_BUNDLE, *here, sys.executable, make
+                *OLDEST, *NEWEST, *OLDEST_FOR_A_BUNDLE, *present, sys.executable, make
             )
         )
     try:

@@ -1,1 +1,1 @@
-"""What a stage is, when it runs, and what it is given."""
+"""Stages: what they are, when they run, and which inputs they get."""

@@ -1,4 +1,4 @@
-"""What every stage of one recipe shares: the recipe in force, its artifacts, its images, and what is said once."""
+"""The context that all stages of one recipe share: the recipe, its artifacts, its images, and its log messages."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Context:
-    """What every stage of one recipe shares.
+    """The context that all stages of one recipe share.
 
     Attributes:
-        recipe: in force, overrides included.
-        recipe_path: its file.
-        artifacts: folder of all recipes' artifacts.
-        overrides: the ``section.key=value`` strings that were laid over the file, for advice that repeats them.
+        recipe: Recipe, including overrides.
+        recipe_path: File of the recipe.
+        artifacts: Folder of all recipes' artifacts.
+        overrides: ``section.key=value`` strings of ``--set``, repeated in advice.
     """
 
     recipe: Recipe
     recipe_path: Path
     artifacts: Path
     overrides: Sequence[str] = ()
-    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _logged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -57,57 +57,52 @@ class Context:
 
     @property
     def runtime(self) -> RuntimeOptions:
-        """How engines are run. Who builds version-compatible ones lets them bring their code for the CPU."""
-        own = self.recipe.runtime
-        return replace(own, host_code=own.host_code or self.recipe.build.version_compatible)
+        """Runtime options; a recipe that builds version-compatible engines permits their code for the CPU."""
+        options = self.recipe.runtime
+        return replace(options, host_code=options.host_code or self.recipe.build.version_compatible)
 
     @property
     def settings(self) -> Recipe:
-        """The recipe as code that runs engines takes it."""
+        """The recipe with the runtime options of `runtime`, for code that runs engines."""
         return replace(self.recipe, runtime=self.runtime)
 
     @property
     def invocation(self) -> Invocation:
-        """What repeats this recipe on a command line."""
+        """Options that repeat this recipe on a command line."""
         return Invocation(self.recipe_path, self.artifacts, tuple(self.overrides))
 
     def command(self, verb: str, python: str | None = None) -> str:
-        """The command line that runs a verb with this recipe, overrides and artifacts; safe to paste."""
+        """Return the command that runs a verb with this recipe, see ``Invocation.command``."""
         return self.invocation.command(verb, python)
 
     def card(self) -> ModelCard:
-        """What belongs to the model besides its weights: the only place that says what happens to a picture.
+        """Read the model's card, which has its classes and how images are decoded and preprocessed.
 
         Raises:
-            ModelError: missing or damaged.
-            ProjectError: the recipe says otherwise.
+            ModelError: The card is missing or damaged.
+            ProjectError: The recipe contradicts it, or ``model.path`` is another file than the model was imported from.
         """
         self.required(CARD)
         card = read_card(self.root / CARD)
         refuse_disagreement(self.recipe, card, self.command("train"))
-        self._refuse_another_file()
-        return card
-
-    def _refuse_another_file(self) -> None:
-        """A finished model is known by the content of its file, whatever it is called; elsewhere it need not be."""
         path, manifest = self.recipe.model.path, read_manifest(self.folder("train"))
         recorded = manifest.inputs.get("model.path") if manifest else None
-        if path is None or recorded is None or not Path(path).exists():
-            return
-        if sha256_path(Path(path)) != recorded:
+        # The file is identified by its content. On another machine it may be missing.
+        if path is not None and recorded and Path(path).exists() and sha256_path(Path(path)) != recorded:
             raise ProjectError(
-                f"model.path: expected the file that the model was taken from (sha256 {recorded[:12]}...). "
-                f"Received: {path}, which is another. Name that file, or take this one over: `{self.command('train')}`."
+                f"model.path: expected the file that the model was imported from (sha256 {recorded[:12]}...). "
+                f"Received: {path}, which is another. Name that file, or import this one: `{self.command('train')}`."
             )
+        return card
 
     @cached_property
     def images(self) -> ImageSet:
-        """The labelled images and their splits, found and hashed once.
+        """Labelled images and their splits, found and hashed once.
 
-        Those that were found damaged when the model was trained are left out by every stage.
+        Images found damaged when the model was trained are left out by every stage.
 
         Raises:
-            DataError: see ``pipeline.data.dataset.deal``.
+            DataError: See ``pipeline.data.dataset.deal``.
         """
         return self._deal(recorded_damage(read_manifest(self.folder("train"))), ())
 
@@ -124,40 +119,40 @@ class Context:
         return images
 
     def leave_out_damaged(self) -> bool:
-        """Decode every image, before the first stage runs, and leave out what cannot be decoded.
+        """Decode every image before the first stage runs, and leave out those that cannot be decoded.
 
         Returns:
-            Whether other images than before are left out.
+            Whether the images left out differ from those before.
 
         Raises:
-            DataError: too few images, or more unreadable ones than the recipe allows.
+            DataError: There are too few images, or more unreadable ones than the recipe allows.
         """
         recipe, before = self.recipe, self.images
         for line in unread_by_finished(recipe):
             self.say_once(logging.WARNING, line)
         check_with_classes(recipe, len(before.classes))
         needed = needed_images(recipe, len(before.classes))
-        check_split_sizes(before, needed)  # nobody should wait to be told what is known already
+        check_split_sizes(before, needed)  # before the images are decoded, which takes time
         decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
         self.images = self._deal(find_damaged(self._found.samples, decode), before.unreadable)
         check_split_sizes(self.images, needed)
         return self.images.unreadable != before.unreadable
 
     def say_once(self, level: int, message: str) -> None:
-        """Log what would otherwise be said by every stage."""
-        if message not in self._said:
-            self._said.add(message)
+        """Log a message that every stage would otherwise repeat."""
+        if message not in self._logged:
+            self._logged.add(message)
             log.log(level, "%s", message)
 
     def files(self, pattern: str) -> dict[str, str]:
-        """sha256 of the files of earlier stages that fit: ``{"stage/name": digest}``; where there is none, no entry."""
+        """Return the sha256 of the existing files that match a pattern: ``{"stage/name": digest}``."""
         return {name: sha256_file(self.root / name) for name in Artifacts(self.root).matching(pattern)}
 
     def required(self, name: str) -> dict[str, str]:
-        """Like ``files``, for one that must be there.
+        """Return the sha256 of a file that must exist: ``{"stage/name": digest}``.
 
         Raises:
-            ProjectError: with the command that makes it.
+            ProjectError: It does not exist; with the command that writes it.
         """
         path = self.root / name
         if not path.is_file():
@@ -168,44 +163,44 @@ class Context:
         return {name: sha256_file(path)}
 
     def split(self, name: str, recorded: Mapping[str, str]) -> dict[str, str]:
-        """Fingerprint of a split. Where the data is not on this machine, the recorded one stands.
+        """Return the digests of a split and of the classes, or the recorded ones if the data is not on this machine.
 
-        That is so of a path in the recipe, which may be another machine's; who names one with --set means this machine.
+        Recorded digests replace only a path in the recipe, which may belong to another machine; a path in --set is
+        always one of this machine.
 
         Args:
-            name: the split.
-            recorded: inputs in the stage's former manifest.
+            name: Name of the split.
+            recorded: Inputs in the stage's last manifest.
 
         Raises:
-            DataMissingError: the data is not here and there is no former result, or --set names it.
+            DataMissingError: The data is not on this machine, and there is no recorded digest or --set names the data.
         """
         key = f"data/{name}"
         try:
-            classes = sha256_json(self.images.classes)
-            return {key: self.images.fingerprint(name), "data/classes": classes}
+            return {key: self.images.fingerprint(name), "data/classes": sha256_json(self.images.classes)}
         except DataMissingError as error:
             if key not in recorded or self._given_by_option("data.path", "data.classes"):
                 raise
             why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
-            self.say_once(logging.WARNING, f"the images are not here; what the manifests say of them stands: {why}")
+            self.say_once(
+                logging.WARNING, f"the images are not on this machine; their recorded digests are used: {why}"
+            )
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def _given_by_option(self, *keys: str) -> bool:
-        trees = [override_tree(override) for override in self.overrides]
-        return any(key in section for tree in trees for section, key in (section_of(tree, dotted) for dotted in keys))
+        places = (section_of(override_tree(override), key) for override in self.overrides for key in keys)
+        return any(key in section for section, key in places)
 
-    def external(self, name: str, path: str | None, recorded: Mapping[str, str]) -> dict[str, str]:
-        """sha256 of a file or folder outside the artifacts that the recipe names; recorded if it is not here.
+    def external(self, name: str, path: str, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return the sha256 of a file or folder that the recipe names, or the recorded one if it does not exist here.
 
         Raises:
-            ProjectError: it is not here, and there is no record, or --set names it.
+            ProjectError: It does not exist, and there is no recorded digest or --set names it.
         """
-        if path is None:
-            return {}
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
         if name in recorded and not self._given_by_option(name):
             place = where_else(path, self.recipe_path, self.overrides)
-            self.say_once(logging.WARNING, f"{path} is not here, so what the manifest says of {name} stands.{place}")
+            self.say_once(logging.WARNING, f"{path} does not exist; the recorded digest of {name} is used.{place}")
             return {name: recorded[name]}
         raise ProjectError(f"{name}: expected a file. Received: {path}, which does not exist.")

@@ -1,9 +1,4 @@
-"""Facts about this machine that decide a stage's result: which TensorRT, which GPU, which runtime.
-
-Facts about this machine that decide a stage's result: which TensorRT, which GPU.
-
-Facts about this machine that decide what runs a model; `environment` has those that decide what is built.
-"""
+"""Facts about this machine that decide a stage's result: its TensorRT, its GPU and its runtimes."""
 
 from collections.abc import Sequence
 
@@ -14,14 +9,14 @@ from pipeline.runners.onnxruntime import BACKENDS, is_installed, why_not
 
 
 def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
-    """The TensorRT to build with here, or None and why.
+    """Choose the TensorRT to build with on this machine; None and the reason if there is none.
 
-    ``auto`` takes the full TensorRT where it is installed and supports the GPU that is there, else TensorRT-RTX.
+    Args:
+        flavour: "tensorrt", "rtx", or "auto": TensorRT if it is installed and supports the GPU, else TensorRT-RTX.
     """
     driver = driver_status()
-    wanted = ("tensorrt", "rtx") if flavour == "auto" else (flavour,)
     reasons = []
-    for name in wanted:
+    for name in ("tensorrt", "rtx") if flavour == "auto" else (flavour,):
         trt = find_tensorrt(name)
         if trt is None:
             reasons.append(f"{name}: {why_missing().get(name, 'not installed')}")
@@ -35,17 +30,17 @@ def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
 
 
 def why_not_here(trt: TensorRT, targets: Sequence[str] = ()) -> str:
-    """Say that engines of a TensorRT run on no GPU of this machine, and why; "" where they may run on one.
+    """Explain why engines of a TensorRT run on no GPU of this machine; "" if they may run on one.
 
     Args:
-        trt: the library.
-        targets: GPUs to build for. Defaults to none: to those that TensorRT-RTX takes then, Turing (7.5) is none.
+        trt: The library.
+        targets: GPUs to build for. Defaults to none: TensorRT-RTX then builds for Ampere and later, not for Turing.
     """
     devices = driver_status().devices
     what = f"what {trt.flavour} {trt.version} builds here does not run on this machine."
     if refuses_all(trt, devices):
         return f"{what} {_no_support(trt.flavour, devices[0])}"
-    if trt.targets and devices and not targets and all(as_numbers(one.compute_capability) < AMPERE for one in devices):
+    if trt.targets and devices and not targets and all(as_numbers(gpu.compute_capability) < AMPERE for gpu in devices):
         return (
             f"{what} Its GPU has to be named as a target: --set 'build.targets=[\"{devices[0].compute_capability}\"]'"
         )
@@ -53,45 +48,45 @@ def why_not_here(trt: TensorRT, targets: Sequence[str] = ()) -> str:
 
 
 def refuses_all(trt: TensorRT, devices: Sequence[Device]) -> bool:
-    """Whether a TensorRT supports none of the GPUs, of which there is one or more."""
-    return bool(devices) and all(trt.supports(one.compute_capability) is False for one in devices)
+    """Return whether there are GPUs and a TensorRT supports none of them."""
+    return bool(devices) and all(trt.supports(gpu.compute_capability) is False for gpu in devices)
 
 
 def _no_support(flavour: str, device: Device) -> str:
-    """Say what a TensorRT does not support, and what to install where that is known."""
-    said = f"{no_support(flavour, device.compute_capability)} ({device.name}, {device.compute_capability})"
-    return f"{said}: {INSTALL['tensorrt']}" if supports_advised(device.compute_capability) else said
+    """Explain which GPU a TensorRT does not support, and what to install if that is known."""
+    reason = f"{no_support(flavour, device.compute_capability)} ({device.name}, {device.compute_capability})"
+    return f"{reason}: {INSTALL['tensorrt']}" if supports_advised(device.compute_capability) else reason
 
 
 def machine_environment(flavour: str) -> dict[str, object]:
-    """The TensorRT and the GPU of this machine, which decide what engines are built."""
+    """Return the TensorRT and the GPU of this machine, which decide which engines are built."""
     trt, _ = choose_tensorrt(flavour)
     return {"tensorrt": f"{trt.flavour} {trt.version}" if trt else None, "gpu": describe_gpu()}
 
 
 def installed_tensorrts() -> dict[str, str]:
-    """Version of each TensorRT that is installed, by its flavour: whichever built an engine is to run it."""
+    """Return the version of each installed TensorRT by flavour; an engine needs the flavour that built it."""
     return {flavour: trt.version for flavour in FLAVOURS if (trt := find_tensorrt(flavour)) is not None}
 
 
 def describe_gpu() -> str | None:
-    """Name and compute capability of the first GPU, None without one."""
+    """Return the name and compute capability of the first GPU; None without one."""
     devices = driver_status().devices
     return f"{devices[0].name} (compute capability {devices[0].compute_capability})" if devices else None
 
 
 def runtime_environment(settings: Recipe) -> dict[str, object]:
-    """The GPU, each TensorRT, ONNX Runtime and its CUDA provider, and the permission to run what engines bring.
+    """Return the GPU, each TensorRT, ONNX Runtime and its CUDA provider, and the permission to run engines' host code.
 
-    A permission is no setting that gives other numbers, but an engine that was refused for want of it has none at all.
+    The permission does not change any numbers, but an engine that is refused without it has none.
 
     Args:
-        settings: its part ``runtime``.
+        settings: The recipe; only ``runtime`` is read.
     """
-    there = {
+    optional = {
         BACKENDS["cpu"]: "installed" if is_installed() else "",
         BACKENDS["cuda"]: "" if why_not("cuda") else "active",
         "runtime.host_code": "permitted" if settings.runtime.host_code else "",
     }
     facts: dict[str, object] = {"gpu": describe_gpu(), "tensorrt": None, **installed_tensorrts()}
-    return facts | {name: what for name, what in there.items() if what}
+    return facts | {name: state for name, state in optional.items() if state}

@@ -1,4 +1,4 @@
-"""A stage is a step from files to files; this decides whether it runs, and puts its result in place at once."""
+"""Stages, steps from files to files: decide whether one runs, run it, and replace its result atomically."""
 
 import logging
 import time
@@ -34,8 +34,6 @@ from pipeline.recipe.schema import Recipe
 from pipeline.workflow.context import Context
 
 log = logging.getLogger(__name__)
-
-
 R = TypeVar("R")
 
 
@@ -44,15 +42,15 @@ class Stage(Generic[R]):
     """One step of the chain.
 
     Attributes:
-        name: verb and folder.
-        inputs: what it reads.
-        keys: sections and dotted keys of the recipe that it reads; they decide its result, but for permissions.
-        run: does it, from its inputs and its part of the recipe into an empty folder; returns what to record of it.
-        result: the type of that, a frozen dataclass.
-        environment: facts about this machine that decide too, of the declared part of the recipe.
-        takes_new_images: every image is decoded before it runs, and what is damaged is left out from then on.
-        bytes_per_weight: of the model, in all that it writes; 0 where that is not known before it runs.
-        module: whose code counts, with all that it imports. Defaults to that of ``run``.
+        name: Name of its verb and of its folder.
+        inputs: Declarations of what it reads.
+        keys: Sections and dotted keys of the recipe that it reads; all but permissions decide its result.
+        run: Function of its inputs, its part of the recipe and an empty folder to write to; returns its result.
+        result: Type of the result, a frozen dataclass.
+        environment: Function from the declared part of the recipe to facts about this machine that decide the result.
+        takes_new_images: Whether every image is decoded before it runs, and damaged ones are left out from then on.
+        bytes_per_weight: Function from the recipe to the bytes that it writes per weight of the model; 0 if unknown.
+        module: Module whose code and imports decide the result. Defaults to "": the module of ``run``.
     """
 
     name: str
@@ -66,41 +64,44 @@ class Stage(Generic[R]):
     module: str = ""
 
     def key(self, context: Context, manifest: Manifest | None) -> Key:
-        """What decides this stage's result now."""
-        digests = self.digests(context, manifest.inputs if manifest else {})
-        code = code_hash(self.module or self.run.__module__)
-        return Key(digests, self.recipe_part(context), code, self.environment(self.settings(context)))
+        """Return everything that decides this stage's present result."""
+        return Key(
+            self.digests(context, manifest.inputs if manifest else {}),
+            self.recipe_part(context),
+            code_hash(self.module or self.run.__module__),
+            self.environment(self.settings(context)),
+        )
 
     def digests(self, context: Context, recorded: Mapping[str, str]) -> dict[str, str]:
-        """What of its inputs decides the result, by content; ``recorded`` are those of its former run."""
-        return {name: digest for one in self.inputs for name, digest in one.digests(context, recorded).items()}
+        """Return the digests of its inputs; ``recorded`` are those of its last run."""
+        return {name: digest for item in self.inputs for name, digest in item.digests(context, recorded).items()}
 
     def recipe_part(self, context: Context) -> dict[str, object]:
-        """The part of the recipe that decides this stage's result."""
+        """Return the part of the recipe that decides this stage's result."""
         return recipe_slice(context.recipe, self.keys)
 
     def recorded(self, context: Context, manifest: Manifest) -> R:
-        """What the manifest records of the result.
+        """Return the result that a manifest records.
 
         Raises:
-            ProjectError: it is not what this stage returns; with the command that makes it anew.
+            ProjectError: It is not of this stage's type; with the command that writes it again.
         """
-        return read_result(manifest, self.result, f"Make it anew: `{context.command(self.name)} --force`.")
+        return read_result(manifest, self.result, f"Make it again: `{context.command(self.name)} --force`.")
 
     def settings(self, context: Context) -> Recipe:
-        """The declared part of the recipe, permissions included."""
+        """Return the declared part of the recipe, including permissions."""
         return declared_part(context.settings, self.keys)
 
     def hand_over(self, context: Context, key: Key) -> Inputs:
-        """The declared inputs, and nothing else."""
-        splits = [one for one in self.inputs if isinstance(one, Split)]
+        """Return the declared inputs."""
+        splits = [item for item in self.inputs if isinstance(item, Split)]
         return Inputs(
             context.root,
-            tuple(pattern for one in self.inputs for pattern in one.files),
+            tuple(pattern for item in self.inputs for pattern in item.files),
             digests=key.inputs,
             key=sha256_json(asdict(key)),
             find_images=partial(_declared_images, context, splits) if splits else None,
-            command_line=context.invocation if any(isinstance(one, CommandLine) for one in self.inputs) else None,
+            command_line=context.invocation if any(isinstance(item, CommandLine) for item in self.inputs) else None,
         )
 
 
@@ -113,7 +114,7 @@ def _declared_images(context: Context, declared: Sequence[Split]) -> ImageSet:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage."""
+    """The outcome of `execute`: whether the stage ran, why, and its manifest."""
 
     stage: str
     ran: bool
@@ -122,17 +123,17 @@ class Outcome:
 
 
 def reasons_to_run(stage: Stage[Any], context: Context) -> list[str]:
-    """Why the stage would run now; empty when its result is up to date."""
+    """List why a stage would run now; empty if its result is up to date."""
     folder = context.folder(stage.name)
     manifest = read_manifest(folder)
     return why_stale(folder, manifest, stage.key(context, manifest))
 
 
 def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome:
-    """Run a stage unless its result is up to date; a failure or a kill leaves the former result as it was.
+    """Run a stage unless its result is up to date; a failure or a kill leaves the previous result unchanged.
 
     Raises:
-        ProjectError: whatever the stage cannot do.
+        ProjectError: The stage cannot run, or failed.
     """
     folder = context.folder(stage.name)
     recover_folder(folder)
@@ -142,16 +143,17 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
     if manifest is not None and not reasons:
         log.info("%-9s up to date", stage.name)
         if changes := version_changes(manifest):
-            log.info("%-9s made with other versions: %s (--force makes it anew)", "", listed(changes))
+            log.info("%-9s made with other versions: %s (--force makes it again)", "", listed(changes))
         return Outcome(stage.name, False, (), manifest)
     log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
     if (weight := stage.bytes_per_weight(context.recipe)) and (parameters := _parameters(context)):
-        what = f"the files of {stage.name}, which hold {count(parameters, 'weight')}"
-        require_space(folder, weight * parameters, what)
+        require_space(
+            folder, weight * parameters, f"the files of {stage.name}, which hold {count(parameters, 'weight')}"
+        )
     if stage.takes_new_images and context.leave_out_damaged():
         key = stage.key(context, manifest)
     if CARD in key.inputs:
-        context.card()  # a recipe that says other than the model is refused
+        context.card()  # refuses a recipe that contradicts the model
     start = time.perf_counter()
     try:
         with replacing_folder(folder) as temporary:
@@ -167,7 +169,7 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
                 result=without_defaults(result),
             )
     except (OSError, KeyboardInterrupt) as error:
-        left = "keeps its former result" if folder.is_dir() else "has no result yet"
+        left = "keeps its previous result" if folder.is_dir() else "has no result yet"
         add_note(error, f"Finished stages stay; {stage.name} {left}.")
         raise
     log.info("%-9s done in %.1f s", stage.name, seconds)
@@ -178,4 +180,4 @@ def _parameters(context: Context) -> int | None:
     try:
         return read_card(context.root / CARD).parameters
     except ProjectError:
-        return None  # the stage says what is wrong with it
+        return None  # the stage reports what is wrong with the card

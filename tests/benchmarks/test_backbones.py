@@ -33,7 +33,7 @@ def _not_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data", ".", "--size", "0"], "Expected --size of at least 1"),
         (["--data", ".", "--images", "2"], "--images of at least 8. Received: 96 and 2."),
         (["--data", ".", "--output", "x.csv"], "ends in .json after --output, such as x.json"),
-        (["--only", "resnet50"], "Expected --data behind the verb"),
+        (["--only", "resnet50"], "Expected --data after the verb"),
     ],
 )
 def test_bad_options_are_one_sentence(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_artifacts_that_are_no_folder(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_damaged_file_of_answers_is_said_once(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
     (artifacts / REFERENCE).write_bytes(b"x")
     assert main([str(artifacts)]) == 2
-    said = "Received: File is not a zip file. Copy it again, or write it anew."
+    said = "Received: File is not a zip file. Copy or write it again."
     assert caplog.messages == [f"Expected Keras' answers in {artifacts / REFERENCE}. {said}"]
 
 

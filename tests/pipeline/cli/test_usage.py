@@ -68,8 +68,8 @@ def refused(*words: str) -> str:
         ("--force", "Received: --force first. Write: python -m pipeline run --force"),
         ("infer --top-k many", "Expected a whole number after --top-k. Received: 'many'."),
         ("infer --precision INT4", "of auto, fp32, fp16, int8. Received: int4. Did you mean 'int8'?"),
-        ("inspect", "Expected model behind the verb. Received: nothing."),
-        ("engine", "Expected inspect|check behind the verb. Received: nothing."),
+        ("inspect", "Expected model after the verb. Received: nothing."),
+        ("engine", "Expected inspect|check after the verb. Received: nothing."),
         ("engine chekc x.plan", "Expected a verb of inspect, check. Received: chekc. Did you mean 'check'?"),
     ],
 )  # fmt: skip

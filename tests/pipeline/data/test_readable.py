@@ -270,4 +270,4 @@ def test_what_every_stage_would_say_is_said_once(
     for split in SPLITS:
         context.split(split, {f"data/{split}": "x", "data/classes": "y"})
     (told,) = caplog.records
-    assert "the images are not here; what the manifests say of them stands" in told.getMessage()
+    assert "the images are not on this machine; their recorded digests are used" in told.getMessage()

@@ -79,7 +79,7 @@ def test_a_finished_model_is_known_by_its_bytes(tmp_path: Path) -> None:
     write_manifest(folder, stage="train", recipe="toy", key=key, seconds=1, result={})
     assert context.card().source == "m.h5"
     (tmp_path / "m.h5").write_bytes(b"two")
-    with pytest.raises(ProjectError, match=r"model\.path: expected the file that the model was taken from"):
+    with pytest.raises(ProjectError, match=r"model\.path: expected the file that the model was imported from"):
         context.card()
     (tmp_path / "m.h5").unlink()
     assert context.card().source == "m.h5", "artifacts travel without it"

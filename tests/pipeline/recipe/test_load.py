@@ -84,7 +84,7 @@ def test_a_split_by_another_of_its_names(toy: Path, name: str, split: str) -> No
 )
 def test_a_colon_without_its_space(write, text: str) -> None:
     message = refused(write(text))
-    assert message == "data: expected a space behind each colon. Received: path:/data/x. Write path: /data/x."
+    assert message == "data: expected a space after each colon. Received: path:/data/x. Write path: /data/x."
 
 
 def test_null_where_a_choice_is_due_is_to_be_left_out(write) -> None:

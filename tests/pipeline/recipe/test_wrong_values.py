@@ -47,7 +47,7 @@ def refused(path: Path, *overrides: str) -> str:
         ("model.input_size=abc", "expected a whole number. Received: 'abc'."),
         ("model.input_size=null", "expected a whole number. Received: nothing (null)."),
         ("model.classes=3", "model.classes: expected a list. Received: 3, a number. Write [3]"),
-        ("data.splits={train:0.8,test:0.2}", "a space behind each colon. Received: train:0.8. Write train: 0.8"),
+        ("data.splits={train:0.8,test:0.2}", "a space after each colon. Received: train:0.8. Write train: 0.8"),
         ("export.opset=18", "export.opset: expected 17. Received: 18"),
     ],
 )

@@ -114,6 +114,7 @@ def test_a_new_key_of_a_recipe_reruns_nothing(sources: Sources) -> None:
 def test_imports_are_found_wherever_they_stand_and_files_beside(tmp_path: Path) -> None:
     package = tmp_path / "pipeline"
     (package / "templates" / "deep").mkdir(parents=True)
+    (package / "artifacts").mkdir()
     for name in "abcdefghijk":
         (package / f"{name}.py").write_text("")
     (package / "c.py").write_text("def g():\n    import pipeline.f\n")
