@@ -390,7 +390,7 @@ def test_a_large_picture_is_decoded_without_needless_copies(tmp_path: Path, mode
 
 
 def test_a_program_in_postscript_is_not_run() -> None:
-    with pytest.raises(ImageError, match="an EPS file is a program, which is not run"):
+    with pytest.raises(ImageError, match="EPS is a program, which is not run"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
 
