@@ -103,8 +103,8 @@ def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
     if unknown := [name for name in images.classes if name not in positions]:
         raise DataError(
             "Expected the data's classes among the model's (model.classes). "
-            f"Received: data {_some(images.classes)}; model {_some(names)}; {_some(unknown)} "
-            f"{'is' if len(unknown) == 1 else 'are'} not among the model's. Rename the folders or the names."
+            f"Received: data {listed(images.classes, most=8)}; model {listed(names, most=8)}; "
+            f"{listed(unknown, most=8)} {'is' if len(unknown) == 1 else 'are'} not among the model's. Rename the folders or the names."
         )
     splits = {
         split: tuple(dataclasses.replace(sample, label=positions[images.classes[sample.label]]) for sample in samples)
@@ -137,18 +137,14 @@ def _entries_by_index(tree: Any) -> list[Any]:
 
 
 def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return ", which does not exist."
-    if isinstance(error, UnicodeDecodeError):
-        return ", which is no UTF-8 text. Save it as UTF-8."
-    return f": {getattr(error, 'strerror', None) or error}."
+    reasons: dict[type[Exception], str] = {
+        FileNotFoundError: ", which does not exist.",
+        UnicodeDecodeError: ", which is no UTF-8 text. Save it as UTF-8.",
+    }
+    return reasons.get(type(error), f": {getattr(error, 'strerror', None) or error}.")
 
 
 def _each_once(names: tuple[str, ...], key: str, refusal: type[ProjectError]) -> tuple[str, ...]:
     if repeated := sorted(name for name, number in Counter(names).items() if number > 1):
         raise refusal(f"{key}: expected each name once. Received: {listed(repeated)} more than once.")
     return names
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    return listed(names, most=8)

@@ -274,8 +274,8 @@ class Pixels:
 
     def all(self, samples: Sequence[Sample], description: str) -> tuple[np.ndarray, np.ndarray]:
         """Return every readable sample at once: (uint8 NHWC pixels, int64 labels)."""
-        none = np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)
-        return next(self.batches(samples, max(1, len(samples)), description), none)
+        batches = self.batches(samples, max(1, len(samples)), description)
+        return next(batches, (np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)))
 
     def _try(self, sample: Sample) -> np.ndarray | ImageError:
         try:

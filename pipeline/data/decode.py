@@ -18,7 +18,6 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from export.errors import ImageError
-from export.records import to_json
 from pipeline.data.image_files import Budget, as_image_error, image_file, opened_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
@@ -33,22 +32,6 @@ SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG"
 # Pixels that all threads together decode at a time: one picture of the maximum size, or enough for every core.
 _PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
 HUGE = 2**24  # pixels, of which each takes 4 bytes
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode an image file completely, apply its EXIF orientation, convert it to 8-bit RGB.
-
-    Greyscale is repeated over the channels, transparency is composited on black, 16-bit greyscale is scaled to 8 bit,
-    an animation gives its first frame.
-
-    Args:
-        data: the file's bytes, in any format that Pillow reads.
-
-    Raises:
-        ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or PostScript.
-    """
-    with as_image_error(len(data)), _opened(data) as image:
-        return _in_mode("RGB", _flat(image))
 
 
 @contextlib.contextmanager
@@ -136,13 +119,17 @@ def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
 def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
     """Decode and resize one image to uint8 of shape (height, width, 3).
 
+    The EXIF orientation is applied, greyscale is repeated over the channels, transparency is composited on black,
+    16-bit greyscale is scaled to 8 bit, an animation gives its first frame.
+
     Args:
-        source: an image file, or its bytes.
+        source: an image file in any format that Pillow reads, or its bytes.
         size: (height, width) in pixels.
         mode: see `resize_image`. Defaults to "stretch".
 
     Raises:
-        ImageError: the file cannot be read or decoded; the message says why.
+        ImageError: the file cannot be read, is no image, is truncated, has more than 179 megapixels or a million pixels
+            on a side, or is PostScript.
     """
     if not isinstance(source, bytes):
         with image_file(source) as data:
@@ -225,8 +212,7 @@ def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _on_black(image: Image.Image) -> Image.Image:
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -276,7 +262,3 @@ class DecodeSpec:
         if isinstance(source, np.ndarray):
             return resize_image(array_to_image(source), self.size, self.resize)
         return load_image(Path(source) if isinstance(source, str) else source, self.size, self.resize)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as plain JSON types."""
-        return to_json(self)

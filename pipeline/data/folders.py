@@ -37,8 +37,7 @@ def other_files(root: Path, taken: Collection[Path]) -> dict[str, int]:
     for path in root.rglob("*"):
         hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
         if not hidden and path not in taken and path.name.lower() not in BESIDE and path.is_file():
-            suffix = path.suffix.lower()
-            numbers[NO_CLASS if suffix in EXTENSIONS else suffix or NO_ENDING] += 1
+            numbers[NO_CLASS if path.suffix.lower() in EXTENSIONS else path.suffix.lower() or NO_ENDING] += 1
     return dict(sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])))
 
 

@@ -105,8 +105,11 @@ def find_damaged(samples: Sequence[Sample], decode: DecodeSpec) -> dict[str, str
         if why is not None:
             damaged[sample.sha256] = why
         if done == AT_ONCE and (seconds := (time.perf_counter() - start) / done * (len(files) - done)) > LONG:
-            left = count(math.ceil(seconds / 60), "minute") if seconds > 90 else f"{seconds:.0f} s"
-            log.info("decoding all %s once to find damaged ones: about %s", count(len(files), "image"), left)
+            log.info(
+                "decoding all %s once to find damaged ones: about %s",
+                count(len(files), "image"),
+                count(math.ceil(seconds / 60), "minute") if seconds > 90 else f"{seconds:.0f} s",
+            )
     return damaged
 
 
@@ -139,5 +142,5 @@ def too_many_unreadable(unreadable: Sequence[Unreadable], most: int, total: int)
 def listing(unreadable: Sequence[Unreadable]) -> str:
     """Return one line for each image, with the reason; images beyond `MOST_NAMED` are counted."""
     lines = [f"  {image.name}: {image.why}" for image in unreadable[:MOST_NAMED]]
-    more = len(unreadable) - MOST_NAMED
-    return "\n".join([*lines, f"  and {more:,} more"] if more > 0 else lines)
+    rest = len(unreadable) - len(lines)
+    return "\n".join([*lines, f"  and {rest:,} more"] if rest else lines)

@@ -82,17 +82,18 @@ def _npz(config: Data, path: Path) -> Found:
     try:
         names = array_names(path, expected)
         parts = [name[2:] for name in names if name.startswith("x_") and name[2:] in SPLIT_NAMES]
-        lacking = [f"x_{name[2:]}" for name in names if name.startswith("y_") and name[2:] not in parts]
-        if not parts or lacking:
-            missing = f" without {', '.join(lacking)}" if lacking else ""
-            raise DataError(f"Expected {expected} in {path}. Received: {', '.join(names)[:500]}{missing}.")
+        missing = [f"x_{name[2:]}" for name in names if name.startswith("y_") and name[2:] not in parts]
+        if not parts or missing:
+            received = ", ".join(names)[:500] + (f" without {', '.join(missing)}" if missing else "")
+            raise DataError(f"Expected {expected} in {path}. Received: {received}.")
         contents = read_arrays(path, [f"{kind}_{part}" for part in parts for kind in "xy"], expected)
         for part in parts:
             arrays, labels = contents[f"x_{part}"], contents[f"y_{part}"].astype(np.int64)
             labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
             _check_arrays(path, arrays, labels)
-            ready = SPLIT_NAMES[part] if config.ready_splits else None
-            samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
+            samples += _array_samples(
+                path.stem, arrays, labels, len(samples), SPLIT_NAMES[part] if config.ready_splits else None
+            )
     except (ValueError, TypeError, OSError) as error:
         raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
     return Found(samples, _class_names(config, path, max((s.label for s in samples), default=-1) + 1))
@@ -220,8 +221,11 @@ def _hash_file(path: Path) -> str | ImageError:
 def _csv(config: Data, path: Path) -> Found:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
-    names = (path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path) for path, *_ in rows)
-    return _hashed([(path, name, label, ready) for name, (path, label, ready) in zip(names, rows)], classes)
+    named = [
+        (file, file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file), label, ready)
+        for file, label, ready in rows
+    ]
+    return _hashed(named, classes)
 
 
 def _tfds(config: Data, path: Path) -> Found:

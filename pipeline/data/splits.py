@@ -99,9 +99,8 @@ def roles_of(config: Data, present: Collection[str | None], trains: bool) -> Rol
     divided = {ready: _shares(vars(getattr(config.divide, ready))) for ready in ready_splits}
     decide = _with_training if trains else _without_training
     shares: dict[str | None, Mapping[str, float]] = dict(decide(config, ready_splits, divided).items())
-    divisible = {"train"} if trains else ready_splits
-    by_splits = ready_splits & divisible if trains or len(ready_splits) == 1 else ()
-    keys: dict[str | None, str] = dict.fromkeys(by_splits, "data.splits")
+    single = ready_splits if len(ready_splits) == 1 else set()
+    keys: dict[str | None, str] = dict.fromkeys(ready_splits & {"train"} if trains else single, "data.splits")
     keys |= {ready: f"data.divide.{ready}" for ready in ready_splits if any(divided[ready].values())}
     if None in present:
         shares[None] = _shares(vars(config.splits) if trains else _deployed(config))
@@ -116,8 +115,7 @@ def _shares(shares: Mapping[str, float]) -> dict[str, float]:
 def _deployed(config: Data) -> dict[str, float]:
     """The recipe's proportion of calibration and test; halves where it sets no shares, or none for those two."""
     shares = {name: getattr(config.splits, name) for name in DEPLOYED_WITH}
-    proportioned = config.splits != Splits() and any(shares.values())
-    return shares if proportioned else dict.fromkeys(DEPLOYED_WITH, 0.5)
+    return shares if config.splits != Splits() and any(shares.values()) else dict.fromkeys(DEPLOYED_WITH, 0.5)
 
 
 def _with_training(
@@ -199,10 +197,10 @@ def _shortage(images: ImageSet, short: Mapping[str, int]) -> str:
         count(needed, f"{split} image") + (f" ({MINIMA[split]})" if split in MINIMA else "")
         for split, needed in short.items()
     )
-    received = " and ".join(f"{sizes[split]:,}" for split in short)
     all_splits = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
     return (
-        f"Expected at least {expected}. Received: {received} of {count(sum(sizes.values()), 'image')} ({all_splits})."
+        f"Expected at least {expected}. Received: {' and '.join(f'{sizes[split]:,}' for split in short)} of "
+        f"{count(sum(sizes.values()), 'image')} ({all_splits})."
     )
 
 

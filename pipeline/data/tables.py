@@ -80,8 +80,8 @@ def _read(table: Path, split: str | None, columns: Columns) -> list[tuple[Path, 
                         f"Expected a path and a label in line {reader.line_num} of {table}. Received: {str(row)[:500]}."
                     )
                 folder = table.parent if (table.parent / name).exists() or not beside.is_dir() else beside
-                ready = _ready_split(row.get(columns.split), split, table, reader.line_num)
-                rows.append((folder / name, label, ready))
+                cell = row.get(columns.split)
+                rows.append((folder / name, label, _ready_split(cell, split, table, reader.line_num)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a CSV file in UTF-8. Received: {table}: {error}.") from error
     if not rows:
