@@ -104,7 +104,8 @@ def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
         raise DataError(
             "Expected the data's classes among the model's (model.classes). "
             f"Received: data {listed(images.classes, most=8)}; model {listed(names, most=8)}; "
-            f"{listed(unknown, most=8)} {'is' if len(unknown) == 1 else 'are'} not among the model's. Rename the folders or the names."
+            f"{listed(unknown, most=8)} {'is' if len(unknown) == 1 else 'are'} not among the model's. "
+            "Rename the folders or the names."
         )
     splits = {
         split: tuple(dataclasses.replace(sample, label=positions[images.classes[sample.label]]) for sample in samples)
