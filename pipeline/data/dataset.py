@@ -121,11 +121,11 @@ def load_image_set(config: Data, trains: bool = True) -> ImageSet:
     return deal(read_source(config), config, trains)
 
 
-def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | None = None) -> ImageSet:
+def deal(source: Found, config: Data, trains: bool, damaged: Mapping[str, str] | None = None) -> ImageSet:
     """Divide the images of a source into splits; those that cannot be read are left out before anything is counted.
 
     Args:
-        found: the images of the source.
+        source: the images of the source.
         config: the data section of the recipe.
         trains: whether a model is trained on them.
         damaged: the reason why a file cannot be decoded although it opens, by sha256. Defaults to None: none is known.
@@ -133,21 +133,21 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
     Raises:
         DataError: one class only, a picture in two classes, more unreadable files than the recipe allows.
     """
-    classes = found.classes
+    classes = source.classes
     if len(classes) < 2:
         raise DataError(f"Expected at least two classes. Received: {list(classes)}. {why_one_class(config, classes)}")
     copies: dict[str, list[Sample]] = defaultdict(list)
-    for sample in found.samples:
+    for sample in source.samples:
         copies[sample.sha256].append(sample)
     mixed = {digest: group for digest, group in copies.items() if len({sample.label for sample in group}) > 1}
     # Equal files in two classes may only be damaged in the same way.
     damaged = {**(damaged or {}), **find_damaged([group[0] for group in mixed.values()], _ANY)}
-    unreadable = _unreadable(found, damaged)
+    unreadable = _unreadable(source, damaged)
     if len(unreadable) > config.max_bad_images:
-        rest = [sample for sample in found.samples if sample.sha256 not in damaged]
-        unreadable = _unreadable(found, damaged | find_damaged(rest, _ANY))  # one error names all of them
-        raise too_many_unreadable(unreadable, config.max_bad_images, len(found.samples) + len(found.unreadable))
-    roles = roles_of(config, {sample.ready for sample in found.samples}, trains)
+        rest = [sample for sample in source.samples if sample.sha256 not in damaged]
+        unreadable = _unreadable(source, damaged | find_damaged(rest, _ANY))  # one error names all of them
+        raise too_many_unreadable(unreadable, config.max_bad_images, len(source.samples) + len(source.unreadable))
+    roles = roles_of(config, {sample.ready for sample in source.samples}, trains)
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     unused: Counter[str | None] = Counter()
     duplicates, crossed = 0, Counter[str]()
@@ -179,14 +179,14 @@ def deal(found: Found, config: Data, trains: bool, damaged: Mapping[str, str] | 
         unreadable=unreadable,
         unused=unused,
         came_in=Counter(sample.ready for samples in splits.values() for sample in samples),
-        others=found.others,
+        others=source.others,
         roles=roles,
     )
 
 
-def _unreadable(found: Found, damaged: Mapping[str, str]) -> tuple[Unreadable, ...]:
-    undecodable = (Unreadable(s.name, damaged[s.sha256], s.sha256) for s in found.samples if s.sha256 in damaged)
-    return (*found.unreadable, *undecodable)
+def _unreadable(source: Found, damaged: Mapping[str, str]) -> tuple[Unreadable, ...]:
+    undecodable = (Unreadable(s.name, damaged[s.sha256], s.sha256) for s in source.samples if s.sha256 in damaged)
+    return (*source.unreadable, *undecodable)
 
 
 def check_classes(images: ImageSet, classes: Sequence[str]) -> None:

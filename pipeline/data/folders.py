@@ -9,7 +9,7 @@ from pipeline.recipe.messages import ARCHIVES, EXTENSIONS, set_option
 from pipeline.recipe.schema import Data
 
 # Files that people and systems put beside images, and that no message needs to mention.
-BESIDE = frozenset({"thumbs.db", "desktop.ini", "classes.txt", "classes.json"})
+IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "classes.txt", "classes.json"})
 NO_CLASS, NO_ENDING = "image in no class folder", "file without an ending"
 PLURALS = {NO_CLASS: "images in no class folder", NO_ENDING: "files without an ending"}
 
@@ -36,7 +36,7 @@ def other_files(root: Path, taken: Collection[Path]) -> dict[str, int]:
     numbers: Counter[str] = Counter()
     for path in root.rglob("*"):
         hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-        if not hidden and path not in taken and path.name.lower() not in BESIDE and path.is_file():
+        if not hidden and path not in taken and path.name.lower() not in IGNORED_NAMES and path.is_file():
             numbers[NO_CLASS if path.suffix.lower() in EXTENSIONS else path.suffix.lower() or NO_ENDING] += 1
     return dict(sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])))
 

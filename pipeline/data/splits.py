@@ -144,9 +144,9 @@ def _without_training(
 
 
 NEARLY_CERTAIN = 0.99  # the probability with which an advised number of images gives a split its minimum
-BY_LITTLE = 0.75  # of a minimum: from this fraction on, the number received is suggested as the new minimum
+NEARLY_ENOUGH = 0.75  # of a minimum: from this fraction on, the number received is suggested as the new minimum
 MINIMA = {"calibration": "quantize.min_images", "test": "verify.min_images"}
-WORSE = {"calibration": "scales get less certain", "test": "the verdict gets less certain"}
+CONSEQUENCES = {"calibration": "scales get less certain", "test": "the verdict gets less certain"}
 
 
 def needed_images(recipe: Recipe, classes: int) -> dict[str, int]:
@@ -217,8 +217,8 @@ def _remedies(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, 
         advice += f", or give a part of the training images: --set 'data.divide.train={{train: 0.8, {parts}}}'"
     for split in filter(MINIMA.get, short):
         received, key = len(images.splits[split]), MINIMA[split]
-        way = f"go on with --set {key}={received}" if received >= BY_LITTLE * short[split] else f"lower {key}"
-        advice += f", or {way} ({WORSE[split]})"
+        way = f"go on with --set {key}={received}" if received >= NEARLY_ENOUGH * short[split] else f"lower {key}"
+        advice += f", or {way} ({CONSEQUENCES[split]})"
     if any(share < 1 for split in short for share in images.roles.sources(split).values()):
         sentences.append("Each image's own content decides its split, so the numbers vary.")
     return [*sentences, f"{advice}."]

@@ -40,7 +40,11 @@ WAYS: Mapping[str, str] = {
     "infer": "one batch a call",
 }
 ALONE = "No copy over the bus: pixels and results are in GPU memory."
-MET: Mapping[bool | None, Cell] = {True: badge(PASS, "met"), False: badge(FAIL, "missed"), None: badge(NOT_RUN, "open")}
+TARGET_BADGES: Mapping[bool | None, Cell] = {
+    True: badge(PASS, "met"),
+    False: badge(FAIL, "missed"),
+    None: badge(NOT_RUN, "open"),
+}
 ORDER = (FAIL, NOT_RUN, INCONCLUSIVE, PASS)  # an engine's verdict is the first of these that a comparison has
 
 
@@ -84,7 +88,9 @@ def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: 
         "notes": [line for line in (STATES[evidence.state], *_relation(evidence, others, digests)) if line],
         "engines": _engines(evidence, others, table),
         "targets": Table(("result", "target", "*limit", "*measured"), [_target(row) for row in evidence.targets]),
-        "met": counted([target.met for target in evidence.targets], {met: cell.text for met, cell in MET.items()}),
+        "met": counted(
+            [target.met for target in evidence.targets], {met: cell.text for met, cell in TARGET_BADGES.items()}
+        ),
         "checks": counted([check.result for check in evidence.checks], CHECKS),
         "not_made": not_made(evidence),
     }
@@ -176,7 +182,7 @@ def _peer(row: TimedRow) -> tuple[str | Cell, ...]:
 
 def _target(target: Target) -> tuple[str | Cell, ...]:
     return (
-        MET[target.met],
+        TARGET_BADGES[target.met],
         cut(target.target + (f" ({target.why})" if target.why else ""), LONGEST),
         f"{target.limit:,g}",
         number(target.measured, ",.0f" if 1000 <= abs(target.measured or 0) < LARGEST else ".4g"),

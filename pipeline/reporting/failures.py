@@ -29,7 +29,7 @@ ENGINE_CHECK = ("python", "-m", "pipeline", "engine", "check")
 FASTEST_FIRST = ("int8", "fp16", "fp32")
 AT_MOST = ("relative_error", "accuracy_drop")  # upper limits; the other thresholds are lower limits
 SENSITIVITY = "quantize/sensitivity.csv"
-COSTS = ("op", "noise", "kept")  # columns of sensitivity.csv
+COLUMNS = ("op", "noise", "kept")  # columns of sensitivity.csv
 LEAST_SHARE = 0.01  # of the noise: the quantize stage keeps no layer with less in FP16
 FAR_DB = 6.0  # the noises of layers add up only approximately: an estimate that misses by less is tried
 
@@ -198,7 +198,7 @@ def _best_sqnr(situation: Situation, report: CalibrationReport) -> float | None:
         return None
     noises = [
         (row.cells["op"], row.number("noise", finite=False, low=0.0), row.cells["kept"])
-        for row in read_rows(situation.artifacts.path(SENSITIVITY), COSTS, "Run the quantize stage again.")
+        for row in read_rows(situation.artifacts.path(SENSITIVITY), COLUMNS, "Run the quantize stage again.")
     ]
     total = sum(noise for _, noise, kept in noises if kept != "fp32")
     int8 = [(op, noise) for op, noise, kept in noises if kept == "int8"]
@@ -253,7 +253,7 @@ def _reached(situation: Situation, hop: Hop) -> str:
     against = f", against {hop.reference}" if hop.kind == STEP else ""
     values = listed([reached(hop), *(threshold.words for threshold in thresholds if threshold.key in AT_MOST)])
     return (
-        f"{name} does not reach {listed(threshold.asked for threshold in thresholds)} on this model. On "
+        f"{name} does not reach {listed(threshold.limit for threshold in thresholds)} on this model. On "
         f"{count(hop.images, 'image')}{against}: {values}.{_why_no_more(situation, hop)}"
     )
 

@@ -136,13 +136,13 @@ class Missed:
 
     Attributes:
         key: recipe key below ``verify.thresholds.<precision>``.
-        asked: the threshold, in words that follow "does not reach".
+        limit: the threshold, in words that follow "does not reach".
         words: what was reached and what was asked; rounding never makes them equal.
         value: what was reached, as a recipe value; a threshold that the comparison meets.
     """
 
     key: str
-    asked: str
+    limit: str
     words: str
     value: str
 
@@ -158,12 +158,12 @@ def missed(hop: Hop, parity: ParityReport) -> list[Missed]:
         most = f"at most {hop.relative_limit:.1e}"
         words = f"relative error {error}, {most} allowed"
         thresholds.append(Missed("relative_error", f"a relative error of {most}", words, error))
-    agreement, asked = hop.top1_agreement, limits.top1_agreement
-    if agreement is not None and asked is not None and agreement < asked:
+    agreement, least = hop.top1_agreement, limits.top1_agreement
+    if agreement is not None and least is not None and agreement < least:
         low = math.floor(agreement * 1e4) / 1e4
-        shown = low if round(agreement, 4) >= asked else agreement
-        words = f"{shown * 100:.2f} % agreement, {asked * 100:g} % asked"
-        thresholds.append(Missed("top1_agreement", f"{asked * 100:g} % agreement", words, f"{low:.4f}"))
+        shown = low if round(agreement, 4) >= least else agreement
+        words = f"{shown * 100:.2f} % agreement, {least * 100:g} % asked"
+        thresholds.append(Missed("top1_agreement", f"{least * 100:g} % agreement", words, f"{low:.4f}"))
     if hop.sqnr_db is not None and limits.sqnr_db is not None and hop.sqnr_db < limits.sqnr_db:
         sqnr = math.floor(hop.sqnr_db * 10) / 10
         shown = sqnr if round(hop.sqnr_db, 1) >= limits.sqnr_db else hop.sqnr_db
