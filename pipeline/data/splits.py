@@ -182,8 +182,10 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
     short = {split: needed for split, needed in minimum.items() if len(images.splits[split]) < needed}
     if short:
         raise DataError(" ".join([_shortage(images, short), *_remedies(images, short, minimum), _unused(images)]))
-    missing = sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]})
-    if missing and minimum.get("train"):  # a finished model is not trained
+    # Without a minimum, the training images may not be declared, and so not readable.
+    classes = set(range(len(images.classes)))
+    present = {sample.label for sample in images.splits["train"]} if minimum.get("train") else classes
+    if missing := sorted(classes - present):
         raise DataError(
             "Expected training images of every class. Received: none of "
             f"{', '.join(images.classes[i] for i in missing)}. Add images of it."

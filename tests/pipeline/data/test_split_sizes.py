@@ -293,3 +293,8 @@ def test_no_share_is_to_be_raised_where_a_split_takes_all_there_is() -> None:
     assert "Add images, or raise data.splits.calibration, or lower quantize.min_images" in message
     message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"test": 60})
     assert "30 more are needed there. Add images, or lower verify.min_images" in message
+
+
+def test_a_split_without_a_minimum_is_not_read() -> None:
+    images = labelled(train=[0, 1], calibration=[0, 1])
+    check_split_sizes(replace(images, splits={"calibration": images.splits["calibration"]}), {"calibration": 1})
