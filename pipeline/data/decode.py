@@ -1,15 +1,8 @@
-"""The host part of preprocessing: decode and resize to uint8 RGB, by the rules in the model card.
+"""The host part of preprocessing: decode and resize images to uint8 RGB.
 
-The host part of preprocessing: decode and resize to uint8 RGB.
-
-Training, calibration, verification and inference share this one function, so that a model sees in production what it
-saw in training. Everything after it (channel order, mean, scale) is inside the graph: ``export.preprocessing``.
-
-What the host does to a picture before the model sees it, as a part of the model.
-
-It is written once, into the model card, and from there into the ONNX files, the sidecars and ``reference.npz``.
-Training, calibration, verification, inference and thumbnails decode by it and by nothing else, so that a verdict
-holds for what is served.
+Training, calibration, verification and inference decode by the `DecodeSpec` in the model card, so that a model sees in
+production what it saw in training. Everything after it (channel order, mean, scale) is inside the graph:
+``export.preprocessing``.
 """
 
 import contextlib
@@ -25,68 +18,50 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from export.errors import ImageError
-from export.records import to_json
 from pipeline.data.image_files import Budget, as_image_error, image_file, opened_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, enforced instead of warned about
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, an error here instead of a warning
 MAX_SIDE = 1_000_000  # shrinking takes memory for each pixel of a side; JPEG ends at 65,535
-STRIP = 2**20  # pixels that are converted at once where the conversion takes several copies
+STRIP = 2**20  # pixels that are converted at once where the conversion needs several copies
 SCRATCH = 2**24  # pixels that a resize may hold between its two passes
-WHOLE = 8  # times the wanted side: up to here "imagenet" resizes a side whole, as torchvision does, to the bit
+WHOLE = 8  # times the target side: up to here "imagenet" resizes a whole side, bit-identical to torchvision
 
-# Formats whose header tells how large the decoded picture is; an icon, say, holds pictures of other sizes.
+# Formats whose header has the size of the decoded picture; an icon, for example, holds pictures of other sizes.
 SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
-# Pixels that all threads together decode at a time: one picture of the largest, or what keeps each core busy.
+# Pixels that all threads together decode at a time: one picture of the maximum size, or enough for every core.
 _PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
 HUGE = 2**24  # pixels, of which each takes 4 bytes
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode an image file completely, apply its EXIF orientation, convert to 8-bit RGB.
-
-    Greyscale is repeated over the channels, transparency is laid on black, 16-bit greyscale is scaled to 8 bit, of an
-    animation the first frame is taken.
-
-    Args:
-        data: the file's bytes, any format that Pillow reads.
-
-    Raises:
-        ImageError: not an image, truncated, more than 179 megapixels or a million pixels on a side, or a program
-            in PostScript.
-    """
-    with as_image_error(len(data)), _opened(data) as image:
-        return _in_mode("RGB", _flat(image))
-
-
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The decoded picture, upright, while the block runs; threads wait for each other before pixels fill the memory."""
+    """The decoded picture, upright, while the block runs; threads wait before their pixels fill the memory."""
     image = Image.open(io.BytesIO(data))
     _check_format(image)
     pixels = _pixels_to_decode(image)
-    if pixels > HUGE:  # the C library may keep freed memory for the thread that had it, unless it is in large blocks
+    if pixels > HUGE:  # the C library may keep freed memory for its thread, unless it is in large blocks
         Image.core.set_block_size(4 * HUGE)  # type: ignore[attr-defined]
     with _PIXELS.hold(pixels):
         try:
             image.load()
-            _check_size(image)  # an icon says only now how large it is
+            _check_size(image)  # the size of an icon is known only now
             ImageOps.exif_transpose(image, in_place=True)
             yield image
         except BaseException:
-            image.close()  # the error refers to it, and its pixels would stay as long as the error
+            image.close()  # the error refers to it, so its pixels would live as long as the error
             raise
 
 
 def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
-    """Resize with Pillow's antialiased bilinear filter; the memory is bounded whatever the image's proportions.
+    """Resize with Pillow's antialiased bilinear filter; the memory is bounded for images of any proportions.
 
     Args:
-        image: RGB, or 8-bit greyscale, whose pixels come out the same as if it had been made RGB before.
+        image: RGB, or 8-bit greyscale, which gives the same pixels as if it were converted to RGB before.
         size: (height, width) in pixels.
-        mode: "stretch" to the size; "crop": the largest centred part of the size's shape, then resize; "imagenet":
-            the short side to 8/7 of the size (256 for 224), then the centre; "pad": shrunk to fit if it is larger,
-            never enlarged, black around it.
+        mode: "stretch" to the size; "crop": the largest centred part with the target's aspect ratio, then resize;
+            "imagenet": the short side to 8/7 of the size (256 for 224), then the centre; "pad": shrink to fit if it is
+            larger, never enlarge, black around it. Defaults to "stretch".
 
     Returns:
         uint8 of shape (height, width, 3).
@@ -97,7 +72,7 @@ def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stre
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Pillow resizes rows before columns; a tall, narrow picture is first made lower, or its rows fill the memory."""
+    """Reduce the height of a tall, narrow picture first: Pillow resizes rows first, which would fill the memory."""
     if image.width < width and width * image.height > SCRATCH:
         image = image.resize((image.width, height), Image.Resampling.BILINEAR)
     return image.resize((width, height), Image.Resampling.BILINEAR)
@@ -108,7 +83,7 @@ def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of the picture at 8/7 of the wanted size, of which nothing far outside that middle is computed."""
+    """The centre of the picture at 8/7 of the target size; nothing far outside that centre is computed."""
     scale = max(width / image.width, height / image.height) * 8 / 7
     whole = round(image.width * scale), round(image.height * scale)
     left, right = _computed(whole[0], width)
@@ -123,14 +98,14 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     return part.crop((x, y, x + width, y + height))
 
 
-def _computed(whole: int, wanted: int) -> tuple[int, int]:
-    """From where to where a side of a resized picture is computed, of which only the middle is wanted.
+def _computed(whole: int, target: int) -> tuple[int, int]:
+    """The range of a resized side that is computed to get its centre.
 
-    All of it within reason: Pillow keeps the edges of a part in 32 bits, so that one value in fifty would differ by
-    one grey level from those of the whole.
+    It is the whole side up to `WHOLE` times the target: Pillow keeps the edges of a part in 32 bits, so that one value
+    in fifty would differ by one grey level from the same part of the whole.
     """
-    start = (whole - wanted) // 2
-    return (0, whole) if whole <= WHOLE * wanted else (start, start + wanted)
+    start = (whole - target) // 2
+    return (0, whole) if whole <= WHOLE * target else (start, start + target)
 
 
 def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -142,10 +117,19 @@ def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
-    """Decode and resize one image: uint8 of shape (height, width, 3).
+    """Decode and resize one image to uint8 of shape (height, width, 3).
+
+    The EXIF orientation is applied, greyscale is repeated over the channels, transparency is composited on black,
+    16-bit greyscale is scaled to 8 bit, an animation gives its first frame.
+
+    Args:
+        source: an image file in any format that Pillow reads, or its bytes.
+        size: (height, width) in pixels.
+        mode: see `resize_image`. Defaults to "stretch".
 
     Raises:
-        ImageError: the file cannot be read or decoded; the message says why.
+        ImageError: the file cannot be read, is no image, is truncated, has more than 179 megapixels or a million pixels
+            on a side, or is PostScript.
     """
     if not isinstance(source, bytes):
         with image_file(source) as data:
@@ -155,19 +139,19 @@ def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stre
 
 
 def array_to_image(pixels: np.ndarray) -> Image.Image:
-    """An RGB image from a uint8 array of shape (height, width) or (height, width, 1 or 3)."""
+    """Make an RGB image of a uint8 array of shape (height, width) or (height, width, 1 or 3)."""
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).convert("RGB")
 
 
 def check_header(path: Path) -> None:
-    """Refuse a file that does not even begin as an image, without decoding it.
+    """Refuse a file whose header is not that of an image, without decoding it.
 
-    Damage further inside shows only when the picture is decoded.
+    Damage behind the header is found only by decoding.
 
     Raises:
-        ImageError: the file cannot be read, is empty, no image, or promises more pixels than are allowed.
+        ImageError: the file cannot be read, is empty or no image, or its header states more pixels than are allowed.
     """
     with opened_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
         _check_format(image)
@@ -175,7 +159,7 @@ def check_header(path: Path) -> None:
 
 def _check_format(image: Image.Image) -> None:
     if image.format == "EPS":
-        raise ImageError("an EPS file is a program, which is not run; save it as PNG or JPEG")
+        raise ImageError("EPS is a program, which is not run; save the picture as PNG or JPEG")
     _check_size(image)
 
 
@@ -187,7 +171,7 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _pixels_to_decode(image: Image.Image) -> int:
-    """How many pixels are in memory at least once, by what the header says."""
+    """How many pixels decoding holds in memory, according to the header."""
     if image.format not in SIZED:
         return MAX_PIXELS
     if not isinstance(image, TiffImageFile):
@@ -199,11 +183,11 @@ def _pixels_to_decode(image: Image.Image) -> int:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """RGB without transparency; what is grey stays so, in 8 bits, which takes a quarter of the memory."""
+    """RGB without transparency; greyscale stays greyscale, in 8 bits, which needs a quarter of the memory."""
     if image.mode.startswith("I;16") or image.mode == "I":
         return _by_strips(image, _scaled_to_8_bit, "L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return _by_strips(image, _laid_on_black, "RGB")
+        return _by_strips(image, _on_black, "RGB")
     return _in_mode("L" if image.mode in ("1", "L") else "RGB", image)
 
 
@@ -212,7 +196,7 @@ def _in_mode(mode: str, image: Image.Image) -> Image.Image:
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
-    """Convert pixel by pixel, some rows at once, so that a large picture is not there in five copies."""
+    """Convert some rows at a time, so that a large picture is not in memory five times."""
     rows = max(1, STRIP // image.width)
     if image.height <= rows:
         return convert(image)
@@ -227,32 +211,31 @@ def _scaled_to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
 
 
-def _laid_on_black(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, rgba).convert("RGB")
+def _on_black(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")).convert("RGB")
 
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """From a file, or an array, to the pixels that the graph takes: uint8, (height, width, 3).
+    """How a file or an array is decoded to the graph's input: uint8 of shape (height, width, 3).
 
-    The fields with one possible value are the rules of `pipeline.data.decode`. A card with others was made by another
-    version, whose pixels are not these, and is refused.
+    The model card holds it; ONNX files, sidecars and ``reference.npz`` repeat it. The fields with one possible value
+    are the rules of this module. A card with other values comes from another version, whose pixels differ, and is
+    refused.
 
     Attributes:
         size: height and width of the model's input in pixels.
-        resize: see `pipeline.data.decode.resize_image`.
+        resize: mode of `resize_image`.
         colour: order of the channels.
-        filter: of every resize, Pillow's.
+        filter: Pillow's filter for every resize.
         orientation: the EXIF tag is applied.
-        transparency: what lies behind it.
-        sixteen_bit: what of a 16-bit grey value counts.
-        animation: which frame.
+        transparency: the background of transparent pixels.
+        sixteen_bit: the part of a 16-bit grey value that is used.
+        animation: the frame that is used.
     """
 
     size: tuple[int, int]
-    resize: Literal["stretch", "crop", "imagenet", "pad"]
+    resize: Resize
     colour: Literal["RGB"] = "RGB"
     filter: Literal["bilinear, antialiased"] = "bilinear, antialiased"
     orientation: Literal["as EXIF says"] = "as EXIF says"
@@ -276,12 +259,6 @@ class DecodeSpec:
         Raises:
             ImageError: the file cannot be read or decoded; the message says why.
         """
-        pass  # REMOVED  # a card is read without Pillow
-
         if isinstance(source, np.ndarray):
             return resize_image(array_to_image(source), self.size, self.resize)
         return load_image(Path(source) if isinstance(source, str) else source, self.size, self.resize)
-
-    def to_json(self) -> dict[str, object]:
-        """Plain JSON types."""
-        return to_json(self)

@@ -1,7 +1,4 @@
-"""Opens image files, and nothing else that has a name: no pipe, no device, no file larger than an image is.
-
-A quantity, such as memory, that threads share.
-"""
+"""Opens image files with bounded memory, and refuses pipes, devices and files larger than an image."""
 
 import contextlib
 import io
@@ -19,10 +16,13 @@ from export.words import count
 
 
 class Budget:
-    """Threads hold parts of it; one that asks for more than is left waits until others have given theirs back.
+    """A quantity, such as memory, that threads share; a thread waits until others have returned what it needs.
 
-    Whoever holds a part must not ask this budget for another; of two budgets, all threads ask for the same one first.
-    Then some thread can always go on.
+    A thread that holds a part must not ask this budget for another; with two budgets, all threads must ask for the same
+    one first. Then some thread can always go on.
+
+    Args:
+        total: the quantity, in any unit.
     """
 
     def __init__(self, total: int) -> None:
@@ -32,7 +32,7 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Hold a part while the block runs; more than there is counts as all of it: its block runs alone."""
+        """Hold a part while the block runs; an amount above the total counts as the total, so its block runs alone."""
         amount = min(amount, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._held + amount <= self._total)
@@ -46,47 +46,46 @@ class Budget:
 
 
 LARGEST_FILE = 2**29  # 512 MiB: 179 megapixels of RGB without any compression
-_BYTES = Budget(LARGEST_FILE)  # of files that are in memory, in all threads together
+_BYTES = Budget(LARGEST_FILE)  # bytes of files in memory, in all threads together
 
 
 @contextlib.contextmanager
 def image_file(path: Path) -> Iterator[bytes]:
-    """The content of an image file while the block runs; threads wait for each other before files fill the memory.
+    """Hold the content of an image file while the block runs; threads wait before their files fill the memory.
 
     Raises:
         ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        with _BYTES.hold(size):
-            with as_image_error():
-                data = file.read(size)
-            yield data
+    with _opened(path) as (file, size), _BYTES.hold(size):
+        with as_image_error():
+            data = file.read(size)
+        yield data
 
 
 def hash_image_file(path: Path) -> str:
-    """sha256 of an image file, read in pieces.
+    """Return the sha256 of an image file, read in pieces.
 
     Raises:
         ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path) as file, as_image_error():
+    with _opened(path) as (file, _), as_image_error():
         return digest_of(file)
 
 
 @contextlib.contextmanager
 def opened_file(path: Path) -> Iterator[io.BufferedReader]:
-    """An image file, open while the block runs, for who may read all of it: threads wait for each other before that.
+    """Open an image file while the block runs, which may read all of it; threads wait before files fill the memory.
 
     Raises:
         ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path) as file, _BYTES.hold(os.fstat(file.fileno()).st_size):
+    with _opened(path) as (file, size), _BYTES.hold(size):
         yield file
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
+    """An image file and its size in bytes."""
     with contextlib.ExitStack() as stack:
         with as_image_error():
             file = stack.enter_context(open(path, "rb", opener=_without_waiting))
@@ -95,7 +94,7 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
             raise ImageError("not a regular file")
         if status.st_size > LARGEST_FILE:
             raise ImageError(f"{count(status.st_size, 'byte')}, more than the {LARGEST_FILE:,} allowed")
-        yield file
+        yield file, status.st_size
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -104,13 +103,13 @@ def _without_waiting(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
-    """Make whatever the system and Pillow say of an image file the reason why it cannot be read.
+    """Turn any error of the system or Pillow about an image file into an `ImageError`.
 
     Args:
-        size: of the file in bytes; of 0 it is empty. Defaults to one that is not.
+        size: of the file in bytes; 0: it is empty. Defaults to a size that is not.
 
     Raises:
-        ImageError: with that reason.
+        ImageError: with the reason why the file cannot be read.
     """
     try:
         yield
@@ -122,7 +121,7 @@ def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
         raise ImageError(str(error)) from error
     except MemoryError as error:
         raise ImageError("more than fits into the memory that is left") from error
-    except OSError as error:  # of a file in memory: what Pillow says of its content
+    except OSError as error:  # without strerror it is Pillow's, about the file's content
         raise ImageError(error.strerror or str(error) or "not readable") from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise ImageError(f"{type(error).__name__}: {error}") from error

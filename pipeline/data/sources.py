@@ -1,8 +1,8 @@
-"""Where labelled images come from: folders, arrays, TensorFlow Datasets. Tables are in ``pipeline.data.tables``."""
+"""Sources of labelled images: folders, tables, arrays, TensorFlow Datasets."""
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,14 +33,14 @@ EXPECTED = {
     "npz": "an .npz file in the layout of keras.datasets",
     "tfds": "the folder of tensorflow-datasets",
 }
-MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger one is a slip, and each class gets a name
+MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger label is a mistake
 
 
 def read_source(config: Data) -> Found:
-    """Every labelled image of a recipe.
+    """Find every labelled image of a recipe.
 
     Raises:
-        DataMissingError: the folder or file does not exist, or cannot be fetched.
+        DataMissingError: the folder or file does not exist, or cannot be downloaded.
         DataError: no images, or a file that is not what the recipe says.
     """
     readers: dict[str, Callable[[Data, Path], Found]] = {"folder": _folder, "npz": _npz, "csv": _csv, "tfds": _tfds}
@@ -53,12 +53,9 @@ def _locate(config: Data) -> Path:
     if config.source == "tfds" and config.path is None:
         return Path()
     if config.path is None and config.download is not None:
-        from pipeline.data.download import DownloadError, fetch_dataset
+        from pipeline.data.download import fetch_dataset
 
-        try:
-            return fetch_dataset(config.download)
-        except DownloadError as error:
-            raise DataMissingError(str(error)) from error
+        return fetch_dataset(config.download)
     path = Path(config.path or "")
     expected = f"data.path: expected {EXPECTED[config.source]}. Received: {path}, {what_it_is(path)}"
     if not path.exists():
@@ -85,20 +82,21 @@ def _npz(config: Data, path: Path) -> Found:
     try:
         names = array_names(path, expected)
         parts = [name[2:] for name in names if name.startswith("x_") and name[2:] in SPLIT_NAMES]
-        lacking = [f"x_{name[2:]}" for name in names if name.startswith("y_") and name[2:] not in parts]
-        if not parts or lacking:
-            missing = f" without {', '.join(lacking)}" if lacking else ""
-            raise DataError(f"Expected {expected} in {path}. Received: {', '.join(names)[:500]}{missing}.")
-        held = read_arrays(path, [f"{kind}_{part}" for part in parts for kind in "xy"], expected)
+        missing = [f"x_{name[2:]}" for name in names if name.startswith("y_") and name[2:] not in parts]
+        if not parts or missing:
+            received = ", ".join(names)[:500] + (f" without {', '.join(missing)}" if missing else "")
+            raise DataError(f"Expected {expected} in {path}. Received: {received}.")
+        contents = read_arrays(path, [f"{kind}_{part}" for part in parts for kind in "xy"], expected)
         for part in parts:
-            arrays, labels = held[f"x_{part}"], held[f"y_{part}"].astype(np.int64)
+            arrays, labels = contents[f"x_{part}"], contents[f"y_{part}"].astype(np.int64)
             labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # keras' CIFAR-10
             _check_arrays(path, arrays, labels)
-            ready = SPLIT_NAMES[part] if config.ready_splits else None
-            samples += _array_samples(path.stem, arrays, labels, start=len(samples), ready=ready)
+            samples += _array_samples(
+                path.stem, arrays, labels, len(samples), SPLIT_NAMES[part] if config.ready_splits else None
+            )
     except (ValueError, TypeError, OSError) as error:
         raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
-    return Found(samples, _named(config, path, max((s.label for s in samples), default=-1) + 1))
+    return Found(samples, _class_names(config, path, max((s.label for s in samples), default=-1) + 1))
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
@@ -115,10 +113,8 @@ def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _named(config: Data, path: Path, classes: int) -> Sequence[str]:
-    names = data_names(config, path.parent)
-    if names is None:
-        return [str(i) for i in range(classes)]
+def _class_names(config: Data, path: Path, classes: int) -> Sequence[str]:
+    names = data_names(config, path.parent) or [str(i) for i in range(classes)]
     if len(names) < classes:
         raise DataError(f"data.classes: expected at least {count(classes, 'name')}. Received: {len(names)}.")
     return names
@@ -143,51 +139,49 @@ def _identity(content: T) -> T:
 
 def _folder(config: Data, root: Path) -> Found:
     parts = _ready_folders(root) if config.ready_splits else {}
-    rows: list[tuple[Path, str, str | None]] = []
-    for ready, folder in parts.items() if parts else [(None, root)]:
-        labelled = _by_name(folder, config.label_pattern) if config.label_pattern else _by_folder(folder)
-        rows += [(path, label, ready) for path, label in labelled]
+    folders: Iterable[tuple[str | None, Path]] = parts.items() if parts else [(None, root)]
+    read = partial(_by_name, pattern=config.label_pattern) if config.label_pattern else _by_folder
+    rows = [(path, label, ready) for ready, folder in folders for path, label in read(folder)]
     others = other_files(root, {path for path, _, _ in rows})
     if not rows:
         raise DataError(why_no_images(config, root, others))
-    found = {label for _, label, _ in rows}
-    classes = data_names(config, root) or natural_order(found)
-    if unknown := sorted(found - set(classes)):
+    labels = {label for _, label, _ in rows}
+    classes = data_names(config, root) or natural_order(labels)
+    if unknown := sorted(labels - set(classes)):
         raise DataError(f"data.classes: expected a name for each class. Received: none for {listed(unknown)}.")
-    if not config.label_pattern and (odd := why_groups(root, found)):
-        log.warning("%s", odd)
+    if not config.label_pattern and (suspicion := why_groups(root, labels)):
+        log.warning("%s", suspicion)
     numbers = {name: index for index, name in enumerate(classes)}
-    named = [(path, path.relative_to(root).as_posix(), numbers[label], ready) for path, label, ready in rows]
-    return _hashed(named, classes, others)
+    images = [(path, path.relative_to(root).as_posix(), numbers[label], ready) for path, label, ready in rows]
+    return _hashed(images, classes, others)
 
 
 def _ready_folders(root: Path) -> dict[str, Path]:
     """Subfolders that are splits (``train``, ``val``, ...); empty where the subfolders are classes."""
     folders = subfolders(root)
-    named = [p for p in folders if p.name.lower() in SPLIT_NAMES]
-    others = [p.name for p in folders if p not in named and has_images(p)]
-    if not named or (others and not any(subfolders(p) for p in named)):
+    splits = [p for p in folders if p.name.lower() in SPLIT_NAMES]
+    others = [p.name for p in folders if p not in splits and has_images(p)]
+    if not splits or (others and not any(subfolders(p) for p in splits)):
         return {}
     if others:
         raise DataError(
-            f"Expected either splits ({', '.join(p.name for p in named)}) or classes below {root}. Received: both; "
+            f"Expected either splits ({', '.join(p.name for p in splits)}) or classes below {root}. Received: both; "
             f"{listed(others)} is no split. Move it away, or set data.ready_splits=false for classes only."
         )
-    found: dict[str, Path] = {}
-    for folder in named:
-        split = SPLIT_NAMES[folder.name.lower()]
-        if split in found:
-            raise DataError(f"Expected one folder for a split. Received: {found[split]} and {folder}. Merge them.")
-        found[split] = folder
-    return found
+    by_split: dict[str, Path] = {}
+    for folder in splits:
+        first = by_split.setdefault(SPLIT_NAMES[folder.name.lower()], folder)
+        if first is not folder:
+            raise DataError(f"Expected one folder for a split. Received: {first} and {folder}. Merge them.")
+    return by_split
 
 
 def _by_folder(root: Path) -> Iterator[tuple[Path, str]]:
     for folder in subfolders(root):
-        found = sorted(images_below(folder))
-        if not found:
+        paths = sorted(images_below(folder))
+        if not paths:
             log.warning("class folder %s holds no images and is left out", folder)
-        yield from ((path, folder.name) for path in found)
+        yield from ((path, folder.name) for path in paths)
 
 
 def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
@@ -204,20 +198,19 @@ def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
 def _hashed(
     rows: Sequence[tuple[Path, str, int, str | None]], classes: Sequence[str], others: Mapping[str, int] | None = None
 ) -> Found:
-    """The images of (path, name, label, ready-made split); each file is opened once, and those that are none named."""
-    samples: list[Sample] = []
-    unreadable: list[Unreadable] = []
-    digests = in_threads(_hash_file, [path for path, *_ in rows], "opening images")
-    for (path, name, label, ready), digest in zip(rows, digests):
-        if isinstance(digest, ImageError):
-            unreadable.append(Unreadable(name, str(digest)))
-        else:
-            samples.append(Sample(name, label, digest, partial(_identity, path), path, ready))
-    return Found(samples, classes, tuple(unreadable), others or {})
+    """The images of rows of (path, name, label, ready-made split); each file is opened once and hashed."""
+    digests = list(in_threads(_hash_file, [path for path, *_ in rows], "opening images"))
+    samples = [
+        Sample(name, label, digest, partial(_identity, path), path, ready)
+        for (path, name, label, ready), digest in zip(rows, digests)
+        if not isinstance(digest, ImageError)
+    ]
+    errors = [(name, str(error)) for (_, name, *_), error in zip(rows, digests) if isinstance(error, ImageError)]
+    return Found(samples, classes, tuple(Unreadable(name, error) for name, error in errors), others or {})
 
 
 def _hash_file(path: Path) -> str | ImageError:
-    """sha256 of an image file, or why it is none, as far as its header shows."""
+    """The sha256 of an image file, or why it is no image, as far as its header shows."""
     try:
         check_header(path)
         return hash_image_file(path)
@@ -228,15 +221,15 @@ def _hash_file(path: Path) -> str | ImageError:
 def _csv(config: Data, path: Path) -> Found:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
-    return _hashed([(image, _name_below(image, base), label, ready) for image, label, ready in rows], classes)
-
-
-def _name_below(path: Path, base: Path) -> str:
-    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+    named = [
+        (file, file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file), label, ready)
+        for file, label, ready in rows
+    ]
+    return _hashed(named, classes)
 
 
 def _tfds(config: Data, path: Path) -> Found:
-    """A data set by its name, read by random access, so that images stay on the disk."""
+    """Read a data set by its name, by random access, so that images stay on the disk."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -260,8 +253,7 @@ def _tfds(config: Data, path: Path) -> Found:
     for part, source in sources.items():
         ready = SPLIT_NAMES.get(part) if config.ready_splits and len(sources) > 1 else None
         for index in progress_bar(range(len(source)), desc=f"  hashing {config.tfds} {part}", unit="img"):
-            record = source[index]
-            read = partial(_tfds_image, source, index)
+            record, read = source[index], partial(_tfds_image, source, index)
             digest = _array_hash(np.asarray(record["image"]))
             samples.append(Sample(f"{part}/{index}", int(record["label"]), digest, read, ready=ready))
     return Found(samples, classes)

@@ -1,8 +1,7 @@
-"""Which split an image belongs to, and whether the splits hold enough images.
+"""Which split each image belongs to, and whether the splits have enough images.
 
-Which split an image belongs to: by its own content, the recipe's shares and whether the recipe trains at all.
-
-Whether the splits hold enough images, and if not, what would: more images in all, other shares, lower minima.
+An image's split follows from its own content, the shares in the recipe, and whether the recipe trains. Where a split
+has too few images, the error says what would be enough: more images, other shares, lower minima.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ if TYPE_CHECKING:
 
 
 DEPLOYED_WITH = ("calibration", "test")
-# Where a finished model's images come from, the first that is there: what its author kept apart tests it.
+# The ready-made split that a finished model is tested with, and calibrated with: the first that has images.
 TESTS = ("test", "validation", "train", "calibration")
-NEAR_ONE = 0.02  # thirds to two digits sum to 0.99
 CALIBRATES = ("calibration", "train", "validation", "test")
+NEAR_ONE = 0.02  # thirds to two digits sum to 0.99
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Where images go.
+    """The shares by which images are divided into splits.
 
     Attributes:
-        shares: for each ready-made split that images come in (None: in none of them), the shares of the splits.
-            Where all are 0, its images are not used.
-        salt: another salt, another split.
-        keys: of the recipe, that say the shares, such as "data.splits"; none of ready-made splits that stay what they
-            are.
+        shares: the share of each split, by the ready-made split that images come in (None: in none of them). Where all
+            are 0, the images are not used.
+        salt: is hashed with each image; another salt gives other splits.
+        keys: the recipe key that sets the shares, such as "data.splits", by ready-made split. A ready-made split that
+            stays as it is has none.
     """
 
     shares: Mapping[str | None, Mapping[str, float]]
@@ -49,7 +48,7 @@ class Roles:
     keys: Mapping[str | None, str] = field(default_factory=dict)
 
     def split_of(self, sample: Sample) -> str | None:
-        """The split that an image's own hash puts it in; None where nothing uses it."""
+        """Return the split that an image's own hash puts it in; None where nothing uses it."""
         shares = self.shares[sample.ready]
         total = sum(shares.values())
         if not total:
@@ -62,103 +61,96 @@ class Roles:
         return next(name for name in reversed(SPLITS) if shares[name] > 0)
 
     def sources(self, split: str) -> dict[str | None, float]:
-        """The ready-made splits that give images to a split, with the part of theirs that they give."""
+        """Return the ready-made splits that give images to a split, each with the fraction that it gives."""
         return {
             ready: shares[split] / sum(shares.values()) for ready, shares in self.shares.items() if shares.get(split)
         }
 
-    def told(self) -> str | None:
-        """What is surprising about the shares of a recipe that trains: their sum, where defaults were forgotten."""
+    def sum_warning(self) -> str | None:
+        """Return a warning where the shares of a recipe that trains do not sum to 1; None where they do."""
         own = self.shares.get(None, {})
         shares = {name: own[name] for name in reversed(SPLITS) if name in own}
         total = sum(shares.values())
         if not total or abs(total - 1) <= NEAR_ONE:
             return None
-        given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
-        dealt = ", ".join(f"{name} {100 * share / total:.3g} %" for name, share in shares.items() if share)
+        values = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        percentages = ", ".join(f"{name} {100 * share / total:.3g} %" for name, share in shares.items() if share)
         return (
-            f"data.splits sum to {total:.4g} ({given}; one that is not given keeps its value), and are taken in "
-            f"proportion: {dealt}"
+            f"data.splits sum to {total:.4g} ({values}; one that is not set keeps its default), and are taken in "
+            f"proportion: {percentages}"
         )
 
 
 def roles_of(config: Data, present: Collection[str | None], trains: bool) -> Roles:
-    """Decide where the images of a recipe go.
+    """Decide which split each image of a recipe goes to.
 
-    A recipe that trains keeps ready-made splits what they are, and ``train`` gives up images for those that are
-    missing. With a finished model there is only calibration and test. Images in no ready-made split are divided
-    between those two in the proportion of ``data.splits``. Of ready-made splits ``test`` tests, else ``validation``,
-    else ``train``; ``calibration`` calibrates, else ``train``, else ``validation``, each where it does not test; the
-    only one there is is divided. What ``data.divide`` says of them comes first in either case.
+    A recipe that trains keeps ready-made splits as they are; ``train`` gives images to those that are missing. A
+    finished model needs only calibration and test. Images in no ready-made split are divided between those two in the
+    proportion of ``data.splits``. The test images are those of the ready-made ``test``, else ``validation``, else
+    ``train``; the calibration images are those of ``calibration``, else ``train``, else ``validation``, unless these
+    are the test images; a single ready-made split is divided. In either case ``data.divide`` takes precedence.
 
     Args:
         config: the data section of the recipe.
         present: ready-made splits that images come in; None for images in none.
         trains: whether a model is trained on them.
     """
-    given = {ready for ready in present if ready is not None}
-    divided = {ready: _shares(vars(getattr(config.divide, ready))) for ready in given}
+    ready_splits = {ready for ready in present if ready is not None}
+    divided = {ready: _shares(vars(getattr(config.divide, ready))) for ready in ready_splits}
     decide = _with_training if trains else _without_training
-    shares: dict[str | None, Mapping[str, float]] = dict(decide(config, given, divided).items())
-    by_splits = given & {"train"} if trains else given if len(given) == 1 else set()
-    keys: dict[str | None, str] = dict.fromkeys(by_splits, "data.splits")
-    keys |= {ready: f"data.divide.{ready}" for ready in given if any(divided[ready].values())}
+    shares: dict[str | None, Mapping[str, float]] = dict(decide(config, ready_splits, divided).items())
+    single = ready_splits if len(ready_splits) == 1 else set()
+    keys: dict[str | None, str] = dict.fromkeys(ready_splits & {"train"} if trains else single, "data.splits")
+    keys |= {ready: f"data.divide.{ready}" for ready in ready_splits if any(divided[ready].values())}
     if None in present:
         shares[None] = _shares(vars(config.splits) if trains else _deployed(config))
         keys[None] = "data.splits"
     return Roles(shares, config.salt, keys)
 
 
-def _shares(some: Mapping[str, float]) -> dict[str, float]:
-    return {name: some.get(name, 0.0) for name in SPLITS}
+def _shares(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: shares.get(name, 0.0) for name in SPLITS}
 
 
 def _deployed(config: Data) -> dict[str, float]:
-    """The recipe's proportion of calibration and test; halves where it says nothing, or nothing of those two."""
+    """The recipe's proportion of calibration and test; halves where it sets no shares, or none for those two."""
     shares = {name: getattr(config.splits, name) for name in DEPLOYED_WITH}
-    given = config.splits != Splits() and any(shares.values())
-    return shares if given else dict.fromkeys(DEPLOYED_WITH, 0.5)
+    return shares if config.splits != Splits() and any(shares.values()) else dict.fromkeys(DEPLOYED_WITH, 0.5)
 
 
 def _with_training(
-    config: Data, given: Collection[str], divided: Mapping[str, dict[str, float]]
+    config: Data, ready_splits: Collection[str], divided: Mapping[str, dict[str, float]]
 ) -> dict[str, dict[str, float]]:
-    provided = {ready for ready in given if not any(divided[ready].values())}
-    provided |= {name for shares in divided.values() for name in SPLITS if shares[name]}
-    shares = {}
-    for ready in given:
-        own = divided[ready]
-        if not any(own.values()) and ready == "train":
-            own = _shares({n: s for n, s in vars(config.splits).items() if n == "train" or n not in provided})
-        shares[ready] = own if any(own.values()) else _shares({ready: 1.0})
-    return shares
+    undivided = {ready for ready in ready_splits if not any(divided[ready].values())}
+    provided = undivided | {name for shares in divided.values() for name in SPLITS if shares[name]}
+    of_train = _shares({n: s for n, s in vars(config.splits).items() if n == "train" or n not in provided})
+    whole = {ready: _shares({ready: 1.0}) for ready in undivided}
+    return {**divided, **whole, **({"train": of_train} if "train" in undivided and any(of_train.values()) else {})}
 
 
 def _without_training(
-    config: Data, given: Collection[str], divided: Mapping[str, dict[str, float]]
+    config: Data, ready_splits: Collection[str], divided: Mapping[str, dict[str, float]]
 ) -> dict[str, dict[str, float]]:
-    shares = {ready: _shares({name: divided[ready][name] for name in DEPLOYED_WITH}) for ready in given}
-    told = {name for own in shares.values() for name in DEPLOYED_WITH if own[name]}
-    free = {ready for ready in given if not any(shares[ready].values())}
-    tests = next((ready for ready in TESTS if ready in free), None) if "test" not in told else None
+    shares = {ready: _shares({name: divided[ready][name] for name in DEPLOYED_WITH}) for ready in ready_splits}
+    provided = {name for own in shares.values() for name in DEPLOYED_WITH if own[name]}
+    free = {ready for ready in ready_splits if not any(shares[ready].values())}
+    tests = next((ready for ready in TESTS if ready in free and "test" not in provided), None)
     others = free - {tests} or free
-    calibrates = next((ready for ready in CALIBRATES if ready in others), None) if "calibration" not in told else None
+    calibrates = next((ready for ready in CALIBRATES if ready in others and "calibration" not in provided), None)
     if tests is not None and tests == calibrates:
         return {**shares, tests: _shares(_deployed(config))}
-    for split, ready in (("test", tests), ("calibration", calibrates)):
-        if ready is not None:
-            shares[ready] = _shares({split: 1.0})
-    return shares
+    whole = (("test", tests), ("calibration", calibrates))
+    return shares | {ready: _shares({split: 1.0}) for split, ready in whole if ready is not None}
 
 
-NEARLY_CERTAIN = 0.99  # how likely an advised number of images gives a split what it needs
-BY_LITTLE = 0.75  # of a minimum: from here on the number that is there is offered as the new one
+NEARLY_CERTAIN = 0.99  # the probability with which an advised number of images gives a split its minimum
+NEARLY_ENOUGH = 0.75  # of a minimum: from this fraction on, the number received is suggested as the new minimum
 MINIMA = {"calibration": "quantize.min_images", "test": "verify.min_images"}
-WORSE = {"calibration": "scales get less certain", "test": "the verdict gets less certain"}
+CONSEQUENCES = {"calibration": "scales get less certain", "test": "the verdict gets less certain"}
 
 
 def needed_images(recipe: Recipe, classes: int) -> dict[str, int]:
-    """How many images each split of a recipe needs; 0 of those that a finished model does without."""
+    """Return how many images each split of a recipe needs; 0 for those that a finished model does not need."""
     trains = not recipe.model.finished
     return {
         "train": classes if trains else 0,
@@ -169,13 +161,11 @@ def needed_images(recipe: Recipe, classes: int) -> dict[str, int]:
 
 
 def _needs_validation(recipe: Recipe) -> bool:
-    """Without validation images the last epoch counts; that must be said: a share of 0 for them, or divided splits."""
-    if recipe.train.early_stopping:
-        return True
+    """Whether the recipe wants validation images. Without them the last epoch is taken, so their share must be 0."""
     divided = [to_dict(part) for part in vars(recipe.data.divide).values() if part != Shares()]
-    if any(part["train"] for part in divided):
-        return any(part["validation"] for part in divided)
-    return recipe.data.splits.validation > 0
+    by_divide = any(part["train"] for part in divided)
+    share = any(part["validation"] for part in divided) if by_divide else recipe.data.splits.validation > 0
+    return recipe.train.early_stopping > 0 or share
 
 
 def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
@@ -183,92 +173,100 @@ def check_split_sizes(images: ImageSet, minimum: Mapping[str, int]) -> None:
 
     Args:
         images: the image set.
-        minimum: split to the number of images it needs.
+        minimum: how many images each split needs.
 
     Raises:
-        DataError: with every split that has too few, what lies unused, and what would be enough.
+        DataError: a split has too few images, or no training image of a class; with what is unused and what would be
+            enough.
     """
     short = {split: needed for split, needed in minimum.items() if len(images.splits[split]) < needed}
     if short:
-        raise DataError(" ".join([_what_is_missing(images, short), *_ways_out(images, short, minimum), _idle(images)]))
-    if not minimum.get("train"):  # a finished model is not trained
-        return
-    if missing := sorted(set(range(len(images.classes))) - {s.label for s in images.splits["train"]}):
+        raise DataError(" ".join([_shortage(images, short), *_remedies(images, short, minimum), _unused(images)]))
+    # Without a minimum, the training images may not be declared, and so not readable.
+    classes = set(range(len(images.classes)))
+    present = {sample.label for sample in images.splits["train"]} if minimum.get("train") else classes
+    if missing := sorted(classes - present):
         raise DataError(
             "Expected training images of every class. Received: none of "
             f"{', '.join(images.classes[i] for i in missing)}. Add images of it."
         )
 
 
-def _what_is_missing(images: ImageSet, short: Mapping[str, int]) -> str:
+def _shortage(images: ImageSet, short: Mapping[str, int]) -> str:
+    """The splits that have too few images, as "Expected … Received: …"."""
     sizes = {split: len(images.splits[split]) for split in reversed(SPLITS)}
-    wanted = " and ".join(
+    expected = " and ".join(
         count(needed, f"{split} image") + (f" ({MINIMA[split]})" if split in MINIMA else "")
         for split, needed in short.items()
     )
-    received = " and ".join(f"{sizes[split]:,}" for split in short)
-    dealt = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-    return f"Expected at least {wanted}. Received: {received} of {count(sum(sizes.values()), 'image')} ({dealt})."
+    all_splits = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
+    return (
+        f"Expected at least {expected}. Received: {' and '.join(f'{sizes[split]:,}' for split in short)} of "
+        f"{count(sum(sizes.values()), 'image')} ({all_splits})."
+    )
 
 
-def _ways_out(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, int]) -> list[str]:
-    said = [_enough(images, split, needed) for split, needed in short.items()]
-    keys = [key for split in short for key in _what_to_raise(images, split)]
-    other = _other_share(images, *next(iter(short.items())), minimum) if len(short) == 1 else None
-    advice = "Add images" + (f", or raise {' and '.join(keys)}" if keys else "") + (f" to {other:g}" if other else "")
+def _remedies(images: ImageSet, short: Mapping[str, int], minimum: Mapping[str, int]) -> list[str]:
+    """What would be enough for the splits that have too few images, as sentences."""
+    sentences = [_enough(images, split, needed) for split, needed in short.items()]
+    keys = [key for split in short for key in _keys_to_raise(images, split)]
+    share = _sufficient_share(images, *next(iter(short.items())), minimum) if len(short) == 1 else None
+    advice = "Add images" + (f", or raise {' and '.join(keys)}" if keys else "") + (f" to {share:g}" if share else "")
     if not keys and any(images.crossed.get(split) for split in short):
         advice = "Add images that no other split holds, or take their copies out of the others"
     if not keys and minimum.get("train") and "train" in images.roles.shares and "train" not in short:
-        part = ", ".join(f"{split}: 0.1" for split in short)
-        advice += f", or give a part of the training images: --set 'data.divide.train={{train: 0.8, {part}}}'"
-    for split, needed in short.items():
-        received = len(images.splits[split])
-        if split in MINIMA and received >= BY_LITTLE * needed:
-            advice += f", or go on with --set {MINIMA[split]}={received} ({WORSE[split]})"
-        elif split in MINIMA:
-            advice += f", or lower {MINIMA[split]} ({WORSE[split]})"
+        parts = ", ".join(f"{split}: 0.1" for split in short)
+        advice += f", or give a part of the training images: --set 'data.divide.train={{train: 0.8, {parts}}}'"
+    for split in filter(MINIMA.get, short):
+        received, key = len(images.splits[split]), MINIMA[split]
+        way = f"go on with --set {key}={received}" if received >= NEARLY_ENOUGH * short[split] else f"lower {key}"
+        advice += f", or {way} ({CONSEQUENCES[split]})"
     if any(share < 1 for split in short for share in images.roles.sources(split).values()):
-        said.append("Each image's own content decides where it goes, so the numbers vary.")
-    return [*said, f"{advice}."]
+        sentences.append("Each image's own content decides its split, so the numbers vary.")
+    return [*sentences, f"{advice}."]
 
 
 def _enough(images: ImageSet, split: str, needed: int) -> str:
     """How many images these shares would need to give a split its minimum."""
-    sources = images.roles.sources(split)
+    sources, missing = images.roles.sources(split), needed - len(images.splits[split])
     if not sources:
         return f"No image goes to {split}."
     if len(sources) > 1:
-        return f"{split.capitalize()} wants {needed - len(images.splits[split]):,} more."
+        return f"{split.capitalize()} needs {missing:,} more."
     ((ready, share),) = sources.items()
     pool = "the images" if ready is None else f"the ready-made {ready} images"
-    here = sum(images.came_in.get(name, 0) for name in ([ready] if ready else images.came_in))
     if share == 1:
-        lost, missing = images.crossed.get(split, 0), needed - len(images.splits[split])
-        copies = count(lost, "is a copy", "are copies")
-        why = f", but of those {copies} of images in another split, which keeps them" if lost else ""
-        return f"{split.capitalize()} takes all of {pool}{why}: {count(missing, 'more is', 'more are')} missing there."
-    certain = _rounded_up(here + images_for(needed - len(images.splits[split]), share))
+        lost = images.crossed.get(split, 0)
+        copies = f", but {count(lost, 'is a copy', 'are copies')} of images that another split keeps" if lost else ""
+        return (
+            f"{split.capitalize()} takes all of {pool}{copies}: {count(missing, 'more is', 'more are')} needed there."
+        )
+    present = sum(images.came_in.get(name, 0) for name in ([ready] if ready else images.came_in))
     return (
-        f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} want about "
-        f"{images_in_all(images, split, needed):,}, and {certain:,} to be nearly certain."
+        f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} need about "
+        f"{images_in_all(images, split, needed):,}, and {_rounded_up(present + images_for(missing, share)):,} to be "
+        "nearly certain."
     )
 
 
-def _what_to_raise(images: ImageSet, split: str) -> list[str]:
-    """The keys that give a split more of the images that are there; none where it has all of them already."""
+def _keys_to_raise(images: ImageSet, split: str) -> list[str]:
+    """The recipe keys that give a split more of the present images; none where it has all of them already."""
     roles, sources = images.roles, images.roles.sources(split)
-    dealt = {ready for ready, share in sources.items() if share < 1} if sources else set(roles.keys)
-    return list(dict.fromkeys(f"{roles.keys[ready]}.{split}" for ready in dealt if ready in roles.keys))
+    divided = {ready for ready, share in sources.items() if share < 1} if sources else set(roles.keys)
+    return list(dict.fromkeys(f"{roles.keys[ready]}.{split}" for ready in divided if ready in roles.keys))
 
 
 def images_in_all(images: ImageSet, split: str, needed: int) -> int | None:
-    """About how many images give a split so many; None where it takes whole ready-made splits, or parts of several."""
+    """Return about how many images in all give a split so many.
+
+    None where the split takes whole ready-made splits, or parts of several.
+    """
     shares = list(images.roles.sources(split).values())
     return _rounded_up(needed / shares[0]) if len(shares) == 1 and shares[0] < 1 else None
 
 
-def _other_share(images: ImageSet, split: str, needed: int, minimum: Mapping[str, int]) -> float | None:
-    """The value of data.splits for a split that makes its minimum nearly certain and leaves the others theirs."""
+def _sufficient_share(images: ImageSet, split: str, needed: int, minimum: Mapping[str, int]) -> float | None:
+    """The value of data.splits that makes a split's minimum nearly certain, and the minima of the others too."""
     shares, total = images.roles.shares.get(None, {}), sum(map(len, images.splits.values()))
     rest = sum(value for name, value in shares.items() if name != split)
     if set(images.roles.shares) != {None} or not rest:
@@ -276,37 +274,38 @@ def _other_share(images: ImageSet, split: str, needed: int, minimum: Mapping[str
     values = (hundredths / 100 for hundredths in range(1, 101))
     value = next((v for v in values if chance(total, v / (v + rest), needed) >= NEARLY_CERTAIN), None)
     others = [name for name in minimum if name != split and minimum[name] and shares[name]]
-    if value is None or any(chance(total, shares[n] / (value + rest), minimum[n]) < NEARLY_CERTAIN for n in others):
-        return None
-    return value
+    sufficient = value and all(chance(total, shares[n] / (value + rest), minimum[n]) >= NEARLY_CERTAIN for n in others)
+    return value if sufficient else None
 
 
-def _idle(images: ImageSet) -> str:
-    """What is there and not used, which is the first place to look for more."""
-    found = [f"{count(number, 'ready-made image')} of {ready}" for ready, number in images.unused.items()]
-    found += [images.copies()] if images.duplicates else []
-    found += [f"{count(len(images.conflicts), 'picture')} in two classes"] if images.conflicts else []
-    found += [f"{len(images.unreadable):,} unreadable"] if images.unreadable else []
-    found += [named(images.others)] if images.others else []
-    return f"Not used: {', '.join(found)}." if found else "All images that are there are used."
+def _unused(images: ImageSet) -> str:
+    """The present images that are not used, in a sentence."""
+    unused = [
+        *(f"{count(number, 'ready-made image')} of {ready}" for ready, number in images.unused.items()),
+        images.copies() if images.duplicates else "",
+        f"{count(len(images.conflicts), 'picture')} in two classes" if images.conflicts else "",
+        f"{len(images.unreadable):,} unreadable" if images.unreadable else "",
+        named(images.others),
+    ]
+    return f"Not used: {', '.join(filter(None, unused))}." if any(unused) else "All images found are used."
 
 
 def chance(images: int, share: float, needed: int) -> float:
-    """How likely at least ``needed`` of so many images fall into a split that takes this share: binomial."""
+    """Return the probability that a split with this share gets at least ``needed`` of the images (binomial)."""
     if needed <= 0 or share >= 1:
         return float(images >= needed)
     if share <= 0 or images < needed:
         return 0.0
-    logs = math.log(share), math.log1p(-share), math.lgamma(images + 1)
+    inside, outside, every = math.log(share), math.log1p(-share), math.lgamma(images + 1)
     fewer = (
-        math.exp(logs[2] - math.lgamma(k + 1) - math.lgamma(images - k + 1) + k * logs[0] + (images - k) * logs[1])
+        math.exp(every - math.lgamma(k + 1) - math.lgamma(images - k + 1) + k * inside + (images - k) * outside)
         for k in range(needed)
     )
     return max(0.0, 1 - math.fsum(fewer))
 
 
 def images_for(needed: int, share: float) -> int:
-    """The least number of images of which a split with this share gets what it needs, nearly certainly."""
+    """Return the least number of images that nearly certainly gives a split with this share what it needs."""
     most = max(1, needed)
     while chance(most, share, needed) < NEARLY_CERTAIN:
         most *= 2
@@ -314,6 +313,6 @@ def images_for(needed: int, share: float) -> int:
 
 
 def _rounded_up(number: float) -> int:
-    """To two digits."""
+    """Round up to two significant digits."""
     step = int(10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1))
     return math.ceil(round(number / step, 6)) * step

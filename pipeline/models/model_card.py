@@ -79,7 +79,7 @@ class ModelCard:
         return {
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_dict(values=False),
-            "decode": self.decode.to_json(),
+            "decode": to_json(self.decode),
         }
 
     def check_runner(self, runner: Runner, name: str) -> None:

@@ -205,7 +205,7 @@ class CalibrationImages:
             "model_sha256": sha256_file(model),
             "images_sha256": self._images.fingerprint("calibration"),
             "preprocessing": self._card.preprocessing.to_dict(values=False),
-            "decode": self._card.decode.to_json(),
+            "decode": to_json(self._card.decode),
             "quantize": asdict(self._settings),
         }
 

@@ -1,9 +1,4 @@
-"""Learning curves and labelled images, as a page shows them.
-
-Learning curves, which matplotlib draws as elements of a page.
-
-Labelled images of the artifacts, as a page shows them.
-"""
+"""Learning curves as SVG, and labelled images as data URIs, for the report."""
 
 from __future__ import annotations
 
@@ -25,7 +20,6 @@ from pipeline.models.model_card import ModelCard
 from pipeline.reporting.html import drawn
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from pipeline.training.checkpoint import Epoch
@@ -35,68 +29,66 @@ MOST_TICKS = 8
 SIZE, LETTERS = (3.9, 2.7), 10.5  # inches, points
 INK, MUTED, GRID = "#1d2733", "#5a6672", "#dfe5ec"
 COLORS = {"fp32": "#4c7fb8", "int8": "#c26a14"}
-# On a page the colours are those of its style, which knows light and dark.
+# On a page the colours come from its style sheet, which has a light and a dark theme.
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", **{color: name for name, color in COLORS.items()}}
 CURVES = ("accuracy", "loss")
 
 
 def training_curves(history: Sequence[Epoch]) -> tuple[str, ...]:
-    """Accuracy and loss by epoch, each an SVG of its own, so that a page can put them side by side or one below.
+    """Draw accuracy and loss by epoch, each as an SVG of its own, so that a page can arrange them.
 
-    Its letters are as large as the page's where it is about 330 pixels wide.
+    The text is as large as the page's where an SVG is about 330 pixels wide.
     """
-    return tuple(_svg(training_curve(history, name), name, _told(history, name)) for name in CURVES)
+    return tuple(_svg(training_curve(history, name), name, _description(history, name)) for name in CURVES)
 
 
 def training_curve(history: Sequence[Epoch], name: str) -> Figure:
-    """One of ``CURVES`` by epoch."""
+    """Draw one of ``CURVES`` for training and validation by epoch, with the phases marked."""
     figure = _figure()
-    _draw(figure.subplots(), history, name)
-    return figure
-
-
-def _draw(axis: Axes, history: Sequence[Epoch], name: str) -> None:
-    """Training and validation by epoch, with the phases marked."""
+    axis = figure.subplots()
     epochs = [drawn(row.epoch) for row in history]
     boundary = next((drawn(row.epoch) for row in history if row.phase == "fine_tune"), None)
     trained = [drawn(getattr(row, name)) for row in history]
-    judged = [(drawn(row.epoch), drawn(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None]
+    validated = [
+        (drawn(row.epoch), drawn(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None
+    ]
     axis.plot(epochs, trained, "o-", color=COLORS["fp32"], label="training", ms=4)
-    if judged:
-        axis.plot(*zip(*judged), "s--", color=COLORS["int8"], label="validation", ms=4)
+    if validated:
+        axis.plot(*zip(*validated), "s--", color=COLORS["int8"], label="validation", ms=4)
     if boundary is not None and boundary > 1:
         axis.axvline(boundary - 0.5, color=MUTED, lw=1, ls=":")
     axis.set_title(name, loc="left")
     axis.set_xlabel("epoch" if boundary is None or boundary <= 1 else "epoch (dotted: fine-tuning begins)")
     axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    axis.set_xticks(_whole(min(epochs), max(epochs)))
-    shown = [*trained, *(value for _, value in judged)]
-    if name == "accuracy" and 0 <= min(shown) <= max(shown) <= 1:  # a share: no axis goes beyond all
+    axis.set_xticks(_ticks(min(epochs), max(epochs)))
+    shown = [*trained, *(value for _, value in validated)]
+    if name == "accuracy" and 0 <= min(shown) <= max(shown) <= 1:  # a share: the axis ends at 0 and 1
         room = max(0.05 * (max(shown) - min(shown)), 0.01)
         low, high = max(0.0, min(shown) - room), min(1.0, max(shown) + room)
         axis.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     axis.legend(frameon=False)
+    return figure
 
 
-def _whole(first: float, last: float) -> list[float]:
+def _ticks(first: float, last: float) -> list[float]:
     """Whole epochs for the axis, at most `MOST_TICKS`; a single one has a single tick."""
     step, scale = 1, 1
     while (last - first) / step >= MOST_TICKS:
-        step = next(wanted for wanted in (2 * scale, 5 * scale, 10 * scale) if wanted > step)
+        step = next(larger for larger in (2 * scale, 5 * scale, 10 * scale) if larger > step)
         scale = scale * 10 if step == 10 * scale else scale
     return [first + step * index for index in range(int((last - first) // step) + 1)]
 
 
-def _told(history: Sequence[Epoch], name: str) -> str:
-    """The curve in words, for who does not see it."""
+def _description(history: Sequence[Epoch], name: str) -> str:
+    """The curve as text, for screen readers."""
     first, last = history[0], history[-1]
-    told = f"{name} by epoch: training {getattr(first, name):.3g} to {getattr(last, name):.3g}"
-    judged = [value for row in history if (value := getattr(row, f"val_{name}")) is not None]
-    return told + (f", validation {judged[0]:.3g} to {judged[-1]:.3g}" if judged else "")
+    training = f"{name} by epoch: training {getattr(first, name):.3g} to {getattr(last, name):.3g}"
+    validated = [value for row in history if (value := getattr(row, f"val_{name}")) is not None]
+    return training + (f", validation {validated[0]:.3g} to {validated[-1]:.3g}" if validated else "")
 
 
 def _figure() -> Figure:
-    """An empty figure."""
+    """An empty figure in the page's style."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -124,33 +116,31 @@ def _figure() -> Figure:
     return Figure(figsize=SIZE, layout="constrained")
 
 
-def _svg(figure: Figure, name: str, told: str) -> str:
-    """A figure as an element of a page: in the page's colours, with names that no other figure there has."""
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """A figure as an SVG element in the page's colours, with IDs that no other figure on the page has."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     whole = buffer.getvalue()
     drawing = whole[whole.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", drawing)
-    drawing = re.sub("#[0-9a-f]{6}", lambda color: _variable(color[0]), drawing)
+    for color, variable in VARIABLES.items():
+        drawing = drawing.replace(color, f"var(--{variable}, {color})")
     start = re.match(r"<svg[^>]*>", drawing)
     assert start is not None, "the text begins with it"
     box = re.search(r'viewBox="[^"]*"', start[0])
-    head = f'<svg {box[0] if box else ""} role="img" aria-label="{told}" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return f'{head}xmlns="http://www.w3.org/2000/svg">{drawing[start.end() :]}'
-
-
-def _variable(color: str) -> str:
-    return f"var(--{VARIABLES[color]}, {color})" if color in VARIABLES else color
+    head = f'<svg {box[0] if box else ""} role="img" aria-label="{description}"'
+    names = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg"'
+    return f"{head} {names}>{drawing[start.end() :]}"
 
 
 def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images of an .npz file and their labels.
+    """Read the images of an .npz file and their labels.
 
     Args:
-        path: holds "pixels" and "labels".
+        path: a file with the arrays "pixels" and "labels".
         card: of the model that they belong to.
-        remedy: the last sentence of messages.
+        remedy: the last sentence of error messages.
 
     Returns:
         uint8 (N, height, width, 3) as the model sees them before preprocessing; integers (N,), indices of its classes.
@@ -159,10 +149,10 @@ def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray,
         ProjectError: the file is missing, damaged, or of another model.
     """
     try:
-        held = read_arrays(path, ("pixels", "labels"))
+        arrays = read_arrays(path, ("pixels", "labels"))
     except (OSError, DataError) as error:
         raise ProjectError(f"Expected 'pixels' and 'labels' in {path}. Received: {error}. {remedy}") from error
-    pixels, labels = held["pixels"], held["labels"]
+    pixels, labels = arrays["pixels"], arrays["labels"]
     fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (*card.size, 3) and labels.shape == pixels.shape[:1]
     received = ""
     if not fits or not np.issubdtype(labels.dtype, np.integer):
@@ -177,7 +167,7 @@ def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray,
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """An image as a PNG of at most 160 by 160 pixels, for the ``src`` of an element.
+    """Return an image as a PNG of at most 160 by 160 pixels, for the ``src`` of an element.
 
     Args:
         pixels: uint8 (height, width, 3).

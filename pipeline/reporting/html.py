@@ -1,8 +1,6 @@
-"""The HTML of a page: templates fill in typed values; bar charts are text of the page.
+"""The HTML of a page: templates that escape every value, tables with footnotes, bar charts.
 
-The HTML of a page: templates fill in typed values, and everything from outside is shown and does nothing else.
-
-Bar charts: a row is a label, its number and its bar; all text is the page's, so it fits paper and phone.
+All text of a chart is text of the page, so that it fits paper and phone.
 """
 
 import math
@@ -10,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,24 +17,24 @@ from markupsafe import Markup
 from export.words import count, listed, sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Control characters, characters that turn the direction of what follows them, and lone surrogates.
+# Control characters, characters that change the direction of the text after them, and lone surrogates.
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render(template: str, **values: object) -> Markup:
-    """Fill in a template.
+    """Render a template.
 
     Args:
         template: name of a file in ``templates/``.
-        values: what it is given by name; a name that it asks for and is not given is an error.
+        values: the template's variables; a missing one is an error.
     """
     return Markup(environment().get_template(template).render(values))
 
 
 @cache
 def environment() -> Environment:
-    """What templates are read and filled in by."""
-    made = Environment(
+    """Return the environment of the templates: values are escaped, missing ones are errors."""
+    jinja = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -44,29 +42,29 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"count": count, "cut": cut, "listed": listed, "sentence": sentence}
-    return made
+    jinja.filters |= {"count": count, "cut": cut, "listed": listed, "sentence": sentence}
+    return jinja
 
 
 def _visible(value: object) -> object:
-    """A value with what no reader sees as escapes; what is HTML already stays."""
+    """A value with invisible characters as escapes; HTML stays as it is."""
     if isinstance(value, Markup):
         return value
     return _UNSEEN.sub(lambda letter: letter[0].encode("unicode_escape").decode(), str(value))
 
 
 def cut(value: str, most: int) -> str:
-    """A text of at most so many characters; what is cut off leaves an ellipsis."""
+    """Shorten a text to at most so many characters, with an ellipsis for the rest."""
     return value if len(value) <= most else value[: most - 1] + "…"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of a page, which the contents link to.
+    """A part of a page with a title, which the table of contents links to.
 
     Attributes:
         title: plain text.
-        html: what stands below it.
+        html: the content below the title.
     """
 
     title: str
@@ -74,7 +72,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The name that links use."""
+        """The ID that links refer to."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
 
 
@@ -83,9 +81,9 @@ class Cell:
     """A cell of a table; plain text.
 
     Attributes:
-        text: what it shows.
-        verdict: whose colour it has as a badge; "" for none.
-        remarks: footnotes, as sentences; empty ones are none.
+        text: the content.
+        verdict: shown as a badge in this verdict's colour; "": no badge.
+        remarks: footnotes, as sentences; empty ones do not count.
         code: whether it is shown as code.
     """
 
@@ -100,10 +98,11 @@ class Table:
     """A table with the footnotes of its cells; without rows it is not shown.
 
     Attributes:
-        head: names of the columns; one that starts with * holds numbers, one that is empty in all rows is left out.
-        rows: their cells.
-        name: that footnotes are called by; no other table on the page has it.
-        titled: whether the first two, a verdict and what it is about, speak for themselves without a name before them.
+        head: names of the columns; a name with a leading * is of a column of numbers. A column that is empty in all
+            rows is left out.
+        rows: the cells.
+        name: prefix of the footnotes' IDs, unique on the page.
+        titled: whether a narrow screen shows the first two columns, a verdict and its subject, without their names.
     """
 
     head: Sequence[str | Cell]
@@ -115,25 +114,25 @@ class Table:
     def lines(self) -> list[list[Cell]]:
         """The names of the columns and then the rows, without empty columns."""
         filled = [any(_cell(row[column]).text for row in self.rows) for column in range(len(self.head))]
-        return [[_cell(cell) for cell, kept in zip(line, filled) if kept] for line in (self.head, *self.rows)]
+        return [[_cell(cell) for cell in compress(line, filled)] for line in (self.head, *self.rows)]
 
     @cached_property
     def notes(self) -> dict[str, Cell]:
-        """The footnotes in the order of their numbers, each with the cell that it is first marked in."""
-        found: dict[str, Cell] = {}
+        """The footnotes in the order of their numbers, each with the first cell that refers to it."""
+        cells: dict[str, Cell] = {}
         head, *rows = self.lines
         for cell in chain(*rows, head):
             for remark in filter(None, cell.remarks):
-                found.setdefault(remark, cell)
-        return found
+                cells.setdefault(remark, cell)
+        return cells
 
     def number(self, note: str) -> int:
-        """The number of a footnote."""
+        """Return the number of a footnote."""
         return list(self.notes).index(note) + 1
 
 
 def section(title: str, template: str, **values: object) -> Section:
-    """A part of a page by its template; see `render`."""
+    """Make a section from its template; see `render`."""
     return Section(title, render(template, **values))
 
 
@@ -142,17 +141,17 @@ def _cell(content: str | Cell) -> Cell:
 
 
 def badge(verdict: str, words: str = "") -> Cell:
-    """A verdict in its colour, in other words where some are given."""
+    """Make a cell with a verdict as a badge, with other words if they are passed."""
     return Cell(words or verdict, verdict)
 
 
 def number(value: float | None, form: str) -> str:
-    """A number in a format; empty for None."""
+    """Format a number; "" for None."""
     return "" if value is None else format(value, form)
 
 
 def share(value: float | None) -> str:
-    """A share in percent, never rounded up to all; empty for None."""
+    """Format a fraction in percent, never rounded up to 100 %; "" for None."""
     if value is None:
         return ""
     shown = f"{value:.2%}"
@@ -160,11 +159,11 @@ def share(value: float | None) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes in kB or MB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-MOST = 1e12  # what is more is drawn as this; its number stands beside it
+MOST = 1e12  # larger values are drawn as this; the number beside the bar is exact
 
 
 @dataclass(frozen=True)
@@ -172,12 +171,12 @@ class Bar:
     """A row of a chart.
 
     Attributes:
-        label: what it is; plain text, as all that follow.
-        value: how long the bar is, in the units of the chart; infinite: as long as the chart is wide, NaN: no bar.
-        shown: the number as a reader sees it, or what there is in its place.
-        kind: "keras", "fp32", "fp16" or "int8", which gives the colour; the label says it too.
-        mark: where a line crosses the row, in the same units; None: nowhere.
-        more: what the mark stands at, in words, or another remark; small.
+        label: what the row shows; plain text, as all others.
+        value: length of the bar, in the units of the chart; infinite: the full width, NaN: no bar.
+        shown: the number as text, or a text in its place.
+        kind: "keras", "fp32", "fp16" or "int8", which sets the colour; the label has it too.
+        mark: position of a line across the row, in the same units; None: no line.
+        more: the value of the mark, or another remark, in small print.
     """
 
     label: str
@@ -190,15 +189,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; without bars it is not shown.
+    """A bar chart; without bars it is not shown.
 
     Attributes:
-        title: what the bars are, with the unit; plain text.
+        title: quantity and unit; plain text.
         bars: from the top.
-        mark: what a mark is, for the legend; plain text.
-        reach: how far marks may stretch the scale, as a multiple of the longest bar. What lies beyond is an arrow at
-            the end of its row, and the legend says so: one late call must not squash all bars.
-        kind: the classes of the figure.
+        mark: meaning of the marks, for the legend; plain text.
+        reach: how far marks may stretch the scale, as a multiple of the longest bar, so that one late call does not
+            shorten all bars. A mark beyond is an arrow at the end of its row, which the legend explains.
+        kind: CSS classes of the figure.
     """
 
     title: str
@@ -222,22 +221,22 @@ class Chart:
 
     @property
     def legend(self) -> list[tuple[str, str]]:
-        """What the signs on the bars mean: the kind of each, and the words."""
+        """The signs on the bars, as (CSS class, meaning)."""
         marks = [("mark", self.mark)] if self._marks and self.mark else []
         beyond = any(map(self.is_beyond, self._marks))
         return [*marks, ("beyond", "it lies beyond the scale")] if beyond else marks
 
     def is_beyond(self, mark: float) -> bool:
-        """Whether a mark lies beyond the scale."""
+        """Return whether a mark is beyond the scale."""
         return drawn(mark) > self.ends[1]
 
     def place(self, value: float) -> float:
-        """Where a number stands, in percent of the width; at an end where it lies beyond."""
+        """Return the position of a number in percent of the width; an end of the scale where it is beyond."""
         low, high = self.ends
         return 100 * (max(low, min(drawn(value), high)) - low) / (high - low)
 
     def span(self, bar: Bar) -> tuple[float, float] | None:
-        """Where a bar begins and how wide it is, in percent; None where there is none."""
+        """Return start and width of a bar in percent of the chart's width; None where there is no bar."""
         if math.isnan(bar.value):
             return None
         start, end = sorted((self.place(0.0), self.place(bar.value)))
@@ -245,5 +244,5 @@ class Chart:
 
 
 def drawn(value: float) -> float:
-    """A number as long as a chart can hold."""
+    """Limit a number to what a chart can draw."""
     return max(-MOST, min(value, MOST))

@@ -1,5 +1,7 @@
-"""The report stage: one self-contained HTML page of what the other stages wrote."""
+"""The report: one self-contained HTML page on the results of the other stages."""
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from pipeline import __version__
@@ -24,19 +26,20 @@ from pipeline.terminal.command_line import Invocation
 from pipeline.training.checkpoint import read_history
 
 HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
+OTHER_THRESHOLDS = "The verdict was given by other thresholds than the recipe has now. `verify` judges by those."
 
 
 def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, out: Path) -> str:
-    """Write ``report.html``: no file, script or font from elsewhere, so it can be mailed.
+    """Write ``report.html``, which needs no other file, script or font, so it can be mailed.
 
     Args:
-        artifacts: what the stage declares.
-        recipe: in force.
-        invocation: what repeats it, for advice.
+        artifacts: the files that the stage declares.
+        recipe: as it is now.
+        invocation: how the command was called, for commands in advice.
         out: folder of the page.
 
     Returns:
-        str: the verdict that the page shows.
+        The verdict that the page shows.
 
     Raises:
         ProjectError: a file that it shows is missing or damaged; with the file and the key.
@@ -45,6 +48,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
     benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None
     stands, engines = standing(artifacts, parity), engine_verdicts(artifacts, parity)
     verify = read_stage(artifacts, "verify")
+    same_thresholds = parity.thresholds == by_precision(recipe.verify.thresholds)
     page = render(
         "page.html.j2",
         version=__version__,
@@ -52,7 +56,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         recipe=recipe,
         headline=headline(stands, parity, engines),
         verified=when(verify),
-        alerts=[*parity.warnings, *stands.broken, *stands.remarks, *_other_thresholds(recipe, parity)],
+        alerts=[*parity.warnings, *stands.broken, *stands.remarks, *([] if same_thresholds else [OTHER_THRESHOLDS])],
         cards=cards(parity, benchmark, engines),
         sections=[
             next_step(Situation(artifacts, recipe, invocation, card, parity, verify), stands, engines),
@@ -63,7 +67,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
             predictions_section(artifacts, card, parity),
             _training(artifacts, card),
             *quantization_sections(artifacts, invocation),
-            _chain(artifacts),
+            section("Stages", "stages.html.j2", stages={stage: _ran(artifacts, stage) for stage in SHOWN_STAGES}),
             recipe_section(recipe, invocation, verify),
             _judged(artifacts, parity),
         ],
@@ -72,35 +76,27 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
     return stands.shown
 
 
-def _other_thresholds(recipe: Recipe, parity: ParityReport) -> list[str]:
-    """What to say where the recipe asks for something else by now than the verdict was given by."""
-    if parity.thresholds == by_precision(recipe.verify.thresholds):
-        return []
-    return ["The verdict was given by other thresholds than the recipe has now. `verify` judges by those."]
-
-
-def _chain(artifacts: Artifacts) -> Section:
-    stages = {}
-    for stage in SHOWN_STAGES:
-        if manifest := read_stage(artifacts, stage):
-            written = sum(entry.bytes for entry in manifest.outputs.values())
-            stages[stage] = f"{manifest.seconds:.1f} s, {size(written)}"
-        else:
-            stages[stage] = (
-                "its record is damaged" if artifacts.has(f"{stage}/{MANIFEST}") else "not run, or its record is gone"
-            )
-    return section("Stages", "stages.html.j2", stages=stages)
+def _ran(artifacts: Artifacts, stage: str) -> str:
+    """How long a stage took and how much it wrote, or why that is unknown."""
+    if manifest := read_stage(artifacts, stage):
+        return f"{manifest.seconds:.1f} s, {size(sum(entry.bytes for entry in manifest.outputs.values()))}"
+    return "its record is damaged" if artifacts.has(f"{stage}/{MANIFEST}") else "not run, or its record is gone"
 
 
 def _training(artifacts: Artifacts, card: ModelCard) -> Section:
     history = read_history(artifacts.path(HISTORY))
-    curves = charts.training_curves(history) if history and card.source is None else ()
-    values = {"card": card, "epochs": len(history), "curves": curves, "images": _sample_images(artifacts, card)}
-    return section("Training" if card.source is None else "Model", "training.html.j2", **values)
+    return section(
+        "Training" if card.source is None else "Model",
+        "training.html.j2",
+        card=card,
+        epochs=len(history),
+        curves=charts.training_curves(history) if history and card.source is None else (),
+        images=_sample_images(artifacts, card),
+    )
 
 
 def _sample_images(artifacts: Artifacts, card: ModelCard) -> list[tuple[str, str]]:
-    """Some training images, each with the name of its class; none in a result of an earlier version."""
+    """Some training images as (class name, data URI); a result of an earlier version has none."""
     if not artifacts.has(SAMPLES):
         return []
     pixels, labels = read_labelled(artifacts.path(SAMPLES), card, "Run the train stage again.")
@@ -108,20 +104,20 @@ def _sample_images(artifacts: Artifacts, card: ModelCard) -> list[tuple[str, str
 
 
 def _judged(artifacts: Artifacts, parity: ParityReport) -> Section:
-    subjects = []
-    for name, digest in parity.subjects.items():
-        now = digest_now(artifacts, name)
-        shown = badge(PASS, "as judged") if now == digest else badge(NOT_VERIFIED, "altered" if now else "missing")
-        subjects.append((shown, name, Cell(digest, code=True)))
-    versions: dict[str, set[str]] = {}
-    for stage in SHOWN_STAGES:
-        manifest = read_stage(artifacts, stage)
-        for tool, version in (manifest.versions if manifest else {}).items():
-            versions.setdefault(tool, set()).add(version)
-    tools = [(tool, ", ".join(sorted(found))) for tool, found in sorted(versions.items())]
+    subjects = [
+        (_state(digest, digest_now(artifacts, name)), name, Cell(digest, code=True))
+        for name, digest in parity.subjects.items()
+    ]
+    manifests = [manifest for stage in SHOWN_STAGES if (manifest := read_stage(artifacts, stage))]
+    versions = sorted({pair for manifest in manifests for pair in manifest.versions.items()})
+    tools = [(tool, ", ".join(version for _, version in group)) for tool, group in groupby(versions, itemgetter(0))]
     return section(
         "What was judged",
         "judged.html.j2",
         subjects=Table(("now", "file", "sha256"), subjects),
         versions=Table(("tool", "version"), tools, titled=False),
     )
+
+
+def _state(judged: str, now: str | None) -> Cell:
+    return badge(PASS, "as judged") if now == judged else badge(NOT_VERIFIED, "altered" if now else "missing")

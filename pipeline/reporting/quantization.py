@@ -1,4 +1,4 @@
-"""The report's sections on precision: how the scales were chosen, what each layer costs, what computes in what."""
+"""The report's sections on quantization: the choice of scales, the sensitivity of layers, the precision of nodes."""
 
 import math
 from collections import Counter
@@ -16,11 +16,11 @@ from pipeline.terminal.command_line import Invocation
 
 SENSITIVITY = ("keras_layer", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
 REMEDY = "Run the quantize stage again."
-DRAWN = 15  # layers that have a bar; the others share one
+DRAWN = 15  # layers with a bar of their own; the others share one
 
 
 def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[Section]:
-    """The sections of a recipe's artifacts.
+    """Make the sections Quantization, Layers and INT8 placement.
 
     Raises:
         ProjectError: a record of the quantize stage is missing or damaged.
@@ -32,34 +32,32 @@ def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[
 
 
 def _calibration(report: CalibrationReport) -> Section:
-    rows = [_row(f"scales by {name}", found, name == report.method) for name, found in report.methods.items()]
-    bias, rounding = report.bias_correction, report.fp16.rounding
-    if bias:
-        rows.append(_row("with corrected biases", bias.after, bias.used))
-    if report.kept and report.mixed:
-        rows.append(_row(f"most sensitive layers kept in float: {len(report.kept):,}", report.mixed, True))
-    rows.append(_row("FP16, weights rounded to nearest", rounding.nearest, rounding.chosen == "nearest"))
-    rows.append(_row("FP16, rounded to keep the means", rounding.mean, rounding.chosen == "mean"))
-    if report.fp16.mixed:
-        rows.append(_row(f"FP16, layers kept in FP32: {len(report.fp16.kept):,}", report.fp16.mixed, True))
+    bias, fp16, mixed = report.bias_correction, report.fp16, report.mixed if report.kept else None
+    rows = [
+        *(_row(f"scales by {name}", distances, name == report.method) for name, distances in report.methods.items()),
+        *([_row("with corrected biases", bias.after, bias.used)] if bias else []),
+        *([_row(f"most sensitive layers kept in float: {len(report.kept):,}", mixed, True)] if mixed else []),
+        _row("FP16, weights rounded to nearest", fp16.rounding.nearest, fp16.rounding.chosen == "nearest"),
+        _row("FP16, rounded to keep the means", fp16.rounding.mean, fp16.rounding.chosen == "mean"),
+        *([_row(f"FP16, layers kept in FP32: {len(fp16.kept):,}", fp16.mixed, True)] if fp16.mixed else []),
+    ]
     tried = Table(("chosen", "what was tried", "*SQNR, dB", "*agreement", "*accuracy drop"), rows)
     return section("Quantization", "quantization.html.j2", report=report, tried=tried)
 
 
-def _row(title: str, found: Distances, used: bool) -> tuple[str | Cell, ...]:
+def _row(title: str, distances: Distances, used: bool) -> tuple[str | Cell, ...]:
     return (
         badge(PASS, "used") if used else "",
         title,
-        number(found.sqnr_db, ".1f"),
-        share(found.top1_agreement),
-        number(found.accuracy_drop, ".2%"),
+        number(distances.sqnr_db, ".1f"),
+        share(distances.top1_agreement),
+        number(distances.accuracy_drop, ".2%"),
     )
 
 
 def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) -> Section:
     if not artifacts.has("quantize/sensitivity.csv"):
-        values = {"layers": None, "measure": measure, "budget_met": report.budget_met}
-        return section("Layers", "layers.html.j2", **values)
+        return section("Layers", "layers.html.j2", layers=None, measure=measure, budget_met=report.budget_met)
     layers, rows = [], []
     for row in read_rows(artifacts.path("quantize/sensitivity.csv"), SENSITIVITY, REMEDY):
         layer, op, kept = (row.cells[name] for name in ("keras_layer", "op", "kept"))
@@ -80,23 +78,23 @@ def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) 
 
 
 def noise_bars(layers: Sequence[tuple[str, float, str]], most: int) -> Chart:
-    """Each layer's share of the INT8 noise, the dearest first.
+    """Draw each layer's share of the INT8 noise, in the given order.
 
     Args:
-        layers: name, noise alone (energy of the error over that of the logits; infinite where the logits are not
-            finite), and the precision that it computes in.
-        most: how many have a bar; the others share one.
+        layers: name, noise of the layer alone (energy of the error over that of the logits; infinite where the logits
+            are not finite), and the precision that it computes in; the most sensitive first.
+        most: how many layers have a bar of their own; the others share one.
     """
-    whole = sum(noise for _, noise, _ in layers if math.isfinite(noise)) or 1.0
+    total = sum(noise for _, noise, _ in layers if math.isfinite(noise)) or 1.0
     shown = list(layers[:most])
     if rest := layers[most:]:
         shown.append((count(len(rest), "other"), sum(noise for _, noise, _ in rest), "int8"))
     bars = []
     for name, noise, precision in shown:
-        portion = 100 * noise / whole
-        words = f"{portion:.1f} %" if math.isfinite(portion) else "NaN or infinite"
+        percent = 100 * noise / total
+        text = f"{percent:.1f} %" if math.isfinite(percent) else "NaN or infinite"
         kind, stays = ("int8", "") if precision == "int8" else ("fp16", f"stays {precision.upper()}")
-        bars.append(Bar(name, portion, words, kind, more=stays))
+        bars.append(Bar(name, percent, text, kind, more=stays))
     return Chart("Share of the noise that quantising each layer alone adds to the logits", bars)
 
 

@@ -1,19 +1,10 @@
-"""The report's sections on the recipe, parity, engines and predictions.
-
-The report's section on the recipe: what was asked, what of it differs from the defaults, and the command.
-
-The report's section on parity: every comparison, with its numbers and its verdict.
-
-The report's section on engines: what was built, for which machines, and whether it ran.
-
-The report's section on predictions: some images with the class they got.
-"""
+"""The report's sections on the recipe, parity, engines and predictions; commands that the page advises."""
 
 import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -22,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from export.errors import ImageError, ProjectError
-from export.metrics.confidence import McNemar
 from export.tensorrt.sidecar import Sidecar, read_sidecar
 from export.words import count, sentence
 from pipeline.artifacts.manifest import Manifest, read_result, read_stage
@@ -43,12 +33,12 @@ DEFAULT_RECIPE = "digits"  # of the Makefile
 
 
 def recipe_section(recipe: Recipe, invocation: Invocation, verify: Manifest | None) -> Section:
-    """The section; paths and permissions, which decide no result, are left to the recipe file."""
-    asked, usual = (_flat(recipe_slice(one, SECTIONS)) for one in (recipe, Recipe(recipe.name)))
+    """Make the section: values that differ from the defaults, without paths and permissions, which affect no result."""
+    values, defaults = (_flat(recipe_slice(each, SECTIONS)) for each in (recipe, Recipe(recipe.name)))
     changed = [
-        tuple(Cell(_shown(cell), code=True) for cell in (name, asked.get(name), usual.get(name)))
-        for name in sorted(asked.keys() | usual.keys())
-        if asked.get(name) != usual.get(name)
+        tuple(Cell(_shown(cell), code=True) for cell in (name, values.get(name), defaults.get(name)))
+        for name in sorted(values.keys() | defaults.keys())
+        if values.get(name) != defaults.get(name)
     ]
     return section(
         "Recipe",
@@ -61,34 +51,33 @@ def recipe_section(recipe: Recipe, invocation: Invocation, verify: Manifest | No
 
 
 def make(invocation: Invocation, target: str, verify: Manifest | None = None) -> str:
-    """The command line for a target of the Makefile, or, where it does not know the recipe, for the same verb.
+    """Return the command for a make target, or for the same verb of the CLI where make cannot name the recipe.
 
     Args:
         invocation: recipe, overrides, artifacts.
-        target: such as ``run``; each that is asked for is a verb of ``python -m pipeline`` too.
-        verify: the record of the verify stage: where it saw a GPU, the GPU's environment is named.
+        target: such as ``run``; it must be a verb of ``python -m pipeline`` too.
+        verify: the record of the verify stage; if it saw a GPU, the command has ``GPU=1``. Defaults to None.
     """
-    path, name = invocation.recipe_path, invocation.recipe_path.stem
-    words = invocation.options
+    path, name, words = invocation.recipe_path, invocation.recipe_path.stem, invocation.options
     known = path == Path("configs") / f"{name}.yaml" and shlex.quote(name) == name and invocation.artifacts == ARTIFACTS
     if not known or any("\n" in word for word in words):
         return invocation.command(target, "python")
     gpu = "GPU=1 " if verify is not None and verify.environment.get("gpu") else ""
     recipe = "" if name == DEFAULT_RECIPE else f"RECIPE={name} "
-    # The shell takes the outer quotes off, make a dollar, and the shell that make starts the inner quotes.
+    # The shell removes the outer quotes, make one of two dollars, and the shell that make starts the inner quotes.
     arguments = f"ARGS={shlex.quote(shlex.join(words).replace('$', '$$'))} " if words else ""
     return f"{gpu}{recipe}{arguments}make {target}"
 
 
 def make_with(invocation: Invocation, overrides: Sequence[str], target: str, verify: Manifest | None) -> str:
-    """`make` with other values of the recipe: an override that is there already is replaced, not repeated."""
+    """Return `make`'s command with other recipe values, which replace earlier overrides of the same keys."""
     keys = {override.partition("=")[0].strip() for override in overrides}
-    kept = [one for one in invocation.overrides if one.partition("=")[0].strip() not in keys]
-    return make(replace(invocation, overrides=[*kept, *overrides]), target, verify)
+    others = [override for override in invocation.overrides if override.partition("=")[0].strip() not in keys]
+    return make(replace(invocation, overrides=[*others, *overrides]), target, verify)
 
 
 def when(verify: Manifest | None) -> str:
-    """When the verdict was given, for people; "" where its record does not say."""
+    """Return when the verdict was given, as text; "" where its record does not say."""
     try:
         moment = datetime.fromisoformat(verify.finished if verify else "")
         moment = moment.astimezone(timezone.utc) if moment.tzinfo else moment
@@ -112,13 +101,13 @@ def _shown(value: Any) -> str:
 
 
 CHANGED = (
-    "Lost / gained: images that the reference names right and the candidate wrong, and the reverse; p: how likely "
-    "chance alone parts them at least so far (exact McNemar test)."
+    "Lost / gained: images that only the reference, or only the candidate, classifies correctly; p: the probability "
+    "that chance alone makes a difference of at least this size (exact McNemar test)."
 )
 
 
 def parity_section(parity: ParityReport) -> Section:
-    """The section; its thresholds are those that the verdict was given by."""
+    """Make the section; its thresholds are those that the verdict was given by."""
     limits = {name: parity.thresholds[name].sqnr_db for name in ONNX if name in parity.thresholds}
     head = (
         *("verdict", "candidate", "against", "*SQNR, dB", "*agreement", "*accuracy"),
@@ -136,30 +125,26 @@ def parity_section(parity: ParityReport) -> Section:
 
 
 def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> Chart:
-    """SQNR against Keras, one row a candidate that was run, whatever came of it; the threshold as a mark.
+    """Draw SQNR against Keras with one bar for each candidate that was run, and the threshold as a mark.
 
     Args:
         hops: the ``from_keras`` hops.
-        limits: smallest SQNR in dB by precision; None: not asked for.
+        limits: smallest SQNR in dB by precision; None: no threshold.
     """
-    rows = []
-    for hop in hops:
-        if hop.verdict != NOT_RUN:
-            limit = limits.get(hop.precision)
-            asked = "" if limit is None else f"asked: {limit:.4g}"
-            label = f"{hop.precision.upper()} {short_name(hop.run_name)}"
-            rows.append(Bar(label, _length(hop), _sqnr(hop, " dB") or "failed to run", hop.precision, limit, asked))
-    return Chart("SQNR of the logits against Keras, dB (more is closer)", rows, "smallest that the recipe allows")
+    bars = [_bar(hop, limits.get(hop.precision)) for hop in hops if hop.verdict != NOT_RUN]
+    return Chart("SQNR of the logits against Keras, dB (more is closer)", bars, "smallest that the recipe allows")
 
 
-def _length(hop: Hop) -> float:
-    if hop.sqnr_db is not None:
-        return hop.sqnr_db
-    return math.inf if hop.equal else math.nan
+def _bar(hop: Hop, limit: float | None) -> Bar:
+    label = f"{hop.precision.upper()} {short_name(hop.run_name)}"
+    without_noise = math.inf if hop.equal else math.nan
+    length = without_noise if hop.sqnr_db is None else hop.sqnr_db
+    threshold = "" if limit is None else f"asked: {limit:.4g}"
+    return Bar(label, length, _sqnr(hop, " dB") or "failed to run", hop.precision, limit, threshold)
 
 
 def _row(hop: Hop) -> tuple[str | Cell, ...]:
-    why = hop.certainty if hop.verdict == PASS else hop.why
+    why, mcnemar = hop.certainty if hop.verdict == PASS else hop.why, hop.mcnemar
     note = f"{hop.precision.upper()}: {hop.note}." if hop.note else ""
     return (
         badge(hop.verdict),
@@ -168,7 +153,7 @@ def _row(hop: Hop) -> tuple[str | Cell, ...]:
         _sqnr(hop),
         share(hop.top1_agreement),
         share(hop.accuracy_candidate),
-        _changed(hop.mcnemar),
+        "" if mcnemar is None else f"{mcnemar.losses} / {mcnemar.gains}, p {mcnemar.p_value:.2g}",
         number(hop.relative_error, ".1e"),
     )
 
@@ -179,29 +164,24 @@ def _sqnr(hop: Hop, unit: str = "") -> str:
     return "" if not hop.compared else "equal" if hop.equal else "NaN or infinite"
 
 
-def _changed(mcnemar: McNemar | None) -> str:
-    """Right answers lost and gained; empty where none were compared."""
-    return "" if mcnemar is None else f"{mcnemar.losses} / {mcnemar.gains}, p {mcnemar.p_value:.2g}"
-
-
 HEAD = ("verdict", "engine", "TensorRT", "built for", "batch min / opt / max", "convolutions", "*size", "*build time")
-SHORT = 24  # characters of a cell; what is longer is a footnote
+SHORT = 24  # characters of a cell; a longer text is a footnote
 
 
 def engines_section(artifacts: Artifacts, verdicts: Mapping[str, str]) -> Section:
-    """The engines that are there; one whose sidecar is damaged is listed with the reason.
+    """Make the section; an engine with a damaged sidecar is listed with the reason.
 
     Args:
         artifacts: of a recipe.
         verdicts: on each engine as it is now, by file.
     """
     manifest = read_stage(artifacts, "build")
-    rows = [(badge(verdict), *_facts(artifacts, name)) for name, verdict in verdicts.items()]
+    rows = [(badge(verdict), *_engine_cells(artifacts, name)) for name, verdict in verdicts.items()]
     why_not = read_result(manifest, Built).why_not if manifest else ""
     return section("Engines", "engines.html.j2", engines=Table(HEAD, rows, "engines"), why_not=why_not)
 
 
-def _facts(artifacts: Artifacts, name: str) -> tuple[str | Cell, ...]:
+def _engine_cells(artifacts: Artifacts, name: str) -> tuple[str | Cell, ...]:
     short = name.removeprefix("build/")
     try:
         sidecar = read_sidecar(artifacts.path(name))
@@ -222,36 +202,15 @@ def _facts(artifacts: Artifacts, name: str) -> tuple[str | Cell, ...]:
 
 
 def _convolutions(sidecar: Sidecar) -> str:
-    """How many run in which type, or, where the engine was not loaded, how many were asked for in which."""
-    found = sidecar.found.convolutions if sidecar.found else {}
-    asked = sidecar.asked.convolutions if sidecar.asked else {}
-    listed = ", ".join(f"{number} {kind.upper()}" for kind, number in (found or asked).items())
-    return listed if found or not listed else f"{listed} asked for"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An image of the page with what was answered.
-
-    Attributes:
-        file: its name.
-        name: of the class that it got.
-        probability: of that class.
-        picture: as a data URI; "": it is not shown.
-        missing: why.
-        label: its right class; None: not known.
-    """
-
-    file: str
-    name: str
-    probability: float
-    picture: str = ""
-    missing: str = ""
-    label: str | None = None
+    """The number of convolutions by type in the built engine, or by requested type where it was not loaded."""
+    built = sidecar.found.convolutions if sidecar.found else {}
+    requested = sidecar.asked.convolutions if sidecar.asked else {}
+    numbers = ", ".join(f"{number} {kind.upper()}" for kind, number in (built or requested).items())
+    return numbers if built or not numbers else f"{numbers} asked for"
 
 
 def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityReport) -> Section:
-    """The section.
+    """Make the section: some test images with the predicted class.
 
     Raises:
         ProjectError: ``predictions.csv`` or ``reference.npz`` is damaged.
@@ -260,51 +219,53 @@ def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityRep
     judged = manifest is not None and manifest.inputs.get(PARITY) == digest_now(artifacts, PARITY)
     if manifest is None or not judged or not artifacts.has(PREDICTIONS):
         return section("Predictions", "no_predictions.html.j2")
-    answered = read_result(manifest, Inferred)
-    served = run_name(answered.model, answered.backend)
-    hops = [hop for hop in parity.hops if hop.run_name == served]
+    inferred = read_result(manifest, Inferred)
+    served = run_name(inferred.model, inferred.backend)
+    verdicts = [hop.verdict for hop in parity.hops if hop.run_name == served]
     predictions = read_predictions(artifacts.path(PREDICTIONS), card.classes)
-    truth = labels_by_pixels(artifacts, card)
+    labels = labels_by_pixels(artifacts, card)
     return section(
         "Predictions",
         "predictions.html.j2",
         served=served,
-        verdict=next((hop.verdict for hop in hops if hop.verdict != PASS), PASS),
+        verdict=next((verdict for verdict in verdicts if verdict != PASS), PASS),
         others=other_inputs(artifacts, manifest.inputs, parity),
-        figures=[_figure(one, image_file(artifacts, one.path), card, truth) for one in predictions],
+        figures=[_figure(row, image_file(artifacts, row.path), card, labels) for row in predictions],
     )
 
 
 def labels_by_pixels(artifacts: Artifacts, card: ModelCard) -> dict[bytes, str | None]:
-    """The right class of each test image, by what its pixels hash to; None where equal pixels have two classes.
+    """Return the true class of each test image by the hash of its pixels; None where equal pixels have two classes.
 
     Raises:
         ProjectError: ``reference.npz`` is damaged, or of another model.
     """
     pixels, labels = read_labelled(artifacts.path(REFERENCE), card, "Run the verify stage again.")
-    found: dict[bytes, str | None] = {}
+    names: dict[bytes, str | None] = {}
     for image, label in zip(pixels, labels):
-        name = card.classes[int(label)]
-        key = _fingerprint(image)
-        found[key] = name if found.get(key, name) == name else None
-    return found
+        key, name = _fingerprint(image), card.classes[int(label)]
+        names[key] = name if names.get(key, name) == name else None
+    return names
 
 
 def _fingerprint(pixels: np.ndarray) -> bytes:
     return sha256(np.ascontiguousarray(pixels).tobytes()).digest()
 
 
-def _figure(one: Prediction, path: Path | None, card: ModelCard, truth: Mapping[bytes, str | None]) -> Figure:
-    figure = Figure(PurePath(one.path).name, one.name, one.probability)
-    if one.error or not one.name:
-        return replace(figure, missing=one.error or "not classified")
+def _figure(
+    row: Prediction, path: Path | None, card: ModelCard, labels: Mapping[bytes, str | None]
+) -> dict[str, object]:
+    """The values that the template shows of an image: with its picture as a data URI, or why that is missing."""
+    figure = {"file": PurePath(row.path).name, "name": row.name, "probability": row.probability, "picture": ""}
+    if row.error or not row.name:
+        return {**figure, "missing": row.error or "not classified"}
     if path is None or not path.is_file():
-        return replace(figure, missing="there is no such file here")
+        return {**figure, "missing": "there is no such file here"}
     try:
         pixels = card.decode.pixels(path)
     except ImageError as error:
-        return replace(figure, missing=str(error))
+        return {**figure, "missing": str(error)}
     key = _fingerprint(pixels)
-    if key not in truth:  # whatever it is, it is not what was classified: it is not shown
-        return replace(figure, missing="the file is no longer a test image that was verified")
-    return replace(figure, picture=data_uri(pixels), label=truth[key])
+    if key not in labels:  # the file was replaced: its picture is not the one that was classified
+        return {**figure, "missing": "the file is no longer a test image that was verified"}
+    return {**figure, "picture": data_uri(pixels), "label": labels[key]}

@@ -1,4 +1,4 @@
-"""The report's section on speed: what the benchmark measured, and apart from it what says nothing about engines."""
+"""The report's section on speed: the benchmark, with CPU times that do not predict engines apart from the others."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,24 @@ from pipeline.serving.candidates import ON_GPU
 from pipeline.terminal.command_line import Invocation
 
 HEAD = ("verdict", "what ran", "*batch", "*p50, ms", "*p90, ms", "*p99, ms", "*images/s")
-REFERENCE = "reference"  # what the others are held against
-UNJUDGED = {"keras": REFERENCE, PEER: "peer"}  # rows that no verdict is asked of
-REACH = 2.0  # times the longest bar, that a p90 may stretch the scale
+REFERENCE = "reference"  # the row that others are compared with
+UNJUDGED = {"keras": REFERENCE, PEER: "peer"}  # backends whose rows have no verdict
+REACH = 2.0  # times the longest bar: up to here a p90 stretches the scale
 
 
 def speed_section(
     benchmark: BenchmarkReport | None, artifacts: Artifacts, invocation: Invocation, parity: ParityReport
 ) -> Section:
-    """What the benchmark measured; rows that failed are in the table."""
+    """Make the section; rows that failed are in the table.
+
+    Args:
+        benchmark: None where the benchmark stage has not run.
+        artifacts: of a recipe.
+        invocation: how the command was called, for the command in the section.
+        parity: the verdict.
+    """
     if benchmark is None:
-        command = invocation.command("benchmark", "python")
-        return section("Speed", "not_timed.html.j2", command=command)
+        return section("Speed", "not_timed.html.j2", command=invocation.command("benchmark", "python"))
     cpu, gpus = benchmark.machine.cpu, benchmark.machine.gpus
     cores = "" if cpu.usable_cores is None else f", {count(cpu.usable_cores, 'core')}"
     manifest = read_stage(artifacts, "benchmark")
@@ -44,28 +50,28 @@ def speed_section(
 
 
 def serving_words(benchmark: BenchmarkReport, artifacts: Artifacts) -> str:
-    """What answered when the stage infer last ran, and why that file; "" where it has not run."""
+    """Return which file the infer stage last used, and why, in a sentence; "" where it has not run."""
     manifest = read_stage(artifacts, "infer")
     if manifest is None:
         return ""
-    answered = read_result(manifest, Inferred)
-    served, rival, batch = answered.model, answered.measured_faster_than, answered.at_batch
-    by = f"Images are classified by {run_name(served, answered.backend)}"
+    inferred = read_result(manifest, Inferred)
+    served, rival, batch = inferred.model, inferred.measured_faster_than, inferred.at_batch
+    by = f"Images are classified by {run_name(served, inferred.backend)}"
     contests = benchmark.serves.contests if benchmark.serves else ()
-    contest = next((one for one in contests if one.batch == batch), None)
-    known = {one.file: run_name(one.file, one.backend) for one in contest.contenders} if contest else {}
-    if contest and rival is not None and {served, rival} <= known.keys():
+    contest = next((contest for contest in contests if contest.batch == batch), None)
+    names = {run.file: run_name(run.file, run.backend) for run in contest.contenders} if contest else {}
+    if contest and rival is not None and {served, rival} <= names.keys():
         words = contest.pair(served, rival).words
-        return f"{by}: measured {words} as fast as {known[rival]}, the first by default, at batch {batch}."
+        return f"{by}: measured {words} as fast as {names[rival]}, the default, at batch {batch}."
     if rival is not None:
         return f"{by}: it was measured to be faster than {rival}, in an earlier benchmark."
-    if answered.backend in ON_GPU:
-        return f"{by}: it comes first by default, and nothing that may serve was measured decidedly faster."
-    return f"{by}: on a CPU it comes first of what may serve, whatever was measured."
+    if inferred.backend in ON_GPU:
+        return f"{by}: it is the default, and no other file that may serve was measured to be clearly faster."
+    return f"{by}: it is the default on a CPU, where measurements do not count."
 
 
 def speed_bars(results: Sequence[BenchmarkRow]) -> list[Chart]:
-    """Latency at the smallest batch and throughput at the largest, one bar a row that has numbers."""
+    """Draw latency at the smallest batch and throughput at the largest, with one bar for each row that has numbers."""
     timed = [row for row in results if row.p50_ms is not None]
     if not timed:
         return []
@@ -94,7 +100,7 @@ def _kind(row: BenchmarkRow) -> str:
 
 
 def _labels(rows: Sequence[BenchmarkRow]) -> list[str]:
-    """What each row is; with its file where two would be called alike."""
+    """The name of each row, with its file where two names would be the same."""
     labels = [f"{row.backend} {row.name}" for row in rows]
     return [f"{label} ({row.file})" if labels.count(label) > 1 else label for label, row in zip(labels, rows)]
 
@@ -107,15 +113,14 @@ def _speed(value: float | None) -> str:
 
 def _row(row: BenchmarkRow, parity: ParityReport) -> tuple[str | Cell, ...]:
     includes = f"{row.backend}: {row.includes}." if row.includes else ""
-    what = f"{row.backend} {row.name}"
+    name = f"{row.backend} {row.name}"
     if row.error is not None:
         remarks = [sentence(f"failed: {row.error}"), includes]
-        return (badge(FAIL, "failed"), Cell(what, remarks=remarks), str(row.batch), *[""] * 4)
-    alone = f"{row.compute.p50_ms:.3f} ms of it the engine alone." if row.compute else ""
-    remarks = [alone, sentence(row.refused_graph), sentence(row.caveat), includes]
+        return (badge(FAIL, "failed"), Cell(name, remarks=remarks), str(row.batch), *[""] * 4)
+    alone = f"{row.compute.p50_ms:.3f} ms of it are the engine alone." if row.compute else ""
     return (
         badge(UNJUDGED.get(row.backend) or verdict_on_row(row, parity)),
-        Cell(what, remarks=remarks),
+        Cell(name, remarks=[alone, sentence(row.refused_graph), sentence(row.caveat), includes]),
         str(row.batch),
         *(number(value, ".3f") for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
         number(row.images_per_second, ",.1f"),

@@ -1,4 +1,4 @@
-"""What a report's verdict is worth now: the bytes that were judged, held against those that are there."""
+"""Whether a verdict still holds: the bytes that were judged, compared with the files as they are now."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Standing:
 
     Attributes:
         verdict: as it was given.
-        broken: what it no longer holds for, and why, in sentences; empty: it holds.
-        remarks: what else does not fit together, in sentences.
+        broken: why it does not hold any more, as sentences; empty: it holds.
+        remarks: other inconsistencies, as sentences.
     """
 
     verdict: str
@@ -41,56 +41,63 @@ class Standing:
 
     @property
     def shown(self) -> str:
-        """The verdict that the page shows."""
+        """The verdict that the page shows: "not verified" where it does not hold."""
         return NOT_VERIFIED if self.broken else self.verdict
 
 
 def standing(artifacts: Artifacts, parity: ParityReport) -> Standing:
-    """Compare what was judged, and what the page shows, with the files of a recipe's artifacts as they are."""
-    broken = [note] if (note := _record_note(artifacts, PARITY)) else []
-    for name, digest in parity.subjects.items():
-        now = digest_now(artifacts, name)
-        if now is None:
-            broken.append(f"{name} is missing; it was judged by the verify stage.")
-        elif now != digest:
-            broken.append(f"{name} was altered since it was judged.")
-    judged = dict.fromkeys(hop.candidate for hop in parity.hops)
-    broken += [
-        f"{name} was judged, but the verdict is bound to no bytes of it."
-        for name in judged
-        if name not in parity.subjects
+    """Compare the judged files, and the records that the page shows, with the artifacts as they are now."""
+    digests = {name: digest_now(artifacts, name) for name in parity.subjects}
+    broken = [
+        _record_note(artifacts, PARITY),
+        *(
+            f"{name} was altered since it was judged."
+            if digests[name]
+            else f"{name} is missing; it was judged by the verify stage."
+            for name, judged in parity.subjects.items()
+            if digests[name] != judged
+        ),
+        *(
+            f"{name} was judged, but the verdict has no hash of it."
+            for name in dict.fromkeys(hop.candidate for hop in parity.hops)
+            if name not in parity.subjects
+        ),
     ]
-    remarks = [f"{name} was never verified." for name in engines(artifacts) if name not in parity.subjects]
-    remarks += [note for name in SHOWN if artifacts.has(name) and (note := _record_note(artifacts, name))]
-    for stage in ("export", "quantize", "build"):
-        manifest = read_stage(artifacts, stage)
-        others = other_inputs(artifacts, manifest.inputs, parity) if manifest else []
-        remarks += [f"The {stage} stage worked on another {name} than is here now." for name in others]
-    return Standing(parity.verdict, tuple(broken), tuple(remarks))
+    remarks = [
+        *(f"{name} was never verified." for name in engines(artifacts) if name not in parity.subjects),
+        *(_record_note(artifacts, name) for name in SHOWN if artifacts.has(name)),
+        *(
+            f"The {stage} stage used another {name} than the one here now."
+            for stage in ("export", "quantize", "build")
+            if (manifest := read_stage(artifacts, stage))
+            for name in other_inputs(artifacts, manifest.inputs, parity)
+        ),
+    ]
+    return Standing(parity.verdict, tuple(filter(None, broken)), tuple(filter(None, remarks)))
 
 
 def engine_verdicts(artifacts: Artifacts, parity: ParityReport) -> dict[str, str]:
-    """The verdict on each engine that is there, and its sidecar, as they are now; by file below the artifacts."""
-    verdicts = {}
-    for name in engines(artifacts):
-        digests = {one: digest_now(artifacts, one) for one in (name, sidecar_path(Path(name)).as_posix())}
-        verdicts[name] = parity.verdict_of(name, {one: digest for one, digest in digests.items() if digest})
-    return verdicts
+    """Return the verdict on each engine with its sidecar, as they are now, by file below the artifacts."""
+    files = {name: (name, sidecar_path(Path(name)).as_posix()) for name in engines(artifacts)}
+    return {
+        name: parity.verdict_of(name, {file: digest for file in pair if (digest := digest_now(artifacts, file))})
+        for name, pair in files.items()
+    }
 
 
 def other_inputs(artifacts: Artifacts, inputs: Mapping[str, str], parity: ParityReport) -> list[str]:
-    """Of the files that a stage read and verify judged, those that are others now."""
+    """Return the files that a stage read and verify judged, and that have other bytes now."""
     return [
         name for name, digest in inputs.items() if name in parity.subjects and digest_now(artifacts, name) != digest
     ]
 
 
 def digest_now(artifacts: Artifacts, name: str) -> str | None:
-    """sha256 of a file of the artifacts; None if there is none of that name.
+    """Return the sha256 of a file of the artifacts; None if there is no such file.
 
     Args:
         artifacts: of a recipe.
-        name: as a record has it: one that a page reads no file of, or that leads elsewhere, is of no file.
+        name: from a record; a path outside the artifacts, or that the stage does not declare, is no file.
     """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         return None
@@ -98,36 +105,41 @@ def digest_now(artifacts: Artifacts, name: str) -> str | None:
 
 
 def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
-    """Which results are not of this recipe, or not of what other stages wrote since, in sentences.
+    """Return which results do not belong to this recipe, or not to the present results of earlier stages.
 
-    The records alone are asked, and nothing is hashed: images and Keras need not be on this machine.
+    Only the records are read and nothing is hashed: images and Keras need not be on this machine.
     """
-    # What a benchmark measured belongs to the machine, and `run` does not measure.
+    # `run` does not benchmark, and its numbers belong to the machine.
     records = {stage: read_stage(artifacts, stage) for stage in SHOWN_STAGES if stage != "benchmark"}
-    found = []
+    written = {
+        f"{stage}/{file}": entry.sha256
+        for stage, record in records.items()
+        if record
+        for file, entry in record.outputs.items()
+    }
+    reasons = []
     for stage, record in records.items():
         if record is None:
-            found.append(f"{stage} has no result")
+            reasons.append(f"{stage} has no result")
             continue
-        found += [f"{stage} was run with other values: {change}" for change in recipe_changes(record, recipe)]
-        for name, digest in record.inputs.items():
-            maker, _, file = name.partition("/")
-            source = records.get(maker)
-            written = source.outputs.get(file) if source else None
-            if written is not None and written.sha256 != digest:
-                found.append(f"{stage} read another {name}")
-        names = (f"{stage}/{name}" for name in record.outputs)
-        found += [f"{name} is missing" for name in names if artifacts.declares(name) and not artifacts.has(name)]
-    return found
+        reasons += [f"{stage} was run with other values: {change}" for change in recipe_changes(record, recipe)]
+        reasons += [
+            f"{stage} read another {name}"
+            for name, digest in record.inputs.items()
+            if written.get(name) not in (None, digest)
+        ]
+        files = (f"{stage}/{file}" for file in record.outputs)
+        reasons += [f"{file} is missing" for file in files if artifacts.declares(file) and not artifacts.has(file)]
+    return reasons
 
 
 def _record_note(artifacts: Artifacts, name: str) -> str:
-    """Why a file is not what its stage recorded; "" if it is."""
+    """Why a file is not the one that its stage recorded; "" if it is."""
     stage, _, file = name.partition("/")
     manifest = read_stage(artifacts, stage)
     recorded = manifest.outputs.get(file) if manifest else None
     if recorded is None:
-        return f"{name} is in no record of the {stage} stage, so nothing vouches for it."
+        return f"{name} is not in the record of the {stage} stage, so nothing confirms it."
     return (
         ""
         if recorded.sha256 == digest_now(artifacts, name)

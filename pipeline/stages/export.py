@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from export.records import to_json
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.inputs import Inputs, Required
 from pipeline.artifacts.paths import CARD, KERAS
@@ -46,7 +47,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
         preprocessing=card.preprocessing,
         classes=card.classes,
         opset=settings.export.opset,
-        metadata={"recipe": settings.name, "decode": json.dumps(card.decode.to_json())},
+        metadata={"recipe": settings.name, "decode": json.dumps(to_json(card.decode))},
         output=card.output,
         top_k=settings.export.top_k,
     )

@@ -68,7 +68,7 @@ class Images:
     def take(self, indices: np.ndarray, epoch: int) -> np.ndarray:
         """Return some images of an epoch, augmented and preprocessed: float32 NHWC."""
         batch = (
-            np.stack([self._pixels.one(self._usable[i]) for i in indices])
+            np.stack([self._pixels.load(self._usable[i]) for i in indices])
             if self._cached is None
             else self._cached[indices]
         )

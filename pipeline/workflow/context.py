@@ -114,7 +114,7 @@ class Context:
         recipe = self.recipe
         images = deal(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
         images = in_model_order(images, model_names(recipe.model.classes))
-        for level, line in images.told(recipe.model.finished, known):
+        for level, line in images.log_lines(recipe.model.finished, known):
             self.say_once(level, line)
         return images
 

@@ -382,7 +382,7 @@ def test_batches_keep_order_and_rows(spoilt: list[Sample]) -> None:
     assert np.concatenate([y for _, y in batches]).tolist() == [s.label for s in good]
     rows = np.concatenate([p for p, _ in batches])
     assert rows.dtype == np.uint8
-    assert np.array_equal(rows, np.stack([pixels.one(s) for s in good]))
+    assert np.array_equal(rows, np.stack([pixels.load(s) for s in good]))
     at_once, labels = Pixels(DecodeSpec((4, 6), "stretch"), 3).all(spoilt, "x")
     assert np.array_equal(at_once, rows)
     assert labels.dtype == np.int64
@@ -427,8 +427,8 @@ def test_arrays_decode_like_files(tmp_path: Path, shape: tuple[int, ...]) -> Non
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(array.squeeze()).save(tmp_path / "x.png")
     pixels = Pixels(DecodeSpec((5, 5), "crop"), 0)
-    from_array = pixels.one(Sample("a", 0, "", lambda: array))
-    from_file = pixels.one(Sample("b", 0, "", lambda: tmp_path / "x.png"))
+    from_array = pixels.load(Sample("a", 0, "", lambda: array))
+    from_file = pixels.load(Sample("b", 0, "", lambda: tmp_path / "x.png"))
     assert np.array_equal(from_array, from_file)
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from export.errors import ImageError
 from export.files import ROOT
 from pipeline.data import decode as preprocess
-from pipeline.data.decode import MAX_PIXELS, array_to_image, decode, load_image, resize_image
-from pipeline.data.image_files import Budget
+from pipeline.data.decode import MAX_PIXELS, _flat, _opened, array_to_image, load_image, resize_image
+from pipeline.data.image_files import Budget, as_image_error
 from pipeline.recipe.messages import EXTENSIONS
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8).repeat(8, 0).repeat(8, 1)
@@ -30,6 +30,12 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode(data: bytes) -> Image.Image:
+    """The whole picture as RGB, before it is resized."""
+    with as_image_error(len(data)), _opened(data) as image:
+        return _flat(image).convert("RGB")
 
 
 def pixels_of(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
@@ -370,11 +376,11 @@ def test_what_is_converted_by_strips_is_what_is_converted_at_once(monkeypatch: p
 PEAK = """
 import re, sys
 from pathlib import Path
-from pipeline.data.decode import decode
+from pipeline.data.decode import load_image
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()
-decode(Path(sys.argv[1]).read_bytes())
+load_image(Path(sys.argv[1]).read_bytes(), (32, 32))
 print(peak() - before)
 """
 
@@ -390,7 +396,7 @@ def test_a_large_picture_is_decoded_without_needless_copies(tmp_path: Path, mode
 
 
 def test_a_program_in_postscript_is_not_run() -> None:
-    with pytest.raises(ImageError, match="an EPS file is a program, which is not run"):
+    with pytest.raises(ImageError, match="EPS is a program, which is not run"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
 

@@ -139,7 +139,7 @@ def test_files_that_are_not_taken_are_counted_by_their_ending(tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "loose.png").write_bytes((next((tmp_path / "cat").glob("*.png"))).read_bytes())
     images = load_image_set(Data(path=str(tmp_path)))
-    (said,) = [line for _, line in images.told(finished=False) if "left out" in line]
+    (said,) = [line for _, line in images.log_lines(finished=False) if "left out" in line]
     assert said == "left out: 3 .heic, 1 .txt, 1 file without an ending, 1 image in no class folder"
 
 

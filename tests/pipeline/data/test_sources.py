@@ -245,7 +245,7 @@ def test_a_folder_of_tables_and_a_list_of_classes(tmp_path: Path) -> None:
         ([], "path,label", "at least one row"),
         (["a.png;x"], "path;label", "separated by semicolons; save it with commas"),
         (["a.png\tx"], "path\tlabel", "separated by tabs; save it with commas"),
-        (["b.png,x"], "here.png,x", "first line is an image; write one above it"),
+        (["b.png,x"], "here.png,x", "first line is an image; add a line above it"),
         (["gone.png,x", "too.png,y"], "path,label", r"2 of 2 do not exist, such as .*gone\.png, .*too\.png"),
         (["a\\b.png,x"], "path,label", "relative to the table's folder, with / between folders"),
     ],

@@ -125,7 +125,7 @@ def test_the_total_that_the_shares_want_counts_what_is_there() -> None:
     assert f"--set verify.min_images={received} (the verdict gets less certain)" in message
     check_split_sizes(images, {"test": received})
     check_split_sizes(image_set(certain, config, trains=True), {"test": 60})
-    assert message.endswith("All images that are there are used.")
+    assert message.endswith("All images found are used.")
 
 
 def test_another_share_that_would_do_does() -> None:
@@ -149,7 +149,7 @@ def test_what_lies_unused_is_counted() -> None:
         images, duplicates=5, conflicts=("x",), unreadable=(Unreadable("a", "b"),) * 2, others={".heic": 3}
     )
     message = refused(images, {"test": 60})
-    assert "Test takes all of the ready-made validation images: 30 more are missing there" in message
+    assert "Test takes all of the ready-made validation images: 30 more are needed there" in message
     assert (
         "Not used: 30 ready-made images of train, 5 copies, 1 picture in two classes, 2 unreadable, 3 .heic." in message
     )
@@ -159,7 +159,7 @@ def test_a_part_of_a_ready_made_split_and_none(tmp_path: Path) -> None:
     config = Data(splits=Splits(0.9, 0, 0.1, 0))
     images: Any = image_set(200, config, ready=("train", "test"), trains=True)
     message = refused(images, {"calibration": 128})
-    assert "Calibration takes 10 % of the ready-made train images: 128 want about 1,300, and " in message
+    assert "Calibration takes 10 % of the ready-made train images: 128 need about 1,300, and " in message
     assert "No image goes to validation." in refused(images, {"validation": 1})
 
 
@@ -178,8 +178,8 @@ def copied(split: str) -> ImageSet:
 def test_a_split_of_copies_is_told_why_it_is_empty_and_gets_no_advice_that_cannot_help() -> None:
     message = refused(copied("validation"), {"train": 2, "validation": 1})
     assert (
-        "Validation takes all of the ready-made validation images, but of those 60 are copies of images in another "
-        "split, which keeps them: 1 more is missing there."
+        "Validation takes all of the ready-made validation images, but 60 are copies of images that another "
+        "split keeps: 1 more is needed there."
     ) in message
     assert "Add images that no other split holds, or take their copies out of the others" in message
     assert "data.splits.validation" not in message
@@ -248,7 +248,7 @@ def test_a_share_that_would_starve_another_split_is_not_advised() -> None:
 def test_a_split_that_takes_of_several_says_how_many_more() -> None:
     config = Data(divide=Divide(train=Shares(test=0.5, train=0.5), validation=Shares(test=0.5, calibration=0.5)))
     images = image_set(30, config, ready=("train", "validation"), trains=True)
-    assert f"Test wants {90 - len(images.splits['test'])} more." in refused(images, {"test": 90})
+    assert f"Test needs {90 - len(images.splits['test'])} more." in refused(images, {"test": 90})
 
 
 def test_divided_splits_say_whether_there_is_validation(tmp_path: Path) -> None:
@@ -275,8 +275,8 @@ def test_a_picture_in_two_ready_made_splits_tests() -> None:
     assert [sample.name for sample in images.splits["test"]] == ["own", "test/copy1"]
     assert [sample.name for sample in images.splits["calibration"]] == ["other"]
     assert (images.duplicates, images.crossing) == (2, 2)
-    lines = [line for _, line in images.told(finished=True)]
-    assert "left out 2 copies of pictures that are there under another name, 2 of them in another split" in lines
+    lines = [line for _, line in images.log_lines(finished=True)]
+    assert "left out 2 copies of pictures that have another name too, 2 of them in another split" in lines
 
 
 def test_pictures_that_no_split_takes_are_counted_once() -> None:
@@ -284,7 +284,7 @@ def test_pictures_that_no_split_takes_are_counted_once() -> None:
 
 
 def test_a_split_without_images_is_said_where_it_is_needed() -> None:
-    (line,) = [line for _, line in labelled(train=[0, 1], calibration=[0]).told(finished=False)]
+    (line,) = [line for _, line in labelled(train=[0, 1], calibration=[0]).log_lines(finished=False)]
     assert line == "3 images: 2 train, 1 calibration, 0 test"
 
 
@@ -292,4 +292,9 @@ def test_no_share_is_to_be_raised_where_a_split_takes_all_there_is() -> None:
     message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"calibration": 40, "test": 60})
     assert "Add images, or raise data.splits.calibration, or lower quantize.min_images" in message
     message = refused(image_set(30, Data(), ready=("train", "test"), trains=True), {"test": 60})
-    assert "30 more are missing there. Add images, or lower verify.min_images" in message
+    assert "30 more are needed there. Add images, or lower verify.min_images" in message
+
+
+def test_a_split_without_a_minimum_is_not_read() -> None:
+    images = labelled(train=[0, 1], calibration=[0, 1])
+    check_split_sizes(replace(images, splits={"calibration": images.splits["calibration"]}), {"calibration": 1})

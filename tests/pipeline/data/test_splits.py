@@ -107,14 +107,14 @@ def test_finished_models_on_the_shared_data(
     sizes = {split: len(found.splits[split]) for split in SPLITS}
     assert sizes == {"train": 0, "validation": 0, "calibration": expected[0], "test": expected[1]}
     assert found.unused == unused
-    (said,) = [line for _, line in found.told(finished=True) if "trained" in line]
+    (said,) = [line for _, line in found.log_lines(finished=True) if "trained" in line]
     assert said.startswith(f"{sum(expected) + sum(unused.values()):,} images: {expected[0]} calibration, ")
     assert said.endswith("; nothing is trained")
 
 
 def test_shares_that_do_not_sum_to_one_are_said_to_be_in_proportion() -> None:
     def told(**shares: float) -> str | None:
-        return roles_of(Data(splits=Splits(**shares)), [None], trains=True).told()
+        return roles_of(Data(splits=Splits(**shares)), [None], trains=True).sum_warning()
 
     said = told(train=0.8, test=0.2)  # validation and calibration were forgotten, and keep their defaults
     assert said is not None
@@ -123,7 +123,7 @@ def test_shares_that_do_not_sum_to_one_are_said_to_be_in_proportion() -> None:
     assert told() is None
     assert told(train=0.33, validation=0.33, calibration=0.0, test=0.33) is None
     assert told(train=0.5, validation=0.0, calibration=0.1, test=0.2) is not None
-    assert roles_of(Data(splits=Splits(train=0.8)), ["train"], trains=True).told() is None
+    assert roles_of(Data(splits=Splits(train=0.8)), ["train"], trains=True).sum_warning() is None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from export.errors import ModelError, ProjectError
 from export.preprocessing import MeanImage, PreprocessingSpec
+from export.records import to_json
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.data.decode import DecodeSpec, load_image
@@ -183,7 +184,7 @@ class _Runner:
         (1, {}, "Expected 1 class names"),
         (2, {"classes": ["b", "a"]}, r"with the classes of train/model.json: \['a', 'b'\]. Received: \['b', 'a'\]"),
         (2, {"decode": None}, "with the decode of train/model.json.*Received: None"),
-        (2, {"decode": {**CARD.decode.to_json(), "resize": "pad"}}, "'resize': 'pad'"),
+        (2, {"decode": {**to_json(CARD.decode), "resize": "pad"}}, "'resize': 'pad'"),
         (2, {"preprocessing": {"mode": "caffe"}}, "with the preprocessing of"),
     ],
 )

@@ -151,7 +151,7 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
     ]
     heads = {cell.unmarked: page.note(cell.all("a")[0].attrs["href"]) for cell in section.all("th") if cell.all("a")}
     assert heads["images/s"] == "Host to host, in batches of 256."
-    assert said(page) == ["Its engines were built from the ONNX files that are here."]
+    assert said(page) == ["Its engines were built from the ONNX files here."]
     assert "Checks: 1 passed, 1 failed." in section.text
     targets, left = section.all("details")
     assert targets.all("summary")[0].text == "Targets: 2 met, 1 missed, 1 open"
@@ -161,7 +161,7 @@ def test_every_number_in_its_place(written: Artifacts, evidence: GpuEvidence) ->
         ("met", "end to end", "0.95", "0.9714"),
         ("open", "p99 (measured on another GPU)", "0.35", ""),
     ]
-    assert left.all("summary")[0].text == "2 steps were not made"
+    assert left.all("summary")[0].text == "2 steps were not run"
     assert [node.text for node in left.all("li")] == ["peers; cycles: 90 s expected, 20 s left"]
     failures = [node.text for node in section.all("ul")[0].all("li")]
     assert failures == list(evidence.failures)
@@ -209,7 +209,7 @@ def test_of_many_steps_that_were_not_made_some_are_named(written: Artifacts, evi
     steps = tuple(Step(f"PyTorch eager, batch {batch}", "skipped", why="no torch") for batch in range(1, 21))
     save(written, replace(evidence, steps=steps))
     left = written.page().section(TITLE).all("details")[1]
-    assert left.all("summary")[0].text == "20 steps were not made"
+    assert left.all("summary")[0].text == "20 steps were not run"
     named = "; ".join(step.name for step in steps[:5])
     assert [node.text for node in left.all("li")] == [f"{named} and 15 more: no torch"]
 
@@ -234,7 +234,8 @@ def test_evidence_of_other_files_says_so(written: Artifacts, evidence: GpuEviden
     page = written.page()
     others = f"{precision}-throughput, {precision}-latency"
     assert said(page) == [
-        f"Measured with other files than are here now: {others}. Their numbers say nothing of the model on this page."
+        f"Measured with other files than those here now: {others}. Their numbers do not apply to the model on this "
+        "page."
     ]
     shown = {row["engine"]: row["verdict"] for row in page.rows(TITLE) if row["engine"] in evidence.engines}
     assert {name for name, verdict in shown.items() if verdict.endswith("of another file")} == {
@@ -249,8 +250,8 @@ def test_evidence_of_another_model_says_so(written: Artifacts, evidence: GpuEvid
     engines = {name: replace(one, onnx_sha256="e" * 64) for name, one in evidence.engines.items()}
     save(written, replace(evidence, engines=engines, model=replace(evidence.model, keras_sha256="f" * 64)))
     assert said(written.page()) == [
-        "The answers were held against another Keras model than is here.",
-        "Measured with other files than are here now. The numbers say nothing of the model on this page.",
+        "The engines were compared with another Keras model than the one here.",
+        "Measured with other files than those here now. The numbers do not apply to the model on this page.",
     ]
 
 
@@ -258,7 +259,7 @@ def test_answers_that_verify_did_not_write_are_said(written: Artifacts, evidence
     save(written, evidence)
     before = said(written.page())
     save(written, replace(evidence, model=replace(evidence.model, as_verified=False)))
-    more = "Keras' answers on 200 test images came from another file than the verify stage wrote."
+    more = "Keras' logits on 200 test images are not those that the verify stage wrote."
     assert said(written.page()) == [*before, more]
 
 
@@ -277,7 +278,7 @@ def test_an_engine_of_a_strongly_typed_library_is_of_the_usual_file(written: Art
     digest = sha256_file(written.root / ONNX["fp16"])
     engines = {"fp16-latency": replace(evidence.engines["fp16-latency"], onnx_sha256=digest)}
     save(written, replace(evidence, engines=engines))
-    assert said(written.page()) == ["Its engines were built from the ONNX files that are here."]
+    assert said(written.page()) == ["Its engines were built from the ONNX files here."]
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[]", b'{"schema": 1}', b'{"schema": NaN}'])

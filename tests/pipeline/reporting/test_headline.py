@@ -92,7 +92,7 @@ def test_inconclusive_says_what_would_decide(artifacts: Artifacts) -> None:
 def test_nothing_could_be_run(artifacts: Artifacts) -> None:
     artifacts.hops = [hop(name, precision, "not run", why="no GPU") for name, precision in zip(ONNX, ("fp32", "fp16"))]
     assert pill(artifacts) == ("fail: no file could be run here, so nothing is verified", "fail", "")
-    assert "Run it on a machine that can run the files" in artifacts.page().section("Next step").text
+    assert "Use a machine that can run the files" in artifacts.page().section("Next step").text
 
 
 def test_files_that_were_altered_since(artifacts: Artifacts) -> None:

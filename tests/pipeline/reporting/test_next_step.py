@@ -14,7 +14,7 @@ from pipeline.artifacts.manifest import Key, read_manifest, write_manifest
 from pipeline.reporting.sections import make_with
 from pipeline.stages import BY_NAME
 from pipeline.terminal.command_line import Invocation
-from tests.pipeline.report_artifacts import LAYERS, ONNX, PLAN, Artifacts, distances, hop, not_compared
+from tests.pipeline.report_artifacts import LAYERS, ONNX, PLAN, RESULTS, Artifacts, distances, hop, not_compared
 
 # --- the next step ---
 
@@ -37,7 +37,8 @@ def verified_on_a_gpu(artifacts: Artifacts, *also: str) -> None:
         if stage in ("verify", *also):
             key = Key(inputs or {}, BY_NAME[stage].recipe_part(artifacts.context), "code", {"gpu": "Big GPU"})
             folder = artifacts.root / stage
-            write_manifest(folder, stage=stage, recipe="hand", key=key, seconds=1, result=result)
+            whole = RESULTS.get(stage, {}) | result
+            write_manifest(folder, stage=stage, recipe="hand", key=key, seconds=1, result=whole)
 
     artifacts.manifest = manifest  # type: ignore[method-assign]
 
@@ -63,7 +64,7 @@ def test_what_keeps_engines_of_this_gpu_from_running_is_asked_of_the_doctor(arti
     artifacts.hops.append(hop(PLAN, "int8", "not run", why="the driver is too old"))
     verified_on_a_gpu(artifacts, "build")
     words, command = step(artifacts)
-    assert "See what keeps engines from running here" in words
+    assert "Find out why engines do not run here" in words
     assert "The driver is too old." in words
     assert command == ["python", "-m", "pipeline", "doctor"]
 
@@ -81,7 +82,7 @@ def test_an_engine_that_was_never_verified_is_verified(artifacts: Artifacts) -> 
     artifacts.write()
     (artifacts.root / PLAN).parent.mkdir()
     (artifacts.root / PLAN).write_bytes(b"new")
-    assert "Verify the engines that came since" in artifacts.page().section("Next step").text
+    assert "Verify the new engines" in artifacts.page().section("Next step").text
 
 
 # --- after a failure ---
@@ -137,7 +138,7 @@ def test_int8_that_kept_all_it_may_says_what_it_reached(artifacts: Artifacts) ->
     assert "Serve FP16 or FP32, which passed" in words
     assert command[3] == "infer"
     assert "INT8 does not reach 20 dB SQNR on this model. On 200 images: SQNR 15.4 dB, 98.50% agree" in words
-    assert "3 of 20 convolutions compute in INT8, so hardly any of INT8's speed is left" in words
+    assert "3 of 20 convolutions compute in INT8, so little of INT8's speed is left" in words
     assert "verify.thresholds.int8.sqnr_db (now 20.0)" in words
 
 
@@ -164,7 +165,7 @@ def test_a_far_threshold_is_called_out_of_reach_before_anything_is_tried(artifac
     artifacts.calibration = {**NOT_MET, "mixed": distances(5.0)}
     words, command = step(artifacts)
     assert command[3] == "infer"
-    assert "With all in FP16 that cost anything about 8 dB would be reached" in words
+    assert "With all sensitive layers in FP16 about 8 dB would be reached" in words
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -208,7 +209,7 @@ def test_what_is_wrong_with_fp32_comes_first_and_what_can_be_mended_before_what_
 def test_fp32_that_misses_another_threshold_is_not_told_about_rounding(artifacts: Artifacts) -> None:
     artifacts.hops = [hop(ONNX[0], "fp32", "fail", sqnr_db=95.0)]
     words, command = step(artifacts)
-    assert "Ask for what was reached, if that is enough for you" in words
+    assert "Set the thresholds to what was reached, if that is enough for you" in words
     assert command[-2:] == ["--set", "verify.thresholds.fp32.sqnr_db=95.0"]
     assert "FP32 does not reach 100 dB SQNR on this model" in words
 
@@ -229,7 +230,7 @@ def test_a_file_that_was_damaged_before_it_was_judged_is_made_anew(artifacts: Ar
     (artifacts.root / ONNX[1]).write_bytes(b"damaged")
     artifacts.judge()
     words = artifacts.page().section("Next step").text
-    assert "Make it anew" in words
+    assert "Make the file again" in words
     assert "pipeline run" in words
 
 
@@ -256,7 +257,7 @@ def test_an_engine_that_is_not_what_its_sidecar_says_is_built_anew(artifacts: Ar
     (artifacts.root / PLAN).write_bytes(b"cut short")
     artifacts.judge()
     section = artifacts.page().section("Next step")
-    assert "Build it anew" in section.text
+    assert "Build it again" in section.text
     assert section.all("code")[0].text.endswith("--force")
 
 
@@ -274,7 +275,7 @@ def followed(artifacts: Artifacts) -> list[str]:
         keys = [override.partition("=")[0] for override in overrides]
         assert len(set(keys)) == len(keys), "a key stands twice"
         lowered = any("thresholds" in override and override.split("=")[1][0].isdigit() for override in overrides)
-        if "run" not in words or overrides == artifacts.overrides or (lowered and "Ask for what" in section.text):
+        if "run" not in words or overrides == artifacts.overrides or (lowered and "Set the thresholds" in section.text):
             return seen
         artifacts.overrides = overrides
     raise AssertionError(f"no end: {seen}")
@@ -367,7 +368,7 @@ def test_a_trained_model_that_knows_nothing_is_trained_longer_until_only_images_
     artifacts.warnings = (NOTHING,)
     commands = followed(artifacts)
     assert [advice.partition(":")[0].removeprefix("Next step ") for advice in commands] == [
-        *("Train longer", "Train longer", "Bring more training images")
+        *("Train longer", "Train longer", "Add more training images")
     ]
     artifacts.card = replace(artifacts.card, backbone="resnet50")
     artifacts.overrides = []
@@ -378,7 +379,7 @@ def test_a_model_as_it_was_published_is_held_against_its_recipe(artifacts: Artif
     artifacts.warnings = (NOTHING,)
     artifacts.overrides = ["model.backbone=resnet50", "model.weights=imagenet", "model.head=published"]
     words, command = step(artifacts)
-    assert "See what the recipe says of preprocessing and classes" in words
+    assert "Check preprocessing and classes in the recipe" in words
     assert command[:4] == ["python", "-m", "pipeline", "config"]
 
 
@@ -397,7 +398,7 @@ def test_a_deviation_that_the_recipe_asked_for_is_no_doubt(artifacts: Artifacts)
 def test_classes_without_a_test_image_come_before_the_gpu(artifacts: Artifacts) -> None:
     artifacts.warnings = ("There is no test image of 1 class of 3: owl.",)
     words, command = step(artifacts)
-    assert "Bring test images of the classes that have none" in words
+    assert "Add test images of the classes that have none" in words
     assert command[3] == "run"
 
 
@@ -413,7 +414,7 @@ def test_only_a_chain_that_is_up_to_date_is_bundled(artifacts: Artifacts, what: 
     else:
         (artifacts.root / "quantize/model.int8-trt8.onnx").unlink()
     section = artifacts.page().section("Next step")
-    assert "Run what is not up to date" in section.text
+    assert "Run the stages that are out of date" in section.text
     assert "bundle" not in section.text
 
 
@@ -429,21 +430,21 @@ def test_what_a_recipe_says_no_more_is_told_from_the_record_alone(artifacts: Art
 def test_what_is_inconclusive_asks_for_images(artifacts: Artifacts) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=2377)
     words, command = step(artifacts)
-    assert "Bring about 2,377 test images, here were 200" in words
+    assert "Add test images: about 2,377 are needed, 200 were used" in words
     assert "takes at most 1,000" in words
     assert command[-2:] == ["--set", "verify.max_images=2377"]
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=900)
     assert "--set" not in step(artifacts)[1]
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive")
-    assert "Bring more test images" in step(artifacts)[0]
+    assert "Add more test images" in step(artifacts)[0]
 
 
 def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", images_to_decide=2377)
     artifacts.write()
     for result, words in (
-        ({"images_left": 3000, "images_in_all": 12_000}, "Let about 2,377 test images count, here were 200 of them"),
-        ({"images_left": 10, "images_in_all": 12_000}, "here were 200 (about 12,000 images in all give as many)"),
+        ({"images_left": 3000, "images_in_all": 12_000}, "Use about 2,377 test images instead of 200"),
+        ({"images_left": 10, "images_in_all": 12_000}, "200 were used (about 12,000 images in all give as many)"),
     ):
         artifacts.manifest("verify", result)
         assert words in artifacts.page().section("Next step").text
@@ -452,4 +453,4 @@ def test_images_that_are_there_are_not_asked_for(artifacts: Artifacts) -> None:
 def test_altered_files_are_judged_again(artifacts: Artifacts) -> None:
     artifacts.write()
     (artifacts.root / ONNX[0]).write_bytes(b"another")
-    assert "Judge the files as they are now" in artifacts.page().section("Next step").text
+    assert "Verify the files as they are now" in artifacts.page().section("Next step").text

@@ -102,7 +102,7 @@ def test_equal_pixels_of_two_classes_are_neither_right_nor_wrong(artifacts: Arti
 def test_predictions_of_an_older_verdict_are_not_shown(artifacts: Artifacts) -> None:
     path = artifacts.write().root / "verify/parity.json"
     path.write_text(path.read_text() + "\n")
-    assert "does not serve" in artifacts.page().section("Predictions").text
+    assert "classifies no images" in artifacts.page().section("Predictions").text
 
 
 def test_predictions_of_a_file_that_is_inconclusive(artifacts: Artifacts) -> None:
@@ -318,7 +318,7 @@ def test_a_quote_in_a_name_ends_no_attribute(artifacts: Artifacts) -> None:
     Image.fromarray(artifacts.image(0)).save(artifacts.root / "infer/images" / name)
     (image,) = artifacts.page().section("Predictions").all("img")
     assert image.attrs.keys() == {"src", "alt"}
-    assert image.attrs["alt"] == f"{name}, taken for cat"
+    assert image.attrs["alt"] == f"{name}, classified as cat"
 
 
 def test_only_what_the_project_wrote_itself_is_taken_for_html() -> None:

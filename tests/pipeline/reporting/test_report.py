@@ -78,7 +78,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
         *(("pass", "onnxruntime fp32"), ("not run", "tensorrt int8 latency")),
     ]
     assert page.remarks("Speed", 2) == [
-        *("1.750 ms of it the engine alone.", "No copies.", "tensorrt: host to host."),
+        *("1.750 ms of it are the engine alone.", "No copies.", "tensorrt: host to host."),
     ]
     (failed,) = page.rows("Speed", 1)
     assert (failed["verdict"], failed["what ran"]) == ("failed", "onnxruntime int8")
@@ -134,7 +134,7 @@ def test_a_model_that_was_taken_over(artifacts: Artifacts) -> None:
     artifacts.card = replace(artifacts.card, source="<b>theirs.h5", changes=("<i>Dropout left out",), backbone=None)
     artifacts.history, artifacts.rows = (), None
     page = artifacts.write().page()
-    words = "Taken over with changes that keep its answers: <b>theirs.h5; nothing was trained. <i>Dropout left out"
+    words = "Imported with changes that keep its outputs: <b>theirs.h5; nothing was trained. <i>Dropout left out"
     assert words in page.section("Model").text
     assert "Not measured. python -m pipeline benchmark -c " in page.section("Speed").text
     assert "hand.yaml" in page.section("Speed").text, "without its recipe the command measures another"

@@ -28,12 +28,12 @@ def serves(second: str = FP16, backend: Any = "tensorrt") -> Serves:
         (
             {"model": FP16, "backend": "tensorrt", "measured_faster_than": INT8, "at_batch": 32},
             serves(),
-            f"by {FP16}: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the first by default, at batch 32.",
+            f"by {FP16}: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the default, at batch 32.",
         ),
         (
             {"model": ONNX[1], "backend": "onnxruntime-cuda", "measured_faster_than": INT8, "at_batch": 32},
             serves(ONNX[1], "onnxruntime-cuda"),
-            f"classified by {ONNX[1]} on CUDA: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the first by default",
+            f"classified by {ONNX[1]} on CUDA: measured 1.31x (1.28 to 1.34) as fast as {INT8}, the default",
         ),
         (
             {"model": FP16, "backend": "tensorrt", "measured_faster_than": INT8, "at_batch": 8},
@@ -43,12 +43,12 @@ def serves(second: str = FP16, backend: Any = "tensorrt") -> Serves:
         (
             {"model": INT8, "backend": "tensorrt"},
             serves(),
-            f"by {INT8}: it comes first by default, and nothing that may serve was measured decidedly faster.",
+            f"by {INT8}: it is the default, and no other file that may serve was measured to be clearly faster.",
         ),
         (
             {"model": ONNX[0], "backend": "onnxruntime"},
             None,
-            f"classified by {ONNX[0]}: on a CPU it comes first of what may serve, whatever was measured.",
+            f"classified by {ONNX[0]}: it is the default on a CPU, where measurements do not count.",
         ),
     ],
 )

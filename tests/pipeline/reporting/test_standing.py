@@ -68,7 +68,7 @@ def test_a_verdict_that_somebody_rewrote(artifacts: Artifacts) -> None:
     assert page.badge.text.startswith("not verified")
     (artifacts.root / "verify/manifest.json").unlink()
     page = artifacts.page()
-    assert "verify/parity.json is in no record of the verify stage, so nothing vouches for it." in page.alerts
+    assert "verify/parity.json is not in the record of the verify stage, so nothing confirms it." in page.alerts
     assert page.badge.text.startswith("not verified")
     assert "verify not run, or its record is gone" in page.section("Stages").text
 
@@ -93,7 +93,7 @@ def test_an_engine_that_came_later_and_a_record_that_was_altered(artifacts: Arti
 def test_numbers_that_are_of_other_bytes_say_so(artifacts: Artifacts) -> None:
     (artifacts.write().root / ONNX[0]).write_bytes(b"another model")
     page = artifacts.page()
-    assert "Measured with other bytes than are here now: export/model.onnx." in page.section("Speed").text
+    assert "Measured with other bytes than those here now: export/model.onnx." in page.section("Speed").text
     assert "export/model.onnx before export/model.onnx changed" in page.section("Predictions").text
     assert "other bytes" not in Artifacts(artifacts.folder / "same").write().page().section("Speed").text
 
@@ -103,7 +103,7 @@ def test_a_stage_that_worked_on_another_file_says_so(artifacts: Artifacts) -> No
     artifacts.manifest("build", {}, artifacts.digests(*ONNX) | {"data/test": "2" * 64})
     page = artifacts.page()
     assert page.alerts == [
-        f"The quantize stage worked on another {name} than is here now." for name in (ONNX[0], "train/model.json")
+        f"The quantize stage used another {name} than the one here now." for name in (ONNX[0], "train/model.json")
     ]
     assert page.badge.text == "pass: 3 ONNX files on 200 images; no engine was built"
 
@@ -111,7 +111,7 @@ def test_a_stage_that_worked_on_another_file_says_so(artifacts: Artifacts) -> No
 def test_a_candidate_without_bytes_is_no_pass(artifacts: Artifacts) -> None:
     artifacts.hops.append(hop(PLAN, "int8"))
     page = artifacts.write().page()
-    assert page.alerts == [f"{PLAN} was judged, but the verdict is bound to no bytes of it."]
+    assert page.alerts == [f"{PLAN} was judged, but the verdict has no hash of it."]
     assert page.badge.kinds == {"badge", "notverified"}
 
 
