@@ -1,7 +1,7 @@
 """What calibration images show of a model's activations, collected over ONNX Runtime in a stream.
 
 Two passes: ranges and means of each channel first, reduced inside the graph so that no activation leaves it; then a
-histogram of each tensor that will be quantised. Memory is bounded by one batch, however many images there are.
+histogram of each tensor that will be quantized. Memory is bounded by one batch, however many images there are.
 """
 
 import math
@@ -140,7 +140,7 @@ def collect_histograms(
 
 
 def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
-    """Returns how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
+    """Return how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
     factor = np.float32(min(BINS / limit, float(np.finfo(np.float32).max)) if limit > 0 else 0.0)
     counts = np.zeros(BINS, dtype=np.int64)
     flat = value.reshape(-1)
@@ -153,7 +153,7 @@ def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
 
 
 def check_finite(model: onnx.ModelProto) -> None:
-    """Checks the weights.
+    """Check the weights.
 
     Raises:
         ProjectError: If one is NaN or infinite, named.
@@ -169,7 +169,7 @@ def check_finite(model: onnx.ModelProto) -> None:
 def run_batches(
     probe: onnx.ModelProto, batches: Iterable[np.ndarray], outputs: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Runs a model batch by batch on ONNX Runtime and yields the batch and the outputs by name.
+    """Run a model batch by batch on ONNX Runtime and yields the batch and the outputs by name.
 
     Raises:
         ProjectError: If a batch has another type or shape than the model takes.
@@ -188,7 +188,7 @@ def run_batches(
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Returns the model with inner tensors as further outputs.
+    """Return the model with inner tensors as further outputs.
 
     Raises:
         ProjectError: If a name is no float32 tensor that a node makes.
@@ -208,7 +208,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
 
 
 def _with_reductions(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
-    """Returns the model with (N, C) minimum, maximum and mean of tensors as its outputs, and their names by tensor."""
+    """Return the model with (N, C) minimum, maximum and mean of tensors as its outputs, and their names by tensor."""
     shapes = {o.name: len(o.type.tensor_type.shape.dim) for o in _with_outputs(model, names).graph.output}
     result = copy_model(model)
     graph = result.graph

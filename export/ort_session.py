@@ -22,7 +22,7 @@ _SMALL = 1000  # values of an initializer that shape inference or an optimizer m
 
 
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """Returns the model without its large weights, and these."""
+    """Return the model without its large weights, and these."""
     from onnx import ModelProto, TensorProto
 
     parts = {part: getattr(model, part) for part in ("ir_version", "opset_import", "functions", "metadata_props")}
@@ -39,7 +39,7 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorP
 
 
 def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model's skeleton with an input in the place of each large weight."""
+    """Return the model's skeleton with an input in the place of each large weight."""
     from onnx import helper
 
     result, weights = skeleton(model)
@@ -63,7 +63,7 @@ def open_session(
     threads: int = 0,
     log_severity: int = 3,
 ) -> Any:
-    """Returns an ``InferenceSession``; a failure in it, at the opening or in a run, is an error.
+    """Return an ``InferenceSession``; a failure in it, at the opening or in a run, is an error.
 
     Args:
         model: Path of an ONNX file, its bytes, or a model in memory, whose large weights are not copied.
@@ -103,7 +103,7 @@ def open_session(
 
 
 def _weights_apart(model: ModelProto) -> tuple[bytes, dict[str, object]]:
-    """Returns the bytes of a model whose large weights are somewhere else, and these as ``OrtValue`` by name."""
+    """Return the bytes of a model whose large weights are somewhere else, and these as ``OrtValue`` by name."""
     from onnx import TensorProto, numpy_helper
     from onnxruntime import OrtValue
 

@@ -41,7 +41,7 @@ _MODES: dict[str, tuple[str, Triple, Triple]] = {
 
 
 def grey_levels(pixels: np.ndarray) -> np.ndarray:
-    """Returns uint8 RGB (..., 3) as grey levels, the same in all three channels: those of Pillow's ``convert("L")``."""
+    """Return uint8 RGB (..., 3) as grey levels, the same in all three channels: those of Pillow's ``convert("L")``."""
     weighted = pixels.astype(np.int32) @ np.asarray(LUMA, np.int32)
     return np.repeat(((weighted + 32768) >> 16).astype(np.uint8)[..., None], 3, axis=-1)
 
@@ -67,7 +67,7 @@ class MeanImage:
 
     @classmethod
     def from_array(cls, values: np.ndarray) -> MeanImage:
-        """Returns the mean image of an array of shape (height, width, 3).
+        """Return the mean image of an array of shape (height, width, 3).
 
         Raises:
             ProjectError: If the shape is another one, or a value is not finite.
@@ -85,7 +85,7 @@ class MeanImage:
         return np.frombuffer(self.data, dtype="<f4").reshape(self.shape)
 
     def to_dict(self, values: bool) -> dict[str, object]:
-        """Returns plain JSON types; without `values` only shape and hash."""
+        """Return plain JSON types; without `values` only shape and hash."""
         return {
             "shape": list(self.shape),
             "sha256": hashlib.sha256(self.data).hexdigest(),
@@ -140,7 +140,7 @@ class PreprocessingSpec:
 
     @classmethod
     def from_mode(cls, mode: str) -> PreprocessingSpec:
-        """Returns the spec of one of Keras' preprocessing modes.
+        """Return the spec of one of Keras' preprocessing modes.
 
         Args:
             mode: ``"caffe"`` (ResNet), ``"tf"`` (ResNetV2), ``"torch"``, ``"unit"`` (x / 255) or
@@ -158,7 +158,7 @@ class PreprocessingSpec:
         return cls(channel_order=order, mean=mean, scale=scale, mode=mode)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Preprocesses pixels as the exported graph does.
+        """Preprocess pixels as the exported graph does.
 
         Args:
             pixels: uint8, (..., 3), RGB.
@@ -184,7 +184,7 @@ class PreprocessingSpec:
         return x
 
     def to_dict(self, values: bool = True) -> dict[str, object]:
-        """Returns the spec as plain JSON types.
+        """Return the spec as plain JSON types.
 
         Args:
             values: Whether a mean image is there with all its values, or by its hash, for people. Defaults to True.
@@ -200,7 +200,7 @@ class PreprocessingSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreprocessingSpec:
-        """Returns the spec that `to_dict` wrote.
+        """Return the spec that `to_dict` wrote.
 
         Raises:
             ProjectError: If a key is missing or a value is not valid.

@@ -43,7 +43,7 @@ _HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squ
 
 
 def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Returns the nodes from the input to the first Conv (or to its QuantizeLinear), without that one.
+    """Return the nodes from the input to the first Conv (or to its QuantizeLinear), without that one.
 
     Found by walking from the graph's input as long as one node reads the tensor and is of a kind that prepares
     pixels.
@@ -60,7 +60,7 @@ def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def to_half(
     model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = (), *, minimum_opset: int = MINIMUM_OPSET
 ) -> onnx.ModelProto:
-    """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
+    """Return the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
     Preprocessing stays FP32 until its result is cast right before the first Conv; Softmax, TopK and Log are FP32;
     inputs and outputs keep their types (uint8 pixels, float32 logits and probabilities, int32 indices).
@@ -105,7 +105,7 @@ def to_half(
 
 
 def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[str, str]:
-    """Returns the nodes that must stay FP32 in an FP16 graph, by name, and why.
+    """Return the nodes that must stay FP32 in an FP16 graph, by name, and why.
 
     Those are the nodes that write or read a value within a factor of two of FP16's largest, 65,504, and those with a
     weight above it or with one that falls to denormals and loses more than a thousandth there.
@@ -135,7 +135,7 @@ def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[
 
 
 def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
-    """Returns all that reads some tensors, behind what hands their values on as well."""
+    """Return all that reads some tensors, behind what hands their values on as well."""
     found = []
     while pending:
         for node in readers.get(pending.pop(), ()):
@@ -146,7 +146,7 @@ def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodePro
 
 
 def lost_in_fp16(weight: np.ndarray) -> str:
-    """Returns what FP16 does to a weight that it should not; empty where it does not."""
+    """Return what FP16 does to a weight that it should not; empty where it does not."""
     largest = float(np.abs(weight).max()) if weight.size else 0.0
     if not largest <= FP16_MAX:
         return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
@@ -157,12 +157,12 @@ def lost_in_fp16(weight: np.ndarray) -> str:
 
 
 def _without_lowest(values: np.ndarray, largest: float) -> np.ndarray:
-    """Returns values with ``-largest`` in the place of float32's lowest, which stands for none, see `LOWEST`."""
+    """Return values with ``-largest`` in the place of float32's lowest, which stands for none, see `LOWEST`."""
     return np.where(values == LOWEST, np.float32(-largest), values)
 
 
 def _narrow_lowest(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """Returns the model with the lowest finite value of FP16 or BF16 where a Max reads that of float32."""
+    """Return the model with the lowest finite value of FP16 or BF16 where a Max reads that of float32."""
     result = copy_model(model)
     table = constants(result.graph)
     largest = FP16_MAX if kind == "fp16" else _BF16_MAX
@@ -174,7 +174,7 @@ def _narrow_lowest(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
 
 
 def _halve_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
-    """Halves the weights that FP16 arithmetic alone reads (in place), as the converter would, in a quarter of its time.
+    """Halve the weights that FP16 arithmetic alone reads (in place), as the converter would, in a quarter of its time.
 
     Args:
         graph: float32.
@@ -204,7 +204,7 @@ def _halve_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
 
 
 def _as_bf16(model: onnx.ModelProto, base: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns an FP16 model with BF16 in the place of FP16, its weights rounded from the float32 ones of `base`."""
+    """Return an FP16 model with BF16 in the place of FP16, its weights rounded from the float32 ones of `base`."""
     result = copy_model(model)
     exact = {name: numpy_helper.to_array(tensor) for name, tensor in constants(base.graph).items()}
     bf16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
@@ -224,7 +224,7 @@ def _cast_to(node: onnx.NodeProto | None) -> int | None:
 
 
 def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Takes out the detours that the converter leaves around the nodes kept in FP32.
+    """Take out the detours that the converter leaves around the nodes kept in FP32.
 
     FP32 → FP16 → FP32 loses bits for nothing and becomes the FP32 tensor itself; of several equal casts of one
     tensor one stays, a graph output first.
@@ -270,7 +270,7 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _name_casts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Names each Cast ``<keras layer>/Cast_<type>``, after the node it reads from."""
+    """Name each Cast ``<keras layer>/Cast_<type>``, after the node it reads from."""
     result = copy_model(model)
     made = producers(result.graph)
     taken = {node.name for node in result.graph.node}

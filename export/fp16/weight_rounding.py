@@ -16,7 +16,7 @@ _FEW = 256  # weights of a row that nearly always are enough to bring its mean b
 def with_weights(
     model: onnx.ModelProto, weights: Mapping[str, np.ndarray], kept: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Returns the model with other weights, of the types that it has.
+    """Return the model with other weights, of the types that it has.
 
     Args:
         model: float32 or FP16.
@@ -34,7 +34,7 @@ def with_weights(
 
 
 def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> dict[str, np.ndarray]:
-    """Returns weights that FP16 holds exactly, by node, rounded so that the mean of each output stays.
+    """Return weights that FP16 holds exactly, by node, rounded so that the mean of each output stays.
 
     Rounded to nearest, the errors of a bias and of thousands of weights add up to an offset of each output channel,
     the same for every image; it makes most of what FP16 loses on a ResNet. Here a few weights of each output channel
@@ -72,7 +72,7 @@ def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStat
 
 
 def rounded_first_conv(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Returns the first Conv's weights, by node, on FP16 values whose rounding errors cancel over the channels.
+    """Return the first Conv's weights, by node, on FP16 values whose rounding errors cancel over the channels.
 
     The colour channels of a photo are nearly equal, and those of a grey image are: what counts is the sum over them.
     Rounded each for itself, weights that oppose each other leave an error as large as theirs in a small sum; so the
@@ -110,7 +110,7 @@ def _first_convs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _bias_error(node: onnx.NodeProto, index: Index, count: int) -> np.ndarray:
-    """Returns what rounding the bias adds to each output, float64 (count,); a bias may be an Add of its own."""
+    """Return what rounding the bias adds to each output, float64 (count,); a bias may be an Add of its own."""
     name = node.input[2] if len(node.input) > 2 else ""
     if node.op_type == "MatMul" and len(index.readers.get(node.output[0], ())) == 1:
         after = index.readers[node.output[0]][0]
@@ -122,7 +122,7 @@ def _bias_error(node: onnx.NodeProto, index: Index, count: int) -> np.ndarray:
 
 
 def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns (O, K) float32 weights rounded to FP16 whose sums with means (O, K), and offset (O,), stay; float64.
+    """Return (O, K) float32 weights rounded to FP16 whose sums with means (O, K), and offset (O,), stay; float64.
 
     Greedy: in each row the weights that lose least by taking their other neighbour, for what that moves, go first,
     equal ones in order. The few that nearly always are enough are tried in all rows at once.

@@ -28,7 +28,7 @@ from export.words import count, listed
 
 
 def probe_pixels(height: int, width: int, count: int = 16, seed: int = 0) -> np.ndarray:
-    """Returns uint8 (count, height, width, 3) RGB pictures, each of another kind, from 0 to 255.
+    """Return uint8 (count, height, width, 3) RGB pictures, each of another kind, from 0 to 255.
 
     Blobs of several sizes, coloured gradients, stripes, a dark and a bright one, and noise; no two of one mean. The
     first pictures do not depend on `count`.
@@ -108,7 +108,7 @@ _OWN_NOISE = 10.0
 
 
 def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: PreprocessingSpec) -> float:
-    """Compares an export's logits with Keras' at batches of 1, 2 and 7, and with each other.
+    """Compare an export's logits with Keras' at batches of 1, 2 and 7, and with each other.
 
     Args:
         model: uint8 pixels (batch, height, width, 3) in, logits first out.
@@ -164,7 +164,7 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
 
 
 def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """Returns Keras' logits.
+    """Return Keras' logits.
 
     Raises:
         ProjectError: If the model does not take that many pictures at once.
@@ -183,12 +183,12 @@ def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 
 def _first_line(error: Exception) -> str:
-    """Returns what an error says, without the arguments that Keras lists below it."""
+    """Return what an error says, without the arguments that Keras lists below it."""
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])[:300]
 
 
 def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Returns the outputs that are named, for each batch of pixels.
+    """Return the outputs that are named, for each batch of pixels.
 
     Raises:
         ProjectError: If ONNX Runtime does not take the model, or does not run it.
@@ -204,13 +204,13 @@ def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) 
 
 
 def _own_noise(source: keras.Model, inputs: np.ndarray, expected: np.ndarray) -> float:
-    """Returns by how much Keras' own logits move when its input does by one ulp, up or down."""
+    """Return by how much Keras' own logits move when its input does by one ulp, up or down."""
     moved = [np.nextafter(inputs, np.float32(sign * np.inf)) for sign in (1, -1)]
     return max(relative_difference(expected, _keras(source, values)) for values in moved)
 
 
 def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inputs: np.ndarray) -> str:
-    """Returns at which Keras layer the export parts from Keras, else of which operators it is.
+    """Return at which Keras layer the export parts from Keras, else of which operators it is.
 
     A layer's values are looked for among all of the graph's, whatever their order: the export works on NCHW where
     Keras works on NHWC. Folding leaves some layers without values of their own, so a layer counts as right where

@@ -76,7 +76,7 @@ def export_keras(
     top_k: int = 0,
     top_names: tuple[str, str] = ("top_probabilities", "top_classes"),
 ) -> ExportSummary:
-    """Writes a Keras classifier as ONNX, preprocessing and softmax included.
+    """Write a Keras classifier as ONNX, preprocessing and softmax included.
 
     The file takes `input_name`, uint8 (batch, height, width, 3) RGB at the model's own size with a symbolic batch,
     and gives `logits_name` and `probabilities_name`, float32 (batch, classes). Its metadata holds ``classes``,
@@ -176,7 +176,7 @@ def _check_classes(classes: Sequence[str], width: int | None) -> None:
 
 
 def _layers(model: Any) -> list[Any]:
-    """Returns all layers, those of nested models included."""
+    """Return all layers, those of nested models included."""
     return [found for layer in getattr(model, "layers", ()) for found in (layer, *_layers(layer))]
 
 
@@ -190,14 +190,14 @@ def _check_policy(model: keras.Model) -> None:
 
 
 def _tree(model: keras.Model) -> LayerTree:
-    """Returns the layers by name, and with them the operations of keras.ops, which are no layers."""
+    """Return the layers by name, and with them the operations of keras.ops, which are no layers."""
     return {
         part.name: _tree(part) if hasattr(part, "layers") else {} for part in getattr(model, "operations", model.layers)
     }
 
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
-    """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
+    """Run the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
     result = model
     for step in (
         in_float32, signature.rename_batch, repair_biases, repair_transposed_padding, repair_groups, fold_shapes,
@@ -229,7 +229,7 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
 
 
 def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
-    """Refuses what tf2onnx passed on as it was, because it knows no ONNX for it; nodes have their TensorFlow names."""
+    """Refuse what tf2onnx passed on as it was, because it knows no ONNX for it; nodes have their TensorFlow names."""
     unknown: dict[str, list[str]] = {}
     tree = _tree(source)
     for node in model.graph.node:
@@ -246,7 +246,7 @@ def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
 
 
 def check_interface(model: onnx.ModelProto, input_name: str, outputs: Mapping[str, tuple[int, int]]) -> None:
-    """Asserts types, shapes and the symbolic batch of a finished model.
+    """Check types, shapes and the symbolic batch of a finished model.
 
     Args:
         model: As it will be written.

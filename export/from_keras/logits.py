@@ -52,14 +52,14 @@ class End:
     removable: bool
 
     def __str__(self) -> str:
-        """Returns it for a message: class, name and activation."""
+        """Return it for a message: class, name and activation."""
         kind = type(self.operation).__name__
         shown = f" with activation {self.activation!r}" if self.activation and self.activation != kind.lower() else ""
         return f"{kind} {self.operation.name!r}{shown}"
 
 
 def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
-    """Returns a model whose single output is the logits; it shares its layers with the model passed in.
+    """Return a model whose single output is the logits; it shares its layers with the model passed in.
 
     A final softmax is left out, whether it is a layer's activation, an Activation or Softmax layer or
     ``keras.ops.softmax``, also at the end of a nested model and before a Reshape. A layer that is left without its
@@ -87,7 +87,7 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
 
 
 def end_of(model: keras.Model) -> End:
-    """Returns what a model ends with, that of a nested model included.
+    """Return what a model ends with, that of a nested model included.
 
     Args:
         model: Functional or Sequential (built), one output of shape (batch, classes).
@@ -107,7 +107,7 @@ def end_of(model: keras.Model) -> End:
 
 
 def before_activation(model: keras.Model) -> keras.Model:
-    """Returns a model that ends without its activation, which `end_of` says is removable.
+    """Return a model that ends without its activation, which `end_of` says is removable.
 
     What follows the activation (Reshape, Flatten ...) is done to the values before it.
     """
@@ -115,7 +115,7 @@ def before_activation(model: keras.Model) -> keras.Model:
 
 
 def activations_at_the_end(model: keras.Model) -> set[str]:
-    """Returns the activations between the output and the last layers with weights, those layers' own included.
+    """Return the activations between the output and the last layers with weights, those layers' own included.
 
     Where one of `BOUNDED` is among them, the output may be made of probabilities without ending in them: a mean of
     several softmaxes, ``1 - sigmoid``.
@@ -152,7 +152,7 @@ def _check_form(model: keras.Model) -> None:
 
 
 def _check_linear(model: keras.Model, end: End, output: str) -> None:
-    """Refuses an end whose values are no logits, or may not be."""
+    """Refuse an end whose values are no logits, or may not be."""
     if end.activation == "softmax":
         raise ProjectError(
             f"Expected a softmax over the classes. Received: {end} with axis {getattr(end.operation, 'axis', -1)} of "
@@ -184,13 +184,13 @@ def _check_linear(model: keras.Model, end: End, output: str) -> None:
 
 
 def _source(tensor: Any) -> tuple[Any, list[Any]]:
-    """Returns the operation that makes a Keras tensor, and its inputs."""
+    """Return the operation that makes a Keras tensor, and its inputs."""
     operation, index, _ = tensor._keras_history  # Keras has no public way to ask a tensor
     return operation, list(operation._inbound_nodes[index].input_tensors)
 
 
 def _inner(tensor: Any) -> Any:
-    """Returns the tensor inside nested models that a tensor is."""
+    """Return the tensor inside nested models that a tensor is."""
     while True:
         operation, _, position = tensor._keras_history
         if not isinstance(operation, keras.Model):
@@ -199,7 +199,7 @@ def _inner(tensor: Any) -> Any:
 
 
 def _behind(tensor: Any) -> tuple[Any, bool]:
-    """Returns the tensor whose values reach the output as they are, and whether a linear activation says so."""
+    """Return the tensor whose values reach the output as they are, and whether a linear activation says so."""
     said_linear = False
     while True:
         tensor = _inner(tensor)
@@ -216,7 +216,7 @@ def _hands_on(operation: Any) -> bool:
 
 
 def _cut(tensor: Any) -> Any:
-    """Returns the Keras tensor that `tensor` would be without the activation that its values come from."""
+    """Return the Keras tensor that `tensor` would be without the activation that its values come from."""
     operation, inputs = _source(tensor)
     if isinstance(operation, keras.Model):
         inner = keras.Model(operation.inputs, _cut(operation.outputs[0]), name=operation.name)
@@ -230,7 +230,7 @@ def _cut(tensor: Any) -> Any:
 
 
 def remade(layer: Any, changes: dict[str, Any]) -> Any:
-    """Returns a layer of the same class and weights with some settings changed."""
+    """Return a layer of the same class and weights with some settings changed."""
     config = layer.get_config() | changes
     new = type(layer).from_config(_with_dtype(config, changes["dtype"]) if "dtype" in changes else config)
     if layer.weights:
@@ -240,7 +240,7 @@ def remade(layer: Any, changes: dict[str, Any]) -> Any:
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:
-    """Returns a config whose layers inside, those of a Bidirectional or of an RNN of cells, compute in `dtype` too."""
+    """Return a config whose layers inside, those of a Bidirectional or of an RNN of cells, compute in `dtype` too."""
     if isinstance(config, dict):
         return {k: dtype if k == "dtype" and v is not None else _with_dtype(v, dtype) for k, v in config.items()}
     return [_with_dtype(value, dtype) for value in config] if isinstance(config, (list, tuple)) else config
@@ -264,7 +264,7 @@ def _activation_of(operation: Any) -> str | None:
 
 
 def _activation_name(activation: Any) -> str | None:
-    """Returns the name of an activation, ``"softmax"`` for each of its spellings, None where there is none."""
+    """Return the name of an activation, ``"softmax"`` for each of its spellings, None where there is none."""
     if activation is None:
         return None
     name = getattr(activation, "__name__", None) or type(activation).__name__.lower()

@@ -28,11 +28,11 @@ MOST_STEPS = 256
 
 
 def _leave(context: Any, node: Any, name: str, _: Any) -> None:
-    """Leaves an operation in the graph under its TensorFlow name."""
+    """Leave an operation in the graph under its TensorFlow name."""
 
 
 def _with_one(context: Any, node: Any, name: str, _: Any, steps: tuple[tuple[str, str], tuple[str, str]]) -> None:
-    """Replaces a node by two operators, each with what it reads: ``x``, the value at hand, and ``1``."""
+    """Replace a node by two operators, each with what it reads: ``x``, the value at hand, and ``1``."""
     (first, its_inputs), (second, inputs) = steps
     result = node.output[0]
     kind = {"shapes": [context.get_shape(result)], "dtypes": [context.get_dtype(result)]}
@@ -55,7 +55,7 @@ HANDLERS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
-    """Pushes the Transposes behind NHWC operations down until they cancel.
+    """Push the Transposes behind NHWC operations down until they cancel.
 
     tf2onnx 1.17 makes a constant added behind a Conv its bias wherever one axis of the constant is as long as the
     Conv has filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and a constant for each row of as many rows
@@ -78,14 +78,14 @@ class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
         return bool(super()._mul_handler(trans, node))
 
     def _own(self, node: Any, index: int) -> None:
-        """Gives a node a copy of a constant that others read too, for it is about to be changed."""
+        """Give a node a copy of a constant that others read too, for it is about to be changed."""
         constant = node.inputs[index]
         if not self._nodes_has_single_consumer_node([constant]):
             self._g.replace_input(node, node.input[index], self._g.copy_const(constant).output[0], index)
 
 
 def _inline_everything(definition: Any) -> None:
-    """Lets TensorFlow inline the functions that it would have compiled by XLA (in place).
+    """Let TensorFlow inline the functions that it would have compiled by XLA (in place).
 
     Keras computes a grouped convolution on a CPU in such a function, and tf2onnx takes none.
     """
@@ -97,7 +97,7 @@ def _inline_everything(definition: Any) -> None:
 
 
 def free_memory() -> None:
-    """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
+    """Collect reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
     gc.collect()
     with contextlib.suppress(TypeError, AttributeError):  # on Windows, and where the C library is another one
         ctypes.CDLL(None).malloc_trim(0)
@@ -116,11 +116,11 @@ class _Pass:
 
     @property
     def graph_been_opt(self) -> bool:
-        """Whether the pass changed something."""
+        """Return whether the pass changed something."""
         return bool(self._pass.graph_been_opt)
 
     def optimize(self, target: Any, iteration: int) -> Any:
-        """Runs the pass on a tf2onnx graph."""
+        """Run the pass on a tf2onnx graph."""
         try:
             return self._pass.optimize(target, iteration)
         except Exception as error:
@@ -130,9 +130,9 @@ class _Pass:
 
 @contextlib.contextmanager
 def _frozen_graph_prepared() -> Iterator[None]:
-    """Prepares what tf2onnx froze, and keeps the conversion below 3 GB for a ResNet-50.
+    """Prepare what tf2onnx froze, and keeps the conversion below 3 GB for a ResNet-50.
 
-    TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
+    TensorFlow's own optimizer is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
     lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
     """
     original = tf_loader.tf_optimize
@@ -154,7 +154,7 @@ def _frozen_graph_prepared() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
-    """Makes the recurrent layers of a model of few steps run unrolled while it is traced, and puts them back.
+    """Make the recurrent layers of a model of few steps run unrolled while it is traced, and puts them back.
 
     An unrolled layer is MatMuls and sums that each runtime has, in each precision. A loop instead is a node of its
     own that only some parse, that FP16 conversion does not look into, and whose shapes nobody infers.
@@ -178,7 +178,7 @@ def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]
 
 
 def _steps(layer: Any) -> int:
-    """Returns how many steps a built recurrent layer takes, 0 where that is not fixed."""
+    """Return how many steps a built recurrent layer takes, 0 where that is not fixed."""
     config: dict[str, Any] = layer.get_build_config() or {}
     for key in ("input_shape", "sequences_shape", "sequence_shape"):
         shape: Sequence[int | None] = config.get(key) or ()
@@ -188,7 +188,7 @@ def _steps(layer: Any) -> int:
 
 
 def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
-    """Converts a functional Keras model to ONNX as tf2onnx makes it.
+    """Convert a functional Keras model to ONNX as tf2onnx makes it.
 
     An operation without ONNX counterpart stays in the graph under its TensorFlow name; look for those.
 
@@ -220,6 +220,6 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
         free_memory()
     if failures:
         raise ProjectError(
-            f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
+            f"Expected tf2onnx to optimize the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
         )
     return result

@@ -38,7 +38,7 @@ def collect_mean_maps(
     batches: Iterable[np.ndarray],
     scales: Scales,
 ) -> dict[str, MeanMaps]:
-    """Returns the mean of each quantised activation over all images, in one pass, reduced inside the graph.
+    """Return the mean of each quantized activation over all images, in one pass, reduced inside the graph.
 
     Args:
         model: float32, the one that the scales are of.
@@ -67,10 +67,10 @@ def collect_mean_maps(
 
 @dataclass(frozen=True)
 class BiasError:
-    """What quantising one node adds to each channel on average, and where it can be taken out.
+    """What quantizing one node adds to each channel on average, and where it can be taken out.
 
     Args:
-        node: The node whose input is quantised.
+        node: The node whose input is quantized.
         target: The node whose bias makes up for it.
         error: float64 (C,).
     """
@@ -81,7 +81,7 @@ class BiasError:
 
 
 def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[BiasError]:
-    """Returns the mean error that each quantised node makes, in the order of the graph.
+    """Return the mean error that each quantized node makes, in the order of the graph.
 
     That of a Conv follows exactly from the mean of its input, with and without rounding, as a Conv is linear; that of
     a residual Add's skip branch goes into the Conv of the main branch. What the pooling before the head adds stays.
@@ -112,7 +112,7 @@ def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[Bi
 def correct_biases(
     model: onnx.ModelProto, errors: Iterable[BiasError], kept: Collection[str] = ()
 ) -> tuple[onnx.ModelProto, int]:
-    """Returns the model with corrected biases, and how many were.
+    """Return the model with corrected biases, and how many were.
 
     Args:
         model: float32.
@@ -138,7 +138,7 @@ def correct_biases(
 
 
 def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto, list[str]]:
-    """Returns the model with two (1, C, ...) means for each quantised activation as outputs: exact, and rounded."""
+    """Return the model with two (1, C, ...) means for each quantized activation as outputs: exact, and rounded."""
     result = copy_model(model)
     graph = result.graph
     outputs = []
@@ -153,7 +153,7 @@ def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto
 
 
 def _convolve(node: onnx.NodeProto, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Returns the node's convolution of each x with each weight, without a bias; float32."""
+    """Return the node's convolution of each x with each weight, without a bias; float32."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:], alone.output[:]

@@ -41,14 +41,14 @@ class Equalized:
 
 
 def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> Equalized:
-    """Returns the model with equalized channels.
+    """Return the model with equalized channels.
 
     Activations tied by residual Adds and by what lets factors pass share one set of factors. A group that something
     else reads or writes (an output of the model, a Mul, a grouped Conv, a shared weight) stays as it is.
 
     Args:
         model: float32, BatchNorm folded, without Q/DQ.
-        statistics: Of the activations that will be quantised.
+        statistics: Of the activations that will be quantized.
     """
     result = copy_model(model)
     graph = result.graph
@@ -175,9 +175,9 @@ def _reads_channels(
 
 
 def _factors(activations: list[ChannelStatistics], kernels: list[np.ndarray]) -> np.ndarray:
-    """Returns what each channel is divided by, (C,), the geometric mean of activation range over weight range.
+    """Return what each channel is divided by, (C,), the geometric mean of activation range over weight range.
 
-    Normalised so that the largest value of the first activation stays what it is: FP16 has the same room as before.
+    Normalized so that the largest value of the first activation stays what it is: FP16 has the same room as before.
     """
     spread = np.maximum.reduce([a.largest / max(a.limit, 1e-30) for a in activations])
     reach = []
@@ -198,7 +198,7 @@ def _scale(
     changed: dict[str, np.ndarray],
     output: bool,
 ) -> None:
-    """Multiplies a node's weight (and bias, for `output`) along its output or input channels, into `changed`."""
+    """Multiply a node's weight (and bias, for `output`) along its output or input channels, into `changed`."""
     name = node.input[1]
     weight = changed.get(name, weights[name].astype(np.float64))
     inputs_first = node.op_type != "Conv" and not attribute(node, "transB", 0)

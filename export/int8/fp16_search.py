@@ -42,10 +42,10 @@ _EXACT = ("Relu", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Pad"
 
 
 def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a float32 model with the answers of an FP16 one: its weights, and each FP16 activation rounded.
+    """Return a float32 model with the answers of an FP16 one: its weights, and each FP16 activation rounded.
 
     ONNX Runtime's CPU computes FP16 nodes in float32 and takes the casts between two of them out, even with all
-    optimisations off, so that an FP16 model shows its weights and the casts at the ends alone. Sums within a node are
+    optimizations off, so that an FP16 model shows its weights and the casts at the ends alone. Sums within a node are
     float32 here as well; a GPU may round them, or fuse nodes and round less.
 
     Args:
@@ -73,7 +73,7 @@ _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
 
 
 def half_units(model: onnx.ModelProto, kept: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Returns what is FP16 or FP32 together: the name of a node -> its nodes, in the order of the graph.
+    """Return what is FP16 or FP32 together: the name of a node -> its nodes, in the order of the graph.
 
     A unit is a Keras layer, with what follows it and reads nothing else, such as an activation: a cast between a Conv
     and its ReLU would round what is about to be kept.
@@ -103,7 +103,7 @@ def measure_units(
     held_out: HeldOut,
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[LayerCost]:
-    """Returns the cost of each unit alone in FP16, all else FP32, the dearest first.
+    """Return the cost of each unit alone in FP16, all else FP32, the dearest first.
 
     Args:
         model: float32.
@@ -151,7 +151,7 @@ def search_fp16(
     options: SearchOptions,
     track: Track,
 ) -> Fp16Result:
-    """Returns the FP16 model whose weights, rounded one way or the other, come closest on held-out images.
+    """Return the FP16 model whose weights, rounded one way or the other, come closest on held-out images.
 
     Where that misses what is asked of FP16, by a margin, the fewest units that meet it stay FP32, the dearest first.
 

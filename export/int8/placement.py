@@ -36,7 +36,7 @@ _WITH_NEIGHBOURS = (
 
 @dataclass(frozen=True)
 class Kept:
-    """A node that stays in float although a rule would quantise it.
+    """A node that stays in float although a rule would quantize it.
 
     Args:
         precision: ``"fp16"`` or ``"fp32"``.
@@ -65,7 +65,7 @@ class Edge:
 
 
 def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[Edge]:
-    """Returns which activations are read as INT8, in the order of the graph.
+    """Return which activations are read as INT8, in the order of the graph.
 
     Args:
         model: float32, without Q/DQ.
@@ -89,7 +89,7 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
 
 
 def _over_batch(pool: onnx.NodeProto, index: Index) -> bool:
-    """Whether a mean is over axis 0: models or crops were stacked there, and the pictures lie on another axis."""
+    """Return whether a mean is over axis 0: models or crops were stacked there, and the pictures lie on another axis."""
     axes = list(attribute(pool, "axes", []))
     if len(pool.input) > 1 and pool.input[1] in index.constants:
         axes += onnx.numpy_helper.to_array(index.constants[pool.input[1]]).tolist()
@@ -97,9 +97,9 @@ def _over_batch(pool: onnx.NodeProto, index: Index) -> bool:
 
 
 def _ends_the_map(pool: onnx.NodeProto, index: Index) -> bool:
-    """Whether what comes of a pooling never meets an activation again that did not come through it.
+    """Return whether what comes of a pooling never meets an activation again that did not come through it.
 
-    A gate and the statistics of a normalisation do: those are no pooling before the head, and as INT8 they cost more
+    A gate and the statistics of a normalization do: those are no pooling before the head, and as INT8 they cost more
     than they save. A Concat is no such meeting.
     """
     behind, pending = {pool.output[0]}, [pool.output[0]]
@@ -115,7 +115,7 @@ def _ends_the_map(pool: onnx.NodeProto, index: Index) -> bool:
 
 
 def _has_border(pool: onnx.NodeProto, index: Index) -> bool:
-    """Whether a pool reads a Pad, or a Max with a constant, and nothing else, reads the pool."""
+    """Return whether a pool reads a Pad, or a Max with a constant, and nothing else, reads the pool."""
     source = index.made.get(pool.input[0])
     readers = index.readers.get(pool.output[0], [])
     bounded = [node.op_type for node in readers] == ["Max"] and not index.constants.keys().isdisjoint(readers[0].input)
@@ -123,14 +123,14 @@ def _has_border(pool: onnx.NodeProto, index: Index) -> bool:
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
-    """Returns the activations that need a scale, each once, in the order of the graph."""
+    """Return the activations that need a scale, each once, in the order of the graph."""
     return list(dict.fromkeys(edge.tensor for edge in quantized_edges(model)))
 
 
 def measured_tensors(model: onnx.ModelProto) -> list[str]:
-    """Returns the activations whose range or mean decides something, float32 (N, C, ...), in the order of the graph.
+    """Return the activations whose range or mean decides something, float32 (N, C, ...), in the order of the graph.
 
-    What will be quantised, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
+    What will be quantized, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
     """
     skipped = {node.name for node in preprocessing_nodes(model)}
     names = set()
@@ -154,7 +154,7 @@ def measured_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
-    """Returns which input of a residual Add is the skip branch, None where the Add is not residual.
+    """Return which input of a residual Add is the skip branch, None where the Add is not residual.
 
     The main branch ends in a Conv that nothing else reads, so that the Add can fuse into it. With one such input the
     other one is the skip. With two, as in a block with a projection, the skip is the branch with fewer Convs since the
@@ -182,7 +182,7 @@ def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
 
 
 def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
-    """Returns each tensor that `tensor` depends on -> the fewest Convs in between, itself included with 0."""
+    """Return each tensor that `tensor` depends on -> the fewest Convs in between, itself included with 0."""
     depth = {tensor: 0}
     pending = [tensor]
     while pending:
@@ -199,7 +199,7 @@ def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
 
 
 def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:
-    """Returns the tensors from which no Conv can be reached: the head."""
+    """Return the tensors from which no Conv can be reached: the head."""
     reaching: set[str] = set()
     for node in reversed(graph.node):
         if node.op_type == "Conv" or any(name in reaching for name in node.output):
@@ -210,12 +210,12 @@ def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:
 def describe(
     model: onnx.ModelProto, edges: list[Edge], base: str = "fp16", kept: Mapping[str, Kept] | None = None
 ) -> list[Placement]:
-    """Returns what each node of the quantised graph computes in, Q/DQ and casts aside.
+    """Return what each node of the quantized graph computes in, Q/DQ and casts aside.
 
     Args:
         model: The float32 model that `edges` is about.
         edges: From `quantized_edges`, without those of kept nodes.
-        base: What is not quantised computes in: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
+        base: What is not quantized computes in: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
         kept: Node name -> the precision it was taken out of INT8 for, and why. Defaults to None.
     """
     kept = kept or {}
@@ -240,15 +240,15 @@ def describe(
         elif node.op_type in ("MatMul", "Gemm"):
             precision, why = base, "the classifier stays in float"
         elif node.op_type in _WITH_NEIGHBOURS:
-            precision, why = base, "no rule quantises it; it fuses into its neighbours or only moves values"
+            precision, why = base, "no rule quantizes it; it fuses into its neighbours or only moves values"
         else:
-            precision, why = base, f"no rule quantises {node.op_type}; it stays in float"
+            precision, why = base, f"no rule quantizes {node.op_type}; it stays in float"
         rows.append(Placement(node.name, keras_layer(node.name), node.op_type, precision, why))
     return rows
 
 
 def placement_table(rows: list[Placement]) -> str:
-    """Returns the rows as a text table with a header and a last line that counts."""
+    """Return the rows as a text table with a header and a last line that counts."""
     cells = [("keras layer", "op", "precision", "why")]
     cells += [(row.keras_layer, row.op, row.precision, row.why) for row in rows]
     quantized, convs = int8_convs(rows)
@@ -256,6 +256,6 @@ def placement_table(rows: list[Placement]) -> str:
 
 
 def int8_convs(rows: list[Placement]) -> tuple[int, int]:
-    """Returns how many Convs compute in INT8, and how many there are."""
+    """Return how many Convs compute in INT8, and how many there are."""
     convs = [row for row in rows if row.op == "Conv"]
     return sum(row.precision == "int8" for row in convs), len(convs)

@@ -30,7 +30,7 @@ def quantize(
     base: str = "fp16",
     kept: Mapping[str, Kept] | None = None,
 ) -> tuple[onnx.ModelProto, list[Placement]]:
-    """Returns the INT8 model, and what each of its nodes computes in.
+    """Return the INT8 model, and what each of its nodes computes in.
 
     The model gets its Q/DQ pairs, one per tensor however many read it. On the base ``"fp16"``, for TensorRT 10 and
     later, it is then converted to FP16 at opset 19 or later, scales included: FP16 Q/DQ is not valid ONNX before. On
@@ -39,22 +39,22 @@ def quantize(
     Args:
         fp32_model: float32, as `export.from_keras.convert.export_keras` makes it.
         scales: One for each of `quantizable_tensors`, those that only kept nodes read aside.
-        base: What the unquantised rest is. Defaults to ``"fp16"``.
+        base: What the unquantized rest is. Defaults to ``"fp16"``.
         kept: Node name -> why it stays in float. Defaults to None.
 
     Raises:
-        ProjectError: If the model is quantised already, a scale is missing, or a weight does not fit FP16.
+        ProjectError: If the model is quantized already, a scale is missing, or a weight does not fit FP16.
     """
     kept = kept or {}
     if "QuantizeLinear" in op_counts(fp32_model):
-        raise ProjectError("Expected a float model. Received: one with QuantizeLinear (quantise the FP32 export).")
+        raise ProjectError("Expected a float model. Received: one with QuantizeLinear (quantize the FP32 export).")
     if len({node.name for node in fp32_model.graph.node if node.name}) != len(fp32_model.graph.node):
         raise ProjectError("Expected a name of its own for each node. Received: empty or equal ones (export it again).")
     edges = quantized_edges(fp32_model, kept)
     missing = [edge.tensor for edge in edges if edge.tensor not in scales.scales]
     if missing:
         raise ProjectError(
-            f"Expected a scale for each of {count(len(edges), 'quantised input')}. Received: none for {missing[:3]} "
+            f"Expected a scale for each of {count(len(edges), 'quantized input')}. Received: none for {missing[:3]} "
             "(calibrate with this very model)."
         )
 
@@ -86,7 +86,7 @@ def quantize(
 
 
 def scale_values(scales: Scales, model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Returns the scales of activations as the initializers of a quantized model, float32 () by name."""
+    """Return the scales of activations as the initializers of a quantized model, float32 () by name."""
     names = {_scale_name(tensor): value for tensor, value in scales.scales.items()}
     return {t.name: np.asarray(names[t.name], np.float32) for t in model.graph.initializer if t.name in names}
 
@@ -96,10 +96,10 @@ def _scale_name(tensor: str) -> str:
 
 
 def insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: int | None) -> str:
-    """Adds QuantizeLinear and DequantizeLinear of a tensor (in place).
+    """Add QuantizeLinear and DequantizeLinear of a tensor (in place).
 
     Returns:
-        The name of the dequantised tensor.
+        The name of the dequantized tensor.
     """
     stem = tensor.replace(":", "_")
     zero = np.zeros(scale.shape, dtype=np.int8)

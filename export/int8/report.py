@@ -24,7 +24,7 @@ class Placement:
         node: Its name in the graph.
         keras_layer: The layer it comes from.
         op: The ONNX operator.
-        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` says that all data inputs are quantised.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` says that all data inputs are quantized.
         why: The rule, for people.
     """
 
@@ -49,7 +49,7 @@ class Distances:
 
     @classmethod
     def of(cls, comparison: Comparison) -> Distances:
-        """Takes what a table shows of a comparison."""
+        """Take what a table shows of a comparison."""
         sqnr = comparison.sqnr_db if math.isfinite(comparison.sqnr_db) else None
         return cls(sqnr, comparison.top1_agreement, comparison.accuracy_drop)
 

@@ -32,7 +32,7 @@ _ROUNDING = 1e-9  # of a divergence that comes of cumulative sums
 
 @dataclass(frozen=True)
 class Scales:
-    """The INT8 scale of each quantised activation, and what it was measured on.
+    """The INT8 scale of each quantized activation, and what it was measured on.
 
     Args:
         scales: Tensor name -> scale, such that ``x ≈ scale * int8``; float32 values, at least 2^-14.
@@ -60,7 +60,7 @@ class Scales:
     def from_histograms(
         cls, histograms: Mapping[str, Histogram], method: str, *, images: int, key: dict[str, object] | None = None
     ) -> Scales:
-        """Returns the scales that a method gives, ``clipping point / 127`` in float32.
+        """Return the scales that a method gives, ``clipping point / 127`` in float32.
 
         A scale below 2^-14 (a dead tensor has 0) becomes 2^-14; `smallest` names those.
 
@@ -79,12 +79,12 @@ class Scales:
         return [name for name, scale in self.scales.items() if scale == MINIMUM_SCALE]
 
     def to_json(self) -> str:
-        """Returns the scales as JSON text; float32 values survive exactly."""
+        """Return the scales as JSON text; float32 values survive exactly."""
         return json.dumps(to_json(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, key: Mapping[str, Any] | None = None) -> Scales:
-        """Returns the scales that `to_json` wrote.
+        """Return the scales that `to_json` wrote.
 
         Args:
             text: The JSON.
@@ -108,7 +108,7 @@ class Scales:
 
 
 def clipping_point(histogram: Histogram, method: str) -> float:
-    """Returns the absolute value that becomes 127.
+    """Return the absolute value that becomes 127.
 
     Args:
         histogram: Of one activation.
@@ -130,7 +130,7 @@ def clipping_point(histogram: Histogram, method: str) -> float:
 
 
 def _least_squares(histogram: Histogram) -> float:
-    """Returns the clipping point with the smallest mean squared error of rounding and clipping together."""
+    """Return the clipping point with the smallest mean squared error of rounding and clipping together."""
     used = np.flatnonzero(histogram.counts)
     centres, counts = (used + 0.5) * histogram.width, histogram.counts[used].astype(np.float64)
     points = np.arange(_LEVELS, len(histogram.counts) + 1, _STEP) * histogram.width
@@ -143,7 +143,7 @@ def _least_squares(histogram: Histogram) -> float:
 
 
 def _least_divergence(histogram: Histogram) -> float:
-    """Returns the clipping point whose 128 levels lose the least information (Kullback-Leibler divergence).
+    """Return the clipping point whose 128 levels lose the least information (Kullback-Leibler divergence).
 
     The bin at 0 is left out: behind a Relu it holds most values, all of them exact, and drowns the others.
 
@@ -172,7 +172,7 @@ def _divergence(counts: np.ndarray, bins: int) -> float:
 
 
 def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Returns `_divergence` of each candidate up to rounding, from cumulative sums, all at once.
+    """Return `_divergence` of each candidate up to rounding, from cumulative sums, all at once.
 
     Infinite where values would be clipped to a bin for which the levels have none.
     """
@@ -192,7 +192,7 @@ def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.nda
 
 
 def weight_scales(weight: np.ndarray) -> np.ndarray:
-    """Returns ``max(|w|) / 127`` of each output channel of a Conv weight, at least 2^-14.
+    """Return ``max(|w|) / 127`` of each output channel of a Conv weight, at least 2^-14.
 
     Args:
         weight: (out, in / groups, height, width).
@@ -205,7 +205,7 @@ def weight_scales(weight: np.ndarray) -> np.ndarray:
 
 
 def fake_quantize_weight(weight: np.ndarray) -> np.ndarray:
-    """Returns the weight rounded to INT8 and back, as QuantizeLinear and DequantizeLinear make it.
+    """Return the weight rounded to INT8 and back, as QuantizeLinear and DequantizeLinear make it.
 
     Args:
         weight: (out, in / groups, height, width) float32.

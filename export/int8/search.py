@@ -35,7 +35,7 @@ Batches = Callable[[str], Iterable[np.ndarray]]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float model with what calibration images show of the activations that will be quantised.
+    """A float model with what calibration images show of the activations that will be quantized.
 
     Args:
         model: float32; the weights that will be rounded.
@@ -50,15 +50,15 @@ class Calibrated:
     equalized: int
 
     def scales(self, method: str) -> Scales:
-        """Returns the scales that a method of `METHODS` gives."""
+        """Return the scales that a method of `METHODS` gives."""
         return Scales.from_histograms(self.histograms, method, images=self.images)
 
     def bias_errors(self, scales: Scales, batches: Iterable[np.ndarray]) -> list[BiasError]:
-        """Returns what rounding by some scales adds to each channel on average."""
+        """Return what rounding by some scales adds to each channel on average."""
         return bias_errors(self.model, collect_mean_maps(self.model, batches, scales))
 
     def corrected(self, errors: Sequence[BiasError], kept: Collection[str] = ()) -> onnx.ModelProto:
-        """Returns the model with these errors, but for those of kept nodes, taken out of its biases."""
+        """Return the model with these errors, but for those of kept nodes, taken out of its biases."""
         return correct_biases(self.model, errors, kept)[0] if errors else self.model
 
 
@@ -92,7 +92,7 @@ class SearchResult:
 def search(
     model: onnx.ModelProto, batches: Batches, held_out: HeldOut, options: SearchOptions, track: Track
 ) -> SearchResult:
-    """Returns the best FP16 and INT8 graphs of a model.
+    """Return the best FP16 and INT8 graphs of a model.
 
     Args:
         model: float32, as `export.from_keras.convert.export_keras` makes it.
@@ -153,7 +153,7 @@ def calibrate(
     *,
     equalized: bool,
 ) -> Calibrated:
-    """Returns the model, equalized or as it is, with the histograms that its scales come of.
+    """Return the model, equalized or as it is, with the histograms that its scales come of.
 
     Args:
         model: float32.
@@ -168,7 +168,7 @@ def calibrate(
 
 
 def best_method(results: Mapping[str, Comparison], budget: Budget) -> str:
-    """Returns the method that meets the budget with the best SQNR; where none meets it, of all.
+    """Return the method that meets the budget with the best SQNR; where none meets it, of all.
 
     Among those within half a decibel of it the best agreement decides.
     """
@@ -192,14 +192,14 @@ class _Int8Search:
         self.result: Comparison
 
     def model(self, kept: Mapping[str, Kept]) -> onnx.ModelProto:
-        """Returns the float model whose rounding gives the INT8 model, biases corrected for what is quantised."""
+        """Return the float model whose rounding gives the INT8 model, biases corrected for what is quantized."""
         return self._base.corrected(self._errors, kept)
 
     def _judge(self, kept: Mapping[str, Kept]) -> Comparison:
         return self._held_out.judge(quantize(self.model(kept), self.scales, base="fp32", kept=kept)[0])
 
     def choose_method(self) -> dict[str, Comparison]:
-        """Takes the scales of the best method; returns what each came to."""
+        """Take the scales of the best method; returns what each came to."""
         method = self._options.method
         candidates = {name: self._base.scales(name) for name in (METHODS if method == "auto" else (method,))}
         quantized, _ = quantize(self.model(self.kept), next(iter(candidates.values())), base="fp32", kept=self.kept)
@@ -211,7 +211,7 @@ class _Int8Search:
         return results
 
     def correct(self, batches: Iterable[np.ndarray]) -> BiasCorrection:
-        """Corrects the biases, and goes back if that does not bring the logits closer."""
+        """Correct the biases, and goes back if that does not bring the logits closer."""
         before = self.result
         self._errors = self._base.bias_errors(self.scales, batches)
         after = self._judge(self.kept)
@@ -223,13 +223,13 @@ class _Int8Search:
         return BiasCorrection(used, Distances.of(before), Distances.of(after))
 
     def measure(self) -> list[LayerCost]:
-        """Returns what each layer costs alone, the dearest first."""
+        """Return what each layer costs alone, the dearest first."""
         part = self._held_out.first(self._options.sensitivity_images)
         track = self._track
         return measure_layers(self._base.model, self.scales, part, lambda names: track(names, "sensitivity", "layer"))
 
     def keep_layers(self, costs: Sequence[LayerCost]) -> bool:
-        """Keeps the fewest layers in FP16 that meet the budget; returns whether that is met."""
+        """Keep the fewest layers in FP16 that meet the budget; returns whether that is met."""
         most = int(self._options.max_kept * sum(cost.op == "Conv" for cost in costs))
         before = words(self.result)
         free = [cost for cost in costs if cost.node not in self.kept]  # what FP16 can't hold stays FP32

@@ -1,4 +1,4 @@
-"""What each quantised layer costs alone, and the fewest layers to keep in float for a budget."""
+"""What each quantized layer costs alone, and the fewest layers to keep in float for a budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Budget:
     certain: bool = False
 
     def met_by(self, comparison: Comparison) -> bool:
-        """Whether a comparison meets it; of shares the point estimates, or the better ends of their intervals."""
+        """Return whether a comparison meets it; of shares the point estimates, or the better ends of their intervals."""
         drop, agreement = comparison.accuracy_drop, comparison.top1_agreement
         if self.certain:
             agreement = comparison.agreement_interval[1]
@@ -63,7 +63,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What quantising one layer, and no other, does to the logits.
+    """What quantizing one layer, and no other, does to the logits.
 
     Args:
         node: Its name in the graph.
@@ -83,7 +83,7 @@ class LayerCost:
 
     @classmethod
     def of(cls, node: str, op: str, comparison: Comparison) -> LayerCost:
-        """Takes the cost of a node from the model in which it alone is quantised."""
+        """Take the cost of a node from the model in which it alone is quantized."""
         noise = 10.0 ** (-comparison.sqnr_db / 10.0) if comparison.finite else math.inf
         return cls(node, keras_layer(node), op, noise, comparison.top1_agreement, comparison.accuracy_drop or 0.0)
 
@@ -116,7 +116,7 @@ def measure_layers(
     held_out: HeldOut,
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[LayerCost]:
-    """Returns the cost of each quantised layer alone, the dearest first.
+    """Return the cost of each quantized layer alone, the dearest first.
 
     Args:
         model: float32, the one that the scales are of.
@@ -143,7 +143,7 @@ def choose_layers(
     given_up: str = "INT8",
     worth: float = _WORTH,
 ) -> Selection:
-    """Returns the fewest layers to keep in float that meet a budget, the dearest first.
+    """Return the fewest layers to keep in float that meet a budget, the dearest first.
 
     Bisects over how many of the ranking are kept, as keeping more does not cost accuracy. Where the budget can't be
     met, all candidates are kept.

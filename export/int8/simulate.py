@@ -15,7 +15,7 @@ from export.ort_session import open_session
 
 
 def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """Returns a model's logits, float32 (N, classes).
+    """Return a model's logits, float32 (N, classes).
 
     Q/DQ pairs are computed as the file says; none is fused into an INT8 kernel, which saturates on some CPUs. Float
     nodes may fuse, so that a model on an FP32 base takes hardly longer than without the pairs.
@@ -31,7 +31,7 @@ def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) ->
 def simulate_variants(
     model: onnx.ModelProto, pixels: np.ndarray, batch_size: int, variants: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[np.ndarray]:
-    """Yields what `simulate` returns for each variant of a model's constants; one session runs them all.
+    """Yield what `simulate` returns for each variant of a model's constants; one session runs them all.
 
     Args:
         model: As for `simulate`.
@@ -49,7 +49,7 @@ def simulate_variants(
 
 
 def _with_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Returns the model with initializers that a run may give other values."""
+    """Return the model with initializers that a run may give other values."""
     result = copy_model(model) if values else model
     types = [(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) for name, value in values.items()]
     result.graph.input.extend(helper.make_tensor_value_info(*each) for each in types)
@@ -58,7 +58,7 @@ def _with_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> on
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that gave no scales, by which quantised models are judged.
+    """Images that gave no scales, by which quantized models are judged.
 
     Args:
         pixels: uint8 (N, height, width, 3) RGB.
@@ -74,28 +74,28 @@ class HeldOut:
 
     @classmethod
     def of(cls, model: onnx.ModelProto, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 8) -> HeldOut:
-        """Runs the FP32 model on the images."""
+        """Run the FP32 model on the images."""
         return cls(pixels, labels, simulate(model, pixels, batch_size), batch_size)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def judge(self, model: onnx.ModelProto) -> Comparison:
-        """Returns how close a model, on an FP32 base, comes to the reference."""
+        """Return how close a model, on an FP32 base, comes to the reference."""
         return next(self.judge_variants(model, [{}]))
 
     def judge_variants(
         self, model: onnx.ModelProto, variants: Iterable[Mapping[str, np.ndarray]]
     ) -> Iterator[Comparison]:
-        """Yields how close a model, on an FP32 base, comes with each variant, see `simulate_variants`."""
+        """Yield how close a model, on an FP32 base, comes with each variant, see `simulate_variants`."""
         for logits in simulate_variants(model, self.pixels, self.batch_size, variants):
             yield compare(self.reference, logits, self.labels)
 
     def first(self, count: int) -> HeldOut:
-        """Returns the first images only."""
+        """Return the first images only."""
         return HeldOut(self.pixels[:count], self.labels[:count], self.reference[:count], self.batch_size)
 
 
 def words(comparison: Comparison) -> str:
-    """Returns what a line of a log says of a comparison on held-out images."""
+    """Return what a line of a log says of a comparison on held-out images."""
     return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

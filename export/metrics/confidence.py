@@ -29,7 +29,7 @@ class McNemar:
 
 
 def mcnemar(losses: int, gains: int) -> McNemar:
-    """Returns the exact McNemar test: the binomial test of the changed answers against one half.
+    """Return the exact McNemar test: the binomial test of the changed answers against one half.
 
     The p value is 1 where nothing changed.
 
@@ -49,7 +49,7 @@ def mcnemar(losses: int, gains: int) -> McNemar:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns the Wilson score interval of a share.
+    """Return the Wilson score interval of a share.
 
     Args:
         successes: How many of `n`.
@@ -77,7 +77,7 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 
 def drop_interval(losses: int, gains: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns Tango's score interval of the accuracy drop (losses − gains) / n of paired answers.
+    """Return Tango's score interval of the accuracy drop (losses − gains) / n of paired answers.
 
     Args:
         losses: Images that the reference names right and the candidate wrong.
@@ -105,7 +105,7 @@ def drop_interval(losses: int, gains: int, n: int, confidence: float = CONFIDENC
 
 
 def images_to_decide(share: float, limit: float, confidence: float = CONFIDENCE) -> int | None:
-    """Returns the least number of images whose Wilson interval excludes a limit, if the observed share held.
+    """Return the least number of images whose Wilson interval excludes a limit, if the observed share held.
 
     Args:
         share: Observed, 0 to 1.
@@ -124,7 +124,7 @@ def images_to_decide(share: float, limit: float, confidence: float = CONFIDENCE)
 
 
 def images_to_decide_drop(losses: float, gains: float, limit: float, confidence: float = CONFIDENCE) -> int | None:
-    """Returns the least number of images whose `drop_interval` excludes a limit, if the observed rates held.
+    """Return the least number of images whose `drop_interval` excludes a limit, if the observed rates held.
 
     Args:
         losses: Share of the images that the reference names right and the candidate wrong.
@@ -153,14 +153,14 @@ def _quantile(confidence: float) -> float:
 
 
 def _least_count(distance: float, variance: float, confidence: float) -> int | None:
-    """Returns the least n with |distance| > z·√(variance / n); None for the distance 0, rounding aside."""
+    """Return the least n with |distance| > z·√(variance / n); None for the distance 0, rounding aside."""
     if abs(distance) < 1e-12:
         return None
     return math.floor(variance * (_quantile(confidence) / distance) ** 2) + 1
 
 
 def _drop_variance(losses: float, gains: float, drop: float) -> float:
-    """Returns the variance, for one image, of the observed drop where `drop` is the true one.
+    """Return the variance, for one image, of the observed drop where `drop` is the true one.
 
     It is 2q + drop (1 − drop), q the likeliest share of gains under that drop (Tango 1998).
     """
@@ -170,7 +170,7 @@ def _drop_variance(losses: float, gains: float, drop: float) -> float:
 
 
 def _limit_of_drop(losses: float, gains: float, end: float, least: float) -> float:
-    """Returns the drop between the observed one and `end` (-1 or 1) where the score test just rejects.
+    """Return the drop between the observed one and `end` (-1 or 1) where the score test just rejects.
 
     The score grows from the observed drop to either end, so bisection finds it.
     """

@@ -32,7 +32,7 @@ _MASK = -1e4  # no network gives such a logit: it is a constant that rules a cla
 
 
 def visible(logits: np.ndarray) -> np.ndarray:
-    """Returns (N, C) logits in which a masked class stands where its probability is 0, not at -1e9.
+    """Return (N, C) logits in which a masked class stands where its probability is 0, not at -1e9.
 
     Distances are relative to the largest value, and one class that is ruled out by -1e9 would hide whatever the others
     do. Logits without such a class, and what is not finite, stay as they are.
@@ -43,7 +43,7 @@ def visible(logits: np.ndarray) -> np.ndarray:
 
 
 def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
-    """Returns the largest absolute difference over the largest absolute value expected.
+    """Return the largest absolute difference over the largest absolute value expected.
 
     Infinite where the shapes differ, or where not the same values are finite on both sides.
     """
@@ -64,7 +64,7 @@ class Comparison:
         images: Rows compared.
         max_abs: Largest absolute difference; inf where the candidate is not finite.
         relative_error: `max_abs` over the largest absolute reference logit.
-        sqnr_db: Signal to quantisation noise in dB; inf where both are equal, -inf where the candidate is not
+        sqnr_db: Signal to quantization noise in dB; inf where both are equal, -inf where the candidate is not
             finite. `to_dict` makes None of both (tell them apart by `finite`), as JSON has no infinity.
         cosine: Mean over rows of the cosine similarity.
         top1_agreement: Share of rows whose largest logit is the same class.
@@ -92,7 +92,7 @@ class Comparison:
     mcnemar: McNemar | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Returns plain JSON types; a number that is not finite becomes None."""
+        """Return plain JSON types; a number that is not finite becomes None."""
         return {key: _json_number(value) for key, value in asdict(self).items()}
 
 
@@ -103,7 +103,7 @@ def _json_number(value: Any) -> Any:
 
 
 def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both as float64 of one shape; a reference must be finite, or nothing can be said."""
+    """Return both as float64 of one shape; a reference must be finite, or nothing can be said."""
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if a.shape != b.shape or a.size == 0:
         raise ProjectError(
@@ -116,7 +116,7 @@ def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _rows(logits: np.ndarray) -> np.ndarray:
-    """Returns the logits as (N, C)."""
+    """Return the logits as (N, C)."""
     x = np.asarray(logits, dtype=np.float64)
     if x.ndim != 2 or x.size == 0:
         raise ProjectError(f"Expected logits of shape (N, C). Received: {x.shape} (keep the batch dimension).")
@@ -124,13 +124,13 @@ def _rows(logits: np.ndarray) -> np.ndarray:
 
 
 def max_abs(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the largest absolute difference; inf where the candidate is not finite."""
+    """Return the largest absolute difference; inf where the candidate is not finite."""
     a, b = _pair(reference, candidate)
     return float(np.max(np.abs(a - b))) if np.all(np.isfinite(b)) else math.inf
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the largest absolute difference over the largest absolute reference value.
+    """Return the largest absolute difference over the largest absolute reference value.
 
     0 where both are equal; inf where the reference is all zero and the candidate is not.
     """
@@ -142,7 +142,7 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
 
 
 def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
+    """Return 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
 
     inf where both are equal, -inf where the candidate is not finite or the reference is all zero and the
     candidate is not.
@@ -157,7 +157,7 @@ def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
 
 
 def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the mean over rows of the cosine similarity of two (N, C) arrays.
+    """Return the mean over rows of the cosine similarity of two (N, C) arrays.
 
     A row that is not finite in the candidate counts 0; two zero rows count 1, one zero row 0.
     """
@@ -172,18 +172,18 @@ def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
 
 
 def _top1(logits: np.ndarray) -> np.ndarray:
-    """Returns the class of each row, -1 where a row is not finite (np.argmax would name the NaN)."""
+    """Return the class of each row, -1 where a row is not finite (np.argmax would name the NaN)."""
     return np.where(np.all(np.isfinite(logits), axis=1), np.argmax(logits, axis=1), -1)
 
 
 def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the share of rows of two (N, C) arrays whose largest value is at the same class."""
+    """Return the share of rows of two (N, C) arrays whose largest value is at the same class."""
     a, b = _pair(_rows(reference), _rows(candidate))
     return float(np.mean(_top1(a) == _top1(b)))
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows of (N, C) logits whose largest value is at the label.
+    """Return the share of rows of (N, C) logits whose largest value is at the label.
 
     Args:
         logits: (N, C); a row that is not finite is wrong.
@@ -196,7 +196,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns for each row of (N, C) logits whether it meets its label, (N,) bool."""
+    """Return for each row of (N, C) logits whether it meets its label, (N,) bool."""
     expected = np.asarray(labels)
     if expected.shape != (rows.shape[0],) or not np.issubdtype(expected.dtype, np.integer):
         raise ProjectError(
@@ -207,7 +207,7 @@ def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None = None) -> Comparison:
-    """Compares a candidate's logits with a reference's.
+    """Compare a candidate's logits with a reference's.
 
     Args:
         reference: (N, C), finite.

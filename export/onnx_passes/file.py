@@ -12,7 +12,7 @@ from export.wire_format import refuse_external_data
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """Runs the ONNX checker with shape inference.
+    """Run the ONNX checker with shape inference.
 
     Raises:
         ProjectError: If the model is not valid ONNX.
@@ -27,7 +27,7 @@ def check_model(model: onnx.ModelProto) -> None:
 
 
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
-    """Writes a model atomically.
+    """Write a model atomically.
 
     Returns:
         The path written.
@@ -38,7 +38,7 @@ def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
 
 
 def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Loads an ONNX file of which nothing is known.
+    """Load an ONNX file of which nothing is known.
 
     Args:
         path: The file.

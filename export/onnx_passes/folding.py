@@ -30,7 +30,7 @@ _AFFINE = ("Mul", "Add", "Sub", "Div")
 
 
 def _per_channel(value: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
-    """Returns a constant that (N, C, ...) broadcasts as float64 (channels,), None where it is not one per channel."""
+    """Return a constant that (N, C, ...) broadcasts as float64 (channels,), None where it is not one per channel."""
     if value.size == 1:
         return np.full(channels, value.reshape(()), dtype=np.float64)
     shape = (1,) * (rank - value.ndim) + value.shape
@@ -40,7 +40,7 @@ def _per_channel(value: np.ndarray, channels: int, rank: int) -> np.ndarray | No
 def _affine_operand(
     node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], weight: np.ndarray
 ) -> np.ndarray | None:
-    """Returns the constant of ``data op constant`` per channel of a Conv, None where the node is nothing like that."""
+    """Return the constant of ``data op constant`` per channel of a Conv, None where the node is nothing like that."""
     if node.op_type not in _AFFINE or len(node.input) != 2:
         return None
     index = 1 if node.input[0] == data else 0
@@ -50,7 +50,7 @@ def _affine_operand(
 
 
 def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds chains of per-channel Mul, Add, Sub and Div behind a Conv into its weight and bias.
+    """Fold chains of per-channel Mul, Add, Sub and Div behind a Conv into its weight and bias.
 
     Only where nothing else reads the Conv's result. Grouped convolutions are fine, as axis 0 of the weight is the
     output channel there too.
@@ -95,7 +95,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _set_weights(graph: onnx.GraphProto, conv: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray) -> None:
-    """Gives a Conv new float32 initializers; the old ones may have other readers and stay (in place)."""
+    """Give a Conv new float32 initializers; the old ones may have other readers and stay (in place)."""
     stem = f"{conv.output[0]}/folded"
     while len(conv.input) < 3:
         conv.input.append("")
@@ -107,7 +107,7 @@ def _set_weights(graph: onnx.GraphProto, conv: onnx.NodeProto, weight: np.ndarra
 
 
 def unfolded_convs(model: onnx.ModelProto) -> list[str]:
-    """Returns the Convs that still have a per-channel Mul, Add, Sub or Div, or a BatchNormalization, behind them.
+    """Return the Convs that still have a per-channel Mul, Add, Sub or Div, or a BatchNormalization, behind them.
 
     One number for all channels is no BatchNorm: GELU and hard swish are made of such.
     """
@@ -126,7 +126,7 @@ def unfolded_convs(model: onnx.ModelProto) -> list[str]:
 
 
 def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds a constant Pad before a MaxPool into the MaxPool's own padding, which is one pass less over the map.
+    """Fold a constant Pad before a MaxPool into the MaxPool's own padding, which is one pass less over the map.
 
     MaxPool pads with minus infinity. Behind a Relu that is as good as zero, and the Pad just goes. Elsewhere, as in
     ResNetV2, a Max behind the pool brings the border back: its constant is the padding's value where a window touches
@@ -169,7 +169,7 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _windows(pool: onnx.NodeProto) -> tuple[list[int], list[int], list[int]]:
-    """Returns a pool's strides, its dilations, and over how many values a window reaches, for each spatial axis."""
+    """Return a pool's strides, its dilations, and over how many values a window reaches, for each spatial axis."""
     kernel = attribute(pool, "kernel_shape")
     ones = [1] * len(kernel)
     dilations = list(attribute(pool, "dilations", ones))
@@ -177,7 +177,7 @@ def _windows(pool: onnx.NodeProto) -> tuple[list[int], list[int], list[int]]:
 
 
 def _own_padding(pool: onnx.NodeProto, sides: Sequence[int]) -> list[int] | None:
-    """Returns a MaxPool's padding, begins and ends, None where numbers alone do not give it."""
+    """Return a MaxPool's padding, begins and ends, None where numbers alone do not give it."""
     strides, _, reach = _windows(pool)
     kind = attribute(pool, "auto_pad", b"NOTSET")
     if len(sides) != len(strides) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
@@ -191,7 +191,7 @@ def _own_padding(pool: onnx.NodeProto, sides: Sequence[int]) -> list[int] | None
 
 
 def _touching(pool: onnx.NodeProto, sides: Sequence[int], own: Sequence[int], added: Sequence[int]) -> np.ndarray:
-    """Returns which windows of a pool touch what was added to its input, bool (1, 1, ...).
+    """Return which windows of a pool touch what was added to its input, bool (1, 1, ...).
 
     Args:
         pool: A MaxPool.
@@ -210,7 +210,7 @@ def _touching(pool: onnx.NodeProto, sides: Sequence[int], own: Sequence[int], ad
 
 
 def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:
-    """Puts a Max with a constant border behind a MaxPool, which keeps the name of what both make (in place)."""
+    """Put a Max with a constant border behind a MaxPool, which keeps the name of what both make (in place)."""
     result = pool.output[0]
     name = f"{result}/border"
     border = np.where(touched, np.float32(value), LOWEST).astype(np.float32)
@@ -220,7 +220,7 @@ def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.nda
 
 
 def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tuple[list[int], float] | None:
-    """Returns begins and ends of a constant Pad's spatial axes and its value, None for any other Pad."""
+    """Return begins and ends of a constant Pad's spatial axes and its value, None for any other Pad."""
     if pad.op_type != "Pad" or attribute(pad, "mode", b"constant") != b"constant":
         return None
     amounts, fill = pad.input[1], pad.input[2] if len(pad.input) > 2 else ""
@@ -232,7 +232,7 @@ def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tu
 
 
 def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.ModelProto | None:
-    """Makes the first Conv take its input channels in RGB order, so that nothing has to be reordered at run time.
+    """Make the first Conv take its input channels in RGB order, so that nothing has to be reordered at run time.
 
     Args:
         model: Its NHWC input reaches one ungrouped Conv through Transpose and zero Pads alone.

@@ -27,7 +27,7 @@ _TYPES = {"value_float": np.float32, "value_floats": np.float32, "value_int": np
 
 
 def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with an initializer in the place of each Constant node, under the name of what it made.
+    """Return the model with an initializer in the place of each Constant node, under the name of what it made.
 
     The version converter leaves such nodes: raising the opset to 18 or later makes the attribute ``axes`` of a
     ReduceMean an input. Strings and sparse tensors stay nodes.
@@ -43,7 +43,7 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Returns what a Constant node makes, None for any other node, for strings and sparse tensors."""
+    """Return what a Constant node makes, None for any other node, for strings and sparse tensors."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return None
     item = node.attribute[0]
@@ -90,29 +90,29 @@ _IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a deep copy."""
+    """Return a deep copy."""
     clone = onnx.ModelProto()
     clone.CopyFrom(model)
     return clone
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """Returns the version of the default operator set, 0 where the model names none."""
+    """Return the version of the default operator set, 0 where the model names none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def op_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Returns how often each operator occurs, by name."""
+    """Return how often each operator occurs, by name."""
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Returns tensor name -> the node that makes it."""
+    """Return tensor name -> the node that makes it."""
     return {name: node for node in graph.node for name in node.output if name}
 
 
 def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Returns tensor name -> the nodes that read it, a node once per input that reads it."""
+    """Return tensor name -> the nodes that read it, a node once per input that reads it."""
     table: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in inputs_of(node):
@@ -121,7 +121,7 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Returns the initializers by name."""
+    """Return the initializers by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
@@ -141,12 +141,12 @@ class Index:
 
     @classmethod
     def of(cls, graph: onnx.GraphProto) -> Index:
-        """Looks through a graph once."""
+        """Look through a graph once."""
         return cls(producers(graph), consumers(graph), constants(graph))
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Returns an attribute's value, or `default` where the node has none of that name."""
+    """Return an attribute's value, or `default` where the node has none of that name."""
     for item in node.attribute:
         if item.name == name:
             return helper.get_attribute_value(item)
@@ -154,13 +154,13 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
-    """Returns the number of values in all floating-point initializers."""
+    """Return the number of values in all floating-point initializers."""
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in floats)
 
 
 def infer_shapes(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.GraphProto:
-    """Returns the graph with what shape inference finds, and with weights as inputs.
+    """Return the graph with what shape inference finds, and with weights as inputs.
 
     Inference copies a model four times; without the values of its weights, which it does not read, that costs nothing.
     """
@@ -168,7 +168,7 @@ def infer_shapes(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.Gra
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
-    """Returns the inferred shape of each tensor: numbers, names of symbolic dimensions, None where unknown."""
+    """Return the inferred shape of each tensor: numbers, names of symbolic dimensions, None where unknown."""
     graph = infer_shapes(model, data_prop=True)
     shapes: dict[str, tuple[int | str | None, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
     for info in (*graph.input, *graph.value_info, *graph.output):
@@ -180,14 +180,14 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, .
 
 
 def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Returns the graphs inside a node: the body of a Loop, the branches of an If."""
+    """Return the graphs inside a node: the body of a Loop, the branches of an If."""
     kinds = onnx.AttributeProto
     single = [item.g for item in node.attribute if item.type == kinds.GRAPH]
     return single + [graph for item in node.attribute if item.type == kinds.GRAPHS for graph in item.graphs]
 
 
 def inputs_of(node: onnx.NodeProto) -> list[str]:
-    """Returns what a node reads, what the graphs inside it read from around them included."""
+    """Return what a node reads, what the graphs inside it read from around them included."""
     names = [name for name in node.input if name]
     for inside in branches(node):
         own = {info.name for info in inside.input} | set(constants(inside)) | set(producers(inside))
@@ -197,7 +197,7 @@ def inputs_of(node: onnx.NodeProto) -> list[str]:
 
 
 def rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Renames what a node reads, also inside the graphs of a Loop or an If (in place).
+    """Rename what a node reads, also inside the graphs of a Loop or an If (in place).
 
     Args:
         node: The node.
@@ -214,13 +214,13 @@ def rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 
 
 def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Makes every node of a graph that is being built read `new` where it read `old` (in place)."""
+    """Make every node of a graph that is being built read `new` where it read `old` (in place)."""
     for node in graph.node:
         rename_inputs(node, {old: new})
 
 
 def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Orders nodes and initializers by a depth-first walk from the outputs.
+    """Order nodes and initializers by a depth-first walk from the outputs.
 
     The order depends on the graph alone, so two exports of one model are equal; what no output needs is dropped.
 
@@ -261,7 +261,7 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _drop_nodes(model: onnx.ModelProto, dropped: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Removes nodes whose first output equals their first input, and rewires; `dropped` are of `model`."""
+    """Remove nodes whose first output equals their first input, and rewires; `dropped` are of `model`."""
     graph = model.graph
     outputs = {o.name for o in graph.output}
     inputs = {i.name for i in graph.input}
@@ -282,7 +282,7 @@ def _drop_nodes(model: onnx.ModelProto, dropped: list[onnx.NodeProto]) -> onnx.M
 
 
 def strip_noops(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Removes Identity, Dropout, Reshapes to the shape already there and Transposes that move nothing."""
+    """Remove Identity, Dropout, Reshapes to the shape already there and Transposes that move nothing."""
     result = copy_model(model)
     shapes = tensor_shapes(model)
 
@@ -307,7 +307,7 @@ def strip_noops(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives each Reshape that keeps the batch a constant target, ``[0, ...]``.
+    """Give each Reshape that keeps the batch a constant target, ``[0, ...]``.
 
     A Flatten may arrive as Shape, Gather, Concat and Reshape, or with -1 first; 0 says "as it is", so the batch keeps
     its name through shape inference. Only where all other dimensions are known, before and after.
@@ -334,7 +334,7 @@ def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Takes a model to another opset with ``onnx.version_converter`` and sets the matching IR version.
+    """Take a model to another opset with ``onnx.version_converter`` and sets the matching IR version.
 
     Metadata and the names of tensors stay. A model that is there already comes back as a copy. Constant nodes, which
     the converter makes of attributes that became inputs, come back as initializers.

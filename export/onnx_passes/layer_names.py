@@ -15,12 +15,12 @@ _ROLES = ("input", "weight", "bias")  # of what these read
 
 
 def keras_layer(node_name: str) -> str:
-    """Returns the Keras layer of a node of an exported model; ``"preprocessing"`` and the like where it has none."""
+    """Return the Keras layer of a node of an exported model; ``"preprocessing"`` and the like where it has none."""
     return node_name.split("/", 1)[0]
 
 
 def _match(component: str, tree: LayerTree, suffixed: bool) -> str | None:
-    """Returns the layer that a scope component stands for.
+    """Return the layer that a scope component stands for.
 
     Keras enters each scope twice (to build, to call), so a traced layer ``conv1`` reads ``conv1_1``; with a layer
     of that very name around, the suffix decides.
@@ -32,7 +32,7 @@ def _match(component: str, tree: LayerTree, suffixed: bool) -> str | None:
 
 
 def find_layer(paths: Iterable[str], root: str, tree: LayerTree) -> str | None:
-    """Returns the Keras layer that one of several scope paths leads to.
+    """Return the Keras layer that one of several scope paths leads to.
 
     Args:
         paths: Names such as ``"resnet50_1/conv1_conv_1/convolution"``, the best first.
@@ -57,7 +57,7 @@ def find_layer(paths: Iterable[str], root: str, tree: LayerTree) -> str | None:
 
 
 def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.ModelProto:
-    """Renames every node ``<keras layer>/<operator>``, and tensors and initializers after their nodes.
+    """Rename every node ``<keras layer>/<operator>``, and tensors and initializers after their nodes.
 
     A second node of one layer and operator gets ``_2``. Nodes that belong to no layer keep the layer of the node
     that makes their input. Inputs and outputs of the graph keep their names.

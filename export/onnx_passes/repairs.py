@@ -33,14 +33,14 @@ from export.onnx_passes.shape_folding import RESIZES, evaluate_shapes
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: object, instead_of: Sequence[str] = ()) -> None:
-    """Gives a node an attribute in the place of the one of that name, and of some others (in place)."""
+    """Give a node an attribute in the place of the one of that name, and of some others (in place)."""
     for item in [item for item in node.attribute if item.name in (name, *instead_of)]:
         node.attribute.remove(item)
     node.attribute.append(helper.make_attribute(name, value))
 
 
 def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes negative pads of a ConvTranspose what they mean: zeros behind the result.
+    """Make negative pads of a ConvTranspose what they mean: zeros behind the result.
 
     tf2onnx spreads what TensorFlow's output has more than strides and kernel reach, Keras' ``output_padding``, over
     both sides as negative pads, which ONNX does not have; TensorFlow puts all of it at the end.
@@ -68,7 +68,7 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def repair_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Adds up the biases of a Conv: tf2onnx gives it a fourth input where a second bias stands behind the first."""
+    """Add up the biases of a Conv: tf2onnx gives it a fourth input where a second bias stands behind the first."""
     result = copy_model(model)
     table = constants(result.graph)
     for node in [node for node in result.graph.node if node.op_type == "Conv" and len(node.input) > 3]:
@@ -81,7 +81,7 @@ def repair_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def repair_groups(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives a Conv over three dimensions the groups that its weight is made for; tf2onnx counts them in two only."""
+    """Give a Conv over three dimensions the groups that its weight is made for; tf2onnx counts them in two only."""
     result = copy_model(model)
     convs = [node for node in result.graph.node if node.op_type == "Conv" and attribute(node, "group", 1) == 1]
     table, shapes = constants(result.graph), tensor_shapes(model)
@@ -96,7 +96,7 @@ def repair_groups(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces TensorFlow's resizing operations by Gathers (nearest neighbour) or MatMuls (all others).
+    """Replace TensorFlow's resizing operations by Gathers (nearest neighbour) or MatMuls (all others).
 
     Args:
         model: With these operations as tf2onnx leaves them, NHWC, and shapes folded.
@@ -133,7 +133,7 @@ def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _kernel(node: onnx.NodeProto, axis: int, parameters: list[np.ndarray]) -> Any:
-    """Returns a function of images (1, n, 1, channels) that resizes their height as `node` does along an axis."""
+    """Return a function of images (1, n, 1, channels) that resizes their height as `node` does along an axis."""
     import tensorflow as tf
 
     options: dict[str, object] = {"size": [int(parameters[0][axis]), 1]}
@@ -151,7 +151,7 @@ def _kernel(node: onnx.NodeProto, axis: int, parameters: list[np.ndarray]) -> An
 
 
 def resizing_matrix(node: onnx.NodeProto, axis: int, before: int, parameters: list[np.ndarray]) -> np.ndarray:
-    """Returns what a linear resizing does to a row or a column, float32 (after, before).
+    """Return what a linear resizing does to a row or a column, float32 (after, before).
 
     Args:
         node: TensorFlow's operation.
@@ -204,7 +204,7 @@ _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with float32 in the place of FP16 and BF16, and without the casts between them.
+    """Return the model with float32 in the place of FP16 and BF16, and without the casts between them.
 
     A SavedModel of a model under the policy mixed_float16 or mixed_bfloat16 computes in half precision inside the
     graph. No pass knows such nodes, and what is called the FP32 model must not contain them. Weights keep their
@@ -234,7 +234,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def raise_half(graph: onnx.GraphProto) -> bool:
-    """Makes a graph and those inside it float32 (in place); returns whether anything was half."""
+    """Make a graph and those inside it float32 (in place); returns whether anything was half."""
     found = False
     for tensor in graph.initializer:
         found |= _raise_tensor(tensor)

@@ -46,14 +46,14 @@ class Evaluation:
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
     def sizes(self, tensor: str) -> tuple[int, ...] | None:
-        """Returns a tensor's shape where every size of it is known."""
+        """Return a tensor's shape where every size of it is known."""
         shape = self.shapes.get(tensor, (None,))
         known = tuple(size for size in shape if size is not None)
         return known if len(known) == len(shape) else None
 
 
 def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
-    """Computes the shapes of a graph, and what it makes of them, with one number in place of the batch.
+    """Compute the shapes of a graph, and what it makes of them, with one number in place of the batch.
 
     Args:
         model: Nodes in order; every free dimension of its inputs is the batch.
@@ -79,7 +79,7 @@ def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
 
 
 def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
-    """Enters types and shapes of a node's outputs."""
+    """Enter types and shapes of a node's outputs."""
     if node.op_type in RESIZES:
         images, size = known.shapes.get(node.input[0]), known.values.get(node.input[1])
         if images is not None and size is not None:
@@ -110,7 +110,7 @@ def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
 
 
 def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray | None:
-    """Returns what a node gives, None where the shapes do not decide it, or where it is no small tensor."""
+    """Return what a node gives, None where the shapes do not decide it, or where it is no small tensor."""
     if node.domain not in ("", "ai.onnx") or len([name for name in node.output if name]) != 1:
         return None
     random = node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")
@@ -133,7 +133,7 @@ def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray 
 
 
 def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces what a graph computes of its shapes by constants, wherever the batch does not matter.
+    """Replace what a graph computes of its shapes by constants, wherever the batch does not matter.
 
     A Reshape whose target depends on the batch in one place gets -1 there, or 0 ("as it is") where the batch stays
     in its place; a Slice up to the end of the batch, the end.
@@ -167,7 +167,7 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool:
-    """Puts one branch of the first If whose condition the shapes decide in its place (in place).
+    """Put one branch of the first If whose condition the shapes decide in its place (in place).
 
     Returns:
         Whether there was one.
@@ -198,20 +198,20 @@ def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool
 
 
 def _same(name: str, known: Sequence[Evaluation]) -> np.ndarray | None:
-    """Returns a tensor's value where it is the same at every batch."""
+    """Return a tensor's value where it is the same at every batch."""
     first, *others = (one.values.get(name) for one in known)
     same = first is not None and all(other is not None and np.array_equal(other, first) for other in others)
     return first if same else None
 
 
 def _sizes(name: str, known: Sequence[Evaluation]) -> list[tuple[int, ...]] | None:
-    """Returns for each dimension of a tensor its sizes at the batches, None where one is not known."""
+    """Return for each dimension of a tensor its sizes at the batches, None where one is not known."""
     shapes = [sizes for one in known if (sizes := one.sizes(name)) is not None]
     return list(zip(*shapes)) if len(shapes) == len(known) and len({len(shape) for shape in shapes}) == 1 else None
 
 
 def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
-    """Returns a constant target for a Reshape, None where it depends on the batch in more places than one may."""
+    """Return a constant target for a Reshape, None where it depends on the batch in more places than one may."""
     before, after = _sizes(node.input[0], known), _sizes(node.output[0], known)
     if before is None or after is None or any(0 in sizes for sizes in after):
         return None
@@ -228,7 +228,7 @@ def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.nda
 
 
 def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
-    """Returns constant ends for a Slice that goes up to a dimension's end, or to a fixed place."""
+    """Return constant ends for a Slice that goes up to a dimension's end, or to a fixed place."""
     sizes = _sizes(node.input[0], known)
     ends = [one.values[node.input[2]] for one in known if node.input[2] in one.values]
     if sizes is None or len(ends) < len(known):
@@ -256,14 +256,14 @@ _MADE_CONSTANT = {"Reshape": (1, "target", _reshape_target), "Slice": (2, "ends"
 def _same_input(
     node: onnx.NodeProto, index: int, known: Sequence[Evaluation], default: np.ndarray
 ) -> np.ndarray | None:
-    """Returns an optional input that is the same at every batch."""
+    """Return an optional input that is the same at every batch."""
     if len(node.input) <= index or not node.input[index]:
         return default
     return _same(node.input[index], known)
 
 
 def shapes_of_data(model: onnx.ModelProto) -> list[str]:
-    """Returns the nodes with a result whose shape depends on more than the batch: on the pixels, for one.
+    """Return the nodes with a result whose shape depends on more than the batch: on the pixels, for one.
 
     Args:
         model: Nodes in order.

@@ -21,7 +21,7 @@ from export.preprocessing import LUMA, PreprocessingSpec
 
 
 def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
-    """Names the first dimension of each input and output, and forgets inner shapes that used the old name.
+    """Name the first dimension of each input and output, and forgets inner shapes that used the old name.
 
     Raises:
         ProjectError: If a first dimension is a fixed number: that model takes one batch size only.
@@ -41,7 +41,7 @@ def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
 
 
 def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
-    """Renames one tensor everywhere, graph inputs and outputs included.
+    """Rename one tensor everywhere, graph inputs and outputs included.
 
     Raises:
         ProjectError: If `new` is taken.
@@ -62,7 +62,7 @@ def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto
 
 
 def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> onnx.ModelProto:
-    """Makes a float32 NHWC input a uint8 RGB one and puts cast, channel order, mean and scale behind it.
+    """Make a float32 NHWC input a uint8 RGB one and puts cast, channel order, mean and scale behind it.
 
     Grey levels are computed first where the spec asks for them. What changes nothing (RGB order, mean 0, scale
     1) is left out. Another channel order goes into the weights of the first Conv, where it costs nothing
@@ -133,7 +133,7 @@ def _grey_steps() -> list[tuple[str, np.ndarray]]:
 
 
 def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> onnx.ModelProto:
-    """Adds a Softmax over the last axis of the output `logits` as a second output.
+    """Add a Softmax over the last axis of the output `logits` as a second output.
 
     Raises:
         ProjectError: If `logits` is no output of the model.
@@ -153,7 +153,7 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
 def append_top_k(
     model: onnx.ModelProto, probabilities: str, k: int, names: tuple[str, str] = ("top_probabilities", "top_classes")
 ) -> onnx.ModelProto:
-    """Adds the k best of the output `probabilities` as two more outputs, best first: values and their int32 indices.
+    """Add the k best of the output `probabilities` as two more outputs, best first: values and their int32 indices.
 
     Of equal probabilities ONNX Runtime puts the lower index first; TensorRT promises no order.
 
