@@ -158,7 +158,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
     recipe = context.recipe
     images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
     key = images.key(root / ONNX["fp32"])
-    Scales.from_json((root / "quantize/scales.json").read_text(encoding="utf-8"), key)  # of these images, this model
+    Scales.read(root / "quantize/scales.json", key)  # of these images, this model
     held = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
     pixels, labels, keras = held["pixels"], held["labels"], held["logits"]
     calibration = read_calibration(root / "quantize/calibration.json")

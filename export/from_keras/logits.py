@@ -63,8 +63,8 @@ def logits_model(model: keras.Model, output: str = "auto") -> keras.Model:
     """Return a model whose single output is the logits; it shares its layers with the model passed in.
 
     A final softmax is removed, whether it is a layer's activation, an Activation or Softmax layer or
-    ``keras.ops.softmax``, also at the end of a nested model and before a Reshape. A layer whose activation is removed is
-    copied. The model passed in is not changed.
+    ``keras.ops.softmax``, also at the end of a nested model and before a Reshape. A layer whose activation is removed
+    is copied. The model passed in is not changed.
 
     Args:
         model: Functional or Sequential (built), one input, one output of shape (batch, classes).

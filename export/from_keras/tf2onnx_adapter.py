@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -55,11 +55,11 @@ HANDLERS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
-    """Push the Transposes behind NHWC operations down until they cancel.
+    """Pushes the Transposes behind NHWC operations down until they cancel, without two errors of tf2onnx 1.17.
 
-    tf2onnx 1.17 makes a constant added behind a Conv its bias wherever one axis of the constant is as long as the
-    Conv has filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and a constant for each row of as many rows
-    would become one for each channel. And a factor goes into the weight even where another Conv shares that weight.
+    tf2onnx folds a constant added behind a Conv into its bias if one axis of the constant is as long as the number of
+    filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and takes a constant per row for one per channel. It
+    also folds a factor into a weight that another Conv shares.
     """
 
     def _add_handler(self, trans: Any, node: Any) -> bool:
@@ -97,7 +97,7 @@ def _inline_everything(definition: Any) -> None:
 
 
 def free_memory() -> None:
-    """Collect reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
+    """Collect reference cycles and, with glibc, return free memory to the system."""
     gc.collect()
     with contextlib.suppress(TypeError, AttributeError):  # on Windows, and with other C libraries
         ctypes.CDLL(None).malloc_trim(0)
@@ -156,8 +156,8 @@ def _frozen_graph_prepared() -> Iterator[None]:
 def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
     """Unroll the recurrent layers of a model that have few steps, inside the block.
 
-    An unrolled layer is converted to MatMuls and sums, which every runtime has in every precision. A loop is a node that
-    some runtimes do not parse, that FP16 conversion does not enter, and whose shapes are not inferred.
+    An unrolled layer is converted to MatMuls and sums, which every runtime has in every precision. A loop is a node
+    that some runtimes do not parse, that FP16 conversion does not enter, and whose shapes are not inferred.
 
     Args:
         model: Functional; layers whose number of steps is unknown or larger are not unrolled.
@@ -180,7 +180,8 @@ def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]
 def _steps(layer: Any) -> int:
     """Return the number of steps of a built recurrent layer, 0 if it is not fixed."""
     config: dict[str, Any] = layer.get_build_config() or {}
-    shapes = (config.get(key) or () for key in ("input_shape", "sequences_shape", "sequence_shape"))
+    keys = ("input_shape", "sequences_shape", "sequence_shape")
+    shapes: list[Sequence[int | None]] = [config.get(key) or () for key in keys]
     return next((shape[1] or 0 for shape in shapes if len(shape) > 2), 0)
 
 

@@ -1,8 +1,8 @@
 """Cross-layer equalization: scale the channels of an activation to similar ranges, as they share one INT8 scale.
 
-The widest channel of an activation sets the rounding step of all channels. Conv weights have a scale per output channel,
-so dividing an output channel of the Conv that writes the activation costs nothing. Every reader multiplies by the same
-factor, so the function of the model does not change.
+The widest channel of an activation sets the rounding step of all channels. Conv weights have a scale per output
+channel, so dividing an output channel of the Conv that writes the activation costs nothing. Every reader multiplies by
+the same factor, so the function of the model does not change.
 
 Source: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019; the balance
 between activation and weight range: Xiao et al., SmoothQuant, ICML 2023, with their strength of 0.5.
