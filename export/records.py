@@ -175,10 +175,10 @@ def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = 
     schema = next((field.default for field in dataclasses.fields(cast(Any, kind)) if field.name == "schema"), None)
     received = tree.get("schema") if isinstance(tree, dict) else None
     if isinstance(schema, int) and (received != schema or isinstance(received, bool)):
-        found = f"schema {received!r:.80}" if isinstance(tree, dict) else _received(tree)
+        description = f"schema {received!r:.80}" if isinstance(tree, dict) else _received(tree)
         if isinstance(tree, dict) and "schema" not in tree:
-            found = "an object without the key 'schema'"
-        raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
+            description = "an object without the key 'schema'"
+        raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {description}. {remedy}")
     try:
         return cast(T, _record(kind, tree, ""))
     except _MismatchError as mismatch:

@@ -97,7 +97,7 @@ def to_half(
     )
     result = topological_sort(_merge_casts(topological_sort(result)))
     if kind == "bf16":
-        result = _as_bf16(result, base)
+        _to_bf16(result.graph, base)
     _name_casts(result.graph)
     del result.graph.value_info[:]
     check_model(result)
@@ -198,20 +198,18 @@ def _halve_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
             tensor.data_type, tensor.raw_data = TensorProto.FLOAT16, half.tobytes()
 
 
-def _as_bf16(model: onnx.ModelProto, base: onnx.ModelProto) -> onnx.ModelProto:
-    """Return an FP16 model with BF16 instead of FP16, its weights rounded from the float32 weights of `base`."""
-    result = copy_model(model)
+def _to_bf16(graph: onnx.GraphProto, base: onnx.ModelProto) -> None:
+    """Replace FP16 by BF16 (in place), with weights rounded from the float32 weights of `base`."""
     exact = {name: numpy_helper.to_array(tensor) for name, tensor in constants(base.graph).items()}
     bf16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
-    for tensor in result.graph.initializer:
+    for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
             values = exact.get(tensor.name, numpy_helper.to_array(tensor)).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values.astype(bf16), tensor.name))
-    for node in result.graph.node:
+    for node in graph.node:
         for item in node.attribute:
             if node.op_type == "Cast" and item.name == "to" and item.i == TensorProto.FLOAT16:
                 item.i = TensorProto.BFLOAT16
-    return result
 
 
 def _cast_to(node: onnx.NodeProto) -> int | None:

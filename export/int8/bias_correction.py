@@ -94,7 +94,7 @@ def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[Bi
             rounded, exact = _convolve(node, pairs)
             error, target = rounded - exact, node
         elif node.op_type == "Add":
-            error, target = means.quantized - means.exact, index.made[node.input[1 - edge.index]]
+            error, target = means.quantized - means.exact, index.producers[node.input[1 - edge.index]]
         else:
             continue
         mean = error.mean(axis=(0, *range(2, error.ndim)), dtype=np.float64)

@@ -124,7 +124,9 @@ logger = logging.getLogger(__name__)
 # Held-out and test images differ: a graph that just meets the threshold on held-out images may miss it on test images,
 # by more the fewer held-out images there are (by 3 to 9 dB in 4 of 30 networks with 8 images, in none with 10 or more).
 _MARGIN_DB, _MARGIN_OF_FEW = 1.0, 8.0
-_WORTH = 1e-6  # of the noise of all units: FP16 noise spreads over many units, and a gap of 30 dB needs small ones too
+_MIN_SHARE = (
+    1e-6  # of the noise of all units: FP16 noise spreads over many units, and a gap of 30 dB needs small ones too
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def search_fp16(
         return held_out.judge(emulate_half(make(keep(kept))))
 
     most = int(options.max_kept_fp32 * sum(cost.op == "Conv" for cost in costs))
-    chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _WORTH)
+    chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _MIN_SHARE)
     if not chosen.met and chosen.comparison.sqnr_db <= comparisons[best].sqnr_db:
         return result
     kept = keep(chosen.kept)

@@ -19,7 +19,7 @@ import onnx
 
 from export.fp16.convert import FP32_OPS, preprocessing_nodes
 from export.int8.report import Placement
-from export.onnx_passes.graph import Index, attribute, infer_shapes, producers
+from export.onnx_passes.graph import Index, attribute, infer_shapes
 from export.onnx_passes.layer_names import keras_layer
 from export.words import aligned, count
 
@@ -113,7 +113,7 @@ def _pools_the_map(pool: onnx.NodeProto, index: Index) -> bool:
 
 def _has_border(pool: onnx.NodeProto, index: Index) -> bool:
     """Return whether a pool reads a Pad, or its only reader is a Max with a constant."""
-    source = index.made.get(pool.input[0])
+    source = index.producers.get(pool.input[0])
     readers = index.readers.get(pool.output[0], [])
     bounded = [node.op_type for node in readers] == ["Max"] and not index.constants.keys().isdisjoint(readers[0].input)
     return bounded or (source is not None and source.op_type == "Pad")
@@ -135,14 +135,13 @@ def measured_tensors(model: onnx.ModelProto) -> list[str]:
     inputs = {node.input[0] for node in nodes if node.op_type in ("Conv", "MatMul", "Gemm")}
     results = {node.output[0] for node in nodes if node.op_type in _ARITHMETIC and node.name not in skipped}
     inferred = infer_shapes(model, data_prop=True)
-    maps = {  # shapes and other whole numbers are computed as well
-        info.name
-        for info in (*inferred.value_info, *inferred.output)
-        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        and len(info.type.tensor_type.shape.dim) >= 2
-        and info.type.tensor_type.shape.dim[1].HasField(
-            "dim_value"
-        )  # else the batch is there, and axis 0 something else
+    tensors = {info.name: info.type.tensor_type for info in (*inferred.value_info, *inferred.output)}
+    maps = {  # not shapes and other integers, nor tensors with the batch on axis 1
+        name
+        for name, kind in tensors.items()
+        if kind.elem_type == onnx.TensorProto.FLOAT
+        and len(kind.shape.dim) >= 2
+        and kind.shape.dim[1].HasField("dim_value")
     }
     names = ((inputs | results) & maps) | set(quantizable_tensors(model))
     return [name for node in nodes for name in node.output if name in names]
@@ -158,7 +157,7 @@ def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
     """
     if len(add.input) != 2 or any(name in index.constants for name in add.input):
         return None
-    ends = [index.made.get(name) for name in add.input]
+    ends = [index.producers.get(name) for name in add.input]
     fusable = [
         node is not None and node.op_type == "Conv" and len(index.readers[name]) == 1
         for node, name in zip(ends, add.input)
@@ -182,7 +181,7 @@ def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
     pending = [tensor]
     while pending:
         name = pending.pop()
-        node = index.made.get(name, onnx.NodeProto())  # an input of the graph has no parents
+        node = index.producers.get(name, onnx.NodeProto())  # an input of the graph has no parents
         convs = depth[name] + (node.op_type == "Conv")
         for parent in node.input:
             if parent and convs < depth.get(parent, math.inf):
@@ -204,7 +203,7 @@ def describe(
     """
     kept = kept or {}
     before_conv = {node.name for node in preprocessing_nodes(model)}
-    made = producers(model.graph)
+    indices = {name for node in model.graph.node for name in node.output if node.op_type == "TopK"}
     reasons = {(edge.node, edge.index): edge.why for edge in edges}
     rows = []
     for node in model.graph.node:
@@ -215,7 +214,7 @@ def describe(
             precision, why = "fp32", "arithmetic on 0..255, before the first Conv"
         elif node.op_type in FP32_OPS:
             precision, why = "fp32", f"{node.op_type} stays in FP32"
-        elif node.op_type == "Cast" and (source := made.get(node.input[0])) is not None and source.op_type == "TopK":
+        elif node.op_type == "Cast" and node.input[0] in indices:
             precision, why = "fp32", "indices of the best classes, whole numbers"
         elif why is not None and node.op_type == "Add":
             precision, why = base, f"{why}: that input is INT8, the main branch fuses"

@@ -15,7 +15,7 @@ from export.int8.simulate import HeldOut
 from export.metrics.distances import Comparison
 from export.onnx_passes.layer_names import keras_layer
 
-_WORTH = 0.01  # of the noise of all layers: a layer with less is not kept in float
+_MIN_SHARE = 0.01  # of the noise of all layers: a layer with less is not kept in float
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def choose_layers(
     budget: Budget,
     most_convs: int,
     precision: str = "fp16",
-    given_up: str = "INT8",
-    worth: float = _WORTH,
+    replaced: str = "INT8",
+    min_share: float = _MIN_SHARE,
 ) -> Selection:
     """Return the fewest layers to keep in float that meet a budget, the costliest first.
 
@@ -155,19 +155,19 @@ def choose_layers(
         budget: The budget.
         most_convs: Largest number of Convs to keep; other layers are not limited.
         precision: The precision of the kept layers. Defaults to ``"fp16"``.
-        given_up: The precision that they would have. Defaults to ``"INT8"``.
-        worth: Layers with a smaller share of the noise are not considered. Defaults to a hundredth.
+        replaced: The precision that they would have. Defaults to ``"INT8"``.
+        min_share: Layers with a smaller share of the noise are not considered. Defaults to a hundredth.
     """
     whole = sum(cost.noise for cost in costs)
     ranking: list[LayerCost] = []
     for cost in costs:
         full = cost.op == "Conv" and sum(c.op == "Conv" for c in ranking) >= most_convs
-        if 0 < cost.noise >= worth * whole and not full:
+        if 0 < cost.noise >= min_share * whole and not full:
             ranking.append(cost)
 
     def why(cost: LayerCost) -> str:
         share = cost.noise / whole if math.isfinite(cost.noise) else 1.0
-        return f"kept: {share:.0%} of the {given_up} noise ({cost.sqnr_db:.1f} dB alone)"
+        return f"kept: {share:.0%} of the {replaced} noise ({cost.sqnr_db:.1f} dB alone)"
 
     def selection(count: int) -> Selection:
         kept = {cost.node: Kept(precision, why(cost)) for cost in ranking[:count]}

@@ -97,12 +97,12 @@ class Index:
     """The producers, readers and constants of a graph at the time of `of`.
 
     Args:
-        made: From `producers`.
+        producers: From `producers`.
         readers: From `consumers`.
         constants: From `constants`.
     """
 
-    made: Mapping[str, onnx.NodeProto]
+    producers: Mapping[str, onnx.NodeProto]
     readers: Mapping[str, list[onnx.NodeProto]]
     constants: Mapping[str, onnx.TensorProto]
 
