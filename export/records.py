@@ -129,9 +129,7 @@ def _deeper_than(value: Any, most: int) -> bool:
             for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
             if isinstance(inner, (dict, list))
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 T = TypeVar("T")
