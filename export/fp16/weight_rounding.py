@@ -51,10 +51,14 @@ def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStat
     first = {node.name for node in _first_convs(model)}
     for node in model.graph.node:
         known = statistics.get(node.input[0]) if node.input else None
-        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.name in first or known is None:
+        if (
+            node.op_type not in ("Conv", "MatMul", "Gemm")
+            or node.name in first
+            or known is None
+            or node.input[1] not in index.constants
+            or len(index.readers[node.input[1]]) > 1
+        ):
             continue
-        if node.input[1] not in index.constants or len(index.readers[node.input[1]]) > 1:
-            continue  # computed or shared
         weight = numpy_helper.to_array(index.constants[node.input[1]])
         if node.op_type != "Conv" and not weight.ndim == 2 == len(shapes.get(node.input[0], ())):
             continue  # of tokens or maps: statistics are of axis 1, a MatMul sums over the last axis
