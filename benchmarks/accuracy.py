@@ -161,8 +161,8 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
             raise ProjectError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")
     recipe = context.recipe
     images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
-    scales = (root / "quantize/scales.json").read_text(encoding="utf-8")
-    Scales.from_json(scales, images.key(root / ONNX["fp32"]))  # refuses the scales of another model or other images
+    # It refuses the scales of another model or of other images.
+    Scales.read(root / "quantize/scales.json", images.key(root / ONNX["fp32"]))
     arrays = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
     pixels, labels, keras = arrays["pixels"], arrays["labels"], arrays["logits"]
     calibration = read_calibration(root / "quantize/calibration.json")

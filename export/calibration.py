@@ -1,7 +1,7 @@
-"""What calibration images show of a model's activations, collected over ONNX Runtime in a stream.
+"""Statistics of a model's activations on calibration images, collected batch by batch with ONNX Runtime.
 
-Two passes: ranges and means of each channel first, reduced inside the graph so that no activation leaves it; then a
-histogram of each tensor that will be quantised. Memory is bounded by one batch, however many images there are.
+There are two passes: first the range and mean of each channel, reduced inside the graph so that no activation leaves
+it; then a histogram of each tensor that will be quantized. Memory is bounded by one batch.
 """
 
 import math
@@ -13,17 +13,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
-from export.onnx_passes.graph import copy_model, infer_shapes, tensor_shapes
+from export.onnx_passes.graph import copy_model, infer_shapes, producers, tensor_shapes
 from export.ort_session import open_session
 
 BINS = 2048
 _PARTS = ("ReduceMin", "ReduceMax", "ReduceMean")
-_CHUNK = 2**15  # values whose steps stay in a core's cache
+_CHUNK = 2**15  # values that fit a core's cache
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Each channel of one activation over all images and positions; float64 (C,).
+    """Statistics of each channel of one activation over all images and positions; float64 (C,).
 
     Args:
         low: Smallest value.
@@ -37,22 +37,22 @@ class ChannelStatistics:
 
     @property
     def largest(self) -> np.ndarray:
-        """Largest absolute value of each channel, (C,)."""
+        """Return the largest absolute value of each channel, (C,)."""
         return np.asarray(np.maximum(np.abs(self.low), np.abs(self.high)))
 
     @property
     def limit(self) -> float:
-        """Largest absolute value of the tensor."""
+        """Return the largest absolute value of the tensor."""
         return float(self.largest.max())
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often an activation's absolute values occur.
+    """Histogram of an activation's absolute values.
 
     Args:
-        counts: int64 (bins,); bin i holds values in [i, i + 1) · limit / bins, the last one also what lies above.
-        limit: Upper end of the last bin; 0 where every value is 0, all of them in the first bin then.
+        counts: int64 (bins,); bin i counts values in [i, i + 1) · limit / bins, the last one also those above.
+        limit: Upper end of the last bin; 0 if all values are 0, which are then in the first bin.
     """
 
     counts: np.ndarray
@@ -60,20 +60,20 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Width of a bin."""
+        """Return the width of a bin."""
         return self.limit / len(self.counts)
 
 
 def collect_statistics(
     model: onnx.ModelProto, batches: Iterable[np.ndarray], tensors: Sequence[str]
 ) -> tuple[int, dict[str, ChannelStatistics]]:
-    """First pass: the range and mean of each channel of some tensors.
+    """Return the number of images, and the range and mean of each channel of some tensors: the first pass.
 
-    Neither the size nor the order of the batches matters beyond what float32 arithmetic leaves of it.
+    The size and order of the batches change the result by float32 rounding alone.
 
     Args:
         model: The FP32 model.
-        batches: uint8 (N, height, width, 3) RGB, N at least 1 and free to change.
+        batches: uint8 (N, height, width, 3) RGB, N at least 1; it may change.
         tensors: Names of float32 tensors (N, C) or (N, C, ...) in the model.
 
     Returns:
@@ -81,9 +81,14 @@ def collect_statistics(
 
     Raises:
         ProjectError: If a tensor is unknown, a batch has another type or shape, there are no images, every image is
-            of one colour, or a weight or a value is NaN or infinite (named).
+            of one colour, or a weight or a value is NaN or infinite (the message names it).
     """
-    check_finite(model)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise ProjectError(
+                f"Expected finite weights. Received: NaN or infinity in {tensor.name!r} "
+                "(the training diverged; load an earlier checkpoint or train again)."
+            )
     names = list(dict.fromkeys(tensors))
     probe, reduced = _with_reductions(model, names)
     low: dict[str, np.ndarray] = {}
@@ -103,8 +108,6 @@ def collect_statistics(
             low[name] = np.minimum(low.get(name, math.inf), least.min(axis=0))
             high[name] = np.maximum(high.get(name, -math.inf), most.max(axis=0))
             total[name] = total.get(name, 0.0) + mean.sum(axis=0)
-    if not seen:
-        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
     if plain == seen:
         raise ProjectError(
             f"Expected calibration images that show something. Received: {seen} of one colour each "
@@ -116,9 +119,9 @@ def collect_statistics(
 def collect_histograms(
     model: onnx.ModelProto, batches: Iterable[np.ndarray], limits: Mapping[str, float]
 ) -> dict[str, Histogram]:
-    """Second pass: a histogram of the absolute values of some tensors.
+    """Return histograms of the absolute values of some tensors: the second pass.
 
-    Counts are whole numbers, so that for given activations neither batch size nor order changes them.
+    Counts are integers, so for given activations they do not depend on the size and order of the batches.
 
     Args:
         model: The FP32 model.
@@ -129,18 +132,14 @@ def collect_histograms(
         ProjectError: As `collect_statistics`.
     """
     counts = {name: np.zeros(BINS, dtype=np.int64) for name in limits}
-    seen = 0
-    for batch, activations in run_batches(_with_outputs(model, list(limits)), batches, list(limits)):
+    for _, activations in run_batches(_with_outputs(model, list(limits)), batches, list(limits)):
         for name, value in activations.items():
             counts[name] += count_bins(value, limits[name])
-        seen += len(batch)
-    if not seen:
-        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
     return {name: Histogram(counts[name], limits[name]) for name in limits}
 
 
 def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
-    """Returns how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
+    """Return how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
     factor = np.float32(min(BINS / limit, float(np.finfo(np.float32).max)) if limit > 0 else 0.0)
     counts = np.zeros(BINS, dtype=np.int64)
     flat = value.reshape(-1)
@@ -152,32 +151,19 @@ def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
     return counts
 
 
-def check_finite(model: onnx.ModelProto) -> None:
-    """Checks the weights.
-
-    Raises:
-        ProjectError: If one is NaN or infinite, named.
-    """
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise ProjectError(
-                f"Expected finite weights. Received: NaN or infinity in {tensor.name!r} "
-                "(the training diverged; load an earlier checkpoint or train again)."
-            )
-
-
 def run_batches(
     probe: onnx.ModelProto, batches: Iterable[np.ndarray], outputs: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Runs a model batch by batch on ONNX Runtime and yields the batch and the outputs by name.
+    """Run a model batch by batch with ONNX Runtime, and yield each batch with the outputs by name.
 
     Raises:
-        ProjectError: If a batch has another type or shape than the model takes.
+        ProjectError: If there are no batches, or one has another type or shape than the model takes.
     """
     source = probe.graph.input[0].name
     shape = tensor_shapes(probe)[source]
     # A plan of all activations at once costs more memory than it saves time.
     session = open_session(probe, memory_pattern=False, spinning=False)
+    batch = None
     for batch in batches:
         if batch.dtype != np.uint8 or batch.ndim != 4 or not len(batch) or batch.shape[1:] != shape[1:]:
             raise ProjectError(
@@ -185,19 +171,20 @@ def run_batches(
                 f"{batch.shape} (decode and resize with the function that training used)."
             )
         yield batch, dict(zip(outputs, session.run(list(outputs), {source: batch})))
+    if batch is None:
+        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Returns the model with inner tensors as further outputs.
+    """Return the model with inner tensors as additional outputs.
 
     Raises:
-        ProjectError: If a name is no float32 tensor that a node makes.
+        ProjectError: If a name is no float32 tensor that a node writes.
     """
     inferred = infer_shapes(model)
     infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
-    made = {name for node in model.graph.node for name in node.output}
-    unknown = [name for name in names if name not in infos or name not in made]
-    if unknown:
+    written = producers(model.graph)
+    if unknown := [name for name in names if name not in infos or name not in written]:
         raise ProjectError(
             f"Expected tensors of the model. Received: {unknown[:5]} (ask quantizable_tensors for the names)."
         )
@@ -208,7 +195,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
 
 
 def _with_reductions(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
-    """Returns the model with (N, C) minimum, maximum and mean of tensors as its outputs, and their names by tensor."""
+    """Return the model with (N, C) minimum, maximum and mean of tensors as outputs, and their names by tensor."""
     shapes = {o.name: len(o.type.tensor_type.shape.dim) for o in _with_outputs(model, names).graph.output}
     result = copy_model(model)
     graph = result.graph
@@ -222,7 +209,9 @@ def _with_reductions(model: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx
         for part, output in zip(_PARTS, reduced[name]):
             graph.node.append(helper.make_node(part, [name], [output], output, axes=axes, keepdims=0))
     present = {o.name for o in graph.output}
-    for output in dict.fromkeys(part for parts in reduced.values() for part in parts):
-        if output not in present:
-            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    graph.output.extend(
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        for output in dict.fromkeys(part for parts in reduced.values() for part in parts)
+        if output not in present
+    )
     return result, reduced

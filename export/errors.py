@@ -1,17 +1,13 @@
-"""Errors of the project: one root, and what went wrong inside a library in one line.
-
-The one base error of the project.
-
-Errors of the pipeline. Every message says what was expected, what was received and what to do.
-"""
+"""The errors of the project. Every message says what was expected, what was received and what to do."""
 
 import re
 
 
 class ProjectError(Exception):
-    """Something a person can mend: bad input, a missing file, a missing device, a model that cannot be transformed.
+    """An error that the user can fix: bad input, a missing file or device, a model that cannot be converted.
 
-    The message says what was expected, what was received and what to do. The command exits with status 2.
+    The base class of all errors of the project. The message says what was expected, what was received and what to do.
+    The command exits with status 2.
     """
 
 
@@ -22,7 +18,10 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def cause(error: BaseException) -> str:
-    """What went wrong inside Keras or TensorFlow, in one line; they put a layer's settings or a traceback around it."""
+    """Return the reason in an error of a library in one line of at most 300 characters.
+
+    Keras and TensorFlow put a layer's settings or a traceback around the reason.
+    """
     text = _COLOUR.sub("", str(error)).strip() or type(error).__name__
     text = text.rpartition("Exception encountered:")[2].strip() or text
     lines = text.splitlines()
@@ -30,15 +29,15 @@ def cause(error: BaseException) -> str:
 
 
 def add_note(error: BaseException, text: str) -> None:
-    """Add to an error that passes by what is left, for the command to say: ``BaseException.add_note`` of Python 3.11.
+    """Add a note to an error, as ``BaseException.add_note`` of Python 3.11 does; `notes` returns it.
 
-    Python 3.10 does not print notes in a traceback, so who reports an error says its ``notes``.
+    Python 3.10 does not print notes in a traceback, so the code that reports an error prints its `notes`.
     """
     vars(error).setdefault("__notes__", []).append(text)
 
 
 def notes(error: BaseException) -> tuple[str, ...]:
-    """What ``add_note`` added, in that order."""
+    """Return the notes that `add_note` added to an error, in that order."""
     return tuple(getattr(error, "__notes__", ()))
 
 
@@ -63,10 +62,11 @@ class RunnerError(ProjectError):
 
 
 class DeviceUnavailableError(RunnerError):
-    """The device or its driver does not exist on this machine: nothing was run, as opposed to "it ran and failed".
+    """The device or its driver does not exist on this machine, so nothing was run.
 
-    Attributes:
-        reason: what is missing, in a few words, for tables.
+    Args:
+        message: The whole message.
+        reason: What is missing, in a few words, for tables. Defaults to the message.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -75,4 +75,4 @@ class DeviceUnavailableError(RunnerError):
 
 
 class OutOfMemoryError(RunnerError):
-    """The GPU has not the memory that was asked for."""
+    """The GPU has too little memory for an allocation."""

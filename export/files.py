@@ -1,9 +1,9 @@
-"""Files and folders that are whole or not there, whatever ends the process that writes them.
+"""Atomic writes: a file or folder is complete or absent, whatever ends the process that writes it.
 
-What becomes ``<name>`` is written beside it as ``.<name>.tmp-<process>-<run>-<turn>``, brought to the disk, and then
-renamed. No two writes share such a name, in whatever thread or process. What a killed process left of one goes with the
-next write of that file, or with the next command that takes the lock on its folder. Nothing else in this project puts a
-file in the place of another. Standard library only, Python 3.10 syntax.
+The content of ``<name>`` is written beside it as ``.<name>.tmp-<process>-<run>-<turn>``, synced to the disk, and then
+renamed. The temporary name is unique in every thread and process. The next write of that file, or the next command that
+takes the lock on its folder, removes the leftovers of killed processes. No other module of this project replaces a
+file. Standard library only, Python 3.10 syntax.
 """
 
 import contextlib
@@ -20,21 +20,20 @@ from typing import IO
 
 from export.errors import ProjectError
 
-ROOT = Path(__file__).resolve().parent.parent  # of the checkout, where the code lies
-
+ROOT = Path(__file__).resolve().parent.parent  # the folder of the checkout
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
-_RUN = secrets.token_hex(4)  # process numbers come again, in a container with every start
+_RUN = secrets.token_hex(4)  # process numbers repeat, in a container at every start
 _turns = itertools.count()
 
 
 def write_atomic(path: Path, data: bytes | bytearray | memoryview | str) -> None:
-    """Write a file so that a reader, a full disk or a kill sees the former content or the new one, nothing between.
+    """Write a file atomically: after a full disk or a kill it has the former content or the new one.
 
     Args:
-        path: where to; its folder is made.
-        data: text is written as UTF-8; what UTF-8 cannot hold (a lone surrogate) as JSON escapes it.
+        path: The file; its folder is created.
+        data: The content. Text is written as UTF-8, lone surrogates as JSON escapes them.
     """
     with replacing_file(path) as temporary:
         temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
@@ -42,9 +41,9 @@ def write_atomic(path: Path, data: bytes | bytearray | memoryview | str) -> None
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield where to write a file that takes the place of ``path`` when the block ends without an error.
+    """Yield the temporary path of a file that replaces ``path`` when the block ends without an error.
 
-    Whatever ends the block early, ``path`` keeps its former content and nothing stays beside it.
+    If the block fails, ``path`` keeps its former content and the temporary file is removed.
     """
     with replacing_files(path) as (temporary,):
         yield temporary
@@ -52,10 +51,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_files(*paths: Path) -> Iterator[list[Path]]:
-    """Yield where to write files that belong together; they take their places in this order, once all are on the disk.
+    """Yield the temporary paths of files that belong together; once all are on the disk, they are renamed in order.
 
-    Where one of them cannot, none of them stays: neither those that did before, nor their former content, which would
-    belong to none.
+    If a rename fails, all of the files are removed: those already replaced, and the former content of the others,
+    which would not match them.
     """
     temporaries = [temporary_path(path) for path in paths]
     replaced = False
@@ -81,7 +80,7 @@ def replacing_files(*paths: Path) -> Iterator[list[Path]]:
 
 
 def put_file(finished: Path, path: Path) -> None:
-    """Bring a finished file to the disk, and put it in the place of ``path``, which lies on the same one."""
+    """Sync a finished file to the disk and rename it to ``path``, which is on the same file system."""
     sync(finished)
     os.replace(finished, path)
     _sync_folder(path.parent)
@@ -89,9 +88,9 @@ def put_file(finished: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``final`` when the block ends without an error.
+    """Yield an empty folder that replaces ``final`` when the block ends without an error.
 
-    Whatever ends the block early, ``final`` keeps its former content and the temporary folder goes.
+    If the block fails, ``final`` keeps its former content and the temporary folder is removed.
     """
     recover_folder(final)
     _refuse_file(final)
@@ -101,31 +100,28 @@ def replacing_folder(final: Path) -> Iterator[Path]:
 
 
 def put_folder(finished: Path, final: Path) -> None:
-    """Bring a finished folder to the disk, and put it in the place of ``final``, which lies on the same one.
+    """Sync a finished folder to the disk and rename it to ``final``, which is on the same file system.
 
     Raises:
-        ProjectError: a file is there.
+        ProjectError: ``final`` is a file.
     """
     _refuse_file(final)
-    former = _former(final)
     try:
-        for path in (finished, *finished.rglob("*")):
-            if path.is_symlink():
-                continue
+        for path in (path for path in (finished, *finished.rglob("*")) if not path.is_symlink()):
             if path.is_file():
                 sync(path)
             elif path.is_dir():
-                _sync_folder(path)  # or it comes back without the names of its files
+                _sync_folder(path)  # else the names of its files may be lost
         if final.exists():
-            os.rename(final, former)
+            os.rename(final, _former(final))
         os.rename(finished, final)
         _sync_folder(final.parent)
     finally:
-        recover_folder(final)  # and the former one goes, or comes back
+        recover_folder(final)  # removes the former folder, or restores it
 
 
 def recover_folder(final: Path) -> None:
-    """Clear what a killed process left: unfinished folders go, a former result that was set aside comes back."""
+    """Clean up after a killed process: remove unfinished folders, restore a former result that was set aside."""
     former = _former(final)
     if os.path.lexists(former):
         if final.is_dir():
@@ -136,7 +132,7 @@ def recover_folder(final: Path) -> None:
 
 
 def recover_folders(root: Path) -> None:
-    """Clear what killed processes left below ``root``, which nobody else writes to now."""
+    """Clean up after killed processes below ``root``, which no other process writes to at this time."""
     for former in root.glob(".*.former"):
         recover_folder(root / former.name[1:].removesuffix(".former"))
     remove_leftovers(root.rglob(".*.tmp-*"))
@@ -144,11 +140,11 @@ def recover_folders(root: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``, named after it, that goes when the block ends, however it does.
+    """Yield an empty folder beside ``path``, named after it, that is removed when the block ends.
 
     Args:
-        path: what it is for.
-        mode: permissions, as far as the system's mask leaves them. Defaults to all.
+        path: The file or folder that the temporary folder is for.
+        mode: Permissions, reduced by the system's mask. Defaults to all.
     """
     folder = temporary_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,36 +156,35 @@ def temporary_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where one write puts what becomes ``path``; the caller removes it. What killed processes left of others goes."""
+    """Return a new temporary path for ``path``, which the caller removes; remove those that killed processes left."""
     remove_leftovers(temporaries_of(path))
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{_RUN}-{next(_turns)}")
 
 
 def temporaries_of(path: Path) -> list[Path]:
-    """The temporary files and folders, of any process, that were to become ``path``."""
+    """Return the temporary files and folders of ``path``, those of all processes."""
     try:
         names = os.listdir(path.parent)
     except OSError:
-        return []  # the folder is made later, or the write says what is wrong
+        return []  # the folder is created later, or the write reports the error
     matches = [match for name in names if (match := _NAME.fullmatch(name)) and match["final"] == path.name]
     return [path.with_name(match[0]) for match in matches]
 
 
-def remove_leftovers(found: Iterable[Path]) -> None:
-    """Remove temporary files and folders, except those of processes that are alive, this one too."""
-    for path in found:
+def remove_leftovers(temporaries: Iterable[Path]) -> None:
+    """Remove temporary files and folders, except those of processes that are alive, this one included."""
+    for path in temporaries:
         match = _NAME.fullmatch(path.name)
-        if match is None or _is_alive(int(match["process"]), match["run"]):
-            continue
-        _remove(path)
+        if match is not None and not _is_alive(int(match["process"]), match["run"]):
+            _remove(path)
 
 
 def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
-    """Hex digest of the rest of an open file, read in pieces; ``hashlib.file_digest`` is of Python 3.11.
+    """Return the hex digest of the rest of an open file, read in pieces; ``hashlib.file_digest`` needs Python 3.11.
 
     Args:
-        file: open for reading bytes.
-        algorithm: a name that ``hashlib`` knows. Defaults to "sha256".
+        file: Open for reading bytes.
+        algorithm: A name that ``hashlib`` knows. Defaults to "sha256".
     """
     digest = hashlib.new(algorithm)
     while piece := file.read(1 << 20):
@@ -198,7 +193,7 @@ def digest_of(file: IO[bytes], algorithm: str = "sha256") -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has what was written to a file."""
+    """Wait until the content of a file is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -207,19 +202,19 @@ def sync(path: Path) -> None:
 
 
 def with_place(error: OSError, path: Path) -> None:
-    """Give an error of a full disk the path that was being written, where the system did not: ``write`` knows none."""
+    """Set the path of a disk-full error that has none, as an error of ``write`` (in place)."""
     if error.errno in FULL and error.filename is None:
         error.filename = str(path)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's new names. Some file systems, and Windows, sync no folders."""
+    """Wait until the new names in a folder are on the disk; some file systems, and Windows, do not sync folders."""
     with contextlib.suppress(OSError):
         sync(folder)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or a link, as far as it can be; what a link leads to stays."""
+    """Remove a file, a folder with its content, or a link without its target, as far as possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -237,7 +232,7 @@ def _refuse_file(final: Path) -> None:
 
 
 def _is_alive(process: int, run: str | None) -> bool:
-    """Whether the process is alive; where the number is our own, another run of that number is not."""
+    """Return whether a process is alive; of this process's own number only this run is."""
     if process == os.getpid():
         return run == _RUN
     if os.name == "nt":
@@ -247,5 +242,5 @@ def _is_alive(process: int, run: str | None) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # somebody else's
+        pass  # a process of another user
     return True

@@ -1,10 +1,7 @@
-"""The one place that opens an ONNX Runtime session, so that every run of a graph is of the graph that the file holds.
+"""Opens ONNX Runtime sessions with options under which the graph of the file runs; copies models without large weights.
 
-A graph without the values of its large weights, for what does not read them: copies of them cost more than the work.
-
-Imports onnx inside its functions: `export.ort_session` is imported where it is not installed.
-
-Python 3.10 syntax; onnxruntime is imported inside the function.
+All sessions are opened here. onnx and onnxruntime are imported inside the functions, because this module is imported
+where they are not installed. Python 3.10 syntax.
 """
 
 from __future__ import annotations
@@ -17,16 +14,19 @@ if TYPE_CHECKING:
     import onnx
     from onnx import ModelProto
 
-
-_SMALL = 1000  # values of an initializer that shape inference or an optimizer may want to read
+CPU = "CPUExecutionProvider"
+# Files that earlier versions exported have a Pad before a MaxPool. Pad_Fusion drops its border: wrong for ResNetV2.
+_WRONG_OPTIMIZERS = ["Pad_Fusion"]
+_SMALL = 1000  # values of an initializer that shape inference or an optimizer may read
 
 
 def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """Returns the model without its large weights, and these."""
+    """Return the model without its large weights, and these weights."""
     from onnx import ModelProto, TensorProto
 
-    parts = {part: getattr(model, part) for part in ("ir_version", "opset_import", "functions", "metadata_props")}
-    result = ModelProto(**parts)
+    result = ModelProto(
+        **{part: getattr(model, part) for part in ("ir_version", "opset_import", "functions", "metadata_props")}
+    )
     graph = result.graph
     graph.name = model.graph.name
     for part in ("node", "input", "output", "value_info", "sparse_initializer"):
@@ -39,17 +39,12 @@ def skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorP
 
 
 def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model's skeleton with an input in the place of each large weight."""
+    """Return the model with a graph input instead of each large weight."""
     from onnx import helper
 
     result, weights = skeleton(model)
     result.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
     return result
-
-
-CPU = "CPUExecutionProvider"
-# Files that earlier versions exported have a Pad before a MaxPool, whose border Pad_Fusion forgets: wrong for ResNetV2.
-_WRONG_OPTIMIZERS = ["Pad_Fusion"]
 
 
 def open_session(
@@ -63,20 +58,20 @@ def open_session(
     threads: int = 0,
     log_severity: int = 3,
 ) -> Any:
-    """Returns an ``InferenceSession``; a failure in it, at the opening or in a run, is an error.
+    """Return an ``InferenceSession`` without a fallback: a failure while it opens or runs is an error.
 
     Args:
         model: Path of an ONNX file, its bytes, or a model in memory, whose large weights are not copied.
-        providers: Execution providers, the first one first, each with its options. Defaults to the CPU.
-        exact: No graph optimizations at all. Defaults to False.
-        fuse_int8: Let ONNX Runtime put its own INT8 kernels in the place of Q/DQ pairs; they saturate on some CPUs.
-            Defaults to False: pairs are computed as the file says.
-        memory_pattern: Plan the memory of all activations at once. Defaults to True.
-        spinning: Threads without work wait in a loop: an answer comes a little sooner, and cores are busy that others
-            could use. Defaults to True.
-        threads: Of one operator; 0 takes ONNX Runtime's default. Defaults to 0.
-        log_severity: From which on ONNX Runtime writes on standard error: 3 errors, 4 what ends the process. Defaults
-            to 3.
+        providers: Execution providers in order of preference, each with its options. Defaults to the CPU.
+        exact: Whether all graph optimizations are off. Defaults to False.
+        fuse_int8: Whether ONNX Runtime may replace Q/DQ pairs by its INT8 kernels, which saturate on some CPUs.
+            Defaults to False: pairs are computed as in the file.
+        memory_pattern: Whether the memory of all activations is planned at once. Defaults to True.
+        spinning: Whether idle threads wait in a loop, which shortens the latency a little and occupies the cores.
+            Defaults to True.
+        threads: Number of threads per operator; 0 is ONNX Runtime's default. Defaults to 0.
+        log_severity: Lowest severity that ONNX Runtime writes to standard error: 3 for errors, 4 for fatal errors.
+            Defaults to 3.
     """
     import onnxruntime
 
@@ -98,12 +93,12 @@ def open_session(
     session = onnxruntime.InferenceSession(
         model, options, providers=list(providers), enable_fallback=0, disabled_optimizers=_WRONG_OPTIMIZERS
     )
-    session.weights = weights  # ONNX Runtime reads them where they are, and keeps no reference
+    session.weights = weights  # ONNX Runtime does not copy them, and keeps no reference
     return session
 
 
 def _weights_apart(model: ModelProto) -> tuple[bytes, dict[str, object]]:
-    """Returns the bytes of a model whose large weights are somewhere else, and these as ``OrtValue`` by name."""
+    """Return the bytes of a model with its large weights external, and these weights as ``OrtValue`` by name."""
     from onnx import TensorProto, numpy_helper
     from onnxruntime import OrtValue
 

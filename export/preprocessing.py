@@ -1,8 +1,8 @@
-"""What happens to the pixels before the first convolution, as data.
+"""The preprocessing of pixels before the first convolution, as data.
 
-The exported graph does this itself (`export.onnx_passes.graph.prepend_preprocessing`), so training, calibration and
-verification must do exactly the same: `PreprocessingSpec.apply` is that reference, in numpy.
-The constants of the modes are those of ``keras.applications.imagenet_utils.preprocess_input``.
+The exported graph contains it (`export.onnx_passes.signature.prepend_preprocessing`), so training, calibration and
+verification must do exactly the same: `PreprocessingSpec.apply` is the NumPy reference. The constants of the modes are
+those of ``keras.applications.imagenet_utils.preprocess_input``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ZERO: Triple = (0.0, 0.0, 0.0)
 _ONE: Triple = (1.0, 1.0, 1.0)
 _ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 
-LUMA = (19595, 38470, 7471)  # of 65,536: Rec. 601 as Pillow weighs red, green and blue
+LUMA = (19595, 38470, 7471)  # weights of red, green and blue in units of 1/65,536: Rec. 601 as in Pillow
 
 # mode -> (channel order, mean, scale); means are in grey levels 0..255
 _MODES: dict[str, tuple[str, Triple, Triple]] = {
@@ -41,18 +41,21 @@ _MODES: dict[str, tuple[str, Triple, Triple]] = {
 
 
 def grey_levels(pixels: np.ndarray) -> np.ndarray:
-    """Returns uint8 RGB (..., 3) as grey levels, the same in all three channels: those of Pillow's ``convert("L")``."""
+    """Return uint8 RGB (..., 3) as grey levels, equal in the three channels, as Pillow's ``convert("L")`` does."""
     weighted = pixels.astype(np.int32) @ np.asarray(LUMA, np.int32)
     return np.repeat(((weighted + 32768) >> 16).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 @dataclass(frozen=True)
 class MeanImage:
-    """A mean for every pixel, as some CIFAR trainings subtract it.
+    """A mean for every pixel, as some trainings on CIFAR subtract it.
 
     Args:
-        shape: height, width, 3.
+        shape: Height, width, 3.
         data: float32 values in grey levels, C order, little-endian, channels in the spec's channel order.
+
+    Raises:
+        ProjectError: If the number of bytes does not match the shape.
     """
 
     shape: tuple[int, int, int]
@@ -67,7 +70,7 @@ class MeanImage:
 
     @classmethod
     def from_array(cls, values: np.ndarray) -> MeanImage:
-        """Returns the mean image of an array of shape (height, width, 3).
+        """Return the mean image of an array of shape (height, width, 3).
 
         Raises:
             ProjectError: If the shape is another one, or a value is not finite.
@@ -81,11 +84,11 @@ class MeanImage:
 
     @property
     def array(self) -> np.ndarray:
-        """float32 (height, width, 3)."""
+        """Return the values, float32 (height, width, 3)."""
         return np.frombuffer(self.data, dtype="<f4").reshape(self.shape)
 
     def to_dict(self, values: bool) -> dict[str, object]:
-        """Returns plain JSON types; without `values` only shape and hash."""
+        """Return the mean image as plain JSON types; without `values` only its shape and hash."""
         return {
             "shape": list(self.shape),
             "sha256": hashlib.sha256(self.data).hexdigest(),
@@ -97,17 +100,16 @@ class MeanImage:
 class PreprocessingSpec:
     """``y[..., c] = (x[..., order[c]] - mean[c]) * scale[c]`` in float32, on RGB pixels.
 
-    For a greyscale model x is the grey level in all three channels, a whole number, as Pillow's ``convert("L")``
-    makes it of RGB.
+    For a greyscale model x is the integer grey level, equal in the three channels, see `grey_levels`.
 
     Args:
-        channel_order: The order the network was trained on, ``"RGB"`` or ``"BGR"``. The pixels handed in
+        channel_order: The channel order of the network's training, ``"RGB"`` or ``"BGR"``. Pixels passed to `apply`
             are always RGB.
-        mean: What is subtracted, in grey levels, one per channel in `channel_order`.
-        scale: What the difference is multiplied by, one per channel in `channel_order`.
-        mode: The name of the recipe, for people; ``"custom"`` where it is none of `from_mode`.
+        mean: Subtracted from the pixels, in grey levels, one per channel in `channel_order`.
+        scale: Factor of the difference, one per channel in `channel_order`.
+        mode: A name for people; ``"custom"`` if it is none of `from_mode`. Defaults to ``"custom"``.
         mean_image: Subtracted instead of `mean`, which is then zero; images have its size. Defaults to None.
-        grey: Whether RGB becomes grey levels first. Defaults to False.
+        grey: Whether RGB is converted to grey levels first. Defaults to False.
 
     Raises:
         ProjectError: If the order is unknown, or mean or scale are not three finite numbers.
@@ -135,12 +137,12 @@ class PreprocessingSpec:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """For each channel of the result, its index in the RGB pixels."""
+        """Return for each channel of the result its index in the RGB pixels."""
         return _ORDERS[self.channel_order]
 
     @classmethod
     def from_mode(cls, mode: str) -> PreprocessingSpec:
-        """Returns the spec of one of Keras' preprocessing modes.
+        """Return the spec of one of Keras' preprocessing modes.
 
         Args:
             mode: ``"caffe"`` (ResNet), ``"tf"`` (ResNetV2), ``"torch"``, ``"unit"`` (x / 255) or
@@ -158,7 +160,7 @@ class PreprocessingSpec:
         return cls(channel_order=order, mean=mean, scale=scale, mode=mode)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Preprocesses pixels as the exported graph does.
+        """Preprocess pixels as the exported graph does.
 
         Args:
             pixels: uint8, (..., 3), RGB.
@@ -184,10 +186,10 @@ class PreprocessingSpec:
         return x
 
     def to_dict(self, values: bool = True) -> dict[str, object]:
-        """Returns the spec as plain JSON types.
+        """Return the spec as plain JSON types.
 
         Args:
-            values: Whether a mean image is there with all its values, or by its hash, for people. Defaults to True.
+            values: Whether a mean image is included with its values, or by its hash alone. Defaults to True.
         """
         return {
             "mode": self.mode,
@@ -200,7 +202,7 @@ class PreprocessingSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreprocessingSpec:
-        """Returns the spec that `to_dict` wrote.
+        """Return the spec that `to_dict` wrote.
 
         Raises:
             ProjectError: If a key is missing or a value is not valid.

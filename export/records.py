@@ -1,16 +1,11 @@
-"""JSON that travels: parsed within bounds, and frozen dataclasses that it is read into and written from.
+"""Records that travel as JSON: frozen dataclasses, written in one way, and read strictly within bounds of size.
 
-Parses JSON that somebody else wrote: never deeper, longer or larger than the files of this project are.
-
-Standard library only, Python 3.10 syntax.
-
-Records that travel as JSON: frozen dataclasses, written in one way and read strictly.
-
-A record's fields and their types are its file format. What a file holds is compared with them before anything uses it,
-so that a damaged file is one error that names the file and the key, not a KeyError three modules away.
-Standard library only, Python 3.10 syntax.
+A record's fields and their types are its file format. The content of a file is checked against them before it is used,
+so a damaged file is one error that names the file and the key, not a KeyError three modules away. Standard library
+only, Python 3.10 syntax.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,10 +19,10 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from export.errors import ProjectError
 from export.words import count
 
-MOST_BYTES = 8 * 2**20  # the largest honest file, the architecture of a network of a thousand layers, takes 1 MB
-MOST_VALUES = 2**18  # an empty list takes 3 bytes in the file and 64 in memory: so 16 MiB at most, beside the text
-DEEPEST = 200  # a model nested in a model adds five
-MOST_DIGITS = 40  # of a whole number; beyond some thousands Python refuses or takes quadratic time
+MOST_BYTES = 8 * 2**20  # the largest valid file, the architecture of a network of a thousand layers, takes 1 MB
+MOST_VALUES = 2**18  # an empty list takes 3 bytes in the file and 64 in memory: at most 16 MiB beside the text
+DEEPEST = 200  # a model nested in a model adds five levels
+MOST_DIGITS = 40  # of an integer; above some thousands Python refuses it or needs quadratic time
 
 
 def parse_json(
@@ -40,17 +35,18 @@ def parse_json(
 ) -> Any:
     """Parse JSON within bounds of size, depth and number of values.
 
-    Lone surrogates in strings stay as they are. Of a key that is given twice the last counts.
+    Lone surrogates in strings are kept. The last of several equal keys counts.
 
     Args:
-        text: the JSON; bytes are UTF-8.
-        where: the file, which every message begins with.
-        finite: refuse NaN and infinities, which JSON does not have and Python writes nevertheless.
-        most: bytes.
-        most_values: values; of lists and objects never more lists and objects than `MOST_VALUES`.
+        text: The JSON; bytes are UTF-8.
+        where: The name of the file, with which every message begins.
+        finite: Whether NaN and infinities, which Python writes although JSON has none, are refused. Defaults to True.
+        most: Largest number of bytes. Defaults to `MOST_BYTES`.
+        most_values: Largest number of values; of lists and objects there are never more than `MOST_VALUES`. Defaults
+            to `MOST_VALUES`.
 
     Raises:
-        ValueError: not JSON, or out of bounds; the message says which.
+        ValueError: The text is not JSON, or out of bounds; the message says which.
     """
     if len(text) > most:
         raise ValueError(f"{where}: {count(len(text), 'byte')}, where at most {most:,} are read")
@@ -80,21 +76,25 @@ def parse_json(
 
 
 def read_json_file(path: str | os.PathLike[str]) -> Any:
-    """Parse a file of JSON; of a larger one than is accepted, not more is read than tells so.
+    """Parse a JSON file within the bounds of `parse_json`.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: see ``parse_json``.
+        OSError: The file cannot be read.
+        ValueError: See `parse_json`.
     """
     return parse_json(read_bounded(path), os.path.basename(path))
 
 
 def read_bounded(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
-    """The content of a file; of a larger one than is accepted, not more is read than tells so.
+    """Return the content of a file; at most one byte above the limit is read.
+
+    Args:
+        path: The file.
+        most: Largest number of bytes. Defaults to `MOST_BYTES`.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is too large.
+        OSError: The file cannot be read.
+        ValueError: The file is too large.
     """
     with open(path, "rb") as file:
         data = file.read(most + 1)
@@ -129,76 +129,73 @@ def _deeper_than(value: Any, most: int) -> bool:
             for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
             if isinstance(inner, (dict, list))
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 T = TypeVar("T")
-# The largest record is a benchmark with its raw samples: 10,000 at most of each row. A float takes 32 bytes in memory.
+# The largest record is a benchmark with its raw samples, at most 10,000 per row. A float takes 32 bytes in memory.
 LARGEST_FILE, MOST_RECORD_VALUES = 16 * 2**20, 10**6
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 class _MismatchError(Exception):
-    """The key, what it should have been, and what it was."""
+    """A value of another type than its field; its arguments are the key, the expected and the received value."""
 
 
 def to_json(record: Any) -> dict[str, object]:
-    """Return a dataclass as plain JSON types: fields in their order, or what its ``to_dict`` gives."""
-    tree: dict[str, object] = _plain(record)
-    return tree
+    """Return a dataclass as plain JSON types: its fields in order, or the result of its ``to_dict``."""
+    return cast("dict[str, object]", _plain(record))
 
 
 def without_none(record: Any) -> dict[str, object]:
-    """Return the fields of a dataclass that are not None, by their names; for a ``to_dict``.
+    """Return the fields of a dataclass that are not None, by name; for a ``to_dict``.
 
-    Those that may be None must have it as their default, or the record is not read again.
+    A field that may be None must have None as its default, or the record cannot be read again.
     """
-    return {one.name: said for one in dataclasses.fields(record) if (said := getattr(record, one.name)) is not None}
+    values = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
+    return {name: value for name, value in values if value is not None}
 
 
 def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = "record") -> T:
-    """Return the record that a JSON tree holds.
+    """Return the record in a JSON tree.
 
     Args:
-        kind: the record's class. A field without a default must be there; an unknown key is refused. A field
-            ``schema`` must have its default.
-        tree: what the JSON holds.
-        where: the file, for the message.
-        remedy: the last sentence of the message: what to do.
-        what: what the file is, for the message. Defaults to "record".
+        kind: The record's class. A field without a default is required; an unknown key is refused. A field ``schema``
+            must have its default.
+        tree: The parsed JSON.
+        where: The name of the file, for the message.
+        remedy: The last sentence of the message: what to do.
+        what: What the file is, for the message. Defaults to "record".
 
     Raises:
-        ProjectError: a key is missing, unknown, or of another type; with the file and the key.
+        ProjectError: A key is missing, unknown, or of another type; the message names the file and the key.
     """
-    schema = _schema(kind)
-    if schema is not None:
-        received = tree.get("schema") if isinstance(tree, dict) else None
-        if received != schema or isinstance(received, bool):
-            found = f"schema {received!r:.80}" if isinstance(tree, dict) else _received(tree)
-            if isinstance(tree, dict) and "schema" not in tree:
-                found = "an object without the key 'schema'"
-            raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {found}. {remedy}")
+    schema = next((field.default for field in dataclasses.fields(cast(Any, kind)) if field.name == "schema"), None)
+    received = tree.get("schema") if isinstance(tree, dict) else None
+    if isinstance(schema, int) and (received != schema or isinstance(received, bool)):
+        description = f"schema {received!r:.80}" if isinstance(tree, dict) else _received(tree)
+        if isinstance(tree, dict) and "schema" not in tree:
+            description = "an object without the key 'schema'"
+        raise ProjectError(f"Expected the {what} of schema {schema} in {where}. Received: {description}. {remedy}")
     try:
         return cast(T, _record(kind, tree, ""))
     except _MismatchError as mismatch:
         key, expected, received = mismatch.args
-        wanted = f"'{key}' of type {expected}" if key else expected
-        raise ProjectError(f"Expected {wanted} in {where}. Received: {received}. {remedy}") from None
+        subject = f"'{key}' of type {expected}" if key else expected
+        raise ProjectError(f"Expected {subject} in {where}. Received: {received}. {remedy}") from None
 
 
 def read_record(kind: type[T], path: Path, *, remedy: str, what: str = "record") -> T:
     """Read the record in a JSON file; the arguments are those of `from_json`.
 
     Raises:
-        ProjectError: the file is missing, too large, not JSON, or not this record.
+        ProjectError: The file is missing, too large, not JSON, or not this record.
     """
     return from_json(kind, _read(path, remedy, what), str(path), remedy=remedy, what=what)
 
 
 def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[T, ...]:
-    """Read a JSON file that is a list of records; as `read_record`, which see."""
+    """Read a JSON file that is a list of records; see `read_record`."""
     rows = _read(path, remedy, what)
     if not isinstance(rows, list):
         raise ProjectError(f"Expected a list in {path}. Received: {_received(rows)}. {remedy}")
@@ -212,28 +209,21 @@ def _read(path: Path, remedy: str, what: str) -> Any:
         return parse_json(
             read_bounded(path, LARGEST_FILE), path.name, most=LARGEST_FILE, most_values=MOST_RECORD_VALUES
         )
-    except OSError as problem:
-        raise ProjectError(
-            f"Expected the {what} {path}. Received: {problem.strerror or problem}. {remedy}"
-        ) from problem
-    except ValueError as problem:
-        raise ProjectError(f"Expected JSON in {path}. Received: {problem}. {remedy}") from problem
+    except OSError as error:
+        raise ProjectError(f"Expected the {what} {path}. Received: {error.strerror or error}. {remedy}") from error
+    except ValueError as error:
+        raise ProjectError(f"Expected JSON in {path}. Received: {error}. {remedy}") from error
 
 
 @cache
 def _fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
-    """Name, type and whether it must be there, of each field of a dataclass."""
+    """Return the name, the type, and whether it is required, of each field of a dataclass."""
     hints = get_type_hints(kind)
     return tuple(
-        (one.name, hints[one.name], one.default is one.default_factory is dataclasses.MISSING)
-        for one in dataclasses.fields(kind)
-        if one.init
+        (field.name, hints[field.name], field.default is field.default_factory is dataclasses.MISSING)
+        for field in dataclasses.fields(kind)
+        if field.init
     )
-
-
-def _schema(kind: Any) -> int | None:
-    defaults = (one.default for one in dataclasses.fields(kind) if one.name == "schema")
-    return next((default for default in defaults if isinstance(default, int)), None)
 
 
 def _record(kind: Any, tree: Any, key: str) -> Any:
@@ -243,48 +233,43 @@ def _record(kind: Any, tree: Any, key: str) -> Any:
         listed = f"{unknown[0]!r:.80}" + (f" and {len(unknown) - 1} more" if unknown[1:] else "")
         keys = f"keys of {', '.join(sorted(known))}"
         raise _MismatchError("", keys + (f" as '{key}'" if key else ""), f"the unknown key {listed}")
-    given = {}
-    for name, wanted, required in fields:
+    values = {}
+    for name, hint, required in fields:
         inner = f"{key}.{name}" if key else name
         if name in tree:
-            given[name] = _value(wanted, tree[name], inner)
+            values[name] = _value(hint, tree[name], inner)
         elif required:
-            raise _MismatchError(inner, _describe(wanted), "nothing")
-    return _consistent(kind, partial(kind, **given), key)
+            raise _MismatchError(inner, _describe(hint), "nothing")
+    return _consistent(kind, partial(kind, **values), key)
 
 
-def _value(wanted: Any, value: Any, key: str) -> Any:
-    """Return the value as the type, or say at which key it is none."""
-    if wanted in (Any, object):
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """Return a JSON value as the type of a field; raise `_MismatchError` if it has another type."""
+    if hint in (Any, object):
         return value
-    if _own_form(wanted):
-        return _consistent(wanted, partial(wanted.from_dict, _object(value, key)), key)
-    if dataclasses.is_dataclass(wanted):
-        return _record(wanted, value, key)
-    if wanted in _NAMES:
-        return _plain_value(wanted, value, key)
-    origin, args = get_origin(wanted), get_args(wanted)
+    if isinstance(hint, type) and hasattr(hint, "from_dict"):  # a class with a JSON form of its own
+        return _consistent(hint, partial(hint.from_dict, _object(value, key)), key)
+    if dataclasses.is_dataclass(hint):
+        return _record(hint, value, key)
+    if hint in _NAMES:
+        return _plain_value(hint, value, key)
+    origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _union(args, value, key)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
-        raise _MismatchError(key, _describe(wanted), f"{value!r:.80}")
+        raise _MismatchError(key, _describe(hint), f"{value!r:.80}")
     if origin is tuple:
         return _tuple(args, value, key)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        # Names may be those of files, which need not be text.
+        # Keys may be names of files, which need not be valid text.
         return {name: _value(args[1], item, f"{key}.{name:.40}") for name, item in _object(value, key).items()}
-    raise TypeError(f"Expected a type that JSON has. Received: {wanted!r} at {key}.")
-
-
-def _own_form(kind: Any) -> bool:
-    """Whether a class has a JSON form of its own: what ``to_dict`` gives and ``from_dict`` takes."""
-    return isinstance(kind, type) and hasattr(kind, "from_dict")
+    raise TypeError(f"Expected a type that JSON has. Received: {hint!r} at {key}.")
 
 
 def _consistent(kind: type[T], make: Callable[[], T], key: str) -> T:
-    """Return what a class makes of its values, or say in its own words why they do not go together."""
+    """Return an instance of a class; an error of its constructor becomes a `_MismatchError` with that message."""
     try:
         return make()
     except Exception as error:
@@ -299,18 +284,18 @@ def _object(value: Any, key: str) -> dict[str, object]:
     return value
 
 
-def _plain_value(wanted: Any, value: Any, key: str) -> Any:
-    fits = isinstance(value, (int, float) if wanted is float else wanted)
-    if not fits or (isinstance(value, bool) and wanted is not bool):
-        raise _mismatch(key, _NAMES[wanted], value)
-    if wanted is float:
+def _plain_value(kind: Any, value: Any, key: str) -> Any:
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise _mismatch(key, _NAMES[kind], value)
+    if kind is float:
         try:
             value = float(value)
         except OverflowError:
             raise _mismatch(key, "a number", value) from None
         if not math.isfinite(value):
             raise _mismatch(key, "a finite number", value)
-    if wanted is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise _mismatch(key, "text that can be written as UTF-8", value)
     return value
 
@@ -327,30 +312,28 @@ def _tuple(args: tuple[Any, ...], value: Any, key: str) -> Any:
 def _union(args: tuple[Any, ...], value: Any, key: str) -> Any:
     if value is None and type(None) in args:
         return None
-    choices = [one for one in args if one is not type(None)]
+    choices = [kind for kind in args if kind is not type(None)]
     if len(choices) == 1:
         return _value(choices[0], value, key)
-    for one in choices:
-        try:
-            return _value(one, value, key)
-        except _MismatchError:
-            continue
+    for kind in choices:
+        with contextlib.suppress(_MismatchError):
+            return _value(kind, value, key)
     raise _mismatch(key, _alternatives(args), value)
 
 
-def _describe(wanted: Any) -> str:
-    if wanted in _NAMES:
-        return _NAMES[wanted]
-    origin, args = get_origin(wanted), get_args(wanted)
+def _describe(hint: Any) -> str:
+    if hint in _NAMES:
+        return _NAMES[hint]
+    origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return " or ".join(repr(one) for one in args)
+        return " or ".join(map(repr, args))
     if origin in (Union, types.UnionType):
         return _alternatives(args)
     return "a list" if origin is tuple else "an object"
 
 
 def _alternatives(args: tuple[Any, ...]) -> str:
-    return " or ".join(dict.fromkeys(_describe(one) for one in args))
+    return " or ".join(dict.fromkeys(map(_describe, args)))
 
 
 def _mismatch(key: str, expected: str, value: Any) -> _MismatchError:
@@ -365,7 +348,7 @@ def _plain(value: Any) -> Any:
     if hasattr(type(value), "to_dict"):
         return {name: _plain(item) for name, item in value.to_dict().items()}
     if dataclasses.is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,15 +1,8 @@
-"""Protocol buffers read off their bytes, without any package: fields, and external data of ONNX files.
+"""Protocol buffers read from their bytes, without building messages, and ONNX files with external data refused.
 
-The fields of protocol buffers, read off their bytes without any package and without building messages.
-
-A parser makes an object of some hundred bytes for two bytes of a file. So files that others wrote are looked through
-here first. Standard library only, Python 3.10 syntax.
-
-Whether an ONNX file keeps weights in other files, read off its bytes without any package.
-
-A verdict is bound to the sha256 of the ONNX file. Weights that lie beside it (external data) are in no hash, so
-such a file could be given other answers after it was verified: it is refused wherever one is run or built from.
-Field numbers are those of ``onnx.proto3``. Standard library only, Python 3.10 syntax.
+A parser creates an object of some hundred bytes for two bytes of a file, so files from elsewhere are scanned here
+first. A verdict is bound to the sha256 of the ONNX file, which does not cover external data: such a file could change
+after it was verified, so it is neither run nor built from. Standard library only, Python 3.10 syntax.
 """
 
 import mmap
@@ -20,14 +13,14 @@ from pathlib import Path
 from export.errors import ProjectError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-DEEPEST = 100  # messages in messages, as protobuf's own parsers
+DEEPEST = 100  # levels of nested messages, as in protobuf's own parsers
 
 
 def fields(data: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Field number, wire type, and where its bytes begin and stop; of a varint its value and 0.
+    """Yield the number and wire type of each field with the start and end of its bytes; of a varint its value and 0.
 
     Raises:
-        ValueError: damaged, by the iterator.
+        ValueError: The message is damaged; raised by the iterator.
     """
     while at < end:
         tag = data[at]
@@ -69,7 +62,7 @@ def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
 
 
-# Message to its fields that lead to tensors: field number to message.
+# Message -> the fields that lead to tensors: field number, as in onnx.proto3 -> message.
 PATHS: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -86,10 +79,10 @@ EXTERNAL_DATA, DATA_LOCATION, EXTERNAL = 13, 14, 1  # of TensorProto
 
 
 def refuse_external_data(path: str | os.PathLike[str]) -> None:
-    """Refuse an ONNX file whose weights are in other files.
+    """Refuse an ONNX file with weights in other files.
 
     Raises:
-        ProjectError: it has such weights, or is no ONNX file.
+        ProjectError: The file has external data, or is no ONNX file.
     """
     file = Path(path)
     try:
@@ -97,7 +90,7 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
             external = _has_external(data, 0, len(data), "ModelProto", 0)
     except (OSError, ValueError, IndexError) as error:
         raise ProjectError(
-            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Make it anew, or copy it again."
+            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Export or copy it again."
         ) from error
     if external:
         raise ProjectError(
@@ -110,10 +103,9 @@ def _has_external(data: mmap.mmap, start: int, end: int, message: str, depth: in
     if depth > DEEPEST:
         raise ValueError("nested too deep")
     inner = PATHS.get(message, {})
-    for field, kind, begin, stop in fields(data, start, end):
-        if message == "TensorProto":
-            if field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == VARINT and begin == EXTERNAL):
-                return True
-        elif field in inner and kind == BYTES and _has_external(data, begin, stop, inner[field], depth + 1):
-            return True
-    return False
+    return any(
+        field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == VARINT and begin == EXTERNAL)
+        if message == "TensorProto"
+        else field in inner and kind == BYTES and _has_external(data, begin, stop, inner[field], depth + 1)
+        for field, kind, begin, stop in fields(data, start, end)
+    )

@@ -1,4 +1,4 @@
-"""FP16 as a typed ONNX graph: what TensorRT builds is what the file says, and the CPU can check it."""
+"""FP16 as a typed ONNX graph: TensorRT builds the types in the file, and the CPU can check it."""
 
 from collections.abc import Collection, Mapping
 
@@ -25,65 +25,64 @@ from export.onnx_passes.layer_names import keras_layer
 
 FP16_MAX = 65504.0
 _BF16_MAX = 3.3895313892515355e38
-# From here on QuantizeLinear takes FP16 scales, and TensorRT 10 and later read the result.
+# From this opset on QuantizeLinear takes FP16 scales, and TensorRT 10 and later read the result.
 MINIMUM_OPSET = 19
-TENSORRT8_OPSET = 17  # what the parser of TensorRT 8.6 is for
-_BF16_OPSET = 22  # Conv and pools take BF16 from here on
-# What may stand between the pixels and the first Conv; on 0..255 it is done in FP32.
+TENSORRT8_OPSET = 17  # the newest opset of the parser of TensorRT 8.6
+_BF16_OPSET = 22  # from this opset on Conv and pools take BF16
+# Operators between the pixels and the first Conv; their values are 0..255, so they stay in FP32.
 _PREPROCESSING = (
     "Cast", "Gather", "Slice", "Sub", "Add", "Mul", "Div", "Transpose", "Pad", "ReduceSum", "Floor",
 )  # fmt: skip
 FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
 _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "QuantizeLinear")
-_CHOOSING = ("Max", "Min")  # pass one of their inputs on, which FP16 does exactly; the converter would keep them FP32
+_CHOOSING = ("Max", "Min")  # return one of their inputs, which is exact in FP16; the converter would keep them FP32
 _CAST_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-_HEADROOM = 2.0  # between the largest value on calibration images and what other images may bring
-_LOST = 1e-3  # of a weight's norm: rounding to normal FP16 loses 2e-4, what loses more fell to denormals
-_HANDING_ON = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
+_HEADROOM = 2.0  # between the largest value on calibration images and the values of other images
+_LOST = 1e-3  # share of a weight's norm: rounding to normal FP16 loses 2e-4, denormals lose more
+_PASSING = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
 
 
 def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Returns the nodes from the input to the first Conv (or to its QuantizeLinear), without that one.
+    """Return the nodes from the input to the first Conv (or to its QuantizeLinear), excluding that one.
 
-    Found by walking from the graph's input as long as one node reads the tensor and is of a kind that prepares
-    pixels.
+    The walk from the graph's input goes on while a single node reads the tensor and its operator is one of those that
+    preprocess pixels.
     """
     readers = consumers(model.graph)
-    tensor, found = model.graph.input[0].name, []
+    tensor, nodes = model.graph.input[0].name, []
     while len(readers.get(tensor, ())) == 1 and readers[tensor][0].op_type in _PREPROCESSING:
-        node = readers[tensor][0]
-        found.append(node)
-        tensor = node.output[0]
-    return found
+        nodes += readers[tensor]
+        tensor = nodes[-1].output[0]
+    return nodes
 
 
 def to_half(
     model: onnx.ModelProto, kind: str = "fp16", keep: Collection[str] = (), *, minimum_opset: int = MINIMUM_OPSET
 ) -> onnx.ModelProto:
-    """Returns the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
+    """Return the model with FP16 or BF16 weights and activations, at opset 19 or later; BF16 at 22 or later.
 
-    Preprocessing stays FP32 until its result is cast right before the first Conv; Softmax, TopK and Log are FP32;
-    inputs and outputs keep their types (uint8 pixels, float32 logits and probabilities, int32 indices).
-    QuantizeLinear and DequantizeLinear get scales of that type.
+    Preprocessing stays FP32, and its result is cast right before the first Conv. Softmax, TopK and Log stay FP32.
+    Inputs and outputs keep their types (uint8 pixels, float32 logits and probabilities, int32 indices). QuantizeLinear
+    and DequantizeLinear get scales of the new type.
 
     Args:
-        model: float32, as `export.from_keras.convert.export_keras` or `export.int8.qdq` makes it.
-        kind: ``"fp16"`` or ``"bf16"``. Defaults to ``"fp16"``. ONNX Runtime's CPU runs no BF16 Conv; TensorRT does.
-        keep: Names of further nodes that stay FP32, see `unfit_for_fp16`.
-        minimum_opset: What an older model is taken to; `TENSORRT8_OPSET` is for a model without Q/DQ pairs, whose
-            scales have no FP16 there. Defaults to `MINIMUM_OPSET`.
+        model: float32, from `export.from_keras.convert.export_keras` or `export.int8.qdq.quantize`.
+        kind: ``"fp16"`` or ``"bf16"``. ONNX Runtime's CPU runs no BF16 Conv; TensorRT does. Defaults to ``"fp16"``.
+        keep: Names of other nodes that stay FP32, see `unfit_for_fp16`. Defaults to none.
+        minimum_opset: The opset to which an older model is converted. `TENSORRT8_OPSET` is for a model without Q/DQ
+            pairs, whose scales cannot be FP16 there. Defaults to `MINIMUM_OPSET`.
 
     Raises:
-        ProjectError: If a weight has no finite FP16 value and its node is not kept, named; if the result is no valid
-            ONNX.
+        ProjectError: If a weight has no finite FP16 value and its node is not kept (the message names it), or the
+            result is no valid ONNX.
 
-    Source: onnxruntime.transformers.float16.convert_float_to_float16 (onnxconverter_common's makes an invalid
-    model of a uint8 input that is cast).
+    Source: onnxruntime.transformers.float16.convert_float_to_float16 (that of onnxconverter_common returns an invalid
+    model for a uint8 input that is cast).
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else minimum_opset))
-    base = _narrow_lowest(base, kind)
+    _narrow_lowest(base.graph, kind)
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in FP32_OPS or node.name in keep]
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in _CHOOSING]
@@ -91,62 +90,61 @@ def to_half(
     if kind == "fp16":
         _halve_weights(result.graph, kept)
     del result.graph.value_info[:]
-    result.graph.value_info.extend(infer_shapes(base).value_info)  # its own inference copies the weights four times
+    # The converter's own shape inference copies the weights four times.
+    result.graph.value_info.extend(infer_shapes(base).value_info)
     result = convert_float_to_float16(
         result, keep_io_types=True, disable_shape_infer=True, op_block_list=blocked, node_block_list=kept
     )
     result = topological_sort(_merge_casts(topological_sort(result)))
     if kind == "bf16":
-        result = _as_bf16(result, base)
-    result = _name_casts(result)
+        _to_bf16(result.graph, base)
+    _name_casts(result.graph)
     del result.graph.value_info[:]
     check_model(result)
     return result
 
 
 def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[str, str]:
-    """Returns the nodes that must stay FP32 in an FP16 graph, by name, and why.
+    """Return the nodes that must stay FP32 in an FP16 graph: name -> why.
 
-    Those are the nodes that write or read a value within a factor of two of FP16's largest, 65,504, and those with a
-    weight above it or with one that falls to denormals and loses more than a thousandth there.
+    These are the nodes that write or read a value within a factor of two of FP16's largest, 65,504, and those with a
+    weight above it, or with a weight that becomes denormal and loses more than a thousandth of its norm.
 
     Args:
         model: float32.
-        limits: Tensor name -> its largest absolute value on calibration images; other tensors are not judged.
+        limits: Tensor name -> its largest absolute value on calibration images; other tensors are not checked.
     """
     graph = model.graph
-    made, readers, table = producers(graph), consumers(graph), constants(graph)
-    found: dict[str, str] = {}
+    written, readers, table = producers(graph), consumers(graph), constants(graph)
+    reasons: dict[str, str] = {}
     prepared = {node.name for node in preprocessing_nodes(model)}
     for name, limit in limits.items():
-        if limit < FP16_MAX / _HEADROOM or name not in made:
-            continue
-        pending = [name]
-        why = f"values up to {limit:,.0f}, near FP16's largest, {FP16_MAX:,.0f}"
-        for node in (made[name], *_readers_through(pending, readers)):
-            found.setdefault(node.name, why)
+        if limit >= FP16_MAX / _HEADROOM and name in written:
+            why = f"values up to {limit:,.0f}, near FP16's largest, {FP16_MAX:,.0f}"
+            for node in (written[name], *_readers_through(name, readers)):
+                reasons.setdefault(node.name, why)
     for node in graph.node:
         for name in node.input:
             if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
                 why = lost_in_fp16(_without_lowest(numpy_helper.to_array(table[name]), FP16_MAX))
                 if why:
-                    found.setdefault(node.name, why)
-    return {name: why for name, why in found.items() if name not in prepared}
+                    reasons.setdefault(node.name, why)
+    return {name: why for name, why in reasons.items() if name not in prepared}
 
 
-def _readers_through(pending: list[str], readers: Mapping[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
-    """Returns all that reads some tensors, behind what hands their values on as well."""
-    found = []
+def _readers_through(tensor: str, readers: Mapping[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """Return the nodes that read a tensor, directly or behind nodes that pass its values on."""
+    nodes: list[onnx.NodeProto] = []
+    pending = [tensor]
     while pending:
-        for node in readers.get(pending.pop(), ()):
-            found.append(node)
-            if node.op_type in _HANDING_ON:
-                pending.append(node.output[0])
-    return found
+        direct = readers.get(pending.pop(), [])
+        nodes += direct
+        pending += [node.output[0] for node in direct if node.op_type in _PASSING]
+    return nodes
 
 
 def lost_in_fp16(weight: np.ndarray) -> str:
-    """Returns what FP16 does to a weight that it should not; empty where it does not."""
+    """Return why FP16 cannot hold a weight well; empty if it can."""
     largest = float(np.abs(weight).max()) if weight.size else 0.0
     if not largest <= FP16_MAX:
         return f"a weight of {largest:,.0f}, above FP16's largest, {FP16_MAX:,.0f}"
@@ -157,32 +155,29 @@ def lost_in_fp16(weight: np.ndarray) -> str:
 
 
 def _without_lowest(values: np.ndarray, largest: float) -> np.ndarray:
-    """Returns values with ``-largest`` in the place of float32's lowest, which stands for none, see `LOWEST`."""
+    """Return values with ``-largest`` instead of float32's lowest, which stands for no value, see `LOWEST`."""
     return np.where(values == LOWEST, np.float32(-largest), values)
 
 
-def _narrow_lowest(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """Returns the model with the lowest finite value of FP16 or BF16 where a Max reads that of float32."""
-    result = copy_model(model)
-    table = constants(result.graph)
+def _narrow_lowest(graph: onnx.GraphProto, kind: str) -> None:
+    """Replace the lowest float32 that a Max reads by the lowest finite FP16 or BF16 value (in place)."""
+    read = {name for node in graph.node if node.op_type == "Max" for name in node.input}
     largest = FP16_MAX if kind == "fp16" else _BF16_MAX
-    for name in {name for node in result.graph.node if node.op_type == "Max" for name in node.input if name in table}:
-        if table[name].data_type == TensorProto.FLOAT:
-            values = _without_lowest(numpy_helper.to_array(table[name]), largest)
-            table[name].CopyFrom(numpy_helper.from_array(values, name))
-    return result
+    for tensor in graph.initializer:
+        if tensor.name in read and tensor.data_type == TensorProto.FLOAT:
+            values = _without_lowest(numpy_helper.to_array(tensor), largest)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def _halve_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
-    """Halves the weights that FP16 arithmetic alone reads (in place), as the converter would, in a quarter of its time.
+    """Convert the weights that only FP16 nodes read (in place), as the converter would, in a quarter of its time.
 
     Args:
         graph: float32.
         kept: Names of nodes that stay FP32.
 
     Raises:
-        ProjectError: If one that is not only for kept nodes is not finite in FP16; the converter would clip it without
-            a word.
+        ProjectError: If a weight that an FP16 node reads is not finite in FP16; the converter would clip it silently.
     """
     readers = consumers(graph)
     for tensor in graph.initializer:
@@ -203,31 +198,29 @@ def _halve_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
             tensor.data_type, tensor.raw_data = TensorProto.FLOAT16, half.tobytes()
 
 
-def _as_bf16(model: onnx.ModelProto, base: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns an FP16 model with BF16 in the place of FP16, its weights rounded from the float32 ones of `base`."""
-    result = copy_model(model)
+def _to_bf16(graph: onnx.GraphProto, base: onnx.ModelProto) -> None:
+    """Replace FP16 by BF16 (in place), with weights rounded from the float32 weights of `base`."""
     exact = {name: numpy_helper.to_array(tensor) for name, tensor in constants(base.graph).items()}
     bf16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
-    for tensor in result.graph.initializer:
+    for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
             values = exact.get(tensor.name, numpy_helper.to_array(tensor)).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values.astype(bf16), tensor.name))
-    for node in result.graph.node:
+    for node in graph.node:
         for item in node.attribute:
             if node.op_type == "Cast" and item.name == "to" and item.i == TensorProto.FLOAT16:
                 item.i = TensorProto.BFLOAT16
-    return result
 
 
-def _cast_to(node: onnx.NodeProto | None) -> int | None:
-    return attribute(node, "to") if node is not None and node.op_type == "Cast" else None
+def _cast_to(node: onnx.NodeProto) -> int | None:
+    return attribute(node, "to") if node.op_type == "Cast" else None
 
 
 def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Takes out the detours that the converter leaves around the nodes kept in FP32.
+    """Remove superfluous casts, which the converter adds around the nodes kept in FP32.
 
-    FP32 → FP16 → FP32 loses bits for nothing and becomes the FP32 tensor itself; of several equal casts of one
-    tensor one stays, a graph output first.
+    FP32 → FP16 → FP32 loses bits for nothing and is replaced by the FP32 tensor. One of several equal casts of a tensor
+    is kept, a graph output if there is one.
     """
     result = copy_model(model)
     graph = result.graph
@@ -235,7 +228,7 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     types = {t.name: t.data_type for t in graph.initializer}
     for info in (*infer_shapes(model).value_info, *graph.input, *graph.output):
         types[info.name] = info.type.tensor_type.elem_type
-    made, readers = producers(graph), consumers(graph)
+    producer, readers = producers(graph), consumers(graph)
 
     def read_instead(old: str, new: str) -> None:
         moved = readers.pop(old, [])
@@ -244,19 +237,16 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
         readers.setdefault(new, []).extend(moved)
 
     for node in [n for n in graph.node if _cast_to(n) == TensorProto.FLOAT]:
-        inner = made.get(node.input[0])
-        if _cast_to(inner) != TensorProto.FLOAT16 or inner is None:
+        inner = producer.get(node.input[0])
+        if inner is None or _cast_to(inner) != TensorProto.FLOAT16 or types.get(inner.input[0]) != TensorProto.FLOAT:
             continue
-        source = inner.input[0]
-        if types.get(source) != TensorProto.FLOAT:
-            continue
-        if node.output[0] not in outputs:
-            read_instead(node.output[0], source)
-        elif source not in outputs and source in made:
-            maker = made.pop(source)
-            read_instead(source, node.output[0])
-            maker.output[list(maker.output).index(source)] = node.output[0]
-            made[node.output[0]] = maker
+        source, target = inner.input[0], node.output[0]
+        if target not in outputs:
+            read_instead(target, source)
+        elif source not in outputs and source in producer:
+            producer[target] = producer.pop(source)
+            read_instead(source, target)
+            producer[target].output[list(producer[target].output).index(source)] = target
             graph.node.remove(node)
     first: dict[tuple[str, int], str] = {}
     casts = [n for n in graph.node if n.op_type == "Cast"]
@@ -269,17 +259,13 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     return topological_sort(result)
 
 
-def _name_casts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Names each Cast ``<keras layer>/Cast_<type>``, after the node it reads from."""
-    result = copy_model(model)
-    made = producers(result.graph)
-    taken = {node.name for node in result.graph.node}
-    for node in result.graph.node:
+def _name_casts(graph: onnx.GraphProto) -> None:
+    """Name each Cast ``<keras layer>/Cast_<type>`` after the node that it reads from (in place)."""
+    producer = producers(graph)
+    taken = {node.name for node in graph.node}
+    for node in graph.node:
         kind = _CAST_NAMES.get(_cast_to(node) or 0)
-        source = made.get(node.input[0]) if kind is not None else None
-        if kind is None or source is None:
-            continue
-        stem = f"{keras_layer(source.name)}/Cast_{kind}"
-        node.name = next(name for name in (stem, *(f"{stem}_{i}" for i in range(2, 1000))) if name not in taken)
-        taken.add(node.name)
-    return result
+        if kind is not None and (source := producer.get(node.input[0])) is not None:
+            stem = f"{keras_layer(source.name)}/Cast_{kind}"
+            node.name = next(name for name in (stem, *(f"{stem}_{i}" for i in range(2, 1000))) if name not in taken)
+            taken.add(node.name)

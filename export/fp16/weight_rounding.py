@@ -1,4 +1,4 @@
-"""FP16 weights whose rounding errors cancel where it counts: in the sum that a Conv or a Gemm forms."""
+"""Rounding of weights to FP16 such that the errors cancel in the sums that a Conv or a Gemm computes."""
 
 from collections.abc import Collection, Mapping
 
@@ -10,18 +10,18 @@ from export.calibration import ChannelStatistics
 from export.fp16.convert import FP16_MAX, lost_in_fp16, preprocessing_nodes
 from export.onnx_passes.graph import Index, attribute, constants, consumers, copy_model, tensor_shapes
 
-_FEW = 256  # weights of a row that nearly always are enough to bring its mean back
+_FEW = 256  # this many weights of a row nearly always suffice to restore its mean
 
 
 def with_weights(
     model: onnx.ModelProto, weights: Mapping[str, np.ndarray], kept: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Returns the model with other weights, of the types that it has.
+    """Return the model with other values of weights; their types stay.
 
     Args:
         model: float32 or FP16.
         weights: Node name -> its weight, from `rounded_weights` or `rounded_first_conv`.
-        kept: Names of nodes that stay FP32, with the weights they have. Defaults to none.
+        kept: Names of nodes that stay FP32 and keep their weights. Defaults to none.
     """
     result = copy_model(model)
     table = constants(result.graph)
@@ -34,30 +34,34 @@ def with_weights(
 
 
 def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> dict[str, np.ndarray]:
-    """Returns weights that FP16 holds exactly, by node, rounded so that the mean of each output stays.
+    """Return weights by node, rounded to FP16 values such that the mean of each output channel is kept.
 
-    Rounded to nearest, the errors of a bias and of thousands of weights add up to an offset of each output channel,
-    the same for every image; it makes most of what FP16 loses on a ResNet. Here a few weights of each output channel
-    take their other neighbour in FP16, until the offset at the mean input vanishes. No weight is off by more than a
-    unit in the last place. The first Conv, whose channels are nearly equal, is done by `rounded_first_conv`. Weights
-    that FP16 can't hold have none: see `export.fp16.convert.unfit_for_fp16`.
+    With rounding to nearest, the errors of a bias and of thousands of weights add up to an offset of each output
+    channel that is the same for every image and is most of the loss of FP16 on a ResNet. Here a few weights of each
+    output channel are rounded to their other neighbour in FP16, until the offset at the mean input vanishes. The error
+    of a weight is at most a unit in the last place. `rounded_first_conv` rounds the first Conv, whose input channels
+    are nearly equal. Weights that FP16 cannot hold are left out, see `export.fp16.convert.unfit_for_fp16`.
 
     Args:
         model: float32.
-        statistics: Of the inputs of Conv, MatMul and Gemm, for their means; a node without is left as it is.
+        statistics: Of the inputs of Conv, MatMul and Gemm, for their means; nodes without statistics are left out.
     """
     result = rounded_first_conv(model)
     index, shapes = Index.of(model.graph), tensor_shapes(model)
     first = {node.name for node in _first_convs(model)}
     for node in model.graph.node:
         known = statistics.get(node.input[0]) if node.input else None
-        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.name in first or known is None:
-            continue
-        if node.input[1] not in index.constants or len(index.readers[node.input[1]]) > 1:
+        if (
+            node.op_type not in ("Conv", "MatMul", "Gemm")
+            or node.name in first
+            or known is None
+            or node.input[1] not in index.constants
+            or len(index.readers[node.input[1]]) > 1
+        ):
             continue
         weight = numpy_helper.to_array(index.constants[node.input[1]])
         if node.op_type != "Conv" and not weight.ndim == 2 == len(shapes.get(node.input[0], ())):
-            continue  # of tokens or maps: statistics are of axis 1, a MatMul sums over the last one
+            continue  # of tokens or maps: statistics are of axis 1, a MatMul sums over the last axis
         across = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
         rows = weight.T if across else weight.reshape(weight.shape[0], -1)
         groups = attribute(node, "group", 1)
@@ -72,12 +76,12 @@ def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStat
 
 
 def rounded_first_conv(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Returns the first Conv's weights, by node, on FP16 values whose rounding errors cancel over the channels.
+    """Return the first Conv's weights by node, rounded to FP16 values whose errors cancel over the channels.
 
-    The colour channels of a photo are nearly equal, and those of a grey image are: what counts is the sum over them.
-    Rounded each for itself, weights that oppose each other leave an error as large as theirs in a small sum; so the
-    error of the largest is carried into the next smaller one, as error diffusion does between pixels. A weight may be
-    off by a unit in the last place of the largest of its channels, their sum by half a unit of the smallest.
+    The colour channels of a photo are nearly equal, so the sum of a weight over them matters. If each is rounded to
+    nearest, weights of opposite signs leave a large error in a small sum. So the error of the largest is added to the
+    next smaller one, as error diffusion does between pixels. The error of a weight is at most a unit in the last place
+    of the largest of its channels, that of their sum half a unit of the smallest.
 
     Args:
         model: float32.
@@ -92,9 +96,9 @@ def rounded_first_conv(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         falling = np.take_along_axis(weight, order, axis=1).astype(np.float64)
         carry = np.zeros_like(falling[:, 0])
         for channel in range(weight.shape[1]):
-            wanted = falling[:, channel] + carry
-            falling[:, channel] = wanted.astype(np.float16)
-            carry = wanted - falling[:, channel]
+            target = falling[:, channel] + carry
+            falling[:, channel] = target.astype(np.float16)
+            carry = target - falling[:, channel]
         rounded = np.empty_like(weight)
         np.put_along_axis(rounded, order, falling.astype(np.float32), axis=1)
         result[node.name] = rounded
@@ -105,12 +109,12 @@ def _first_convs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     prepared = preprocessing_nodes(model)
     tensor = prepared[-1].output[0] if prepared else model.graph.input[0].name
     table = constants(model.graph)
-    found = consumers(model.graph).get(tensor, ())
-    return [node for node in found if node.op_type == "Conv" and node.input[1] in table]
+    readers = consumers(model.graph).get(tensor, ())
+    return [node for node in readers if node.op_type == "Conv" and node.input[1] in table]
 
 
 def _bias_error(node: onnx.NodeProto, index: Index, count: int) -> np.ndarray:
-    """Returns what rounding the bias adds to each output, float64 (count,); a bias may be an Add of its own."""
+    """Return the rounding error of the bias of each output, float64 (count,); it may be an Add behind a MatMul."""
     name = node.input[2] if len(node.input) > 2 else ""
     if node.op_type == "MatMul" and len(index.readers.get(node.output[0], ())) == 1:
         after = index.readers[node.output[0]][0]
@@ -122,10 +126,10 @@ def _bias_error(node: onnx.NodeProto, index: Index, count: int) -> np.ndarray:
 
 
 def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Returns (O, K) float32 weights rounded to FP16 whose sums with means (O, K), and offset (O,), stay; float64.
+    """Return (O, K) float32 weights rounded to FP16 that keep their sums with means (O, K) and offset (O,); float64.
 
-    Greedy: in each row the weights that lose least by taking their other neighbour, for what that moves, go first,
-    equal ones in order. The few that nearly always are enough are tried in all rows at once.
+    Greedy: in each row the weights whose other neighbour costs least error per change of the sum are changed first,
+    equal ones in order. The first few, which nearly always suffice, are tried in all rows at once.
     """
     half = rows.astype(np.float16)
     nearest = half.astype(np.float64)
@@ -140,7 +144,7 @@ def _keep_mean(rows: np.ndarray, mean: np.ndarray, offset: np.ndarray) -> np.nda
     enough = np.abs(errors) * 1e-2
     few = min(_FEW, rows.shape[1] - 1)
     first = np.argpartition(price, few, axis=1)[:, : few + 1]
-    limit = np.take_along_axis(price, first[:, few:], axis=1)  # what costs as much may be among the others as well
+    limit = np.take_along_axis(price, first[:, few:], axis=1)  # equal prices may be among the others as well
     first = np.sort(first[:, :few], axis=1)
     costs = np.take_along_axis(price, first, axis=1)
     first = np.take_along_axis(first, np.argsort(costs, axis=1, kind="stable"), axis=1)

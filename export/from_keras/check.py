@@ -1,15 +1,8 @@
-"""Runs a finished export on pictures made here, and compares it with the Keras model.
+"""Runs a finished export on generated images, and compares its logits with those of the Keras model.
 
-Pictures that make a network show what it computes: made here, equal on every machine.
-
-Photographs would do, but an export must be checked where there are none. Noise alone does not do: it averages out
-in the first pooling, all its pictures look alike to a network, and a part that only differs on large bright or dark
-areas, or only for one channel, never differs.
-
-A finished export, run on pictures made here and compared with the Keras model that it came from.
-
-The export, tf2onnx and its passes are not trusted: what they get wrong is a wrong answer without a word. And what
-only holds at one batch size, or gives each picture an answer that depends on its neighbours, is no classifier.
+An error of tf2onnx or of a pass changes the logits without a message, and so does a layer that computes over the batch.
+The images are generated, as an export must be checked where there are no photos. Noise alone averages out in the first
+pooling, so an error on large bright or dark areas, or in one channel, would not show.
 """
 
 import logging
@@ -18,7 +11,7 @@ import keras
 import numpy as np
 import onnx
 
-from export.errors import ProjectError
+from export.errors import ProjectError, cause
 from export.metrics.distances import relative_difference
 from export.onnx_passes.graph import copy_model, op_counts
 from export.onnx_passes.layer_names import keras_layer
@@ -26,32 +19,42 @@ from export.ort_session import open_session
 from export.preprocessing import PreprocessingSpec
 from export.words import count, listed
 
+logger = logging.getLogger(__name__)
+
+PICTURES = 8
+# Relative to the largest logit. Float32 logits of deep networks differ by up to 3e-5; an error at the border of a layer
+# alone may be 1e-3 or less.
+TOLERANCE = 3e-4
+# The export may differ by this factor more than Keras itself does when its input moves by one ulp: a network that
+# rounds or thresholds inside amplifies rounding errors, and is correct nevertheless.
+_OWN_NOISE = 10.0
+
 
 def probe_pixels(height: int, width: int, count: int = 16, seed: int = 0) -> np.ndarray:
-    """Returns uint8 (count, height, width, 3) RGB pictures, each of another kind, from 0 to 255.
+    """Return generated uint8 RGB images (count, height, width, 3) of several kinds, with values from 0 to 255.
 
-    Blobs of several sizes, coloured gradients, stripes, a dark and a bright one, and noise; no two of one mean. The
-    first pictures do not depend on `count`.
+    There are blobs of several sizes, coloured gradients, stripes, bright discs on black, and noise; their means differ.
+    The first images do not depend on `count`, and are equal on every machine.
 
     Args:
         height: In pixels.
         width: In pixels.
-        count: How many. Defaults to 16.
-        seed: Of everything random. Defaults to 0.
+        count: The number of images. Defaults to 16.
+        seed: Seed of the random numbers. Defaults to 0.
     """
-    pictures = np.empty((count, height, width, 3), dtype=np.uint8)
+    images = np.empty((count, height, width, 3), dtype=np.uint8)
     for index in range(count):
         random = np.random.default_rng((seed, index))
-        picture = _KINDS[index % len(_KINDS)](random, height, width)
+        image = _KINDS[index % len(_KINDS)](random, height, width)
         low, high = np.sort(random.uniform(0.0, 1.0, (2, 3)), axis=0)
-        if index % 4 == 0:  # the whole range, as a photograph has it
+        if index % 4 == 0:  # the whole range, as in a photo
             low, high = np.zeros(3), np.ones(3)
-        pictures[index] = np.rint(255 * (low + picture * (high - low)))
-    return pictures
+        images[index] = np.rint(255 * (low + image * (high - low)))
+    return images
 
 
 def _blobs(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Smooth colour patches, a few to a side."""
+    """Return smooth colour patches, a few per side."""
     cells = int(random.integers(2, 7))
     coarse = random.uniform(0.0, 1.0, (cells + 1, cells + 1, 3))
     y, x = np.linspace(0, cells, height), np.linspace(0, cells, width)
@@ -63,7 +66,7 @@ def _blobs(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _gradient(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Each channel rises in another direction."""
+    """Return a gradient in a different direction per channel."""
     y, x = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
     angle = random.uniform(0, 2 * np.pi, 3)
     ramp = x * np.cos(angle) + y * np.sin(angle)
@@ -72,56 +75,45 @@ def _gradient(random: np.random.Generator, height: int, width: int) -> np.ndarra
 
 
 def _stripes(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Hard edges, some pixels apart, in two colours."""
+    """Return stripes with hard edges in two colours."""
     period = random.integers(2, max(3, min(height, width) // 2) + 1, 3)
     y, x = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
     return ((x * random.integers(0, 2, 3) + y) // period % 2).astype(float)
 
 
 def _spots(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A few bright discs on black."""
+    """Return a few bright discs on black."""
     y, x = np.mgrid[0:height, 0:width]
-    picture = np.zeros((height, width, 3))
+    image = np.zeros((height, width, 3))
     for _ in range(4):
         top, left, radius = random.uniform(0, height), random.uniform(0, width), min(height, width) / 5
-        picture[(y - top) ** 2 + (x - left) ** 2 < radius**2] = random.uniform(0.2, 1.0, 3)
-    return picture
+        image[(y - top) ** 2 + (x - left) ** 2 < radius**2] = random.uniform(0.2, 1.0, 3)
+    return image
 
 
 def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Every pixel for itself."""
+    """Return independent random pixels."""
     return random.uniform(0.0, 1.0, (height, width, 3))
 
 
 _KINDS = (_blobs, _gradient, _spots, _stripes, _noise)
 
 
-logger = logging.getLogger(__name__)
-
-PICTURES = 8
-# Of the largest logit. Deep networks differ by up to 3e-5 in float32; a layer that is wrong at the border alone, by
-# 1e-3 and less.
-TOLERANCE = 3e-4
-# How many times more than Keras itself, when its input moves by one ulp, the export may differ: a network that
-# rounds or thresholds inside multiplies the last bit, and is not wrong for it.
-_OWN_NOISE = 10.0
-
-
 def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: PreprocessingSpec) -> float:
-    """Compares an export's logits with Keras' at batches of 1, 2 and 7, and with each other.
+    """Compare an export's logits with those of Keras at batches of 1, 2 and 7, and with each other.
 
     Args:
-        model: uint8 pixels (batch, height, width, 3) in, logits first out.
+        model: From uint8 pixels (batch, height, width, 3) to logits, its first output.
         source: The Keras model of these logits.
-        preprocessing: What stands before it in `model`.
+        preprocessing: The preprocessing in `model`.
 
     Returns:
         The largest difference, relative to the largest logit.
 
     Raises:
-        ProjectError: If they differ, depend on the batch or on chance, or cannot be had at each batch size.
+        ProjectError: If the logits differ, depend on the batch or on chance, or a model fails at a batch size.
     """
-    source = keras.Model(source.inputs[0], source.outputs[0])  # no lists or dicts around them
+    source = keras.Model(source.inputs[0], source.outputs[0])  # its inputs and outputs may be in lists or dicts
     _, height, width, _ = source.input_shape
     pixels = probe_pixels(height, width, PICTURES)
     inputs = preprocessing.apply(pixels)
@@ -141,7 +133,9 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
             f"{random:.1e} of the largest one from run to run (a Dropout, noise or augmentation runs at inference: "
             "save the model without training=True)."
         )
-    allowed = max(TOLERANCE, _OWN_NOISE * _own_noise(source, inputs, expected))
+    moved = (np.nextafter(inputs, np.float32(end)) for end in (np.inf, -np.inf))
+    noise = max(relative_difference(expected, _keras(source, values)) for values in moved)
+    allowed = max(TOLERANCE, _OWN_NOISE * noise)
     if own > allowed or mixed > allowed:
         raise ProjectError(
             "Expected answers that do not depend on the other pictures of a batch. Received: logits that differ by "
@@ -164,76 +158,64 @@ def check_answers(model: onnx.ModelProto, source: keras.Model, preprocessing: Pr
 
 
 def _keras(source: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """Returns Keras' logits.
+    """Return the logits of a Keras model.
 
     Raises:
-        ProjectError: If the model does not take that many pictures at once.
+        ProjectError: If the model does not take that many images at once.
     """
     try:
-        # Called, not predicted: predict() would trace the model once more, which takes longer than eight pictures. On
-        # the CPU: a GPU computes in TF32, which is another model by more than the tolerance.
+        # predict() would trace the model once more, which takes longer than eight images. A GPU would compute in TF32,
+        # whose error is larger than the tolerance.
         with keras.device("cpu:0"):
             return np.asarray(source(inputs, training=False), dtype=np.float32)
     except Exception as error:  # whatever a layer raises
         raise ProjectError(
             f"Expected a model that takes a batch of any size. Received: {type(error).__name__} for "
-            f"{count(len(inputs), 'picture')}: {_first_line(error)} (a layer fixes the batch, for one a Reshape with "
+            f"{count(len(inputs), 'picture')}: {cause(error)} (a layer fixes the batch, for example a Reshape with "
             "a constant)."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    """Returns what an error says, without the arguments that Keras lists below it."""
-    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])[:300]
-
-
 def _run(model: onnx.ModelProto, outputs: list[str], batches: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Returns the outputs that are named, for each batch of pixels.
+    """Return some outputs, by name, for each batch of pixels.
 
     Raises:
-        ProjectError: If ONNX Runtime does not take the model, or does not run it.
+        ProjectError: If ONNX Runtime does not load or run the model.
     """
     try:
-        session = open_session(model, log_severity=4)  # what it would log is in the error
+        session = open_session(model, log_severity=4)  # the error contains the log message
         return [session.run(outputs, {model.graph.input[0].name: pixels}) for pixels in batches]
     except Exception as error:  # ONNX Runtime's errors have no common class
         raise ProjectError(
-            f"Expected an export that ONNX Runtime runs. Received: {type(error).__name__}: {_first_line(error)} "
+            f"Expected an export that ONNX Runtime runs. Received: {type(error).__name__}: {cause(error)} "
             "(replace the layer that is named, and please report it)."
         ) from error
 
 
-def _own_noise(source: keras.Model, inputs: np.ndarray, expected: np.ndarray) -> float:
-    """Returns by how much Keras' own logits move when its input does by one ulp, up or down."""
-    moved = [np.nextafter(inputs, np.float32(sign * np.inf)) for sign in (1, -1)]
-    return max(relative_difference(expected, _keras(source, values)) for values in moved)
-
-
 def _where(model: onnx.ModelProto, source: keras.Model, pixels: np.ndarray, inputs: np.ndarray) -> str:
-    """Returns at which Keras layer the export parts from Keras, else of which operators it is.
+    """Return the first Keras layer whose values the export does not contain, else the operators of the export.
 
-    A layer's values are looked for among all of the graph's, whatever their order: the export works on NCHW where
-    Keras works on NHWC. Folding leaves some layers without values of their own, so a layer counts as right where
-    one that reads it is.
+    A layer's sorted values are compared with those of all tensors of the graph, as the export is NCHW and Keras NHWC.
+    After folding some layers have no tensor of their own, so a layer is correct if one that reads it is.
     """
     try:
         operations = [operation for operation in source.operations if operation.output is not source.inputs[0]]
         with keras.device("cpu:0"):
             values = keras.Model(source.inputs, [o.output for o in operations])([inputs], training=False)
-        every = copy_model(model)
+        probe = copy_model(model)
         names = [name for node in model.graph.node for name in node.output if name]
-        del every.graph.output[:]
-        every.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-        (found,) = _run(every, names, [pixels])
-        computed = [np.sort(np.ravel(value)) for value in found if value.dtype == np.float32]
-    except Exception:  # a layer that is called twice, or gives a list: the sentence does without
+        del probe.graph.output[:]
+        probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+        (tensors,) = _run(probe, names, [pixels])
+        computed = [np.sort(np.ravel(tensor)) for tensor in tensors if tensor.dtype == np.float32]
+    except Exception:  # a layer that is called twice, or returns a list: the message names no layer
         return f"in a graph of {listed(op_counts(model))}"
-    right: set[str] = set()
+    correct: set[str] = set()
     first = operations[-1]
     for operation, value in reversed(list(zip(operations, values))):
-        wanted = np.sort(np.ravel(np.asarray(value)))
-        if operation.name in right or any(relative_difference(wanted, one) <= TOLERANCE for one in computed):
-            right.update(parent.operation.name for node in operation._inbound_nodes for parent in node.parent_nodes)
+        expected = np.sort(np.ravel(np.asarray(value)))
+        if operation.name in correct or any(relative_difference(expected, x) <= TOLERANCE for x in computed):
+            correct.update(parent.operation.name for node in operation._inbound_nodes for parent in node.parent_nodes)
         else:
             first = operation
     inside = sorted({node.op_type for node in model.graph.node if keras_layer(node.name) == first.name})

@@ -1,7 +1,7 @@
-"""Keras classifier to ONNX: uint8 pixels in, logits and probabilities out, every BatchNorm folded.
+"""Exports a Keras classifier to ONNX: uint8 pixels in, logits and probabilities out, every BatchNorm folded.
 
-tf2onnx converts, the passes of this package tidy up, and what comes out is checked rather than trusted: tf2onnx only
-logs where one of its own passes fails.
+tf2onnx converts the model, the passes of `export.onnx_passes` clean up the graph, and the result is checked against
+Keras.
 """
 
 import json
@@ -20,6 +20,7 @@ from export.from_keras.check import check_answers
 from export.from_keras.logits import logits_model
 from export.from_keras.tf2onnx_adapter import MOST_STEPS, convert, free_memory
 from export.onnx_passes import graph, signature
+from export.onnx_passes.file import check_model, save_model
 from export.onnx_passes.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.onnx_passes.layer_names import LayerTree, find_layer, name_by_layer
 from export.onnx_passes.repairs import (
@@ -40,15 +41,15 @@ _METADATA_KEYS = ("classes", "preprocessing", "input")
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export made.
+    """The summary of an export.
 
     Args:
-        opset: Its operator set.
+        opset: The file's operator set.
         input_size: Height and width in pixels.
-        classes: How many.
-        nodes: Nodes in the graph.
-        parameters: Floating-point values in the graph, after folding.
-        ops_before: Operator counts as tf2onnx left them.
+        classes: Number of classes.
+        nodes: Number of nodes in the graph.
+        parameters: Number of floating-point values in the graph, after folding.
+        ops_before: Operator counts of tf2onnx's result.
         ops_after: Operator counts of the file.
     """
 
@@ -76,31 +77,31 @@ def export_keras(
     top_k: int = 0,
     top_names: tuple[str, str] = ("top_probabilities", "top_classes"),
 ) -> ExportSummary:
-    """Writes a Keras classifier as ONNX, preprocessing and softmax included.
+    """Write a Keras classifier as ONNX, preprocessing and softmax included.
 
     The file takes `input_name`, uint8 (batch, height, width, 3) RGB at the model's own size with a symbolic batch,
-    and gives `logits_name` and `probabilities_name`, float32 (batch, classes). Its metadata holds ``classes``,
+    and returns `logits_name` and `probabilities_name`, float32 (batch, classes). Its metadata holds ``classes``,
     ``preprocessing`` and ``input`` as JSON. Each node is named ``<keras layer>/<operator>``. The model passed in is
     not changed, and two exports of one model are byte for byte equal.
 
     Args:
-        model: Functional or Sequential, input (batch, height, width, 3) float32 as `preprocessing` makes it.
-        path: Where to write; atomic.
-        preprocessing: What the model expects to have been done to RGB pixels.
-        classes: Names, one per output.
-        opset: 17 is what tf2onnx converts best (18 leaves ReduceMean, 19 it does not know); other versions are
-            reached with the ONNX version converter. Defaults to 17.
-        metadata: More entries for the file. Defaults to None.
+        model: Functional or Sequential, with an input (batch, height, width, 3) float32 from `preprocessing`.
+        path: The file, which is written atomically.
+        preprocessing: The preprocessing of RGB pixels that the model expects.
+        classes: Names of the classes, one per output.
+        opset: tf2onnx converts to opset 17; the ONNX version converter converts to others. Defaults to 17.
+        metadata: Additional entries for the file. Defaults to None.
         output: What the model returns, see `logits_model`. Defaults to ``"auto"``.
-        input_name: Defaults to ``"images"``.
-        logits_name: Defaults to ``"logits"``.
-        probabilities_name: Defaults to ``"probabilities"``.
-        top_k: How many best classes the graph itself gives as well, see `interface.append_top_k`. Defaults to 0: none.
-        top_names: Their outputs: float32 probabilities and int32 indices, (batch, top_k).
+        input_name: Name of the input. Defaults to ``"images"``.
+        logits_name: Name of the first output. Defaults to ``"logits"``.
+        probabilities_name: Name of the second output. Defaults to ``"probabilities"``.
+        top_k: Number of best classes that the graph returns as well, see `append_top_k`. Defaults to 0: none.
+        top_names: Names of their outputs: float32 probabilities and int32 indices, (batch, top_k). Defaults to
+            ``("top_probabilities", "top_classes")``.
 
     Raises:
-        ProjectError: If the model has no classifier shape, the classes do not fit, a layer has no ONNX, or the file
-            does not give the model's answers.
+        ProjectError: If the model is no classifier, the classes do not fit, a layer has no ONNX counterpart, or the
+            file does not return the model's logits.
     """
     height, width = _input_size(model)
     logits = logits_model(model, output)
@@ -120,23 +121,21 @@ def export_keras(
 
     result.producer_name, result.producer_version, result.doc_string = PRODUCER, "", ""
     result.graph.name, result.graph.doc_string = model.name, ""
+    image = {"name": input_name, "dtype": "uint8", "layout": "NHWC", "channel_order": "RGB", "size": [height, width]}
     entries = {
         "classes": json.dumps(list(classes), ensure_ascii=False),
         "preprocessing": json.dumps(preprocessing.to_dict(values=False)),
-        "input": json.dumps(
-            {"name": input_name, "dtype": "uint8", "layout": "NHWC", "channel_order": "RGB", "size": [height, width]}
-        ),
-        **dict(metadata or {}),
+        "input": json.dumps(image),
     }
-    onnx.helper.set_model_props(result, entries)
+    onnx.helper.set_model_props(result, {**entries, **(metadata or {})})
     full = dict.fromkeys((logits_name, probabilities_name), (TensorProto.FLOAT, len(classes)))
     best = {name: (kind, top_k) for name, kind in zip(top_names, (TensorProto.FLOAT, TensorProto.INT32)) if top_k}
     check_interface(result, input_name, full | best)
-    graph.check_model(result)
-    free_memory()  # what the passes left: next to it Keras and ONNX Runtime hold a model each
+    check_model(result)
+    free_memory()  # of the passes, before Keras and ONNX Runtime hold a model each
     check_answers(result, logits, preprocessing)
-    free_memory()  # what they left: the file is put together in memory
-    graph.save_model(result, path)
+    free_memory()  # of the check, before the file is serialized in memory
+    save_model(result, path)
     after = graph.op_counts(result)
     logger.info(
         "  %s: opset %d, %s: %s",
@@ -176,8 +175,8 @@ def _check_classes(classes: Sequence[str], width: int | None) -> None:
 
 
 def _layers(model: Any) -> list[Any]:
-    """Returns all layers, those of nested models included."""
-    return [found for layer in getattr(model, "layers", ()) for found in (layer, *_layers(layer))]
+    """Return all layers, including those of nested models."""
+    return [inner for layer in getattr(model, "layers", ()) for inner in (layer, *_layers(layer))]
 
 
 def _check_policy(model: keras.Model) -> None:
@@ -190,14 +189,14 @@ def _check_policy(model: keras.Model) -> None:
 
 
 def _tree(model: keras.Model) -> LayerTree:
-    """Returns the layers by name, and with them the operations of keras.ops, which are no layers."""
+    """Return the layers by name, and the operations of keras.ops, which are no layers."""
     return {
         part.name: _tree(part) if hasattr(part, "layers") else {} for part in getattr(model, "operations", model.layers)
     }
 
 
 def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx.ModelProto:
-    """Runs the passes over what tf2onnx made and checks that the product is what INT8 placement needs."""
+    """Run the passes over the result of tf2onnx, and check that INT8 placement can handle the graph."""
     result = model
     for step in (
         in_float32, signature.rename_batch, repair_biases, repair_transposed_padding, repair_groups, fold_shapes,
@@ -229,7 +228,7 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
 
 
 def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
-    """Refuses what tf2onnx passed on as it was, because it knows no ONNX for it; nodes have their TensorFlow names."""
+    """Refuse operations that tf2onnx left under their TensorFlow names, as they have no ONNX counterpart."""
     unknown: dict[str, list[str]] = {}
     tree = _tree(source)
     for node in model.graph.node:
@@ -238,32 +237,33 @@ def _check_operators(model: onnx.ModelProto, source: keras.Model) -> None:
             where = f"layer {layer!r}" if layer else f"the operation {node.name!r}, which is in no layer"
             unknown.setdefault(where, []).append(node.op_type)
     if unknown:
-        found = listed((f"{', '.join(sorted(set(ops)))} in {where}" for where, ops in unknown.items()), separator="; ")
+        places = listed((f"{', '.join(sorted(set(ops)))} in {where}" for where, ops in unknown.items()), separator="; ")
         raise ProjectError(
-            f"Expected TensorFlow operations that ONNX has too. Received: {found} (replace the layer by one that "
+            f"Expected TensorFlow operations that ONNX has too. Received: {places} (replace the layer by one that "
             "computes the same from the usual ones: keras.layers, sums, products, exp, erf, tanh)."
         )
 
 
 def check_interface(model: onnx.ModelProto, input_name: str, outputs: Mapping[str, tuple[int, int]]) -> None:
-    """Asserts types, shapes and the symbolic batch of a finished model.
+    """Check types, shapes and the symbolic batch of a finished model.
 
     Args:
         model: As it will be written.
-        input_name: Of the uint8 pixels.
-        outputs: Name -> type and width, in their order.
+        input_name: Name of the uint8 pixels.
+        outputs: Name -> type and width, in order.
 
     Raises:
-        ProjectError: If something differs from what `export_keras` promises.
+        ProjectError: If the interface differs from that of `export_keras`.
     """
     shapes = graph.tensor_shapes(model)
     infos = (*model.graph.input, *model.graph.output)
-    seen = {info.name: (info.type.tensor_type.elem_type, shapes.get(info.name)) for info in infos}
-    wanted = {name: (kind, (graph.BATCH, width)) for name, (kind, width) in outputs.items()}
+    received = {info.name: (info.type.tensor_type.elem_type, shapes.get(info.name)) for info in infos}
+    results = {name: (kind, (graph.BATCH, width)) for name, (kind, width) in outputs.items()}
     image = shapes.get(input_name, ())
-    expected = {input_name: (TensorProto.UINT8, (graph.BATCH, *image[1:])), **wanted}
-    if list(seen.items()) != list(expected.items()) or len(image) != 4:
+    expected = {input_name: (TensorProto.UINT8, (graph.BATCH, *image[1:])), **results}
+    if list(received.items()) != list(expected.items()) or len(image) != 4:
         raise ProjectError(
-            f"Expected uint8 {input_name!r} (batch, H, W, 3) and the outputs {wanted} (type, shape). Received: {seen} "
+            f"Expected uint8 {input_name!r} (batch, H, W, 3) and the outputs {results} (type, shape). "
+            f"Received: {received} "
             "(a layer fixes the batch size: look for a Reshape with a constant batch)."
         )

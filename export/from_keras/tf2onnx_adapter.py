@@ -1,6 +1,6 @@
-"""tf2onnx, with what it does not know or gets wrong put right, kept within the memory of a laptop.
+"""Runs tf2onnx with handlers for operations that it lacks, its errors corrected, and less memory.
 
-Its failures are errors here instead of log lines, and recurrent layers reach it as the plain steps they are made of.
+Its failures raise errors instead of being logged, and recurrent layers are unrolled before it sees them.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 from export.errors import ProjectError
 from export.onnx_passes.shape_folding import RESIZES
 
-TF2ONNX_OPSET = 17  # what tf2onnx converts best: 18 leaves ReduceMean, 19 it does not know
-# A step is some ten to twenty nodes, so 256 steps convert in about a minute: the rows of a picture of usual size.
+TF2ONNX_OPSET = 17  # at 18 tf2onnx fails to convert ReduceMean, and it does not support 19
+# A step has ten to twenty nodes, so 256 steps, the rows of an image of usual size, convert in about a minute.
 MOST_STEPS = 256
 
 
 def _leave(context: Any, node: Any, name: str, _: Any) -> None:
-    """Leaves an operation in the graph under its TensorFlow name."""
+    """Keep an operation in the graph under its TensorFlow name."""
 
 
 def _with_one(context: Any, node: Any, name: str, _: Any, steps: tuple[tuple[str, str], tuple[str, str]]) -> None:
-    """Replaces a node by two operators, each with what it reads: ``x``, the value at hand, and ``1``."""
+    """Replace a node by two operators, each given with its inputs: ``x``, the current value, and ``1``."""
     (first, its_inputs), (second, inputs) = steps
     result = node.output[0]
     kind = {"shapes": [context.get_shape(result)], "dtypes": [context.get_dtype(result)]}
@@ -43,11 +43,11 @@ def _with_one(context: Any, node: Any, name: str, _: Any, steps: tuple[tuple[str
     context.make_node(second, [values[v] for v in inputs], outputs=[result], name=name, **kind)
 
 
-# operation -> its handler and that handler's further arguments, as tf2onnx.convert takes them
+# operation -> its handler and the handler's extra arguments, as tf2onnx.convert takes them
 HANDLERS: dict[str, tuple[Any, list[Any]]] = {
-    # TensorFlow's GELU is built of Erfc: tf2onnx knows only Erf.
+    # TensorFlow's GELU contains Erfc; tf2onnx supports only Erf.
     "Erfc": (functools.partial(_with_one, steps=(("Erf", "x"), ("Sub", "1x"))), []),
-    # CELU is built of Expm1. Near zero both of these are off by half an ulp of one.
+    # CELU contains Expm1. Near zero the error of these two is half an ulp of one.
     "Expm1": (functools.partial(_with_one, steps=(("Exp", "x"), ("Sub", "x1"))), []),
     "Log1p": (functools.partial(_with_one, steps=(("Add", "x1"), ("Log", "x"))), []),
     **{operation: (_leave, []) for operation in RESIZES},
@@ -55,11 +55,11 @@ HANDLERS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
-    """Pushes the Transposes behind NHWC operations down until they cancel.
+    """Pushes the Transposes behind NHWC operations down until they cancel, without two errors of tf2onnx 1.17.
 
-    tf2onnx 1.17 makes a constant added behind a Conv its bias wherever one axis of the constant is as long as the
-    Conv has filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and a constant for each row of as many rows
-    would become one for each channel. And a factor goes into the weight even where another Conv shares that weight.
+    tf2onnx folds a constant added behind a Conv into its bias if one axis of the constant is as long as the number of
+    filters: it fails for a scalar (onnx/tensorflow-onnx#1729), and takes a constant per row for one per channel. It
+    also folds a factor into a weight that another Conv shares.
     """
 
     def _add_handler(self, trans: Any, node: Any) -> bool:
@@ -78,16 +78,16 @@ class ExactTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
         return bool(super()._mul_handler(trans, node))
 
     def _own(self, node: Any, index: int) -> None:
-        """Gives a node a copy of a constant that others read too, for it is about to be changed."""
+        """Give a node its own copy of a constant that is shared, before the constant is changed."""
         constant = node.inputs[index]
         if not self._nodes_has_single_consumer_node([constant]):
             self._g.replace_input(node, node.input[index], self._g.copy_const(constant).output[0], index)
 
 
 def _inline_everything(definition: Any) -> None:
-    """Lets TensorFlow inline the functions that it would have compiled by XLA (in place).
+    """Let TensorFlow inline the functions that are marked for XLA (in place).
 
-    Keras computes a grouped convolution on a CPU in such a function, and tf2onnx takes none.
+    Keras computes a grouped convolution on a CPU in such a function, which tf2onnx does not support.
     """
     functions = definition.library.function
     for holder in (*definition.node, *functions, *(node for function in functions for node in function.node_def)):
@@ -97,17 +97,17 @@ def _inline_everything(definition: Any) -> None:
 
 
 def free_memory() -> None:
-    """Collects reference cycles and gives what glibc holds back to the system (elsewhere that part is left out)."""
+    """Collect reference cycles and, with glibc, return free memory to the system."""
     gc.collect()
-    with contextlib.suppress(TypeError, AttributeError):  # on Windows, and where the C library is another one
+    with contextlib.suppress(TypeError, AttributeError):  # on Windows, and with other C libraries
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Pass:
-    """One of tf2onnx's own passes, with its memory freed and its failure kept.
+    """A pass of tf2onnx that frees memory before it starts and records its failure.
 
-    tf2onnx copies the whole graph, weights included, before each pass and leaves the copies to the garbage
-    collector: 8 GB for a ResNet-50. And it only logs a pass that raises.
+    tf2onnx copies the whole graph with its weights before each pass and leaves the copies to the garbage collector:
+    8 GB for a ResNet-50. It only logs a pass that raises.
     """
 
     def __init__(self, name: str, factory: Any, failures: list[str]) -> None:
@@ -116,11 +116,11 @@ class _Pass:
 
     @property
     def graph_been_opt(self) -> bool:
-        """Whether the pass changed something."""
+        """Return whether the pass changed the graph."""
         return bool(self._pass.graph_been_opt)
 
     def optimize(self, target: Any, iteration: int) -> Any:
-        """Runs the pass on a tf2onnx graph."""
+        """Run the pass on a tf2onnx graph."""
         try:
             return self._pass.optimize(target, iteration)
         except Exception as error:
@@ -130,10 +130,10 @@ class _Pass:
 
 @contextlib.contextmanager
 def _frozen_graph_prepared() -> Iterator[None]:
-    """Prepares what tf2onnx froze, and keeps the conversion below 3 GB for a ResNet-50.
+    """Inline the functions of a frozen graph, and keep the conversion below 3 GB for a ResNet-50.
 
-    TensorFlow's own optimiser is where it peaks, so what freezing left is freed first (0.3 GB). Everything that
-    lives already is kept out of the many collections, which would walk through all of TensorFlow each time.
+    Memory peaks in TensorFlow's optimizer, so the garbage of freezing is freed before it (0.3 GB). Objects that exist
+    already are excluded from garbage collection, which would traverse all of TensorFlow each time.
     """
     original = tf_loader.tf_optimize
 
@@ -154,18 +154,18 @@ def _frozen_graph_prepared() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
-    """Makes the recurrent layers of a model of few steps run unrolled while it is traced, and puts them back.
+    """Unroll the recurrent layers of a model that have few steps, inside the block.
 
-    An unrolled layer is MatMuls and sums that each runtime has, in each precision. A loop instead is a node of its
-    own that only some parse, that FP16 conversion does not look into, and whose shapes nobody infers.
+    An unrolled layer is converted to MatMuls and sums, which every runtime has in every precision. A loop is a node
+    that some runtimes do not parse, that FP16 conversion does not enter, and whose shapes are not inferred.
 
     Args:
-        model: Functional; layers whose number of steps is not fixed, or larger, stay as they are.
-        most_steps: Defaults to `MOST_STEPS`.
+        model: Functional; layers whose number of steps is unknown or larger are not unrolled.
+        most_steps: Largest number of steps. Defaults to `MOST_STEPS`.
     """
     rolled = [
         layer
-        for layer in model._flatten_layers()  # wrappers such as Bidirectional keep theirs in no public list
+        for layer in model._flatten_layers()  # the layers of wrappers such as Bidirectional are in no public list
         if isinstance(layer, keras.layers.RNN) and not layer.unroll and 0 < _steps(layer) <= most_steps
     ]
     for layer in rolled:
@@ -178,23 +178,21 @@ def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]
 
 
 def _steps(layer: Any) -> int:
-    """Returns how many steps a built recurrent layer takes, 0 where that is not fixed."""
+    """Return the number of steps of a built recurrent layer, 0 if it is not fixed."""
     config: dict[str, Any] = layer.get_build_config() or {}
-    for key in ("input_shape", "sequences_shape", "sequence_shape"):
-        shape: Sequence[int | None] = config.get(key) or ()
-        if len(shape) > 2:
-            return shape[1] or 0
-    return 0
+    keys = ("input_shape", "sequences_shape", "sequence_shape")
+    shapes: list[Sequence[int | None]] = [config.get(key) or () for key in keys]
+    return next((shape[1] or 0 for shape in shapes if len(shape) > 2), 0)
 
 
 def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
-    """Converts a functional Keras model to ONNX as tf2onnx makes it.
+    """Convert a functional Keras model to ONNX with tf2onnx.
 
-    An operation without ONNX counterpart stays in the graph under its TensorFlow name; look for those.
+    An operation without ONNX counterpart stays in the graph under its TensorFlow name; the caller must check for it.
 
     Args:
         model: Functional, one input (batch, height, width, channels), one output.
-        input_name: Of the graph's input, float32 NHWC.
+        input_name: Name of the graph's input, float32 NHWC.
 
     Raises:
         ProjectError: If tf2onnx or one of its passes fails.
@@ -220,6 +218,6 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
         free_memory()
     if failures:
         raise ProjectError(
-            f"Expected tf2onnx to optimise the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
+            f"Expected tf2onnx to optimize the graph. Received: {failures[0]} (check the versions of tf2onnx and onnx)."
         )
     return result

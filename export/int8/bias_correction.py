@@ -1,4 +1,4 @@
-"""Bias correction: what quantization adds to a channel on average is taken out of the bias before it.
+"""Bias correction: subtract the mean quantization error of each channel from the bias before it.
 
 Source: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019, section 4.2,
 with the means measured on calibration images.
@@ -12,7 +12,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.calibration import run_batches
-from export.errors import ProjectError
 from export.int8.placement import quantizable_tensors, quantized_edges
 from export.int8.qdq import insert_pair
 from export.int8.scales import Scales, fake_quantize_weight
@@ -22,26 +21,22 @@ from export.ort_session import open_session
 
 @dataclass(frozen=True)
 class MeanMaps:
-    """An activation's mean over images, (1, C, ...) float32: height and width for a 2-D Conv.
+    """An activation's mean over images at each position, (1, C, ...) float32; (1, C, height, width) for a 2-D Conv.
 
     Args:
-        exact: As it is.
-        quantized: Rounded to INT8 and back.
+        exact: Of the activation itself.
+        quantized: Of the activation rounded to INT8 and back.
     """
 
     exact: np.ndarray
     quantized: np.ndarray
 
 
-def collect_mean_maps(
-    model: onnx.ModelProto,
-    batches: Iterable[np.ndarray],
-    scales: Scales,
-) -> dict[str, MeanMaps]:
-    """Returns the mean of each quantised activation over all images, in one pass, reduced inside the graph.
+def collect_mean_maps(model: onnx.ModelProto, batches: Iterable[np.ndarray], scales: Scales) -> dict[str, MeanMaps]:
+    """Return the mean of each quantized activation over all images, in one pass, reduced inside the graph.
 
     Args:
-        model: float32, the one that the scales are of.
+        model: The float32 model that the scales belong to.
         batches: uint8 (N, height, width, 3) RGB.
         scales: One for each of `quantizable_tensors`.
 
@@ -55,23 +50,20 @@ def collect_mean_maps(
         for name, value in values.items():
             total[name] = total.get(name, 0.0) + len(batch) * value.astype(np.float64)
         seen += len(batch)
-    if not seen:
-        raise ProjectError("Expected calibration images. Received: none (check the calibration split).")
     means = {name: (value / seen).astype(np.float32) for name, value in total.items()}
-    names = outputs[::2], outputs[1::2]
     return {
         tensor: MeanMaps(means[exact], means[rounded])
-        for tensor, exact, rounded in zip(quantizable_tensors(model), *names)
+        for tensor, exact, rounded in zip(quantizable_tensors(model), outputs[::2], outputs[1::2])
     }
 
 
 @dataclass(frozen=True)
 class BiasError:
-    """What quantising one node adds to each channel on average, and where it can be taken out.
+    """The mean error that quantizing one node adds to each channel, and the node whose bias can correct it.
 
     Args:
-        node: The node whose input is quantised.
-        target: The node whose bias makes up for it.
+        node: Name of the node whose input is quantized.
+        target: Name of the node whose bias corrects the error.
         error: float64 (C,).
     """
 
@@ -81,13 +73,14 @@ class BiasError:
 
 
 def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[BiasError]:
-    """Returns the mean error that each quantised node makes, in the order of the graph.
+    """Return the mean error of each quantized node, in the order of the graph.
 
-    That of a Conv follows exactly from the mean of its input, with and without rounding, as a Conv is linear; that of
-    a residual Add's skip branch goes into the Conv of the main branch. What the pooling before the head adds stays.
+    A Conv is linear, so its error follows exactly from the mean of its input, with and without rounding. The error of
+    a residual Add's skip branch is corrected in the Conv of the main branch. The error of the pooling before the head
+    is not corrected.
 
     Args:
-        model: float32; its weights are what `export.int8.qdq.quantize` will round.
+        model: float32; `export.int8.qdq.quantize` will round its weights.
         maps: From `collect_mean_maps`.
     """
     index = Index.of(model.graph)
@@ -97,27 +90,27 @@ def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[Bi
         node, means = nodes[edge.node], maps[edge.tensor]
         if node.op_type == "Conv":
             weight = numpy_helper.to_array(index.constants[node.input[1]])
-            inputs = (means.quantized, fake_quantize_weight(weight)), (means.exact, weight)
-            rounded, exact = _convolve(node, inputs)
+            pairs = (means.quantized, fake_quantize_weight(weight)), (means.exact, weight)
+            rounded, exact = _convolve(node, pairs)
             error, target = rounded - exact, node
         elif node.op_type == "Add":
-            error, target = means.quantized - means.exact, index.made[node.input[1 - edge.index]]
+            error, target = means.quantized - means.exact, index.producers[node.input[1 - edge.index]]
         else:
             continue
-        inner = (0, *range(2, error.ndim))
-        errors.append(BiasError(node.name, target.name, error.mean(axis=inner, dtype=np.float64)))
+        mean = error.mean(axis=(0, *range(2, error.ndim)), dtype=np.float64)
+        errors.append(BiasError(node.name, target.name, mean))
     return errors
 
 
 def correct_biases(
     model: onnx.ModelProto, errors: Iterable[BiasError], kept: Collection[str] = ()
 ) -> tuple[onnx.ModelProto, int]:
-    """Returns the model with corrected biases, and how many were.
+    """Return the model with corrected biases, and the number of corrected biases.
 
     Args:
         model: float32.
         errors: From `bias_errors`, of this model.
-        kept: Names of nodes that stay in float, and make no error. Defaults to none.
+        kept: Names of nodes that stay in float and have no error. Defaults to none.
     """
     result = copy_model(model)
     index = Index.of(result.graph)
@@ -127,18 +120,18 @@ def correct_biases(
         if error.node not in kept:
             sums[error.target] = sums.get(error.target, 0.0) + error.error
     corrected = 0
-    for name, whole in sums.items():
+    for name, error_sum in sums.items():
         bias = nodes[name].input[2] if len(nodes[name].input) > 2 else ""
         if nodes[name].op_type == "Conv" and bias in index.constants and len(index.readers[bias]) == 1:
             tensor = index.constants[bias]
-            value = numpy_helper.to_array(tensor) - whole
+            value = numpy_helper.to_array(tensor) - error_sum
             tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), bias))
             corrected += 1
     return result, corrected
 
 
 def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto, list[str]]:
-    """Returns the model with two (1, C, ...) means for each quantised activation as outputs: exact, and rounded."""
+    """Return the model with two (1, C, ...) means of each quantized activation as outputs: exact, and rounded."""
     result = copy_model(model)
     graph = result.graph
     outputs = []
@@ -152,19 +145,16 @@ def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto
     return result, outputs
 
 
-def _convolve(node: onnx.NodeProto, inputs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Returns the node's convolution of each x with each weight, without a bias; float32."""
-    alone = onnx.NodeProto()
-    alone.CopyFrom(node)
-    del alone.input[:], alone.output[:]
-    alone.input.extend(["x", "weight"])
-    alone.output.append("y")
+def _convolve(node: onnx.NodeProto, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Return the node's convolution of each input with its weight, without a bias; float32."""
+    conv = helper.make_node("Conv", ["x", "weight"], ["y"])
+    conv.attribute.extend(node.attribute)
     graph = helper.make_graph(
-        [alone],
+        [conv],
         "conv",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "weight")],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = open_session(proto, spinning=False)
-    return [session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0] for x, weight in inputs]
+    return [session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0] for x, weight in pairs]

@@ -1,9 +1,4 @@
-"""The search for the FP16 graph: how its weights are rounded, and which layers stay FP32.
-
-FP16 arithmetic on a CPU: what a node of type FP16 writes is rounded, as a GPU does.
-
-What FP16 costs in each layer alone, so that the few that cost most can stay FP32.
-"""
+"""The search for the FP16 graph: how its weights are rounded, and which layers stay FP32, by emulation on the CPU."""
 
 import logging
 import math
@@ -21,7 +16,7 @@ from export.fp16.weight_rounding import rounded_first_conv, rounded_weights, wit
 from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept
 from export.int8.report import Distances, Fp16Report, Fp16Rounding, Rounding
-from export.int8.sensitivity import Budget, LayerCost, choose_layers
+from export.int8.sensitivity import LayerCost, choose_layers
 from export.int8.simulate import HeldOut, words
 from export.metrics.distances import Comparison
 from export.onnx_passes.graph import (
@@ -37,16 +32,16 @@ from export.onnx_passes.layer_names import keras_layer
 from export.onnx_passes.repairs import raise_half
 from export.words import count
 
-# What they write of values that FP16 holds is such a value.
+# Operators whose outputs are FP16 values if their inputs are.
 _EXACT = ("Relu", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Pad", "Max", "Min", "Concat", "Identity")
 
 
 def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a float32 model with the answers of an FP16 one: its weights, and each FP16 activation rounded.
+    """Return a float32 model with the logits of an FP16 model: its weights, and each FP16 activation rounded.
 
-    ONNX Runtime's CPU computes FP16 nodes in float32 and takes the casts between two of them out, even with all
-    optimisations off, so that an FP16 model shows its weights and the casts at the ends alone. Sums within a node are
-    float32 here as well; a GPU may round them, or fuse nodes and round less.
+    ONNX Runtime's CPU computes FP16 nodes in float32 and removes the casts between two of them, even with all
+    optimizations off, so an FP16 model shows the rounding of its weights and of the casts at the ends alone. Sums
+    within a node are float32 here as well; a GPU may round them, or fuse nodes and round less.
 
     Args:
         model: From `export.fp16.convert.to_half`.
@@ -55,17 +50,21 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     half = {info.name for info in inferred.value_info if info.type.tensor_type.elem_type == TensorProto.FLOAT16}
     result = copy_model(model)
     graph = result.graph
-    halving = [n for n in graph.node if n.op_type == "Cast" and attribute(n, "to") == TensorProto.FLOAT16]
+    rounded = {
+        name
+        for node in graph.node
+        for name in node.output
+        if (node.op_type not in (*_EXACT, "Cast") and name in half)
+        or (node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT16)
+    }
     raise_half(graph)
     del graph.value_info[:]
-    rounded = {name for node in graph.node for name in node.output if node.op_type not in (*_EXACT, "Cast")} & half
-    for node in [*halving, *(n for n in graph.node if rounded & set(n.output))]:
+    for node in [n for n in graph.node if rounded & set(n.output)]:
         for index, name in enumerate(node.output):
-            if node.op_type != "Cast" and name not in rounded:
-                continue
-            node.output[index] = f"{name}/exact"
-            graph.node.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
-            graph.node.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+            if name in rounded:
+                node.output[index] = f"{name}/exact"
+                graph.node.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
+                graph.node.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
     return topological_sort(result)
 
 
@@ -73,26 +72,25 @@ _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
 
 
 def half_units(model: onnx.ModelProto, kept: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Returns what is FP16 or FP32 together: the name of a node -> its nodes, in the order of the graph.
+    """Return the units that are FP16 or FP32 as a whole: name of the first node -> its nodes, in graph order.
 
-    A unit is a Keras layer, with what follows it and reads nothing else, such as an activation: a cast between a Conv
-    and its ReLU would round what is about to be kept.
+    A unit is a Keras layer with the nodes that read only its output, such as an activation: a cast between a Conv and
+    its ReLU would round the values that were kept in FP32.
 
     Args:
         model: float32, nodes named by `export.onnx_passes.layer_names.name_by_layer`.
-        kept: Names of nodes that stay FP32 anyway. Defaults to none.
+        kept: Names of nodes that stay FP32 in any case. Defaults to none.
     """
-    made = producers(model.graph)
+    producer = producers(model.graph)
     skipped = {node.name for node in preprocessing_nodes(model)} | set(kept)
     unit_of: dict[str, str] = {}
     units: dict[str, list[str]] = {}
     for node in model.graph.node:
-        if node.name in skipped or node.op_type in FP32_OPS:
-            continue
-        sources = {made[name].name for name in node.input if name in made}
-        source = next(iter(sources)) if len(sources) == 1 and node.op_type not in _WEIGHTED else ""
-        unit_of[node.name] = unit_of.get(source, keras_layer(node.name))
-        units.setdefault(unit_of[node.name], []).append(node.name)
+        if node.name not in skipped and node.op_type not in FP32_OPS:
+            sources = {producer[name].name for name in node.input if name in producer}
+            source = next(iter(sources)) if len(sources) == 1 and node.op_type not in _WEIGHTED else ""
+            unit_of[node.name] = unit_of.get(source, keras_layer(node.name))
+            units.setdefault(unit_of[node.name], []).append(node.name)
     return {nodes[0]: tuple(nodes) for nodes in units.values()}
 
 
@@ -103,39 +101,42 @@ def measure_units(
     held_out: HeldOut,
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[LayerCost]:
-    """Returns the cost of each unit alone in FP16, all else FP32, the dearest first.
+    """Return the cost of each unit alone in FP16, with all others in FP32, the highest first.
 
     Args:
         model: float32.
-        make: The FP16 model with some nodes, by name, in FP32 and with the weights they have.
+        make: Returns the FP16 model with some nodes, by name, in FP32 and with their own weights.
         units: From `half_units`.
         held_out: Images that gave no statistics.
         track: Shows the progress through the units. Defaults to not showing it.
     """
     operators = {node.name: node.op_type for node in model.graph.node}
-    costs = []
-    for unit in track(list(units)):
-        found = held_out.judge(emulate_half(make([name for name in operators if name not in units[unit]])))
-        costs.append(LayerCost.of(unit, operators[unit], found))
+
+    def judge(unit: str) -> Comparison:
+        return held_out.judge(emulate_half(make([name for name in operators if name not in units[unit]])))
+
+    costs = [LayerCost.of(unit, operators[unit], judge(unit)) for unit in track(list(units))]
     return sorted(costs, key=lambda cost: -cost.noise)
 
 
 logger = logging.getLogger(__name__)
 
-# Held-out and test images are not the same: what barely meets the threshold on these misses it on those, the fewer
-# they are the more (with 8 held-out images 3 to 9 dB in 4 of 30 networks, with 10 and more images held out in none).
+# Held-out and test images differ: a graph that just meets the threshold on held-out images may miss it on test images,
+# by more the fewer held-out images there are (by 3 to 9 dB in 4 of 30 networks with 8 images, in none with 10 or more).
 _MARGIN_DB, _MARGIN_OF_FEW = 1.0, 8.0
-_WORTH = 1e-6  # of the noise of all units: in FP16 it spreads over many, and a 30 dB gap takes the small ones too
+_MIN_SHARE = (
+    1e-6  # of the noise of all units: FP16 noise spreads over many units, and a gap of 30 dB needs small ones too
+)
 
 
 @dataclass(frozen=True)
 class Fp16Result:
-    """The FP16 graph, and how it came about.
+    """The FP16 graph, and the report of the search.
 
     Args:
         model: The graph, at `MINIMUM_OPSET` or later.
-        at_opset: Makes the same graph, with the same weights and the same layers in FP32, at another opset.
-        report: For calibration.json.
+        at_opset: Returns the same graph, with the same weights and layers in FP32, at another opset.
+        report: The part of calibration.json about FP16.
     """
 
     model: onnx.ModelProto
@@ -151,22 +152,22 @@ def search_fp16(
     options: SearchOptions,
     track: Track,
 ) -> Fp16Result:
-    """Returns the FP16 model whose weights, rounded one way or the other, come closest on held-out images.
+    """Return the FP16 model with the rounding of weights that comes closest to FP32 on held-out images.
 
-    Where that misses what is asked of FP16, by a margin, the fewest units that meet it stay FP32, the dearest first.
+    If it does not meet the FP16 budget with a margin, the fewest units that meet it stay FP32, the costliest first.
 
     Args:
         model: float32.
-        statistics: Of the inputs of what has weights.
-        unfit: Node -> why FP16 can't hold it.
-        held_out: Images that judge.
-        options: What is asked of FP16, whether layers may be measured, and how many may be kept.
+        statistics: Those of the inputs of nodes with weights.
+        unfit: Node -> why FP16 cannot hold it.
+        held_out: Images that gave no statistics, on which graphs are compared.
+        options: The FP16 budget, whether layers may be measured, and how many may stay FP32.
         track: Shows the progress.
     """
     first = rounded_first_conv(model)
     rest = {node: weight for node, weight in rounded_weights(model, statistics).items() if node not in first}
     weights: dict[Rounding, Mapping[str, np.ndarray]] = {"nearest": {}, "mean": rest}
-    newest = convert_opset(model, max(opset(model), MINIMUM_OPSET))  # once, not for every graph that is tried
+    newest = convert_opset(model, max(opset(model), MINIMUM_OPSET))  # once for all candidates
 
     def nearest(kept: Collection[str], at_opset: int) -> onnx.ModelProto:
         base = newest if at_opset == MINIMUM_OPSET else model
@@ -177,16 +178,17 @@ def search_fp16(
 
     throughout = nearest(unfit, MINIMUM_OPSET)
     halves = {rounding: with_weights(throughout, weights[rounding], unfit) for rounding in weights}
-    found = {rounding: held_out.judge(emulate_half(half)) for rounding, half in halves.items()}
-    best = max(found, key=lambda rounding: found[rounding].sqnr_db)
+    comparisons = {rounding: held_out.judge(emulate_half(half)) for rounding, half in halves.items()}
+    best = max(comparisons, key=lambda rounding: comparisons[rounding].sqnr_db)
     make = partial(half, best)
-    budget = _with_margin(options.fp16, len(held_out))
-    distances = {name: Distances.of(comparison) for name, comparison in found.items()}
+    margin = _MARGIN_DB + _MARGIN_OF_FEW / math.sqrt(max(1, len(held_out)))
+    sqnr_db = None if options.fp16.sqnr_db is None else options.fp16.sqnr_db + margin
+    budget = replace(options.fp16, sqnr_db=sqnr_db, certain=True)
     report = Fp16Report(
-        Fp16Rounding(best, distances["nearest"], distances["mean"]),
+        Fp16Rounding(best, Distances.of(comparisons["nearest"]), Distances.of(comparisons["mean"])),
         dict(unfit),
         str(budget),
-        budget.met_by(found[best]),
+        budget.met_by(comparisons[best]),
     )
     result = Fp16Result(halves[best], partial(make, unfit), report)
     if report.budget_met or options.sensitivity == "never":
@@ -207,19 +209,14 @@ def search_fp16(
         return held_out.judge(emulate_half(make(keep(kept))))
 
     most = int(options.max_kept_fp32 * sum(cost.op == "Conv" for cost in costs))
-    chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _WORTH)
-    if not chosen.met and chosen.comparison.sqnr_db <= found[best].sqnr_db:
+    chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _MIN_SHARE)
+    if not chosen.met and chosen.comparison.sqnr_db <= comparisons[best].sqnr_db:
         return result
     kept = keep(chosen.kept)
     logger.info(
         "  FP16 throughout: %s; kept in FP32, %s: %s",
-        *(words(found[best]), count(len(chosen.kept), "layer"), words(chosen.comparison)),
+        *(words(comparisons[best]), count(len(chosen.kept), "layer"), words(chosen.comparison)),
     )
     mixed = Distances.of(chosen.comparison)
     report = replace(report, budget_met=chosen.met, kept_fp32=kept, kept=tuple(chosen.kept), mixed=mixed)
     return Fp16Result(make(kept), partial(make, kept), report)
-
-
-def _with_margin(budget: Budget, images: int) -> Budget:
-    margin = _MARGIN_DB + _MARGIN_OF_FEW / math.sqrt(max(1, images))
-    return replace(budget, sqnr_db=None if budget.sqnr_db is None else budget.sqnr_db + margin, certain=True)

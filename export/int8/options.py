@@ -1,4 +1,4 @@
-"""What is asked of the search."""
+"""The options of the search for the INT8 and FP16 graphs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,24 +6,24 @@ from typing import Literal
 
 from export.int8.sensitivity import Budget
 
-# Shows the progress through some names: of what they are, and what one is called.
+# Shows the progress through some names; the texts are a description of the names, and the word for one of them.
 Track = Callable[[Sequence[str], str, str], Iterable[str]]
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is asked of the search.
+    """The options of the search.
 
     Args:
-        method: How scales are chosen: one of `export.int8.scales.METHODS`, or ``"auto"``, which tries all of them.
-        equalize: Give the channels of an activation alike ranges.
-        bias_correction: Take the mean error of quantization out of the biases, where that helps.
-        sensitivity: Whether each layer is measured alone: ``"auto"`` where a graph misses its budget throughout.
-        sensitivity_images: Held-out images that measure a layer; all of them judge the whole model.
-        max_kept: Share of the convolutions that may stay in FP16 in the INT8 graph.
-        max_kept_fp32: Share of the convolutions that may stay in FP32 in the FP16 graph.
-        int8: What the INT8 graph must reach on held-out images.
-        fp16: What the FP16 graph must reach there, to which a margin comes.
+        method: The calibration method: one of `export.int8.scales.METHODS`, or ``"auto"``, which tries all of them.
+        equalize: Whether the channels of an activation are scaled to similar ranges.
+        bias_correction: Whether biases are corrected for the mean quantization error, if that helps.
+        sensitivity: Whether each layer is measured alone: ``"auto"`` if a graph misses its budget.
+        sensitivity_images: Number of held-out images on which a layer is measured; whole graphs use all of them.
+        max_kept: Largest share of the convolutions that may stay FP16 in the INT8 graph.
+        max_kept_fp32: Largest share of the convolutions that may stay FP32 in the FP16 graph.
+        int8: The budget of the INT8 graph on held-out images.
+        fp16: The budget of the FP16 graph on held-out images, to which a margin is added.
     """
 
     method: str = "auto"

@@ -1,16 +1,17 @@
-"""Where Q/DQ pairs go: a decision about the graph alone, read off its structure and never off names.
+"""The placement of Q/DQ pairs, by rules about the structure of the graph, not about names.
 
 The rules are TensorRT's for explicit quantization (Developer Guide, "Working with Quantized Types": recommended
-placement), and those of ModelOpt, whose placement on ResNets this reproduces:
+placement), and those of ModelOpt, whose placement on ResNets they reproduce:
 
-* the inputs of a Conv, activation and weight; its bias stays in float;
-* the skip branch of a residual Add, not the main one: Conv, Add and ReLU then fuse into one INT8 kernel that reads the
-  skip as INT8;
-* the input of the pooling that feeds the head, and of a MaxPool with a border (a Pad before it, or the Max with a
-  constant that `export.onnx_passes.folding.fold_pad_into_maxpool` makes of it);
-* the classifier's MatMul or Gemm, the Softmax and the TopK behind it stay in float.
+* the inputs of a Conv, activation and weight, are quantized; its bias stays in float;
+* the skip branch of a residual Add is quantized, not the main branch: Conv, Add and ReLU then fuse into one INT8 kernel
+  that reads the skip as INT8;
+* the input of the pooling before the head is quantized, and that of a MaxPool with a border (a Pad before it, or the
+  Max with a constant of `export.onnx_passes.folding.fold_pad_into_maxpool`);
+* the classifier's MatMul or Gemm, and the Softmax and TopK behind it, stay in float.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import onnx
 
 from export.fp16.convert import FP32_OPS, preprocessing_nodes
 from export.int8.report import Placement
-from export.onnx_passes.graph import Index, attribute, infer_shapes, producers
+from export.onnx_passes.graph import Index, attribute, infer_shapes
 from export.onnx_passes.layer_names import keras_layer
 from export.words import aligned, count
 
@@ -36,11 +37,11 @@ _WITH_NEIGHBOURS = (
 
 @dataclass(frozen=True)
 class Kept:
-    """A node that stays in float although a rule would quantise it.
+    """The precision of a node that stays in float although a rule would quantize it.
 
     Args:
         precision: ``"fp16"`` or ``"fp32"``.
-        why: For people.
+        why: The reason, for people.
     """
 
     precision: str
@@ -53,8 +54,8 @@ class Edge:
 
     Args:
         node: Name of the reader.
-        index: Which of its inputs.
-        tensor: What it reads.
+        index: Index of the input.
+        tensor: The tensor that it reads.
         why: The rule.
     """
 
@@ -65,105 +66,98 @@ class Edge:
 
 
 def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[Edge]:
-    """Returns which activations are read as INT8, in the order of the graph.
+    """Return the inputs that are read as INT8, in the order of the graph.
 
     Args:
         model: float32, without Q/DQ.
-        kept: Names of nodes that stay in float all the same. Defaults to none.
+        kept: Names of nodes that stay in float. Defaults to none.
     """
     index = Index.of(model.graph)
-    to_head = _feeds_no_conv(model.graph)
+    reaching: set[str] = set()  # tensors from which a Conv can be reached; the others belong to the head
+    for node in reversed(model.graph.node):
+        if node.op_type == "Conv" or not reaching.isdisjoint(node.output):
+            reaching.update(node.input)
     edges = []
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in index.constants:
             edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
         elif node.op_type == "Add" and (skip := skip_input(node, index)) is not None:
             edges.append(Edge(node.name, skip, node.input[skip], "skip branch of a residual Add"))
-        elif node.op_type in _POOLS and _over_batch(node, index):
-            continue
-        elif node.op_type in _POOLS and node.output[0] in to_head and _ends_the_map(node, index):
+        elif node.op_type in _POOLS and node.output[0] not in reaching and _pools_the_map(node, index):
             edges.append(Edge(node.name, 0, node.input[0], "input of the pooling before the head"))
         elif node.op_type == "MaxPool" and _has_border(node, index):
             edges.append(Edge(node.name, 0, node.input[0], "input of a MaxPool with a border"))
     return [edge for edge in edges if edge.node not in kept]
 
 
-def _over_batch(pool: onnx.NodeProto, index: Index) -> bool:
-    """Whether a mean is over axis 0: models or crops were stacked there, and the pictures lie on another axis."""
+def _pools_the_map(pool: onnx.NodeProto, index: Index) -> bool:
+    """Return whether a pooling is over the map of each image, and its result meets no other activation behind it.
+
+    A mean over axis 0 is over stacked models or crops. The gate of a squeeze-and-excitation block and the statistics of
+    a normalization meet the map again: they are no pooling before the head, and cost more in INT8 than they save. A
+    Concat is allowed.
+    """
     axes = list(attribute(pool, "axes", []))
     if len(pool.input) > 1 and pool.input[1] in index.constants:
         axes += onnx.numpy_helper.to_array(index.constants[pool.input[1]]).tolist()
-    return 0 in axes
-
-
-def _ends_the_map(pool: onnx.NodeProto, index: Index) -> bool:
-    """Whether what comes of a pooling never meets an activation again that did not come through it.
-
-    A gate and the statistics of a normalisation do: those are no pooling before the head, and as INT8 they cost more
-    than they save. A Concat is no such meeting.
-    """
     behind, pending = {pool.output[0]}, [pool.output[0]]
-    met: list[onnx.NodeProto] = []
+    readers: list[onnx.NodeProto] = []
     while pending:
-        for node in index.readers.get(pending.pop(), ()):
-            met.append(node)
-            new = [name for name in node.output if name not in behind]
-            behind.update(new)
-            pending += new
-    through = {"", *behind, *index.constants}
-    return all(node.op_type == "Concat" or through.issuperset(node.input) for node in met)
+        direct = index.readers.get(pending.pop(), [])
+        readers += direct
+        pending += {name for node in direct for name in node.output} - behind
+        behind.update(pending)
+    known = {"", *behind, *index.constants}
+    return 0 not in axes and all(node.op_type == "Concat" or known.issuperset(node.input) for node in readers)
 
 
 def _has_border(pool: onnx.NodeProto, index: Index) -> bool:
-    """Whether a pool reads a Pad, or a Max with a constant, and nothing else, reads the pool."""
-    source = index.made.get(pool.input[0])
+    """Return whether a pool reads a Pad, or its only reader is a Max with a constant."""
+    source = index.producers.get(pool.input[0])
     readers = index.readers.get(pool.output[0], [])
     bounded = [node.op_type for node in readers] == ["Max"] and not index.constants.keys().isdisjoint(readers[0].input)
     return bounded or (source is not None and source.op_type == "Pad")
 
 
 def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
-    """Returns the activations that need a scale, each once, in the order of the graph."""
+    """Return the activations that need a scale, each once, in the order of the graph."""
     return list(dict.fromkeys(edge.tensor for edge in quantized_edges(model)))
 
 
 def measured_tensors(model: onnx.ModelProto) -> list[str]:
-    """Returns the activations whose range or mean decides something, float32 (N, C, ...), in the order of the graph.
+    """Return the activations whose range or mean is needed, float32 (N, C, ...), in the order of the graph.
 
-    What will be quantised, what a Conv, MatMul or Gemm reads, and what arithmetic writes, where FP16 may overflow.
+    These are the tensors that will be quantized, those that a Conv, MatMul or Gemm reads, and those that arithmetic
+    writes, where FP16 may overflow.
     """
+    nodes = model.graph.node
     skipped = {node.name for node in preprocessing_nodes(model)}
-    names = set()
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "MatMul", "Gemm"):
-            names.add(node.input[0])
-        if node.op_type in _ARITHMETIC and node.name not in skipped:
-            names.add(node.output[0])
+    inputs = {node.input[0] for node in nodes if node.op_type in ("Conv", "MatMul", "Gemm")}
+    results = {node.output[0] for node in nodes if node.op_type in _ARITHMETIC and node.name not in skipped}
     inferred = infer_shapes(model, data_prop=True)
-    maps = {  # shapes and other whole numbers are computed as well
-        info.name
-        for info in (*inferred.value_info, *inferred.output)
-        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        and len(info.type.tensor_type.shape.dim) >= 2
-        and info.type.tensor_type.shape.dim[1].HasField(
-            "dim_value"
-        )  # else the batch is there, and axis 0 something else
+    tensors = {info.name: info.type.tensor_type for info in (*inferred.value_info, *inferred.output)}
+    maps = {  # not shapes and other integers, nor tensors with the batch on axis 1
+        name
+        for name, kind in tensors.items()
+        if kind.elem_type == onnx.TensorProto.FLOAT
+        and len(kind.shape.dim) >= 2
+        and kind.shape.dim[1].HasField("dim_value")
     }
-    names = (names & maps) | set(quantizable_tensors(model))
-    return [name for node in model.graph.node for name in node.output if name in names]
+    names = ((inputs | results) & maps) | set(quantizable_tensors(model))
+    return [name for node in nodes for name in node.output if name in names]
 
 
 def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
-    """Returns which input of a residual Add is the skip branch, None where the Add is not residual.
+    """Return the index of the skip branch among the inputs of a residual Add, None if the Add is not residual.
 
-    The main branch ends in a Conv that nothing else reads, so that the Add can fuse into it. With one such input the
-    other one is the skip. With two, as in a block with a projection, the skip is the branch with fewer Convs since the
-    two parted (the projection has one, the main branch two or three); a tie makes it the second input. Without any
-    nothing could fuse, and the Add stays in float.
+    The main branch ends in a Conv with no other reader, so that the Add can fuse into it. If one input is such a Conv,
+    the other is the skip. If both are, as in a block with a projection, the skip is the branch with fewer Convs behind
+    the common tensor (the projection has one, the main branch two or three), or the second input if they are equal. If
+    none is, nothing can fuse, and the Add stays in float.
     """
     if len(add.input) != 2 or any(name in index.constants for name in add.input):
         return None
-    ends = [index.made.get(name) for name in add.input]
+    ends = [index.producers.get(name) for name in add.input]
     fusable = [
         node is not None and node.op_type == "Conv" and len(index.readers[name]) == 1
         for node, name in zip(ends, add.input)
@@ -182,45 +176,34 @@ def skip_input(add: onnx.NodeProto, index: Index) -> int | None:
 
 
 def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
-    """Returns each tensor that `tensor` depends on -> the fewest Convs in between, itself included with 0."""
+    """Return each tensor that `tensor` depends on -> the fewest Convs in between; `tensor` itself has 0."""
     depth = {tensor: 0}
     pending = [tensor]
     while pending:
         name = pending.pop()
-        node = index.made.get(name)
-        if node is None:
-            continue
-        below = depth[name] + (node.op_type == "Conv")
+        node = index.producers.get(name, onnx.NodeProto())  # an input of the graph has no parents
+        convs = depth[name] + (node.op_type == "Conv")
         for parent in node.input:
-            if parent and (parent not in depth or below < depth[parent]):
-                depth[parent] = below
+            if parent and convs < depth.get(parent, math.inf):
+                depth[parent] = convs
                 pending.append(parent)
     return {name: convs for name, convs in depth.items() if name not in index.constants}
-
-
-def _feeds_no_conv(graph: onnx.GraphProto) -> set[str]:
-    """Returns the tensors from which no Conv can be reached: the head."""
-    reaching: set[str] = set()
-    for node in reversed(graph.node):
-        if node.op_type == "Conv" or any(name in reaching for name in node.output):
-            reaching.update(node.input)
-    return {name for node in graph.node for name in node.output} - reaching
 
 
 def describe(
     model: onnx.ModelProto, edges: list[Edge], base: str = "fp16", kept: Mapping[str, Kept] | None = None
 ) -> list[Placement]:
-    """Returns what each node of the quantised graph computes in, Q/DQ and casts aside.
+    """Return the precision of each node of the quantized graph, without Q/DQ and casts.
 
     Args:
-        model: The float32 model that `edges` is about.
+        model: The float32 model of `edges`.
         edges: From `quantized_edges`, without those of kept nodes.
-        base: What is not quantised computes in: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
-        kept: Node name -> the precision it was taken out of INT8 for, and why. Defaults to None.
+        base: Precision of the nodes that are not quantized: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
+        kept: Node name -> the precision that it has instead of INT8, and why. Defaults to None.
     """
     kept = kept or {}
     before_conv = {node.name for node in preprocessing_nodes(model)}
-    made = producers(model.graph)
+    indices = {name for node in model.graph.node for name in node.output if node.op_type == "TopK"}
     reasons = {(edge.node, edge.index): edge.why for edge in edges}
     rows = []
     for node in model.graph.node:
@@ -231,7 +214,7 @@ def describe(
             precision, why = "fp32", "arithmetic on 0..255, before the first Conv"
         elif node.op_type in FP32_OPS:
             precision, why = "fp32", f"{node.op_type} stays in FP32"
-        elif node.op_type == "Cast" and (source := made.get(node.input[0])) is not None and source.op_type == "TopK":
+        elif node.op_type == "Cast" and node.input[0] in indices:
             precision, why = "fp32", "indices of the best classes, whole numbers"
         elif why is not None and node.op_type == "Add":
             precision, why = base, f"{why}: that input is INT8, the main branch fuses"
@@ -240,15 +223,15 @@ def describe(
         elif node.op_type in ("MatMul", "Gemm"):
             precision, why = base, "the classifier stays in float"
         elif node.op_type in _WITH_NEIGHBOURS:
-            precision, why = base, "no rule quantises it; it fuses into its neighbours or only moves values"
+            precision, why = base, "no rule quantizes it; it fuses into its neighbours or only moves values"
         else:
-            precision, why = base, f"no rule quantises {node.op_type}; it stays in float"
+            precision, why = base, f"no rule quantizes {node.op_type}; it stays in float"
         rows.append(Placement(node.name, keras_layer(node.name), node.op_type, precision, why))
     return rows
 
 
 def placement_table(rows: list[Placement]) -> str:
-    """Returns the rows as a text table with a header and a last line that counts."""
+    """Return the rows as a text table with a header, and a last line with the number of INT8 convolutions."""
     cells = [("keras layer", "op", "precision", "why")]
     cells += [(row.keras_layer, row.op, row.precision, row.why) for row in rows]
     quantized, convs = int8_convs(rows)
@@ -256,6 +239,6 @@ def placement_table(rows: list[Placement]) -> str:
 
 
 def int8_convs(rows: list[Placement]) -> tuple[int, int]:
-    """Returns how many Convs compute in INT8, and how many there are."""
+    """Return the number of Convs in INT8, and the number of all Convs."""
     convs = [row for row in rows if row.op == "Conv"]
     return sum(row.precision == "int8" for row in convs), len(convs)

@@ -1,9 +1,4 @@
-"""What the search reports: ``calibration.json`` and ``placement.json``. Standard library only, Python 3.10 syntax.
-
-A row of the table that says what each node of the INT8 graph computes in.
-
-What the search says of its work: the record ``calibration.json``. Standard library only, Python 3.10 syntax.
-"""
+"""The records of the search: ``calibration.json`` and ``placement.json``. Standard library only, Python 3.10 syntax."""
 
 from __future__ import annotations
 
@@ -18,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """What one node computes in, and why.
+    """The precision of one node, a row of ``placement.json``.
 
     Args:
         node: Its name in the graph.
-        keras_layer: The layer it comes from.
+        keras_layer: Its Keras layer.
         op: The ONNX operator.
-        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` says that all data inputs are quantised.
+        precision: ``"int8"``, ``"fp16"`` or ``"fp32"``. ``"int8"`` means that all data inputs are quantized.
         why: The rule, for people.
     """
 
@@ -35,13 +30,18 @@ class Placement:
     why: str
 
 
-CALIBRATION_SCHEMA = 1
 Rounding = Literal["nearest", "mean"]
 
 
 @dataclass(frozen=True)
 class Distances:
-    """How far from the float model on held-out images; SQNR in dB, None: equal, or not finite."""
+    """Distances of a graph from the float model on held-out images.
+
+    Args:
+        sqnr_db: Signal to quantization noise ratio in dB; None if the logits are equal, or not finite.
+        top1_agreement: Share of images with the same top class.
+        accuracy_drop: Accuracy lost; None without labels.
+    """
 
     sqnr_db: float | None
     top1_agreement: float
@@ -49,14 +49,20 @@ class Distances:
 
     @classmethod
     def of(cls, comparison: Comparison) -> Distances:
-        """Takes what a table shows of a comparison."""
+        """Return the distances of a comparison."""
         sqnr = comparison.sqnr_db if math.isfinite(comparison.sqnr_db) else None
         return cls(sqnr, comparison.top1_agreement, comparison.accuracy_drop)
 
 
 @dataclass(frozen=True)
 class BiasCorrection:
-    """What taking the mean error out of the biases brought."""
+    """The effect of bias correction.
+
+    Args:
+        used: Whether the corrected biases are used.
+        before: Without correction.
+        after: With correction.
+    """
 
     used: bool
     before: Distances
@@ -65,7 +71,13 @@ class BiasCorrection:
 
 @dataclass(frozen=True)
 class Fp16Rounding:
-    """How the weights of the FP16 graph were rounded."""
+    """The rounding of the FP16 graph's weights.
+
+    Args:
+        chosen: The rounding that is used.
+        nearest: Rounded to nearest.
+        mean: Rounded so that the mean of each output channel is kept.
+    """
 
     chosen: Rounding
     nearest: Distances
@@ -74,15 +86,15 @@ class Fp16Rounding:
 
 @dataclass(frozen=True)
 class Fp16Report:
-    """How the FP16 graph came about.
+    """The report of the search for the FP16 graph.
 
-    Attributes:
-        rounding: of its weights.
-        kept_fp32: nodes that stay FP32, and why.
-        budget: what was asked of it on held-out images, in words.
-        budget_met: whether the result does.
-        kept: the first node of each layer that stays FP32 to meet it.
-        mixed: with these layers in FP32; None where there are none.
+    Args:
+        rounding: The rounding of its weights.
+        kept_fp32: Nodes that stay FP32 -> why.
+        budget: The budget on held-out images, in words.
+        budget_met: Whether the result meets it.
+        kept: The first node of each layer that stays FP32 to meet it.
+        mixed: With these layers in FP32; None if there are none.
     """
 
     rounding: Fp16Rounding
@@ -95,24 +107,24 @@ class Fp16Report:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """``quantize/calibration.json``.
+    """The file ``quantize/calibration.json``.
 
-    Attributes:
-        fp16: the FP16 graph.
-        equalized_activations: how many.
-        held_out_images: that judged every choice.
-        scale_images: that gave the scales.
-        int8_convolutions: of ``convolutions``.
-        convolutions: in the graph.
-        budget: what was asked of INT8, in words.
-        method: of the scales.
-        methods: what each came to.
-        all_int8: INT8 throughout.
-        kept: nodes that stay in float.
-        budget_met: whether the result does what was asked.
-        bias_correction: None where the recipe turned it off.
-        mixed: with the kept nodes in float.
-        schema: of this file.
+    Args:
+        fp16: The FP16 graph.
+        equalized_activations: Number of activations whose ranges equalization changed.
+        held_out_images: Number of images on which graphs were compared.
+        scale_images: Number of images that gave the scales.
+        int8_convolutions: Number of convolutions in INT8.
+        convolutions: Number of all convolutions.
+        budget: The INT8 budget, in words.
+        method: The calibration method that is used.
+        methods: Distances with each method.
+        all_int8: Distances with INT8 throughout.
+        kept: Nodes that stay in float.
+        budget_met: Whether the result meets the budget.
+        bias_correction: None if the recipe turns it off.
+        mixed: Distances with the kept nodes in float.
+        schema: Version of this file's format.
     """
 
     fp16: Fp16Report
@@ -129,4 +141,4 @@ class CalibrationReport:
     budget_met: bool
     bias_correction: BiasCorrection | None = None
     mixed: Distances | None = None
-    schema: int = CALIBRATION_SCHEMA
+    schema: int = 1

@@ -1,9 +1,4 @@
-"""INT8 scales: of activations by each calibration method, of weights one for each output channel.
-
-INT8 scales of activations: what clipping point each calibration method reads off a histogram.
-
-INT8 weights: one symmetric scale for each output channel.
-"""
+"""INT8 scales: of activations, from histograms by each calibration method; of weights, one per output channel."""
 
 from __future__ import annotations
 
@@ -11,36 +6,40 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.calibration import Histogram
 from export.errors import ProjectError
-from export.records import from_json, parse_json, to_json
+from export.records import read_record, to_json
 from export.words import listed
 
-# The smallest normal FP16: below it a scale loses bits, at 0 (a dead tensor) TensorRT refuses it.
+# The smallest normal FP16: a smaller scale loses bits, and TensorRT refuses a scale of 0 (a dead tensor).
 MINIMUM_SCALE = 2.0**-14
 INT8_MAX = 127
 REMEDY = "Run the quantize stage again."
 METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
-_LEVELS = 128  # of a non-negative value in INT8
+_LEVELS = 128  # INT8 levels of non-negative values
 _STEP = 8  # bins between two candidates of entropy and mse
-_ROUNDING = 1e-9  # of a divergence that comes of cumulative sums
+_ROUNDING = 1e-9  # error of a divergence from cumulative sums
 
 
 @dataclass(frozen=True)
 class Scales:
-    """The INT8 scale of each quantised activation, and what it was measured on.
+    """The INT8 scale of each quantized activation, the record ``quantize/scales.json``.
 
     Args:
         scales: Tensor name -> scale, such that ``x ≈ scale * int8``; float32 values, at least 2^-14.
-        method: How the clipping point was chosen, one of `METHODS`.
-        images: How many calibration images were seen.
-        key: What the scales are true of: sha256 of the model and of the images, preprocessing, and what else
-            decides them. Scales of another key are stale.
-        schema: Of the file.
+        method: The calibration method, one of `METHODS`.
+        images: Number of calibration images.
+        key: The inputs of calibration: sha256 of the model and of the images, preprocessing, and settings. Defaults to
+            none; scales with another key are stale.
+        schema: Version of the file's format.
+
+    Raises:
+        ProjectError: If a scale is smaller, or not finite.
     """
 
     scales: dict[str, float]
@@ -60,9 +59,9 @@ class Scales:
     def from_histograms(
         cls, histograms: Mapping[str, Histogram], method: str, *, images: int, key: dict[str, object] | None = None
     ) -> Scales:
-        """Returns the scales that a method gives, ``clipping point / 127`` in float32.
+        """Return the scales of a method, ``clipping point / 127`` in float32.
 
-        A scale below 2^-14 (a dead tensor has 0) becomes 2^-14; `smallest` names those.
+        A scale below 2^-14 (a dead tensor has 0) becomes 2^-14; `smallest` returns their tensors.
 
         Raises:
             ProjectError: If there is no such method.
@@ -75,43 +74,38 @@ class Scales:
 
     @property
     def smallest(self) -> list[str]:
-        """The (nearly) dead tensors: those whose scale is the smallest that there is."""
+        """Return the (nearly) dead tensors, whose scale is `MINIMUM_SCALE`."""
         return [name for name, scale in self.scales.items() if scale == MINIMUM_SCALE]
 
     def to_json(self) -> str:
-        """Returns the scales as JSON text; float32 values survive exactly."""
+        """Return the scales as JSON text; float32 values are kept exactly."""
         return json.dumps(to_json(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, key: Mapping[str, Any] | None = None) -> Scales:
-        """Returns the scales that `to_json` wrote.
+    def read(cls, path: Path, key: Mapping[str, Any]) -> Scales:
+        """Read the scales in a file with the text of `to_json`.
 
         Args:
-            text: The JSON.
-            key: What the scales must be true of. Defaults to None: anything.
+            path: The file.
+            key: The inputs of calibration, see `Scales`.
 
         Raises:
-            ProjectError: If the text is no such JSON, or its key is another one.
+            ProjectError: If the file is missing or damaged, or its scales have another key.
         """
-        try:
-            tree = parse_json(text, "scales.json")
-        except ValueError as error:
-            raise ProjectError(f"Expected the JSON of calibrated scales. Received: {error}. {REMEDY}") from error
-        found = from_json(cls, tree, "scales.json", remedy=REMEDY, what="calibrated scales")
-        if key is not None and found.key != dict(key):
-            stale = sorted(name for name in {*found.key, *key} if found.key.get(name) != key.get(name))
+        scales = read_record(cls, path, remedy=REMEDY, what="calibrated scales")
+        if stale := sorted(name for name in {*scales.key, *key} if scales.key.get(name) != key.get(name)):
             raise ProjectError(
                 f"Expected scales of this model and these images. Received: scales with another {listed(stale)}. "
                 f"{REMEDY}"
             )
-        return found
+        return scales
 
 
 def clipping_point(histogram: Histogram, method: str) -> float:
-    """Returns the absolute value that becomes 127.
+    """Return the absolute value that is quantized to 127.
 
     Args:
-        histogram: Of one activation.
+        histogram: The histogram of one activation.
         method: One of `METHODS`.
 
     Raises:
@@ -130,7 +124,7 @@ def clipping_point(histogram: Histogram, method: str) -> float:
 
 
 def _least_squares(histogram: Histogram) -> float:
-    """Returns the clipping point with the smallest mean squared error of rounding and clipping together."""
+    """Return the clipping point with the smallest mean squared error of rounding and clipping together."""
     used = np.flatnonzero(histogram.counts)
     centres, counts = (used + 0.5) * histogram.width, histogram.counts[used].astype(np.float64)
     points = np.arange(_LEVELS, len(histogram.counts) + 1, _STEP) * histogram.width
@@ -143,9 +137,9 @@ def _least_squares(histogram: Histogram) -> float:
 
 
 def _least_divergence(histogram: Histogram) -> float:
-    """Returns the clipping point whose 128 levels lose the least information (Kullback-Leibler divergence).
+    """Return the clipping point whose 128 levels lose the least information (Kullback-Leibler divergence).
 
-    The bin at 0 is left out: behind a Relu it holds most values, all of them exact, and drowns the others.
+    The bin at 0 is left out: behind a Relu it holds most values, which are exact, and would dominate the others.
 
     Source: S. Migacz, 8-bit inference with TensorRT, GTC 2017.
     """
@@ -158,41 +152,41 @@ def _least_divergence(histogram: Histogram) -> float:
 
 
 def _divergence(counts: np.ndarray, bins: int) -> float:
-    """How far what 128 levels make of the first `bins` bins is from all counts, the rest clipped to the last."""
-    wanted = counts[:bins].copy()
-    wanted[-1] += counts[bins:].sum()
+    """Return the divergence of the first `bins` bins in 128 levels from all counts, those above in the last bin."""
+    exact = counts[:bins].copy()
+    exact[-1] += counts[bins:].sum()
     level = np.arange(bins) * _LEVELS // bins
     filled = counts[:bins] > 0
     mass = np.bincount(level, counts[:bins], _LEVELS)
     shared = np.bincount(level, filled, _LEVELS)
-    given = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
-    seen = wanted > 0
-    p, q = wanted[seen] / wanted.sum(), given[seen] / given.sum()
+    rounded = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
+    used = exact > 0
+    p, q = exact[used] / exact.sum(), rounded[used] / rounded.sum()
     return float(np.sum(p * np.log(p / q)))
 
 
 def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Returns `_divergence` of each candidate up to rounding, from cumulative sums, all at once.
+    """Return `_divergence` of all candidates up to rounding, from cumulative sums.
 
-    Infinite where values would be clipped to a bin for which the levels have none.
+    It is infinite if values would be clipped to a bin that has no counts itself.
     """
     filled = counts > 0
     log = np.log(np.where(filled, counts, 1.0))
     below, number, entropy = (np.concatenate([[0.0], np.cumsum(x)]) for x in (counts, filled, counts * log))
     edges = -(np.arange(_LEVELS + 1) * -candidates[:, None] // _LEVELS)  # where each level begins: rounded up
     mass, shared = np.diff(below[edges], axis=1), np.diff(number[edges], axis=1)
-    given = np.log(np.where(mass > 0, mass, 1.0) / np.maximum(shared, 1.0))  # of each bin of a level
+    rounded = np.log(np.where(mass > 0, mass, 1.0) / np.maximum(shared, 1.0))  # of each bin of a level
     last, clipped = counts[candidates - 1], below[-1] - below[candidates]
     whole = last + clipped
-    wanted = entropy[candidates - 1] + whole * np.log(np.where(whole > 0, whole, 1.0))
-    far = (below[candidates] == 0) | ((last == 0) & (clipped > 0))
-    inside = np.where(far, 1.0, below[candidates])
-    difference = wanted - (mass * given).sum(axis=1) - clipped * given[:, -1]
-    return np.where(far, np.inf, difference / below[-1] + np.log(inside / below[-1]))
+    exact = entropy[candidates - 1] + whole * np.log(np.where(whole > 0, whole, 1.0))
+    infinite = (below[candidates] == 0) | ((last == 0) & (clipped > 0))
+    inside = np.where(infinite, 1.0, below[candidates])
+    difference = exact - (mass * rounded).sum(axis=1) - clipped * rounded[:, -1]
+    return np.where(infinite, np.inf, difference / below[-1] + np.log(inside / below[-1]))
 
 
 def weight_scales(weight: np.ndarray) -> np.ndarray:
-    """Returns ``max(|w|) / 127`` of each output channel of a Conv weight, at least 2^-14.
+    """Return ``max(|w|) / 127`` of each output channel of a Conv weight, at least 2^-14.
 
     Args:
         weight: (out, in / groups, height, width).
@@ -205,7 +199,7 @@ def weight_scales(weight: np.ndarray) -> np.ndarray:
 
 
 def fake_quantize_weight(weight: np.ndarray) -> np.ndarray:
-    """Returns the weight rounded to INT8 and back, as QuantizeLinear and DequantizeLinear make it.
+    """Return the weight rounded to INT8 and back, as by QuantizeLinear and DequantizeLinear.
 
     Args:
         weight: (out, in / groups, height, width) float32.

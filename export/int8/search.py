@@ -1,7 +1,7 @@
 """The search for the best INT8 graph: method, bias correction, and the fewest layers in float that meet a budget.
 
-Every choice is made on held-out images, which gave no scales, and written down. The FP16 graph comes from
-`export.int8.fp16_search`.
+Every choice is made on held-out images, which gave no scales, and reported. `export.int8.fp16_search` finds the FP16
+graph.
 """
 
 import logging
@@ -28,20 +28,20 @@ from export.words import count, listed
 
 logger = logging.getLogger(__name__)
 
-_TIE_DB = 0.5  # SQNRs of two methods as close as this are equal, and agreement decides
-# Gives the calibration images, uint8 (N, height, width, 3) RGB in batches, as often as asked; the text says what for.
+_TIE_DB = 0.5  # SQNRs of two methods that differ by less are equal, and agreement decides
+# Returns the calibration images in batches, uint8 (N, height, width, 3) RGB; the text describes the pass.
 Batches = Callable[[str], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float model with what calibration images show of the activations that will be quantised.
+    """A float model with histograms of the activations that will be quantized.
 
     Args:
-        model: float32; the weights that will be rounded.
+        model: float32; its weights will be rounded.
         histograms: Tensor name -> its histogram.
-        images: How many were seen.
-        equalized: How many activations were given other ranges.
+        images: Number of calibration images.
+        equalized: Number of activations whose ranges equalization changed.
     """
 
     model: onnx.ModelProto
@@ -50,32 +50,32 @@ class Calibrated:
     equalized: int
 
     def scales(self, method: str) -> Scales:
-        """Returns the scales that a method of `METHODS` gives."""
+        """Return the scales of a method of `METHODS`."""
         return Scales.from_histograms(self.histograms, method, images=self.images)
 
     def bias_errors(self, scales: Scales, batches: Iterable[np.ndarray]) -> list[BiasError]:
-        """Returns what rounding by some scales adds to each channel on average."""
+        """Return the mean error of each quantized node with some scales."""
         return bias_errors(self.model, collect_mean_maps(self.model, batches, scales))
 
     def corrected(self, errors: Sequence[BiasError], kept: Collection[str] = ()) -> onnx.ModelProto:
-        """Returns the model with these errors, but for those of kept nodes, taken out of its biases."""
+        """Return the model with its biases corrected for these errors, except those of kept nodes."""
         return correct_biases(self.model, errors, kept)[0] if errors else self.model
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search found.
+    """The result of the search.
 
     Args:
         fp16: The FP16 graph.
-        model: The float model whose rounding gives the INT8 graph: equalized, biases corrected.
-        scales: Of its activations.
+        model: The float model of the INT8 graph: equalized, biases corrected.
+        scales: The scales of its activations.
         kept: Node name -> why it stays in float.
         int8: The INT8 graph on an FP16 base.
-        placements: What each of its nodes computes in.
-        costs: What each layer costs alone, the dearest first; empty where none was measured.
-        result: How close the INT8 graph comes on held-out images.
-        report: For calibration.json.
+        placements: The precision of each of its nodes.
+        costs: The cost of each layer alone, the highest first; empty if none was measured.
+        result: The INT8 graph compared with FP32 on held-out images.
+        report: The content of calibration.json.
     """
 
     fp16: Fp16Result
@@ -92,20 +92,20 @@ class SearchResult:
 def search(
     model: onnx.ModelProto, batches: Batches, held_out: HeldOut, options: SearchOptions, track: Track
 ) -> SearchResult:
-    """Returns the best FP16 and INT8 graphs of a model.
+    """Return the best FP16 and INT8 graphs of a model.
 
     Args:
-        model: float32, as `export.from_keras.convert.export_keras` makes it.
-        batches: Gives the calibration images, once for each pass.
-        held_out: Other images, which judge.
-        options: What is asked.
+        model: float32, from `export.from_keras.convert.export_keras`.
+        batches: Returns the calibration images, once for each pass.
+        held_out: Other images, on which graphs are compared.
+        options: Budgets and limits.
         track: Shows the progress.
 
     Raises:
-        ProjectError: Weights, activations or images that no scale can come of.
+        ProjectError: If weights, activations or images do not allow any scales.
     """
     images, statistics = collect_statistics(model, batches("ranges"), measured_tensors(model))
-    unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
+    unfit = unfit_for_fp16(model, {name: channels.limit for name, channels in statistics.items()})
     if unfit:
         named = listed((f"{node}: {why}" for node, why in unfit.items()), separator="; ")
         logger.warning("  %s FP32: %s", count(len(unfit), "layer stays", "layers stay"), named)
@@ -114,8 +114,8 @@ def search(
     run = _Int8Search(base, held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
     methods = run.choose_method()
     if dead := run.scales.smallest:
-        said = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
-        logger.warning("  %s the smallest scale: %s", said, listed(dead))
+        subject = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
+        logger.warning("  %s the smallest scale: %s", subject, listed(dead))
     correction = run.correct(batches("biases")) if options.bias_correction else None
     throughout = run.result
     met = options.int8.met_by(throughout)
@@ -135,7 +135,7 @@ def search(
         *int8_convs(placements),
         budget=str(options.int8),
         method=run.scales.method,
-        methods={name: Distances.of(found) for name, found in methods.items()},
+        methods={name: Distances.of(comparison) for name, comparison in methods.items()},
         all_int8=Distances.of(throughout),
         kept=tuple(run.kept) if run.mixed else (),
         budget_met=met,
@@ -153,14 +153,14 @@ def calibrate(
     *,
     equalized: bool,
 ) -> Calibrated:
-    """Returns the model, equalized or as it is, with the histograms that its scales come of.
+    """Return the model, equalized or not, with the histograms for its scales.
 
     Args:
         model: float32.
         statistics: From `export.calibration.collect_statistics`.
         batches: Calibration images, uint8 (N, height, width, 3) RGB.
-        images: How many there are.
-        equalized: Whether the channels of an activation are given alike ranges.
+        images: Number of images.
+        equalized: Whether the channels of an activation are scaled to similar ranges.
     """
     base = equalize(model, statistics) if equalized else Equalized(model, dict(statistics), 0)
     limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
@@ -168,18 +168,18 @@ def calibrate(
 
 
 def best_method(results: Mapping[str, Comparison], budget: Budget) -> str:
-    """Returns the method that meets the budget with the best SQNR; where none meets it, of all.
+    """Return the method with the best SQNR among those that meet the budget, or among all if none meets it.
 
-    Among those within half a decibel of it the best agreement decides.
+    Of methods within half a decibel of the best, the one with the best agreement is returned.
     """
-    met = {name: found for name, found in results.items() if budget.met_by(found)} or results
-    best = max(found.sqnr_db for found in met.values())
-    close = [name for name, found in met.items() if found.sqnr_db >= best - _TIE_DB or found.sqnr_db == best]
+    met = {name: result for name, result in results.items() if budget.met_by(result)} or results
+    best = max(result.sqnr_db for result in met.values())
+    close = [name for name, result in met.items() if result.sqnr_db >= best - _TIE_DB or result.sqnr_db == best]
     return max(close, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
 
 
 class _Int8Search:
-    """One model on its way to INT8; each step keeps what comes closest on held-out images."""
+    """The state of the search for one model; each step keeps the candidate that is closest on held-out images."""
 
     def __init__(
         self, base: Calibrated, held_out: HeldOut, options: SearchOptions, kept: dict[str, Kept], track: Track
@@ -187,31 +187,33 @@ class _Int8Search:
         self._base, self._held_out, self._options, self._track = base, held_out, options, track
         self._errors: list[BiasError] = []
         self.kept = kept
-        self.mixed = False  # whether layers were looked for that stay in float
+        self.mixed = False  # whether a selection of layers that stay in float was made
         self.scales: Scales
         self.result: Comparison
 
     def model(self, kept: Mapping[str, Kept]) -> onnx.ModelProto:
-        """Returns the float model whose rounding gives the INT8 model, biases corrected for what is quantised."""
+        """Return the float model of the INT8 model, with biases corrected for the nodes that are quantized."""
         return self._base.corrected(self._errors, kept)
 
     def _judge(self, kept: Mapping[str, Kept]) -> Comparison:
         return self._held_out.judge(quantize(self.model(kept), self.scales, base="fp32", kept=kept)[0])
 
     def choose_method(self) -> dict[str, Comparison]:
-        """Takes the scales of the best method; returns what each came to."""
-        method = self._options.method
-        candidates = {name: self._base.scales(name) for name in (METHODS if method == "auto" else (method,))}
+        """Set the scales of the best method; return the comparison of each method."""
+        candidates = {
+            name: self._base.scales(name)
+            for name in (METHODS if self._options.method == "auto" else (self._options.method,))
+        }
         quantized, _ = quantize(self.model(self.kept), next(iter(candidates.values())), base="fp32", kept=self.kept)
         variants = (scale_values(scales, quantized) for scales in candidates.values())
-        judged = self._held_out.judge_variants(quantized, variants)
-        results = dict(zip(self._track(list(candidates), "methods", "method"), judged))
+        comparisons = self._held_out.judge_variants(quantized, variants)
+        results = dict(zip(self._track(list(candidates), "methods", "method"), comparisons))
         chosen = best_method(results, self._options.int8)
         self.scales, self.result = candidates[chosen], results[chosen]
         return results
 
     def correct(self, batches: Iterable[np.ndarray]) -> BiasCorrection:
-        """Corrects the biases, and goes back if that does not bring the logits closer."""
+        """Correct the biases, and undo it if the logits do not come closer."""
         before = self.result
         self._errors = self._base.bias_errors(self.scales, batches)
         after = self._judge(self.kept)
@@ -223,16 +225,19 @@ class _Int8Search:
         return BiasCorrection(used, Distances.of(before), Distances.of(after))
 
     def measure(self) -> list[LayerCost]:
-        """Returns what each layer costs alone, the dearest first."""
-        part = self._held_out.first(self._options.sensitivity_images)
-        track = self._track
-        return measure_layers(self._base.model, self.scales, part, lambda names: track(names, "sensitivity", "layer"))
+        """Return the cost of each layer alone, the highest first."""
+        return measure_layers(
+            self._base.model,
+            self.scales,
+            self._held_out.first(self._options.sensitivity_images),
+            lambda names: self._track(names, "sensitivity", "layer"),
+        )
 
     def keep_layers(self, costs: Sequence[LayerCost]) -> bool:
-        """Keeps the fewest layers in FP16 that meet the budget; returns whether that is met."""
+        """Keep the fewest layers in FP16 that meet the budget; return whether it is met."""
         most = int(self._options.max_kept * sum(cost.op == "Conv" for cost in costs))
         before = words(self.result)
-        free = [cost for cost in costs if cost.node not in self.kept]  # what FP16 can't hold stays FP32
+        free = [cost for cost in costs if cost.node not in self.kept]  # layers that FP16 cannot hold stay FP32
         selection = choose_layers(free, lambda kept: self._judge({**self.kept, **kept}), self._options.int8, most)
         if selection.met or selection.comparison.sqnr_db > self.result.sqnr_db:
             self.kept, self.result = {**self.kept, **selection.kept}, selection.comparison

@@ -1,4 +1,4 @@
-"""What each quantised layer costs alone, and the fewest layers to keep in float for a budget."""
+"""The cost of quantizing each layer alone, and the fewest layers to keep in float to meet a budget."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from export.int8.simulate import HeldOut
 from export.metrics.distances import Comparison
 from export.onnx_passes.layer_names import keras_layer
 
-_WORTH = 0.01  # of the noise of all layers: what costs less is not worth a float layer
+_MIN_SHARE = 0.01  # of the noise of all layers: a layer with less is not kept in float
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an INT8 model must reach against FP32 on held-out images. A None is not asked for.
+    """The limits of a model's distances from FP32 on held-out images; None is no limit.
 
     Args:
-        top1_agreement: At least this share of images with the same top class.
-        accuracy_drop: At most this share of accuracy lost.
-        sqnr_db: At least this signal to quantization noise ratio of the logits.
-        relative_error: At most this difference of a logit, relative to the largest.
-        certain: A share counts as missed only where its 95 % interval excludes what is asked, as in a verdict: a few
-            images with two nearly equal classes are no reason to give up the speed of FP16. Defaults to False.
+        top1_agreement: Smallest share of images with the same top class.
+        accuracy_drop: Largest loss of accuracy.
+        sqnr_db: Smallest signal to quantization noise ratio of the logits, dB.
+        relative_error: Largest difference of a logit, relative to the largest logit.
+        certain: Whether a share misses its limit only if its 95 % interval excludes the limit, as in a verdict: a few
+            images with two nearly equal classes should not cost the speed of FP16. Defaults to False.
     """
 
     top1_agreement: float | None = None
@@ -38,7 +38,7 @@ class Budget:
     certain: bool = False
 
     def met_by(self, comparison: Comparison) -> bool:
-        """Whether a comparison meets it; of shares the point estimates, or the better ends of their intervals."""
+        """Return whether a comparison meets the limits; shares by their estimates or, if `certain`, their intervals."""
         drop, agreement = comparison.accuracy_drop, comparison.top1_agreement
         if self.certain:
             agreement = comparison.agreement_interval[1]
@@ -63,13 +63,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What quantising one layer, and no other, does to the logits.
+    """The effect of quantizing one layer alone on the logits.
 
     Args:
         node: Its name in the graph.
-        keras_layer: The layer it comes from.
+        keras_layer: Its Keras layer.
         op: The ONNX operator.
-        noise: Energy of the error over the energy of the logits. Noises of several layers about add up.
+        noise: Energy of the error over the energy of the logits. The noises of several layers roughly add up.
         top1_agreement: Share of images with the same top class as FP32.
         accuracy_drop: Accuracy lost against FP32.
     """
@@ -83,25 +83,25 @@ class LayerCost:
 
     @classmethod
     def of(cls, node: str, op: str, comparison: Comparison) -> LayerCost:
-        """Takes the cost of a node from the model in which it alone is quantised."""
+        """Return the cost of a node from the comparison of the model in which it alone is quantized."""
         noise = 10.0 ** (-comparison.sqnr_db / 10.0) if comparison.finite else math.inf
         return cls(node, keras_layer(node), op, noise, comparison.top1_agreement, comparison.accuracy_drop or 0.0)
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantization noise ratio of the logits, dB; inf without noise."""
+        """Return the signal to quantization noise ratio of the logits, dB; inf without noise."""
         return -10.0 * math.log10(self.noise) if self.noise > 0 else math.inf
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The layers kept in float, and what came of it on held-out images.
+    """A selection of layers kept in float.
 
     Args:
         kept: Node name -> why, in the order of their cost.
-        comparison: Of the model with these layers kept.
-        met: Whether that meets the budget.
-        candidates: How many layers could have been kept.
+        comparison: The model with these layers kept, compared on held-out images.
+        met: Whether it meets the budget.
+        candidates: Number of layers that could have been kept.
     """
 
     kept: dict[str, Kept]
@@ -116,21 +116,22 @@ def measure_layers(
     held_out: HeldOut,
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[LayerCost]:
-    """Returns the cost of each quantised layer alone, the dearest first.
+    """Return the cost of each quantized layer alone, the highest first.
 
     Args:
-        model: float32, the one that the scales are of.
+        model: The float32 model that the scales belong to.
         scales: One for each of `quantizable_tensors`.
         held_out: Images that gave no scales.
         track: Shows the progress through the layers. Defaults to not showing it.
     """
     nodes = list(dict.fromkeys(edge.node for edge in quantized_edges(model)))
     operators = {node.name: node.op_type for node in model.graph.node}
-    costs = []
-    for name in track(nodes):
+
+    def judge(name: str) -> Comparison:
         others = {other: Kept("fp32", "measured alone") for other in nodes if other != name}
-        found = held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
-        costs.append(LayerCost.of(name, operators[name], found))
+        return held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
+
+    costs = [LayerCost.of(name, operators[name], judge(name)) for name in track(nodes)]
     return sorted(costs, key=lambda cost: -cost.noise)
 
 
@@ -140,33 +141,33 @@ def choose_layers(
     budget: Budget,
     most_convs: int,
     precision: str = "fp16",
-    given_up: str = "INT8",
-    worth: float = _WORTH,
+    replaced: str = "INT8",
+    min_share: float = _MIN_SHARE,
 ) -> Selection:
-    """Returns the fewest layers to keep in float that meet a budget, the dearest first.
+    """Return the fewest layers to keep in float that meet a budget, the costliest first.
 
-    Bisects over how many of the ranking are kept, as keeping more does not cost accuracy. Where the budget can't be
+    Bisects over the number of layers of the ranking, as keeping more does not cost accuracy. If the budget cannot be
     met, all candidates are kept.
 
     Args:
         costs: From `measure_layers`.
-        judge: Measures the model with some layers kept, on held-out images.
-        budget: What to reach.
-        most_convs: How many Convs may be kept; other layers are not limited.
-        precision: What they are kept in. Defaults to ``"fp16"``.
-        given_up: What they are kept from. Defaults to ``"INT8"``.
-        worth: Layers that make a smaller share of the noise are not considered. Defaults to a hundredth.
+        judge: Compares the model with some layers kept on held-out images.
+        budget: The budget.
+        most_convs: Largest number of Convs to keep; other layers are not limited.
+        precision: The precision of the kept layers. Defaults to ``"fp16"``.
+        replaced: The precision that they would have. Defaults to ``"INT8"``.
+        min_share: Layers with a smaller share of the noise are not considered. Defaults to a hundredth.
     """
     whole = sum(cost.noise for cost in costs)
     ranking: list[LayerCost] = []
     for cost in costs:
         full = cost.op == "Conv" and sum(c.op == "Conv" for c in ranking) >= most_convs
-        if 0 < cost.noise >= worth * whole and not full:
+        if 0 < cost.noise >= min_share * whole and not full:
             ranking.append(cost)
 
     def why(cost: LayerCost) -> str:
         share = cost.noise / whole if math.isfinite(cost.noise) else 1.0
-        return f"kept: {share:.0%} of the {given_up} noise ({cost.sqnr_db:.1f} dB alone)"
+        return f"kept: {share:.0%} of the {replaced} noise ({cost.sqnr_db:.1f} dB alone)"
 
     def selection(count: int) -> Selection:
         kept = {cost.node: Kept(precision, why(cost)) for cost in ranking[:count]}
@@ -177,9 +178,9 @@ def choose_layers(
     low, high = 0, len(ranking)
     while best.met and low < high:
         middle = (low + high) // 2
-        tried = selection(middle)
-        if tried.met:
-            best, high = tried, middle
+        candidate = selection(middle)
+        if candidate.met:
+            best, high = candidate, middle
         else:
             low = middle + 1
     return best

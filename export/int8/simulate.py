@@ -1,4 +1,4 @@
-"""Exact INT8 arithmetic on a CPU at the speed of float32: quantize, dequantize, convolve in float."""
+"""Simulation of INT8 on a CPU at the speed of float32: quantize, dequantize, convolve in float."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from export.ort_session import open_session
 
 
 def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """Returns a model's logits, float32 (N, classes).
+    """Return a model's logits, float32 (N, classes).
 
-    Q/DQ pairs are computed as the file says; none is fused into an INT8 kernel, which saturates on some CPUs. Float
-    nodes may fuse, so that a model on an FP32 base takes hardly longer than without the pairs.
+    Q/DQ pairs are computed as in the file; none is fused into an INT8 kernel, which saturates on some CPUs. Float nodes
+    may be fused, so a model on an FP32 base takes hardly longer than without the pairs.
 
     Args:
         model: float32, with or without Q/DQ; its first output is the logits.
         pixels: uint8 (N, height, width, 3) RGB.
-        batch_size: How many are run at once. Defaults to 8.
+        batch_size: Number of images per run. Defaults to 8.
     """
     return next(simulate_variants(model, pixels, batch_size, [{}]))
 
@@ -31,13 +31,13 @@ def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) ->
 def simulate_variants(
     model: onnx.ModelProto, pixels: np.ndarray, batch_size: int, variants: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[np.ndarray]:
-    """Yields what `simulate` returns for each variant of a model's constants; one session runs them all.
+    """Yield the logits of `simulate` for each variant of a model's constants; one session runs all of them.
 
     Args:
         model: As for `simulate`.
         pixels: uint8 (N, height, width, 3) RGB.
-        batch_size: How many are run at once.
-        variants: Values in the place of some initializers, by name, the same names in each.
+        batch_size: Number of images per run.
+        variants: New values of some initializers, by name; the same names in each variant.
     """
     source, logits = model.graph.input[0].name, model.graph.output[0].name
     starts = range(0, len(pixels), batch_size)
@@ -49,22 +49,24 @@ def simulate_variants(
 
 
 def _with_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Returns the model with initializers that a run may give other values."""
+    """Return the model with some initializers as optional inputs."""
     result = copy_model(model) if values else model
-    types = [(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) for name, value in values.items()]
-    result.graph.input.extend(helper.make_tensor_value_info(*each) for each in types)
+    result.graph.input.extend(
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in values.items()
+    )
     return result
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that gave no scales, by which quantised models are judged.
+    """Images that gave no scales, on which quantized models are compared with FP32.
 
     Args:
         pixels: uint8 (N, height, width, 3) RGB.
         labels: int64 (N,).
         reference: The FP32 model's logits, float32 (N, classes).
-        batch_size: How many are run at once.
+        batch_size: Number of images per run. Defaults to 8.
     """
 
     pixels: np.ndarray
@@ -74,28 +76,28 @@ class HeldOut:
 
     @classmethod
     def of(cls, model: onnx.ModelProto, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 8) -> HeldOut:
-        """Runs the FP32 model on the images."""
+        """Run the FP32 model on the images."""
         return cls(pixels, labels, simulate(model, pixels, batch_size), batch_size)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def judge(self, model: onnx.ModelProto) -> Comparison:
-        """Returns how close a model, on an FP32 base, comes to the reference."""
+        """Return the comparison of a model, on an FP32 base, with the reference."""
         return next(self.judge_variants(model, [{}]))
 
     def judge_variants(
         self, model: onnx.ModelProto, variants: Iterable[Mapping[str, np.ndarray]]
     ) -> Iterator[Comparison]:
-        """Yields how close a model, on an FP32 base, comes with each variant, see `simulate_variants`."""
+        """Yield the comparison of each variant of a model with the reference, see `simulate_variants`."""
         for logits in simulate_variants(model, self.pixels, self.batch_size, variants):
             yield compare(self.reference, logits, self.labels)
 
     def first(self, count: int) -> HeldOut:
-        """Returns the first images only."""
+        """Return the first images only."""
         return HeldOut(self.pixels[:count], self.labels[:count], self.reference[:count], self.batch_size)
 
 
 def words(comparison: Comparison) -> str:
-    """Returns what a line of a log says of a comparison on held-out images."""
+    """Return a comparison on held-out images in a few words, for the log."""
     return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

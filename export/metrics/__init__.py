@@ -1,1 +1,1 @@
-"""Distances between answers, and how sure they are."""
+"""Distances between logits, and confidence intervals of shares."""

@@ -1,6 +1,6 @@
-"""How sure a share, and a difference of two shares of the same images, is. Standard library only.
+"""Confidence intervals of a share, and of the difference of two shares of the same images. Standard library only.
 
-The intervals are score intervals: each holds exactly the values that a score test of the same confidence does not
+The intervals are score intervals: they contain exactly the values that a score test of the same confidence does not
 reject, so an interval and `images_to_decide` never contradict each other.
 """
 
@@ -15,12 +15,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class McNemar:
-    """Answers that changed between a reference and a candidate, each pair on one image, against the labels.
+    """The exact McNemar test of a reference and a candidate on the same labelled images.
 
     Args:
-        losses: Images that the reference names right and the candidate wrong.
-        gains: The reverse.
-        p_value: Two-sided p of the exact test that a changed answer is as likely a loss as a gain.
+        losses: Number of images that only the reference classifies correctly.
+        gains: Number of images that only the candidate classifies correctly.
+        p_value: Two-sided p value of the hypothesis that losses and gains are equally likely.
     """
 
     losses: int
@@ -29,9 +29,14 @@ class McNemar:
 
 
 def mcnemar(losses: int, gains: int) -> McNemar:
-    """Returns the exact McNemar test: the binomial test of the changed answers against one half.
+    """Return the exact McNemar test: the binomial test of the changed answers against one half.
 
-    The p value is 1 where nothing changed.
+    Args:
+        losses: Number of images that only the reference classifies correctly.
+        gains: Number of images that only the candidate classifies correctly.
+
+    Returns:
+        The test; its p value is 1 if both counts are 0.
 
     Raises:
         ProjectError: If a count is negative.
@@ -43,21 +48,21 @@ def mcnemar(losses: int, gains: int) -> McNemar:
         raise ProjectError(f"Expected counts of 0 or more. Received: {losses}, {gains} (check the counts).")
     changed, term, tail = losses + gains, 1, 0
     for k in range(min(losses, gains) + 1):
-        tail += term  # integers, so that no count is too large for them
+        tail += term  # integers do not overflow
         term = term * (changed - k) // (k + 1)
     return McNemar(losses, gains, min(1.0, 2 * tail / 2**changed))
 
 
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns the Wilson score interval of a share.
+    """Return the Wilson score interval of a share.
 
     Args:
-        successes: How many of `n`.
-        n: How many were tried; 0 gives (0, 1), nothing is known.
-        confidence: Two-sided. Defaults to 0.95.
+        successes: Number of successes in `n` trials.
+        n: Number of trials; 0 gives (0, 1).
+        confidence: Two-sided confidence level. Defaults to 0.95.
 
     Raises:
-        ProjectError: If the counts or the confidence make no sense.
+        ProjectError: If a count or the confidence is out of its range.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
@@ -70,23 +75,23 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
     scale = 1.0 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not leave the share outside.
+    # At 0 and 1 the interval includes the share exactly, whatever the rounding.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return low, high
 
 
 def drop_interval(losses: int, gains: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns Tango's score interval of the accuracy drop (losses − gains) / n of paired answers.
+    """Return Tango's score interval of the accuracy drop (losses − gains) / n on paired images.
 
     Args:
-        losses: Images that the reference names right and the candidate wrong.
-        gains: The reverse.
-        n: All images, those with equal answers too; 0 gives (-1, 1), nothing is known.
-        confidence: Two-sided. Defaults to 0.95.
+        losses: Number of images that only the reference classifies correctly.
+        gains: Number of images that only the candidate classifies correctly.
+        n: Number of all images; 0 gives (-1, 1).
+        confidence: Two-sided confidence level. Defaults to 0.95.
 
     Raises:
-        ProjectError: If the counts or the confidence make no sense.
+        ProjectError: If a count or the confidence is out of its range.
 
     Source: T. Tango, Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design, Statistics in Medicine 17 (1998).
@@ -105,15 +110,15 @@ def drop_interval(losses: int, gains: int, n: int, confidence: float = CONFIDENC
 
 
 def images_to_decide(share: float, limit: float, confidence: float = CONFIDENCE) -> int | None:
-    """Returns the least number of images whose Wilson interval excludes a limit, if the observed share held.
+    """Return the least number of images whose Wilson interval excludes a limit, if the observed share stays the same.
 
     Args:
-        share: Observed, 0 to 1.
-        limit: What is asked, 0 to 1.
-        confidence: Two-sided. Defaults to 0.95.
+        share: The observed share, 0 to 1.
+        limit: The limit, 0 to 1.
+        confidence: Two-sided confidence level. Defaults to 0.95.
 
     Returns:
-        None where the share is the limit: no number decides.
+        The number of images; None if the share equals the limit, as no number decides then.
 
     Raises:
         ProjectError: If a number is out of its range.
@@ -124,16 +129,16 @@ def images_to_decide(share: float, limit: float, confidence: float = CONFIDENCE)
 
 
 def images_to_decide_drop(losses: float, gains: float, limit: float, confidence: float = CONFIDENCE) -> int | None:
-    """Returns the least number of images whose `drop_interval` excludes a limit, if the observed rates held.
+    """Return the least number of images whose `drop_interval` excludes a limit, if the observed shares stay the same.
 
     Args:
-        losses: Share of the images that the reference names right and the candidate wrong.
-        gains: Share of the reverse.
+        losses: Share of the images that only the reference classifies correctly.
+        gains: Share of the images that only the candidate classifies correctly.
         limit: Largest accuracy drop that is allowed, -1 to 1.
-        confidence: Two-sided. Defaults to 0.95.
+        confidence: Two-sided confidence level. Defaults to 0.95.
 
     Returns:
-        None where the observed drop is the limit: no number decides.
+        The number of images; None if the observed drop equals the limit, as no number decides then.
 
     Raises:
         ProjectError: If a number is out of its range.
@@ -153,16 +158,16 @@ def _quantile(confidence: float) -> float:
 
 
 def _least_count(distance: float, variance: float, confidence: float) -> int | None:
-    """Returns the least n with |distance| > z·√(variance / n); None for the distance 0, rounding aside."""
+    """Return the least n with |distance| > z·√(variance / n); None if the distance is 0 up to rounding."""
     if abs(distance) < 1e-12:
         return None
     return math.floor(variance * (_quantile(confidence) / distance) ** 2) + 1
 
 
 def _drop_variance(losses: float, gains: float, drop: float) -> float:
-    """Returns the variance, for one image, of the observed drop where `drop` is the true one.
+    """Return the variance of the observed drop for one image, if the true drop is `drop`.
 
-    It is 2q + drop (1 − drop), q the likeliest share of gains under that drop (Tango 1998).
+    It is 2q + drop (1 − drop), where q is the most likely share of gains under that drop (Tango 1998).
     """
     b = (2.0 - losses + gains) * drop - losses - gains
     root = math.sqrt(max(0.0, b * b + 8.0 * gains * drop * (1.0 - drop)))
@@ -170,7 +175,7 @@ def _drop_variance(losses: float, gains: float, drop: float) -> float:
 
 
 def _limit_of_drop(losses: float, gains: float, end: float, least: float) -> float:
-    """Returns the drop between the observed one and `end` (-1 or 1) where the score test just rejects.
+    """Return the drop between the observed drop and `end` (-1 or 1) from which on the score test rejects.
 
     The score grows from the observed drop to either end, so bisection finds it.
     """

@@ -1,20 +1,13 @@
-"""Distances between two runs of a model, and what float32 arithmetic leaves undecided of them. NumPy only.
+"""Distances between the logits of two runs of a model, and the float32 noise of a model itself.
 
-How far two answers are from each other, where one masked class must not hide the others.
-
-Distances between two runs of a model. Numpy only, every reduction in float64.
-
-A row of the candidate that is not finite never looks good: it counts as a disagreement, as a wrong answer and
+All reductions are in float64. A row of the candidate that is not finite counts as a disagreement, as a wrong answer and
 as cosine 0; the distances become infinite and the SQNR minus infinity.
 
-What float32 arithmetic itself leaves undecided in a model's answers: the yardstick for "the same up to rounding".
-
-Some weights amplify the last bit of a sum so that two right implementations differ by more than 1e-5 of the largest
-logit. How much, the model shows itself: every preprocessed pixel is moved to the next float up, and to the next down.
-Keras and ONNX Runtime were 0.7 to 1.2 times that apart on the models that amplify most (1e-6 to 6e-5), and below 1e-5
-by far on all others (`FACTOR` leaves room for more images and for the kernels of a GPU).
-
-Standard library and numpy, Python 3.10 syntax.
+Some weights amplify rounding errors so much that two correct implementations differ by more than 1e-5 of the largest
+logit. `measure_noise` measures it by moving every preprocessed pixel to the next float up and down. On the models that
+amplify most (1e-6 to 6e-5), Keras and ONNX Runtime differed by 0.7 to 1.2 times that noise, on all others by far less
+than 1e-5; `FACTOR` leaves headroom for more images and for the kernels of a GPU. Standard library and NumPy only,
+Python 3.10 syntax.
 """
 
 import math
@@ -27,15 +20,15 @@ import numpy as np
 from export.errors import ProjectError
 from export.metrics.confidence import McNemar, drop_interval, mcnemar, wilson_interval
 
-_DEEPEST = 88.0  # below the largest: e^-88 is 0 in float32
-_MASK = -1e4  # no network gives such a logit: it is a constant that rules a class out
+_DEEPEST = 88.0  # below the largest logit: e^-88 is 0 in float32
+_MASK = -1e4  # below the logits of all networks: a constant that excludes a class
 
 
 def visible(logits: np.ndarray) -> np.ndarray:
-    """Returns (N, C) logits in which a masked class stands where its probability is 0, not at -1e9.
+    """Return (N, C) logits with masked classes clipped to where their probability is 0, instead of such as -1e9.
 
-    Distances are relative to the largest value, and one class that is ruled out by -1e9 would hide whatever the others
-    do. Logits without such a class, and what is not finite, stay as they are.
+    Distances are relative to the largest value, so a class that is excluded by -1e9 would hide the differences of all
+    others. Logits without such a class, and those that are not all finite, are not changed.
     """
     if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all() or logits.min() > _MASK:
         return logits
@@ -43,9 +36,9 @@ def visible(logits: np.ndarray) -> np.ndarray:
 
 
 def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
-    """Returns the largest absolute difference over the largest absolute value expected.
+    """Return the largest absolute difference over the largest absolute expected value.
 
-    Infinite where the shapes differ, or where not the same values are finite on both sides.
+    It is infinite if the shapes differ, or if different values are finite on both sides.
     """
     finite = np.isfinite(expected)
     if expected.shape != received.shape or not np.array_equal(finite, np.isfinite(received)):
@@ -58,23 +51,23 @@ def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far a candidate's logits are from a reference's.
+    """The distances of a candidate's logits from those of a reference.
 
     Args:
-        images: Rows compared.
-        max_abs: Largest absolute difference; inf where the candidate is not finite.
+        images: Number of rows.
+        max_abs: Largest absolute difference; inf if the candidate is not finite.
         relative_error: `max_abs` over the largest absolute reference logit.
-        sqnr_db: Signal to quantisation noise in dB; inf where both are equal, -inf where the candidate is not
-            finite. `to_dict` makes None of both (tell them apart by `finite`), as JSON has no infinity.
+        sqnr_db: Signal to quantization noise ratio in dB; inf if both are equal, -inf if the candidate is not finite.
+            `to_dict` returns None for both, as JSON has no infinity; `finite` distinguishes them.
         cosine: Mean over rows of the cosine similarity.
-        top1_agreement: Share of rows whose largest logit is the same class.
+        top1_agreement: Share of rows with the same top class.
         agreement_interval: Wilson interval (95 %) of that share.
         finite: Whether every candidate logit is finite.
-        reference_accuracy: Share of rows where the reference meets the label; None without labels.
+        reference_accuracy: Share of rows whose top class in the reference is the label; None without labels.
         candidate_accuracy: The same for the candidate.
-        accuracy_drop: Accuracy of the reference less that of the candidate, from counts; None without labels.
+        accuracy_drop: Accuracy of the reference minus that of the candidate, from counts; None without labels.
         accuracy_drop_interval: Tango interval (95 %) of that drop; None without labels.
-        mcnemar: Right answers lost and gained, and whether chance explains them; None without labels.
+        mcnemar: The McNemar test of the lost and gained images; None without labels.
     """
 
     images: int
@@ -92,18 +85,14 @@ class Comparison:
     mcnemar: McNemar | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Returns plain JSON types; a number that is not finite becomes None."""
-        return {key: _json_number(value) for key, value in asdict(self).items()}
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return list(value) if isinstance(value, tuple) else value
+        """Return plain JSON types; a number that is not finite becomes None."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        infinite = {key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        return values | dict.fromkeys(infinite)
 
 
 def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both as float64 of one shape; a reference must be finite, or nothing can be said."""
+    """Return both as float64 of one shape, which is not empty; refuse a reference that is not finite."""
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if a.shape != b.shape or a.size == 0:
         raise ProjectError(
@@ -116,7 +105,7 @@ def _pair(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _rows(logits: np.ndarray) -> np.ndarray:
-    """Returns the logits as (N, C)."""
+    """Return the logits as (N, C)."""
     x = np.asarray(logits, dtype=np.float64)
     if x.ndim != 2 or x.size == 0:
         raise ProjectError(f"Expected logits of shape (N, C). Received: {x.shape} (keep the batch dimension).")
@@ -124,15 +113,15 @@ def _rows(logits: np.ndarray) -> np.ndarray:
 
 
 def max_abs(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the largest absolute difference; inf where the candidate is not finite."""
+    """Return the largest absolute difference; inf if the candidate is not finite."""
     a, b = _pair(reference, candidate)
     return float(np.max(np.abs(a - b))) if np.all(np.isfinite(b)) else math.inf
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the largest absolute difference over the largest absolute reference value.
+    """Return the largest absolute difference over the largest absolute reference value.
 
-    0 where both are equal; inf where the reference is all zero and the candidate is not.
+    It is 0 if both are equal, and inf if the reference is all zero and the candidate is not.
     """
     difference = max_abs(reference, candidate)
     largest = float(np.max(np.abs(np.asarray(reference, dtype=np.float64))))
@@ -142,10 +131,10 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
 
 
 def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
+    """Return 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
 
-    inf where both are equal, -inf where the candidate is not finite or the reference is all zero and the
-    candidate is not.
+    It is inf if both are equal, and -inf if the candidate is not finite, or the reference is all zero and the candidate
+    is not.
     """
     a, b = _pair(reference, candidate)
     if not np.all(np.isfinite(b)):
@@ -157,46 +146,33 @@ def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
 
 
 def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the mean over rows of the cosine similarity of two (N, C) arrays.
+    """Return the mean over rows of the cosine similarity of two (N, C) arrays.
 
-    A row that is not finite in the candidate counts 0; two zero rows count 1, one zero row 0.
+    A row that is not finite in the candidate counts as 0, two zero rows count as 1, one zero row as 0.
     """
     a, b = _pair(_rows(reference), _rows(candidate))
-    good = np.all(np.isfinite(b), axis=1)
-    b = np.where(good[:, None], b, 0.0)
+    finite = np.all(np.isfinite(b), axis=1)
+    b = np.where(finite[:, None], b, 0.0)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots = np.sum(a * b, axis=1)
     values = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0.0)
     values[np.all(a == b, axis=1)] = 1.0
-    return float(np.mean(np.where(good, np.clip(values, -1.0, 1.0), 0.0)))
+    return float(np.mean(np.where(finite, np.clip(values, -1.0, 1.0), 0.0)))
 
 
 def _top1(logits: np.ndarray) -> np.ndarray:
-    """Returns the class of each row, -1 where a row is not finite (np.argmax would name the NaN)."""
+    """Return the top class of each row, -1 if the row is not finite (np.argmax returns the index of a NaN)."""
     return np.where(np.all(np.isfinite(logits), axis=1), np.argmax(logits, axis=1), -1)
 
 
 def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Returns the share of rows of two (N, C) arrays whose largest value is at the same class."""
+    """Return the share of rows of two (N, C) arrays with the same top class."""
     a, b = _pair(_rows(reference), _rows(candidate))
     return float(np.mean(_top1(a) == _top1(b)))
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows of (N, C) logits whose largest value is at the label.
-
-    Args:
-        logits: (N, C); a row that is not finite is wrong.
-        labels: (N,), integers.
-
-    Raises:
-        ProjectError: If the shapes do not fit.
-    """
-    return float(np.mean(_hits(_rows(logits), labels)))
-
-
 def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns for each row of (N, C) logits whether it meets its label, (N,) bool."""
+    """Return for each row of (N, C) logits whether its top class is the label, (N,) bool; not if it is not finite."""
     expected = np.asarray(labels)
     if expected.shape != (rows.shape[0],) or not np.issubdtype(expected.dtype, np.integer):
         raise ProjectError(
@@ -207,12 +183,12 @@ def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None = None) -> Comparison:
-    """Compares a candidate's logits with a reference's.
+    """Compare a candidate's logits with those of a reference.
 
     Args:
         reference: (N, C), finite.
         candidate: (N, C).
-        labels: (N,) class indices. Defaults to None: no accuracies, nothing that is paired.
+        labels: (N,) integer class indices. Defaults to None: no accuracies and no test.
 
     Raises:
         ProjectError: If the shapes do not fit or the reference is not finite.
@@ -244,21 +220,21 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
 
 
 AUTO = "auto"
-FLOOR = 1e-5  # two implementations may always be as far apart
+FLOOR = 1e-5  # a difference of two implementations that is always allowed
 FACTOR = 4.0
-IMAGES = 64  # that are measured; a move costs as much as their answers
-# However much a model amplifies, an error as large as this is a fault: in half precision a unit in the last place
-# is 1e-3 of a value.
+IMAGES = 64  # images for the measurement, which costs two more forward passes
+# A larger error is a fault, however much a model amplifies: in half precision a unit in the last place is 1e-3 of a
+# value.
 CEILING = {"float32": 5e-4, "float16": 5e-3}
 
 
 @dataclass(frozen=True)
 class FloatNoise:
-    """How far Keras is from itself with every pixel moved by a unit in the last place.
+    """The change of Keras' logits when every pixel moves by a unit in the last place.
 
-    Attributes:
-        relative_error: largest difference of a logit over the largest logit.
-        precision: of the unit; float16 where a unit of float32 changes no answer, as the model rounds its input.
+    Args:
+        relative_error: Largest difference of a logit over the largest logit.
+        precision: Precision of the unit; float16 if a unit of float32 changes no logit, as the model rounds its input.
     """
 
     relative_error: float
@@ -266,7 +242,7 @@ class FloatNoise:
 
     @property
     def limit(self) -> float:
-        """The largest relative error that is no fault."""
+        """Return the largest relative error that is no fault."""
         return min(max(FLOOR, FACTOR * self.relative_error), CEILING[self.precision])
 
     def __str__(self) -> str:
@@ -277,12 +253,12 @@ class FloatNoise:
 
 
 def measure_noise(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, largest: float) -> FloatNoise:
-    """Move every value of a model's input, and see what that does to its logits.
+    """Return the change of a model's logits when every value of its input moves by a unit in the last place.
 
     Args:
-        predict: preprocessed images (N, height, width, channels) float32 to logits (N, classes).
-        inputs: such images.
-        largest: absolute value of a logit, over all images that will be compared.
+        predict: From preprocessed images (N, height, width, channels) float32 to logits (N, classes).
+        inputs: Such images.
+        largest: Largest absolute logit of all images that will be compared.
     """
     reference = predict(inputs).astype(np.float64)
     precisions: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
@@ -296,10 +272,10 @@ def measure_noise(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarra
 
 
 def noise_of(meta: Mapping[str, Any]) -> FloatNoise | None:
-    """The noise in what ``reference.npz`` says of itself; None where an earlier version wrote it.
+    """Return the noise in the metadata of ``reference.npz``; None if an earlier version wrote the file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: The noise is damaged.
     """
     if meta.get("noise") is None:
         return None

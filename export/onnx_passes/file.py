@@ -1,4 +1,4 @@
-"""ONNX files: written atomically, read with suspicion."""
+"""ONNX files: written atomically, and checked when they are read."""
 
 import os
 from pathlib import Path
@@ -12,22 +12,22 @@ from export.wire_format import refuse_external_data
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """Runs the ONNX checker with shape inference.
+    """Run the ONNX checker with shape inference.
 
     Raises:
         ProjectError: If the model is not valid ONNX.
     """
     try:
-        shell = with_weights_as_inputs(model)  # the checker copies what it is given several times
         for tensor in model.graph.initializer:
             onnx.checker.check_tensor(tensor)
-        onnx.checker.check_model(shell, full_check=True)
+        # The checker copies its model several times, so it gets one without weights.
+        onnx.checker.check_model(with_weights_as_inputs(model), full_check=True)
     except Exception as error:  # ValidationError, InferenceError, ValueError
         raise ProjectError(f"Expected a valid ONNX model. Received: {error} (please report this graph).") from error
 
 
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
-    """Writes a model atomically.
+    """Write a model atomically.
 
     Returns:
         The path written.
@@ -38,10 +38,7 @@ def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Path:
 
 
 def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Loads an ONNX file of which nothing is known.
-
-    Args:
-        path: The file.
+    """Load an ONNX file of unknown origin.
 
     Raises:
         ProjectError: If the file is missing, empty, truncated, not ONNX, or keeps weights in other files.

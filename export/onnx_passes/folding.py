@@ -1,8 +1,8 @@
-"""Passes that put a neighbour into a node's weights: exact in real numbers, computed in float64.
+"""Passes that fold a neighbour into a node's weights or attributes: exact in real numbers, computed in float64.
 
-A Keras BatchNorm arrives from the exporter as Mul and Add behind the Conv wherever the Conv's bias is not zero,
-which is every trained ResNet. Left there they stand between Conv, residual Add and ReLU, and neither INT8
-placement nor fusion works. `fold_affine` undoes that in the graph, so the Keras model is never touched.
+tf2onnx converts a Keras BatchNorm to Mul and Add behind the Conv if the Conv's bias is not zero, as in every trained
+ResNet. They would stand between Conv, residual Add and ReLU and prevent INT8 placement and fusion. `fold_affine`
+folds them in the graph, so the Keras model is never changed.
 """
 
 import math
@@ -24,13 +24,13 @@ from export.onnx_passes.graph import (
 )
 from export.onnx_passes.repairs import set_attribute
 
-# Of float32: a Max with it changes nothing. `export.fp16.convert` makes it the lowest of another type.
+# The lowest float32: a Max with it changes nothing. `export.fp16.convert` replaces it by the lowest of another type.
 LOWEST = np.finfo(np.float32).min
 _AFFINE = ("Mul", "Add", "Sub", "Div")
 
 
 def _per_channel(value: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
-    """Returns a constant that (N, C, ...) broadcasts as float64 (channels,), None where it is not one per channel."""
+    """Return a constant that broadcasts to (N, C, ...) as float64 (channels,), None if it is not one per channel."""
     if value.size == 1:
         return np.full(channels, value.reshape(()), dtype=np.float64)
     shape = (1,) * (rank - value.ndim) + value.shape
@@ -40,7 +40,7 @@ def _per_channel(value: np.ndarray, channels: int, rank: int) -> np.ndarray | No
 def _affine_operand(
     node: onnx.NodeProto, data: str, table: dict[str, onnx.TensorProto], weight: np.ndarray
 ) -> np.ndarray | None:
-    """Returns the constant of ``data op constant`` per channel of a Conv, None where the node is nothing like that."""
+    """Return the constant of ``data op constant`` per channel of a Conv, None if the node has another form."""
     if node.op_type not in _AFFINE or len(node.input) != 2:
         return None
     index = 1 if node.input[0] == data else 0
@@ -50,22 +50,22 @@ def _affine_operand(
 
 
 def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds chains of per-channel Mul, Add, Sub and Div behind a Conv into its weight and bias.
+    """Fold chains of per-channel Mul, Add, Sub and Div behind a Conv into its weight and bias.
 
-    Only where nothing else reads the Conv's result. Grouped convolutions are fine, as axis 0 of the weight is the
-    output channel there too.
+    A chain ends where another node reads its result. Grouped convolutions are folded too, as axis 0 of their weight is
+    the output channel as well.
     """
     result = copy_model(model)
     graph = result.graph
     outputs = {o.name for o in graph.output}
-    dropped: list[str] = []
+    folded: list[onnx.NodeProto] = []
     for conv in [node for node in graph.node if node.op_type == "Conv"]:
         table, readers = constants(graph), consumers(graph)
         if conv.input[1] not in table or any(name and name not in table for name in conv.input[2:]):
             continue
         weight = numpy_helper.to_array(table[conv.input[1]]).astype(np.float64)
         bias = numpy_helper.to_array(table[conv.input[2]]) if any(conv.input[2:]) else np.zeros(weight.shape[0])
-        tail, folded = conv.output[0], 0
+        tail = conv.output[0]
         while tail not in outputs and len(readers.get(tail, ())) == 1:
             node = readers[tail][0]
             operand = _affine_operand(node, tail, table, weight)
@@ -77,9 +77,9 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
                 bias = bias * factor
             else:
                 bias = bias + (operand if node.op_type == "Add" else -operand)
-            dropped.append(node.output[0])
-            tail, folded = node.output[0], folded + 1
-        if not folded:
+            folded.append(node)
+            tail = node.output[0]
+        if tail == conv.output[0]:
             continue
         if not (np.all(np.isfinite(weight)) and np.all(np.isfinite(bias))):
             raise ProjectError(
@@ -88,67 +88,61 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
             )
         _set_weights(graph, conv, weight, bias)
         conv.output[0] = tail
-    kept = [node for node in graph.node if node.op_type not in _AFFINE or node.output[0] not in dropped]
-    del graph.node[:]
-    graph.node.extend(kept)
+    for node in folded:
+        graph.node.remove(node)
     return topological_sort(result)
 
 
 def _set_weights(graph: onnx.GraphProto, conv: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray) -> None:
-    """Gives a Conv new float32 initializers; the old ones may have other readers and stay (in place)."""
-    stem = f"{conv.output[0]}/folded"
-    while len(conv.input) < 3:
-        conv.input.append("")
+    """Give a Conv new float32 initializers; the old ones may have other readers and stay (in place)."""
+    conv.input.extend([""] * (3 - len(conv.input)))
     for index, (role, value) in enumerate((("weight", weight), ("bias", bias)), start=1):
-        # The old name stays in front: `export.onnx_passes.layer_names` reads the Keras layer from it.
-        name = f"{conv.input[index] or stem}/{conv.output[0]}/{role}"
+        # The old name comes first: `export.onnx_passes.layer_names` reads the Keras layer from it.
+        name = f"{conv.input[index] or f'{conv.output[0]}/folded'}/{conv.output[0]}/{role}"
         graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
         conv.input[index] = name
 
 
 def unfolded_convs(model: onnx.ModelProto) -> list[str]:
-    """Returns the Convs that still have a per-channel Mul, Add, Sub or Div, or a BatchNormalization, behind them.
+    """Return the Convs that are still followed by a per-channel Mul, Add, Sub or Div, or a BatchNormalization.
 
-    One number for all channels is no BatchNorm: GELU and hard swish are made of such.
+    A scalar for all channels is no BatchNorm: GELU and hard swish contain such.
     """
     table, readers = constants(model.graph), consumers(model.graph)
-
-    def per_channel(node: onnx.NodeProto) -> bool:
-        return any(name in table and math.prod(table[name].dims) > 1 for name in node.input)
-
+    per_channel = {name for name, tensor in table.items() if math.prod(tensor.dims) > 1}
     return [
         f"{conv.name} ({node.op_type})"
         for conv in model.graph.node
         if conv.op_type == "Conv"
         for node in readers.get(conv.output[0], ())
-        if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and per_channel(node))
+        if node.op_type == "BatchNormalization" or (node.op_type in _AFFINE and not per_channel.isdisjoint(node.input))
     ]
 
 
 def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds a constant Pad before a MaxPool into the MaxPool's own padding, which is one pass less over the map.
+    """Fold a constant Pad before a MaxPool into the MaxPool's own padding, which saves a pass over the map.
 
-    MaxPool pads with minus infinity. Behind a Relu that is as good as zero, and the Pad just goes. Elsewhere, as in
-    ResNetV2, a Max behind the pool brings the border back: its constant is the padding's value where a window touches
-    the Pad, and the lowest finite value, which changes nothing, where it does not. Left alone, the Pad would be
-    folded by ONNX Runtime's Pad_Fusion, which forgets the border (microsoft/onnxruntime#24737).
+    MaxPool pads with minus infinity. Behind a Relu that equals zero, so the Pad is dropped. Elsewhere, as in ResNetV2,
+    a Max behind the pool restores the border: its constant is the padding's value where a window touches the Pad, and
+    the lowest finite value, which changes nothing, where it does not. If the Pad stayed, ONNX Runtime's Pad_Fusion
+    would fold it and lose the border (microsoft/onnxruntime#24737).
 
-    Only where the sizes are known and each window reaches at least one real value; elsewhere the Pad stays, and the
-    pool says that it pads by no means, which Pad_Fusion respects.
+    If a size is unknown, or a window may cover padding alone, the Pad stays, and the pool is set to ``auto_pad=VALID``,
+    which Pad_Fusion respects.
     """
     result = copy_model(model)
     graph = result.graph
-    table, made, shapes = constants(graph), producers(graph), tensor_shapes(model)
+    table, producer, shapes = constants(graph), producers(graph), tensor_shapes(model)
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
-        pad = made.get(pool.input[0])
-        found = _constant_pad(pad, table) if pad is not None else None
-        if pad is None or found is None or any(pool.output[1:]):
+        pad = producer.get(pool.input[0])
+        padding = _constant_pad(pad, table) if pad is not None else None
+        if pad is None or padding is None or any(pool.output[1:]):
             continue
-        added, value = found
+        added, value = padding
         kernel = list(attribute(pool, "kernel_shape"))
         sides = [side for side in shapes.get(pool.input[0], ())[2:] if isinstance(side, int)]
         own = _own_padding(pool, sides)
-        pads = [mine + more for mine, more in zip(own or (), added)]
+        pads = [before + more for before, more in zip(own or (), added)]
         if (
             own is None
             or not len(pads) == len(added) == 2 * len(kernel)
@@ -160,8 +154,8 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
                 set_attribute(pool, "auto_pad", "VALID", instead_of=["pads"])
             continue
         set_attribute(pool, "pads", pads, instead_of=["auto_pad"])
-        source = made.get(pad.input[0])
-        dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may lie in the padding alone
+        source = producer.get(pad.input[0])
+        dilated = any(d != 1 for d in attribute(pool, "dilations", [1]))  # a window may cover padding alone
         if value != 0 or source is None or source.op_type != "Relu" or dilated:
             _append_border(graph, pool, _touching(pool, sides, own, added), value)
         pool.input[0] = pad.input[0]
@@ -169,7 +163,7 @@ def fold_pad_into_maxpool(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _windows(pool: onnx.NodeProto) -> tuple[list[int], list[int], list[int]]:
-    """Returns a pool's strides, its dilations, and over how many values a window reaches, for each spatial axis."""
+    """Return a pool's strides, its dilations, and the extent of a window, for each spatial axis."""
     kernel = attribute(pool, "kernel_shape")
     ones = [1] * len(kernel)
     dilations = list(attribute(pool, "dilations", ones))
@@ -177,40 +171,40 @@ def _windows(pool: onnx.NodeProto) -> tuple[list[int], list[int], list[int]]:
 
 
 def _own_padding(pool: onnx.NodeProto, sides: Sequence[int]) -> list[int] | None:
-    """Returns a MaxPool's padding, begins and ends, None where numbers alone do not give it."""
-    strides, _, reach = _windows(pool)
+    """Return a MaxPool's padding, begins and ends, None if its attributes and sizes do not determine it."""
+    strides, _, extents = _windows(pool)
     kind = attribute(pool, "auto_pad", b"NOTSET")
     if len(sides) != len(strides) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
         return None
     if kind == b"SAME_UPPER":
-        spans = zip(sides, strides, reach)
-        whole = [max((math.ceil(side / stride) - 1) * stride + span - side, 0) for side, stride, span in spans]
-        return [total // 2 for total in whole] + [total - total // 2 for total in whole]
-    none = [0] * 2 * len(strides)
-    return list(attribute(pool, "pads", none)) if kind == b"NOTSET" else none
+        axes = zip(sides, strides, extents)
+        totals = [max((math.ceil(side / stride) - 1) * stride + extent - side, 0) for side, stride, extent in axes]
+        return [total // 2 for total in totals] + [total - total // 2 for total in totals]
+    unpadded = [0] * 2 * len(strides)
+    return list(attribute(pool, "pads", unpadded)) if kind == b"NOTSET" else unpadded
 
 
 def _touching(pool: onnx.NodeProto, sides: Sequence[int], own: Sequence[int], added: Sequence[int]) -> np.ndarray:
-    """Returns which windows of a pool touch what was added to its input, bool (1, 1, ...).
+    """Return which windows of a pool touch the border that a Pad added to its input, bool (1, 1, ...).
 
     Args:
         pool: A MaxPool.
         sides: Sizes of its input.
-        own: Its own padding, begins and ends, which does not count.
-        added: How many values at the begins and ends of its input do.
+        own: The pool's own padding, begins and ends, which is no part of the border.
+        added: Widths of the border, begins and ends.
     """
     rank = len(sides)
     border = np.ones(sides, dtype=bool)
     border[tuple(slice(begin, side - end) for side, begin, end in zip(sides, added, added[rank:]))] = False
     padded = np.pad(border, list(zip(own, own[rank:])))
-    strides, dilations, reach = _windows(pool)
-    taps = np.lib.stride_tricks.sliding_window_view(padded, reach)
+    strides, dilations, extents = _windows(pool)
+    taps = np.lib.stride_tricks.sliding_window_view(padded, extents)
     taps = taps[tuple(slice(None, None, step) for step in (*strides, *dilations))]
     return np.asarray(taps.any(axis=tuple(range(rank, 2 * rank))))[None, None]
 
 
 def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.ndarray, value: float) -> None:
-    """Puts a Max with a constant border behind a MaxPool, which keeps the name of what both make (in place)."""
+    """Add a Max with a constant border behind a MaxPool, whose output name it takes over (in place)."""
     result = pool.output[0]
     name = f"{result}/border"
     border = np.where(touched, np.float32(value), LOWEST).astype(np.float32)
@@ -220,7 +214,7 @@ def _append_border(graph: onnx.GraphProto, pool: onnx.NodeProto, touched: np.nda
 
 
 def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tuple[list[int], float] | None:
-    """Returns begins and ends of a constant Pad's spatial axes and its value, None for any other Pad."""
+    """Return the begins and ends of a constant Pad's spatial axes, and its value; None for any other node."""
     if pad.op_type != "Pad" or attribute(pad, "mode", b"constant") != b"constant":
         return None
     amounts, fill = pad.input[1], pad.input[2] if len(pad.input) > 2 else ""
@@ -232,15 +226,14 @@ def _constant_pad(pad: onnx.NodeProto, table: dict[str, onnx.TensorProto]) -> tu
 
 
 def fold_channel_order(model: onnx.ModelProto, order: Sequence[int]) -> onnx.ModelProto | None:
-    """Makes the first Conv take its input channels in RGB order, so that nothing has to be reordered at run time.
+    """Permute the weights of the first Conv to RGB order, so that no channels are reordered at run time.
 
     Args:
         model: Its NHWC input reaches one ungrouped Conv through Transpose and zero Pads alone.
-        order: For each channel the Conv was trained on, its index in RGB.
+        order: For each channel of the Conv's training, its index in RGB.
 
     Returns:
-        The model with permuted weights (``weight[:, order[c]] = trained[:, c]``), None where the graph is not of
-        that form.
+        The model with permuted weights (``weight[:, order[c]] = trained[:, c]``), None if its graph has another form.
     """
     result = copy_model(model)
     graph = result.graph

@@ -1,10 +1,8 @@
-"""What every graph pass needs, and the passes that only tidy up: plain functions, ONNX model to ONNX model.
+"""Queries and clean-up passes for ONNX graphs: plain functions from model to model.
 
-Constant nodes made initializers: a pass then finds a constant in one place, and every node has an input.
-
-No pass changes the model it is given. Passes that put something into a neighbour (BatchNorm into a Conv) are in
-`export.onnx_passes.folding`, inputs and outputs in `export.onnx_passes.signature`, the names that carry the Keras
-layers in `export.onnx_passes.layer_names`, files in `export.onnx_passes.file`.
+No pass changes its argument. Passes that fold a node into a neighbour (BatchNorm into a Conv) are in
+`export.onnx_passes.folding`, inputs and outputs in `export.onnx_passes.signature`, names of nodes in
+`export.onnx_passes.layer_names`, files in `export.onnx_passes.file`.
 """
 
 from __future__ import annotations
@@ -17,24 +15,25 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from export.errors import ProjectError
-from export.onnx_passes.file import check_model, load_model, save_model
 from export.ort_session import with_weights_as_inputs
 
+BATCH = "batch"
 _TYPES = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+# First ONNX IR version with an opset, for the opsets in use here.
+_IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
 def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with an initializer in the place of each Constant node, under the name of what it made.
+    """Return the model with an initializer instead of each Constant node, under the name of the node's output.
 
-    The version converter leaves such nodes: raising the opset to 18 or later makes the attribute ``axes`` of a
-    ReduceMean an input. Strings and sparse tensors stay nodes.
+    The version converter adds such nodes: from opset 18 on the attribute ``axes`` of a ReduceMean is an input. Constant
+    nodes of strings and of sparse tensors are kept.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    lifted = {node.output[0]: value for node in model.graph.node if (value := _value(node)) is not None}
+    result = copy_model(model)
+    lifted = {node.output[0]: value for node in model.graph.node if (value := _constant_value(node)) is not None}
     result.graph.initializer.extend(lifted.values())
     if lifted:
         del result.graph.node[:]
@@ -42,8 +41,8 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Returns what a Constant node makes, None for any other node, for strings and sparse tensors."""
+def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return the value of a Constant node, None for any other node, for strings and sparse tensors."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return None
     item = node.attribute[0]
@@ -52,67 +51,35 @@ def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
         tensor.CopyFrom(item.t)
         tensor.name = node.output[0]
         return tensor
-    if item.name not in _TYPES:
-        return None
-    return numpy_helper.from_array(
-        np.asarray(helper.get_attribute_value(item), dtype=_TYPES[item.name]), node.output[0]
-    )
-
-
-BATCH = "batch"
-
-__all__ = [
-    "BATCH",
-    "Index",
-    "attribute",
-    "check_model",
-    "constant_reshape",
-    "constants",
-    "consumers",
-    "convert_opset",
-    "copy_model",
-    "infer_shapes",
-    "load_model",
-    "op_counts",
-    "opset",
-    "parameter_count",
-    "producers",
-    "rename_inputs",
-    "replace_input",
-    "save_model",
-    "strip_noops",
-    "tensor_shapes",
-    "topological_sort",
-]
-
-# ONNX IR that first knows an opset, for the opsets in use here.
-_IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+    kind = _TYPES.get(item.name)
+    value = helper.get_attribute_value(item)
+    return numpy_helper.from_array(np.asarray(value, dtype=kind), node.output[0]) if kind is not None else None
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a deep copy."""
+    """Return a deep copy."""
     clone = onnx.ModelProto()
     clone.CopyFrom(model)
     return clone
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """Returns the version of the default operator set, 0 where the model names none."""
+    """Return the version of the default operator set, 0 if the model has none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def op_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Returns how often each operator occurs, by name."""
+    """Return the number of nodes of each operator, by name."""
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Returns tensor name -> the node that makes it."""
+    """Return tensor name -> the node that writes it."""
     return {name: node for node in graph.node for name in node.output if name}
 
 
 def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Returns tensor name -> the nodes that read it, a node once per input that reads it."""
+    """Return tensor name -> the nodes that read it; a node appears once per input that reads it."""
     table: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in inputs_of(node):
@@ -121,32 +88,32 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Returns the initializers by name."""
+    """Return the initializers by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
 @dataclass(frozen=True)
 class Index:
-    """Who makes and who reads what in a graph; of the graph as it was when this was made.
+    """The producers, readers and constants of a graph at the time of `of`.
 
     Args:
-        made: From `producers`.
+        producers: From `producers`.
         readers: From `consumers`.
         constants: From `constants`.
     """
 
-    made: Mapping[str, onnx.NodeProto]
+    producers: Mapping[str, onnx.NodeProto]
     readers: Mapping[str, list[onnx.NodeProto]]
     constants: Mapping[str, onnx.TensorProto]
 
     @classmethod
     def of(cls, graph: onnx.GraphProto) -> Index:
-        """Looks through a graph once."""
+        """Return the index of a graph."""
         return cls(producers(graph), consumers(graph), constants(graph))
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Returns an attribute's value, or `default` where the node has none of that name."""
+    """Return an attribute's value, or `default` if the node has none of that name."""
     for item in node.attribute:
         if item.name == name:
             return helper.get_attribute_value(item)
@@ -154,21 +121,25 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
-    """Returns the number of values in all floating-point initializers."""
+    """Return the number of values in all floating-point initializers."""
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in floats)
 
 
 def infer_shapes(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.GraphProto:
-    """Returns the graph with what shape inference finds, and with weights as inputs.
+    """Return the graph with inferred shapes and types, and with large weights as inputs.
 
-    Inference copies a model four times; without the values of its weights, which it does not read, that costs nothing.
+    Inference copies a model four times, so it gets one without the values of large weights, which it does not read.
+
+    Args:
+        model: The model.
+        data_prop: Whether values of shapes are propagated. Defaults to False.
     """
     return onnx.shape_inference.infer_shapes(with_weights_as_inputs(model), data_prop=data_prop).graph
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
-    """Returns the inferred shape of each tensor: numbers, names of symbolic dimensions, None where unknown."""
+    """Return the inferred shape of each tensor: integers, names of symbolic dimensions, None if unknown."""
     graph = infer_shapes(model, data_prop=True)
     shapes: dict[str, tuple[int | str | None, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
     for info in (*graph.input, *graph.value_info, *graph.output):
@@ -180,14 +151,14 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, .
 
 
 def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Returns the graphs inside a node: the body of a Loop, the branches of an If."""
+    """Return the graphs inside a node: the body of a Loop, the branches of an If."""
     kinds = onnx.AttributeProto
     single = [item.g for item in node.attribute if item.type == kinds.GRAPH]
     return single + [graph for item in node.attribute if item.type == kinds.GRAPHS for graph in item.graphs]
 
 
 def inputs_of(node: onnx.NodeProto) -> list[str]:
-    """Returns what a node reads, what the graphs inside it read from around them included."""
+    """Return the tensors that a node reads, including those that its subgraphs read from the outer graph."""
     names = [name for name in node.input if name]
     for inside in branches(node):
         own = {info.name for info in inside.input} | set(constants(inside)) | set(producers(inside))
@@ -197,11 +168,11 @@ def inputs_of(node: onnx.NodeProto) -> list[str]:
 
 
 def rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Renames what a node reads, also inside the graphs of a Loop or an If (in place).
+    """Rename the tensors that a node reads, also in the subgraphs of a Loop or an If (in place).
 
     Args:
         node: The node.
-        names: Old name -> new name; a name that a graph inside gives itself is another tensor there.
+        names: Old name -> new name; a tensor that a subgraph defines under an old name is not renamed.
     """
     node.input[:] = [names.get(name, name) for name in node.input]
     for inside in branches(node):
@@ -214,15 +185,16 @@ def rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 
 
 def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Makes every node of a graph that is being built read `new` where it read `old` (in place)."""
+    """Make every node of a graph read `new` instead of `old` (in place)."""
     for node in graph.node:
         rename_inputs(node, {old: new})
 
 
 def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Orders nodes and initializers by a depth-first walk from the outputs.
+    """Order nodes and initializers by a depth-first walk from the outputs.
 
-    The order depends on the graph alone, so two exports of one model are equal; what no output needs is dropped.
+    The order depends on the graph alone, so two exports of one model are equal. Nodes and initializers that no output
+    needs are dropped.
 
     Raises:
         ProjectError: If the graph has a cycle.
@@ -237,20 +209,15 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
         if leaving:
             state[id(node)] = True
             order.append(node)
-            continue
-        if id(node) in state:
-            continue
-        state[id(node)] = False
-        stack.append((node, True))
-        for name in reversed(inputs_of(node)):
-            parent = made.get(name)
-            if parent is None or state.get(id(parent)) is True:
-                continue
-            if id(parent) in state:
+        elif id(node) not in state:
+            state[id(node)] = False
+            stack.append((node, True))
+            parents = [(name, made[name]) for name in reversed(inputs_of(node)) if name in made]
+            if cycle := [name for name, parent in parents if state.get(id(parent)) is False]:
                 raise ProjectError(
-                    f"Expected a graph without cycles. Received: one through {name!r} (export the model again)."
+                    f"Expected a graph without cycles. Received: one through {cycle[0]!r} (export the model again)."
                 )
-            stack.append((parent, False))
+            stack.extend((parent, False) for _, parent in parents if id(parent) not in state)
     table = constants(graph)
     used = [name for node in order for name in inputs_of(node)] + [o.name for o in graph.output]
     result = copy_model(model)
@@ -260,57 +227,56 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _drop_nodes(model: onnx.ModelProto, dropped: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Removes nodes whose first output equals their first input, and rewires; `dropped` are of `model`."""
+def bypass_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Return the model without some of its nodes, whose first output equals their first input (changes `model`).
+
+    A node between an output of the graph and another output, an input or a constant stays.
+    """
     graph = model.graph
     outputs = {o.name for o in graph.output}
     inputs = {i.name for i in graph.input}
     table = constants(graph)
-    for node in dropped:
+    for node in nodes:
         source, result = node.input[0], node.output[0]
-        if result in outputs:
-            # The name of an output is fixed, so the producer takes it over.
-            if source in inputs or source in outputs or source in table:
-                continue
-            maker = producers(graph)[source]
-            maker.output[list(maker.output).index(source)] = result
-            replace_input(graph, source, result)
-        else:
+        if result not in outputs:
             replace_input(graph, result, source)
-        graph.node.remove(node)
+            graph.node.remove(node)
+        elif source not in inputs and source not in outputs and source not in table:
+            # The name of an output is fixed, so the producer takes it over.
+            producer = producers(graph)[source]
+            producer.output[list(producer.output).index(source)] = result
+            replace_input(graph, source, result)
+            graph.node.remove(node)
     return topological_sort(model)
 
 
 def strip_noops(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Removes Identity, Dropout, Reshapes to the shape already there and Transposes that move nothing."""
+    """Remove Identity, Dropout, Reshapes that keep the shape, and Transposes that keep the order."""
     result = copy_model(model)
     shapes = tensor_shapes(model)
 
     def is_noop(node: onnx.NodeProto) -> bool:
-        if node.op_type == "Identity":
-            return True
         if node.op_type == "Dropout":
             return len(node.input) < 3 and len([o for o in node.output if o]) == 1
         if node.op_type == "Transpose":
             perm = attribute(node, "perm")
             return perm is not None and list(perm) == sorted(perm)
-        if node.op_type == "Reshape":
-            before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
-            if before is None or after is None or len(before) != len(after):
-                return False
-            # One dimension may be unknown on both sides: the element count makes it equal.
-            different = [(a, b) for a, b in zip(before, after) if not isinstance(a, int) or a != b]
-            return len(different) <= 1 and not any(isinstance(d, int) for pair in different for d in pair)
-        return False
+        before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+        if node.op_type != "Reshape" or before is None or after is None or len(before) != len(after):
+            return node.op_type == "Identity"
+        # One dimension may be unknown on both sides: the element count makes it equal.
+        different = [(a, b) for a, b in zip(before, after) if not isinstance(a, int) or a != b]
+        return len(different) <= 1 and not any(isinstance(d, int) for pair in different for d in pair)
 
-    return _drop_nodes(result, [node for node in result.graph.node if is_noop(node)])
+    return bypass_nodes(result, [node for node in result.graph.node if is_noop(node)])
 
 
 def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives each Reshape that keeps the batch a constant target, ``[0, ...]``.
+    """Give each Reshape that keeps the batch a constant target, ``[0, ...]``.
 
-    A Flatten may arrive as Shape, Gather, Concat and Reshape, or with -1 first; 0 says "as it is", so the batch keeps
-    its name through shape inference. Only where all other dimensions are known, before and after.
+    A Flatten may be exported as Shape, Gather, Concat and Reshape, or with -1 first. A target of 0 copies the
+    dimension, so the batch keeps its name through shape inference. All other dimensions must be known, before and
+    after.
     """
     result = copy_model(model)
     shapes, table = tensor_shapes(model), constants(model.graph)
@@ -323,7 +289,7 @@ def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
         if len(inner) != len(before) - 1:
             continue
         if len(after) == 2 and not rest and node.input[1] not in table:
-            # Shape inference does not see through the island: (batch, everything else) is what a Flatten means.
+            # Shape inference does not evaluate these nodes: (batch, everything else) is the result of a Flatten.
             rest = [math.prod(inner)]
         if len(rest) != len(after) - 1 or math.prod(rest) != math.prod(inner):
             continue
@@ -334,18 +300,16 @@ def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Takes a model to another opset with ``onnx.version_converter`` and sets the matching IR version.
+    """Convert a model to another opset with ``onnx.version_converter`` and set the matching IR version.
 
-    Metadata and the names of tensors stay. A model that is there already comes back as a copy. Constant nodes, which
-    the converter makes of attributes that became inputs, come back as initializers.
+    Metadata and names of tensors are kept. A model of that opset is copied. Constant nodes, which the converter adds
+    for attributes that became inputs, become initializers, see `lift_constants`.
 
     Raises:
-        ProjectError: If the converter refuses.
+        ProjectError: If the converter refuses the model.
     """
     if opset(model) == version:
         return lift_constants(model)
-    from onnx import version_converter
-
     try:
         result = version_converter.convert_version(model, version)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError

@@ -1,6 +1,7 @@
-"""Names: every node carries its Keras layer, so tables can report by layer."""
+"""Node names that begin with the node's Keras layer, so that tables can report by layer."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,59 +12,54 @@ from export.onnx_passes.graph import constants, rename_inputs, topological_sort
 # layer name -> the layers inside it, empty for a plain layer
 LayerTree = dict[str, Any]
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-_ROLES = ("input", "weight", "bias")  # of what these read
+_ROLES = ("input", "weight", "bias")  # of the inputs of these operators
 
 
 def keras_layer(node_name: str) -> str:
-    """Returns the Keras layer of a node of an exported model; ``"preprocessing"`` and the like where it has none."""
+    """Return the Keras layer of a node of an exported model, or such as ``"preprocessing"`` if it has none."""
     return node_name.split("/", 1)[0]
 
 
 def _match(component: str, tree: LayerTree, suffixed: bool) -> str | None:
-    """Returns the layer that a scope component stands for.
+    """Return the layer of a component of a scope path, None if it is none.
 
-    Keras enters each scope twice (to build, to call), so a traced layer ``conv1`` reads ``conv1_1``; with a layer
-    of that very name around, the suffix decides.
+    Keras enters each scope twice (to build, to call), so a traced layer ``conv1`` has the scope ``conv1_1``. If there
+    is a layer of that name as well, `suffixed` decides.
     """
     candidates = [name for name in (component, re.sub(r"_\d+$", "", component)) if name in tree]
-    if not candidates:
-        return None
-    return candidates[-1] if suffixed else candidates[0]
+    return next(reversed(candidates) if suffixed else iter(candidates), None)
 
 
 def find_layer(paths: Iterable[str], root: str, tree: LayerTree) -> str | None:
-    """Returns the Keras layer that one of several scope paths leads to.
+    """Return the Keras layer of the first of several scope paths that contains one, None if none does.
 
     Args:
-        paths: Names such as ``"resnet50_1/conv1_conv_1/convolution"``, the best first.
+        paths: Names such as ``"resnet50_1/conv1_conv_1/convolution"``, in order of preference.
         root: The name of the model.
-        tree: Its layers, nested models with theirs.
+        tree: Its layers, nested models with their layers.
     """
     for path in paths:
         components = path.split(":")[0].split("/")
-        roots = [i for i, c in enumerate(components[:-1]) if c == root or re.fullmatch(rf"{re.escape(root)}_\d+", c)]
-        if not roots:
-            continue
-        suffixed = components[roots[0]] != root
-        found, level = None, tree
-        for component in components[roots[0] + 1 :]:
-            name = _match(component, level, suffixed)
+        roots = [i for i, c in enumerate(components[:-1]) if re.fullmatch(rf"{re.escape(root)}(_\d+)?", c)]
+        layer, level = None, tree
+        for component in components[roots[0] + 1 :] if roots else ():
+            name = _match(component, level, suffixed=components[roots[0]] != root)
             if name is None:
                 break
-            found, level = name, level[name]
-        if found is not None:
-            return found
+            layer, level = name, level[name]
+        if layer is not None:
+            return layer
     return None
 
 
 def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.ModelProto:
-    """Renames every node ``<keras layer>/<operator>``, and tensors and initializers after their nodes.
+    """Rename every node ``<keras layer>/<operator>``, and tensors and initializers after their nodes.
 
-    A second node of one layer and operator gets ``_2``. Nodes that belong to no layer keep the layer of the node
-    that makes their input. Inputs and outputs of the graph keep their names.
+    A second node of a layer and operator gets the suffix ``_2``. A node of no layer gets the layer of the node that
+    writes its input. Inputs and outputs of the graph keep their names.
 
     Args:
-        model: As the exporter left it.
+        model: With the names that tf2onnx gave.
         root: The name of the Keras model.
         tree: Its layers.
     """
@@ -73,16 +69,16 @@ def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.Mo
     fixed = {i.name for i in graph.input} | {o.name for o in graph.output}
     renamed: dict[str, str] = {}
     layer_of: dict[str, str] = {}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for node in graph.node:
         weights = [name for name in node.input if name in table]
-        # A Conv took over the output name of the BatchNorm folded into it, so its weight knows better.
+        # A Conv took over the output name of the BatchNorm folded into it, so its weight's name comes first.
         roles = _ROLES if node.op_type in _WEIGHTED else ()
         paths = [*weights, node.name] if roles else [node.name, *node.output, *weights]
-        above = next((layer_of[name] for name in node.input if name in layer_of), "graph")
-        layer = find_layer(paths, root, tree) or above
+        inherited = next((layer_of[name] for name in node.input if name in layer_of), "graph")
+        layer = find_layer(paths, root, tree) or inherited
         stem = f"{layer}/{node.op_type}"
-        counts[stem] = counts.get(stem, 0) + 1
+        counts[stem] += 1
         node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"
         for index, name in enumerate(node.input):
             if name in table and name not in renamed:

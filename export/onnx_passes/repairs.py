@@ -1,14 +1,8 @@
-"""Corrects what converters leave: unusual convolutions, resizing, graphs that are partly half precision.
+"""Corrects what tf2onnx converts wrongly or not at all: some convolutions, resizing, graphs partly in half precision.
 
-Puts right what tf2onnx makes of convolutions that are not plain ones.
-
-Resizing inside a model, exactly as TensorFlow does it.
-
-Every resizing but the nearest neighbour is linear and works on rows and columns apart. Between known sizes it is
-therefore two constant matrices, and TensorFlow's own kernel tells them: it is given the unit vectors. That holds
-for any kernel, antialiased or not, and each runtime has a MatMul.
-
-Graphs that arrive partly in half precision, made float32 throughout: `export.fp16.convert` halves what is to be.
+Every resizing but nearest neighbour is linear and separable. Between known sizes it is a product with two constant
+matrices, which TensorFlow's own kernel gives for the unit vectors, so it is exact for every kernel, antialiased or not,
+and every runtime has a MatMul.
 """
 
 import functools
@@ -22,10 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import ProjectError
 from export.onnx_passes.graph import (
     attribute,
+    bypass_nodes,
     constants,
     copy_model,
-    producers,
-    replace_input,
     tensor_shapes,
     topological_sort,
 )
@@ -33,17 +26,24 @@ from export.onnx_passes.shape_folding import RESIZES, evaluate_shapes
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: object, instead_of: Sequence[str] = ()) -> None:
-    """Gives a node an attribute in the place of the one of that name, and of some others (in place)."""
+    """Set an attribute of a node and remove others (in place).
+
+    Args:
+        node: The node.
+        name: The attribute's name.
+        value: Its value.
+        instead_of: Names of attributes to remove. Defaults to none.
+    """
     for item in [item for item in node.attribute if item.name in (name, *instead_of)]:
         node.attribute.remove(item)
     node.attribute.append(helper.make_attribute(name, value))
 
 
 def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes negative pads of a ConvTranspose what they mean: zeros behind the result.
+    """Replace negative pads of a ConvTranspose by zeros at the end of its result.
 
-    tf2onnx spreads what TensorFlow's output has more than strides and kernel reach, Keras' ``output_padding``, over
-    both sides as negative pads, which ONNX does not have; TensorFlow puts all of it at the end.
+    Keras' ``output_padding`` makes an output larger than strides and kernel cover. TensorFlow puts all of the
+    difference at the end; tf2onnx spreads it over both sides as negative pads, which ONNX does not allow.
     """
     result = copy_model(model)
     table = constants(result.graph)
@@ -54,13 +54,14 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         if all(total >= 0 for total in totals):
             continue
         set_attribute(node, "pads", [pad if total >= 0 else 0 for pad, total in zip(pads, totals * 2)])
-        output, bare = node.output[0], f"{node.output[0]}/unpadded"
-        node.output[0] = bare
+        output, unpadded = node.output[0], f"{node.output[0]}/unpadded"
+        node.output[0] = unpadded
         amounts = np.asarray([0] * (half + 4) + [max(0, -total) for total in totals], dtype=np.int64)
-        result.graph.initializer.append(numpy_helper.from_array(amounts, f"{bare}/amounts"))
+        result.graph.initializer.append(numpy_helper.from_array(amounts, f"{unpadded}/amounts"))
         padded = f"{output}/padded" if len(node.input) > 2 else output
-        result.graph.node.append(helper.make_node("Pad", [bare, f"{bare}/amounts"], [padded], f"{node.name}/Pad"))
-        if len(node.input) > 2:  # the zeros get the bias too
+        pad = helper.make_node("Pad", [unpadded, f"{unpadded}/amounts"], [padded], f"{node.name}/Pad")
+        result.graph.node.append(pad)
+        if len(node.input) > 2:  # the bias is added to the zeros too
             bias = numpy_helper.to_array(table[node.input.pop(2)]).reshape(-1, *[1] * half)
             result.graph.initializer.append(numpy_helper.from_array(bias, f"{padded}/bias"))
             result.graph.node.append(helper.make_node("Add", [padded, f"{padded}/bias"], [output], f"{node.name}/Add"))
@@ -68,7 +69,7 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def repair_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Adds up the biases of a Conv: tf2onnx gives it a fourth input where a second bias stands behind the first."""
+    """Sum the biases of a Conv: tf2onnx adds a fourth input to it for a second bias behind the first."""
     result = copy_model(model)
     table = constants(result.graph)
     for node in [node for node in result.graph.node if node.op_type == "Conv" and len(node.input) > 3]:
@@ -81,22 +82,21 @@ def repair_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def repair_groups(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives a Conv over three dimensions the groups that its weight is made for; tf2onnx counts them in two only."""
+    """Set the groups of a 3-D Conv from the shape of its weight; tf2onnx sets them for 2-D Convs only."""
     result = copy_model(model)
     convs = [node for node in result.graph.node if node.op_type == "Conv" and attribute(node, "group", 1) == 1]
     table, shapes = constants(result.graph), tensor_shapes(model)
     for node in convs:
         source = shapes.get(node.input[0], ())
-        if node.input[1] not in table or len(source) != 5 or not isinstance(channels := source[1], int):
-            continue
-        depth = table[node.input[1]].dims[1]
-        if channels != depth:
-            set_attribute(node, "group", channels // depth)
+        if node.input[1] in table and len(source) == 5 and isinstance(channels := source[1], int):
+            depth = table[node.input[1]].dims[1]
+            if channels != depth:
+                set_attribute(node, "group", channels // depth)
     return result
 
 
 def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces TensorFlow's resizing operations by Gathers (nearest neighbour) or MatMuls (all others).
+    """Replace TensorFlow's resizing operations by Gathers (nearest neighbour) or MatMuls (all others).
 
     Args:
         model: With these operations as tf2onnx leaves them, NHWC, and shapes folded.
@@ -104,16 +104,13 @@ def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ProjectError: If a size depends on the pixels, or a scale is computed.
     """
-    if not any(node.op_type in RESIZES for node in model.graph.node):
+    resizes = [node for node in model.graph.node if node.op_type in RESIZES]
+    if not resizes:
         return model
     result = copy_model(model)
     known = evaluate_shapes(result, batch=2)
     table = constants(result.graph)
-    nodes, added = [], []
-    for node in result.graph.node:
-        if node.op_type not in RESIZES:
-            nodes.append(node)
-            continue
+    for node in resizes:
         images = known.shapes.get(node.input[0], ())
         parameters = [numpy_helper.to_array(table[name]) for name in node.input[1:] if name in table]
         if len(images) != 4 or None in images[1:] or len(parameters) != len(node.input) - 1:
@@ -123,17 +120,15 @@ def expand_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
             )
         size = (int(images[1] or 0), int(images[2] or 0))
         expand = _gathers if node.op_type == "ResizeNearestNeighbor" else _matrices
-        made, values = expand(node, size, int(images[3] or 0), parameters, known.types[node.input[0]])
-        nodes += made
-        added += values
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(added)
+        nodes, values = expand(node, size, int(images[3] or 0), parameters, known.types[node.input[0]])
+        result.graph.node.remove(node)
+        result.graph.node.extend(nodes)
+        result.graph.initializer.extend(values)
     return topological_sort(result)
 
 
 def _kernel(node: onnx.NodeProto, axis: int, parameters: list[np.ndarray]) -> Any:
-    """Returns a function of images (1, n, 1, channels) that resizes their height as `node` does along an axis."""
+    """Return a function that resizes the height of images (1, n, 1, channels) as `node` resizes an axis."""
     import tensorflow as tf
 
     options: dict[str, object] = {"size": [int(parameters[0][axis]), 1]}
@@ -145,19 +140,19 @@ def _kernel(node: onnx.NodeProto, axis: int, parameters: list[np.ndarray]) -> An
             "antialias": bool(attribute(node, "antialias", 1)),
         }
     else:
-        places = ("align_corners",) if node.op_type == "ResizeArea" else ("align_corners", "half_pixel_centers")
-        options |= {name: bool(attribute(node, name, 0)) for name in places}
+        names = ("align_corners",) if node.op_type == "ResizeArea" else ("align_corners", "half_pixel_centers")
+        options |= {name: bool(attribute(node, name, 0)) for name in names}
     return functools.partial(getattr(tf.raw_ops, node.op_type), **options)
 
 
 def resizing_matrix(node: onnx.NodeProto, axis: int, before: int, parameters: list[np.ndarray]) -> np.ndarray:
-    """Returns what a linear resizing does to a row or a column, float32 (after, before).
+    """Return the matrix of a linear resizing along an axis, float32 (new size, old size).
 
     Args:
         node: TensorFlow's operation.
         axis: 0 for the height, 1 for the width.
-        before: Its size.
-        parameters: The operation's further inputs: the new size, and for ScaleAndTranslate scale and translation.
+        before: The old size in pixels.
+        parameters: The operation's other inputs: the new size, and for ScaleAndTranslate scale and translation.
     """
     return np.asarray(_kernel(node, axis, parameters)(images=np.eye(before, dtype=np.float32)[None, :, None]))[0, :, 0]
 
@@ -165,7 +160,10 @@ def resizing_matrix(node: onnx.NodeProto, axis: int, before: int, parameters: li
 def _matrices(
     node: onnx.NodeProto, size: tuple[int, int], channels: int, parameters: list[np.ndarray], kind: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Rows are mixed in (batch, height, width * channels), columns in (batch, height, width, channels)."""
+    """Return nodes and initializers of a linear resizing, by a product over the height and one over the width.
+
+    The first is of (batch, height, width * channels), the second of (batch, height, width, channels).
+    """
     stem, tensor = node.name, node.input[0]
     nodes, values = [], []
     if kind != TensorProto.FLOAT:
@@ -187,15 +185,15 @@ def _matrices(
 def _gathers(
     node: onnx.NodeProto, size: tuple[int, int], channels: int, parameters: list[np.ndarray], kind: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nearest neighbour's row and column, as TensorFlow's kernel picks them."""
+    """Return nodes and initializers of a nearest-neighbour resizing, with the indices of TensorFlow's kernel."""
     stem, tensor = node.name, node.input[0]
     nodes, values = [], []
     for axis, result in enumerate((f"{stem}/resized", node.output[0])):
-        numbers = np.arange(size[axis], dtype=np.float32)[None, :, None, None]
-        picked = np.asarray(_kernel(node, axis, parameters)(images=numbers))[0, :, 0, 0].astype(np.int64)
-        indices = f"{stem}/indices{axis}"
-        values.append(numpy_helper.from_array(picked, indices))
-        nodes.append(helper.make_node("Gather", [tensor, indices], [result], f"{stem}/Gather{axis}", axis=axis + 1))
+        positions = np.arange(size[axis], dtype=np.float32)[None, :, None, None]
+        indices = np.asarray(_kernel(node, axis, parameters)(images=positions))[0, :, 0, 0].astype(np.int64)
+        name = f"{stem}/indices{axis}"
+        values.append(numpy_helper.from_array(indices, name))
+        nodes.append(helper.make_node("Gather", [tensor, name], [result], f"{stem}/Gather{axis}", axis=axis + 1))
         tensor = result
     return nodes, values
 
@@ -204,11 +202,11 @@ _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with float32 in the place of FP16 and BF16, and without the casts between them.
+    """Return the model with float32 instead of FP16 and BF16, and without the casts between them.
 
     A SavedModel of a model under the policy mixed_float16 or mixed_bfloat16 computes in half precision inside the
-    graph. No pass knows such nodes, and what is called the FP32 model must not contain them. Weights keep their
-    values, so that the difference is what rounding the activations to half did.
+    graph, which no pass supports and the FP32 model must not contain. Weights keep their values, so the results differ
+    by the rounding of activations to half precision alone. `export.fp16.convert` makes the FP16 model.
     """
     result = copy_model(model)
     if not raise_half(result.graph):
@@ -219,41 +217,23 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     inferred = onnx.shape_inference.infer_shapes(result).graph
     for info in (*inferred.value_info, *graph.input, *graph.output):
         types[info.name] = info.type.tensor_type.elem_type
-    outputs = {o.name for o in graph.output}
     casts = [node for node in graph.node if node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT]
-    for node in [node for node in casts if types.get(node.input[0]) == TensorProto.FLOAT]:
-        source, name = node.input[0], node.output[0]
-        maker = producers(graph).get(source)
-        if name not in outputs:
-            replace_input(graph, name, source)
-        elif maker is not None and source not in outputs:  # the name of an output is fixed, so the maker takes it over
-            graph.node.remove(node)
-            maker.output[list(maker.output).index(source)] = name
-            replace_input(graph, source, name)
-    return topological_sort(result)
+    return bypass_nodes(result, [node for node in casts if types.get(node.input[0]) == TensorProto.FLOAT])
 
 
 def raise_half(graph: onnx.GraphProto) -> bool:
-    """Makes a graph and those inside it float32 (in place); returns whether anything was half."""
-    found = False
-    for tensor in graph.initializer:
-        found |= _raise_tensor(tensor)
-    for info in (*graph.input, *graph.output):
-        if info.type.tensor_type.elem_type in _HALF:
-            info.type.tensor_type.elem_type, found = TensorProto.FLOAT, True
-    for node in graph.node:
-        for item in node.attribute:
-            if item.name in ("to", "dtype") and item.i in _HALF:
-                item.i, found = TensorProto.FLOAT, True
-            if item.type == onnx.AttributeProto.TENSOR:
-                found |= _raise_tensor(item.t)
-            for inner in (item.g, *item.graphs):
-                found |= raise_half(inner)
-    return found
-
-
-def _raise_tensor(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_type not in _HALF:
-        return False
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    return True
+    """Convert a graph and its subgraphs to float32 (in place); return whether any of it was in half precision."""
+    attributes = [item for node in graph.node for item in node.attribute]
+    tensors = [*graph.initializer, *(item.t for item in attributes if item.type == onnx.AttributeProto.TENSOR)]
+    half_tensors = [tensor for tensor in tensors if tensor.data_type in _HALF]
+    for tensor in half_tensors:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    types = [info.type.tensor_type for info in (*graph.input, *graph.output)]
+    half_types = [kind for kind in types if kind.elem_type in _HALF]
+    for kind in half_types:
+        kind.elem_type = TensorProto.FLOAT
+    half_casts = [item for item in attributes if item.name in ("to", "dtype") and item.i in _HALF]
+    for item in half_casts:
+        item.i = TensorProto.FLOAT
+    inner = [raise_half(subgraph) for item in attributes for subgraph in (item.g, *item.graphs)]
+    return bool(half_tensors or half_types or half_casts or any(inner))

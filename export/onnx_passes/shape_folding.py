@@ -1,10 +1,9 @@
-"""Makes the shapes that a graph computes constant, wherever they are constant but for the batch.
+"""Replaces shapes that a graph computes by constants if they do not depend on the batch.
 
-tf2onnx leaves a Dense on tokens, an attention or a cropping as Shape, Gather, Mul, Concat and Reshape, although
-only the batch is free. What such nodes give is found by computing the shapes, and all that is made of them, at
-several batches (partial evaluation, Jones, Gomard and Sestoft 1993): what is the same at each is a constant, and a
-Reshape needs no more than one number that is not. Shapes that truly need the batch stay: a class token for each
-picture, the first state of a recurrent layer.
+tf2onnx converts a Dense on tokens, an attention or a cropping to Shape, Gather, Mul, Concat and Reshape, although only
+the batch is free. The shapes, and all values computed from them, are evaluated at several batches (partial evaluation,
+Jones, Gomard and Sestoft 1993): a value that is the same at each is a constant, and the target of a Reshape may differ
+in one place. Shapes that depend on the batch stay, such as a class token for each image.
 """
 
 import math
@@ -16,15 +15,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.onnx_passes.graph import attribute, constants, opset, producers, rename_inputs, topological_sort
+from export.onnx_passes.graph import attribute, branches, constants, opset, producers, rename_inputs, topological_sort
 
-# One is a batch that graphs treat differently, a large prime one that no product of layer sizes happens to equal.
+# Graphs may treat a batch of 1 differently; no product of layer sizes equals a large prime.
 _BATCHES = (1, 2, 7, 10007)
-_LARGEST = 4096  # values of a tensor that is computed here: shapes are short, weights are not
+_LARGEST = 4096  # values of a tensor that is evaluated: shapes are small, weights are not
 
 # TensorFlow's operations that tf2onnx converts to another kernel (area to nearest, bicubic with other coefficients,
-# nearest with an attribute that ONNX has given up), or not at all: they stay until `export.onnx_passes.repairs` knows
-# all sizes.
+# nearest with a removed ONNX attribute) or not at all: they stay until `export.onnx_passes.repairs` replaces them.
 RESIZES = ("ResizeArea", "ResizeBicubic", "ResizeNearestNeighbor", "ScaleAndTranslate")
 
 Shape = tuple[int | None, ...]
@@ -32,13 +30,12 @@ Shape = tuple[int | None, ...]
 
 @dataclass
 class Evaluation:
-    """What is known of a graph's tensors at one batch.
+    """Shapes, types and values of a graph's tensors at one batch.
 
     Args:
-        shapes: Tensor -> its shape, None for a size that depends on the data; no entry where not even the rank is
-            known.
+        shapes: Tensor -> its shape, None for a size that depends on the data; no entry if the rank is unknown.
         types: Tensor -> its TensorProto type.
-        values: Tensor -> its value, where the shapes alone decide it.
+        values: Tensor -> its value, if the shapes alone determine it.
     """
 
     shapes: dict[str, Shape] = field(default_factory=dict)
@@ -46,18 +43,18 @@ class Evaluation:
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
     def sizes(self, tensor: str) -> tuple[int, ...] | None:
-        """Returns a tensor's shape where every size of it is known."""
+        """Return a tensor's shape, None if one of its sizes is unknown."""
         shape = self.shapes.get(tensor, (None,))
         known = tuple(size for size in shape if size is not None)
         return known if len(known) == len(shape) else None
 
 
 def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
-    """Computes the shapes of a graph, and what it makes of them, with one number in place of the batch.
+    """Evaluate the shapes of a graph, and the values that depend on them alone, at one batch.
 
     Args:
         model: Nodes in order; every free dimension of its inputs is the batch.
-        batch: That number.
+        batch: The number of images.
     """
     known = Evaluation()
     for info in model.graph.input:
@@ -79,7 +76,7 @@ def evaluate_shapes(model: onnx.ModelProto, batch: int) -> Evaluation:
 
 
 def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
-    """Enters types and shapes of a node's outputs."""
+    """Add the types and shapes of a node's outputs to `known` (in place)."""
     if node.op_type in RESIZES:
         images, size = known.shapes.get(node.input[0]), known.values.get(node.input[1])
         if images is not None and size is not None:
@@ -100,7 +97,7 @@ def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
             data,
             opset_imports=[helper.make_opsetid("", version)],
         )
-    except Exception:  # onnx's InferenceError is no class of its own
+    except Exception:  # onnx raises no specific class
         return
     for name, kind in outputs.items():
         tensor = kind.tensor_type
@@ -110,17 +107,15 @@ def _infer(node: onnx.NodeProto, known: Evaluation, version: int) -> None:
 
 
 def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray | None:
-    """Returns what a node gives, None where the shapes do not decide it, or where it is no small tensor."""
+    """Return the value of a node, None if the shapes do not determine it, or if it is large."""
     if node.domain not in ("", "ai.onnx") or len([name for name in node.output if name]) != 1:
         return None
     random = node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")
-    if random or any(item.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for item in node.attribute):
-        return None
     shape = known.sizes(node.output[0])
-    if shape is None or math.prod(shape) > _LARGEST:
+    if random or branches(node) or shape is None or math.prod(shape) > _LARGEST:
         return None
     inputs = [name for name in node.input if name]
-    if node.op_type in ("Shape", "Size"):  # which read no values: one zero stands for all of them
+    if node.op_type in ("Shape", "Size"):  # they read no values: one zero stands for all of them
         feeds = {name: np.broadcast_to(0, sizes) for name in inputs if (sizes := known.sizes(name)) is not None}
     else:
         feeds = {name: known.values[name] for name in inputs if name in known.values}
@@ -133,10 +128,10 @@ def _value(node: onnx.NodeProto, known: Evaluation, version: int) -> np.ndarray 
 
 
 def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces what a graph computes of its shapes by constants, wherever the batch does not matter.
+    """Replace values that a graph computes from its shapes by constants if they do not depend on the batch.
 
-    A Reshape whose target depends on the batch in one place gets -1 there, or 0 ("as it is") where the batch stays
-    in its place; a Slice up to the end of the batch, the end.
+    The target of a Reshape that depends on the batch in one place gets -1 there, or 0 (copy) if the batch keeps its
+    axis; a Slice up to the end of the batch gets the largest integer.
 
     Args:
         model: Each free dimension of its inputs is the batch.
@@ -146,8 +141,7 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         return result
     while _inline_decided(result, known := [evaluate_shapes(result, batch) for batch in _BATCHES]):
         result = topological_sort(result)
-    table = constants(result.graph)
-    made = producers(result.graph)
+    table, written = constants(result.graph), producers(result.graph)
     added: dict[str, onnx.TensorProto] = {}
 
     def constant(name: str, value: np.ndarray) -> str:
@@ -156,21 +150,21 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
     for node in result.graph.node:
         if node.op_type in _MADE_CONSTANT:
-            index, role, find = _MADE_CONSTANT[node.op_type]
-            if node.input[index] not in table and (value := find(node, known)) is not None:
+            index, role, evaluate = _MADE_CONSTANT[node.op_type]
+            if node.input[index] not in table and (value := evaluate(node, known)) is not None:
                 node.input[index] = constant(f"{node.output[0]}/{role}", value)
         for index, name in enumerate(node.input):
-            if name in made and (value := _same(name, known)) is not None:
+            if name in written and (value := _same(name, known)) is not None:
                 node.input[index] = constant(f"{name}/folded", value)
     result.graph.initializer.extend(added.values())
     return topological_sort(result)
 
 
 def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool:
-    """Puts one branch of the first If whose condition the shapes decide in its place (in place).
+    """Replace the first If whose condition the shapes determine by one of its branches (in place).
 
     Returns:
-        Whether there was one.
+        Whether there was such an If.
     """
     graph = model.graph
     for position, node in enumerate(graph.node):
@@ -186,36 +180,36 @@ def _inline_decided(model: onnx.ModelProto, known: Sequence[Evaluation]) -> bool
             rename_inputs(inner, renamed)
         for tensor in branch.initializer:
             tensor.name = renamed[tensor.name]
-        ends = [
+        identities = [
             helper.make_node("Identity", [renamed.get(info.name, info.name)], [name], f"{node.name}/{name}/Identity")
             for info, name in zip(branch.output, node.output)
         ]
         del graph.node[position]
-        graph.node.extend([*branch.node, *ends])
+        graph.node.extend([*branch.node, *identities])
         graph.initializer.extend(branch.initializer)
         return True
     return False
 
 
 def _same(name: str, known: Sequence[Evaluation]) -> np.ndarray | None:
-    """Returns a tensor's value where it is the same at every batch."""
-    first, *others = (one.values.get(name) for one in known)
+    """Return a tensor's value if it is the same at every batch, else None."""
+    first, *others = (evaluation.values.get(name) for evaluation in known)
     same = first is not None and all(other is not None and np.array_equal(other, first) for other in others)
     return first if same else None
 
 
 def _sizes(name: str, known: Sequence[Evaluation]) -> list[tuple[int, ...]] | None:
-    """Returns for each dimension of a tensor its sizes at the batches, None where one is not known."""
-    shapes = [sizes for one in known if (sizes := one.sizes(name)) is not None]
+    """Return for each dimension of a tensor its sizes at the batches, None if one is unknown."""
+    shapes = [sizes for evaluation in known if (sizes := evaluation.sizes(name)) is not None]
     return list(zip(*shapes)) if len(shapes) == len(known) and len({len(shape) for shape in shapes}) == 1 else None
 
 
 def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
-    """Returns a constant target for a Reshape, None where it depends on the batch in more places than one may."""
+    """Return a constant target for a Reshape, None if it depends on the batch in more than one place."""
     before, after = _sizes(node.input[0], known), _sizes(node.output[0], known)
     if before is None or after is None or any(0 in sizes for sizes in after):
         return None
-    target, free = [], 0
+    target = []
     for axis, sizes in enumerate(after):
         if len(set(sizes)) == 1:
             target.append(sizes[0])
@@ -223,14 +217,13 @@ def _reshape_target(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.nda
             target.append(0)
         else:
             target.append(-1)
-            free += 1
-    return np.asarray(target, dtype=np.int64) if free <= 1 else None
+    return np.asarray(target, dtype=np.int64) if target.count(-1) <= 1 else None
 
 
 def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray | None:
-    """Returns constant ends for a Slice that goes up to a dimension's end, or to a fixed place."""
+    """Return constant ends for a Slice that ends at a dimension's end, or at a fixed index; else None."""
     sizes = _sizes(node.input[0], known)
-    ends = [one.values[node.input[2]] for one in known if node.input[2] in one.values]
+    ends = [evaluation.values[node.input[2]] for evaluation in known if node.input[2] in evaluation.values]
     if sizes is None or len(ends) < len(known):
         return None
     columns = list(zip(*(np.ravel(end).tolist() for end in ends)))
@@ -249,21 +242,21 @@ def _slice_ends(node: onnx.NodeProto, known: Sequence[Evaluation]) -> np.ndarray
     return np.asarray(result, dtype=ends[0].dtype)
 
 
-# operator -> which input can be constant though the batch has a part in it, what that is, and how it is found
+# operator -> the index of an input that can be constant although it depends on the batch, its role, and its evaluation
 _MADE_CONSTANT = {"Reshape": (1, "target", _reshape_target), "Slice": (2, "ends", _slice_ends)}
 
 
 def _same_input(
     node: onnx.NodeProto, index: int, known: Sequence[Evaluation], default: np.ndarray
 ) -> np.ndarray | None:
-    """Returns an optional input that is the same at every batch."""
+    """Return an optional input that is the same at every batch, `default` if the node has none, else None."""
     if len(node.input) <= index or not node.input[index]:
         return default
     return _same(node.input[index], known)
 
 
 def shapes_of_data(model: onnx.ModelProto) -> list[str]:
-    """Returns the nodes with a result whose shape depends on more than the batch: on the pixels, for one.
+    """Return the nodes with an output whose shape depends on more than the batch, for example on the pixels.
 
     Args:
         model: Nodes in order.

@@ -1,4 +1,4 @@
-"""The outside of the graph: the batch dimension, uint8 pixels in, logits, probabilities and the best classes out."""
+"""Passes over inputs and outputs: the batch dimension, uint8 pixels in, logits, probabilities and best classes out."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from export.preprocessing import LUMA, PreprocessingSpec
 
 
 def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
-    """Names the first dimension of each input and output, and forgets inner shapes that used the old name.
+    """Name the first dimension of each input and output, and drop inner shapes that used the old name.
 
     Raises:
         ProjectError: If a first dimension is a fixed number: that model takes one batch size only.
@@ -41,7 +41,7 @@ def rename_batch(model: onnx.ModelProto, name: str = BATCH) -> onnx.ModelProto:
 
 
 def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
-    """Renames one tensor everywhere, graph inputs and outputs included.
+    """Rename one tensor everywhere, graph inputs and outputs included.
 
     Raises:
         ProjectError: If `new` is taken.
@@ -62,14 +62,18 @@ def rename_tensor(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto
 
 
 def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> onnx.ModelProto:
-    """Makes a float32 NHWC input a uint8 RGB one and puts cast, channel order, mean and scale behind it.
+    """Replace a float32 NHWC input by a uint8 RGB one, followed by cast, channel order, mean and scale.
 
-    Grey levels are computed first where the spec asks for them. What changes nothing (RGB order, mean 0, scale
-    1) is left out. Another channel order goes into the weights of the first Conv, where it costs nothing
-    (`fold_channel_order`), and becomes a Gather where it cannot.
+    If the spec says so, grey levels are computed first. Steps that change nothing (RGB order, mean 0, scale 1) are left
+    out. Another channel order is folded into the weights of the first Conv, where it costs nothing
+    (`fold_channel_order`), else it becomes a Gather.
+
+    Args:
+        model: With one float32 input (batch, height, width, 3).
+        spec: The preprocessing.
 
     Raises:
-        ProjectError: If the model has not one float32 input of shape (batch, height, width, 3).
+        ProjectError: If the model has another input, or a mean image has another size.
     """
     if len(model.graph.input) != 1:
         raise ProjectError(
@@ -85,7 +89,7 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
         )
     order = (0, 1, 2) if spec.grey else spec.order  # the channels of grey are equal
     folded = fold_channel_order(model, order) if order != (0, 1, 2) else None
-    # Position of channel c of the spec in the tensor at hand: its own, or its RGB one once the order is folded.
+    # The index of channel c of the spec in the tensor: c, or its index in RGB once the order is folded.
     position = order if folded is not None else (0, 1, 2)
     trained = np.asarray(spec.mean, np.float32) if spec.mean_image is None else spec.mean_image.array
     if trained.ndim == 3 and list(trained.shape) != dims[1:]:
@@ -99,17 +103,17 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
     graph = result.graph
     pixels = graph.input[0].name
     graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
-    steps: list[tuple[str, np.ndarray]] = _grey_steps() if spec.grey else []
+    steps = list(_GREY_STEPS) if spec.grey else []
     if folded is None and order != (0, 1, 2):
         steps.append(("Gather", np.asarray(order, dtype=np.int64)))
     if np.any(mean != 0.0):
         steps.append(("Sub", mean))
-    if np.any(scale != 1.0) or (spec.grey and not np.any(mean != 0.0)):  # which makes three channels of grey
+    if np.any(scale != 1.0) or (spec.grey and not np.any(mean != 0.0)):  # a product makes three channels of grey
         steps.append(("Mul", scale))
     chain = [helper.make_node("Cast", [pixels], ["preprocessing/Cast:0"], "preprocessing/Cast", to=TensorProto.FLOAT)]
     for kind, value in steps:
-        taken = sum(node.op_type == kind for node in chain)
-        name = f"preprocessing/{kind}" + (f"_{taken + 1}" if taken else "")
+        equal = sum(node.op_type == kind for node in chain)
+        name = f"preprocessing/{kind}" + (f"_{equal + 1}" if equal else "")
         inputs = [chain[-1].output[0]]
         if value.size:
             graph.initializer.append(numpy_helper.from_array(value, f"{name}/constant"))
@@ -121,19 +125,18 @@ def prepend_preprocessing(model: onnx.ModelProto, spec: PreprocessingSpec) -> on
     return topological_sort(result)
 
 
-def _grey_steps() -> list[tuple[str, np.ndarray]]:
-    """RGB to whole grey levels: products and sums stay below 2^24, so each is exact in float32."""
-    return [
-        ("Mul", np.asarray(LUMA, np.float32)),
-        ("ReduceSum", np.asarray([3], np.int64)),
-        ("Add", np.asarray(32768.0, np.float32)),
-        ("Mul", np.asarray(1 / 65536, np.float32)),
-        ("Floor", np.empty(0, np.float32)),
-    ]
+# RGB to integer grey levels: products and sums stay below 2^24, so each is exact in float32.
+_GREY_STEPS: tuple[tuple[str, np.ndarray], ...] = (
+    ("Mul", np.asarray(LUMA, np.float32)),
+    ("ReduceSum", np.asarray([3], np.int64)),
+    ("Add", np.asarray(32768.0, np.float32)),
+    ("Mul", np.asarray(1 / 65536, np.float32)),
+    ("Floor", np.empty(0, np.float32)),
+)
 
 
 def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> onnx.ModelProto:
-    """Adds a Softmax over the last axis of the output `logits` as a second output.
+    """Add a Softmax over the last axis of the output `logits` as a second output.
 
     Raises:
         ProjectError: If `logits` is no output of the model.
@@ -153,9 +156,15 @@ def append_softmax(model: onnx.ModelProto, logits: str, probabilities: str) -> o
 def append_top_k(
     model: onnx.ModelProto, probabilities: str, k: int, names: tuple[str, str] = ("top_probabilities", "top_classes")
 ) -> onnx.ModelProto:
-    """Adds the k best of the output `probabilities` as two more outputs, best first: values and their int32 indices.
+    """Add the k best of the output `probabilities` as two more outputs, best first: values and their int32 indices.
 
-    Of equal probabilities ONNX Runtime puts the lower index first; TensorRT promises no order.
+    ONNX Runtime puts the lower index of equal probabilities first; TensorRT guarantees no order.
+
+    Args:
+        model: Any model with that output.
+        probabilities: Name of an output (batch, classes).
+        k: The number of classes.
+        names: Names of the new outputs (batch, k). Defaults to ``("top_probabilities", "top_classes")``.
 
     Raises:
         ProjectError: If `probabilities` is no output (batch, classes) of the model, or has fewer than k classes.
@@ -174,7 +183,7 @@ def append_top_k(
     result = copy_model(model)
     graph = result.graph
     values, indices = names
-    wide, count = f"{indices}/int64", f"{indices}/k"  # ONNX counts in int64; int32 is what every TensorRT gives back
+    wide, count = f"{indices}/int64", f"{indices}/k"  # ONNX indices are int64; int32 is supported by every TensorRT
     graph.initializer.append(numpy_helper.from_array(np.asarray([k], dtype=np.int64), count))
     graph.node.extend(
         [

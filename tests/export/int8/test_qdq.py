@@ -383,8 +383,8 @@ def test_an_operator_without_a_rule_is_named():
     model = tiny(nodes, W)
     _, rows = quantize(model, Scales({"x": 0.1, "b": 0.1}, "minmax", 1))
     why = {row.op: row.why for row in rows}
-    assert why["Elu"] == "no rule quantises Elu; it stays in float"
-    assert "no rule quantises it" in why["Relu"]
+    assert why["Elu"] == "no rule quantizes Elu; it stays in float"
+    assert "no rule quantizes it" in why["Relu"]
     assert "Elu" in placement_table(rows)
     assert {row.op: row.precision for row in rows} == {"Conv": "int8", "Elu": "fp16", "Relu": "fp16"}
 

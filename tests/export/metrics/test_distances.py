@@ -113,15 +113,16 @@ def test_shapes_and_references_are_checked():
     with pytest.raises(ProjectError, match="finite reference"):
         distances.compare(a * np.nan, a)
     with pytest.raises(ProjectError, match="labels"):
-        distances.accuracy(a, np.eye(3)[:2])
+        distances.compare(a, a, np.eye(3)[:2])
     with pytest.raises(ProjectError, match="logits"):
-        distances.accuracy(np.ones(3), np.zeros(1, int))
+        distances.compare(np.ones(3), np.ones(3), np.zeros(1, int))
 
 
 def test_accuracy():
     logits = np.array([[1, 2], [2, 1], [np.nan, 5]])
-    assert distances.accuracy(logits, np.array([1, 1, 1])) == pytest.approx(1 / 3)
-    assert distances.accuracy(logits, np.array([-1, -1, -1])) == 0
+    reference = np.ones((3, 2))
+    assert distances.compare(reference, logits, np.array([1, 1, 1])).candidate_accuracy == pytest.approx(1 / 3)
+    assert distances.compare(reference, logits, np.array([-1, -1, -1])).candidate_accuracy == 0
 
 
 def test_paired_answers():

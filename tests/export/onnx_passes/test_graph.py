@@ -5,6 +5,7 @@ from onnx import TensorProto
 
 from export.errors import ProjectError
 from export.onnx_passes import graph, signature
+from export.onnx_passes.file import check_model, load_model, save_model
 from export.onnx_passes.folding import fold_affine, fold_channel_order, fold_pad_into_maxpool, unfolded_convs
 from export.onnx_passes.layer_names import find_layer, keras_layer, name_by_layer
 from export.preprocessing import PreprocessingSpec
@@ -229,7 +230,7 @@ def test_top_k_is_two_more_outputs(k):
     np.testing.assert_array_equal(values, np.take_along_axis(probabilities, expected, axis=1))
     assert (values.dtype, classes.dtype) == (np.float32, np.int32)
     assert graph.tensor_shapes(result)["top_classes"] == ("batch", k)
-    graph.check_model(result)
+    check_model(result)
 
 
 @pytest.mark.parametrize("k", [-1, 0, 6])
@@ -383,13 +384,13 @@ def test_names_carry_layers_and_stay_unique():
 
 def test_files_round_trip_and_leave_nothing_behind(tmp_path):
     model = tiny(CHAIN, WEIGHTS)
-    path = graph.save_model(model, tmp_path / "new" / "model.onnx")
-    assert graph.load_model(path) == model
+    path = save_model(model, tmp_path / "new" / "model.onnx")
+    assert load_model(path) == model
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = graph.save_model(tiny(CHAIN, WEIGHTS), tmp_path / "model.onnx")
+    path = save_model(tiny(CHAIN, WEIGHTS), tmp_path / "model.onnx")
     before = path.read_bytes()
 
     def fail(*_):
@@ -397,18 +398,18 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        graph.save_model(tiny([("Relu", ["x"], "y", {})]), path)
+        save_model(tiny([("Relu", ["x"], "y", {})]), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.5, 0.95, 0.999])
 def test_a_truncated_file_is_named(tmp_path, keep):
-    path = graph.save_model(tiny(CHAIN, WEIGHTS), tmp_path / "model.onnx")
+    path = save_model(tiny(CHAIN, WEIGHTS), tmp_path / "model.onnx")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(ProjectError, match="truncated"):
-        graph.load_model(path)
+        load_model(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not onnx", b"\x89HDF\r\n\x1a\n" + bytes(100), b"\n\x00" * 8])
@@ -416,13 +417,13 @@ def test_other_formats_are_refused(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ProjectError, match="Expected an ONNX"):
-        graph.load_model(path)
+        load_model(path)
     with pytest.raises(ProjectError, match="no file"):
-        graph.load_model(tmp_path / "missing.onnx")
+        load_model(tmp_path / "missing.onnx")
 
 
 def test_an_invalid_graph_is_an_export_error():
     model = tiny([("Relu", ["x"], "y", {})])
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(ProjectError, match="valid ONNX"):
-        graph.check_model(model)
+        check_model(model)

@@ -24,6 +24,7 @@ from export.int8.search import best_method
 from export.int8.sensitivity import Budget, Selection
 from export.metrics.distances import compare
 from export.onnx_passes.graph import op_counts, opset
+from export.records import read_record
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import ONNX, TENSORRT8
 from pipeline.data.dataset import load_image_set
@@ -143,7 +144,7 @@ def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(
 
 
 def test_scales_know_what_they_are_of(finished_chain: Chain) -> None:
-    scales = Scales.from_json((finished_chain.root / "quantize" / "scales.json").read_text())
+    scales = read_record(Scales, finished_chain.root / "quantize" / "scales.json", remedy="")
     assert scales.key["model_sha256"] == sha256_file(finished_chain.root / "export" / "model.onnx")
     assert scales.key["preprocessing"]["mode"] == "caffe"
     assert scales.key["quantize"]["min_images"] == 40
