@@ -37,9 +37,9 @@ from pipeline.data.decode import DecodeSpec
 from pipeline.recipe.backbones import BACKBONES
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Data, Model, Splits
-from pipeline.terminal.command_line import Parser, meant
+from pipeline.terminal.command_line import Parser, suggest_closest
 from pipeline.terminal.console import start_tensorflow
-from pipeline.terminal.processes import raise_as
+from pipeline.terminal.processes import raise_interruption
 
 if TYPE_CHECKING:
     import keras
@@ -171,7 +171,7 @@ def measure(name: str, data: Path, size: int, images: int) -> Row:
         row = Row(backbone=name, input_size=size, parameters=parameters, commit=commit())
         for verb in ("train", "export", "quantize", "verify"):
             status = pipeline([verb, "-c", str(recipe), "--artifacts", str(folder / "artifacts"), *overrides])
-            raise_as(status)
+            raise_interruption(status)
             if status not in (0, 1):  # 1: the verdict is fail, which the row records
                 return replace(row, stopped_in=verb, status=status)
         row = _judged(row, folder / "artifacts" / "b")
@@ -297,7 +297,9 @@ def _checked(args: argparse.Namespace) -> list[str]:
     names = [name.strip() for name in args.only.split(",")]
     for name in names:
         if name not in BACKBONES:
-            raise ProjectError(f"--only: expected names of backbones. Received: {name!r}.{meant(name, BACKBONES)}")
+            raise ProjectError(
+                f"--only: expected names of backbones. Received: {name!r}.{suggest_closest(name, BACKBONES)}"
+            )
     if args.size < 1 or args.images < FEWEST:
         raise ProjectError(
             f"Expected --size of at least 1 and --images of at least {FEWEST}. Received: {args.size} and {args.images}."

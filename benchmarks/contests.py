@@ -24,11 +24,11 @@ from pipeline.artifacts.fastest import (
     engine_contender,
     make_contest,
     onnx_contender,
-    runtime_part,
+    speed_options,
 )
 from pipeline.artifacts.paths import Artifacts
 from pipeline.recipe.runtime import RuntimeOptions
-from pipeline.serving.candidates import ON_GPU, fit
+from pipeline.serving.candidates import ON_GPU, default_rank
 
 LEVEL = 0.95  # confidence level of the interval
 MIN_ROUNDS = 5  # fewer rounds do not allow an estimate of their spread
@@ -57,12 +57,15 @@ def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: Run
         entries = [(_contender(artifacts, row), row) for row in timed if row.batch == batch]
         entries = sorted(
             (entry for entry in entries if entry[0].runs_at_once(batch)),
-            key=lambda entry: (*fit(entry[0].backend, entry[0].precision, entry[0].batches, batch), entry[0].file),
+            key=lambda entry: (
+                *default_rank(entry[0].backend, entry[0].precision, entry[0].batches, batch),
+                entry[0].file,
+            ),
         )
         if entries:
             pairs = [_pair(first, second) for first, second in combinations(entries, 2)]
             contests.append(make_contest(batch, [contender for contender, _ in entries], pairs))
-    return Serves(gpu.name, gpu.compute_capability, runtime_part(runtime), tuple(contests))
+    return Serves(gpu.name, gpu.compute_capability, speed_options(runtime), tuple(contests))
 
 
 def _contender(artifacts: Artifacts, row: BenchmarkRow) -> Contender:

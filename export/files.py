@@ -22,7 +22,7 @@ from export.errors import ProjectError
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the checkout
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
 _RUN = secrets.token_hex(4)  # process numbers repeat, in a container at every start
 _turns = itertools.count()
@@ -71,7 +71,7 @@ def replacing_files(*paths: Path) -> Iterator[list[Path]]:
     except OSError as error:
         for path in paths if replaced else ():
             path.unlink(missing_ok=True)
-        with_place(error, paths[0])
+        add_path(error, paths[0])
         raise
     finally:
         for temporary in temporaries:
@@ -79,7 +79,7 @@ def replacing_files(*paths: Path) -> Iterator[list[Path]]:
                 temporary.unlink(missing_ok=True)
 
 
-def put_file(finished: Path, path: Path) -> None:
+def commit_file(finished: Path, path: Path) -> None:
     """Sync a finished file to the disk and rename it to ``path``, which is on the same file system."""
     sync(finished)
     os.replace(finished, path)
@@ -96,10 +96,10 @@ def replacing_folder(final: Path) -> Iterator[Path]:
     _refuse_file(final)
     with temporary_folder(final) as temporary:
         yield temporary
-        put_folder(temporary, final)
+        commit_folder(temporary, final)
 
 
-def put_folder(finished: Path, final: Path) -> None:
+def commit_folder(finished: Path, final: Path) -> None:
     """Sync a finished folder to the disk and rename it to ``final``, which is on the same file system.
 
     Raises:
@@ -201,9 +201,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def with_place(error: OSError, path: Path) -> None:
+def add_path(error: OSError, path: Path) -> None:
     """Set the path of a disk-full error that has none, as an error of ``write`` (in place)."""
-    if error.errno in FULL and error.filename is None:
+    if error.errno in DISK_FULL and error.filename is None:
         error.filename = str(path)
 
 

@@ -19,10 +19,10 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from export.errors import ProjectError
 from export.words import count
 
-MOST_BYTES = 8 * 2**20  # the largest valid file, the architecture of a network of a thousand layers, takes 1 MB
-MOST_VALUES = 2**18  # an empty list takes 3 bytes in the file and 64 in memory: at most 16 MiB beside the text
-DEEPEST = 200  # a model nested in a model adds five levels
-MOST_DIGITS = 40  # of an integer; above some thousands Python refuses it or needs quadratic time
+MAX_BYTES = 8 * 2**20  # the largest valid file, the architecture of a network of a thousand layers, takes 1 MB
+MAX_VALUES = 2**18  # an empty list takes 3 bytes in the file and 64 in memory: at most 16 MiB beside the text
+MAX_DEPTH = 200  # a model nested in a model adds five levels
+MAX_DIGITS = 40  # of an integer; above some thousands Python refuses it or needs quadratic time
 
 
 def parse_json(
@@ -30,8 +30,8 @@ def parse_json(
     where: str,
     *,
     finite: bool = True,
-    most: int = MOST_BYTES,
-    most_values: int = MOST_VALUES,
+    most: int = MAX_BYTES,
+    most_values: int = MAX_VALUES,
 ) -> Any:
     """Parse JSON within bounds of size, depth and number of values.
 
@@ -57,7 +57,7 @@ def parse_json(
             raise ValueError(f"{where}: not UTF-8 at byte {error.start:,}") from error
     groups = text.count("[") + text.count("{")
     values = text.count(",") + groups + 1
-    if values > most_values or groups > MOST_VALUES:
+    if values > most_values or groups > MAX_VALUES:
         raise ValueError(f"{where}: about {count(values, 'value')}, where at most {most_values:,} are read")
     try:
         value = json.loads(
@@ -67,11 +67,11 @@ def parse_json(
             parse_constant=_refuse_constant if finite else None,
         )
     except RecursionError:
-        raise ValueError(f"{where}: nested more than {DEEPEST} deep") from None
+        raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if _deeper_than(value, DEEPEST):
-        raise ValueError(f"{where}: nested more than {DEEPEST} deep")
+    if _deeper_than(value, MAX_DEPTH):
+        raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep")
     return value
 
 
@@ -85,7 +85,7 @@ def read_json_file(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_bounded(path), os.path.basename(path))
 
 
-def read_bounded(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
+def read_bounded(path: str | os.PathLike[str], most: int = MAX_BYTES) -> bytes:
     """Return the content of a file; at most one byte above the limit is read.
 
     Args:
@@ -104,7 +104,7 @@ def read_bounded(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {count(len(digits), 'digit')}")
     return int(digits)
 
@@ -112,7 +112,7 @@ def _whole(digits: str) -> int:
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"the number {digits[:MOST_DIGITS]}, which is none that a computer holds")
+        raise ValueError(f"the number {digits[:MAX_DIGITS]}, which is none that a computer holds")
     return value
 
 
@@ -134,7 +134,7 @@ def _deeper_than(value: Any, most: int) -> bool:
 
 T = TypeVar("T")
 # The largest record is a benchmark with its raw samples, at most 10,000 per row. A float takes 32 bytes in memory.
-LARGEST_FILE, MOST_RECORD_VALUES = 16 * 2**20, 10**6
+MAX_RECORD_BYTES, MAX_RECORD_VALUES = 16 * 2**20, 10**6
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -207,7 +207,7 @@ def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[
 def _read(path: Path, remedy: str, what: str) -> Any:
     try:
         return parse_json(
-            read_bounded(path, LARGEST_FILE), path.name, most=LARGEST_FILE, most_values=MOST_RECORD_VALUES
+            read_bounded(path, MAX_RECORD_BYTES), path.name, most=MAX_RECORD_BYTES, most_values=MAX_RECORD_VALUES
         )
     except OSError as error:
         raise ProjectError(f"Expected the {what} {path}. Received: {error.strerror or error}. {remedy}") from error

@@ -13,10 +13,10 @@ from pathlib import Path
 from export.errors import ProjectError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-DEEPEST = 100  # levels of nested messages, as in protobuf's own parsers
+MAX_DEPTH = 100  # levels of nested messages, as in protobuf's own parsers
 
 
-def fields(data: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def read_fields(data: bytes | mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield the number and wire type of each field with the start and end of its bytes; of a varint its value and 0.
 
     Raises:
@@ -100,12 +100,12 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
 
 
 def _has_external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise ValueError("nested too deep")
     inner = PATHS.get(message, {})
     return any(
         field == EXTERNAL_DATA or (field == DATA_LOCATION and kind == VARINT and begin == EXTERNAL)
         if message == "TensorProto"
         else field in inner and kind == BYTES and _has_external(data, begin, stop, inner[field], depth + 1)
-        for field, kind, begin, stop in fields(data, start, end)
+        for field, kind, begin, stop in read_fields(data, start, end)
     )

@@ -9,7 +9,7 @@ from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import sidecar_path
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.manifest import Key, write_manifest
-from pipeline.artifacts.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
+from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision, write_parity
 from pipeline.artifacts.paths import CARD, PARITY
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.model_card import ModelCard, write_card
@@ -48,7 +48,7 @@ def write_verdict(root: Path, *hops: Hop, subjects: dict[str, str] | None = None
     for path in {root / hop.candidate for hop in hops}:
         files = [path, sidecar_path(path)] if path.suffix == ".plan" else [path]
         judged |= {p.relative_to(root).as_posix(): sha256_file(p) for p in files if p.is_file()}
-    asked = by_precision(VerifyThresholds())
+    asked = thresholds_by_precision(VerifyThresholds())
     report = ParityReport(overall_verdict(hops), judged | (subjects or {}), asked, hops, **fields)
     folder = (root / PARITY).parent
     folder.mkdir(parents=True, exist_ok=True)

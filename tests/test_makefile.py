@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.readme import ROOT, make_checkout
+from export.files import ROOT
+from tests.readme import make_checkout
 
 
 def test_clean_takes_what_can_be_made_again_of_one_recipe(tmp_path: Path) -> None:

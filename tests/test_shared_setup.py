@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from export.files import ROOT
 from tests.conftest import made_once
-from tests.readme import ROOT
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.telemetry import resident_bytes
 from export.words import count
 from pipeline.recipe.runtime import RuntimeOptions
-from pipeline.runners.base import top_of
+from pipeline.runners.base import top_k_of
 from pipeline.runners.cuda.open import find_cuda
 from pipeline.runners.cuda.resources import DeviceBuffer, PinnedBuffer, Stream
 from pipeline.runners.tensorrt.device_input import DeviceArray
@@ -110,7 +110,7 @@ def options_change_no_bit(plan: Path, pixels: np.ndarray) -> str:
         _same("two contexts", number, expected, two.infer(images))
         if not runner.graph_top_k:
             return f"{count(number, 'image')}; the engine picks no best classes"
-        top, own = runner.top(images, runner.graph_top_k), top_of(expected.probabilities, runner.graph_top_k)
+        top, own = runner.top(images, runner.graph_top_k), top_k_of(expected.probabilities, runner.graph_top_k)
         if not np.allclose(top.probabilities, own.probabilities, rtol=1e-3, atol=1e-7):
             raise CheckFailedError("the best classes that the engine picks are not those of its probabilities")
         return f"{count(number, 'image')}, best {runner.graph_top_k} classes"

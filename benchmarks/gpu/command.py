@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.gpu.folder import altered_files, as_verified, foresee, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu.markdown import target_table
 from benchmarks.gpu.options import Options, build_parser, check_artifacts, read_options, refuse_missing_sources
-from benchmarks.gpu.plan import Plan, make_steps
+from benchmarks.gpu.plan import Plan, run_steps
 from benchmarks.gpu.record import Record, last_line
 from benchmarks.gpu.visit import Visit
 from benchmarks.telemetry import commit
@@ -36,7 +36,7 @@ log = logging.getLogger("benchmarks.gpu")
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-class NothingHereError(ProjectError):
+class NoGpuError(ProjectError):
     """A machine without an NVIDIA GPU, or without TensorRT."""
 
 
@@ -138,7 +138,7 @@ def gather(options: Options, reference: Reference, plans: Path, status: DriverSt
     try:
         with record.watched(seconds):
             plan = Plan(options, trt.flavour, trt.strongly_typed)
-            make_steps(plan.steps(Visit(plan, reference, thresholds, trt, plans, record)), record, seconds)
+            run_steps(plan.steps(Visit(plan, reference, thresholds, trt, plans, record)), record, seconds)
     except KeyboardInterrupt:
         record.close("interrupted")
     else:
@@ -159,7 +159,7 @@ def _visit(options: Options) -> Record:
     trt = find_tensorrt(options.flavour) if status else None  # some versions crash when used without a driver
     if trt is None:
         why = status.reason if not status else "; ".join(why_missing().values())
-        raise NothingHereError(
+        raise NoGpuError(
             f"Expected an NVIDIA GPU and TensorRT. Received: {why}. Nothing was measured: run it where both are."
         )
     refuse_missing_sources(options, f"{trt.flavour} {trt.version}", trt.strongly_typed)
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(last_line(None, DONE, ""))
             return DONE
         record = _visit(options)
-    except NothingHereError as error:
+    except NoGpuError as error:
         return _refused(NO_GPU, str(error))
     except ProjectError as error:
         return _refused(BAD_INPUT, str(error))

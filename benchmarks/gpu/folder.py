@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.options import MAIN, Options, check_artifacts, refuse_missing_sources
-from benchmarks.gpu.plan import Estimates, Plan, Planned, too_long
+from benchmarks.gpu.plan import Estimates, Plan, PlannedStep, why_too_long
 from export.errors import ProjectError
-from export.metrics.distances import noise_of
+from export.metrics.distances import read_noise
 from export.records import parse_json, read_record
 from export.tensorrt.sidecar import Precision
 from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.engines import engine_source
 from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.manifest import INDEX, BundleIndex, as_recorded
+from pipeline.artifacts.manifest import INDEX, BundleIndex, matches_manifest
 from pipeline.artifacts.parity_report import read_parity
 from pipeline.artifacts.paths import KERAS, ONNX, PARITY, REFERENCE, Artifacts
 from pipeline.recipe.schema import VerifyThresholds
@@ -41,7 +41,7 @@ def read_reference(artifacts: Path) -> Reference:
         _refuse_other_arrays(pixels, labels, logits)
         if not isinstance(sha256 := meta["model_sha256"], str):
             raise ValueError(f"the model's sha256 is {sha256!r:.80}")
-        return Reference(KERAS, sha256, pixels, labels, logits, noise_of(meta))
+        return Reference(KERAS, sha256, pixels, labels, logits, read_noise(meta))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProjectError(
             f"Expected Keras' answers in {path}. Received: {error}. Run the recipe's verify stage, then bring its "
@@ -54,7 +54,7 @@ def as_verified(artifacts: Path) -> bool:
 
     Other files are accepted, for example one with fewer images to transfer, and the evidence records it.
     """
-    return as_recorded(Artifacts(artifacts), REFERENCE)
+    return matches_manifest(Artifacts(artifacts), REFERENCE)
 
 
 def _refuse_other_arrays(pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
@@ -127,13 +127,13 @@ class DryRun:
     def __init__(self) -> None:
         self.why: dict[str, str] = {}
 
-    def foresee(self, plan: Plan) -> list[tuple[Planned, str]]:
+    def foresee(self, plan: Plan) -> list[tuple[PlannedStep, str]]:
         """Return every step, and why it would be left out; "" where it would run."""
         steps, minutes = plan.steps(self), plan.options.minutes
         by_name, estimates = {step.name: step for step in steps}, Estimates()
         left = None if minutes is None else minutes * 60
         for step in steps:
-            self.why[step.name] = step.why_not() or too_long(step, by_name, estimates, left)
+            self.why[step.name] = step.why_not() or why_too_long(step, by_name, estimates, left)
             if left is not None and not self.why[step.name]:
                 left -= step.seconds
         return [(step, self.why[step.name]) for step in steps]

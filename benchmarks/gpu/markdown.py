@@ -19,11 +19,11 @@ from pipeline.artifacts.gpu_evidence import (
     Parity,
     Target,
     TimedRow,
-    clocks,
-    counted,
+    count_results,
     library,
-    not_made,
     short_commit,
+    telemetry_ranges,
+    unfinished_steps,
 )
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, Hop
 
@@ -139,21 +139,23 @@ def _target(name: str, limit: float, measured: float | None, open_for: str = "",
 
 def target_table(targets: Sequence[Target]) -> str:
     """Return the targets as lines of text."""
-    rows = ((target, "" if target.measured is None else f"{rounded(target.measured)}, ") for target in targets)
-    return "\n".join(f"  {row.target}: {measured}target {rounded(row.limit)}: {said(row)}" for row, measured in rows)
+    rows = ((target, "" if target.measured is None else f"{format_number(target.measured)}, ") for target in targets)
+    return "\n".join(
+        f"  {row.target}: {measured}target {format_number(row.limit)}: {target_result(row)}" for row, measured in rows
+    )
 
 
-def rounded(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a number for display."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def said(target: Target) -> str:
+def target_result(target: Target) -> str:
     """Return "met" or "missed", or why the target is open."""
     return {True: "met", False: "missed", None: target.why}[target.met]
 
 
-WHAT: Mapping[str, str] = {
+MEASURES_TEXT: Mapping[str, str] = {
     "compute": "computing alone, no copies",
     "infer": "host to host",
     "stream": "host to host, streamed",
@@ -180,7 +182,7 @@ def as_markdown(evidence: GpuEvidence) -> str:
         _section("Failed", _bullets(evidence.failures)),
         _section(
             "Not made",
-            _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in not_made(evidence).items()),
+            _bullets(f"{why}: {listed(names, separator='; ')}" for why, names in unfinished_steps(evidence).items()),
         ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -195,7 +197,7 @@ def _facts(evidence: GpuEvidence) -> str:
         ("driver", f"{gpu.driver_version or 'unknown'}, CUDA {gpu.cuda_version or 'unknown'}"),
         (
             "clocks and power, read after the steps",
-            clocks(evidence) or "not read, as neither nvidia-ml-py nor nvidia-smi is installed",
+            telemetry_ranges(evidence) or "not read, as neither nvidia-ml-py nor nvidia-smi is installed",
         ),
         ("processor", f"{cpu.model or 'unknown'}, {cpu.usable_cores or '?'} cores, Python {machine.python or '?'}"),
         ("model", f"{model.name}, {height}×{width}, {count(model.classes, 'class', 'classes')}"),
@@ -215,7 +217,8 @@ def _speed(rows: Sequence[TimedRow]) -> str:
             row.precision.upper(),
             str(row.batch),
             # The times of a stream are those of all batches of a call.
-            WHAT[row.measures] + (f", {count(row.batches, 'batch', 'batches')} a call" if row.batches > 1 else ""),
+            MEASURES_TEXT[row.measures]
+            + (f", {count(row.batches, 'batch', 'batches')} a call" if row.batches > 1 else ""),
             {True: "yes", False: "no", None: "–"}[row.graphs],
             _number(row.p50_ms),
             _number(row.p90_ms),
@@ -292,15 +295,22 @@ def _by_type(engine: EngineEvidence) -> str:
 
 
 def _targets(targets: Sequence[Target]) -> str:
-    rows = [(row.target, rounded(row.limit), "–" if row.measured is None else rounded(row.measured), said(row))
-            for row in targets]  # fmt: skip
+    rows = [
+        (
+            row.target,
+            format_number(row.limit),
+            "–" if row.measured is None else format_number(row.measured),
+            target_result(row),
+        )
+        for row in targets
+    ]
     return table(("target", "limit", "measured", "result"), rows, right=(1, 2))
 
 
 def _checks(evidence: GpuEvidence) -> str:
     if not evidence.checks:
         return ""
-    counts = counted((check.result for check in evidence.checks), CHECKS)
+    counts = count_results((check.result for check in evidence.checks), CHECKS)
     wrong = [check for check in evidence.checks if check.result in ("fail", "error")]
     rows = [(check.engine, check.check.replace("_", " "), check.result, check.detail) for check in wrong]
     return f"{counts}." + ("\n\n" + table(("engine", "check", "result", "details"), rows) if rows else "")

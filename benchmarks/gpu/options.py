@@ -18,7 +18,7 @@ from pipeline.artifacts.engines import engine_source
 from pipeline.artifacts.gpu_evidence import FOLDER, Variant
 from pipeline.artifacts.output import check_folder, check_output
 from pipeline.artifacts.paths import ONNX, REFERENCE
-from pipeline.terminal.command_line import Parser, meant
+from pipeline.terminal.command_line import Parser, suggest_closest
 
 log = logging.getLogger("benchmarks.gpu")
 
@@ -58,7 +58,7 @@ class VisitParser(Parser):
         options, unknown = self.parse_known_args(words)
         if unknown:
             name = unknown[0].partition("=")[0]
-            near = meant(name, self._option_string_actions, cutoff=0.7) if name.startswith("-") else ""
+            near = suggest_closest(name, self._option_string_actions, cutoff=0.7) if name.startswith("-") else ""
             self.error(
                 f"Expected one folder, and options of this command. Received: {unknown[0]} too.{near} See --help."
             )
@@ -192,7 +192,7 @@ def _listed(text: str | None, option: str, known: Sequence[str], before: str = "
     if wrong := [name for name in names if name not in known]:
         raise ProjectError(
             f"Expected {option} of {before}{','.join(known)}, separated by commas. Received: {text}, where "
-            f"{wrong[0]!r} is not one of them.{meant(wrong[0], known) or ' Correct it.'}"
+            f"{wrong[0]!r} is not one of them.{suggest_closest(wrong[0], known) or ' Correct it.'}"
         )
     return tuple(name for name in known if name in names)
 

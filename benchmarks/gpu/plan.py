@@ -16,7 +16,7 @@ from typing import Protocol
 from benchmarks.gpu.checks import CHECKS, QUICK, Check
 from benchmarks.gpu.options import MAIN, Options
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.timings import WARM_UP, words_of
+from benchmarks.gpu.timings import WARM_UP, error_text
 from export.tensorrt.sidecar import Precision
 from export.words import count
 from pipeline.artifacts.engines import engine_source
@@ -41,7 +41,7 @@ PEERS = {"eager": 10.0, "graphs": 15.0, "compile": 120.0}
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedStep:
     """A step of a visit.
 
     Attributes:
@@ -106,10 +106,10 @@ class Plan:
     flavour: str
     strongly_typed: bool
 
-    def steps(self, work: Work) -> list[Planned]:
+    def steps(self, work: Work) -> list[PlannedStep]:
         """Return all steps, the most important first; ``work`` has their actions."""
         selected = self.options.precisions
-        steps = [Planned("machine", "machine", 1.0, work.look)]
+        steps = [PlannedStep("machine", "machine", 1.0, work.look)]
         for precisions in (
             [name for name in MAIN if name in selected],
             [name for name in selected if name not in MAIN],
@@ -118,12 +118,12 @@ class Plan:
                 steps += self._group(work, variant, precisions)
         return [*steps, *self._checks(work), *self._peers(work)]
 
-    def _group(self, work: Work, variant: Variant, precisions: Sequence[Precision]) -> list[Planned]:
+    def _group(self, work: Work, variant: Variant, precisions: Sequence[Precision]) -> list[PlannedStep]:
         """Build engines of a variant, compare them with Keras, and time them in turns."""
         available = [precision for precision in precisions if self.source(precision).is_file()]
         times = [step for measures in MEASURES[variant] for step in self._times(work, variant, available, measures)]
         builds = [
-            Planned(
+            PlannedStep(
                 *(f"build {precision}-{variant}", "build", self._build_seconds(precision)),
                 *(partial(work.build, precision, variant), partial(str, self._why_absent(precision))),
                 leads_to=tuple(step.name for step in times[:1]),
@@ -131,7 +131,7 @@ class Plan:
             for precision in precisions
         ]
         parities = [
-            Planned(
+            PlannedStep(
                 *(f"parity {precision}-{variant}", "parity", PARITY),
                 *(partial(work.compare, precision, variant), partial(_why_not, work, [f"{precision}-{variant}"])),
             )
@@ -141,12 +141,12 @@ class Plan:
 
     def _times(
         self, work: Work, variant: Variant, precisions: Sequence[Precision], measures: Measures
-    ) -> Iterator[Planned]:
+    ) -> Iterator[PlannedStep]:
         """Yield one step, in which the engines take turns; with page-locked memory, a step for each engine."""
         for group in [[precision] for precision in precisions] if measures == "stream pinned" else [precisions]:
             rows = len(group) * (2 if measures == "infer" else 1)
             if group:
-                yield Planned(
+                yield PlannedStep(
                     f"time {variant} {measures} {'+'.join(group)}",
                     f"time {measures}",
                     rows * (OPEN + WARM_UP + self.options.seconds),  # calls that measure themselves take about as long
@@ -154,7 +154,7 @@ class Plan:
                     partial(_why_not, work, [f"{precision}-{variant}" for precision in group]),
                 )
 
-    def _checks(self, work: Work) -> list[Planned]:
+    def _checks(self, work: Work) -> list[PlannedStep]:
         options = self.options
         engines = [
             f"{precision}-{variant}"
@@ -166,21 +166,23 @@ class Plan:
             return []
         checks = {check.__name__.replace("_", " "): check for check in (QUICK if options.checks == "quick" else CHECKS)}
         steps = [
-            Planned(
+            PlannedStep(
                 *(f"check {engine}: {name}", f"check {name}", CHECK),
                 *(partial(work.check, check, engine), partial(_why_not, work, [engine])),
             )
             for name, check in checks.items()
             for engine in engines
         ]
-        cycles = Planned("leak cycles", "cycles", options.cycle_seconds, work.cycle, partial(_why_not, work, engines))
+        cycles = PlannedStep(
+            "leak cycles", "cycles", options.cycle_seconds, work.cycle, partial(_why_not, work, engines)
+        )
         return [*steps, cycles]
 
-    def _peers(self, work: Work) -> list[Planned]:
+    def _peers(self, work: Work) -> list[PlannedStep]:
         options = self.options
         model = options.artifacts / ONNX["fp32"]
         return [
-            Planned(
+            PlannedStep(
                 *(f"PyTorch {mode}, batch {batch}", f"PyTorch {mode}", PEERS[mode] + 4 * options.seconds),
                 *(partial(work.peer, mode, model, variant, batch), partial(work.why_no_peer, model)),
             )
@@ -223,18 +225,18 @@ class Estimates:
     def __init__(self) -> None:
         self._ratios: dict[str, list[float]] = defaultdict(list)
 
-    def expect(self, step: Planned) -> float:
+    def expect(self, step: PlannedStep) -> float:
         """Return the expected seconds of a step."""
         return step.seconds * fmean(self._ratios[step.kind] or [1.0])
 
-    def learn(self, step: Planned, seconds: float) -> None:
+    def learn(self, step: PlannedStep, seconds: float) -> None:
         """Record the measured seconds of a step."""
         if step.seconds > 0:
             self._ratios[step.kind].append(seconds / step.seconds)
 
 
-def make_steps(
-    steps: Sequence[Planned],
+def run_steps(
+    steps: Sequence[PlannedStep],
     record: Record,
     seconds: float | None,
     clock: Callable[[], float] = time.monotonic,
@@ -259,9 +261,9 @@ def make_steps(
         expected = round(estimates.expect(step), 1)
         left = None if seconds is None else seconds - (clock() - began)
         try:
-            why = step.why_not() or too_long(step, by_name, estimates, left)
+            why = step.why_not() or why_too_long(step, by_name, estimates, left)
         except Exception as error:  # the question may load a library
-            why = words_of(error)
+            why = error_text(error)
         if why:
             log.warning("%s is skipped: %s", step.name, why)
             record.step(step.name, state="skipped", expected_seconds=expected, why=why)
@@ -277,13 +279,15 @@ def make_steps(
             raise
         except (Exception, SystemExit) as error:  # any error of a library: the other steps still run
             log.error("%s failed: %s", step.name, error)
-            record.step(step.name, state="error", seconds=round(clock() - started, 3), why=words_of(error))
+            record.step(step.name, state="error", seconds=round(clock() - started, 3), why=error_text(error))
         else:
             estimates.learn(step, clock() - started)
             record.step(step.name, state="done", seconds=round(clock() - started, 3))
 
 
-def too_long(step: Planned, by_name: Mapping[str, Planned], estimates: Estimates, left: float | None) -> str:
+def why_too_long(
+    step: PlannedStep, by_name: Mapping[str, PlannedStep], estimates: Estimates, left: float | None
+) -> str:
     """Return why a step no longer fits into the seconds that are left; "" where it does or there is no limit."""
     following = next((by_name[name] for name in step.leads_to), None)
     needed = estimates.expect(step) + (estimates.expect(following) if following else 0.0)

@@ -20,7 +20,7 @@ from benchmarks.gpu.markdown import as_markdown, judge_targets
 from export.errors import ProjectError
 from export.files import write_atomic
 from export.records import to_json
-from pipeline.artifacts.files import as_json, as_text
+from pipeline.artifacts.files import as_json, escape_undecodable
 from pipeline.artifacts.gpu_evidence import GpuEvidence, StepState
 
 log = logging.getLogger("benchmarks.gpu")
@@ -166,7 +166,7 @@ def tidy(tree: Any) -> Any:
 
 def _without_names(text: str) -> str:
     """Return the text with absolute paths cut to their last name, and without the name of the machine."""
-    text = _PATH.sub(lambda match: match[1][1:], as_text(text))
+    text = _PATH.sub(lambda match: match[1][1:], escape_undecodable(text))
     host = platform.node().partition(".")[0]
     word = host.isalpha() or len(host) < 4  # may have another meaning in the text
     return text if word else re.sub(rf"\b{re.escape(host)}\b[\w.-]*", "this machine", text)

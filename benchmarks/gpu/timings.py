@@ -39,7 +39,7 @@ INCLUDES: Mapping[Measures, str] = {
 }
 
 
-def words_of(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return the message of an error, with its class unless it is one of the project's."""
     return str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}"
 
@@ -198,7 +198,7 @@ class _Turn:
 
     def fail(self, error: Exception) -> None:
         """Record an error as the reason for no times."""
-        self.row, self.call = replace(self.row, error=words_of(error)), None
+        self.row, self.call = replace(self.row, error=error_text(error)), None
 
 
 def _time_in_turns(turns: Sequence[_Turn], by_events: bool, seconds: float) -> list[TimedRow]:

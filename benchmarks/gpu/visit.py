@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.gpu.checks import Check, CheckFailedError, CheckSkippedError, cycles_leak_nothing
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.timings import time_engines, time_peer, why_without_peers, words_of
+from benchmarks.gpu.timings import error_text, time_engines, time_peer, why_without_peers
 from benchmarks.telemetry import gpu_snapshot, machine
 from export.errors import ProjectError
 from export.tensorrt.build import build_engine
@@ -20,7 +20,7 @@ from export.tensorrt.options import BuildOptions
 from export.tensorrt.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.artifacts.engines import plan_name
 from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.artifacts.parity_report import by_precision, overall_verdict
+from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.cuda.open import find_cuda
@@ -127,7 +127,7 @@ class Visit:
             with cuda.scope(0):
                 OpenEngine(cuda, self.trt, plan, sidecar, RuntimeOptions()).close()
         except Exception as error:  # the evidence records its message
-            return words_of(error)
+            return error_text(error)
         return "it loads the engine and runs it"
 
     def compare(self, precision: Precision, variant: Variant) -> None:
@@ -138,7 +138,7 @@ class Visit:
         outputs = {name: evaluate(candidate, self.reference.pixels, 32, lambda images: None)}
         judged = judge([candidate], outputs, self.reference, self.thresholds)
         hops = (*(evidence.parity.hops if evidence.parity else ()), *judged.hops)
-        self.record.change(parity=Parity(overall_verdict(hops), by_precision(self.thresholds), hops))
+        self.record.change(parity=Parity(overall_verdict(hops), thresholds_by_precision(self.thresholds), hops))
         log.info("%s against Keras: %s", name, judged.verdict)
 
     def time(self, variant: Variant, precisions: Sequence[Precision], measures: Measures) -> None:
@@ -169,7 +169,7 @@ class Visit:
         except CheckFailedError as failed:
             row = CheckRow(check, engine, "fail", str(failed))
         except Exception as error:  # any error of a library: the other checks still run
-            row = CheckRow(check, engine, "error", words_of(error))
+            row = CheckRow(check, engine, "error", error_text(error))
         log.info("%s, %s: %s (%s)", engine, check.replace("_", " "), row.result, row.detail)
         self.record.add("checks", row)
 

@@ -126,7 +126,7 @@ def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[
     for node in graph.node:
         for name in node.input:
             if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
-                why = lost_in_fp16(_without_lowest(numpy_helper.to_array(table[name]), FP16_MAX))
+                why = fp16_loss(_without_lowest(numpy_helper.to_array(table[name]), FP16_MAX))
                 if why:
                     reasons.setdefault(node.name, why)
     return {name: why for name, why in reasons.items() if name not in prepared}
@@ -143,7 +143,7 @@ def _readers_through(tensor: str, readers: Mapping[str, list[onnx.NodeProto]]) -
     return nodes
 
 
-def lost_in_fp16(weight: np.ndarray) -> str:
+def fp16_loss(weight: np.ndarray) -> str:
     """Return why FP16 cannot hold a weight well; empty if it can."""
     largest = float(np.abs(weight).max()) if weight.size else 0.0
     if not largest <= FP16_MAX:

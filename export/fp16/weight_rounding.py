@@ -7,7 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.calibration import ChannelStatistics
-from export.fp16.convert import FP16_MAX, lost_in_fp16, preprocessing_nodes
+from export.fp16.convert import FP16_MAX, fp16_loss, preprocessing_nodes
 from export.onnx_passes.graph import Index, attribute, constants, consumers, copy_model, tensor_shapes
 
 _FEW = 256  # this many weights of a row nearly always suffice to restore its mean
@@ -66,7 +66,7 @@ def rounded_weights(model: onnx.ModelProto, statistics: Mapping[str, ChannelStat
         rows = weight.T if across else weight.reshape(weight.shape[0], -1)
         groups = attribute(node, "group", 1)
         inputs = len(known.mean) // groups
-        if lost_in_fp16(weight) or not inputs or rows.shape[1] % inputs:
+        if fp16_loss(weight) or not inputs or rows.shape[1] % inputs:
             continue
         by_group = np.repeat(known.mean.reshape(groups, inputs), rows.shape[1] // inputs, axis=1)
         mean = np.broadcast_to(by_group[:, None], (groups, len(rows) // groups, rows.shape[1])).reshape(rows.shape)
@@ -90,7 +90,7 @@ def rounded_first_conv(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     table = constants(model.graph)
     for node in _first_convs(model):
         weight = numpy_helper.to_array(table[node.input[1]])
-        if lost_in_fp16(weight):
+        if fp16_loss(weight):
             continue
         order = np.argsort(-np.abs(weight), axis=1, kind="stable")
         falling = np.take_along_axis(weight, order, axis=1).astype(np.float64)

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from export.errors import ProjectError
-from export.from_keras.check import check_answers
+from export.from_keras.check import check_logits
 from export.from_keras.logits import logits_model
 from export.from_keras.tf2onnx_adapter import MOST_STEPS, convert, free_memory
 from export.onnx_passes import graph, signature
@@ -24,13 +24,13 @@ from export.onnx_passes.file import check_model, save_model
 from export.onnx_passes.folding import fold_affine, fold_pad_into_maxpool, unfolded_convs
 from export.onnx_passes.layer_names import LayerTree, find_layer, name_by_layer
 from export.onnx_passes.repairs import (
+    convert_to_float32,
     expand_resizes,
-    in_float32,
     repair_biases,
     repair_groups,
     repair_transposed_padding,
 )
-from export.onnx_passes.shape_folding import fold_shapes, shapes_of_data
+from export.onnx_passes.shape_folding import fold_shapes, nodes_with_data_shapes
 from export.preprocessing import PreprocessingSpec
 from export.words import count, listed
 
@@ -133,7 +133,7 @@ def export_keras(
     check_interface(result, input_name, full | best)
     check_model(result)
     free_memory()  # of the passes, before Keras and ONNX Runtime hold a model each
-    check_answers(result, logits, preprocessing)
+    check_logits(result, logits, preprocessing)
     free_memory()  # of the check, before the file is serialized in memory
     save_model(result, path)
     after = graph.op_counts(result)
@@ -199,7 +199,8 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
     """Run the passes over the result of tf2onnx, and check that INT8 placement can handle the graph."""
     result = model
     for step in (
-        in_float32, signature.rename_batch, repair_biases, repair_transposed_padding, repair_groups, fold_shapes,
+        convert_to_float32, signature.rename_batch, repair_biases, repair_transposed_padding, repair_groups,
+        fold_shapes,
         expand_resizes, graph.constant_reshape, graph.strip_noops, fold_affine, fold_pad_into_maxpool,
     ):  # fmt: skip
         result = step(result)
@@ -218,7 +219,7 @@ def _tidy(model: onnx.ModelProto, source: keras.Model, logits_name: str) -> onnx
             f"Received: {listed(loops)} (give the layer fewer steps, or use an LSTM, which ONNX has as one node; a "
             "loop in a SavedModel's own graph cannot be unrolled: bring the model's .keras or .h5 file)."
         )
-    if "Shape" in graph.op_counts(result) and (free := shapes_of_data(result)):
+    if "Shape" in graph.op_counts(result) and (free := nodes_with_data_shapes(result)):
         raise ProjectError(
             "Expected shapes that are constant but for the batch. "
             f"Received: {free[0]!r}, of which they are not ({count(len(free), 'such operation')}; replace that layer, "

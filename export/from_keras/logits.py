@@ -233,11 +233,11 @@ def _cut(tensor: Any) -> Any:
     if _passes(operation):
         return operation(_cut(inputs[0]))
     if type(operation).__name__ in _ACTIVATED:
-        return remade(operation, {"activation": "linear", "dtype": "float32"})(inputs[0])
+        return rebuild_layer(operation, {"activation": "linear", "dtype": "float32"})(inputs[0])
     return inputs[0]
 
 
-def remade(layer: Any, changes: dict[str, Any]) -> Any:
+def rebuild_layer(layer: Any, changes: dict[str, Any]) -> Any:
     """Return a layer of the same class and weights with some entries of its config changed."""
     config = layer.get_config() | changes
     new = type(layer).from_config(_with_dtype(config, changes["dtype"]) if "dtype" in changes else config)

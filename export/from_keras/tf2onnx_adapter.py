@@ -153,7 +153,7 @@ def _frozen_graph_prepared() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unrolled(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
+def unroll_recurrent_layers(model: keras.Model, most_steps: int = MOST_STEPS) -> Iterator[None]:
     """Unroll the recurrent layers of a model that have few steps, inside the block.
 
     An unrolled layer is converted to MatMuls and sums, which every runtime has in every precision. A loop is a node
@@ -201,7 +201,7 @@ def convert(model: keras.Model, input_name: str) -> onnx.ModelProto:
     factories = {**_get_optimizers(), "optimize_transpose": ExactTransposeOptimizer}
     passes = {name: functools.partial(_Pass, name, factory, failures) for name, factory in factories.items()}
     try:
-        with _frozen_graph_prepared(), unrolled(model):
+        with _frozen_graph_prepared(), unroll_recurrent_layers(model):
             result: onnx.ModelProto = tf2onnx.convert.from_keras(
                 model,
                 input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)],

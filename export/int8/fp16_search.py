@@ -16,8 +16,8 @@ from export.fp16.weight_rounding import rounded_first_conv, rounded_weights, wit
 from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept
 from export.int8.report import Distances, Fp16Report, Fp16Rounding, Rounding
-from export.int8.sensitivity import LayerCost, choose_layers
-from export.int8.simulate import HeldOut, words
+from export.int8.sensitivity import LayerCost, select_layers
+from export.int8.simulate import HeldOut, describe_comparison
 from export.metrics.distances import Comparison
 from export.onnx_passes.graph import (
     attribute,
@@ -29,7 +29,7 @@ from export.onnx_passes.graph import (
     topological_sort,
 )
 from export.onnx_passes.layer_names import keras_layer
-from export.onnx_passes.repairs import raise_half
+from export.onnx_passes.repairs import convert_graph_to_float32
 from export.words import count
 
 # Operators whose outputs are FP16 values if their inputs are.
@@ -57,7 +57,7 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
         if (node.op_type not in (*_EXACT, "Cast") and name in half)
         or (node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT16)
     }
-    raise_half(graph)
+    convert_graph_to_float32(graph)
     del graph.value_info[:]
     for node in [n for n in graph.node if rounded & set(n.output)]:
         for index, name in enumerate(node.output):
@@ -71,7 +71,7 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
 _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
 
 
-def half_units(model: onnx.ModelProto, kept: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+def fp16_units(model: onnx.ModelProto, kept: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return the units that are FP16 or FP32 as a whole: name of the first node -> its nodes, in graph order.
 
     A unit is a Keras layer with the nodes that read only its output, such as an activation: a cast between a Conv and
@@ -193,7 +193,7 @@ def search_fp16(
     result = Fp16Result(halves[best], partial(make, unfit), report)
     if report.budget_met or options.sensitivity == "never":
         return result
-    units = half_units(model, unfit)
+    units = fp16_units(model, unfit)
     costs = measure_units(
         model,
         make,
@@ -209,13 +209,17 @@ def search_fp16(
         return held_out.judge(emulate_half(make(keep(kept))))
 
     most = int(options.max_kept_fp32 * sum(cost.op == "Conv" for cost in costs))
-    chosen = choose_layers(costs, judge, budget, most, "fp32", "FP16", _MIN_SHARE)
+    chosen = select_layers(costs, judge, budget, most, "fp32", "FP16", _MIN_SHARE)
     if not chosen.met and chosen.comparison.sqnr_db <= comparisons[best].sqnr_db:
         return result
     kept = keep(chosen.kept)
     logger.info(
         "  FP16 throughout: %s; kept in FP32, %s: %s",
-        *(words(comparisons[best]), count(len(chosen.kept), "layer"), words(chosen.comparison)),
+        *(
+            describe_comparison(comparisons[best]),
+            count(len(chosen.kept), "layer"),
+            describe_comparison(chosen.comparison),
+        ),
     )
     mixed = Distances.of(chosen.comparison)
     report = replace(report, budget_met=chosen.met, kept_fp32=kept, kept=tuple(chosen.kept), mixed=mixed)

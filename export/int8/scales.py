@@ -19,7 +19,7 @@ from export.words import listed
 # The smallest normal FP16: a smaller scale loses bits, and TensorRT refuses a scale of 0 (a dead tensor).
 MINIMUM_SCALE = 2.0**-14
 INT8_MAX = 127
-REMEDY = "Run the quantize stage again."
+SCALES_REMEDY = "Run the quantize stage again."
 METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
 _LEVELS = 128  # INT8 levels of non-negative values
 _STEP = 8  # bins between two candidates of entropy and mse
@@ -92,11 +92,11 @@ class Scales:
         Raises:
             ProjectError: If the file is missing or damaged, or its scales have another key.
         """
-        scales = read_record(cls, path, remedy=REMEDY, what="calibrated scales")
+        scales = read_record(cls, path, remedy=SCALES_REMEDY, what="calibrated scales")
         if stale := sorted(name for name in {*scales.key, *key} if scales.key.get(name) != key.get(name)):
             raise ProjectError(
                 f"Expected scales of this model and these images. Received: scales with another {listed(stale)}. "
-                f"{REMEDY}"
+                f"{SCALES_REMEDY}"
             )
         return scales
 

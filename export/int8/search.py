@@ -21,8 +21,8 @@ from export.int8.placement import Kept, int8_convs, measured_tensors, placement_
 from export.int8.qdq import quantize, scale_values
 from export.int8.report import BiasCorrection, CalibrationReport, Distances, Placement
 from export.int8.scales import METHODS, Scales
-from export.int8.sensitivity import Budget, LayerCost, choose_layers, measure_layers
-from export.int8.simulate import HeldOut, words
+from export.int8.sensitivity import Budget, LayerCost, measure_layers, select_layers
+from export.int8.simulate import HeldOut, describe_comparison
 from export.metrics.distances import Comparison
 from export.words import count, listed
 
@@ -236,11 +236,13 @@ class _Int8Search:
     def keep_layers(self, costs: Sequence[LayerCost]) -> bool:
         """Keep the fewest layers in FP16 that meet the budget; return whether it is met."""
         most = int(self._options.max_kept * sum(cost.op == "Conv" for cost in costs))
-        before = words(self.result)
+        before = describe_comparison(self.result)
         free = [cost for cost in costs if cost.node not in self.kept]  # layers that FP16 cannot hold stay FP32
-        selection = choose_layers(free, lambda kept: self._judge({**self.kept, **kept}), self._options.int8, most)
+        selection = select_layers(free, lambda kept: self._judge({**self.kept, **kept}), self._options.int8, most)
         if selection.met or selection.comparison.sqnr_db > self.result.sqnr_db:
             self.kept, self.result = {**self.kept, **selection.kept}, selection.comparison
         self.mixed = True
-        logger.info("  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), words(self.result))
+        logger.info(
+            "  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), describe_comparison(self.result)
+        )
         return selection.met

@@ -135,7 +135,7 @@ def measure_layers(
     return sorted(costs, key=lambda cost: -cost.noise)
 
 
-def choose_layers(
+def select_layers(
     costs: Sequence[LayerCost],
     judge: Callable[[Mapping[str, Kept]], Comparison],
     budget: Budget,

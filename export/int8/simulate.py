@@ -98,6 +98,6 @@ class HeldOut:
         return HeldOut(self.pixels[:count], self.labels[:count], self.reference[:count], self.batch_size)
 
 
-def words(comparison: Comparison) -> str:
+def describe_comparison(comparison: Comparison) -> str:
     """Return a comparison on held-out images in a few words, for the log."""
     return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"

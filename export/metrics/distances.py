@@ -24,7 +24,7 @@ _DEEPEST = 88.0  # below the largest logit: e^-88 is 0 in float32
 _MASK = -1e4  # below the logits of all networks: a constant that excludes a class
 
 
-def visible(logits: np.ndarray) -> np.ndarray:
+def clip_masked_classes(logits: np.ndarray) -> np.ndarray:
     """Return (N, C) logits with masked classes clipped to where their probability is 0, instead of such as -1e9.
 
     Distances are relative to the largest value, so a class that is excluded by -1e9 would hide the differences of all
@@ -45,7 +45,7 @@ def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    before, after = (visible(np.asarray(values, np.float64))[finite] for values in (expected, received))
+    before, after = (clip_masked_classes(np.asarray(values, np.float64))[finite] for values in (expected, received))
     return float(np.abs(before - after).max() / max(np.abs(before).max(), 1e-30))
 
 
@@ -193,7 +193,7 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
     Raises:
         ProjectError: If the shapes do not fit or the reference is not finite.
     """
-    a, b = (visible(logits) for logits in _pair(_rows(reference), _rows(candidate)))
+    a, b = (clip_masked_classes(logits) for logits in _pair(_rows(reference), _rows(candidate)))
     agreement = top1_agreement(a, b)
     distances = Comparison(
         images=a.shape[0],
@@ -271,7 +271,7 @@ def measure_noise(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarra
     return FloatNoise(0.0, "float32")
 
 
-def noise_of(meta: Mapping[str, Any]) -> FloatNoise | None:
+def read_noise(meta: Mapping[str, Any]) -> FloatNoise | None:
     """Return the noise in the metadata of ``reference.npz``; None if an earlier version wrote the file.
 
     Raises:

@@ -14,14 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
-from export.onnx_passes.graph import (
-    attribute,
-    bypass_nodes,
-    constants,
-    copy_model,
-    tensor_shapes,
-    topological_sort,
-)
+from export.onnx_passes.graph import attribute, bypass_nodes, constants, copy_model, tensor_shapes, topological_sort
 from export.onnx_passes.shape_folding import RESIZES, evaluate_shapes
 
 
@@ -201,7 +194,7 @@ def _gathers(
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+def convert_to_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with float32 instead of FP16 and BF16, and without the casts between them.
 
     A SavedModel of a model under the policy mixed_float16 or mixed_bfloat16 computes in half precision inside the
@@ -209,7 +202,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     by the rounding of activations to half precision alone. `export.fp16.convert` makes the FP16 model.
     """
     result = copy_model(model)
-    if not raise_half(result.graph):
+    if not convert_graph_to_float32(result.graph):
         return result
     del result.graph.value_info[:]
     graph = result.graph
@@ -221,7 +214,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     return bypass_nodes(result, [node for node in casts if types.get(node.input[0]) == TensorProto.FLOAT])
 
 
-def raise_half(graph: onnx.GraphProto) -> bool:
+def convert_graph_to_float32(graph: onnx.GraphProto) -> bool:
     """Convert a graph and its subgraphs to float32 (in place); return whether any of it was in half precision."""
     attributes = [item for node in graph.node for item in node.attribute]
     tensors = [*graph.initializer, *(item.t for item in attributes if item.type == onnx.AttributeProto.TENSOR)]
@@ -235,5 +228,5 @@ def raise_half(graph: onnx.GraphProto) -> bool:
     half_casts = [item for item in attributes if item.name in ("to", "dtype") and item.i in _HALF]
     for item in half_casts:
         item.i = TensorProto.FLOAT
-    inner = [raise_half(subgraph) for item in attributes for subgraph in (item.g, *item.graphs)]
+    inner = [convert_graph_to_float32(subgraph) for item in attributes for subgraph in (item.g, *item.graphs)]
     return bool(half_tensors or half_types or half_casts or any(inner))

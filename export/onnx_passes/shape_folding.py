@@ -255,7 +255,7 @@ def _same_input(
     return _same(node.input[index], known)
 
 
-def shapes_of_data(model: onnx.ModelProto) -> list[str]:
+def nodes_with_data_shapes(model: onnx.ModelProto) -> list[str]:
     """Return the nodes with an output whose shape depends on more than the batch, for example on the pixels.
 
     Args:

@@ -34,19 +34,19 @@ from export.tensorrt.network import (
     network_flags,
     parse,
 )
-from export.tensorrt.options import BuildOptions, described, refuse_unsupported
+from export.tensorrt.options import BuildOptions, options_record, refuse_unsupported
 from export.tensorrt.sidecar import (
     INPUT,
     PRECISIONS,
-    AskedLayers,
     BatchProfile,
-    FoundLayers,
+    EngineLayers,
+    RequestedLayers,
     Sidecar,
-    home_of,
+    artifacts_folder,
     sha256_file,
     write_plan,
 )
-from export.wire_format import BYTES, fields, refuse_external_data
+from export.wire_format import BYTES, read_fields, refuse_external_data
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def build_engine(
         flavour=trt.flavour,
         tensorrt_version=trt.version,
         **_machine(trt, driver, targets),
-        onnx_file=Path(os.path.relpath(source.resolve(), home_of(plan_file))).as_posix(),
+        onnx_file=Path(os.path.relpath(source.resolve(), artifacts_folder(plan_file))).as_posix(),
         onnx_sha256=onnx_sha256,
         plan_sha256=hashlib.sha256(data).hexdigest(),
         plan_bytes=data.nbytes,
@@ -169,14 +169,14 @@ def build_engine(
         preprocessing=metadata.pop("preprocessing", None),
         metadata=metadata,
         options={
-            **described(options),
+            **options_record(options),
             "timing_cache": cache_state,
             "strongly_typed": trt.strongly_typed,
             "flags": flags,
         },
         seconds=round(seconds, 3),
         network_layers=network_layers,
-        asked=AskedLayers(precision, dict(Counter(requested.values())), requested),
+        asked=RequestedLayers(precision, dict(Counter(requested.values())), requested),
         found=layers,
         layers_reason=layers_reason,
         warnings=warnings,
@@ -249,7 +249,7 @@ def _inspect(
     requested: Mapping[str, str],
     options: BuildOptions,
     image: Sequence[int],
-) -> tuple[FoundLayers | None, str | None]:
+) -> tuple[EngineLayers | None, str | None]:
     """Summarise the layers of the engine, loaded on this machine; None and the reason where it cannot be loaded."""
     if not driver:
         return None, f"the engine was not loaded here: {driver.reason}"
@@ -275,9 +275,9 @@ def _onnx_metadata(source: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     try:
         with source.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for field, kind, begin, end in fields(data, 0, len(data)):
+            for field, kind, begin, end in read_fields(data, 0, len(data)):
                 if (field, kind) == (METADATA_PROPS, BYTES):
-                    pair = {at: data[start:stop].decode() for at, _, start, stop in fields(data, begin, end)}
+                    pair = {at: data[start:stop].decode() for at, _, start, stop in read_fields(data, begin, end)}
                     metadata[pair.get(1, "")] = pair.get(2, "")
     except (OSError, ValueError, IndexError) as error:
         raise ProjectError(f"Expected an ONNX file. Received: {source}: {error}. Export the model again.") from error

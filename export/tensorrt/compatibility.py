@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from export.errors import ProjectError
-from export.tensorrt.driver import AMPERE, as_numbers, no_support, supporting
+from export.tensorrt.driver import AMPERE, no_support, supporting, version_numbers
 from export.tensorrt.library import TensorRT
 from export.tensorrt.sidecar import REBUILD, Sidecar, read_sidecar, sha256_file
 from export.words import count, listed
@@ -166,7 +166,11 @@ def check_engine(
     if compute_capability is not None:
         _check_compute_capability(plan, sidecar, compute_capability)
     built = sidecar.cuda_version
-    if cuda_version is not None and built is not None and as_numbers(cuda_version)[:1] < as_numbers(built)[:1]:
+    if (
+        cuda_version is not None
+        and built is not None
+        and version_numbers(cuda_version)[:1] < version_numbers(built)[:1]
+    ):
         raise _refused(
             plan,
             f"a driver for CUDA {built.partition('.')[0]}, as it was built with (CUDA {built})",
@@ -212,7 +216,7 @@ def unsupported_gpu(
 
 def _check_version(plan: Path, sidecar: Sidecar, trt: TensorRT) -> None:
     built, here = sidecar.tensorrt_version, trt.version
-    old, new = as_numbers(built), as_numbers(here)
+    old, new = version_numbers(built), version_numbers(here)
     compatible = sidecar.options.get("version_compatible")
     runs = compatible and old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)
     if built != here and not runs:
@@ -228,7 +232,7 @@ def _check_compute_capability(plan: Path, sidecar: Sidecar, here: str) -> None:
             expected = f"a GPU of compute capability {' or '.join(targets)}"
             raise _refused(plan, expected, f"{here} here", {"targets": [*targets, here]})
     elif ampere_plus or built is None:  # None: built by TensorRT-RTX for its default targets
-        if as_numbers(here) < AMPERE:
+        if version_numbers(here) < AMPERE:
             settings = {"hardware_compatibility": "none"} if ampere_plus else {"targets": [here]}
             raise _refused(plan, "a GPU of compute capability 8.0 or later", f"{here} here", settings)
     elif built != here:

@@ -56,7 +56,7 @@ def driver_status() -> DriverStatus:
         return DriverStatus(False, f"the CUDA driver library is not usable: {error!r}. Reinstall the NVIDIA driver")
 
 
-def as_numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """Return "10.13.0.35" or "8.6" as numbers, up to the first part that is not a number of up to 9 digits."""
     return tuple(map(int, takewhile(lambda part: part.isdecimal() and len(part) <= 9, version.split("."))))
 
@@ -147,7 +147,7 @@ class Generations:
         """Whether these versions support a GPU; None: not known."""
         if compute_capability in self.listed:
             return True
-        numbers = as_numbers(compute_capability)
+        numbers = version_numbers(compute_capability)
         outside = numbers < self.oldest or (self.newest is not None and numbers > self.newest)
         return False if outside or self.complete else None
 
@@ -189,7 +189,7 @@ def supports(flavour: str, version: str, compute_capability: str) -> bool | None
         bool | None: None where it is not known and has to be tried.
     """
     rows = GENERATIONS.get(flavour, ())
-    row = next((row for row in rows if _within(as_numbers(version), row.since, row.until)), None)
+    row = next((row for row in rows if _within(version_numbers(version), row.since, row.until)), None)
     return row.supports(compute_capability) if row else None
 
 
@@ -216,12 +216,12 @@ def no_support(flavour: str, compute_capability: str) -> str:
 
 def is_checked(flavour: str, version: str) -> bool:
     """Tell whether the names that the code uses were checked against the bindings of this version."""
-    return any(_within(as_numbers(version), since, until) for since, until in CHECKED.get(flavour, ()))
+    return any(_within(version_numbers(version), since, until) for since, until in CHECKED.get(flavour, ()))
 
 
-def unproven(flavour: str, version: str) -> str:
+def untested_note(flavour: str, version: str) -> str:
     """Return a note on what was not tested with a version; "" where this project's tests build engines with it."""
-    numbers = as_numbers(version)
+    numbers = version_numbers(version)
     if any(numbers[: len(built)] == built for built in BUILT.get(flavour, ())):
         return ""
     if not is_checked(flavour, version):

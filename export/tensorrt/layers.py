@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from export.tensorrt.library import TensorRT
-from export.tensorrt.sidecar import FoundLayers, Layer
+from export.tensorrt.sidecar import EngineLayers, Layer
 from export.words import count, listed
 
 # The longest names first: "bfloat16" contains "float16", and "uint8" contains "int8".
@@ -42,7 +42,7 @@ class _Row:
 
 def inspect_engine(
     trt: TensorRT, engine: Any, asked: Mapping[str, str], image: tuple[str, Sequence[int]] | None
-) -> FoundLayers:
+) -> EngineLayers:
     """Summarise the layers of a deserialised engine; see `summarize_layers`.
 
     Args:
@@ -84,7 +84,7 @@ def _context_for(trt: TensorRT, engine: Any, image: tuple[str, Sequence[int]]) -
     return context, ""
 
 
-def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> FoundLayers:
+def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> EngineLayers:
     """Count the layers of an engine by kind and by the type that they compute in.
 
     A layer's type is that of its first input, as the output of an INT8 convolution may be FP16. TensorRT 8.6 to 10
@@ -103,12 +103,12 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
         # Not strict, because the separator between the nodes in "Metadata" is a control character.
         rows = [_row(layer) for layer in json.loads(information, strict=False)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
-        return FoundLayers(None, f"the engine inspector's answer is not understood: {error!r}")
+        return EngineLayers(None, f"the engine inspector's answer is not understood: {error!r}")
     convolutions = _match_nodes(rows, asked) if asked else {row.layer.name: row for row in rows if row.convolution}
     types = {name: row.layer.precision if row else UNKNOWN for name, row in convolutions.items()}
     outputs = [row.output for row in convolutions.values() if row and row.layer.precision == "int8"]
     known = [kind for kind in outputs if kind != UNKNOWN]
-    return FoundLayers(
+    return EngineLayers(
         count=len(rows),
         by_kind=_counts(row.layer.kind for row in rows),
         by_precision=_counts(row.layer.precision for row in rows),
@@ -120,7 +120,7 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
     )
 
 
-def differences(asked: Mapping[str, str], found: FoundLayers | None) -> list[str]:
+def differences(asked: Mapping[str, str], found: EngineLayers | None) -> list[str]:
     """List where the engine computes a convolution in another type than the requested one, by Keras layer.
 
     Args:
@@ -150,7 +150,7 @@ def differences(asked: Mapping[str, str], found: FoundLayers | None) -> list[str
     return sentences
 
 
-def unfused(found: FoundLayers | None) -> list[str]:
+def unfused(found: EngineLayers | None) -> list[str]:
     """Warn where INT8 convolutions write float, so that separate kernels have to requantise it.
 
     The last convolution, before the head, writes float in any case, and so may a few others: there is a warning where
@@ -174,7 +174,7 @@ _LISTED = re.compile(
 )
 
 
-def summarize_listing(listing: str, asked: Mapping[str, str]) -> FoundLayers | None:
+def summarize_listing(listing: str, asked: Mapping[str, str]) -> EngineLayers | None:
     """Summarise the layers that TensorRT-RTX lists in its log after a build, also without a GPU.
 
     Args:

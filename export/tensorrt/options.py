@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from export.errors import ProjectError
-from export.tensorrt.driver import AMPERE, DriverStatus, as_numbers
+from export.tensorrt.driver import AMPERE, DriverStatus, version_numbers
 from export.tensorrt.library import INSTALL, TensorRT
 
 # By the names of the library's HardwareCompatibilityLevel, in lower case.
@@ -132,7 +132,7 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
             "section, or build on the GPU machine."
         )
     capability = driver.devices[0].compute_capability if driver else None
-    if level == "ampere_plus" and capability is not None and as_numbers(capability) < AMPERE:
+    if level == "ampere_plus" and capability is not None and version_numbers(capability) < AMPERE:
         raise ProjectError(
             "Expected a GPU of compute capability 8.0 (Ampere) or later to build with hardware_compatibility: "
             f"ampere_plus. Received: {capability} here. Build on such a GPU, or remove it from the recipe's build "
@@ -140,7 +140,7 @@ def refuse_unsupported(options: BuildOptions, trt: TensorRT, driver: DriverStatu
         )
 
 
-def described(options: BuildOptions) -> dict[str, object]:
+def options_record(options: BuildOptions) -> dict[str, object]:
     """Return the options for a sidecar, without the path of the timing cache, which does not describe the engine."""
     return {name: getattr(options, name) for name in (
         "tf32", "workspace_mib", "optimization_level", "version_compatible", "hardware_compatibility", "strip_weights",

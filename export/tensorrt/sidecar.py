@@ -82,7 +82,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class AskedLayers:
+class RequestedLayers:
     """The types requested of the convolutions: their number by type, and the type by ONNX node."""
 
     precision: str
@@ -91,7 +91,7 @@ class AskedLayers:
 
 
 @dataclass(frozen=True)
-class FoundLayers:
+class EngineLayers:
     """The layers of an engine; see `export.tensorrt.layers.summarize_layers`.
 
     Attributes:
@@ -133,7 +133,7 @@ class Sidecar:
         plan_bytes: size of the plan.
         profile: batch sizes.
         tensors: inputs and outputs.
-        options: how it was built, see `export.tensorrt.options.described`.
+        options: how it was built, see `export.tensorrt.options.options_record`.
         runs_on: GPUs that it runs on, for display.
         gpu: name of the GPU where it was built; None: on a machine without one.
         driver_version: of that machine's driver.
@@ -174,8 +174,8 @@ class Sidecar:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     network_layers: Mapping[str, int] = field(default_factory=dict)
-    asked: AskedLayers | None = None
-    found: FoundLayers | None = None
+    asked: RequestedLayers | None = None
+    found: EngineLayers | None = None
     layers_reason: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -185,7 +185,7 @@ def sidecar_path(plan_path: str | os.PathLike[str]) -> Path:
     return Path(plan_path).with_suffix(".json")
 
 
-def home_of(plan_path: Path) -> Path:
+def artifacts_folder(plan_path: Path) -> Path:
     """Return the folder two above a plan's, which is that of a recipe's artifacts, or the root of a shorter path."""
     parents = plan_path.resolve().parents
     return parents[min(2, len(parents) - 1)]

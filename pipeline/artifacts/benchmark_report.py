@@ -11,7 +11,7 @@ from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.fastest import Serves
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.machine import GpuSnapshot, Machine
-from pipeline.artifacts.manifest import as_recorded
+from pipeline.artifacts.manifest import matches_manifest
 from pipeline.artifacts.paths import BENCHMARK, Artifacts
 
 SCHEMA = 3
@@ -190,7 +190,7 @@ def read_serves(artifacts: Artifacts) -> tuple[Serves | None, str]:
     """
     if not artifacts.has(BENCHMARK):
         return None, ""
-    if not as_recorded(artifacts, BENCHMARK):
+    if not matches_manifest(artifacts, BENCHMARK):
         return None, f"{BENCHMARK} is not what the benchmark wrote. {REMEDY}"
     path = artifacts.path(BENCHMARK)
     return _read_serves(path, sha256_file(path))

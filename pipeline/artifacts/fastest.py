@@ -270,7 +270,7 @@ class Serves:
         }
 
 
-def runtime_part(options: RuntimeOptions) -> dict[str, object]:
+def speed_options(options: RuntimeOptions) -> dict[str, object]:
     """Return the runtime options that affect speed; the GPU is identified by its name."""
     return {"cuda": options.cuda, "graphs": options.graphs, "contexts": options.contexts}
 

@@ -55,7 +55,7 @@ def sha256_path(path: Path) -> str:
     return sha256_json([[p.relative_to(path).as_posix(), sha256_file(p)] for p in files])
 
 
-def as_text(name: str) -> str:
+def escape_undecodable(name: str) -> str:
     r"""Return a file name as text that libraries accept: a byte that is not UTF-8 becomes an escape, ``\udcff``."""
     return _encoded(name).decode()
 
@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def own_temporary_files() -> Iterator[Path]:
+def redirect_temporary_files() -> Iterator[Path]:
     """Redirect libraries' temporary files, in all threads, to a folder that is deleted at the end.
 
     Keras unpacks archives that have assets, and leaves the copy behind if reading fails. What a killed process left is

@@ -98,7 +98,7 @@ class EngineEvidence:
         plan_sha256: sha256 of the plan.
         plan_bytes: Size of the plan in bytes.
         seconds: Duration of the build.
-        options: Build options, see `export.tensorrt.options.described`.
+        options: Build options, see `export.tensorrt.options.options_record`.
         network_layers: Number of parsed layers by kind.
         asked_convolutions: Requested number of convolutions by type.
         convolutions: Number of convolutions by type in the engine; None where the library did not tell.
@@ -344,7 +344,7 @@ def library(evidence: GpuEvidence) -> str:
     return f"{'TensorRT-RTX' if evidence.flavour == 'rtx' else 'TensorRT'} {evidence.tensorrt_version}"
 
 
-def counted(results: Iterable[object], names: Mapping[Any, str]) -> str:
+def count_results(results: Iterable[object], names: Mapping[Any, str]) -> str:
     """Return the number of each result, such as "3 passed, 1 failed"; results that do not occur are left out."""
     counts = Counter(results)
     return ", ".join(f"{counts[key]} {name}" for key, name in names.items() if counts[key])
@@ -355,7 +355,7 @@ def short_commit(evidence: GpuEvidence) -> str:
     return evidence.commit[:10] if evidence.commit else "unknown"
 
 
-def clocks(evidence: GpuEvidence) -> str:
+def telemetry_ranges(evidence: GpuEvidence) -> str:
     """Return the ranges of the first GPU's clocks, power and temperature after the steps; "" without snapshots."""
     snapshots = [gpus[0] for gpus in evidence.snapshots.values() if gpus]
     ranges = []
@@ -367,7 +367,7 @@ def clocks(evidence: GpuEvidence) -> str:
     return ", ".join(ranges)
 
 
-def not_made(evidence: GpuEvidence) -> dict[str, list[str]]:
+def unfinished_steps(evidence: GpuEvidence) -> dict[str, list[str]]:
     """Return the names of the steps that did not run to the end, by reason."""
     ended = evidence.state != "running"
     reasons: dict[StepState, str] = {

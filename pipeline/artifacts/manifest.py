@@ -141,7 +141,7 @@ def read_result(manifest: Manifest, kind: type[T], remedy: str = "") -> T:
     return from_json(kind, manifest.result, f"{manifest.stage}/{MANIFEST}", remedy=remedy, what="result")
 
 
-def as_recorded(artifacts: Artifacts, name: str) -> bool:
+def matches_manifest(artifacts: Artifacts, name: str) -> bool:
     """Return whether an existing file ``stage/name`` is as the stage's manifest records it.
 
     Raises:

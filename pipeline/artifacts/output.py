@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from export.errors import ProjectError, add_note, notes
-from export.files import FULL, with_place
+from export.files import DISK_FULL, add_path
 
 _NEARLY_NOTHING = 2**20  # bytes; with less than this free, an error of a library is taken for a full disk
 
@@ -93,7 +93,7 @@ def require_space(folder: Path, needed: int, what: str, option: str = "--artifac
 
 
 @contextlib.contextmanager
-def explaining_full_disk(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Replace whatever a library raises on a full disk by the system's error, with the folder that was written.
 
     HDF5, TensorFlow and NumPy each report a full disk in their own way, some as a wrong number of bytes.
@@ -107,7 +107,7 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            with_place(error, folder)
+            add_path(error, folder)
             raise
         free = _free(folder)
         if free is None or free >= _NEARLY_NOTHING:
@@ -118,9 +118,9 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
         raise full from error
 
 
-def sentence(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Return the system's error as a sentence; for a full disk, with the free space and what to do."""
-    if error.errno not in FULL or not error.filename:  # without a name the full disk is unknown
+    if error.errno not in DISK_FULL or not error.filename:  # without a name the full disk is unknown
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
     # Libraries write to the temporary folder first, which may be on another disk.
     folders = [_nearest_folder(Path(str(error.filename))), _nearest_folder(Path(tempfile.gettempdir()))]

@@ -178,7 +178,7 @@ def overall_verdict(hops: Sequence[Hop]) -> Overall:
     return "inconclusive" if INCONCLUSIVE in verdicts else "pass"
 
 
-def allowed(hops: Sequence[Hop]) -> str:
+def describe_relative_limit(hops: Sequence[Hop]) -> str:
     """Describe the relative error allowed where the recipe says "auto", and why; "" where it says a number."""
     limits = (
         f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
@@ -188,7 +188,7 @@ def allowed(hops: Sequence[Hop]) -> str:
     return next(limits, "")
 
 
-def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
+def files_not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
     """Return the files of comparisons that did not run, by reason; a file that did run is named with its reference."""
     skipped = [hop for hop in hops if hop.verdict == NOT_RUN]
     idle = {hop.run_name for hop in skipped if hop.kind == FROM_KERAS}
@@ -199,7 +199,7 @@ def not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
     return {why: list(files) for why, files in names.items()}
 
 
-def by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:
+def thresholds_by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:
     """Return the recipe's thresholds by precision."""
     return {"fp32": thresholds.fp32, "fp16": thresholds.fp16, "int8": thresholds.int8}
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from export.errors import ModelError, ProjectError
-from export.files import put_folder, replacing_file, temporary_folder, write_atomic
-from export.records import MOST_BYTES, from_json, parse_json, to_json
+from export.files import commit_folder, replacing_file, temporary_folder, write_atomic
+from export.records import MAX_BYTES, from_json, parse_json, to_json
 from export.tensorrt.sidecar import read_sidecar
 from export.words import count, listed
 from pipeline.artifacts.archives import open_tar
@@ -62,7 +62,7 @@ def without_permissions(recipe: Recipe) -> tuple[Recipe, dict[str, object]]:
     return recipe, revoked
 
 
-def code_in(root: Path) -> list[str]:
+def list_code(root: Path) -> list[str]:
     """List what in a recipe's artifacts runs code when it is used, a line each.
 
     Args:
@@ -206,7 +206,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
         ) from error
     log.info("%s: %s, every hash right", root, count(len(index.files), "file"))
-    code = code_in(root)
+    code = list_code(root)
     for line in code:
         log.warning("code: %s", line)
     log.info("next: %s", Invocation(root / UNPACKED, artifacts).command("run"))
@@ -238,7 +238,7 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:
     file = archive.extractfile(INDEX)
     index = from_json(
         BundleIndex,
-        parse_json(file.read(MOST_BYTES + 1) if file else b"", INDEX),
+        parse_json(file.read(MAX_BYTES + 1) if file else b"", INDEX),
         f"{path}, {INDEX}",
         remedy="Copy it again.",
         what="index of a bundle",
@@ -280,7 +280,7 @@ def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path) -> None:
             raise ValueError(f"its recipe is named {recipe.name!r}, its index says {index.recipe!r}")
         write_atomic(root / UNPACKED, _yaml_without_permissions(recipe))
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
-            put_folder(folder, root / folder.name)
+            commit_folder(folder, root / folder.name)
 
 
 def _warn_of_changed_recipe(context: Context) -> None:

@@ -32,7 +32,7 @@ from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
 from pipeline.stages import BY_NAME, STAGES, build, verify
 from pipeline.terminal.command_line import Invocation
-from pipeline.terminal.processes import raise_as, run_child_for_output
+from pipeline.terminal.processes import raise_interruption, run_child_for_output
 from pipeline.workflow.context import Context
 from pipeline.workflow.stage import Outcome, execute, reasons_to_run
 
@@ -203,7 +203,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
             *(f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)),
         ]
     )
-    raise_as(status)
+    raise_interruption(status)
     if status == cli.OUTPUT_CLOSED:
         raise BrokenPipeError
     text, _, line = output.rstrip("\n").rpartition("\n")

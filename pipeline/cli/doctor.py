@@ -9,11 +9,11 @@ from pathlib import Path
 
 from export.files import ROOT
 from export.records import to_json
-from export.tensorrt.driver import Device, DriverStatus, driver_status, is_checked, no_support, unproven
+from export.tensorrt.driver import Device, DriverStatus, driver_status, is_checked, no_support, untested_note
 from export.tensorrt.library import find_tensorrt, why_missing
 from pipeline.artifacts.machine import describe_cpu
 from pipeline.artifacts.machine import version_of as _installed
-from pipeline.cli.remedies import driver_lines, newer_than_driver, python_line, tensorrt_lines
+from pipeline.cli.remedies import driver_lines, packages_newer_than_driver, tensorrt_lines, this_python
 from pipeline.runners.onnxruntime import why_not
 from pipeline.terminal.starting import NEWEST, OLDEST, OLDEST_FOR_A_BUNDLE
 from pipeline.workflow.environment import refuses_all
@@ -117,7 +117,7 @@ def doctor() -> dict[str, object]:
         dict[str, object]: the same for the JSON line; "exit" is 2 where anything is marked !!, else 0.
     """
     driver = driver_status()
-    newer = newer_than_driver(driver, _installed)
+    newer = packages_newer_than_driver(driver, _installed)
     packages = _packages(ROOT / _requirements())
     if not _for_a_bundle():
         packages |= _packages(ROOT / "requirements-legacy.txt")
@@ -245,7 +245,7 @@ def _tensorrt(flavour: str, driver: DriverStatus) -> Library:
     return Library(
         version=trt.version,
         builds_without_gpu=trt.builds_without_gpu,
-        unproven=unproven(flavour, trt.version),
+        unproven=untested_note(flavour, trt.version),
         unsupported=tuple(
             f"{gpu.name}, compute capability {gpu.compute_capability}: {no_support(flavour, gpu.compute_capability)}"
             for gpu in driver.devices
@@ -314,7 +314,7 @@ def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, S
 
 def _remedies(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:
     lines = []
-    pip = f"{python_line()} -m pip"
+    pip = f"{this_python()} -m pip"
     if not _python_fits() and not _for_a_bundle():
         lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {PYTHONS})")
     if conflict:

@@ -20,7 +20,7 @@ from export.tensorrt.compatibility import (
 )
 from export.tensorrt.driver import DriverStatus, driver_status, supports
 from export.tensorrt.library import find_tensorrt, why_missing
-from export.tensorrt.sidecar import AskedLayers, FoundLayers, Sidecar, read_sidecar
+from export.tensorrt.sidecar import EngineLayers, RequestedLayers, Sidecar, read_sidecar
 from export.words import count, listed
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.parity_report import NOT_VERIFIED
@@ -251,10 +251,10 @@ def _found(sidecar: Sidecar) -> str:
     return f"{text} (as its builder listed them; {sidecar.layers_reason})" if sidecar.layers_reason else text
 
 
-def _counts(side: AskedLayers | FoundLayers | None) -> str:
+def _counts(side: RequestedLayers | EngineLayers | None) -> str:
     if side is None or not side.convolutions:
         return ""
     text = "convolutions: " + ", ".join(f"{number} {kind}" for kind, number in side.convolutions.items())
-    if isinstance(side, FoundLayers) and side.reformats:
+    if isinstance(side, EngineLayers) and side.reformats:
         return f"{text}; layers that only change a format: {len(side.reformats)}"
     return text

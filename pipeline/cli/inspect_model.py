@@ -34,7 +34,14 @@ from pipeline.keras_files.facts import (
 )
 from pipeline.keras_files.model_file import ModelFile
 from pipeline.keras_files.read import read_model_file
-from pipeline.models.classifier_check import Ending, before_naming, ending, output_ends, signature, why_no_classifier
+from pipeline.models.classifier_check import (
+    ModelOutput,
+    before_argmax,
+    first_output,
+    output_layers,
+    signature,
+    why_no_classifier,
+)
 from pipeline.recipe.locate import RECIPES
 from pipeline.recipe.messages import CHOOSE, inline_yaml
 
@@ -85,13 +92,13 @@ def _stem_of(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "model"
 
 
-def _endings(file: ModelFile) -> Sequence[tuple[str, Ending]]:
+def _endings(file: ModelFile) -> Sequence[tuple[str, ModelOutput]]:
     """Return the outputs if there are several, else those in front of layers that turn classes into their names."""
     if file.config is None:
-        endings = [(name, Ending(shape, None)) for name, (_, shape) in sorted(signature(file, "outputs").items())]
+        endings = [(name, ModelOutput(shape, None)) for name, (_, shape) in sorted(signature(file, "outputs").items())]
         return endings if len(endings) > 1 else []
-    endings = output_ends(file.config)
-    return endings if len(endings) > 1 else before_naming(file.config)
+    endings = output_layers(file.config)
+    return endings if len(endings) > 1 else before_argmax(file.config)
 
 
 def _cut_by_signature(file: ModelFile, output: str, others: list[str], saved: str) -> Cut | None:
@@ -226,7 +233,7 @@ def describe(file: ModelFile, recipe: Path | None = None) -> ModelFacts:
         model_class=file.config.get("class_name") if file.config else None,
         inputs=input_shapes(file),
         outputs=outputs(file),
-        classes=None if cannot else ending(file).classes,
+        classes=None if cannot else first_output(file).classes,
         layers=layer_counts(file.config),
         parameters=parameters(file),
         preprocessing=preprocessing_inside(file.config),
@@ -285,7 +292,7 @@ def _recipe(file: ModelFile, recipe: Path) -> str:
     ]
     inside = inline_yaml("; ".join(preprocessing_inside(file.config)))
     normalises = f". none, if this normalises: {inside}" if preprocessing_inside(file.config) else ""
-    end = ending(file)
+    end = first_output(file)
     arithmetic = arithmetic_inside(file.config)
     allow = ", ".join(inline_yaml(finding.name) for finding in file.findings if finding.allowable)
     keys = (

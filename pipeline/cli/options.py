@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from export.errors import ProjectError, notes
 from export.tensorrt.sidecar import REBUILD
-from pipeline.artifacts.output import sentence
+from pipeline.artifacts.output import describe_os_error
 from pipeline.recipe.load import load_recipe
-from pipeline.recipe.locate import find_recipe, refuse_a_taken_name, where_else
+from pipeline.recipe.locate import find_recipe, refuse_name_in_use, suggest_path
 from pipeline.terminal.command_line import ARTIFACTS, Parser, UsageError, invocation_of, override, recipe_file
 from pipeline.terminal.processes import INTERRUPTED, TERMINATED, Terminated, terminated_as_interrupted
 from pipeline.workflow.context import Context
@@ -101,7 +101,7 @@ def make_context(args: argparse.Namespace) -> Context:
     """
     args.config = find_recipe(args.config, args.artifacts)
     recipe = load_recipe(args.config, args.overrides)
-    refuse_a_taken_name(recipe, args.config, args.artifacts, args.overrides)
+    refuse_name_in_use(recipe, args.config, args.artifacts, args.overrides)
     return Context(recipe, args.config, args.artifacts, args.overrides)
 
 
@@ -183,7 +183,7 @@ def _run(
         result = _failed(name, "bad input", message, BAD_INPUT)
     except OSError as error:
         log.debug("where it happened", exc_info=True)
-        result = _failed(name, "bad input", _with_notes(sentence(error), error), BAD_INPUT)
+        result = _failed(name, "bad input", _with_notes(describe_os_error(error), error), BAD_INPUT)
     except Exception as error:
         log.exception("This is a bug of ours; please report it with the lines above and below.")
         result = _failed(name, "internal error", _with_notes("See the traceback.", error), INTERNAL_ERROR)
@@ -210,7 +210,7 @@ def _with_notes(message: str, error: BaseException) -> str:
 def _with_location(message: str, args: argparse.Namespace) -> str:
     """Return a message, and where a missing path exists if it was written relative to another folder."""
     has_recipe = isinstance(getattr(args, "config", None), Path)
-    return message + (where_else(message, args.config, args.overrides) if has_recipe else "")
+    return message + (suggest_path(message, args.config, args.overrides) if has_recipe else "")
 
 
 def _json_line(result: dict[str, object]) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from export.tensorrt.driver import Device, DriverStatus, as_numbers, supporting, supports, supports_advised
+from export.tensorrt.driver import Device, DriverStatus, supporting, supports, supports_advised, version_numbers
 from pipeline.terminal.command_line import unpack_command
 
 JETPACK = Path("/etc/nv_tegra_release")  # on every Jetson
@@ -22,7 +22,7 @@ _TENSORRT = ("tensorrt ", "tensorrt-cu13")
 _OF_CUDA_13 = "tensorrt tensorrt-cu13 tensorrt-cu13-libs tensorrt-cu13-bindings"
 
 
-def newer_than_driver(driver: DriverStatus, installed: Callable[[str], str | None]) -> dict[str, int]:
+def packages_newer_than_driver(driver: DriverStatus, installed: Callable[[str], str | None]) -> dict[str, int]:
     """Return the packages for a newer CUDA than the driver runs.
 
     Args:
@@ -33,15 +33,15 @@ def newer_than_driver(driver: DriverStatus, installed: Callable[[str], str | Non
         dict[str, int]: package with its version, and the major version of CUDA that it needs; empty where there is no
         driver, or its CUDA version is unknown.
     """
-    supported = as_numbers(driver.cuda_version or "")
+    supported = version_numbers(driver.cuda_version or "")
     if not driver or not supported:
         return {}
     needed: dict[str, int] = {}
-    if numbers := as_numbers(bindings := installed("cuda-bindings") or ""):
+    if numbers := version_numbers(bindings := installed("cuda-bindings") or ""):
         needed[f"cuda-bindings {bindings}"] = numbers[0]
     for name, since in _CUDA_13_SINCE.items():
         version = installed(name)
-        if version is not None and as_numbers(version) >= since:
+        if version is not None and version_numbers(version) >= since:
             needed[f"{name} {version}"] = 13
     return {package: cuda for package, cuda in needed.items() if cuda > supported[0]}
 
@@ -55,7 +55,7 @@ def driver_lines(driver: DriverStatus, newer: Mapping[str, int]) -> list[str]:
     """
     if not newer or not supporting(driver.devices[0].compute_capability):
         return []
-    of_12 = as_numbers(driver.cuda_version or "")[0] == 12
+    of_12 = version_numbers(driver.cuda_version or "")[0] == 12
     needed = any(package.startswith(("cuda-bindings ", *_TENSORRT)) for package in newer)
     rtx = any(package.startswith("tensorrt-rtx-") for package in newer)  # requirements.txt has it for CUDA 13 only
     older = [_for_cuda_12(newer)] if of_12 and needed and not rtx else []
@@ -68,10 +68,10 @@ def driver_lines(driver: DriverStatus, newer: Mapping[str, int]) -> list[str]:
 
 
 def _for_cuda_12(newer: Mapping[str, int]) -> str:
-    install = f"{python_line()} -m pip install 'cuda-bindings==12.9.*'"
+    install = f"{this_python()} -m pip install 'cuda-bindings==12.9.*'"
     if not any(package.startswith(_TENSORRT) for package in newer):
         return install
-    return f"{python_line()} -m pip uninstall -y {_OF_CUDA_13} && {install} 'tensorrt-cu12>=10.12,<11'"
+    return f"{this_python()} -m pip uninstall -y {_OF_CUDA_13} && {install} 'tensorrt-cu12>=10.12,<11'"
 
 
 def tensorrt_lines(driver: DriverStatus, for_a_bundle: bool) -> list[str]:
@@ -87,7 +87,7 @@ def tensorrt_lines(driver: DriverStatus, for_a_bundle: bool) -> list[str]:
         return [_tensorrt_for(driver.devices[0])]
     return [
         "build on Linux x86-64, where requirements.txt installs TensorRT-RTX, or on a GPU machine:",
-        f"  {python_line()} -m pipeline bundle -c RECIPE   here, then on that machine:",
+        f"  {this_python()} -m pipeline bundle -c RECIPE   here, then on that machine:",
         f"  {unpack_command('RECIPE.bundle.tar')}",
     ]
 
@@ -97,7 +97,7 @@ def _tensorrt_for_a_bundle(gpus: Sequence[Device]) -> list[str]:
         return [_OF_JETPACK, "  it does if created with: python3.10 -m venv --system-site-packages .venv"]
     if gpus and not supporting(gpus[0].compute_capability):
         return [_tensorrt_for(gpus[0])]
-    pip = f"{python_line()} -m pip install"
+    pip = f"{this_python()} -m pip install"
     if gpus and supports("tensorrt", "8.6.0", gpus[0].compute_capability) is False:
         return [f"{pip} 'tensorrt>=10.12,<12'        (for {gpus[0].name})"]
     needs = "" if gpus else "; it needs an NVIDIA GPU and its driver"
@@ -116,7 +116,7 @@ def _tensorrt_for(gpu: Device) -> str:
     return "make install-gpu        (installs TensorRT for this GPU)"
 
 
-def python_line() -> str:
+def this_python() -> str:
     """Return this interpreter's path, relative to the working directory where it lies below it, quoted for a shell."""
     python = Path(sys.executable)
     return shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))

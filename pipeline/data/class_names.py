@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import DataError, ProjectError, RecipeError
-from export.records import MOST_DIGITS, parse_json, read_bounded
+from export.records import MAX_DIGITS, parse_json, read_bounded
 from export.words import listed
-from pipeline.artifacts.files import as_text
+from pipeline.artifacts.files import escape_undecodable
 from pipeline.data.sample import DataMissingError
 from pipeline.recipe.schema import IMAGENET, Data
 
@@ -32,7 +32,7 @@ def model_names(classes: tuple[str, ...] | str | None) -> tuple[str, ...] | None
     names = (
         read_names(Path(classes), "model.classes", RecipeError)
         if isinstance(classes, str)
-        else _each_once(tuple(map(as_text, classes)), "model.classes", RecipeError)
+        else _each_once(tuple(map(escape_undecodable, classes)), "model.classes", RecipeError)
     )
     if len(names) < 2:
         raise RecipeError(f"model.classes: expected at least two names. Received: {list(names)}.")
@@ -88,7 +88,7 @@ def read_names(path: Path, key: str, refusal: type[ProjectError]) -> tuple[str, 
     names = (
         f"{entry[-1]} ({entry[0]})" if entry[1:] and uses[str(entry[-1])] > 1 else str(entry[-1]) for entry in lists
     )
-    return _each_once(tuple(map(as_text, names)), key, refusal)
+    return _each_once(tuple(map(escape_undecodable, names)), key, refusal)
 
 
 def in_model_order(images: ImageSet, names: tuple[str, ...] | None) -> ImageSet:
@@ -132,7 +132,7 @@ def _entries_by_index(tree: Any) -> list[Any]:
     """The entries of a JSON file by their index; empty where it has another form."""
     if isinstance(tree, dict) and all(isinstance(index, int) for index in tree.values()):
         return sorted(tree, key=lambda name: tree[name])
-    if isinstance(tree, dict) and all(index.isdecimal() and len(index) <= MOST_DIGITS for index in tree):
+    if isinstance(tree, dict) and all(index.isdecimal() and len(index) <= MAX_DIGITS for index in tree):
         return [tree[index] for index in sorted(tree, key=int)]
     return tree if isinstance(tree, list) else []
 

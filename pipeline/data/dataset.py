@@ -16,11 +16,11 @@ import numpy as np
 
 from export.errors import DataError, ImageError
 from export.words import count, listed
-from pipeline.artifacts.files import as_text, sha256_json
+from pipeline.artifacts.files import escape_undecodable, sha256_json
 from pipeline.artifacts.results import Unreadable
 from pipeline.data.decode import DecodeSpec
-from pipeline.data.folders import named, why_one_class
-from pipeline.data.sample import Found, Sample, find_damaged, listing, too_many_unreadable
+from pipeline.data.folders import kinds_in_words, why_one_class
+from pipeline.data.sample import Sample, SourceImages, find_damaged, listing, too_many_unreadable
 from pipeline.data.sources import read_source
 from pipeline.data.splits import DEPLOYED_WITH, Roles, roles_of
 from pipeline.recipe.schema import SPLITS, Data
@@ -89,7 +89,7 @@ class ImageSet:
         if self.duplicates:
             yield logging.INFO, f"left out {self.copies('of pictures that have another name too')}"
         if self.others:
-            yield logging.WARNING, f"left out: {named(self.others)}"
+            yield logging.WARNING, f"left out: {kinds_in_words(self.others)}"
         if new := [image for image in self.unreadable if image not in known]:
             number = count(len(new), f"{'more ' if known else ''}unreadable image")
             yield logging.WARNING, f"left out {number}:\n{listing(new)}"
@@ -118,10 +118,12 @@ def load_image_set(config: Data, trains: bool = True) -> ImageSet:
         DataMissingError: the folder or file does not exist.
         DataError: no images, one class only, a picture in two classes, more unreadable files than are allowed.
     """
-    return deal(read_source(config), config, trains)
+    return split_images(read_source(config), config, trains)
 
 
-def deal(source: Found, config: Data, trains: bool, damaged: Mapping[str, str] | None = None) -> ImageSet:
+def split_images(
+    source: SourceImages, config: Data, trains: bool, damaged: Mapping[str, str] | None = None
+) -> ImageSet:
     """Divide the images of a source into splits; those that cannot be read are left out before anything is counted.
 
     Args:
@@ -171,7 +173,7 @@ def deal(source: Found, config: Data, trains: bool, damaged: Mapping[str, str] |
             "Remove the wrong copies, or leave these pictures out: --set data.duplicates_across_classes=drop"
         )
     return ImageSet(
-        tuple(map(as_text, classes)),
+        tuple(map(escape_undecodable, classes)),
         {split: tuple(samples) for split, samples in splits.items()},
         duplicates=duplicates,
         crossed=crossed,
@@ -184,7 +186,7 @@ def deal(source: Found, config: Data, trains: bool, damaged: Mapping[str, str] |
     )
 
 
-def _unreadable(source: Found, damaged: Mapping[str, str]) -> tuple[Unreadable, ...]:
+def _unreadable(source: SourceImages, damaged: Mapping[str, str]) -> tuple[Unreadable, ...]:
     undecodable = (Unreadable(s.name, damaged[s.sha256], s.sha256) for s in source.samples if s.sha256 in damaged)
     return (*source.unreadable, *undecodable)
 

@@ -18,20 +18,20 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from export.errors import ImageError
-from pipeline.data.image_files import Budget, as_image_error, image_file, opened_file
+from pipeline.data.image_files import Budget, as_image_error, image_file, open_image_file
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, an error here instead of a warning
 MAX_SIDE = 1_000_000  # shrinking takes memory for each pixel of a side; JPEG ends at 65,535
 STRIP = 2**20  # pixels that are converted at once where the conversion needs several copies
 SCRATCH = 2**24  # pixels that a resize may hold between its two passes
-WHOLE = 8  # times the target side: up to here "imagenet" resizes a whole side, bit-identical to torchvision
+MOST_WHOLE = 8  # times the target side: up to here "imagenet" resizes a whole side, bit-identical to torchvision
 
 # Formats whose header has the size of the decoded picture; an icon, for example, holds pictures of other sizes.
 SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
 # Pixels that all threads together decode at a time: one picture of the maximum size, or enough for every core.
 _PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
-HUGE = 2**24  # pixels, of which each takes 4 bytes
+LARGE_PIXELS = 2**24  # pixels, of which each takes 4 bytes
 
 
 @contextlib.contextmanager
@@ -40,8 +40,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     image = Image.open(io.BytesIO(data))
     _check_format(image)
     pixels = _pixels_to_decode(image)
-    if pixels > HUGE:  # the C library may keep freed memory for its thread, unless it is in large blocks
-        Image.core.set_block_size(4 * HUGE)  # type: ignore[attr-defined]
+    if pixels > LARGE_PIXELS:  # the C library may keep freed memory for its thread, unless it is in large blocks
+        Image.core.set_block_size(4 * LARGE_PIXELS)  # type: ignore[attr-defined]
     with _PIXELS.hold(pixels):
         try:
             image.load()
@@ -105,7 +105,7 @@ def _computed(whole: int, target: int) -> tuple[int, int]:
     in fifty would differ by one grey level from the same part of the whole.
     """
     start = (whole - target) // 2
-    return (0, whole) if whole <= WHOLE * target else (start, start + target)
+    return (0, whole) if whole <= MOST_WHOLE * target else (start, start + target)
 
 
 def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -153,7 +153,7 @@ def check_header(path: Path) -> None:
     Raises:
         ImageError: the file cannot be read, is empty or no image, or its header states more pixels than are allowed.
     """
-    with opened_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
+    with open_image_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
         _check_format(image)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import DataError
-from export.files import put_folder, temporary_folder
+from export.files import commit_folder, temporary_folder
 from pipeline.data.sample import DataMissingError
 from pipeline.recipe.published_weights import Published
 from pipeline.terminal.console import progress_bar
@@ -104,7 +104,9 @@ def fetch_dataset(name: str) -> Path:
             with tarfile.open(archive) as packed:
                 packed.extractall(temporary, filter="data")
             folders = [p for p in temporary.iterdir() if p.is_dir()]
-            put_folder(folders[0] if len(folders) == 1 else temporary, folder)  # without the archive's own top folder
+            commit_folder(
+                folders[0] if len(folders) == 1 else temporary, folder
+            )  # without the archive's own top folder
     except tarfile.TarError as error:
         raise DataError(f"Expected a tar archive. Received: {archive}: {error}. Delete it and try again.") from error
     return folder

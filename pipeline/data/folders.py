@@ -41,7 +41,7 @@ def other_files(root: Path, taken: Collection[Path]) -> dict[str, int]:
     return dict(sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def named(others: Mapping[str, int]) -> str:
+def kinds_in_words(others: Mapping[str, int]) -> str:
     """Return those files for a sentence: "3 .heic, 2 images in no class folder"."""
     return ", ".join(count(number, kind, PLURALS.get(kind, kind)) for kind, number in others.items())
 
@@ -60,7 +60,7 @@ def why_groups(root: Path, classes: Collection[str]) -> str | None:
     )
 
 
-def fits(source: str, path: Path) -> bool:
+def is_source(source: str, path: Path) -> bool:
     """Return whether a source of images reads the file or folder at a path, judged by its name."""
     if source == "folder":
         return path.is_dir()
@@ -73,7 +73,7 @@ def why_no_images(config: Data, root: Path, others: Mapping[str, int]) -> str:
     """Return the error message for a folder without an image in the right place."""
     folders = subfolders(root)
     how = f"whose names match {config.label_pattern!r}" if config.label_pattern else "in a subfolder for each class"
-    ignored = f" ({named(others)})" if others else ""
+    ignored = f" ({kinds_in_words(others)})" if others else ""
     advice = f"Images end in {', '.join(sorted(EXTENSIONS))}; convert others."
     loose = [path for path in root.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file()]
     if loose:

@@ -73,7 +73,7 @@ def hash_image_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def opened_file(path: Path) -> Iterator[io.BufferedReader]:
+def open_image_file(path: Path) -> Iterator[io.BufferedReader]:
     """Open an image file while the block runs, which may read all of it; threads wait before files fill the memory.
 
     Raises:

@@ -19,12 +19,12 @@ from export.words import count
 from pipeline.artifacts.manifest import Manifest, read_result
 from pipeline.artifacts.results import Trained, Unreadable
 from pipeline.data.decode import DecodeSpec
-from pipeline.terminal.console import AT_ONCE, in_threads
+from pipeline.terminal.console import AT_ONCE, map_in_threads
 
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 20  # unreadable images that a message lists; the others are counted
-LONG = 10.0  # seconds: a longer check is announced
+ANNOUNCED_SECONDS = 10.0  # seconds: a longer check is announced
 
 
 class DataMissingError(DataError):
@@ -53,7 +53,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceImages:
     """The images of a source, before they are divided into splits.
 
     Attributes:
@@ -101,10 +101,13 @@ def find_damaged(samples: Sequence[Sample], decode: DecodeSpec) -> dict[str, str
 
     damaged: dict[str, str] = {}
     start = time.perf_counter()
-    for done, (sample, why) in enumerate(zip(files, in_threads(why_not, files, "checking images")), 1):
+    for done, (sample, why) in enumerate(zip(files, map_in_threads(why_not, files, "checking images")), 1):
         if why is not None:
             damaged[sample.sha256] = why
-        if done == AT_ONCE and (seconds := (time.perf_counter() - start) / done * (len(files) - done)) > LONG:
+        if (
+            done == AT_ONCE
+            and (seconds := (time.perf_counter() - start) / done * (len(files) - done)) > ANNOUNCED_SECONDS
+        ):
             log.info(
                 "decoding all %s once to find damaged ones: about %s",
                 count(len(files), "image"),

@@ -16,13 +16,21 @@ from pipeline.artifacts.files import sha256_bytes
 from pipeline.artifacts.results import Unreadable
 from pipeline.data.class_names import data_names
 from pipeline.data.decode import check_header
-from pipeline.data.folders import fits, has_images, images_below, other_files, subfolders, why_groups, why_no_images
+from pipeline.data.folders import (
+    has_images,
+    images_below,
+    is_source,
+    other_files,
+    subfolders,
+    why_groups,
+    why_no_images,
+)
 from pipeline.data.image_files import hash_image_file
-from pipeline.data.sample import DataMissingError, Found, Sample, natural_order
+from pipeline.data.sample import DataMissingError, Sample, SourceImages, natural_order
 from pipeline.data.tables import read_tables
-from pipeline.recipe.messages import what_it_is
+from pipeline.recipe.messages import describe_path
 from pipeline.recipe.schema import SPLIT_NAMES, Data
-from pipeline.terminal.console import in_threads, progress_bar
+from pipeline.terminal.console import map_in_threads, progress_bar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,14 +44,19 @@ EXPECTED = {
 MOST_CLASSES = 100_000  # of arrays, whose labels are numbers: a larger label is a mistake
 
 
-def read_source(config: Data) -> Found:
+def read_source(config: Data) -> SourceImages:
     """Find every labelled image of a recipe.
 
     Raises:
         DataMissingError: the folder or file does not exist, or cannot be downloaded.
         DataError: no images, or a file that is not what the recipe says.
     """
-    readers: dict[str, Callable[[Data, Path], Found]] = {"folder": _folder, "npz": _npz, "csv": _csv, "tfds": _tfds}
+    readers: dict[str, Callable[[Data, Path], SourceImages]] = {
+        "folder": _folder,
+        "npz": _npz,
+        "csv": _csv,
+        "tfds": _tfds,
+    }
     if config.source == "digits":
         return _digits()
     return readers[config.source](config, _locate(config))
@@ -57,15 +70,15 @@ def _locate(config: Data) -> Path:
 
         return fetch_dataset(config.download)
     path = Path(config.path or "")
-    expected = f"data.path: expected {EXPECTED[config.source]}. Received: {path}, {what_it_is(path)}"
+    expected = f"data.path: expected {EXPECTED[config.source]}. Received: {path}, {describe_path(path)}"
     if not path.exists():
         raise DataMissingError(f"{expected} Name it with --set data.path=...")
-    if config.source != "tfds" and not fits(config.source, path):
+    if config.source != "tfds" and not is_source(config.source, path):
         raise DataError(expected)
     return path
 
 
-def _digits() -> Found:
+def _digits() -> SourceImages:
     try:
         from sklearn.datasets import load_digits  # its data comes with the package
     except ImportError as error:
@@ -73,10 +86,10 @@ def _digits() -> Found:
 
     digits = load_digits()
     arrays = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return Found(_array_samples("digits", arrays, digits.target), [str(i) for i in range(10)])
+    return SourceImages(_array_samples("digits", arrays, digits.target), [str(i) for i in range(10)])
 
 
-def _npz(config: Data, path: Path) -> Found:
+def _npz(config: Data, path: Path) -> SourceImages:
     expected = "arrays x_train, y_train, x_test, y_test (the layout of keras.datasets)"
     samples: list[Sample] = []
     try:
@@ -96,7 +109,7 @@ def _npz(config: Data, path: Path) -> Found:
             )
     except (ValueError, TypeError, OSError) as error:
         raise DataError(f"Expected {expected} in {path}. Received: {error}.") from error
-    return Found(samples, _class_names(config, path, max((s.label for s in samples), default=-1) + 1))
+    return SourceImages(samples, _class_names(config, path, max((s.label for s in samples), default=-1) + 1))
 
 
 def _check_arrays(path: Path, arrays: np.ndarray, labels: np.ndarray) -> None:
@@ -137,7 +150,7 @@ def _identity(content: T) -> T:
     return content
 
 
-def _folder(config: Data, root: Path) -> Found:
+def _folder(config: Data, root: Path) -> SourceImages:
     parts = _ready_folders(root) if config.ready_splits else {}
     folders: Iterable[tuple[str | None, Path]] = parts.items() if parts else [(None, root)]
     read = partial(_by_name, pattern=config.label_pattern) if config.label_pattern else _by_folder
@@ -197,16 +210,16 @@ def _by_name(root: Path, pattern: str) -> Iterator[tuple[Path, str]]:
 
 def _hashed(
     rows: Sequence[tuple[Path, str, int, str | None]], classes: Sequence[str], others: Mapping[str, int] | None = None
-) -> Found:
+) -> SourceImages:
     """The images of rows of (path, name, label, ready-made split); each file is opened once and hashed."""
-    digests = list(in_threads(_hash_file, [path for path, *_ in rows], "opening images"))
+    digests = list(map_in_threads(_hash_file, [path for path, *_ in rows], "opening images"))
     samples = [
         Sample(name, label, digest, partial(_identity, path), path, ready)
         for (path, name, label, ready), digest in zip(rows, digests)
         if not isinstance(digest, ImageError)
     ]
     errors = [(name, str(error)) for (_, name, *_), error in zip(rows, digests) if isinstance(error, ImageError)]
-    return Found(samples, classes, tuple(Unreadable(name, error) for name, error in errors), others or {})
+    return SourceImages(samples, classes, tuple(Unreadable(name, error) for name, error in errors), others or {})
 
 
 def _hash_file(path: Path) -> str | ImageError:
@@ -218,7 +231,7 @@ def _hash_file(path: Path) -> str | ImageError:
         return ImageError(str(error))  # without its traceback, which refers to the open file
 
 
-def _csv(config: Data, path: Path) -> Found:
+def _csv(config: Data, path: Path) -> SourceImages:
     rows, classes = read_tables(config, path)
     base = path if path.is_dir() else path.parent
     named = [
@@ -228,7 +241,7 @@ def _csv(config: Data, path: Path) -> Found:
     return _hashed(named, classes)
 
 
-def _tfds(config: Data, path: Path) -> Found:
+def _tfds(config: Data, path: Path) -> SourceImages:
     """Read a data set by its name, by random access, so that images stay on the disk."""
     try:
         import tensorflow_datasets as tfds
@@ -256,7 +269,7 @@ def _tfds(config: Data, path: Path) -> Found:
             record, read = source[index], partial(_tfds_image, source, index)
             digest = _array_hash(np.asarray(record["image"]))
             samples.append(Sample(f"{part}/{index}", int(record["label"]), digest, read, ready=ready))
-    return Found(samples, classes)
+    return SourceImages(samples, classes)
 
 
 def _tfds_image(source: Any, index: int) -> np.ndarray:

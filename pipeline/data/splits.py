@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from export.errors import DataError
 from export.words import count
 from pipeline.artifacts.files import sha256_bytes
-from pipeline.data.folders import named
+from pipeline.data.folders import kinds_in_words
 from pipeline.data.sample import Sample
 from pipeline.recipe.load import to_dict
 from pipeline.recipe.schema import SPLITS, Data, Recipe, Shares, Splits
@@ -272,9 +272,11 @@ def _sufficient_share(images: ImageSet, split: str, needed: int, minimum: Mappin
     if set(images.roles.shares) != {None} or not rest:
         return None
     values = (hundredths / 100 for hundredths in range(1, 101))
-    value = next((v for v in values if chance(total, v / (v + rest), needed) >= NEARLY_CERTAIN), None)
+    value = next((v for v in values if probability_of_enough(total, v / (v + rest), needed) >= NEARLY_CERTAIN), None)
     others = [name for name in minimum if name != split and minimum[name] and shares[name]]
-    sufficient = value and all(chance(total, shares[n] / (value + rest), minimum[n]) >= NEARLY_CERTAIN for n in others)
+    sufficient = value and all(
+        probability_of_enough(total, shares[n] / (value + rest), minimum[n]) >= NEARLY_CERTAIN for n in others
+    )
     return value if sufficient else None
 
 
@@ -285,12 +287,12 @@ def _unused(images: ImageSet) -> str:
         images.copies() if images.duplicates else "",
         f"{count(len(images.conflicts), 'picture')} in two classes" if images.conflicts else "",
         f"{len(images.unreadable):,} unreadable" if images.unreadable else "",
-        named(images.others),
+        kinds_in_words(images.others),
     ]
     return f"Not used: {', '.join(filter(None, unused))}." if any(unused) else "All images found are used."
 
 
-def chance(images: int, share: float, needed: int) -> float:
+def probability_of_enough(images: int, share: float, needed: int) -> float:
     """Return the probability that a split with this share gets at least ``needed`` of the images (binomial)."""
     if needed <= 0 or share >= 1:
         return float(images >= needed)
@@ -307,9 +309,11 @@ def chance(images: int, share: float, needed: int) -> float:
 def images_for(needed: int, share: float) -> int:
     """Return the least number of images that nearly certainly gives a split with this share what it needs."""
     most = max(1, needed)
-    while chance(most, share, needed) < NEARLY_CERTAIN:
+    while probability_of_enough(most, share, needed) < NEARLY_CERTAIN:
         most *= 2
-    return bisect_left(range(most), NEARLY_CERTAIN, lo=needed, key=lambda images: chance(images, share, needed))
+    return bisect_left(
+        range(most), NEARLY_CERTAIN, lo=needed, key=lambda images: probability_of_enough(images, share, needed)
+    )
 
 
 def _rounded_up(number: float) -> int:

@@ -175,7 +175,7 @@ APPLICATION_LAYERS = {
 }
 
 
-def lives_in(kind: str, module: str) -> bool:
+def is_defined_in(kind: str, module: str) -> bool:
     """Whether some version of Keras defines a listed class of this name in this module.
 
     Args:

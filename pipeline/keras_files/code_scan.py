@@ -24,7 +24,7 @@ from pipeline.keras_files.allowed_names import (
     OPTIMIZERS,
     PARTS,
     REGULARIZERS,
-    lives_in,
+    is_defined_in,
     only_computes,
 )
 
@@ -82,10 +82,10 @@ def scan_config(config: Any) -> list[Finding]:
     """
     if isinstance(config, dict):
         config = {key: value for key, value in config.items() if key not in _WHOLE_MODEL}
-    return scan_node(config, is_layer=True)
+    return scan_part(config, is_layer=True)
 
 
-def scan_node(node: Any, is_layer: bool) -> list[Finding]:
+def scan_part(node: Any, is_layer: bool) -> list[Finding]:
     """Find the same in a part that Keras builds by itself.
 
     Args:
@@ -206,7 +206,7 @@ def _check_origin(node: dict[str, object], kind: str, inner: Any) -> Finding | N
     builtin = kind in _VALUES or kind in ("__lambda__", "TypeSpec")
     if module is None or (builtin and module == "builtins"):
         return None
-    if not builtin and isinstance(module, str) and lives_in(kind, module):
+    if not builtin and isinstance(module, str) and is_defined_in(kind, module):
         return None
     if kind == "function":
         return Finding("code", str(inner), f"a function of {module}", False)
@@ -228,10 +228,10 @@ def _check_text(key: str, value: str, owner: str) -> Iterator[Finding]:
 
 
 def _frozen_graph(inner: Any) -> Iterator[Finding]:
-    from pipeline.keras_files.graph_operations import frozen_operations
+    from pipeline.keras_files.graph_operations import find_frozen_operations
 
     graph = inner.get("graph") if isinstance(inner, dict) else None
-    operations = frozen_operations(graph)
+    operations = find_frozen_operations(graph)
     if operations is None:
         yield Finding("code", FROZEN_GRAPH, "a TensorFlow graph that cannot be read", False)
     for name, why in operations or ():

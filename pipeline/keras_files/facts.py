@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from export.errors import ModelError
-from export.records import MOST_DIGITS
+from export.records import MAX_DIGITS
 from export.words import count, listed
 from pipeline.keras_files.model_file import (
     ARCHIVE,
@@ -130,7 +130,7 @@ def _signature(file: ModelFile, side: str) -> tuple[str, ...]:
 def _is_statistic(index: str, settings: Mapping[str, Any]) -> bool:
     """Whether a numbered weight of a BatchNormalization is a statistic; these come after gamma and beta."""
     learned = int(settings.get("scale", True)) + int(settings.get("center", True))
-    return index.isdecimal() and len(index) <= MOST_DIGITS and int(index) >= learned
+    return index.isdecimal() and len(index) <= MAX_DIGITS and int(index) >= learned
 
 
 def _inside_frozen(config: Any) -> set[str]:
@@ -150,7 +150,7 @@ def _dtype(settings: Mapping[str, Any]) -> str:
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
 
 
-def taken_at_inference(file: ModelFile, choice: Literal["refuse", "inference"]) -> tuple[str, ...]:
+def inference_deviations(file: ModelFile, choice: Literal["refuse", "inference"]) -> tuple[str, ...]:
     """Describe how the imported model differs from its file because of layers called with ``training=True``.
 
     Args:

@@ -15,7 +15,7 @@ from tensorflow.python.eager import context
 from export.errors import ModelError
 from export.words import count
 from pipeline.keras_files.archive_checks import GRAPH_LIMIT
-from pipeline.keras_files.graph_rewriting import own_functions, owner, reached, readers
+from pipeline.keras_files.graph_rewriting import node_name, reachable, readers, with_unique_functions
 
 _WEIGHTED = (  # operations that take weights, or call functions that may
     "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Einsum",
@@ -96,7 +96,9 @@ class FrozenGraph(keras.layers.Layer):  # type: ignore[misc]
 def first_weighted_input(definition: Any, feed: str) -> str | None:
     """Name the tensor that depends on the feed and enters the first operation with weights; None if none does."""
     readers_of = readers(definition.node)
-    before = reached([owner(feed)], lambda name: (n.name for n in readers_of.get(name, ()) if n.op not in _WEIGHTED))
+    before = reachable(
+        [node_name(feed)], lambda name: (n.name for n in readers_of.get(name, ()) if n.op not in _WEIGHTED)
+    )
     for name in before:
         for node in readers_of.get(name, ()):
             if node.op in _WEIGHTED:
@@ -110,7 +112,7 @@ def from_graph_def(definition: Any, feed: str, fetch: str, dtype_in: str, name: 
     Raises:
         ModelError: too large without its float32 constants.
     """
-    skeleton = own_functions(definition)
+    skeleton = with_unique_functions(definition)
     values: dict[str, np.ndarray] = {}
     for node in skeleton.node:
         if node.op != "Const" or node.attr["dtype"].type != tf.float32.as_datatype_enum:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import ModelError
-from export.wire_format import BYTES, DEEPEST, FIXED32, FIXED64, VARINT, fields
+from export.wire_format import BYTES, FIXED32, FIXED64, MAX_DEPTH, VARINT, read_fields
 from export.words import count
 from pipeline.keras_files.archive_checks import RATIO
 from pipeline.keras_files.declared_sizes import LARGEST_TENSOR
@@ -122,8 +122,8 @@ class _Walk:
 
     def check_message(self, begin: int, stop: int, message: str, depth: int) -> None:
         """Check a message, then what only all of its fields together show."""
-        if depth > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
         if message in ("Graph", "Function"):
             outer = self.label, self.names
             self.label, self.names = "", Counter()
@@ -145,7 +145,7 @@ class _Walk:
 
     def check_fields(self, start: int, end: int, message: str, depth: int) -> None:
         schema = _SCHEMA[message]
-        for number, kind, begin, stop in fields(self.data, start, end):
+        for number, kind, begin, stop in read_fields(self.data, start, end):
             self.count_part()
             inner = schema.get(number, _PARTS)
             if kind != BYTES:
@@ -176,10 +176,10 @@ class _Walk:
 
     def count_parts(self, begin: int, stop: int, depth: int) -> None:
         """Count the fields of bytes that may be a message, up to the first that is no field."""
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             return
         with contextlib.suppress(ValueError):
-            for _, kind, inner, end in fields(self.data, begin, stop):
+            for _, kind, inner, end in read_fields(self.data, begin, stop):
                 self.count_part()
                 if kind == BYTES and end - inner > 1 and self.data[inner] & 7 in _KINDS:
                     self.count_parts(inner, end, depth + 1)

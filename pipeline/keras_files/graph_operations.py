@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.keras_files.graph_bounds import check_graph
-from pipeline.keras_files.graph_rewriting import all_nodes, owner, reached
+from pipeline.keras_files.graph_rewriting import all_nodes, node_name, reachable
 from pipeline.terminal.console import start_tensorflow
 
 COMPUTING = frozenset(
@@ -172,12 +172,12 @@ _REASONS = {
 }
 
 
-def reason(operation: str) -> str:
+def describe_effect(operation: str) -> str:
     """Describe the effect of an operation that is not on the list, as far as its name shows it."""
     return next((why for part, why in _REASONS.items() if part in operation), "is not known to only compute")
 
 
-def frozen_operations(graph: Any, where: str = "the graph in a FrozenGraph") -> list[tuple[str, str]] | None:
+def find_frozen_operations(graph: Any, where: str = "the graph in a FrozenGraph") -> list[tuple[str, str]] | None:
     """Find the operations that do more than compute in a ``GraphDef`` in base64.
 
     Returns:
@@ -193,7 +193,7 @@ def frozen_operations(graph: Any, where: str = "the graph in a FrozenGraph") -> 
     return _unlisted(content.operations, content.functions)
 
 
-def saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]:
+def find_saved_operations(graphs: Iterable[Any]) -> tuple[list[tuple[str, str]], int]:
     """Find the same in all ``MetaGraphDef`` of a SavedModel, and count the different operations that they use.
 
     Operations that save and restore files are allowed in functions that only the saver calls.
@@ -219,7 +219,7 @@ def _unlisted(operations: set[str], functions: set[str]) -> list[tuple[str, str]
 
         # A node may call a function of the graph by its name; the nodes of that function are checked as all others.
         operations -= {name for name in functions if op_def_registry.get(name) is None}
-    return [(name, reason(name)) for name in sorted(operations)]
+    return [(name, describe_effect(name)) for name in sorted(operations)]
 
 
 def _beyond_saver(graph: Any) -> set[str]:
@@ -231,10 +231,10 @@ def _beyond_saver(graph: Any) -> set[str]:
             node.op for node in all_nodes(graph.graph_def)
         }  # a repeated name does not show which of the two is meant
     saver = graph.saver_def
-    savers = {owner(name) for name in (saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name)}
+    savers = {node_name(name) for name in (saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name)}
     only_saver = _needed(savers, nodes)
-    named = {owner(info.name) for signature in graph.signature_def.values() for info in signature.outputs.values()}
-    named |= {owner(name) for collection in graph.collection_def.values() for name in collection.node_list.value}
+    named = {node_name(info.name) for signature in graph.signature_def.values() for info in signature.outputs.values()}
+    named |= {node_name(name) for collection in graph.collection_def.values() for name in collection.node_list.value}
     other_nodes = _needed((set(nodes) - only_saver) | named, nodes)
     saver_functions = _called([nodes[name] for name in only_saver - other_nodes], functions)
     other_functions = _called([nodes[name] for name in other_nodes], functions)
@@ -248,8 +248,9 @@ def _beyond_saver(graph: Any) -> set[str]:
 def _needed(names: set[str], nodes: Mapping[str, Any]) -> set[str]:
     """Find the nodes of these names and all nodes that they depend on."""
     return set(
-        reached(
-            names & nodes.keys(), lambda name: (source for source in map(owner, nodes[name].input) if source in nodes)
+        reachable(
+            names & nodes.keys(),
+            lambda name: (source for source in map(node_name, nodes[name].input) if source in nodes),
         )
     )
 
@@ -263,4 +264,4 @@ def _called(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
             called |= {value.func.name} | {function.name for function in value.list.func}
         return called & functions.keys()
 
-    return set(reached(names(nodes), lambda name: names(functions[name])))
+    return set(reachable(names(nodes), lambda name: names(functions[name])))

@@ -19,7 +19,7 @@ def all_nodes(definition: Any) -> Iterator[Any]:
         yield from function.node_def
 
 
-def owner(tensor: str) -> str:
+def node_name(tensor: str) -> str:
     """Name the node that a tensor or a control input comes from."""
     return tensor.removeprefix("^").split(":")[0]
 
@@ -29,11 +29,11 @@ def readers(nodes: Iterable[Any]) -> dict[str, list[Any]]:
     by_source: dict[str, list[Any]] = {}
     for node in nodes:
         for name in node.input:
-            by_source.setdefault(owner(name), []).append(node)
+            by_source.setdefault(node_name(name), []).append(node)
     return by_source
 
 
-def reached(start: Iterable[str], following: Callable[[str], Iterable[str]]) -> dict[str, None]:
+def reachable(start: Iterable[str], following: Callable[[str], Iterable[str]]) -> dict[str, None]:
     """Find the names reachable from some names, these included, breadth first.
 
     Args:
@@ -80,7 +80,7 @@ class End:
     activation: str | None
 
 
-def ends(definition: Any, output: str) -> Iterator[End]:
+def interpret_end(definition: Any, output: str) -> Iterator[End]:
     """Yield interpretations of the end of a graph, the best first; the last is the unchanged graph.
 
     A softmax or sigmoid need not be the last operation: a Reshape, Squeeze or Identity after it is applied to its input
@@ -93,7 +93,7 @@ def ends(definition: Any, output: str) -> Iterator[End]:
     nodes = {node.name: node for node in definition.node}
     path: list[Any] = []
     tensor = output
-    while (node := nodes[owner(tensor)]).op in _PRESERVING and (source := _source(node)):
+    while (node := nodes[node_name(tensor)]).op in _PRESERVING and (source := _source(node)):
         path.append(node)
         tensor = source
     if (activation := _activation(node, nodes)) is not None:
@@ -107,7 +107,7 @@ def ends(definition: Any, output: str) -> Iterator[End]:
         yield End(definition, output, None)
         return
     linear = node.op in _LINEAR or any(step.op in ("Reshape", "Mean") for step in path)
-    probabilities = any(_activation(source, nodes) for source in _mixed(owner(output), nodes))
+    probabilities = any(_activation(source, nodes) for source in _mixed(node_name(output), nodes))
     yield End(definition, output, "linear" if linear and not probabilities else None)
 
 
@@ -124,7 +124,7 @@ def free_batch(definition: Any, feed: str, batch: int, shape: Callable[[str], An
 
     changed = copy.deepcopy(definition)
     readers_of = readers(changed.node)
-    dependent = reached([owner(feed)], lambda name: (node.name for node in readers_of.get(name, ())))
+    dependent = reachable([node_name(feed)], lambda name: (node.name for node in readers_of.get(name, ())))
     for node in list(changed.node):
         if node.op != "Reshape" or node.name not in dependent:
             continue
@@ -139,7 +139,7 @@ def free_batch(definition: Any, feed: str, batch: int, shape: Callable[[str], An
     return changed
 
 
-def in_single(definition: Any) -> Any:
+def cast_graph_to_float32(definition: Any) -> Any:
     """Copy a graph with float32 in place of half precision, in its functions too."""
     import tensorflow as tf
 
@@ -160,7 +160,7 @@ def in_single(definition: Any) -> Any:
     return changed
 
 
-def own_functions(definition: Any) -> Any:
+def with_unique_functions(definition: Any) -> Any:
     """Copy a graph with unique names for its functions (loop bodies).
 
     TensorFlow registers functions by name for the whole process, and keeps the first of each name.
@@ -194,10 +194,10 @@ def _activation(node: Any, nodes: dict[str, Any]) -> tuple[str, str] | None:
         return source, node.op.lower()
     if node.op != "RealDiv":  # Keras writes a softmax of more than two axes out: exp(x - max) / sum of these
         return None
-    above, below = nodes.get(owner(node.input[0])), nodes.get(owner(node.input[1]))
+    above, below = nodes.get(node_name(node.input[0])), nodes.get(node_name(node.input[1]))
     if above is None or below is None or (above.op, below.op) != ("Exp", "Sum"):
         return None
-    return (_source(above), "softmax") if owner(below.input[0]) == above.name else None
+    return (_source(above), "softmax") if node_name(below.input[0]) == above.name else None
 
 
 def _mixed(start: str, nodes: dict[str, Any]) -> Iterator[Any]:
@@ -205,9 +205,9 @@ def _mixed(start: str, nodes: dict[str, Any]) -> Iterator[Any]:
 
     def inputs(name: str) -> list[str]:
         node = nodes[name]
-        return [owner(tensor) for tensor in node.input if not tensor.startswith("^")] if node.op in _MIXING else []
+        return [node_name(tensor) for tensor in node.input if not tensor.startswith("^")] if node.op in _MIXING else []
 
-    return (nodes[name] for name in reached([start], inputs))
+    return (nodes[name] for name in reachable([start], inputs))
 
 
 def _tensor(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ModelError
-from pipeline.artifacts.files import own_temporary_files
+from pipeline.artifacts.files import redirect_temporary_files
 from pipeline.keras_files.model_file import ModelFile
 
 _CLASSES = {
@@ -48,7 +48,7 @@ def as_keras2(file: ModelFile) -> Iterator[Path]:
         return
     import h5py
 
-    with own_temporary_files() as folder:
+    with redirect_temporary_files() as folder:
         copy = folder / file.path.name
         shutil.copyfile(file.path, copy)
         with h5py.File(copy, "a") as target:

@@ -13,12 +13,12 @@ import keras
 import numpy as np
 
 from export.errors import ModelError, cause
-from pipeline.artifacts.files import own_temporary_files
+from pipeline.artifacts.files import redirect_temporary_files
 from pipeline.keras_files.keras2_comparison import first_difference
 from pipeline.keras_files.keras2_layers import convert_layer, plain_name
 from pipeline.keras_files.keras2_operations import convert_operation
-from pipeline.keras_files.load_guards import check_tensors, only_kerass_modules
-from pipeline.keras_files.model_file import HALF, in_single
+from pipeline.keras_files.load_guards import check_tensors, keras_modules_only
+from pipeline.keras_files.model_file import HALF, config_to_float32
 from pipeline.terminal.console import start_tensorflow
 
 
@@ -68,7 +68,7 @@ def load_tf_keras(path: Path, *, lambdas: bool = False) -> Any:
         ) from error
     try:
         # tf_keras' own safe mode allows all or nothing, and for archives only; the earlier checks are what protects.
-        with own_temporary_files(), only_kerass_modules(), _application_layers():
+        with redirect_temporary_files(), keras_modules_only(), _application_layers():
             model = tf_keras.models.load_model(str(path), compile=False, safe_mode=not lambdas)
     except Exception as error:  # tf_keras raises many types on what it cannot load
         raise ModelError(f"Expected a model that Keras 2 loads. Received: {path}: {cause(error)}") from error
@@ -90,7 +90,7 @@ def rebuild(original: Any) -> keras.Model:
         raise ModelError(f"Expected layers that Keras 3 has too. Received: {original.name}: {cause(error)}") from error
 
 
-def saved_metadata(data: bytes) -> Any:
+def parse_saved_metadata(data: bytes) -> Any:
     """Parse the nodes of a ``keras_metadata.pb``.
 
     Raises:
@@ -133,7 +133,7 @@ def _in_float32(model: Any) -> Any:
         return model
     kind = tf_keras.Sequential if isinstance(model, tf_keras.Sequential) else tf_keras.Model
     with SafeModeScope(False), _application_layers():  # code that is not allowed by name was refused before loading
-        single = kind.from_config(in_single(model.get_config()))
+        single = kind.from_config(config_to_float32(model.get_config()))
     single.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
     _leave_training_mode(single)
     return single

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from export.from_keras.check import probe_pixels
+from export.from_keras.probes import probe_pixels
 from pipeline.keras_files.keras2_layers import plain_name
 
 TOLERANCE = 1e-4  # relative to the largest value of a tensor; another order of summation gives 1e-6

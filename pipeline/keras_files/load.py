@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import ModelError, cause
-from pipeline.artifacts.files import own_temporary_files
+from pipeline.artifacts.files import redirect_temporary_files
 from pipeline.keras_files.allowed_names import APPLICATION_LAYERS
 from pipeline.keras_files.code_scan import SAVED_MODEL, refuse_unsafe
-from pipeline.keras_files.load_guards import check_tensors, only_kerass_modules, weight_budget
+from pipeline.keras_files.load_guards import check_tensors, keras_modules_only, weight_budget
 from pipeline.keras_files.model_file import ARCHIVE, SAVED_MODEL_FOLDER, ModelFile
 from pipeline.keras_files.read import read_model_file
 from pipeline.terminal.console import start_tensorflow
@@ -102,7 +102,7 @@ def _load_keras3(file: ModelFile, allow: Sequence[str]) -> keras.Model:
     if any(f.name == SAVED_MODEL for f in file.findings):
         import pipeline.keras_files.frozen_graph  # noqa: F401 - registers the layer
     # Keras' own safe mode allows all or nothing; code that is not allowed by name was refused before.
-    with own_temporary_files(), only_kerass_modules(), keras.saving.custom_object_scope(_application_layers()):
+    with redirect_temporary_files(), keras_modules_only(), keras.saving.custom_object_scope(_application_layers()):
         return keras.saving.load_model(file.path, compile=False, safe_mode=not _lambdas(file, allow))
 
 

@@ -49,7 +49,7 @@ class _OwnModules:
 
 
 @contextmanager
-def only_kerass_modules() -> Iterator[None]:
+def keras_modules_only() -> Iterator[None]:
     """Let Keras import only its own modules while it reads an architecture.
 
     Raises:
@@ -76,7 +76,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
     """
     import keras
 
-    classes = [keras.layers.TimeDistributed, keras.layers.RNN, *(keras2_layers("RNN") if keras2 else ())]
+    classes = [keras.layers.TimeDistributed, keras.layers.RNN, *(keras2_layer_classes("RNN") if keras2 else ())]
     known: dict[int, tuple[Any, int]] = {}  # with the layer, so that its id is not reused
 
     def calls(layer: Any) -> int:
@@ -110,7 +110,7 @@ def loop_budget(where: str, keras2: bool) -> Iterator[None]:
         yield
 
 
-def keras2_layers(name: str) -> list[Any]:
+def keras2_layer_classes(name: str) -> list[Any]:
     """List the layer class of this name in Keras 2; none if it is not installed."""
     try:
         import tf_keras
@@ -175,7 +175,7 @@ def weight_budget(held: int, where: str, keras2: bool) -> Iterator[None]:
 
         return add_weight
 
-    classes = [keras.Layer, *(keras2_layers("Layer") if keras2 else ())]
+    classes = [keras.Layer, *(keras2_layer_classes("Layer") if keras2 else ())]
     with replaced(classes, "add_weight", counted), loop_budget(where, keras2):
         yield
 

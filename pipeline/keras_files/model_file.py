@@ -76,10 +76,10 @@ def batch_shape(settings: Node) -> Any:
     return shape.get("items") if isinstance(shape, dict) else shape  # in a SavedModel
 
 
-def in_single(config: Any) -> Any:
+def config_to_float32(config: Any) -> Any:
     """Copy an architecture, or a part of one, with float32 in place of half precision."""
     if isinstance(config, (list, tuple)):
-        return type(config)(in_single(item) for item in config)
+        return type(config)(config_to_float32(item) for item in config)
     if not isinstance(config, dict):
         return config
     changed = {}
@@ -87,7 +87,7 @@ def in_single(config: Any) -> Any:
         policy = value.get("config") if isinstance(value, dict) else None
         name = policy.get("name") if isinstance(policy, dict) else getattr(value, "name", value)
         half = key in ("dtype", "Tout", "DstT") and isinstance(name, str) and name.removeprefix("mixed_") in HALF
-        changed[key] = "float32" if half else in_single(value)
+        changed[key] = "float32" if half else config_to_float32(value)
     return changed
 
 

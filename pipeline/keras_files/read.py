@@ -134,7 +134,7 @@ def _check_config(config: Any, held: int, path: Path) -> None:
     check_declared_sizes(config, held, str(path))
 
 
-def names_in(attributes: Any, key: str) -> list[Any]:
+def read_names(attributes: Any, key: str) -> list[Any]:
     """Return a list of names, which Keras splits if it is too long for an attribute of HDF5."""
     parts = takewhile(lambda part: part in attributes, (f"{key}{number}" for number in count()))
     return [name for part in (key, *parts) for name in attributes.get(part, ())]
@@ -160,9 +160,9 @@ def _keras3_weights(file: Any, config: Any) -> Iterator[Weight]:
 
 def _legacy_weights(file: Any) -> Iterator[Weight]:
     root = file.get("model_weights", file)
-    for layer in names_in(root.attrs, "layer_names") or list(root):
+    for layer in read_names(root.attrs, "layer_names") or list(root):
         group = _text(layer)  # block/conv is a group in a group
-        for item in names_in(root[group].attrs, "weight_names") if group in root else ():
+        for item in read_names(root[group].attrs, "weight_names") if group in root else ():
             name = _text(item)
             if name in root[group]:
                 parts = name.split("/")

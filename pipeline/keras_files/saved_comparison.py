@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import ModelError, cause
+from export.from_keras.probes import probe_pixels
 from export.metrics.distances import relative_difference
 from pipeline.keras_files.graph_rewriting import has_half
 
@@ -82,7 +83,7 @@ def signature_predictions(signature: Any, name: str, spec: Any, where: str) -> l
     return predictions
 
 
-def difference(model: keras.Model, expected: list[Predictions]) -> str:
+def describe_difference(model: keras.Model, expected: list[Predictions]) -> str:
     """Describe how a model's predictions differ from a signature's at several batch sizes; empty if they do not."""
     for known in expected:
         for size in (1, 2, COUNT):
@@ -99,8 +100,6 @@ def difference(model: keras.Model, expected: list[Predictions]) -> str:
 
 def _probes(spec: Any) -> list[np.ndarray]:
     """Make images in the shape and dtype of an input: from 0 to 255, and floats from 0 to 1 too."""
-    from export.from_keras.check import probe_pixels  # it imports Keras, which reading a SavedModel does not need
-
     shape = [n or ANY_SIZE for n in spec.shape[1:3]] + [spec.shape[3] or 3]
     pixels = probe_pixels(shape[0], shape[1], count=COUNT)
     if shape[2] != pixels.shape[3]:  # one channel, or channels first, which a later check reports

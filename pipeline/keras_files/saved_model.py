@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from export.errors import ModelError, cause
 from export.records import parse_json, read_bounded
 from export.words import listed
-from pipeline.keras_files.code_scan import SAVED_MODEL, Finding, scan_node
+from pipeline.keras_files.code_scan import SAVED_MODEL, Finding, scan_part
 from pipeline.keras_files.graph_bounds import check_file, check_graph
-from pipeline.keras_files.graph_operations import saved_operations
-from pipeline.keras_files.graph_rewriting import End, ends, free_batch, has_half, in_single
+from pipeline.keras_files.graph_operations import find_saved_operations
+from pipeline.keras_files.graph_rewriting import End, cast_graph_to_float32, free_batch, has_half, interpret_end
 from pipeline.keras_files.model_file import HALF, SAVED_MODEL_FOLDER, ModelFile, Weight
-from pipeline.keras_files.saved_comparison import difference, signature_predictions
+from pipeline.keras_files.saved_comparison import describe_difference, signature_predictions
 from pipeline.terminal.console import start_tensorflow
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_saved_model(path: Path) -> ModelFile:
     except Exception as error:  # protobuf raises many types on a damaged file
         raise ModelError(f"Expected a whole SavedModel. Received: {path}, damaged: {error}") from error
     config, version = _keras_metadata(path)
-    operations, used = saved_operations(proto.meta_graphs)
+    operations, used = find_saved_operations(proto.meta_graphs)
     layers = layer_findings(path)
     findings = (
         Finding("SavedModel", SAVED_MODEL, "a program that TensorFlow runs as its author wrote it", True),
@@ -144,7 +144,7 @@ def _warn_of_signature(model: keras.Model, path: Path) -> None:
     except ModelError as error:  # the layers are used; a signature of strings or of a batch is not theirs
         log.debug("%s", error)
         return
-    if problem := difference(model, expected):
+    if problem := describe_difference(model, expected):
         log.warning(
             "%s: its signature %s predicts differently from its layers (%s). The layers are used, as load_model(...) "
             "and predict() run them; to use the signature, save it alone with tf.saved_model.save.",
@@ -177,13 +177,13 @@ def _graph_model(signature: Any, path: Path, name: str) -> keras.Model:
     definition = frozen.graph.as_graph_def()
     feed, output = frozen.inputs[0].name, frozen.outputs[0].name
     if has_half(definition):
-        definition = in_single(definition)
+        definition = cast_graph_to_float32(definition)
     if spec.shape[0] is not None:
         definition = free_batch(definition, feed, spec.shape[0], lambda tensor: _known_shape(frozen.graph, tensor))
     problem = ""
-    for end in ends(definition, output):
+    for end in interpret_end(definition, output):
         model = _with_end(end, feed, spec)
-        problem = difference(model, expected)
+        problem = describe_difference(model, expected)
         if not problem:
             return model
     if spec.shape[0] is not None:
@@ -247,7 +247,7 @@ def layer_findings(path: Path) -> list[Finding]:
     findings = [
         finding
         for node, metadata in _metadata_nodes(path)
-        for finding in scan_node(
+        for finding in scan_part(
             {key: value for key, value in metadata.items() if key != "training_config"},  # it is not compiled
             is_layer=node.identifier != "_tf_keras_metric",
         )
@@ -269,12 +269,12 @@ def _metadata_nodes(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     file = path / "keras_metadata.pb"
     if not file.is_file():
         return []
-    from pipeline.keras_files.keras2 import saved_metadata
+    from pipeline.keras_files.keras2 import parse_saved_metadata
 
     try:
         data = read_bounded(file)
         check_graph(data, "Metadata", str(file))
-        nodes = [(node, parse_json(node.metadata, file.name, finite=False)) for node in saved_metadata(data)]
+        nodes = [(node, parse_json(node.metadata, file.name, finite=False)) for node in parse_saved_metadata(data)]
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Expected the metadata of a Keras 2 SavedModel. Received: {file}, damaged: {error}"

@@ -15,19 +15,19 @@ import keras
 import numpy as np
 
 from export.errors import ModelError, cause
-from export.from_keras.check import probe_pixels
-from export.from_keras.logits import before_activation, end_of, remade
+from export.from_keras.logits import before_activation, end_of, rebuild_layer
+from export.from_keras.probes import probe_pixels
 from export.preprocessing import PreprocessingSpec
 from export.words import count, listed
 from pipeline.models.original import (
-    Form,
+    InputForm,
     all_layers,
-    answers,
     at_inference,
-    flat,
-    form_of,
     free_name,
+    input_form_of,
     run_graph,
+    run_model,
+    single_tensor,
     tensor_names,
 )
 from pipeline.models.output_form import (
@@ -36,7 +36,7 @@ from pipeline.models.output_form import (
     HALF,
     OutputForm,
     refuse_batch_dependence,
-    refuse_other_answers,
+    refuse_changed_outputs,
     to_logits,
 )
 
@@ -80,7 +80,7 @@ def to_canonical_form(
         ModelError: not an image classifier, an output that ``model.output`` must name, or a step that changed the
             outputs.
     """
-    form = form_of(model, where)
+    form = input_form_of(model, where)
     _check_output(model, where)
     _refuse_layers(model, where)
     _check_grey(form, preprocessing, where)
@@ -107,7 +107,7 @@ def to_canonical_form(
         tolerance = half_tolerance(model) if "half precision" in step else tolerance
         current = _with_canonical_input(model, form, size, swaps, where)
         received = _outputs_after(inner(current), outer.apply(pixels), step, where)
-        refuse_other_answers(step, expected, received, where, tolerance)
+        refuse_changed_outputs(step, expected, received, where, tolerance)
     changes += [step for step, replacements in steps if replacements]
     if steps and form.grey:
         changes.append("takes greyscale: RGB becomes whole grey levels first, as Pillow makes them")
@@ -119,14 +119,14 @@ def to_canonical_form(
     return CanonicalModel(end.model, end.output, (*changes, *end.changes), outer)
 
 
-def _steps(model: Any, inputs: np.ndarray, form: Form) -> list[tuple[str, dict[int, Any]]]:
+def _steps(model: Any, inputs: np.ndarray, form: InputForm) -> list[tuple[str, dict[int, Any]]]:
     """Plan the rewrites of layers, in order: a description, and the replacements by the layers' ids."""
     steps: list[tuple[str, dict[int, Any]]] = []
     if idle := _idle_layers(model, inputs):
         names = listed(layer.name for layer in idle)
         steps.append((f"augmentation left out: {names}", dict.fromkeys(map(id, idle))))
     if half := [layer for layer in all_layers(model) if layer not in idle and _computes_in_half(layer)]:
-        swaps = {id(layer): remade(layer, {"dtype": "float32"}) for layer in half}
+        swaps = {id(layer): rebuild_layer(layer, {"dtype": "float32"}) for layer in half}
         steps.append(
             (f"{count(len(half), 'layer computes', 'layers compute')} in float32 instead of half precision", swaps)
         )
@@ -137,7 +137,7 @@ def _steps(model: Any, inputs: np.ndarray, form: Form) -> list[tuple[str, dict[i
     return steps
 
 
-def _check_grey(form: Form, spec: PreprocessingSpec, where: Path) -> None:
+def _check_grey(form: InputForm, spec: PreprocessingSpec, where: Path) -> None:
     if form.grey and not (len(set(spec.mean)) == len(set(spec.scale)) == 1 and spec.mean_image is None):
         raise ModelError(
             f"model.preprocessing: expected one mean and one scale for a greyscale model, such as none, unit or tf. "
@@ -146,7 +146,7 @@ def _check_grey(form: Form, spec: PreprocessingSpec, where: Path) -> None:
 
 
 def _original_outputs(
-    model: keras.Model, inner: keras.Model, inputs: np.ndarray, form: Form, where: Path
+    model: keras.Model, inner: keras.Model, inputs: np.ndarray, form: InputForm, where: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run a model as it was loaded: the values before its final activation, and its outputs.
 
@@ -154,8 +154,8 @@ def _original_outputs(
         ModelError: it does not run, or its outputs are not finite.
     """
     try:
-        predictions = answers(model, inputs, form.batch)
-        expected = predictions if inner is model else answers(inner, inputs, form.batch)
+        predictions = run_model(model, inputs, form.batch)
+        expected = predictions if inner is model else run_model(inner, inputs, form.batch)
     except Exception as error:  # Keras and TensorFlow raise many types
         raise ModelError(
             f"Expected a model that Keras itself can run. Received: {where}, which fails on an image of shape "
@@ -171,7 +171,7 @@ def _outputs_after(
 ) -> np.ndarray:
     """Run a rewritten model; if it does not run, the error names the step."""
     try:
-        return answers(model, inputs, batch)
+        return run_model(model, inputs, batch)
     except Exception as error:  # Keras and TensorFlow raise many types
         raise ModelError(
             f"Expected a model that runs on any number of images. Received: {where}, which fails after this step: "
@@ -210,7 +210,7 @@ def _is_plain(model: Any, size: tuple[int, int]) -> bool:
 
 
 def _with_canonical_input(
-    model: keras.Model, form: Form, size: tuple[int, int], swaps: dict[int, Any], where: Path
+    model: keras.Model, form: InputForm, size: tuple[int, int], swaps: dict[int, Any], where: Path
 ) -> keras.Model:
     """Rebuild the model on a canonical input, with some of its layers replaced."""
     inputs = keras.Input((*size, 3), name=free_name(model, "pixels"))
@@ -222,7 +222,7 @@ def _with_canonical_input(
     elif form.layout == "plane":
         x = keras.layers.Reshape(size, name=free_name(model, "plane"))(x)
     try:
-        return keras.Model(inputs, flat(run_graph(model, x, swaps)), name=model.name)
+        return keras.Model(inputs, single_tensor(run_graph(model, x, swaps)), name=model.name)
     except Exception as error:  # Keras raises many types on shapes that do not fit
         fixed = (
             "" if form.batch is None else f" It was saved for {count(form.batch, 'image')} at once; save it for any."

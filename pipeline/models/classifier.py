@@ -20,7 +20,7 @@ from pipeline.recipe.schema import Model
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltClassifier:
     """A new classifier, its backbone and its preprocessing.
 
     Attributes:
@@ -36,7 +36,7 @@ class Built:
     head_input: str = ""
 
 
-def build_classifier(config: Model, classes: int) -> Built:
+def build_classifier(config: Model, classes: int) -> BuiltClassifier:
     """Build the backbone, load its weights if the recipe names some, and add a head.
 
     Raises:
@@ -55,7 +55,7 @@ def build_classifier(config: Model, classes: int) -> Built:
     if config.dropout:
         x = keras.layers.Dropout(config.dropout, name="head_dropout")(x)
     x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
-    return Built(keras.Model(backbone.input, x, name=config.backbone), backbone, spec, head_input)
+    return BuiltClassifier(keras.Model(backbone.input, x, name=config.backbone), backbone, spec, head_input)
 
 
 def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.Model:
@@ -68,13 +68,13 @@ def build_backbone(name: str, input_size: int, padding: str = "same") -> keras.M
     return resnet(entry.layers, input_size, "valid" if padding == "valid" else "same")
 
 
-def _published(config: Model, classes: int, spec: PreprocessingSpec) -> Built:
+def _published(config: Model, classes: int, spec: PreprocessingSpec) -> BuiltClassifier:
     check_published_head(config, classes)
     application = BACKBONES[config.backbone].application
     assert application is not None, "`check_model` refuses it"
     model = _application(application, config.input_size, include_top=True, classes=classes)
     load_weights(model, config, top=True)
-    return Built(model, model, spec)
+    return BuiltClassifier(model, model, spec)
 
 
 def _application(name: str, size: int, **options: Any) -> keras.Model:

@@ -41,7 +41,7 @@ _BEHIND_POOLING = _PASSING | {"BatchNormalization", "BatchNormalizationV1", "Lay
 
 
 @dataclass(frozen=True)
-class Ending:
+class ModelOutput:
     """The output of a layer.
 
     Attributes:
@@ -59,14 +59,14 @@ class Ending:
         return 2 if units == 1 else units
 
 
-def ending(file: ModelFile) -> Ending:
+def first_output(file: ModelFile) -> ModelOutput:
     """Return the first output of a model."""
     if file.config is not None:
         return _ending(file.config)
-    return Ending(next((shape for _, shape in signature(file, "outputs").values()), None), None)
+    return ModelOutput(next((shape for _, shape in signature(file, "outputs").values()), None), None)
 
 
-def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
+def output_layers(config: Mapping[str, Any]) -> list[tuple[str, ModelOutput]]:
     """Return the output layers of a model, each with its output.
 
     The output is unknown for a layer that gives several outputs or is called several times.
@@ -78,11 +78,11 @@ def output_ends(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
         layer = layers.get(name, {})
         several = len(names_at(layer, "output_layers")) > 1 or len(layer.get("inbound_nodes") or ()) > 1
         known = not several and names.count(name) == 1
-        ends.append((name, _of(layers, name, set()) if known else Ending(None, None)))
+        ends.append((name, _of(layers, name, set()) if known else ModelOutput(None, None)))
     return ends
 
 
-def before_naming(config: Mapping[str, Any]) -> list[tuple[str, Ending]]:
+def before_argmax(config: Mapping[str, Any]) -> list[tuple[str, ModelOutput]]:
     """Return the layer before a final argmax, with its output; empty where the model does not end in one."""
     layers = by_name(config)
     last = next(iter(names_at(config, "output_layers")), None)
@@ -105,13 +105,17 @@ def why_no_classifier(file: ModelFile) -> str | None:
     if len(inputs) > 1:
         return f"it takes {count(len(inputs), 'input')}, and an image classifier takes one image"
     if len(outputs) > 1:
-        ends = output_ends(file.config) if file.config is not None else [(n, Ending(s, None)) for n, (_, s) in outputs]
+        ends = (
+            output_layers(file.config)
+            if file.config is not None
+            else [(n, ModelOutput(s, None)) for n, (_, s) in outputs]
+        )
         names = listed(f"{name} {_text(end.shape)}" if end.shape is not None else name for name, end in ends)
         return f"it gives {count(len(outputs), 'output')} ({names}), and an image classifier gives one, (N, classes)"
     return (
         (_why_no_image(*inputs[0]) if inputs else None)
         or (_why_no_layers(file.config) if file.config is not None else None)
-        or _why_no_classes(ending(file), inputs)
+        or _why_no_classes(first_output(file), inputs)
         or (_why_features(file.config) if file.config is not None else None)
     )
 
@@ -157,7 +161,7 @@ def _why_no_image(kind: str, shape: Shape | None) -> str | None:
     return f"it takes {_text(shape)}, which is too small for an image" if too_small else None
 
 
-def _why_no_classes(end: Ending, inputs: list[tuple[str, Shape | None]]) -> str | None:
+def _why_no_classes(end: ModelOutput, inputs: list[tuple[str, Shape | None]]) -> str | None:
     shape = end.shape
     if shape is None:
         return None
@@ -209,26 +213,26 @@ def _last_but(layers: Mapping[str, Any], name: str | None, passed: Callable[[Map
     return name if name in layers else None
 
 
-def _ending(config: Mapping[str, Any]) -> Ending:
+def _ending(config: Mapping[str, Any]) -> ModelOutput:
     layers = by_name(config)
     names = names_at(config, "output_layers") or list(layers)[-1:]
-    return _of(layers, names[0], set()) if names and names[0] in layers else Ending(None, None)
+    return _of(layers, names[0], set()) if names and names[0] in layers else ModelOutput(None, None)
 
 
-def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
+def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> ModelOutput:
     """Return the output of a layer. ``seen`` holds the layers on the way: in a damaged file they may form a cycle."""
     layer = layers.get(name)
     if layer is None or name in seen:
-        return Ending(None, None)
+        return ModelOutput(None, None)
     kind, settings = str(layer.get("class_name")), settings_of(layer)
     if is_model(layer):
         return _ending(layer)
     if kind == "InputLayer":
-        return Ending(_batched(settings), None)
+        return ModelOutput(_batched(settings), None)
     source = _source(layers, name)
     if len(layer.get("inbound_nodes") or ()) > 1 or len(set(_histories(layer.get("inbound_nodes")))) > 1:
-        return Ending(_shape(kind, settings, None), None)  # which call or which shape applies is not known here
-    before = _of(layers, source, seen | {name}) if source is not None else Ending(_batched(settings), None)
+        return ModelOutput(_shape(kind, settings, None), None)  # which call or which shape applies is not known here
+    before = _of(layers, source, seen | {name}) if source is not None else ModelOutput(_batched(settings), None)
     own = settings.get("activation")
     activation = own.get("config") if isinstance(own, dict) else own
     if kind in _ACTIVATIONS:
@@ -236,7 +240,7 @@ def _of(layers: Mapping[str, Any], name: str, seen: set[str]) -> Ending:
     if kind in _PASSING or (kind == "Activation" and activation == "linear"):
         activation = before.activation
     shape = _shape(kind, settings, _recorded(layer) or before.shape)
-    return Ending(shape, activation if isinstance(activation, str) else None)
+    return ModelOutput(shape, activation if isinstance(activation, str) else None)
 
 
 def _shape(kind: str, settings: Mapping[str, Any], shape: Shape | None) -> Shape | None:

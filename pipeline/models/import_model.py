@@ -13,14 +13,14 @@ from export.errors import ModelError
 from export.preprocessing import PreprocessingSpec
 from export.words import listed
 from pipeline.data.decode import DecodeSpec, Resize
-from pipeline.keras_files.facts import preprocessing_inside, taken_at_inference
+from pipeline.keras_files.facts import inference_deviations, preprocessing_inside
 from pipeline.keras_files.load import load_model
-from pipeline.keras_files.model_file import ModelFile, in_single
+from pipeline.keras_files.model_file import ModelFile, config_to_float32
 from pipeline.keras_files.read import read_model_file
 from pipeline.models.canonical_form import to_canonical_form
 from pipeline.models.model_card import ModelCard, Output, source_of
-from pipeline.models.original import form_of
-from pipeline.models.preprocessing import normalised_range, normalised_twice, preprocessing_of
+from pipeline.models.original import input_form_of
+from pipeline.models.preprocessing import double_normalisation, normalised_range, preprocessing_of
 from pipeline.recipe.schema import Model
 
 log = logging.getLogger(__name__)
@@ -55,17 +55,17 @@ def import_model(
     """
     path = Path(config.path or "")
     file = read_model_file(path)
-    deviations = taken_at_inference(file, config.called_in_training)
+    deviations = inference_deviations(file, config.called_in_training)
     model = load_model(path, config.allow, compare=True)
-    form = form_of(model, path)
+    form = input_form_of(model, path)
     size = form.height or config.input_size, form.width or config.input_size
     if None not in (form.height, form.width):
         _refuse_another_size(config.input_size, size, path)
     decode = DecodeSpec(size, resize)
     spec = _preprocessing(config, file, model, size)
     canonical = to_canonical_form(model, path, config.output, config.input_size, spec, photographs(decode))
-    changes = (*became_single(file), *canonical.changes)
-    doubts = normalised_twice(model, path, config.input_size, spec)
+    changes = (*half_precision_changes(file), *canonical.changes)
+    doubts = double_normalisation(model, path, config.input_size, spec)
     for line in (*deviations, *doubts):
         log.warning("%s", line)
     for change in changes:
@@ -85,9 +85,9 @@ def import_model(
     return ImportedModel(canonical.model, card)
 
 
-def became_single(file: ModelFile) -> tuple[str, ...]:
+def half_precision_changes(file: ModelFile) -> tuple[str, ...]:
     """Return the change that loading makes to a Keras 2 file in half precision; empty for any other file."""
-    if not file.legacy or file.config is None or in_single(file.config) == file.config:
+    if not file.legacy or file.config is None or config_to_float32(file.config) == file.config:
         return ()
     return ("its layers compute in float32, in the file in half precision, which rounds its answers to three digits",)
 

@@ -26,7 +26,7 @@ _CHUNK = 8  # images of 224x224 in one call; fewer of larger ones
 
 
 @dataclass(frozen=True)
-class Form:
+class InputForm:
     """The input form of a model.
 
     Attributes:
@@ -66,7 +66,7 @@ class Form:
         return values.astype(self.dtype)
 
 
-def form_of(model: keras.Model, where: Path) -> Form:
+def input_form_of(model: keras.Model, where: Path) -> InputForm:
     """Return the input form of a model.
 
     Raises:
@@ -89,7 +89,7 @@ def form_of(model: keras.Model, where: Path) -> Form:
         )
     channels_last = {"last": shape, "first": [*shape[1:], shape[0]], "plane": [*shape, 1]}
     height, width, channels = channels_last[layout]
-    form = Form(height, width, 3 if channels == 3 else 1, layout, str(inputs[0].dtype), batch)
+    form = InputForm(height, width, 3 if channels == 3 else 1, layout, str(inputs[0].dtype), batch)
     not_one_vector = len(model.outputs) == 1 and len(model.outputs[0].shape) > 2  # the error about it is clearer
     if min(form.height or SMALLEST, form.width or SMALLEST) < SMALLEST and not (form.grey and not_one_vector):
         raise ModelError(f"Expected an image classifier. Received: {received}, which is too small for an image.")
@@ -110,7 +110,7 @@ def layout_of(shape: tuple[int | None, ...]) -> tuple[str | None, str]:
     return None, f"{shape[2]} channels" if shape[2] is not None else "any number of channels"
 
 
-def answers(model: keras.Model, values: np.ndarray, batch: int | None = None) -> np.ndarray:
+def run_model(model: keras.Model, values: np.ndarray, batch: int | None = None) -> np.ndarray:
     """Run a model at inference, in small batches.
 
     Args:
@@ -208,14 +208,14 @@ def _nested(model: Any, swaps: dict[int, Any]) -> Any:
 
     def call(x: Any, *args: Any, **options: Any) -> Any:
         if not isinstance(x, keras.KerasTensor):
-            return flat(run_graph(model, x, swaps))
+            return single_tensor(run_graph(model, x, swaps))
         if id(model) not in swaps:
             if len(model.inputs) != 1:
                 raise ModelError(
                     f"Expected nested models of one input. Received: {model.name!r} of {len(model.inputs)}."
                 )
             inner = keras.Input(tuple(model.inputs[0].shape)[1:], name=f"{model.name}_input")
-            swaps[id(model)] = keras.Model(inner, flat(run_graph(model, inner, swaps)), name=model.name)
+            swaps[id(model)] = keras.Model(inner, single_tensor(run_graph(model, inner, swaps)), name=model.name)
         return swaps[id(model)](x)
 
     return call
@@ -227,7 +227,7 @@ def free_name(model: Any, name: str) -> str:
     return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
-def flat(value: Any) -> Any:
+def single_tensor(value: Any) -> Any:
     """Return the tensor of a structure that holds only one, or else the structure."""
     from keras import tree
 

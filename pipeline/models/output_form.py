@@ -20,12 +20,12 @@ from export.errors import ModelError, ProjectError
 from export.from_keras.logits import BOUNDED, activations_at_the_end, before_activation, end_of, logits_model
 from export.metrics.distances import relative_difference
 from export.words import count
-from pipeline.models.original import answers, free_name
+from pipeline.models.original import free_name, run_model
 
 EXACT = 1e-4  # of the largest value; the same operations in another order differ by 1e-6
 HALF, BFLOAT16 = 3e-2, 0.2  # where one of the two computes in float16 and in bfloat16, of eight times the ulp
 
-Read = Callable[[np.ndarray], np.ndarray]  # from the logits to the original model's outputs
+OutputsFromLogits = Callable[[np.ndarray], np.ndarray]  # from the logits to the original model's outputs
 _FEW = 4  # images on which a rewritten output is checked
 _FLOOR = 1e-7  # of a probability before its logarithm: about the resolution of float32 near 1
 _SUM, _SUM_HALF = 1e-5, 1e-2  # how far from 1 the sum of probabilities may be, in float32 and in half precision
@@ -34,7 +34,7 @@ _REMOVED = "its final sigmoid was removed: the values before it are the logits"
 _TWO_CLASSES = "one unit, two classes: logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z)"
 
 
-def refuse_other_answers(
+def refuse_changed_outputs(
     step: str, expected: np.ndarray, received: np.ndarray, where: Path, tolerance: float = EXACT
 ) -> None:
     """Refuse a rewrite that changed the outputs of the model.
@@ -143,7 +143,7 @@ def to_logits(
     difference = (
         relative_difference(predictions, read(before))
         if form.model is model
-        else relative_difference(predictions[:_FEW], read(answers(form.model, inputs[:_FEW])))
+        else relative_difference(predictions[:_FEW], read(run_model(form.model, inputs[:_FEW])))
     )
     if difference > tolerance:
         raise ModelError(
@@ -161,7 +161,7 @@ def _always_one(predictions: np.ndarray) -> bool:
 
 def _one_unit(
     model: keras.Model, where: Path, output: str, predictions: np.ndarray, sigmoid: bool, probability: bool
-) -> tuple[OutputForm, Read]:
+) -> tuple[OutputForm, OutputsFromLogits]:
     """Rewrite one unit to two classes: logits 0 and z, or the logarithms of 1 - p and p."""
     end = end_of(model)
     if sigmoid:
@@ -193,7 +193,7 @@ def _several(
     sigmoid: bool,
     bounded: bool,
     probabilities: bool,
-) -> tuple[OutputForm, Read]:
+) -> tuple[OutputForm, OutputsFromLogits]:
     """Rewrite the output of two or more exclusive classes."""
     end = end_of(model)
     images = count(len(predictions), "image")

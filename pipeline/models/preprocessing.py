@@ -16,7 +16,7 @@ import numpy as np
 from export.errors import DataError, ModelError, ProjectError, RecipeError
 from export.preprocessing import MeanImage, PreprocessingSpec
 from pipeline.artifacts.archives import read_array
-from pipeline.models.original import all_layers, form_of, run_graph
+from pipeline.models.original import all_layers, input_form_of, run_graph
 from pipeline.recipe.backbones import BACKBONES
 from pipeline.recipe.model_rules import check_model
 from pipeline.recipe.schema import Model, Preprocessing
@@ -120,7 +120,7 @@ def normalised_range(model: keras.Model, where: Path, free_size: int) -> tuple[f
     Raises:
         ModelError: not an image classifier.
     """
-    form = form_of(model, where)
+    form = input_form_of(model, where)
     shape = (form.batch or 1, form.height or free_size, form.width or free_size, 3)
     spec = PreprocessingSpec.from_mode("none")
     try:
@@ -128,13 +128,13 @@ def normalised_range(model: keras.Model, where: Path, free_size: int) -> tuple[f
         levels = [
             _before_the_first_weights(model, form.feed(np.full(shape, level, np.uint8), spec)) for level in _LEVELS
         ]
-        return judge_range(np.stack([values for values in levels if values is not None]))
+        return range_if_normalised(np.stack([values for values in levels if values is not None]))
     except Exception as error:  # an operation that does not run here, or no layer with weights: the recipe must say
         log.debug("what %s does to pixels cannot be told: %s", where, error)
         return None
 
 
-def normalised_twice(model: keras.Model, where: Path, free_size: int, spec: PreprocessingSpec) -> tuple[str, ...]:
+def double_normalisation(model: keras.Model, where: Path, free_size: int, spec: PreprocessingSpec) -> tuple[str, ...]:
     """Return a warning where a model that normalises its pixels itself would get normalised ones; else nothing.
 
     It is not an error: a model that was trained this way has to be deployed this way.
@@ -160,7 +160,7 @@ def normalised_twice(model: keras.Model, where: Path, free_size: int, spec: Prep
     )
 
 
-def judge_range(values: np.ndarray | None) -> tuple[float, float] | None:
+def range_if_normalised(values: np.ndarray | None) -> tuple[float, float] | None:
     """Return the range of the values, where it shows that grey levels 0 to 255 were the expected input; else None."""
     if values is None or not np.isfinite(values).all() or (len(values) == len(_LEVELS) and not _straight(values)):
         return None

@@ -19,7 +19,7 @@ from pipeline.artifacts.archives import open_zip
 from pipeline.data.download import fetch
 from pipeline.keras_files.archive_checks import HEAD, check_weights_file, describe_file
 from pipeline.keras_files.model_file import layers_of
-from pipeline.keras_files.read import names_in
+from pipeline.keras_files.read import read_names
 from pipeline.recipe.model_rules import check_published
 from pipeline.recipe.published_weights import imagenet_weights
 from pipeline.recipe.schema import IMAGENET, Model
@@ -61,7 +61,7 @@ def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
     _finalize(model)
 
 
-def classic_name(layer: str) -> str:
+def keras2_name(layer: str) -> str:
     """Return the name of a layer of keras.applications' ResNet50 in Keras 2.0 to 2.2, such as ``res2a_branch2a``."""
     match = re.fullmatch(r"conv(\d)_block([1-6])_([0-3])_(conv|bn)", layer)
     if match is None:
@@ -127,7 +127,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     layers = [layer for layer in model.layers if layer.weights]
     names = {layer: layer.name for layer in layers}
     missing = [layer.name for layer in layers if layer.name not in held]
-    renamed = {layer: classic_name(layer.name) for layer in layers}
+    renamed = {layer: keras2_name(layer.name) for layer in layers}
     if missing and all(old in held for old in renamed.values()):
         names, missing = renamed, []
     # Where Keras numbers its layers, the same name may belong to another layer.
@@ -236,7 +236,7 @@ def _weight_names(path: Path) -> dict[str, list[str]] | None:
     """Return the layers of a file in its order, with the names of their weights; None for a file of Keras 3."""
 
     def names(attributes: Any, key: str) -> list[str]:
-        return [n.decode() if isinstance(n, bytes) else str(n) for n in names_in(attributes, key)]
+        return [n.decode() if isinstance(n, bytes) else str(n) for n in read_names(attributes, key)]
 
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)

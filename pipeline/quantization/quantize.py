@@ -18,7 +18,7 @@ from export.int8.placement import Kept
 from export.int8.qdq import quantize
 from export.int8.search import SearchResult, search
 from export.int8.sensitivity import Budget, LayerCost
-from export.int8.simulate import HeldOut, words
+from export.int8.simulate import HeldOut, describe_comparison
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
 from export.words import count, listed
@@ -116,11 +116,13 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
     report = result.report
     if settings.sensitivity != "never":
         if not report.fp16.budget_met:
-            log.warning("%s", missed("fp16", report.fp16.budget, "quantize.max_kept_fp32", settings.max_kept_fp32))
+            log.warning(
+                "%s", missed_budget("fp16", report.fp16.budget, "quantize.max_kept_fp32", settings.max_kept_fp32)
+            )
         if not report.budget_met:
             log.warning(
                 "%s sensitivity.csv has the cost of each.",
-                missed("int8", report.budget, "quantize.max_kept", settings.max_kept),
+                missed_budget("int8", report.budget, "quantize.max_kept", settings.max_kept),
             )
     if not report.convolutions:
         log.warning("this model has no convolution: few of its layers can be INT8, the rest is FP16 (placement.json)")
@@ -131,12 +133,17 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
         )
     log.info(
         "  INT8: %s, %d of %s; %s on %s",
-        *(report.method, report.int8_convolutions, count(report.convolutions, "convolution"), words(result.result)),
+        *(
+            report.method,
+            report.int8_convolutions,
+            count(report.convolutions, "convolution"),
+            describe_comparison(result.result),
+        ),
         count(report.held_out_images, "held-out image"),
     )
 
 
-def missed(precision: str, budget: str, key: str, kept: float) -> str:
+def missed_budget(precision: str, budget: str, key: str, kept: float) -> str:
     """Say what to do where a graph misses its budget on held-out images.
 
     Args:

@@ -18,19 +18,19 @@ from pipeline.recipe.limits import RECIPE_NAME, Limit
 from pipeline.recipe.messages import (
     MOST_BYTES,
     TYPES,
+    choice_error,
     file_name,
-    means_nothing,
+    format_value,
+    is_null_word,
+    list_error,
     missing_space,
-    no_choice,
-    no_list,
     other_split,
     parse_yaml,
-    shown,
     wrong_type,
 )
 from pipeline.recipe.rules import check_rules
 from pipeline.recipe.schema import IMAGENET, Recipe
-from pipeline.terminal.command_line import closest, meant
+from pipeline.terminal.command_line import closest, suggest_closest
 
 # Keys that hold a path, relative to the recipe's file or, in --set, to the working directory. What a path names enters
 # a stage's inputs by content, so the path itself decides nothing.
@@ -106,14 +106,14 @@ def recipe_slice(recipe: Recipe, names: Iterable[str]) -> dict[str, object]:
     """
     whole = to_dict(recipe)
     for dotted in (*PERMISSION_KEYS, *PATH_KEYS):
-        section, key = section_of(whole, dotted)
+        section, key = find_section(whole, dotted)
         if dotted in PERMISSION_KEYS or not isinstance(section.get(key), list):  # a list is names or numbers, no path
             section.pop(key, None)
-    places = {name: section_of(whole, name) for name in names}
+    places = {name: find_section(whole, name) for name in names}
     return {name: section[key] for name, (section, key) in places.items() if key in section}
 
 
-def section_of(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+def find_section(tree: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     """Return the section that holds a dotted key (empty if there is none), and the key in it."""
     *sections, key = dotted.split(".")
     node: Any = tree
@@ -139,7 +139,7 @@ def read_yaml(path: Path) -> dict[str, object]:
     except ValueError as error:
         raise RecipeError(f"Expected YAML in {path}. Received: {error}.") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {shown(tree)}.")
+        raise RecipeError(f"Expected sections such as 'data:' and 'model:' in {path}. Received: {format_value(tree)}.")
     return tree
 
 
@@ -151,11 +151,11 @@ def override_tree(override: str) -> dict[str, object]:
     """
     key, equals, text = override.partition("=")
     if not equals or not key.strip() or len(key) > LONGEST_KEY:
-        raise RecipeError(f"Expected --set section.key=value. Received: --set {shown(override)}.")
+        raise RecipeError(f"Expected --set section.key=value. Received: --set {format_value(override)}.")
     try:
         tree = parse_yaml(text)
     except ValueError as error:
-        raise RecipeError(f"--set {key}: expected a YAML value. Received: {shown(text)} ({error}).") from error
+        raise RecipeError(f"--set {key}: expected a YAML value. Received: {format_value(text)} ({error}).") from error
     for name in reversed(key.strip().split(".")):
         tree = {name: tree}
     return cast(dict[str, object], tree)
@@ -171,13 +171,13 @@ def _merge(tree: dict[str, Any], branch: Mapping[str, Any]) -> None:
 
 def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
     for dotted in PATH_KEYS:
-        section, key = section_of(tree, dotted)
+        section, key = find_section(tree, dotted)
         value = section.get(key)
-        if isinstance(value, str) and value != IMAGENET and (not means_nothing(value) or (base / value).exists()):
-            section[key] = resolved(value, base, dotted)
+        if isinstance(value, str) and value != IMAGENET and (not is_null_word(value) or (base / value).exists()):
+            section[key] = resolve_path(value, base, dotted)
 
 
-def resolved(value: str, base: Path, where: str) -> str:
+def resolve_path(value: str, base: Path, where: str) -> str:
     """Return the absolute path of a path in a recipe or an override.
 
     Args:
@@ -189,14 +189,16 @@ def resolved(value: str, base: Path, where: str) -> str:
         RecipeError: Not a path that a file system accepts.
     """
     if not value.strip():
-        raise RecipeError(f"{where}: expected a path. Received: {shown(value)}, which is empty. Leave the line out.")
+        raise RecipeError(
+            f"{where}: expected a path. Received: {format_value(value)}, which is empty. Leave the line out."
+        )
     try:
         path = (base / Path(value).expanduser()).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody, a ring of links
-        raise RecipeError(f"{where}: expected a path. Received: {shown(value)}: {error}.") from error
+        raise RecipeError(f"{where}: expected a path. Received: {format_value(value)}: {error}.") from error
     if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise RecipeError(
-            f"{where}: expected a path. Received: one of {count(len(value), 'character')}: {shown(value)}."
+            f"{where}: expected a path. Received: one of {count(len(value), 'character')}: {format_value(value)}."
         )
     return str(path)
 
@@ -211,30 +213,30 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
         for limit in args[1:]:
             if isinstance(limit, Limit) and value is not None and not limit.holds(value):
                 received = to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
-                raise RecipeError(f"{where}: expected {limit.expected}. Received: {shown(received)}.")
+                raise RecipeError(f"{where}: expected {limit.expected}. Received: {format_value(received)}.")
         return value
     if origin in (Union, types.UnionType):
         if type(None) in args and value is None:
             return None
-        if type(None) in args and means_nothing(value):
+        if type(None) in args and is_null_word(value):
             raise RecipeError(
-                f"{where}: expected a value, or null for none. Received: the text {shown(value)}. "
+                f"{where}: expected a value, or null for none. Received: the text {format_value(value)}. "
                 "Write null, without quotes."
             )
         return _convert_union([kind for kind in args if kind is not type(None)], value, where, default)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
-        raise no_choice(where, args, value)
+        raise choice_error(where, args, value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise no_list(where, args[0], value)
+            raise list_error(where, args[0], value)
         if args[0] is str:  # YAML reads the class name 0 as a number
             value = [str(item) if type(item) is int else item for item in value]
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, Mapping | None):
-            raise RecipeError(f"{where}: expected names, each with keys and values. Received: {shown(value)}.")
+            raise RecipeError(f"{where}: expected names, each with keys and values. Received: {format_value(value)}.")
         return {
             _convert(args[0], str(name), where): _convert(args[1], item, f"{where}.{name}", args[1]())
             for name, item in (value or {}).items()
@@ -245,7 +247,7 @@ def _convert(expected: Any, value: Any, where: str, default: Any = None) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
         raise wrong_type(where, expected, value)
     if expected is float and not math.isfinite(float(value)):
-        raise RecipeError(f"{where}: expected a finite number. Received: {shown(value)}.")
+        raise RecipeError(f"{where}: expected a finite number. Received: {format_value(value)}.")
     return float(value) if expected is float else value
 
 
@@ -262,15 +264,17 @@ def _convert_union(choices: Sequence[Any], value: Any, where: str, default: Any)
     if isinstance(value, (list, tuple)) and lists:
         return _convert(lists[0], value, where)
     if isinstance(value, (list, tuple, dict)):
-        raise RecipeError(f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {shown(value)}.")
+        raise RecipeError(
+            f"{where}: expected a plain value{' or a list' if lists else ''}. Received: {format_value(value)}."
+        )
     if plain == [str] and lists and not isinstance(value, str):
-        raise no_list(where, get_args(lists[0])[0], value)
+        raise list_error(where, get_args(lists[0])[0], value)
     words = [kind for kind in plain if get_origin(kind) is Literal]
     numbers = [kind for kind in plain if kind not in words]
     if words and value in get_args(words[0]):
         return value
     if words and numbers and isinstance(value, str) and not _NUMBER.fullmatch(value):
-        raise no_choice(where, get_args(words[0]), value, TYPES[numbers[0]])
+        raise choice_error(where, get_args(words[0]), value, TYPES[numbers[0]])
     return _convert((numbers or words)[0], value, where)
 
 
@@ -279,14 +283,14 @@ def _convert_section(section: Any, value: Any, where: str, default: Any) -> Any:
     hints, fields = _hints(section, include_extras=True), _hints(section)
     value = {} if value is None else value
     if not isinstance(value, dict):
-        message = f"{where or 'recipe'}: expected keys and values. Received: {shown(value)}."
+        message = f"{where or 'recipe'}: expected keys and values. Received: {format_value(value)}."
         raise missing_space(where, value, fields) or RecipeError(message)
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in fields:
-            near = meant(key, fields, 0.7) or _elsewhere(where, key, 0.8) or meant(key, fields)
+            near = suggest_closest(key, fields, 0.7) or _elsewhere(where, key, 0.8) or suggest_closest(key, fields)
             hint = other_split(key, fields) or _elsewhere(where, key, 1.0) or near
-            message = f"Unknown key {shown(f'{prefix}{key}')}.{hint} Known here: {', '.join(fields)}."
+            message = f"Unknown key {format_value(f'{prefix}{key}')}.{hint} Known here: {', '.join(fields)}."
             raise missing_space(where, key, fields) or RecipeError(message)
         if value[key] is None and get_origin(fields[key]) is Literal:
             raise RecipeError(f"{where}.{key}: expected a value. Received: nothing (null). Leave the line out.")

@@ -9,7 +9,7 @@ from export.errors import ProjectError, RecipeError
 from export.files import ROOT
 from export.words import listed
 from pipeline.recipe.limits import RECIPE_NAME
-from pipeline.recipe.load import PATH_KEYS, override_tree, read_yaml, resolved, section_of
+from pipeline.recipe.load import PATH_KEYS, find_section, override_tree, read_yaml, resolve_path
 from pipeline.recipe.messages import inline_yaml, set_option
 from pipeline.recipe.schema import Recipe
 from pipeline.terminal.command_line import closest
@@ -48,7 +48,7 @@ def find_recipe(given: Path, artifacts: Path) -> Path:
     raise RecipeError(f"Expected a recipe file, or the name of one. Received: {received}.{hint}")
 
 
-def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: Sequence[str]) -> None:
+def refuse_name_in_use(recipe: Recipe, path: Path, artifacts: Path, overrides: Sequence[str]) -> None:
     """Refuse a copy of a recipe with the ``name`` of the original, because both would write to one folder.
 
     Raises:
@@ -68,7 +68,7 @@ def refuse_a_taken_name(recipe: Recipe, path: Path, artifacts: Path, overrides: 
             )
 
 
-def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str:
+def suggest_path(message: str, recipe_path: Path, overrides: Sequence[str]) -> str:
     """Suggest what to write for a missing path that exists relative to the other folder.
 
     Args:
@@ -87,7 +87,7 @@ def where_else(message: str, recipe_path: Path, overrides: Sequence[str]) -> str
     for dotted, (text, by_option) in written.items():
         base, other = (working, folder) if by_option else (folder, working)
         try:
-            missing = Path(resolved(text, base, dotted))
+            missing = Path(resolve_path(text, base, dotted))
         except RecipeError:  # not a path, which the message says
             continue
         existing = Path(os.path.normpath(other / Path(text).expanduser()))  # symbolic links are kept
@@ -110,7 +110,7 @@ def _written(recipe_path: Path, overrides: Sequence[str]) -> dict[str, tuple[str
     last: dict[str, tuple[str, bool]] = {}
     trees = [read_yaml(recipe_path), *map(override_tree, overrides)]
     for (index, tree), dotted in itertools.product(enumerate(trees), PATH_KEYS):
-        section, key = section_of(tree, dotted)
+        section, key = find_section(tree, dotted)
         if key in section:
             last.pop(dotted, None)
         if isinstance(section.get(key), str):

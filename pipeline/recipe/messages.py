@@ -20,7 +20,7 @@ from export.errors import RecipeError
 from export.words import count
 from pipeline.recipe.backbones import by_family
 from pipeline.recipe.schema import SPLIT_NAMES
-from pipeline.terminal.command_line import closest, meant
+from pipeline.terminal.command_line import closest, suggest_closest
 
 MOST_BYTES = 2**18  # the longest recipe of this project has 3 kB
 MOST_VALUES = 10_000  # keys and values, with aliases expanded; PyYAML reads some 20,000 per second
@@ -75,7 +75,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key_node, deep=True) for key_node, _ in node.value]
         counts = Counter(key for key in keys if isinstance(key, Hashable))  # PyYAML refuses the others
         if twice := [key for key, number in counts.items() if number > 1]:
-            raise _error(f"the key {shown(twice[0])} is given twice", node.start_mark)
+            raise _error(f"the key {format_value(twice[0])} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -95,7 +95,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"a tag such as !!int on what is none ({error})") from error
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value for a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:160]} ... ({count(len(text), 'character')})"
@@ -140,7 +140,7 @@ CHOOSE = "CHOOSE"  # placeholder that `inspect` writes into a recipe for what th
 TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def means_nothing(value: Any) -> bool:
+def is_null_word(value: Any) -> bool:
     """Return whether a text was meant as no value, such as ``None`` or a quoted null."""
     return isinstance(value, str) and value.strip().lower() in ("none", "null", "nil")
 
@@ -160,7 +160,7 @@ def wrong_type(where: str, expected: type, value: Any) -> RecipeError:
     return RecipeError(f"{where}: expected {TYPES[expected]}. Received: {_received(value)}.{advice}")
 
 
-def no_choice(where: str, choices: Sequence[Any], value: Any, besides: str = "") -> RecipeError:
+def choice_error(where: str, choices: Sequence[Any], value: Any, besides: str = "") -> RecipeError:
     """Build the error for a value that is not one of the choices, with the closest choice.
 
     Args:
@@ -172,7 +172,7 @@ def no_choice(where: str, choices: Sequence[Any], value: Any, besides: str = "")
     if value == CHOOSE and "auto" in choices:
         known = ", ".join(str(choice) for choice in choices if choice != "auto")
         return RecipeError(f"{where}: expected one of {known}. Received: {CHOOSE}, as `inspect` wrote it. Fill it in.")
-    received = f"Received: {_received(value)}.{meant(value, choices)}"
+    received = f"Received: {_received(value)}.{suggest_closest(value, choices)}"
     if where == "model.backbone":  # the closest one comes before the long list
         families = by_family(near=closest(value, choices))
         return RecipeError(f"{where}: expected a backbone. {received} There are {families}.")
@@ -182,7 +182,7 @@ def no_choice(where: str, choices: Sequence[Any], value: Any, besides: str = "")
     return RecipeError(f"{where}: expected {known}. {received}")
 
 
-def no_list(where: str, item: Any, value: Any) -> RecipeError:
+def list_error(where: str, item: Any, value: Any) -> RecipeError:
     """Build the error for a value that should be a list.
 
     Args:
@@ -240,7 +240,7 @@ def _received(value: Any) -> str:
         return "nothing (null)" if value is None else _inline(value)
     if isinstance(value, datetime.date):
         return f"{value}, a date"
-    return f"{shown(value)}, a number" if isinstance(value, (int, float)) else shown(value)
+    return f"{format_value(value)}, a number" if isinstance(value, (int, float)) else format_value(value)
 
 
 def _inline(value: Any) -> str:
@@ -248,7 +248,7 @@ def _inline(value: Any) -> str:
     return inline_yaml(value).removesuffix("\n...")
 
 
-def what_it_is(path: Path) -> str:
+def describe_path(path: Path) -> str:
     """Describe what is at a path where a folder of images was expected, and what to do about it."""
     suffix = path.suffix.lower()
     kinds = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from export.errors import RecipeError
 from pipeline.recipe.backbones import BACKBONES, LARGEST_INPUT
-from pipeline.recipe.messages import set_option, shown, what_it_is
+from pipeline.recipe.messages import describe_path, format_value, set_option
 from pipeline.recipe.model_rules import check_model
 from pipeline.recipe.schema import TRAINED_WITH, Data, Model, Recipe, Splits, Train
 
@@ -125,7 +125,7 @@ def check_rules(recipe: Recipe) -> None:
     )
     for holds, where, expected, received in rules:
         if not holds:
-            raise RecipeError(f"{where}: expected {expected}. Received: {shown(received)}.")
+            raise RecipeError(f"{where}: expected {expected}. Received: {format_value(received)}.")
     if data.label_pattern is not None:
         _check_pattern(data.label_pattern)
     refuse_unread(recipe)
@@ -137,18 +137,18 @@ def _check_pattern(pattern: str) -> None:
         groups, slow = re.compile(pattern).groups, takes_too_long(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
-            f"data.label_pattern: expected a regular expression. Received: {shown(pattern)} ({error})."
+            f"data.label_pattern: expected a regular expression. Received: {format_value(pattern)} ({error})."
         ) from error
     if groups < 1:
         raise RecipeError(
-            f"data.label_pattern: expected a regular expression with a group. Received: {shown(pattern)}."
+            f"data.label_pattern: expected a regular expression with a group. Received: {format_value(pattern)}."
         )
     if slow:
         raise RecipeError(
             "data.label_pattern: expected a regular expression that is searched for in little time: no repetition "
             "inside a repetition, and up to three (four after a ^) side by side. "
-            f"Received: {shown(pattern)}. Repeat a set instead of a group, as [a-z_]+ for ([a-z]+_)+, and leave out "
-            "what follows the class."
+            f"Received: {format_value(pattern)}. Repeat a set instead of a group, as [a-z_]+ for ([a-z]+_)+, and "
+            "leave out what follows the class."
         )
 
 
@@ -212,8 +212,8 @@ def _which_recipe(path: Path) -> str:
     if path.is_dir() and not any(path.glob("*.csv")):
         return f"a folder. The recipe photos takes one: -c configs/photos.yaml {set_option('data.path', path)}"
     hint = "" if path.exists() else " The recipe photos takes a folder: -c configs/photos.yaml --set data.path=..."
-    return f"{what_it_is(path)}{hint}"
+    return f"{describe_path(path)}{hint}"
 
 
 def _plain(value: Any) -> str:
-    return shown(list(value) if isinstance(value, tuple) else value)
+    return format_value(list(value) if isinstance(value, tuple) else value)

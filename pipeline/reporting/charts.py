@@ -17,7 +17,7 @@ from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.paths import CARD
 from pipeline.models.model_card import ModelCard
-from pipeline.reporting.html import drawn
+from pipeline.reporting.html import limited
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,11 +46,11 @@ def training_curve(history: Sequence[Epoch], name: str) -> Figure:
     """Draw one of ``CURVES`` for training and validation by epoch, with the phases marked."""
     figure = _figure()
     axis = figure.subplots()
-    epochs = [drawn(row.epoch) for row in history]
-    boundary = next((drawn(row.epoch) for row in history if row.phase == "fine_tune"), None)
-    trained = [drawn(getattr(row, name)) for row in history]
+    epochs = [limited(row.epoch) for row in history]
+    boundary = next((limited(row.epoch) for row in history if row.phase == "fine_tune"), None)
+    trained = [limited(getattr(row, name)) for row in history]
     validated = [
-        (drawn(row.epoch), drawn(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None
+        (limited(row.epoch), limited(value)) for row in history if (value := getattr(row, f"val_{name}")) is not None
     ]
     axis.plot(epochs, trained, "o-", color=COLORS["fp32"], label="training", ms=4)
     if validated:

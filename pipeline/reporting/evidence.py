@@ -17,12 +17,12 @@ from pipeline.artifacts.gpu_evidence import (
     GpuEvidence,
     Target,
     TimedRow,
-    clocks,
-    counted,
+    count_results,
     library,
-    not_made,
     read_gpu_evidence,
     short_commit,
+    telemetry_ranges,
+    unfinished_steps,
 )
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS
 from pipeline.artifacts.paths import KERAS, ONNX, TENSORRT8, Artifacts
@@ -39,7 +39,7 @@ WAYS: Mapping[str, str] = {
     "stream": "many batches a call, overlapped",
     "infer": "one batch a call",
 }
-ALONE = "No copy over the bus: pixels and results are in GPU memory."
+ENGINE_ALONE = "No copy over the bus: pixels and results are in GPU memory."
 TARGET_BADGES: Mapping[bool | None, Cell] = {
     True: badge(PASS, "met"),
     False: badge(FAIL, "missed"),
@@ -80,7 +80,7 @@ def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: 
             f"driver {gpu.driver_version or 'unknown'}",
             f"CUDA {gpu.cuda_version or 'unknown'}",
             f"compute capability {gpu.compute_capability}",
-            *([f"after the steps {read}"] if (read := clocks(evidence)) else []),
+            *([f"after the steps {read}"] if (read := telemetry_ranges(evidence)) else []),
             evidence.date.replace("T", " ").replace("Z", " UTC"),
             f"commit {short_commit(evidence)}",
             name,
@@ -88,11 +88,11 @@ def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: 
         "notes": [line for line in (STATES[evidence.state], *_relation(evidence, others, digests)) if line],
         "engines": _engines(evidence, others, table),
         "targets": Table(("result", "target", "*limit", "*measured"), [_target(row) for row in evidence.targets]),
-        "met": counted(
+        "met": count_results(
             [target.met for target in evidence.targets], {met: cell.text for met, cell in TARGET_BADGES.items()}
         ),
-        "checks": counted([check.result for check in evidence.checks], CHECKS),
-        "not_made": not_made(evidence),
+        "checks": count_results([check.result for check in evidence.checks], CHECKS),
+        "not_made": unfinished_steps(evidence),
     }
 
 
@@ -135,7 +135,7 @@ def _engines(evidence: GpuEvidence, others: Sequence[str], name: str) -> Table:
     head = (
         *("verdict", "engine", "*agreement", Cell("*p50, ms", remarks=[ONE_IMAGE]), "*p99, ms"),
         Cell("*images/s", remarks=[f"Host to host, in batches of {largest:,}."]),
-        Cell("*engine alone, images/s", remarks=[ALONE]),
+        Cell("*engine alone, images/s", remarks=[ENGINE_ALONE]),
     )
     return Table(head, rows, name)
 

@@ -14,13 +14,13 @@ from export.errors import ProjectError
 from export.int8.report import CalibrationReport
 from export.tensorrt.sidecar import read_sidecar
 from export.words import count, listed, sentence
-from pipeline.artifacts.manifest import Manifest, as_recorded
+from pipeline.artifacts.manifest import Manifest, matches_manifest
 from pipeline.artifacts.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport, run_name
 from pipeline.artifacts.paths import KERAS, Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_rows
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.schema import Recipe, Thresholds
-from pipeline.reporting.headline import UNUSABLE, missed, reached, short_name
+from pipeline.reporting.headline import NOT_FINITE, accuracy_in_words, missed, short_name
 from pipeline.reporting.sections import make, make_with
 from pipeline.reporting.validity import digest_now
 from pipeline.terminal.command_line import Invocation
@@ -149,8 +149,8 @@ def _not_compared(situation: Situation, hop: Hop, why: str) -> Step:
     artifacts = situation.artifacts
     if NO_LOGITS in hop.why:
         line = shlex.join(["python", "-m", "pipeline", "inspect", f"{artifacts}/{KERAS}"])
-        return Step("Check the Keras model itself", line, f"{why} It gives {UNUSABLE}.", may_fix=False)
-    if digest_now(artifacts, hop.candidate) is None or not as_recorded(artifacts, hop.candidate):
+        return Step("Check the Keras model itself", line, f"{why} It gives {NOT_FINITE}.", may_fix=False)
+    if digest_now(artifacts, hop.candidate) is None or not matches_manifest(artifacts, hop.candidate):
         line = make(situation.invocation, "run", situation.verify)
         return Step("Make the file again", line, f"{why} It is not the one that its stage wrote.")
     more = f"{why} The file is as the {hop.candidate.partition('/')[0]} stage wrote it, so check what runs it."
@@ -247,11 +247,13 @@ def _reached(situation: Situation, hop: Hop) -> str:
     name = run_name(hop.precision.upper(), hop.backend)
     thresholds = missed(hop, situation.parity)
     if hop.compared and not hop.finite:
-        return f"{name} gives {UNUSABLE} on this model.{_why_no_more(situation, hop)}"
+        return f"{name} gives {NOT_FINITE} on this model.{_why_no_more(situation, hop)}"
     if not thresholds:
         return sentence(f"{short_name(hop.run_name)}: {hop.why}")
     against = f", against {hop.reference}" if hop.kind == STEP else ""
-    values = listed([reached(hop), *(threshold.words for threshold in thresholds if threshold.key in AT_MOST)])
+    values = listed(
+        [accuracy_in_words(hop), *(threshold.words for threshold in thresholds if threshold.key in AT_MOST)]
+    )
     return (
         f"{name} does not reach {listed(threshold.limit for threshold in thresholds)} on this model. On "
         f"{count(hop.images, 'image')}{against}: {values}.{_why_no_more(situation, hop)}"

@@ -24,7 +24,7 @@ from pipeline.artifacts.parity_report import (
 from pipeline.artifacts.paths import ONNX
 from pipeline.recipe.schema import Thresholds
 from pipeline.reporting.html import share
-from pipeline.reporting.validity import Standing
+from pipeline.reporting.validity import Validity
 
 Run = tuple[str, str]  # a file, and the backend that ran it
 
@@ -47,7 +47,7 @@ class Headline:
     certainty: str
 
 
-def headline(stands: Standing, parity: ParityReport, engines: Mapping[str, str]) -> Headline:
+def headline(stands: Validity, parity: ParityReport, engines: Mapping[str, str]) -> Headline:
     """Describe a verdict.
 
     Args:
@@ -127,7 +127,7 @@ def _unverified_engines(engines: Mapping[str, str]) -> list[str]:
     ]
 
 
-UNUSABLE = "NaN or infinite logits"
+NOT_FINITE = "NaN or infinite logits"
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,14 @@ def reason(hop: Hop, parity: ParityReport) -> str:
     if hop.kind == TOP_K or not hop.compared:
         return hop.why
     if not hop.finite:
-        return UNUSABLE
+        return NOT_FINITE
     words = "; ".join(threshold.words for threshold in missed(hop, parity))
     if hop.verdict == INCONCLUSIVE and words:
         return f"{count(hop.images, 'image')} cannot tell; {words}"
     return words or hop.why
 
 
-def reached(hop: Hop) -> str:
+def accuracy_in_words(hop: Hop) -> str:
     """Return SQNR and agreement of a comparison, for a sentence; "" where there are none."""
     if not hop.finite or hop.top1_agreement is None:
         return ""

@@ -163,7 +163,7 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-MOST = 1e12  # larger values are drawn as this; the number beside the bar is exact
+LARGEST_DRAWN = 1e12  # larger values are drawn as this; the number beside the bar is exact
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Chart:
     @cached_property
     def ends(self) -> tuple[float, float]:
         """The numbers at the left and the right end of the scale."""
-        values = [drawn(bar.value) for bar in self.bars if math.isfinite(bar.value)]
+        values = [limited(bar.value) for bar in self.bars if math.isfinite(bar.value)]
         longest = max(map(abs, values), default=0.0)
         limit = self.reach * longest if longest else math.inf
         high = max([0.0, *values, *(min(mark, limit) for mark in self._marks)]) or 1.0
@@ -217,7 +217,7 @@ class Chart:
 
     @property
     def _marks(self) -> list[float]:
-        return [drawn(bar.mark) for bar in self.bars if bar.mark is not None]
+        return [limited(bar.mark) for bar in self.bars if bar.mark is not None]
 
     @property
     def legend(self) -> list[tuple[str, str]]:
@@ -228,12 +228,12 @@ class Chart:
 
     def is_beyond(self, mark: float) -> bool:
         """Return whether a mark is beyond the scale."""
-        return drawn(mark) > self.ends[1]
+        return limited(mark) > self.ends[1]
 
     def place(self, value: float) -> float:
         """Return the position of a number in percent of the width; an end of the scale where it is beyond."""
         low, high = self.ends
-        return 100 * (max(low, min(drawn(value), high)) - low) / (high - low)
+        return 100 * (max(low, min(limited(value), high)) - low) / (high - low)
 
     def span(self, bar: Bar) -> tuple[float, float] | None:
         """Return start and width of a bar in percent of the chart's width; None where there is no bar."""
@@ -243,6 +243,6 @@ class Chart:
         return start, end - start
 
 
-def drawn(value: float) -> float:
+def limited(value: float) -> float:
     """Limit a number to what a chart can draw."""
-    return max(-MOST, min(value, MOST))
+    return max(-LARGEST_DRAWN, min(value, LARGEST_DRAWN))

@@ -12,14 +12,14 @@ from pipeline.recipe.schema import IMAGENET
 from pipeline.reporting.failures import Situation, Step, after_failure
 from pipeline.reporting.html import Section, section
 from pipeline.reporting.sections import make, make_with
-from pipeline.reporting.validity import Standing, behind
+from pipeline.reporting.validity import Validity, outdated_results
 from pipeline.terminal.command_line import unpack_command
 from pipeline.verification.doubts import ITSELF
 
 FEW_EPOCHS, ENOUGH_EPOCHS = 10, 30
 
 
-def next_step(situation: Situation, stands: Standing, engines: Mapping[str, str]) -> Section:
+def next_step(situation: Situation, stands: Validity, engines: Mapping[str, str]) -> Section:
     """Make the section.
 
     Args:
@@ -38,7 +38,7 @@ def next_step(situation: Situation, stands: Standing, engines: Mapping[str, str]
     return section("Next step", "next.html.j2", step=step, unpack=unpack)
 
 
-def _step(situation: Situation, stands: Standing, engines: Mapping[str, str]) -> Step | None:
+def _step(situation: Situation, stands: Validity, engines: Mapping[str, str]) -> Step | None:
     """What to do; None: take the files to a GPU.
 
     Reasons why the verdict is void come first, then reasons why it means little, then missed thresholds.
@@ -49,7 +49,7 @@ def _step(situation: Situation, stands: Standing, engines: Mapping[str, str]) ->
     again = make(situation.invocation, "run", verify)
     if stands.broken:
         return Step("Verify the files as they are now", again, "Stages that are up to date do not run.")
-    if stale := behind(situation.artifacts, situation.recipe):
+    if stale := outdated_results(situation.artifacts, situation.recipe):
         return Step("Run the stages that are out of date", again, sentence(listed(stale, most=3)))
     if of_model:
         return _better_model(situation, of_model[0])

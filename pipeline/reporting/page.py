@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.artifacts.benchmark_report import read_benchmark
 from pipeline.artifacts.manifest import MANIFEST, read_stage
-from pipeline.artifacts.parity_report import NOT_VERIFIED, PASS, ParityReport, by_precision, read_parity
+from pipeline.artifacts.parity_report import NOT_VERIFIED, PASS, ParityReport, read_parity, thresholds_by_precision
 from pipeline.artifacts.paths import BENCHMARK, CARD, PARITY, REPORT, Artifacts
 from pipeline.models.model_card import ModelCard, read_card
 from pipeline.recipe.schema import Recipe
@@ -21,11 +21,11 @@ from pipeline.reporting.next_step import next_step
 from pipeline.reporting.quantization import quantization_sections
 from pipeline.reporting.sections import engines_section, parity_section, predictions_section, recipe_section, when
 from pipeline.reporting.speed import speed_section
-from pipeline.reporting.validity import SHOWN_STAGES, digest_now, engine_verdicts, standing
+from pipeline.reporting.validity import SHOWN_STAGES, check_validity, digest_now, engine_verdicts
 from pipeline.terminal.command_line import Invocation
 from pipeline.training.checkpoint import read_history
 
-HISTORY, SAMPLES = "train/history.json", "train/samples.npz"
+HISTORY_FILE, SAMPLES = "train/history.json", "train/samples.npz"
 OTHER_THRESHOLDS = "The verdict was given by other thresholds than the recipe has now. `verify` judges by those."
 
 
@@ -46,9 +46,9 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
     """
     card, parity = read_card(artifacts.path(CARD)), read_parity(artifacts.path(PARITY))
     benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None
-    stands, engines = standing(artifacts, parity), engine_verdicts(artifacts, parity)
+    stands, engines = check_validity(artifacts, parity), engine_verdicts(artifacts, parity)
     verify = read_stage(artifacts, "verify")
-    same_thresholds = parity.thresholds == by_precision(recipe.verify.thresholds)
+    same_thresholds = parity.thresholds == thresholds_by_precision(recipe.verify.thresholds)
     page = render(
         "page.html.j2",
         version=__version__,
@@ -84,7 +84,7 @@ def _ran(artifacts: Artifacts, stage: str) -> str:
 
 
 def _training(artifacts: Artifacts, card: ModelCard) -> Section:
-    history = read_history(artifacts.path(HISTORY))
+    history = read_history(artifacts.path(HISTORY_FILE))
     return section(
         "Training" if card.source is None else "Model",
         "training.html.j2",

@@ -16,7 +16,16 @@ from export.errors import ImageError, ProjectError
 from export.tensorrt.sidecar import Sidecar, read_sidecar
 from export.words import count, sentence
 from pipeline.artifacts.manifest import Manifest, read_result, read_stage
-from pipeline.artifacts.parity_report import FROM_KERAS, NOT_RUN, PASS, Hop, ParityReport, allowed, not_run, run_name
+from pipeline.artifacts.parity_report import (
+    FROM_KERAS,
+    NOT_RUN,
+    PASS,
+    Hop,
+    ParityReport,
+    describe_relative_limit,
+    files_not_run,
+    run_name,
+)
 from pipeline.artifacts.paths import ONNX, PARITY, PREDICTIONS, REFERENCE, Artifacts
 from pipeline.artifacts.results import Built, Inferred
 from pipeline.artifacts.stage_files import Prediction, image_file, read_predictions
@@ -112,7 +121,7 @@ def parity_section(parity: ParityReport) -> Section:
     head = (
         *("verdict", "candidate", "against", "*SQNR, dB", "*agreement", "*accuracy"),
         Cell("*lost / gained", remarks=[CHANGED]),
-        Cell("*rel. error", remarks=[sentence(allowed(parity.hops))]),
+        Cell("*rel. error", remarks=[sentence(describe_relative_limit(parity.hops))]),
     )
     return section(
         "Parity",
@@ -120,7 +129,7 @@ def parity_section(parity: ParityReport) -> Section:
         images=max((hop.images for hop in parity.hops), default=0),
         chart=sqnr_bars([hop for hop in parity.hops if hop.kind == FROM_KERAS], limits),
         hops=Table(head, [_row(hop) for hop in parity.hops if hop.verdict != NOT_RUN], "parity"),
-        apart=not_run(parity.hops),
+        apart=files_not_run(parity.hops),
     )
 
 

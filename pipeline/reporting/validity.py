@@ -26,7 +26,7 @@ SHOWN = (
 
 
 @dataclass(frozen=True)
-class Standing:
+class Validity:
     """Whether a verdict still holds.
 
     Attributes:
@@ -45,7 +45,7 @@ class Standing:
         return NOT_VERIFIED if self.broken else self.verdict
 
 
-def standing(artifacts: Artifacts, parity: ParityReport) -> Standing:
+def check_validity(artifacts: Artifacts, parity: ParityReport) -> Validity:
     """Compare the judged files, and the records that the page shows, with the artifacts as they are now."""
     digests = {name: digest_now(artifacts, name) for name in parity.subjects}
     broken = [
@@ -73,7 +73,7 @@ def standing(artifacts: Artifacts, parity: ParityReport) -> Standing:
             for name in other_inputs(artifacts, manifest.inputs, parity)
         ),
     ]
-    return Standing(parity.verdict, tuple(filter(None, broken)), tuple(filter(None, remarks)))
+    return Validity(parity.verdict, tuple(filter(None, broken)), tuple(filter(None, remarks)))
 
 
 def engine_verdicts(artifacts: Artifacts, parity: ParityReport) -> dict[str, str]:
@@ -104,7 +104,7 @@ def digest_now(artifacts: Artifacts, name: str) -> str | None:
     return sha256_file(artifacts.path(name)) if artifacts.declares(name) and artifacts.has(name) else None
 
 
-def behind(artifacts: Artifacts, recipe: Recipe) -> list[str]:
+def outdated_results(artifacts: Artifacts, recipe: Recipe) -> list[str]:
     """Return which results do not belong to this recipe, or not to the present results of earlier stages.
 
     Only the records are read and nothing is hashed: images and Keras need not be on this machine.

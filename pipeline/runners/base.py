@@ -99,19 +99,19 @@ class GraphRunner(ABC):
         if 1 <= k <= self.graph_top_k:
             probabilities, classes = self._fetch(pixels, TOP_OUTPUTS)
             return Top(probabilities[:, :k], classes[:, :k])
-        return top_of(self.infer(pixels).probabilities, k)
+        return top_k_of(self.infer(pixels).probabilities, k)
 
     @abstractmethod
     def _fetch(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """Run the graph and return these outputs, with one row for each image."""
 
 
-def pieces(pixels: np.ndarray, most: int) -> Iterator[np.ndarray]:
+def split_batches(pixels: np.ndarray, most: int) -> Iterator[np.ndarray]:
     """Split images into batches of at most ``most``."""
     return (pixels[start : start + most] for start in range(0, len(pixels), most))
 
 
-def top_of(probabilities: np.ndarray, k: int) -> Top:
+def top_k_of(probabilities: np.ndarray, k: int) -> Top:
     """Select the best k classes of each row, best first; of equal ones the lower class first.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from export.errors import RunnerError
 from export.metrics.distances import FloatNoise, measure_noise
 from export.preprocessing import PreprocessingSpec
-from pipeline.runners.base import Outputs, Top, check_pixels, pieces, softmax, top_of
+from pipeline.runners.base import Outputs, Top, check_pixels, softmax, split_batches, top_k_of
 
 if TYPE_CHECKING:
     import keras
@@ -69,7 +69,7 @@ class KerasRunner:
         """Classify uint8 NHWC pixels, by ``predict_on_batch`` on batches of at most ``max_batch``."""
         _, height, width, _ = self._opened().inputs[0].shape
         check_pixels(pixels, (height, width))
-        logits = self._predict(map(self.preprocessing.apply, pieces(pixels, self.max_batch)))
+        logits = self._predict(map(self.preprocessing.apply, split_batches(pixels, self.max_batch)))
         logits = logits.astype(np.float32, copy=False)
         return Outputs(logits, softmax(logits))
 
@@ -82,7 +82,7 @@ class KerasRunner:
         """
 
         def predict(inputs: np.ndarray) -> np.ndarray:
-            return self._predict(pieces(inputs, self.max_batch))
+            return self._predict(split_batches(inputs, self.max_batch))
 
         return measure_noise(predict, self.preprocessing.apply(pixels), largest)
 
@@ -97,7 +97,7 @@ class KerasRunner:
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
         """Return the best k classes of each image."""
-        return top_of(self.infer(pixels).probabilities, k)
+        return top_k_of(self.infer(pixels).probabilities, k)
 
 
 def open_keras(path: Path, card: ModelCard | None, allow: Sequence[str], max_batch: int) -> KerasRunner:

@@ -27,7 +27,7 @@ from export.tensorrt.driver import driver_status
 from export.tensorrt.library import find_tensorrt
 from export.tensorrt.sidecar import OUTPUTS, TOP_OUTPUTS
 from export.wire_format import refuse_external_data
-from pipeline.runners.base import GraphRunner, check_pixels, pieces
+from pipeline.runners.base import GraphRunner, check_pixels, split_batches
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ PROVIDERS: dict[Device, str] = {
 DEVICES: dict[str, Device] = {backend: device for device, backend in BACKENDS.items()}
 _PLACE = re.compile(r"^\S+\.cc:\d+ .*?\) (?=\w)")  # "/src/session.cc:729 void ort::f(int) "
 # y = x + x of one float, opset 17: a minimal model to test a provider with.
-TINY = (
+TEST_MODEL = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
@@ -75,7 +75,7 @@ def _test_provider(device: Literal["cuda", "tensorrt"]) -> str:
     if provider not in (listed := ort.get_available_providers()):
         return f"this ONNX Runtime has no {provider}, only {', '.join(listed)}; install requirements-gpu.txt"
     try:
-        open_on(device, TINY, precision="fp32", log_severity=4)
+        open_session_on(device, TEST_MODEL, precision="fp32", log_severity=4)
     except DeviceUnavailableError as error:
         return error.reason
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
@@ -83,7 +83,7 @@ def _test_provider(device: Literal["cuda", "tensorrt"]) -> str:
     return ""
 
 
-def open_on(device: Device, model: str | bytes, *, precision: str, index: int = 0, **options: Any) -> Any:
+def open_session_on(device: Device, model: str | bytes, *, precision: str, index: int = 0, **options: Any) -> Any:
     """Open a session on a device, without a fallback to another one.
 
     Args:
@@ -197,7 +197,7 @@ class OnnxRunner(GraphRunner):
         self.max_batch = max_batch
         self._device: Device = device
         self._open = partial(
-            open_on,
+            open_session_on,
             device,
             str(path),
             precision=precision,
@@ -255,7 +255,7 @@ class OnnxRunner(GraphRunner):
         source = self._session.get_inputs()[0]
         check_pixels(pixels, (source.shape[1], source.shape[2]))
         try:
-            parts = [self._session.run(names, {source.name: piece}) for piece in pieces(pixels, self.max_batch)]
+            parts = [self._session.run(names, {source.name: piece}) for piece in split_batches(pixels, self.max_batch)]
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(f"Expected {self.path} to run. Received: {error}") from error
         return parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]

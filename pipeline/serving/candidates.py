@@ -18,8 +18,8 @@ from export.tensorrt.sidecar import PRECISIONS, BatchProfile, read_sidecar, side
 from export.words import count, listed
 from pipeline.artifacts.engines import engines
 from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.manifest import as_recorded, read_stage
-from pipeline.artifacts.parity_report import NOT_VERIFIED, ParityReport, by_precision, read_parity, run_name
+from pipeline.artifacts.manifest import matches_manifest, read_stage
+from pipeline.artifacts.parity_report import NOT_VERIFIED, ParityReport, read_parity, run_name, thresholds_by_precision
 from pipeline.artifacts.paths import CARD, KERAS, ONNX, PARITY, TENSORRT8, Artifacts
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.onnxruntime import is_installed as onnxruntime_is_installed
@@ -51,7 +51,9 @@ def misfit(profile: BatchProfile | None, batch_size: int) -> tuple[int, float]:
     return math.ceil(batch_size / profile.max), distance
 
 
-def fit(backend: str, precision: str, profile: BatchProfile | None, batch_size: int) -> tuple[int, int, int, float]:
+def default_rank(
+    backend: str, precision: str, profile: BatchProfile | None, batch_size: int
+) -> tuple[int, int, int, float]:
     """Return a file's default rank, smallest first: backend, runs per batch, precision, distance from the optimal size.
 
     Args:
@@ -154,7 +156,7 @@ class Verdicts:
             return "there is no verdict"
         if read_stage(self._artifacts, "verify") is None:
             return f"no manifest of the verify stage vouches for {PARITY}"
-        if not as_recorded(self._artifacts, PARITY):
+        if not matches_manifest(self._artifacts, PARITY):
             return f"{PARITY} was altered since the verify stage wrote it"
         for name in (CARD, KERAS):
             if self._artifacts.has(name):
@@ -162,7 +164,7 @@ class Verdicts:
                     return f"{name} was altered since it was verified"
             elif name == CARD:  # Keras' file may be missing: the hash of the file that serves is compared too
                 return f"{name} is missing"
-        if self._thresholds is not None and self.report.thresholds != by_precision(self._thresholds):
+        if self._thresholds is not None and self.report.thresholds != thresholds_by_precision(self._thresholds):
             return "the verdict was given by other thresholds than the recipe's verify.thresholds"
         return ""
 

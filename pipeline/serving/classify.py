@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from export.errors import DataError, ImageError, add_note
-from export.files import put_file, sync, with_place
+from export.files import add_path, commit_file, sync
 from export.words import count, listed
 from pipeline.data.decode import DecodeSpec
-from pipeline.data.folders import named, other_files
+from pipeline.data.folders import kinds_in_words, other_files
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.messages import EXTENSIONS
 from pipeline.runners.base import Runner
@@ -44,7 +44,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
             below = sorted(path.rglob("*"))
             inside = [p for p in below if _has_image_suffix(p) and p.is_file()]
             _warn_of_left_out(path, below, inside)
-            if left := named(other_files(path, set(inside))):
+            if left := kinds_in_words(other_files(path, set(inside))):
                 others.append(left)
                 if inside:
                     log.warning("left out below %s: %s", path, left)
@@ -178,10 +178,10 @@ def write_rows(
                 whole, images = os.fstat(file.fileno()).st_size, images + 1
                 failed += row["status"] != "ok"
                 bar.update()
-        put_file(partial, output)
+        commit_file(partial, output)
     except BaseException as error:
         if isinstance(error, OSError):
-            with_place(error, output)
+            add_path(error, output)
         if not (keep and images):
             partial.unlink(missing_ok=True)
         elif not _cut(partial, whole) or (images == total and isinstance(error, OSError)):

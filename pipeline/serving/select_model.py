@@ -24,7 +24,7 @@ from pipeline.artifacts.fastest import (
     fastest,
     nearest,
     onnx_contender,
-    runtime_part,
+    speed_options,
 )
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
 from pipeline.artifacts.paths import ONNX, PARITY, Artifacts
@@ -39,8 +39,8 @@ from pipeline.serving.candidates import (
     ON_GPU,
     PREFERENCE,
     Verdicts,
+    default_rank,
     files_to_run,
-    fit,
     misfit,
     why_not_opened,
     why_nothing_runs,
@@ -91,8 +91,8 @@ class Selection:
         return self.why or f"{self.run_name}: {self.verdict}"
 
     def fit(self, batch_size: int) -> tuple[int, int, int, float]:
-        """Return its default rank, smallest first: see `pipeline.serving.candidates.fit`."""
-        return fit(self.backend, self.precision, self.profile, batch_size)
+        """Return its default rank, smallest first: see `pipeline.serving.candidates.default_rank`."""
+        return default_rank(self.backend, self.precision, self.profile, batch_size)
 
     def open(self) -> Runner:
         """Open its runner; log where it serves because it is faster, or although it did not pass."""
@@ -276,7 +276,7 @@ def _other_gpu(serves: Serves, driver: DriverStatus, runtime: RuntimeOptions) ->
     measured, present = (serves.gpu, serves.compute_capability), (gpu.name, gpu.compute_capability)
     if measured != present:
         return f"it ran on {' '.join(measured)}, and this is {' '.join(present)}"
-    if (options := runtime_part(runtime)) != dict(serves.runtime):
+    if (options := speed_options(runtime)) != dict(serves.runtime):
         return f"engines ran with runtime {dict(serves.runtime)}, and will with {options}"
     return ""
 

@@ -22,7 +22,7 @@ from pipeline.recipe.schema import Build, Recipe
 from pipeline.stages.declared import ONNX_FILES
 from pipeline.terminal.command_line import COMMAND, CommandNeededError
 from pipeline.terminal.console import progress_bar
-from pipeline.workflow.environment import choose_tensorrt, machine_environment, why_not_here
+from pipeline.workflow.environment import choose_tensorrt, explain_no_gpu, machine_environment
 from pipeline.workflow.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Built:
             log.info("  kept, as they were built from the same ONNX files: %s", listed(kept))
         return Built({}, tuple(kept), why)
     _check_sources(inputs, section.precisions, trt)
-    if not_here := why_not_here(trt, section.targets):
+    if not_here := explain_no_gpu(trt, section.targets):
         log.warning("%s", not_here)
     options = build_options(section)
     plans = [(precision, *named) for precision in section.precisions for named in profiles(section).items()]

@@ -56,11 +56,11 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     if parity.verdict != INCONCLUSIVE:
         return result
     needed = max(hop.images_to_decide or 0 for hop in parity.hops)
-    unused, in_all = where_more_are(inputs, settings.verify.max_images, needed)
+    unused, in_all = count_further_images(inputs, settings.verify.max_images, needed)
     return replace(result, images_to_decide=needed, images_left=unused, images_in_all=in_all)
 
 
-def where_more_are(inputs: Inputs, most: int, needed: int) -> tuple[int | None, int | None]:
+def count_further_images(inputs: Inputs, most: int, needed: int) -> tuple[int | None, int | None]:
     """Count the test images that verify.max_images leaves out, and the images in all that give enough for a verdict.
 
     Args:

@@ -159,7 +159,7 @@ def closest(value: object, known: Iterable[object], cutoff: float = 0.5) -> str 
     return names[matches[0]] if matches else None
 
 
-def meant(value: object, known: Iterable[object], cutoff: float = 0.5) -> str:
+def suggest_closest(value: object, known: Iterable[object], cutoff: float = 0.5) -> str:
     """Return the closest name as a question, " Did you mean 'x'?"; empty if none is close."""
     name = closest(value, known, cutoff)
     return f" Did you mean {name!r}?" if name else ""
@@ -214,7 +214,9 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             known = list(action.choices)
             what = "a verb" if isinstance(action, argparse._SubParsersAction) else action.option_strings[-1]
-            self.error(f"Expected {what} of {', '.join(map(str, known))}. Received: {value}.{meant(value, known)}")
+            self.error(
+                f"Expected {what} of {', '.join(map(str, known))}. Received: {value}.{suggest_closest(value, known)}"
+            )
 
     def _verbs(self) -> dict[str, Parser]:
         subparsers = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
@@ -249,7 +251,7 @@ def _left_over(unknown: Sequence[str], words: Sequence[str], options: Collection
         key = f"{name.lstrip('-')}={value if equals else 'VALUE'}"
         return f"Expected an option. Received: {word}. A key of the recipe is given by --set {key}"
     return (
-        f"Expected an option that this verb has. Received: {name}.{meant(name, options, cutoff=0.7)} "
+        f"Expected an option that this verb has. Received: {name}.{suggest_closest(name, options, cutoff=0.7)} "
         "A key of the recipe is given by --set section.key=value."
     )
 

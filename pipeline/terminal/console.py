@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_threads(function: Callable[[T], R], items: Sequence[T], description: str, unit: str = "img") -> Iterator[R]:
+def map_in_threads(function: Callable[[T], R], items: Sequence[T], description: str, unit: str = "img") -> Iterator[R]:
     """Yield the function's result for each item, in order, with a progress bar.
 
     Args:

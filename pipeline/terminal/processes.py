@@ -19,7 +19,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. It is a KeyboardInterrupt, so that the same code cleans up."""
 
 
-def raise_as(status: int) -> None:
+def raise_interruption(status: int) -> None:
     """Raise the interruption that ended a child process; do nothing if the child ended by itself.
 
     Args:

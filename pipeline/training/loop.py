@@ -15,7 +15,7 @@ import numpy as np
 from export.errors import ModelError
 from export.words import count
 from pipeline.data.dataset import ImageSet, Pixels
-from pipeline.models.classifier import Built
+from pipeline.models.classifier import BuiltClassifier
 from pipeline.recipe.schema import Augment, Recipe, Train
 from pipeline.terminal.console import progress_bar
 from pipeline.training.checkpoint import Checkpoint, Epoch, Progress
@@ -23,12 +23,12 @@ from pipeline.training.inputs import Batches, Features, Images, Source, compute_
 
 log = logging.getLogger(__name__)
 
-SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy")  # in this order, after each epoch
+LOGGED_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # in this order, after each epoch
 
 
 def fit(
     recipe: Recipe,
-    built: Built,
+    built: BuiltClassifier,
     images: ImageSet,
     pixels: Pixels,
     checkpoint: Checkpoint | None = None,
@@ -103,7 +103,7 @@ def _run_phase(
 
     def after_epoch(epoch: int, logs: Mapping[str, float]) -> None:
         values = {name: float(number) for name, number in logs.items()}
-        numbers = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN if name in values)
+        numbers = ", ".join(f"{name} {values[name]:.4f}" for name in LOGGED_METRICS if name in values)
         log.info("  %s epoch %d/%d: %s", phase, epoch + 1, options.epochs, numbers)
         if not all(map(math.isfinite, values.values())):
             raise ModelError(
@@ -147,7 +147,7 @@ def _compile(model: keras.Model, settings: Train, options: Any, steps: int) -> N
 
 
 def _on_features(
-    built: Built, train: Source, validation: Source | None, limit_mib: int
+    built: BuiltClassifier, train: Source, validation: Source | None, limit_mib: int
 ) -> tuple[keras.Model, tuple[Source, Source | None]]:
     """Return the head alone, sharing its layers with the model, and the features it is trained on.
 

@@ -21,7 +21,7 @@ from pipeline.artifacts.results import Trained
 from pipeline.data.dataset import ImageSet, Pixels
 from pipeline.data.decode import DecodeSpec
 from pipeline.data.sample import Sample
-from pipeline.models.classifier import Built, build_classifier
+from pipeline.models.classifier import BuiltClassifier, build_classifier
 from pipeline.models.import_model import import_model
 from pipeline.models.model_card import ModelCard, source_of, write_card
 from pipeline.models.weights import set_weights
@@ -79,7 +79,7 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
         )
         if settings.train.save_backbone:
             built.backbone.save_weights(out / "backbone.weights.h5")
-    shown, labels = pixels.all(list(islice(one_of_each(images.splits["train"]), _SHOWN)), "sample images")
+    shown, labels = pixels.all(list(islice(interleave_classes(images.splits["train"]), _SHOWN)), "sample images")
     np.savez(out / "samples.npz", pixels=shown, labels=labels)
     model.save(out / "model.keras", include_optimizer=False)
     card = replace(
@@ -107,13 +107,13 @@ def _some_images(images: ImageSet, decode: DecodeSpec) -> np.ndarray | None:
     """Decode some images of several classes; None where none can be read (later stages count those)."""
     samples = [sample for split in ("calibration", "test", "train") for sample in images.splits[split]]
     decoded = []
-    for sample in islice(one_of_each(samples), _COMPARED_ON):
+    for sample in islice(interleave_classes(samples), _COMPARED_ON):
         with contextlib.suppress(ImageError):
             decoded.append(decode.pixels(sample.read()))
     return np.stack(decoded) if decoded else None
 
 
-def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
+def interleave_classes(samples: Sequence[Sample]) -> Iterator[Sample]:
     """Yield the first sample of every class, then the second of every class, and so on."""
     classes: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -124,7 +124,7 @@ def one_of_each(samples: Sequence[Sample]) -> Iterator[Sample]:
 
 def _train_new(
     settings: Recipe, images: ImageSet, pixels: Pixels, out: Path, checkpoint: Checkpoint | None
-) -> tuple[Built, list[Epoch]]:
+) -> tuple[BuiltClassifier, list[Epoch]]:
     """Build and train a model, on all GPUs of the machine and, by default, in mixed precision where there are any."""
     gpus = tf.config.list_physical_devices("GPU")
     mixed = {"always": True, "never": False}.get(settings.train.mixed_precision, bool(gpus))

@@ -9,7 +9,7 @@ import numpy as np
 from export.errors import DeviceUnavailableError, ProjectError
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, NOT_RUN, PASS
-from pipeline.runners.base import Runner, Top, top_of
+from pipeline.runners.base import Runner, Top, top_k_of
 from pipeline.verification.parity import Answer, Candidate, Finding
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def evaluate(
                 outputs = runner.infer(batch)
                 parts.append(outputs.logits)
                 if runner.graph_top_k:
-                    wrong.append(wrong_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
+                    wrong.append(mismatched_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
                 advance(len(batch))
             top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
             return Answer(np.concatenate(parts), PASS, top=top)
@@ -69,7 +69,7 @@ def _top(wrong: np.ndarray, k: int) -> Finding:
     )
 
 
-def wrong_images(top: Top, probabilities: np.ndarray) -> np.ndarray:
+def mismatched_images(top: Top, probabilities: np.ndarray) -> np.ndarray:
     """Find the images whose best classes, or their probabilities, contradict the probabilities of all classes.
 
     Equal probabilities may come in any order, as TensorRT guarantees none.
@@ -86,7 +86,7 @@ def wrong_images(top: Top, probabilities: np.ndarray) -> np.ndarray:
     valid = (top.classes >= 0) & (top.classes < probabilities.shape[1])
     classes = np.where(valid, top.classes, 0)
     own = np.take_along_axis(probabilities, classes, axis=1)
-    best = top_of(probabilities, classes.shape[1]).probabilities
+    best = top_k_of(probabilities, classes.shape[1]).probabilities
     repeated = (np.diff(np.sort(classes, axis=1), axis=1) == 0).any(axis=1)
     close = partial(np.isclose, rtol=RELATIVE, atol=ABSOLUTE)
     return np.asarray(repeated | ~(valid & close(own, best) & close(top.probabilities, own)).all(axis=1))

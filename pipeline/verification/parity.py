@@ -34,9 +34,9 @@ from pipeline.artifacts.parity_report import (
     Kind,
     ParityReport,
     Verdict,
-    by_precision,
     overall_verdict,
     run_name,
+    thresholds_by_precision,
 )
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
@@ -158,10 +158,12 @@ def judge(
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
-    return ParityReport(overall_verdict(hops), subjects, by_precision(thresholds), tuple(hops), tuple(warnings))
+    return ParityReport(
+        overall_verdict(hops), subjects, thresholds_by_precision(thresholds), tuple(hops), tuple(warnings)
+    )
 
 
-def find(comparison: Comparison, limits: Thresholds, noise: FloatNoise | None = None) -> list[Finding]:
+def check_thresholds(comparison: Comparison, limits: Thresholds, noise: FloatNoise | None = None) -> list[Finding]:
     """Compare distances with every threshold that is set; NaN and infinity always fail.
 
     Args:
@@ -285,7 +287,7 @@ def _hop(
         accuracy_drop_interval=comparison.accuracy_drop_interval,
         mcnemar=comparison.mcnemar,
     )
-    return _concluded(hop, find(comparison, limits, noise))
+    return _concluded(hop, check_thresholds(comparison, limits, noise))
 
 
 def _finite(value: float) -> float | None:

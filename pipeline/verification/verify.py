@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import ProjectError
-from export.metrics.distances import IMAGES, FloatNoise, noise_of
+from export.metrics.distances import IMAGES, FloatNoise, read_noise
 from export.records import parse_json
 from export.tensorrt.sidecar import read_sidecar, sidecar_path
 from export.words import aligned
@@ -20,7 +20,7 @@ from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.engines import engine_sources, engines, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
-from pipeline.artifacts.manifest import as_recorded
+from pipeline.artifacts.manifest import matches_manifest
 from pipeline.artifacts.parity_report import (
     CUDA,
     FAIL,
@@ -29,8 +29,8 @@ from pipeline.artifacts.parity_report import (
     PASS,
     Hop,
     ParityReport,
-    allowed,
-    not_run,
+    describe_relative_limit,
+    files_not_run,
 )
 from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
 from pipeline.data.dataset import Pixels, check_classes, check_readable
@@ -197,9 +197,10 @@ def parity_table(parity: ParityReport) -> str:
     ]
     lines = aligned([("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict"), *rows])
     lines += [
-        f"  not run: {', '.join(names)}: {why or 'no reason is known'}" for why, names in not_run(parity.hops).items()
+        f"  not run: {', '.join(names)}: {why or 'no reason is known'}"
+        for why, names in files_not_run(parity.hops).items()
     ]
-    permitted = allowed(parity.hops)
+    permitted = describe_relative_limit(parity.hops)
     return "\n".join([*lines, *([f"  {permitted}"] if permitted else []), f"  verdict: {parity.verdict}"])
 
 
@@ -255,13 +256,13 @@ def _read_reference(inputs: Inputs) -> tuple[dict[str, object], dict[str, np.nda
     path = inputs.path(REFERENCE)
     if not path.is_file():
         return {}, None, None
-    vouched = as_recorded(inputs, REFERENCE)
+    vouched = matches_manifest(inputs, REFERENCE)
     try:
         if not vouched:
             raise ValueError("it is not what the verify stage wrote")
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
         meta = parse_json(arrays.pop("meta").tobytes(), "meta")
-        noise = noise_of(meta)
+        noise = read_noise(meta)
         meta.pop("noise", None)
         return meta, arrays, noise
     except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is computed again

@@ -12,14 +12,14 @@ from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.paths import CARD, Artifacts
 from pipeline.artifacts.results import Unreadable
 from pipeline.data.class_names import in_model_order, model_names
-from pipeline.data.dataset import ImageSet, deal
+from pipeline.data.dataset import ImageSet, split_images
 from pipeline.data.decode import DecodeSpec
-from pipeline.data.sample import DataMissingError, Found, find_damaged, recorded_damage
+from pipeline.data.sample import DataMissingError, SourceImages, find_damaged, recorded_damage
 from pipeline.data.sources import read_source
 from pipeline.data.splits import check_split_sizes, needed_images
 from pipeline.models.model_card import ModelCard, read_card, refuse_disagreement
-from pipeline.recipe.load import override_tree, section_of
-from pipeline.recipe.locate import where_else
+from pipeline.recipe.load import find_section, override_tree
+from pipeline.recipe.locate import suggest_path
 from pipeline.recipe.model_rules import check_with_classes
 from pipeline.recipe.rules import unread_by_finished
 from pipeline.recipe.runtime import RuntimeOptions
@@ -102,17 +102,17 @@ class Context:
         Images found damaged when the model was trained are left out by every stage.
 
         Raises:
-            DataError: See ``pipeline.data.dataset.deal``.
+            DataError: See ``pipeline.data.dataset.split_images``.
         """
         return self._deal(recorded_damage(read_manifest(self.folder("train"))), ())
 
     @cached_property
-    def _found(self) -> Found:
+    def _found(self) -> SourceImages:
         return read_source(self.recipe.data)
 
     def _deal(self, damaged: Mapping[str, str], known: Sequence[Unreadable]) -> ImageSet:
         recipe = self.recipe
-        images = deal(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
+        images = split_images(self._found, recipe.data, trains=not recipe.model.finished, damaged=damaged)
         images = in_model_order(images, model_names(recipe.model.classes))
         for level, line in images.log_lines(recipe.model.finished, known):
             self.say_once(level, line)
@@ -181,14 +181,14 @@ class Context:
         except DataMissingError as error:
             if key not in recorded or self._given_by_option("data.path", "data.classes"):
                 raise
-            why = f"{error}{where_else(str(error), self.recipe_path, self.overrides)}"
+            why = f"{error}{suggest_path(str(error), self.recipe_path, self.overrides)}"
             self.say_once(
                 logging.WARNING, f"the images are not on this machine; their recorded digests are used: {why}"
             )
             return {name: recorded[name] for name in (key, "data/classes")}
 
     def _given_by_option(self, *keys: str) -> bool:
-        places = (section_of(override_tree(override), key) for override in self.overrides for key in keys)
+        places = (find_section(override_tree(override), key) for override in self.overrides for key in keys)
         return any(key in section for section, key in places)
 
     def external(self, name: str, path: str, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -200,7 +200,7 @@ class Context:
         if Path(path).exists():
             return {name: sha256_path(Path(path))}
         if name in recorded and not self._given_by_option(name):
-            place = where_else(path, self.recipe_path, self.overrides)
+            place = suggest_path(path, self.recipe_path, self.overrides)
             self.say_once(logging.WARNING, f"{path} does not exist; the recorded digest of {name} is used.{place}")
             return {name: recorded[name]}
         raise ProjectError(f"{name}: expected a file. Received: {path}, which does not exist.")

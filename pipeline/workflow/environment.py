@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from export.tensorrt.driver import AMPERE, Device, as_numbers, driver_status, no_support, supports_advised
+from export.tensorrt.driver import AMPERE, Device, driver_status, no_support, supports_advised, version_numbers
 from export.tensorrt.library import FLAVOURS, INSTALL, TensorRT, find_tensorrt, why_missing
 from pipeline.recipe.schema import Recipe
 from pipeline.runners.onnxruntime import BACKENDS, is_installed, why_not
@@ -29,7 +29,7 @@ def choose_tensorrt(flavour: str) -> tuple[TensorRT | None, str]:
     return None, "; ".join(reasons)
 
 
-def why_not_here(trt: TensorRT, targets: Sequence[str] = ()) -> str:
+def explain_no_gpu(trt: TensorRT, targets: Sequence[str] = ()) -> str:
     """Explain why engines of a TensorRT run on no GPU of this machine; "" if they may run on one.
 
     Args:
@@ -40,7 +40,12 @@ def why_not_here(trt: TensorRT, targets: Sequence[str] = ()) -> str:
     what = f"what {trt.flavour} {trt.version} builds here does not run on this machine."
     if refuses_all(trt, devices):
         return f"{what} {_no_support(trt.flavour, devices[0])}"
-    if trt.targets and devices and not targets and all(as_numbers(gpu.compute_capability) < AMPERE for gpu in devices):
+    if (
+        trt.targets
+        and devices
+        and not targets
+        and all(version_numbers(gpu.compute_capability) < AMPERE for gpu in devices)
+    ):
         return (
             f"{what} Its GPU has to be named as a target: --set 'build.targets=[\"{devices[0].compute_capability}\"]'"
         )

@@ -24,7 +24,7 @@ from pipeline.artifacts.manifest import (
     without_defaults,
     write_manifest,
 )
-from pipeline.artifacts.output import explaining_full_disk, require_space
+from pipeline.artifacts.output import explain_full_disk, require_space
 from pipeline.artifacts.paths import CARD
 from pipeline.data.dataset import ImageSet
 from pipeline.data.splits import check_split_sizes
@@ -157,7 +157,7 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
     start = time.perf_counter()
     try:
         with replacing_folder(folder) as temporary:
-            with explaining_full_disk(folder), context.invocation.completing_errors():
+            with explain_full_disk(folder), context.invocation.completing_errors():
                 result = stage.run(stage.hand_over(context, key), stage.settings(context), temporary)
             seconds = time.perf_counter() - start
             manifest = write_manifest(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.contract.bindings import ALL, ROOT, Unavailable, read
+from export.files import ROOT
+from tests.contract.bindings import ALL, Unavailable, read
 from tests.contract.capability_table import names_needed
 from tests.contract.names import TABLE, write_table
 

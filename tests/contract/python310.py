@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.contract.bindings import ROOT
+from export.files import ROOT
 
 # Where there is no 3.10 to ask, at least what one is tempted to use.
 NEWER = {

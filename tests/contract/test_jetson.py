@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.files import ROOT
 from export.tensorrt.driver import DriverStatus
 from pipeline.cli import commands
 from pipeline.runners import onnxruntime
@@ -27,7 +28,7 @@ from pipeline.runners.tensorrt import runner
 from pipeline.serving import candidates, select_model
 from pipeline.stages import verify
 from tests.conftest import Chain, copy_chain
-from tests.contract.bindings import ROOT, Unavailable, find_python
+from tests.contract.bindings import Unavailable, find_python
 from tests.contract.python310 import NEWER, newer_names, path_of, source_of, syntax_errors
 from tests.contract.test_portable import import_in
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from export.files import ROOT
 from export.tensorrt.library import find_tensorrt, why_missing
 from export.tensorrt.sidecar import read_sidecar
-from tests.contract.bindings import ROOT, Unavailable, find_python
+from tests.contract.bindings import Unavailable, find_python
 from tests.contract.python310 import library_names, newer_names, path_of, source_of, syntax_errors
 from tests.tiny_onnx import classifier
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.errors import ProjectError
-from export.records import DEEPEST, MOST_BYTES, MOST_VALUES, parse_json, read_json_file
+from export.records import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_json, read_json_file
 from export.tensorrt.sidecar import read_sidecar, sidecar_path
 from pipeline.artifacts.files import read_json
 
@@ -27,11 +27,11 @@ def test_reads_what_python_reads(value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("[" * 100_000 + "]" * 100_000, f"a.json: nested more than {DEEPEST} deep"),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, f"nested more than {DEEPEST} deep"),
-        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), f"nested more than {DEEPEST} deep"),
-        ("[" + "[]," * MOST_VALUES + "0]", "values, where at most"),
-        (" " * (MOST_BYTES + 1), "bytes, where at most"),
+        ("[" * 100_000 + "]" * 100_000, f"a.json: nested more than {MAX_DEPTH} deep"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, f"nested more than {MAX_DEPTH} deep"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} deep"),
+        ("[" + "[]," * MAX_VALUES + "0]", "values, where at most"),
+        (" " * (MAX_BYTES + 1), "bytes, where at most"),
         ("1" * 100_000, "a number of 100,000 digits"),
         ("-" + "1" * 5_000, "a number of 5,001 digits"),
         ("1e999999", "1e999999, which is none"),
@@ -48,7 +48,7 @@ def test_out_of_bounds(text: str | bytes, found: str) -> None:
 
 
 def test_the_deepest_that_is_read() -> None:
-    text = "[" * DEEPEST + "]" * DEEPEST
+    text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert json.dumps(parse_json(text, "a.json")) == text
 
 

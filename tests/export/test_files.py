@@ -13,8 +13,8 @@ import pytest
 from export.errors import ProjectError
 from export.files import (
     ROOT,
-    put_file,
-    put_folder,
+    commit_file,
+    commit_folder,
     replacing_file,
     replacing_files,
     replacing_folder,
@@ -136,7 +136,7 @@ def test_the_disk_has_a_file_before_its_name_and_the_name_before_it_goes_on(
     assert seen[0].startswith(".a.tmp-")
     assert seen[1:] == ["-> a", tmp_path.name]
     (tmp_path / "a.partial").write_text("rows")
-    put_file(tmp_path / "a.partial", tmp_path / "a")
+    commit_file(tmp_path / "a.partial", tmp_path / "a")
     assert seen[3:] == ["a.partial", "-> a", tmp_path.name]
 
 
@@ -149,7 +149,7 @@ def test_the_disk_has_the_files_of_a_folder_before_its_name(tmp_path: Path, monk
             (folder / name).write_text("text")
             (folder / name).chmod(0o444)  # as archives bring them
         (folder / "deep" / "nowhere").symlink_to("x")
-        put_folder(folder, tmp_path / "stage")
+        commit_folder(folder, tmp_path / "stage")
     assert sorted(seen[:4]) == sorted(["a", "b", "deep", folder.name])
     assert seen[4:] == ["-> stage", tmp_path.name]
     assert names(tmp_path) == ["stage", "stage/a", "stage/deep", "stage/deep/b", "stage/deep/nowhere"]
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_former_one_there(
 
     monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(OSError, match="Input/output"):
-        put_folder(tmp_path / "new", tmp_path / "stage")
+        commit_folder(tmp_path / "new", tmp_path / "stage")
     assert (tmp_path / "stage" / "a").read_text() == "stage"
     assert names(tmp_path) == ["new", "new/a", "stage", "stage/a"]
 
@@ -191,7 +191,7 @@ def test_a_folder_takes_no_files_place(tmp_path: Path) -> None:
     (tmp_path / "stage").write_text("mine")
     (tmp_path / "new").mkdir()
     with pytest.raises(ProjectError, match=r"Received: a file\. Move it away"):
-        put_folder(tmp_path / "new", tmp_path / "stage")
+        commit_folder(tmp_path / "new", tmp_path / "stage")
     assert names(tmp_path) == ["new", "stage"]
 
 

@@ -17,9 +17,9 @@ from export.metrics.confidence import McNemar
 from export.preprocessing import PreprocessingSpec
 from export.records import to_json
 from export.tensorrt.sidecar import (
-    AskedLayers,
     BatchProfile,
-    FoundLayers,
+    EngineLayers,
+    RequestedLayers,
     Sidecar,
     sha256_file,
     sidecar_path,
@@ -30,7 +30,7 @@ from pipeline.artifacts.fastest import Serves
 from pipeline.artifacts.files import sha256_bytes, write_json
 from pipeline.artifacts.machine import Cpu, Gpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
-from pipeline.artifacts.parity_report import Hop, ParityReport, by_precision, overall_verdict, write_parity
+from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision, write_parity
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.model_card import ModelCard, write_card
 from pipeline.recipe.load import load_recipe
@@ -228,8 +228,8 @@ class Artifacts:
             tensors=(),
             options={},
             seconds=2.5,
-            asked=AskedLayers(precision, {precision: 20, "fp32": 1}, {}),
-            found=FoundLayers(21, convolutions={"int8": 19, "fp16": 2}) if "int8" in precision else None,
+            asked=RequestedLayers(precision, {precision: 20, "fp32": 1}, {}),
+            found=EngineLayers(21, convolutions={"int8": 19, "fp16": 2}) if "int8" in precision else None,
             warnings=("a convolution is FP32",) if precision == "fp16" else (),
         )
 
@@ -272,7 +272,7 @@ class Artifacts:
         subjects = self.digests("train/model.keras", "train/model.json", "verify/reference.npz", *ONNX[:3])
         for name in self.plans:
             subjects |= self.digests(name, sidecar_path(name).as_posix())
-        asked = by_precision(self.context.recipe.verify.thresholds)
+        asked = thresholds_by_precision(self.context.recipe.verify.thresholds)
         hops = tuple(self.hops)
         write_parity(
             root / "verify/parity.json", ParityReport(overall_verdict(hops), subjects, asked, hops, self.warnings)

@@ -25,7 +25,7 @@ import onnx
 from benchmarks.peers.quantizers.tools import PEERS, TOOLS, Int8Placement, PixelReader, placement, read_images
 from benchmarks.telemetry import peak_memory_mib
 from export.errors import ProjectError
-from export.files import put_file, temporary_folder, write_atomic
+from export.files import commit_file, temporary_folder, write_atomic
 from export.records import to_json
 from export.tensorrt.sidecar import sha256_file
 from export.words import count
@@ -163,7 +163,7 @@ def run_peer(name: str, model: Path, images: Path, out: Path, *, limit: int, see
         )
         # The sidecar is written last, so that its model is complete wherever it exists.
         (out / f"{name}.json").unlink(missing_ok=True)
-        put_file(int8, out / f"{name}.onnx")
+        commit_file(int8, out / f"{name}.onnx")
         write_atomic(out / f"{name}.json", json.dumps(to_json(sidecar), indent=2) + "\n")
     return sidecar
 

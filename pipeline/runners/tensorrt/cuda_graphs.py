@@ -18,13 +18,13 @@ from pipeline.runners.tensorrt.engine import EngineSession
 
 log = logging.getLogger(__name__)
 
-LIMIT = 8  # graphs, because each needs a context; further batch sizes run without one
+MAX_GRAPHS = 8  # graphs, because each needs a context; further batch sizes run without one
 _AFTER = 2  # requests of a batch size before it gets a graph
 
 Key = tuple[int, tuple[str, ...]]
 
 
-class Graphs:
+class CudaGraphs:
     """A graph for each repeated batch size; it runs the batch of the first slot and downloads the outputs.
 
     Args:
@@ -76,8 +76,8 @@ class Graphs:
         cuda = self._lane.stream.cuda
         if not (cuda.graphs or self._session.trt.jit):
             return self._refuse(key, f"{cuda.name} has none; runtime.cuda: bindings has", logging.INFO)
-        if len(self._launchers) >= LIMIT:
-            return self._refuse(key, f"there are {LIMIT} already, which is the limit", logging.INFO)
+        if len(self._launchers) >= MAX_GRAPHS:
+            return self._refuse(key, f"there are {MAX_GRAPHS} already, which is the limit", logging.INFO)
         try:
             with ExitStack() as stack:
                 self._launchers[key] = self._capture(key, stack)

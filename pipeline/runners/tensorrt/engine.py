@@ -17,7 +17,7 @@ from typing import Any
 from export.errors import OutOfMemoryError, RunnerError
 from export.files import write_atomic
 from export.tensorrt.library import TensorRT
-from export.tensorrt.sidecar import INPUT, REBUILD, Sidecar, home_of, sha256_file
+from export.tensorrt.sidecar import INPUT, REBUILD, Sidecar, artifacts_folder, sha256_file
 from pipeline.runners.cuda.api import SMALLER
 from pipeline.runners.cuda.resources import DeviceBuffer, Stream
 
@@ -125,7 +125,7 @@ class EngineSession:
 
     def _refit(self, sidecar: Sidecar) -> None:
         """Load the weights of a stripped engine from the ONNX file that it was built from."""
-        source = home_of(self.plan_path) / str(sidecar.onnx_file)
+        source = artifacts_folder(self.plan_path) / str(sidecar.onnx_file)
         if not source.is_file() or sha256_file(source) != sidecar.onnx_sha256:
             raise RunnerError(
                 f"Expected {source} with sha256 {sidecar.onnx_sha256}: the plan {self.plan_path} holds no weights. "

@@ -17,7 +17,7 @@ from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.cuda.api import CudaApi
 from pipeline.runners.cuda.resources import DeviceBuffer, PinnedBuffer, Stream
 from pipeline.runners.tensorrt.buffers import BufferRing, Lane, Tensor
-from pipeline.runners.tensorrt.cuda_graphs import Graphs
+from pipeline.runners.tensorrt.cuda_graphs import CudaGraphs
 from pipeline.runners.tensorrt.engine import EngineContext, EngineSession
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class OpenEngine:
         """Create contexts, streams and buffers for batches up to `max_batch`; they are released in reverse order."""
         lanes, memories = zip(*(self._make_lane(session, stack) for _ in range(self._options.contexts)))
         self.ring = BufferRing(self.cuda, stack, list(self.tensors.values()), self.max_batch, self.min_batch, lanes)
-        self.graphs = Graphs(session, memories[0], lanes[0], self.ring, self._options.graphs)
+        self.graphs = CudaGraphs(session, memories[0], lanes[0], self.ring, self._options.graphs)
         stack.callback(self._release)
         # Run the largest batch once: libraries load and compile kernels in the first run, and may lack memory for it.
         for lane in lanes:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from export.files import ROOT
 from export.tensorrt.driver import driver_status
 from tests.benchmarks.visits import make_artifacts
 from tests.conftest import Chain
 from tests.contract.test_portable import REFUSER
-from tests.readme import ROOT
 
 pytestmark = pytest.mark.skipif(bool(driver_status()), reason="there is a GPU here")
 SAID = "Expected an NVIDIA GPU and TensorRT. Received: no NVIDIA driver"

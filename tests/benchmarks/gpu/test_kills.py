@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from export.files import ROOT
 from pipeline.artifacts.gpu_evidence import GpuEvidence, read_gpu_evidence
-from tests.readme import ROOT
 
 WRITES = 240  # of a whole visit on the fakes there are more; each change puts a JSON file in its place, then a page
 MOMENTS = sorted(random.Random(15).sample(range(2, WRITES), 8))

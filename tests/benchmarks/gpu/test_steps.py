@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.plan import Estimates, Planned, make_steps
+from benchmarks.gpu.plan import Estimates, PlannedStep, run_steps
 from benchmarks.gpu.record import CUT_SHORT, MARGIN, Record
 from export.errors import ProjectError
 from pipeline.artifacts.gpu_evidence import read_gpu_evidence
@@ -33,8 +33,10 @@ class Clock:
 
         return work
 
-    def step(self, name: str, guess: float, takes: float, kind: str = "", leads_to: tuple[str, ...] = ()) -> Planned:
-        return Planned(name, kind or name, guess, self.work(name, takes), leads_to=leads_to)
+    def step(
+        self, name: str, guess: float, takes: float, kind: str = "", leads_to: tuple[str, ...] = ()
+    ) -> PlannedStep:
+        return PlannedStep(name, kind or name, guess, self.work(name, takes), leads_to=leads_to)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def record(tmp_path: Path) -> Record:
 def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) -> None:
     clock = Clock()
     steps = [clock.step("a", 50, 50), clock.step("b", 100, 1), clock.step("c", 40, 20), clock.step("d", 40, 1)]
-    make_steps(steps, record, 100, clock)
+    run_steps(steps, record, 100, clock)
     assert clock.worked == ["a", "c"]
     kept = {step.name: step for step in read_gpu_evidence(record.path).steps}
     assert [kept[name].state for name in "abcd"] == ["done", "skipped", "done", "skipped"]
@@ -53,18 +55,18 @@ def test_what_no_longer_fits_is_skipped_and_what_does_is_made(record: Record) ->
     assert (kept["c"].expected_seconds, kept["c"].seconds) == (40, 20)
     assert (kept["b"].expected_seconds, kept["b"].seconds) == (100, None)
     exact = Clock()
-    make_steps([exact.step("a", 60, 60), exact.step("b", 40, 1)], record, 100, exact)
+    run_steps([exact.step("a", 60, 60), exact.step("b", 40, 1)], record, 100, exact)
     assert exact.worked == ["a", "b"], "what fits to the second is made"
 
 
 def test_what_the_first_took_is_expected_of_the_next(record: Record) -> None:
     clock = Clock()
     steps = [clock.step(name, 90, 10, "build") for name in ("fp16", "int8", "fp32")]
-    make_steps(steps, record, 95, clock)
+    run_steps(steps, record, 95, clock)
     assert clock.worked == ["fp16", "int8", "fp32"]
     assert step_of(record.evidence, "fp32").expected_seconds == 10
     slow = Clock()
-    make_steps([slow.step(name, 10, 60, "build") for name in ("fp16", "int8")], record, 100, slow)
+    run_steps([slow.step(name, 10, 60, "build") for name in ("fp16", "int8")], record, 100, slow)
     assert slow.worked == ["fp16"]
     assert step_of(record.evidence, "int8").why == "it takes about 60 s; 40 s are left"
 
@@ -76,7 +78,7 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
         clock.step("build int8", 40, 40, "build", ("time",)),
         clock.step("time", 30, 30),
     ]
-    make_steps(steps, record, 100, clock)
+    run_steps(steps, record, 100, clock)
     assert clock.worked == ["build fp16", "time"]
     said = "it takes about 70 s with time, which needs it; 60 s are left"
     assert step_of(record.evidence, "build int8").why == said
@@ -85,7 +87,7 @@ def test_a_step_leaves_room_for_what_it_is_made_for(record: Record) -> None:
 def test_without_a_limit_everything_is_made(record: Record) -> None:
     clock = Clock()
     absent = replace(clock.step("b", 1, 1), why_not=lambda: "no file")
-    make_steps([clock.step("a", 1e6, 1e6), absent], record, None, clock)
+    run_steps([clock.step("a", 1e6, 1e6), absent], record, None, clock)
     assert clock.worked == ["a"]
     assert (step_of(record.evidence, "b").state, step_of(record.evidence, "b").why) == ("skipped", "no file")
 
@@ -101,15 +103,15 @@ def test_estimates_are_the_mean_of_what_was_seen() -> None:
 
 def test_the_step_under_way_is_written_before_it_is_made(record: Record) -> None:
     seen = []
-    step = Planned("a", "a", 1, lambda: seen.append(step_of(read_gpu_evidence(record.path), "a").state))
-    make_steps([step], record, None)
+    step = PlannedStep("a", "a", 1, lambda: seen.append(step_of(read_gpu_evidence(record.path), "a").state))
+    run_steps([step], record, None)
     assert seen == ["running"]
 
 
 def test_each_step_says_how_many_there_are(record: Record, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "benchmarks.gpu")
     clock = Clock()
-    make_steps([clock.step("a", 20, 20), clock.step("b", 5, 5)], record, 60, clock)
+    run_steps([clock.step("a", 20, 20), clock.step("b", 5, 5)], record, 60, clock)
     assert [record.getMessage() for record in caplog.records] == [
         "2 steps, about 1 minute by a first guess, and at most 1: what no longer fits is skipped",
         "1/2 a, about 20 s of 60 s left",
@@ -147,7 +149,7 @@ def test_a_step_that_hangs_is_cut_short(
         ended.set()
 
     with record.watched(2.0, leave):
-        make_steps([Planned("hangs", "x", 0.0, hang)], record, 1.0)
+        run_steps([PlannedStep("hangs", "x", 0.0, hang)], record, 1.0)
     assert seconds == [2.0 + MARGIN]
     assert (states, left) == (["cut short", "running", True], [CUT_SHORT])
     assert f"the step hangs does not end: cut short, the results so far are in {record.path}" in caplog.text
@@ -165,13 +167,13 @@ def test_a_step_that_cannot_be_asked_or_that_leaves_does_not_end_the_visit(recor
 
     clock = Clock()
     steps = [
-        Planned("a", "a", 1, clock.work("a", 1), broken),
-        Planned("b", "b", 1, leaves),
-        Planned("c", "c", 1, lambda: record.change(asked={"features": {"avx2"}})),  # JSON has no sets
-        Planned("d", "d", 1, lambda: record.change(machine={"cpu": "text"})),  # the page wants an object
+        PlannedStep("a", "a", 1, clock.work("a", 1), broken),
+        PlannedStep("b", "b", 1, leaves),
+        PlannedStep("c", "c", 1, lambda: record.change(asked={"features": {"avx2"}})),  # JSON has no sets
+        PlannedStep("d", "d", 1, lambda: record.change(machine={"cpu": "text"})),  # the page wants an object
         clock.step("e", 1, 1),
     ]
-    make_steps(steps, record, None, clock)
+    run_steps(steps, record, None, clock)
     assert clock.worked == ["e"]
     kept = {step.name: (step.state, step.why) for step in read_gpu_evidence(record.path).steps}
     assert kept["a"] == ("skipped", "ValueError: torch.__spec__ is None")

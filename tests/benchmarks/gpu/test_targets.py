@@ -6,7 +6,7 @@ from typing import Literal, cast
 from benchmarks.gpu.markdown import judge_targets, target_table
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.gpu_evidence import Measures, Parity, TimedRow
-from pipeline.artifacts.parity_report import by_precision, overall_verdict
+from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
 from pipeline.recipe.schema import VerifyThresholds
 from tests.made_records import make_hop
 
@@ -34,7 +34,7 @@ ROWS = [
 
 def parity(*verdicts: str) -> Parity:
     hops = tuple(make_hop(f"fp16-{number}", verdict) for number, verdict in enumerate(verdicts))
-    return Parity(overall_verdict(hops), by_precision(VerifyThresholds()), hops)
+    return Parity(overall_verdict(hops), thresholds_by_precision(VerifyThresholds()), hops)
 
 
 def test_targets_are_judged() -> None:

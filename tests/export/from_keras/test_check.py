@@ -100,14 +100,14 @@ def test_inputs_and_outputs_with_names_are_checked_too(tmp_path):
 
 
 def test_a_graph_that_does_not_run_is_refused():
-    from export.from_keras.check import check_answers
+    from export.from_keras.check import check_logits
     from tests.export.tiny_graphs import pixel_graph
 
     nodes = [("Reshape", ["f", "odd"], "g", {}), ("ReduceMean", ["g"], "y", {"axes": [1], "keepdims": 0})]
     model = pixel_graph(nodes, {"odd": np.array([5, -1])}, ("batch", 8, 8, 3), shapes={"y": [5]})
     inputs = layers.Input((8, 8, 3), name="pixels")
     with pytest.raises(ProjectError, match="export that ONNX Runtime runs"):
-        check_answers(model, ending(inputs, layers.Conv2D(4, 3, name="conv")(inputs)), UNIT)
+        check_logits(model, ending(inputs, layers.Conv2D(4, 3, name="conv")(inputs)), UNIT)
 
 
 def test_a_right_export_differs_by_float_noise_only(tmp_path, caplog):
@@ -123,13 +123,13 @@ def test_a_right_export_differs_by_float_noise_only(tmp_path, caplog):
 
 def test_the_check_reads_the_channel_order_and_the_scale(tmp_path):
     """Handed another preprocessing than the graph has, it must see that."""
-    from export.from_keras.check import check_answers
+    from export.from_keras.check import check_logits
     from export.from_keras.logits import logits_model
 
     model = classifier(head="linear")
     export(model, tmp_path / "m.onnx")
     exported = onnx.load(tmp_path / "m.onnx")
-    check_answers(exported, logits_model(model), UNIT)
+    check_logits(exported, logits_model(model), UNIT)
     for other in (PreprocessingSpec.from_mode("tf"), PreprocessingSpec("BGR", UNIT.mean, UNIT.scale)):
         with pytest.raises(ProjectError, match="gives the model's logits"):
-            check_answers(exported, logits_model(model), other)
+            check_logits(exported, logits_model(model), other)

@@ -19,7 +19,7 @@ from export.from_keras.logits import logits_model
 from export.metrics.distances import relative_error
 from export.onnx_passes import graph
 from export.preprocessing import PreprocessingSpec
-from pipeline.runners.base import top_of
+from pipeline.runners.base import top_k_of
 from tests.export import keras_models
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import CLASSES, classifier, images
@@ -207,7 +207,7 @@ def test_the_best_classes_come_out_of_the_graph(tmp_path):
     assert [o.name for o in exported.graph.output] == ["logits", "probabilities", "top_probabilities", "top_classes"]
     for batch in (1, 2, 7):
         probabilities, values, classes = run_onnx(exported, images(batch))[1:]
-        expected = top_of(probabilities, 3)
+        expected = top_k_of(probabilities, 3)
         np.testing.assert_array_equal(values, expected.probabilities)
         np.testing.assert_array_equal(classes, expected.classes)
         assert (values.dtype, classes.dtype) == (np.float32, np.int32)

@@ -9,7 +9,7 @@ from keras import layers, ops
 from export.errors import ProjectError
 from export.fp16.convert import to_half
 from export.from_keras.convert import export_keras
-from export.from_keras.tf2onnx_adapter import unrolled
+from export.from_keras.tf2onnx_adapter import unroll_recurrent_layers
 from export.metrics.distances import relative_error, sqnr_db
 from export.onnx_passes import graph
 from export.preprocessing import PreprocessingSpec
@@ -101,13 +101,16 @@ def test_a_layer_of_more_steps_stays_a_loop():
     few, many = layers.GRU(2, return_sequences=True, name="few"), layers.GRU(2, name="many")
     x = inputs = layers.Input((40, 3), name="steps")
     model = keras.Model(inputs, many(layers.ZeroPadding1D(10, name="pad")(few(x))))
-    with unrolled(model, most_steps=50):
+    with unroll_recurrent_layers(model, most_steps=50):
         assert [layer.unroll for layer in model.layers if isinstance(layer, layers.RNN)] == [True, False]
     assert [layer.unroll for layer in model.layers if isinstance(layer, layers.RNN)] == [False, False]
 
 
 def test_too_many_steps_are_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("export.from_keras.tf2onnx_adapter.unrolled", lambda model: unrolled(model, most_steps=4))
+    monkeypatch.setattr(
+        "export.from_keras.tf2onnx_adapter.unroll_recurrent_layers",
+        lambda model: unroll_recurrent_layers(model, most_steps=4),
+    )
     model = classifier(lambda x: layers.GRU(4, name="long")(layers.Reshape((8, 48), name="sequence")(x)))
     with pytest.raises(ProjectError, match=r"fixed number of steps.*long/Loop"):
         exported(model, tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.fp16.convert import to_half
-from export.int8.fp16_search import emulate_half, half_units, measure_units
+from export.int8.fp16_search import emulate_half, fp16_units, measure_units
 from export.int8.simulate import HeldOut
 from tests.export.conftest import run_onnx
 from tests.export.tiny_graphs import floats, pixel_graph, pixels
@@ -38,14 +38,14 @@ def mobile():
 
 
 def test_a_layer_and_its_activation_are_one_unit():
-    units = half_units(mobile())
+    units = fp16_units(mobile())
     assert units == {
         "stem/Conv": ("stem/Conv", "stem_relu/Clip"),
         "depthwise/Conv": ("depthwise/Conv", "depthwise_relu/Clip"),
         "project/Conv": ("project/Conv", "pool/GlobalAveragePool", "pool/Flatten"),
         "head/MatMul": ("head/MatMul",),
     }
-    assert "stem/Conv" not in half_units(mobile(), kept=["stem/Conv"])
+    assert "stem/Conv" not in fp16_units(mobile(), kept=["stem/Conv"])
 
 
 def test_a_normalisation_is_one_unit():
@@ -61,7 +61,7 @@ def test_a_normalisation_is_one_unit():
     model = pixel_graph(nodes, {"w": floats(4, 4, 3, 3)})
     for node in model.graph.node[2:]:
         node.name = f"norm/{node.name}"
-    units = list(half_units(model).values())
+    units = list(fp16_units(model).values())
     assert [len(nodes) for nodes in units] == [2, 5]  # the Conv and the mean of it; the rest
 
 
@@ -70,7 +70,7 @@ def measured():
     model = mobile()
     flat = pixels(16, 4, 6, 6) // 64 + 100
     held_out = HeldOut.of(model, flat, np.zeros(16, dtype=np.int64))
-    units, seen = half_units(model), []
+    units, seen = fp16_units(model), []
 
     def make(kept):
         return to_half(model, keep=kept)

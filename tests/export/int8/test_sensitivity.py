@@ -10,7 +10,7 @@ from export.int8.placement import Kept, quantizable_tensors, quantized_edges
 from export.int8.qdq import quantize
 from export.int8.report import Distances
 from export.int8.scales import Scales
-from export.int8.sensitivity import Budget, LayerCost, choose_layers, measure_layers
+from export.int8.sensitivity import Budget, LayerCost, measure_layers, select_layers
 from export.int8.simulate import HeldOut, simulate
 from export.metrics.distances import compare, sqnr_db
 from tests.export.conftest import calibrate
@@ -125,7 +125,7 @@ def test_the_fewest_layers_are_kept(noises, operators, limit, most):
     costs, budget = costs_of(noises, operators), Budget(sqnr_db=limit)
     expected, met = fewest(costs, Judge(costs), budget, most)
     judge = Judge(costs)
-    selection = choose_layers(costs, judge, budget, most)
+    selection = select_layers(costs, judge, budget, most)
     assert (set(selection.kept), selection.met) == (expected, met)
     assert selection.comparison == Judge(costs)(selection.kept)
     assert len(judge.tried) <= 2 + math.log2(len(costs) + 1), "each try runs all held-out images"
@@ -134,7 +134,7 @@ def test_the_fewest_layers_are_kept(noises, operators, limit, most):
 
 def test_layers_below_a_hundredth_of_the_noise_are_not_considered():
     costs = costs_of([0.5, 0.4, 0.0901, 0.0099])
-    selection = choose_layers(costs, Judge(costs), Budget(sqnr_db=1000), 4)
+    selection = select_layers(costs, Judge(costs), Budget(sqnr_db=1000), 4)
     assert list(selection.kept) == ["n0", "n1", "n2"]
     assert selection.candidates == 3
     assert not selection.met
@@ -142,11 +142,11 @@ def test_layers_below_a_hundredth_of_the_noise_are_not_considered():
 
 def test_convs_are_limited_and_other_layers_are_not():
     costs = costs_of([0.4, 0.3, 0.2, 0.1], ["Conv", "Conv", "Add", "MaxPool"])
-    selection = choose_layers(costs, Judge(costs), Budget(sqnr_db=1000), 1, precision="fp32")
+    selection = select_layers(costs, Judge(costs), Budget(sqnr_db=1000), 1, precision="fp32")
     assert list(selection.kept) == ["n0", "n2", "n3"]
     assert {kept.precision for kept in selection.kept.values()} == {"fp32"}
     assert "40%" in selection.kept["n0"].why
-    none = choose_layers(costs[:2], Judge(costs[:2]), Budget(sqnr_db=1000), 0)
+    none = select_layers(costs[:2], Judge(costs[:2]), Budget(sqnr_db=1000), 0)
     assert (none.kept, none.met, none.candidates) == ({}, False, 0)
 
 
@@ -154,13 +154,13 @@ def test_convs_are_limited_and_other_layers_are_not():
 def test_nothing_to_gain(noises):
     """Layers without any noise: keeping them changes nothing, and nothing divides by their sum."""
     costs = costs_of(noises)
-    selection = choose_layers(costs, lambda kept: FOUND, Budget(sqnr_db=30), 4)
+    selection = select_layers(costs, lambda kept: FOUND, Budget(sqnr_db=30), 4)
     assert (selection.kept, selection.met) == ({}, False)
 
 
 def test_a_layer_that_overflows_is_kept_first():
     costs = costs_of([math.inf, 0.1])
-    selection = choose_layers(costs, lambda kept: replace(FOUND, finite="n0" in kept), Budget(), 4)
+    selection = select_layers(costs, lambda kept: replace(FOUND, finite="n0" in kept), Budget(), 4)
     assert list(selection.kept) == ["n0"]
     assert "nan" not in selection.kept["n0"].why
     assert selection.met
@@ -208,7 +208,7 @@ def test_keeping_the_broken_layer_repairs_the_model(broken):
 
     assert not Budget(sqnr_db=18).met_by(judge({}))
     costs = measure_layers(model, scales, held_out.first(4))
-    selection = choose_layers(costs, judge, Budget(sqnr_db=18), 3)
+    selection = select_layers(costs, judge, Budget(sqnr_db=18), 3)
     assert selection.met
     assert list(selection.kept) == ["conv3_block1_2_conv/Conv"]
     assert tensor in quantizable_tensors(model)

@@ -17,7 +17,7 @@ from export.tensorrt.build import build_engine
 from export.tensorrt.library import find_tensorrt, why_missing
 from export.tensorrt.network import check_tensors
 from export.tensorrt.sidecar import OUTPUTS, TOP_OUTPUTS, BatchProfile
-from pipeline.runners.base import top_of
+from pipeline.runners.base import top_k_of
 from pipeline.runners.onnxruntime import OnnxRunner
 from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
@@ -62,7 +62,7 @@ def test_the_best_classes_are_those_of_the_probabilities(files, name):
     _, with_top = files
     model, _ = with_top[name]
     _, probabilities, values, classes = run_onnx(model, images(32, seed=5), exact=True)
-    expected = top_of(probabilities, K)
+    expected = top_k_of(probabilities, K)
     np.testing.assert_array_equal(values, expected.probabilities)
     np.testing.assert_array_equal(classes, expected.classes)
     assert len(set(classes[:, 0])) > 1  # the images are told apart
@@ -112,12 +112,12 @@ def test_onnxruntime_gives_only_them(files, name, tmp_path, monkeypatch):
         session = runner._session
         monkeypatch.setattr(runner, "_session", Recording(session, asked))
         for k in (1, 2, K):
-            top, expected = runner.top(pixels, k), top_of(probabilities, k)
+            top, expected = runner.top(pixels, k), top_k_of(probabilities, k)
             np.testing.assert_array_equal(top.classes, expected.classes)
             np.testing.assert_array_equal(top.probabilities, expected.probabilities)
         assert set(asked) == {TOP_OUTPUTS}
         more = runner.top(pixels, K + 1)  # more than the graph picks: the host does
-        np.testing.assert_array_equal(more.classes, top_of(probabilities, K + 1).classes)
+        np.testing.assert_array_equal(more.classes, top_k_of(probabilities, K + 1).classes)
         assert asked[-1] == OUTPUTS
 
 
@@ -140,7 +140,7 @@ def test_without_them_the_host_picks(files, tmp_path):
     pixels = images(5, seed=3)
     with OnnxRunner(path) as runner:
         assert runner.graph_top_k == 0
-        expected = top_of(runner.infer(pixels).probabilities, 2)
+        expected = top_k_of(runner.infer(pixels).probabilities, 2)
         np.testing.assert_array_equal(runner.top(pixels, 2).classes, expected.classes)
 
 

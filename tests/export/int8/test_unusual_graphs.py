@@ -15,7 +15,7 @@ from export.int8.qdq import quantize
 from export.int8.scales import Scales
 from export.onnx_passes.folding import fold_affine
 from export.onnx_passes.graph import constants
-from export.onnx_passes.repairs import in_float32
+from export.onnx_passes.repairs import convert_to_float32
 from tests.export.conftest import run_onnx
 from tests.export.tiny_graphs import floats, operators, pixel_graph, pixels
 from tests.export.tiny_graphs import graph as tiny
@@ -217,7 +217,7 @@ def halved(kind):
 def test_a_half_precision_graph_becomes_float32_and_is_quantised(kind):
     model = halved(kind)
     before = model.SerializeToString()
-    result = in_float32(model)
+    result = convert_to_float32(model)
     assert model.SerializeToString() == before
     onnx.checker.check_model(result, full_check=True)
     assert operators(result) == ["Cast", "Mul", "Conv", "ReduceMean"]
@@ -237,4 +237,4 @@ def test_a_half_precision_graph_becomes_float32_and_is_quantised(kind):
 
 def test_a_float32_graph_stays_as_it_is():
     model = GRAPHS["where"]
-    assert in_float32(model).SerializeToString() == model.SerializeToString()
+    assert convert_to_float32(model).SerializeToString() == model.SerializeToString()

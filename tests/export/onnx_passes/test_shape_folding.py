@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx_passes.graph import constants
-from export.onnx_passes.shape_folding import evaluate_shapes, fold_shapes, shapes_of_data
+from export.onnx_passes.shape_folding import evaluate_shapes, fold_shapes, nodes_with_data_shapes
 from tests.export.conftest import run_onnx
 from tests.export.tiny_graphs import floats, graph, operators
 
@@ -95,7 +95,7 @@ def test_what_truly_needs_the_batch_stays():
     values = ZERO | {"rest": np.array([1, 36]), "token": floats(1, 1, 36), "words": np.array([0, 4, 36])}
     result = folded(nodes, values, ("batch", 5, 36))
     assert operators(result).count("Shape") == 1
-    assert shapes_of_data(result) == []
+    assert nodes_with_data_shapes(result) == []
 
 
 @pytest.mark.parametrize("special", [1, 2])
@@ -162,7 +162,7 @@ def test_a_condition_that_pixels_decide_stays():
 def test_a_shape_that_pixels_decide_is_named():
     nodes = [("NonZero", ["x"], "n", {}), ("Cast", ["n"], "f", {"to": TensorProto.FLOAT})]
     model = graph([*nodes, ("ReduceSum", ["f"], "y", {"keepdims": 1})], shapes={"y": [1, 1]})
-    assert shapes_of_data(model)[:2] == ["NonZero_0", "Cast_1"]
+    assert nodes_with_data_shapes(model)[:2] == ["NonZero_0", "Cast_1"]
     known = evaluate_shapes(model, 3)
     assert known.shapes["n"] == (4, None)
 

@@ -21,7 +21,7 @@ from export.tensorrt.compatibility import check_engine
 from export.tensorrt.library import TensorRT, find_tensorrt, why_missing
 from export.tensorrt.network import configure, make_monitor, network_flags
 from export.tensorrt.options import BuildOptions
-from export.tensorrt.sidecar import BatchProfile, home_of, read_sidecar, sha256_file, sidecar_path
+from export.tensorrt.sidecar import BatchProfile, artifacts_folder, read_sidecar, sha256_file, sidecar_path
 from tests import tiny_onnx
 from tests.fake_engine import make_sidecar
 from tests.fake_gpu import FakeDriver
@@ -68,7 +68,7 @@ def test_profile_refuses(sizes: tuple[Any, ...]) -> None:
     [("/a/build/rtx/fp16.plan", "/a"), ("/tmp/plans/fp16.plan", "/"), ("/plans/fp16.plan", "/"), ("/fp16.plan", "/")],
 )
 def test_a_plan_may_lie_right_below_the_root(plan: str, home: str) -> None:
-    assert home_of(Path(plan)) == Path(home)
+    assert artifacts_folder(Path(plan)) == Path(home)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

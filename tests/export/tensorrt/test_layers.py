@@ -14,7 +14,7 @@ from export.tensorrt.build import build_engine
 from export.tensorrt.layers import differences, inspect_engine, summarize_layers
 from export.tensorrt.library import TensorRT, find_tensorrt, why_missing
 from export.tensorrt.network import convolution_types, network_flags, parse
-from export.tensorrt.sidecar import BatchProfile, FoundLayers
+from export.tensorrt.sidecar import BatchProfile, EngineLayers
 from tests import tiny_onnx
 from tests.fake_cuda import FakeRuntime
 from tests.fake_gpu import FakeDriver, FakeTensorRT
@@ -86,8 +86,8 @@ def summary(layers: list[Any], asked: dict[str, str] | None = None, **more: Any)
     return to_json(summarize_layers(json.dumps({"Layers": layers, **more}), asked))
 
 
-def as_found(found: dict[str, Any]) -> FoundLayers:
-    return from_json(FoundLayers, found, "a test", remedy="")
+def as_found(found: dict[str, Any]) -> EngineLayers:
+    return from_json(EngineLayers, found, "a test", remedy="")
 
 
 def test_the_form_of_8_6() -> None:

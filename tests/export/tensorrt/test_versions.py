@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from export.tensorrt.driver import BUILT, GENERATIONS, no_support, supporting, supports, unproven
+from export.tensorrt.driver import BUILT, GENERATIONS, no_support, supporting, supports, untested_note
 from export.tensorrt.library import TensorRT, find_tensorrt, why_missing
 
 
@@ -55,7 +55,9 @@ def test_the_table_says_what_the_real_rtx_names() -> None:
         pytest.skip(why_missing()["rtx"])
     [row] = GENERATIONS["rtx"]
     assert [f"SM{gpu.replace('.', '')}" for gpu in row.listed] == trt.generations()
-    assert unproven("rtx", trt.version) == "", f"the tests build with TensorRT-RTX {trt.version}: write it into BUILT"
+    assert untested_note("rtx", trt.version) == "", (
+        f"the tests build with TensorRT-RTX {trt.version}: write it into BUILT"
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,13 +80,15 @@ def test_what_to_build_with_on_a_gpu(gpu: str, instead: str) -> None:
 
 
 def test_what_was_never_shown_of_a_version_is_said() -> None:
-    assert unproven("rtx", "1.7.1.116") == ""
-    assert unproven("rtx", "1.8.0.1") == "unproven: a version that was not checked"
-    assert "names checked against the bindings; never built here" in unproven("tensorrt", "10.13.0.35")
-    assert "strong typing" not in unproven("tensorrt", "10.12.0.36")
-    assert unproven("tensorrt", "10.3.0").endswith("never built here; its strong typing is complete from 10.12 only")
-    assert unproven("tensorrt", "8.6.1").endswith("never built here")
-    assert {unproven("tensorrt", version) for version in ("8.5.3", "9.3", "10.17.0", "11.5.0", "12.0", "?")} == {
-        unproven("rtx", "1.8.0.1")
+    assert untested_note("rtx", "1.7.1.116") == ""
+    assert untested_note("rtx", "1.8.0.1") == "unproven: a version that was not checked"
+    assert "names checked against the bindings; never built here" in untested_note("tensorrt", "10.13.0.35")
+    assert "strong typing" not in untested_note("tensorrt", "10.12.0.36")
+    assert untested_note("tensorrt", "10.3.0").endswith(
+        "never built here; its strong typing is complete from 10.12 only"
+    )
+    assert untested_note("tensorrt", "8.6.1").endswith("never built here")
+    assert {untested_note("tensorrt", version) for version in ("8.5.3", "9.3", "10.17.0", "11.5.0", "12.0", "?")} == {
+        untested_note("rtx", "1.8.0.1")
     }
     assert BUILT["tensorrt"] == ()  # nothing of this project has run on a GPU: whoever changes it has the results

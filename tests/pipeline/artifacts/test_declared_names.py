@@ -16,7 +16,7 @@ from export.tensorrt.driver import Device, DriverStatus
 from pipeline.artifacts.benchmark_report import read_serves
 from pipeline.artifacts.engines import engine_sources, engines
 from pipeline.artifacts.fastest import engine_contender, onnx_contender
-from pipeline.artifacts.manifest import Key, as_recorded, read_stage
+from pipeline.artifacts.manifest import Key, matches_manifest, read_stage
 from pipeline.artifacts.paths import BENCHMARK as TIMES
 from pipeline.artifacts.paths import (
     CARD,
@@ -51,7 +51,7 @@ READERS: dict[str, Callable[[Artifacts], Any]] = {
     "Verdicts": Verdicts,
     "read_serves": read_serves,
     "read_stage": lambda artifacts: read_stage(artifacts, "verify"),
-    "as_recorded": lambda artifacts: as_recorded(artifacts, PARITY),
+    "as_recorded": lambda artifacts: matches_manifest(artifacts, PARITY),
     "scenarios": lambda artifacts: scenarios(artifacts, [1]),
     "engine_contender": lambda artifacts: engine_contender(artifacts, "build/rtx/int8.plan"),
     "onnx_contender": lambda artifacts: onnx_contender(artifacts, ONNX["int8"], "int8"),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from export.errors import ProjectError
-from export.files import with_place
+from export.files import add_path
 from pipeline.artifacts import output as output_files
-from pipeline.artifacts.output import explaining_full_disk, require_space, sentence
+from pipeline.artifacts.output import describe_os_error, explain_full_disk, require_space
 from pipeline.artifacts.paths import CARD
 from pipeline.models.model_card import read_card
 from tests.conftest import Chain
@@ -67,38 +67,40 @@ def test_whatever_a_library_says_of_a_full_disk_is_one_error(
 ) -> None:
     leave(monkeypatch, 4096)
     error.add_note("12 rows are there.")
-    with pytest.raises(OSError, match="No space") as caught, explaining_full_disk(tmp_path):
+    with pytest.raises(OSError, match="No space") as caught, explain_full_disk(tmp_path):
         raise error
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
     assert caught.value.__notes__ == ["12 rows are there."]
-    assert "(4.1 kB free in " in sentence(caught.value)
+    assert "(4.1 kB free in " in describe_os_error(caught.value)
 
 
 @pytest.mark.parametrize("error", [ProjectError("x"), FileNotFoundError(2, "No such file", "y")])
 def test_other_errors_pass_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     leave(monkeypatch, 0)
-    with pytest.raises(type(error)) as caught, explaining_full_disk(tmp_path):
+    with pytest.raises(type(error)) as caught, explain_full_disk(tmp_path):
         raise error
     assert caught.value is error
 
 
 def test_with_space_left_a_bug_stays_a_bug(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), explaining_full_disk(tmp_path):
+    with pytest.raises(RuntimeError), explain_full_disk(tmp_path):
         raise RuntimeError("x")
 
 
 def test_the_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with_place(full, tmp_path / "new" / "x.csv")
-    said = sentence(full)
+    add_path(full, tmp_path / "new" / "x.csv")
+    said = describe_os_error(full)
     assert said.startswith(f"Expected space to write {tmp_path / 'new' / 'x.csv'}. Received: No space left on device (")
     assert f" free in {tmp_path}" in said
     assert "(--artifacts, -o, TMPDIR)" in said
     monkeypatch.setattr(output_files, "_device", lambda path: hash(path))
-    assert said.count(" free in ") + 1 == sentence(full).count(" free in "), "libraries may have filled that one"
+    assert said.count(" free in ") + 1 == describe_os_error(full).count(" free in "), (
+        "libraries may have filled that one"
+    )
     other = FileNotFoundError(2, "No such file or directory", "x")
-    with_place(other, tmp_path)
-    assert sentence(other) == "No such file or directory: x."
+    add_path(other, tmp_path)
+    assert describe_os_error(other) == "No such file or directory: x."
 
 
 @pytest.mark.parametrize("verb", ["bundle", "infer"])

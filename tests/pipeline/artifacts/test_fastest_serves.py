@@ -26,14 +26,14 @@ from pipeline.artifacts.fastest import (
     engine_contender,
     make_contest,
     onnx_contender,
-    runtime_part,
+    speed_options,
 )
 from pipeline.artifacts.machine import Cpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.artifacts.paths import BENCHMARK, ONNX, Artifacts
 from pipeline.recipe.load import load_recipe
 from pipeline.serving import candidates, select_model
-from pipeline.serving.candidates import fit
+from pipeline.serving.candidates import default_rank
 from pipeline.serving.select_model import Selection
 from pipeline.stages import BY_NAME
 from pipeline.workflow.context import Context
@@ -102,7 +102,7 @@ class Here:
         for batch in batches or (32,):
             found = [self.contender(name) for name in times]
             found = [one for one in found if one.runs_at_once(batch)]
-            found.sort(key=lambda one: (*fit(one.backend, one.precision, one.batches, batch), one.file))
+            found.sort(key=lambda one: (*default_rank(one.backend, one.precision, one.batches, batch), one.file))
             pairs = []
             for place, first in enumerate(found):
                 for second in found[place + 1 :]:
@@ -110,7 +110,7 @@ class Here:
                     interval = (ratio * (1 - spread), ratio * (1 + spread)) if rounds >= 5 else None
                     pairs.append(Pair(first.file, second.file, rounds, ratio, interval))
             contests.append(make_contest(batch, found, pairs))
-        serves = Serves(GPU.name, GPU.compute_capability, runtime_part(self.context().runtime), tuple(contests))
+        serves = Serves(GPU.name, GPU.compute_capability, speed_options(self.context().runtime), tuple(contests))
         self.write(serves)
         return serves
 

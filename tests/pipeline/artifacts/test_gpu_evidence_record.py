@@ -9,6 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from export.errors import ProjectError
+from export.files import ROOT
 from export.records import to_json
 from export.tensorrt.sidecar import BatchProfile
 from pipeline.artifacts.files import write_json
@@ -25,10 +26,9 @@ from pipeline.artifacts.gpu_evidence import (
     read_gpu_evidence,
 )
 from pipeline.artifacts.machine import Cpu, GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import by_precision
+from pipeline.artifacts.parity_report import thresholds_by_precision
 from pipeline.recipe.schema import VerifyThresholds
 from tests.made_records import make_hop
-from tests.readme import ROOT
 
 ROW = TimedRow("engine", "fp16", "throughput", 256, 1, "infer", "host to host", True, n=200, p50_ms=2.0, p90_ms=2.1,
                p99_ms=2.4, mean_ms=2.0, images_per_second=128_000, p99_is_near_max=False)  # fmt: skip
@@ -49,7 +49,9 @@ EVIDENCE = GpuEvidence(
             {"CONVOLUTION": 53}, {"fp16": 53}, None, ("slow",), "Expected another GPU.", "it loads it",
         )
     },
-    parity=Parity("fail", by_precision(VerifyThresholds()), (make_hop("fp16-throughput", "fail", why="too far"),)),
+    parity=Parity(
+        "fail", thresholds_by_precision(VerifyThresholds()), (make_hop("fp16-throughput", "fail", why="too far"),)
+    ),
     timings=(ROW, replace(ROW, name="PyTorch graphs", n=0, p50_ms=None, error="out of memory")),
     checks=(CheckRow("graphs", "fp16-throughput", "fail", "bits differ"), CheckRow("x", "y", "skipped", "none here")),
     targets=(Target("speed", 1.5, 1.6, True),),

@@ -16,7 +16,7 @@ import pytest
 
 from export.errors import ModelError
 from export.files import ROOT, remove_leftovers, replacing_folder, temporaries_of, temporary_path, write_atomic
-from pipeline.artifacts.files import own_temporary_files, recipe_lock, write_json
+from pipeline.artifacts.files import recipe_lock, redirect_temporary_files, write_json
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +158,10 @@ def test_own_temporary_files_go_however_the_block_ends(everyones: Path, gone: in
     (everyones / "others").mkdir()
 
     def work() -> None:
-        with own_temporary_files() as folder:
+        with redirect_temporary_files() as folder:
             assert Path(tempfile.mkdtemp()).parent == folder
             assert folder.stat().st_mode & 0o777 == 0o700
-            with own_temporary_files():
+            with redirect_temporary_files():
                 tempfile.mkdtemp()
             tempfile.mkdtemp()
             raise KeyboardInterrupt

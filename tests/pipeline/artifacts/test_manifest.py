@@ -13,8 +13,8 @@ from pipeline.artifacts import manifest
 from pipeline.artifacts.manifest import (
     MANIFEST,
     Key,
-    as_recorded,
     environment_changes,
+    matches_manifest,
     read_manifest,
     tool_versions,
     version_changes,
@@ -72,14 +72,14 @@ def test_up_to_date(done: Path) -> None:
 
 
 def test_a_file_is_as_recorded_by_its_bytes(done: Path) -> None:
-    assert as_recorded(Artifacts(done.parent), f"{done.name}/a.bin")
+    assert matches_manifest(Artifacts(done.parent), f"{done.name}/a.bin")
     (done / "a.bin").write_bytes(b"two")
-    assert not as_recorded(Artifacts(done.parent), f"{done.name}/a.bin")
+    assert not matches_manifest(Artifacts(done.parent), f"{done.name}/a.bin")
     (done / "c.bin").write_bytes(b"new")
-    assert not as_recorded(Artifacts(done.parent), f"{done.name}/c.bin")
+    assert not matches_manifest(Artifacts(done.parent), f"{done.name}/c.bin")
     (done / "a.bin").write_bytes(b"one")
     (done / MANIFEST).unlink()
-    assert not as_recorded(Artifacts(done.parent), f"{done.name}/a.bin")
+    assert not matches_manifest(Artifacts(done.parent), f"{done.name}/a.bin")
 
 
 @dataclasses.dataclass

@@ -16,9 +16,9 @@ from pipeline.artifacts.parity_report import (
     CUDA,
     Hop,
     ParityReport,
-    by_precision,
     overall_verdict,
     read_parity,
+    thresholds_by_precision,
     write_parity,
 )
 from pipeline.artifacts.paths import CARD, ONNX, PARITY, TENSORRT8
@@ -319,4 +319,4 @@ def test_predictions_have_the_verdict_of_what_served(artifacts: Artifacts) -> No
 
 
 def parity_of(hops: Sequence[Hop]) -> ParityReport:
-    return ParityReport(overall_verdict(hops), {}, by_precision(VerifyThresholds()), tuple(hops))
+    return ParityReport(overall_verdict(hops), {}, thresholds_by_precision(VerifyThresholds()), tuple(hops))

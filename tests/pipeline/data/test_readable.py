@@ -125,7 +125,7 @@ def test_how_long_it_takes_is_said_where_it_takes_long(
     find_damaged(samples, DecodeSpec((8, 8), "stretch"))
     assert "to find damaged ones" not in caplog.text
     monkeypatch.setattr(readable, "AT_ONCE", 10)
-    monkeypatch.setattr(readable, "LONG", 0.0)
+    monkeypatch.setattr(readable, "ANNOUNCED_SECONDS", 0.0)
     find_damaged(samples, DecodeSpec((8, 8), "stretch"))
     assert "decoding all 80 images once to find damaged ones: about 0 s" in caplog.text
     clock = iter((0.0, 20.0))

@@ -19,13 +19,13 @@ from pipeline.artifacts.manifest import Key
 from pipeline.artifacts.parity_report import INCONCLUSIVE
 from pipeline.artifacts.results import Unreadable, Verified
 from pipeline.cli.commands import _log_verdict
-from pipeline.data.dataset import ImageSet, deal
-from pipeline.data.sample import Found, Sample
-from pipeline.data.splits import Roles, chance, check_split_sizes, images_for, needed_images
+from pipeline.data.dataset import ImageSet, split_images
+from pipeline.data.sample import Sample, SourceImages
+from pipeline.data.splits import Roles, check_split_sizes, images_for, needed_images, probability_of_enough
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import SPLITS, Data, Divide, Shares, Splits
 from pipeline.stages import BY_NAME
-from pipeline.stages.verify import where_more_are
+from pipeline.stages.verify import count_further_images
 from pipeline.workflow.context import Context
 
 
@@ -44,7 +44,7 @@ def image_set(count: int, config: Data, ready: Collection[str | None] = (None,),
         for name in ready
         for i in range(count)
     ]
-    return deal(Found(samples, ["cat", "dog"]), config, trains)
+    return split_images(SourceImages(samples, ["cat", "dog"]), config, trains)
 
 
 def refused(images: ImageSet, minimum: dict[str, int]) -> str:
@@ -92,7 +92,7 @@ def test_a_finished_model_needs_no_training_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("needed", "share"), [(60, 0.2), (8, 0.2), (128, 1 / 3), (50, 0.05), (1, 0.5)])
 def test_the_advised_number_of_images_is_enough_nearly_always(needed: int, share: float) -> None:
     advised = images_for(needed, share)
-    assert chance(advised, share, needed) >= 0.99 > chance(advised - 1, share, needed)
+    assert probability_of_enough(advised, share, needed) >= 0.99 > probability_of_enough(advised - 1, share, needed)
     source, trials = random.Random(7), 1000
     enough = sum(sum(source.random() < share for _ in range(advised)) >= needed for _ in range(trials))
     assert enough / trials == pytest.approx(0.99, abs=0.012)
@@ -101,11 +101,18 @@ def test_the_advised_number_of_images_is_enough_nearly_always(needed: int, share
 @settings(deadline=None)
 @given(st.integers(0, 2000), st.floats(0.001, 0.999), st.integers(0, 400))
 def test_chances_are_those_of_another_implementation(images: int, share: float, needed: int) -> None:
-    assert chance(images, share, needed) == pytest.approx(stats.binom.sf(needed - 1, images, share), abs=1e-9)
+    assert probability_of_enough(images, share, needed) == pytest.approx(
+        stats.binom.sf(needed - 1, images, share), abs=1e-9
+    )
 
 
 def test_a_certain_share_needs_no_more_than_the_minimum() -> None:
-    assert (images_for(60, 1.0), chance(60, 1.0, 60), chance(59, 1.0, 60), chance(9, 0.0, 1)) == (60, 1.0, 0.0, 0.0)
+    assert (
+        images_for(60, 1.0),
+        probability_of_enough(60, 1.0, 60),
+        probability_of_enough(59, 1.0, 60),
+        probability_of_enough(9, 0.0, 1),
+    ) == (60, 1.0, 0.0, 0.0)
 
 
 def followed(message: str) -> tuple[int, int]:
@@ -172,7 +179,7 @@ def copied(split: str) -> ImageSet:
         for name, digests in named
         for i, digest in enumerate(digests)
     ]
-    return deal(Found(samples, ["cat", "dog"]), Data(), trains=True)
+    return split_images(SourceImages(samples, ["cat", "dog"]), Data(), trains=True)
 
 
 def test_a_split_of_copies_is_told_why_it_is_empty_and_gets_no_advice_that_cannot_help() -> None:
@@ -218,7 +225,7 @@ def test_a_verdict_that_wants_more_images_counts_those_beyond_the_limit(
     context = Context(load_recipe(tmp_path / "r.yaml"), tmp_path / "r.yaml", tmp_path / "artifacts")
     tests = len(context.images.splits["test"])
     inputs = BY_NAME["verify"].hand_over(context, Key({}, {}, ""))
-    found = where_more_are(inputs, 60, 3838)
+    found = count_further_images(inputs, 60, 3838)
     assert found == (tests - 60, 20_000), "a fifth of them tests"
     result = Verified(INCONCLUSIVE, 60, 0.9, images_to_decide=3838)
     _log_verdict(context, replace(result, images_left=found[0], images_in_all=found[1]))
@@ -267,7 +274,7 @@ def ready_made(*places: str) -> ImageSet:
     """One picture in several ready-made splits, among others; validation is not used."""
     samples = [Sample(f"{ready}/copy{n}", 0, "f" * 64, bytes, ready=ready) for n, ready in enumerate(places)]
     samples += [Sample("own", 1, "0" * 64, bytes, ready="test"), Sample("other", 1, "1" * 64, bytes, ready="train")]
-    return deal(Found(samples, ["cat", "dog"]), Data(), trains=False)
+    return split_images(SourceImages(samples, ["cat", "dog"]), Data(), trains=False)
 
 
 def test_a_picture_in_two_ready_made_splits_tests() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.tensorrt.driver import as_numbers
+from export.tensorrt.driver import version_numbers
 from pipeline.keras_files.facts import _is_statistic
 
 
@@ -13,7 +13,7 @@ from pipeline.keras_files.facts import _is_statistic
     [("10.13.0.35", (10, 13, 0, 35)), ("8.²", (8,)), ("8." + "1" * 5000, (8,)), ("9.6b", (9,)), ("", ())],
 )
 def test_versions(version: str, numbers: tuple[int, ...]) -> None:
-    assert as_numbers(version) == numbers
+    assert version_numbers(version) == numbers
 
 
 @pytest.mark.parametrize(("index", "statistic"), [("2", True), ("1", False), ("²", False), ("1" * 5000, False)])

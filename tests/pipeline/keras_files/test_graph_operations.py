@@ -20,7 +20,7 @@ from tensorflow.python.client import pywrap_tf_session
 from export.errors import ModelError
 from pipeline.cli.inspect_model import inspect_model
 from pipeline.keras_files.code_scan import FROZEN_GRAPH
-from pipeline.keras_files.graph_operations import CHECKPOINT, COMPUTING, reason
+from pipeline.keras_files.graph_operations import CHECKPOINT, COMPUTING, describe_effect
 from pipeline.keras_files.load import load_classifier, load_model
 from pipeline.keras_files.read import read_model_file
 from tests.pipeline.model_attacks import as_objects, functional, layer, write_archive
@@ -38,7 +38,7 @@ def graph_of(operation: str) -> str:
 
 
 def test_every_operation_of_tensorflow_is_reviewed_or_refused_by_name(tmp_path: Path) -> None:
-    from pipeline.keras_files.graph_operations import frozen_operations
+    from pipeline.keras_files.graph_operations import find_frozen_operations
 
     known = {operation.name: operation for operation in registered()}
     assert len(known) > 1800
@@ -47,9 +47,9 @@ def test_every_operation_of_tensorflow_is_reviewed_or_refused_by_name(tmp_path: 
     definition = tf.compat.v1.GraphDef()
     for name in known:
         definition.node.add(name=name, op=name)
-    found = dict(frozen_operations(base64.b64encode(definition.SerializeToString()).decode()))
+    found = dict(find_frozen_operations(base64.b64encode(definition.SerializeToString()).decode()))
     assert found.keys() == known.keys() - COMPUTING
-    assert all(reason(name) for name in found)
+    assert all(describe_effect(name) for name in found)
     outside = re.compile(r"filename|file_?path|file_?pattern|directory|url|address|region|library|gradient_op|program")
     for name in COMPUTING - {"ShardedFilename"}:  # it only makes the name
         texts = {part.name for part in (*known[name].input_arg, *known[name].attr)}

@@ -25,7 +25,7 @@ from pipeline.keras_files.keras2_comparison import first_difference
 from pipeline.keras_files.load import load_model
 from pipeline.keras_files.read import read_model_file
 from pipeline.models.canonical_form import to_canonical_form
-from pipeline.models.import_model import became_single
+from pipeline.models.import_model import half_precision_changes
 
 L = k.layers
 PIXELS = np.random.default_rng(3).uniform(0, 255, (3, 16, 16, 3)).astype(np.float32)
@@ -207,7 +207,7 @@ def test_half_precision_is_rebuilt_in_single(tmp_path: Path, policy: str, name: 
         k.mixed_precision.set_global_policy("float32")
     half = np.asarray(model(PIXELS), np.float32)
     model.save(str(tmp_path / name), **({} if "." in name else {"save_format": "tf"}))
-    assert "in half precision" in became_single(read_model_file(tmp_path / name))[0]
+    assert "in half precision" in half_precision_changes(read_model_file(tmp_path / name))[0]
     taken = load_model(tmp_path / name, ("SavedModel",), compare=True)
     answers = np.asarray(taken(PIXELS))
     off = np.abs(answers - half).max() / np.abs(half).max()

@@ -14,7 +14,7 @@ from keras.src import api_export
 from keras.src import layers as keras3_layers
 
 from pipeline.keras_files.allowed_names import FUNCTIONS, KNOWN_LAYERS, OPERATIONS, PARTS
-from pipeline.keras_files.code_scan import scan_node
+from pipeline.keras_files.code_scan import scan_part
 
 tf_keras = pytest.importorskip("tf_keras")
 from tensorflow.python.util import tf_export  # noqa: E402 - filled by tf_keras
@@ -29,7 +29,7 @@ HARMLESS = {"direction"}
 
 def operation(name: str) -> list[str]:
     node = {"class_name": "TFOpLambda", "config": {"name": "x", "function": name}}
-    return [finding.name for finding in scan_node(node, is_layer=True)]
+    return [finding.name for finding in scan_part(node, is_layer=True)]
 
 
 def test_every_function_of_tensorflow_is_reviewed_or_refused_by_name() -> None:
@@ -96,13 +96,13 @@ def test_every_public_name_of_keras_is_a_known_part_or_refused(names: dict, allo
             continue
         module, _, name = full.rpartition(".")
         as_class = {"class_name": name, "module": module, "config": {}, "registered_name": None}
-        if not scan_node(as_class, is_layer=False):
+        if not scan_part(as_class, is_layer=False):
             passed += 1
             assert name in KNOWN_LAYERS | PARTS | OPERATIONS
             assert inspect.isclass(found), full
             assert issubclass(found, allowed) or module == "keras.optimizers.legacy", full
         as_function = {"class_name": "function", "module": module, "config": name, "registered_name": name}
-        if not scan_node(as_function, is_layer=False):
+        if not scan_part(as_function, is_layer=False):
             assert re.fullmatch(r"keras\.(activations|losses|metrics)", module), full
             assert name not in ("get", "serialize", "deserialize")
     assert passed > 150
@@ -113,7 +113,7 @@ def test_names_without_a_module_find_classes_of_layers_only() -> None:
     keras2_layers.populate_deserializable_objects()
     for names in (vars(keras3_layers), keras2_layers.LOCAL.ALL_OBJECTS):
         for name, found in names.items():
-            if not scan_node({"class_name": name, "config": {}}, is_layer=True):
+            if not scan_part({"class_name": name, "config": {}}, is_layer=True):
                 assert inspect.isclass(found), name
                 assert issubclass(found, (*KERAS3, *KERAS2)), name
 

@@ -23,11 +23,11 @@ from pipeline.keras_files.allowed_names import (
     KNOWN_LAYERS,
     OPERATIONS,
     PARTS,
-    lives_in,
+    is_defined_in,
 )
 from pipeline.keras_files.code_scan import _VALUES, FROZEN_GRAPH, scan_config
 from pipeline.keras_files.load import load_model
-from pipeline.keras_files.load_guards import only_kerass_modules
+from pipeline.keras_files.load_guards import keras_modules_only
 from tests.pipeline.model_attacks import as_objects, functional, layer, write_archive, write_hdf5
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -207,12 +207,12 @@ def test_a_class_is_taken_only_from_where_it_lives() -> None:
             "keras.src.saving.saving_lib",
             "tensorflow",
         ):
-            assert not lives_in(kind, module), (kind, module)
+            assert not is_defined_in(kind, module), (kind, module)
         if kind not in INITIALIZERS:
-            assert not lives_in(kind, "tensorflow.python.ops.init_ops_v2"), kind
-        assert not lives_in(kind, "tensorflow.python.ops.io_ops"), kind
-    assert not lives_in("Dense", "keras.src.initializers")
-    assert not lives_in("LayerScale", "keras.layers")
+            assert not is_defined_in(kind, "tensorflow.python.ops.init_ops_v2"), kind
+        assert not is_defined_in(kind, "tensorflow.python.ops.io_ops"), kind
+    assert not is_defined_in("Dense", "keras.src.initializers")
+    assert not is_defined_in("LayerScale", "keras.layers")
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_of_tensorflow_only_the_activations_are_there() -> None:
         node = {"class_name": "function", "module": module, "registered_name": "function", "config": name}
         return serialization_lib.deserialize_keras_object(node)
 
-    with only_kerass_modules():
+    with keras_modules_only():
         assert function("leaky_relu").__name__ == "leaky_relu"
         with pytest.raises(TypeError, match="max_pool"):
             function("max_pool")
@@ -282,7 +282,7 @@ def test_the_guard_is_only_there_while_a_model_loads(evilmod: Path) -> None:
     from tf_keras.src.saving import serialization_lib
 
     entry = {"class_name": "evil", "module": "evilmod", "registered_name": None, "config": {"x": 1}}
-    with only_kerass_modules():
+    with keras_modules_only():
         with pytest.raises(ModelError, match=r"Keras' own modules\. Received: one that imports 'evilmod'"):
             serialization_lib.deserialize_keras_object(entry)
         assert serialization_lib.deserialize_keras_object(

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 from export.errors import ModelError
-from pipeline.keras_files.graph_rewriting import ends, free_batch, has_half, in_single
+from pipeline.keras_files.graph_rewriting import cast_graph_to_float32, free_batch, has_half, interpret_end
 from pipeline.keras_files.load import load_classifier, load_model
 
 ALLOW = ("SavedModel",)
@@ -180,8 +180,8 @@ def test_a_graph_is_not_changed_by_its_rewriting() -> None:
     definition = found.graph.as_graph_def()
     before = definition.SerializeToString(deterministic=True)
     free_batch(definition, found.inputs[0].name, 2, lambda t: found.graph.get_tensor_by_name(t).shape.as_list())
-    in_single(definition)
-    assert [end.activation for end in ends(definition, found.outputs[0].name)] == ["softmax", None]
+    cast_graph_to_float32(definition)
+    assert [end.activation for end in interpret_end(definition, found.outputs[0].name)] == ["softmax", None]
     assert definition.SerializeToString(deterministic=True) == before
 
 

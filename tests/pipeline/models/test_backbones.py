@@ -13,7 +13,7 @@ from export.files import ROOT
 from export.preprocessing import PreprocessingSpec
 from pipeline.models.classifier import build_backbone, build_classifier
 from pipeline.models.resnet import Style, convolutional_block, identity_block, resnet
-from pipeline.models.weights import classic_name
+from pipeline.models.weights import keras2_name
 from pipeline.recipe.backbones import BACKBONES
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.rules import WITH_STEM
@@ -184,9 +184,9 @@ def test_classic_names() -> None:
     """The block builder and keras.applications name the same 106 layers, so either's weights file is understood."""
     published = [layer for layer in build_backbone("resnet50", 64).layers if layer.weights]
     own = {layer.name: layer for layer in resnet(50, 64).layers if layer.weights}
-    assert {classic_name(layer.name) for layer in published} == set(own)
+    assert {keras2_name(layer.name) for layer in published} == set(own)
     for layer in published:
-        assert [w.shape for w in layer.weights] == [w.shape for w in own[classic_name(layer.name)].weights]
+        assert [w.shape for w in layer.weights] == [w.shape for w in own[keras2_name(layer.name)].weights]
 
 
 def test_a_file_with_the_names_of_keras_2_0_loads(tmp_path: Path) -> None:

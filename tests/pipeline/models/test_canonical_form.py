@@ -13,9 +13,9 @@ import pytest
 from keras import layers, ops
 
 from export.errors import ModelError
-from export.from_keras.check import probe_pixels
 from export.from_keras.convert import export_keras
-from export.from_keras.logits import logits_model, remade
+from export.from_keras.logits import logits_model, rebuild_layer
+from export.from_keras.probes import probe_pixels
 from export.preprocessing import PreprocessingSpec
 from pipeline.models import canonical_form
 from pipeline.models.canonical_form import to_canonical_form
@@ -144,11 +144,11 @@ def test_a_fault_shows_where_probabilities_are_saturated(monkeypatch, gain) -> N
     assert (said.max() == 1.0) == (gain > 1)
 
     def faulty(layer, changes):
-        new = remade(layer, changes)
+        new = rebuild_layer(layer, changes)
         new.set_weights([weight * 1.05 for weight in layer.get_weights()])
         return new
 
-    monkeypatch.setattr(canonical_form, "remade", faulty)
+    monkeypatch.setattr(canonical_form, "rebuild_layer", faulty)
     monkeypatch.setattr(canonical_form, "_computes_in_half", lambda layer: layer.name == "conv")
     with pytest.raises(ModelError, match=r"1 layer computes in float32.*off by"):
         to_canonical_form(model, WHERE)
@@ -162,7 +162,7 @@ def test_photographs_are_compared_on_as_well(monkeypatch) -> None:
         seen.append(len(values))
         return whole(model, values, batch)
 
-    monkeypatch.setattr(canonical_form, "answers", watched)
+    monkeypatch.setattr(canonical_form, "run_model", watched)
     to_canonical_form(classifier(ends_in_softmax, shape=(*SIZE, 1)), WHERE, photographs=PIXELS[:3])
     assert max(seen) == canonical_form._PROBES + 3
 

@@ -16,7 +16,7 @@ from keras import layers
 from export.errors import ModelError
 from pipeline.keras_files.load import load_model
 from pipeline.models.import_model import import_model
-from pipeline.models.preprocessing import judge_range, normalised_range
+from pipeline.models.preprocessing import normalised_range, range_if_normalised
 from pipeline.recipe.schema import Model, Preprocessing
 from tests.pipeline.small_models import SIZE, classifier, dense
 
@@ -109,7 +109,7 @@ def test_a_size_that_the_file_has_not_is_refused(tmp_path) -> None:
     "values", [None, [np.nan, 1], [0, 255], [0, 0.3], [-30, 225], [0, 13], [-500, 500]], ids=lambda v: str(v)
 )
 def test_other_ranges_prove_nothing(values) -> None:
-    assert judge_range(None if values is None else np.asarray(values, np.float32)) is None
+    assert range_if_normalised(None if values is None else np.asarray(values, np.float32)) is None
 
 
 BENT = {

@@ -13,9 +13,9 @@ import pytest
 from keras import layers, ops
 
 from export.errors import ModelError
-from export.from_keras.check import probe_pixels
 from export.from_keras.convert import export_keras
 from export.from_keras.logits import logits_model
+from export.from_keras.probes import probe_pixels
 from export.preprocessing import PreprocessingSpec
 from pipeline.keras_files.load import load_model
 from pipeline.models import output_form

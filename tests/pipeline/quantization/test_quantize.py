@@ -29,7 +29,7 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import ONNX, TENSORRT8
 from pipeline.data.dataset import load_image_set
 from pipeline.quantization import quantize
-from pipeline.quantization.quantize import missed
+from pipeline.quantization.quantize import missed_budget
 from pipeline.recipe.load import load_recipe
 from tests.conftest import Chain, copy_chain
 
@@ -267,7 +267,7 @@ def test_a_budget_that_is_met_is_met_by_the_model_that_is_written(
         selection = real(*arguments)
         return replace(selection, met=True, comparison=replace(selection.comparison, sqnr_db=1.0))
 
-    monkeypatch.setattr(search, "choose_layers", met_at_a_lower_sqnr)
+    monkeypatch.setattr(search, "select_layers", met_at_a_lower_sqnr)
     settings = ("quantize.sensitivity=auto", "quantize.sensitivity_images=2", "verify.thresholds.int8.sqnr_db=300")
     assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
     report = read(chain.root / "quantize" / "calibration.json")
@@ -338,11 +338,11 @@ def test_a_warning_about_many_tensors_is_one_line_with_five_names(
 
 
 def test_what_is_missed_is_told_with_what_can_still_be_raised() -> None:
-    assert missed("int8", "SQNR", "quantize.max_kept", 0.1) == (
+    assert missed_budget("int8", "SQNR", "quantize.max_kept", 0.1) == (
         "INT8 misses verify.thresholds.int8 on held-out images (SQNR). To keep more convolutions in FP16 "
         "raise quantize.max_kept (now 0.1)."
     )
-    said = missed("fp16", "SQNR", "quantize.max_kept_fp32", 1.0)
+    said = missed_budget("fp16", "SQNR", "quantize.max_kept_fp32", 1.0)
     assert "FP16 misses" in said
     assert "All convolutions may stay in FP32 already (quantize.max_kept_fp32): add calibration images" in said
     assert "raise" not in said

@@ -13,7 +13,7 @@ from export.errors import RecipeError
 from export.files import ROOT
 from pipeline.cli.commands import main
 from pipeline.recipe.load import PATH_KEYS, load_recipe
-from pipeline.recipe.locate import find_recipe, refuse_a_taken_name, where_else
+from pipeline.recipe.locate import find_recipe, refuse_name_in_use, suggest_path
 from tests.conftest import Chain
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -123,7 +123,7 @@ def test_a_copy_that_kept_the_name_would_replace_results(place: Path, capsys: py
 
 def test_a_name_that_nobody_else_has_is_fine(place: Path) -> None:
     def check(path: Path) -> None:
-        refuse_a_taken_name(load_recipe(path), path, Path("artifacts"), [])
+        refuse_name_in_use(load_recipe(path), path, Path("artifacts"), [])
 
     other = place / "configs" / "mine.yaml"
     other.write_text("name: birds\ndata: {source: digits}\n")
@@ -158,17 +158,17 @@ def test_every_path_is_looked_for_in_the_other_place(place: Path, key: str) -> N
     recipe = place / "configs" / "mine.yaml"
     recipe.write_text(yaml.safe_dump(nested(key, "my file")))
     missing = f"Expected a file. Received: {place}/configs/my file, which does not exist."
-    assert where_else(missing, recipe, []) == ""
+    assert suggest_path(missing, recipe, []) == ""
     (place / "my file").touch()
     section, _, name = key.rpartition(".")
-    assert where_else(missing, recipe, []).endswith(f"Write in {recipe}, below {section}: {name}: ../my file")
-    assert where_else("Received: another file", recipe, []) == ""
+    assert suggest_path(missing, recipe, []).endswith(f"Write in {recipe}, below {section}: {name}: ../my file")
+    assert suggest_path("Received: another file", recipe, []) == ""
 
     (place / "configs" / "its file").touch()
     override = [f"{key}=its file"]
     missing = f"Received: {place}/its file, which does not exist."
-    assert where_else(missing, recipe, override).endswith(f"Write: --set '{key}=configs/its file'")
-    assert where_else(missing, recipe, [*override, f"{key}=null"]) == "", "the last one counts"
+    assert suggest_path(missing, recipe, override).endswith(f"Write: --set '{key}=configs/its file'")
+    assert suggest_path(missing, recipe, [*override, f"{key}=null"]) == "", "the last one counts"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_the_line_says_is_found(place: Path) -> None:
     recipe = place / "configs" / "mine.yaml"
     recipe.write_text("model: {preprocessing: {mean: mean.npy}, path: m.h5}\ndata: {path: /data}\n")
     loaded = load_recipe(recipe)
-    said = where_else(f"{place / 'configs' / 'mean.npy'}, which does not exist", recipe, [])
+    said = suggest_path(f"{place / 'configs' / 'mean.npy'}, which does not exist", recipe, [])
     assert said.endswith("below model.preprocessing: mean: ../mean.npy")
     recipe.write_text(recipe.read_text().replace("mean: mean.npy", said.rpartition("preprocessing: ")[2]))
     assert load_recipe(recipe) != loaded
@@ -224,7 +224,7 @@ def test_a_copy_elsewhere_that_kept_the_name_is_refused_too(place: Path) -> None
     copy.parent.mkdir()
     copy.write_text("name: digits\ndata: {source: digits}\n")
     with pytest.raises(RecipeError, match=r"expected another than that of configs/digits\.yaml"):
-        refuse_a_taken_name(load_recipe(copy), copy, Path("artifacts"), [])
+        refuse_name_in_use(load_recipe(copy), copy, Path("artifacts"), [])
 
 
 def test_a_folder_that_was_named_is_not_taken_for_the_root(place: Path) -> None:

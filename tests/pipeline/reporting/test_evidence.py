@@ -22,7 +22,7 @@ from pipeline.artifacts.gpu_evidence import (
     TimedRow,
 )
 from pipeline.artifacts.machine import GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import by_precision, overall_verdict
+from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import KERAS, ONNX, TENSORRT8
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.reporting.evidence import TITLE
@@ -85,7 +85,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
             Step("build fp32-latency", "error", why="out of <memory>"),
         ),
         engines={f"{one}-{variant}": engine(written.root, one, variant) for one, variant in built},
-        parity=Parity(overall_verdict(hops), by_precision(VerifyThresholds()), hops),
+        parity=Parity(overall_verdict(hops), thresholds_by_precision(VerifyThresholds()), hops),
         timings=(
             timed("fp16", "throughput", 256, "compute", 70_000),
             timed("fp16", "throughput", 256, "infer", 50_000),

@@ -11,7 +11,7 @@ import pytest
 from export.tensorrt.sidecar import sidecar_path
 from pipeline.artifacts.parity_report import ParityReport
 from pipeline.recipe.schema import Thresholds
-from pipeline.reporting.headline import reached, reason
+from pipeline.reporting.headline import accuracy_in_words, reason
 from tests.pipeline.report_artifacts import LAYERS, ONNX, PLAN, Artifacts, compute, distances, hop, not_compared, row
 
 # --- a page of a run where all is well ---
@@ -210,8 +210,8 @@ def test_rounding_never_makes_what_was_reached_meet_what_was_asked(limits: dict,
 def test_what_passed_has_no_reason_and_what_gave_no_answers_reached_nothing() -> None:
     passed = hop(ONNX[2], "int8")
     assert reason(passed, ParityReport("pass", {}, {}, (passed,))) == ""
-    assert reached(not_compared(ONNX[2], "int8", "fail", "it died")) == ""
-    assert reached(hop(ONNX[2], "int8", sqnr_db=None, top1_agreement=0.5)) == "50.00% agreement"
+    assert accuracy_in_words(not_compared(ONNX[2], "int8", "fail", "it died")) == ""
+    assert accuracy_in_words(hop(ONNX[2], "int8", sqnr_db=None, top1_agreement=0.5)) == "50.00% agreement"
 
 
 def test_fp16_with_layers_in_fp32_has_a_row_with_how_many(artifacts: Artifacts) -> None:

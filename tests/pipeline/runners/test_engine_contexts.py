@@ -80,7 +80,7 @@ def test_graphs_beyond_the_limit_and_cuda_without_graphs_are_refusals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch)
-    monkeypatch.setattr(cuda_graphs, "LIMIT", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     plan = plan_for(tmp_path, "10")
     with TensorRTRunner(plan) as runner:
         for count in (1, 2, 3, 4) * 2 + (4,):

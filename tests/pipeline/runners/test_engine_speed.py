@@ -12,7 +12,7 @@ from export.errors import OutOfMemoryError, RunnerError
 from export.tensorrt.library import TensorRT
 from export.tensorrt.sidecar import sha256_file
 from pipeline.recipe.runtime import RuntimeOptions
-from pipeline.runners.base import top_of
+from pipeline.runners.base import top_k_of
 from pipeline.runners.cuda import pycuda
 from pipeline.runners.tensorrt import buffers, cuda_graphs, engine
 from pipeline.runners.tensorrt.buffers import SLOTS, BufferRing
@@ -133,7 +133,7 @@ def test_no_graphs_where_none_are_wanted_or_there(plan: Path, gpu: FakeTensorRT,
 
 
 def test_only_so_many_graphs_are_kept(plan: Path, gpu: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "LIMIT", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     with TensorRTRunner(plan) as runner:
         for count in (1, 2, 3, 4) * 3:
             assert_answers(runner.infer(pixels(count)).logits, pixels(count))
@@ -272,7 +272,7 @@ def test_the_best_classes_alone_travel_back(tmp_path: Path, gpu: FakeTensorRT) -
         for _ in range(3):
             for k in (1, 2, 3, 9):
                 for count in (3, 7):
-                    found, expected = runner.top(images[:count], k), top_of(whole.probabilities[:count], k)
+                    found, expected = runner.top(images[:count], k), top_k_of(whole.probabilities[:count], k)
                     assert found.classes.dtype == np.int32
                     np.testing.assert_array_equal(found.classes, expected.classes)
                     np.testing.assert_array_equal(found.probabilities, expected.probabilities)

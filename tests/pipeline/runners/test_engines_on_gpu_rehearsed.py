@@ -18,7 +18,7 @@ from export.tensorrt import build as building
 from export.tensorrt.driver import Device, DriverStatus
 from export.tensorrt.layers import inspect_engine
 from export.tensorrt.library import find_tensorrt, why_missing
-from export.tensorrt.sidecar import INPUT, FoundLayers
+from export.tensorrt.sidecar import INPUT, EngineLayers
 from tests import tiny_onnx
 from tests.fake_cuda import FakeRuntime
 from tests.fake_engine import install
@@ -56,7 +56,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     def load(
         _trt: Any, plan: Any, _driver: Any, _logger: Any, asked: Any, _options: Any, shape: Sequence[int]
-    ) -> tuple[FoundLayers, None]:
+    ) -> tuple[EngineLayers, None]:
         loaded = gpu.trt.module.Runtime(gpu.trt.logger()).deserialize_cuda_engine(plan)
         return inspect_engine(gpu.trt, loaded, asked, (INPUT, shape)), None
 

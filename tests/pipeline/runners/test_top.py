@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from export.errors import RunnerError
-from pipeline.runners.base import Outputs, Top, top_of
+from pipeline.runners.base import Outputs, Top, top_k_of
 from pipeline.serving.classify import classify, row_columns
 from tests.made_records import make_card
 
@@ -16,7 +16,7 @@ CARD = make_card()
 
 def test_the_best_come_first_and_of_equal_ones_the_lower_class() -> None:
     probabilities = np.array([[0.1, 0.4, 0.1, 0.4], [0.0, 0.25, 0.5, 0.25]], np.float32)
-    top = top_of(probabilities, 3)
+    top = top_k_of(probabilities, 3)
     assert top.classes.tolist() == [[1, 3, 0], [2, 1, 3]]
     assert top.probabilities.tolist() == np.take_along_axis(probabilities, top.classes, axis=1).tolist()
     assert (top.classes.dtype, top.probabilities.dtype) == (np.int32, np.float32)
@@ -26,16 +26,16 @@ def test_the_best_come_first_and_of_equal_ones_the_lower_class() -> None:
 def test_the_best_are_those_of_a_stable_sort(classes: int, k: int) -> None:
     random = np.random.default_rng(classes)
     probabilities = random.integers(0, 8, (33, classes)).astype(np.float32) / 8  # many are equal
-    top = top_of(probabilities, k)
+    top = top_k_of(probabilities, k)
     expected = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(top.classes, expected)
     np.testing.assert_array_equal(top.probabilities, np.take_along_axis(probabilities, expected, axis=1))
 
 
 def test_more_than_there_are_gives_all_and_none_is_refused() -> None:
-    assert top_of(np.eye(2, dtype=np.float32), 9).classes.tolist() == [[0, 1], [1, 0]]
+    assert top_k_of(np.eye(2, dtype=np.float32), 9).classes.tolist() == [[0, 1], [1, 0]]
     with pytest.raises(RunnerError, match="Received: 0"):
-        top_of(np.eye(2, dtype=np.float32), 0)
+        top_k_of(np.eye(2, dtype=np.float32), 0)
 
 
 class TopRunner:

@@ -26,7 +26,7 @@ from pipeline.verification.evaluate import evaluate
 from pipeline.verification.parity import Candidate
 from pipeline.workflow import environment
 from pipeline.workflow.context import Context
-from pipeline.workflow.environment import choose_tensorrt, why_not_here
+from pipeline.workflow.environment import choose_tensorrt, explain_no_gpu
 from tests.fake_engine import assert_answers, install, make_plan, pixels
 
 HOPPER = 1  # the fake's second GPU is one
@@ -160,7 +160,7 @@ def test_no_install_is_advised_that_would_not_support_the_gpu(monkeypatch: pytes
     machine(monkeypatch, ["7.0"], rtx="1.7.1")
     trt, _ = choose_tensorrt("rtx")
     assert trt is not None
-    assert why_not_here(trt).endswith("build with TensorRT 10.0 to 10.4 (GPU 7.0, 7.0)")
+    assert explain_no_gpu(trt).endswith("build with TensorRT 10.0 to 10.4 (GPU 7.0, 7.0)")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from pipeline.training import inputs as batches
 from pipeline.training import loop
 from pipeline.training.checkpoint import Checkpoint, Epoch, Progress, read_history
 from pipeline.training.inputs import Batches, Images, augment_image
-from pipeline.training.train import one_of_each, train
+from pipeline.training.train import interleave_classes, train
 from pipeline.workflow.context import Context
 from tests.conftest import make_colour_images
 from tests.stage_parts import run_stage
@@ -295,9 +295,9 @@ def test_pictures_and_history(images: ImageSet, tmp_path: Path) -> None:
     with np.load(tmp_path / "t/samples.npz") as samples:
         pixels, labels = samples["pixels"], samples["labels"]
     assert (pixels.dtype, pixels.shape[1:], labels.dtype) == (np.uint8, (32, 32, 3), np.int64)
-    assert labels.tolist() == [s.label for s in one_of_each(images.splits["train"])][:6]
+    assert labels.tolist() == [s.label for s in interleave_classes(images.splits["train"])][:6]
     assert not list((tmp_path / "t").glob("*.png")), "the report draws them"
-    shown = [s.label for s in one_of_each(images.splits["train"])]
+    shown = [s.label for s in interleave_classes(images.splits["train"])]
     assert shown[:4] == [0, 1, 2, 3]
     assert len(shown) == len(images.splits["train"])
 

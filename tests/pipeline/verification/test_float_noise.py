@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.metrics.distances import CEILING, FACTOR, FLOOR, FloatNoise, measure_noise, noise_of
+from export.metrics.distances import CEILING, FACTOR, FLOOR, FloatNoise, measure_noise, read_noise
 from export.preprocessing import PreprocessingSpec
 from export.records import from_json, to_json
 from pipeline.artifacts.parity_report import PASS, Hop, ParityReport
@@ -117,12 +117,12 @@ def test_a_model_that_does_not_look_has_no_noise() -> None:
 )
 def test_a_damaged_noise_is_refused(noise: object) -> None:
     with pytest.raises(ValueError, match="its noise is"):
-        noise_of({"noise": noise})
+        read_noise({"noise": noise})
 
 
 def test_an_earlier_reference_has_none() -> None:
-    assert noise_of({"model_sha256": "0"}) is None
-    assert noise_of({"noise": {"relative_error": 1e-6, "precision": "float32"}}) == FloatNoise(1e-6, "float32")
+    assert read_noise({"model_sha256": "0"}) is None
+    assert read_noise({"noise": {"relative_error": 1e-6, "precision": "float32"}}) == FloatNoise(1e-6, "float32")
 
 
 def test_keras_is_asked_behind_the_preprocessing(tmp_path: Path) -> None:

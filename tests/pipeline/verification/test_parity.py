@@ -16,9 +16,9 @@ from export.onnx_passes.signature import append_top_k
 from export.records import from_json, to_json
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, SCHEMA, ParityReport
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
-from pipeline.runners.base import Outputs, Top, softmax, top_of
+from pipeline.runners.base import Outputs, Top, softmax, top_k_of
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.verification.parity import Answer, Candidate, Reference, find, judge
+from pipeline.verification.parity import Answer, Candidate, Reference, check_thresholds, judge
 from pipeline.verification.verify import parity_table, run_all
 from tests import tiny_onnx
 from tests.made_records import make_hop
@@ -230,14 +230,14 @@ def test_ten_images_of_100_do() -> None:
 @pytest.mark.parametrize(("high", "verdict"), [(0.999, "inconclusive"), (np.nextafter(0.999, 0), "fail")])
 def test_an_interval_that_touches_the_agreement_asked_contains_it(high: float, verdict: str) -> None:
     comparison = replace(compare(LOGITS, LOGITS), top1_agreement=0.9, agreement_interval=(0.8, high))
-    assert find(comparison, Thresholds(top1_agreement=0.999))[1].verdict == verdict
+    assert check_thresholds(comparison, Thresholds(top1_agreement=0.999))[1].verdict == verdict
 
 
 @pytest.mark.parametrize(("low", "verdict"), [(0.01, "inconclusive"), (np.nextafter(0.01, 1), "fail")])
 def test_an_interval_that_touches_the_drop_allowed_contains_it(low: float, verdict: str) -> None:
     comparison = compare(LOGITS, flipped(3), LOGITS.argmax(axis=1))
     comparison = replace(comparison, accuracy_drop_interval=(low, 0.2))
-    assert find(comparison, Thresholds(accuracy_drop=0.01))[1].verdict == verdict
+    assert check_thresholds(comparison, Thresholds(accuracy_drop=0.01))[1].verdict == verdict
 
 
 def test_a_pass_says_what_its_images_show() -> None:
@@ -270,7 +270,7 @@ def test_the_accuracy_drop(images: int, lost: int, limit: float, verdict: str) -
 
 
 def test_a_drop_without_labels_is_not_taken_for_none() -> None:
-    found = find(compare(LOGITS, LOGITS), Thresholds(accuracy_drop=0.01))
+    found = check_thresholds(compare(LOGITS, LOGITS), Thresholds(accuracy_drop=0.01))
     assert [finding.verdict for finding in found] == [PASS, FAIL]
     assert "no labels" in found[1].text
 
@@ -484,7 +484,7 @@ class Picking(FakeRunner):
         return Outputs(logits, softmax(logits))
 
     def top(self, pixels: np.ndarray, k: int) -> Top:
-        top = top_of(self.infer(pixels).probabilities, k)
+        top = top_k_of(self.infer(pixels).probabilities, k)
         if self.change:
             self.change(top.probabilities, top.classes)
         return top
