@@ -13,7 +13,7 @@ import onnx
 
 from export.errors import ProjectError, cause
 from export.from_keras.probes import probe_pixels
-from export.metrics.distances import relative_difference
+from export.metrics.difference import relative_difference
 from export.onnx_passes.graph import copy_model, op_counts
 from export.onnx_passes.layer_names import keras_layer
 from export.ort_session import open_session

@@ -36,6 +36,7 @@ BORDERS = {
     "pipeline/artifacts/inputs.py": "gives stages their declared inputs, which enter the key by their bytes",
     "pipeline/artifacts/manifest.py": "records results and compares keys",
     "pipeline/artifacts/output.py": "refuses a path, or reports a full disk",
+    "pipeline/artifacts/results.py": "types of results, whose values the code of each stage gives",
     "pipeline/artifacts/paths.py": "names and finds files, which enter the key by names and bytes",
     "pipeline/workflow/environment.py": "facts of this machine, which enter the key by their values",
     "pipeline/workflow/stage.py": "runs stages",

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.errors import ModelError, cause
 from export.from_keras.probes import probe_pixels
-from export.metrics.distances import relative_difference
+from export.metrics.difference import relative_difference
 from pipeline.keras_files.graph_rewriting import has_half
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 
 from export.errors import ModelError, ProjectError
 from export.from_keras.logits import BOUNDED, activations_at_the_end, before_activation, end_of, logits_model
-from export.metrics.distances import relative_difference
+from export.metrics.difference import relative_difference
 from export.words import count
 from pipeline.models.original import free_name, run_model
 

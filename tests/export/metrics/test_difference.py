@@ -1,6 +1,7 @@
 import numpy as np
 
-from export.metrics.distances import clip_masked_classes, compare, relative_difference
+from export.metrics.difference import clip_masked_classes, relative_difference
+from export.metrics.distances import compare
 
 
 def test_a_masked_class_does_not_hide_the_others():
