@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from export.errors import ProjectError
 from export.files import replacing_file
 from export.records import read_record, to_json, without_none
 from pipeline.artifacts.files import write_json
+from pipeline.terminal.command_line import COMMAND, CommandNeededError
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +66,12 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
     code has changed since, so its stage has to run again in any case.
 
     Raises:
-        ProjectError: missing, damaged, or of another schema; with the file and the key.
+        CommandNeededError: missing, damaged, or of another schema; with the file, the key and the command.
     """
-    remedy = "Run the train stage again: python -m pipeline train -c RECIPE."
-    return read_record(History, path, remedy=remedy, what="training history").epochs
+    try:
+        return read_record(History, path, remedy=f"Run {COMMAND} again.", what="training history").epochs
+    except ProjectError as error:
+        raise CommandNeededError(str(error), "train") from error
 
 
 @dataclass

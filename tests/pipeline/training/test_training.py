@@ -25,6 +25,7 @@ from pipeline.models import classifier
 from pipeline.models.resnet import convolutional_block
 from pipeline.recipe.schema import SPLITS, Augment, Data, FineTunePhase, HeadPhase, Model, Recipe, Splits, Train
 from pipeline.stages.train import STAGE
+from pipeline.terminal.command_line import Invocation
 from pipeline.terminal.console import start_tensorflow
 from pipeline.training import inputs as batches
 from pipeline.training import loop
@@ -266,10 +267,15 @@ def test_without_validation_images_the_last_epoch_counts(images: ImageSet, tmp_p
     assert set(written["epochs"][0]) == {"phase", "epoch", "accuracy", "loss"}
 
 
-def test_a_history_of_an_earlier_version_is_refused_with_the_command_that_makes_it_anew(tmp_path: Path) -> None:
+def test_a_history_of_an_earlier_version_is_refused_with_the_command_that_remakes_it(tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     path.write_text('[{"phase": "head", "epoch": 1, "loss": 1.0, "accuracy": 0.5}]')
-    with pytest.raises(ProjectError, match=r"schema 1 in .*history.json. Received: a list. .*python -m pipeline train"):
+    invocation = Invocation(Path("configs/mine.yaml"), tmp_path, ("train.seed=2",))
+    command = r"train -c configs/mine\.yaml --set train\.seed=2 --artifacts .* again\."
+    with (
+        pytest.raises(ProjectError, match=rf"schema 1 in .*history\.json\. Received: a list\. Run .*{command}"),
+        invocation.completing_errors(),
+    ):
         read_history(path)
 
 
