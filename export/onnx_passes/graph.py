@@ -268,7 +268,7 @@ def strip_noops(model: onnx.ModelProto) -> onnx.ModelProto:
         different = [(a, b) for a, b in zip(before, after) if not isinstance(a, int) or a != b]
         return len(different) <= 1 and not any(isinstance(d, int) for pair in different for d in pair)
 
-    return bypass_nodes(result, [node for node in result.graph.node if is_noop(node)])
+    return bypass_nodes(result, [node for node in result.graph.node if node.input and is_noop(node)])
 
 
 def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -218,7 +218,7 @@ def _check_version(plan: Path, sidecar: Sidecar, trt: TensorRT) -> None:
     built, here = sidecar.tensorrt_version, trt.version
     old, new = version_numbers(built), version_numbers(here)
     compatible = sidecar.options.get("version_compatible")
-    runs = compatible and old <= new and (old[:1] == new[:1] or (old[0], new[0]) in _RUN_BY_NEXT)
+    runs = compatible and old <= new and (old[:1] == new[:1] or (*old[:1], *new[:1]) in _RUN_BY_NEXT)
     if built != here and not runs:
         note = " as version-compatible, or a later one (10 runs those of 8, 11 of 10)" if compatible else ""
         raise _refused(plan, f"TensorRT {built}, which built it{note}", f"TensorRT {here} here")

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from export.records import to_json
 from export.tensorrt.sidecar import BatchProfile, Precision, read_sidecar
 from pipeline.artifacts.engines import plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import Artifacts
-from pipeline.recipe.runtime import RuntimeOptions
+
+if TYPE_CHECKING:  # else the report would depend on the code of options that only runners read
+    from pipeline.recipe.runtime import RuntimeOptions
 
 MARGIN = 0.02  # a smaller speed-up is ignored, even where it is statistically certain
 

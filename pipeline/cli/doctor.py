@@ -13,8 +13,9 @@ from export.tensorrt.driver import Device, DriverStatus, driver_status, is_check
 from export.tensorrt.library import find_tensorrt, why_missing
 from pipeline.artifacts.machine import describe_cpu
 from pipeline.artifacts.machine import version_of as _installed
-from pipeline.cli.remedies import driver_lines, packages_newer_than_driver, tensorrt_lines, this_python
+from pipeline.cli.remedies import driver_lines, packages_newer_than_driver, tensorrt_lines
 from pipeline.runners.onnxruntime import why_not
+from pipeline.terminal.command_line import this_python
 from pipeline.terminal.starting import NEWEST, OLDEST, OLDEST_FOR_A_BUNDLE
 from pipeline.workflow.environment import refuses_all
 

@@ -1,12 +1,10 @@
 """Commands that install what the doctor finds missing, and packages that need a newer driver than this machine's."""
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from export.tensorrt.driver import Device, DriverStatus, supporting, supports, supports_advised, version_numbers
-from pipeline.terminal.command_line import unpack_command
+from pipeline.terminal.command_line import this_python, unpack_command
 
 JETPACK = Path("/etc/nv_tegra_release")  # on every Jetson
 
@@ -114,9 +112,3 @@ def _tensorrt_for(gpu: Device) -> str:
     if not supports_advised(gpu.compute_capability):
         return f"install {versions}: later ones do not support {gpu.name}"
     return "make install-gpu        (installs TensorRT for this GPU)"
-
-
-def this_python() -> str:
-    """Return this interpreter's path, relative to the working directory where it lies below it, quoted for a shell."""
-    python = Path(sys.executable)
-    return shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))

@@ -28,11 +28,15 @@ def pipeline_command(*words: str | Path, python: str | None = None) -> str:
 
     Args:
         words: A verb and its options.
-        python: Python that runs it. Defaults to None: the present one, relative to the working directory.
+        python: Python that runs it, quoted. Defaults to None: the present one, relative to the working directory.
     """
-    present = Path(sys.executable)
-    relative = present.relative_to(Path.cwd()) if present.is_relative_to(Path.cwd()) else present
-    return shlex.join(map(str, (python or relative, "-m", "pipeline", *words)))
+    return f"{python or this_python()} -m pipeline {shlex.join(map(str, words))}"
+
+
+def this_python() -> str:
+    """Return this interpreter's path, relative to the working directory where it lies below it, quoted for a shell."""
+    path = Path(sys.executable)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def unpack_command(archive: str | Path) -> str:
@@ -79,7 +83,7 @@ class Invocation:
 
         Args:
             verb: Verb of ``python -m pipeline``.
-            python: Python that runs it. Defaults to None: the present one, for advice on this machine.
+            python: Python that runs it, quoted. Defaults to None: the present one, for advice on this machine.
             more: Further options. Defaults to none.
         """
         return pipeline_command(verb, "-c", self.recipe_path, *more, *self.options, python=python)

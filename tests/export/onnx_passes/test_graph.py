@@ -63,6 +63,11 @@ def test_a_noop_between_input_and_output_stays():
     assert operators(graph.strip_noops(model)) == ["Identity"]
 
 
+def test_a_node_without_inputs_stays():
+    model = tiny([("RandomNormal", [], "r", {"shape": [1, 4, 6, 6]}), ("Add", ["x", "r"], "y", {})])
+    assert sorted(operators(graph.strip_noops(model))) == ["Add", "RandomNormal"]
+
+
 def test_a_shape_island_becomes_a_constant():
     model = tiny(
         [

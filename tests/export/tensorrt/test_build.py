@@ -390,6 +390,7 @@ def test_an_engine_for_something_else_is_refused(plan: Path, trt: TensorRT, capa
         ("10.13.0", "10.12.0", False),
         ("11.4.0", "10.16.1", False),
         ("10.13.0", "12.0.0", False),
+        ("unknown", "10.13.0", False),
     ],
 )
 def test_version_compatible_plans_run_on_later_versions(plan: Path, built: str, here: str, taken: bool) -> None:

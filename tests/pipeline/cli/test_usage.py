@@ -21,7 +21,7 @@ from pipeline.cli import commands
 from pipeline.cli.commands import main
 from pipeline.cli.verbs import build_parser
 from pipeline.terminal import starting
-from pipeline.terminal.command_line import ARTIFACTS, Parser, UsageError
+from pipeline.terminal.command_line import ARTIFACTS, COMMAND, CommandNeededError, Parser, UsageError
 from tests.conftest import Chain
 
 VERBS = build_parser()._verbs()
@@ -331,3 +331,12 @@ def test_a_python_without_one_package_is_named(
     said = capsys.readouterr().err
     assert f"Expected the package keras. Received: {sys.executable}, which has none of that name." in said
     assert "Traceback" not in said
+
+
+def test_an_error_that_advises_a_command_needs_no_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed() -> Path:
+        raise FileNotFoundError("the working directory was removed")
+
+    monkeypatch.setattr(Path, "cwd", removed)
+    error = CommandNeededError(f"Write: {COMMAND}", "run", "data.path=two words")
+    assert str(error) == "Write: python -m pipeline run --set 'data.path=two words'"

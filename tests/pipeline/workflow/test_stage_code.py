@@ -144,6 +144,11 @@ def reached() -> dict[str, set[str]]:
     return {stage.name: set(closure(module_of(stage), ROOT)) for stage in ALL}
 
 
+def test_the_report_does_not_depend_on_the_options_of_runners(reached: dict[str, set[str]]) -> None:
+    assert "pipeline/recipe/runtime.py" in reached["verify"]
+    assert "pipeline/recipe/runtime.py" not in reached["report"]
+
+
 def test_each_border_exists_and_is_reached_by_a_stage(reached: dict[str, set[str]]) -> None:
     code = {path for paths in reached.values() for path in paths if path.endswith(".py")}
     imported = {name for path in code for name in code_key._python_source((ROOT / path).read_bytes()).imports}
