@@ -7,9 +7,9 @@ from typing import Any
 
 from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import sidecar_path
-from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.manifest import Key, write_manifest
-from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision, write_parity
+from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import CARD, PARITY
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.model_card import ModelCard, write_card
@@ -52,6 +52,6 @@ def write_verdict(root: Path, *hops: Hop, subjects: dict[str, str] | None = None
     report = ParityReport(overall_verdict(hops), judged | (subjects or {}), asked, hops, **fields)
     folder = (root / PARITY).parent
     folder.mkdir(parents=True, exist_ok=True)
-    write_parity(root / PARITY, report)
+    write_json(root / PARITY, report)
     write_manifest(folder, stage="verify", recipe=root.name, key=Key({}, {}, ""), seconds=1.0, result={})
     return report

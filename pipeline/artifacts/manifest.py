@@ -174,7 +174,7 @@ def write_manifest(
         result=result,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     )
-    write_json(folder / MANIFEST, to_json(manifest))
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 

@@ -10,9 +10,8 @@ from typing import Final, Literal
 
 from export.metrics.confidence import McNemar
 from export.metrics.distances import FloatNoise
-from export.records import read_record, to_json
+from export.records import read_record
 from export.tensorrt.sidecar import Precision
-from pipeline.artifacts.files import write_json
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 
 PASS: Final = "pass"
@@ -211,8 +210,3 @@ def read_parity(path: Path) -> ParityReport:
         ProjectError: It is missing, damaged, of another schema, or contradicts itself; with the file and the key.
     """
     return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
-
-
-def write_parity(path: Path, report: ParityReport) -> None:
-    """Write a verdict."""
-    write_json(path, to_json(report))

@@ -113,7 +113,7 @@ def read_card(path: Path | str) -> ModelCard:
 
 def write_card(path: Path, card: ModelCard) -> None:
     """Write ``model.json``."""
-    write_json(path, to_json(card))
+    write_json(path, card)
 
 
 def source_of(model: Model) -> str | None:

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from export.files import replacing_file
 from export.records import read_record, to_json, without_none
-from pipeline.artifacts.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +48,6 @@ class History:
 
     epochs: tuple[Epoch, ...]
     schema: int = 1
-
-
-def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
-    """Write ``train/history.json``."""
-    write_json(path, to_json(History(tuple(epochs))))
 
 
 def read_history(path: Path) -> tuple[Epoch, ...]:

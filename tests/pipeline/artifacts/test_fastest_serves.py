@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from export.errors import ProjectError
 from export.tensorrt.driver import Device, DriverStatus
-from pipeline.artifacts.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
+from pipeline.artifacts.benchmark_report import BenchmarkReport, TimedModel, read_serves
 from pipeline.artifacts.fastest import (
     Contender,
     Pair,
@@ -28,6 +28,7 @@ from pipeline.artifacts.fastest import (
     onnx_contender,
     speed_options,
 )
+from pipeline.artifacts.files import write_json
 from pipeline.artifacts.machine import Cpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.artifacts.paths import BENCHMARK, ONNX, Artifacts
@@ -117,7 +118,7 @@ class Here:
     def write(self, serves: Serves | None) -> None:
         machine = Machine(Cpu("CPU", 2, 2, ()), None, "Linux", "3.11", {}, None, None, ())
         (self.root / BENCHMARK).parent.mkdir(exist_ok=True)
-        write_benchmark(
+        write_json(
             self.root / BENCHMARK, BenchmarkReport("toy", TimedModel((8, 8), 3), machine, None, (), (), (), serves)
         )
         self.record()

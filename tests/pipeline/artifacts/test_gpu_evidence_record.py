@@ -60,7 +60,7 @@ EVIDENCE = GpuEvidence(
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_json(tmp_path / "h200.json", to_json(EVIDENCE))
+    write_json(tmp_path / "h200.json", EVIDENCE)
     assert read_gpu_evidence(tmp_path / "h200.json") == EVIDENCE
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from export.records import to_json
 from export.tensorrt.sidecar import BatchProfile, sha256_file
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.gpu_evidence import (
@@ -115,7 +114,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
 def save(artifacts: Artifacts, evidence: GpuEvidence, name: str = "h200-tensorrt-8.6.0.json") -> Path:
     path = artifacts.root / "evidence" / name
     path.parent.mkdir(exist_ok=True)
-    write_json(path, to_json(evidence))
+    write_json(path, evidence)
     return path
 
 
