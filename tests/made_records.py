@@ -49,7 +49,7 @@ def write_verdict(root: Path, *hops: Hop, subjects: dict[str, str] | None = None
         files = [path, sidecar_path(path)] if path.suffix == ".plan" else [path]
         judged |= {p.relative_to(root).as_posix(): sha256_file(p) for p in files if p.is_file()}
     asked = thresholds_by_precision(VerifyThresholds())
-    report = ParityReport(overall_verdict(hops), judged | (subjects or {}), asked, hops, **fields)
+    report = ParityReport(overall_verdict(hops), asked, hops, judged | (subjects or {}), **fields)
     folder = (root / PARITY).parent
     folder.mkdir(parents=True, exist_ok=True)
     write_json(root / PARITY, report)

@@ -274,7 +274,7 @@ class Artifacts:
         asked = thresholds_by_precision(self.context.recipe.verify.thresholds)
         hops = tuple(self.hops)
         write_json(
-            root / "verify/parity.json", ParityReport(overall_verdict(hops), subjects, asked, hops, self.warnings)
+            root / "verify/parity.json", ParityReport(overall_verdict(hops), asked, hops, subjects, self.warnings)
         )
         self.manifest("verify", {})
 

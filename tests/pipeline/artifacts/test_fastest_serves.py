@@ -111,7 +111,9 @@ class Here:
                     interval = (ratio * (1 - spread), ratio * (1 + spread)) if rounds >= 5 else None
                     pairs.append(Pair(first.file, second.file, rounds, ratio, interval))
             contests.append(make_contest(batch, found, pairs))
-        serves = Serves(GPU.name, GPU.compute_capability, speed_options(self.context().runtime), tuple(contests))
+        serves = Serves(
+            GPU.name, GPU.compute_capability, speed_options(self.context().settings.runtime), tuple(contests)
+        )
         self.write(serves)
         return serves
 

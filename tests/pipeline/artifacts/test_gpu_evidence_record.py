@@ -19,14 +19,13 @@ from pipeline.artifacts.gpu_evidence import (
     Gpu,
     GpuEvidence,
     Model,
-    Parity,
     Step,
     Target,
     TimedRow,
     read_gpu_evidence,
 )
 from pipeline.artifacts.machine import Cpu, GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import thresholds_by_precision
+from pipeline.artifacts.parity_report import Parity, thresholds_by_precision
 from pipeline.recipe.schema import VerifyThresholds
 from tests.made_records import make_hop
 

@@ -318,4 +318,4 @@ def test_predictions_have_the_verdict_of_what_served(artifacts: Artifacts) -> No
 
 
 def parity_of(hops: Sequence[Hop]) -> ParityReport:
-    return ParityReport(overall_verdict(hops), {}, thresholds_by_precision(VerifyThresholds()), tuple(hops))
+    return ParityReport(overall_verdict(hops), thresholds_by_precision(VerifyThresholds()), tuple(hops), {})

@@ -15,13 +15,12 @@ from pipeline.artifacts.gpu_evidence import (
     Gpu,
     GpuEvidence,
     Model,
-    Parity,
     Step,
     Target,
     TimedRow,
 )
 from pipeline.artifacts.machine import GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
+from pipeline.artifacts.parity_report import Parity, overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import KERAS, ONNX, TENSORRT8
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.reporting.evidence import TITLE
