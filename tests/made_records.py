@@ -12,7 +12,7 @@ from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import CARD, PARITY
 from pipeline.data.decode import DecodeSpec
-from pipeline.models.model_card import ModelCard, write_card
+from pipeline.models.model_card import ModelCard
 from pipeline.recipe.schema import VerifyThresholds
 
 
@@ -43,7 +43,7 @@ def write_verdict(root: Path, *hops: Hop, subjects: dict[str, str] | None = None
     """A card (if there is none), ``parity.json`` of the candidates' present bytes, and verify's manifest."""
     if not (root / CARD).is_file():
         (root / CARD).parent.mkdir(parents=True, exist_ok=True)
-        write_card(root / CARD, make_card())
+        write_json(root / CARD, make_card())
     judged = {CARD: sha256_file(root / CARD)}
     for path in {root / hop.candidate for hop in hops}:
         files = [path, sidecar_path(path)] if path.suffix == ".plan" else [path]

@@ -194,13 +194,16 @@ def _more_images(result: Verified, most: int) -> str:
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark in a process of its own, whose memory and threads nothing else uses; return its JSON line."""
-    flags = ("force", "explain", "no_wait", "quiet", "verbose")
     status, output = run_child(
         [
             *(sys.executable, "-m", "benchmarks", "-c", str(args.config)),
             *Invocation(args.config, args.artifacts, args.overrides).options,
             "--json",
-            *(f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)),
+            *(
+                f"--{name.replace('_', '-')}"
+                for name in ("force", "explain", "no_wait", "quiet", "verbose")
+                if getattr(args, name)
+            ),
         ]
     )
     raise_interruption(status)

@@ -23,16 +23,21 @@ ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
 COMMAND = "{command}"
 
 
-def pipeline_command(*words: str | Path, python: str | None = None) -> str:
-    """Return ``python -m pipeline`` with words, quoted for a shell.
+def module_command(*words: str | Path, python: str | None = None) -> str:
+    """Return ``python -m`` with words, quoted for a shell.
 
     Args:
-        words: A verb and its options.
+        words: A module and its options.
         python: Python that runs it. Defaults to None: the present one, relative to the working directory.
     """
     present = Path(sys.executable)
     relative = present.relative_to(Path.cwd()) if present.is_relative_to(Path.cwd()) else present
-    return shlex.join(map(str, (python or relative, "-m", "pipeline", *words)))
+    return shlex.join(map(str, (python or relative, "-m", *words)))
+
+
+def pipeline_command(verb: str, *options: str | Path, python: str | None = None) -> str:
+    """Return ``python -m pipeline`` with a verb and its options, see `module_command`."""
+    return module_command("pipeline", verb, *options, python=python)
 
 
 def unpack_command(archive: str | Path) -> str:

@@ -31,7 +31,7 @@ from pipeline.artifacts.machine import Cpu, Gpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision
 from pipeline.data.decode import DecodeSpec
-from pipeline.models.model_card import ModelCard, write_card
+from pipeline.models.model_card import ModelCard
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import BY_NAME
@@ -180,7 +180,7 @@ class Artifacts:
         for stage in ("train", "export", "quantize", "build", "verify", "infer/images"):
             (root / stage).mkdir(parents=True, exist_ok=True)
         (root / "train/model.keras").write_bytes(b"keras")
-        write_card(root / "train/model.json", self.card)
+        write_json(root / "train/model.json", self.card)
         write_json(root / "train/history.json", History(tuple(self.history)))
         if self.samples is not None:
             pixels = np.stack([self.image(number) for number in range(len(self.samples))])

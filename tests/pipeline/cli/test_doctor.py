@@ -15,6 +15,7 @@ import pytest
 from export.tensorrt.driver import Device, DriverStatus, supports
 from pipeline.cli import doctor, remedies
 from pipeline.cli.commands import main
+from pipeline.terminal import command_line
 
 COMMON = "keras==3.0\ntf2onnx==1.0  # a comment\nonnx==1.0\nmatplotlib==3.0\njinja2==3.0\n\n# nothing\n"
 FILES = {
@@ -94,7 +95,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
 
     def say(machine: Machine) -> Said:
         monkeypatch.setattr(doctor, "ROOT", tmp_path)
-        monkeypatch.setattr(doctor, "_installed", machine.packages.get)
+        monkeypatch.setattr(doctor, "version_of", machine.packages.get)
         monkeypatch.setattr(doctor, "driver_status", lambda: machine.driver)
         monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
         monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})
@@ -102,7 +103,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         monkeypatch.setattr(doctor, "why_not", {"cuda": machine.no_cuda}.__getitem__)
         python = SimpleNamespace(version_info=machine.python, executable="/py/python")
         monkeypatch.setattr(doctor, "sys", python)
-        monkeypatch.setattr(remedies, "sys", python)
+        monkeypatch.setattr(command_line, "sys", python)
         status = main(["doctor", "--json"])
         *lines, last = capsys.readouterr().out.splitlines()
         return Said(lines, json.loads(last), status)
