@@ -14,9 +14,9 @@ from benchmarks.telemetry import commit, gpu_snapshot, machine
 from benchmarks.timing import measure
 from export.errors import ProjectError
 from export.words import aligned
-from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel, write_benchmark
+from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel
 from pipeline.artifacts.engines import profiles
-from pipeline.artifacts.files import recipe_lock
+from pipeline.artifacts.files import recipe_lock, write_json
 from pipeline.artifacts.inputs import Inputs, Required
 from pipeline.artifacts.machine import describe_cpu
 from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS
@@ -84,7 +84,7 @@ def run_benchmark(inputs: Inputs, settings: Recipe, out: Path) -> Benchmarked:
         results=tuple(results),
         serves=find_serves(inputs, results, settings.runtime),
     )
-    write_benchmark(out / Path(BENCHMARK).name, content)
+    write_json(out / Path(BENCHMARK).name, content)
     log.info("%s", "\n".join([table(results), *contest_lines(content.serves)]))
     return Benchmarked(len(results), tuple(f"{row.backend} {row.name}" for row in results if row.error is not None))
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import sidecar_path
-from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.manifest import Key, write_manifest
-from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision, write_parity
+from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import CARD, PARITY
 from pipeline.data.decode import DecodeSpec
-from pipeline.models.model_card import ModelCard, write_card
+from pipeline.models.model_card import ModelCard
 from pipeline.recipe.schema import VerifyThresholds
 
 
@@ -43,15 +43,15 @@ def write_verdict(root: Path, *hops: Hop, subjects: dict[str, str] | None = None
     """A card (if there is none), ``parity.json`` of the candidates' present bytes, and verify's manifest."""
     if not (root / CARD).is_file():
         (root / CARD).parent.mkdir(parents=True, exist_ok=True)
-        write_card(root / CARD, make_card())
+        write_json(root / CARD, make_card())
     judged = {CARD: sha256_file(root / CARD)}
     for path in {root / hop.candidate for hop in hops}:
         files = [path, sidecar_path(path)] if path.suffix == ".plan" else [path]
         judged |= {p.relative_to(root).as_posix(): sha256_file(p) for p in files if p.is_file()}
     asked = thresholds_by_precision(VerifyThresholds())
-    report = ParityReport(overall_verdict(hops), judged | (subjects or {}), asked, hops, **fields)
+    report = ParityReport(overall_verdict(hops), asked, hops, judged | (subjects or {}), **fields)
     folder = (root / PARITY).parent
     folder.mkdir(parents=True, exist_ok=True)
-    write_parity(root / PARITY, report)
+    write_json(root / PARITY, report)
     write_manifest(folder, stage="verify", recipe=root.name, key=Key({}, {}, ""), seconds=1.0, result={})
     return report

@@ -30,4 +30,4 @@ def choose(context: Context, *args: Any, **more: Any) -> Selection:
 
 def list_candidates(context: Context) -> list[Candidate]:
     """The files that verify runs."""
-    return verify.list_candidates(Artifacts(context.root), context.runtime)
+    return verify.list_candidates(Artifacts(context.root), context.settings.runtime)

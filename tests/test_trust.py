@@ -19,11 +19,11 @@ from PIL import Image
 
 from benchmarks.command import main as benchmark
 from export.files import ROOT
-from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.manifest import MANIFEST, Key, write_manifest
 from pipeline.cli.bundle import bundle
 from pipeline.cli.commands import main
-from pipeline.models.model_card import read_card, write_card
+from pipeline.models.model_card import read_card
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.locate import UNPACKED
 from pipeline.runners.tensorrt.runner import TensorRTRunner
@@ -221,7 +221,7 @@ def with_code(tmp_path: Path) -> Path:
     root = tmp_path / "here" / "toy"
     (root / "train").mkdir(parents=True)
     keras.Model(inputs, x).save(root / "train" / "model.keras")
-    write_card(root / "train" / "model.json", make_card(source="model.keras"))
+    write_json(root / "train" / "model.json", make_card(source="model.keras"))
     write_manifest(
         root / "train", stage="train", recipe="toy", key=Key({"model.path": "0" * 64}, {}, ""), seconds=1, result={}
     )

@@ -16,7 +16,6 @@ from pipeline.artifacts.gpu_evidence import (
     WITHOUT_GRAPHS,
     EngineEvidence,
     GpuEvidence,
-    Parity,
     Target,
     TimedRow,
     count_results,
@@ -25,7 +24,7 @@ from pipeline.artifacts.gpu_evidence import (
     telemetry_ranges,
     unfinished_steps,
 )
-from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, Hop
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, Hop, Parity
 
 FEWEST_FOR_P99 = 100  # below, the 99th percentile lies between the two largest
 _ELSEWHERE = "measured on another GPU or model than the target is for"

@@ -19,8 +19,8 @@ from export.tensorrt.library import TensorRT
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.artifacts.engines import plan_name
-from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Measures, Parity, Variant
-from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
+from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Measures, Variant
+from pipeline.artifacts.parity_report import Parity, overall_verdict, thresholds_by_precision
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.cuda.open import find_cuda

@@ -258,5 +258,7 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (*_UNREADABLE, RuntimeError) as error:  # RuntimeError: a password
-        reason = (str(error) or type(error).__name__)[:500]
-        raise DataError(f"Expected {expected} in {path}. Received: {reason}. Copy or write it again.") from error
+        raise DataError(
+            f"Expected {expected} in {path}. Received: {(str(error) or type(error).__name__)[:500]}. "
+            "Copy or write it again."
+        ) from error

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from export.errors import ProjectError
-from export.records import read_record, to_json, without_none
+from export.records import read_record, without_none
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.fastest import Serves
-from pipeline.artifacts.files import sha256_file, write_json
+from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.machine import GpuSnapshot, Machine
 from pipeline.artifacts.manifest import matches_manifest
 from pipeline.artifacts.paths import BENCHMARK, Artifacts
@@ -203,8 +203,3 @@ def _read_serves(path: Path, _: str) -> tuple[Serves | None, str]:
         return read_benchmark(path).serves, ""
     except ProjectError as error:
         return None, str(error)
-
-
-def write_benchmark(path: Path, report: BenchmarkReport) -> None:
-    """Write a benchmark."""
-    write_json(path, to_json(report))

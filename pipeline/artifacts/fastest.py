@@ -302,7 +302,5 @@ def nearest(contests: Sequence[Contest], first: Contender, second: Contender, ba
         for contest in contests
         if all(any(now.source == then.source for then in contest.contenders) for now in (first, second))
     ]
-    if not both:
-        return None
-    best = min(both, key=lambda contest: (abs(math.log(contest.batch / batch_size)), -contest.batch))
-    return Nearest(best.batch, best.pair(first.file, second.file))
+    best = min(both, key=lambda contest: (abs(math.log(contest.batch / batch_size)), -contest.batch), default=None)
+    return Nearest(best.batch, best.pair(first.file, second.file)) if best else None

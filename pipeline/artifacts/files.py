@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import ProjectError, add_note, notes
 from export.files import recover_folders, temporary_folder, write_atomic
-from export.records import read_json_file
+from export.records import read_json_file, to_json
 from export.tensorrt.sidecar import sha256_file as hash_file
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def as_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; see `as_json`."""
-    write_atomic(path, as_json(value))
+    """Write a record or plain values as JSON atomically; see `to_json` and `as_json`."""
+    write_atomic(path, as_json(to_json(value)))
 
 
 def read_json(path: Path) -> Any:

@@ -15,8 +15,7 @@ from export.records import read_record
 from export.tensorrt.sidecar import BatchProfile, Precision
 from export.words import listed
 from pipeline.artifacts.machine import GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import Hop, Overall, overall_verdict
-from pipeline.recipe.schema import Thresholds
+from pipeline.artifacts.parity_report import Parity
 
 SCHEMA = 2
 MOST = 500  # entries of each kind in a record; a complete visit has a hundred steps
@@ -126,23 +125,6 @@ class EngineEvidence:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """Comparison of the engines with Keras; a hop's candidate is the name of an engine.
-
-    Raises:
-        ValueError: The verdict does not follow from the hops.
-    """
-
-    verdict: Overall
-    thresholds: Mapping[str, Thresholds]
-    hops: tuple[Hop, ...]
-
-    def __post_init__(self) -> None:
-        if (expected := overall_verdict(self.hops)) != self.verdict:
-            raise ValueError(f"the verdict {self.verdict!r} over hops whose verdict is {expected!r}")
-
-
-@dataclass(frozen=True)
 class TimedRow:
     """Timing of an engine, or of PyTorch, at one batch size.
 
@@ -191,9 +173,9 @@ class TimedRow:
     def __post_init__(self) -> None:
         if (self.p50_ms is None) != bool(self.error):
             raise ValueError("a timed row has either times or an error")
-        numbers = (self.n, self.p50_ms, self.p90_ms, self.p99_ms, self.mean_ms, self.images_per_second)
         if not all(1 <= size <= LARGEST for size in (self.batch, self.batches)):
             raise ValueError(f"a timed row of {self.batches} times {self.batch} images")
+        numbers = (self.n, self.p50_ms, self.p90_ms, self.p99_ms, self.mean_ms, self.images_per_second)
         if wrong := [number for number in numbers if number is not None and not 0 <= number <= LARGEST]:
             raise ValueError(f"a timed row with the number {wrong[0]:g}")
 
@@ -250,7 +232,7 @@ class GpuEvidence:
         asked: Options of the command.
         steps: Steps in the planned order.
         engines: Engines by name, ``<precision>-<variant>``.
-        parity: Comparison with Keras; None before there is one.
+        parity: Comparison with Keras, whose candidates are names of engines; None before there is one.
         timings: All timed rows.
         checks: All checks.
         targets: Targets, judged where that was possible.
@@ -280,14 +262,14 @@ class GpuEvidence:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        names = [step.name for step in self.steps]
-        if len(set(names)) != len(names):
+        if len({step.name for step in self.steps}) != len(self.steps):
             raise ValueError("two steps of one name")
-        kinds = {name: len(getattr(self, name)) for name in ("steps", "engines", "timings", "checks", "targets")}
-        kinds |= {"snapshots": len(self.snapshots), "comparisons": len(self.parity.hops) if self.parity else 0}
-        for kind, number in kinds.items():
-            if number > MOST:
-                raise ValueError(f"{number:,} {kind}, where a visit has at most {MOST}")
+        kinds = {
+            name: getattr(self, name) for name in ("steps", "engines", "timings", "checks", "targets", "snapshots")
+        }
+        for kind, entries in {**kinds, "comparisons": self.parity.hops if self.parity else ()}.items():
+            if len(entries) > MOST:
+                raise ValueError(f"{len(entries):,} {kind}, where a visit has at most {MOST}")
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from export.errors import ProjectError
-from export.files import ROOT
 from export.records import from_json, read_record, to_json
-from pipeline.artifacts.code_key import code_digest
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.machine import versions_of
 from pipeline.artifacts.paths import Artifacts
@@ -110,8 +108,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        remedy = "Without it the result beside it does not count; `run` makes it again."
-        return read_record(Manifest, path, remedy=remedy, what="manifest")
+        return read_record(
+            Manifest,
+            path,
+            remedy="Without it the result beside it does not count; `run` makes it again.",
+            what="manifest",
+        )
     except ProjectError as error:
         _warn_once(str(error))
         return None
@@ -174,7 +176,7 @@ def write_manifest(
         result=result,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     )
-    write_json(folder / MANIFEST, to_json(manifest))
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -207,7 +209,7 @@ def why_stale(folder: Path, manifest: Manifest | None, key: Key) -> list[str]:
 
 def config_changes(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
     """List the recipe's keys whose values changed since a stage ran, such as "train.seed: 1 -> 2"."""
-    return _changes(_flat(manifest.config), _flat(config))
+    return _changes(flatten(manifest.config), flatten(config))
 
 
 def environment_changes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -232,20 +234,16 @@ def version_changes(manifest: Manifest) -> list[str]:
     ]
 
 
-def code_hash(module: str) -> str:
-    """Return the sha256 of the code of a module and its imports, see ``pipeline.artifacts.code_key``."""
-    return code_digest(module, ROOT)
-
-
 def tool_versions() -> dict[str, str]:
     """Return the installed versions of the tools that can change a result, without importing them."""
     return {"python": platform.python_version(), **versions_of(TOOLS)}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Return the values of a part of the recipe by dotted key."""
     flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

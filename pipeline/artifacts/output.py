@@ -26,23 +26,18 @@ def check_output(path: Path, option: str, example: str, endings: Sequence[str] =
     Raises:
         ProjectError: The path is a folder, standard output or a device, has another ending, or cannot be written.
     """
-    if str(path) == "-":
-        raise ProjectError(
-            f"Expected a file after {option}, such as {example}. Received: -; nothing of this goes to standard output."
-        )
-    if path.is_dir():
-        raise ProjectError(
-            f"Expected a file after {option}, such as {path / example}. Received: {path}, which is a folder."
-        )
+    for is_refused, such_as, received in (
+        (str(path) == "-", example, "-; nothing of this goes to standard output"),
+        (path.is_dir(), path / example, f"{path}, which is a folder"),
+        (path.exists() and not path.is_file(), example, f"{path}, which is a device or a pipe"),
+    ):
+        if is_refused:
+            raise ProjectError(f"Expected a file after {option}, such as {such_as}. Received: {received}.")
     if endings and path.suffix.lower() not in endings:
         shorter = path.with_suffix("")  # my.tar.gz becomes my.tar, not my.tar.tar
         fit = shorter if shorter.suffix.lower() in endings else path.with_suffix(endings[0])
         raise ProjectError(
             f"Expected a file that ends in {' or '.join(endings)} after {option}, such as {fit}. Received: {path}."
-        )
-    if path.exists() and not path.is_file():
-        raise ProjectError(
-            f"Expected a file after {option}, such as {example}. Received: {path}, which is a device or a pipe."
         )
     check_folder(path.parent, option, path)
 

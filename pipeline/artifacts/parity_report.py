@@ -4,15 +4,14 @@ Standard library only, Python 3.10 syntax.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from export.metrics.confidence import McNemar
 from export.metrics.distances import FloatNoise
-from export.records import read_record, to_json
+from export.records import read_record
 from export.tensorrt.sidecar import Precision
-from pipeline.artifacts.files import write_json
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 
 PASS: Final = "pass"
@@ -118,28 +117,40 @@ class Hop:
 
 
 @dataclass(frozen=True)
-class ParityReport:
-    """The verdict of the verify stage.
+class Parity:
+    """Comparisons with Keras, and the verdict on them.
 
     Attributes:
         verdict: Verdict over all hops.
-        subjects: sha256 by name of the files that were judged and of those that they were judged with.
         thresholds: Thresholds by precision.
         hops: All comparisons.
-        warnings: What a reader must know besides the verdict.
-        schema: Version of this file format.
+
+    Raises:
+        ValueError: The verdict does not follow from the hops.
     """
 
     verdict: Overall
-    subjects: Mapping[str, str]
     thresholds: Mapping[str, Thresholds]
     hops: tuple[Hop, ...]
-    warnings: tuple[str, ...] = field(default=())
-    schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         if (expected := overall_verdict(self.hops)) != self.verdict:
             raise ValueError(f"the verdict {self.verdict!r} over hops whose verdict is {expected!r}")
+
+
+@dataclass(frozen=True)
+class ParityReport(Parity):
+    """The verdict of the verify stage.
+
+    Attributes:
+        subjects: sha256 by name of the files that were judged and of those that they were judged with.
+        warnings: What a reader must know besides the verdict.
+        schema: Version of this file format.
+    """
+
+    subjects: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    schema: int = SCHEMA
 
     def verdict_of(self, name: str, digests: Mapping[str, str], backend: str | None = None) -> str:
         """Return the verdict on one file.
@@ -180,12 +191,14 @@ def overall_verdict(hops: Sequence[Hop]) -> Overall:
 
 def describe_relative_limit(hops: Sequence[Hop]) -> str:
     """Describe the relative error allowed where the recipe says "auto", and why; "" where it says a number."""
-    limits = (
-        f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
-        for hop in hops
-        if hop.noise is not None and hop.relative_limit is not None
+    return next(
+        (
+            f"relative error of at most {hop.relative_limit:.1e} allowed in {hop.precision.upper()}: {hop.noise}"
+            for hop in hops
+            if hop.noise is not None and hop.relative_limit is not None
+        ),
+        "",
     )
-    return next(limits, "")
 
 
 def files_not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
@@ -211,8 +224,3 @@ def read_parity(path: Path) -> ParityReport:
         ProjectError: It is missing, damaged, of another schema, or contradicts itself; with the file and the key.
     """
     return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
-
-
-def write_parity(path: Path, report: ParityReport) -> None:
-    """Write a verdict."""
-    write_json(path, to_json(report))

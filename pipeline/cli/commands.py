@@ -32,7 +32,7 @@ from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
 from pipeline.stages import BY_NAME, STAGES, build, verify
 from pipeline.terminal.command_line import Invocation
-from pipeline.terminal.processes import raise_interruption, run_child_for_output
+from pipeline.terminal.processes import raise_interruption, run_child
 from pipeline.workflow.context import Context
 from pipeline.workflow.stage import Outcome, execute, reasons_to_run
 
@@ -194,13 +194,16 @@ def _more_images(result: Verified, most: int) -> str:
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark in a process of its own, whose memory and threads nothing else uses; return its JSON line."""
-    flags = ("force", "explain", "no_wait", "quiet", "verbose")
-    status, output = run_child_for_output(
+    status, output = run_child(
         [
             *(sys.executable, "-m", "benchmarks", "-c", str(args.config)),
             *Invocation(args.config, args.artifacts, args.overrides).options,
             "--json",
-            *(f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)),
+            *(
+                f"--{name.replace('_', '-')}"
+                for name in ("force", "explain", "no_wait", "quiet", "verbose")
+                if getattr(args, name)
+            ),
         ]
     )
     raise_interruption(status)

@@ -11,11 +11,10 @@ from export.files import ROOT
 from export.records import to_json
 from export.tensorrt.driver import Device, DriverStatus, driver_status, is_checked, no_support, untested_note
 from export.tensorrt.library import find_tensorrt, why_missing
-from pipeline.artifacts.machine import describe_cpu
-from pipeline.artifacts.machine import version_of as _installed
+from pipeline.artifacts.machine import describe_cpu, version_of
 from pipeline.cli.remedies import driver_lines, packages_newer_than_driver, tensorrt_lines
 from pipeline.runners.onnxruntime import why_not
-from pipeline.terminal.command_line import this_python
+from pipeline.terminal.command_line import module_command
 from pipeline.terminal.starting import NEWEST, OLDEST, OLDEST_FOR_A_BUNDLE
 from pipeline.workflow.environment import refuses_all
 
@@ -118,11 +117,11 @@ def doctor() -> dict[str, object]:
         dict[str, object]: the same for the JSON line; "exit" is 2 where anything is marked !!, else 0.
     """
     driver = driver_status()
-    newer = packages_newer_than_driver(driver, _installed)
+    newer = packages_newer_than_driver(driver, version_of)
     packages = _packages(ROOT / _requirements())
     if not _for_a_bundle():
         packages |= _packages(ROOT / "requirements-legacy.txt")
-    conflict = bool(_installed("onnxruntime-gpu") and _installed("onnxruntime"))
+    conflict = bool(version_of("onnxruntime-gpu") and version_of("onnxruntime"))
     tensorrt = {name: _tensorrt(name, driver) for name in ("tensorrt", "rtx")}
     stages = _stages(packages, bool(driver), tensorrt)
     if _for_a_bundle():
@@ -188,7 +187,7 @@ def _requirements() -> str:
     """Return the requirements file for this machine."""
     if _for_a_bundle():
         return "requirements-jetson.txt"
-    return "requirements-gpu.txt" if _installed("onnxruntime-gpu") else "requirements.txt"
+    return "requirements-gpu.txt" if version_of("onnxruntime-gpu") else "requirements.txt"
 
 
 def _machine() -> dict[str, str]:
@@ -225,9 +224,9 @@ def _packages(requirements: Path) -> dict[str, Package]:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        here = _installed(requirement.name)
+        here = version_of(requirement.name)
         if requirement.name == "tensorrt" and here is None:
-            here = _installed("tensorrt-cu12") or _installed("tensorrt-cu13")  # "tensorrt" only installs one of them
+            here = version_of("tensorrt-cu12") or version_of("tensorrt-cu13")  # "tensorrt" only installs one of them
         fits = here is not None and (
             requirement.specifier.contains(here, prereleases=True)
             # older than what is advised, as JetPack's own
@@ -297,7 +296,7 @@ def _engines_need(driver: bool, tensorrt: Mapping[str, Library]) -> str:
         "a GPU": driver,
         "TensorRT": any(library.version for library in tensorrt.values()),
         "a TensorRT that supports this GPU": any(library.runs for library in tensorrt.values()),
-        "cuda-bindings": _installed("cuda-bindings") or _installed("pycuda"),
+        "cuda-bindings": version_of("cuda-bindings") or version_of("pycuda"),
     }
     return next((need for need, is_present in present.items() if not is_present), "")
 
@@ -315,7 +314,7 @@ def _bundle_stages(driver: bool, tensorrt: Mapping[str, Library]) -> dict[str, S
 
 def _remedies(packages: Mapping[str, Package], conflict: bool, build: StageFinding, driver: DriverStatus) -> list[str]:
     lines = []
-    pip = f"{this_python()} -m pip"
+    pip = module_command("pip")
     if not _python_fits() and not _for_a_bundle():
         lines.append(f"make install VENV=.venv-new PYTHON=python3.12        (any Python {PYTHONS})")
     if conflict:

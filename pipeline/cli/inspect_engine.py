@@ -214,11 +214,12 @@ def _lines(plan: Path, sidecar: Sidecar, altered: str, verdict: str) -> list[str
     }
     lines = [str(plan), *(f"  {name:<14} {value}" for name, value in facts.items() if value)]
     lines += [f"  {'warning':<14} {text}" for text in [*([altered] if altered else []), *sidecar.warnings]]
-    layers = sidecar.found.layers if sidecar.found else ()
-    if layers:
+    if sidecar.found and sidecar.found.layers:
         lines.append(f"\n  {'type':<8} {'kind':<22} {'Keras layers':<30} layer")
-    for layer in layers:
-        lines.append(f"  {layer.precision:<8} {layer.kind:<22} {listed(layer.layers, most=3):<30} {layer.name}")
+        lines += [
+            f"  {layer.precision:<8} {layer.kind:<22} {listed(layer.layers, most=3):<30} {layer.name}"
+            for layer in sidecar.found.layers
+        ]
     return lines
 
 

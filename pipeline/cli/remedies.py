@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from export.tensorrt.driver import Device, DriverStatus, supporting, supports, supports_advised, version_numbers
-from pipeline.terminal.command_line import this_python, unpack_command
+from pipeline.terminal.command_line import module_command, pipeline_command, unpack_command
 
 JETPACK = Path("/etc/nv_tegra_release")  # on every Jetson
 
@@ -66,10 +66,10 @@ def driver_lines(driver: DriverStatus, newer: Mapping[str, int]) -> list[str]:
 
 
 def _for_cuda_12(newer: Mapping[str, int]) -> str:
-    install = f"{this_python()} -m pip install 'cuda-bindings==12.9.*'"
+    install = module_command("pip", "install", "cuda-bindings==12.9.*")
     if not any(package.startswith(_TENSORRT) for package in newer):
         return install
-    return f"{this_python()} -m pip uninstall -y {_OF_CUDA_13} && {install} 'tensorrt-cu12>=10.12,<11'"
+    return f"{module_command('pip')} uninstall -y {_OF_CUDA_13} && {install} 'tensorrt-cu12>=10.12,<11'"
 
 
 def tensorrt_lines(driver: DriverStatus, for_a_bundle: bool) -> list[str]:
@@ -85,7 +85,7 @@ def tensorrt_lines(driver: DriverStatus, for_a_bundle: bool) -> list[str]:
         return [_tensorrt_for(driver.devices[0])]
     return [
         "build on Linux x86-64, where requirements.txt installs TensorRT-RTX, or on a GPU machine:",
-        f"  {this_python()} -m pipeline bundle -c RECIPE   here, then on that machine:",
+        f"  {pipeline_command('bundle', '-c', 'RECIPE')}   here, then on that machine:",
         f"  {unpack_command('RECIPE.bundle.tar')}",
     ]
 
@@ -95,7 +95,7 @@ def _tensorrt_for_a_bundle(gpus: Sequence[Device]) -> list[str]:
         return [_OF_JETPACK, "  it does if created with: python3.10 -m venv --system-site-packages .venv"]
     if gpus and not supporting(gpus[0].compute_capability):
         return [_tensorrt_for(gpus[0])]
-    pip = f"{this_python()} -m pip install"
+    pip = module_command("pip", "install")
     if gpus and supports("tensorrt", "8.6.0", gpus[0].compute_capability) is False:
         return [f"{pip} 'tensorrt>=10.12,<12'        (for {gpus[0].name})"]
     needs = "" if gpus else "; it needs an NVIDIA GPU and its driver"

@@ -14,7 +14,7 @@ from typing import Any
 from export.errors import ModelError, ProjectError
 from export.words import listed
 from pipeline.artifacts.inputs import recipe_changes
-from pipeline.artifacts.manifest import Key, read_manifest, why_stale
+from pipeline.artifacts.manifest import Key, flatten, read_manifest, why_stale
 from pipeline.data.splits import check_split_sizes, needed_images
 from pipeline.stages import BY_NAME, STAGES
 from pipeline.workflow.context import Context
@@ -22,7 +22,6 @@ from pipeline.workflow.stage import Stage, reasons_to_run
 
 log = logging.getLogger(__name__)
 
-_ABSENT = object()
 _PACKED = STAGES[: STAGES.index(BY_NAME["verify"]) + 1]  # any machine can make the results of later stages from these
 
 
@@ -95,16 +94,14 @@ def refuse_stale_artifacts(context: Context) -> None:
 
 def warn_of_a_new_training(context: Context) -> None:
     """Warn that a changed recipe replaces the model, with the options that keep it."""
-    options = []
     manifest = read_manifest(context.folder("train"))
-    for change in recipe_changes(manifest, context.recipe):
-        key = change.partition(": ")[0]
-        value: Any = manifest.config if manifest else {}
-        for part in key.split("."):
-            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is not _ABSENT:
-            text = value if isinstance(value, str) else json.dumps(value)
-            options.append(f"--set {shlex.quote(f'{key}={text}')}")
+    recorded = flatten(manifest.config) if manifest else {}
+    changed = (change.partition(": ")[0] for change in recipe_changes(manifest, context.recipe))
+    values = {key: recorded[key] for key in changed if key in recorded}
+    options = [
+        f"--set {shlex.quote(f'{key}={value if isinstance(value, str) else json.dumps(value)}')}"
+        for key, value in values.items()
+    ]
     if options:
         log.warning(
             "the recipe has changed since the model in %s was made, so a new one replaces it. To keep it, stop now "

@@ -14,7 +14,6 @@ from export.errors import ModelError, ProjectError
 from export.preprocessing import PreprocessingSpec
 from export.records import read_record, to_json
 from export.words import count
-from pipeline.artifacts.files import write_json
 from pipeline.artifacts.paths import CARD
 from pipeline.data.class_names import model_names
 from pipeline.data.decode import DecodeSpec
@@ -109,11 +108,6 @@ def read_card(path: Path | str) -> ModelCard:
         ModelError: missing, damaged, or of another schema; with the file and the key.
     """
     return read_record(ModelCard, Path(path), remedy="Run the train stage again.", what="model card")
-
-
-def write_card(path: Path, card: ModelCard) -> None:
-    """Write ``model.json``."""
-    write_json(path, to_json(card))
 
 
 def source_of(model: Model) -> str | None:

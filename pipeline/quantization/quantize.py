@@ -105,8 +105,8 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
         save_model(result.fp16.at_opset(TENSORRT8_OPSET), out / Path(TENSORRT8["fp16"]).name)
         save_model(older, out / Path(TENSORRT8["int8"]).name)
     write_atomic(out / "scales.json", replace(result.scales, key=images.key(path)).to_json())
-    write_json(out / "placement.json", [asdict(row) for row in result.placements])
-    write_json(out / "calibration.json", to_json(result.report))
+    write_json(out / "placement.json", result.placements)
+    write_json(out / "calibration.json", result.report)
     write_json(out / "images.json", images.table())
     if result.costs:
         write_atomic(out / "sensitivity.csv", _sensitivity_csv(result.costs, result.kept))

@@ -18,22 +18,28 @@ def check_model(config: Model) -> None:
     if config.path is not None:
         return
     entry = BACKBONES[config.backbone]
-    if entry.normalises_inside and config.preprocessing not in ("auto", "none"):
-        raise ModelError(
+    published = config.head == "published"
+    rules = (  # what is refused, and why
+        (
+            entry.normalises_inside and config.preprocessing not in ("auto", "none"),
             f"model.preprocessing: expected auto or none, because {config.backbone} normalises 0..255 in its first "
-            f"layers. Received: {config.preprocessing}."
-        )
-    if config.head == "published" and (entry.application is None or config.weights is None):
-        raise ModelError(
+            f"layers. Received: {config.preprocessing}.",
+        ),
+        (
+            published and (entry.application is None or config.weights is None),
             "model.head: published needs a backbone of keras.applications and its weights. Received: "
             f"model.backbone {config.backbone}, model.weights {config.weights}. Set model.weights to imagenet or to "
-            "a file that holds the top too."
-        )
-    if config.head == "published" and entry.flat_top and config.input_size != entry.native:
-        raise ModelError(
+            "a file that holds the top too.",
+        ),
+        (
+            published and entry.flat_top and config.input_size != entry.native,
             f"model.input_size: expected {entry.native}, the only one that the published head of {config.backbone} "
-            f"takes. Received: {config.input_size}."
-        )
+            f"takes. Received: {config.input_size}.",
+        ),
+    )
+    for is_refused, message in rules:
+        if is_refused:
+            raise ModelError(message)
     if config.weights == IMAGENET:
         check_published(config.backbone)
 

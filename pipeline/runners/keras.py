@@ -69,8 +69,8 @@ class KerasRunner:
         """Classify uint8 NHWC pixels, by ``predict_on_batch`` on batches of at most ``max_batch``."""
         _, height, width, _ = self._opened().inputs[0].shape
         check_pixels(pixels, (height, width))
-        logits = self._predict(map(self.preprocessing.apply, split_batches(pixels, self.max_batch)))
-        logits = logits.astype(np.float32, copy=False)
+        inputs = map(self.preprocessing.apply, split_batches(pixels, self.max_batch))
+        logits = self._predict(inputs).astype(np.float32, copy=False)
         return Outputs(logits, softmax(logits))
 
     def noise(self, pixels: np.ndarray, largest: float) -> FloatNoise:
@@ -80,11 +80,11 @@ class KerasRunner:
             pixels: uint8 NHWC.
             largest: absolute value of a logit, over all images that will be compared.
         """
-
-        def predict(inputs: np.ndarray) -> np.ndarray:
-            return self._predict(split_batches(inputs, self.max_batch))
-
-        return measure_noise(predict, self.preprocessing.apply(pixels), largest)
+        return measure_noise(
+            lambda inputs: self._predict(split_batches(inputs, self.max_batch)),
+            self.preprocessing.apply(pixels),
+            largest,
+        )
 
     def _predict(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         """Compute the logits of preprocessed images."""

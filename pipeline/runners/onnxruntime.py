@@ -100,11 +100,11 @@ def open_session_on(device: Device, model: str | bytes, *, precision: str, index
     session = open_session(model, providers=provider_options(device, precision, index), **options)
     active = session.get_providers()
     if active[0] != PROVIDERS[device]:
-        reason = f"{PROVIDERS[device]} does not load, ONNX Runtime fell back to {active[0]}"
         raise DeviceUnavailableError(
             f"Expected {PROVIDERS[device]}. Received: {active}; ONNX Runtime fell back because the device or its "
             f"libraries are missing{''.join(f'; {line}' for line in not_loaded)}. Install requirements-gpu.txt.",
-            f"{reason}{''.join(f' ({line})' for line in not_loaded)}",
+            f"{PROVIDERS[device]} does not load, ONNX Runtime fell back to {active[0]}"
+            f"{''.join(f' ({line})' for line in not_loaded)}",
         )
     return session
 

@@ -1,4 +1,4 @@
-"""The choice of the runner for an exported file. Python 3.10 syntax; backends are imported when they are chosen.
+"""The choice of the runner for an exported file. Python 3.10 syntax; libraries are imported when they are chosen.
 
 A Keras model is opened by `pipeline.runners.keras.open_keras`, so that serving exported files needs no Keras.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from export.errors import RunnerError
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Runner
-from pipeline.runners.onnxruntime import DEVICES
+from pipeline.runners.onnxruntime import DEVICES, OnnxRunner
 
 BACKENDS = (*DEVICES, "tensorrt")
 
@@ -42,7 +42,11 @@ def open_runner(
         return TensorRTRunner(path, runtime)
     if backend not in DEVICES:
         raise RunnerError(f"Expected a backend of {', '.join(BACKENDS)}. Received: {backend!r}.")
-    from pipeline.runners.onnxruntime import OnnxRunner
-
-    device, most = DEVICES[backend], max(256, at_once)
-    return OnnxRunner(path, precision=precision, exact=exact, device=device, gpu=runtime.device, max_batch=most)
+    return OnnxRunner(
+        path,
+        precision=precision,
+        exact=exact,
+        device=DEVICES[backend],
+        gpu=runtime.device,
+        max_batch=max(256, at_once),
+    )

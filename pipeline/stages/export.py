@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.records import to_json
@@ -51,7 +51,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Exported:
         output=card.output,
         top_k=settings.export.top_k,
     )
-    write_json(out / "summary.json", asdict(summary))
+    write_json(out / "summary.json", summary)
     return Exported(settings.export.opset, summary.parameters, summary.ops_after)
 
 

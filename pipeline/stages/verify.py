@@ -7,8 +7,9 @@ from pathlib import Path
 from export.errors import DataError, ProjectError
 from export.tensorrt.driver import driver_status
 from export.words import count, listed
+from pipeline.artifacts.files import write_json
 from pipeline.artifacts.inputs import Consulted, Inputs, Required, Split
-from pipeline.artifacts.parity_report import INCONCLUSIVE, NOT_RUN, write_parity
+from pipeline.artifacts.parity_report import INCONCLUSIVE, NOT_RUN
 from pipeline.artifacts.paths import CARD, KERAS, PARITY, REFERENCE
 from pipeline.artifacts.results import Verified
 from pipeline.data.splits import images_in_all
@@ -50,7 +51,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     accuracy = float((predictions == reference.labels).mean())
     warnings = [*card.deviations, *doubts(predictions, reference.labels, card)]
     parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
-    write_parity(out / Path(PARITY).name, parity)
+    write_json(out / Path(PARITY).name, parity)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = Verified(parity.verdict, len(reference.labels), accuracy, skipped, tuple(warnings))
     if parity.verdict != INCONCLUSIVE:

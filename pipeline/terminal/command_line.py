@@ -23,20 +23,22 @@ ARTIFACTS = Path("artifacts")  # unless --artifacts says otherwise
 COMMAND = "{command}"
 
 
-def pipeline_command(*words: str | Path, python: str | None = None) -> str:
-    """Return ``python -m pipeline`` with words, quoted for a shell.
+def module_command(*words: str | Path, python: str | None = None) -> str:
+    """Return ``python -m`` with words, quoted for a shell.
 
     Args:
-        words: A verb and its options.
-        python: Python that runs it, quoted. Defaults to None: the present one, relative to the working directory.
+        words: A module and its options.
+        python: Python that runs it. Defaults to None: the present one, relative to the working directory.
     """
-    return f"{python or this_python()} -m pipeline {shlex.join(map(str, words))}"
+    if python is None:
+        present = Path(sys.executable)
+        python = str(present.relative_to(Path.cwd()) if present.is_relative_to(Path.cwd()) else present)
+    return shlex.join([python, "-m", *map(str, words)])
 
 
-def this_python() -> str:
-    """Return this interpreter's path, relative to the working directory where it lies below it, quoted for a shell."""
-    path = Path(sys.executable)
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+def pipeline_command(verb: str, *options: str | Path, python: str | None = None) -> str:
+    """Return ``python -m pipeline`` with a verb and its options, see `module_command`."""
+    return module_command("pipeline", verb, *options, python=python)
 
 
 def unpack_command(archive: str | Path) -> str:

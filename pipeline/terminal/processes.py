@@ -58,32 +58,26 @@ ENDS_WITH_PARENT = "PIPELINE_ENDS_WITH_PARENT"  # set for a child whose standard
 GRACE_SECONDS = 2.0
 
 
-def run_child(command: Sequence[str]) -> int:
-    """Run one of our commands, which calls ``end_with_parent`` when it starts, and return its exit status.
+def run_child(command: Sequence[str]) -> tuple[int, str]:
+    """Run one of our commands, which calls ``end_with_parent`` when it starts.
 
     The child's standard input is a pipe to which nothing is written. Only this process has the other end open, so that
     the system closes it when this process ends.
+
+    Returns:
+        Its exit status and its standard output.
     """
-    return _run(command, None)[0]
-
-
-def run_child_for_output(command: Sequence[str]) -> tuple[int, str]:
-    """Run a command like ``run_child``, and return its exit status and its standard output."""
-    return _run(command, subprocess.PIPE)
-
-
-def _run(command: Sequence[str], output: int | None) -> tuple[int, str]:
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
-        stdout=output,
+        stdout=subprocess.PIPE,
         env=os.environ | {ENDS_WITH_PARENT: "1"},
         encoding="utf-8",
         errors="backslashreplace",
     ) as process:
         try:
-            text = process.stdout.read() if process.stdout else ""
-            return process.wait(), text
+            output = process.stdout.read() if process.stdout else ""
+            return process.wait(), output
         except BaseException as error:
             if isinstance(error, Terminated):
                 process.terminate()  # Ctrl-C reaches the child too, SIGTERM only this process

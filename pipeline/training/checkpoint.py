@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 from export.errors import ProjectError
 from export.files import replacing_file
 from export.records import read_record, to_json, without_none
-from pipeline.artifacts.files import write_json
 from pipeline.terminal.command_line import COMMAND, CommandNeededError
 
 log = logging.getLogger(__name__)
@@ -52,11 +50,6 @@ class History:
 
     epochs: tuple[Epoch, ...]
     schema: int = 1
-
-
-def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
-    """Write ``train/history.json``."""
-    write_json(path, to_json(History(tuple(epochs))))
 
 
 def read_history(path: Path) -> tuple[Epoch, ...]:

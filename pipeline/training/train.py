@@ -23,10 +23,10 @@ from pipeline.data.decode import DecodeSpec
 from pipeline.data.sample import Sample
 from pipeline.models.classifier import BuiltClassifier, build_classifier
 from pipeline.models.import_model import import_model
-from pipeline.models.model_card import ModelCard, source_of, write_card
+from pipeline.models.model_card import ModelCard, source_of
 from pipeline.models.weights import set_weights
 from pipeline.recipe.schema import Recipe
-from pipeline.training.checkpoint import Checkpoint, Epoch, write_history
+from pipeline.training.checkpoint import Checkpoint, Epoch, History
 from pipeline.training.loop import fit
 
 log = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
         parameters=int(model.count_params()),
         trainable_parameters=int(sum(math.prod(weight.shape) for weight in model.trainable_weights)),
     )
-    write_card(out / "model.json", card)
-    write_history(out / "history.json", history)
+    write_json(out / "model.json", card)
+    write_json(out / "history.json", History(tuple(history)))
     write_json(out / "images.json", {split: images.table(split) for split in ("train", "validation")})
     return Trained(
         images={split: len(images.splits[split]) for split in ("train", "validation")},

@@ -159,7 +159,7 @@ def judge(
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
     return ParityReport(
-        overall_verdict(hops), subjects, thresholds_by_precision(thresholds), tuple(hops), tuple(warnings)
+        overall_verdict(hops), thresholds_by_precision(thresholds), tuple(hops), subjects, tuple(warnings)
     )
 
 

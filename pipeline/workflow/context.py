@@ -22,7 +22,6 @@ from pipeline.recipe.load import find_section, override_tree
 from pipeline.recipe.locate import suggest_path
 from pipeline.recipe.model_rules import check_with_classes
 from pipeline.recipe.rules import unread_by_finished
-from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import Recipe
 from pipeline.terminal.command_line import Invocation
 
@@ -56,15 +55,10 @@ class Context:
         return self.root / stage
 
     @property
-    def runtime(self) -> RuntimeOptions:
-        """Runtime options; a recipe that builds version-compatible engines permits their code for the CPU."""
-        options = self.recipe.runtime
-        return replace(options, host_code=options.host_code or self.recipe.build.version_compatible)
-
-    @property
     def settings(self) -> Recipe:
-        """The recipe with the runtime options of `runtime`, for code that runs engines."""
-        return replace(self.recipe, runtime=self.runtime)
+        """The recipe for code that runs engines: building version-compatible ones permits their code for the CPU."""
+        host_code = self.recipe.runtime.host_code or self.recipe.build.version_compatible
+        return replace(self.recipe, runtime=replace(self.recipe.runtime, host_code=host_code))
 
     @property
     def invocation(self) -> Invocation:

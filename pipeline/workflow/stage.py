@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from export.errors import ProjectError, add_note
-from export.files import recover_folder, replacing_folder
+from export.files import ROOT, recover_folder, replacing_folder
 from export.words import count, listed
+from pipeline.artifacts.code_key import code_digest
 from pipeline.artifacts.files import sha256_json
 from pipeline.artifacts.inputs import CommandLine, DeclaredSplits, Input, Inputs, Split, declared_part, value_at
 from pipeline.artifacts.manifest import (
     Key,
     Manifest,
-    code_hash,
     read_manifest,
     read_result,
     version_changes,
@@ -68,7 +68,7 @@ class Stage(Generic[R]):
         return Key(
             self.digests(context, manifest.inputs if manifest else {}),
             self.recipe_part(context),
-            code_hash(self.module or self.run.__module__),
+            code_digest(self.module or self.run.__module__, ROOT),
             self.environment(self.settings(context)),
         )
 

@@ -19,9 +19,8 @@ from benchmarks.contests import compare, contest_lines, find_serves
 from benchmarks.timing import Measurement, measure
 from export.tensorrt.driver import Device, DriverStatus
 from pipeline.artifacts.benchmark_report import BenchmarkReport, read_benchmark
-from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS, ONNX, Artifacts
-from pipeline.models.model_card import write_card
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Outputs
@@ -90,7 +89,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
         fake_engine.make_plan(made.root / name, (1, 4, 8), precision=precision, onnx_sha256=precision * 16)
     (made.root / KERAS).parent.mkdir()
     (made.root / KERAS).write_bytes(b"keras")
-    write_card(made.root / CARD, make_card(size=(side, side)))
+    write_json(made.root / CARD, make_card(size=(side, side)))
     hops = [make_hop(FP16), make_hop(INT8), *(make_hop(name) for name in ONNX.values())]
     hops += [make_hop(name, backend="onnxruntime-cuda") for name in ONNX.values()]
     write_verdict(made.root, *hops, subjects={KERAS: sha256_file(made.root / KERAS)})

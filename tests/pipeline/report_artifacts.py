@@ -15,7 +15,6 @@ from PIL import Image
 from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding, Placement
 from export.metrics.confidence import McNemar
 from export.preprocessing import PreprocessingSpec
-from export.records import to_json
 from export.tensorrt.sidecar import (
     BatchProfile,
     EngineLayers,
@@ -25,18 +24,18 @@ from export.tensorrt.sidecar import (
     sidecar_path,
     write_plan,
 )
-from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, Compute, TimedModel, write_benchmark
+from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, Compute, TimedModel
 from pipeline.artifacts.fastest import Serves
 from pipeline.artifacts.files import sha256_bytes, write_json
 from pipeline.artifacts.machine import Cpu, Gpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
-from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision, write_parity
+from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision
 from pipeline.data.decode import DecodeSpec
-from pipeline.models.model_card import ModelCard, write_card
+from pipeline.models.model_card import ModelCard
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import BY_NAME
-from pipeline.training.checkpoint import Epoch, write_history
+from pipeline.training.checkpoint import Epoch, History
 from pipeline.workflow.context import Context
 from tests.pipeline.report_page import Page
 from tests.stage_parts import run_stage
@@ -181,8 +180,8 @@ class Artifacts:
         for stage in ("train", "export", "quantize", "build", "verify", "infer/images"):
             (root / stage).mkdir(parents=True, exist_ok=True)
         (root / "train/model.keras").write_bytes(b"keras")
-        write_card(root / "train/model.json", self.card)
-        write_history(root / "train/history.json", self.history)
+        write_json(root / "train/model.json", self.card)
+        write_json(root / "train/history.json", History(tuple(self.history)))
         if self.samples is not None:
             pixels = np.stack([self.image(number) for number in range(len(self.samples))])
             np.savez(root / "train/samples.npz", pixels=pixels, labels=np.array(self.samples))
@@ -256,10 +255,10 @@ class Artifacts:
 
     def _quantize(self) -> None:
         root = self.root / "quantize"
-        write_json(root / "calibration.json", to_json(self.calibration_report))
+        write_json(root / "calibration.json", self.calibration_report)
         nodes = (Placement("a/Conv", "conv_1", "Conv", "int8", "input of a Conv"),)
         nodes += (Placement("b/MatMul", "dense", "MatMul", "fp16", "the classifier stays in float"),)
-        write_json(root / "placement.json", [to_json(node) for node in nodes])
+        write_json(root / "placement.json", nodes)
         if self.sensitivity is not None:
             head = ("keras_layer", "node", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
             write_csv(root / "sensitivity.csv", head, self.sensitivity)
@@ -274,8 +273,8 @@ class Artifacts:
             subjects |= self.digests(name, sidecar_path(name).as_posix())
         asked = thresholds_by_precision(self.context.recipe.verify.thresholds)
         hops = tuple(self.hops)
-        write_parity(
-            root / "verify/parity.json", ParityReport(overall_verdict(hops), subjects, asked, hops, self.warnings)
+        write_json(
+            root / "verify/parity.json", ParityReport(overall_verdict(hops), asked, hops, subjects, self.warnings)
         )
         self.manifest("verify", {})
 
@@ -286,7 +285,7 @@ class Artifacts:
         report = BenchmarkReport(
             "hand", TimedModel((SIZE, SIZE), len(CLASSES)), machine, None, (), (), tuple(rows), self.serves
         )
-        write_benchmark(self.root / "benchmark/benchmark.json", report)
+        write_json(self.root / "benchmark/benchmark.json", report)
         self.manifest("benchmark", {}, self.digests("train/model.keras", *ONNX))
 
     def _infer(self) -> None:

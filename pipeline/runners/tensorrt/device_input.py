@@ -186,10 +186,11 @@ def run_on_device(opened: OpenEngine, device: int, images: Any, outputs: Sequenc
     _check(source, opened.tensors[INPUT], None)
     count = source.shape[0]
     if outputs is None:
-        targets = {}
-        for name in OUTPUTS:
-            tensor, buffer = opened.tensors[name], opened.rows(name, count)
-            targets[name] = DeviceArray(int(buffer), (count, *tensor.row), tensor.dtype, buffer)
+        buffers = [(opened.tensors[name], opened.rows(name, count)) for name in OUTPUTS]
+        targets = {
+            tensor.name: DeviceArray(int(buffer), (count, *tensor.row), tensor.dtype, buffer)
+            for tensor, buffer in buffers
+        }
     elif len(outputs) == len(OUTPUTS):
         targets = {
             name: device_array(array, name, device, stream, written=True) for name, array in zip(OUTPUTS, outputs)

@@ -20,8 +20,9 @@ from benchmarks.gpu.options import build_parser, read_options
 from export.errors import ProjectError
 from export.tensorrt.sidecar import BatchProfile
 from pipeline.artifacts.engines import engine_source
+from pipeline.artifacts.files import write_json
 from pipeline.artifacts.gpu_evidence import GpuEvidence, read_gpu_evidence
-from pipeline.artifacts.parity_report import read_parity, write_parity
+from pipeline.artifacts.parity_report import read_parity
 from pipeline.artifacts.paths import ONNX, PARITY
 from pipeline.recipe.schema import Thresholds
 from pipeline.runners.tensorrt.runner import TensorRTRunner
@@ -457,7 +458,7 @@ def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:
     write_verdict(artifacts, make_hop(ONNX["int8"]))
     report = read_parity(artifacts / PARITY)
     asked = {**report.thresholds, "int8": Thresholds(relative_error=-1.0)}
-    write_parity(artifacts / PARITY, replace(report, thresholds=asked))
+    write_json(artifacts / PARITY, replace(report, thresholds=asked))
     status, evidence = run(artifacts, "--precisions", "fp16,int8")
     assert status == 1
     assert evidence.parity is not None

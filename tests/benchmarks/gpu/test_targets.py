@@ -5,8 +5,8 @@ from typing import Literal, cast
 
 from benchmarks.gpu.markdown import judge_targets, target_table
 from export.tensorrt.sidecar import Precision
-from pipeline.artifacts.gpu_evidence import Measures, Parity, TimedRow
-from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
+from pipeline.artifacts.gpu_evidence import Measures, TimedRow
+from pipeline.artifacts.parity_report import Parity, overall_verdict, thresholds_by_precision
 from pipeline.recipe.schema import VerifyThresholds
 from tests.made_records import make_hop
 

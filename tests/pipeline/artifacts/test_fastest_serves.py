@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from export.errors import ProjectError
 from export.tensorrt.driver import Device, DriverStatus
-from pipeline.artifacts.benchmark_report import BenchmarkReport, TimedModel, read_serves, write_benchmark
+from pipeline.artifacts.benchmark_report import BenchmarkReport, TimedModel, read_serves
 from pipeline.artifacts.fastest import (
     Contender,
     Pair,
@@ -28,6 +28,7 @@ from pipeline.artifacts.fastest import (
     onnx_contender,
     speed_options,
 )
+from pipeline.artifacts.files import write_json
 from pipeline.artifacts.machine import Cpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.artifacts.paths import BENCHMARK, ONNX, Artifacts
@@ -110,14 +111,16 @@ class Here:
                     interval = (ratio * (1 - spread), ratio * (1 + spread)) if rounds >= 5 else None
                     pairs.append(Pair(first.file, second.file, rounds, ratio, interval))
             contests.append(make_contest(batch, found, pairs))
-        serves = Serves(GPU.name, GPU.compute_capability, speed_options(self.context().runtime), tuple(contests))
+        serves = Serves(
+            GPU.name, GPU.compute_capability, speed_options(self.context().settings.runtime), tuple(contests)
+        )
         self.write(serves)
         return serves
 
     def write(self, serves: Serves | None) -> None:
         machine = Machine(Cpu("CPU", 2, 2, ()), None, "Linux", "3.11", {}, None, None, ())
         (self.root / BENCHMARK).parent.mkdir(exist_ok=True)
-        write_benchmark(
+        write_json(
             self.root / BENCHMARK, BenchmarkReport("toy", TimedModel((8, 8), 3), machine, None, (), (), (), serves)
         )
         self.record()

@@ -19,14 +19,13 @@ from pipeline.artifacts.gpu_evidence import (
     Gpu,
     GpuEvidence,
     Model,
-    Parity,
     Step,
     Target,
     TimedRow,
     read_gpu_evidence,
 )
 from pipeline.artifacts.machine import Cpu, GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import thresholds_by_precision
+from pipeline.artifacts.parity_report import Parity, thresholds_by_precision
 from pipeline.recipe.schema import VerifyThresholds
 from tests.made_records import make_hop
 
@@ -60,7 +59,7 @@ EVIDENCE = GpuEvidence(
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_json(tmp_path / "h200.json", to_json(EVIDENCE))
+    write_json(tmp_path / "h200.json", EVIDENCE)
     assert read_gpu_evidence(tmp_path / "h200.json") == EVIDENCE
 
 

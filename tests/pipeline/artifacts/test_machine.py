@@ -11,7 +11,8 @@ import pytest
 
 from export.errors import ProjectError
 from export.records import to_json
-from pipeline.artifacts.benchmark_report import BenchmarkReport, TimedModel, read_benchmark, write_benchmark
+from pipeline.artifacts.benchmark_report import BenchmarkReport, TimedModel, read_benchmark
+from pipeline.artifacts.files import write_json
 from pipeline.artifacts.machine import Gpu, GpuSnapshot, Machine, describe_cpu
 
 REPORT = BenchmarkReport(
@@ -32,7 +33,7 @@ def test_the_processor_of_this_machine() -> None:
 
 
 def test_a_benchmark_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_benchmark(tmp_path / "b.json", REPORT)
+    write_json(tmp_path / "b.json", REPORT)
     assert read_benchmark(tmp_path / "b.json") == REPORT
 
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from export.errors import ProjectError
+from pipeline.artifacts.files import write_json
 from pipeline.artifacts.manifest import INDEX, MANIFEST, Key, read_manifest, why_stale, write_manifest
 from pipeline.cli import bundle as module
 from pipeline.cli.bundle import bundle, unpack, without_permissions
 from pipeline.keras_files.read import read_model_file
-from pipeline.models.model_card import write_card
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.locate import UNPACKED
 from pipeline.workflow.context import Context
@@ -40,7 +40,7 @@ def context(tmp_path: Path) -> Context:
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump({"data": {"source": "digits"}}))
     context = Context(load_recipe(path), path, tmp_path / "here")
-    write_card(tmp_path / "card.json", make_card(size=(224, 224)))
+    write_json(tmp_path / "card.json", make_card(size=(224, 224)))
     card = (tmp_path / "card.json").read_bytes()
     make_stage(context.root, "train", {"model.keras": b"keras" * 500, "model.json": card})
     make_stage(context.root, "build", {"rtx/fp16.plan": b"plan" * 99, "rtx/fp16.json": b"{}", "rtx/int8.json": b""})

@@ -14,7 +14,7 @@ import pytest
 
 from export.files import ROOT
 from pipeline.terminal import processes as children
-from pipeline.terminal.processes import end_with_parent, run_child, run_child_for_output
+from pipeline.terminal.processes import end_with_parent, run_child
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals and named pipes")
 
@@ -23,10 +23,10 @@ import os, sys, time
 from pipeline.terminal.processes import end_with_parent
 end_with_parent()
 try:
-    print(os.getpid(), flush=True)
+    print(os.getpid(), file=sys.stderr, flush=True)  # its standard output is its parent's
     time.sleep(60)
 except KeyboardInterrupt:
-    print("cleared up", flush=True)
+    print("cleared up", file=sys.stderr, flush=True)
     sys.exit(130)
 """
 INDENTED_CHILD = CHILD.strip().replace("\n", "\n    ")
@@ -65,7 +65,8 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 def start(started: list[subprocess.Popen[str]], code: str, *arguments: str, path: str = "") -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, str(ROOT))))}
     command = [sys.executable, "-c", code, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
     started.append(process)
     return process
 
@@ -88,7 +89,7 @@ def wait_for_end(pid: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_child_ends_with_a_parent_that_is_killed(started, number: signal.Signals) -> None:
     parent = start(started, PARENT, CHILD)
-    child = int(parent.stdout.readline())
+    child = int(parent.stderr.readline())
     os.kill(child, 0)
     parent.send_signal(number)
     wait_for_end(child)
@@ -133,11 +134,11 @@ def test_ctrl_c_leaves_a_child_time_to_clear_up(started) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, CHILD]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     started.append(process)
-    process.stdout.readline()
+    process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "cleared up\n"
+    assert process.communicate(timeout=60)[1] == "cleared up\n"
     assert process.returncode == 0
 
 
@@ -148,15 +149,15 @@ def test_sigterm_of_the_parent_alone_leaves_a_child_time_to_clear_up(started) ->
         "with terminated_as_interrupted():\n    {}"
     )
     parent = start(started, wrapped.format(PARENT.strip().replace("\n", "\n    ")), wrapped.format(INDENTED_CHILD))
-    parent.stdout.readline()
+    parent.stderr.readline()
     parent.send_signal(signal.SIGTERM)
-    assert parent.communicate(timeout=60)[0] == "cleared up\n"
+    assert parent.communicate(timeout=60)[1].startswith("cleared up\n")
 
 
 @pytest.mark.parametrize("status", [0, 2, 130])
 def test_the_exit_status_is_the_childs(status: int) -> None:
     code = f"import sys; from pipeline.terminal.processes import end_with_parent; end_with_parent(); sys.exit({status})"
-    assert run_child([sys.executable, "-c", code]) == status
+    assert run_child([sys.executable, "-c", code]) == (status, "")
 
 
 def test_what_a_child_says_is_its_parents_to_read() -> None:
@@ -164,7 +165,7 @@ def test_what_a_child_says_is_its_parents_to_read() -> None:
         "import sys; from pipeline.terminal.processes import end_with_parent; end_with_parent(); "
         "print('ä' * 10**6); sys.exit(3)"
     )
-    assert run_child_for_output([sys.executable, "-X", "utf8", "-c", code]) == (3, "ä" * 10**6 + "\n")
+    assert run_child([sys.executable, "-X", "utf8", "-c", code]) == (3, "ä" * 10**6 + "\n")
 
 
 def test_a_command_that_nobody_started_so_reads_no_input(monkeypatch: pytest.MonkeyPatch) -> None:

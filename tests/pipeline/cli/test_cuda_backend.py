@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.artifacts.parity_report import (
     CUDA,
@@ -19,7 +19,6 @@ from pipeline.artifacts.parity_report import (
     overall_verdict,
     read_parity,
     thresholds_by_precision,
-    write_parity,
 )
 from pipeline.artifacts.paths import CARD, ONNX, PARITY, TENSORRT8
 from pipeline.artifacts.paths import Artifacts as Files
@@ -221,7 +220,7 @@ def test_both_verdicts_are_written_and_read(context: Context, gpu: FakeOnnxRunti
     parity = verified(context, list_candidates(context))
     folder = (context.root / PARITY).parent
     folder.mkdir()
-    write_parity(context.root / PARITY, parity)
+    write_json(context.root / PARITY, parity)
     write_manifest(folder, stage="verify", recipe="toy", key=Key({}, {}, ""), seconds=1.0, result={})
     assert read_parity(context.root / PARITY) == parity
     digests = {FP16: sha256_file(context.root / FP16)}
@@ -319,4 +318,4 @@ def test_predictions_have_the_verdict_of_what_served(artifacts: Artifacts) -> No
 
 
 def parity_of(hops: Sequence[Hop]) -> ParityReport:
-    return ParityReport(overall_verdict(hops), {}, thresholds_by_precision(VerifyThresholds()), tuple(hops))
+    return ParityReport(overall_verdict(hops), thresholds_by_precision(VerifyThresholds()), tuple(hops), {})

@@ -95,7 +95,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
 
     def say(machine: Machine) -> Said:
         monkeypatch.setattr(doctor, "ROOT", tmp_path)
-        monkeypatch.setattr(doctor, "_installed", machine.packages.get)
+        monkeypatch.setattr(doctor, "version_of", machine.packages.get)
         monkeypatch.setattr(doctor, "driver_status", lambda: machine.driver)
         monkeypatch.setattr(doctor, "find_tensorrt", machine.tensorrt.get)
         monkeypatch.setattr(doctor, "why_missing", lambda: {"tensorrt": "it needs a GPU", "rtx": "no wheel"})

@@ -16,10 +16,10 @@ from PIL import Image
 from export.errors import ModelError, ProjectError
 from export.preprocessing import MeanImage, PreprocessingSpec
 from export.records import to_json
-from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.manifest import Key, write_manifest
 from pipeline.data.decode import DecodeSpec, load_image
-from pipeline.models.model_card import ModelCard, read_card, refuse_disagreement, write_card
+from pipeline.models.model_card import ModelCard, read_card, refuse_disagreement
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Data, Model, Preprocessing, Recipe
 from pipeline.workflow.context import Context
@@ -75,7 +75,7 @@ def test_a_finished_model_is_known_by_its_bytes(tmp_path: Path) -> None:
     context = Context(load_recipe(tmp_path / "toy.yaml"), tmp_path / "toy.yaml", tmp_path / "artifacts")
     folder = context.folder("train")
     folder.mkdir(parents=True)
-    write_card(folder / "model.json", make_card(("a", "b"), source="m.h5"))
+    write_json(folder / "model.json", make_card(("a", "b"), source="m.h5"))
     key = Key({"model.path": sha256_file(tmp_path / "m.h5")}, {}, "")
     write_manifest(folder, stage="train", recipe="toy", key=key, seconds=1, result={})
     assert context.card().source == "m.h5"
@@ -101,7 +101,7 @@ def test_a_mean_that_is_on_another_machine_is_not_missed(tmp_path: Path) -> None
 
 
 def write(path: Path, card: ModelCard = CARD, **changes: Any) -> Path:
-    write_card(path, card)
+    write_json(path, card)
     tree = json.loads(path.read_text())
     path.write_text(json.dumps(tree | changes))
     return path
@@ -111,7 +111,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     mean = MeanImage.from_array(np.arange(12, dtype=np.float32).reshape(2, 2, 3))
     spec = PreprocessingSpec("BGR", (0.0, 0.0, 0.0), (1.0, 2.0, 3.0), mean_image=mean)
     for card in (CARD, replace(CARD, preprocessing=spec, changes=("one", "two"), parameters=7, transfer=True)):
-        write_card(tmp_path / "model.json", card)
+        write_json(tmp_path / "model.json", card)
         assert read_card(tmp_path / "model.json") == card
     assert "allow" not in json.loads((tmp_path / "model.json").read_text())
 

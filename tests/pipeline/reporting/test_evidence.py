@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from export.records import to_json
 from export.tensorrt.sidecar import BatchProfile, sha256_file
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.gpu_evidence import (
@@ -16,13 +15,12 @@ from pipeline.artifacts.gpu_evidence import (
     Gpu,
     GpuEvidence,
     Model,
-    Parity,
     Step,
     Target,
     TimedRow,
 )
 from pipeline.artifacts.machine import GpuSnapshot, Machine
-from pipeline.artifacts.parity_report import overall_verdict, thresholds_by_precision
+from pipeline.artifacts.parity_report import Parity, overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import KERAS, ONNX, TENSORRT8
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.reporting.evidence import TITLE
@@ -115,7 +113,7 @@ def evidence(written: Artifacts) -> GpuEvidence:
 def save(artifacts: Artifacts, evidence: GpuEvidence, name: str = "h200-tensorrt-8.6.0.json") -> Path:
     path = artifacts.root / "evidence" / name
     path.parent.mkdir(exist_ok=True)
-    write_json(path, to_json(evidence))
+    write_json(path, evidence)
     return path
 
 

@@ -203,13 +203,13 @@ def test_a_card_of_full_agreement_that_fails_says_why(artifacts: Artifacts) -> N
 )
 def test_rounding_never_makes_what_was_reached_meet_what_was_asked(limits: dict, numbers: dict, words: str) -> None:
     one = hop(ONNX[2], "int8", "fail", **numbers)
-    parity = ParityReport("fail", {}, {"int8": Thresholds(**limits)}, (one,))
+    parity = ParityReport("fail", {"int8": Thresholds(**limits)}, (one,), {})
     assert reason(one, parity) == words
 
 
 def test_what_passed_has_no_reason_and_what_gave_no_answers_reached_nothing() -> None:
     passed = hop(ONNX[2], "int8")
-    assert reason(passed, ParityReport("pass", {}, {}, (passed,))) == ""
+    assert reason(passed, ParityReport("pass", {}, (passed,), {})) == ""
     assert accuracy_in_words(not_compared(ONNX[2], "int8", "fail", "it died")) == ""
     assert accuracy_in_words(hop(ONNX[2], "int8", sqnr_db=None, top1_agreement=0.5)) == "50.00% agreement"
 
@@ -338,7 +338,7 @@ def speed(artifacts: Artifacts, *rows, **more: object) -> tuple[str, str, set[st
     from pipeline.reporting.headline import speed_card
 
     hops = (*artifacts.hops, hop(PLAN, "int8", str(more.get("verdict", "pass"))))
-    card = speed_card(rows, ParityReport(overall_verdict(hops), {}, {}, hops))
+    card = speed_card(rows, ParityReport(overall_verdict(hops), {}, hops, {}))
     return card and (card.value, card.words, {card.verdict} - {""})
 
 

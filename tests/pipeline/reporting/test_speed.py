@@ -90,7 +90,7 @@ def test_a_peer_is_called_one_and_makes_no_headline(artifacts: Artifacts) -> Non
 def test_a_row_has_the_verdict_of_its_own_backend() -> None:
     """What passed on a CPU may fail in a GPU's own arithmetic."""
     hops = (hop(ONNX[1], "fp16"), hop(ONNX[1], "fp16", "fail", backend="onnxruntime-cuda"))
-    parity = ParityReport(overall_verdict(hops), {}, {}, hops)
+    parity = ParityReport(overall_verdict(hops), {}, hops, {})
     card = speed_card([row("keras", "fp32", 4, 8.0), row("onnxruntime-cuda", "fp16", 4, 4.0, file=ONNX[1])], parity)
     assert card is not None
     assert (card.value, card.verdict) == ("2.0x", "fail")

@@ -76,7 +76,7 @@ def test_in_a_library_it_waits_for_the_end_of_the_call() -> None:
 def test_a_benchmark_that_was_terminated_ends_run_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     args = commands.build_parser().parse_args(["run"])
     for status, raised in ((130, KeyboardInterrupt), (143, Terminated)):
-        monkeypatch.setattr(commands, "run_child_for_output", lambda _, status=status: (status, ""))
+        monkeypatch.setattr(commands, "run_child", lambda _, status=status: (status, ""))
         with pytest.raises(raised) as caught:
             commands._benchmark(args)
         assert caught.type is raised

@@ -599,7 +599,7 @@ def test_the_terminal_says_what_stands_in_the_place_of_a_number() -> None:
         make_hop("quantize/model.int8.onnx", sqnr_db=31.25),
         make_hop("build/rtx/int8.plan", "not run"),
     )
-    table = parity_table(ParityReport("fail", {}, {}, hops))
+    table = parity_table(ParityReport("fail", {}, hops, {}))
     rows = {hop.candidate: next(line for line in table.splitlines() if hop.candidate in line) for hop in hops}
     assert " equal " in rows["export/model.onnx"]
     assert " NaN or inf " in rows["quantize/model.fp16.onnx"]
@@ -612,7 +612,7 @@ def test_what_did_not_run_is_one_line_a_reason() -> None:
     hops = [make_hop("export/model.onnx")]
     hops += [make_hop(name, "not run", kind=kind, why="no GPU") for name in engines for kind in ("from_keras", "step")]
     hops.append(make_hop("build/tensorrt/int8.plan", "not run", why=""))
-    table = parity_table(ParityReport("pass", {}, {}, tuple(hops))).splitlines()
+    table = parity_table(ParityReport("pass", {}, tuple(hops), {})).splitlines()
     assert [line for line in table if "not run" in line] == [
         f"  not run: {', '.join(engines)}: no GPU",
         "  not run: build/tensorrt/int8.plan: no reason is known",

@@ -94,7 +94,7 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    monkeypatch.setattr(manifest, "ROOT", tmp_path)
+    monkeypatch.setattr("pipeline.workflow.stage.ROOT", tmp_path)
     code = tmp_path / "toy_stage.py"
     code.write_text("x = 1\n")
     return Toy(tmp_path, code)
@@ -238,11 +238,11 @@ def test_a_stage_killed_in_a_process_of_its_own(toy: Toy) -> None:
 import os, signal, sys
 from pathlib import Path
 from tests.pipeline.workflow.test_stage import Toy
-from pipeline.artifacts import manifest
 from pipeline.artifacts.inputs import Inputs, Required
 from pipeline.recipe.schema import Recipe
+from pipeline.workflow import stage
 from pipeline.workflow.stage import execute
-manifest.ROOT = Path({str(toy.folder)!r})
+stage.ROOT = Path({str(toy.folder)!r})
 toy = Toy.__new__(Toy)
 toy.__dict__.update(runs=5, error=None, machine={{"gpu": None}}, folder=Path({str(toy.folder)!r}),
     source=Path({str(toy.source)!r}), recipe=Path({str(toy.recipe)!r}))

@@ -10,9 +10,8 @@ import pytest
 
 from benchmarks.command import STAGE as BENCHMARK
 from export.files import ROOT
-from pipeline.artifacts import code_key, manifest
-from pipeline.artifacts.code_key import BORDERS, PACKAGES, closure
-from pipeline.artifacts.manifest import code_hash
+from pipeline.artifacts import code_key
+from pipeline.artifacts.code_key import BORDERS, PACKAGES, closure, code_digest
 from pipeline.stages import STAGES
 from pipeline.workflow.stage import Stage
 
@@ -32,7 +31,7 @@ class Sources:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     def hashes(self) -> dict[str, str]:
-        return {stage.name: code_hash(module_of(stage)) for stage in ALL}
+        return {stage.name: code_digest(module_of(stage), self.root) for stage in ALL}
 
     def plant(self, name: str, old: str, new: str) -> set[str]:
         """The stages that run again after a change, which is taken back."""
@@ -47,14 +46,8 @@ class Sources:
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(tmp_path_factory.mktemp("sources"))
-
-
-@pytest.fixture
-def sources(copied: Sources, monkeypatch: pytest.MonkeyPatch) -> Sources:
-    monkeypatch.setattr(manifest, "ROOT", copied.root)
-    return copied
 
 
 @pytest.mark.parametrize(
