@@ -33,6 +33,7 @@ from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
 from export.tensorrt.build import build_engine
 from export.tensorrt.sidecar import BatchProfile
+from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.files import read_json, sha256_file, write_json
 from pipeline.artifacts.machine import Machine
@@ -193,7 +194,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
 
 
 def _shipped(root: Path, calibration: CalibrationReport) -> list[tuple[str, Path]]:
-    floats = f"{len(calibration.kept)} layers in float" if calibration.kept else "throughout"
+    floats = f"{count(len(calibration.kept), 'layer')} in float" if calibration.kept else "throughout"
     titles = {"fp32": "FP32", "fp16": "FP16", "int8": f"INT8 as shipped, {floats}"}
     older = [(f"{titles[precision]}, for TensorRT 8.6", root / name) for precision, name in TENSORRT8.items()]
     current = [(titles[precision], root / name) for precision, name in ONNX.items()]
