@@ -33,6 +33,7 @@ from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
 from export.tensorrt.build import build_engine
 from export.tensorrt.sidecar import BatchProfile
+from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.files import read_json, sha256_file, write_json
 from pipeline.artifacts.machine import Machine
@@ -175,7 +176,6 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
             # The engines of the methods differ only in the values of the scales, so their sizes are not measured.
             rows.append(_row(name, path, pixels, labels, keras, build=(name, path) not in by_method))
             log.info("  %s", rows[-1])
-    sidecars = {name: path.with_suffix(".json") for name, path in peers.items()}
     return AccuracyReport(
         recipe=context.recipe.name,
         machine=machine(),
@@ -186,13 +186,15 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
         calibration=calibration,
         seconds=seconds,
         peak_memory_mib=peak,
-        peers={name: read_json(path) for name, path in sidecars.items() if path.is_file()},
+        peers={
+            name: read_json(sidecar) for name, path in peers.items() if (sidecar := path.with_suffix(".json")).is_file()
+        },
         rows=tuple(rows),
     )
 
 
 def _shipped(root: Path, calibration: CalibrationReport) -> list[tuple[str, Path]]:
-    floats = f"{len(calibration.kept)} layers in float" if calibration.kept else "throughout"
+    floats = f"{count(len(calibration.kept), 'layer')} in float" if calibration.kept else "throughout"
     titles = {"fp32": "FP32", "fp16": "FP16", "int8": f"INT8 as shipped, {floats}"}
     older = [(f"{titles[precision]}, for TensorRT 8.6", root / name) for precision, name in TENSORRT8.items()]
     current = [(titles[precision], root / name) for precision, name in ONNX.items()]
@@ -217,8 +219,10 @@ def _by_method(
     seen, statistics = timed("first pass: ranges", lambda: collect_statistics(model, batches, measured_tensors(model)))
     files: list[tuple[str, Path]] = []
     for title, equalized in (("", True), (", not equalized", False)):
-        calibrating = partial(calibrate, model, statistics, batches, seen, equalized=equalized)
-        base = timed(f"second pass: histograms{title}", calibrating)
+        base = timed(
+            f"second pass: histograms{title}",
+            partial(calibrate, model, statistics, batches, seen, equalized=equalized),
+        )
         for method in METHODS if equalized else _NOT_EQUALIZED:
             scales = base.scales(method)
             candidates = [(f"INT8 throughout, {method}{title}", base.model)]
@@ -263,8 +267,7 @@ def _logits(path: Path, pixels: np.ndarray, exact: bool) -> np.ndarray:
 def _top5(logits: np.ndarray, labels: np.ndarray) -> float | None:
     if logits.shape[1] <= 5:
         return None
-    best = np.argpartition(-logits, 5, axis=1)[:, :5]
-    return float((best == labels[:, None]).any(axis=1).mean())
+    return float((np.argpartition(-logits, 5, axis=1)[:, :5] == labels[:, None]).any(axis=1).mean())
 
 
 def _plan_bytes(path: Path, int8: int) -> int | str:
@@ -276,8 +279,9 @@ def _plan_bytes(path: Path, int8: int) -> int | str:
         return why
     with tempfile.TemporaryDirectory() as folder:
         try:
-            plan = Path(folder) / "candidate.plan"
-            return build_engine(path, plan, precision=precision, profile=BatchProfile(1, 8, 32), trt=trt).plan_bytes
+            return build_engine(
+                path, Path(folder) / "candidate.plan", precision=precision, profile=BatchProfile(1, 8, 32), trt=trt
+            ).plan_bytes
         except Exception as error:  # a peer's file may hold anything; the row keeps the reason
             return f"{trt.flavour} {trt.version} does not build it: {str(error).splitlines()[0][:200]}"
 

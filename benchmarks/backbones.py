@@ -231,10 +231,10 @@ def spread(model: keras.Model, backbone: keras.Model, pixels: np.ndarray) -> Non
 def _judged(row: Row, root: Path) -> Row:
     """Add the results in the artifacts: distances from Keras, and the nodes that stay in float."""
     parity, calibration = read_parity(root / PARITY), read_calibration(root / "quantize" / "calibration.json")
-    hops = [hop for hop in parity.hops if (hop.kind, hop.backend) == (FROM_KERAS, "onnxruntime")]
     distances = {
         hop.precision: Distance(**{field.name: getattr(hop, field.name) for field in fields(Distance)})
-        for hop in reversed(hops)  # of two hops of a precision the first counts
+        for hop in reversed(parity.hops)  # of two hops of a precision the first counts
+        if (hop.kind, hop.backend) == (FROM_KERAS, "onnxruntime")
     }
     return replace(
         row,

@@ -159,5 +159,8 @@ def _benchmark(args: argparse.Namespace) -> dict[str, object]:
         outcome = execute(STAGE, context, args.force)
     if outcome.ran and not STAGE.recorded(context, outcome.manifest).rows:
         raise ProjectError(f"Expected something to time below {context.root}. Received: nothing.")
-    status = "done" if outcome.ran else "up to date"
-    return {"recipe": context.recipe.name, "status": status, **outcome.manifest.result}
+    return {
+        "recipe": context.recipe.name,
+        "status": "done" if outcome.ran else "up to date",
+        **outcome.manifest.result,
+    }

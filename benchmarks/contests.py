@@ -54,9 +54,12 @@ def find_serves(artifacts: Artifacts, rows: Sequence[BenchmarkRow], runtime: Run
     gpu = devices[runtime.device]
     contests = []
     for batch in dict.fromkeys(row.batch for row in timed):
-        entries = [(_contender(artifacts, row), row) for row in timed if row.batch == batch]
         entries = sorted(
-            (entry for entry in entries if entry[0].runs_at_once(batch)),
+            (
+                (contender, row)
+                for row in timed
+                if row.batch == batch and (contender := _contender(artifacts, row)).runs_at_once(batch)
+            ),
             key=lambda entry: (
                 *default_rank(entry[0].backend, entry[0].precision, entry[0].batches, batch),
                 entry[0].file,
@@ -77,8 +80,9 @@ def _contender(artifacts: Artifacts, row: BenchmarkRow) -> Contender:
 
 
 def _pair(first: tuple[Contender, BenchmarkRow], second: tuple[Contender, BenchmarkRow]) -> Pair:
-    measurements = (Measurement(row.samples_ms or (), row.turns or ()) for _, row in (first, second))
-    rounds, ratio, interval = compare(*measurements)
+    rounds, ratio, interval = compare(
+        *(Measurement(row.samples_ms or (), row.turns or ()) for _, row in (first, second))
+    )
     rounded = None if interval is None else (round(interval[0], 6), round(interval[1], 6))
     return Pair(first[0].file, second[0].file, rounds, None if ratio is None else round(ratio, 6), rounded)
 

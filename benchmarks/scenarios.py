@@ -86,15 +86,18 @@ def scenarios(artifacts: Artifacts, batches: Sequence[int]) -> list[Scenario]:
     if not batches or min(batches) < 1:
         raise ProjectError(f"Expected batch sizes of 1 or more. Received: {list(batches)}.")
     runtimes = [name for name, device in DEVICES.items() if device == "cpu" or not why_not(device)]
-    models = [("keras", "fp32", artifacts.path(KERAS))]
-    models += [(name, precision, artifacts.path(file)) for name in runtimes for precision, file in ONNX.items()]
+    models = [
+        ("keras", "fp32", artifacts.path(KERAS)),
+        *((name, precision, artifacts.path(file)) for name in runtimes for precision, file in ONNX.items()),
+    ]
     plans = _engines(artifacts)
     listed: list[Scenario] = []
     for batch in dict.fromkeys(batches):
-        for backend, precision, path in models:
-            if path.is_file():
-                caveat = _CAVEATS.get((backend, precision), "")
-                listed.append(Scenario(backend, precision, batch, path, INCLUDES[backend], caveat))
+        listed += [
+            Scenario(backend, precision, batch, path, INCLUDES[backend], _CAVEATS.get((backend, precision), ""))
+            for backend, precision, path in models
+            if path.is_file()
+        ]
         for path, sidecar in plans:
             variant = plan_variant(path) or ""
             fitting = [size for size in batches if sidecar.profile.takes(size)] if variant else []
@@ -136,8 +139,7 @@ def installed(candidates: Sequence[Scenario]) -> list[Scenario]:
     """
     missing = {scenario: _missing_library(scenario) for scenario in candidates}
     for library in filter(None, dict.fromkeys(missing.values())):
-        paths = [scenario.path for scenario, name in missing.items() if name == library]
-        files = {f"{path.parent.name}/{path.name}" for path in paths}
+        files = {f"{each.path.parent.name}/{each.path.name}" for each, name in missing.items() if name == library}
         log.info("  not timed, as %s is not installed here: %s", library, ", ".join(sorted(files)))
     return [scenario for scenario in candidates if not missing[scenario]]
 

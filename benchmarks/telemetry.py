@@ -109,14 +109,16 @@ def _nvidia_smi() -> tuple[GpuSnapshot, ...]:
     """Run the driver's nvidia-smi; empty where it is missing or fails."""
     query = f"--query-gpu={','.join(SMI.values())}"
     output = _output("nvidia-smi", query, "--format=csv,noheader,nounits", timeout=SMI_PATIENCE)
-    lines = [line.split(",") for line in (output or "").splitlines()]
-    return tuple(_smi_snapshot(values) for values in lines if len(values) == len(SMI))
+    return tuple(
+        _smi_snapshot(values) for line in (output or "").splitlines() if len(values := line.split(",")) == len(SMI)
+    )
 
 
 def _smi_snapshot(values: Sequence[str]) -> GpuSnapshot:
     """Convert a line of nvidia-smi; values that are not numbers, such as "[N/A]", become None."""
-    kinds: dict[str, Callable[[str], Any]] = {"power_w": float}
-    numbers = {key: _try(partial(kinds.get(key, int), value)) for key, value in zip(SMI, values)}
+    numbers: dict[str, Any] = {
+        key: _try(partial(float if key == "power_w" else int, value)) for key, value in zip(SMI, values)
+    }
     used = numbers.pop("memory_used_mib")
     return GpuSnapshot(**numbers, memory_used_bytes=None if used is None else used << 20)
 

@@ -167,8 +167,7 @@ def temporaries_of(path: Path) -> list[Path]:
         names = os.listdir(path.parent)
     except OSError:
         return []  # the folder is created later, or the write reports the error
-    matches = [match for name in names if (match := _NAME.fullmatch(name)) and match["final"] == path.name]
-    return [path.with_name(match[0]) for match in matches]
+    return [path.with_name(name) for name in names if (match := _NAME.fullmatch(name)) and match["final"] == path.name]
 
 
 def remove_leftovers(temporaries: Iterable[Path]) -> None:

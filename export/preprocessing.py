@@ -156,8 +156,7 @@ class PreprocessingSpec:
                 f"Expected a preprocessing mode of {sorted(_MODES)}. Received: {mode!r} "
                 "(name one of these, or build a PreprocessingSpec from channel order, mean and scale)."
             )
-        order, mean, scale = _MODES[mode]
-        return cls(channel_order=order, mean=mean, scale=scale, mode=mode)
+        return cls(*_MODES[mode], mode)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """Preprocess pixels as the exported graph does.

@@ -152,8 +152,9 @@ def without_none(record: Any) -> dict[str, object]:
 
     A field that may be None must have None as its default, or the record cannot be read again.
     """
-    values = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
-    return {name: value for name, value in values if value is not None}
+    return {
+        field.name: value for field in dataclasses.fields(record) if (value := getattr(record, field.name)) is not None
+    }
 
 
 def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = "record") -> T:

@@ -42,8 +42,7 @@ Check = Callable[[Path, np.ndarray], str]
 def sizes_of(runner: TensorRTRunner) -> list[int]:
     """Return the batch sizes to check: the profile's ends and middle, odd sizes, and sizes that are split."""
     small, best, large = runner.sidecar.profile.min, runner.sidecar.profile.opt, runner.max_batch
-    sizes = {1, small, small + 1, best, best + 1, large - 1, large, large + 1, 2 * large + 3, 7, 13}
-    return sorted(size for size in sizes if size >= 1)
+    return sorted({1, small, small + 1, best, best + 1, max(1, large - 1), large, large + 1, 2 * large + 3, 7, 13})
 
 
 def equal_images_give_equal_rows(plan: Path, pixels: np.ndarray) -> str:
@@ -193,8 +192,10 @@ def cycles_leak_nothing(plan: Path, pixels: np.ndarray, cycles: int = 1000, seco
         free_after, host_after = cycle()
         counted += 1
     device, host = free_before - free_after, host_after - host_before
-    growth = f"{device / 2**20:.1f} MiB of device memory and {host / 2**20:.1f} MiB of host memory"
-    summary = f"{count(counted, 'cycle')} took {growth}"
+    summary = (
+        f"{count(counted, 'cycle')} took {device / 2**20:.1f} MiB of device memory and {host / 2**20:.1f} MiB of host "
+        "memory"
+    )
     if device > DEVICE_SLACK or host > HOST_SLACK:
         raise CheckFailedError(summary)
     return summary

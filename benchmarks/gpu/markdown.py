@@ -119,12 +119,11 @@ def _parity_target(parity: Parity | None) -> Target:
         by_engine.setdefault(hop.candidate, set()).add(hop.verdict)
     verdicts = [verdicts for verdicts in by_engine.values() if NOT_RUN not in verdicts]
     failed = sum(FAIL in each for each in verdicts)
-    unclear = not failed and any(INCONCLUSIVE in each for each in verdicts)
     return _target(
         "share of the engines whose answers are Keras', within the recipe's thresholds",
         1.0,
         round(1 - failed / len(verdicts), 4) if verdicts else None,
-        "the images are too few to tell" if unclear else "",
+        "the images are too few to tell" if not failed and any(INCONCLUSIVE in each for each in verdicts) else "",
     )
 
 
@@ -310,8 +309,11 @@ def _checks(evidence: GpuEvidence) -> str:
     if not evidence.checks:
         return ""
     counts = count_results((check.result for check in evidence.checks), CHECKS)
-    wrong = [check for check in evidence.checks if check.result in ("fail", "error")]
-    rows = [(check.engine, check.check.replace("_", " "), check.result, check.detail) for check in wrong]
+    rows = [
+        (check.engine, check.check.replace("_", " "), check.result, check.detail)
+        for check in evidence.checks
+        if check.result in ("fail", "error")
+    ]
     return f"{counts}." + ("\n\n" + table(("engine", "check", "result", "details"), rows) if rows else "")
 
 

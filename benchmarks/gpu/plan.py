@@ -109,14 +109,18 @@ class Plan:
     def steps(self, work: Work) -> list[PlannedStep]:
         """Return all steps, the most important first; ``work`` has their actions."""
         selected = self.options.precisions
-        steps = [PlannedStep("machine", "machine", 1.0, work.look)]
-        for precisions in (
-            [name for name in MAIN if name in selected],
-            [name for name in selected if name not in MAIN],
-        ):
-            for variant in self.options.variants:
-                steps += self._group(work, variant, precisions)
-        return [*steps, *self._checks(work), *self._peers(work)]
+        groups = [name for name in MAIN if name in selected], [name for name in selected if name not in MAIN]
+        return [
+            PlannedStep("machine", "machine", 1.0, work.look),
+            *(
+                step
+                for precisions in groups
+                for variant in self.options.variants
+                for step in self._group(work, variant, precisions)
+            ),
+            *self._checks(work),
+            *self._peers(work),
+        ]
 
     def _group(self, work: Work, variant: Variant, precisions: Sequence[Precision]) -> list[PlannedStep]:
         """Build engines of a variant, compare them with Keras, and time them in turns."""
@@ -173,10 +177,10 @@ class Plan:
             for name, check in checks.items()
             for engine in engines
         ]
-        cycles = PlannedStep(
-            "leak cycles", "cycles", options.cycle_seconds, work.cycle, partial(_why_not, work, engines)
-        )
-        return [*steps, cycles]
+        return [
+            *steps,
+            PlannedStep("leak cycles", "cycles", options.cycle_seconds, work.cycle, partial(_why_not, work, engines)),
+        ]
 
     def _peers(self, work: Work) -> list[PlannedStep]:
         options = self.options

@@ -62,8 +62,9 @@ class Record:
             evidence = replace(self.evidence, **fields)
             convolutions = {engine.network_layers.get("CONVOLUTION") for engine in evidence.engines.values()}
             resnet50 = evidence.model.size == (224, 224) and RESNET50_CONVOLUTIONS in convolutions
-            targets = judge_targets(evidence.timings, evidence.parity, evidence.gpu.name, resnet50)
-            evidence = replace(evidence, targets=targets)
+            evidence = replace(
+                evidence, targets=judge_targets(evidence.timings, evidence.parity, evidence.gpu.name, resnet50)
+            )
             data, page = as_json(tidy(to_json(evidence))), _without_names(as_markdown(evidence))
             self.evidence = evidence
             try:
@@ -76,8 +77,11 @@ class Record:
 
     def step(self, name: str, state: StepState, **fields: Any) -> None:
         """Replace fields of a step."""
-        steps = (replace(step, state=state, **fields) if step.name == name else step for step in self.evidence.steps)
-        self.change(steps=tuple(steps))
+        self.change(
+            steps=tuple(
+                replace(step, state=state, **fields) if step.name == name else step for step in self.evidence.steps
+            )
+        )
 
     def add(self, field: Literal["timings", "checks"], *rows: Any) -> None:
         """Append rows to a field."""

@@ -69,8 +69,11 @@ def time_engines(
         list[TimedRow]: one for each engine and way of launching, with times or with the reason why it has none.
     """
     if measures == "stream pinned" and len(plans) > 1:
-        each = [time_engines({key: plan}, pixels, variant, batch, measures, seconds) for key, plan in plans.items()]
-        return [row for rows in each for row in rows]
+        return [
+            row
+            for key, plan in plans.items()
+            for row in time_engines({key: plan}, pixels, variant, batch, measures, seconds)
+        ]
     batches = _streamed(pixels, batch) if measures.startswith("stream") else 1
     # Page-locked memory is filled from the images without repetition.
     images = pixels if measures == "stream pinned" else pixels[np.arange(batch * batches) % len(pixels)]

@@ -145,8 +145,7 @@ class Visit:
         """Time the engines that run on this machine, in turns."""
         plans = {key: self._engine(name) for key in precisions for name in self.usable([f"{key}-{variant}"])}
         pixels, seconds = self.reference.pixels, self.plan.options.seconds
-        rows = time_engines(plans, pixels, variant, self.plan.batch(variant), measures, seconds)
-        self.record.add("timings", *rows)
+        self.record.add("timings", *time_engines(plans, pixels, variant, self.plan.batch(variant), measures, seconds))
         self._snapshot(f"time {variant} {measures} {'+'.join(precisions)}")
 
     def check(self, check: Check, engine: str) -> None:

@@ -125,10 +125,13 @@ def unfit_for_fp16(model: onnx.ModelProto, limits: Mapping[str, float]) -> dict[
                 reasons.setdefault(node.name, why)
     for node in graph.node:
         for name in node.input:
-            if name in table and table[name].data_type == TensorProto.FLOAT and node.name not in prepared:
-                why = fp16_loss(_without_lowest(numpy_helper.to_array(table[name]), FP16_MAX))
-                if why:
-                    reasons.setdefault(node.name, why)
+            if (
+                name in table
+                and table[name].data_type == TensorProto.FLOAT
+                and node.name not in prepared
+                and (why := fp16_loss(_without_lowest(numpy_helper.to_array(table[name]), FP16_MAX)))
+            ):
+                reasons.setdefault(node.name, why)
     return {name: why for name, why in reasons.items() if name not in prepared}
 
 
@@ -225,9 +228,8 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     result = copy_model(model)
     graph = result.graph
     outputs = {o.name for o in graph.output}
-    types = {t.name: t.data_type for t in graph.initializer}
-    for info in (*infer_shapes(model).value_info, *graph.input, *graph.output):
-        types[info.name] = info.type.tensor_type.elem_type
+    infos = (*infer_shapes(model).value_info, *graph.input, *graph.output)
+    types = {t.name: t.data_type for t in graph.initializer} | {i.name: i.type.tensor_type.elem_type for i in infos}
     producer, readers = producers(graph), consumers(graph)
 
     def read_instead(old: str, new: str) -> None:
@@ -249,8 +251,7 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
             producer[target].output[list(producer[target].output).index(source)] = target
             graph.node.remove(node)
     first: dict[tuple[str, int], str] = {}
-    casts = [n for n in graph.node if n.op_type == "Cast"]
-    for node in sorted(casts, key=lambda n: n.output[0] not in outputs):
+    for node in sorted((n for n in graph.node if n.op_type == "Cast"), key=lambda n: n.output[0] not in outputs):
         key = (node.input[0], int(attribute(node, "to")))
         if key in first and node.output[0] not in outputs:
             read_instead(node.output[0], first[key])

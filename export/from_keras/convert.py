@@ -180,8 +180,7 @@ def _layers(model: Any) -> list[Any]:
 
 
 def _check_policy(model: keras.Model) -> None:
-    mixed = [layer.name for layer in _layers(model) if getattr(layer, "compute_dtype", "float32") != "float32"]
-    if mixed:
+    if mixed := [layer.name for layer in _layers(model) if getattr(layer, "compute_dtype", "float32") != "float32"]:
         raise ProjectError(
             f"Expected layers that compute in float32. Received: {count(len(mixed), 'other')}, such as {mixed[0]!r} "
             "(rebuild the model under keras.config.set_dtype_policy('float32') and load its weights)."

@@ -100,10 +100,9 @@ def end_of(model: keras.Model) -> End:
         return End(operation, "linear", False)
     removable = name in ("softmax", "sigmoid") and len(inputs) == 1
     if name == "softmax":
-        axis = getattr(operation, "axis", -1)
         # One softmax over all classes, not one per position of a map that is flattened afterwards.
         whole = all(size == 1 for size in tensor.shape[1:-1]) and tensor.shape[-1] == model.outputs[0].shape[-1]
-        removable = removable and axis in (-1, len(tensor.shape) - 1) and whole
+        removable = removable and getattr(operation, "axis", -1) in (-1, len(tensor.shape) - 1) and whole
     return End(operation, name, removable)
 
 

@@ -90,15 +90,13 @@ def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[Bi
         node, means = nodes[edge.node], maps[edge.tensor]
         if node.op_type == "Conv":
             weight = numpy_helper.to_array(index.constants[node.input[1]])
-            pairs = (means.quantized, fake_quantize_weight(weight)), (means.exact, weight)
-            rounded, exact = _convolve(node, pairs)
+            rounded, exact = _convolve(node, [(means.quantized, fake_quantize_weight(weight)), (means.exact, weight)])
             error, target = rounded - exact, node
         elif node.op_type == "Add":
             error, target = means.quantized - means.exact, index.producers[node.input[1 - edge.index]]
         else:
             continue
-        mean = error.mean(axis=(0, *range(2, error.ndim)), dtype=np.float64)
-        errors.append(BiasError(node.name, target.name, mean))
+        errors.append(BiasError(node.name, target.name, error.mean(axis=(0, *range(2, error.ndim)), dtype=np.float64)))
     return errors
 
 
@@ -155,6 +153,7 @@ def _convolve(node: onnx.NodeProto, pairs: Iterable[tuple[np.ndarray, np.ndarray
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "weight")],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = open_session(proto, spinning=False)
+    session = open_session(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), spinning=False
+    )
     return [session.run(None, {"x": x, "weight": weight.astype(np.float32)})[0] for x, weight in pairs]

@@ -115,8 +115,9 @@ def measure_units(
     def judge(unit: str) -> Comparison:
         return held_out.judge(emulate_half(make([name for name in operators if name not in units[unit]])))
 
-    costs = [LayerCost.of(unit, operators[unit], judge(unit)) for unit in track(list(units))]
-    return sorted(costs, key=lambda cost: -cost.noise)
+    return sorted(
+        (LayerCost.of(unit, operators[unit], judge(unit)) for unit in track(list(units))), key=lambda cost: -cost.noise
+    )
 
 
 logger = logging.getLogger(__name__)

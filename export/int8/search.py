@@ -122,8 +122,7 @@ def search(
     costs: list[LayerCost] = []
     if options.sensitivity == "always" or (options.sensitivity == "auto" and not met):
         costs = run.measure()
-        if not met:
-            met = run.keep_layers(costs)
+        met = met or run.keep_layers(costs)
     rounded = run.model(run.kept)
     int8, placements = quantize(rounded, run.scales, kept=run.kept)
     logger.debug("placement of INT8:\n%s", placement_table(placements))
@@ -205,8 +204,9 @@ class _Int8Search:
             for name in (METHODS if self._options.method == "auto" else (self._options.method,))
         }
         quantized, _ = quantize(self.model(self.kept), next(iter(candidates.values())), base="fp32", kept=self.kept)
-        variants = (scale_values(scales, quantized) for scales in candidates.values())
-        comparisons = self._held_out.judge_variants(quantized, variants)
+        comparisons = self._held_out.judge_variants(
+            quantized, (scale_values(scales, quantized) for scales in candidates.values())
+        )
         results = dict(zip(self._track(list(candidates), "methods", "method"), comparisons))
         chosen = best_method(results, self._options.int8)
         self.scales, self.result = candidates[chosen], results[chosen]

@@ -131,8 +131,9 @@ def measure_layers(
         others = {other: Kept("fp32", "measured alone") for other in nodes if other != name}
         return held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
 
-    costs = [LayerCost.of(name, operators[name], judge(name)) for name in track(nodes)]
-    return sorted(costs, key=lambda cost: -cost.noise)
+    return sorted(
+        (LayerCost.of(name, operators[name], judge(name)) for name in track(nodes)), key=lambda cost: -cost.noise
+    )
 
 
 def select_layers(

@@ -40,11 +40,10 @@ def simulate_variants(
         variants: New values of some initializers, by name; the same names in each variant.
     """
     source, logits = model.graph.input[0].name, model.graph.output[0].name
-    starts = range(0, len(pixels), batch_size)
     session = None
     for values in variants:
         session = session or open_session(_with_inputs(model, values), spinning=False)
-        batches = [{source: pixels[i : i + batch_size], **values} for i in starts]
+        batches = [{source: pixels[i : i + batch_size], **values} for i in range(0, len(pixels), batch_size)]
         yield np.concatenate([session.run([logits], batch)[0] for batch in batches])
 
 

@@ -177,8 +177,10 @@ def _own_padding(pool: onnx.NodeProto, sides: Sequence[int]) -> list[int] | None
     if len(sides) != len(strides) or attribute(pool, "ceil_mode", 0) or kind == b"SAME_LOWER":
         return None
     if kind == b"SAME_UPPER":
-        axes = zip(sides, strides, extents)
-        totals = [max((math.ceil(side / stride) - 1) * stride + extent - side, 0) for side, stride, extent in axes]
+        totals = [
+            max((math.ceil(side / stride) - 1) * stride + extent - side, 0)
+            for side, stride, extent in zip(sides, strides, extents)
+        ]
         return [total // 2 for total in totals] + [total - total // 2 for total in totals]
     unpadded = [0] * 2 * len(strides)
     return list(attribute(pool, "pads", unpadded)) if kind == b"NOTSET" else unpadded

@@ -52,8 +52,11 @@ def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
         tensor.name = node.output[0]
         return tensor
     kind = _TYPES.get(item.name)
-    value = helper.get_attribute_value(item)
-    return numpy_helper.from_array(np.asarray(value, dtype=kind), node.output[0]) if kind is not None else None
+    return (
+        numpy_helper.from_array(np.asarray(helper.get_attribute_value(item), dtype=kind), node.output[0])
+        if kind is not None
+        else None
+    )
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,10 +117,7 @@ class Index:
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Return an attribute's value, or `default` if the node has none of that name."""
-    for item in node.attribute:
-        if item.name == name:
-            return helper.get_attribute_value(item)
-    return default
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
@@ -152,9 +152,11 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, .
 
 def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Return the graphs inside a node: the body of a Loop, the branches of an If."""
-    kinds = onnx.AttributeProto
-    single = [item.g for item in node.attribute if item.type == kinds.GRAPH]
-    return single + [graph for item in node.attribute if item.type == kinds.GRAPHS for graph in item.graphs]
+    return [
+        graph
+        for item in node.attribute
+        for graph in ([item.g] if item.type == onnx.AttributeProto.GRAPH else item.graphs)
+    ]
 
 
 def inputs_of(node: onnx.NodeProto) -> list[str]:
@@ -234,16 +236,13 @@ def bypass_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.Mo
     """
     graph = model.graph
     outputs = {o.name for o in graph.output}
-    inputs = {i.name for i in graph.input}
-    table = constants(graph)
     for node in nodes:
         source, result = node.input[0], node.output[0]
         if result not in outputs:
             replace_input(graph, result, source)
             graph.node.remove(node)
-        elif source not in inputs and source not in outputs and source not in table:
+        elif source not in outputs and (producer := producers(graph).get(source)) is not None:
             # The name of an output is fixed, so the producer takes it over.
-            producer = producers(graph)[source]
             producer.output[list(producer.output).index(source)] = result
             replace_input(graph, source, result)
             graph.node.remove(node)

@@ -75,8 +75,7 @@ def name_by_layer(model: onnx.ModelProto, root: str, tree: LayerTree) -> onnx.Mo
         # A Conv took over the output name of the BatchNorm folded into it, so its weight's name comes first.
         roles = _ROLES if node.op_type in _WEIGHTED else ()
         paths = [*weights, node.name] if roles else [node.name, *node.output, *weights]
-        inherited = next((layer_of[name] for name in node.input if name in layer_of), "graph")
-        layer = find_layer(paths, root, tree) or inherited
+        layer = find_layer(paths, root, tree) or next((layer_of[i] for i in node.input if i in layer_of), "graph")
         stem = f"{layer}/{node.op_type}"
         counts[stem] += 1
         node.name = stem if counts[stem] == 1 else f"{stem}_{counts[stem]}"

@@ -52,8 +52,9 @@ def repair_transposed_padding(model: onnx.ModelProto) -> onnx.ModelProto:
         amounts = np.asarray([0] * (half + 4) + [max(0, -total) for total in totals], dtype=np.int64)
         result.graph.initializer.append(numpy_helper.from_array(amounts, f"{unpadded}/amounts"))
         padded = f"{output}/padded" if len(node.input) > 2 else output
-        pad = helper.make_node("Pad", [unpadded, f"{unpadded}/amounts"], [padded], f"{node.name}/Pad")
-        result.graph.node.append(pad)
+        result.graph.node.append(
+            helper.make_node("Pad", [unpadded, f"{unpadded}/amounts"], [padded], f"{node.name}/Pad")
+        )
         if len(node.input) > 2:  # the bias is added to the zeros too
             bias = numpy_helper.to_array(table[node.input.pop(2)]).reshape(-1, *[1] * half)
             result.graph.initializer.append(numpy_helper.from_array(bias, f"{padded}/bias"))
@@ -165,12 +166,15 @@ def _matrices(
     shapes = {"rows": [0, size[0], size[1] * channels], "columns": [0, int(parameters[0][0]), size[1], channels]}
     results = {"rows": f"{stem}/resized", "columns": node.output[0]}
     for axis, (name, shape) in enumerate(shapes.items()):
-        matrix = resizing_matrix(node, axis, size[axis], parameters)
-        values.append(numpy_helper.from_array(matrix, f"{stem}/{name}/matrix"))
-        values.append(numpy_helper.from_array(np.asarray(shape, dtype=np.int64), f"{stem}/{name}/shape"))
         flat = f"{stem}/{name}"
-        nodes.append(helper.make_node("Reshape", [tensor, f"{flat}/shape"], [flat], f"{flat}/Reshape"))
-        nodes.append(helper.make_node("MatMul", [f"{flat}/matrix", flat], [results[name]], f"{flat}/MatMul"))
+        values += [
+            numpy_helper.from_array(resizing_matrix(node, axis, size[axis], parameters), f"{flat}/matrix"),
+            numpy_helper.from_array(np.asarray(shape, dtype=np.int64), f"{flat}/shape"),
+        ]
+        nodes += [
+            helper.make_node("Reshape", [tensor, f"{flat}/shape"], [flat], f"{flat}/Reshape"),
+            helper.make_node("MatMul", [f"{flat}/matrix", flat], [results[name]], f"{flat}/MatMul"),
+        ]
         tensor = results[name]
     return nodes, values
 
@@ -206,10 +210,8 @@ def convert_to_float32(model: onnx.ModelProto) -> onnx.ModelProto:
         return result
     del result.graph.value_info[:]
     graph = result.graph
-    types = {t.name: t.data_type for t in graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(result).graph
-    for info in (*inferred.value_info, *graph.input, *graph.output):
-        types[info.name] = info.type.tensor_type.elem_type
+    infos = (*onnx.shape_inference.infer_shapes(result).graph.value_info, *graph.input, *graph.output)
+    types = {t.name: t.data_type for t in graph.initializer} | {i.name: i.type.tensor_type.elem_type for i in infos}
     casts = [node for node in graph.node if node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT]
     return bypass_nodes(result, [node for node in casts if types.get(node.input[0]) == TensorProto.FLOAT])
 
@@ -221,8 +223,9 @@ def convert_graph_to_float32(graph: onnx.GraphProto) -> bool:
     half_tensors = [tensor for tensor in tensors if tensor.data_type in _HALF]
     for tensor in half_tensors:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    types = [info.type.tensor_type for info in (*graph.input, *graph.output)]
-    half_types = [kind for kind in types if kind.elem_type in _HALF]
+    half_types = [
+        info.type.tensor_type for info in (*graph.input, *graph.output) if info.type.tensor_type.elem_type in _HALF
+    ]
     for kind in half_types:
         kind.elem_type = TensorProto.FLOAT
     half_casts = [item for item in attributes if item.name in ("to", "dtype") and item.i in _HALF]

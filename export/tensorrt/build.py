@@ -142,8 +142,9 @@ def build_engine(
     seconds = time.monotonic() - started
 
     data = memoryview(plan)
-    image = (profile.opt, *tensors[0].shape[1:])
-    layers, layers_reason = _inspect(trt, data, driver, logger, requested, options, image)
+    layers, layers_reason = _inspect(
+        trt, data, driver, logger, requested, options, image=(profile.opt, *tensors[0].shape[1:])
+    )
     if layers is None:
         layers = summarize_listing(listing, requested)
     elif layers.reason is not None:

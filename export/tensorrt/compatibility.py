@@ -229,8 +229,12 @@ def _check_compute_capability(plan: Path, sidecar: Sidecar, here: str) -> None:
     ampere_plus = sidecar.options.get("hardware_compatibility") == "ampere_plus"
     if targets:
         if here not in targets:
-            expected = f"a GPU of compute capability {' or '.join(targets)}"
-            raise _refused(plan, expected, f"{here} here", {"targets": [*targets, here]})
+            raise _refused(
+                plan,
+                f"a GPU of compute capability {' or '.join(targets)}",
+                f"{here} here",
+                {"targets": [*targets, here]},
+            )
     elif ampere_plus or built is None:  # None: built by TensorRT-RTX for its default targets
         if version_numbers(here) < AMPERE:
             settings = {"hardware_compatibility": "none"} if ampere_plus else {"targets": [here]}

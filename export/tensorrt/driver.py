@@ -72,13 +72,21 @@ def _query(cuda: Any) -> DriverStatus:
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}" if version.value else None
     driver_version = _kernel_driver_version()
     if code != 0:
-        reason = f"the driver does not start: {_error_name(cuda, code)}. Check `nvidia-smi`"
-        return DriverStatus(False, reason, driver_version, cuda_version)
+        return DriverStatus(
+            False,
+            f"the driver does not start: {_error_name(cuda, code)}. Check `nvidia-smi`",
+            driver_version,
+            cuda_version,
+        )
     count = ctypes.c_int(0)
     code = cuda.cuDeviceGetCount(ctypes.byref(count))
     if code != 0 or count.value == 0:
-        reason = "the driver lists no GPU. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
-        return DriverStatus(False, reason, driver_version, cuda_version)
+        return DriverStatus(
+            False,
+            "the driver lists no GPU. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES",
+            driver_version,
+            cuda_version,
+        )
     return DriverStatus(True, "", driver_version, cuda_version, tuple(_device(cuda, at) for at in range(count.value)))
 
 

@@ -208,8 +208,9 @@ def configure(
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), options.workspace_mib << 20)
     if options.hardware_compatibility != "none":
-        level = options.hardware_compatibility.upper()
-        config.hardware_compatibility_level = trt.member("HardwareCompatibilityLevel", level)
+        config.hardware_compatibility_level = trt.member(
+            "HardwareCompatibilityLevel", options.hardware_compatibility.upper()
+        )
     for owner, attribute, value in (
         (config, "builder_optimization_level", options.optimization_level),
         (config, "max_aux_streams", options.max_aux_streams),
@@ -220,8 +221,9 @@ def configure(
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
-            member = trt.member("ComputeCapability", f"SM{target.replace('.', '')}")
-            if not config.set_compute_capability(member, index):
+            if not config.set_compute_capability(
+                trt.member("ComputeCapability", f"SM{target.replace('.', '')}"), index
+            ):
                 raise ProjectError(f"Expected a target that {trt.flavour} {trt.version} takes. Received: {target}.")
     return flags
 

@@ -278,7 +278,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 gpu_after=gpu_snapshot(),
                 results=tuple(rows),
             )
-            args.output.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.output, to_json(report))
     except (ProjectError, OSError) as error:
         log.error("%s", error)

@@ -77,20 +77,21 @@ class Converter:
             if node.output[0] == self._last_prepared and self.dtype != torch.float32:
                 result = self.call_method("to", result, self.dtype)
             self.values[node.output[0]] = result
-        half = self.dtype != torch.float32
-        results = (
-            self.call_method("float", self.values[output])
-            if half and kind == TensorProto.FLOAT
-            else self.values[output]
-            for output, kind in self.outputs.items()
+        self.graph.output(
+            tuple(
+                self.call_method("float", self.values[output])
+                if self.dtype != torch.float32 and kind == TensorProto.FLOAT
+                else self.values[output]
+                for output, kind in self.outputs.items()
+            )
         )
-        self.graph.output(tuple(results))
         self.graph.lint()
         module = torch.fx.GraphModule(self.root, self.graph, "ExportedModel").eval().requires_grad_(False)
         module = module.to(memory_format=torch.channels_last)
         module.output_names, module.input_size = tuple(self.outputs), size
-        shapes = [output.type.tensor_type.shape for output in self.model.graph.output]
-        module.output_widths = tuple(shape.dim[-1].dim_value for shape in shapes)
+        module.output_widths = tuple(
+            output.type.tensor_type.shape.dim[-1].dim_value for output in self.model.graph.output
+        )
         return module
 
     def _input(self) -> tuple[str, tuple[int, int]]:

@@ -76,8 +76,11 @@ def _linear(it: Converter, node: onnx.NodeProto, weight: np.ndarray, bias: np.nd
 def _gemm(it: Converter, node: onnx.NodeProto) -> Any:
     weight, bias = it.constant(node, 1), it.optional(node, 2)
     weight = weight if attribute(node, "transB", 0) else weight.T
-    plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
-    plain &= bias is None or bias.size == len(weight)
+    plain = (
+        attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+        and not attribute(node, "transA", 0)
+        and (bias is None or bias.size == len(weight))
+    )
     it.expect(plain, node, "a Gemm that is x·W + b", "another alpha, beta, transA or bias")
     return _linear(it, node, weight, None if bias is None else bias.reshape(-1))
 

@@ -129,8 +129,9 @@ class PyTorchRunner:
         self._uploads = torch.cuda.Stream() if self._cuda else None
         self._pool = torch.cuda.graph_pool_handle() if self.mode == "graphs" else None
         self._calls: dict[tuple[int, int], Callable[[], Any]] = {}
-        shape = (self.max_batch, *self.size, 3)
-        self._slots = [Slot(torch, self.device, shape, widths) for _ in range(SLOTS if self._cuda else 1)]
+        self._slots = [
+            Slot(torch, self.device, (self.max_batch, *self.size, 3), widths) for _ in range(SLOTS if self._cuda else 1)
+        ]
         if self._cuda:
             torch.cuda.synchronize()  # waits for work that was queued outside the runner's own stream
 

@@ -210,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the files; return 0, 1 where a peer failed, 2 for bad input, or 130 when interrupted."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    missing = [path for path in (options.model, options.images) if not path.is_file()]
-    if missing:
+    if missing := [path for path in (options.model, options.images) if not path.is_file()]:
         log.error("Expected a file. Received: %s, which is none. Name one that exists.", missing[0])
         return 2
     try:

@@ -202,8 +202,7 @@ def read_images(path: Path, model: onnx.ModelProto, limit: int, seed: int) -> tu
             f"{inputs[0].name!r}. Received: {pixels.dtype} {pixels.shape} in {path}. "
             "Save the images as the model reads them."
         )
-    chosen = np.random.default_rng(seed).permutation(len(pixels))[:limit]
-    return inputs[0].name, pixels[chosen]
+    return inputs[0].name, pixels[np.random.default_rng(seed).permutation(len(pixels))[:limit]]
 
 
 def modelopt_int8(peer: Peer, model: Path, reader: PixelReader, out: Path) -> dict[str, object]:
