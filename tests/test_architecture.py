@@ -88,6 +88,14 @@ def test_tests_that_contributing_names_exist() -> None:
     assert [name for name in names if f"def {name}(" not in written] == []
 
 
+def test_names_that_contributing_places_in_a_file_are_there() -> None:
+    placed = re.findall(r"`(\w+)`\s+of\s+`([\w/]+\.py)`", page("CONTRIBUTING.md"))
+    assert len(placed) > 5
+    defined = r"^ *(?:(?:def|class) {0}\b|{0}(?:: [^=]+)? =)"
+    missing = [(name, file) for name, file in placed if not re.search(defined.format(name), page(file), re.MULTILINE)]
+    assert missing == [], "CONTRIBUTING.md names what is not in that file"
+
+
 def exists(name: str) -> bool:
     if "/" in name:
         return name in (*OF_THE_READER, *ARTIFACTS) or (ROOT / name).exists()

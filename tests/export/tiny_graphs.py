@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.export.conftest import run_onnx
+
 
 def graph(nodes, constants=None, x=("batch", 4, 6, 6), outputs=("y",), shapes=None, opset=17, dtype=TensorProto.FLOAT):
     """A model with the input ``x``; `nodes` are ``(op, inputs, output, attributes)``."""
@@ -48,3 +50,20 @@ def pixel_graph(nodes, constants=None, x=("batch", 4, 6, 6), outputs=("y",), sha
 
 def pixels(count, *shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *(shape or (4, 6, 6))), np.uint8)
+
+
+X = floats(3, 4, 6, 6, seed=1)  # for the input of `graph`
+
+
+def unchanged(function, model, *args):
+    """Runs a pass and asserts that the model passed in is what it was."""
+    before = model.SerializeToString()
+    result = function(model, *args)
+    assert model.SerializeToString() == before
+    return result
+
+
+def same(before, after, x=X, tolerance=1e-5):
+    """Asserts that two models give the same answers in ONNX Runtime."""
+    for a, b in zip(run_onnx(before, x), run_onnx(after, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)

@@ -10,24 +10,8 @@ from export.onnx_passes.folding import fold_affine, fold_channel_order, fold_pad
 from export.onnx_passes.layer_names import find_layer, keras_layer, name_by_layer
 from export.preprocessing import PreprocessingSpec
 from tests.export.conftest import run_onnx
-from tests.export.tiny_graphs import floats, operators
+from tests.export.tiny_graphs import X, floats, operators, same, unchanged
 from tests.export.tiny_graphs import graph as tiny
-
-X = floats(3, 4, 6, 6, seed=1)
-
-
-def unchanged(function, model, *args):
-    """Runs a pass and asserts that the model passed in is what it was."""
-    before = model.SerializeToString()
-    result = function(model, *args)
-    assert model.SerializeToString() == before
-    return result
-
-
-def same(before, after, x=X, tolerance=1e-5):
-    for a, b in zip(run_onnx(before, x), run_onnx(after, x), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
 
 # --- tidying up -------------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,12 @@ EDGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # what a limit in
 
 @pytest.mark.parametrize("key", LIMITED)
 def test_a_limit_is_where_its_words_say(key: str) -> None:
-    taken, refused = EDGES[LIMITED[key].expected]
+    expected = LIMITED[key].expected
+    assert expected in EDGES, (
+        f"Expected the values around {key}'s limit in EDGES. Received: no row for {expected!r} "
+        "(use a limit of pipeline/recipe/limits.py, or add a row: what it just takes, what it just refuses)."
+    )
+    taken, refused = EDGES[expected]
     assert all(map(LIMITED[key].holds, taken))
     assert not any(map(LIMITED[key].holds, refused))
 
