@@ -156,7 +156,7 @@ def test_a_fault_shows_where_probabilities_are_saturated(monkeypatch, gain) -> N
 
 def test_photographs_are_compared_on_as_well(monkeypatch) -> None:
     seen = []
-    whole = canonical_form.answers
+    whole = canonical_form.run_model
 
     def watched(model, values, batch=None):
         seen.append(len(values))

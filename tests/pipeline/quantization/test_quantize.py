@@ -261,7 +261,7 @@ def test_a_budget_that_is_met_is_met_by_the_model_that_is_written(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Agreement may rise while SQNR falls a little: the layers that the budget needs are kept all the same."""
-    real = search.choose_layers
+    real = search.select_layers
 
     def met_at_a_lower_sqnr(*arguments: object) -> Selection:
         selection = real(*arguments)
