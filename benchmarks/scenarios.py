@@ -110,8 +110,8 @@ def scenarios(artifacts: Artifacts, batches: Sequence[int]) -> list[Scenario]:
 
 
 def _engines(artifacts: Artifacts) -> list[tuple[Path, Sidecar]]:
-    sidecars = []
-    for path in map(artifacts.path, engines(artifacts) if driver_status() else ()):
+    names, sidecars = engines(artifacts), []  # also without a driver: what is read must be declared on every machine
+    for path in map(artifacts.path, names if driver_status() else ()):
         try:
             sidecars.append((path, read_sidecar(path)))
         except ProjectError as error:

@@ -90,7 +90,7 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
             external = _has_external(data, 0, len(data), "ModelProto", 0)
     except (OSError, ValueError, IndexError) as error:
         raise ProjectError(
-            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Export or copy it again."
+            f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Write it again, or copy it again."
         ) from error
     if external:
         raise ProjectError(

@@ -141,7 +141,7 @@ def test_other_files_are_named(files: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.keras").write_bytes(cut)
     for name, found in {
         "a.zip": "config.json.*readme.txt",
-        "data.h5": "something else .test_set_x",
+        "data.h5": "without a model .test_set_x",
         "w.weights.h5": "weights only",
         "text.h5": "which is none",
         "cut.keras": "which is none|damaged",
