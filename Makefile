@@ -172,6 +172,7 @@ lint: $(TEST_TOOLS)  ## ruff, the order of imports between rooms, mypy
 	@$(PY) -m ruff format --check .
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) -m mypy
+	@$(PY) -m mypy --config-file tests/mypy.ini tests
 
 QUICK_TESTS := -m pytest -m "not slow and not gpu" -n auto --dist loadscope
 

@@ -65,7 +65,7 @@ def test_engines(
     sidecar = to_json(check_engine(plan, trt, "8.6"))
     assert sidecar["targets"] == [f"{name[2:-1]}.{name[-1]}" for name in targets]
     assert sidecar["plan_bytes"] == plan.stat().st_size > 100_000
-    tensors = {one["name"]: one for one in sidecar["tensors"]}
+    tensors = {one["name"]: one for one in sidecar["tensors"]}  # type: ignore[attr-defined]
     sizes = (profile.min, profile.opt, profile.max)
     assert tensors["images"]["dtype"] == "uint8"
     assert tensors["images"]["profile"] == {name: [size, 32, 32, 3] for name, size in zip(("min", "opt", "max"), sizes)}

@@ -13,7 +13,7 @@ def build(data: bytes) -> tuple[int, list[str]]:
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     messages: list[str] = []
 
-    class Log(trt.ILogger):
+    class Log(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):
             trt.ILogger.__init__(self)
 

@@ -105,7 +105,7 @@ def test_sound_archives_are_read(tmp_path: Path, save) -> None:
     assert array_names(tmp_path / "a.npz") == list(arrays)
     for name, array in read_arrays(tmp_path / "a.npz").items():
         np.testing.assert_array_equal(array, arrays[name])
-        assert array.dtype == arrays[name].dtype
+        assert array.dtype == arrays[name].dtype  # type: ignore[attr-defined]
     assert list(read_arrays(tmp_path / "a.npz", ["labels"])) == ["labels"]
     with pytest.raises(DataError, match="no other, but digits, labels"):
         read_arrays(tmp_path / "a.npz", ["labels", "other"])

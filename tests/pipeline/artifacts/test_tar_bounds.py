@@ -31,7 +31,7 @@ def padded(data: bytes) -> bytes:
 
 def extended(**records: str) -> bytes:
     """A header with attributes, as POSIX has them."""
-    return tarfile.TarInfo._create_pax_generic_header(records, tarfile.XHDTYPE, "utf-8")
+    return tarfile.TarInfo._create_pax_generic_header(records, tarfile.XHDTYPE, "utf-8")  # type: ignore[attr-defined]
 
 
 def holes(name: str, promised: int) -> bytes:

@@ -192,7 +192,7 @@ def test_the_line_that_cuts_a_model_gives_one_that_is_taken(
     exec(line, {})  # as it is printed
     whole = to_json(describe(read_model_file(Path(found["cut"]["saved"]))))
     assert (whole["cannot_go"], whole["classes"]) == (None, classes)
-    trusted = tuple(finding["name"] for finding in whole["unsafe"])
+    trusted = tuple(finding["name"] for finding in whole["unsafe"])  # type: ignore[attr-defined]
     config = ModelSection(path=found["cut"]["saved"], preprocessing="unit", allow=trusted)
     taken = import_model(config, ("a", "b", "c", "d")[:classes], "stretch")
     pixels = np.random.default_rng(3).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)

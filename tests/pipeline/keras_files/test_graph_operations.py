@@ -224,5 +224,5 @@ def test_honest_exports_need_no_more_than_before(tmp_path: Path, capsys: pytest.
     x = keras.layers.BatchNormalization()(keras.layers.SeparableConv2D(4, 3, activation="gelu")(x))
     x = keras.layers.LSTM(4)(keras.layers.Reshape((14, 56))(keras.layers.Dropout(0.1)(x)))
     keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x)).export(tmp_path / "m", verbose=False)
-    assert [f["name"] for f in inspect_model(tmp_path / "m")["unsafe"]] == ["SavedModel"]
+    assert [f["name"] for f in inspect_model(tmp_path / "m")["unsafe"]] == ["SavedModel"]  # type: ignore[attr-defined]
     assert "unsafe         SavedModel: a program" in capsys.readouterr().out

@@ -520,7 +520,7 @@ def test_a_file_of_keras_1(tmp_path) -> None:
         "norm": [("norm_gamma", (3,)), ("norm_beta", (3,)), ("norm_running_mean", (3,)), ("norm_running_std", (3,))],
         "head": [("head_W", (3, 2)), ("head_b", (2,))],
     }
-    values = {name: random.uniform(0.2, 1, shape).astype(np.float32) for w in weights.values() for name, shape in w}
+    values = {name: random.uniform(0.2, 1, shape).astype(np.float32) for w in weights.values() for name, shape in w}  # type: ignore[attr-defined]
     config = keras1_config()
     with h5py.File(tmp_path / "old.h5", "w") as file:
         file.attrs["model_config"] = json.dumps(config).encode()
@@ -529,8 +529,8 @@ def test_a_file_of_keras_1(tmp_path) -> None:
         for entry in config["config"]["layers"]:
             inner = group.create_group(entry["name"])
             names = weights.get(entry["name"], [])
-            inner.attrs["weight_names"] = [name.encode() for name, _ in names]
-            for name, _ in names:
+            inner.attrs["weight_names"] = [name.encode() for name, _ in names]  # type: ignore[attr-defined]
+            for name, _ in names:  # type: ignore[attr-defined]
                 inner[name] = values[name]
     assert read_model_file(tmp_path / "old.h5").written_by.startswith("Keras 1")
     model = to_canonical_form(load_model(tmp_path / "old.h5", compare=True), tmp_path / "old.h5").model

@@ -81,7 +81,7 @@ NAMES = [
 def refused(path: Path, name: str, capsys: pytest.CaptureFixture[str], allow: tuple[str, ...] = ()) -> None:
     """The file is refused by name in both places, and left no trace."""
     there = set(path.parent.iterdir())
-    assert name in [finding["name"] for finding in inspect_model(path)["unsafe"]]
+    assert name in [finding["name"] for finding in inspect_model(path)["unsafe"]]  # type: ignore[attr-defined]
     assert any("unsafe" in line and name in line for line in capsys.readouterr().out.splitlines())
     with pytest.raises(ModelError) as error:
         load_model(path, allow, compare=True)

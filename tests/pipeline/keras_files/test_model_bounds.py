@@ -327,7 +327,7 @@ def test_layers_that_ask_for_more_because_of_their_input(tmp_path: Path, name: s
     parts, message = BUILT[name]
     shape = "batch_shape" if suffix == "keras" else "batch_input_shape"
     layers = [layer("InputLayer", **{shape: [None, 64, 64, 3]})]
-    for kind, settings in parts:
+    for kind, settings in parts:  # type: ignore[attr-defined]
         again = {"filters": 60_000, "kernel_size": [1, 1]} if kind == "Conv2DTranspose" else settings
         layers.append(layer(kind, **again))
     path = (archive if suffix == "keras" else hdf5)(tmp_path / f"m.{suffix}", architecture(*layers))

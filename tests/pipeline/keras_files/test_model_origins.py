@@ -251,7 +251,7 @@ def test_nothing_is_imported_even_if_the_scan_were_blind(
     paths = [write_archive(tmp_path / "m.keras", config), write_hdf5(tmp_path / "m.h5", config)]
     for path in paths:
         found = inspect_model(path)["unsafe"]
-        assert "evil" in [finding["name"] for finding in found]
+        assert "evil" in [finding["name"] for finding in found]  # type: ignore[attr-defined]
         with pytest.raises(ModelError, match="a class whose code is not in the file"):
             load_model(path)
     monkeypatch.setattr(pipeline.keras_files.load, "refuse_unsafe", lambda *_: None)

@@ -130,7 +130,7 @@ def test_head(options: dict, names: list[str], features: int) -> None:
 
 
 def test_every_backbone_of_a_recipe_is_known() -> None:
-    assert list(BACKBONES) == list(NAMES.__args__), "in the same order, ResNets first"
+    assert list(BACKBONES) == list(NAMES.__args__), "in the same order, ResNets first"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", [name for name, entry in BACKBONES.items() if entry.family == "ResNet"])

@@ -460,7 +460,7 @@ def test_slice_leaves_paths_out_and_keeps_the_rest(write, tmp_path: Path) -> Non
         section, _, key = dotted.partition(".")
         if "." not in key:  # model.preprocessing.mean is there where preprocessing is spelt out
             assert key not in part[section]
-            del whole[section][key]
+            del whole[section][key]  # type: ignore[attr-defined]
     assert part == {name: whole[name] for name in part}
     moved = load_recipe(path, ["data.path=/b", "model.weights=/c", "model.path=/d"])
     assert recipe_slice(moved, list(part)) == part
