@@ -27,7 +27,7 @@ NAME := $(if $(UNPACKED),$(FOLDER),$(patsubst %.yml,%,$(patsubst %.yaml,%,$(notd
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
 
-# --- refused before anything runs: words that would be passed over, and the default recipe worked on in their stead ---
+# --- refused before anything runs: words that make would ignore, and then work on the default recipe ---
 
 UNKNOWN := $(filter-out $(TARGETS) gpu-or-said $(PY) $(INSTALLED) $(TEST_TOOLS),$(MAKECMDGOALS))
 ifneq ($(UNKNOWN),)
@@ -86,7 +86,7 @@ $(PY): | gpu-or-said
 	echo "creating $(VENV) with $$($$found --version)"; $$found -m venv $(VENV)
 
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-OR_SAY = || { echo "Expected pip to install the packages of $(1). Received: its failure, above. Mend what it names (network," \
+OR_SAY = || { echo "Expected pip to install the packages of $(1). Received: its failure, above. Fix what it names (network," \
   "disk space, a package that this system or its Python has none of) and run the same line again." $(2); exit 2; }
 ifeq ($(REQUIREMENTS),requirements-gpu.txt)
 SIZE := several GB

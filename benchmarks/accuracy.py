@@ -156,7 +156,7 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
     root = context.root
     for name in (*ONNX.values(), REFERENCE):
         if not (root / name).is_file():
-            raise ProjectError(f"Expected {root / name}, which does not exist. Run `{context.command('run')}` first.")
+            raise ProjectError(f"Expected {root / name}. Received: no such file. Run `{context.command('run')}` first.")
     for name, path in peers.items():
         if not path.is_file():
             raise ProjectError(f"--peer {name}: expected an ONNX file. Received: {path}, which does not exist.")

@@ -109,7 +109,7 @@ class FakeContext:
             return self.gpu.says("execution context without device memory")
         address, size = self.memory
         assert size >= self.batch * ACTIVATION_BYTES
-        # Less memory than the largest batch needs has to be divided anew for every shape.
+        # Less memory than the largest batch needs has to be divided again for every shape.
         assert self.laid_out or size >= self.gpu.profile[2] * ACTIVATION_BYTES
         if self.kernels in (Specialization.EAGER, Specialization.LAZY) and self.batch not in self.gpu.compiled:
             assert not self.captured, "kernels are compiled while a graph is captured"

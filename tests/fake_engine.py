@@ -39,7 +39,7 @@ def make_sidecar(**fields: Any) -> Sidecar:
         "options": {},
         **fields,
     }
-    return from_json(Sidecar, given, "a test", remedy="Mend the test.")
+    return from_json(Sidecar, given, "a test", remedy="Fix the test.")
 
 
 def make_plan(path: Path, sizes: tuple[int, int, int] = (1, 2, 4), top: int = 0, **changes: Any) -> Path:

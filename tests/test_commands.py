@@ -298,7 +298,7 @@ def test_an_altered_engine_is_left_to_the_gpu_machine_to_refuse(chain: Chain) ->
     plan.write_bytes(plan.read_bytes() + b"x")
     with pytest.raises(ProjectError, match=r"sha256|bytes"):
         check_engine(plan, trt)
-    assert chain.run("build") == 0, "the build stage sees it and builds anew"
+    assert chain.run("build") == 0, "the build stage sees it and builds again"
     check_engine(plan, trt)
 
 

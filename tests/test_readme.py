@@ -156,7 +156,7 @@ def test_a_table_of_keys_has_every_key_with_its_default(section: str, kind: type
 @pytest.mark.parametrize("page", key_tables.PAGES)
 def test_tables_of_keys_are_those_of_the_fields(page: str) -> None:
     written = (readme.ROOT / page).read_text(encoding="utf-8")
-    assert written == key_tables.with_tables(written), "write them anew: make key-tables"
+    assert written == key_tables.with_tables(written), "write them again: make key-tables"
 
 
 def test_the_page_of_keys_has_every_section_and_says_what_each_key_is() -> None:

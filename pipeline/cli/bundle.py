@@ -226,7 +226,7 @@ def _why_no_archive(path: Path) -> str:
     if head.startswith(b"\x1f\x8b"):
         return f"which is compressed. Write gunzip {shlex.quote(str(path))}, and name the .tar file that it leaves."
     kind = describe_file(path, head).partition(". ")[0] or "no tar archive"
-    return f"which is {kind}. Name the file that `bundle` wrote. If this is the one: Copy it again."
+    return f"which is {kind}. Name the file that `bundle` wrote. Copy it again if this is that file."
 
 
 def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:

@@ -99,7 +99,7 @@ class Findings:
     tensorrt: Mapping[str, Library]
     onnxruntime_cuda: OnnxRuntimeCuda
     stages: Mapping[str, StageFinding]
-    mend: tuple[str, ...]
+    remedies: tuple[str, ...]
 
     @property
     def is_broken(self) -> bool:
@@ -137,7 +137,7 @@ def doctor() -> dict[str, object]:
         tensorrt=tensorrt,
         onnxruntime_cuda=OnnxRuntimeCuda(not no_cuda, no_cuda),
         stages=stages,
-        mend=(*_remedies(packages, conflict, stages["build"], driver), *driver_lines(driver, newer)),
+        remedies=(*_remedies(packages, conflict, stages["build"], driver), *driver_lines(driver, newer)),
     )
     print(_text(findings, newer))
     return to_json(findings) | {"exit": 2 if findings.is_broken else 0}
@@ -170,7 +170,7 @@ def _text(findings: Findings, newer: Mapping[str, int]) -> str:
         "GPU": gpu if driver.available else [f"[{WARN}] {driver.reason}"],
         "TensorRT": [line for name, library in findings.tensorrt.items() for line in _library_lines(name, library)],
         "stages": [f"[{stage.state}] {name:<10} {stage.text}" for name, stage in findings.stages.items()],
-        "to fix": findings.mend,
+        "to fix": findings.remedies,
     }
     return "\n\n".join("\n  ".join([title, *lines]) for title, lines in sections.items() if lines)
 

@@ -60,7 +60,7 @@ def recipe_options() -> Parser:
         metavar="KEY=VALUE",
         help="override a key of the recipe, such as --set model.input_size=64; may be repeated",
     )
-    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
+    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="folder of the results; default: %(default)s")
     return parser
 
 

@@ -58,11 +58,23 @@ def build_parser() -> Parser:
     infer = add("infer", HELP["infer"], [recipe, stage], "-c digits photos/ -o predictions.csv")
     infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
     infer.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default: predictions.csv")
-    infer.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", type=str.lower)
-    infer.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", type=str.lower)
+    infer.add_argument(
+        "--backend",
+        choices=["auto", *BACKENDS],
+        default="auto",
+        type=str.lower,
+        help="what runs the file; default: auto, TensorRT on a GPU and ONNX Runtime elsewhere",
+    )
+    infer.add_argument(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        type=str.lower,
+        help="default: auto, on a GPU the fastest that passed verification, on a CPU FP32",
+    )
     infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
     infer.add_argument("--top-k", type=int, metavar="K", help="classes per row; default: the recipe's")
-    infer.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
+    infer.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default: the recipe's")
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(
@@ -79,8 +91,8 @@ def build_parser() -> Parser:
     )
     bundle.add_argument("-o", "--output", type=Path, help="default: <recipe>.bundle.tar")
     unpack = add("unpack", "unpack an archive of `bundle`, every hash checked", [output], "digits.bundle.tar")
-    unpack.add_argument("archive", type=Path)
-    unpack.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="default: %(default)s")
+    unpack.add_argument("archive", type=Path, help="the .tar file that `bundle` wrote")
+    unpack.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="folder of the results; default: %(default)s")
     unpack.add_argument("--force", action="store_true", help="replace existing artifacts of the same recipe")
     return parser
 

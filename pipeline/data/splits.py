@@ -242,10 +242,12 @@ def _enough(images: ImageSet, split: str, needed: int) -> str:
             f"{split.capitalize()} takes all of {pool}{copies}: {count(missing, 'more is', 'more are')} needed there."
         )
     present = sum(images.came_in.get(name, 0) for name in ([ready] if ready else images.came_in))
+    on_average, certain = _rounded_up(needed / share), _rounded_up(present + images_for(missing, share))
+    # A split that already has more than its share may be certain of its minimum with fewer than the average.
+    about = f"about {on_average:,}, and " if on_average < certain else ""
     return (
-        f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} need about "
-        f"{images_in_all(images, split, needed):,}, and {_rounded_up(present + images_for(missing, share)):,} to be "
-        "nearly certain."
+        f"{split.capitalize()} takes {100 * share:.3g} % of {pool}: {needed:,} need {about}{certain:,} to be nearly "
+        "certain."
     )
 
 

@@ -39,6 +39,7 @@ from pipeline.models.output_form import (
     refuse_changed_outputs,
     to_logits,
 )
+from pipeline.terminal.command_line import pipeline_command
 
 _NONE = PreprocessingSpec.from_mode("none")
 _AUGMENTING = "keras.src.layers.preprocessing.image_preprocessing."  # the package of Keras' augmentation layers
@@ -235,7 +236,10 @@ def _with_canonical_input(
 def _check_output(model: keras.Model, where: Path) -> None:
     outputs = tensor_names(model.outputs)
     if len(model.outputs) > 1:
-        raise ModelError(f"Expected one output of shape (N, classes). Received: {where} gives {outputs}.")
+        raise ModelError(
+            f"Expected one output of shape (N, classes). Received: {where} gives {outputs}. "
+            f"Cut it to its classifier; this says how, where it is known: {pipeline_command('inspect', where)}"
+        )
     shape, hint = tuple(model.outputs[0].shape), ""
     if len(shape) == 4:
         downsampled = shape[1] is None or (model.inputs[0].shape[1] or 10**9) > 4 * shape[1]

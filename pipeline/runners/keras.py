@@ -13,6 +13,7 @@ from export.errors import RunnerError
 from export.metrics.distances import FloatNoise, measure_noise
 from export.preprocessing import PreprocessingSpec
 from pipeline.runners.base import Outputs, Top, check_pixels, softmax, split_batches, top_k_of
+from pipeline.terminal.console import start_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -54,6 +55,7 @@ class KerasRunner:
         self._model: keras.Model | None = None
 
     def __enter__(self) -> KerasRunner:
+        start_tensorflow()
         from export.from_keras.logits import logits_model
         from pipeline.keras_files.load import load_classifier
 

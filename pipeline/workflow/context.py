@@ -151,8 +151,8 @@ class Context:
         path = self.root / name
         if not path.is_file():
             raise ProjectError(
-                f"Expected {path}, which does not exist. Run `{self.command(name.partition('/')[0])}` first, or `run` "
-                "for the whole chain."
+                f"Expected {path}. Received: no such file. "
+                f"Run `{self.command(name.partition('/')[0])}` first, or `run` for the whole chain."
             )
         return {name: sha256_file(path)}
 

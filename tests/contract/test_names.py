@@ -17,7 +17,7 @@ PROPERTIES = sorted(name for name, value in vars(TensorRT).items() if isinstance
 
 def test_the_table_has_every_version_and_every_name() -> None:
     assert list(TABLE) == [one.version for one in ALL]
-    assert set(TABLE["11.4"]) == names_needed(), "write tests/contract/names.txt anew: make contract"
+    assert set(TABLE["11.4"]) == names_needed(), "write tests/contract/names.txt again: make contract"
 
 
 def test_the_table_knows_every_answer() -> None:

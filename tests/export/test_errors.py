@@ -1,4 +1,4 @@
-"""One base error: who catches it catches whatever a person can mend, wherever it was raised."""
+"""One base error: who catches it catches whatever a person can fix, wherever it was raised."""
 
 import ast
 

@@ -156,4 +156,4 @@ class Sparse:
 )
 def test_what_is_left_out_is_read_as_its_default(record: Sparse, tree: dict[str, object]) -> None:
     assert to_json(record) == tree
-    assert from_json(Sparse, tree, "x.json", remedy="Make it anew.") == record
+    assert from_json(Sparse, tree, "x.json", remedy="Make it again.") == record

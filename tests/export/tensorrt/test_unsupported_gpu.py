@@ -1,4 +1,4 @@
-"""A plan for a GPU that its TensorRT does not support is refused as such, not as one to build anew the same way."""
+"""A plan for a GPU that its TensorRT does not support is refused as such, not as one to build again the same way."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ def library(flavour: str, version: str, *generations: str) -> TensorRT:
 @pytest.mark.parametrize("version", ["1.7.1", "1.8.0"])
 @pytest.mark.parametrize("targets", [[], ["8.6"]])
 def test_rtx_on_a_gpu_that_it_does_not_know(tmp_path: Path, here: str, version: str, targets: list[str]) -> None:
-    """Whatever else does not fit: it would not run there either if it were built anew by this TensorRT."""
+    """Whatever else does not fit: it would not run there either if it were built again by this TensorRT."""
     plan = make_plan(tmp_path / "fp16.plan", **RTX, targets=targets)
     trt = library("rtx", version, "NONE", "CURRENT", "SM75", "SM86", "SM120")
     with pytest.raises(UnsupportedGpuError) as caught:

@@ -227,7 +227,7 @@ def test_what_was_named_instead_of_an_archive_is_said(archive: Path, tmp_path: P
         tar.add(tmp_path / "README.md", "README.md")
     for name, words in {
         ".": "which is a folder. Name the .tar file that `bundle` wrote",
-        "README.md": "which is no tar archive. Name the file that `bundle` wrote.",
+        "README.md": "which is no tar archive. Name the file that `bundle` wrote. Copy it again if this is that file.",
         "x.tar.gz": f"which is compressed. Write gunzip {tmp_path}/x.tar.gz, and name the .tar file that it leaves.",
         "other.tar": "a tar archive of something else: it has no bundle.json.",
     }.items():

@@ -71,7 +71,7 @@ class Said:
         return " ".join(found.split())
 
     @property
-    def mend(self) -> list[str]:
+    def remedies(self) -> list[str]:
         return self.lines[self.lines.index("to fix") + 1 :] if "to fix" in self.lines else []
 
 
@@ -121,7 +121,7 @@ def install(requirements: str) -> str:
 def test_all_is_fine(ask) -> None:
     said = ask(Machine())
     assert (said.status, said.result["exit"], said.result["status"]) == (0, 0, "done")
-    assert said.mend == said.result["mend"] == []
+    assert said.remedies == said.result["remedies"] == []
     assert "packages against requirements.txt" in said.lines
     assert said.line("keras") == "[ok] keras 3.0 pinned ==3.0"
     assert said.line("tensorflow-cpu") == "[ok] tensorflow-cpu 2.0 pinned ==2.0"
@@ -184,7 +184,7 @@ def test_a_package_is_missing(ask, package: str, stages: dict[str, str]) -> None
     bad = {name: entry["text"] for name, entry in said.result["stages"].items() if entry["state"] == "!!"}
     assert bad == stages
     assert all(said.line(name) == f"[!!] {name} {text}" for name, text in stages.items())
-    assert said.mend == [install("requirements.txt")]
+    assert said.remedies == [install("requirements.txt")]
 
 
 def test_everything_is_missing(ask) -> None:
@@ -193,8 +193,8 @@ def test_everything_is_missing(ask) -> None:
     assert said.result["stages"]["export"]["text"] == "needs tensorflow and keras and tf2onnx"
     assert said.line("rtx") == "[--] rtx no wheel"
     assert said.line("build") == "[--] build no engine can be built here"
-    assert said.mend[0] == install("requirements.txt")
-    assert said.mend[2:] == [
+    assert said.remedies[0] == install("requirements.txt")
+    assert said.remedies[2:] == [
         "    /py/python -m pipeline bundle -c RECIPE   here, then on that machine:",
         "    make install-gpu && .venv-gpu/bin/python -m pipeline unpack RECIPE.bundle.tar",
     ]
@@ -205,19 +205,22 @@ def test_another_version_is_said_and_mended_but_no_failure(ask) -> None:
     assert said.line("onnx") == "[--] onnx 1.1 pinned ==1.0"
     assert said.result["packages"]["onnx"]["state"] == "--"
     assert said.status == 0
-    assert said.mend == [install("requirements.txt")]
+    assert said.remedies == [install("requirements.txt")]
 
 
 def test_two_onnxruntimes_break_each_other(ask) -> None:
     said = ask(Machine(GPU | {"onnxruntime": "1.5"}, TWO_GPUS, {"tensorrt": FULL}))
     assert (said.status, said.result["conflict"]) == (2, True)
     assert "  [!!] onnxruntime and onnxruntime-gpu are both installed and break each other" in said.lines
-    assert said.mend == [f"  {PIP} uninstall -y onnxruntime onnxruntime-gpu, and then", install("requirements-gpu.txt")]
+    assert said.remedies == [
+        f"  {PIP} uninstall -y onnxruntime onnxruntime-gpu, and then",
+        install("requirements-gpu.txt"),
+    ]
 
 
 def test_a_machine_with_gpus(ask) -> None:
     said = ask(Machine(GPU, TWO_GPUS, {"tensorrt": FULL}))
-    assert (said.status, said.mend) == (0, [])
+    assert (said.status, said.remedies) == (0, [])
     assert "packages against requirements-gpu.txt" in said.lines
     (found,) = [line for line in said.lines if line.startswith("  [ok] tensorrt   10.13.0")]
     assert found.endswith("10.13.0, unproven: names checked against the bindings; never built here")
@@ -260,7 +263,7 @@ def test_a_gpu_without_tensorrt(ask) -> None:
     assert said.line("build") == "[--] build no engine can be built here"
     assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need TensorRT"
     assert said.line("train") == "[ok] train on the CPU", "tensorflow-cpu stays on the CPU"
-    assert said.mend == ["  make install-gpu        (installs TensorRT for this GPU)"]
+    assert said.remedies == ["  make install-gpu        (installs TensorRT for this GPU)"]
     assert said.status == 0
 
 
@@ -270,7 +273,7 @@ def test_a_gpu_and_tensorrt_without_the_cuda_bindings(ask) -> None:
     assert said.status == 2
     assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need cuda-bindings"
     assert said.line("infer") == "[ok] infer with ONNX Runtime"
-    assert said.mend == [install("requirements-gpu.txt")]
+    assert said.remedies == [install("requirements-gpu.txt")]
     said = ask(Machine(packages | {"pycuda": "2026.1"}, TWO_GPUS, {"tensorrt": FULL}))
     assert said.line("verify") == "[ok] verify Keras, ONNX files, engines"
 
@@ -283,7 +286,7 @@ def test_rtx_on_a_hopper_builds_for_others_alone(ask) -> None:
     assert said.line("build") == "[--] build with rtx, which does not support this GPU: for others"
     assert said.line("verify") == "[ok] verify Keras, ONNX files; engines need a TensorRT that supports this GPU"
     assert said.line("infer") == "[ok] infer with ONNX Runtime"
-    assert said.mend == ["  make install-gpu        (installs TensorRT for this GPU)"]
+    assert said.remedies == ["  make install-gpu        (installs TensorRT for this GPU)"]
     assert said.result["tensorrt"]["rtx"]["unsupported"] == [instead]
     assert said.status == 0
 
@@ -301,7 +304,7 @@ def test_both_flavours_on_a_hopper(ask) -> None:
     said = ask(Machine(GPU, HOPPER, {"tensorrt": FULL, "rtx": RTX}))
     assert said.line("build") == "[ok] build with tensorrt"
     assert said.line("verify") == "[ok] verify Keras, ONNX files, engines"
-    assert said.mend == []
+    assert said.remedies == []
 
 
 def test_jetpack_brings_its_own_tensorrt(ask) -> None:
@@ -312,9 +315,9 @@ def test_jetpack_brings_its_own_tensorrt(ask) -> None:
     assert "never built here; its strong typing is complete from 10.12 only" in found
     assert said.result["tensorrt"]["tensorrt"]["unproven"] in found
     assert said.line("build") == "[ok] build with tensorrt"
-    assert said.mend == []
+    assert said.remedies == []
     said = ask(Machine(GPU, ORIN, {}, jetpack=True))
-    (advice,) = said.mend
+    (advice,) = said.remedies
     assert "apt install python3-libnvinfer" in advice
 
 
@@ -322,7 +325,7 @@ def test_jetpack_brings_its_own_tensorrt(ask) -> None:
 def test_versions_that_were_looked_at_need_no_mending(ask, version: str, state: str) -> None:
     said = ask(Machine(GPU | {"tensorrt": version}, HOPPER, {"tensorrt": _TensorRT(version, False)}))
     assert said.result["packages"]["tensorrt"]["state"] == state
-    assert bool(said.mend) == (state == "--")
+    assert bool(said.remedies) == (state == "--")
 
 
 def test_a_gpu_that_is_too_old_for_what_is_advised(ask) -> None:
@@ -330,16 +333,16 @@ def test_a_gpu_that_is_too_old_for_what_is_advised(ask) -> None:
     assert said.line("build") == "[--] build no engine can be built here"
     assert any(line.endswith("TensorRT does not support this GPU; build with TensorRT 10.0 to 10.4")
                for line in said.lines)  # fmt: skip
-    assert said.mend == ["  install TensorRT 10.0 to 10.4: later ones do not support A 7.0"]
+    assert said.remedies == ["  install TensorRT 10.0 to 10.4: later ones do not support A 7.0"]
     older = DriverStatus(True, "", "390", "9.0", (Device("A 3.5", "3.5", 8 << 30),))
     said = ask(Machine(GPU, older, {"tensorrt": FULL}))
-    assert said.mend == ["  no known TensorRT supports A 3.5: ONNX Runtime runs the ONNX files"]
+    assert said.remedies == ["  no known TensorRT supports A 3.5: ONNX Runtime runs the ONNX files"]
 
 
 def test_tensorrt_that_needs_a_gpu_builds_nothing_without(ask) -> None:
     said = ask(Machine(tensorrt={"tensorrt": FULL}))
     assert said.line("build") == "[--] build no engine can be built here"
-    assert said.mend[0].startswith("  build on Linux x86-64")
+    assert said.remedies[0].startswith("  build on Linux x86-64")
     assert said.status == 0
 
 
@@ -359,7 +362,7 @@ def test_a_python_that_was_not_tried(ask, python: tuple[int, int], fits: bool) -
     assert ("(expected 3.11 to 3.13)" in said.result["machine"]["python"]) == (not fits)
     assert any("(expected 3.11 to 3.13)" in line for line in said.lines) == (not fits)
     expected = "  make install VENV=.venv-new PYTHON=python3.12        (any Python 3.11 to 3.13)"
-    assert said.mend == ([] if fits else [expected])
+    assert said.remedies == ([] if fits else [expected])
     assert said.status == 0
 
 
@@ -384,7 +387,7 @@ def test_a_python_for_bundles_alone_is_held_against_its_own_requirements(ask) ->
     orin = DriverStatus(True, "", None, "12.6", (Device("Orin", "8.7", 30 << 30),))
     jetpack = {"tensorrt": _TensorRT("10.3.0", False)}
     said = ask(Machine(packages=dict(JETSON), driver=orin, tensorrt=jetpack, python=(3, 10), jetpack=True))
-    assert (said.status, said.mend) == (0, [])
+    assert (said.status, said.remedies) == (0, [])
     assert "packages against requirements-jetson.txt" in said.lines
     assert set(said.result["packages"]) == set(JETSON)
     assert "  [ok] driver of an unknown version, CUDA 12.6" in said.lines
@@ -401,9 +404,9 @@ def test_a_python_for_bundles_alone_is_held_against_its_own_requirements(ask) ->
 def test_what_such_a_machine_lacks(ask) -> None:
     said = ask(Machine(packages={"numpy": "2.2"}, driver=ORIN, tensorrt={}, python=(3, 10), jetpack=True))
     assert said.line("infer") == "[--] infer engines need TensorRT"
-    assert said.mend[0] == f"  {PIP} install -r requirements-jetson.txt"
-    assert said.mend[1].startswith("  sudo apt install python3-libnvinfer")
-    assert said.mend[2].endswith("python3.10 -m venv --system-site-packages .venv")
+    assert said.remedies[0] == f"  {PIP} install -r requirements-jetson.txt"
+    assert said.remedies[1].startswith("  sudo apt install python3-libnvinfer")
+    assert said.remedies[2].endswith("python3.10 -m venv --system-site-packages .venv")
 
 
 BLACKWELL = DriverStatus(True, "", "580.95", "13.0", (Device("A 12.0", "12.0", 8 << 30),))
@@ -424,7 +427,7 @@ BLACKWELL = DriverStatus(True, "", "580.95", "13.0", (Device("A 12.0", "12.0", 8
 def test_what_brings_tensorrt_to_a_python_for_bundles(ask, driver: DriverStatus, line: str) -> None:
     """`make install-gpu` wants a newer Python, and a bundle is not made there."""
     said = ask(Machine(packages=dict(JETSON), driver=driver, tensorrt={}, python=(3, 10)))
-    assert said.mend == [f"  {PIP} install {line}"]
+    assert said.remedies == [f"  {PIP} install {line}"]
 
 
 # --- a driver that is older than the packages ---
@@ -442,7 +445,7 @@ def test_packages_for_a_newer_cuda_than_the_drivers(ask) -> None:
     said = ask(Machine(GPU, of_cuda("12.4"), {"tensorrt": FULL}))
     assert "  [--] cuda-bindings 13.0 is for CUDA 13, this driver for CUDA 12.4 at most" in said.lines
     assert said.result["driver"]["too_old_for"] == ["cuda-bindings 13.0"]
-    assert said.mend == [NEWER, f"  or, to run engines with this one: {BINDINGS}"]
+    assert said.remedies == [NEWER, f"  or, to run engines with this one: {BINDINGS}"]
     assert said.status == 0
 
     packages = GPU | {"tensorrt": "11.4.0", "tensorrt-cu13": "11.4.0", "onnxruntime-gpu": "1.31.1"}
@@ -451,15 +454,15 @@ def test_packages_for_a_newer_cuda_than_the_drivers(ask) -> None:
     assert said.result["driver"]["too_old_for"] == packages_too_new
     assert (
         f"-m pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs tensorrt-cu13-bindings && {BINDINGS}"
-        in (said.mend[-1])
+        in (said.remedies[-1])
     )
-    assert said.mend[-1].endswith(" 'tensorrt-cu12>=10.12,<11'")
+    assert said.remedies[-1].endswith(" 'tensorrt-cu12>=10.12,<11'")
 
 
 @pytest.mark.parametrize("cuda", ["13.0", "13.2", "14.0", None])
 def test_a_driver_that_is_new_enough(ask, cuda: str | None) -> None:
     said = ask(Machine(GPU, DriverStatus(True, "", "580", cuda, HOPPER.devices), {"tensorrt": FULL}))
-    assert (said.mend, said.result["driver"]["too_old_for"]) == ([], [])
+    assert (said.remedies, said.result["driver"]["too_old_for"]) == ([], [])
 
 
 def test_packages_for_the_drivers_cuda_are_fine_and_none_is_claimed_to_be_newer(ask) -> None:
@@ -470,26 +473,26 @@ def test_packages_for_the_drivers_cuda_are_fine_and_none_is_claimed_to_be_newer(
 
 def test_a_gpu_or_a_driver_that_is_too_old_for_the_other_line(ask) -> None:
     said = ask(Machine(GPU, of_cuda("11.8"), {"tensorrt": FULL}))
-    assert said.mend == [NEWER]
+    assert said.remedies == [NEWER]
 
 
 def test_with_tensorrt_rtx_the_driver_alone_mends(ask) -> None:
     """What is pinned beside it is for CUDA 13, too."""
     said = ask(Machine(CPU | {"tensorrt-rtx-cu13-libs": "1.7.1.116"}, of_cuda("12.4", "8.9")))
     assert said.result["driver"]["too_old_for"] == ["cuda-bindings 13.0", "tensorrt-rtx-cu13-libs 1.7.1.116"]
-    assert said.mend == [NEWER]
+    assert said.remedies == [NEWER]
 
 
 def test_the_driver_of_a_jetson_comes_with_its_system(ask) -> None:
     packages = JETSON | {"cuda-bindings": "13.0"}
     jetpack = {"tensorrt": _TensorRT("10.3.0", False)}
     said = ask(Machine(packages, of_cuda("12.6", "8.7"), jetpack, python=(3, 10), jetpack=True))
-    assert said.mend[-1] == f"  {BINDINGS}"
-    assert NEWER not in said.mend
+    assert said.remedies[-1] == f"  {BINDINGS}"
+    assert NEWER not in said.remedies
 
 
 def test_tensorrt_of_one_cuda_stands_for_tensorrt(ask) -> None:
     packages = {name: version for name, version in GPU.items() if name != "tensorrt"} | {"tensorrt-cu12": "10.13"}
     said = ask(Machine(packages, TWO_GPUS, {"tensorrt": FULL}))
     assert said.result["packages"]["tensorrt"]["state"] == "ok"
-    assert said.mend == []
+    assert said.remedies == []

@@ -271,7 +271,7 @@ def test_rtx_on_a_gpu_that_it_does_not_support(
     classic_is_here: bool,
     built: str,
 ) -> None:
-    """Building it anew as it was built would not help, nor would installing what built it."""
+    """Building it again as it was built would not help, nor would installing what built it."""
     here = {"rtx": "1.7.1"} if rtx_is_here else {}
     here |= {"tensorrt": "10.13.0"} if classic_is_here else {}
 

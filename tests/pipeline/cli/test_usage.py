@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import os
@@ -134,6 +135,12 @@ def test_every_example_in_a_help_text_can_be_read(name: str, monkeypatch: pytest
 
 
 # --- a reader that leaves ---
+
+
+@pytest.mark.parametrize("name", list(texts()))
+def test_every_option_says_what_it_is_for(name: str) -> None:
+    actions = [action for action in texts()[name]._actions if not isinstance(action, argparse._SubParsersAction)]
+    assert [action.dest for action in actions if not action.help] == []
 
 
 def closed(*words: str, which: str, cwd: Path = ROOT) -> tuple[int, str]:

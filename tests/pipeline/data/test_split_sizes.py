@@ -135,6 +135,19 @@ def test_the_total_that_the_shares_want_counts_what_is_there() -> None:
     assert message.endswith("All images found are used.")
 
 
+def test_the_number_that_is_nearly_certain_is_never_the_smaller_of_two() -> None:
+    config = Data(splits=Splits(0.25, 0.25, 0.25, 0.25))
+    for total in range(100, 400):
+        images = image_set(total, config)
+        received = len(images.splits["calibration"])
+        if received > total / 2 + 6:  # more than its share
+            break
+    message = refused(images, {"calibration": received + 1})
+    assert "takes 50 % of the images" in message
+    (certain,) = re.findall(rf"of the images: {received + 1} need ([\d,]+) to be nearly certain", message)
+    assert total < int(certain) <= 2 * (received + 1)
+
+
 def test_another_share_that_would_do_does() -> None:
     config = Data(splits=Splits(0.5, 0.2, 0.1, 0.2))
     minimum = {"calibration": 128, "test": 50}

@@ -249,7 +249,7 @@ def dense(shape):
     ("build", "found"),
     [
         (two_inputs, r"2: left \(None, 16, 16, 3\), right"),
-        (two_outputs, r"gives .*\(None, 2\), .*\(None, 3\)"),
+        (two_outputs, r"gives .*\(None, 2\), .*\(None, 3\)\. Cut it to .*-m pipeline inspect "),
         (lambda: picture(1), "segmentation"),
         (lambda: picture(64, strides=8), "a backbone without its head"),
         (lambda: dense((20,)), "rows of numbers"),

@@ -197,7 +197,7 @@ def test_layers_that_were_never_measured_are_measured_first(artifacts: Artifacts
 
 
 def test_what_is_wrong_with_fp32_comes_first_and_what_can_be_mended_before_what_cannot(artifacts: Artifacts) -> None:
-    fails(artifacts, 1)  # nothing mends it
+    fails(artifacts, 1)  # nothing fixes it
     fails(artifacts, 2)
     artifacts.sensitivity, artifacts.calibration = CHEAP, dict(NOT_MET)
     assert "quantize.max_kept=1" in step(artifacts)[1]

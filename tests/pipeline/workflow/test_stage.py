@@ -272,7 +272,7 @@ def test_other_tool_versions_are_said_and_not_rerun(toy: Toy, monkeypatch, caplo
 def test_a_missing_input_says_which_command_makes_it(toy: Toy) -> None:
     toy.source.unlink()
     overrides = ("data.source=digits", "model.dense=[64, 32]")
-    with pytest.raises(ProjectError, match=r"in\.txt, which does not exist\.") as caught:
+    with pytest.raises(ProjectError, match=r"in\.txt\. Received: no such file\. Run") as caught:
         execute(toy.stage, toy.context(*overrides))
     python, *module, verb = (words := shlex.split(str(caught.value).split("`")[1]))[:4]
     assert shutil.which(python)
