@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from export.errors import ProjectError
 from export.words import count
@@ -132,7 +132,16 @@ def _deeper_than(value: Any, most: int) -> bool:
     return bool(level)
 
 
+class Record(Protocol):
+    """A dataclass that is a whole file."""
+
+    @property
+    def schema(self) -> int:
+        """Version of the file format; a file of another than the field's default is refused."""
+
+
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 # The largest record is a benchmark with its raw samples, at most 10,000 per row. A float takes 32 bytes in memory.
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 16 * 2**20, 10**6
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
@@ -186,34 +195,21 @@ def from_json(kind: type[T], tree: Any, where: str, *, remedy: str, what: str = 
         raise ProjectError(f"Expected {subject} in {where}. Received: {received}. {remedy}") from None
 
 
-def read_record(kind: type[T], path: Path, *, remedy: str, what: str = "record") -> T:
+def read_record(kind: type[R], path: Path, *, remedy: str, what: str = "record") -> R:
     """Read the record in a JSON file; the arguments are those of `from_json`.
 
     Raises:
-        ProjectError: The file is missing, too large, not JSON, or not this record.
+        ProjectError: The file is missing, too large, not JSON, of another schema, or not this record.
     """
-    return from_json(kind, _read(path, remedy, what), str(path), remedy=remedy, what=what)
-
-
-def read_records(kind: type[T], path: Path, *, remedy: str, what: str) -> tuple[T, ...]:
-    """Read a JSON file that is a list of records; see `read_record`."""
-    rows = _read(path, remedy, what)
-    if not isinstance(rows, list):
-        raise ProjectError(f"Expected a list in {path}. Received: {_received(rows)}. {remedy}")
-    return tuple(
-        from_json(kind, row, f"{path}, entry {number}", remedy=remedy, what=what) for number, row in enumerate(rows)
-    )
-
-
-def _read(path: Path, remedy: str, what: str) -> Any:
     try:
-        return parse_json(
+        tree = parse_json(
             read_bounded(path, MAX_RECORD_BYTES), path.name, most=MAX_RECORD_BYTES, most_values=MAX_RECORD_VALUES
         )
     except OSError as error:
         raise ProjectError(f"Expected the {what} {path}. Received: {error.strerror or error}. {remedy}") from error
     except ValueError as error:
         raise ProjectError(f"Expected JSON in {path}. Received: {error}. {remedy}") from error
+    return from_json(kind, tree, str(path), remedy=remedy, what=what)
 
 
 @cache

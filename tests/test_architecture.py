@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -10,9 +11,19 @@ from pathlib import Path
 import pytest
 
 from export.files import ROOT
+from pipeline.artifacts import code_key
 
 ARCHITECTURE = "docs/architecture.md"
 PACKAGES = ("pipeline", "export", "benchmarks")
+# Modules that import by a text, and what: no other imports a module that lint does not see.
+BY_TEXT = {
+    "export/tensorrt/library.py": "TensorRT, by the name of its flavour",
+    "pipeline/keras_files/load.py": "modules of Keras",
+    "pipeline/keras_files/load_guards.py": "modules of Keras",
+    "pipeline/runners/cuda/bindings.py": "CUDA, which may be missing",
+    "pipeline/runners/cuda/pycuda.py": "CUDA, which may be missing",
+    "pipeline/terminal/starting.py": "the command, whose packages may be missing",
+}
 PAGES = (
     ARCHITECTURE,
     "CONTRIBUTING.md",
@@ -50,6 +61,47 @@ def test_every_module_is_in_the_table_once_and_every_named_one_is_there() -> Non
     assert modules_there() - set(named) == set(), f"add a row of {ARCHITECTURE} in the room of each"
     assert set(named) - modules_there() == set(), f"remove their rows of {ARCHITECTURE}"
     assert len(named) == len(set(named))
+
+
+def test_every_folder_with_code_is_one_that_lint_and_the_digest_of_code_know() -> None:
+    tools = tomllib.loads(page("pyproject.toml"))["tool"]
+    known = sorted(PACKAGES)
+    assert sorted(tools["importlinter"]["root_packages"]) == sorted(tools["mypy"]["packages"]) == known
+    assert sorted(code_key.PACKAGES) == known
+    assert {path.relative_to(ROOT).parent.as_posix() for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]} == {
+        *known,
+        "tests",
+    }
+
+
+def imports_by_text(source: str) -> bool:
+    """Whether code imports a module by a text, which neither lint nor the digest of the code that counts follows."""
+    return any(
+        (isinstance(node, ast.Name) and node.id == "__import__")
+        or (isinstance(node, ast.Attribute) and node.attr in ("import_module", "run_module"))
+        or (isinstance(node, ast.alias) and node.name in ("import_module", "run_module"))
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def test_no_import_is_hidden_from_lint() -> None:
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    found = {path.relative_to(ROOT).as_posix() for path in files if imports_by_text(path.read_text(encoding="utf-8"))}
+    assert found == set(BY_TEXT), "write a statement of import, inside the function if need be"
+
+
+@pytest.mark.parametrize(
+    ("source", "hidden"),
+    [
+        ("importlib.import_module('pipeline.cli.options')", True),
+        ("from importlib import import_module as load", True),
+        ("__import__('pipeline.cli')", True),
+        ("runpy.run_module('pipeline')", True),
+        ("import importlib.util", False),
+    ],
+)
+def test_a_hidden_import_is_seen(source: str, hidden: bool) -> None:
+    assert imports_by_text(source) is hidden
 
 
 def layers(package: str) -> list[str]:

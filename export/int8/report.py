@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """The precision of one node, a row of ``placement.json``.
+    """The precision of one node.
 
     Args:
         node: Its name in the graph.
@@ -28,6 +28,19 @@ class Placement:
     op: str
     precision: str
     why: str
+
+
+@dataclass(frozen=True)
+class PlacementReport:
+    """The record ``placement.json``.
+
+    Args:
+        nodes: The precision of each node of the INT8 graph, in its order.
+        schema: Version of this file's format.
+    """
+
+    nodes: tuple[Placement, ...]
+    schema: int = 1
 
 
 Rounding = Literal["nearest", "mean"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export.errors import ProjectError, add_note, notes
 from export.files import DISK_FULL, add_path
+from export.words import count
 
 _NEARLY_NOTHING = 2**20  # bytes; with less than this free, an error of a library is taken for a full disk
 
@@ -144,6 +145,6 @@ def _device(path: Path) -> int:
     return path.stat().st_dev
 
 
-def _size(count: int) -> str:
+def _size(number: int) -> str:
     units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-    return next((f"{count / size:.1f} {unit}" for unit, size in units if count >= size), f"{count} bytes")
+    return next((f"{number / size:.1f} {unit}" for unit, size in units if number >= size), count(number, "byte"))

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from export.errors import ProjectError
-from export.int8.report import CalibrationReport, Placement
-from export.records import read_record, read_records
+from export.int8.report import CalibrationReport, Placement, PlacementReport
+from export.records import read_record
 from export.words import count
 from pipeline.artifacts.paths import CARD, PREDICTIONS, Artifacts
 
@@ -176,6 +176,6 @@ def read_placement(path: Path) -> tuple[Placement, ...]:
     """Read the precision of each node of the INT8 graph from ``quantize/placement.json``.
 
     Raises:
-        ProjectError: It is missing or damaged; with the file and the key.
+        ProjectError: It is missing, damaged or of another schema; with the file and the key.
     """
-    return read_records(Placement, path, remedy="Run the quantize stage again.", what="placement")
+    return read_record(PlacementReport, path, remedy="Run the quantize stage again.", what="placement").nodes

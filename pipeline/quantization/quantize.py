@@ -16,6 +16,7 @@ from export.fp16.convert import TENSORRT8_OPSET
 from export.int8.options import SearchOptions
 from export.int8.placement import Kept
 from export.int8.qdq import quantize
+from export.int8.report import PlacementReport
 from export.int8.search import SearchResult, search
 from export.int8.sensitivity import Budget, LayerCost
 from export.int8.simulate import HeldOut, describe_comparison
@@ -105,7 +106,7 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
         save_model(result.fp16.at_opset(TENSORRT8_OPSET), out / Path(TENSORRT8["fp16"]).name)
         save_model(older, out / Path(TENSORRT8["int8"]).name)
     write_atomic(out / "scales.json", replace(result.scales, key=images.key(path)).to_json())
-    write_json(out / "placement.json", result.placements)
+    write_json(out / "placement.json", PlacementReport(tuple(result.placements)))
     write_json(out / "calibration.json", result.report)
     write_json(out / "images.json", images.table())
     if result.costs:

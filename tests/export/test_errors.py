@@ -1,6 +1,8 @@
 """One base error: who catches it catches whatever a person can fix, wherever it was raised."""
 
 import ast
+import builtins
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,6 +11,8 @@ from export.files import ROOT
 from export.tensorrt.compatibility import RefusedEngineError
 
 CONTROL_FLOW = {"CheckFailedError", "CheckSkippedError"}  # the results of checks, which their caller records
+SIGNALS = {"Terminated"}  # ends the process, as Ctrl-C does
+BUGS = {"UndeclaredError"}  # of a stage that reads what it does not declare: nothing that a person mends
 
 
 @pytest.mark.parametrize("kind", [RefusedEngineError, DataError, ModelError, RecipeError, RunnerError])
@@ -16,10 +20,22 @@ def test_every_kind_is_a_project_error(kind: type[Exception]) -> None:
     assert issubclass(kind, ProjectError)
 
 
+def roots(source: str) -> Iterator[str]:
+    """Classes that inherit from an exception of Python, whichever it is."""
+    for node in ast.walk(ast.parse(source)):
+        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+            kind = getattr(builtins, ast.unparse(base).removeprefix("builtins."), None)
+            if isinstance(kind, type) and issubclass(kind, BaseException):
+                yield node.name
+
+
 def test_there_is_no_second_root() -> None:
     files = [path for name in ("export", "pipeline", "benchmarks") for path in (ROOT / name).rglob("*.py")]
-    classes = [
-        node for path in files for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
-    ]
-    roots = {one.name for one in classes for base in one.bases if ast.unparse(base) in ("Exception", "RuntimeError")}
-    assert {name for name in roots - CONTROL_FLOW if not name.startswith("_")} == {"ProjectError"}
+    found = {name for path in files for name in roots(path.read_text(encoding="utf-8"))}
+    assert {name for name in found - CONTROL_FLOW - SIGNALS - BUGS if not name.startswith("_")} == {"ProjectError"}
+
+
+@pytest.mark.parametrize("base", ["Exception", "BaseException", "ValueError", "OSError", "builtins.KeyError"])
+def test_a_root_is_seen_whatever_it_inherits_from(base: str) -> None:
+    assert list(roots(f"class TableError(ModelError, {base}):\n    pass\n")) == ["TableError"]
+    assert list(roots("class TableError(ModelError, dict):\n    pass\n")) == []

@@ -25,21 +25,37 @@ from export.files import (
 THE_PLACE = ROOT / "export" / "files.py"
 CALLS = {"os": {"replace", "rename", "renames", "link", "fsync", "fdatasync"}, "shutil": {"move"}}
 CALLS["tempfile"] = {"mkstemp", "mktemp", "NamedTemporaryFile"}
+IN_A_FOLDER = ("TemporaryDirectory", "mkdtemp")
 
 
 def names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
+def renamed(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> bool:
+    """Whether an import gives one of the modules, or one of their functions, another name."""
+    if isinstance(node, ast.Import):
+        return alias.name in CALLS and alias.asname is not None
+    functions = CALLS.get(node.module or "", set()) | (set(IN_A_FOLDER) if node.module == "tempfile" else set())
+    return alias.name in functions
+
+
 def other_ways(source: str) -> Iterator[str]:
-    """Calls that put a file in the place of another, or make a temporary one by a name of its own."""
+    """Calls that put a file in the place of another, or make a temporary one by a name of its own.
+
+    So that each is seen by its name, the modules and the functions are imported under no other.
+    """
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and any(renamed(node, alias) for alias in node.names):
+            yield f"{node.lineno}: {ast.unparse(node)}"
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         module, name = ast.unparse(node.func.value), node.func.attr
+        keywords = {keyword.arg for keyword in node.keywords}
         renames = name in ("rename", "hardlink_to") or (name == "replace" and len(node.args) == 1)
-        in_a_folder = module == "tempfile" and name in ("TemporaryDirectory", "mkdtemp") and node.keywords + node.args
-        if name in CALLS.get(module, ()) or (renames and not node.keywords) or in_a_folder:
+        renames = (renames and not keywords) or (name in ("rename", "replace") and keywords == {"target"})
+        in_a_folder = module == "tempfile" and name in IN_A_FOLDER and node.keywords + node.args
+        if name in CALLS.get(module, ()) or renames or in_a_folder:
             yield f"{node.lineno}: {ast.unparse(node)}"
 
 
@@ -48,6 +64,8 @@ def other_ways(source: str) -> Iterator[str]:
     [
         *("os.replace(a, b)", "os.fsync(f.fileno())", "path.rename(b)", "path.replace(b)", "shutil.move(a, b)"),
         *("tempfile.mkstemp()", "tempfile.NamedTemporaryFile(delete=False)", "tempfile.TemporaryDirectory(dir=out)"),
+        *("path.replace(target=b)", "from os import replace as put", "import os as system", "import os, shutil as s"),
+        *("from shutil import move", "from tempfile import mkdtemp"),
     ],
 )
 def test_other_ways_are_seen(call: str) -> None:

@@ -12,7 +12,15 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from export.int8.report import BiasCorrection, CalibrationReport, Distances, Fp16Report, Fp16Rounding, Placement
+from export.int8.report import (
+    BiasCorrection,
+    CalibrationReport,
+    Distances,
+    Fp16Report,
+    Fp16Rounding,
+    Placement,
+    PlacementReport,
+)
 from export.metrics.confidence import McNemar
 from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import (
@@ -258,7 +266,7 @@ class Artifacts:
         write_json(root / "calibration.json", self.calibration_report)
         nodes = (Placement("a/Conv", "conv_1", "Conv", "int8", "input of a Conv"),)
         nodes += (Placement("b/MatMul", "dense", "MatMul", "fp16", "the classifier stays in float"),)
-        write_json(root / "placement.json", nodes)
+        write_json(root / "placement.json", PlacementReport(nodes))
         if self.sensitivity is not None:
             head = ("keras_layer", "node", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
             write_csv(root / "sensitivity.csv", head, self.sensitivity)

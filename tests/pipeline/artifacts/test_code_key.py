@@ -121,7 +121,7 @@ EVERYTHING = """
 import sys
 from pathlib import Path
 from pipeline.artifacts.code_key import source_digest
-files = [*sorted(Path("pipeline").glob("*.py"))[::5], Path(sys.argv[1])]
+files = [*sorted(Path("pipeline").rglob("*.py"))[::5], Path(sys.argv[1])]
 print([source_digest(path) for path in files])
 """
 

@@ -111,3 +111,27 @@ def test_bytes_that_were_cut_or_changed(hand: Hand, name: str, data: st.DataObje
         content[place] = data.draw(st.integers(0, 255))
     (hand.root / name).write_bytes(content)
     attempt(hand.root / name, READERS[name])
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("schema", [0, 99, None])
+def test_another_schema_is_refused_with_both_numbers(
+    hand: Hand, caplog: pytest.LogCaptureFixture, name: str, schema: int | None
+) -> None:
+    tree = json.loads(hand.texts[name])
+    expected = tree.pop("schema")
+    (hand.root / name).write_text(json.dumps(tree if schema is None else tree | {"schema": schema}))
+    try:
+        assert READERS[name](hand.root / name) is None, "a manifest is warned of, and does not count"
+        message = caplog.text
+    except ProjectError as error:
+        message = str(error)
+    received = "an object without the key 'schema'" if schema is None else f"schema {schema}"
+    assert f"of schema {expected} in " in message
+    assert f"Received: {received}." in message
+
+
+def test_a_list_as_earlier_versions_wrote_it_is_refused(hand: Hand) -> None:
+    (hand.root / "quantize/placement.json").write_text(json.dumps([]))
+    with pytest.raises(ProjectError, match=r"of schema 1 .*Received: a list\. Run the quantize stage again\."):
+        read_placement(hand.root / "quantize/placement.json")

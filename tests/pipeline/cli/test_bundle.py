@@ -391,6 +391,16 @@ def test_an_index_of_another_layout(archive: Path, there: Path, edit: Callable) 
     refused(archive, there)
 
 
+@pytest.mark.parametrize("schema", [0, 99])
+def test_an_index_of_another_version_is_written_anew(archive: Path, there: Path, schema: int) -> None:
+    edit_index(archive, lambda index: index.update(schema=schema))
+    message = refused(archive, there)
+    assert (
+        f"Expected the index of a bundle of schema 1 in {archive}, bundle.json. Received: schema {schema}." in message
+    )
+    assert "another version wrote it: write it anew with `bundle` of this one." in message
+
+
 @pytest.mark.parametrize("edit", [lambda index: [1], lambda index: index.update(files=["train/model.json"])])
 def test_an_index_of_other_types(archive: Path, there: Path, edit: Callable) -> None:
     edit_index(archive, edit)

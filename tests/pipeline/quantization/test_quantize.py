@@ -187,7 +187,7 @@ def test_every_layer_is_in_the_table(measured: Chain) -> None:
         rows = list(csv.DictReader(file))
     noises = [float(row["noise"]) for row in rows]
     assert noises == sorted(noises, reverse=True)
-    placed = {row["node"] for row in read(folder / "placement.json") if row["precision"] == "int8"}
+    placed = {row["node"] for row in read(folder / "placement.json")["nodes"] if row["precision"] == "int8"}
     assert placed <= {row["node"] for row in rows}
     assert sum(row["op"] == "Conv" for row in rows) == read(folder / "calibration.json")["convolutions"]
     assert {row["kept"] for row in rows} == {"int8"}
