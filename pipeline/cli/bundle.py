@@ -240,7 +240,7 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:
         BundleIndex,
         parse_json(file.read(MAX_BYTES + 1) if file else b"", INDEX),
         f"{path}, {INDEX}",
-        remedy="Copy it again. If it is whole, another version wrote it: write it anew with `bundle` of this one.",
+        remedy="Copy it again. If it is whole, another version wrote it: write it again with `bundle` of this one.",
         what="index of a bundle",
     )
     if not RECIPE_NAME.fullmatch(index.recipe) or any(

@@ -26,7 +26,7 @@ def roots(source: str) -> Iterator[str]:
         for base in node.bases if isinstance(node, ast.ClassDef) else ():
             kind = getattr(builtins, ast.unparse(base).removeprefix("builtins."), None)
             if isinstance(kind, type) and issubclass(kind, BaseException):
-                yield node.name
+                yield node.name  # type: ignore[attr-defined]
 
 
 def test_there_is_no_second_root() -> None:

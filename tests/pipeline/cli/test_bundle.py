@@ -398,7 +398,7 @@ def test_an_index_of_another_version_is_written_anew(archive: Path, there: Path,
     assert (
         f"Expected the index of a bundle of schema 1 in {archive}, bundle.json. Received: schema {schema}." in message
     )
-    assert "another version wrote it: write it anew with `bundle` of this one." in message
+    assert "another version wrote it: write it again with `bundle` of this one." in message
 
 
 @pytest.mark.parametrize("edit", [lambda index: [1], lambda index: index.update(files=["train/model.json"])])
