@@ -25,7 +25,7 @@ from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import Build, Recipe
 from tests import key_tables, readme
 from tests.conftest import Chain
-from tests.fake_engine import install, make_plan
+from tests.fakes.engine import install, make_plan
 from tests.readme import Block, Call
 
 SHELL = readme.blocks("sh")

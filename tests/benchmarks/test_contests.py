@@ -29,8 +29,10 @@ from pipeline.runners.tensorrt.runner import TensorRTRunner
 from pipeline.serving import candidates, select_model
 from pipeline.workflow.context import Context
 from pipeline.workflow.stage import execute
-from tests import fake_engine, fake_onnxruntime, tiny_onnx
-from tests.fake_cuda import Code
+from tests import tiny_onnx
+from tests.fakes import engine
+from tests.fakes import onnxruntime as fake_onnxruntime
+from tests.fakes.cuda import Code
 from tests.made_records import make_card, make_hop, write_verdict
 from tests.pipeline.report_artifacts import row
 from tests.stage_parts import choose
@@ -63,8 +65,8 @@ class Clock:
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """Files of a model that passed on every backend, on a machine with a GPU."""
     side = tiny_onnx.SIZE
-    monkeypatch.setattr(fake_engine, "SIZE", (side, side))
-    fake_engine.install(monkeypatch, sizes=(1, 4, 8), size=(side, side))
+    monkeypatch.setattr(engine, "SIZE", (side, side))
+    engine.install(monkeypatch, sizes=(1, 4, 8), size=(side, side))
     runtime = fake_onnxruntime.FakeOnnxRuntime(active=("CUDAExecutionProvider",))
     runtime.__spec__ = onnxruntime.__spec__  # by which it is found to be installed
     fake_onnxruntime.install(monkeypatch, runtime, GPU)
@@ -86,7 +88,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
         tiny_onnx.write(made.root / name, precision)
     for name in (FP16, INT8):
         precision = Path(name).stem
-        fake_engine.make_plan(made.root / name, (1, 4, 8), precision=precision, onnx_sha256=precision * 16)
+        engine.make_plan(made.root / name, (1, 4, 8), precision=precision, onnx_sha256=precision * 16)
     (made.root / KERAS).parent.mkdir()
     (made.root / KERAS).write_bytes(b"keras")
     write_json(made.root / CARD, make_card(size=(side, side)))
@@ -189,14 +191,14 @@ def test_what_failed_or_is_a_peer_or_runs_on_a_cpu_is_no_contender(context: Cont
 
 
 def test_a_graph_that_could_not_be_made_stands_in_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = fake_engine.install(monkeypatch, sizes=(2, 2, 4))
-    plan = fake_engine.make_plan(tmp_path / "fp16.plan", (2, 2, 4))
+    gpu = engine.install(monkeypatch, sizes=(2, 2, 4))
+    plan = engine.make_plan(tmp_path / "fp16.plan", (2, 2, 4))
     quick = partial(measure, seconds_each=0.0, warmup_seconds=0.0, min_samples=3)
 
     def run(batch: int, **options: Any) -> Any:
         wanted = [scenarios.Scenario("tensorrt", "fp16", batch, plan, "all")]
         opener = partial(scenarios.open_scenario, runtime=RuntimeOptions(**options))
-        (found,) = scenarios.run_scenarios(wanted, opener, fake_engine.SIZE, quick)
+        (found,) = scenarios.run_scenarios(wanted, opener, engine.SIZE, quick)
         return found
 
     assert run(2).graph == "graph"

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import scenarios as module
 from benchmarks.scenarios import Scenario, installed
 from export.tensorrt.library import FLAVOURS
-from tests.fake_engine import make_plan
+from tests.fakes.engine import make_plan
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import Benchmark, Build, Profile, Recipe
 from pipeline.runners.base import Outputs
 from tests import tiny_onnx
-from tests.fake_engine import SIZE, install, make_plan, make_sidecar
+from tests.fakes.engine import SIZE, install, make_plan, make_sidecar
 from tests.pipeline.report_artifacts import row as made_row
 
 QUICK = partial(measure, seconds_each=0.0, warmup_seconds=0.0, min_samples=3)

@@ -27,8 +27,8 @@ from pipeline.artifacts.engines import engine_source
 from pipeline.artifacts.gpu_evidence import GpuEvidence, Step
 from pipeline.artifacts.paths import ONNX
 from pipeline.runners.tensorrt import runner as runner_module
-from tests.fake_engine import install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.engine import install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 COUNT = 60
 SHORT = ("--batch", "4", "--seconds", "0.001", "--checks", "none")

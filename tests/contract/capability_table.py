@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tests.contract.names import Answers
-from tests.fake_gpu import FAKES
-from tests.fake_names import names_of
+from tests.fakes.gpu import FAKES
+from tests.fakes.names import names_of
 
 V8 = frozenset({"8.6.0", "8.6.1"})
 V10 = frozenset(f"10.{minor}" for minor in range(17))

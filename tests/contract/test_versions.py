@@ -21,8 +21,8 @@ from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.tensorrt.runner import TensorRTRunner
 from tests.contract.capability_table import CAPABILITIES
 from tests.contract.versions import every_version, install_version, onnx_file
-from tests.fake_engine import assert_answers, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.engine import assert_answers, pixels
+from tests.fakes.gpu import FakeTensorRT
 from tests.pipeline.runners.test_device_arrays import Interface
 
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -10,9 +10,9 @@ import pytest
 from export.tensorrt import build
 from export.tensorrt.driver import Device, DriverStatus
 from tests.contract.names import read_table
-from tests.fake_cuda import FakeRuntime
-from tests.fake_engine import install
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.cuda import FakeRuntime
+from tests.fakes.engine import install
+from tests.fakes.gpu import FakeTensorRT
 
 every_version = pytest.mark.parametrize("version", list(read_table()))
 GPU = DriverStatus(True, "", "580.95.05", "13.1", (Device("Fake GPU", "8.9", 1 << 30),))

@@ -47,7 +47,7 @@ def load_library(name: Any, *given: Any, **more: Any) -> Any:
 
 
 def orin_driver() -> Any:
-    from tests.fake_gpu import FakeDriver
+    from tests.fakes.gpu import FakeDriver
 
     class Orin(FakeDriver):
         def cuDriverGetVersion(self, out: Any) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import cuda.bindings.runtime as runtime
 import numpy as np
 
-from tests import fake_gpu
+from tests.fakes import gpu
 
-_gpu = fake_gpu.FakeTensorRT(runtime, version="10.3.0")  # type: ignore[arg-type]
+_gpu = gpu.FakeTensorRT(runtime, version="10.3.0")  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.gpu import checks as gpu_checks
 from benchmarks.gpu.checks import CHECKS, CheckFailedError, CheckSkippedError
 from pipeline.runners.tensorrt.runner import TensorRTRunner
-from tests.fake_engine import install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.engine import install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 
 @pytest.fixture

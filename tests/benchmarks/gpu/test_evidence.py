@@ -27,8 +27,8 @@ from pipeline.artifacts.paths import ONNX, PARITY
 from pipeline.recipe.schema import Thresholds
 from pipeline.runners.tensorrt.runner import TensorRTRunner
 from tests.benchmarks.visits import COUNT, QUICK, SHORT, install_visit, make_artifacts, step_of
-from tests.fake_engine import SIZE
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.engine import SIZE
+from tests.fakes.gpu import FakeTensorRT
 from tests.made_records import make_hop, write_verdict
 
 

@@ -10,8 +10,8 @@ from benchmarks.gpu import timings
 from benchmarks.gpu.timings import _streamed, time_engines, why_without_peers
 from pipeline.artifacts.gpu_evidence import Measures, TimedRow
 from pipeline.runners.tensorrt.runner import TensorRTRunner
-from tests.fake_engine import install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.engine import install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 
 @pytest.fixture

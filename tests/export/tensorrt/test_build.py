@@ -23,8 +23,8 @@ from export.tensorrt.network import configure, make_monitor, network_flags
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.sidecar import BatchProfile, artifacts_folder, read_sidecar, sha256_file, sidecar_path
 from tests import tiny_onnx
-from tests.fake_engine import make_sidecar
-from tests.fake_gpu import FakeDriver
+from tests.fakes.engine import make_sidecar
+from tests.fakes.gpu import FakeDriver
 
 PROFILE = BatchProfile(1, 4, 16)
 

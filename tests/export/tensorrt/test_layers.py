@@ -16,8 +16,8 @@ from export.tensorrt.library import TensorRT, find_tensorrt, why_missing
 from export.tensorrt.network import convolution_types, network_flags, parse
 from export.tensorrt.sidecar import BatchProfile, EngineLayers
 from tests import tiny_onnx
-from tests.fake_cuda import FakeRuntime
-from tests.fake_gpu import FakeDriver, FakeTensorRT
+from tests.fakes.cuda import FakeRuntime
+from tests.fakes.gpu import FakeDriver, FakeTensorRT
 
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"
 HALF = "Channel major FP16 format where channel % 8 == 0"

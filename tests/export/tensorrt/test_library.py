@@ -9,7 +9,7 @@ from export.errors import ProjectError
 from export.tensorrt import driver, library
 from export.tensorrt.driver import driver_status
 from export.tensorrt.library import TensorRT, find_tensorrt, why_missing
-from tests.fake_gpu import FakeDriver
+from tests.fakes.gpu import FakeDriver
 
 
 def module(**members: object) -> types.SimpleNamespace:

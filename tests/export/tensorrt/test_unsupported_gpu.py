@@ -13,7 +13,7 @@ from export.errors import ProjectError
 from export.tensorrt.compatibility import RefusedEngineError, UnsupportedGpuError, check_engine, trying_unsupported_gpus
 from export.tensorrt.library import TensorRT
 from pipeline.recipe.load import load_recipe, to_dict
-from tests.fake_engine import make_plan
+from tests.fakes.engine import make_plan
 
 RTX = {"flavour": "rtx", "tensorrt_version": "1.7.1", "compute_capability": None}
 AMPERE_PLUS = {"compute_capability": "8.9", "options": {"hardware_compatibility": "ampere_plus"}}

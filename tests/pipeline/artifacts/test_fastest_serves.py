@@ -38,7 +38,7 @@ from pipeline.serving.candidates import default_rank
 from pipeline.serving.select_model import Selection
 from pipeline.stages import BY_NAME
 from pipeline.workflow.context import Context
-from tests.fake_engine import make_plan
+from tests.fakes.engine import make_plan
 from tests.made_records import make_hop, write_verdict
 from tests.stage_parts import choose
 

@@ -34,8 +34,8 @@ from pipeline.workflow import environment
 from pipeline.workflow.context import Context
 from tests import tiny_onnx
 from tests.conftest import Chain
-from tests.fake_engine import make_plan
-from tests.fake_onnxruntime import NO_GPU, FakeOnnxRuntime, install
+from tests.fakes.engine import make_plan
+from tests.fakes.onnxruntime import NO_GPU, FakeOnnxRuntime, install
 from tests.made_records import make_hop, write_verdict
 from tests.pipeline.report_artifacts import Artifacts, hop, row
 from tests.stage_parts import list_candidates

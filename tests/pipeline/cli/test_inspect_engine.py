@@ -21,7 +21,7 @@ from pipeline.cli.inspect_engine import rebuild_command
 from pipeline.recipe.load import load_recipe
 from pipeline.workflow import environment
 from tests import tiny_onnx
-from tests.fake_engine import make_sidecar
+from tests.fakes.engine import make_sidecar
 from tests.made_records import make_hop, write_verdict
 
 HERE = DriverStatus(True, "", "580.95", "13.0", (Device("Fake GPU", "8.9", 1 << 30),))

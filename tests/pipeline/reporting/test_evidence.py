@@ -9,16 +9,7 @@ import pytest
 
 from export.tensorrt.sidecar import BatchProfile, sha256_file
 from pipeline.artifacts.files import write_json
-from pipeline.artifacts.gpu_evidence import (
-    CheckRow,
-    EngineEvidence,
-    Gpu,
-    GpuEvidence,
-    Model,
-    Step,
-    Target,
-    TimedRow,
-)
+from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Gpu, GpuEvidence, Model, Step, Target, TimedRow
 from pipeline.artifacts.machine import GpuSnapshot, Machine
 from pipeline.artifacts.parity_report import Parity, overall_verdict, thresholds_by_precision
 from pipeline.artifacts.paths import KERAS, ONNX, TENSORRT8

@@ -15,8 +15,8 @@ from pipeline.runners.cuda.api import CudaApi
 from pipeline.runners.cuda.bindings import CudaBindings, check
 from pipeline.runners.cuda.open import find_cuda
 from pipeline.runners.cuda.resources import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
-from tests.fake_cuda import Code, FakeRuntime
-from tests.fake_pycuda import fake_pycuda
+from tests.fakes.cuda import Code, FakeRuntime
+from tests.fakes.pycuda import fake_pycuda
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from export.errors import OutOfMemoryError, RunnerError
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.tensorrt.device_input import _DLTensor
 from pipeline.runners.tensorrt.runner import TensorRTRunner
-from tests.fake_cuda import Code, FakeRuntime
-from tests.fake_engine import assert_answers, install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.cuda import Code, FakeRuntime
+from tests.fakes.engine import assert_answers, install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 
 @pytest.fixture

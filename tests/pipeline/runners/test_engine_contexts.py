@@ -11,9 +11,9 @@ from export.errors import OutOfMemoryError, RunnerError
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.tensorrt import cuda_graphs, engine
 from pipeline.runners.tensorrt.runner import TensorRTRunner
-from tests.fake_contexts import ACTIVATION_BYTES, Specialization
-from tests.fake_engine import assert_answers, install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.contexts import ACTIVATION_BYTES, Specialization
+from tests.fakes.engine import assert_answers, install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 EVERY = pytest.mark.parametrize("kind", ["8", "10", "rtx"])
 PROFILE = (1, 4, 8)

@@ -17,10 +17,10 @@ from pipeline.runners.cuda import pycuda
 from pipeline.runners.tensorrt import buffers, cuda_graphs, engine
 from pipeline.runners.tensorrt.buffers import SLOTS, BufferRing
 from pipeline.runners.tensorrt.runner import TensorRTRunner
-from tests.fake_contexts import ACTIVATION_BYTES
-from tests.fake_cuda import Code
-from tests.fake_engine import assert_answers, install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.contexts import ACTIVATION_BYTES
+from tests.fakes.cuda import Code
+from tests.fakes.engine import assert_answers, install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 SLOT_BYTES = 4 * (4 * 5 * 3 + 2 * 3 * 4)  # of a batch of 4: pixels, logits, probabilities
 
@@ -487,7 +487,7 @@ def test_rtx_says_whether_a_plan_fits(
 
 def test_capabilities_of_the_fakes_are_those_of_the_versions() -> None:
     """The fakes stand for 8.6, 10.13 and RTX 1.7: their capabilities are read as those of the real ones are."""
-    from tests.fake_cuda import FakeRuntime
+    from tests.fakes.cuda import FakeRuntime
 
     def of(kind: str) -> dict[str, bool]:
         trt: TensorRT = FakeTensorRT(FakeRuntime(), kind=kind).trt

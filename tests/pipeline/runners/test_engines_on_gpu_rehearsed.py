@@ -20,9 +20,9 @@ from export.tensorrt.layers import inspect_engine
 from export.tensorrt.library import find_tensorrt, why_missing
 from export.tensorrt.sidecar import INPUT, EngineLayers
 from tests import tiny_onnx
-from tests.fake_cuda import FakeRuntime
-from tests.fake_engine import install
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.cuda import FakeRuntime
+from tests.fakes.engine import install
+from tests.fakes.gpu import FakeTensorRT
 from tests.pipeline.runners import test_engines_on_gpu as on_gpu
 
 SIZES = (on_gpu.PROFILE.min, on_gpu.PROFILE.opt, on_gpu.PROFILE.max)

@@ -20,8 +20,9 @@ from pipeline.runners.open import BACKENDS, open_runner
 from pipeline.runners.tensorrt.runner import TensorRTRunner
 from pipeline.serving import candidates
 from pipeline.serving.candidates import PREFERENCE
-from tests import fake_onnxruntime, tiny_onnx
-from tests.fake_engine import make_plan
+from tests import tiny_onnx
+from tests.fakes import onnxruntime
+from tests.fakes.engine import make_plan
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def test_who_opens_exported_files_imports_nothing_that_reads_keras_files() -> No
 def test_an_exact_run_is_one_without_graph_optimizations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
 ) -> None:
-    runtime = fake_onnxruntime.install(monkeypatch, fake_onnxruntime.FakeOnnxRuntime())
+    runtime = onnxruntime.install(monkeypatch, onnxruntime.FakeOnnxRuntime())
     tiny_onnx.write(tmp_path / "int8.onnx", "int8")
     with open_runner(tmp_path / "int8.onnx", "onnxruntime", "int8", exact=exact):
         assert runtime.opened[-1].optimized is not exact

@@ -14,7 +14,7 @@ from export.errors import DeviceUnavailableError, RunnerError
 from pipeline.runners import onnxruntime
 from pipeline.runners.onnxruntime import Device, OnnxRunner, provider_options, why_not
 from tests import tiny_onnx
-from tests.fake_onnxruntime import ACTIVE, MISSING, NO_GPU, FakeOnnxRuntime, install
+from tests.fakes.onnxruntime import ACTIVE, MISSING, NO_GPU, FakeOnnxRuntime, install
 
 
 @pytest.fixture

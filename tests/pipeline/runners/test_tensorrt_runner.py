@@ -15,9 +15,9 @@ from pipeline.runners.cuda import bindings
 from pipeline.runners.tensorrt import runner as runner_module
 from pipeline.runners.tensorrt.buffers import SLOTS
 from pipeline.runners.tensorrt.runner import TensorRTRunner
-from tests.fake_cuda import Code
-from tests.fake_engine import install, make_plan, pixels
-from tests.fake_gpu import FakeTensorRT
+from tests.fakes.cuda import Code
+from tests.fakes.engine import install, make_plan, pixels
+from tests.fakes.gpu import FakeTensorRT
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pipeline.verification.parity import Candidate
 from pipeline.workflow import environment
 from pipeline.workflow.context import Context
 from pipeline.workflow.environment import choose_tensorrt, explain_no_gpu
-from tests.fake_engine import assert_answers, install, make_plan, pixels
+from tests.fakes.engine import assert_answers, install, make_plan, pixels
 
 HOPPER = 1  # the fake's second GPU is one
 RTX = {"flavour": "rtx", "tensorrt_version": "10.13.0", "compute_capability": None}

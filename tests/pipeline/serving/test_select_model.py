@@ -20,7 +20,7 @@ from pipeline.recipe.load import load_recipe
 from pipeline.serving import select_model
 from pipeline.serving.candidates import Verdicts
 from pipeline.workflow.context import Context
-from tests.fake_engine import make_plan
+from tests.fakes.engine import make_plan
 from tests.made_records import make_hop, write_verdict
 from tests.stage_parts import choose
 

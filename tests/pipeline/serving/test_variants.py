@@ -21,7 +21,7 @@ from pipeline.stages import build as building
 from pipeline.stages.build import build_options
 from pipeline.workflow.context import Context
 from tests import tiny_onnx
-from tests.fake_engine import make_sidecar
+from tests.fakes.engine import make_sidecar
 from tests.made_records import make_hop, write_verdict
 from tests.stage_parts import choose, run_stage
 

@@ -21,7 +21,7 @@ from pipeline.recipe.load import load_recipe
 from pipeline.stages import BY_NAME
 from pipeline.stages import build as building
 from pipeline.workflow.context import Context
-from tests.fake_engine import make_plan
+from tests.fakes.engine import make_plan
 from tests.stage_parts import list_candidates, run_stage
 
 PRECISIONS = ("fp32", "fp16", "int8")

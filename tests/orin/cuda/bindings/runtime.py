@@ -1,7 +1,7 @@
-"""Stands for ``cuda.bindings.runtime``: the CUDA of `tests.fake_cuda`, one for the process."""
+"""Stands for ``cuda.bindings.runtime``: the CUDA of `tests.fakes.cuda`, one for the process."""
 
 import sys
 
-from tests.fake_cuda import FakeRuntime
+from tests.fakes.cuda import FakeRuntime
 
 sys.modules[__name__] = FakeRuntime()

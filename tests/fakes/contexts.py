@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from tests.fake_gpu import FakeEngine, FakeTensorRT
+    from tests.fakes.gpu import FakeEngine, FakeTensorRT
 
 ACTIVATION_BYTES = 1000  # an image
 

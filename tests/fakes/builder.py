@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.fake_gpu import FakeTensorRT
+    from tests.fakes.gpu import FakeTensorRT
 
 # Numbers are made up, but for what 10 and 11 agree on; the members that a version has are looked up in names.txt.
 ENUMERATIONS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A driver and a TensorRT that exist in host memory, on top of the CUDA of `tests.fake_cuda`."""
+"""A driver and a TensorRT that exist in host memory, on top of the CUDA of `tests.fakes.cuda`."""
 
 import enum
 import json
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from export.tensorrt.library import TensorRT
-from tests import fake_builder
-from tests.fake_contexts import (
+from tests.fakes import builder
+from tests.fakes.contexts import (
     ACTIVATION_BYTES,
     FakeContext,
     GraphStrategy,
@@ -18,8 +18,8 @@ from tests.fake_contexts import (
     Validity,
     Verbosity,
 )
-from tests.fake_cuda import FakeRuntime
-from tests.fake_names import Module
+from tests.fakes.cuda import FakeRuntime
+from tests.fakes.names import Module
 
 
 class ILogger:
@@ -189,7 +189,7 @@ class OnnxParserRefitter:
 
 
 FAKES: dict[str, Any] = {
-    **fake_builder.FAKES,
+    **builder.FAKES,
     "CudaGraphStrategy": GraphStrategy,
     "DynamicShapesKernelSpecializationStrategy": Specialization,
     "EngineInspector": EngineInspector,

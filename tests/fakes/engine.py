@@ -15,9 +15,9 @@ from pipeline.runners.cuda import bindings
 from pipeline.runners.cuda import pycuda as cuda_pycuda
 from pipeline.runners.tensorrt import engine
 from pipeline.runners.tensorrt import runner as runner_module
-from tests.fake_cuda import FakeRuntime
-from tests.fake_gpu import FakeTensorRT
-from tests.fake_pycuda import fake_pycuda
+from tests.fakes.cuda import FakeRuntime
+from tests.fakes.gpu import FakeTensorRT
+from tests.fakes.pycuda import fake_pycuda
 
 SIZE = (4, 5)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fake_cuda import FakeRuntime
+from tests.fakes.cuda import FakeRuntime
 
 
 class Error(Exception):
