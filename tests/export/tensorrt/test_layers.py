@@ -284,7 +284,7 @@ def test_a_difference_is_said_and_written(
 ) -> None:
     monkeypatch.setattr(build, "driver_status", lambda: driver._query(FakeDriver()))
     information = json.dumps({"Layers": [layer_8("conv + relu", "CaskConvolution", HALF)]})
-    monkeypatch.setattr(build, "_inspect", lambda *given: (summarize_layers(information, given[4]), None))
+    monkeypatch.setattr(build, "_inspect", lambda *given, **_: (summarize_layers(information, given[4]), None))
     source = tiny_onnx.write(tmp_path / "int8.onnx", "int8")
     made = build_engine(source, tmp_path / "a" / "int8.plan", precision="int8", profile=BatchProfile(1, 8, 32), trt=rtx)
     assert made.asked.convolutions == {"int8": 1}

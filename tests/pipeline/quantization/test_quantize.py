@@ -243,7 +243,7 @@ def test_what_fp16_cannot_hold_stays_fp32_whatever_the_budget_keeps(
     settings = (*more, "verify.thresholds.int8.sqnr_db=300")
     assert chain.run("quantize", *QUICK, *(part for value in settings for part in ("--set", value))) == 0
     folder = chain.root / "quantize"
-    placed = {row["node"]: row for row in read(folder / "placement.json")}
+    placed = {row["node"]: row for row in read(folder / "placement.json")["nodes"]}
     assert placed[convs[0]]["precision"] == "fp32"
     assert placed[convs[0]]["why"] == "values up to 1,000,000"
     assert "fp16" in {placed[name]["precision"] for name in convs}
@@ -274,7 +274,7 @@ def test_a_budget_that_is_met_is_met_by_the_model_that_is_written(
     assert report["budget_met"] is True
     assert report["kept"]
     assert report["mixed"]["sqnr_db"] == 1.0
-    placed = {row["node"]: row["precision"] for row in read(chain.root / "quantize" / "placement.json")}
+    placed = {row["node"]: row["precision"] for row in read(chain.root / "quantize" / "placement.json")["nodes"]}
     assert {placed[name] for name in report["kept"]} == {"fp16"}
 
 
