@@ -203,7 +203,7 @@ key-tables: $(TEST_TOOLS)  ## the tables of a recipe's keys in README.md and doc
 	@$(PY) -m tests.key_tables
 
 clean:  ## remove what can be made again of the recipe; never trained models
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 	@if [ ! -d "artifacts/$(NAME)" ]; then \
 	  echo "artifacts/$(NAME): nothing there to remove. Recipes with artifacts:" $(or $(notdir $(wildcard artifacts/*)),none); \

@@ -41,9 +41,9 @@ def parse_json(
         text: The JSON; bytes are UTF-8.
         where: The name of the file, with which every message begins.
         finite: Whether NaN and infinities, which Python writes although JSON has none, are refused. Defaults to True.
-        most: Largest number of bytes. Defaults to `MOST_BYTES`.
-        most_values: Largest number of values; of lists and objects there are never more than `MOST_VALUES`. Defaults
-            to `MOST_VALUES`.
+        most: Largest number of bytes. Defaults to `MAX_BYTES`.
+        most_values: Largest number of values; of lists and objects there are never more than `MAX_VALUES`. Defaults
+            to `MAX_VALUES`.
 
     Raises:
         ValueError: The text is not JSON, or out of bounds; the message says which.
@@ -90,7 +90,7 @@ def read_bounded(path: str | os.PathLike[str], most: int = MAX_BYTES) -> bytes:
 
     Args:
         path: The file.
-        most: Largest number of bytes. Defaults to `MOST_BYTES`.
+        most: Largest number of bytes. Defaults to `MAX_BYTES`.
 
     Raises:
         OSError: The file cannot be read.
