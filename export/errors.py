@@ -1,6 +1,18 @@
 """The errors of the project. Every message says what was expected, what was received and what to do."""
 
 import re
+from typing import Literal
+
+# Why an image has no answer; `ImageError.status`.
+ImageStatus = Literal[
+    "damaged",  # an image whose content is not whole
+    "unreadable",  # the system refuses to open or read it
+    "not_an_image",  # readable, and no image
+    "unsupported",  # an image of a kind that is not decoded, as 32-bit values
+    "too_large",  # more bytes or pixels than are allowed, or than fit into memory
+    "missing",  # nothing is there
+    "not_a_file",  # a folder, pipe, socket or device
+]
 
 
 class ProjectError(Exception):
@@ -50,7 +62,18 @@ class DataError(ProjectError):
 
 
 class ImageError(DataError):
-    """An image that cannot be read or decoded. The message holds the reason, not the path."""
+    """An image that cannot be read or decoded. The message holds the reason, not the path.
+
+    Args:
+        message: The reason.
+        status: Its kind. Defaults to "damaged".
+        size: Width and height of the picture in pixels, where its header states them. Defaults to None.
+    """
+
+    def __init__(self, message: str, status: ImageStatus = "damaged", size: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.status: ImageStatus = status
+        self.size = size
 
 
 class ModelError(ProjectError):

@@ -1,0 +1,1 @@
+"""Batch inference: any number of images in, one row for each out."""
