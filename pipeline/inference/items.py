@@ -14,7 +14,7 @@ class Item(NamedTuple):
     """One input: one row of the output.
 
     Attributes:
-        index: number of its row, from 0 on.
+        row: number of its row, from 0 on.
         path: the row's name: the path as it was named, or that of an archive, a slash and its member. Bytes that are
             not UTF-8 are surrogate escapes, as in `os.fsdecode`.
         kind: "file": the path itself; "tar": bytes in an uncompressed tar; "parquet": a row of a Parquet file;
@@ -25,7 +25,7 @@ class Item(NamedTuple):
         status: of a "problem". Defaults to "unreadable".
     """
 
-    index: int
+    row: int
     path: str
     kind: Kind
     place: str

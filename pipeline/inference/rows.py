@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     """The rows of one batch.
 
     Attributes:
-        first: index of the first one.
+        first: number of the first one, see `pipeline.inference.items.Item`.
         rows: consecutive ones.
         embeddings: float32, (rows, features), NaN where there is no answer. Defaults to None: none were asked for.
     """
