@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.tensorrt.sidecar import PRECISIONS
 from pipeline import __version__
 from pipeline.cli import options
-from pipeline.serving.candidates import BACKENDS
+from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
+from pipeline.cli.infer_options import add_infer_options
 from pipeline.terminal.command_line import ARTIFACTS, Parser
 
 EXAMPLES = """examples:
@@ -55,26 +55,8 @@ def build_parser() -> Parser:
         if name != "infer":
             add(name, text, [recipe, stage], "-c digits")
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
-    infer = add("infer", HELP["infer"], [recipe, stage], "-c digits photos/ -o predictions.csv")
-    infer.add_argument("images", nargs="*", type=Path, help="images and folders of images")
-    infer.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default: predictions.csv")
-    infer.add_argument(
-        "--backend",
-        choices=["auto", *BACKENDS],
-        default="auto",
-        type=str.lower,
-        help="what runs the file; default: auto, TensorRT on a GPU and ONNX Runtime elsewhere",
-    )
-    infer.add_argument(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        type=str.lower,
-        help="default: auto, on a GPU the fastest that passed verification, on a CPU FP32",
-    )
-    infer.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
-    infer.add_argument("--top-k", type=int, metavar="K", help="classes per row; default: the recipe's")
-    infer.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default: the recipe's")
+    infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
+    add_infer_options(infer)
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(

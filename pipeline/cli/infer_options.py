@@ -1,0 +1,168 @@
+"""The options of ``infer``, and the request that they make."""
+
+import argparse
+from pathlib import Path
+
+from export.errors import ProjectError
+from export.tensorrt.sidecar import PRECISIONS
+from pipeline.artifacts.output import check_folder, check_output
+from pipeline.inference.request import FORMATS, Format, Request
+from pipeline.recipe.schema import Infer
+from pipeline.serving.candidates import BACKENDS
+from pipeline.terminal.command_line import Parser
+
+EXAMPLES = """-c digits photos/ -o predictions.csv
+  python -m pipeline infer 'photos/**/*.jpg' -o predictions.parquet      a quoted pattern; Parquet
+  python -m pipeline infer --list names.txt -o predictions.jsonl         a path a line, or a CSV column
+  python -m pipeline infer 'shards/*.tar' data.parquet --top-k 5         WebDataset shards, Parquet with images
+  find photos -newer last -print0 | python -m pipeline infer - -o - | head
+  python -m pipeline infer photos/ --sort-into sorted --threshold 0.9    links in a folder for each class"""
+STANDARD_OUTPUT, DEFAULT_OUTPUT = "-", "predictions.csv"
+
+
+def add_infer_options(parser: Parser) -> None:
+    """Add the options of ``infer`` that concern named images."""
+    source = parser.add_argument_group("what is classified")
+    source.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="images, folders, quoted patterns, .tar shards, .parquet files; -: standard input, a list or one image",
+    )
+    source.add_argument(
+        "--list",
+        dest="lists",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file with a path in each line (or NUL between them), or a .csv with a column of paths; may be repeated",
+    )
+    source.add_argument("--column", metavar="NAME", help="column of a .csv list or of a .parquet file")
+    rows = parser.add_argument_group("what comes out")
+    rows.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=f"{', '.join(FORMATS.values())} or {STANDARD_OUTPUT} for standard output; default: {DEFAULT_OUTPUT}",
+    )
+    rows.add_argument(
+        "--format",
+        choices=["csv", "jsonl"],
+        help=f"with -o {STANDARD_OUTPUT}; default: csv",
+    )
+    rows.add_argument("--top-k", type=int, metavar="K", help="classes in each row; default: the recipe's")
+    rows.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="leave classes of a smaller probability out of the rows; 0 to 1, default: %(default)s",
+    )
+    rows.add_argument(
+        "--embeddings", type=Path, metavar="FILE", help=".parquet with the features before the last layer"
+    )
+    rows.add_argument(
+        "--sort-into", type=Path, metavar="DIR", help="also make links to the images there, in a folder for each class"
+    )
+    rows.add_argument(
+        "--csv-safe", action="store_true", help="with CSV: an apostrophe before cells that a spreadsheet would compute"
+    )
+    rows.add_argument(
+        "--keep-damaged", action="store_true", help="answer damaged JPEGs too, as far as they can be decoded"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--backend",
+        choices=["auto", *BACKENDS],
+        default="auto",
+        type=str.lower,
+        help="what runs the file; default: auto, TensorRT on a GPU and ONNX Runtime elsewhere",
+    )
+    how.add_argument(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        type=str.lower,
+        help="default: auto, the fastest that passed",
+    )
+    how.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
+    how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default: the recipe's")
+    how.add_argument("--shard-rows", type=int, metavar="N", help="rows of a shard; default: the recipe's")
+    how.add_argument(
+        "--gpus", metavar="LIST", help="all, or indices as 0,1: a process on each; default: runtime.device"
+    )
+    how.add_argument("--restart", action="store_true", help="begin again where an earlier run was stopped")
+
+
+def make_request(args: argparse.Namespace, settings: Infer) -> Request:
+    """Return what the options ask for; what they leave open comes from the recipe.
+
+    Args:
+        args: parsed options of ``infer``.
+        settings: the section ``infer`` of the recipe.
+
+    Raises:
+        ProjectError: options that contradict each other, or an output that cannot be written.
+    """
+    numbers = {
+        "--batch-size": settings.batch_size if args.batch_size is None else args.batch_size,
+        "--top-k": settings.top_k if args.top_k is None else args.top_k,
+        "--shard-rows": settings.shard_rows if args.shard_rows is None else args.shard_rows,
+    }
+    for option, number in numbers.items():
+        if number < 1:
+            raise ProjectError(f"Expected a number of at least 1 after {option}. Received: {number}.")
+    if not 0 <= args.threshold <= 1:  # not a number is neither
+        raise ProjectError(f"Expected a probability from 0 to 1 after --threshold. Received: {args.threshold}.")
+    output, form = _output(args)
+    if args.csv_safe and form != "csv":
+        raise ProjectError(f"Expected --csv-safe with CSV; only a spreadsheet computes cells. Received: {form}.")
+    if args.embeddings is not None:
+        check_output(args.embeddings, "--embeddings", "features.parquet", (".parquet",))
+        if output is not None and args.embeddings.absolute() == output.absolute():
+            raise ProjectError(f"Expected two files after -o and --embeddings. Received: {output} twice.")
+    if args.sort_into is not None:
+        check_folder(args.sort_into, "--sort-into")
+    return Request(
+        inputs=tuple(args.inputs),
+        lists=tuple(args.lists),
+        column=args.column,
+        output=output,
+        format=form,
+        batch_size=numbers["--batch-size"],
+        top_k=numbers["--top-k"],
+        threshold=args.threshold,
+        embeddings=args.embeddings,
+        sort_into=args.sort_into,
+        csv_safe=args.csv_safe,
+        keep_damaged=args.keep_damaged,
+        decode_threads=settings.decode_threads,
+        largest_file=settings.max_file_mib * 2**20,
+        shard_rows=numbers["--shard-rows"],
+        gpus=args.gpus,
+        restart=args.restart,
+    )
+
+
+def _output(args: argparse.Namespace) -> tuple[Path | None, Format]:
+    """Return the file and its format; None is standard output."""
+    if args.output != STANDARD_OUTPUT:
+        if args.format is not None:
+            raise ProjectError(
+                f"Expected --format with -o {STANDARD_OUTPUT}; the ending of a file says its format. Received: -o "
+                f"{args.output or DEFAULT_OUTPUT}."
+            )
+        output = Path(args.output or DEFAULT_OUTPUT)
+        check_output(output, "-o", DEFAULT_OUTPUT, tuple(FORMATS.values()))
+        return output, next(form for form, ending in FORMATS.items() if output.suffix.lower() == ending)
+    for option, value in (("--embeddings", args.embeddings), ("--sort-into", args.sort_into), ("--gpus", args.gpus)):
+        if value is not None:
+            raise ProjectError(
+                f"Expected {option} with a file after -o: its rows are kept until all are there. Received: -o -."
+            )
+    if args.json:
+        raise ProjectError(
+            "Expected --json with a file after -o. Received: -o -, which already fills standard output. "
+            "For rows as JSON: --format jsonl."
+        )
+    return None, args.format or "csv"
