@@ -1,0 +1,143 @@
+"""Lists of paths: text of a path a line or as ``find -print0`` writes it, and tables in CSV; streamed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from export.errors import DataError
+from export.words import count, listed
+from pipeline.inference.inputs.found import Found, problem
+from pipeline.inference.inputs.left_out import LeftOut
+
+LONGEST_PATH = 4096  # bytes; Linux opens none that is longer
+BLOCK = 2**16
+LONGEST_ROW = 2**20  # characters of a line of a table
+COLUMNS = ("path", "file", "filename", "image", "file_name", "image_path")
+UTF_8 = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+NO_PATH, NO_PATHS = "row without a path", "rows without a path"
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def paths_in_text(file: BinaryIO, name: str, first: bytes = b"") -> Iterator[str | Found]:
+    """Yield the paths of a list, or a problem for a line that is too long for one.
+
+    A line ends with a line feed, before which a carriage return may stand; or with a NUL, if the first 64 KiB hold one.
+    Empty lines, and lines of blanks where line feeds end them, are no paths.
+
+    Args:
+        file: open for reading bytes.
+        name: of the list, for messages.
+        first: what was read of it before. Defaults to nothing.
+
+    Raises:
+        DataError: it is UTF-16, or has no path.
+    """
+    block = first or file.read(BLOCK)
+    if block.startswith(UTF_16):
+        raise DataError(
+            f"Expected a list in UTF-8, with a path a line. Received: {name}, which is UTF-16, as PowerShell writes. "
+            "Save it as UTF-8: ... | Out-File -Encoding utf8."
+        )
+    end = b"\0" if b"\0" in block else b"\n"
+    found = False
+    for number, (line, length) in enumerate(_lines(file, block.removeprefix(UTF_8), end), 1):
+        if length > LONGEST_PATH:
+            found = True
+            yield _too_long(line, length, name, number)
+            continue
+        if end == b"\n":
+            line = line.removesuffix(b"\r")
+            if line.isspace():
+                continue
+        if line:
+            found = True
+            yield os.fsdecode(line)
+    if not found:
+        raise DataError(f"Expected a path a line. Received: {name}, which has none.")
+
+
+def _lines(file: BinaryIO, block: bytes, end: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each line without its end and its length; of one that is too long for a path the begin alone."""
+    begin, length = b"", 0
+    while block:
+        first, *others = block.split(end)
+        length += len(first)
+        begin += first[: LONGEST_PATH + 1 - len(begin)]
+        if others:
+            yield begin, length
+            yield from ((line[: LONGEST_PATH + 1], len(line)) for line in others[:-1])
+            begin, length = others[-1][: LONGEST_PATH + 1], len(others[-1])
+        block = file.read(BLOCK)
+    if length:
+        yield begin, length
+
+
+def _too_long(begin: bytes, length: int, name: str, number: int) -> Found:
+    shown = os.fsdecode(begin[:200])
+    reason = f"{count(length, 'byte')}, and a path has {LONGEST_PATH:,} at most"
+    return problem(f"{shown}... ({name}, line {number:,})", reason)
+
+
+def paths_in_table(path: Path, column: str | None, left_out: LeftOut) -> Iterator[str | Found]:
+    """Yield the paths of a CSV file with a header, or a problem for a cell that is too long for one.
+
+    Args:
+        path: the file.
+        column: name of the column. Defaults, if None, to the first one of `COLUMNS` that it has.
+        left_out: counts rows without a path.
+
+    Raises:
+        DataError: it cannot be read, has no such column or no path.
+    """
+    found = False
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(_rows(file))
+            header = next(rows, [])
+            index = _column(path, header, column)
+            for row in rows:
+                cell = row[index] if index < len(row) else ""
+                if not cell.strip():
+                    if row:
+                        left_out.endings[NO_PATH] += 1
+                    continue
+                found = True
+                raw = cell.encode(errors="surrogateescape")
+                yield (
+                    os.fsdecode(raw) if len(raw) <= LONGEST_PATH else _too_long(raw, len(raw), str(path), rows.line_num)
+                )
+    except (csv.Error, UnicodeError) as error:
+        raise DataError(f"Expected a CSV file in UTF-8. Received: {path}: line {rows.line_num}: {error}.") from error
+    if not found:
+        raise DataError(f"Expected a path a row. Received: {path}, which has none in column {header[index]}.")
+
+
+def _rows(file: TextIO) -> Iterator[str]:
+    while line := file.readline(LONGEST_ROW):
+        if len(line) == LONGEST_ROW:
+            raise csv.Error(f"a line of {LONGEST_ROW:,} characters or more")
+        yield line
+
+
+def _column(path: Path, header: list[str], column: str | None) -> int:
+    """The place of the column with the paths."""
+    names = [name.strip().lower() for name in header]
+    for wanted in COLUMNS if column is None else (column.strip().lower(),):
+        if wanted in names:
+            return names.index(wanted)
+    expected = f"a column {column!r}" if column else f"a column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+    separators = {";": "semicolons", "\t": "tabs"}
+    used = [words for sign, words in separators.items() if len(header) == 1 and sign in header[0]]
+    if used:
+        advice = f"Its columns are separated by {used[0]}; save it with commas."
+    elif not header:
+        advice = "A first line names the columns."
+    else:
+        advice = "Name the one with the paths: --column NAME. A list without a header ends in .txt."
+    raise DataError(f"Expected {expected} in {path}. Received: {listed(map(repr, header)) or 'no line'}. {advice}")

@@ -1,0 +1,276 @@
+"""Everything that a person names becomes a plan on the disk."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from export.errors import DataError
+from export.words import count, listed
+from pipeline.data.folders import kinds_in_words
+from pipeline.data.image_files import LARGEST_FILE
+from pipeline.inference.inputs.found import BESIDE_PLAN, Found, found_file, problem, system_problem
+from pipeline.inference.inputs.left_out import READ_WHERE_NAMED, LeftOut, Some
+from pipeline.inference.inputs.lists import URL, paths_in_table, paths_in_text
+from pipeline.inference.inputs.missing import none_exists, why_missing
+from pipeline.inference.inputs.parquet import images_in_parquet
+from pipeline.inference.inputs.paths import images_below
+from pipeline.inference.inputs.patterns import looks_like_pattern, matches
+from pipeline.inference.inputs.plan import Archive, Plan, PlanWriter
+from pipeline.inference.inputs.standard_input import (
+    EXPECTED,
+    HEAD,
+    Copied,
+    copy_beside,
+    kind_of,
+    opened_input,
+    read_head,
+)
+from pipeline.inference.inputs.tar import images_in_tar
+from pipeline.inference.inputs.unique import absolute
+from pipeline.recipe.messages import EXTENSIONS
+
+STANDARD_INPUT = "-"
+COMPRESSED = {  # endings of compressed tars, and what uncompresses them
+    (".tar.gz", ".tgz"): "gunzip",
+    (".tar.bz2", ".tbz", ".tbz2"): "bunzip2",
+    (".tar.xz", ".txz"): "unxz",
+    (".tar.zst", ".tzst"): "unzstd",
+}
+ARCHIVE_ENDINGS = (*READ_WHERE_NAMED, *itertools.chain(*COMPRESSED))
+SUGGESTIONS = 5  # missing inputs for which a like name is looked for
+
+
+def make_plan(
+    inputs: Sequence[str],
+    lists: Sequence[str],
+    file: Path,
+    *,
+    column: str | None = None,
+    stdin: BinaryIO | None = None,
+) -> Plan:
+    """List every input, and write the plan.
+
+    The order is that of the inputs, then of the lists. A path that is named twice is one item, at its first place.
+
+    Args:
+        inputs: files, folders, patterns, tars and Parquet files; "-" is standard input.
+        lists: text files with a path a line, and CSV files; "-" is standard input.
+        file: the plan's file; its folder is created. What comes by standard input is kept beside it.
+        column: of CSV and Parquet files, where the images are. Defaults to None: found by its name or type.
+        stdin: standard input. Defaults to None: this process's.
+
+    Raises:
+        DataError: no input exists or there is no image at all, a list that cannot be read, no such column.
+    """
+    with PlanWriter(file) as writer:
+        listing = _Listing(file, column, stdin)
+        for found in listing.all(inputs, lists):
+            writer.add(found)
+        if len(writer) == len(listing.missing):
+            raise DataError(listing.why_nothing(inputs))
+        return writer.finish(listing.facts())
+
+
+class _Listing:
+    """Goes through the inputs, and keeps what is to be said of them.
+
+    Args:
+        file: see `make_plan`, as are column and stdin.
+        column: likewise.
+        stdin: likewise.
+    """
+
+    def __init__(self, file: Path, column: str | None, stdin: BinaryIO | None) -> None:
+        self._file, self._column, self._stdin = file, column, stdin
+        self._left_out: list[LeftOut] = []
+        self._of_tars = LeftOut("")
+        self._tars = Some()
+        self._folders: set[str] = set()
+        self._archives: dict[str, Archive] = {}
+        self.missing: list[str] = []  # inputs that do not exist
+
+    def all(self, inputs: Sequence[str], lists: Sequence[str]) -> Iterator[Found]:
+        """Yield what is found, in order."""
+        if STANDARD_INPUT in inputs and STANDARD_INPUT in lists:
+            raise DataError("Expected standard input once. Received: - among the inputs and as a list. Leave one out.")
+        for path in dict.fromkeys(inputs):
+            yield from self._from_standard_input() if path == STANDARD_INPUT else self._named(path)
+        for path in dict.fromkeys(lists):
+            yield from self._list(path)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `PlanWriter.finish` takes."""
+        if self._tars.number:
+            others = count(self._tars.number - 1, "more tar")
+            self._of_tars.where = f"of {self._tars.names[0]}" + (f" and {others}" if self._tars.number > 1 else "")
+        all_left_out = [*self._left_out, self._of_tars]
+        total: Counter[str] = Counter()
+        for one in all_left_out:
+            total.update(one.endings)
+        return {
+            "left_out": dict(total.most_common()),
+            "links": sum(one.links.number for one in all_left_out),
+            "notes": [line for one in all_left_out for line in one.lines()],
+            "archives": {place: astuple(archive) for place, archive in self._archives.items()},
+        }
+
+    def why_nothing(self, inputs: Sequence[str]) -> str:
+        """Return the message for inputs without an image."""
+        absent = set(self.missing)
+        there = [path for path in inputs if path not in absent]
+        if not there:
+            return none_exists(self.missing)
+        others = kinds_in_words(self.facts()["left_out"])
+        advice = "Convert those that are images"
+        for ending, folder in itertools.chain.from_iterable(one.archives.items() for one in self._left_out):
+            advice = f"Name those whose images are to be read: {shlex.quote(f'{folder}/*{ending}')}"
+        only = f", but {others}. {advice}" if others else ""
+        return f"Expected images ({', '.join(sorted(EXTENSIONS))}). Received: none in {listed(there)}{only}."
+
+    def _named(self, path: str) -> Iterator[Found]:
+        """Yield what one input names."""
+        try:
+            facts = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(path):
+                yield found_file(path)
+            elif looks_like_pattern(path):
+                yield from self._pattern(path)
+            else:
+                yield self._missing(path)
+        except OSError:
+            yield found_file(path)  # there may be something; decoding says why it cannot be read
+        else:
+            yield from self._existing(path, facts, None)
+
+    def _missing(self, path: str) -> Found:
+        self.missing.append(path)
+        return problem(path, why_missing(path, search=len(self.missing) <= SUGGESTIONS), "missing")
+
+    def _pattern(self, pattern: str) -> Iterator[Found]:
+        left_out = LeftOut(f"below {pattern}")
+        self._left_out.append(left_out)
+        matched = False
+        for match in matches(pattern):
+            matched = True
+            if isinstance(match, Found):
+                yield match
+                continue
+            try:
+                facts = os.stat(match)
+            except OSError:
+                yield found_file(match)
+            else:
+                yield from self._existing(match, facts, left_out)
+        if not matched:
+            yield self._missing(pattern)
+
+    def _existing(self, path: str, facts: os.stat_result, left_out: LeftOut | None) -> Iterator[Found]:
+        """Yield a file, or what is in a folder or an archive."""
+        if stat.S_ISDIR(facts.st_mode):
+            if (key := absolute(path, os.getcwd())) in self._folders:
+                return
+            self._folders.add(key)
+            counts = left_out or LeftOut(f"below {path}")
+            if left_out is None:
+                self._left_out.append(counts)
+            yield from images_below(path, counts, relative=left_out is None)
+        elif stat.S_ISREG(facts.st_mode) and path.lower().endswith(ARCHIVE_ENDINGS):
+            yield from self._archive(path)
+        else:
+            yield found_file(path)
+
+    def _line(self, path: str) -> Iterator[Found]:
+        """Yield what a line of a list names: a file, or the images of an archive."""
+        if path.lower().endswith(ARCHIVE_ENDINGS) and os.path.isfile(path):
+            yield from self._archive(path)
+            return
+        found = found_file(path)
+        if found.size < 0 and URL.match(path) and not os.path.lexists(path):
+            found = problem(path, why_missing(path, search=False), "missing")
+        yield found
+
+    def _lines(self, lines: Iterable[str | Found]) -> Iterator[Found]:
+        for line in lines:
+            if isinstance(line, str):
+                yield from self._line(line)
+            else:
+                yield line
+
+    def _list(self, path: str) -> Iterator[Found]:
+        """Yield what a list names."""
+        if path == STANDARD_INPUT:
+            stream = opened_input(self._stdin)
+            yield from self._text(stream, read_head(stream), "standard input")
+            return
+        try:
+            if path.lower().endswith(".csv"):
+                left_out = LeftOut(f"of {path}")
+                self._left_out.append(left_out)
+                yield from self._lines(paths_in_table(Path(path), self._column, left_out))
+                return
+            with open(path, "rb") as file:
+                yield from self._text(file, file.read(HEAD), path)
+        except OSError as error:
+            raise DataError(f"Expected a list of paths. Received: {path}: {error.strerror or error}.") from error
+
+    def _text(self, stream: BinaryIO, head: bytes, name: str) -> Iterator[Found]:
+        if (kind := kind_of(head)) != "list":
+            what = {"image": "an image. Name it without --list", "tar": "a tar. Name it without --list"}.get(kind, kind)
+            raise DataError(f"Expected a list with a path a line. Received: {name}, {what}.")
+        yield from self._lines(paths_in_text(stream, name, head))
+
+    def _from_standard_input(self) -> Iterator[Found]:
+        stream = opened_input(self._stdin)
+        head = read_head(stream)
+        kind = kind_of(head)
+        if kind == "image":
+            copy = copy_beside(self._file, head, stream)
+            if copy.too_large:
+                yield problem(STANDARD_INPUT, f"more than the {LARGEST_FILE:,} bytes allowed", "too_large")
+            else:
+                place = BESIDE_PLAN + copy.name
+                yield Found(STANDARD_INPUT, "file", place, 0, copy.size, copy.mark)
+        elif kind == "tar":
+            copy = copy_beside(self._file, head, stream, largest=None)
+            yield from self._members(str(self._file.with_name(copy.name)), STANDARD_INPUT, copy)
+        elif kind == "list":
+            yield from self._lines(paths_in_text(stream, "standard input", head))
+        else:
+            raise DataError(f"{EXPECTED} Received: {kind}.")
+
+    def _archive(self, path: str) -> Iterator[Found]:
+        """Yield the images of a tar or a Parquet file."""
+        lower = path.lower()
+        for endings, tool in COMPRESSED.items():
+            if lower.endswith(endings):
+                reason = f"a compressed tar; uncompress it first: {tool} {shlex.quote(path)}"
+                yield problem(path, reason, "unsupported")
+                return
+        yield from self._members(path, path)
+
+    def _members(self, file_path: str, path: str, copy: Copied | None = None) -> Iterator[Found]:
+        place = path if copy is None else BESIDE_PLAN + copy.name
+        try:
+            with open(file_path, "rb", buffering=0) as file:
+                facts = os.fstat(file.fileno())
+                time = facts.st_mtime_ns if copy is None else 0
+                if path.lower().endswith(".parquet"):
+                    self._archives[place] = Archive(facts.st_size, time, self._column)
+                    yield from images_in_parquet(file, path, place, time, self._column)
+                    return
+                self._archives[place] = Archive(facts.st_size, time)
+                before = self._of_tars.endings.total()
+                yield from images_in_tar(file, path, place, time if copy is None else copy.mark, self._of_tars)
+                if self._of_tars.endings.total() > before:
+                    self._tars.add(path)
+        except OSError as error:
+            yield system_problem(path, "the archive cannot be read", error)
